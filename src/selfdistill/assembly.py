@@ -1,0 +1,210 @@
+"""From a configuration to the parts of a run. Everything that can be refused is refused here, before a file is written."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from selfdistill.chat import Chat
+from selfdistill.config import CountdownConfig, OptimiserConfig, RunConfig, TaskConfig
+from selfdistill.contexts import Template, apply, load_templates
+from selfdistill.distributed import World
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.methods import Method, build_method
+from selfdistill.policy import Lora, Policy, fingerprint, load_policy, parse_dtype
+from selfdistill.rollouts import fitting
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.tasks.countdown import CountdownTask
+from selfdistill.tasks.custom import RewardedTask, load_reward
+from selfdistill.tasks.math import MathTask
+from selfdistill.teachers import Teachers
+from selfdistill.training import Limits, Trainer
+from selfdistill.types import Example, Message, Skipped, Task
+
+
+@dataclass(slots=True)
+class Parts:
+    """All that the loop needs, ready to run."""
+
+    config: RunConfig
+    task: Task
+    method: Method
+    templates: Mapping[str, Template]
+    policy: Policy
+    chat: Chat
+    teachers: Teachers
+    trainer: Trainer
+    sampler: HFSampler
+    evaluator: HFSampler
+    examples: list[Example]
+    held_out: list[Example]
+    unfit: Counter[str]
+    origin: str
+
+
+def assemble(config: RunConfig) -> Parts:
+    """Build every part of a run.
+
+    Raises:
+        UserError: one sentence for the first thing that cannot be right.
+    """
+    method = method_of(config)
+    config = resolve(config, method)
+    task = build_task(config.task, seed=config.seed, reward=config.reward)
+    if method.needs_rewards and not task.judges:
+        raise ConfigError(
+            f"method {config.method['name']!r} needs rewards, but the task has no verifier: "
+            "name the answer column (task.answer) or a reward function (reward = \"module:function\")"
+        )
+    templates = load_templates(config.contexts or task.contexts)
+    check_contexts(method, templates, task.examples("train")[0])
+    device = parse_device(config.model.device)
+    lora = config.model.lora
+    policy, chat = load_policy(
+        config.model.path,
+        dtype=parse_dtype(config.model.dtype),
+        device=device,
+        lora=Lora(lora.rank, lora.alpha, lora.target_modules) if lora else None,
+        seed=config.seed,
+    )
+    origin = fingerprint(policy)
+    max_tokens, thinking = _known(config.sampling.max_tokens), config.sampling.thinking
+    examples, unfit = fitting(task.examples("train"), chat, max_tokens=max_tokens, thinking=thinking)
+    held_out, unfit_held_out = fitting(
+        task.examples(config.evaluation.split)[: config.evaluation.problems], chat, max_tokens=max_tokens, thinking=thinking
+    )
+    teachers = Teachers(policy, needed={role.weights for role in method.roles().values()}, rate=method.teacher_rate)
+    trainer = Trainer(
+        policy,
+        teachers,
+        method,
+        templates,
+        chat,
+        build_optimiser(policy, config.optimiser),
+        learning_rate=schedule(config.optimiser, config.steps),
+        clip_norm=config.optimiser.clip_norm,
+        limits=Limits(config.limits.tokens, config.limits.elements),
+        thinking=thinking,
+        world=World.current(),
+    )
+    decoding = Decoding(_known(config.sampling.temperature), _known(config.sampling.top_p), _known(config.sampling.top_k))
+    rows = config.sampling.max_rows
+    return Parts(
+        config=config,
+        task=task,
+        method=method,
+        templates=templates,
+        policy=policy,
+        chat=chat,
+        teachers=teachers,
+        trainer=trainer,
+        sampler=HFSampler(policy, stop_ids=chat.stop_ids, decoding=decoding, max_rows=rows),
+        evaluator=HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(config.evaluation.temperature), max_rows=rows),
+        examples=examples,
+        held_out=held_out,
+        unfit=unfit + unfit_held_out,
+        origin=origin,
+    )
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method with its knobs."""
+    knobs = {key: value for key, value in config.method.items() if key != "name"}
+    return build_method(str(config.method["name"]), knobs)
+
+
+def resolve(config: RunConfig, method: Method) -> RunConfig:
+    """Fill what the config leaves to the method, so that ``config.json`` says what was really used."""
+    advice = method.recommended
+    rate = advice.lora_learning_rate if config.model.lora else advice.learning_rate
+    sampling = {
+        "completions": advice.completions,
+        "max_tokens": advice.max_tokens,
+        "temperature": advice.temperature,
+        "top_p": advice.top_p,
+        "top_k": advice.top_k,
+    }
+    given = {k: v for k, v in config.sampling.model_dump().items() if v is not None}
+    return config.model_copy(
+        update={
+            "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
+            "sampling": config.sampling.model_copy(update={**sampling, **given}),
+            "optimiser": config.optimiser.model_copy(update={"learning_rate": config.optimiser.learning_rate or rate}),
+        }
+    )
+
+
+def build_task(config: TaskConfig, *, seed: int, reward: str | None) -> Task:
+    """The task, its rewards replaced where the user has a function for them."""
+    task: Task
+    options = config.model_dump(exclude={"kind"})
+    task = CountdownTask(seed=seed, **options) if isinstance(config, CountdownConfig) else MathTask(**options)
+    return RewardedTask(task, load_reward(reward)) if reward else task
+
+
+def check_contexts(method: Method, templates: Mapping[str, Template], example: Example) -> None:
+    """Refuse a context that the file lacks, or that can never be rendered because the data has no such field.
+
+    Raises:
+        ConfigError, DataError: which context, and what it needs.
+    """
+    known = {"feedback": "", "sibling": "", "verdict": "", "other_question": "", **example.fields}
+    for role in method.roles().values():
+        shown = apply(templates, role.context, (Message("user", ""),), known)
+        if isinstance(shown, Skipped):
+            raise DataError(
+                f"{shown.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
+                "map a column to it, for example task.solution = \"answer\""
+            )
+
+
+def build_optimiser(policy: Policy, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters."""
+    return torch.optim.AdamW(
+        policy.trainable(),
+        lr=_known(config.learning_rate),
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+    )
+
+
+def schedule(config: OptimiserConfig, steps: int) -> Callable[[int], float]:
+    """Learning rate as a function of the step (from 1), so that a resume needs no scheduler state."""
+    peak = _known(config.learning_rate)
+
+    def rate(step: int) -> float:
+        if step <= config.warmup:
+            return peak * step / config.warmup
+        done = (step - config.warmup - 1) / max(1, steps - config.warmup)
+        if config.schedule == "linear":
+            return peak * (1 - done)
+        if config.schedule == "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        return peak
+
+    return rate
+
+
+def parse_device(name: str) -> torch.device:
+    """A torch device that this machine has.
+
+    Raises:
+        ConfigError: unknown or absent.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _known(value: Any) -> Any:
+    if value is None:
+        raise ConfigError("internal: a setting was left open; resolve() must run first")
+    return value

@@ -1,0 +1,115 @@
+"""Folders that are written whole or not at all, and recognised when torn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write into a folder aside, list its files with their hashes, and rename it to ``target``.
+
+    An older folder of that name is replaced; a crash at any moment leaves either it or the new one recognisable.
+    """
+    aside, old = target.with_name(target.name + ".tmp"), target.with_name(target.name + ".old")
+    for leftover in (aside, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    aside.mkdir(parents=True)
+    fill(aside)
+    files = sorted(path for path in aside.rglob("*") if path.is_file())
+    manifest = {str(path.relative_to(aside)): _digest(path) for path in files}
+    write_json(aside / MANIFEST, manifest)
+    for path in files:
+        _sync(path)
+    if target.exists():
+        target.rename(old)
+    aside.rename(target)
+    _sync(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def repair(target: Path) -> None:
+    """Bring back the older folder when a crash fell between the two renames of :func:`write_folder`."""
+    old = target.with_name(target.name + ".old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+def torn(folder: Path) -> str | None:
+    """Why a folder is not what :func:`write_folder` wrote, or None when it is whole."""
+    try:
+        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "its manifest is missing or unreadable"
+    for name, digest in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _digest(path) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lives."""
+    return folder / f"step-{step:06d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints by step, oldest first, torn ones included."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix == "")
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and one sentence for every newer one that is not.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is whole.
+    """
+    remarks = []
+    for path in reversed(checkpoints(folder)):
+        reason = torn(path)
+        if reason is None:
+            return path, remarks
+        remarks.append(f"checkpoint {path.name} is torn ({reason}); using the one before it")
+    if remarks:
+        raise CheckpointError(f"no whole checkpoint in {folder}: {'; '.join(remarks)}")
+    return None, remarks
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints."""
+    for path in checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON aside and rename it, so that a reader never sees half of it."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(aside)
+    aside.replace(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,139 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfdistill.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="On-policy self-distillation: a model that knows the answer in hindsight teaches itself.",
+)
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder if there is one.")] = False,
+) -> None:
+    """Train a model; stop with Ctrl-C, continue with --resume."""
+    from rich.console import Console
+
+    from selfdistill.config import load_config
+    from selfdistill.progress import Progress
+    from selfdistill.run import Run
+    from selfdistill.stopping import stop_on_signals
+
+    settings = load_config(config, set_ or [])
+    folder = out or Path("runs") / Path(config).stem
+    _quiet()
+    with Progress(Console()) as progress, stop_on_signals(progress.say) as stop:
+        run = Run(settings, folder, resume=resume, progress=progress)
+        summary = run.train(stop)
+    progress.closing(summary, str(folder / "report.html"))
+    if stop.signal is not None and not summary["finished"]:
+        progress.say(f"stopped after step {summary['steps']}; continue with --resume --out {folder}")
+        raise typer.Exit(128 + stop.signal)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model directory, checkpoint, run folder, hub id or shipped name.")],
+    task: Annotated[
+        str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems of the split.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    set_: Set = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Accuracy of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
+    from rich.console import Console
+
+    from selfdistill.commands import evaluate_model
+    from selfdistill.progress import Progress
+
+    _quiet()
+    result = evaluate_model(
+        model,
+        task,
+        samples=samples,
+        limit=limit,
+        split=split,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        overrides=set_ or [],
+    )
+    if json:
+        typer.echo(jsonlib.dumps(result))
+    else:
+        Progress(Console()).evaluation(0, result)
+        typer.echo(f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}")
+
+
+@app.command()
+def contexts(
+    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    examples: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 2,
+    completions: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
+    set_: Set = None,
+) -> None:
+    """Print every prompt that would be scored, rendered, with token counts and the shared prefix."""
+    from selfdistill.commands import audit
+    from selfdistill.config import load_config
+
+    settings = load_config(config, set_ or [])
+    _quiet()
+    for line in audit(settings, examples=examples, completions=completions):
+        typer.echo(line)
+
+
+@app.command()
+def configs() -> None:
+    """List the shipped configs."""
+    from selfdistill.config import shipped_configs
+
+    for name in shipped_configs():
+        typer.echo(name)
+
+
+def _quiet() -> None:
+    """Progress bars of other libraries would run through our one line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
+    try:
+        app(arguments)
+    except UserError as error:
+        print(f"selfdistill: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("selfdistill: stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,136 @@
+"""What the command line does besides training: evaluate a model, print the contexts that would be scored."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdistill import checkpoint
+from selfdistill.assembly import assemble, build_task, parse_device
+from selfdistill.config import RunConfig, apply_overrides, parse_config
+from selfdistill.errors import CheckpointError, ConfigError
+from selfdistill.evaluation import evaluate
+from selfdistill.policy import load_policy, parse_dtype
+from selfdistill.rollouts import collect, fitting, from_solutions
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.seeds import derive
+from selfdistill.types import View
+
+
+def evaluate_model(
+    model: str,
+    task: str | None,
+    *,
+    samples: int,
+    limit: int | None,
+    split: str,
+    temperature: float,
+    max_tokens: int | None,
+    seed: int,
+    overrides: Sequence[str],
+) -> dict[str, Any]:
+    """Evaluate a model directory, a checkpoint, a run's newest checkpoint, a hub id or a shipped model.
+
+    A run's folder brings its own task and token limit; anything else must name a task.
+
+    Raises:
+        UserError: one sentence.
+    """
+    config = _config_for(model, task, overrides)
+    path, remarks = model_path(model)
+    policy, chat = load_policy(path, dtype=parse_dtype(config.model.dtype), device=parse_device(config.model.device))
+    judge = build_task(config.task, seed=config.seed, reward=config.reward)
+    tokens = max_tokens or config.sampling.max_tokens or 1024
+    examples, unfit = fitting(
+        judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking
+    )
+    sampler = HFSampler(
+        policy, stop_ids=chat.stop_ids, decoding=Decoding(temperature), max_rows=config.sampling.max_rows
+    )
+    result = evaluate(
+        examples,
+        judge,
+        sampler,
+        chat,
+        samples=samples,
+        max_tokens=tokens,
+        thinking=config.sampling.thinking,
+        seed=derive(seed, "evaluation"),
+    ).to_json()
+    origin = {"model": model, "weights": path, "task": config.task.kind, "split": split, "max_tokens": tokens}
+    return {**origin, "temperature": temperature, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}
+
+
+def model_path(model: str) -> tuple[str, list[str]]:
+    """Where the weights are: a run's newest whole checkpoint, a checkpoint's model folder, or the path itself."""
+    folder = Path(model)
+    if (folder / "checkpoints").is_dir():
+        newest, remarks = checkpoint.newest_whole(folder / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"{model} has no checkpoint yet")
+        return str(newest / "model"), remarks
+    return (str(folder / "model") if (folder / "model").is_dir() else model), []
+
+
+def _config_for(model: str, task: str | None, overrides: Sequence[str]) -> RunConfig:
+    stored = Path(model) / "config.json"
+    raw: dict[str, Any] = {"method": {"name": "grpo"}}
+    if task is None:
+        if not (Path(model) / "checkpoints").is_dir():
+            raise ConfigError(f"{model} is no run folder, so it names no task: add --task, for example --task countdown")
+        run = json.loads(stored.read_text(encoding="utf-8"))
+        raw.update({key: run[key] for key in ("task", "reward")})
+        raw["sampling"] = {key: run["sampling"][key] for key in ("max_tokens", "thinking", "max_rows")}
+    else:
+        raw["task"] = {"kind": task}
+    apply_overrides(raw, overrides)
+    return parse_config(raw, "evaluate")
+
+
+def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str]:
+    """Every prompt that training would score for a few examples, line by line, and what would be skipped.
+
+    Completions are sampled from the model, as in training, so siblings and feedback are real.
+    """
+    parts = assemble(config)
+    sampling = parts.config.sampling
+    chosen = parts.examples[:examples]
+    if parts.method.on_policy:
+        assert sampling.max_tokens is not None
+        groups = collect(
+            chosen,
+            parts.task,
+            parts.sampler,
+            parts.chat,
+            count=completions,
+            max_tokens=sampling.max_tokens,
+            thinking=sampling.thinking,
+            seed=derive(parts.config.seed, "audit"),
+            version=0,
+        )
+    else:
+        groups = from_solutions(chosen, parts.chat, thinking=sampling.thinking)
+    views = parts.trainer.views(groups)
+    for view in views.views:
+        group = groups[view.group]
+        reward = group.verdicts[view.index].reward
+        yield f"══ {group.example.id}  completion {view.index}  reward {reward}  {len(view.completion_ids)} tokens"
+        yield from _prompts(view, parts.method.roles(), parts.chat)
+        yield f"── completion (the same ids under every prompt)\n{parts.chat.decode(view.completion_ids)}\n"
+    for reason, count in sorted((views.skipped + parts.unfit).items()):
+        yield f"skipped: {count} × {reason}"
+    yield f"{len(views.views)} completions scored, {views.dropped} left out of the loss"
+
+
+def _prompts(view: View, roles: Mapping[str, Any], chat: Any) -> Iterator[str]:
+    student = view.prompts["student"]
+    for name, ids in view.prompts.items():
+        shared = len(os.path.commonprefix([student, ids]))
+        role = roles.get(name)
+        what = f"context {role.context}, {role.weights} weights" if role else "what the model is asked"
+        yield f"── {name}: {what}; {len(ids)} tokens, {shared} shared with the student from the start"
+        yield chat.tokenizer.decode(ids)
+

@@ -1,0 +1,268 @@
+"""The configuration of a run: what may be written, and one sentence for everything that may not.
+
+Only ``run``, ``compare`` and ``cli`` know this module; all else takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from selfdistill.errors import ConfigError
+
+
+class Strict(BaseModel):
+    """A table that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(Strict):
+    """Train an adapter instead of all weights."""
+
+    rank: int = Field(64, ge=1, description="Rank of the adapter's factors.")
+    alpha: float = Field(128, gt=0, description="Scale: the adapter adds alpha / rank · B A.")
+    target_modules: str | list[str] = Field("all-linear", description="Layers that get an adapter, as peft names them.")
+
+
+class ModelConfig(Strict):
+    """The student."""
+
+    path: str = Field("countdown-base", description="Model directory, hub id, or the name of a shipped model.")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Number type of weights and activations.")
+    device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
+    lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
+
+
+class CountdownConfig(Strict):
+    """The embedded task."""
+
+    kind: Literal["countdown"]
+    difficulty: str = Field("default", description="Which problems are generated.")
+    train: int = Field(1024, ge=1, description="Training problems.")
+    validation: int = Field(256, ge=1, description="Validation problems.")
+    test: int = Field(256, ge=1, description="Test problems.")
+
+
+class MathConfig(Strict):
+    """Rows of problems with checkable answers, verified by math-verify."""
+
+    kind: Literal["math"]
+    path: str = Field(description="JSONL or Parquet file of training rows.")
+    validation_path: str | None = Field(None, description="Rows of the validation split; unset: a share of path, by hash.")
+    test_path: str | None = Field(None, description="Rows of the test split; unset: a share of path, by hash.")
+    validation_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for validation.")
+    test_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for the test split.")
+    prompt: str = Field("question", description="Column, dotted path or $-template of the problem.")
+    answer: str | None = Field("answer", description="Column, dotted path or $-template of the final answer.")
+    solution: str | None = Field(None, description="Column, dotted path or $-template of a worked solution.")
+    fields: dict[str, str] = Field({}, description="Further fields for context templates: name = source.")
+    answer_pattern: str | None = Field(None, description="Regular expression that finds the answer in its column (group 1).")
+    solution_remove: str | None = Field(None, description="Regular expression of what solutions are shown without.")
+    system: str | None = Field(None, description="System message, a $-template over the columns.")
+    suffix: str = Field(
+        "\nReason step by step and put the final answer in \\boxed{}.", description="Appended to every problem."
+    )
+    boxed_only: bool = Field(False, description="Whether a completion must box its answer.")
+    tell_wrong: bool = Field(False, description="Whether feedback may say that a value is wrong.")
+    timeout: float = Field(5.0, gt=0, description="Seconds that one answer check may take.")
+    limit: int | None = Field(None, ge=1, description="At most so many examples of each split.")
+
+
+TaskConfig = Annotated[CountdownConfig | MathConfig, Field(discriminator="kind")]
+
+
+class SamplingConfig(Strict):
+    """How completions are drawn."""
+
+    prompts: int = Field(16, ge=1, description="Problems per step.")
+    completions: int | None = Field(None, ge=1, description="Completions per problem; unset: the method's own.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest completion; unset: the method's own.")
+    temperature: float | None = Field(None, gt=0, description="Sampling temperature; unset: the method's own.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus; unset: the method's own.")
+    top_k: int | None = Field(None, ge=0, description="Keep the k likeliest tokens, 0 for all; unset: the method's own.")
+    thinking: bool | None = Field(None, description="Thinking switch of the chat template; unset: the template's own default.")
+    max_rows: int = Field(512, ge=1, description="Completions decoded at once.")
+
+
+class OptimiserConfig(Strict):
+    """AdamW."""
+
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; unset: the method's own.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Shape after the warm-up.")
+    warmup: int = Field(0, ge=0, description="Steps over which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
+    clip_norm: float = Field(1.0, ge=0, description="Gradient norm to clip at; 0 leaves it alone.")
+
+
+class LimitsConfig(Strict):
+    """Bounds on memory. They change how the work is cut, never its result."""
+
+    tokens: int = Field(16384, ge=1, description="Tokens per micro-batch, padding included.")
+    elements: int = Field(1 << 24, ge=1, description="Numbers in one [token slice, vocabulary] tensor.")
+
+
+class EvaluationConfig(Strict):
+    """Accuracy on held-out problems, before, during and after training."""
+
+    every: int = Field(20, ge=1, description="Steps between evaluations.")
+    problems: int = Field(128, ge=1, description="Held-out problems, the first of the split.")
+    samples: int = Field(8, ge=1, description="Completions per problem.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    split: Literal["validation", "test"] = Field("validation", description="Split that is evaluated.")
+
+
+class CheckpointConfig(Strict):
+    """When to save."""
+
+    every: int = Field(20, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept; the best by validation is kept besides.")
+
+
+class RunConfig(Strict):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0, description="Everything random follows from it.")
+    steps: int = Field(100, ge=1, description="Optimiser steps.")
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = CountdownConfig(kind="countdown")
+    contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")
+    reward: str | None = Field(None, description="Reward function of one's own, as 'package.module:function'.")
+    method: dict[str, Any] = Field(description="name, and the method's knobs.")
+    sampling: SamplingConfig = SamplingConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    limits: LimitsConfig = LimitsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs in the package."""
+    folder = resources.files("selfdistill") / "configs"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A shipped config by name or a TOML file by path, with ``a.b=value`` overrides (values in TOML syntax).
+
+    Raises:
+        ConfigError: one sentence: what, where, what would be right.
+    """
+    raw = _read(source)
+    apply_overrides(raw, overrides)
+    return parse_config(raw, source)
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Write ``a.b=value`` pairs into a nested table.
+
+    Raises:
+        ConfigError: a pair without ``=``, or a path through something that is no table.
+    """
+    for override in overrides:
+        _override(raw, override)
+
+
+def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
+    """Check a nested table.
+
+    Raises:
+        ConfigError: as for :func:`load_config`.
+    """
+    table = dict(raw)
+    if isinstance(table.get("method"), str):
+        table["method"] = {"name": table["method"]}
+    if "method" not in table or not isinstance(table["method"], Mapping) or "name" not in table["method"]:
+        raise ConfigError(f"{source}: no method: write for example method.name = \"antisd\"")
+    _refuse_unknown(RunConfig, table, (), source)
+    try:
+        return RunConfig.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_sentence(error)}") from error
+
+
+def _read(source: str) -> dict[str, Any]:
+    shipped = resources.files("selfdistill") / "configs" / f"{source}.toml"
+    path = shipped if "/" not in source and shipped.is_file() else Path(source)
+    if not path.is_file():
+        close = difflib.get_close_matches(source, shipped_configs(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"config {source!r} not found; {hint}shipped: {', '.join(shipped_configs())}; or give a path to a TOML file")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {source} is not valid TOML: {error}") from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: write key=value, for example --set optimiser.learning_rate=1e-5")
+    *path, last = key.strip().split(".")
+    table = raw
+    for part in path:
+        # `method = "name"` is shorthand for a table and may be extended like one.
+        if part == "method" and isinstance(table.get(part), str):
+            table[part] = {"name": table[part]}
+        below = table.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {override!r}: {part} is a value, not a table")
+        table = below
+    table[last] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        # A bare word is a string: --set method.name=grpo needs no quotes.
+        return text
+
+
+def _refuse_unknown(model: type[BaseModel], table: Mapping[str, Any], where: tuple[str, ...], source: str) -> None:
+    """Name the nearest known key, which pydantic's own message does not."""
+    for key, value in table.items():
+        name = ".".join([*where, key])
+        if key not in model.model_fields:
+            close = difflib.get_close_matches(key, model.model_fields, n=1)
+            hint = f"did you mean {'.'.join([*where, close[0]])!r}?" if close else f"known there: {', '.join(model.model_fields)}"
+            raise ConfigError(f"{source}: unknown key {name!r}; {hint}")
+        if isinstance(value, Mapping):
+            below = _table_type(model.model_fields[key].annotation, value)
+            if below is not None:
+                _refuse_unknown(below, value, (*where, key), source)
+
+
+def _table_type(annotation: Any, value: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The model class that a table will be checked against, unions decided by their ``kind``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is Annotated:
+        return _table_type(get_args(annotation)[0], value)
+    choices = [c for c in get_args(annotation) if isinstance(c, type) and issubclass(c, BaseModel)] if _is_union(annotation) else []
+    if len(choices) > 1:
+        choices = [c for c in choices if value.get("kind") in get_args(c.model_fields["kind"].annotation)]
+    return choices[0] if choices else None
+
+
+def _is_union(annotation: Any) -> bool:
+    import types
+
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    kinds = {"countdown", "math"}
+    where = ".".join(str(part) for part in first["loc"] if part not in kinds)
+    got = "" if first["type"] in ("missing", "union_tag_not_found") else f" (got {first['input']!r})"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}: {message}{got}"

@@ -1,0 +1,201 @@
+"""Rows of a data set: reading JSONL and Parquet, mapping columns to fields, splitting by a stable hash.
+
+A field's source is one of three things:
+
+- a column: ``"question"``;
+- a dotted path into a column: ``"meta.answer"``, ``"choices.0"``;
+- a template: ``"$question\\nAnswer: ${meta.answer}"`` (``$$`` is a dollar sign).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import DataError
+
+FieldMapping = Mapping[str, str]
+"""Field name → source (a column, a dotted path or a ``$`` template)."""
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row and where it stands: ``Row(3, {"question": "1 + 1 = ?", "answer": 2}, "sums.jsonl")``."""
+
+    line: int
+    values: Mapping[str, Any]
+    file: str
+
+    @property
+    def place(self) -> str:
+        """Where the row stands, for messages."""
+        return f"{self.file}, line {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """How often prompts repeat: ``rows`` in all, ``distinct`` prompts, ``repeated`` ones that occur more than once."""
+
+    rows: int
+    distinct: int
+    repeated: int
+
+
+class _RowTemplate(string.Template):
+    # ${meta.answer} and ${choices.0}: inside braces a dotted path is allowed, which plain $name cannot hold.
+    braceidpattern = r"[\w. -]+"
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a JSONL file (one object a line, empty lines skipped), or of a ``.parquet`` file.
+
+    Raises:
+        DataError: the file is missing, malformed or without rows, or a row is not an object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"data file {path} not found")
+    rows = list(_parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path))
+    if not rows:
+        raise DataError(f"data file {path} holds no rows")
+    return rows
+
+
+def map_row(row: Row, mapping: FieldMapping) -> dict[str, str]:
+    """The text of every field of the mapping.
+
+    Numbers become text as a person would write them (``27.0`` is ``27``), so that a column that a table tool turned
+    into floats reads like the integers it was.
+
+    Raises:
+        DataError: a column is missing or null, a source is malformed, or a value is a list or an object.
+    """
+    return {name: _render(row, name, source) for name, source in mapping.items()}
+
+
+def split_prompts(prompts: Iterable[str], *, validation: float, test: float) -> dict[str, str]:
+    """Every distinct prompt → ``"train"``, ``"validation"`` or ``"test"``, by a hash of its text alone.
+
+    The order of rows is of no account, and all rows of one prompt share a split. A split with a positive share that no
+    prompt fell into takes one from the largest split, so that a handful of rows still has all three.
+
+    Raises:
+        DataError: the shares are negative, or leave nothing to train on.
+    """
+    if min(validation, test) < 0 or validation + test >= 1:
+        shares = f"validation {validation} and test {test}"
+        raise DataError(f"the shares of {shares} must each be at least 0 and add up to less than 1")
+    share_of = {"train": 1 - validation - test, "validation": validation, "test": test}
+    members: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for prompt in sorted(set(prompts), key=_position):
+        position = _position(prompt)
+        split = "test" if position < test else "validation" if position < test + validation else "train"
+        members[split].append(prompt)
+    for split in SPLITS:
+        largest = max(SPLITS, key=lambda name: len(members[name]))
+        if share_of[split] > 0 and not members[split] and len(members[largest]) > 1:
+            members[split].append(members[largest].pop(0))
+    return {prompt: split for split, chosen in members.items() for prompt in chosen}
+
+
+def count_duplicates(prompts: Sequence[str]) -> Duplicates:
+    """How many prompts occur more than once."""
+    counts = Counter(prompts)
+    return Duplicates(rows=len(prompts), distinct=len(counts), repeated=sum(count > 1 for count in counts.values()))
+
+
+def _position(prompt: str) -> float:
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    # utf-8-sig: tables saved on Windows begin with a byte-order mark, which is no JSON.
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            for line, text in enumerate(file, start=1):
+                if text.strip():
+                    yield Row(line, _parse(text, f"{path}, line {line}"), str(path))
+        except UnicodeDecodeError as error:
+            raise DataError(f"data file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _parse(text: str, place: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: malformed JSON ({error.msg} at column {error.colno})") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply; an integer of more digits than Python converts
+        raise DataError(f"{place}: malformed JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{place}: a row must be a JSON object, this is a {_kind(values)}")
+    return values
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow  # here, not above: JSONL users need not wait for it
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"data file {path} is not valid Parquet: {str(error).splitlines()[0]}") from error
+    for line, values in enumerate(table.to_pylist(), start=1):
+        yield Row(line, values, str(path))
+
+
+def _render(row: Row, name: str, source: str) -> str:
+    if "$" not in source:
+        return _text(row, name, source)
+    template = _RowTemplate(source)
+    if not template.is_valid():
+        raise DataError(f"field {name!r}: the template {source!r} holds a stray '$'; write '$$' for a dollar sign")
+    return template.substitute({path: _text(row, name, path) for path in template.get_identifiers()})
+
+
+def _text(row: Row, name: str, path: str) -> str:
+    value = _lookup(row, name, path)
+    match value:
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float() if math.isfinite(value):
+            return str(int(value)) if value.is_integer() else repr(value)
+        case None | float():
+            missing = "null" if value is None else str(value)
+            raise DataError(f"{row.place}: {path!r} is {missing}, but field {name!r} needs it")
+        case _:
+            raise DataError(f"{row.place}: {path!r} is a {_kind(value)}, but field {name!r} needs text or a number")
+
+
+def _lookup(row: Row, name: str, path: str) -> object:
+    """The value at a path; a column whose very name holds dots comes first."""
+    if path in row.values:
+        return row.values[path]
+    value: object = row.values
+    for part in path.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            columns = ", ".join(row.values) or "no columns"
+            raise DataError(f"{row.place}: no {path!r}, which field {name!r} needs; the row has {columns}")
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {dict: "JSON object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

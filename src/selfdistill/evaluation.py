@@ -1,0 +1,85 @@
+"""How good a model is on problems: avg@k, pass@k, maj@k with intervals, length, truncation, deliberation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from selfdistill.chat import Chat
+from selfdistill.rollouts import collect
+from selfdistill.statistics import Estimate, average, majority, pass_at
+from selfdistill.types import Example, RolloutGroup, Sampler, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Estimates over problems; lengths in tokens, ``truncated`` a share, ``deliberation`` words per completion."""
+
+    problems: int
+    samples: int
+    avg: Estimate
+    passed: Estimate
+    majority: Estimate
+    length: float
+    truncated: float
+    deliberation: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in ``summary.json`` and ``evaluations.jsonl``."""
+        return {
+            "problems": self.problems,
+            "samples": self.samples,
+            "avg": self.avg.as_dict(),
+            "pass": self.passed.as_dict(),
+            "maj": self.majority.as_dict(),
+            "length": self.length,
+            "truncated": self.truncated,
+            "deliberation": self.deliberation,
+        }
+
+
+def evaluate(
+    examples: Sequence[Example],
+    task: Task,
+    sampler: Sampler,
+    chat: Chat,
+    *,
+    samples: int,
+    max_tokens: int,
+    thinking: bool | None,
+    seed: int,
+) -> Evaluation:
+    """Sample every problem ``samples`` times and judge."""
+    groups = collect(
+        examples, task, sampler, chat, count=samples, max_tokens=max_tokens, thinking=thinking, seed=seed, version=0
+    )
+    return summarise(groups, samples=samples)
+
+
+def summarise(groups: Sequence[RolloutGroup], *, samples: int) -> Evaluation:
+    """Statistics of judged groups; the bootstrap over problems is seeded, so equal groups give equal intervals."""
+    correct = [[v.correct for v in group.verdicts] for group in groups]
+    answers = [[v.answer for v in group.verdicts] for group in groups]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    words = deliberation_pattern()
+    return Evaluation(
+        problems=len(groups),
+        samples=samples,
+        avg=average([[float(hit) for hit in row] for row in correct], seed=0),
+        passed=pass_at(correct, samples, seed=0),
+        majority=majority(answers, correct, seed=0),
+        length=sum(len(r.completion_ids) for r in rollouts) / len(rollouts),
+        truncated=sum(not r.finished for r in rollouts) / len(rollouts),
+        deliberation=sum(len(words.findall(r.text)) for r in rollouts) / len(rollouts),
+    )
+
+
+def deliberation_pattern() -> re.Pattern[str]:
+    """Matches the words of ``words/deliberation.txt``."""
+    text = (resources.files("selfdistill") / "words" / "deliberation.txt").read_text(encoding="utf-8")
+    words = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return re.compile(r"(?<!\w)(?:" + "|".join(re.escape(word) for word in words) + r")(?!\w)", re.IGNORECASE)
+

@@ -1,0 +1,69 @@
+"""The methods, one file each, and the table that names them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from selfdistill.errors import ConfigError
+from selfdistill.methods.antisd import AntiSD
+from selfdistill.methods.base import Method
+from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.opsd import OPSD
+from selfdistill.methods.sd import SD
+from selfdistill.methods.sdpo import SDPO
+from selfdistill.methods.sft import SFT
+
+METHODS: Mapping[str, type[Method]] = {
+    "grpo": GRPO,
+    "sft": SFT,
+    "opsd": OPSD,
+    "sdpo": SDPO,
+    "sd": SD,
+    "antisd": AntiSD,
+}
+
+
+def build_method(name: str, knobs: Mapping[str, Any]) -> Method:
+    """A method by name, or any importable ``module:Class``, with its knobs checked.
+
+    Raises:
+        ConfigError: unknown method, unknown knob (with the nearest known one) or a value out of range.
+    """
+    kind = _resolve(name)
+    for key in knobs:
+        if key not in kind.model_fields or key == "name":
+            known = [field for field in kind.model_fields if field != "name"]
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown key method.{key} for method {name!r}; {hint}")
+    try:
+        return kind.model_validate(dict(knobs))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["method", *(str(part) for part in first["loc"])])
+        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
+
+
+def _resolve(name: str) -> type[Method]:
+    if name in METHODS:
+        return METHODS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"unknown method {name!r}; {hint}known: {', '.join(sorted(METHODS))}; or module:Class")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"method {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(f"method {name!r} is not a subclass of selfdistill.methods.Method")
+    return found
+
+
+__all__ = ["METHODS", "Method", "build_method"]

@@ -1,0 +1,204 @@
+"""What a method declares, and nothing about how it is run.
+
+A method is a pydantic model: its fields are its knobs. It names the contexts that it scores and under which weights,
+says how much of the vocabulary it needs, and holds one pure loss per token. The engine never asks which method runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from selfdistill.head import STUDENT, TokenSlice
+from selfdistill.objectives import (
+    clipped_forward_kl,
+    forward_kl,
+    jensen_shannon,
+    pointwise_mutual_information,
+    reverse_kl,
+    with_tail,
+)
+from selfdistill.types import Scores, Weights
+
+
+class Strict(BaseModel):
+    """Knobs that refuse unknown names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A context template scored under some weights; ``thinking`` sets the chat template's switch for this role."""
+
+    context: str
+    weights: Weights = "live"
+    thinking: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """The paper's settings outside the loss, used where a config leaves them open and written to ``config.json``."""
+
+    learning_rate: float
+    lora_learning_rate: float
+    completions: int = 8
+    max_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+class State(Protocol):
+    """State of a method that outlives a step and must survive a resume."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a method may look at before the loss: every role's scores of all views, and how to sum over ranks.
+
+    ``scores`` maps a role to one entry a view, None where the view could not be rendered for it.
+    """
+
+    scores: Mapping[str, list[Scores | None]] = field(default_factory=dict)
+
+
+class Method(Strict):
+    """Base of every method. Subclasses set what differs from these answers."""
+
+    recommended: ClassVar[Recommended]
+    needs_rewards: ClassVar[bool] = True
+    """Whether the loss depends on verdicts."""
+    on_policy: ClassVar[bool] = True
+    """Whether completions are sampled; if not, the reference solutions are the completions."""
+    scored_beforehand: ClassVar[bool] = False
+    """True: roles are scored before the loss and reach it as per-token inputs (sampled-token methods).
+    False: the loss sees the roles' whole distributions."""
+    without_context: ClassVar[Literal["drop", "keep"]] = "drop"
+    """What becomes of a completion whose context cannot be rendered: out of the loss (counted), or kept without it."""
+
+    teacher_thinking: bool | None = Field(
+        None, description="Thinking switch of the chat template for the teacher's prompt; unset: as for the student."
+    )
+    teacher_rate: float = Field(0.0, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step.")
+
+    def roles(self) -> Mapping[str, Role]:
+        """Contexts scored beside the student's, by role name."""
+        return {}
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """One number per completion, before the step; zeros unless the method uses rewards."""
+        return rewards_PG.new_zeros(rewards_PG.shape)
+
+    def new_state(self) -> State | None:
+        """State that the engine keeps, checkpoints and hands back to :meth:`observe`."""
+        return None
+
+    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float]:
+        """Numbers of the whole step that the loss needs (``tokens.values``); also logged."""
+        return {}
+
+    def loss(self, tokens: TokenSlice) -> Tensor:
+        """Loss [N] of each token; gradient through the student alone."""
+        raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
+        """Per-token numbers [N] to be averaged with the loss's weights and logged."""
+        return {}
+
+
+class Full(Strict):
+    """The whole vocabulary."""
+
+    kind: Literal["full"] = "full"
+
+
+class TopK(Strict):
+    """The student's K likeliest tokens and one bin for all others."""
+
+    kind: Literal["top_k"] = "top_k"
+    k: int = Field(ge=1, description="Size of the support, chosen by the student.")
+
+
+Support = Annotated[Full | TopK, Field(discriminator="kind")]
+
+
+class ForwardKL(Strict):
+    """KL(teacher || student)."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+    support: Support = Full()
+
+    def between(self, student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
+        """Value [N] at each token."""
+        return forward_kl(student_NS, teacher_NS)
+
+
+class ReverseKL(Strict):
+    """KL(student || teacher)."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+    support: Support = Full()
+
+    def between(self, student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
+        """Value [N] at each token."""
+        return reverse_kl(student_NS, teacher_NS)
+
+
+class JensenShannon(Strict):
+    """w KL(T||M) + (1−w) KL(S||M), M = w T + (1−w) S."""
+
+    kind: Literal["jensen_shannon"] = "jensen_shannon"
+    teacher_weight: float = Field(0.5, gt=0, lt=1, description="w; the ends 0 and 1 are other divergences and refused.")
+    support: Support = Full()
+
+    def between(self, student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
+        """Value [N] at each token."""
+        return jensen_shannon(student_NS, teacher_NS, teacher_weight=self.teacher_weight)
+
+
+class ClippedForwardKL(Strict):
+    """Forward KL whose vocabulary entries are each clipped from above."""
+
+    kind: Literal["clipped_forward_kl"] = "clipped_forward_kl"
+    clip: float = Field(0.05, gt=0, description="τ, the most that one vocabulary entry may add.")
+    support: Support = Full()
+
+    def between(self, student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
+        """Value [N] at each token."""
+        return clipped_forward_kl(student_NS, teacher_NS, clip=self.clip)
+
+
+Divergence = Annotated[ForwardKL | ReverseKL | JensenShannon | ClippedForwardKL, Field(discriminator="kind")]
+
+
+def gain(tokens: TokenSlice, role: str = "teacher") -> Tensor:
+    """u [N] = log T(y) − log S(y), detached; 0 where the completion has no such context."""
+    u_N = pointwise_mutual_information(tokens.target(role), tokens.target(STUDENT)).detach()
+    return torch.where(u_N.isnan(), torch.zeros_like(u_N), u_N)
+
+
+def at_temperature(tokens: TokenSlice, temperature: float) -> TokenSlice:
+    """The same tokens with every role's distribution softened alike; never one side alone."""
+    if temperature == 1:
+        return tokens
+    roles = {name: torch.log_softmax(logprobs / temperature, -1) for name, logprobs in tokens.roles.items()}
+    return TokenSlice(tokens.target_N, roles, tokens.inputs, tokens.values)
+
+
+def on_support(tokens: TokenSlice, support: Full | TopK, *roles: str) -> tuple[Tensor, ...]:
+    """Log-probabilities [N, S] of the named roles on the support, tail bin included."""
+    if support.kind == "full":
+        return tuple(tokens.roles[role] for role in roles)
+    student = tokens.roles[STUDENT]
+    ids_NK = student.detach().topk(min(support.k, student.shape[-1]), -1).indices
+    return tuple(with_tail(tokens.roles[role].gather(-1, ids_NK)) for role in roles)

@@ -1,0 +1,40 @@
+"""OPSD: match the frozen model that has seen the solution, over the whole vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from selfdistill.head import TokenSlice
+from selfdistill.methods.base import ClippedForwardKL, Divergence, Method, Recommended, Role, at_temperature, on_support
+
+
+class OPSD(Method):
+    """Divergence from S(·|x, y_<t) to T(·|x, r, y_<t) on the student's own completions (arXiv 2601.18734).
+
+    T has the weights of step 0. Defaults are the current recipe (clipped forward KL, τ = 0.05); the first release is
+    ``divergence = {kind = "jensen_shannon"}`` with ``score_temperature`` = the sampling temperature, learning rate
+    2e-4 and 2048 tokens (config ``countdown-opsd-first``).
+    """
+
+    recommended: ClassVar[Recommended] = Recommended(
+        learning_rate=5e-6, lora_learning_rate=5e-6, completions=1, temperature=1.1, top_p=0.95, top_k=20
+    )
+    needs_rewards: ClassVar[bool] = False
+
+    name: Literal["opsd"] = "opsd"
+    divergence: Divergence = Field(default=ClippedForwardKL(), description="How teacher and student are compared.")
+    score_temperature: float = Field(1.0, gt=0, description="Divides the scores of both sides alike.")
+    context: str = Field("solution", description="Template that the teacher is shown.")
+
+    def roles(self) -> Mapping[str, Role]:
+        """The teacher: frozen weights, reference solution."""
+        return {"teacher": Role(self.context, "frozen", self.teacher_thinking)}
+
+    def loss(self, tokens: TokenSlice) -> Tensor:
+        """Divergence at each token."""
+        softened = at_temperature(tokens, self.score_temperature)
+        return self.divergence.between(*on_support(softened, self.divergence.support, "student", "teacher"))

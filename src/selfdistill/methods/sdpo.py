@@ -1,0 +1,51 @@
+"""SDPO: match the averaged model that has seen a correct sibling or the environment's feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from selfdistill.head import STUDENT, TokenSlice
+from selfdistill.methods.base import Divergence, JensenShannon, Method, Recommended, Role, TopK, on_support
+
+
+class SDPO(Method):
+    """Divergence from S to T(·|x, z, y_<t) on the student's top-K and a tail bin (arXiv 2601.20802).
+
+    z is a correct completion of the same group other than the scored one, thinking stripped; else the environment's
+    feedback; else the completion leaves the loss and is counted. Each token's loss is multiplied by
+    min(S / S_sampled, 2). T is an average of the student's path. Defaults are those of the science and tool settings;
+    the code setting is ``teacher_rate = 0.01`` with ``divergence = {kind = "reverse_kl", support = {kind = "top_k",
+    k = 20}}``. No GRPO term.
+    """
+
+    recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-5, lora_learning_rate=1e-5)
+
+    name: Literal["sdpo"] = "sdpo"
+    teacher_rate: float = Field(0.05, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step.")
+    divergence: Divergence = Field(
+        default=JensenShannon(support=TopK(k=100)), description="How teacher and student are compared."
+    )
+    ratio_cap: float = Field(2.0, gt=0, description="Cap of the importance ratio S / S_sampled.")
+    context: str = Field("sibling_or_feedback", description="Template that the teacher is shown.")
+    weights: Literal["live", "frozen", "ema"] = Field("ema", description="Weights of the teacher.")
+
+    def roles(self) -> Mapping[str, Role]:
+        """The teacher: averaged weights, sibling or feedback."""
+        return {"teacher": Role(self.context, self.weights, self.teacher_thinking)}
+
+    def loss(self, tokens: TokenSlice) -> Tensor:
+        """Divergence at each token, times the capped importance ratio."""
+        student, teacher = on_support(tokens, self.divergence.support, "student", "teacher")
+        return self._ratio(tokens) * self.divergence.between(student, teacher)
+
+    def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
+        """Mean ratio, and the share of tokens at its cap."""
+        ratio_N = self._ratio(tokens)
+        return {"ratio": ratio_N, "ratio_capped": (ratio_N >= self.ratio_cap).to(ratio_N.dtype)}
+
+    def _ratio(self, tokens: TokenSlice) -> Tensor:
+        return (tokens.target(STUDENT).detach() - tokens.inputs["old_logprob"]).exp().clamp_max(self.ratio_cap)

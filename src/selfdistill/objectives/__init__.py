@@ -1,0 +1,54 @@
+"""Pure functions on log-probabilities: one value per token in nats, no mask, no mean, no model, no config.
+
+``divergence`` compares student and teacher · ``support`` cuts the vocabulary down · ``signals`` reads a token's
+credit · ``targets`` builds what to distil to · ``policy_gradient`` and ``preference`` are losses on sampled tokens and
+completions · ``gate`` switches a signal · ``reduction`` turns values into one number.
+"""
+
+from __future__ import annotations
+
+from selfdistill.objectives.divergence import clipped_forward_kl, forward_kl, jensen_shannon, reverse_kl
+from selfdistill.objectives.gate import EntropyGate
+from selfdistill.objectives.policy_gradient import (
+    clipped_policy_gradient,
+    group_advantages,
+    truncated_importance_weight,
+)
+from selfdistill.objectives.preference import preference_loss, preference_margin, preference_slope
+from selfdistill.objectives.reduction import masked_mean, weighted_median, weighted_sum
+from selfdistill.objectives.signals import (
+    Decomposition,
+    antisd_advantage,
+    decompose,
+    entropy,
+    pointwise_mutual_information,
+)
+from selfdistill.objectives.support import gather_support, log1mexp, with_tail
+from selfdistill.objectives.targets import credit_target, purified_target
+
+__all__ = [
+    "Decomposition",
+    "EntropyGate",
+    "antisd_advantage",
+    "clipped_forward_kl",
+    "clipped_policy_gradient",
+    "credit_target",
+    "decompose",
+    "entropy",
+    "forward_kl",
+    "gather_support",
+    "group_advantages",
+    "jensen_shannon",
+    "log1mexp",
+    "masked_mean",
+    "pointwise_mutual_information",
+    "preference_loss",
+    "preference_margin",
+    "preference_slope",
+    "purified_target",
+    "reverse_kl",
+    "truncated_importance_weight",
+    "weighted_median",
+    "weighted_sum",
+    "with_tail",
+]

@@ -1,0 +1,86 @@
+"""Group advantages and the clipped policy gradient of GRPO (arXiv 2402.03300).
+
+Axis letters: ``P`` prompts, ``G`` completions of a prompt, ``N`` scored tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from selfdistill.objectives._checks import check_logprobs
+
+LOG_RATIO_LIMIT = 20.0
+"""Policy ratios are computed up to e^20. Beyond e^88 float32 overflows, and inf · 0 makes the gradient NaN."""
+
+
+def group_advantages(rewards_PG: Tensor, *, scale: Literal["std", "none"] = "std", eps: float = 1e-6) -> Tensor:
+    """How much better each completion did than its group: (R − mean) / std, or R − mean.
+
+    Takes and returns P×G, float. A NaN reward means "not judged": it gets advantage 0 and takes no part in mean and
+    std. A group whose judged rewards are equal, or of which fewer than two are judged, gets exactly 0. ``scale="none"``
+    leaves the std out (Dr. GRPO, arXiv 2503.20783).
+
+    Our choices: the *sample* standard deviation (n − 1), as common GRPO code bases take it; ``eps`` is a floor on it,
+    not a summand, so ordinary groups are scaled exactly.
+
+    Raises ValueError for an unknown scale, an eps that is not positive, infinite rewards, or anything but a float P×G.
+    """
+    if scale not in ("std", "none"):
+        raise ValueError(f"scale must be 'std' or 'none', got {scale!r}")
+    if not eps > 0.0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    if rewards_PG.ndim != 2 or not rewards_PG.is_floating_point():
+        raise ValueError(f"rewards must be a float P×G tensor, got {rewards_PG.dtype} {tuple(rewards_PG.shape)}")
+    if rewards_PG.isinf().any():
+        raise ValueError("rewards must not be infinite")
+    unjudged_PG = rewards_PG.isnan()
+    judged_P1 = (~unjudged_PG).sum(-1, keepdim=True)
+    # Equality is asked of the rewards: the mean of three times 0.1 is not 0.1, and eps would blow the rest up.
+    lowest_P1 = rewards_PG.masked_fill(unjudged_PG, math.inf).amin(-1, keepdim=True)
+    highest_P1 = rewards_PG.masked_fill(unjudged_PG, -math.inf).amax(-1, keepdim=True)
+    mean_P1 = rewards_PG.masked_fill(unjudged_PG, 0.0).sum(-1, keepdim=True) / judged_P1.clamp(min=1)
+    advantage_PG = (rewards_PG - mean_P1).masked_fill(unjudged_PG, 0.0)
+    if scale == "std":
+        variance_P1 = advantage_PG.square().sum(-1, keepdim=True) / (judged_P1 - 1).clamp(min=1)
+        advantage_PG = advantage_PG / variance_P1.sqrt().clamp(min=eps)
+    return advantage_PG.masked_fill(lowest_P1 >= highest_P1, 0.0)
+
+
+def clipped_policy_gradient(
+    logprob_N: Tensor,
+    old_logprob_N: Tensor,
+    advantage_N: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """The clipped policy-gradient loss at each token: −min(r A, clamp(r, 1−clip_low, 1+clip_high) A).
+
+    r = exp(log p − log p_old), computed up to e^20. Takes the learner's log-probability of the sampled token, its value
+    when the completion was scored for the first time, and the advantage, each N; returns N, to be *minimised*. Gradient
+    flows through ``logprob_N`` alone. Raises ValueError for bounds outside 0 ≤ clip_low ≤ 1, clip_high ≥ 0, for unequal
+    shapes or types other than float32 and float64.
+    """
+    if not 0.0 <= clip_low <= 1.0 or not clip_high >= 0.0:
+        raise ValueError(f"clip bounds must satisfy 0 <= low <= 1 and high >= 0, got {clip_low} and {clip_high}")
+    check_logprobs(logprob_N, old_logprob_N, advantage_N)
+    advantage_N = advantage_N.detach()
+    ratio_N = torch.exp((logprob_N - old_logprob_N.detach()).clamp(max=LOG_RATIO_LIMIT))
+    clipped_ratio_N = ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
+    return -torch.minimum(ratio_N * advantage_N, clipped_ratio_N * advantage_N)
+
+
+def truncated_importance_weight(learner_N: Tensor, sampler_N: Tensor, *, cap: float = 2.0) -> Tensor:
+    """min(exp(log p_learner − log p_sampler), cap) at each token, detached: a factor on the loss.
+
+    Corrects for completions drawn by another engine or by older weights. A weight equal to ``cap`` is a cap hit, to be
+    counted. Takes and returns N. Raises ValueError for a cap that is not positive, unequal shapes or other types.
+    """
+    if not cap > 0.0:
+        raise ValueError(f"cap must be positive, got {cap}")
+    check_logprobs(learner_N, sampler_N)
+    return torch.exp(learner_N.detach() - sampler_N.detach()).clamp(max=cap)

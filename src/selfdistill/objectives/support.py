@@ -1,0 +1,58 @@
+"""Distributions cut down to a few ids and one bin for all the rest.
+
+Axis letters: ``N`` scored tokens, ``V`` vocabulary, ``K`` ids of the support.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from selfdistill.objectives._checks import check_logprobs
+
+
+def gather_support(logprobs_NV: Tensor, ids_NK: Tensor) -> Tensor:
+    """The log-probabilities of K chosen ids at each token, without a tail bin.
+
+    Gradient flows. The ids of a row must differ from one another (``topk`` gives such), or the mass counts twice.
+    Takes log-probabilities N×V and ids N×K, returns N×K. Raises ValueError unless the leading axes agree.
+    """
+    check_logprobs(logprobs_NV)
+    if logprobs_NV.shape[:-1] != ids_NK.shape[:-1]:
+        raise ValueError(f"leading axes differ: {tuple(logprobs_NV.shape)} and {tuple(ids_NK.shape)}")
+    return logprobs_NV.gather(-1, ids_NK)
+
+
+def with_tail(logprobs_NK: Tensor) -> Tensor:
+    """The K log-probabilities and, as a last bin, log(1 − Σ_K p).
+
+    The K+1 bins are a distribution, so a divergence on them never exceeds the one on the vocabulary, grows with K, and
+    equals it at K = V − 1 (SDPO, arXiv 2601.20802). Takes N×K, float32 or float64, returns N×(K+1); gradient flows.
+
+    Our choice: the tail is never below log(eps) of the type, −15.9 in float32. Log-probabilities of that type carry
+    an error of about eps where the mass is near one, so a smaller tail would be rounding noise; and a support that
+    holds all the mass would have a tail of zero, whose logarithm poisons value and gradient. At the floor the tail
+    is constant.
+    """
+    check_logprobs(logprobs_NK)
+    nothing_N1 = (logprobs_NK == -math.inf).all(-1, keepdim=True)
+    # A support without any mass has the constant tail log(1) = 0; logsumexp has no gradient there.
+    mass_N1 = torch.logsumexp(logprobs_NK.masked_fill(nothing_N1, 0.0), -1, keepdim=True)
+    mass_N1 = mass_N1.clamp(max=-torch.finfo(logprobs_NK.dtype).eps)
+    tail_N1 = log1mexp(mass_N1).masked_fill(nothing_N1, 0.0)
+    return torch.cat([logprobs_NK, tail_N1], -1)
+
+
+def log1mexp(logprobs: Tensor) -> Tensor:
+    """log(1 − exp(x)) for x < 0, accurate at both ends: the log-probability of "not that".
+
+    Any shape, elementwise; x = 0 gives −inf. Splits at −ln 2, after Mächler, "Accurately computing log(1 − exp(−|a|))"
+    (2012). Each branch sees only its own inputs: through a plain ``where``, the infinite slope of the branch not taken
+    would come back as 0 · inf.
+    """
+    near = logprobs > -math.log(2.0)
+    from_near = torch.log(-torch.expm1(logprobs.masked_fill(~near, -math.log(2.0))))
+    from_far = torch.log1p(-torch.exp(logprobs.masked_fill(near, -math.log(2.0))))
+    return torch.where(near, from_near, from_far)

@@ -1,0 +1,225 @@
+"""The model: loading (full or LoRA), hidden states of completions, the sliced head behind them, saving."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfdistill.chat import Chat
+from selfdistill.errors import ModelError
+from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
+from selfdistill.types import Scores, SequenceBatch
+
+STUDENT_ADAPTER = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adaptation. No dropout: student and sampler must be the same function of the weights."""
+
+    rank: int
+    alpha: float
+    target_modules: str | list[str] = "all-linear"
+
+
+class Policy(nn.Module):
+    """A causal language model as this library uses it: hidden states of scored tokens, read by a sliced head."""
+
+    def __init__(self, model: Any, *, real_vocabulary: int) -> None:
+        super().__init__()
+        self.model = model
+        self.real_vocabulary = real_vocabulary
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model, adapters included in its layers but not wrapped around it."""
+        return self.model.get_base_model() if self.is_lora else self.model
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether only an adapter is trained."""
+        return getattr(self.model, "peft_config", None) is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def readout(self, batch: SequenceBatch) -> Readout:
+        """Hidden states [N, D] of the batch's scored tokens, with the head."""
+        batch = batch.to(self.device)
+        output = self.causal_lm.get_decoder()(input_ids=batch.ids_BL, use_cache=False)
+        return self.head_of(output.last_hidden_state[batch.row_N, batch.column_N])
+
+    def head_of(self, hidden_ND: Tensor) -> Readout:
+        """Hidden states with the head that reads them."""
+        head = self.causal_lm.get_output_embeddings()
+        return Readout(hidden_ND, head.weight, getattr(head, "bias", None), self.real_vocabulary)
+
+    def forward(self, batch: SequenceBatch, job: SliceJob) -> SliceResult:
+        """The job's loss over the batch. One ordinary forward, so that wrappers of the module see all of it."""
+        return sliced_loss(self.readout(batch), job)
+
+    @torch.no_grad()
+    def score(self, batch: SequenceBatch, *, elements: int) -> Scores:
+        """Log-probability and entropy of every scored token, without gradient."""
+        return score_readout(self.readout(batch), batch.target_N.to(self.device), elements=elements)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters that the optimiser updates, in a stable order."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def resolve_model(path: str) -> str:
+    """A shipped model's name, or a path or hub id as it stands."""
+    shipped = resources.files("selfdistill") / "models" / path
+    return str(shipped) if "/" not in path and shipped.is_dir() else path
+
+
+def load_policy(
+    path: str, *, dtype: torch.dtype, device: torch.device, lora: Lora | None = None, seed: int = 0
+) -> tuple[Policy, Chat]:
+    """Load a model directory, a shipped model or a hub id, with its tokenizer, and check that they fit each other.
+
+    A directory that holds an adapter loads its base model and the adapter.
+
+    Raises:
+        ModelError: in one sentence what cannot be used, and what would be right.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve_model(path)
+    folder = Path(source)
+    if not folder.is_dir() and ("/" not in path or folder.is_absolute() or path.startswith(".")):
+        raise ModelError(f"model {path!r} not found: give a model directory, a hub id (org/name) or a shipped name ({', '.join(shipped_models())})")
+    model = _load_weights(source, path, dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no usable tokenizer in {path}: {_first_line(error)}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(f"the tokenizer of {path} has {len(tokenizer)} ids but the model embeds only {rows}: they do not belong together")
+    chat = Chat(tokenizer, stop_ids=_stop_ids(model, tokenizer), window=_window(model), name=path)
+    if lora is not None:
+        model = _add_lora(model, lora, path, seed)
+    policy = Policy(model.to(device), real_vocabulary=len(tokenizer)).eval()
+    _check_head(policy, path)
+    return policy, chat
+
+
+def shipped_models() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(entry.name for entry in (resources.files("selfdistill") / "models").iterdir() if entry.is_dir())
+
+
+def save_policy(policy: Policy, chat: Chat, folder: Path) -> None:
+    """Write a directory that :func:`load_policy` and transformers read: full weights, or the adapter alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if policy.is_lora:
+        policy.model.save_pretrained(folder, selected_adapters=[STUDENT_ADAPTER])
+    else:
+        policy.model.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
+
+
+def load_weights(policy: Policy, folder: Path) -> None:
+    """Put back the weights that :func:`save_policy` wrote, bit for bit."""
+    if policy.is_lora:
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"), adapter_name=STUDENT_ADAPTER)
+        return
+    from transformers import AutoModelForCausalLM
+
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=next(policy.parameters()).dtype)
+    policy.model.load_state_dict(stored.state_dict())
+
+
+@torch.no_grad()
+def fingerprint(policy: Policy) -> str:
+    """A short name of the weights, so that a resume can tell whether it begins from the same ones."""
+    digest = hashlib.sha256()
+    for name, parameter in policy.model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {float(parameter.double().sum())!r}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """``"float32"``, ``"bfloat16"`` or ``"float64"`` as torch knows it."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
+
+
+def _load_weights(source: str, path: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    adapter = Path(source) / "adapter_config.json"
+    try:
+        if adapter.is_file():
+            from peft import PeftModel
+
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            model = AutoModelForCausalLM.from_pretrained(resolve_model(base), dtype=dtype)
+            return PeftModel.from_pretrained(model, source).merge_and_unload()  # type: ignore[no-untyped-call, operator]
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load a causal language model from {path}: {_first_line(error)}") from error
+
+
+def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped: Any = get_peft_model(model, config)
+    # The name that the user wrote finds the base again, also where the package lies elsewhere.
+    wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
+    return wrapped
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    declared = model.generation_config.eos_token_id
+    ids = declared if isinstance(declared, list) else [declared]
+    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
+
+
+def _window(model: Any) -> int:
+    config = model.config.get_text_config()
+    window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if window is None:
+        raise ModelError("the model's config names no max_position_embeddings, so prompts could not be checked against its window")
+    return int(window)
+
+
+@torch.no_grad()
+def _check_head(policy: Policy, path: str) -> None:
+    """Refuse a model whose logits are not a plain linear map of its last hidden state (soft-capping, scaling)."""
+    ids = torch.arange(4, device=policy.device)[None] % policy.real_vocabulary
+    expected = policy.causal_lm(input_ids=ids, use_cache=False).logits[0]
+    everything = torch.arange(4, device=policy.device)
+    batch = SequenceBatch(ids, torch.tensor([4]), torch.zeros_like(everything), everything, everything)
+    actual = policy.readout(batch).logits(slice(0, 4))
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
+    if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
+        raise ModelError(
+            f"the head of {path} is not a plain linear map of its last hidden state "
+            "(logit soft-capping or scaling), which the sliced loss cannot reproduce"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,107 @@
+"""What a run says in the terminal: one live line, one line an evaluation, a closing table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY = 10.0
+"""Seconds between lines where the output is no terminal (a log file, CI)."""
+
+
+class Progress:
+    """Progress on a terminal, or lines in a log."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live: Live | None = None
+        self.began = time.monotonic()
+        self.first: int | None = None
+        self.tokens = 0
+        self.accuracy: float | None = None
+        self.last_line = 0.0
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def say(self, sentence: str) -> None:
+        """One sentence of its own."""
+        self.console.print(Text(sentence))
+
+    def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
+        """An evaluation on held-out problems."""
+        avg = result["avg"]
+        self.accuracy = avg["value"]
+        self.say(
+            f"step {step:>4}  avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
+            f"pass@{result['pass']['k']} {result['pass']['value']:.3f}  maj@{result['maj']['k']} {result['maj']['value']:.3f}  "
+            f"length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
+        )
+
+    def step(self, line: Mapping[str, Any], *, total: int) -> None:
+        """A training step."""
+        if self.first is None:
+            self.first, self.began = line["step"], time.monotonic() - line["seconds"]
+        self.tokens += line["generated"]
+        elapsed = max(time.monotonic() - self.began, 1e-9)
+        done = line["step"] - self.first + 1
+        left = elapsed / done * (total - line["step"])
+        reward = "–" if line["reward"] is None else f"{line['reward']:.3f}"
+        accuracy = "–" if self.accuracy is None else f"{self.accuracy:.3f}"
+        text = (
+            f"step {line['step']}/{total}  reward {reward}  accuracy {accuracy}  loss {line['loss']:+.4f}  "
+            f"{self.tokens / elapsed:.0f} tokens/s  {_clock(left)} left"
+        )
+        if self.live is not None:
+            self.live.update(Text(text))
+        elif time.monotonic() - self.last_line >= PLAIN_EVERY or line["step"] == total:
+            self.last_line = time.monotonic()
+            self.say(text)
+
+    def closing(self, summary: Mapping[str, Any], page: str) -> None:
+        """The closing table and where the page is."""
+        table = Table(title=f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}")
+        for heading in ("", "step", "avg", "95 % interval", "pass", "maj", "length", "truncated", "deliberation"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        steps = {"before": 0, "after": summary["after_step"], "best": summary["best_step"]}
+        for name, step in steps.items():
+            row = summary[name]
+            table.add_row(
+                name,
+                str(step),
+                f"{row['avg']['value']:.3f}",
+                f"{row['avg']['low']:.3f} – {row['avg']['high']:.3f}",
+                f"{row['pass']['value']:.3f}",
+                f"{row['maj']['value']:.3f}",
+                f"{row['length']:.1f}",
+                f"{row['truncated']:.3f}",
+                f"{row['deliberation']:.2f}",
+            )
+        self.console.print(table)
+        self.console.print(Text("time by phase: " + _phases(summary["seconds"])))
+        self.console.print(Text(f"page: {page}"))
+
+
+def _phases(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values())
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{phase} {value:.1f} s ({value / total:.0%})" for phase, value in ordered) if total else "none"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

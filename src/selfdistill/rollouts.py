@@ -1,0 +1,84 @@
+"""Examples to groups of verified rollouts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from selfdistill.chat import Chat
+from selfdistill.errors import DataError
+from selfdistill.types import Example, Rollout, RolloutGroup, Sampler, Task, Verdict
+
+
+def fitting(
+    examples: Sequence[Example], chat: Chat, *, max_tokens: int, thinking: bool | None
+) -> tuple[list[Example], Counter[str]]:
+    """Examples whose prompt leaves room for a whole completion in the model's window, and the others by reason.
+
+    Raises:
+        DataError: none fits.
+    """
+    kept: list[Example] = []
+    skipped: Counter[str] = Counter()
+    longest = 0
+    for example in examples:
+        length = len(chat.encode(example.prompt, thinking=thinking))
+        longest = max(longest, length)
+        if length + max_tokens <= chat.window:
+            kept.append(example)
+        else:
+            skipped["prompt too long for the window"] += 1
+    if not kept:
+        raise DataError(
+            f"no prompt fits: the longest of {len(examples)} has {longest} tokens, completions may take {max_tokens}, "
+            f"and the window of {chat.name} is {chat.window}; lower sampling.max_tokens or shorten the prompts"
+        )
+    return kept, skipped
+
+
+def collect(
+    examples: Sequence[Example],
+    task: Task,
+    sampler: Sampler,
+    chat: Chat,
+    *,
+    count: int,
+    max_tokens: int,
+    thinking: bool | None,
+    seed: int,
+    version: int,
+) -> list[RolloutGroup]:
+    """Sample ``count`` completions of every example and judge them. ``version`` is the policy's, for the record."""
+    prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
+    drawn = sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed)
+    groups = []
+    for example, prompt, completions in zip(examples, prompts, drawn, strict=True):
+        rollouts = tuple(
+            Rollout(prompt, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version) for c in completions
+        )
+        verdicts = tuple(task.verify(example, r.text, finished=r.finished) for r in rollouts)
+        groups.append(RolloutGroup(example, rollouts, verdicts))
+    return groups
+
+
+def from_solutions(examples: Sequence[Example], chat: Chat, *, thinking: bool | None) -> list[RolloutGroup]:
+    """The data's own responses as completions, for methods that do not sample.
+
+    The field ``response`` is taken where the task has one, else ``solution``; log-probabilities are unknown (NaN).
+
+    Raises:
+        DataError: an example has neither, or one that does not fit the window.
+    """
+    groups = []
+    for example in examples:
+        text = example.fields.get("response", example.fields.get("solution"))
+        if text is None:
+            raise DataError(f"example {example.id} has no solution to learn from: map a column to 'solution'")
+        prompt = chat.encode(example.prompt, thinking=thinking)
+        ids = (*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.stop_ids[0])
+        if len(prompt) + len(ids) > chat.window:
+            raise DataError(f"example {example.id}: prompt and solution have {len(prompt) + len(ids)} tokens, the window {chat.window}")
+        unknown = (float("nan"),) * len(ids)
+        rollout = Rollout(prompt, ids, unknown, True, text, 0)
+        groups.append(RolloutGroup(example, (rollout,), (Verdict(None),)))
+    return groups

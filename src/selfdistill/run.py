@@ -1,0 +1,280 @@
+"""A run: the loop on one screen, and what it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfdistill import checkpoint
+from selfdistill.assembly import assemble
+from selfdistill.config import RunConfig
+from selfdistill.distributed import World
+from selfdistill.errors import CheckpointError, TrainingError
+from selfdistill.evaluation import evaluate
+from selfdistill.policy import load_weights, save_policy
+from selfdistill.progress import Progress
+from selfdistill.report import write_report
+from selfdistill.rollouts import collect, from_solutions
+from selfdistill.seeds import batches, derive
+from selfdistill.sinks import JsonLines, flatten
+from selfdistill.stopping import StopRequest
+from selfdistill.training import Clock, StepResult
+from selfdistill.types import Example, RolloutGroup, StepRecord
+
+MAY_CHANGE = ("steps", "checkpoint")
+"""Config keys that a resume may change: they do not alter any step that was already made."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a run has come to; part of every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    before: dict[str, Any] | None = None
+    latest: dict[str, Any] | None = None
+    latest_step: int = 0
+    best: dict[str, Any] | None = None
+    best_step: int = 0
+
+
+class Run:
+    """One training run in one folder."""
+
+    def __init__(self, config: RunConfig, folder: Path, *, resume: bool, progress: Progress) -> None:
+        """Assemble everything, then open the folder; nothing is written when something is wrong.
+
+        Raises:
+            UserError: one sentence.
+        """
+        self.folder = folder
+        self.progress = progress
+        exists = (folder / "config.json").exists()
+        if exists and not resume:
+            raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
+        if not exists and folder.exists() and any(folder.iterdir()):
+            raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
+        if resume and not exists:
+            progress.say(f"nothing to resume in {folder}: starting a new run")
+        self.parts = assemble(config)
+        self.config = self.parts.config
+        self.counters = Counters()
+        self.saved = folder / "checkpoints"
+        self.metrics = JsonLines(folder / "metrics.jsonl")
+        self.evaluations = JsonLines(folder / "evaluations.jsonl")
+        self.rollouts = JsonLines(folder / "rollouts.jsonl")
+        if exists:
+            self._check_same_config()
+            self._restore()
+        self.saved.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(folder / "config.json", self.config.model_dump())
+
+    def train(self, stop: StopRequest) -> dict[str, Any]:
+        """Train to the last step or until asked to stop; returns the summary."""
+        parts, config, now = self.parts, self.config, self.counters
+        if parts.unfit:
+            self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
+        if now.before is None:
+            now.before = self._evaluate()
+        order = batches(len(parts.examples), config.sampling.prompts, seed=config.seed, first_step=now.step + 1)
+        while now.step < config.steps and not stop.requested:
+            clock = Clock()
+            examples = [parts.examples[i] for i in next(order)]
+            with clock.phase("generation"):
+                groups = self._collect(examples, now.step + 1)
+            try:
+                result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
+            except TrainingError as error:
+                raise self._set_aside(groups, now.step + 1, error) from error
+            now.step += 1
+            line = self._measure(groups, result, clock)
+            if now.step % config.evaluation.every == 0 or now.step == config.steps:
+                with clock.phase("evaluation"):
+                    line["evaluation"] = self._evaluate()
+            self._note_seconds(clock, line)
+            self.rollouts.append(*self._describe(groups, result))
+            self.metrics.append(line)
+            self.progress.step(line, total=config.steps)
+            if now.step % config.checkpoint.every == 0:
+                self._save()
+        if now.step and not checkpoint.checkpoint_path(self.saved, now.step).exists():
+            self._save()
+        return self._finish()
+
+    def _collect(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
+        sampling, parts = self.config.sampling, self.parts
+        if not parts.method.on_policy:
+            return from_solutions(examples, parts.chat, thinking=sampling.thinking)
+        assert sampling.completions is not None and sampling.max_tokens is not None
+        return collect(
+            examples,
+            parts.task,
+            parts.sampler,
+            parts.chat,
+            count=sampling.completions,
+            max_tokens=sampling.max_tokens,
+            thinking=sampling.thinking,
+            seed=derive(self.config.seed, "sampling", step),
+            version=step - 1,
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate the student, keep it if it is the best so far, and write both down."""
+        now, parts, sampling = self.counters, self.parts, self.config.sampling
+        assert sampling.max_tokens is not None
+        result = evaluate(
+            parts.held_out,
+            parts.task,
+            parts.evaluator,
+            parts.chat,
+            samples=self.config.evaluation.samples,
+            max_tokens=sampling.max_tokens,
+            thinking=sampling.thinking,
+            seed=derive(self.config.seed, "evaluation"),
+        ).to_json()
+        now.latest, now.latest_step = result, now.step
+        if now.best is None or result["avg"]["value"] > now.best["avg"]["value"]:
+            now.best, now.best_step = result, now.step
+            checkpoint.write_folder(self.saved / "best", lambda f: save_policy(parts.policy, parts.chat, f))
+        self.evaluations.append({"step": now.step, **result})
+        self.progress.evaluation(now.step, result)
+        return result
+
+    def _measure(self, groups: Sequence[RolloutGroup], result: StepResult, clock: Clock) -> dict[str, Any]:
+        """The step's line of metrics, seconds aside."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rewards = [v.reward for group in groups for v in group.verdicts if v.reward is not None]
+        generated = sum(len(rollout.completion_ids) for rollout in rollouts)
+        self.counters.tokens += generated
+        line = flatten(result.record, World.current())
+        line.update(
+            reward=sum(rewards) / len(rewards) if rewards else None,
+            length=generated / len(rollouts),
+            truncated=sum(not rollout.finished for rollout in rollouts) / len(rollouts),
+            generated=generated,
+        )
+        return line
+
+    def _note_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
+        for phase, seconds in clock.seconds.items():
+            self.counters.seconds[phase] = self.counters.seconds.get(phase, 0.0) + seconds
+        line["phase_seconds"] = {phase: round(seconds, 4) for phase, seconds in clock.seconds.items()}
+        line["seconds"] = round(sum(clock.seconds.values()), 4)
+
+    def _describe(self, groups: Sequence[RolloutGroup], result: StepResult) -> list[dict[str, Any]]:
+        """Every completion of the step as it goes into ``rollouts.jsonl``."""
+        place = {(view.group, view.index): n for n, view in enumerate(result.views)}
+        student, teacher = result.scores.get("student"), result.scores.get("teacher")
+        lines = []
+        for g, group in enumerate(groups):
+            for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+                line: dict[str, Any] = {
+                    "step": result.record.step,
+                    "example": group.example.id,
+                    "index": i,
+                    "prompt": group.example.prompt[-1].content,
+                    "text": rollout.text,
+                    "ids": rollout.completion_ids,
+                    "tokens": self.parts.chat.tokens(rollout.completion_ids),
+                    "logprobs": [round(number, 6) for number in rollout.logprobs],
+                    "finished": rollout.finished,
+                    "policy_version": rollout.policy_version,
+                    "reward": verdict.reward,
+                    "feedback": verdict.feedback,
+                }
+                n = place.get((g, i))
+                mine = student[n] if student and n is not None else None
+                theirs = teacher[n] if teacher and n is not None else None
+                if mine is not None and theirs is not None:
+                    line["u"] = [round(u, 5) for u in (theirs.target_N - mine.target_N).tolist()]
+                lines.append(line)
+        return lines
+
+    def _save(self) -> None:
+        parts, now = self.parts, self.counters
+
+        def fill(folder: Path) -> None:
+            save_policy(parts.policy, parts.chat, folder / "model")
+            state = {"optimiser": parts.trainer.optimiser.state_dict(), "teachers": parts.teachers.state_dict()}
+            torch.save(state, folder / "training.pt")
+            method = parts.trainer.state.state_dict() if parts.trainer.state else None
+            counters = {name: getattr(now, name) for name in now.__slots__}
+            checkpoint.write_json(
+                folder / "state.json", {"counters": counters, "method": method, "origin": parts.origin}
+            )
+
+        checkpoint.write_folder(checkpoint.checkpoint_path(self.saved, now.step), fill)
+        checkpoint.prune(self.saved, self.config.checkpoint.keep)
+
+    def _restore(self) -> None:
+        """Go back to the newest whole checkpoint, and cut the files back to it."""
+        checkpoint.repair(self.saved / "best")
+        path, remarks = checkpoint.newest_whole(self.saved)
+        for remark in remarks:
+            self.progress.say(remark)
+        parts = self.parts
+        if path is not None:
+            stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if stored["origin"] != parts.origin:
+                raise CheckpointError(f"{self.folder} began from other weights than {self.config.model.path} holds now: the run cannot go on")
+            self.counters = Counters(**stored["counters"])
+            load_weights(parts.policy, path / "model")
+            state = torch.load(path / "training.pt", weights_only=True)
+            parts.trainer.optimiser.load_state_dict(state["optimiser"])
+            parts.teachers.load_state_dict(state["teachers"])
+            if parts.trainer.state is not None:
+                parts.trainer.state.load_state_dict(stored["method"])
+            self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
+        else:
+            self.progress.say(f"{self.folder} has no checkpoint yet: starting over")
+        for lines in (self.metrics, self.evaluations, self.rollouts):
+            lines.cut(after_step=self.counters.step if path is not None else -1)
+
+    def _check_same_config(self) -> None:
+        stored = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        ours = json.loads(json.dumps(self.config.model_dump()))
+        for key in sorted({*stored, *ours} - set(MAY_CHANGE)):
+            if stored.get(key) != ours.get(key):
+                where = _difference(key, stored.get(key), ours.get(key))
+                raise CheckpointError(f"{self.folder} was made with another config: {where}; resume with the same, or choose another --out")
+
+    def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
+        name = f"bad-batch-{step:06d}.jsonl"
+        empty = StepResult(StepRecord(step), [])
+        JsonLines(self.folder / name).append(*self._describe(groups, empty))
+        return TrainingError(f"{error}; the batch is in {self.folder / name}, the last checkpoint is kept")
+
+    def _finish(self) -> dict[str, Any]:
+        now = self.counters
+        seconds = sum(now.seconds.values())
+        summary = {
+            "steps": now.step,
+            "finished": now.step >= self.config.steps,
+            "before": now.before,
+            "after": now.latest,
+            "after_step": now.latest_step,
+            "best": now.best,
+            "best_step": now.best_step,
+            "seconds": {phase: round(value, 3) for phase, value in now.seconds.items()},
+            "tokens": now.tokens,
+            "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        checkpoint.write_json(self.folder / "summary.json", summary)
+        write_report(self.folder)
+        return summary
+
+
+def _difference(key: str, stored: Any, ours: Any) -> str:
+    if isinstance(stored, dict) and isinstance(ours, dict):
+        for below in sorted({*stored, *ours}):
+            if stored.get(below) != ours.get(below):
+                return _difference(f"{key}.{below}", stored.get(below), ours.get(below))
+    return f"{key} was {stored!r} and is now {ours!r}"

@@ -1,0 +1,212 @@
+"""Sampling with the learner's own transformers model: no other engine, no copy of the weights.
+
+What it does that ``generate`` does not: a prompt's completions share one prefill, finished rows leave the batch, the
+cache is written in place, and the log-probability of every sampled token comes back for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from selfdistill.policy import Policy
+from selfdistill.types import Completion
+
+COMPACT_BELOW = 0.75
+"""Share of unfinished rows under which the batch is compacted: copying the cache costs about one decoding step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How the next token is drawn. ``top_k`` 0 and ``top_p`` 1 leave the distribution whole; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+class HFSampler:
+    """Draws completions from a :class:`~selfdistill.policy.Policy`."""
+
+    def __init__(self, policy: Policy, *, stop_ids: Sequence[int], decoding: Decoding, max_rows: int) -> None:
+        self.policy = policy
+        self.stop_ids = tuple(stop_ids)
+        self.decoding = decoding
+        self.max_rows = max_rows
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, count: int, max_tokens: int, seed: int
+    ) -> list[list[Completion]]:
+        """``count`` completions of at most ``max_tokens`` tokens for every prompt, in order.
+
+        Log-probabilities are the model's own at temperature 1, whatever the decoding: they are what training compares
+        with. The same seed, prompts and limits draw the same completions.
+        """
+        generator = torch.Generator(device=self.policy.device).manual_seed(seed)
+        # Prompts of one length need no padding and no mask.
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        per_batch = max(1, self.max_rows // count)
+        results: dict[int, list[Completion]] = {}
+        for start in range(0, len(order), per_batch):
+            chosen = order[start : start + per_batch]
+            drawn = self._sample_batch([prompts[i] for i in chosen], count, max_tokens, generator)
+            results.update({i: drawn[k * count : (k + 1) * count] for k, i in enumerate(chosen)})
+        return [results[i] for i in range(len(prompts))]
+
+    def _sample_batch(
+        self, prompts: list[Sequence[int]], count: int, max_tokens: int, generator: torch.Generator
+    ) -> list[Completion]:
+        device = self.policy.device
+        stops = torch.tensor(self.stop_ids, device=device)
+        state = _Prefill.of(self.policy, prompts, count)
+        rows = len(prompts) * count
+        ids_BT = torch.zeros(rows, max_tokens, dtype=torch.long, device=device)
+        logprob_BT = torch.zeros(rows, max_tokens, dtype=torch.float64, device=device)
+        length_B = torch.full((rows,), max_tokens, device=device)
+        done_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        alive = torch.arange(rows, device=device)
+        logprobs = state.logprobs
+        for t in range(max_tokens):
+            token = draw(logprobs, self.decoding, generator)
+            ids_BT[alive, t] = token
+            logprob_BT[alive, t] = logprobs.gather(-1, token[:, None]).squeeze(-1).double()
+            stopped = torch.isin(token, stops) & ~done_B[alive]
+            length_B[alive[stopped]] = t + 1
+            done_B[alive[stopped]] = True
+            going = ~done_B[alive]
+            if not going.any() or t + 1 == max_tokens:
+                break
+            if going.float().mean() < COMPACT_BELOW:
+                kept = going.nonzero().squeeze(-1)
+                state.keep(kept)
+                alive, token = alive[kept], token[kept]
+            logprobs = state.advance(token)
+        return _completions(ids_BT, logprob_BT, length_B, done_B)
+
+
+def draw(logprobs_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+    """One token id per row."""
+    if decoding.temperature == 0:
+        return logprobs_BV.argmax(-1)
+    scaled = torch.log_softmax(logprobs_BV / decoding.temperature, -1)
+    if decoding.top_k:
+        lowest = scaled.topk(min(decoding.top_k, scaled.shape[-1]), -1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < lowest, float("-inf"))
+    if decoding.top_p < 1:
+        ordered, index = scaled.softmax(-1).sort(-1, descending=True)
+        # The token that crosses the threshold stays: the nucleus is the smallest set with at least that mass.
+        beyond = ordered.cumsum(-1) - ordered >= decoding.top_p
+        scaled = scaled.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), float("-inf"))
+    return torch.multinomial(scaled.softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+class _Prefill:
+    """A batch in the middle of decoding: cache, mask, and the distribution of the next token."""
+
+    def __init__(self, policy: Policy, cache: DynamicCache, mask_BL: Tensor | None, position_B: Tensor, logprobs: Tensor):
+        self.policy = policy
+        self.cache = cache
+        self.mask_BL = mask_BL
+        self.position_B = position_B
+        self.logprobs = logprobs
+
+    @classmethod
+    def of(cls, policy: Policy, prompts: list[Sequence[int]], count: int) -> _Prefill:
+        """Run every prompt once, then repeat its row for each of its completions."""
+        device, longest = policy.device, max(len(prompt) for prompt in prompts)
+        ids_PL = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        length_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        mask_PL = torch.arange(longest, device=device)[None] >= longest - length_P[:, None]
+        padded = not bool(mask_PL.all())
+        cache = DynamicCache(config=policy.causal_lm.config.get_text_config())
+        cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        position_PL = (mask_PL.cumsum(-1) - 1).clamp_min(0)
+        output = policy.causal_lm.get_decoder()(
+            input_ids=ids_PL,
+            attention_mask=mask_PL.long() if padded else None,
+            position_ids=position_PL,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        rows = torch.arange(len(prompts), device=device).repeat_interleave(count)
+        state = cls(policy, cache, mask_PL if padded else None, length_P, output.last_hidden_state[:, -1])
+        state.keep(rows)
+        state.logprobs = state._read(state.logprobs[rows])
+        return state
+
+    def keep(self, rows: Tensor) -> None:
+        """Select (or repeat) rows of everything."""
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        self.mask_BL = self.mask_BL[rows] if self.mask_BL is not None else None
+        self.position_B = self.position_B[rows]
+
+    def advance(self, token_B: Tensor) -> Tensor:
+        """Feed one token per row; returns the next log-probabilities [B, V]."""
+        if self.mask_BL is not None:
+            self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(token_B), 1)], 1)
+        output = self.policy.causal_lm.get_decoder()(
+            input_ids=token_B[:, None],
+            attention_mask=self.mask_BL.long() if self.mask_BL is not None else None,
+            position_ids=self.position_B[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.position_B = self.position_B + 1
+        return self._read(output.last_hidden_state[:, -1])
+
+    def _read(self, hidden_BD: Tensor) -> Tensor:
+        return self.policy.head_of(hidden_BD).logprobs(slice(None))
+
+
+class InPlaceLayer(DynamicLayer):
+    """A cache layer that writes into spare room instead of copying itself at every token."""
+
+    spare = 64
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.room_keys, self.room_values = key_states[:, :, :0], value_states[:, :, :0]
+        self.keys, self.values = self.room_keys, self.room_values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append key and value states [B, heads, new, dim]; returns all of them as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.keys.shape[-2]  # type: ignore[union-attr]
+        end = start + key_states.shape[-2]
+        if end > self.room_keys.shape[-2]:
+            self.room_keys = self._grown(self.keys, key_states, end)
+            self.room_values = self._grown(self.values, value_states, end)
+        self.room_keys[:, :, start:end] = key_states
+        self.room_values[:, :, start:end] = value_states
+        self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override]
+        """Select rows, spare room included."""
+        end = self.keys.shape[-2]  # type: ignore[union-attr]
+        self.room_keys = self.room_keys.index_select(0, beam_idx)
+        self.room_values = self.room_values.index_select(0, beam_idx)
+        self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
+
+    def _grown(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
+        batch, heads, _, dim = new.shape
+        room = new.new_empty(batch, heads, end + max(self.spare, end // 2), dim)
+        if old is not None and old.shape[-2]:
+            room[:, :, : old.shape[-2]] = old
+        return room
+
+
+def _completions(ids_BT: Tensor, logprob_BT: Tensor, length_B: Tensor, done_B: Tensor) -> list[Completion]:
+    return [
+        Completion(tuple(ids[:length]), tuple(logprobs[:length]), done)
+        for ids, logprobs, length, done in zip(
+            ids_BT.tolist(), logprob_BT.tolist(), length_B.tolist(), done_B.tolist(), strict=True
+        )
+    ]

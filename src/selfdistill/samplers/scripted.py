@@ -1,0 +1,37 @@
+"""A sampler that says what it was told: the shipped fake, for tests and for replaying rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from selfdistill.types import Completion
+
+
+class ScriptedSampler:
+    """Returns prepared completions by prompt; asks for more than the script holds are errors."""
+
+    def __init__(self, script: Mapping[tuple[int, ...], Sequence[Completion]]) -> None:
+        self.script = script
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, count: int, max_tokens: int, seed: int
+    ) -> list[list[Completion]]:
+        """The first ``count`` completions written for each prompt, cut at ``max_tokens``.
+
+        Raises:
+            KeyError: a prompt without a script.
+            ValueError: fewer than ``count`` completions in it.
+        """
+        drawn = []
+        for prompt in prompts:
+            completions = self.script[tuple(prompt)][:count]
+            if len(completions) < count:
+                raise ValueError(f"the script holds {len(completions)} completions for this prompt, {count} were asked for")
+            drawn.append([_cut(completion, max_tokens) for completion in completions])
+        return drawn
+
+
+def _cut(completion: Completion, max_tokens: int) -> Completion:
+    if len(completion.ids) <= max_tokens:
+        return completion
+    return Completion(completion.ids[:max_tokens], completion.logprobs[:max_tokens], finished=False)

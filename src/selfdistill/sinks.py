@@ -1,0 +1,77 @@
+"""Where a run's numbers go: JSON lines that a resume can cut back, one object a step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfdistill.distributed import World
+from selfdistill.types import StepRecord
+
+
+def flatten(record: StepRecord, world: World) -> dict[str, Any]:
+    """One flat object: sums divided by their counts over all ranks, then plain values, then seconds."""
+    sums = {name: world.sum(value) for name, value in record.sums.items()}
+    counts = {name: world.sum(value) for name, value in record.counts.items()}
+    flat: dict[str, Any] = {"step": record.step}
+    for role in sorted(name.removesuffix("_tokens") for name in sums if name.endswith("_tokens")):
+        tokens = sums[f"{role}_tokens"]
+        if tokens:
+            flat[f"{role}_entropy"] = sums[f"{role}_entropy"] / tokens
+            if f"{role}_u" in sums:
+                flat["pmi" if role == "teacher" else f"{role}_u"] = sums[f"{role}_u"] / tokens
+    flat.update(counts)
+    skipped = {k.removeprefix("skipped: "): v for k, v in record.values.items() if k.startswith("skipped: ")}
+    flat.update({k: v for k, v in record.values.items() if not k.startswith("skipped: ")})
+    flat["skipped"] = skipped
+    flat["seconds"] = sum(record.seconds.values())
+    flat["phase_seconds"] = dict(record.seconds)
+    return flat
+
+
+class JsonLines:
+    """An append-only file of JSON objects, flushed line by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, *objects: Mapping[str, Any]) -> None:
+        """Write the objects, one a line; numbers that are not finite become null."""
+        with self.path.open("a", encoding="utf-8") as file:
+            for value in objects:
+                file.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut(self, *, after_step: int) -> None:
+        """Drop lines of later steps, and a torn last line, as a resume from ``after_step`` must."""
+        if not self.path.exists():
+            return
+        aside = self.path.with_name(self.path.name + ".tmp")
+        with self.path.open(encoding="utf-8") as old, aside.open("w", encoding="utf-8") as new:
+            for line in old:
+                step = _step_of(line)
+                if step is not None and step <= after_step:
+                    new.write(line)
+        aside.replace(self.path)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,95 @@
+"""Teacher weights: live (the student's own), frozen (as they were at step 0), or an average of the student's path.
+
+With full fine-tuning, frozen and averaged weights are copies of the policy. With LoRA they cost next to nothing:
+frozen is the adapter switched off, and the average is a second adapter that starts as the student's. That average is
+taken over the factors A and B separately, which is *not* the average of their product.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from selfdistill.policy import STUDENT_ADAPTER, Policy
+from selfdistill.types import Weights
+
+EMA_ADAPTER = "ema"
+
+
+class Teachers:
+    """The teachers that a method asked for, behind one door."""
+
+    def __init__(self, policy: Policy, *, needed: Set[Weights], rate: float) -> None:
+        """Copy what is needed. Call it at step 0, before the student's first update.
+
+        ``rate`` is η in θ' ← (1−η)θ' + ηθ, used by ``"ema"`` alone.
+        """
+        self.policy = policy
+        self.rate = rate
+        self.copies: dict[Weights, Policy] = {}
+        self.has_ema = "ema" in needed
+        if policy.is_lora:
+            if self.has_ema:
+                policy.model.add_adapter(EMA_ADAPTER, policy.model.peft_config[STUDENT_ADAPTER])
+                policy.model.set_adapter(STUDENT_ADAPTER)
+                self._pull(1.0)
+        else:
+            self.copies = {kind: _copy(policy) for kind in ("frozen", "ema") if kind in needed}
+
+    @contextmanager
+    def weights(self, kind: Weights) -> Iterator[Policy]:
+        """The policy under the named weights, without gradient."""
+        with torch.no_grad():
+            if kind == "live":
+                yield self.policy
+            elif kind in self.copies:
+                yield self.copies[kind]
+            elif kind == "frozen":
+                with self.policy.model.disable_adapter():
+                    yield self.policy
+            else:
+                # Switching adapters changes requires_grad of both: the student's must be as it was.
+                self.policy.model.set_adapter(EMA_ADAPTER)
+                try:
+                    yield self.policy
+                finally:
+                    self.policy.model.set_adapter(STUDENT_ADAPTER)
+
+    def update(self) -> None:
+        """Move the average towards the student; to be called after each optimiser step."""
+        if self.has_ema:
+            self._pull(self.rate)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average's weights by name. Frozen weights are the model that the run began with and need no copy."""
+        return {name: average for name, average, _ in self._pairs()} if self.has_ema else {}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state_dict` gave."""
+        for name, average, _ in self._pairs() if self.has_ema else ():
+            average.copy_(state[name])
+
+    @torch.no_grad()
+    def _pull(self, rate: float) -> None:
+        for _, average, students in self._pairs():
+            average.lerp_(students.to(average.dtype), rate)
+
+    def _pairs(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Name, averaged tensor and the student's tensor, for everything that is averaged."""
+        students = dict(self.policy.model.named_parameters())
+        if self.policy.is_lora:
+            names = [name for name in students if f".{EMA_ADAPTER}." in name]
+            return [(n, students[n], students[n.replace(f".{EMA_ADAPTER}.", f".{STUDENT_ADAPTER}.")]) for n in names]
+        return [(n, average, students[n]) for n, average in self.copies["ema"].model.named_parameters()]
+
+
+def _copy(policy: Policy) -> Policy:
+    copied = copy.deepcopy(policy).eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    return copied

@@ -1,0 +1,194 @@
+"""The records that travel through a training step, from a row of data to a line of metrics.
+
+    Example ── sampled ──> Rollout ── verified ──> RolloutGroup ── contexts ──> View ── packed ──> SequenceBatch
+
+What belongs together travels together: a rollout keeps its token ids, and nothing downstream tokenises text again.
+Axis letters on tensors: ``B`` sequences, ``L`` length, ``N`` scored tokens, ``K`` top-k, ``V`` vocabulary, ``D`` hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+Weights = Literal["live", "frozen", "ema"]
+"""Whose weights a context is scored under: the student's own, those of step 0, or an average of the student's path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message, for example ``Message("user", "use the numbers 3 5 7 to make 26 .")``."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A problem: what the student is asked, and the texts that contexts may show in hindsight.
+
+    ``fields`` holds text for context templates (``solution`` where the data has one, and any other column mapped
+    to a name). ``columns`` is the raw row, for verifiers and reward functions.
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one completion.
+
+    ``reward`` is None where the verifier does not judge (such a completion takes no part in group statistics).
+    ``answer`` is the canonical form of the answer found, equal for equal answers (maj@k votes with it); None if none.
+    ``feedback`` is the environment's text about a failure, None where it has nothing to say.
+    """
+
+    reward: float | None
+    answer: str | None = None
+    feedback: str | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the completion earned the full reward of 1."""
+        return self.reward is not None and self.reward >= 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Token ids that a sampler drew, stop id included, with the log-probability of each at temperature 1.
+
+    ``finished`` is False when the token limit cut the completion.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion together with the prompt that it answers.
+
+    Example: ``Rollout(prompt_ids=(1, 40, 41), completion_ids=(7, 9, 2), logprobs=(-0.1, -1.2, 0.0), finished=True,
+    text="so 24", policy_version=12)``.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    text: str
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """All rollouts of one example with their verdicts, index by index."""
+
+    example: Example
+    rollouts: tuple[Rollout, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.rollouts) != len(self.verdicts):
+            raise ValueError(f"{len(self.rollouts)} rollouts but {len(self.verdicts)} verdicts for example {self.example.id}")
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Why something was left out; counted by its reason and shown, never silent."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One completion under several prompts: role name → prompt ids. ``"student"`` is always among the roles.
+
+    ``weights`` is each token's share in the loss (0 = not scored); ``advantage`` the completion's group advantage.
+    ``group`` and ``index`` say which rollout of the step this is.
+    """
+
+    prompts: Mapping[str, tuple[int, ...]]
+    completion_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    old_logprobs: tuple[float, ...]
+    advantage: float
+    group: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBatch:
+    """Right-padded sequences and where their completions stand.
+
+    Scored token n has id ``target_N[n]`` and is predicted by the hidden state at (``row_N[n]``, ``column_N[n]``):
+    the shift by one has been made, here and nowhere else.
+    """
+
+    ids_BL: Tensor
+    lengths_B: Tensor
+    row_N: Tensor
+    column_N: Tensor
+    target_N: Tensor
+
+    def to(self, device: torch.device) -> SequenceBatch:
+        """The same batch on another device."""
+        return SequenceBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per-token numbers of one role, detached: log-probability of the token, entropy of the distribution."""
+
+    target_N: Tensor
+    entropy_N: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one step reports: sums to be added over ranks, the counts that divide them, and plain values."""
+
+    step: int
+    sums: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float | bool | str | None] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A source of problems with a judge."""
+
+    name: str
+    contexts: str
+    """Name of the context file with this task's templates: ``"default"``, ``"countdown"`` …"""
+    judges: bool
+    """Whether :meth:`verify` gives rewards; without, only methods that need none can run."""
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """Examples of ``"train"``, ``"validation"`` or ``"test"``, always in the same order."""
+        ...
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        """Judge a completion by its text (special tokens kept out, thinking included)."""
+        ...
+
+
+class Sampler(Protocol):
+    """An engine that draws completions."""
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, count: int, max_tokens: int, seed: int
+    ) -> list[list[Completion]]:
+        """``count`` completions for every prompt, in order; the same seed draws the same completions."""
+        ...

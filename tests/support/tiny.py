@@ -1,0 +1,69 @@
+"""A random model of a few thousand weights with a tokenizer of its own, as real directories on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from selfdistill.tasks.countdown import CountdownTask
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m.role + '|> ' + m.content + ' <|end|> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|> <think> ' }}{% endif %}"
+)
+SPECIAL = ["<pad>", "<unk>", "<|end|>", "<|user|>", "<|system|>", "<|assistant|>", "<think>", "</think>"]
+WORDS = (
+    "answer try wait maybe hmm perhaps let me yes not use the numbers to make a correct solution is now solve problem "
+    "yourself another attempt was : . , ( ) + - × ÷ = below wrong feedback on an earlier reaches"
+).split()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words and the numbers up to 40."""
+    entries = [*SPECIAL, *WORDS, *(str(n) for n in range(41))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(dict.fromkeys(entries))}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<|end|>", clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def tiny_config(**changes: Any) -> Qwen3Config:
+    """Two layers of width 32."""
+    settings: dict[str, Any] = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "eos_token_id": 2,
+        "bos_token_id": None,
+        "pad_token_id": 0,
+    }
+    return Qwen3Config(**{**settings, **changes})
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a model directory and return it."""
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(tiny_config(**changes))
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_task() -> CountdownTask:
+    """A few easy problems."""
+    return CountdownTask("easy", train=8, validation=4, test=4)
