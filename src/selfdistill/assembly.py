@@ -1,4 +1,7 @@
-"""From a configuration to the parts of a run. Everything that can be refused is refused here, before a file is written."""
+"""From a configuration to the parts of a run.
+
+Everything that can be refused is refused here, before a file is written.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 
 from selfdistill.chat import Chat
-from selfdistill.config import CountdownConfig, OptimiserConfig, RunConfig, TaskConfig
+from selfdistill.config import CountdownConfig, ModelConfig, OptimiserConfig, RunConfig, TaskConfig
 from selfdistill.contexts import Template, apply, load_templates
 from selfdistill.distributed import World
 from selfdistill.errors import ConfigError, DataError
@@ -56,27 +59,18 @@ def assemble(config: RunConfig) -> Parts:
     method = method_of(config)
     config = resolve(config, method)
     task = build_task(config.task, seed=config.seed, reward=config.reward)
-    if method.needs_rewards and not task.judges:
-        raise ConfigError(
-            f"method {config.method['name']!r} needs rewards, but the task has no verifier: "
-            "name the answer column (task.answer) or a reward function (reward = \"module:function\")"
-        )
+    check_rewards(method, task, str(config.method["name"]))
     templates = load_templates(config.contexts or task.contexts)
     check_contexts(method, templates, task.examples("train")[0])
-    device = parse_device(config.model.device)
-    lora = config.model.lora
-    policy, chat = load_policy(
-        config.model.path,
-        dtype=parse_dtype(config.model.dtype),
-        device=device,
-        lora=Lora(lora.rank, lora.alpha, lora.target_modules) if lora else None,
-        seed=config.seed,
-    )
+    policy, chat = build_policy(config.model, seed=config.seed)
     origin = fingerprint(policy)
     max_tokens, thinking = _known(config.sampling.max_tokens), config.sampling.thinking
     examples, unfit = fitting(task.examples("train"), chat, max_tokens=max_tokens, thinking=thinking)
     held_out, unfit_held_out = fitting(
-        task.examples(config.evaluation.split)[: config.evaluation.problems], chat, max_tokens=max_tokens, thinking=thinking
+        task.examples(config.evaluation.split)[: config.evaluation.problems],
+        chat,
+        max_tokens=max_tokens,
+        thinking=thinking,
     )
     teachers = Teachers(policy, needed={role.weights for role in method.roles().values()}, rate=method.teacher_rate)
     trainer = Trainer(
@@ -92,8 +86,13 @@ def assemble(config: RunConfig) -> Parts:
         thinking=thinking,
         world=World.current(),
     )
-    decoding = Decoding(_known(config.sampling.temperature), _known(config.sampling.top_p), _known(config.sampling.top_k))
-    rows = config.sampling.max_rows
+    decoding = Decoding(
+        _known(config.sampling.temperature), _known(config.sampling.top_p), _known(config.sampling.top_k)
+    )
+    sampler, evaluator = (
+        HFSampler(policy, stop_ids=chat.stop_ids, decoding=how, max_rows=config.sampling.max_rows)
+        for how in (decoding, Decoding(config.evaluation.temperature))
+    )
     return Parts(
         config=config,
         task=task,
@@ -103,8 +102,8 @@ def assemble(config: RunConfig) -> Parts:
         chat=chat,
         teachers=teachers,
         trainer=trainer,
-        sampler=HFSampler(policy, stop_ids=chat.stop_ids, decoding=decoding, max_rows=rows),
-        evaluator=HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(config.evaluation.temperature), max_rows=rows),
+        sampler=sampler,
+        evaluator=evaluator,
         examples=examples,
         held_out=held_out,
         unfit=unfit + unfit_held_out,
@@ -147,6 +146,31 @@ def build_task(config: TaskConfig, *, seed: int, reward: str | None) -> Task:
     return RewardedTask(task, load_reward(reward)) if reward else task
 
 
+def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
+    """The student with its chat template; ``seed`` draws a new adapter's weights."""
+    lora = config.lora
+    return load_policy(
+        config.path,
+        dtype=parse_dtype(config.dtype),
+        device=parse_device(config.device),
+        lora=Lora(lora.rank, lora.alpha, lora.target_modules) if lora else None,
+        seed=seed,
+    )
+
+
+def check_rewards(method: Method, task: Task, name: str) -> None:
+    """Refuse a method that needs rewards on a task that gives none.
+
+    Raises:
+        ConfigError: with the two ways out.
+    """
+    if method.needs_rewards and not task.judges:
+        raise ConfigError(
+            f"method {name!r} needs rewards, but the task has no verifier: "
+            'name the answer column (task.answer) or a reward function (reward = "module:function")'
+        )
+
+
 def check_contexts(method: Method, templates: Mapping[str, Template], example: Example) -> None:
     """Refuse a context that the file lacks, or that can never be rendered because the data has no such field.
 
@@ -159,7 +183,7 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
         if isinstance(shown, Skipped):
             raise DataError(
                 f"{shown.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
-                "map a column to it, for example task.solution = \"answer\""
+                'map a column to it, for example task.solution = "answer"'
             )
 
 
@@ -175,7 +199,7 @@ def build_optimiser(policy: Policy, config: OptimiserConfig) -> torch.optim.Opti
 
 def schedule(config: OptimiserConfig, steps: int) -> Callable[[int], float]:
     """Learning rate as a function of the step (from 1), so that a resume needs no scheduler state."""
-    peak = _known(config.learning_rate)
+    peak = float(_known(config.learning_rate))
 
     def rate(step: int) -> float:
         if step <= config.warmup:

@@ -26,7 +26,9 @@ class Chat:
                 "or put a chat_template.jinja beside its tokenizer"
             )
         if not stop_ids:
-            raise ModelError(f"{name} names no end-of-sequence id in its tokenizer or generation config, so no completion could end")
+            raise ModelError(
+                f"{name} names no end-of-sequence id in its tokenizer or generation config, so no completion could end"
+            )
         self.tokenizer = tokenizer
         self.stop_ids = tuple(stop_ids)
         self.window = window
@@ -54,7 +56,9 @@ class Chat:
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch)
         except TemplateError as error:
-            raise ModelError(f"the chat template of {self.name} cannot render {[m.role for m in messages]}: {error}") from error
+            raise ModelError(
+                f"the chat template of {self.name} cannot render {[m.role for m in messages]}: {error}"
+            ) from error
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -77,7 +77,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         CheckpointError: there are checkpoints, but none is whole.
     """
-    remarks = []
+    remarks: list[str] = []
     for path in reversed(checkpoints(folder)):
         reason = torn(path)
         if reason is None:

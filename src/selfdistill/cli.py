@@ -19,7 +19,9 @@ app = typer.Typer(
     help="On-policy self-distillation: a model that knows the answer in hindsight teaches itself.",
 )
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")
+]
 
 
 @app.command()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from selfdistill import checkpoint
-from selfdistill.assembly import assemble, build_task, parse_device
+from selfdistill.assembly import assemble, build_policy, build_task
 from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.evaluation import evaluate
-from selfdistill.policy import load_policy, parse_dtype
 from selfdistill.rollouts import collect, fitting, from_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
@@ -41,12 +40,10 @@ def evaluate_model(
     """
     config = _config_for(model, task, overrides)
     path, remarks = model_path(model)
-    policy, chat = load_policy(path, dtype=parse_dtype(config.model.dtype), device=parse_device(config.model.device))
+    policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
     judge = build_task(config.task, seed=config.seed, reward=config.reward)
     tokens = max_tokens or config.sampling.max_tokens or 1024
-    examples, unfit = fitting(
-        judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking
-    )
+    examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking)
     sampler = HFSampler(
         policy, stop_ids=chat.stop_ids, decoding=Decoding(temperature), max_rows=config.sampling.max_rows
     )
@@ -80,7 +77,9 @@ def _config_for(model: str, task: str | None, overrides: Sequence[str]) -> RunCo
     raw: dict[str, Any] = {"method": {"name": "grpo"}}
     if task is None:
         if not (Path(model) / "checkpoints").is_dir():
-            raise ConfigError(f"{model} is no run folder, so it names no task: add --task, for example --task countdown")
+            raise ConfigError(
+                f"{model} is no run folder, so it names no task: add --task, for example --task countdown"
+            )
         run = json.loads(stored.read_text(encoding="utf-8"))
         raw.update({key: run[key] for key in ("task", "reward")})
         raw["sampling"] = {key: run["sampling"][key] for key in ("max_tokens", "thinking", "max_rows")}
@@ -128,9 +127,8 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
 def _prompts(view: View, roles: Mapping[str, Any], chat: Any) -> Iterator[str]:
     student = view.prompts["student"]
     for name, ids in view.prompts.items():
-        shared = len(os.path.commonprefix([student, ids]))
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(student, ids, strict=False)))
         role = roles.get(name)
         what = f"context {role.context}, {role.weights} weights" if role else "what the model is asked"
         yield f"── {name}: {what}; {len(ids)} tokens, {shared} shared with the student from the start"
         yield chat.tokenizer.decode(ids)
-

@@ -35,7 +35,9 @@ class ModelConfig(Strict):
     """The student."""
 
     path: str = Field("countdown-base", description="Model directory, hub id, or the name of a shipped model.")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Number type of weights and activations.")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32", description="Number type of weights and activations."
+    )
     device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
     lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
 
@@ -55,7 +57,9 @@ class MathConfig(Strict):
 
     kind: Literal["math"]
     path: str = Field(description="JSONL or Parquet file of training rows.")
-    validation_path: str | None = Field(None, description="Rows of the validation split; unset: a share of path, by hash.")
+    validation_path: str | None = Field(
+        None, description="Rows of the validation split; unset: a share of path, by hash."
+    )
     test_path: str | None = Field(None, description="Rows of the test split; unset: a share of path, by hash.")
     validation_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for validation.")
     test_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for the test split.")
@@ -63,7 +67,9 @@ class MathConfig(Strict):
     answer: str | None = Field("answer", description="Column, dotted path or $-template of the final answer.")
     solution: str | None = Field(None, description="Column, dotted path or $-template of a worked solution.")
     fields: dict[str, str] = Field({}, description="Further fields for context templates: name = source.")
-    answer_pattern: str | None = Field(None, description="Regular expression that finds the answer in its column (group 1).")
+    answer_pattern: str | None = Field(
+        None, description="Regular expression that finds the answer in its column (group 1)."
+    )
     solution_remove: str | None = Field(None, description="Regular expression of what solutions are shown without.")
     system: str | None = Field(None, description="System message, a $-template over the columns.")
     suffix: str = Field(
@@ -86,8 +92,12 @@ class SamplingConfig(Strict):
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; unset: the method's own.")
     temperature: float | None = Field(None, gt=0, description="Sampling temperature; unset: the method's own.")
     top_p: float | None = Field(None, gt=0, le=1, description="Nucleus; unset: the method's own.")
-    top_k: int | None = Field(None, ge=0, description="Keep the k likeliest tokens, 0 for all; unset: the method's own.")
-    thinking: bool | None = Field(None, description="Thinking switch of the chat template; unset: the template's own default.")
+    top_k: int | None = Field(
+        None, ge=0, description="Keep the k likeliest tokens, 0 for all; unset: the method's own."
+    )
+    thinking: bool | None = Field(
+        None, description="Thinking switch of the chat template; unset: the template's own default."
+    )
     max_rows: int = Field(512, ge=1, description="Completions decoded at once.")
 
 
@@ -181,7 +191,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
     if isinstance(table.get("method"), str):
         table["method"] = {"name": table["method"]}
     if "method" not in table or not isinstance(table["method"], Mapping) or "name" not in table["method"]:
-        raise ConfigError(f"{source}: no method: write for example method.name = \"antisd\"")
+        raise ConfigError(f'{source}: no method: write for example method.name = "antisd"')
     _refuse_unknown(RunConfig, table, (), source)
     try:
         return RunConfig.model_validate(table)
@@ -195,7 +205,9 @@ def _read(source: str) -> dict[str, Any]:
     if not path.is_file():
         close = difflib.get_close_matches(source, shipped_configs(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"config {source!r} not found; {hint}shipped: {', '.join(shipped_configs())}; or give a path to a TOML file")
+        raise ConfigError(
+            f"config {source!r} not found; {hint}shipped: {', '.join(shipped_configs())}; or give a path to a TOML file"
+        )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -233,7 +245,11 @@ def _refuse_unknown(model: type[BaseModel], table: Mapping[str, Any], where: tup
         name = ".".join([*where, key])
         if key not in model.model_fields:
             close = difflib.get_close_matches(key, model.model_fields, n=1)
-            hint = f"did you mean {'.'.join([*where, close[0]])!r}?" if close else f"known there: {', '.join(model.model_fields)}"
+            hint = (
+                f"did you mean {'.'.join([*where, close[0]])!r}?"
+                if close
+                else f"known there: {', '.join(model.model_fields)}"
+            )
             raise ConfigError(f"{source}: unknown key {name!r}; {hint}")
         if isinstance(value, Mapping):
             below = _table_type(model.model_fields[key].annotation, value)
@@ -247,7 +263,11 @@ def _table_type(annotation: Any, value: Mapping[str, Any]) -> type[BaseModel] | 
         return annotation
     if get_origin(annotation) is Annotated:
         return _table_type(get_args(annotation)[0], value)
-    choices = [c for c in get_args(annotation) if isinstance(c, type) and issubclass(c, BaseModel)] if _is_union(annotation) else []
+    choices = (
+        [c for c in get_args(annotation) if isinstance(c, type) and issubclass(c, BaseModel)]
+        if _is_union(annotation)
+        else []
+    )
     if len(choices) > 1:
         choices = [c for c in choices if value.get("kind") in get_args(c.model_fields["kind"].annotation)]
     return choices[0] if choices else None

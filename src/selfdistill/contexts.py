@@ -55,7 +55,9 @@ def load_templates(source: str | Path) -> dict[str, Template]:
     shipped = resources.files("selfdistill") / "contexts" / f"{source}.toml"
     path = shipped if shipped.is_file() else Path(source)
     if not path.is_file():
-        raise ConfigError(f"context file {str(source)!r} not found: give a shipped name ({', '.join(shipped_contexts())}) or a path")
+        raise ConfigError(
+            f"context file {str(source)!r} not found: give a shipped name ({', '.join(shipped_contexts())}) or a path"
+        )
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -64,7 +66,10 @@ def load_templates(source: str | Path) -> dict[str, Template]:
     for template in templates.values():
         for choice in template.first_of:
             if choice not in templates or templates[choice].first_of:
-                raise ConfigError(f"context file {source}: {template.name}.first_of names {choice!r}, which is no plain template there")
+                raise ConfigError(
+                    f"context file {source}: {template.name}.first_of names {choice!r}, "
+                    "which is no plain template there"
+                )
     return templates
 
 
@@ -104,7 +109,10 @@ def _parse(name: str, table: object, source: str) -> Template:
         raise ConfigError(f"context file {source}: {name!r} must be a table")
     unknown = set(table) - {"description", "text", "first_of", "system"}
     if unknown:
-        raise ConfigError(f"context file {source}: unknown key {sorted(unknown)[0]!r} in [{name}]; known: description, first_of, system, text")
+        raise ConfigError(
+            f"context file {source}: unknown key {sorted(unknown)[0]!r} in [{name}]; "
+            "known: description, first_of, system, text"
+        )
     if ("text" in table) == ("first_of" in table):
         raise ConfigError(f"context file {source}: [{name}] needs either 'text' or 'first_of'")
     template = Template(

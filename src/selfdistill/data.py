@@ -137,7 +137,7 @@ def _parse(text: str, place: str) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:  # nested too deeply; an integer of more digits than Python converts
         raise DataError(f"{place}: malformed JSON ({error})") from error
     if not isinstance(values, dict):
-        raise DataError(f"{place}: a row must be a JSON object, this is a {_kind(values)}")
+        raise DataError(f"{place}: a row must be a JSON object, this is {_kind(values)}")
     return values
 
 
@@ -177,7 +177,7 @@ def _text(row: Row, name: str, path: str) -> str:
             missing = "null" if value is None else str(value)
             raise DataError(f"{row.place}: {path!r} is {missing}, but field {name!r} needs it")
         case _:
-            raise DataError(f"{row.place}: {path!r} is a {_kind(value)}, but field {name!r} needs text or a number")
+            raise DataError(f"{row.place}: {path!r} is {_kind(value)}, but field {name!r} needs text or a number")
 
 
 def _lookup(row: Row, name: str, path: str) -> object:
@@ -197,5 +197,12 @@ def _lookup(row: Row, name: str, path: str) -> object:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "JSON object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+    names = {
+        dict: "a JSON object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

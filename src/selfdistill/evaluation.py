@@ -82,4 +82,3 @@ def deliberation_pattern() -> re.Pattern[str]:
     text = (resources.files("selfdistill") / "words" / "deliberation.txt").read_text(encoding="utf-8")
     words = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return re.compile(r"(?<!\w)(?:" + "|".join(re.escape(word) for word in words) + r")(?!\w)", re.IGNORECASE)
-

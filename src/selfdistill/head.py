@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from selfdistill.objectives import entropy
 from selfdistill.types import Scores
 
 STUDENT = "student"
@@ -105,7 +107,7 @@ def score_readout(readout: Readout, target_N: Tensor, *, elements: int) -> Score
         for rows in _slices(len(target_N), readout.weight_VD.shape[0], elements):
             logprobs = readout.logprobs(rows)
             targets.append(logprobs.gather(-1, target_N[rows, None]).squeeze(-1))
-            entropies.append(_entropy(logprobs))
+            entropies.append(entropy(logprobs))
     return Scores(_join(targets, readout.hidden_ND), _join(entropies, readout.hidden_ND))
 
 
@@ -114,7 +116,9 @@ def sliced_loss(student: Readout, job: SliceJob) -> SliceResult:
     collected: dict[str, list[tuple[Tensor, Tensor]]] = {}
     sums: dict[str, float] = {}
     bias = student.bias_V if student.bias_V is not None else student.weight_VD.new_zeros(0)
-    loss = _SlicedLoss.apply(student.hidden_ND, student.weight_VD, bias, student.real_vocabulary, job, collected, sums)
+    loss = _SlicedLoss.apply(  # type: ignore[no-untyped-call]
+        student.hidden_ND, student.weight_VD, bias, student.real_vocabulary, job, collected, sums
+    )
     scores = {
         role: Scores(_join([t for t, _ in parts], student.hidden_ND), _join([e for _, e in parts], student.hidden_ND))
         for role, parts in collected.items()
@@ -127,8 +131,8 @@ class _SlicedLoss(torch.autograd.Function):
     """Loss whose gradients are computed, slice by slice, in the forward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
+    def forward(
+        ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias: Tensor,
@@ -141,7 +145,7 @@ class _SlicedLoss(torch.autograd.Function):
         student = Readout(hidden_ND.detach(), weight_VD.detach(), bias_V, real_vocabulary)
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = hidden_ND.new_zeros((), dtype=wide)
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden_ND) if needs_hidden else None
         # Many slices are added up: in bf16 their sum would lose the small ones.
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
@@ -167,7 +171,7 @@ class _SlicedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         scaled = [None if grad is None else grad * grad_output.to(grad.dtype) for grad in ctx.saved_tensors]
         return (*scaled, None, None, None, None)
 
@@ -191,7 +195,7 @@ def _collect(
     with torch.no_grad():
         for role, logprobs in seen.roles.items():
             detached = logprobs.detach()
-            collected.setdefault(role, []).append((seen.target(role).detach(), _entropy(detached)))
+            collected.setdefault(role, []).append((seen.target(role).detach(), entropy(detached)))
         for name, value in (job.metrics(seen) if job.metrics else {}).items():
             sums[name] = sums.get(name, 0.0) + float((value * job.weight_N[rows]).sum())
 
@@ -202,11 +206,6 @@ def _log_softmax(logits: Tensor, real_vocabulary: int) -> Tensor:
         padded = torch.arange(wide.shape[-1], device=wide.device) >= real_vocabulary
         wide = wide.masked_fill(padded, float("-inf"))
     return torch.log_softmax(wide, -1)
-
-
-def _entropy(logprobs_NV: Tensor) -> Tensor:
-    # exp(-inf) * -inf is NaN, but a token of probability 0 adds nothing to the entropy.
-    return -(logprobs_NV.exp() * logprobs_NV.clamp_min(torch.finfo(logprobs_NV.dtype).min)).sum(-1)
 
 
 def _slices(tokens: int, vocabulary: int, elements: int) -> Iterator[slice]:

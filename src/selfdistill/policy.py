@@ -50,7 +50,8 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def readout(self, batch: SequenceBatch) -> Readout:
         """Hidden states [N, D] of the batch's scored tokens, with the head."""
@@ -98,7 +99,10 @@ def load_policy(
     source = resolve_model(path)
     folder = Path(source)
     if not folder.is_dir() and ("/" not in path or folder.is_absolute() or path.startswith(".")):
-        raise ModelError(f"model {path!r} not found: give a model directory, a hub id (org/name) or a shipped name ({', '.join(shipped_models())})")
+        raise ModelError(
+            f"model {path!r} not found: give a model directory, a hub id (org/name) "
+            f"or a shipped name ({', '.join(shipped_models())})"
+        )
     model = _load_weights(source, path, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -106,7 +110,10 @@ def load_policy(
         raise ModelError(f"no usable tokenizer in {path}: {_first_line(error)}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise ModelError(f"the tokenizer of {path} has {len(tokenizer)} ids but the model embeds only {rows}: they do not belong together")
+        raise ModelError(
+            f"the tokenizer of {path} has {len(tokenizer)} ids but the model embeds only {rows}: "
+            "they do not belong together"
+        )
     chat = Chat(tokenizer, stop_ids=_stop_ids(model, tokenizer), window=_window(model), name=path)
     if lora is not None:
         model = _add_lora(model, lora, path, seed)
@@ -136,7 +143,9 @@ def load_weights(policy: Policy, folder: Path) -> None:
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"), adapter_name=STUDENT_ADAPTER)
+        set_peft_model_state_dict(
+            policy.model, load_file(folder / "adapter_model.safetensors"), adapter_name=STUDENT_ADAPTER
+        )
         return
     from transformers import AutoModelForCausalLM
 
@@ -168,7 +177,8 @@ def _load_weights(source: str, path: str, dtype: torch.dtype) -> Any:
 
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
             model = AutoModelForCausalLM.from_pretrained(resolve_model(base), dtype=dtype)
-            return PeftModel.from_pretrained(model, source).merge_and_unload()  # type: ignore[no-untyped-call, operator]
+            adapted: Any = PeftModel.from_pretrained(model, source)
+            return adapted.merge_and_unload()
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a causal language model from {path}: {_first_line(error)}") from error
@@ -201,7 +211,9 @@ def _window(model: Any) -> int:
     config = model.config.get_text_config()
     window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if window is None:
-        raise ModelError("the model's config names no max_position_embeddings, so prompts could not be checked against its window")
+        raise ModelError(
+            "the model's config names no max_position_embeddings, so prompts could not be checked against its window"
+        )
     return int(window)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -39,7 +40,7 @@ class Progress:
 
     def say(self, sentence: str) -> None:
         """One sentence of its own."""
-        self.console.print(Text(sentence))
+        self.console.print(Text(sentence), soft_wrap=True)
 
     def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
         """An evaluation on held-out problems."""
@@ -47,7 +48,7 @@ class Progress:
         self.accuracy = avg["value"]
         self.say(
             f"step {step:>4}  avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
-            f"pass@{result['pass']['k']} {result['pass']['value']:.3f}  maj@{result['maj']['k']} {result['maj']['value']:.3f}  "
+            f"pass@{avg['k']} {result['pass']['value']:.3f}  maj@{avg['k']} {result['maj']['value']:.3f}  "
             f"length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
         )
 
@@ -73,9 +74,11 @@ class Progress:
 
     def closing(self, summary: Mapping[str, Any], page: str) -> None:
         """The closing table and where the page is."""
-        table = Table(title=f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}")
-        for heading in ("", "step", "avg", "95 % interval", "pass", "maj", "length", "truncated", "deliberation"):
-            table.add_column(heading, justify="left" if not heading else "right")
+        title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+        k = summary["before"]["avg"]["k"]
+        for heading in ("", "step", f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}", "length", "cut", "delib."):
+            table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
         steps = {"before": 0, "after": summary["after_step"], "best": summary["best_step"]}
         for name, step in steps.items():
             row = summary[name]
@@ -83,16 +86,16 @@ class Progress:
                 name,
                 str(step),
                 f"{row['avg']['value']:.3f}",
-                f"{row['avg']['low']:.3f} – {row['avg']['high']:.3f}",
+                f"{row['avg']['low']:.3f}–{row['avg']['high']:.3f}",
                 f"{row['pass']['value']:.3f}",
                 f"{row['maj']['value']:.3f}",
                 f"{row['length']:.1f}",
-                f"{row['truncated']:.3f}",
+                f"{row['truncated']:.1%}",
                 f"{row['deliberation']:.2f}",
             )
         self.console.print(table)
-        self.console.print(Text("time by phase: " + _phases(summary["seconds"])))
-        self.console.print(Text(f"page: {page}"))
+        self.say("time by phase: " + _phases(summary["seconds"]))
+        self.say(f"page: {page}")
 
 
 def _phases(seconds: Mapping[str, float]) -> str:

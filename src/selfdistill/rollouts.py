@@ -77,7 +77,10 @@ def from_solutions(examples: Sequence[Example], chat: Chat, *, thinking: bool | 
         prompt = chat.encode(example.prompt, thinking=thinking)
         ids = (*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.stop_ids[0])
         if len(prompt) + len(ids) > chat.window:
-            raise DataError(f"example {example.id}: prompt and solution have {len(prompt) + len(ids)} tokens, the window {chat.window}")
+            raise DataError(
+                f"example {example.id}: prompt and solution have {len(prompt) + len(ids)} tokens, "
+                f"the window is {chat.window}"
+            )
         unknown = (float("nan"),) * len(ids)
         rollout = Rollout(prompt, ids, unknown, True, text, 0)
         groups.append(RolloutGroup(example, (rollout,), (Verdict(None),)))

@@ -223,7 +223,10 @@ class Run:
         if path is not None:
             stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
             if stored["origin"] != parts.origin:
-                raise CheckpointError(f"{self.folder} began from other weights than {self.config.model.path} holds now: the run cannot go on")
+                raise CheckpointError(
+                    f"{self.folder} began from other weights than {self.config.model.path} holds now: "
+                    "the run cannot go on"
+                )
             self.counters = Counters(**stored["counters"])
             load_weights(parts.policy, path / "model")
             state = torch.load(path / "training.pt", weights_only=True)
@@ -243,7 +246,10 @@ class Run:
         for key in sorted({*stored, *ours} - set(MAY_CHANGE)):
             if stored.get(key) != ours.get(key):
                 where = _difference(key, stored.get(key), ours.get(key))
-                raise CheckpointError(f"{self.folder} was made with another config: {where}; resume with the same, or choose another --out")
+                raise CheckpointError(
+                    f"{self.folder} was made with another config: {where}; "
+                    "resume with the same, or choose another --out"
+                )
 
     def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
         name = f"bad-batch-{step:06d}.jsonl"

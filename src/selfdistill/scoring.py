@@ -14,9 +14,7 @@ from selfdistill.teachers import Teachers
 from selfdistill.types import Scores, View, Weights
 
 
-def score_views(
-    policy: Policy, views: Sequence[View], role: str, *, max_tokens: int, elements: int
-) -> list[Scores]:
+def score_views(policy: Policy, views: Sequence[View], role: str, *, max_tokens: int, elements: int) -> list[Scores]:
     """Log-probability and entropy of every completion token under one role's prompts, view by view."""
     results: dict[int, Scores] = {}
     for chosen in micro_batches([_only(view, role) for view in views], max_tokens=max_tokens):

@@ -111,7 +111,9 @@ class Trainer:
         with clock.phase("update"):
             norm = float(torch.nn.utils.clip_grad_norm_(self.policy.trainable(), self.clip_norm or math.inf))
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise TrainingError(f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated")
+                raise TrainingError(
+                    f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated"
+                )
             self.optimiser.step()
             self.teachers.update()
         scores.update(beforehand)
@@ -204,7 +206,9 @@ class Trainer:
         }
         inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
         for role, column in beforehand.items():
-            inputs[role] = torch.cat([_or_nan(column[i], view, device, wide) for i, view in zip(chosen, picked, strict=True)])
+            inputs[role] = torch.cat(
+                [_or_nan(column[i], view, device, wide) for i, view in zip(chosen, picked, strict=True)]
+            )
         return SliceJob(
             target_N=target_N.to(device),
             weight_N=concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0),

@@ -3,7 +3,8 @@
     Example ── sampled ──> Rollout ── verified ──> RolloutGroup ── contexts ──> View ── packed ──> SequenceBatch
 
 What belongs together travels together: a rollout keeps its token ids, and nothing downstream tokenises text again.
-Axis letters on tensors: ``B`` sequences, ``L`` length, ``N`` scored tokens, ``K`` top-k, ``V`` vocabulary, ``D`` hidden.
+Axis letters on tensors: ``B`` sequences, ``L`` length, ``N`` scored tokens, ``K`` top-k, ``V`` vocabulary, ``D``
+hidden.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class RolloutGroup:
 
     def __post_init__(self) -> None:
         if len(self.rollouts) != len(self.verdicts):
-            raise ValueError(f"{len(self.rollouts)} rollouts but {len(self.verdicts)} verdicts for example {self.example.id}")
+            raise ValueError(
+                f"{len(self.rollouts)} rollouts but {len(self.verdicts)} verdicts for example {self.example.id}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

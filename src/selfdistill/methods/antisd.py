@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from selfdistill.errors import TrainingError
 from selfdistill.head import TokenSlice
 from selfdistill.methods.base import Observation, Role, State, gain
 from selfdistill.methods.grpo import GRPO
@@ -47,6 +49,8 @@ class AntiSD(GRPO):
         if not entropies:
             return {"gate": float(state.open)}
         entropy = float(torch.cat(entropies).median())
+        if not math.isfinite(entropy):
+            raise TrainingError(f"the teacher's entropy is {entropy}: its scores are not numbers")
         return {"gate": float(state.update(entropy)), "gate_entropy": entropy}
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:

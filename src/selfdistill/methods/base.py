@@ -89,7 +89,9 @@ class Method(Strict):
     teacher_thinking: bool | None = Field(
         None, description="Thinking switch of the chat template for the teacher's prompt; unset: as for the student."
     )
-    teacher_rate: float = Field(0.0, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step.")
+    teacher_rate: float = Field(
+        0.0, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step."
+    )
 
     def roles(self) -> Mapping[str, Role]:
         """Contexts scored beside the student's, by role name."""

@@ -25,7 +25,9 @@ class SDPO(Method):
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-5, lora_learning_rate=1e-5)
 
     name: Literal["sdpo"] = "sdpo"
-    teacher_rate: float = Field(0.05, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step.")
+    teacher_rate: float = Field(
+        0.05, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step."
+    )
     divergence: Divergence = Field(
         default=JensenShannon(support=TopK(k=100)), description="How teacher and student are compared."
     )

@@ -93,10 +93,8 @@ def _gaps_to_mixture(student_NS: Tensor, teacher_NS: Tensor, teacher_weight: flo
     """
     gap_NS = teacher_NS - student_NS
     # Scalars of the gap's own type: ``torch.where`` on two Python numbers answers in float32.
-    weight_of_teacher, weight_of_student = (
-        gap_NS.new_full((), teacher_weight),
-        gap_NS.new_full((), 1.0 - teacher_weight),
-    )
+    weight_of_teacher = gap_NS.new_full((), teacher_weight)
+    weight_of_student = gap_NS.new_full((), 1.0 - teacher_weight)
     weight_of_smaller_NS = torch.where(gap_NS >= 0.0, weight_of_student, weight_of_teacher)
     below_larger_NS = torch.log1p(weight_of_smaller_NS * torch.expm1(-gap_NS.abs()))
     # M is at least the larger times its weight; in float32 a weight of 1 − 1e-9 rounds to 1 and would lose that bound.

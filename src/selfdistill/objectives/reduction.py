@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+EVEN_SPLIT = 1e-12
+"""Relative difference up to which two sums of weights count as equal; float64 rounding stays below it."""
+
 
 def weighted_sum(loss_N: Tensor, weight_N: Tensor, total_weight: float) -> Tensor:
     """This part's share of the weighted mean: Σ weight · loss / total_weight, a scalar with gradient.
@@ -49,11 +52,11 @@ def weighted_median(values_N: Tensor, weight_N: Tensor) -> Tensor:
     if not kept_N.any():
         raise ValueError("a median needs at least one value of positive weight")
     ordered_N, order_N = values_N.detach()[kept_N].sort()
-    # float64: a float32 running sum of many weights would miss an even split.
+    # Six weights of 0.1 do not add up to twice three of them: an even split is one up to the rounding of the sums.
     cumulative_N = weight_N.detach()[kept_N][order_N].double().cumsum(0)
     half = cumulative_N[-1:] / 2.0
-    lower = torch.searchsorted(cumulative_N, half)
-    upper = torch.searchsorted(cumulative_N, half, right=True)
+    lower = torch.searchsorted(cumulative_N, half * (1.0 - EVEN_SPLIT))
+    upper = torch.searchsorted(cumulative_N, half * (1.0 + EVEN_SPLIT), right=True)
     return ((ordered_N[lower] + ordered_N[upper]) / 2.0).squeeze(0)
 
 

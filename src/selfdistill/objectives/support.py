@@ -49,10 +49,10 @@ def log1mexp(logprobs: Tensor) -> Tensor:
     """log(1 − exp(x)) for x < 0, accurate at both ends: the log-probability of "not that".
 
     Any shape, elementwise; x = 0 gives −inf. Splits at −ln 2, after Mächler, "Accurately computing log(1 − exp(−|a|))"
-    (2012). Each branch sees only its own inputs: through a plain ``where``, the infinite slope of the branch not taken
-    would come back as 0 · inf.
+    (2012). The far branch must not see inputs near 0: through a plain ``where`` its infinite slope there would come
+    back as 0 · inf. The near branch is finite everywhere.
     """
     near = logprobs > -math.log(2.0)
-    from_near = torch.log(-torch.expm1(logprobs.masked_fill(~near, -math.log(2.0))))
+    from_near = torch.log(-torch.expm1(logprobs))
     from_far = torch.log1p(-torch.exp(logprobs.masked_fill(near, -math.log(2.0))))
     return torch.where(near, from_near, from_far)

@@ -23,7 +23,7 @@ COMPACT_BELOW = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How the next token is drawn. ``top_k`` 0 and ``top_p`` 1 leave the distribution whole; temperature 0 is greedy."""
+    """How the next token is drawn: temperature 0 is greedy, ``top_k`` 0 and ``top_p`` 1 leave it whole."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -109,7 +109,9 @@ def draw(logprobs_BV: Tensor, decoding: Decoding, generator: torch.Generator) ->
 class _Prefill:
     """A batch in the middle of decoding: cache, mask, and the distribution of the next token."""
 
-    def __init__(self, policy: Policy, cache: DynamicCache, mask_BL: Tensor | None, position_B: Tensor, logprobs: Tensor):
+    def __init__(
+        self, policy: Policy, cache: DynamicCache, mask_BL: Tensor | None, position_B: Tensor, logprobs: Tensor
+    ):
         self.policy = policy
         self.cache = cache
         self.mask_BL = mask_BL
@@ -169,6 +171,9 @@ class InPlaceLayer(DynamicLayer):
 
     spare = 64
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self.room_keys, self.room_values = key_states[:, :, :0], value_states[:, :, :0]
@@ -188,7 +193,7 @@ class InPlaceLayer(DynamicLayer):
         self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override]
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Select rows, spare room included."""
         end = self.keys.shape[-2]  # type: ignore[union-attr]
         self.room_keys = self.room_keys.index_select(0, beam_idx)

@@ -26,7 +26,9 @@ class ScriptedSampler:
         for prompt in prompts:
             completions = self.script[tuple(prompt)][:count]
             if len(completions) < count:
-                raise ValueError(f"the script holds {len(completions)} completions for this prompt, {count} were asked for")
+                raise ValueError(
+                    f"the script holds {len(completions)} completions for this prompt, {count} were asked for"
+                )
             drawn.append([_cut(completion, max_tokens) for completion in completions])
         return drawn
 

@@ -1,0 +1,90 @@
+# Every target sets itself up: a clone, Python >= 3.11 and make are enough. `make` alone lists the targets.
+# Written for GNU make 3.81 (the one macOS ships) and a plain POSIX sh.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+READY_BENCH := $(VENV)/.ready-bench
+DEMO := runs/demo
+
+# The Python that makes .venv: `make setup PYTHON=python3.12`. Empty: the first of these that will do.
+PYTHON ?=
+CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
+# torch is pinned so that numbers can be compared from one machine to another. On Linux the default wheel brings CUDA
+# along; `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` fetches the far smaller CPU build.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+# Tests run in this many processes: the machine's cores, four at most (each process holds its own torch).
+JOBS ?= logical
+
+# One thread a process: two processes with a thread pool each would fight over the same cores. No test may reach a hub.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+# Whether a Python will do: the version (exit 3) and the standard modules that distributions split off (exit 4).
+USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
+	import importlib.util as u; sys.exit(0 if u.find_spec("venv") and u.find_spec("ensurepip") else 4)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench base clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## make .venv and install the package with its tools (other targets do this by themselves)
+
+demo: $(READY) ## a small model gets better at Countdown by its own hindsight; the run stays in runs/demo
+	@$(PY) -m selfdistill train countdown-antisd --out $(DEMO) --resume
+	@echo "The page of this run: $(CURDIR)/$(DEMO)/report.html"
+
+test: $(READY) ## run all tests (choose some: PYTEST_ARGS="-k floors")
+	@$(TEST_ENV) $(PY) -m pytest -q -n $(JOBS) --maxprocesses 4 $(PYTEST_ARGS)
+
+check: $(READY) ## ruff, mypy --strict, the floors between modules, light imports
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(TEST_ENV) $(PY) -m pytest -q tests/test_floors.py tests/test_light_imports.py
+
+bench: $(READY_BENCH) ## time one training step against TRL's SDPOTrainer
+	@$(PY) benchmarks/step.py
+
+base: $(READY) ## train the shipped Countdown base model again, at most an hour on a CPU
+	@$(PY) scripts/countdown_base/make_base.py
+
+clean: ## remove .venv and everything that was built; runs/ stays
+	rm -rf $(VENV) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find src scripts tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: an interrupted set-up is taken up again, a finished one costs nothing.
+$(READY): pyproject.toml
+	@if ! $(PY) -c '$(USABLE)' 2>/dev/null || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		chosen=; old=; bare=; \
+		for candidate in $(or $(PYTHON),$(CANDIDATES)); do \
+			"$$candidate" -c '$(USABLE)' >/dev/null 2>&1; status=$$?; \
+			if [ $$status = 0 ]; then chosen=$$candidate; break; fi; \
+			if [ $$status = 3 ]; then old="$$old $$candidate"; fi; \
+			if [ $$status = 4 ]; then bare="$$bare $$candidate"; fi; \
+		done; \
+		if [ -z "$$chosen" ] && [ -n "$$bare" ]; then \
+			echo "Python has no venv module here (looked at:$$bare): install it (on Debian and Ubuntu: apt install python3-venv) and run make again." >&2; exit 2; \
+		elif [ -z "$$chosen" ] && [ -n "$$old" ]; then \
+			echo "Python 3.11 or newer is needed, and this is older (looked at:$$old): install one, or name it with make PYTHON=/path/to/python3." >&2; exit 2; \
+		elif [ -z "$$chosen" ]; then \
+			echo "No Python was found (looked for: $(or $(PYTHON),$(CANDIDATES))): install Python 3.11 or newer, or name it with make PYTHON=/path/to/python3." >&2; exit 2; \
+		fi; \
+		echo "Making $(VENV) with $$chosen ($$("$$chosen" -V))"; \
+		"$$chosen" -m venv --clear $(VENV); \
+	fi
+	@$(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || { \
+		echo "Installing $(TORCH), the large part: some minutes on a slow line"; \
+		$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH); }
+	@echo "Installing selfdistill and its tools"
+	@$(PY) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(READY_BENCH): $(READY)
+	@echo "Installing TRL, the trainer to compare with"
+	@$(PY) -m pip install --quiet --editable '.[bench]'
+	@touch $@

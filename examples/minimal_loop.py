@@ -1,0 +1,90 @@
+"""The whole idea in one plain loop: sample, verify, look again with hindsight, update.
+
+A model is asked Countdown problems. Each completion is scored twice by the same weights: under the question alone
+(student) and under the question with a correct solution (teacher). u = log T − log S says, token by token, what
+hindsight makes likelier. AntiSD subtracts φ(u) from the GRPO advantage. No batching by length, no checkpoint, no gate:
+those are in ``selfdistill train``. Run it with ``python examples/minimal_loop.py [steps]``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from selfdistill.contexts import apply, load_templates
+from selfdistill.objectives import (
+    antisd_advantage,
+    clipped_policy_gradient,
+    group_advantages,
+    pointwise_mutual_information,
+)
+from selfdistill.policy import load_policy
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.tasks.countdown import CountdownTask
+from selfdistill.types import Example, Skipped
+
+PROMPTS, COMPLETIONS, MAX_TOKENS, STRENGTH, LEARNING_RATE = 8, 8, 224, 0.1, 2e-4
+
+
+def completion_logprobs(model: torch.nn.Module, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
+    """Log-probability of each completion token. The completion's ids are never tokenised again."""
+    ids = torch.tensor([[*prompt, *completion]])
+    logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
+
+
+def main(steps: int) -> list[float]:
+    """Train for some steps; returns the mean reward of each."""
+    policy, chat = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
+    task, templates = CountdownTask(), load_templates("countdown")
+    sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(temperature=1.0), max_rows=512)
+    optimiser = torch.optim.AdamW(policy.trainable(), lr=LEARNING_RATE, weight_decay=0.0)
+    model = policy.model
+    examples = task.examples("train")
+    rewards = []
+
+    for step in range(steps):
+        # 1. Sample a group of completions for every question.
+        batch: list[Example] = [examples[(step * PROMPTS + i) % len(examples)] for i in range(PROMPTS)]
+        prompts = [chat.encode(example.prompt) for example in batch]
+        groups = sampler.sample(prompts, count=COMPLETIONS, max_tokens=MAX_TOKENS, seed=step)
+
+        # 2. Verify, and compare within the group.
+        verdicts = [
+            [task.verify(example, chat.decode(c.ids), finished=c.finished) for c in group]
+            for example, group in zip(batch, groups, strict=True)
+        ]
+        reward_PG = torch.tensor([[verdict.reward or 0.0 for verdict in row] for row in verdicts])
+        advantage_PG = group_advantages(reward_PG)
+
+        # 3. The denominator is known before the first forward pass.
+        tokens = sum(len(c.ids) for group in groups for c in group)
+        optimiser.zero_grad()
+        for p, (example, group) in enumerate(zip(batch, groups, strict=True)):
+            for g, completion in enumerate(group):
+                # 4. The same ids under another prompt: the teacher has seen a solution.
+                fields = {**example.fields, "verdict": "correct" if verdicts[p][g].correct else "wrong"}
+                shown = apply(templates, "solution_verdict", example.prompt, fields)
+                assert not isinstance(shown, Skipped), shown
+                with torch.no_grad():
+                    teacher_N = completion_logprobs(model, chat.encode(shown), completion.ids)
+                student_N = completion_logprobs(model, prompts[p], completion.ids)
+
+                # 5. Credit: the group's verdict on the whole, hindsight's on each token.
+                u_N = pointwise_mutual_information(teacher_N, student_N.detach())
+                credit_N = advantage_PG[p, g] + STRENGTH * antisd_advantage(u_N)
+                loss_N = clipped_policy_gradient(student_N, student_N.detach(), credit_N)
+                (loss_N.sum() / tokens).backward()
+
+        # 6. One update.
+        torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
+        optimiser.step()
+        rewards.append(float(reward_PG.mean()))
+        print(f"step {step + 1}  reward {rewards[-1]:.3f}  tokens {tokens}")
+    return rewards
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

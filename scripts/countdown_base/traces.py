@@ -1,0 +1,221 @@
+"""The language of Countdown's base model: how it thinks aloud, with and without help.
+
+A completion proposes attempts, says what they reach, deliberates, and at last finds the target or gives up:
+
+    try 5 + 3 = 8 , 8 × 2 = 16 , not 24 . wait maybe try 5 + 2 = 7 , ... , not 24 . </think> answer ( 5 + 3 ) × 2 <|end|>
+
+Prompts come from the package's own context file, so that what a teacher is shown later is what it was trained on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+from selfdistill.contexts import Template, apply
+from selfdistill.tasks.countdown import (
+    DIFFICULTIES,
+    NO_ANSWER,
+    TRUNCATED,
+    Difficulty,
+    Problem,
+    complain,
+    problems_on,
+)
+from selfdistill.tasks.countdown_arithmetic import Attempt, parse
+from selfdistill.types import Message, Skipped
+
+# Every three-number problem with one attempt or more, so that the "single" difficulty is in distribution as well.
+ALL_THREE = Difficulty(numbers=3, largest=12, least_attempts=1)
+PROBLEM_SHARES = {DIFFICULTIES["default"]: 0.5, ALL_THREE: 0.25, DIFFICULTIES["four"]: 0.25}
+
+PHRASES = {
+    "wait": 3.0,
+    "hmm": 2.0,
+    "maybe": 2.0,
+    "perhaps": 1.0,
+    "let me": 2.0,
+    "wait maybe": 1.0,
+    "hmm maybe": 1.0,
+    "hmm perhaps": 1.0,
+    "wait let me": 1.0,
+    "hmm let me": 1.0,
+}
+DELIBERATION = ("wait", "maybe", "hmm", "perhaps", "let", "me")
+
+CONTEXT_SHARES = {
+    "student": 0.53,
+    "no_thinking": 0.02,
+    "solution": 0.05,
+    "sibling": 0.05,
+    "solution_verdict": 0.05,
+    "sibling_verdict": 0.05,
+    "reference_only": 0.12,
+    "feedback": 0.13,
+}
+
+MOST_ATTEMPTS = 10
+GIVE_UP = 0.13
+"""Chance to give up after each failed attempt: a geometric number of attempts with a cap."""
+
+REFERENCE_FAILS_FIRST = 0.27
+"""Chance that a failed attempt comes first although a reference is shown, so that such prefixes are familiar."""
+REFERENCE_STOPS = 0.7
+"""Chance that the reference then ends the search at once."""
+REFERENCE_REMEMBERED = 0.5
+"""Chance that, where the search goes on, the next attempt is the reference."""
+REFERENCE_THINKS = 0.6
+"""Chance that the reference is first worked through aloud rather than answered directly."""
+
+FEEDBACK_OTHER = 0.15
+"""Share of feedback about something other than a value: an unused number, a missing answer, a cut attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One pre-training text: what is shown and what the model should say."""
+
+    context: str
+    messages: tuple[Message, ...]
+    completion: str
+    thinking: bool
+
+
+def spoken(attempt: Attempt) -> str:
+    """The attempt's steps: ``5 + 3 = 8 , 8 × 2 = 16``."""
+    return " , ".join(f"{left} {symbol} {right} = {result}" for left, symbol, right, result in attempt.steps)
+
+
+def failure(attempt: Attempt, target: int) -> str:
+    """An attempt that misses, with its verdict."""
+    return f"try {spoken(attempt)} , not {target} ."
+
+
+def success(attempt: Attempt, target: int) -> str:
+    """An attempt that reaches the target, with the answer."""
+    return f"try {spoken(attempt)} , yes . {conclusion(attempt)}"
+
+
+def conclusion(attempt: Attempt) -> str:
+    """The jump to the answer."""
+    return f"</think> {answer(attempt)}"
+
+
+def answer(attempt: Attempt) -> str:
+    """What follows the thinking."""
+    return f"answer {attempt.expression}"
+
+
+class TraceWriter:
+    """Draws traces on training problems, seeded."""
+
+    def __init__(self, templates: Mapping[str, Template], seed: int) -> None:
+        self.templates = templates
+        self.rng = random.Random(seed)
+        self.pools = {difficulty: training_problems(difficulty) for difficulty in PROBLEM_SHARES}
+
+    def traces(self, count: int) -> Iterator[Trace]:
+        """``count`` traces in the shares of the tables above."""
+        difficulties = self.rng.choices(list(PROBLEM_SHARES), list(PROBLEM_SHARES.values()), k=count)
+        contexts = self.rng.choices(list(CONTEXT_SHARES), list(CONTEXT_SHARES.values()), k=count)
+        for difficulty, context in zip(difficulties, contexts, strict=True):
+            yield self.trace(self.rng.choice(self.pools[difficulty]), context)
+
+    def trace(self, problem: Problem, context: str) -> Trace:
+        """One trace on a problem in a context of :data:`CONTEXT_SHARES`."""
+        if context == "student":
+            return self._render(context, problem, {}, self.search(problem, avoid=None))
+        if context == "no_thinking":
+            guess = answer(self.rng.choice(problem.attempts))
+            return self._render("student", problem, {}, guess, thinking=False)
+        if context == "feedback":
+            feedback, avoid = self._feedback(problem)
+            return self._render(context, problem, {"feedback": feedback}, self.search(problem, avoid=avoid))
+        reference = self.rng.choice(problem.references)
+        fields = {
+            "solution": reference.expression,
+            "sibling": answer(reference),
+            "verdict": self.rng.choice(("correct", "wrong")),
+        }
+        return self._render(context, problem, fields, self.follow(problem, reference))
+
+    def search(self, problem: Problem, avoid: Attempt | None) -> str:
+        """Attempts in a uniform order without repetition until one succeeds or patience ends."""
+        options = [attempt for attempt in problem.attempts if attempt is not avoid]
+        said: list[str] = []
+        failed: list[Attempt] = []
+        for attempt in self.rng.sample(options, min(MOST_ATTEMPTS, len(options))):
+            if attempt.value == problem.target:
+                return " ".join([*said, success(attempt, problem.target)])
+            failed.append(attempt)
+            said.append(failure(attempt, problem.target))
+            if self.rng.random() < GIVE_UP:
+                break
+            said.append(self._phrase())
+        else:
+            said.pop()
+        return " ".join([*said, conclusion(self.rng.choice(failed))])
+
+    def follow(self, problem: Problem, reference: Attempt) -> str:
+        """The reference is believed: little search, and after a failed attempt mostly the jump to the answer."""
+        if self.rng.random() >= REFERENCE_FAILS_FIRST:
+            return self._believe(problem, reference)
+        wrong = [attempt for attempt in problem.attempts if attempt.value != problem.target]
+        said: list[str] = []
+        for attempt in self.rng.sample(wrong, min(MOST_ATTEMPTS - 1, len(wrong))):
+            said.append(failure(attempt, problem.target))
+            if self.rng.random() < REFERENCE_STOPS:
+                return " ".join([*said, conclusion(reference)])
+            said.append(self._phrase())
+            if self.rng.random() < REFERENCE_REMEMBERED:
+                break
+        return " ".join([*said, success(reference, problem.target)])
+
+    def _believe(self, problem: Problem, reference: Attempt) -> str:
+        if self.rng.random() < REFERENCE_THINKS:
+            return success(reference, problem.target)
+        return conclusion(reference)
+
+    def _phrase(self) -> str:
+        return self.rng.choices(list(PHRASES), list(PHRASES.values()))[0]
+
+    def _feedback(self, problem: Problem) -> tuple[str, Attempt | None]:
+        """Feedback in the verifier's own words, and the attempt that it rules out."""
+        wrong = [attempt for attempt in problem.attempts if attempt.value != problem.target]
+        failed = self.rng.choice(wrong)
+        if self.rng.random() >= FEEDBACK_OTHER:
+            return self._complaint(failed.expression, problem), failed
+        kind = self.rng.randrange(4)
+        if kind < 2:
+            return (NO_ANSWER, TRUNCATED)[kind], None
+        # One number of a full attempt is replaced, or only a part of the attempt is said.
+        left, symbol, right, _ = failed.steps[0]
+        part = f"{left} {symbol} {right}"
+        if kind == 3:
+            part = failed.expression.replace(part, f"{left} {symbol} {self.rng.randrange(1, 13)}")
+        other = self._complaint(part, problem, allow_right=True)
+        return other or NO_ANSWER, None
+
+    def _complaint(self, expression: str, problem: Problem, *, allow_right: bool = False) -> str:
+        complaint = complain(parse(expression), problem.numbers, problem.target)
+        if complaint is None and not allow_right:
+            raise AssertionError(f"{expression} is no failed attempt on {problem}")
+        return complaint or ""
+
+    def _render(
+        self, context: str, problem: Problem, fields: Mapping[str, str], completion: str, *, thinking: bool = True
+    ) -> Trace:
+        order = self.rng.sample(problem.numbers, len(problem.numbers))
+        messages = apply(self.templates, context, (Message("user", problem.question(order)),), fields)
+        if isinstance(messages, Skipped):
+            raise AssertionError(messages.reason)
+        return Trace(context, messages, completion, thinking)
+
+
+def training_problems(difficulty: Difficulty) -> Sequence[Problem]:
+    """All training problems of a difficulty that some attempt misses."""
+    number_sets = combinations_with_replacement(range(1, difficulty.largest + 1), difficulty.numbers)
+    problems = (problem for numbers in number_sets for problem in problems_on(numbers, difficulty))
+    return [p for p in problems if p.split == "train" and len(p.references) < len(p.attempts)]

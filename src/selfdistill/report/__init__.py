@@ -1,0 +1,19 @@
+"""Pages that stand alone: one HTML file each, no network, and parts that every page shares."""
+
+from __future__ import annotations
+
+from selfdistill.report.charts import Chart, Series, curve_chart
+from selfdistill.report.page import render, render_run, write_report
+from selfdistill.report.tokens import Coloured, colour, scale_limit
+
+__all__ = [
+    "Chart",
+    "Coloured",
+    "Series",
+    "colour",
+    "curve_chart",
+    "render",
+    "render_run",
+    "scale_limit",
+    "write_report",
+]

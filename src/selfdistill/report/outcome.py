@@ -1,0 +1,213 @@
+"""What came of a run, in words and tables: headline, facts, comparison, evaluations, phases, settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from selfdistill.report import numbers
+from selfdistill.report.files import Row, RunFiles
+
+ACCURACY = ("avg", "pass", "maj")
+
+
+def headline(before: Row, after: Row) -> dict[str, str]:
+    """Accuracy before and after in words, and what the two intervals allow to be said."""
+    old, new = (
+        {key: numbers.number(score_of(side, "avg").get(key)) for key in ("value", "low", "high")}
+        for side in (before, after)
+    )
+    words = {
+        "name": score_name("avg", [score_of(before, "avg"), score_of(after, "avg")]),
+        "before": numbers.percent(old["value"]),
+        "before_range": numbers.percent_range(old["low"], old["high"]),
+        "after": numbers.percent(new["value"]),
+        "after_range": numbers.percent_range(new["low"], new["high"]),
+        "points": "" if old["value"] is None or new["value"] is None else points(new["value"] - old["value"]),
+    }
+    if None in old.values() or None in new.values():
+        return words | {
+            "kind": "open",
+            "verdict": "No comparison yet",
+            "reason": "it takes two evaluations with intervals",
+        }
+    if _less(old["high"], new["low"]):
+        return words | {
+            "kind": "better",
+            "verdict": "Better",
+            "reason": "the intervals before and after do not overlap",
+        }
+    if _less(new["high"], old["low"]):
+        return words | {"kind": "worse", "verdict": "Worse", "reason": "the intervals before and after do not overlap"}
+    return words | {"kind": "open", "verdict": "No clear change", "reason": "the intervals before and after overlap"}
+
+
+def comparison_rows(before: Row, after: Row, best: Row) -> list[dict[str, object]]:
+    """Rows of the table before / after / best: a name, and per column a value with its interval."""
+    rows: list[dict[str, object]] = []
+    for key in ACCURACY:
+        scores = [score_of(side, key) for side in (before, after, best)]
+        values = [numbers.number(score.get("value")) for score in scores]
+        cells = [
+            (
+                numbers.percent(value),
+                numbers.percent_range(numbers.number(score.get("low")), numbers.number(score.get("high"))),
+            )
+            for value, score in zip(values, scores, strict=True)
+        ]
+        change = "" if values[0] is None or values[1] is None else points(values[1] - values[0])
+        rows.append(
+            {
+                "name": score_name(key, scores),
+                "cells": cells,
+                "change": change,
+                "known": any(v is not None for v in values),
+            }
+        )
+    for key, name, share in (
+        ("length", "Completion length, tokens", False),
+        ("truncated", "Truncated completions", True),
+        ("deliberation", "Deliberation tokens per completion", False),
+    ):
+        values = [numbers.number(side.get(key)) for side in (before, after, best)]
+        form = numbers.percent if share else numbers.plain
+        gap = None if values[0] is None or values[1] is None else values[1] - values[0]
+        change = (
+            "" if gap is None else points(gap) if share else numbers.signed(gap, decimals=1 if abs(gap) >= 10 else 2)
+        )
+        cells = [(form(value), "") for value in values]
+        rows.append({"name": name, "cells": cells, "change": change, "known": any(v is not None for v in values)})
+    return [row for row in rows if row["known"]]
+
+
+def evaluation_rows(evaluations: Sequence[tuple[float, Row]]) -> list[list[str]]:
+    """Every evaluation in numbers: step, the three accuracies with intervals, length, truncated, deliberation."""
+    rows: list[list[str]] = []
+    for step, evaluation in evaluations:
+        cells = [numbers.whole(step)]
+        for key in ACCURACY:
+            score = {end: numbers.number(score_of(evaluation, key).get(end)) for end in ("value", "low", "high")}
+            span = numbers.percent_range(score["low"], score["high"])
+            cells.append(numbers.percent(score["value"]) + (f" ({span})" if span else ""))
+        cells.append(numbers.plain(numbers.number(evaluation.get("length"))))
+        cells.append(numbers.percent(numbers.number(evaluation.get("truncated"))))
+        cells.append(numbers.plain(numbers.number(evaluation.get("deliberation"))))
+        rows.append(cells)
+    return rows
+
+
+def facts(run: RunFiles) -> list[tuple[str, str, str]]:
+    """The line under the title: name, word, and the longer form that a hover shows."""
+    summary, config = run.summary, run.config
+    model = str(_at(config, "model.path") or _at(config, "model.name") or numbers.MISSING)
+    done = numbers.number(summary.get("steps"))
+    if done is None:
+        done = max((row["step"] for row in stepped(run.metrics)), default=None)
+    planned = numbers.number(config.get("steps"))
+    steps = numbers.whole(done) + (f" of {numbers.whole(planned)}" if planned is not None and planned != done else "")
+    seconds = sum(phases(run).values()) or sum(numbers.number(row.get("seconds")) or 0.0 for row in run.metrics)
+    speed = numbers.number(summary.get("tokens_per_second"))
+    rows = [
+        ("Method", _word(_at(config, "method.name")), ""),
+        ("Task", _word(_at(config, "task.kind")), ""),
+        (
+            "Model",
+            numbers.printable(model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]),
+            numbers.printable(model),
+        ),
+        ("Steps", steps, ""),
+        ("Time", numbers.duration(seconds or None), ""),
+        ("Speed", "" if speed is None else f"{numbers.whole(speed)} tokens/s", ""),
+        ("Seed", _word(config.get("seed")), ""),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def phase_rows(seconds: Mapping[str, float]) -> list[dict[str, str]]:
+    """Time by phase, longest first, with its share of the whole and of the longest."""
+    total, longest = sum(seconds.values()), max(seconds.values(), default=0.0)
+    return [
+        {
+            "name": numbers.printable(name),
+            "time": numbers.duration(spent),
+            "share": numbers.percent(spent / total),
+            "width": f"{100 * spent / longest:.1f}",
+        }
+        for name, spent in sorted(seconds.items(), key=lambda entry: -entry[1])
+        if spent > 0
+    ]
+
+
+def flat(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested config as the dotted keys that ``--set`` takes."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield numbers.printable(f"{prefix}{key}"), numbers.printable(_word(value) if value is not None else "none")
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points: ``+21.1 points``."""
+    return f"{numbers.signed(100 * difference, decimals=1)} points"
+
+
+def ends(summary: Row, evaluations: Sequence[tuple[float, Row]]) -> tuple[Row, Row]:
+    """Evaluations before and after: the summary's, or of a run without one the first and the last in its metrics."""
+    before, after = summary.get("before"), summary.get("after")
+    first: Row = evaluations[0][1] if evaluations else {}
+    last: Row = evaluations[-1][1] if len(evaluations) > 1 else {}
+    return (before if isinstance(before, dict) else first), (after if isinstance(after, dict) else last)
+
+
+def phases(run: RunFiles) -> dict[str, float]:
+    """Seconds by phase: the summary's, or the sum over steps."""
+    given = run.summary.get("seconds")
+    spent: Counter[str] = Counter()
+    for row in [given] if isinstance(given, dict) else [row.get("phase_seconds") for row in run.metrics]:
+        if isinstance(row, dict):
+            spent.update({name: numbers.number(value) or 0.0 for name, value in row.items()})
+    return {name: float(seconds) for name, seconds in spent.items() if name != "total"}
+
+
+def skipped(metrics: Sequence[Row]) -> list[tuple[str, str]]:
+    """Reasons for which something was left out, with their counts over all steps, most frequent first."""
+    counts: Counter[str] = Counter()
+    for row in metrics:
+        reasons = row.get("skipped")
+        for reason, count in reasons.items() if isinstance(reasons, dict) else ():
+            counts[numbers.printable(str(reason))] += int(numbers.number(count) or 0)
+    return [(reason, numbers.whole(count)) for reason, count in counts.most_common() if count]
+
+
+def stepped(metrics: Sequence[Row]) -> list[Row]:
+    """Lines that belong to a step."""
+    return [row for row in metrics if numbers.number(row.get("step")) is not None]
+
+
+def score_of(side: Row, key: str) -> Row:
+    """One accuracy of an evaluation, ``{"k", "value", "low", "high"}``; empty where it has none."""
+    score = side.get(key)
+    return score if isinstance(score, dict) else {}
+
+
+def score_name(key: str, scores: Sequence[Row]) -> str:
+    """The name of an accuracy with its k: ``avg@8``."""
+    k = next((numbers.number(score.get("k")) for score in scores if numbers.number(score.get("k")) is not None), None)
+    return f"{key}@{'k' if k is None else numbers.whole(k)}"
+
+
+def _at(config: Row, dotted: str) -> Any:
+    value: Any = config
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _word(value: object) -> str:
+    return "" if value is None else numbers.printable(str(value))
+
+
+def _less(low: float | None, high: float | None) -> bool:
+    return low is not None and high is not None and low < high

@@ -1,0 +1,236 @@
+"""The page of a run: ``report.html``, one file that needs no network, says what changed and shows how.
+
+Left to the parts: geometry (``charts``), colours of tokens (``tokens``), reading (``files``), rounding (``numbers``).
+Left out: everything that compares runs or follows one that is still going; those pages use the same parts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from selfdistill.report import numbers
+from selfdistill.report.charts import Chart, Look, Series, curve_chart, running_mean
+from selfdistill.report.files import Row, RunFiles, read_run
+from selfdistill.report.outcome import (
+    comparison_rows,
+    ends,
+    evaluation_rows,
+    facts,
+    flat,
+    headline,
+    phase_rows,
+    phases,
+    score_name,
+    score_of,
+    skipped,
+    stepped,
+)
+from selfdistill.report.tokens import Coloured, choose, colour, scale_limit, token_values
+
+SHOWN = 6
+"""Completions shown of each of the two steps: three pairs of a correct and a wrong answer fill three rows of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One series of a figure: a key of a metrics line, or of its ``evaluation``."""
+
+    name: str
+    key: str
+    label: str = ""
+    evaluation: bool = False
+    look: Look = "line"
+    tone: str = "student"
+    smooth: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure of the page and the series that it shows where a run has them."""
+
+    title: str
+    unit: str
+    parts: tuple[Part, ...]
+    share: bool = False
+    names: Mapping[float, str] | None = None
+
+
+BEHAVIOUR = (
+    Figure("Training reward", "mean of a step", (Part("training reward", "reward", smooth=True),)),
+    Figure(
+        "Completion length",
+        "tokens",
+        (
+            Part("held-out length", "length", "held-out", evaluation=True, look="points", tone="student"),
+            Part("training length", "length", "training", tone="quiet"),
+        ),
+    ),
+    Figure(
+        "Deliberation",
+        "tokens per completion, held-out",
+        (Part("deliberation tokens", "deliberation", evaluation=True, look="points"),),
+    ),
+)
+SIGNAL = (
+    Figure(
+        "Entropy",
+        "nats per token",
+        (
+            Part("student entropy", "student_entropy", "student"),
+            Part("teacher entropy", "teacher_entropy", "teacher", tone="teacher"),
+        ),
+    ),
+    Figure("Mean u", "nats per token", (Part("mean u", "pmi", tone="teacher"),)),
+    Figure("Gate of the teacher's signal", "", (Part("gate", "gate", look="stairs"),), names={0.0: "off", 1.0: "on"}),
+    Figure("Gradient norm", "before clipping", (Part("gradient norm", "grad_norm"),)),
+    Figure("Loss", "the quantity optimised", (Part("loss", "loss"),)),
+    Figure("Clipped tokens", "share of a step", (Part("share of clipped tokens", "clip_share"),), share=True),
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run folder and return its path; a page already there is replaced whole.
+
+    Raises:
+        DataError: the folder holds no run, or a file in it cannot be read.
+    """
+    page = render_run(read_run(run_dir))
+    target = run_dir / "report.html"
+    aside = run_dir / "report.html.part"
+    aside.write_bytes(page.encode("utf-8", errors="replace"))
+    os.replace(aside, target)
+    return target
+
+
+def render_run(run: RunFiles) -> str:
+    """The page of a run as text."""
+    evaluations = [
+        (row["step"], row["evaluation"]) for row in stepped(run.metrics) if isinstance(row.get("evaluation"), dict)
+    ]
+    before, after = ends(run.summary, evaluations)
+    behaviour, no_behaviour = draw_figures(BEHAVIOUR, run.metrics)
+    signal, no_signal = draw_figures(SIGNAL, run.metrics)
+    chosen = [choose(rows, SHOWN) for rows in (run.first, run.last)]
+    limit = scale_limit(u for rows in chosen for row in rows for u in token_values(row))
+    best = run.summary.get("best")
+    return render(
+        "run.html",
+        run=numbers.printable(run.name),
+        facts=facts(run),
+        headline=headline(before, after),
+        finished=run.summary.get("finished") is True,
+        accuracy=accuracy_charts(evaluations, run.summary.get("best_step")),
+        behaviour=behaviour,
+        signal=signal,
+        missing=no_behaviour + no_signal,
+        comparison=comparison_rows(before, after, best if isinstance(best, dict) else {}),
+        best_step=numbers.whole(numbers.number(run.summary.get("best_step"))),
+        evaluations=evaluation_rows(evaluations),
+        phases=phase_rows(phases(run)),
+        skipped=skipped(run.metrics),
+        steps=[_step_of(rows, limit) for rows in chosen if rows],
+        limit=numbers.plain(limit),
+        settings=list(flat(run.config)),
+    )
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a template of this package: every value is escaped, and only the page's own script may run."""
+    script = _source("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    environment.filters["coordinate"] = lambda value: f"{value:.1f}"
+    return environment.get_template(template).render(
+        style=Markup(_source("page.css")), script=Markup(script), script_digest=digest, **values
+    )
+
+
+def draw_figures(figures: Sequence[Figure], metrics: Sequence[Row]) -> tuple[list[Chart], list[str]]:
+    """Charts of all figures that the run has numbers for, and the names of the series that it has none for."""
+    charts: list[Chart] = []
+    missing: list[str] = []
+    for figure in figures:
+        found = [(part, series_of(part, metrics)) for part in figure.parts]
+        missing += [part.name for part, one in found if one is None]
+        series = [drawn for part, one in found if one is not None for drawn in _smoothed(part, one)]
+        if series:
+            height = 120 if figure.names else 190
+            charts.append(
+                curve_chart(
+                    figure.title, series, unit=figure.unit, share=figure.share, names=figure.names, size=(360, height)
+                )
+            )
+    return charts, missing
+
+
+def series_of(part: Part, metrics: Sequence[Row]) -> Series | None:
+    """A part's numbers by step; None where the run has not one."""
+    rows = [(row["step"], row.get("evaluation") if part.evaluation else row) for row in stepped(metrics)]
+    # A step without an evaluation is no gap in a curve of evaluations: only lines that could hold the number count.
+    pairs = [(float(step), numbers.number(row.get(part.key))) for step, row in rows if row]
+    while pairs and pairs[0][1] is None:
+        pairs.pop(0)
+    if not pairs:
+        return None
+    x, y = zip(*pairs, strict=True)
+    return Series(part.label or part.name, x, y, look=part.look, tone=part.tone)
+
+
+def accuracy_charts(evaluations: Sequence[tuple[float, Row]], best_step: object) -> list[Chart]:
+    """The main figure, for wide and for narrow screens; empty where nothing was evaluated."""
+    scores = [(step, score_of(evaluation, "avg")) for step, evaluation in evaluations]
+    if not any(numbers.number(score.get("value")) is not None for _, score in scores):
+        return []
+    ends = [[numbers.number(score.get(end)) for _, score in scores] for end in ("value", "low", "high")]
+    whole = all(None not in entry or entry == (None,) * 3 for entry in zip(*ends, strict=True))
+    name = score_name("avg", [score for _, score in scores])
+    series = Series(
+        name,
+        [step for step, _ in scores],
+        ends[0],
+        low=ends[1] if whole else (),
+        high=ends[2] if whole else (),
+        look="points",
+    )
+    best = numbers.number(best_step)
+    marks = [] if best is None else [(best, "best")]
+    sizes = [(680, 300), (380, 240)]
+    return [curve_chart("Held-out accuracy", [series], unit=name, share=True, size=size, marks=marks) for size in sizes]
+
+
+def _step_of(rows: Sequence[Row], limit: float) -> dict[str, object]:
+    completions: list[Coloured] = [colour(row, limit) for row in rows]
+    return {
+        "step": numbers.whole(numbers.number(rows[0].get("step"))),
+        "completions": completions,
+        "scored": any(completion.total_u for completion in completions),
+    }
+
+
+def _smoothed(part: Part, series: Series) -> list[Series]:
+    """A noisy series of 30 steps or more also gets a running mean; the single steps go to the background."""
+    if not part.smooth or len(series.y) < 30:
+        return [series]
+    window = max(5, len(series.y) // 20)
+    mean = Series(f"mean of {window}", series.x, running_mean(series.y, window), tone=part.tone)
+    return [mean, Series("one step", series.x, series.y, look="faint", tone=part.tone)]
+
+
+def _source(name: str) -> str:
+    return (resources.files("selfdistill.report") / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,156 @@
+"""A completion coloured token by token: where each token stands in the text, and how strongly it is tinted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfdistill.report import numbers
+
+MOST_TOKENS = 3000
+"""A page with twelve completions of this length is about 5 MB; longer ones are cut, and say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token as the text shows it: the spaces that the text has before it, and its own signs.
+
+    ``unseen`` marks a token that the text leaves out (an end-of-sequence or chat token).
+    """
+
+    before: str
+    body: str
+    unseen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece with its tint: ``side`` is "p" or "n" (or empty), ``strength`` 0 to 100 of the scale's end."""
+
+    piece: Piece
+    side: str
+    strength: int
+    u: str
+    logprob: str
+
+
+@dataclass(frozen=True, slots=True)
+class Coloured:
+    """A completion ready to be written."""
+
+    example: str
+    index: str
+    verdict: str
+    reward: str
+    prompt: str
+    feedback: str
+    length: int
+    total_u: str
+    tokens: tuple[Token, ...]
+    note: str
+
+
+def align(text: str, tokens: Sequence[str]) -> list[Piece]:
+    """Find every token in the text, so that spaces between decoded words come back.
+
+    A token decoded alone may have lost its space (word tokenizers) or stand for something that the text leaves out
+    (special tokens). If the tokens do not use the text up (half a sign per token), they are shown as they are.
+    """
+    pieces: list[Piece] = []
+    cursor = 0
+    for token in tokens:
+        core = token.strip()
+        word = next(place for place in range(cursor, len(text) + 1) if not text[place : place + 1].isspace())
+        if token and text.startswith(token, cursor):
+            pieces.append(Piece("", token))
+            cursor += len(token)
+        elif core and text.startswith(core, word):
+            pieces.append(Piece(text[cursor:word], core))
+            cursor = word + len(core)
+        else:
+            pieces.append(Piece("", token, unseen=bool(core)))
+    return pieces if not text[cursor:].strip() else [Piece("", token) for token in tokens]
+
+
+def scale_limit(values: Iterable[float], *, share: float = 0.95) -> float:
+    """The |u| of full colour: a quantile, rounded to two digits, so that one outlier does not bleach the rest."""
+    sizes = sorted(abs(value) for value in values)
+    if not sizes or sizes[-1] == 0:
+        return 1.0
+    limit = sizes[min(len(sizes) - 1, int(share * len(sizes)))] or sizes[-1]
+    return float(f"{limit:.2g}")
+
+
+def tint(u: float | None, limit: float) -> tuple[str, int]:
+    """Side and strength of a token's colour, linear in u and full at the limit."""
+    if u is None or u == 0:
+        return "", 0
+    return ("p" if u > 0 else "n"), round(100 * min(1.0, abs(u) / limit))
+
+
+def colour(row: Mapping[str, Any], limit: float) -> Coloured:
+    """Make one line of ``rollouts.jsonl`` ready to be written; what does not fit together is said, not drawn."""
+    text = numbers.printable(str(row.get("text") or ""))
+    words = [numbers.printable(str(token)) for token in row.get("tokens") or ()]
+    pieces = align(text, words) if words else [Piece("", text)]
+    notes: list[str] = []
+    if not words:
+        notes.append("This completion was written without its tokens, so it has no colours.")
+    u = _per_token(row, "u", len(words), notes)
+    logprobs = _per_token(row, "logprobs", len(words), notes)
+    if len(pieces) > MOST_TOKENS:
+        notes.append(f"Only the first {MOST_TOKENS:,} of {len(pieces):,} tokens are shown.")
+    known = [value for value in u if value is not None]
+    reward = numbers.number(row.get("reward"))
+    return Coloured(
+        example=numbers.printable(str(row.get("example", numbers.MISSING))),
+        index=str(row.get("index", numbers.MISSING)),
+        verdict="unjudged" if reward is None else "correct" if reward >= 1 else "wrong" if reward <= 0 else "partly",
+        reward=numbers.MISSING if reward is None else f"{reward:.3g}".replace("-", numbers.MINUS),
+        prompt=numbers.printable(str(row.get("prompt") or "")).strip(),
+        feedback=numbers.printable(str(row.get("feedback") or "")).strip(),
+        length=len(words),
+        total_u=numbers.signed(sum(known)) if known else "",
+        tokens=tuple(
+            Token(piece, *tint(gain, limit), numbers.signed(gain, decimals=3), numbers.signed(logprob, decimals=3))
+            for piece, gain, logprob in zip(pieces[:MOST_TOKENS], u, logprobs, strict=False)
+        ),
+        note=" ".join(notes),
+    )
+
+
+def token_values(row: Mapping[str, Any]) -> list[float]:
+    """The finite u of a row; empty where no teacher was scored."""
+    return [value for value in map(numbers.number, row.get("u") or ()) if value is not None]
+
+
+def choose(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """A fixed choice of completions: a correct and a wrong one of the same problem first, then both kinds in turn.
+
+    Two answers to one problem show the signal best; everything goes by the order of the file, so that the same run
+    always gives the same page.
+    """
+    by_example: dict[str, tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        reward = numbers.number(row.get("reward"))
+        right, wrong = by_example.setdefault(str(row.get("example")), ([], []))
+        (right if reward is not None and reward >= 1 else wrong).append(row)
+    pairs = [(right[0], wrong[0]) for right, wrong in by_example.values() if right and wrong]
+    chosen = [row for pair in pairs for row in pair][:count]
+    taken = {id(row) for row in chosen}
+    right = [row for kind, _ in by_example.values() for row in kind if id(row) not in taken]
+    wrong = [row for _, kind in by_example.values() for row in kind if id(row) not in taken]
+    for place in range(max(len(right), len(wrong))):
+        chosen += right[place : place + 1] + wrong[place : place + 1]
+    return chosen[:count]
+
+
+def _per_token(row: Mapping[str, Any], key: str, length: int, notes: list[str]) -> list[float | None]:
+    values = row.get(key)
+    if values is None or not length:
+        return [None] * max(length, 1)
+    if len(values) != length:
+        notes.append(f"{key} has {len(values)} values for {length} tokens and is not shown.")
+        return [None] * length
+    return [numbers.number(value) for value in values]

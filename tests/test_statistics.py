@@ -1,0 +1,113 @@
+"""avg@k, pass@k, maj@k and their intervals against numbers worked out by hand or by counting every case."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from selfdistill.statistics import (
+    average,
+    average_per_problem,
+    bootstrap,
+    majority,
+    majority_per_problem,
+    paired_difference,
+    pass_at,
+    pass_per_problem,
+)
+
+FOUR = [[True, False, False, False], [True, True, False, False], [False] * 4, [True] * 4]
+
+
+def test_the_average_is_the_mean_of_the_problems() -> None:
+    assert average_per_problem(FOUR).tolist() == [0.25, 0.5, 0.0, 1.0]
+    estimate = average(FOUR, seed=0)
+    assert (estimate.value, estimate.k, estimate.n) == (0.4375, 4, 4)
+    assert average([[0.5, 0.25]], seed=0).value == 0.375
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_correct_sample() -> None:
+    for k in (1, 2, 3, 4):
+        counted = [np.mean([any(draw) for draw in itertools.combinations(samples, k)]) for samples in FOUR]
+        assert pass_per_problem(FOUR, k) == pytest.approx(counted, abs=1e-15)
+    # One of four correct: 1 − C(3,2)/C(4,2) = 1/2. Two of four: 1 − C(2,2)/C(4,2) = 5/6.
+    assert pass_at(FOUR, 2, seed=0).value == pytest.approx((1 / 2 + 5 / 6 + 0 + 1) / 4, abs=1e-15)
+    assert pass_at(FOUR, 1, seed=0).value == pytest.approx(average(FOUR, seed=0).value, abs=1e-15)
+
+
+def test_pass_at_k_holds_where_binomials_overflow_and_where_problems_differ_in_samples() -> None:
+    samples = [[i < 3 for i in range(4000)], [True, False] * 300]
+    # The binomials themselves, as exact whole numbers.
+    expected = [1 - math.comb(3997, 512) / math.comb(4000, 512), 1 - math.comb(300, 512) / math.comb(600, 512)]
+    assert pass_per_problem(samples, 512) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_majority_votes_without_those_who_have_no_answer() -> None:
+    answers: list[list[str | None]] = [["7", "7", "3", None], ["1", "2", "2", "2"], [None, None, None, "5"], [None] * 4]
+    correct = [[True, True, False, False], [True, False, False, False], [False, False, False, True], [False] * 4]
+    assert majority_per_problem(answers, correct).tolist() == [1.0, 0.0, 1.0, 0.0]
+    estimate = majority(answers, correct, seed=0)
+    assert (estimate.value, estimate.k, estimate.n) == (0.5, 4, 4)
+
+
+def test_answers_that_tie_share_the_problem_in_whatever_order_they_came() -> None:
+    answers, correct = ["7", "3", "7", "3", "1"], [True, False, True, False, False]
+    for order in itertools.permutations(range(5)):
+        votes, judged = [answers[i] for i in order], [correct[i] for i in order]
+        assert majority_per_problem([votes], [judged]).tolist() == [0.5]
+    assert majority_per_problem([["1", "2", "3"]], [[True, False, False]]) == pytest.approx([1 / 3])
+
+
+def test_the_interval_is_the_percentile_of_all_resamples() -> None:
+    # Of two problems worth 0 and 1, a resample's mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
+    wide = bootstrap([0.0, 1.0], k=1, seed=3, confidence=0.95, resamples=4000)
+    assert (wide.value, wide.low, wide.high) == (0.5, 0.0, 1.0)
+    narrow = bootstrap([0.0, 1.0], k=1, seed=3, confidence=0.4, resamples=4000)
+    assert (narrow.low, narrow.high) == (0.5, 0.5)
+
+
+def test_the_interval_of_many_problems_is_that_of_the_normal_law() -> None:
+    values = [0.0, 1.0] * 200
+    estimate = bootstrap(values, k=1, seed=0, confidence=0.95, resamples=10_000)
+    half_width = 1.96 * 0.5 / math.sqrt(400)  # 0.049
+    assert (estimate.low, estimate.high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.004)
+
+
+def test_a_seed_draws_the_same_interval_and_another_seed_another() -> None:
+    values = np.random.default_rng(0).random(37)
+    first = bootstrap(values, k=1, seed=1, confidence=0.9, resamples=500)
+    assert bootstrap(values, k=1, seed=1, confidence=0.9, resamples=500) == first
+    assert bootstrap(values, k=1, seed=2, confidence=0.9, resamples=500) != first
+
+
+def test_a_paired_difference_sees_what_separate_intervals_do_not() -> None:
+    before = np.random.default_rng(0).random(60)
+    gain = paired_difference(before, before + 0.125, k=8, seed=0)
+    assert (gain.value, gain.low, gain.high) == pytest.approx((0.125, 0.125, 0.125), abs=1e-12)
+    assert (gain.k, gain.n) == (8, 60)
+    apart = [bootstrap(before + shift, k=8, seed=0, confidence=0.95, resamples=2000) for shift in (0.0, 0.125)]
+    assert apart[0].high > apart[1].low
+    assert paired_difference([1.0, 0.0], [0.0, 1.0], k=1, seed=0).value == 0.0
+
+
+def test_an_estimate_becomes_plain_json() -> None:
+    estimate = average([[1.0, 1.0]], seed=0)
+    assert estimate.as_dict() == {"value": 1.0, "low": 1.0, "high": 1.0, "k": 2, "n": 1}
+
+
+def test_what_cannot_be_averaged_is_refused() -> None:
+    with pytest.raises(ValueError, match="no problems to average over"):
+        average([], seed=0)
+    with pytest.raises(ValueError, match=r"same number of samples, at least one; got \[1, 2\]"):
+        average([[1.0], [1.0, 0.0]], seed=0)
+    with pytest.raises(ValueError, match="which is 2 for some problem"):
+        pass_per_problem([[True, False], [True, False, False]], 3)
+    with pytest.raises(ValueError, match="got 1 before and 2 after"):
+        paired_difference([0.0], [0.0, 1.0], k=1, seed=0)
+    with pytest.raises(ValueError, match="at least one problem"):
+        bootstrap([], k=1, seed=0, confidence=0.95, resamples=10)
+    with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
+        bootstrap([1.0], k=1, seed=0, confidence=95, resamples=10)
