@@ -20,12 +20,12 @@ from selfdistill.objectives import (
     group_advantages,
     pointwise_mutual_information,
 )
-from selfdistill.policy import load_policy
+from selfdistill.policy import Policy, load_policy
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.tasks.countdown import CountdownTask
-from selfdistill.types import Example, Skipped
+from selfdistill.types import Skipped
 
-PROMPTS, COMPLETIONS, MAX_TOKENS, STRENGTH, LEARNING_RATE = 8, 8, 224, 0.1, 2e-4
+COMPLETIONS, MAX_TOKENS, STRENGTH, LEARNING_RATE = 8, 224, 0.1, 2e-4
 
 
 def completion_logprobs(model: torch.nn.Module, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
@@ -35,19 +35,19 @@ def completion_logprobs(model: torch.nn.Module, prompt: tuple[int, ...], complet
     return logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
 
 
-def main(steps: int) -> list[float]:
-    """Train for some steps; returns the mean reward of each."""
+def main(steps: int, prompts_per_step: int = 8) -> Policy:
+    """Train for some steps; returns the student."""
     policy, chat = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
     task, templates = CountdownTask(), load_templates("countdown")
     sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(temperature=1.0), max_rows=512)
     optimiser = torch.optim.AdamW(policy.trainable(), lr=LEARNING_RATE, weight_decay=0.0)
     model = policy.model
     examples = task.examples("train")
-    rewards = []
 
     for step in range(steps):
         # 1. Sample a group of completions for every question.
-        batch: list[Example] = [examples[(step * PROMPTS + i) % len(examples)] for i in range(PROMPTS)]
+        first = step * prompts_per_step
+        batch = [examples[i % len(examples)] for i in range(first, first + prompts_per_step)]
         prompts = [chat.encode(example.prompt) for example in batch]
         groups = sampler.sample(prompts, count=COMPLETIONS, max_tokens=MAX_TOKENS, seed=step)
 
@@ -81,9 +81,8 @@ def main(steps: int) -> list[float]:
         # 6. One update.
         torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
         optimiser.step()
-        rewards.append(float(reward_PG.mean()))
-        print(f"step {step + 1}  reward {rewards[-1]:.3f}  tokens {tokens}")
-    return rewards
+        print(f"step {step + 1}  reward {float(reward_PG.mean()):.3f}  tokens {tokens}")
+    return policy
 
 
 if __name__ == "__main__":

@@ -82,7 +82,10 @@ class Run:
         if parts.unfit:
             self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
         if now.before is None:
-            now.before = self._evaluate()
+            clock = Clock()
+            with clock.phase("evaluation"):
+                now.before = self._evaluate()
+            now.seconds.update(clock.seconds)
         order = batches(len(parts.examples), config.sampling.prompts, seed=config.seed, first_step=now.step + 1)
         while now.step < config.steps and not stop.requested:
             clock = Clock()
