@@ -36,6 +36,7 @@ SIDEWAYS = {
     ("types", "errors"),
     ("config", "errors"),
     ("config", "types"),
+    ("head", "objectives"),  # the head reports entropies, and there is one formula for them
     ("policy", "chat"),  # a model is loaded and saved together with its tokenizer
     ("samplers", "policy"),  # the Transformers sampler draws from the very weights that are trained
     ("sinks", "distributed"),  # what is written is summed over ranks first

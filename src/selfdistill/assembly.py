@@ -20,7 +20,7 @@ from selfdistill.distributed import World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import Method, build_method
 from selfdistill.policy import Lora, Policy, fingerprint, load_policy, parse_dtype
-from selfdistill.rollouts import fitting
+from selfdistill.rollouts import fitting, fitting_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.tasks.countdown import CountdownTask
 from selfdistill.tasks.custom import RewardedTask, load_reward
@@ -64,14 +64,7 @@ def assemble(config: RunConfig) -> Parts:
     check_contexts(method, templates, task.examples("train")[0])
     policy, chat = build_policy(config.model, seed=config.seed)
     origin = fingerprint(policy)
-    max_tokens, thinking = _known(config.sampling.max_tokens), config.sampling.thinking
-    examples, unfit = fitting(task.examples("train"), chat, max_tokens=max_tokens, thinking=thinking)
-    held_out, unfit_held_out = fitting(
-        task.examples(config.evaluation.split)[: config.evaluation.problems],
-        chat,
-        max_tokens=max_tokens,
-        thinking=thinking,
-    )
+    examples, held_out, unfit = choose_examples(config, task, method, chat)
     teachers = Teachers(policy, needed={role.weights for role in method.roles().values()}, rate=method.teacher_rate)
     trainer = Trainer(
         policy,
@@ -83,7 +76,7 @@ def assemble(config: RunConfig) -> Parts:
         learning_rate=schedule(config.optimiser, config.steps),
         clip_norm=config.optimiser.clip_norm,
         limits=Limits(config.limits.tokens, config.limits.elements),
-        thinking=thinking,
+        thinking=config.sampling.thinking,
         world=World.current(),
     )
     decoding = Decoding(
@@ -106,7 +99,7 @@ def assemble(config: RunConfig) -> Parts:
         evaluator=evaluator,
         examples=examples,
         held_out=held_out,
-        unfit=unfit + unfit_held_out,
+        unfit=unfit,
         origin=origin,
     )
 
@@ -156,6 +149,24 @@ def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
         lora=Lora(lora.rank, lora.alpha, lora.target_modules) if lora else None,
         seed=seed,
     )
+
+
+def choose_examples(
+    config: RunConfig, task: Task, method: Method, chat: Chat
+) -> tuple[list[Example], list[Example], Counter[str]]:
+    """Examples to train on and held-out ones, as far as they fit the window, and the others by reason.
+
+    Raises:
+        DataError: none fits, or a method that learns from solutions finds none.
+    """
+    max_tokens, thinking = _known(config.sampling.max_tokens), config.sampling.thinking
+    train, held_out = task.examples("train"), task.examples(config.evaluation.split)[: config.evaluation.problems]
+    if method.on_policy:
+        kept, unfit = fitting(train, chat, max_tokens=max_tokens, thinking=thinking)
+    else:
+        kept, unfit = fitting_solutions(train, chat, thinking=thinking)
+    kept_held_out, unfit_held_out = fitting(held_out, chat, max_tokens=max_tokens, thinking=thinking)
+    return kept, kept_held_out, unfit + unfit_held_out
 
 
 def check_rewards(method: Method, task: Task, name: str) -> None:

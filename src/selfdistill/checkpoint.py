@@ -88,9 +88,9 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     return None, remarks
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints."""
-    for path in checkpoints(folder)[:-keep]:
+def prune(folder: Path, keep: int, *, last: Path) -> None:
+    """Remove all but the newest ``keep`` checkpoints up to ``last``; later ones can only be torn and count for none."""
+    for path in [path for path in checkpoints(folder) if path.name <= last.name][:-keep]:
         shutil.rmtree(path)
 
 

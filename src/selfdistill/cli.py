@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,13 +121,14 @@ def configs() -> None:
 
 
 def _quiet() -> None:
-    """Progress bars of other libraries would run through our one line."""
+    """Progress bars of other libraries would run through our one line, and so would peft's use of an old name."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def main(arguments: list[str] | None = None) -> Any:

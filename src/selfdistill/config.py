@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from selfdistill.errors import ConfigError
 
@@ -64,7 +64,9 @@ class MathConfig(Strict):
     validation_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for validation.")
     test_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for the test split.")
     prompt: str = Field("question", description="Column, dotted path or $-template of the problem.")
-    answer: str | None = Field("answer", description="Column, dotted path or $-template of the final answer.")
+    answer: str | None = Field(
+        "answer", description="Column, dotted path or $-template of the final answer; \"\" for rows without answers."
+    )
     solution: str | None = Field(None, description="Column, dotted path or $-template of a worked solution.")
     fields: dict[str, str] = Field({}, description="Further fields for context templates: name = source.")
     answer_pattern: str | None = Field(
@@ -79,6 +81,12 @@ class MathConfig(Strict):
     tell_wrong: bool = Field(False, description="Whether feedback may say that a value is wrong.")
     timeout: float = Field(5.0, gt=0, description="Seconds that one answer check may take.")
     limit: int | None = Field(None, ge=1, description="At most so many examples of each split.")
+
+    @field_validator("answer")
+    @classmethod
+    def _no_answer(cls, value: str | None) -> str | None:
+        # TOML has no null to write.
+        return value or None
 
 
 TaskConfig = Annotated[CountdownConfig | MathConfig, Field(discriminator="kind")]
@@ -283,6 +291,8 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     kinds = {"countdown", "math"}
     where = ".".join(str(part) for part in first["loc"] if part not in kinds)
-    got = "" if first["type"] in ("missing", "union_tag_not_found") else f" (got {first['input']!r})"
+    if first["type"] == "union_tag_not_found":
+        return f'{where}: no kind; write for example {where}.kind = "countdown"'
+    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{where}: {message}{got}"

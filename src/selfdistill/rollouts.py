@@ -67,21 +67,40 @@ def from_solutions(examples: Sequence[Example], chat: Chat, *, thinking: bool | 
     The field ``response`` is taken where the task has one, else ``solution``; log-probabilities are unknown (NaN).
 
     Raises:
-        DataError: an example has neither, or one that does not fit the window.
+        DataError: an example has neither.
     """
     groups = []
     for example in examples:
-        text = example.fields.get("response", example.fields.get("solution"))
-        if text is None:
-            raise DataError(f"example {example.id} has no solution to learn from: map a column to 'solution'")
-        prompt = chat.encode(example.prompt, thinking=thinking)
-        ids = (*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.stop_ids[0])
-        if len(prompt) + len(ids) > chat.window:
-            raise DataError(
-                f"example {example.id}: prompt and solution have {len(prompt) + len(ids)} tokens, "
-                f"the window is {chat.window}"
-            )
+        text, ids = _response(example, chat)
         unknown = (float("nan"),) * len(ids)
-        rollout = Rollout(prompt, ids, unknown, True, text, 0)
+        rollout = Rollout(chat.encode(example.prompt, thinking=thinking), ids, unknown, True, text, 0)
         groups.append(RolloutGroup(example, (rollout,), (Verdict(None),)))
     return groups
+
+
+def fitting_solutions(
+    examples: Sequence[Example], chat: Chat, *, thinking: bool | None
+) -> tuple[list[Example], Counter[str]]:
+    """Examples whose prompt and response fit the model's window, and the others by reason.
+
+    Raises:
+        DataError: an example has no response, or none fits.
+    """
+    kept: list[Example] = []
+    skipped: Counter[str] = Counter()
+    for example in examples:
+        length = len(chat.encode(example.prompt, thinking=thinking)) + len(_response(example, chat)[1])
+        if length <= chat.window:
+            kept.append(example)
+        else:
+            skipped["prompt and solution too long for the window"] += 1
+    if not kept:
+        raise DataError(f"no prompt fits with its solution into the window of {chat.name}, {chat.window} tokens")
+    return kept, skipped
+
+
+def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:
+    text = example.fields.get("response", example.fields.get("solution"))
+    if text is None:
+        raise DataError(f"example {example.id} has no solution to learn from: map a column to 'solution'")
+    return text, (*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.stop_ids[0])

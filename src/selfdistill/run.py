@@ -66,6 +66,7 @@ class Run:
         self.parts = assemble(config)
         self.config = self.parts.config
         self.counters = Counters()
+        self.saved_step = 0
         self.saved = folder / "checkpoints"
         self.metrics = JsonLines(folder / "metrics.jsonl")
         self.evaluations = JsonLines(folder / "evaluations.jsonl")
@@ -107,7 +108,7 @@ class Run:
             self.progress.step(line, total=config.steps)
             if now.step % config.checkpoint.every == 0:
                 self._save()
-        if now.step and not checkpoint.checkpoint_path(self.saved, now.step).exists():
+        if now.step > self.saved_step:
             self._save()
         return self._finish()
 
@@ -213,8 +214,10 @@ class Run:
                 folder / "state.json", {"counters": counters, "method": method, "origin": parts.origin}
             )
 
-        checkpoint.write_folder(checkpoint.checkpoint_path(self.saved, now.step), fill)
-        checkpoint.prune(self.saved, self.config.checkpoint.keep)
+        path = checkpoint.checkpoint_path(self.saved, now.step)
+        checkpoint.write_folder(path, fill)
+        checkpoint.prune(self.saved, self.config.checkpoint.keep, last=path)
+        self.saved_step = now.step
 
     def _restore(self) -> None:
         """Go back to the newest whole checkpoint, and cut the files back to it."""
@@ -231,6 +234,7 @@ class Run:
                     "the run cannot go on"
                 )
             self.counters = Counters(**stored["counters"])
+            self.saved_step = self.counters.step
             load_weights(parts.policy, path / "model")
             state = torch.load(path / "training.pt", weights_only=True)
             parts.trainer.optimiser.load_state_dict(state["optimiser"])

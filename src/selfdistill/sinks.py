@@ -52,7 +52,8 @@ class JsonLines:
         if not self.path.exists():
             return
         aside = self.path.with_name(self.path.name + ".tmp")
-        with self.path.open(encoding="utf-8") as old, aside.open("w", encoding="utf-8") as new:
+        # A line may be torn in the middle of a letter; it is dropped, and whole lines hold no such bytes.
+        with self.path.open(encoding="utf-8", errors="replace") as old, aside.open("w", encoding="utf-8") as new:
             for line in old:
                 step = _step_of(line)
                 if step is not None and step <= after_step:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from selfdistill.policy import Policy
 from selfdistill.tasks.countdown import CountdownTask
 
 TEMPLATE = (
@@ -20,22 +22,28 @@ WORDS = (
     "answer try wait maybe hmm perhaps let me yes not use the numbers to make a correct solution is now solve problem "
     "yourself another attempt was : . , ( ) + - × ÷ = below wrong feedback on an earlier reaches"
 ).split()
+STOP = 2
+"""Id of ``<|end|>``."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Whole words and the numbers up to 40."""
-    entries = [*SPECIAL, *WORDS, *(str(n) for n in range(41))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(dict.fromkeys(entries))}, unk_token="<unk>"))
+    entries = dict.fromkeys([*SPECIAL, *WORDS, *(str(n) for n in range(41))])
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<|end|>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = TEMPLATE
     return fast
 
 
-def tiny_config(**changes: Any) -> Qwen3Config:
-    """Two layers of width 32."""
+def tiny_settings(**changes: Any) -> dict[str, Any]:
+    """Two layers of width 32, in the words that most configs share; some vocabulary rows are padding."""
     settings: dict[str, Any] = {
         "vocab_size": 96,
         "hidden_size": 32,
@@ -47,21 +55,42 @@ def tiny_config(**changes: Any) -> Qwen3Config:
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
         "initializer_range": 0.2,
-        "eos_token_id": 2,
+        "eos_token_id": STOP,
         "bos_token_id": None,
         "pad_token_id": 0,
     }
-    return Qwen3Config(**{**settings, **changes})
+    return {**settings, **changes}
+
+
+def tiny_config(**changes: Any) -> Qwen3Config:
+    """The Qwen3 of :func:`tiny_settings`."""
+    return Qwen3Config(**tiny_settings(**changes))
 
 
 def save_tiny_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """Write a model directory and return it."""
+    """Write a random Qwen3 and return its directory."""
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(tiny_config(**changes))
-    model.generation_config.eos_token_id = 2
+    return save_model(folder, Qwen3ForCausalLM(tiny_config(**changes)))
+
+
+def save_model(folder: Path, model: Any) -> Path:
+    """Write any model beside the tiny tokenizer and return the directory."""
+    model.generation_config.eos_token_id = STOP
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def keep_float64(policy: Policy) -> Policy:
+    """Let a float64 model's norms compute in float64: the library's own round every activation to float32."""
+    for parent in list(policy.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm") and not isinstance(child, nn.RMSNorm):
+                old: Any = child
+                norm = nn.RMSNorm(old.weight.shape, eps=old.variance_epsilon, dtype=old.weight.dtype)
+                norm.weight = old.weight
+                setattr(parent, name, norm)
+    return policy
 
 
 def tiny_task() -> CountdownTask:

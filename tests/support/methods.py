@@ -1,0 +1,49 @@
+"""Methods by import path, as a user would bring them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from selfdistill.head import TokenSlice
+from selfdistill.methods.base import Observation, State
+from selfdistill.methods.grpo import GRPO
+
+
+class Count:
+    """How many steps were seen."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The count put back."""
+        self.steps = state["steps"]
+
+
+class Poisoned(GRPO):
+    """GRPO until a given step, whose loss is not a number."""
+
+    poisoned_step: int = Field(3, description="The step that goes wrong; 0 for none.")
+
+    def new_state(self) -> State:
+        """A counter of steps."""
+        return Count()
+
+    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float]:
+        """NaN at the poisoned step."""
+        assert isinstance(state, Count)
+        state.steps += 1
+        return {"poison": math.nan if state.steps == self.poisoned_step else 0.0}
+
+    def loss(self, tokens: TokenSlice) -> Tensor:
+        """GRPO's, and the poison."""
+        return super().loss(tokens) + tokens.values["poison"] * tokens.target("student")

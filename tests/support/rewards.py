@@ -1,0 +1,15 @@
+"""Rewards for runs whose model has learnt nothing: the verifier of a real task would say 0 to all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def even(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """1 for a text of an even number of characters."""
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
+def never(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """0, whatever was said."""
+    return [0.0] * len(completions)

@@ -1,0 +1,127 @@
+"""Whole runs on the tiny model: a few steps, stopped, killed and taken up again."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from selfdistill.config import RunConfig, apply_overrides, parse_config
+from selfdistill.progress import Progress
+from selfdistill.run import Run
+from selfdistill.stopping import StopRequest
+
+STEPS = 5
+
+
+def tiny_run(model: Path, method: str | Mapping[str, Any] = "grpo", *overrides: str) -> RunConfig:
+    """A run of :data:`STEPS` steps with an evaluation and a checkpoint at every second one."""
+    raw: dict[str, Any] = {
+        "steps": STEPS,
+        "model": {"path": str(model)},
+        "task": {"kind": "countdown", "difficulty": "easy", "train": 8, "validation": 4, "test": 4},
+        "reward": "support.rewards:even",
+        "method": method if isinstance(method, str) else dict(method),
+        "sampling": {"prompts": 3, "completions": 3, "max_tokens": 10},
+        "optimiser": {"learning_rate": 0.01, "schedule": "linear", "warmup": 2},
+        "evaluation": {"every": 2, "problems": 3, "samples": 2},
+        "checkpoint": {"every": 2},
+    }
+    apply_overrides(raw, overrides)
+    return parse_config(raw, "a test")
+
+
+class Recorder(Progress):
+    """Keeps what was said, and asks for a stop after a given step."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self.said: list[str] = []
+        self.stop_after = stop_after
+        self.stop = StopRequest()
+
+    def say(self, sentence: str) -> None:
+        """Keep it."""
+        self.said.append(sentence)
+
+    def step(self, line: Mapping[str, Any], *, total: int) -> None:
+        """Ask for the stop when its step is done."""
+        if line["step"] == self.stop_after:
+            self.stop.signal = signal.SIGINT
+
+
+def open_run(config: RunConfig, folder: Path, *, resume: bool = False, stop_after: int | None = None) -> Run:
+    """A run that is ready to train, under another global seed each time: nothing may depend on it."""
+    torch.manual_seed(len(list(folder.glob("**/*"))))
+    return Run(config, folder, resume=resume, progress=Recorder(stop_after))
+
+
+def train(config: RunConfig, folder: Path, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:
+    """Train to the end, or until the stop; the summary."""
+    run = open_run(config, folder, resume=resume, stop_after=stop_after)
+    return run.train(recorder(run).stop)
+
+
+def recorder(run: Run) -> Recorder:
+    """The run's progress, which is a :class:`Recorder`."""
+    assert isinstance(run.progress, Recorder)
+    return run.progress
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """All objects of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without what the clock says."""
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "phase_seconds")}
+        for line in lines(folder / "metrics.jsonl")
+    ]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Everything that two runs of one config must have in common, bit for bit."""
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    timed = ("seconds", "tokens_per_second", "written")
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    state["counters"].pop("seconds")
+    return {
+        "metrics": metrics(folder),
+        "rollouts": (folder / "rollouts.jsonl").read_bytes(),
+        "evaluations": (folder / "evaluations.jsonl").read_bytes(),
+        "summary": {key: value for key, value in summary.items() if key not in timed},
+        "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+        "state": state,
+        "weights": {path.name: path.read_bytes() for path in (newest / "model").glob("*.safetensors")},
+        "best": {path.name: path.read_bytes() for path in (folder / "checkpoints" / "best").glob("*.safetensors")},
+        "training": plain(torch.load(newest / "training.pt", weights_only=True)),
+    }
+
+
+def plain(value: Any) -> Any:
+    """Tensors as lists, so that ``==`` compares them bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def as_toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """A TOML file of dotted keys, one a line: JSON writes strings, numbers and truth as TOML does."""
+    text = ""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            text += as_toml(value, f"{prefix}{key}.")
+        else:
+            text += f"{prefix}{key} = {json.dumps(value)}\n"
+    return text
