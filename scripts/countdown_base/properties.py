@@ -7,18 +7,15 @@ completions with and without a reference. The tests assert these numbers on the 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from reading import CLASSES, SpokenAttempt, attempts_in, token_classes
 from torch import Tensor
+from traces import DELIBERATION, MOST_ATTEMPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from countdown_base.reading import CLASSES, SpokenAttempt, attempts_in, token_classes
-from countdown_base.traces import DELIBERATION, MOST_ATTEMPTS
 
 from selfdistill.contexts import apply, load_templates
 from selfdistill.tasks.countdown import CountdownTask
@@ -66,7 +63,7 @@ class Subject:
     def _render(self, messages: Sequence[Message]) -> list[int]:
         chat = [{"role": message.role, "content": message.content} for message in messages]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def sample(
         self, examples: Sequence[Example], fields: Sequence[Mapping[str, str]], context: str, *, seed: int
@@ -79,7 +76,7 @@ class Subject:
             completions += self._draw(prompts[start : start + SAMPLE_ROWS], generator)
         said: list[Said] = []
         for example, prompt, ids in zip(examples, prompts, completions, strict=True):
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
             finished = ids[-1] == self.tokenizer.eos_token_id
             said.append(Said(example, prompt, ids, text, self.task.verify(example, text, finished=finished)))
         return said
@@ -96,9 +93,7 @@ class Subject:
         rows = list(range(len(prompts)))
         cache = None
         for _ in range(MAX_TOKENS):
-            out = self.model(
-                input_ids=ids_BL, attention_mask=mask_BL, position_ids=position_BL, past_key_values=cache, use_cache=True
-            )
+            out = self.model(ids_BL, attention_mask=mask_BL, position_ids=position_BL, past_key_values=cache)
             cache = out.past_key_values
             drawn_B1 = torch.multinomial(out.logits[:, -1].softmax(-1), 1, generator=generator)
             for row, token in zip(rows, drawn_B1[:, 0].tolist(), strict=True):
@@ -176,8 +171,8 @@ def by_attempt(said: Sequence[Said]) -> list[tuple[int, float]]:
         reached = [one for one in said if len(one.attempts) >= k]
         if not reached:
             break
-        right = [one.verdict.correct and len(one.attempts) == k and one.attempts[-1].verdict == "yes" for one in reached]
-        table.append((len(reached), share(right)))
+        right = [one for one in reached if one.verdict.correct and len(one.attempts) == k]
+        table.append((len(reached), len(right) / len(reached)))
     return table
 
 
@@ -213,7 +208,8 @@ def feedback_properties(subject: Subject, said: Sequence[Said], *, seed: int) ->
     """
     failed = [one for one in said if one.verdict.feedback is not None and one.verdict.answer is not None]
     examples = [one.example for one in failed]
-    shown = subject.sample(examples, [{"feedback": one.verdict.feedback or ""} for one in failed], "feedback", seed=seed)
+    fields = [{"feedback": one.verdict.feedback or ""} for one in failed]
+    shown = subject.sample(examples, fields, "feedback", seed=seed)
     plain = subject.sample(examples, [{} for _ in failed], "student", seed=seed + 1)
     found: dict[str, float] = {"feedback_cases": len(failed)}
     for name, again in (("with", shown), ("without", plain)):
@@ -238,11 +234,10 @@ def information(subject: Subject, said: Sequence[Said], context: str) -> dict[st
     """
     completions = [one.ids for one in said]
     teachers = [subject.prompt_ids(one.example, context, reference_fields(one.example)) for one in said]
-    scores = zip(
-        said, subject.logprobs(teachers, completions), subject.logprobs([one.prompt_ids for one in said], completions), strict=True
-    )
+    teacher = subject.logprobs(teachers, completions)
+    student = subject.logprobs([one.prompt_ids for one in said], completions)
     u_of: dict[str, list[float]] = {name: [] for name in (*CLASSES, "give_up_jump")}
-    for one, teacher_T, student_T in scores:
+    for one, teacher_T, student_T in zip(said, teacher, student, strict=True):
         words = subject.tokenizer.convert_ids_to_tokens(one.ids)
         for i, (kind, u) in enumerate(zip(token_classes(words), (teacher_T - student_T).tolist(), strict=True)):
             u_of[kind].append(u)

@@ -1,16 +1,16 @@
-"""Reading a completion of the Countdown world back: its attempts, their arithmetic, and what each token is there for."""
+"""Reading a completion of the Countdown world back: its attempts, their arithmetic, and what each token is for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from countdown_base.traces import DELIBERATION
+from traces import DELIBERATION
 
 from selfdistill.tasks.countdown_arithmetic import SYMBOLS, Expression, Operation, evaluate, render
 
-CLASSES = ("deliberation", "jump", "decision", "bookkeeping")
-"""What a token is there for: deliberating, ending the search, choosing, or writing down what follows from the choices."""
+CLASSES = ("deliberation", "jump", "answer", "decision", "bookkeeping")
+"""What a token is for: deliberating, ending the thinking, answering, choosing an attempt, or writing down the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class SpokenAttempt:
     """One ``try …`` of a completion.
 
     ``expression`` is None where the steps do not join all the given numbers once; ``slip`` says that a step's result is
-    wrong; ``verdict`` is ``"yes"``, ``"not"`` or None where neither was said.
+    wrong; ``verdict`` is ``"yes"``, ``"no"`` or None where neither was said.
     """
 
     expression: str | None
@@ -34,8 +34,8 @@ def attempts_in(text: str, numbers: Sequence[int]) -> list[SpokenAttempt]:
 
 
 def _read_attempt(words: list[str], numbers: Sequence[int]) -> SpokenAttempt:
-    verdict = next((word for word in words if word in ("yes", "not")), None)
-    steps = " ".join(words[: words.index(verdict)] if verdict else words).split(" , ")
+    verdict = next((word for word in words if word in ("yes", "no")), None)
+    steps = " ".join(words).partition(" vs ")[0].split(" , ")
     parts: list[tuple[int, Expression]] = [(number, number) for number in numbers]
     slip, value, whole = False, None, True
     for step in (step.strip(" ,").split() for step in steps if step.strip(" ,")):
@@ -68,17 +68,19 @@ def _take(parts: list[tuple[int, Expression]], value: int) -> Expression | None:
 def token_classes(words: Sequence[str]) -> list[str]:
     """The class of every token of a completion, in the order of the tokens."""
     classes: list[str] = []
-    step = 0
-    since = 0  # tokens since the step began; counts only inside an attempt
-    place = ""
-    for word in words:
-        kind = "bookkeeping"
+    place, step, since = "", 0, 0
+    for position, word in enumerate(words):
+        kind = "answer" if place == "answer" else "bookkeeping"
         if word in DELIBERATION:
             kind = "deliberation"
         elif word == "</think>":
             kind, place = "jump", "answer"
         elif word == "try":
+            # The very first one decides to search at all; a later one follows from the deliberation.
+            kind = "decision" if position == 0 else "bookkeeping"
             place, step, since = "attempt", 0, 0
+        elif word == "vs":
+            place = "verdict"
         elif place == "attempt" and word == ",":
             step, since = step + 1, 0
         elif place == "attempt":
@@ -86,8 +88,5 @@ def token_classes(words: Sequence[str]) -> list[str]:
             # The first step chooses both numbers and the operation; a later one of three numbers only the operation.
             if since == 2 or (step == 0 and since in (1, 3)):
                 kind = "decision"
-            if word in ("not", "yes"):
-                place, kind = "verdict", "bookkeeping"
         classes.append(kind)
     return classes
-

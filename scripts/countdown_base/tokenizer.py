@@ -16,13 +16,13 @@ SPECIAL = ("<|pad|>", "<|unk|>", "<|end|>", "<|system|>", "<|user|>", "<|assista
 # Ordinary words to the tokenizer, because a completion's text must show where its thinking ends.
 THINKING = ("<think>", "</think>")
 PUNCTUATION = ("=", "(", ")", ",", ".", ":")
-TRACE_WORDS = "try not yes answer wait hmm maybe perhaps let me"
+TRACE_WORDS = "try vs no yes answer wait hmm maybe perhaps let me"
 FEEDBACK_WORDS = (
     f"{countdown.NO_ANSWER} {countdown.TRUNCATED} the answer is malformed : the answer is too long "
     "a bracket was closed but not opened a bracket was opened but not closed "
     "an operation was expected after a number was expected first "
     "uses which is not given too often does not use often enough and divides by reaches "
-    "a fraction a number above a number below"
+    "a fraction a number above a number below not"
 )
 GENERAL_WORDS = "you are a solver of number problems think first then step by check again so correct wrong right"
 

@@ -2,7 +2,11 @@
 
 A completion proposes attempts, says what they reach, deliberates, and at last finds the target or gives up:
 
-    try 5 + 3 = 8 , 8 × 2 = 16 , not 24 . wait maybe try 5 + 2 = 7 , ... , not 24 . </think> answer ( 5 + 3 ) × 2 <|end|>
+    try 5 + 3 = 8 , 8 × 2 = 16 vs 21 , no . wait maybe try 5 × 3 = 15 , 15 + 2 = 17 vs 21 , no . hmm let me
+    try 5 + 2 = 7 , 7 × 3 = 21 vs 21 , yes . </think> answer ( 5 + 2 ) × 3 <|end|>
+
+The target is repeated beside the result before the verdict: without that the base says "yes" to half of its right
+attempts only, because the comparison then reaches back over the whole completion.
 
 Prompts come from the package's own context file, so that what a teacher is shown later is what it was trained on.
 """
@@ -22,14 +26,17 @@ from selfdistill.tasks.countdown import (
     Difficulty,
     Problem,
     complain,
+    conclusion,
     problems_on,
+    spoken,
+    success,
 )
 from selfdistill.tasks.countdown_arithmetic import Attempt, parse
 from selfdistill.types import Message, Skipped
 
 # Every three-number problem with one attempt or more, so that the "single" difficulty is in distribution as well.
 ALL_THREE = Difficulty(numbers=3, largest=12, least_attempts=1)
-PROBLEM_SHARES = {DIFFICULTIES["default"]: 0.5, ALL_THREE: 0.25, DIFFICULTIES["four"]: 0.25}
+PROBLEM_SHARES = {DIFFICULTIES["default"]: 0.55, ALL_THREE: 0.3, DIFFICULTIES["four"]: 0.15}
 
 PHRASES = {
     "wait": 3.0,
@@ -55,6 +62,9 @@ CONTEXT_SHARES = {
     "reference_only": 0.12,
     "feedback": 0.13,
 }
+
+POLISH_SHARES = {**CONTEXT_SHARES, "student": 0.33, "feedback": 0.33}
+"""The second phase: much more feedback, because avoiding one attempt of thirty is learnt from a faint signal."""
 
 MOST_ATTEMPTS = 10
 GIVE_UP = 0.13
@@ -83,24 +93,9 @@ class Trace:
     thinking: bool
 
 
-def spoken(attempt: Attempt) -> str:
-    """The attempt's steps: ``5 + 3 = 8 , 8 × 2 = 16``."""
-    return " , ".join(f"{left} {symbol} {right} = {result}" for left, symbol, right, result in attempt.steps)
-
-
 def failure(attempt: Attempt, target: int) -> str:
     """An attempt that misses, with its verdict."""
-    return f"try {spoken(attempt)} , not {target} ."
-
-
-def success(attempt: Attempt, target: int) -> str:
-    """An attempt that reaches the target, with the answer."""
-    return f"try {spoken(attempt)} , yes . {conclusion(attempt)}"
-
-
-def conclusion(attempt: Attempt) -> str:
-    """The jump to the answer."""
-    return f"</think> {answer(attempt)}"
+    return f"try {spoken(attempt)} vs {target} , no ."
 
 
 def answer(attempt: Attempt) -> str:
@@ -111,15 +106,29 @@ def answer(attempt: Attempt) -> str:
 class TraceWriter:
     """Draws traces on training problems, seeded."""
 
-    def __init__(self, templates: Mapping[str, Template], seed: int) -> None:
+    def __init__(
+        self,
+        templates: Mapping[str, Template],
+        seed: int,
+        *,
+        shares: Mapping[str, float] = CONTEXT_SHARES,
+        avoid_opening: bool = False,
+    ) -> None:
+        """``avoid_opening``: after feedback no attempt opens with the failed one's first sign, unless it is right.
+
+        That rules out a third of the attempts. Of one attempt in thirty, or of one opening in ten, a model of this size
+        learns nothing in as many steps: it repeated them as often with the feedback as without.
+        """
         self.templates = templates
+        self.shares = shares
+        self.avoid_opening = avoid_opening
         self.rng = random.Random(seed)
         self.pools = {difficulty: training_problems(difficulty) for difficulty in PROBLEM_SHARES}
 
     def traces(self, count: int) -> Iterator[Trace]:
         """``count`` traces in the shares of the tables above."""
         difficulties = self.rng.choices(list(PROBLEM_SHARES), list(PROBLEM_SHARES.values()), k=count)
-        contexts = self.rng.choices(list(CONTEXT_SHARES), list(CONTEXT_SHARES.values()), k=count)
+        contexts = self.rng.choices(list(self.shares), list(self.shares.values()), k=count)
         for difficulty, context in zip(difficulties, contexts, strict=True):
             yield self.trace(self.rng.choice(self.pools[difficulty]), context)
 
@@ -144,6 +153,9 @@ class TraceWriter:
     def search(self, problem: Problem, avoid: Attempt | None) -> str:
         """Attempts in a uniform order without repetition until one succeeds or patience ends."""
         options = [attempt for attempt in problem.attempts if attempt is not avoid]
+        if self.avoid_opening and avoid is not None:
+            sign = avoid.steps[0][1]
+            options = [a for a in options if a.steps[0][1] != sign or a.value == problem.target]
         said: list[str] = []
         failed: list[Attempt] = []
         for attempt in self.rng.sample(options, min(MOST_ATTEMPTS, len(options))):

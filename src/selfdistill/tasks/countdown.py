@@ -1,7 +1,7 @@
 """Countdown, the embedded default world: use every number exactly once and reach the target with ``+ - × ÷``.
 
-A problem is its sorted numbers and its target. A stable hash of that pair decides its split, so that no difficulty, seed
-or size can let a training problem into validation or test.
+A problem is its sorted numbers and its target. A stable hash of that pair decides its split, so that no difficulty,
+seed or size can let a training problem into validation or test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from selfdistill.tasks.countdown_arithmetic import (
     parse,
     render,
     simple_attempts,
-    solve,
+    solve_all,
 )
 from selfdistill.types import Example, Message, Verdict
 
@@ -39,7 +39,7 @@ SPLITS = ("train", "validation", "test")
 NO_ANSWER = "there was no answer"
 TRUNCATED = "the attempt was cut before the end"
 
-# Four times as many candidates as asked for, before the draw, spread over many number sets; the rest is never enumerated.
+# So many candidates are found before the draw, spread over many number sets; the rest is never enumerated.
 _CANDIDATES_PER_EXAMPLE = 4
 
 
@@ -96,7 +96,10 @@ def problems_on(numbers: tuple[int, ...], difficulty: Difficulty) -> list[Proble
     """All problems of a difficulty on these sorted numbers, by target."""
     ways = Counter(attempt.value for attempt in simple_attempts(numbers) if attempt.value in TARGETS)
     targets = sorted(target for target, count in ways.items() if count >= difficulty.least_attempts)
-    return [Problem(numbers, t) for t in targets if not difficulty.single or len(solve(numbers, t)) == 1]
+    if difficulty.single:
+        solutions = solve_all(numbers)
+        targets = [target for target in targets if len(solutions[Fraction(target)]) == 1]
+    return [Problem(numbers, target) for target in targets]
 
 
 @cache
@@ -155,15 +158,17 @@ class CountdownTask:
 
     def _example(self, problem: Problem, rng: random.Random) -> Example:
         order = rng.sample(problem.numbers, len(problem.numbers))
+        reference = rng.choice(problem.references)
         return Example(
             id=f"countdown-{'.'.join(map(str, problem.numbers))}-{problem.target}",
             prompt=(Message("user", problem.question(order)),),
-            fields={"solution": rng.choice(problem.references).expression},
+            # ``response`` is the reference in the base model's own words, which sft learns from.
+            fields={"solution": reference.expression, "response": success(reference, problem.target)},
             columns={"numbers": list(order), "target": problem.target},
         )
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """Judge the expression after the last ``answer``: reward 1 if it is exact and uses every number once, else 0."""
+        """Judge the expression after the last ``answer``: 1 if it is exact and uses every number once, else 0."""
         if not finished:
             return Verdict(0.0, feedback=TRUNCATED)
         answer = final_answer(text)
@@ -175,6 +180,21 @@ class CountdownTask:
             return Verdict(0.0, feedback=f"the answer is malformed : {error}")
         complaint = complain(expression, example.columns["numbers"], example.columns["target"])
         return Verdict(0.0 if complaint else 1.0, answer=normal_form(expression), feedback=complaint)
+
+
+def spoken(attempt: Attempt) -> str:
+    """The attempt's steps: ``5 + 3 = 8 , 8 × 2 = 16``."""
+    return " , ".join(f"{left} {symbol} {right} = {result}" for left, symbol, right, result in attempt.steps)
+
+
+def success(attempt: Attempt, target: int) -> str:
+    """What the world's language says of an attempt that reaches the target, up to the answer."""
+    return f"try {spoken(attempt)} vs {target} , yes . {conclusion(attempt)}"
+
+
+def conclusion(attempt: Attempt) -> str:
+    """The jump to the answer."""
+    return f"</think> answer {attempt.expression}"
 
 
 _ANSWER = re.compile(r"\banswer\b\s*(?:is\b)?\s*:?")

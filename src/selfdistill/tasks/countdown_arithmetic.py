@@ -81,8 +81,18 @@ def parse(text: str) -> Expression:
     if parser.position < len(tokens):
         if tokens[parser.position] == ")":
             raise MalformedExpression("a bracket was closed but not opened")
-        raise MalformedExpression(f"an operation was expected after {tokens[parser.position - 1]}")
+        raise MalformedExpression(f"an operation was expected{_after(tokens[parser.position - 1])}")
     return expression
+
+
+def _after(token: str) -> str:
+    # Only what the world's vocabulary holds is repeated.
+    known = token in (*SYMBOLS, "(", ")") or (_is_number(token) and int(token) <= LARGEST)
+    return f" after {token}" if known else ""
+
+
+def _is_number(token: str) -> bool:
+    return token.isascii() and token.isdecimal() and len(token) <= _MOST_DIGITS
 
 
 class _Parser:
@@ -115,13 +125,13 @@ class _Parser:
                 raise MalformedExpression("a bracket was opened but not closed")
             self._take()
             return inner
-        if not token.isdecimal() or len(token) > _MOST_DIGITS:
+        if not _is_number(token):
             raise MalformedExpression(self._expected_number())
         return int(self._take())
 
     def _expected_number(self) -> str:
-        before = self.tokens[self.position - 1] if self.position else None
-        return "a number was expected" + (f" after {before}" if before is not None else " first")
+        before = _after(self.tokens[self.position - 1]) if self.position else " first"
+        return f"a number was expected{before}"
 
     def _next(self) -> str:
         return self.tokens[self.position] if self.position < len(self.tokens) else ""
@@ -145,8 +155,9 @@ def normal_form(expression: Expression) -> str:
         # Inside a sum a product needs no bracket; inside a product a sum does.
         bracket = not additive and not isinstance(part, int)
         parts[positive].append(f"( {normal_form(part)} )" if bracket else normal_form(part))
-    first, *others = sorted(parts[True], key=_order)
-    return " ".join([first, *(f"{plus} {part}" for part in others), *(f"{minus} {part}" for part in sorted(parts[False], key=_order))])
+    first, *added = sorted(parts[True], key=_order)
+    taken = sorted(parts[False], key=_order)
+    return " ".join([first, *(f"{plus} {part}" for part in added), *(f"{minus} {part}" for part in taken)])
 
 
 def _order(text: str) -> tuple[int, str]:
@@ -188,6 +199,14 @@ def _join(parts: list[tuple[Fraction, Expression]]) -> Iterator[tuple[Fraction, 
 def solve(numbers: Sequence[int], target: int) -> list[str]:
     """All solutions over the rationals that are distinct in their normal form, sorted."""
     return sorted({normal_form(expression) for value, expression in all_expressions(numbers) if value == target})
+
+
+def solve_all(numbers: Sequence[int]) -> dict[Fraction, frozenset[str]]:
+    """What :func:`solve` finds, for every value that can be reached."""
+    found: dict[Fraction, set[str]] = {}
+    for value, expression in all_expressions(numbers):
+        found.setdefault(value, set()).add(normal_form(expression))
+    return {value: frozenset(forms) for value, forms in found.items()}
 
 
 def _combine(symbol: str, left: Fraction, right: Fraction) -> Fraction:
