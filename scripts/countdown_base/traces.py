@@ -114,10 +114,9 @@ class TraceWriter:
         shares: Mapping[str, float] = CONTEXT_SHARES,
         avoid_opening: bool = False,
     ) -> None:
-        """``avoid_opening``: after feedback no attempt opens with the failed one's first sign, unless it is right.
+        """``avoid_opening``: after feedback no attempt opens with the failed one's first step, unless it is right.
 
-        That rules out a third of the attempts. Of one attempt in thirty, or of one opening in ten, a model of this size
-        learns nothing in as many steps: it repeated them as often with the feedback as without.
+        Meant to make avoidance learnable; docs/log.md says how far it got.
         """
         self.templates = templates
         self.shares = shares
@@ -154,8 +153,7 @@ class TraceWriter:
         """Attempts in a uniform order without repetition until one succeeds or patience ends."""
         options = [attempt for attempt in problem.attempts if attempt is not avoid]
         if self.avoid_opening and avoid is not None:
-            sign = avoid.steps[0][1]
-            options = [a for a in options if a.steps[0][1] != sign or a.value == problem.target]
+            options = [a for a in options if a.steps[0] != avoid.steps[0] or a.value == problem.target]
         said: list[str] = []
         failed: list[Attempt] = []
         for attempt in self.rng.sample(options, min(MOST_ATTEMPTS, len(options))):
