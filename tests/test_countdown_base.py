@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def test_the_model_directory_is_small_and_normal() -> None:
 
 
 def test_the_tokenizer_and_the_embedding_agree(subject: properties.Subject) -> None:
-    assert subject.model.get_input_embeddings().weight.shape[0] == len(subject.tokenizer)
+    embedding: Any = subject.model.get_input_embeddings()
+    assert embedding.weight.shape[0] == len(subject.tokenizer)
     assert subject.tokenizer.pad_token_id != subject.tokenizer.eos_token_id
     assert subject.model.generation_config is not None
     assert subject.model.generation_config.eos_token_id == subject.tokenizer.eos_token_id
@@ -72,7 +74,7 @@ def test_the_chat_template_renders_turns_and_opens_the_thinking(subject: propert
         {"role": "user", "content": "again ."},
     ]
 
-    def render(**options: bool) -> str:
+    def render(**options: Any) -> str:
         text = subject.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
         return str(text)
 
