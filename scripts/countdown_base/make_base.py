@@ -165,7 +165,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = build_tokenizer(templates)
     model = build_model(tokenizer, args.seed)
     broad = TraceWriter(templates, args.seed)
-    narrow = TraceWriter(templates, args.seed + 1, shares=POLISH_SHARES, avoid_opening=True)
+    narrow = TraceWriter(templates, args.seed + 1, shares=POLISH_SHARES)
     phases = [
         Phase("broad", args.steps, args.lr, batches(broad, tokenizer, args.tokens, args.seed)),
         Phase("feedback", args.polish_steps, args.polish_lr, batches(narrow, tokenizer, args.tokens, args.seed + 1)),
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--polish-steps", type=int, default=450)
+    parser.add_argument("--polish-steps", type=int, default=600)
     parser.add_argument("--polish-lr", type=float, default=3e-3)
     parser.add_argument("--start", type=Path, help="a model that went through the first phase: do the second alone")
     train(parser.parse_args())

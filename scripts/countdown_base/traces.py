@@ -103,6 +103,12 @@ def answer(attempt: Attempt) -> str:
     return f"answer {attempt.expression}"
 
 
+def opening_pair(attempt: Attempt) -> tuple[int, int]:
+    """The two numbers, larger first, that an attempt joins first."""
+    left, _, right, _ = attempt.steps[0]
+    return left, right
+
+
 class TraceWriter:
     """Draws traces on training problems, seeded."""
 
@@ -112,15 +118,9 @@ class TraceWriter:
         seed: int,
         *,
         shares: Mapping[str, float] = CONTEXT_SHARES,
-        avoid_opening: bool = False,
     ) -> None:
-        """``avoid_opening``: after feedback no attempt opens with the failed one's first step, unless it is right.
-
-        Meant to make avoidance learnable; docs/log.md says how far it got.
-        """
         self.templates = templates
         self.shares = shares
-        self.avoid_opening = avoid_opening
         self.rng = random.Random(seed)
         self.pools = {difficulty: training_problems(difficulty) for difficulty in PROBLEM_SHARES}
 
@@ -150,10 +150,16 @@ class TraceWriter:
         return self._render(context, problem, fields, self.follow(problem, reference))
 
     def search(self, problem: Problem, avoid: Attempt | None) -> str:
-        """Attempts in a uniform order without repetition until one succeeds or patience ends."""
-        options = [attempt for attempt in problem.attempts if attempt is not avoid]
-        if self.avoid_opening and avoid is not None:
-            options = [a for a in options if a.steps[0] != avoid.steps[0] or a.value == problem.target]
+        """Attempts in a uniform order without repetition until one succeeds or patience ends.
+
+        What feedback has named is avoided by a wide margin: no attempt opens with the same pair of numbers. Of three
+        numbers the one outside the brackets is then among the first two, which is learnt in minutes; to leave out one
+        attempt of thirty and nothing else is not (docs/log.md).
+        """
+        options = list(problem.attempts)
+        if avoid is not None:
+            other = [a for a in options if opening_pair(a) != opening_pair(avoid)]
+            options = other or [a for a in options if a is not avoid]
         said: list[str] = []
         failed: list[Attempt] = []
         for attempt in self.rng.sample(options, min(MOST_ATTEMPTS, len(options))):
