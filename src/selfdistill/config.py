@@ -65,7 +65,7 @@ class MathConfig(Strict):
     test_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for the test split.")
     prompt: str = Field("question", description="Column, dotted path or $-template of the problem.")
     answer: str | None = Field(
-        "answer", description="Column, dotted path or $-template of the final answer; \"\" for rows without answers."
+        "answer", description='Column, dotted path or $-template of the final answer; "" for rows without answers.'
     )
     solution: str | None = Field(None, description="Column, dotted path or $-template of a worked solution.")
     fields: dict[str, str] = Field({}, description="Further fields for context templates: name = source.")
