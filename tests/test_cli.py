@@ -563,6 +563,9 @@ EVALUATED = {
     "length",
     "truncated",
     "deliberation",
+    "hits",
+    "words",
+    "tokens",
     "skipped",
     "remarks",
 }
@@ -575,6 +578,9 @@ def test_evaluate_prints_one_object_with_all_its_numbers(run: Terminal, model: P
     result = json.loads(said.out)
     assert set(result) == EVALUATED
     assert (result["problems"], result["samples"], result["split"], result["task"]) == (4, 3, "test", "countdown")
+    assert [len(result[name]) for name in ("hits", "words", "tokens")] == [4, 4, 4]
+    assert result["avg"]["value"] == sum(result["hits"]) / 12
+    assert result["length"] == sum(result["tokens"]) / 12
     for name in ("avg", "pass", "maj"):
         assert result[name]["k"] == 3
         assert result[name]["low"] <= result[name]["value"] <= result[name]["high"]

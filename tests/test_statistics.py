@@ -14,6 +14,7 @@ from selfdistill.statistics import (
     bootstrap,
     majority,
     majority_per_problem,
+    nested_bootstrap,
     paired_difference,
     pass_at,
     pass_per_problem,
@@ -93,6 +94,50 @@ def test_a_paired_difference_sees_what_separate_intervals_do_not() -> None:
     assert paired_difference([1.0, 0.0], [0.0, 1.0], k=1, seed=0).value == 0.0
 
 
+def test_runs_weigh_the_same_however_many_problems_they_have() -> None:
+    estimate = nested_bootstrap([[1.0, 1.0, 1.0, 1.0], [0.0]], k=2, seed=0)
+    assert (estimate.value, estimate.k, estimate.n) == (0.5, 2, 5)
+    # Two runs that agree within themselves: a resample's mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
+    assert (estimate.low, estimate.high) == (0.0, 1.0)
+    narrow = nested_bootstrap([[1.0, 1.0, 1.0, 1.0], [0.0]], k=2, seed=0, confidence=0.4)
+    assert (narrow.low, narrow.high) == (0.5, 0.5)
+
+
+def test_a_difference_that_never_varies_has_no_width() -> None:
+    assert nested_bootstrap([[0.0] * 7, [0.0] * 5], k=1, seed=0).as_dict() == {
+        "value": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "k": 1,
+        "n": 12,
+    }
+    constant = nested_bootstrap([[0.125] * 4, [0.125] * 4], k=1, seed=0)
+    assert (constant.value, constant.low, constant.high) == (0.125, 0.125, 0.125)
+
+
+def test_of_one_run_only_problems_are_drawn() -> None:
+    values = np.random.default_rng(0).random(50)
+    nested = nested_bootstrap([values], k=1, seed=0)
+    plain = bootstrap(values, k=1, seed=0, confidence=0.95, resamples=10_000)
+    assert nested.value == plain.value
+    assert (nested.low, nested.high) == pytest.approx((plain.low, plain.high), abs=0.005)
+
+
+def test_the_nested_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    # Eight runs of 30 problems around 0.1; runs vary by 0.1, problems by 0.4: the mean's standard error is
+    # √(0.01/8 + 0.16/240) = 0.044, which a bootstrap that took all 240 problems for independent puts at 0.027.
+    generator = np.random.default_rng(0)
+    covered = pooled = 0
+    for trial in range(200):
+        values = 0.1 + 0.1 * generator.normal(size=(8, 1)) + 0.4 * generator.normal(size=(8, 30))
+        nested = nested_bootstrap(list(values), k=1, seed=trial, resamples=400)
+        flat = bootstrap(values.ravel(), k=1, seed=trial, confidence=0.95, resamples=400)
+        covered += nested.low <= 0.1 <= nested.high
+        pooled += flat.low <= 0.1 <= flat.high
+    assert 0.92 <= covered / 200 <= 0.99
+    assert pooled / 200 < 0.85
+
+
 def test_an_estimate_becomes_plain_json() -> None:
     estimate = average([[1.0, 1.0]], seed=0)
     assert estimate.as_dict() == {"value": 1.0, "low": 1.0, "high": 1.0, "k": 2, "n": 1}
@@ -109,5 +154,9 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         paired_difference([0.0], [0.0, 1.0], k=1, seed=0)
     with pytest.raises(ValueError, match="at least one problem"):
         bootstrap([], k=1, seed=0, confidence=0.95, resamples=10)
+    with pytest.raises(ValueError, match="runs of at least one problem"):
+        nested_bootstrap([[1.0], []], k=1, seed=0)
+    with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
+        nested_bootstrap([[1.0]], k=1, seed=0, confidence=95)
     with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
         bootstrap([1.0], k=1, seed=0, confidence=95, resamples=10)

@@ -16,7 +16,10 @@ from selfdistill.types import Example, RolloutGroup, Sampler, Task
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Estimates over problems; lengths in tokens, ``truncated`` a share, ``deliberation`` words per completion."""
+    """Estimates over problems; lengths in tokens, ``truncated`` a share, ``deliberation`` words per completion.
+
+    The last three are sums over the samples of each problem, in the problems' order: what a paired comparison needs.
+    """
 
     problems: int
     samples: int
@@ -26,6 +29,9 @@ class Evaluation:
     length: float
     truncated: float
     deliberation: float
+    hits: tuple[int, ...]
+    words: tuple[int, ...]
+    tokens: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in ``summary.json`` and ``evaluations.jsonl``."""
@@ -38,6 +44,9 @@ class Evaluation:
             "length": self.length,
             "truncated": self.truncated,
             "deliberation": self.deliberation,
+            "hits": list(self.hits),
+            "words": list(self.words),
+            "tokens": list(self.tokens),
         }
 
 
@@ -64,16 +73,21 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int) -> Evaluation:
     correct = [[v.correct for v in group.verdicts] for group in groups]
     answers = [[v.answer for v in group.verdicts] for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    words = deliberation_pattern()
+    pattern = deliberation_pattern()
+    words = tuple(sum(len(pattern.findall(r.text)) for r in group.rollouts) for group in groups)
+    tokens = tuple(sum(len(r.completion_ids) for r in group.rollouts) for group in groups)
     return Evaluation(
         problems=len(groups),
         samples=samples,
         avg=average([[float(hit) for hit in row] for row in correct], seed=0),
         passed=pass_at(correct, samples, seed=0),
         majority=majority(answers, correct, seed=0),
-        length=sum(len(r.completion_ids) for r in rollouts) / len(rollouts),
+        length=sum(tokens) / len(rollouts),
         truncated=sum(not r.finished for r in rollouts) / len(rollouts),
-        deliberation=sum(len(words.findall(r.text)) for r in rollouts) / len(rollouts),
+        deliberation=sum(words) / len(rollouts),
+        hits=tuple(sum(row) for row in correct),
+        words=words,
+        tokens=tokens,
     )
 
 
