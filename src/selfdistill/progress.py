@@ -42,6 +42,11 @@ class Progress:
         """One sentence of its own."""
         self.console.print(Text(sentence), soft_wrap=True)
 
+    def status(self, line: str) -> None:
+        """The live line; nothing where the output is no terminal."""
+        if self.live is not None:
+            self.live.update(Text(line, overflow="ellipsis", no_wrap=True))
+
     def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
         """An evaluation on held-out problems."""
         avg = result["avg"]

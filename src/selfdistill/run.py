@@ -72,7 +72,7 @@ class Run:
         self.evaluations = JsonLines(folder / "evaluations.jsonl")
         self.rollouts = JsonLines(folder / "rollouts.jsonl")
         if exists:
-            self._check_same_config()
+            check_same_config(folder, self.config)
             self._restore()
         self.saved.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(folder / "config.json", self.config.model_dump())
@@ -247,17 +247,6 @@ class Run:
         for lines in (self.metrics, self.evaluations, self.rollouts):
             lines.cut(after_step=self.counters.step if path is not None else -1)
 
-    def _check_same_config(self) -> None:
-        stored = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        ours = json.loads(json.dumps(self.config.model_dump()))
-        for key in sorted({*stored, *ours} - set(MAY_CHANGE)):
-            if stored.get(key) != ours.get(key):
-                where = _difference(key, stored.get(key), ours.get(key))
-                raise CheckpointError(
-                    f"{self.folder} was made with another config: {where}; "
-                    "resume with the same, or choose another --out"
-                )
-
     def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
         name = f"bad-batch-{step:06d}.jsonl"
         empty = StepResult(StepRecord(step), [])
@@ -283,6 +272,22 @@ class Run:
         checkpoint.write_json(self.folder / "summary.json", summary)
         write_report(self.folder)
         return summary
+
+
+def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[str] = MAY_CHANGE) -> None:
+    """Refuse to go on in the folder of a run that was made with another config.
+
+    Raises:
+        CheckpointError: the first key that differs.
+    """
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    ours = json.loads(json.dumps(config.model_dump()))
+    for key in sorted({*stored, *ours} - set(may_change)):
+        if stored.get(key) != ours.get(key):
+            where = _difference(key, stored.get(key), ours.get(key))
+            raise CheckpointError(
+                f"{folder} was made with another config: {where}; resume with the same, or choose another --out"
+            )
 
 
 def _difference(key: str, stored: Any, ours: Any) -> str:
