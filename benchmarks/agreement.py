@@ -102,7 +102,7 @@ def groups_from(batch: dict[str, Any], examples: Sequence[Example], parts: Parts
 
 def on_policy(groups: Sequence[RolloutGroup], parts: Parts) -> list[RolloutGroup]:
     """The groups with the log-probabilities under which the student would have sampled them."""
-    views = parts.trainer.views(groups).views
+    views = parts.trainer.views(groups, step=1).views
     limits = parts.trainer.limits
     scores = score_views(parts.policy, views, "student", max_tokens=limits.tokens, elements=limits.elements)
     known = {(v.group, v.index): tuple(s.target_N.tolist()) for v, s in zip(views, scores, strict=True)}

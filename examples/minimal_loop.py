@@ -25,7 +25,7 @@ from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.tasks.countdown import CountdownTask
 from selfdistill.types import Skipped
 
-COMPLETIONS, MAX_TOKENS, STRENGTH, LEARNING_RATE = 8, 224, 0.1, 2e-4
+COMPLETIONS, MAX_TOKENS, STRENGTH, LEARNING_RATE = 8, 256, 0.1, 2e-4
 
 
 def completion_logprobs(model: torch.nn.Module, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,13 +20,20 @@ ZERO = torch.zeros((), dtype=torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One completion: its rows under student and teacher (None without a context), and what is known of it."""
+    """One completion: its rows under student and teacher (None without a context), and what is known of it.
+
+    ``others`` holds its rows under every further role, ``group`` and ``source`` say whose it is.
+    """
 
     student: list[Row]
     teacher: list[Row] | None
     ids: Sequence[int]
     sampled: Sequence[float]
     advantage: float
+    others: Mapping[str, list[Row]] = field(default_factory=dict)
+    group: int = 0
+    source: str = "student"
+    reward: float | None = None
 
 
 def rows(
@@ -164,6 +171,112 @@ def antisd(strength: float, gate: float) -> Callable[[Scored, int], Tensor]:
         return policy_gradient(one.student[t][one.ids[t]], one.sampled[t], one.advantage - strength * gate * phi)
 
     return loss
+
+
+def antisd_variant(
+    strength: float, *, ascend: str = "jensen_shannon", compose: str = "add", hindsight: bool = True
+) -> Callable[[Scored, int], Tensor]:
+    """The ablations: −u for −φ(u), A · max(0, 1 + signal) for A + signal, a uniform teacher; no gate."""
+
+    def loss(one: Scored, t: int) -> Tensor:
+        own = one.student[t]
+        u = gain(one, t) if hindsight else -math.log(len(own)) - float(own[one.ids[t]].detach())
+        phi = 0.5 * (math.log1p(math.exp(u)) - math.log(2))
+        signal = strength * (-phi if ascend == "jensen_shannon" else -u)
+        advantage = one.advantage + signal if compose == "add" else one.advantage * max(0.0, 1 + signal)
+        return policy_gradient(own[one.ids[t]], one.sampled[t], advantage)
+
+    return loss
+
+
+def normalised(row: Row) -> Row:
+    """log p minus the log of what exp log p sums to."""
+    total = torch.log(sum((torch.exp(value) for value in row), ZERO))
+    return [value - total for value in row]
+
+
+def cut_all(rows_of: Sequence[Row], k: int | None) -> list[Row]:
+    """All rows on the k likeliest entries of the first, and one bin for the rest."""
+    return list(rows_of) if k is None else [cut(rows_of[0], row, k)[1] for row in rows_of]
+
+
+def credit(
+    divergence: Callable[[Row, Row], Tensor], strength: float, *, contrasts: int, k: int | None, cap: float = 2.0
+) -> Callable[[Scored, int], Tensor]:
+    """A divergence to Q ∝ T / Π_k N_k^(λ/C) on the student's support, times min(S / S_sampled, cap)."""
+
+    def loss(one: Scored, t: int) -> Tensor:
+        assert one.teacher is not None
+        others = [one.others[f"contrast_{c}"][t] for c in range(contrasts)]
+        student, teacher, *against = cut_all([one.student[t], one.teacher[t], *others], k)
+        mean = [sum(values, ZERO) / contrasts for values in zip(*against, strict=True)]
+        target = normalised([p - strength * g for p, g in zip(teacher, mean, strict=True)])
+        return capped_ratio(one.student[t][one.ids[t]], one.sampled[t], cap) * divergence(student, target)
+
+    return loss
+
+
+def generic(one: Scored, t: int, contrasts: int) -> float:
+    """G_t(y_t): the mean over contrasts of the sampled token's log-probability."""
+    return sum(float(one.others[f"contrast_{c}"][t][one.ids[t]]) for c in range(contrasts)) / contrasts
+
+
+def credit_advantage(completions: Sequence[Scored], strength: float, *, contrasts: int) -> Tensor:
+    """u − λ (G − Ḡ) in the clipped policy gradient, Ḡ over all tokens of all completions."""
+    found = [generic(one, t, contrasts) for one in completions for t in range(len(one.ids))]
+    centre = sum(found) / len(found)
+
+    def loss(one: Scored, t: int) -> Tensor:
+        advantage = gain(one, t) - strength * (generic(one, t, contrasts) - centre)
+        return policy_gradient(one.student[t][one.ids[t]], one.sampled[t], advantage)
+
+    return mean_over_tokens(completions, loss)
+
+
+def purified(beta: float = 1.0, clip: float = 10.0) -> Callable[[Scored, int], Tensor]:
+    """Jensen–Shannon to softmax(log B + c tanh(centred(log T − log R) / c) / β)."""
+
+    def loss(one: Scored, t: int) -> Tensor:
+        assert one.teacher is not None
+        delta = [p - r for p, r in zip(one.teacher[t], one.others["reference_only"][t], strict=True)]
+        mean = sum(delta, ZERO) / len(delta)
+        bent = [clip * torch.tanh((value - mean) / clip) for value in delta]
+        target = normalised([b + d / beta for b, d in zip(one.others["base"][t], bent, strict=True)])
+        return jensen_shannon(one.student[t], target)
+
+    return loss
+
+
+def whole(one: Scored, which: Sequence[Row] | None, mean: bool) -> Tensor:
+    """log-probability of a completion: the sum over its tokens, or their mean."""
+    assert which is not None
+    total = sum((row[token] for row, token in zip(which, one.ids, strict=True)), ZERO)
+    return total / len(one.ids) if mean else total
+
+
+def pbsd(completions: Sequence[Scored], beta: float, *, mean: bool = False) -> Tensor:
+    """Mean over pairs of −log σ(β [Δ(y⁺) − Δ(y⁻)]), Δ = log S − log T of whole completions."""
+    losses = []
+    for group in sorted({one.group for one in completions}):
+        sides = [
+            [one for one in completions if (one.group, one.source) == (group, side)] for side in ("teacher", "student")
+        ]
+        for plus, minus in zip(*sides, strict=True):
+            gaps = [whole(one, one.student, mean) - whole(one, one.teacher, mean).detach() for one in (plus, minus)]
+            losses.append(torch.log(1 + torch.exp(-beta * (gaps[0] - gaps[1]))))
+    return sum(losses, ZERO) / len(losses)
+
+
+def pbsd_reward(completions: Sequence[Scored], beta: float, *, mean: bool = False) -> Tensor:
+    """Mean over prompts of −Σ_i softmax(r/β)_i log S(y_i)."""
+    groups = sorted({one.group for one in completions})
+    losses = []
+    for group in groups:
+        mine = [one for one in completions if one.group == group]
+        weights = [math.exp((one.reward or 0.0) / beta) for one in mine]
+        terms = [w / sum(weights) * whole(one, one.student, mean) for w, one in zip(weights, mine, strict=True)]
+        losses.append(-sum(terms, ZERO))
+    return sum(losses, ZERO) / len(groups)
 
 
 def median_entropy(completions: Sequence[Scored]) -> float:

@@ -634,7 +634,23 @@ ROLES = {
     "sdpo": ["student: what the model is asked", "teacher: context sibling_or_feedback, ema weights"],
     "sd": ["student: what the model is asked", "teacher: context sibling_or_solution_verdict, live weights"],
     "antisd": ["student: what the model is asked", "teacher: context sibling_or_solution_verdict, live weights"],
+    "sdft": ["student: what the model is asked", "teacher: context solution, ema weights"],
+    "credit": [
+        "student: what the model is asked",
+        "teacher: context sibling_or_feedback, ema weights",
+        "contrast_0: context other_question, ema weights",
+    ],
+    "purified": [
+        "student: what the model is asked",
+        "teacher: context solution, frozen weights",
+        "reference_only: context reference_only, frozen weights",
+        "base: the student's prompt, frozen weights",
+    ],
+    "pbsd": ["student: what the model is asked", "teacher: context solution, frozen weights"],
+    "pbsd_reward": ["student: what the model is asked", "teacher: context solution, frozen weights"],
 }
+DRAWN = {"sft": 1, "pbsd": 6}
+"""Completions of each problem, where they are not the three that were asked for."""
 
 
 @pytest.mark.parametrize("method", ROLES)
@@ -647,7 +663,7 @@ def test_contexts_prints_every_role_with_its_tokens(
     said = run("contexts", countdown, "--examples", 2, "--completions", 3)
     assert (said.code, said.err) == (0, "")
     text = said.out
-    shown = 2 * (1 if method == "sft" else 3)
+    shown = 2 * DRAWN.get(method, 3)
     assert text.count("══ countdown-") == shown
     for role in ROLES[method]:
         assert text.count(f"── {role}; ") == shown

@@ -21,9 +21,9 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "config"),
     ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping"),
-    ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report"),
-    ("rollouts", "views", "batching", "scoring", "teachers", "methods"),
-    ("training", "evaluation", "inspection"),
+    ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children"),
+    ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison"),
+    ("training", "evaluation", "inspection", "collecting"),
     ("assembly", "run", "commands", "compare"),
     ("cli",),
     ("__main__",),
@@ -46,6 +46,7 @@ SIDEWAYS = {
     ("run", "assembly"),  # a run and the smaller commands are built of the same parts
     ("commands", "assembly"),
     ("compare", "run"),  # a comparison is several runs
+    ("compare", "assembly"),  # whose configs it resolves beforehand, to see that they are on equal terms
 }
 """Pairs (importer, imported) of one floor that are listed together, one direction only."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,11 @@ import pytest
 import torch
 
 import methods_by_hand as hand
-from selfdistill.chat import Chat
 from selfdistill.contexts import Template
 from selfdistill.policy import Lora, Policy
 from selfdistill.training import Limits
 from selfdistill.types import RolloutGroup
 from support.engine import (
-    QUESTIONS,
-    SAID,
-    SOLUTIONS,
     Bench,
     distance,
     invent_groups,
@@ -34,6 +30,7 @@ from support.engine import (
     perturb,
     size_of,
 )
+from support.hindsight import Shown, scored, sibling_or_feedback, sibling_or_solution_verdict, sibling_verdict, solution
 from support.memory import LargestOutput
 from support.tiny import save_tiny_model
 
@@ -51,81 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
     return own_templates(tmp_path_factory.mktemp("contexts"))
-
-
-# --- what the teacher is shown, by hand -----------------------------------------------------------------------------
-
-
-def sibling(g: int, i: int) -> str | None:
-    """The first other completion of reward 1, thinking stripped."""
-    for j, (text, reward, _) in enumerate(SAID[g]):
-        if j != i and reward == 1.0:
-            return text.rpartition("</think>")[2].strip()
-    return None
-
-
-def rendered(content: str) -> str:
-    return f"<|user|> {content} <|end|> <|assistant|> <think> "
-
-
-def question_alone(g: int, i: int) -> str | None:
-    return rendered(QUESTIONS[g])
-
-
-def solution(g: int, i: int) -> str | None:
-    return rendered(f"{QUESTIONS[g]} a correct solution is {SOLUTIONS[g]} . now solve the problem")
-
-
-def sibling_or_feedback(g: int, i: int) -> str | None:
-    shown, feedback = sibling(g, i), SAID[g][i][2]
-    if shown:
-        return rendered(f"{QUESTIONS[g]} another attempt was correct : {shown} . now solve the problem")
-    return rendered(f"{QUESTIONS[g]} feedback on an earlier attempt : {feedback} .") if feedback else None
-
-
-def sibling_or_solution_verdict(g: int, i: int) -> str | None:
-    shown, reward = sibling(g, i), SAID[g][i][1]
-    if reward is None:
-        return None
-    head = f"another attempt was : {shown}" if shown else f"a correct solution is {SOLUTIONS[g]}"
-    return rendered(f"{QUESTIONS[g]} {head} . the attempt below is {'correct' if reward == 1.0 else 'wrong'} .")
-
-
-def sibling_verdict(g: int, i: int) -> str | None:
-    return sibling_or_solution_verdict(g, i) if sibling(g, i) else None
-
-
-Shown = Callable[[int, int], str | None]
-
-
-def scored(
-    student: Any,
-    teacher: Any,
-    groups: Sequence[RolloutGroup],
-    chat: Chat,
-    real: int,
-    *,
-    shown: Shown | None,
-    temperature: float = 1.0,
-    drop: bool = False,
-) -> list[hand.Scored]:
-    """Every completion under both models, by whole-sequence forwards."""
-    result = []
-    for g, group in enumerate(groups):
-        given = hand.advantages([verdict.reward for verdict in group.verdicts])
-        for i, rollout in enumerate(group.rollouts):
-            text = shown(g, i) if shown else None
-            if drop and text is None:
-                continue
-            ids = rollout.completion_ids
-            theirs = None
-            if text is not None:
-                prompt = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-                theirs = hand.frozen(hand.rows(teacher, prompt, ids, real, temperature))
-            question = chat.tokenizer(question_alone(g, i), add_special_tokens=False)["input_ids"]
-            mine = hand.rows(student, question, ids, real, temperature)
-            result.append(hand.Scored(mine, theirs, ids, rollout.logprobs, given[i]))
-    return result
 
 
 # Name, knobs, what the teacher sees, whether completions without it leave, its weights, temperature, a token's loss.
@@ -165,6 +87,52 @@ CASES: dict[str, Case] = {
     ),
     "sd": ("sd", {}, sibling_or_solution_verdict, False, "live", 1.0, hand.sd(0.5)),
     "antisd": ("antisd", {"warmup": 1}, sibling_or_solution_verdict, False, "live", 1.0, hand.antisd(0.5, 1.0)),
+    "antisd without gate": (
+        "antisd",
+        {"gated": False, "strength": 0.3},
+        sibling_or_solution_verdict,
+        False,
+        "live",
+        1.0,
+        hand.antisd_variant(0.3),
+    ),
+    "antisd reverse kl": (
+        "antisd",
+        {"gated": False, "ascend": "reverse_kl"},
+        sibling_or_solution_verdict,
+        False,
+        "live",
+        1.0,
+        hand.antisd_variant(0.5, ascend="reverse_kl"),
+    ),
+    "antisd multiplied": (
+        "antisd",
+        {"gated": False, "compose": "multiply", "strength": 2.0},
+        sibling_or_solution_verdict,
+        False,
+        "live",
+        1.0,
+        hand.antisd_variant(2.0, compose="multiply"),
+    ),
+    "antisd without teacher": (
+        "antisd",
+        {"hindsight": False},
+        None,
+        False,
+        "live",
+        1.0,
+        hand.antisd_variant(0.5, hindsight=False),
+    ),
+    "sdft": ("sdft", {}, solution, True, "ema", 1.0, hand.against_teacher(hand.kl)),
+    "sdpo frozen": (
+        "sdpo",
+        {"weights": "frozen"},
+        sibling_or_feedback,
+        True,
+        "frozen",
+        1.0,
+        hand.sdpo(hand.jensen_shannon, k=None),
+    ),
 }
 
 
@@ -185,7 +153,7 @@ def test_the_gradient_of_a_step_is_that_of_brute_force(
     bench = make_bench(policy, chat, templates, name, knobs, move=perturb)
     groups = invent_groups(policy, chat)
     result = bench.step(groups)
-    if name == "antisd":
+    if case == "antisd":
         assert result.record.values["gate"] == 0.0
         result = bench.step(groups, step=2)
         assert result.record.values["gate"] == 1.0
@@ -450,7 +418,7 @@ def test_a_context_beyond_the_window_is_counted_and_never_cut(
     policy, chat = load_exact(folder)
     bench = make_bench(policy, chat, templates, "opsd", {})
     groups = invent_groups(policy, chat)
-    views = bench.trainer.views(groups)
+    views = bench.trainer.views(groups, step=1)
     reason = "context solution: prompt and completion do not fit the window"
     assert views.skipped[reason] == views.dropped > 0
     assert len(views.views) + views.dropped == 12

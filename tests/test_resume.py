@@ -38,6 +38,12 @@ METHODS: dict[str, Any] = {
     "sdpo code": {"name": "sdpo", "divergence": REVERSE},
     "sd": "sd",
     "antisd": {"name": "antisd", "warmup": 2},
+    "sdft": {"name": "sdft", "teacher_rate": 0.3},
+    "credit": {"name": "credit", "teacher_rate": 0.3},
+    "credit sampled": {"name": "credit", "form": "advantage"},
+    "purified": "purified",
+    "pbsd": "pbsd",
+    "pbsd_reward": "pbsd_reward",
 }
 CASES = [(name, adapter) for name in METHODS for adapter in ((), LORA)]
 

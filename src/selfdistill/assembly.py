@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from selfdistill.chat import Chat
+from selfdistill.collecting import Collector
 from selfdistill.config import CountdownConfig, ModelConfig, OptimiserConfig, RunConfig, TaskConfig
 from selfdistill.contexts import Template, apply, load_templates
 from selfdistill.distributed import World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import Method, build_method
-from selfdistill.policy import Lora, Policy, fingerprint, load_policy, parse_dtype
+from selfdistill.policy import Lora, Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.rollouts import fitting, fitting_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.tasks.countdown import CountdownTask
@@ -27,7 +28,7 @@ from selfdistill.tasks.custom import RewardedTask, load_reward
 from selfdistill.tasks.math import MathTask
 from selfdistill.teachers import Teachers
 from selfdistill.training import Limits, Trainer
-from selfdistill.types import Example, Message, Skipped, Task
+from selfdistill.types import Example, External, Message, Sampler, Skipped, Task
 
 
 @dataclass(slots=True)
@@ -42,7 +43,8 @@ class Parts:
     chat: Chat
     teachers: Teachers
     trainer: Trainer
-    sampler: HFSampler
+    collector: Collector
+    sampler: Sampler
     evaluator: HFSampler
     examples: list[Example]
     held_out: list[Example]
@@ -61,11 +63,10 @@ def assemble(config: RunConfig) -> Parts:
     task = build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, str(config.method["name"]))
     templates = load_templates(config.contexts or task.contexts)
-    check_contexts(method, templates, task.examples("train")[0])
+    check_contexts(method, templates, task.examples("train")[0], prompts=config.sampling.prompts)
     policy, chat = build_policy(config.model, seed=config.seed)
-    origin = fingerprint(policy)
+    teachers, origin = build_teachers(config.model, method, policy, chat)
     examples, held_out, unfit = choose_examples(config, task, method, chat)
-    teachers = Teachers(policy, needed={role.weights for role in method.roles().values()}, rate=method.teacher_rate)
     trainer = Trainer(
         policy,
         teachers,
@@ -78,14 +79,10 @@ def assemble(config: RunConfig) -> Parts:
         limits=Limits(config.limits.tokens, config.limits.elements),
         thinking=config.sampling.thinking,
         world=World.current(),
+        seed=config.seed,
+        updates=config.optimiser.updates,
     )
-    decoding = Decoding(
-        _known(config.sampling.temperature), _known(config.sampling.top_p), _known(config.sampling.top_k)
-    )
-    sampler, evaluator = (
-        HFSampler(policy, stop_ids=chat.stop_ids, decoding=how, max_rows=config.sampling.max_rows)
-        for how in (decoding, Decoding(config.evaluation.temperature))
-    )
+    collector, evaluator = build_samplers(config, task, method, templates, policy, chat, teachers)
     return Parts(
         config=config,
         task=task,
@@ -95,7 +92,8 @@ def assemble(config: RunConfig) -> Parts:
         chat=chat,
         teachers=teachers,
         trainer=trainer,
-        sampler=sampler,
+        collector=collector,
+        sampler=collector.sampler,
         evaluator=evaluator,
         examples=examples,
         held_out=held_out,
@@ -151,6 +149,56 @@ def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
     )
 
 
+def build_samplers(
+    config: RunConfig,
+    task: Task,
+    method: Method,
+    templates: Mapping[str, Template],
+    policy: Policy,
+    chat: Chat,
+    teachers: Teachers,
+) -> tuple[Collector, HFSampler]:
+    """What draws the completions to learn from, and what draws those to evaluate."""
+    sampling = config.sampling
+    decoding = Decoding(_known(sampling.temperature), _known(sampling.top_p), _known(sampling.top_k))
+    sampler, evaluator = (
+        HFSampler(policy, stop_ids=chat.stop_ids, decoding=how, max_rows=sampling.max_rows)
+        for how in (decoding, Decoding(config.evaluation.temperature))
+    )
+    collector = Collector(
+        task=task,
+        method=method,
+        templates=templates,
+        chat=chat,
+        sampler=sampler,
+        teachers=teachers,
+        decoding=decoding,
+        completions=_known(sampling.completions),
+        max_tokens=_known(sampling.max_tokens),
+        max_rows=sampling.max_rows,
+        thinking=sampling.thinking,
+    )
+    return collector, evaluator
+
+
+def build_teachers(config: ModelConfig, method: Method, policy: Policy, chat: Chat) -> tuple[Teachers, str]:
+    """The teachers that a method needs, and a name for all weights that the run begins from.
+
+    Raises:
+        ModelError: an external teacher does not fit the student.
+    """
+    needed = {role.weights for role in method.roles().values()}
+    external = {
+        kind: load_external(
+            kind.path, policy, chat, dtype=parse_dtype(config.dtype), device=parse_device(config.device)
+        )
+        for kind in needed
+        if isinstance(kind, External)
+    }
+    origin = "+".join(fingerprint(model) for model in (policy, *external.values()))
+    return Teachers(policy, needed=needed, rate=method.teacher_rate, external=external), origin
+
+
 def choose_examples(
     config: RunConfig, task: Task, method: Method, chat: Chat
 ) -> tuple[list[Example], list[Example], Counter[str]]:
@@ -175,22 +223,33 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
     Raises:
         ConfigError: with the two ways out.
     """
-    if method.needs_rewards and not task.judges:
+    if method.needs_rewards() and not task.judges:
         raise ConfigError(
             f"method {name!r} needs rewards, but the task has no verifier: "
             'name the answer column (task.answer) or a reward function (reward = "module:function")'
         )
 
 
-def check_contexts(method: Method, templates: Mapping[str, Template], example: Example) -> None:
-    """Refuse a context that the file lacks, or that can never be rendered because the data has no such field.
+def check_contexts(method: Method, templates: Mapping[str, Template], example: Example, *, prompts: int) -> None:
+    """Refuse a context that the file lacks, or that can never be rendered: the data has no such field, a role that
+    samples would have to know its own completion, or a step has too few questions to contrast.
 
     Raises:
         ConfigError, DataError: which context, and what it needs.
     """
-    known = {"feedback": "", "sibling": "", "verdict": "", "other_question": "", **example.fields}
-    for role in method.roles().values():
+    grown = dict.fromkeys(("feedback", "sibling", "verdict", "wrong_sibling"), "")
+    for name, role in method.roles().items():
+        if role.context is None:
+            continue
+        known = dict(example.fields) if name in method.sources() else {**grown, **example.fields}
+        if name not in method.sources() and role.contrast < prompts - 1:
+            known["other_question"] = ""
         shown = apply(templates, role.context, (Message("user", ""),), known)
+        if isinstance(shown, Skipped) and "other_question" in str(shown.reason):
+            raise ConfigError(
+                f"{shown.reason}: contrast {role.contrast + 1} needs {role.contrast + 2} questions a step, "
+                f"sampling.prompts is {prompts}"
+            )
         if isinstance(shown, Skipped):
             raise DataError(
                 f"{shown.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "

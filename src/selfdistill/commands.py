@@ -13,10 +13,11 @@ from selfdistill.assembly import assemble, build_policy, build_task
 from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.evaluation import evaluate
-from selfdistill.rollouts import collect, fitting, from_solutions
+from selfdistill.methods.base import Role
+from selfdistill.rollouts import fitting
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
-from selfdistill.types import View
+from selfdistill.types import External, View
 
 
 def evaluate_model(
@@ -95,24 +96,9 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
     Completions are sampled from the model, as in training, so siblings and feedback are real.
     """
     parts = assemble(config)
-    sampling = parts.config.sampling
-    chosen = parts.examples[:examples]
-    if parts.method.on_policy:
-        assert sampling.max_tokens is not None
-        groups = collect(
-            chosen,
-            parts.task,
-            parts.sampler,
-            parts.chat,
-            count=completions,
-            max_tokens=sampling.max_tokens,
-            thinking=sampling.thinking,
-            seed=derive(parts.config.seed, "audit"),
-            version=0,
-        )
-    else:
-        groups = from_solutions(chosen, parts.chat, thinking=sampling.thinking)
-    views = parts.trainer.views(groups)
+    seed = derive(parts.config.seed, "audit")
+    groups = parts.collector.groups(parts.examples[:examples], seed=seed, version=0, completions=completions)
+    views = parts.trainer.views(groups, step=1)
     for view in views.views:
         group = groups[view.group]
         reward = group.verdicts[view.index].reward
@@ -124,11 +110,18 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
     yield f"{len(views.views)} completions scored, {views.dropped} left out of the loss"
 
 
-def _prompts(view: View, roles: Mapping[str, Any], chat: Any) -> Iterator[str]:
+def _what(role: Role) -> str:
+    shown = f"context {role.context}" if role.context else "the student's prompt"
+    return f"{shown}, " + (
+        f"weights of {role.weights.path}" if isinstance(role.weights, External) else f"{role.weights} weights"
+    )
+
+
+def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> Iterator[str]:
     student = view.prompts["student"]
     for name, ids in view.prompts.items():
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(student, ids, strict=False)))
         role = roles.get(name)
-        what = f"context {role.context}, {role.weights} weights" if role else "what the model is asked"
+        what = _what(role) if role else "what the model is asked"
         yield f"── {name}: {what}; {len(ids)} tokens, {shared} shared with the student from the start"
         yield chat.tokenizer.decode(ids)

@@ -119,6 +119,7 @@ class OptimiserConfig(Strict):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
     clip_norm: float = Field(1.0, ge=0, description="Gradient norm to clip at; 0 leaves it alone.")
+    updates: int = Field(1, ge=1, description="Optimiser steps on each batch of completions.")
 
 
 class LimitsConfig(Strict):

@@ -25,6 +25,7 @@ FIELDS = {
     "sibling": "a correct completion of the same group other than the scored one, thinking stripped",
     "verdict": "'correct' or 'wrong', of the scored completion",
     "other_question": "another question of the batch",
+    "wrong_sibling": "a wrong completion of the same group, thinking stripped",
 }
 """Fields that the library itself fills; a task or a field mapping may add more."""
 

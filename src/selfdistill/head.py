@@ -25,17 +25,23 @@ STUDENT = "student"
 class Readout:
     """Hidden states of one role's scored tokens, and the head that turns them into logits.
 
-    ``real_vocabulary`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf.
+    ``real_vocabulary`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf. ``width`` is the
+    number of rows that log-probabilities should have, where another model's head is padded to another number.
     """
 
     hidden_ND: Tensor
     weight_VD: Tensor
     bias_V: Tensor | None
     real_vocabulary: int
+    width: int | None = None
 
     def logprobs(self, rows: slice) -> Tensor:
         """Log-probabilities [n, V] of some tokens, in float32 at least."""
-        return _log_softmax(self.logits(rows), self.real_vocabulary)
+        logprobs = _log_softmax(self.logits(rows), self.real_vocabulary)
+        if self.width is None or self.width == logprobs.shape[-1]:
+            return logprobs
+        # Only padded rows are cut off or added.
+        return torch.nn.functional.pad(logprobs, (0, self.width - logprobs.shape[-1]), value=float("-inf"))
 
     def logits(self, rows: slice) -> Tensor:
         """Raw logits [n, V] of some tokens."""

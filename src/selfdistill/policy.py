@@ -36,6 +36,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.real_vocabulary = real_vocabulary
+        self.width: int | None = None
+        """Rows of the log-probabilities, where they must match another model's; None: as many as the head has."""
 
     @property
     def causal_lm(self) -> Any:
@@ -62,7 +64,7 @@ class Policy(nn.Module):
     def head_of(self, hidden_ND: Tensor) -> Readout:
         """Hidden states with the head that reads them."""
         head = self.causal_lm.get_output_embeddings()
-        return Readout(hidden_ND, head.weight, getattr(head, "bias", None), self.real_vocabulary)
+        return Readout(hidden_ND, head.weight, getattr(head, "bias", None), self.real_vocabulary, self.width)
 
     def forward(self, batch: SequenceBatch, job: SliceJob) -> SliceResult:
         """The job's loss over the batch. One ordinary forward, so that wrappers of the module see all of it."""
@@ -122,6 +124,30 @@ def load_policy(
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
     _check_head(policy, path)
     return policy, chat
+
+
+def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype, device: torch.device) -> Policy:
+    """Another model as a teacher of ``student``, without gradient.
+
+    Raises:
+        ModelError: it cannot be loaded, its vocabulary differs (the first token that does is named), or its window is
+            shorter.
+    """
+    policy, other = load_policy(path, dtype=dtype, device=device)
+    ours, theirs = (c.tokenizer.get_vocab() for c in (chat, other))
+    for token, number in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != number:
+            raise ModelError(
+                f"external teacher {path} has another vocabulary than {chat.name}: token {token!r} is "
+                f"{number} there and {theirs.get(token, 'absent')} here; a teacher must share every token"
+            )
+    if len(theirs) != len(ours):
+        extra = min(set(theirs) - set(ours), key=theirs.__getitem__)
+        raise ModelError(f"external teacher {path} has a token that {chat.name} lacks: {extra!r}")
+    if other.window < chat.window:
+        raise ModelError(f"external teacher {path} has a window of {other.window}, {chat.name} one of {chat.window}")
+    policy.width = student.causal_lm.get_output_embeddings().weight.shape[0]
+    return policy.requires_grad_(False)
 
 
 def shipped_models() -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from selfdistill.chat import Chat
 from selfdistill.errors import DataError
-from selfdistill.types import Example, Rollout, RolloutGroup, Sampler, Task, Verdict
+from selfdistill.types import Example, Rollout, RolloutGroup, Sampler, Skipped, Task, Verdict
 
 
 def fitting(
@@ -50,7 +50,7 @@ def collect(
 ) -> list[RolloutGroup]:
     """Sample ``count`` completions of every example and judge them. ``version`` is the policy's, for the record."""
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
-    drawn = sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed)
+    drawn = sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed) if count else [[] for _ in prompts]
     groups = []
     for example, prompt, completions in zip(examples, prompts, drawn, strict=True):
         rollouts = tuple(
@@ -59,6 +59,38 @@ def collect(
         verdicts = tuple(task.verify(example, r.text, finished=r.finished) for r in rollouts)
         groups.append(RolloutGroup(example, rollouts, verdicts))
     return groups
+
+
+def extend(
+    groups: Sequence[RolloutGroup],
+    prompts: Sequence[tuple[int, ...] | Skipped],
+    source: str,
+    task: Task,
+    sampler: Sampler,
+    chat: Chat,
+    *,
+    count: int,
+    max_tokens: int,
+    thinking: bool | None,
+    seed: int,
+    version: int,
+) -> list[RolloutGroup]:
+    """The groups with ``count`` further completions each, drawn by role ``source`` from its own prompts and judged.
+
+    A group whose prompt is skipped stays as it is.
+    """
+    shown = [prompt for prompt in prompts if not isinstance(prompt, Skipped)]
+    drawn = iter(sampler.sample(shown, count=count, max_tokens=max_tokens, seed=seed) if shown else [])
+    result = []
+    for group, prompt in zip(groups, prompts, strict=True):
+        completions = [] if isinstance(prompt, Skipped) else next(drawn)
+        student = chat.encode(group.example.prompt, thinking=thinking)
+        rollouts = tuple(
+            Rollout(student, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version, source) for c in completions
+        )
+        verdicts = tuple(task.verify(group.example, r.text, finished=r.finished) for r in rollouts)
+        result.append(RolloutGroup(group.example, group.rollouts + rollouts, group.verdicts + verdicts))
+    return result
 
 
 def from_solutions(examples: Sequence[Example], chat: Chat, *, thinking: bool | None) -> list[RolloutGroup]:

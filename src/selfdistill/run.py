@@ -17,10 +17,10 @@ from selfdistill.config import RunConfig
 from selfdistill.distributed import World
 from selfdistill.errors import CheckpointError, TrainingError
 from selfdistill.evaluation import evaluate
+from selfdistill.head import STUDENT
 from selfdistill.policy import load_weights, save_policy
 from selfdistill.progress import Progress
 from selfdistill.report import write_report
-from selfdistill.rollouts import collect, from_solutions
 from selfdistill.seeds import batches, derive
 from selfdistill.sinks import JsonLines, flatten
 from selfdistill.stopping import StopRequest
@@ -82,6 +82,11 @@ class Run:
         parts, config, now = self.parts, self.config, self.counters
         if parts.unfit:
             self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
+        if parts.method.one_update and config.optimiser.updates > 1:
+            self.progress.say(
+                f"warning: {config.method['name']} is meant for one optimiser step a batch, "
+                f"optimiser.updates is {config.optimiser.updates}"
+            )
         if now.before is None:
             clock = Clock()
             with clock.phase("evaluation"):
@@ -113,21 +118,8 @@ class Run:
         return self._finish()
 
     def _collect(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
-        sampling, parts = self.config.sampling, self.parts
-        if not parts.method.on_policy:
-            return from_solutions(examples, parts.chat, thinking=sampling.thinking)
-        assert sampling.completions is not None and sampling.max_tokens is not None
-        return collect(
-            examples,
-            parts.task,
-            parts.sampler,
-            parts.chat,
-            count=sampling.completions,
-            max_tokens=sampling.max_tokens,
-            thinking=sampling.thinking,
-            seed=derive(self.config.seed, "sampling", step),
-            version=step - 1,
-        )
+        seed = derive(self.config.seed, "sampling", step)
+        return self.parts.collector.groups(examples, seed=seed, version=step - 1)
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the student, keep it if it is the best so far, and write both down."""
@@ -153,17 +145,14 @@ class Run:
 
     def _measure(self, groups: Sequence[RolloutGroup], result: StepResult, clock: Clock) -> dict[str, Any]:
         """The step's line of metrics, seconds aside."""
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        rewards = [v.reward for group in groups for v in group.verdicts if v.reward is not None]
-        generated = sum(len(rollout.completion_ids) for rollout in rollouts)
+        generated = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
         self.counters.tokens += generated
         line = flatten(result.record, World.current())
-        line.update(
-            reward=sum(rewards) / len(rewards) if rewards else None,
-            length=generated / len(rollouts),
-            truncated=sum(not rollout.finished for rollout in rollouts) / len(rollouts),
-            generated=generated,
-        )
+        line["generated"] = generated
+        line.update(drawn(groups, STUDENT))
+        for source in self.parts.method.sources():
+            if source != STUDENT:
+                line.update({f"{source}_{name}": value for name, value in drawn(groups, source).items()})
         return line
 
     def _note_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
@@ -183,6 +172,7 @@ class Run:
                     "step": result.record.step,
                     "example": group.example.id,
                     "index": i,
+                    "source": rollout.source,
                     "prompt": group.example.prompt[-1].content,
                     "text": rollout.text,
                     "ids": rollout.completion_ids,
@@ -272,6 +262,17 @@ class Run:
         checkpoint.write_json(self.folder / "summary.json", summary)
         write_report(self.folder)
         return summary
+
+
+def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
+    """Mean reward, length and share cut of what one source drew; None where it drew nothing or nothing was judged."""
+    pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
+    rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
+    return {
+        "reward": sum(rewards) / len(rewards) if rewards else None,
+        "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
+        "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
+    }
 
 
 def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[str] = MAY_CHANGE) -> None:

@@ -1,4 +1,5 @@
-"""Teacher weights: live (the student's own), frozen (as they were at step 0), or an average of the student's path.
+"""Teacher weights: live (the student's own), frozen (as they were at step 0), an average of the student's path, or
+those of another model.
 
 With full fine-tuning, frozen and averaged weights are copies of the policy. With LoRA they cost next to nothing:
 frozen is the adapter switched off, and the average is a second adapter that starts as the student's. That average is
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.policy import STUDENT_ADAPTER, Policy
-from selfdistill.types import Weights
+from selfdistill.types import External, Weights
 
 EMA_ADAPTER = "ema"
 
@@ -23,14 +24,22 @@ EMA_ADAPTER = "ema"
 class Teachers:
     """The teachers that a method asked for, behind one door."""
 
-    def __init__(self, policy: Policy, *, needed: Set[Weights], rate: float) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        needed: Set[Weights],
+        rate: float,
+        external: Mapping[External, Policy] | None = None,
+    ) -> None:
         """Copy what is needed. Call it at step 0, before the student's first update.
 
-        ``rate`` is η in θ' ← (1−η)θ' + ηθ, used by ``"ema"`` alone.
+        ``rate`` is η in θ' ← (1−η)θ' + ηθ, used by ``"ema"`` alone; ``external`` holds other models, already loaded.
         """
         self.policy = policy
         self.rate = rate
         self.copies: dict[Weights, Policy] = {}
+        self.copies.update((external or {}).items())
         self.has_ema = "ema" in needed
         if policy.is_lora:
             if self.has_ema:
@@ -38,7 +47,8 @@ class Teachers:
                 policy.model.set_adapter(STUDENT_ADAPTER)
                 self._pull(1.0)
         else:
-            self.copies = {kind: _copy(policy) for kind in ("frozen", "ema") if kind in needed}
+            kinds: tuple[Weights, ...] = ("frozen", "ema")
+            self.copies |= {kind: _copy(policy) for kind in kinds if kind in needed}
 
     @contextmanager
     def weights(self, kind: Weights) -> Iterator[Policy]:

@@ -17,9 +17,10 @@ from selfdistill.contexts import Template
 from selfdistill.distributed import World
 from selfdistill.errors import TrainingError
 from selfdistill.head import STUDENT, SliceJob
-from selfdistill.methods.base import Method, Observation
+from selfdistill.methods.base import Method, Observation, Role
 from selfdistill.policy import Policy
 from selfdistill.scoring import readouts, score_views, split
+from selfdistill.seeds import derive
 from selfdistill.teachers import Teachers
 from selfdistill.types import RolloutGroup, Scores, StepRecord, View
 from selfdistill.views import ViewSet, build_views
@@ -43,6 +44,15 @@ class StepResult:
     record: StepRecord
     views: list[View]
     scores: dict[str, list[Scores | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known before the loss: scores by role, numbers of the step, numbers of each view."""
+
+    scores: Mapping[str, list[Scores | None]]
+    values: Mapping[str, float]
+    per_view: Mapping[str, Tensor]
 
 
 class Clock:
@@ -78,7 +88,10 @@ class Trainer:
         limits: Limits,
         thinking: bool | None,
         world: World,
+        seed: int = 0,
+        updates: int = 1,
     ) -> None:
+        """``updates`` optimiser steps are made on each batch; ``seed`` draws what contrasts show."""
         self.policy = policy
         self.teachers = teachers
         self.method = method
@@ -90,24 +103,63 @@ class Trainer:
         self.limits = limits
         self.thinking = thinking
         self.world = world
+        self.seed = seed
+        self.updates = updates
         self.state = method.new_state()
 
     def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock) -> StepResult:
-        """One update of the student on these groups, then one of its teachers.
+        """The student's updates on these groups, each followed by one of its teachers; the last one is reported.
 
         Raises:
-            TrainingError: the loss or its gradient is not a number; nothing has been updated then.
+            TrainingError: the loss or its gradient is not a number; that update has not been made then.
         """
         with clock.phase("views"):
-            prepared = self.views(groups)
-        with clock.phase("teacher"):
-            beforehand = self._score_beforehand(prepared.views)
-            values = dict(self.method.observe(self.state, Observation(beforehand)))
+            prepared = self.views(groups, step=step)
         rate = self.learning_rate(step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        for update in range(self.updates):
+            measured, scores = self._update(prepared.views, step, update, clock)
+        weight = measured.pop("weight")
+        record = StepRecord(
+            step=step,
+            sums=_sums(scores),
+            counts={"tokens": float(sum(len(v.completion_ids) for v in prepared.views)), "weight": weight},
+            values={
+                "loss": measured.pop("loss"),
+                "grad_norm": measured.pop("grad_norm"),
+                "learning_rate": rate,
+                "dropped": float(prepared.dropped),
+                **{f"skipped: {reason}": float(count) for reason, count in sorted(prepared.skipped.items())},
+                **measured,
+            },
+        )
+        return StepResult(record, prepared.views, scores)
+
+    def views(self, groups: Sequence[RolloutGroup], *, step: int) -> ViewSet:
+        """The views that a step over these groups would score."""
+        return build_views(
+            groups,
+            self.method,
+            self.templates,
+            self.chat,
+            self.method.advantages(_rewards(groups)),
+            thinking=self.thinking,
+            seed=derive(self.seed, "contrast", step),
+        )
+
+    def _update(
+        self, views: Sequence[View], step: int, update: int, clock: Clock
+    ) -> tuple[dict[str, float], dict[str, list[Scores | None]]]:
+        """One optimiser step: what was measured, and every role's scores."""
+        with clock.phase("teacher"):
+            beforehand = self._score_beforehand(views)
+            told = self.method.observe(self.state, Observation(beforehand, views, update))
+        values = {name: value for name, value in told.items() if not isinstance(value, Tensor)}
+        per_view = {name: value for name, value in told.items() if isinstance(value, Tensor)}
         self.optimiser.zero_grad(set_to_none=True)
-        loss, scores, metrics, weight = self._backward(prepared.views, beforehand, values, clock)
+        known = _Known(beforehand, values, per_view)
+        loss, scores, metrics, weight = self._backward(views, known, clock)
         with clock.phase("update"):
             norm = float(torch.nn.utils.clip_grad_norm_(self.policy.trainable(), self.clip_norm or math.inf))
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -117,32 +169,13 @@ class Trainer:
             self.optimiser.step()
             self.teachers.update()
         scores.update(beforehand)
-        record = StepRecord(
-            step=step,
-            sums=_sums(scores),
-            counts={"tokens": float(sum(len(v.completion_ids) for v in prepared.views)), "weight": weight},
-            values={
-                "loss": loss,
-                "grad_norm": norm,
-                "learning_rate": rate,
-                "dropped": float(prepared.dropped),
-                **{f"skipped: {reason}": float(count) for reason, count in sorted(prepared.skipped.items())},
-                **values,
-                **metrics,
-            },
-        )
-        return StepResult(record, prepared.views, scores)
-
-    def views(self, groups: Sequence[RolloutGroup]) -> ViewSet:
-        """The views that a step over these groups would score."""
-        advantages = self.method.advantages(_rewards(groups))
-        return build_views(groups, self.method, self.templates, self.chat, advantages, thinking=self.thinking)
+        return {"loss": loss, "grad_norm": norm, "weight": weight, **values, **metrics}, scores
 
     def _score_beforehand(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
         result: dict[str, list[Scores | None]] = {}
-        if not self.method.scored_beforehand:
-            return result
-        for name, role in self.method.roles().items():
+        roles = {STUDENT: Role(None), **self.method.roles()}
+        for name in self.method.beforehand():
+            role = roles[name]
             shown = [i for i, view in enumerate(views) if name in view.prompts]
             result[name] = [None] * len(views)
             if shown:
@@ -161,8 +194,7 @@ class Trainer:
     def _backward(
         self,
         views: Sequence[View],
-        beforehand: Mapping[str, list[Scores | None]],
-        values: Mapping[str, float],
+        known: _Known,
         clock: Clock,
     ) -> tuple[float, dict[str, list[Scores | None]], dict[str, float], float]:
         """Gradient of the weighted mean over all views; loss, scores by role, weighted metrics, total weight."""
@@ -173,7 +205,7 @@ class Trainer:
         for chosen in micro_batches(views, max_tokens=self.limits.tokens):
             picked = [views[i] for i in chosen]
             batch = collate(picked, STUDENT)
-            job = self._job(picked, batch.target_N, chosen, beforehand, values, total_weight, clock)
+            job = self._job(picked, batch.target_N, chosen, known, total_weight, clock)
             with clock.phase("student"):
                 result = self.policy(batch, job)
                 result.loss.backward()
@@ -191,13 +223,12 @@ class Trainer:
         picked: Sequence[View],
         target_N: Tensor,
         chosen: Sequence[int],
-        beforehand: Mapping[str, list[Scores | None]],
-        values: Mapping[str, float],
+        known: _Known,
         total_weight: float,
         clock: Clock,
     ) -> SliceJob:
         device, wide = self.policy.device, _wide(self.policy)
-        weights = {} if self.method.scored_beforehand else {n: r.weights for n, r in self.method.roles().items()}
+        weights = {n: r.weights for n, r in self.method.roles().items() if n not in known.scores}
         with clock.phase("teacher"):
             others = readouts(self.teachers, picked, weights, target_N)
         inputs = {
@@ -205,10 +236,15 @@ class Trainer:
             "old_logprob": concatenate([view.old_logprobs for view in picked], wide),
         }
         inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
-        for role, column in beforehand.items():
+        for role, column in known.scores.items():
+            if role == STUDENT:  # the loss has its whole distribution, with gradient
+                continue
             inputs[role] = torch.cat(
                 [_or_nan(column[i], view, device, wide) for i, view in zip(chosen, picked, strict=True)]
             )
+        lengths = torch.tensor([len(view.completion_ids) for view in picked])
+        for name, number in known.per_view.items():
+            inputs[name] = number[list(chosen)].to(wide).repeat_interleave(lengths).to(device)
         return SliceJob(
             target_N=target_N.to(device),
             weight_N=concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0),
@@ -216,14 +252,19 @@ class Trainer:
             metrics=self.method.metrics,
             readouts=others,
             inputs=inputs,
-            values=values,
+            values=known.values,
             elements=self.limits.elements,
         )
 
 
 def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
-    rows = [[math.nan if v.reward is None else v.reward for v in group.verdicts] for group in groups]
-    return torch.tensor(rows, dtype=torch.float64)
+    """Rewards [P, G] of the student's own completions; NaN where there is no verdict, or another drew it."""
+    rewards_PG = torch.full((len(groups), max((len(g.rollouts) for g in groups), default=0)), math.nan).double()
+    for p, group in enumerate(groups):
+        for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+            if verdict.reward is not None and rollout.source == STUDENT:
+                rewards_PG[p, i] = verdict.reward
+    return rewards_PG
 
 
 def _wide(policy: Policy) -> torch.dtype:

@@ -11,15 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-Weights = Literal["live", "frozen", "ema"]
-"""Whose weights a context is scored under: the student's own, those of step 0, or an average of the student's path."""
+@dataclass(frozen=True, slots=True)
+class External:
+    """Another model of the same vocabulary, by directory or hub id: ``{ kind = "external", path = "…" }``."""
+
+    # Read by pydantic where a config names a teacher: a misspelt key is refused, not ignored.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    path: str
+    kind: Literal["external"] = "external"
+
+
+Weights: TypeAlias = Literal["live", "frozen", "ema"] | External
+"""Whose weights a context is scored under: the student's own, those of step 0, an average of the student's path, or
+another model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,8 @@ class Rollout:
     finished: bool
     text: str
     policy_version: int
+    source: str = "student"
+    """The role whose prompt and weights drew it; ``prompt_ids`` is the student's prompt in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +133,7 @@ class View:
     """One completion under several prompts: role name → prompt ids. ``"student"`` is always among the roles.
 
     ``weights`` is each token's share in the loss (0 = not scored); ``advantage`` the completion's group advantage.
-    ``group`` and ``index`` say which rollout of the step this is.
+    ``group`` and ``index`` say which rollout of the step this is, ``source`` who drew it, ``reward`` what it earned.
     """
 
     prompts: Mapping[str, tuple[int, ...]]
@@ -129,6 +143,8 @@ class View:
     advantage: float
     group: int
     index: int
+    source: str = "student"
+    reward: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from selfdistill.methods import Method, build_method
 from selfdistill.policy import Lora, Policy, load_policy
 from selfdistill.teachers import Teachers
 from selfdistill.training import Clock, Limits, StepResult, Trainer
-from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
+from selfdistill.types import Example, External, Message, Rollout, RolloutGroup, Verdict
 from support.tiny import keep_float64
 
 CONTEXTS = """
@@ -37,6 +37,18 @@ text = "$question another attempt was : $sibling . the attempt below is $verdict
 text = "$question a correct solution is $solution . the attempt below is $verdict ."
 [sibling_or_solution_verdict]
 first_of = ["sibling_verdict", "solution_verdict"]
+[reference_only]
+text = "a correct solution is $solution . now solve the problem"
+[other_question]
+first_of = ["other_question_sibling", "other_question_feedback"]
+[other_question_sibling]
+text = "$other_question another attempt was correct : $sibling . now solve the problem"
+[other_question_feedback]
+text = "$other_question feedback on an earlier attempt : $feedback ."
+[other_question_bare]
+text = "$other_question"
+[wrong_sibling]
+text = "$question another attempt was correct : $wrong_sibling . now solve the problem"
 """
 
 QUESTIONS = ("use 3 4 to make 12 .", "make 9 .", "use the numbers 1 2 5 to make 8 .")
@@ -149,10 +161,12 @@ def make_bench(
     *,
     limits: Limits | None = None,
     move: Callable[[Policy], None] | None = None,
+    external: Mapping[External, Policy] | None = None,
 ) -> Bench:
     """A trainer around a policy. ``move`` changes the student after its teachers have been copied."""
     method = build_method(name, knobs)
-    teachers = Teachers(policy, needed={role.weights for role in method.roles().values()}, rate=method.teacher_rate)
+    needed = {role.weights for role in method.roles().values()}
+    teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external)
     if move is not None:
         move(policy)
     trainer = Trainer(

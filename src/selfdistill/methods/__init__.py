@@ -12,9 +12,14 @@ from pydantic import ValidationError
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
+from selfdistill.methods.credit import CREDIT
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.opsd import OPSD
+from selfdistill.methods.pbsd import PBSD
+from selfdistill.methods.pbsd_reward import PBSDReward
+from selfdistill.methods.purified import Purified
 from selfdistill.methods.sd import SD
+from selfdistill.methods.sdft import SDFT
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.methods.sft import SFT
 
@@ -22,9 +27,14 @@ METHODS: Mapping[str, type[Method]] = {
     "grpo": GRPO,
     "sft": SFT,
     "opsd": OPSD,
+    "sdft": SDFT,
     "sdpo": SDPO,
+    "credit": CREDIT,
     "sd": SD,
     "antisd": AntiSD,
+    "purified": Purified,
+    "pbsd": PBSD,
+    "pbsd_reward": PBSDReward,
 }
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from selfdistill.errors import TrainingError
-from selfdistill.head import TokenSlice
+from selfdistill.head import STUDENT, TokenSlice
 from selfdistill.methods.base import Observation, Role, State, gain
 from selfdistill.methods.grpo import GRPO
 from selfdistill.objectives import EntropyGate, antisd_advantage
@@ -22,37 +22,59 @@ class AntiSD(GRPO):
 
     The live student, shown a correct solution and the verdict on the scored completion, is the teacher. Its median
     entropy H over the batch drives the gate g: closed for the first W steps, H_warm their median, closed again when
-    H < ratio · H_warm, open when H ≥ H_warm. For every completion, also in groups of equal reward. Our choices: H_warm
-    is a median; a completion whose context is missing keeps its plain GRPO advantage.
+    H < ratio · H_warm, open when H ≥ H_warm. For every completion, also in groups of equal reward. The paper's
+    ablations are knobs. Our choices: H_warm is a median; a completion whose context is missing keeps its plain GRPO
+    advantage; "multiply" is A_i · max(0, 1 − λ g φ(u)), which leaves its sign alone; without a teacher, one that knows
+    nothing (uniform over the vocabulary) stands in its place, and the gate, having no entropy to watch, is open.
     """
-
-    scored_beforehand: ClassVar[bool] = True
 
     name: Literal["antisd"] = "antisd"  # type: ignore[assignment]
     strength: float = Field(0.5, ge=0, description="λ, the weight of −φ(u) beside the group advantage.")
     warmup: int = Field(5, ge=1, description="W, steps with a closed gate that record the teacher's entropy.")
     gate_ratio: float = Field(0.93, gt=0, le=1, description="The gate closes when H falls below this share of H_warm.")
+    gated: bool = Field(True, description="Whether there is a gate; without, it is open from the first step on.")
+    ascend: Literal["jensen_shannon", "reverse_kl"] = Field(
+        "jensen_shannon", description="Divergence that is ascended: −φ(u), or −u."
+    )
+    compose: Literal["add", "multiply"] = Field("add", description="How the signal meets the group advantage.")
+    hindsight: bool = Field(True, description="Whether there is a teacher that sees hindsight.")
     context: str = Field("sibling_or_solution_verdict", description="Template that the teacher is shown.")
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: live weights, hindsight context."""
-        return {"teacher": Role(self.context, "live", self.teacher_thinking)}
+        return {"teacher": self.teacher(self.context, "live")} if self.hindsight else {}
 
-    def new_state(self) -> State:
+    def beforehand(self) -> Sequence[str]:
+        """The sampled token's log-probability, and the teacher's entropy, before the loss: the gate needs them all."""
+        return tuple(self.roles())
+
+    def new_state(self) -> State | None:
         """The gate, closed."""
-        return EntropyGate(warmup=self.warmup, ratio=self.gate_ratio)
+        return EntropyGate(warmup=self.warmup, ratio=self.gate_ratio) if self.gated and self.hindsight else None
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float]:
+    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
         """Update the gate with the median entropy of the teacher over all response tokens of the batch."""
-        assert isinstance(state, EntropyGate)
-        entropies = [scores.entropy_N for scores in seen.scores["teacher"] if scores is not None]
-        if not entropies:
-            return {"gate": float(state.open)}
-        entropy = float(torch.cat(entropies).median())
-        if not math.isfinite(entropy):
-            raise TrainingError(f"the teacher's entropy is {entropy}: its scores are not numbers")
-        return {"gate": float(state.update(entropy)), "gate_entropy": entropy}
+        entropies = [scores.entropy_N for scores in seen.scores.get("teacher", []) if scores is not None]
+        measured = {"gate_entropy": float(torch.cat(entropies).median())} if entropies else {}
+        if not all(map(math.isfinite, measured.values())):
+            raise TrainingError(f"the teacher's entropy is {measured['gate_entropy']}: its scores are not numbers")
+        if not isinstance(state, EntropyGate):
+            return {"gate": 1.0, **measured}
+        if measured and seen.update == 0:
+            state.update(measured["gate_entropy"])
+        return {"gate": float(state.open), **measured}
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:
-        """Group advantage minus λ g φ(u)."""
-        return tokens.inputs["advantage"] + self.strength * tokens.values["gate"] * antisd_advantage(gain(tokens))
+        """Group advantage minus λ g φ(u), or times 1 − λ g φ(u)."""
+        u_N = gain(tokens) if self.hindsight else _gain_of_knowing_nothing(tokens)
+        signal_N = antisd_advantage(u_N) if self.ascend == "jensen_shannon" else -u_N
+        signal_N = self.strength * tokens.values["gate"] * signal_N
+        if self.compose == "multiply":
+            return tokens.inputs["advantage"] * (1.0 + signal_N).clamp_min(0.0)
+        return tokens.inputs["advantage"] + signal_N
+
+
+def _gain_of_knowing_nothing(tokens: TokenSlice) -> Tensor:
+    """u [N] with a teacher that is uniform over the real vocabulary."""
+    real_N = (tokens.student > -math.inf).sum(-1)
+    return -real_N.to(tokens.student.dtype).log() - tokens.target(STUDENT).detach()

@@ -6,7 +6,7 @@ says how much of the vocabulary it needs, and holds one pure loss per token. The
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -23,7 +23,7 @@ from selfdistill.objectives import (
     reverse_kl,
     with_tail,
 )
-from selfdistill.types import Scores, Weights
+from selfdistill.types import RolloutGroup, Scores, View, Weights
 
 
 class Strict(BaseModel):
@@ -34,11 +34,17 @@ class Strict(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A context template scored under some weights; ``thinking`` sets the chat template's switch for this role."""
+    """A context scored under some weights.
 
-    context: str
+    ``context`` names a template; None is the student's own prompt. ``thinking`` sets the chat template's switch for
+    this role. ``contrast`` = k says that ``$other_question`` and ``$wrong_sibling`` are the k-th of a seeded order of
+    the other questions of the batch, and of the wrong completions of the group.
+    """
+
+    context: str | None
     weights: Weights = "live"
     thinking: bool | None = None
+    contrast: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +70,35 @@ class State(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a method may look at before the loss: every role's scores of all views, and how to sum over ranks.
+    """What a method may look at before the loss: the scores of the roles that it asked for beforehand, and the views.
 
-    ``scores`` maps a role to one entry a view, None where the view could not be rendered for it.
+    ``scores`` maps a role to one entry a view, None where the view could not be rendered for it. ``update`` counts the
+    optimiser steps already made on this batch: a state that moves once a batch moves at 0.
     """
 
     scores: Mapping[str, list[Scores | None]] = field(default_factory=dict)
+    views: Sequence[View] = ()
+    update: int = 0
 
 
 class Method(Strict):
     """Base of every method. Subclasses set what differs from these answers."""
 
     recommended: ClassVar[Recommended]
-    needs_rewards: ClassVar[bool] = True
-    """Whether the loss depends on verdicts."""
     on_policy: ClassVar[bool] = True
     """Whether completions are sampled; if not, the reference solutions are the completions."""
-    scored_beforehand: ClassVar[bool] = False
-    """True: roles are scored before the loss and reach it as per-token inputs (sampled-token methods).
-    False: the loss sees the roles' whole distributions."""
     without_context: ClassVar[Literal["drop", "keep"]] = "drop"
     """What becomes of a completion whose context cannot be rendered: out of the loss (counted), or kept without it."""
+    weighting: ClassVar[Literal["token", "completion"]] = "token"
+    """What the loss is a mean over: all tokens alike, or all completions alike."""
+    one_update: ClassVar[bool] = False
+    """Whether more than one optimiser step on a batch leaves the method's own theory; a run then warns."""
 
+    weights: Weights | None = Field(
+        None,
+        description='Weights of the teacher: "live", "frozen", "ema" or { kind = "external", path = … }; '
+        "unset: the method's own.",
+    )
     teacher_thinking: bool | None = Field(
         None, description="Thinking switch of the chat template for the teacher's prompt; unset: as for the student."
     )
@@ -97,6 +110,25 @@ class Method(Strict):
         """Contexts scored beside the student's, by role name."""
         return {}
 
+    def needs_rewards(self) -> bool:
+        """Whether the loss depends on verdicts."""
+        return True
+
+    def sources(self) -> Sequence[str]:
+        """Roles that draw completions. A role besides the student must have a context that examples alone can fill."""
+        return (STUDENT,)
+
+    def beforehand(self) -> Sequence[str]:
+        """Roles that are scored before the loss and reach it as per-token inputs; ``"student"`` may be among them.
+
+        The loss sees the whole distributions of all other roles.
+        """
+        return ()
+
+    def keep(self, group: RolloutGroup) -> Sequence[bool]:
+        """Which completions of a group enter the loss; the others are counted as left out by the method."""
+        return [True] * len(group.rollouts)
+
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         """One number per completion, before the step; zeros unless the method uses rewards."""
         return rewards_PG.new_zeros(rewards_PG.shape)
@@ -105,8 +137,12 @@ class Method(Strict):
         """State that the engine keeps, checkpoints and hands back to :meth:`observe`."""
         return None
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float]:
-        """Numbers of the whole step that the loss needs (``tokens.values``); also logged."""
+    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+        """What the loss needs to know of the whole step.
+
+        A float reaches it as ``tokens.values[name]`` and is logged; a tensor of one number a view reaches every token
+        of that view as ``tokens.inputs[name]``.
+        """
         return {}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
@@ -116,6 +152,10 @@ class Method(Strict):
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
         """Per-token numbers [N] to be averaged with the loss's weights and logged."""
         return {}
+
+    def teacher(self, context: str, weights: Weights, contrast: int = 0) -> Role:
+        """A teacher's role: the method's own ``weights`` unless the knob names others."""
+        return Role(context, self.weights or weights, self.teacher_thinking, contrast)
 
 
 class Full(Strict):

@@ -23,8 +23,6 @@ class OPSD(Method):
     recommended: ClassVar[Recommended] = Recommended(
         learning_rate=5e-6, lora_learning_rate=5e-6, completions=1, temperature=1.1, top_p=0.95, top_k=20
     )
-    needs_rewards: ClassVar[bool] = False
-
     name: Literal["opsd"] = "opsd"
     divergence: Divergence = Field(default=ClippedForwardKL(), description="How teacher and student are compared.")
     score_temperature: float = Field(1.0, gt=0, description="Divides the scores of both sides alike.")
@@ -32,7 +30,11 @@ class OPSD(Method):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: frozen weights, reference solution."""
-        return {"teacher": Role(self.context, "frozen", self.teacher_thinking)}
+        return {"teacher": self.teacher(self.context, "frozen")}
+
+    def needs_rewards(self) -> bool:
+        """Solutions are enough."""
+        return False
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -20,15 +20,17 @@ class SD(GRPO):
     A completion without a context keeps its plain GRPO advantage.
     """
 
-    scored_beforehand: ClassVar[bool] = True
-
     name: Literal["sd"] = "sd"  # type: ignore[assignment]
     strength: float = Field(0.5, ge=0, description="λ, the weight of u beside the group advantage.")
     context: str = Field("sibling_or_solution_verdict", description="Template that the teacher is shown.")
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: live weights, hindsight context."""
-        return {"teacher": Role(self.context, "live", self.teacher_thinking)}
+        return {"teacher": self.teacher(self.context, "live")}
+
+    def beforehand(self) -> Sequence[str]:
+        """Only the sampled token's log-probability is needed."""
+        return ("teacher",)
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:
         """Group advantage plus λ u."""

@@ -33,11 +33,10 @@ class SDPO(Method):
     )
     ratio_cap: float = Field(2.0, gt=0, description="Cap of the importance ratio S / S_sampled.")
     context: str = Field("sibling_or_feedback", description="Template that the teacher is shown.")
-    weights: Literal["live", "frozen", "ema"] = Field("ema", description="Weights of the teacher.")
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: averaged weights, sibling or feedback."""
-        return {"teacher": Role(self.context, self.weights, self.teacher_thinking)}
+        return {"teacher": self.teacher(self.context, "ema")}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token, times the capped importance ratio."""

@@ -14,10 +14,13 @@ class SFT(Method):
     """−log S(y_t) on the data's own responses (field ``response`` where a task has one, else ``solution``)."""
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=5e-6, lora_learning_rate=2e-4, completions=1)
-    needs_rewards: ClassVar[bool] = False
     on_policy: ClassVar[bool] = False
 
     name: Literal["sft"] = "sft"
+
+    def needs_rewards(self) -> bool:
+        """Solutions are enough."""
+        return False
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Negative log-likelihood."""

@@ -1,0 +1,91 @@
+"""A step's groups: completions of the student, and of every other role that a method lets sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from selfdistill.chat import Chat
+from selfdistill.contexts import Template
+from selfdistill.head import STUDENT
+from selfdistill.methods.base import Method
+from selfdistill.rollouts import collect, extend, from_solutions
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.seeds import derive
+from selfdistill.teachers import Teachers
+from selfdistill.types import Example, RolloutGroup, Sampler, Task
+from selfdistill.views import role_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """Everything that sampling needs: who draws, how much, and who judges."""
+
+    task: Task
+    method: Method
+    templates: Mapping[str, Template]
+    chat: Chat
+    sampler: Sampler
+    teachers: Teachers
+    decoding: Decoding
+    completions: int
+    max_tokens: int
+    max_rows: int
+    thinking: bool | None
+
+    def groups(
+        self, examples: Sequence[Example], *, seed: int, version: int, completions: int | None = None
+    ) -> list[RolloutGroup]:
+        """Judged completions of every example, from every source of the method; ``seed`` is the step's own."""
+        if not self.method.on_policy:
+            return from_solutions(examples, self.chat, thinking=self.thinking)
+        count = completions or self.completions
+        sources = self.method.sources()
+        groups = collect(
+            examples,
+            self.task,
+            self.sampler,
+            self.chat,
+            count=count if STUDENT in sources else 0,
+            max_tokens=self.max_tokens,
+            thinking=self.thinking,
+            seed=seed,
+            version=version,
+        )
+        for source in sources:
+            if source != STUDENT:
+                groups = self.drawn_by(source, groups, count=count, seed=derive(seed, source), version=version)
+        return groups
+
+    def drawn_by(
+        self, source: str, groups: Sequence[RolloutGroup], *, count: int, seed: int, version: int
+    ) -> list[RolloutGroup]:
+        """The groups with completions of one role besides, drawn under its weights from its context."""
+        role = self.method.roles()[source]
+        prompts = [
+            role_prompt(
+                role,
+                group.example,
+                group.example.fields,
+                self.templates,
+                self.chat,
+                thinking=self.thinking,
+                room=self.max_tokens,
+            )
+            for group in groups
+        ]
+        with self.teachers.weights(role.weights) as policy:
+            sampler = HFSampler(policy, stop_ids=self.chat.stop_ids, decoding=self.decoding, max_rows=self.max_rows)
+            return extend(
+                groups,
+                prompts,
+                source,
+                self.task,
+                sampler,
+                self.chat,
+                count=count,
+                max_tokens=self.max_tokens,
+                thinking=self.thinking,
+                seed=seed,
+                version=version,
+            )

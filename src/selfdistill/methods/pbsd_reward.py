@@ -1,0 +1,66 @@
+"""PBSD with explicit rewards: distil to the reward-tilted teacher on the teacher's own samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from selfdistill.head import STUDENT, TokenSlice
+from selfdistill.methods.base import Method, Observation, Recommended, Role, State
+from selfdistill.types import RolloutGroup
+
+TEACHER = "teacher"
+
+
+class PBSDReward(Method):
+    """−Σ_i w_i log S(y_i|x), w = softmax(r/β) over the teacher's samples y_i of one prompt (arXiv 2605.05040).
+
+    The optimum of max_π E_π[r] − β KL(π‖T) is π* ∝ T · exp(r/β); on samples of T its weights are a softmax of the
+    rewards, and the cross-entropy to it needs no density of T. Only the teacher samples. Unjudged samples leave the
+    loss. Our choices: β = 0.1, frozen teacher, eight samples a prompt, log-probabilities summed over the completion
+    (``length = "mean"`` divides by its length), the learning rates.
+    """
+
+    recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)
+    weighting: ClassVar[Literal["token", "completion"]] = "completion"
+
+    name: Literal["pbsd_reward"] = "pbsd_reward"
+    beta: float = Field(0.1, gt=0, description="β, how far rewards tilt the teacher.")
+    length: Literal["sum", "mean"] = Field("sum", description="Whether log S is summed over tokens or their mean.")
+    context: str = Field("solution", description="Template that the teacher is shown.")
+
+    def roles(self) -> Mapping[str, Role]:
+        """The teacher: frozen weights, the solution."""
+        return {TEACHER: self.teacher(self.context, "frozen")}
+
+    def sources(self) -> Sequence[str]:
+        """The teacher samples, the student does not."""
+        return (TEACHER,)
+
+    def beforehand(self) -> Sequence[str]:
+        """The loss needs no distribution of the teacher; its scores are for the record."""
+        return (TEACHER,)
+
+    def keep(self, group: RolloutGroup) -> Sequence[bool]:
+        """What was judged."""
+        return [verdict.reward is not None for verdict in group.verdicts]
+
+    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+        """Each completion's tilt, scaled so that the mean over completions is the mean over prompts of Σ w_i …"""
+        tilt = torch.zeros(len(seen.views), dtype=torch.float64)
+        groups = sorted({view.group for view in seen.views})
+        for group in groups:
+            places = [place for place, view in enumerate(seen.views) if view.group == group]
+            rewards = torch.tensor([seen.views[place].reward for place in places], dtype=torch.float64)
+            length = [len(seen.views[place].completion_ids) if self.length == "sum" else 1 for place in places]
+            share = len(seen.views) / len(groups)
+            tilt[places] = (rewards / self.beta).softmax(0) * torch.tensor(length, dtype=torch.float64) * share
+        return {"tilt": tilt}
+
+    def loss(self, tokens: TokenSlice) -> Tensor:
+        """Weighted negative log-likelihood."""
+        return -tokens.inputs["tilt"] * tokens.target(STUDENT)
