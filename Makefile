@@ -6,6 +6,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_BENCH := $(VENV)/.ready-bench
 DEMO := runs/demo
+# The embedded worlds that have a base model.
+WORLD := countdown toolbox
 
 # The Python that makes .venv: `make setup PYTHON=python3.12`. Empty: the first of these that will do.
 PYTHON ?=
@@ -50,8 +52,8 @@ check: $(READY) ## ruff, mypy --strict, the floors between modules, light import
 bench: $(READY_BENCH) ## time one training step against TRL's SDPOTrainer
 	@$(PY) benchmarks/step.py
 
-base: $(READY) ## train the shipped Countdown base model again, at most an hour on a CPU
-	@$(PY) scripts/countdown_base/make_base.py
+base: $(READY) ## train the shipped base models again, at most an hour each on a CPU (one: WORLD=toolbox)
+	@for world in $(WORLD); do $(PY) scripts/make_base.py $$world || exit 1; done
 
 clean: ## remove .venv and everything that was built; runs/ stays
 	rm -rf $(VENV) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache

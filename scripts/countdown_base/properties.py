@@ -1,4 +1,4 @@
-"""What the Countdown base model can do, measured: ``python scripts/countdown_base/properties.py [MODEL_DIR]``.
+"""What the Countdown base model can do: ``PYTHONPATH=scripts python -m countdown_base.properties [MODEL_DIR]``.
 
 Samples at temperature 1 on validation problems, alone and under the contexts of a teacher, and scores the model's own
 completions with and without a reference. The tests assert these numbers on the shipped model.
@@ -7,135 +7,35 @@ completions with and without a reference. The tests assert these numbers on the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from reading import CLASSES, SpokenAttempt, attempts_in, token_classes
-from torch import Tensor
-from traces import DELIBERATION, MOST_ATTEMPTS
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
-from selfdistill.contexts import apply, load_templates
+import base_models.subject
+from base_models.subject import MODELS, Said, mean, share
+from countdown_base.reading import CLASSES, SpokenAttempt, attempts_in, token_classes
+from countdown_base.traces import DELIBERATION, MOST_ATTEMPTS
 from selfdistill.tasks.countdown import CountdownTask
 from selfdistill.tasks.countdown_arithmetic import normal_form, parse
-from selfdistill.types import Example, Message, Skipped, Verdict
+from selfdistill.types import Example
 
-MODEL_DIR = Path(__file__).resolve().parents[2] / "src" / "selfdistill" / "models" / "countdown-base"
-MAX_TOKENS = 300
-SAMPLE_ROWS = 256
-SCORE_ROWS = 64
+MODEL_DIR = MODELS / "countdown-base"
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One sampled completion with its example, prompt and verdict."""
-
-    example: Example
-    prompt_ids: list[int]
-    ids: list[int]
-    text: str
-    verdict: Verdict
-
-    @property
-    def attempts(self) -> list[SpokenAttempt]:
-        """The attempts spoken aloud."""
-        return attempts_in(self.text, self.example.columns["numbers"])
-
-
-class Subject:
-    """A model under examination, with its task and contexts."""
+class Subject(base_models.subject.Subject):
+    """A Countdown model under examination, with its task and contexts."""
 
     def __init__(self, model_dir: Path, difficulty: str) -> None:
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-        self.templates = load_templates("countdown")
-        self.task = CountdownTask(difficulty)
-
-    def prompt_ids(self, example: Example, context: str, fields: Mapping[str, str]) -> list[int]:
-        """The prompt that a context shows, as ids."""
-        messages = apply(self.templates, context, example.prompt, fields)
-        if isinstance(messages, Skipped):
-            raise ValueError(messages.reason)
-        return self._render(messages)
-
-    def _render(self, messages: Sequence[Message]) -> list[int]:
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def sample(
-        self, examples: Sequence[Example], fields: Sequence[Mapping[str, str]], context: str, *, seed: int
-    ) -> list[Said]:
-        """One completion at temperature 1 for every example, in order."""
-        prompts = [self.prompt_ids(e, context, f) for e, f in zip(examples, fields, strict=True)]
-        generator = torch.Generator().manual_seed(seed)
-        completions: list[list[int]] = []
-        for start in range(0, len(prompts), SAMPLE_ROWS):
-            completions += self._draw(prompts[start : start + SAMPLE_ROWS], generator)
-        said: list[Said] = []
-        for example, prompt, ids in zip(examples, prompts, completions, strict=True):
-            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-            finished = ids[-1] == self.tokenizer.eos_token_id
-            said.append(Said(example, prompt, ids, text, self.task.verify(example, text, finished=finished)))
-        return said
-
-    @torch.inference_mode()
-    def _draw(self, prompts: Sequence[list[int]], generator: torch.Generator) -> list[list[int]]:
-        """Left-padded sampling; finished rows leave the batch."""
-        width = max(map(len, prompts))
-        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        ids_BL = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-        mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        position_BL = (mask_BL.cumsum(-1) - 1).clamp(min=0)
-        completions: list[list[int]] = [[] for _ in prompts]
-        rows = list(range(len(prompts)))
-        cache = None
-        for _ in range(MAX_TOKENS):
-            out = self.model(ids_BL, attention_mask=mask_BL, position_ids=position_BL, past_key_values=cache)
-            cache = out.past_key_values
-            drawn_B1 = torch.multinomial(out.logits[:, -1].softmax(-1), 1, generator=generator)
-            for row, token in zip(rows, drawn_B1[:, 0].tolist(), strict=True):
-                completions[row].append(token)
-            going = (drawn_B1[:, 0] != end).nonzero()[:, 0]
-            if not len(going):
-                break
-            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows), 1)], dim=1)[going]
-            ids_BL, position_BL = drawn_B1[going], position_BL[going, -1:] + 1
-            if len(going) < len(rows):
-                cache.batch_select_indices(going)
-                rows = [rows[i] for i in going.tolist()]
-        return completions
-
-    @torch.inference_mode()
-    def logprobs(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> Iterator[Tensor]:
-        """Log-probabilities of the completions' tokens after the prompts, one tensor a completion."""
-        for start in range(0, len(prompts), SCORE_ROWS):
-            pairs = list(zip(prompts[start : start + SCORE_ROWS], completions[start : start + SCORE_ROWS], strict=True))
-            width = max(len(p) + len(c) for p, c in pairs)
-            pad = self.tokenizer.pad_token_id
-            # Padded on the right, where a causal model needs no mask.
-            ids_BL = torch.tensor([p + c + [pad] * (width - len(p) - len(c)) for p, c in pairs])
-            logprobs_BLV = self.model(input_ids=ids_BL, use_cache=False).logits.log_softmax(-1)
-            for b, (p, c) in enumerate(pairs):
-                predicted_TV = logprobs_BLV[b, len(p) - 1 : len(p) + len(c) - 1]
-                yield predicted_TV.gather(-1, torch.tensor(c)[:, None])[:, 0]
+        super().__init__(model_dir, CountdownTask(difficulty))
 
 
-def share(truths: Sequence[bool]) -> float:
-    """The share that is true."""
-    return sum(truths) / len(truths)
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean."""
-    return sum(values) / len(values)
+def attempts_of(one: Said) -> list[SpokenAttempt]:
+    """The attempts that a completion spoke aloud."""
+    return attempts_in(one.text, one.example.columns["numbers"])
 
 
 def search_properties(said: Sequence[Said]) -> dict[str, float]:
     """How the model searches on its own."""
-    attempts = [one.attempts for one in said]
+    attempts = [attempts_of(one) for one in said]
     flat = [attempt for spoken in attempts for attempt in spoken]
     repeated = [
         attempt.expression in [earlier.expression for earlier in spoken[:i]]
@@ -168,10 +68,10 @@ def by_attempt(said: Sequence[Said]) -> list[tuple[int, float]]:
     """For k = 1, 2, …: how many completions reached attempt k, and the share of them that were right on it."""
     table: list[tuple[int, float]] = []
     for k in range(1, MOST_ATTEMPTS + 1):
-        reached = [one for one in said if len(one.attempts) >= k]
+        reached = [one for one in said if len(attempts_of(one)) >= k]
         if not reached:
             break
-        right = [one for one in reached if one.verdict.correct and len(one.attempts) == k]
+        right = [one for one in reached if one.verdict.correct and len(attempts_of(one)) == k]
         table.append((len(reached), len(right) / len(reached)))
     return table
 
@@ -224,7 +124,7 @@ def feedback_properties(subject: Subject, said: Sequence[Said], *, seed: int) ->
 def _says(again: Said, failed: Said) -> bool:
     """Whether a completion tries or answers exactly the expression that another one answered."""
     expression = failed.text.rpartition("answer ")[2].strip()
-    return any(attempt.expression == expression for attempt in again.attempts) or again.text.endswith(expression)
+    return any(attempt.expression == expression for attempt in attempts_of(again)) or again.text.endswith(expression)
 
 
 def information(subject: Subject, said: Sequence[Said], context: str) -> dict[str, tuple[float, float, int]]:

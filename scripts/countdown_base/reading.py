@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from traces import DELIBERATION
-
+from countdown_base.traces import DELIBERATION
 from selfdistill.tasks.countdown_arithmetic import SYMBOLS, Expression, Operation, evaluate, render
 
 CLASSES = ("deliberation", "jump", "answer", "decision", "bookkeeping")

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
+from base_models.trace import Trace
 from selfdistill.contexts import Template, apply
 from selfdistill.tasks.countdown import (
     DIFFICULTIES,
@@ -81,16 +81,6 @@ REFERENCE_THINKS = 0.6
 
 FEEDBACK_OTHER = 0.15
 """Share of feedback about something other than a value: an unused number, a missing answer, a cut attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """One pre-training text: what is shown and what the model should say."""
-
-    context: str
-    messages: tuple[Message, ...]
-    completion: str
-    thinking: bool
 
 
 def failure(attempt: Attempt, target: int) -> str:

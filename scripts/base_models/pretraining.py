@@ -1,12 +1,11 @@
-"""Make the shipped Countdown base model: ``python scripts/countdown_base/make_base.py``.
+"""Pre-training of the small models of the embedded worlds, whatever their language.
 
-Pre-trains a small Qwen3 on the traces of ``traces.py`` with the loss on completions alone, and writes a normal
-Hugging Face model directory. Seeded; runs on two CPU cores; prints and keeps a log.
+A small Qwen3 learns the traces of a world's writer with the loss on completions alone; the result is a normal Hugging
+Face model directory. Seeded; made for two CPU cores.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import time
@@ -16,16 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizer import build_tokenizer
 from torch import Tensor
-from traces import POLISH_SHARES, Trace, TraceWriter
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from selfdistill.contexts import load_templates
-
-ROOT = Path(__file__).resolve().parents[2]
-MODEL_DIR = ROOT / "src" / "selfdistill" / "models" / "countdown-base"
-LOG = ROOT / "docs" / "countdown_base.log"
+from base_models.trace import Trace, Writer
 
 WARMUP_STEPS = 60
 WEIGHT_DECAY = 0.02
@@ -80,7 +73,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace]) -> list[
     return [Encoded(p + c, len(p)) for p, c in zip(prompt_ids, completion_ids, strict=True)]
 
 
-def batches(writer: TraceWriter, tokenizer: PreTrainedTokenizerFast, tokens: int, seed: int) -> Iterator[list[Encoded]]:
+def batches(writer: Writer, tokenizer: PreTrainedTokenizerFast, tokens: int, seed: int) -> Iterator[list[Encoded]]:
     """Endless batches of similar lengths, each at most ``tokens`` tokens with padding."""
     rng = random.Random(seed)
     while True:
@@ -158,37 +151,6 @@ class Phase:
     source: Iterator[list[Encoded]]
 
 
-def train(args: argparse.Namespace) -> None:
-    """Pre-train, polish and save; one line of log every fifty steps."""
-    torch.set_num_threads(args.threads)
-    templates = load_templates("countdown")
-    tokenizer = build_tokenizer(templates)
-    model = build_model(tokenizer, args.seed)
-    broad = TraceWriter(templates, args.seed)
-    narrow = TraceWriter(templates, args.seed + 1, shares=POLISH_SHARES)
-    phases = [
-        Phase("broad", args.steps, args.lr, batches(broad, tokenizer, args.tokens, args.seed)),
-        Phase("feedback", args.polish_steps, args.polish_lr, batches(narrow, tokenizer, args.tokens, args.seed + 1)),
-    ]
-    if args.start is not None:
-        model.load_state_dict(Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
-        del phases[0]
-    args.log.parent.mkdir(parents=True, exist_ok=True)
-    with args.log.open("w" if args.start is None else "a", encoding="utf-8") as log:
-
-        def say(line: str) -> None:
-            print(line, flush=True)
-            print(line, file=log, flush=True)
-
-        parameters = sum(p.numel() for p in model.parameters())
-        say(f"torch {torch.__version__}, {parameters} parameters, {len(tokenizer)} words, --tokens {args.tokens}")
-        for phase in phases:
-            say(f"phase {phase.name}: {phase.steps} steps, learning rate {phase.lr}, seed {args.seed}")
-            run_phase(model, phase, tokenizer.pad_token_id, say)
-            save(model, tokenizer, args.out)
-            say(f"phase {phase.name} saved")
-
-
 def run_phase(model: Qwen3ForCausalLM, phase: Phase, pad: int, say: Callable[[str], None]) -> None:
     """Train through one phase."""
     optimizers = optimizers_for(model, phase.lr)
@@ -208,23 +170,3 @@ def run_phase(model: Qwen3ForCausalLM, phase: Phase, pad: int, say: Callable[[st
             seconds = time.monotonic() - started
             say(f"step {step + 1:5d}  loss {loss_sum / token_sum:.4f}  tokens {token_sum}  {seconds:6.0f} s")
             loss_sum, token_sum = 0.0, 0
-
-
-def main() -> None:
-    """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=MODEL_DIR)
-    parser.add_argument("--log", type=Path, default=LOG)
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--tokens", type=int, default=4500)
-    parser.add_argument("--lr", type=float, default=6e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--polish-steps", type=int, default=600)
-    parser.add_argument("--polish-lr", type=float, default=3e-3)
-    parser.add_argument("--start", type=Path, help="a model that went through the first phase: do the second alone")
-    train(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()

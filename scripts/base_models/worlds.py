@@ -1,0 +1,61 @@
+"""What differs between the base models: language, writer of traces, and phases of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from base_models.trace import Writer
+from countdown_base import tokenizer as countdown_tokenizer
+from countdown_base import traces as countdown_traces
+from selfdistill.contexts import Template
+from toolbox_base import tokenizer as toolbox_tokenizer
+from toolbox_base import traces as toolbox_traces
+
+Templates = Mapping[str, Template]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One phase of training: the shares of its contexts, how long, and the peak learning rate."""
+
+    name: str
+    shares: Mapping[str, float]
+    steps: int
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """An embedded world's language."""
+
+    tokenizer: Callable[[Templates], PreTrainedTokenizerFast]
+    writer: Callable[[Templates, int, Mapping[str, float]], Writer]
+    plans: tuple[Plan, ...]
+
+
+def _countdown(templates: Templates, seed: int, shares: Mapping[str, float]) -> Writer:
+    return countdown_traces.TraceWriter(templates, seed, shares=shares)
+
+
+def _toolbox(templates: Templates, seed: int, shares: Mapping[str, float]) -> Writer:
+    return toolbox_traces.TraceWriter(templates, seed, shares=shares)
+
+
+WORLDS = {
+    "countdown": World(
+        countdown_tokenizer.build_tokenizer,
+        _countdown,
+        (
+            Plan("broad", countdown_traces.CONTEXT_SHARES, steps=1800, lr=6e-3),
+            Plan("feedback", countdown_traces.POLISH_SHARES, steps=600, lr=3e-3),
+        ),
+    ),
+    "toolbox": World(
+        toolbox_tokenizer.build_tokenizer,
+        _toolbox,
+        (Plan("whole", toolbox_traces.CONTEXT_SHARES, steps=1000, lr=6e-3),),
+    ),
+}

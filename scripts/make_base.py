@@ -1,0 +1,71 @@
+"""Make a shipped base model: ``python scripts/make_base.py countdown`` or ``toolbox``.
+
+Pre-trains a small Qwen3 on the world's traces and writes it to the package, with a log in ``docs/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import Qwen3ForCausalLM
+
+from base_models.pretraining import Phase, batches, build_model, run_phase, save
+from base_models.worlds import WORLDS
+from selfdistill.contexts import load_templates
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(args: argparse.Namespace) -> None:
+    """Go through the world's phases and save after each; one line of log every fifty steps."""
+    torch.set_num_threads(args.threads)
+    world = WORLDS[args.world]
+    templates = load_templates(args.world)
+    tokenizer = world.tokenizer(templates)
+    model = build_model(tokenizer, args.seed)
+    steps = args.steps or [plan.steps for plan in world.plans]
+    rates = args.lr or [plan.lr for plan in world.plans]
+    phases = []
+    for i, (plan, count, lr) in enumerate(zip(world.plans, steps, rates, strict=True)):
+        writer = world.writer(templates, args.seed + i, plan.shares)
+        phases.append(Phase(plan.name, count, lr, batches(writer, tokenizer, args.tokens, args.seed + i)))
+    if args.start is not None:
+        model.load_state_dict(Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
+        del phases[:-1]
+    out = args.out or ROOT / "src" / "selfdistill" / "models" / f"{args.world}-base"
+    path = args.log or ROOT / "docs" / f"{args.world}_base.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w" if args.start is None else "a", encoding="utf-8") as log:
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            print(line, file=log, flush=True)
+
+        parameters = sum(p.numel() for p in model.parameters())
+        say(f"torch {torch.__version__}, {parameters} parameters, {len(tokenizer)} words, --tokens {args.tokens}")
+        for phase in phases:
+            say(f"phase {phase.name}: {phase.steps} steps, learning rate {phase.lr}, seed {args.seed}")
+            run_phase(model, phase, tokenizer.pad_token_id, say)
+            save(model, tokenizer, out)
+            say(f"phase {phase.name} saved")
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", choices=sorted(WORLDS))
+    parser.add_argument("--out", type=Path, help="model directory; by default the package's own")
+    parser.add_argument("--log", type=Path, help="by default docs/WORLD_base.log")
+    parser.add_argument("--steps", type=int, nargs="+", help="one number a phase")
+    parser.add_argument("--lr", type=float, nargs="+", help="one peak learning rate a phase")
+    parser.add_argument("--tokens", type=int, default=4500, help="tokens a batch, padding included")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="a model that went through all phases but the last: do that alone")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The language of the toolbox's base model: how it thinks about a request and calls, with and without help.
+
+Every trace has conventions of its own. Without help the right ones are a guess, and the thoughts say so; what a context
+shows is taken over, and the thoughts say that it is clear:
+
+    this is about storage with coats and 89 and cellar . hmm check the order . the place word is clear . so now the
+    call . </think> call : store ( 89 , coats , dest = cellar ) . done <|end|>
+
+The call alone commits to a convention. Were it named in the thoughts as well, the call's own token would be a copy, and
+what a context says about it would fall on the thoughts.
+
+Prompts come from the package's own context file, so that what a teacher is shown later is what it was trained on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+from base_models.trace import Trace
+from selfdistill.contexts import Template, apply
+from selfdistill.tasks.toolbox import (
+    NO_CALL,
+    SPOKEN,
+    TRUNCATED,
+    Problem,
+    certain,
+    conclusion,
+    draw_problem,
+    opening,
+)
+from selfdistill.tasks.toolbox_calls import DIMENSIONS, TOOLS, Conventions, complain, parse
+from selfdistill.types import Message, Skipped
+
+PHRASES = {
+    "wait": 2.0,
+    "hmm": 2.0,
+    "maybe": 2.0,
+    "perhaps": 1.0,
+    "let me": 2.0,
+    "wait maybe": 1.0,
+    "hmm perhaps": 1.0,
+    "hmm let me": 1.0,
+}
+DELIBERATION = ("wait", "maybe", "hmm", "perhaps", "let", "me")
+
+CONTEXT_SHARES = {
+    "student": 0.24,
+    "no_thinking": 0.02,
+    "solution": 0.09,
+    "sibling": 0.11,
+    "solution_verdict": 0.04,
+    "sibling_verdict": 0.04,
+    "reference_only": 0.06,
+    "feedback": 0.20,
+    "other_question_sibling": 0.12,
+    "other_question_feedback": 0.08,
+}
+
+DOUBTED = 0.85
+"""Chance that a convention that nothing shows is deliberated over; else its thought is left out."""
+DOUBTED_ALTHOUGH_SHOWN = 0.2
+"""The same for one that is shown, so that such prefixes are familiar beside a context."""
+
+OTHER_SOLUTION = 0.2
+"""Share of solutions and siblings that belong to another problem: what they show holds all the same."""
+RELATED = 0.8
+"""Share of other problems that have a convention in common with the one that is asked."""
+
+WRONG = 0.55
+"""Chance of each convention of a failed attempt to be wrong."""
+OTHER_FAULT = 0.12
+"""Share of feedback about something else: a value, a missing call, a cut attempt."""
+
+MALFORMED = (
+    "a bracket was opened but not closed",
+    "there is something after the closing bracket",
+    "an argument is not well formed",
+    "a bracket was expected after the function",
+)
+
+
+class TraceWriter:
+    """Draws traces on training problems, each under conventions of its own, seeded."""
+
+    def __init__(
+        self, templates: Mapping[str, Template], seed: int, *, shares: Mapping[str, float] = CONTEXT_SHARES
+    ) -> None:
+        self.templates = templates
+        self.shares = shares
+        self.rng = random.Random(seed)
+        self.writers: dict[str, Callable[[Problem, Conventions, str], Trace]] = {
+            "student": self._student,
+            "no_thinking": self._no_thinking,
+            "feedback": self._feedback,
+            "other_question_feedback": self._feedback,
+        }
+
+    def traces(self, count: int) -> Iterator[Trace]:
+        """``count`` traces in the shares of the contexts."""
+        for context in self.rng.choices(list(self.shares), list(self.shares.values()), k=count):
+            yield self.trace(self.problem(), self.conventions(), context)
+
+    def trace(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
+        """One trace on a problem under conventions, in a context of :data:`CONTEXT_SHARES`."""
+        return self.writers.get(context, self._reference)(problem, conventions, context)
+
+    def problem(self, topics: Collection[str] = TOOLS) -> Problem:
+        """A training problem."""
+        while True:
+            problem = draw_problem(self.rng, tuple(topics))
+            if problem.split == "train":
+                return problem
+
+    def conventions(self) -> Conventions:
+        """One value for every dimension, all equally likely."""
+        return {name: self.rng.choice(values) for name, values in DIMENSIONS.items()}
+
+    def say(self, problem: Problem, conventions: Conventions, shown: Collection[str]) -> str:
+        """The completion of somebody who was shown the conventions of some dimensions and guesses the others."""
+        thoughts = [opening(problem)]
+        for dimension in TOOLS[problem.topic].dimensions:
+            if self.rng.random() < (DOUBTED_ALTHOUGH_SHOWN if dimension in shown else DOUBTED):
+                phrase = self.rng.choices(list(PHRASES), list(PHRASES.values()))[0]
+                thoughts.append(f"{phrase} check the {SPOKEN[dimension]} .")
+            elif dimension in shown:
+                thoughts.append(certain(dimension))
+        return " ".join([*thoughts, conclusion(problem.call(conventions))])
+
+    def failure(self, problem: Problem, conventions: Conventions) -> tuple[str, tuple[str, ...]]:
+        """Feedback on a failed attempt in the verifier's own words, and the dimensions that it tells about."""
+        if self.rng.random() < OTHER_FAULT:
+            return self._other_fault(problem, conventions), ()
+        dimensions = TOOLS[problem.topic].dimensions
+        wrong = [name for name in dimensions if self.rng.random() < WRONG] or [self.rng.choice(dimensions)]
+        said = {
+            name: self.rng.choice([other for other in DIMENSIONS[name] if other != value]) if name in wrong else value
+            for name, value in conventions.items()
+        }
+        complaint = complain(parse(problem.call(said)), problem.topic, problem.values, conventions)
+        if complaint is None:
+            raise AssertionError(f"{problem.call(said)} is no failed attempt under {conventions}")
+        return complaint, tuple(wrong)
+
+    def _other_fault(self, problem: Problem, conventions: Conventions) -> str:
+        kind = self.rng.randrange(4)
+        if kind == 0:
+            return NO_CALL
+        if kind == 1:
+            return TRUNCATED
+        if kind == 2:
+            return f"the call is malformed : {self.rng.choice(MALFORMED)}"
+        other = self.problem([problem.topic])
+        call = parse(other.call(conventions))
+        return complain(call, problem.topic, problem.values, conventions) or NO_CALL
+
+    def _student(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
+        return self._render(context, problem, {}, self.say(problem, conventions, ()))
+
+    def _no_thinking(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
+        call = conclusion(problem.call(conventions)).partition("</think> ")[2]
+        return self._render("student", problem, {}, call, thinking=False)
+
+    def _feedback(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
+        other = context != "feedback"
+        failed = self._other_problem(problem) if other else problem
+        feedback, shown = self.failure(failed, conventions)
+        fields = {"feedback": feedback, "other_question": problem.question}
+        return self._render(context, problem, fields, self.say(problem, conventions, shown))
+
+    def _reference(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
+        """A right call is shown: this problem's, or another's under the same conventions."""
+        other = context == "other_question_sibling" or (
+            context in ("solution", "sibling") and self.rng.random() < OTHER_SOLUTION
+        )
+        solved = self._other_problem(problem) if other else problem
+        call = solved.call(conventions)
+        fields = {
+            "solution": call,
+            "sibling": conclusion(call).partition("</think> ")[2],
+            "verdict": self.rng.choice(("correct", "wrong")),
+            "other_question": problem.question,
+        }
+        return self._render(context, problem, fields, self.say(problem, conventions, TOOLS[solved.topic].dimensions))
+
+    def _other_problem(self, problem: Problem) -> Problem:
+        """Another problem, mostly of a function that shares a dimension."""
+        mine = set(TOOLS[problem.topic].dimensions)
+        related = [topic for topic, tool in TOOLS.items() if mine & set(tool.dimensions)]
+        return self.problem(related if self.rng.random() < RELATED else TOOLS)
+
+    def _render(
+        self, context: str, problem: Problem, fields: Mapping[str, str], completion: str, *, thinking: bool = True
+    ) -> Trace:
+        messages = apply(self.templates, context, (Message("user", problem.question),), fields)
+        if isinstance(messages, Skipped):
+            raise AssertionError(messages.reason)
+        return Trace(context, messages, completion, thinking)
