@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from selfdistill.errors import UserError
+from selfdistill.errors import ConfigError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +50,54 @@ def train(
     if stop.signal is not None and not summary["finished"]:
         progress.say(f"stopped after step {summary['steps']}; continue with --resume --out {folder}")
         raise typer.Exit(128 + stop.signal)
+
+
+@app.command()
+def compare(
+    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="Shipped configs by name, or TOML files.")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")],
+    seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds: every config is run once with each.")] = "0",
+    set_: Set = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; unset: one for each core, on an accelerator one.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Whom the others are measured by; unset: the first grpo, or arm.")
+    ] = None,
+    main: Annotated[
+        str | None,
+        typer.Option(metavar="ARM", help="Also put this arm's summary and page into the folder."),
+    ] = None,
+) -> None:
+    """Train several configs on equal terms, several seeds each: one table and one page. Goes on where it stopped."""
+    from rich.console import Console
+
+    from selfdistill.compare import find_arm, plan, run_comparison, write_results
+    from selfdistill.progress import Progress
+    from selfdistill.report.versus import closing
+    from selfdistill.stopping import stop_on_signals
+
+    comparison = plan(configs, set_ or [], seeds=_seeds(seeds), baseline=baseline, folder=out)
+    if main is not None:
+        find_arm(comparison, main, "--main")
+    with Progress(Console()) as progress, stop_on_signals(progress.say) as stop:
+        finished = run_comparison(comparison, jobs=jobs, progress=progress, stop=stop)
+    if not finished:
+        progress.say(f"stopped; the same command goes on where the runs in {out} are")
+        raise typer.Exit(128 + (stop.signal or 0))
+    for line in closing(write_results(comparison, main=main)):
+        typer.echo(line)
+    typer.echo(f"page: {out / 'compare.html'}")
+
+
+def _seeds(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ConfigError(f"--seeds {text!r}: write whole numbers and commas, for example --seeds 0,1,2")
+    seeds = [int(word) for word in words]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit tells nothing new")
+    return seeds
 
 
 @app.command()

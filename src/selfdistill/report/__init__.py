@@ -5,6 +5,7 @@ from __future__ import annotations
 from selfdistill.report.charts import Chart, Series, curve_chart
 from selfdistill.report.page import render, render_run, write_report
 from selfdistill.report.tokens import Coloured, colour, scale_limit
+from selfdistill.report.versus_page import render_comparison, write_comparison
 
 __all__ = [
     "Chart",
@@ -13,7 +14,9 @@ __all__ = [
     "colour",
     "curve_chart",
     "render",
+    "render_comparison",
     "render_run",
     "scale_limit",
+    "write_comparison",
     "write_report",
 ]

@@ -74,6 +74,7 @@ class Chart:
 
     title: str
     unit: str
+    x_name: str
     change: str
     summary: str
     width: int
@@ -98,11 +99,16 @@ def curve_chart(
     size: tuple[int, int] = (360, 190),
     names: Mapping[float, str] | None = None,
     marks: Sequence[tuple[float, str]] = (),
+    x_name: str = "step",
+    rivals: bool = False,
+    labels: bool = True,
 ) -> Chart:
-    """Draw one or several series over steps.
+    """Draw one or several series over steps, or over what ``x_name`` says.
 
     ``share`` shows values as percentages within [0, 1]; ``names`` replaces the y ticks (``{0: "off", 1: "on"}``);
-    ``marks`` are upright lines with a word, at a step. The first series is the one that the summary speaks of.
+    ``marks`` are upright lines with a word, at a step. The first series is the one that the summary speaks of, unless
+    the series are ``rivals``: then it speaks of all, and the axis starts at zero. Without ``labels`` a legend elsewhere
+    must say which is which.
 
     Raises:
         ValueError: no series holds a number.
@@ -110,34 +116,36 @@ def curve_chart(
     form = numbers.percent if share else numbers.plain
     shown = [thin(one, most=MOST_POINTS) for one in series]
     x_axis = step_axis([x for one in series for x, y in zip(one.x, one.y, strict=True) if y is not None])
-    y_axis = _value_axis(shown, share=share, names=names)
+    y_axis = _value_axis(shown, share=share, names=names, zero=rivals and not share)
     y_words = list(names.values()) if names else tick_words(y_axis.ticks, share=share, log=y_axis.log)
     width, height = size
-    left = 10 + SIGN_WIDTH * max(map(len, y_words))
-    tail = max(len(one.label) for one in series) if len(series) > 1 else 0
+    left = 10 + SIGN_WIDTH * max([*map(len, y_words), len(x_name) if x_name != "step" else 0])
+    tail = max(len(one.label) for one in series) if labels and len(series) > 1 else 0
     right, top, bottom = width - (12 + SIGN_WIDTH * tail if tail else 10), 10.0, height - 28.0
     place_x = _placer(x_axis, left, right)
     place_y = _placer(y_axis, bottom, top)
     ends = label_places([place_y(_last(one.y)) for one in shown], top=top, bottom=bottom)
-    first, last = _first(shown[0].y), _last(shown[0].y)
     say = (lambda value: (names or {}).get(value, form(value))) if names else form
     return Chart(
         title=title,
         unit=unit,
-        change=say(first) if _first_x(shown[0]) == _last_x(shown[0]) else f"{say(first)} → {say(last)}",
-        summary=f"{title}{f' ({unit})' if unit else ''}: {say(first)} at step {numbers.whole(_first_x(shown[0]))}, "
-        f"{say(last)} at step {numbers.whole(_last_x(shown[0]))}",
+        x_name=x_name,
+        change="" if rivals else _change(shown[0], say),
+        summary=f"{title}{f' ({unit})' if unit else ''}: "
+        + "; ".join(
+            (f"{one.label}: " if rivals else "") + _ends(one, say, x_name) for one in (shown if rivals else shown[:1])
+        ),
         width=width,
         height=height,
         left=left,
         right=right,
         top=top,
         bottom=bottom,
-        x_ticks=tuple((coordinate(place_x(x)), numbers.whole(x)) for x in x_axis.ticks),
+        x_ticks=tuple((coordinate(place_x(x)), numbers.compact(x)) for x in x_axis.ticks),
         y_ticks=tuple((coordinate(place_y(y)), word) for y, word in zip(y_axis.ticks, y_words, strict=True)),
         drawn=tuple(_draw(one, place_x, place_y, end if tail else None) for one, end in zip(shown, ends, strict=True)),
         marks=tuple((coordinate(place_x(x)), word) for x, word in marks if x_axis.low <= x <= x_axis.high),
-        columns=_columns(shown, place_x, place_y, say),
+        columns=_columns(shown, place_x, place_y, say, numbers.percent_range if share else numbers.plain_range),
     )
 
 
@@ -248,15 +256,17 @@ def coordinate(value: float) -> str:
     return "0" if text == "-0" else text
 
 
-def _value_axis(series: Sequence[Series], *, share: bool, names: Mapping[float, str] | None) -> Axis:
+def _value_axis(
+    series: Sequence[Series], *, share: bool, names: Mapping[float, str] | None, zero: bool = False
+) -> Axis:
     values = [value for one in series for part in (one.y, one.low, one.high) for value in part if value is not None]
     if names:
         ticks = tuple(names)
         return Axis(min(ticks), max(ticks), ticks)
     low, high = min(values), max(values)
-    if not share and low > 0 and high / low > 100:
+    if not (share or zero) and low > 0 and high / low > 100:
         return log_axis(low, high)
-    if 0 <= low < high / 2:
+    if 0 <= low < high / 2 or (zero and low > 0):
         low = 0.0  # a curve that halves or doubles is read against zero
     bounds = (0.0, 1.0) if share else (-math.inf, math.inf)
     return linear_axis(low, high, floor=bounds[0], ceiling=bounds[1])
@@ -317,13 +327,14 @@ def _columns(
     place_x: Callable[[float], float],
     place_y: Callable[[float], float],
     say: Callable[[float], str],
+    range_of: Callable[[Value, Value], str],
 ) -> tuple[dict[str, object], ...]:
     rows: dict[float, list[list[str]]] = {}
     for one in series:
         for place, (x, y) in enumerate(zip(one.x, one.y, strict=True)):
             if y is None:
                 continue
-            span = numbers.percent_range(one.low[place], one.high[place]) if one.low else ""
+            span = range_of(one.low[place], one.high[place]) if one.low else ""
             rows.setdefault(x, []).append(
                 [one.label, say(y) + (f" ({span})" if span else ""), coordinate(place_y(y)), one.tone]
             )
@@ -332,6 +343,18 @@ def _columns(
 
 def _placer(axis: Axis, start: float, end: float) -> Callable[[float], float]:
     return lambda value: axis.place(value, start, end)
+
+
+def _change(series: Series, say: Callable[[float], str]) -> str:
+    first, last = say(_first(series.y)), say(_last(series.y))
+    return first if _first_x(series) == _last_x(series) else f"{first} → {last}"
+
+
+def _ends(series: Series, say: Callable[[float], str], x_name: str) -> str:
+    return ", ".join(
+        f"{say(value)} at {x_name} {numbers.whole(x)}"
+        for value, x in ((_first(series.y), _first_x(series)), (_last(series.y), _last_x(series)))
+    )
 
 
 def _first(y: Sequence[Value]) -> float:

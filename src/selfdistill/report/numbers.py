@@ -33,6 +33,14 @@ def whole(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}".replace("-", MINUS)
 
 
+def compact(value: float) -> str:
+    """A round count where room is short: ``1,200``, ``40k``, ``1.5M``."""
+    for size, word in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 10_000):
+            return f"{value / size:.4g}{word}".replace("-", MINUS)
+    return whole(value)
+
+
 def percent(value: float | None) -> str:
     """A share: ``0.4125`` is ``41.2%``."""
     return MISSING if value is None else f"{100 * value:.1f}%".replace("-", MINUS)
@@ -41,6 +49,11 @@ def percent(value: float | None) -> str:
 def percent_range(low: float | None, high: float | None) -> str:
     """An interval of shares: ``38.9–43.6%``; empty where an end is missing."""
     return "" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}%"
+
+
+def plain_range(low: float | None, high: float | None) -> str:
+    """An interval: ``31.2–33.0``; empty where an end is missing."""
+    return "" if low is None or high is None else f"{plain(low)}–{plain(high)}"
 
 
 def signed(value: float | None, *, decimals: int = 2) -> str:

@@ -34,7 +34,7 @@
         return spot;
       }));
       const head = document.createElement("b");
-      head.textContent = `step ${column.step}`;
+      head.textContent = `${svg.dataset.x} ${column.step}`;
       readout.replaceChildren(head, ...column.rows.map(([label, value]) => {
         const line = document.createElement("div");
         line.textContent = `${label} ${value}`;

@@ -1,0 +1,258 @@
+"""A comparison in words: the same tables for ``compare.md``, the page and the terminal, and how to read them.
+
+All of it is made from ``compare.json`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfdistill.report import numbers
+from selfdistill.report.files import Row
+from selfdistill.report.outcome import points
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table: what it shows, its heading and its rows, all as text."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def sheets(result: Row) -> list[Sheet]:
+    """Every number of a comparison that is printed."""
+    base = result["baseline"]
+    k, arms = result["samples"], result["arms"]
+    return [
+        Sheet(
+            f"Held-out accuracy, avg@{k}",
+            ("Arm", "Before", "Final", f"Final against {base}", "Best", f"Best against {base}", "Worst after best"),
+            tuple(_accuracy(arm) for arm in arms),
+        ),
+        Sheet(
+            f"First evaluation at or above the final accuracy of {base}, seed by seed (means of those that reach it)",
+            ("Arm", "Seeds that reach it", "Step", "Generated tokens", "Seconds of training"),
+            tuple(_reach(arm) for arm in arms),
+        ),
+        Sheet(
+            "Deliberation words per completion, held-out",
+            ("Arm", "Before", "Final", "Change", f"Final against {base}"),
+            tuple(_measure(arm, "deliberation", 2) for arm in arms),
+        ),
+        Sheet(
+            "Tokens per completion, held-out",
+            ("Arm", "Before", "Final", "Change", f"Final against {base}", "Cut at the limit"),
+            tuple((*_measure(arm, "length", 1), _from_to(arm["truncated"], numbers.percent)) for arm in arms),
+        ),
+        Sheet(
+            "The signal in training: first and last tenth of the steps",
+            ("Arm", "Student entropy", "Teacher entropy", "Gate open"),
+            tuple(_signal(arm) for arm in arms),
+        ),
+        Sheet(
+            f"Median seconds of a step, and against the step of {base}",
+            (
+                "Arm",
+                "Sampling",
+                "Teacher scoring",
+                "Step without sampling",
+                "Step",
+                "Scoring / its step without sampling",
+                "Scoring / its step",
+                "Step / its step",
+                "Tokens of a run",
+            ),
+            tuple(_cost(arm) for arm in arms),
+        ),
+    ]
+
+
+def notes(result: Row) -> list[str]:
+    """What a reader has to know about these numbers, one sentence or two each."""
+    seeds, every = result["seeds"], result["terms"]["evaluation"]["every"]
+    asleep = [arm["name"] for arm in result["arms"] if not arm["generates"]]
+    sentences = [
+        "Before training all arms gave the same answers, seed by seed: they began from the same weights."
+        if result["same_start"]
+        else "Before training the arms did not give the same answers: the weights, the machine or the number of "
+        "threads differed, and the start is equal in distribution at best.",
+        f"Intervals hold {result['interval']['confidence']:.0%} of a bootstrap over {result['interval']['over']}; "
+        "differences are taken problem by problem first, between runs of the same seed.",
+        _about_seeds(len(seeds)),
+        f"Accuracy is known every {every} steps only, so a step count here is no finer than that, and luck in one "
+        "evaluation can bring it forward.",
+        "Best is the highest evaluation of each run, chosen by the same problems that it is reported on, so it "
+        "flatters; worst after best is the lowest from there on, equal to the best where nothing came after it.",
+        f"Seconds count training, not evaluation{_machine(result['machine'])}.",
+    ]
+    if asleep:
+        sentences.append(
+            f"{', '.join(map(numbers.printable, asleep))} learns from given solutions and generates nothing."
+        )
+    return sentences
+
+
+def markdown(result: Row, title: str) -> str:
+    """``compare.md``: the tables and the notes."""
+    parts = [f"# {_escaped(title)}", _about(result)]
+    for sheet in sheets(result):
+        lines = [sheet.head, tuple("---" for _ in sheet.head), *sheet.rows]
+        table = "\n".join(
+            f"| {' | '.join(cell if cell == '---' else _escaped(cell) for cell in row)} |" for row in lines
+        )
+        parts.append(f"**{_escaped(sheet.caption)}**\n\n{table}")
+    parts.append("\n".join(f"- {_escaped(sentence)}" for sentence in notes(result)))
+    return "\n\n".join(parts) + "\n"
+
+
+def closing(result: Row) -> list[str]:
+    """The outcome in the terminal, a line an arm."""
+    width = max(len(arm["name"]) for arm in result["arms"])
+    lines = []
+    for arm in result["arms"]:
+        accuracy, words = arm["accuracy"], arm["deliberation"]
+        lead = accuracy["against_baseline"]
+        against = f"  {difference(lead)} against {result['baseline']}" if lead else ""
+        lines.append(
+            f"{arm['name']:<{width}}  {estimate(accuracy['before'])} → {estimate(accuracy['final'])}{against}; "
+            f"deliberation {words['before']['value']:.2f} → {words['final']['value']:.2f}"
+        )
+    return lines
+
+
+def estimate(value: Row) -> str:
+    """An accuracy with its interval."""
+    return f"{numbers.percent(value['value'])} ({numbers.percent_range(value['low'], value['high'])})"
+
+
+def difference(value: Row | None) -> str:
+    """A difference of accuracies in points, with its interval; a dash for the baseline itself."""
+    if value is None:
+        return numbers.MISSING
+    low, high = (numbers.signed(100 * value[end], decimals=1) for end in ("low", "high"))
+    return f"{points(value['value'])} ({low} to {high})"
+
+
+def verdict(value: Row) -> str:
+    """What the interval of a difference allows to be said."""
+    if value["low"] > 0:
+        return "above"
+    return "below" if value["high"] < 0 else "no clear difference from"
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the words that all begin with: ``countdown-grpo`` beside ``countdown-sd`` is ``grpo``."""
+    words = [name.split("-") for name in names]
+    most = min(map(len, words)) - 1 if len(words) > 1 else 0
+    shared = next((place for place in range(most) if len({row[place] for row in words}) > 1), most)
+    return ["-".join(row[shared:]) for row in words]
+
+
+def _accuracy(arm: Row) -> tuple[str, ...]:
+    found = arm["accuracy"]
+    steps = ", ".join(map(str, sorted(set(found["best_steps"]))))
+    fall = found["fall"]
+    return (
+        numbers.printable(arm["name"]),
+        estimate(found["before"]),
+        estimate(found["final"]),
+        difference(found["against_baseline"]),
+        f"{estimate(found['best'])} at step {steps}",
+        difference(found["best_against_baseline"]),
+        f"{estimate(found['worst_after_best'])}" + (f", {difference(fall)}" if fall["value"] else ""),
+    )
+
+
+def _reach(arm: Row) -> tuple[str, ...]:
+    reach = arm["reach"]
+    mean = reach["mean"]
+    steps = ", ".join(numbers.MISSING if step is None else str(step) for step in reach["steps"])
+    tokens = numbers.compact(mean["tokens"]) if mean["tokens"] is not None and arm["generates"] else numbers.MISSING
+    return (
+        numbers.printable(arm["name"]),
+        f"{reach['reached']} of {reach['of']}",
+        numbers.MISSING if mean["step"] is None else f"{mean['step']:.4g}" + (f" ({steps})" if reach["of"] > 1 else ""),
+        tokens,
+        numbers.duration(mean["seconds"]),
+    )
+
+
+def _measure(arm: Row, measure: str, decimals: int) -> tuple[str, ...]:
+    found = arm[measure]
+
+    def value(score: Row) -> str:
+        return f"{score['value']:.{decimals}f} ({score['low']:.{decimals}f}–{score['high']:.{decimals}f})"
+
+    def signed(score: Row | None) -> str:
+        if score is None:
+            return numbers.MISSING
+        mean, low, high = (numbers.signed(score[key], decimals=decimals) for key in ("value", "low", "high"))
+        return f"{mean} ({low} to {high})"
+
+    return (
+        numbers.printable(arm["name"]),
+        value(found["before"]),
+        value(found["final"]),
+        signed(found["change"]),
+        signed(found["against_baseline"]),
+    )
+
+
+def _signal(arm: Row) -> tuple[str, ...]:
+    roles = (arm["entropy"][role] for role in ("student", "teacher"))
+    entropies = [_from_to(role, numbers.plain, ("first", "last")) if role else numbers.MISSING for role in roles]
+    return (numbers.printable(arm["name"]), *entropies, numbers.percent(arm["gate"]))
+
+
+def _cost(arm: Row) -> tuple[str, ...]:
+    seconds, ratios = arm["cost"]["seconds"], arm["cost"]["against_baseline"]
+    tokens = arm["cost"]["tokens"]
+    return (
+        numbers.printable(arm["name"]),
+        *(numbers.plain(seconds[part]) for part in ("generation", "scoring", "learning", "step")),
+        *(numbers.percent(ratios[part]) for part in ("scoring_to_learning", "scoring_to_step")),
+        numbers.MISSING if ratios["step"] is None else f"{ratios['step']:.2f} ×",
+        numbers.compact(tokens) if arm["generates"] else numbers.MISSING,
+    )
+
+
+def _from_to(ends: Row, form: Any, keys: tuple[str, str] = ("before", "final")) -> str:
+    return f"{form(ends[keys[0]])} → {form(ends[keys[1]])}"
+
+
+def _about_seeds(count: int) -> str:
+    if count == 1:
+        return "One seed: nothing here says how another seed would have come out."
+    if count < 5:
+        return f"{count} seeds: the part of an interval that is due to seeds rests on {count} runs an arm."
+    return f"{count} seeds."
+
+
+def _machine(starts: Sequence[Row]) -> str:
+    words = [
+        f"{_count(start['jobs'], 'run')} at a time with {_count(start['threads'], 'thread')} each" for start in starts
+    ]
+    return f", with {' and '.join(words)}" if words else ""
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _about(result: Row) -> str:
+    terms: Mapping[str, Any] = result["terms"]
+    return _escaped(
+        f"Model {terms['model']['path']}, task {terms['task']['kind']}, {terms['steps']} steps of "
+        f"{terms['sampling']['prompts']} problems, seeds {', '.join(map(str, result['seeds']))}, "
+        f"{result['problems'][0]} held-out problems × {result['samples']} samples a seed."
+    )
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is: no cell ends early, nothing is taken for markup."""
+    text = numbers.printable(text).replace("\n", " ")
+    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#" else sign for sign in text)
