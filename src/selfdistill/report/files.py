@@ -34,8 +34,10 @@ def read_run(run_dir: Path) -> RunFiles:
     if not (run_dir / "config.json").is_file():
         raise DataError(f"{run_dir} is not the folder of a run: it has no config.json")
     first, last = outer_steps(read_lines(run_dir / "rollouts.jsonl"))
+    place = run_dir.resolve()
     return RunFiles(
-        name=run_dir.resolve().name,
+        # Runs of a comparison are named by seed, in a folder of their arm.
+        name=f"{place.parent.name}, {place.name}" if place.name.startswith("seed-") else place.name,
         config=_read_object(run_dir / "config.json"),
         metrics=(*_before_training(run_dir), *read_lines(run_dir / "metrics.jsonl")),
         summary=_read_object(run_dir / "summary.json"),

@@ -5,7 +5,7 @@ All of it is made from ``compare.json`` alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,17 @@ from selfdistill.report import numbers
 from selfdistill.report.files import Row
 from selfdistill.report.outcome import points
 
+Cell = tuple[str, str]
+"""A value as text, and what stands small beside it: its interval, or nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A table: what it shows, its heading and its rows, all as text."""
+    """A table: what it shows, its heading, and rows of an arm's name and cells."""
 
     caption: str
     head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
 def sheets(result: Row) -> list[Sheet]:
@@ -30,43 +33,52 @@ def sheets(result: Row) -> list[Sheet]:
     return [
         Sheet(
             f"Held-out accuracy, avg@{k}",
-            ("Arm", "Before", "Final", f"Final against {base}", "Best", f"Best against {base}", "Worst after best"),
-            tuple(_accuracy(arm) for arm in arms),
+            (
+                "Arm",
+                "Before",
+                "Final",
+                f"Final vs {base}",
+                "Best",
+                f"Best against {base}",
+                "Worst after best",
+                "Fall",
+            ),
+            _rows(arms, _accuracy),
         ),
         Sheet(
             f"First evaluation at or above the final accuracy of {base}, seed by seed (means of those that reach it)",
             ("Arm", "Seeds that reach it", "Step", "Generated tokens", "Seconds of training"),
-            tuple(_reach(arm) for arm in arms),
+            _rows(arms, _reach),
         ),
         Sheet(
             "Deliberation words per completion, held-out",
-            ("Arm", "Before", "Final", "Change", f"Final against {base}"),
-            tuple(_measure(arm, "deliberation", 2) for arm in arms),
+            ("Arm", "Before", "Final", "Change", f"Final vs {base}"),
+            _rows(arms, lambda arm: _measure(arm["deliberation"], 2)),
         ),
         Sheet(
             "Tokens per completion, held-out",
-            ("Arm", "Before", "Final", "Change", f"Final against {base}", "Cut at the limit"),
-            tuple((*_measure(arm, "length", 1), _from_to(arm["truncated"], numbers.percent)) for arm in arms),
+            ("Arm", "Before", "Final", "Change", f"Final vs {base}", "Cut at the limit"),
+            _rows(arms, lambda arm: (*_measure(arm["length"], 1), (_from_to(arm["truncated"], numbers.percent), ""))),
         ),
         Sheet(
             "The signal in training: first and last tenth of the steps",
             ("Arm", "Student entropy", "Teacher entropy", "Gate open"),
-            tuple(_signal(arm) for arm in arms),
+            _rows(arms, _signal),
         ),
         Sheet(
-            f"Median seconds of a step, and against the step of {base}",
+            f"Median seconds of a step, and in proportion to the median step of {base}",
             (
                 "Arm",
                 "Sampling",
                 "Teacher scoring",
                 "Step without sampling",
-                "Step",
-                "Scoring / its step without sampling",
-                "Scoring / its step",
-                "Step / its step",
+                "Whole step",
+                f"Scoring, of {base} without sampling",
+                f"Scoring, of {base}",
+                f"Whole step, to {base}",
                 "Tokens of a run",
             ),
-            tuple(_cost(arm) for arm in arms),
+            _rows(arms, _cost),
         ),
     ]
 
@@ -100,11 +112,12 @@ def markdown(result: Row, title: str) -> str:
     """``compare.md``: the tables and the notes."""
     parts = [f"# {_escaped(title)}", _about(result)]
     for sheet in sheets(result):
-        lines = [sheet.head, tuple("---" for _ in sheet.head), *sheet.rows]
-        table = "\n".join(
-            f"| {' | '.join(cell if cell == '---' else _escaped(cell) for cell in row)} |" for row in lines
+        head, *rows = (
+            f"| {' | '.join(map(_escaped, row))} |"
+            for row in (sheet.head, *((name, *map(joined, cells)) for name, cells in sheet.rows))
         )
-        parts.append(f"**{_escaped(sheet.caption)}**\n\n{table}")
+        rule = "|" + " --- |" * len(sheet.head)
+        parts += [f"**{_escaped(sheet.caption)}**", "\n".join([head, rule, *rows])]
     parts.append("\n".join(f"- {_escaped(sentence)}" for sentence in notes(result)))
     return "\n\n".join(parts) + "\n"
 
@@ -115,26 +128,31 @@ def closing(result: Row) -> list[str]:
     lines = []
     for arm in result["arms"]:
         accuracy, words = arm["accuracy"], arm["deliberation"]
-        lead = accuracy["against_baseline"]
-        against = f"  {difference(lead)} against {result['baseline']}" if lead else ""
+        before, final, lead = accuracy["before"], accuracy["final"], accuracy["against_baseline"]
+        against = f"  {joined(difference(lead))} against {result['baseline']}" if lead else ""
         lines.append(
-            f"{arm['name']:<{width}}  {estimate(accuracy['before'])} → {estimate(accuracy['final'])}{against}; "
+            f"{arm['name']:<{width}}  {joined(estimate(before))} → {joined(estimate(final))}{against}; "
             f"deliberation {words['before']['value']:.2f} → {words['final']['value']:.2f}"
         )
     return lines
 
 
-def estimate(value: Row) -> str:
+def estimate(value: Row) -> Cell:
     """An accuracy with its interval."""
-    return f"{numbers.percent(value['value'])} ({numbers.percent_range(value['low'], value['high'])})"
+    return numbers.percent(value["value"]), numbers.percent_range(value["low"], value["high"])
 
 
-def difference(value: Row | None) -> str:
+def difference(value: Row | None) -> Cell:
     """A difference of accuracies in points, with its interval; a dash for the baseline itself."""
     if value is None:
-        return numbers.MISSING
+        return numbers.MISSING, ""
     low, high = (numbers.signed(100 * value[end], decimals=1) for end in ("low", "high"))
-    return f"{points(value['value'])} ({low} to {high})"
+    return points(value["value"]), f"{low} to {high}"
+
+
+def joined(cell: Cell) -> str:
+    """A cell in one line."""
+    return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
 
 
 def verdict(value: Row) -> str:
@@ -152,49 +170,49 @@ def short_names(names: Sequence[str]) -> list[str]:
     return ["-".join(row[shared:]) for row in words]
 
 
-def _accuracy(arm: Row) -> tuple[str, ...]:
+def _rows(arms: Sequence[Row], cells: Callable[[Row], tuple[Cell, ...]]) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
+    return tuple((numbers.printable(arm["name"]), cells(arm)) for arm in arms)
+
+
+def _accuracy(arm: Row) -> tuple[Cell, ...]:
     found = arm["accuracy"]
-    steps = ", ".join(map(str, sorted(set(found["best_steps"]))))
-    fall = found["fall"]
+    steps = sorted(set(found["best_steps"]))
+    best, span = estimate(found["best"])
     return (
-        numbers.printable(arm["name"]),
         estimate(found["before"]),
         estimate(found["final"]),
         difference(found["against_baseline"]),
-        f"{estimate(found['best'])} at step {steps}",
+        (best, f"{span}; step {', '.join(map(str, steps))}"),
         difference(found["best_against_baseline"]),
-        f"{estimate(found['worst_after_best'])}" + (f", {difference(fall)}" if fall["value"] else ""),
+        estimate(found["worst_after_best"]),
+        difference(found["fall"]),
     )
 
 
-def _reach(arm: Row) -> tuple[str, ...]:
+def _reach(arm: Row) -> tuple[Cell, ...]:
     reach = arm["reach"]
     mean = reach["mean"]
-    steps = ", ".join(numbers.MISSING if step is None else str(step) for step in reach["steps"])
+    each = ", ".join(numbers.MISSING if step is None else str(step) for step in reach["steps"])
     tokens = numbers.compact(mean["tokens"]) if mean["tokens"] is not None and arm["generates"] else numbers.MISSING
     return (
-        numbers.printable(arm["name"]),
-        f"{reach['reached']} of {reach['of']}",
-        numbers.MISSING if mean["step"] is None else f"{mean['step']:.4g}" + (f" ({steps})" if reach["of"] > 1 else ""),
-        tokens,
-        numbers.duration(mean["seconds"]),
+        (f"{reach['reached']} of {reach['of']}", ""),
+        (numbers.MISSING, "") if mean["step"] is None else (f"{mean['step']:.4g}", each if reach["of"] > 1 else ""),
+        (tokens, ""),
+        (numbers.duration(mean["seconds"]), ""),
     )
 
 
-def _measure(arm: Row, measure: str, decimals: int) -> tuple[str, ...]:
-    found = arm[measure]
+def _measure(found: Row, decimals: int) -> tuple[Cell, ...]:
+    def value(score: Row) -> Cell:
+        return f"{score['value']:.{decimals}f}", f"{score['low']:.{decimals}f}–{score['high']:.{decimals}f}"
 
-    def value(score: Row) -> str:
-        return f"{score['value']:.{decimals}f} ({score['low']:.{decimals}f}–{score['high']:.{decimals}f})"
-
-    def signed(score: Row | None) -> str:
+    def signed(score: Row | None) -> Cell:
         if score is None:
-            return numbers.MISSING
+            return numbers.MISSING, ""
         mean, low, high = (numbers.signed(score[key], decimals=decimals) for key in ("value", "low", "high"))
-        return f"{mean} ({low} to {high})"
+        return mean, f"{low} to {high}"
 
     return (
-        numbers.printable(arm["name"]),
         value(found["before"]),
         value(found["final"]),
         signed(found["change"]),
@@ -202,22 +220,21 @@ def _measure(arm: Row, measure: str, decimals: int) -> tuple[str, ...]:
     )
 
 
-def _signal(arm: Row) -> tuple[str, ...]:
+def _signal(arm: Row) -> tuple[Cell, ...]:
     roles = (arm["entropy"][role] for role in ("student", "teacher"))
     entropies = [_from_to(role, numbers.plain, ("first", "last")) if role else numbers.MISSING for role in roles]
-    return (numbers.printable(arm["name"]), *entropies, numbers.percent(arm["gate"]))
+    return tuple((word, "") for word in (*entropies, numbers.percent(arm["gate"])))
 
 
-def _cost(arm: Row) -> tuple[str, ...]:
+def _cost(arm: Row) -> tuple[Cell, ...]:
     seconds, ratios = arm["cost"]["seconds"], arm["cost"]["against_baseline"]
-    tokens = arm["cost"]["tokens"]
-    return (
-        numbers.printable(arm["name"]),
+    words = (
         *(numbers.plain(seconds[part]) for part in ("generation", "scoring", "learning", "step")),
         *(numbers.percent(ratios[part]) for part in ("scoring_to_learning", "scoring_to_step")),
         numbers.MISSING if ratios["step"] is None else f"{ratios['step']:.2f} ×",
-        numbers.compact(tokens) if arm["generates"] else numbers.MISSING,
+        numbers.compact(arm["cost"]["tokens"]) if arm["generates"] else numbers.MISSING,
     )
+    return tuple((word, "") for word in words)
 
 
 def _from_to(ends: Row, form: Any, keys: tuple[str, str] = ("before", "final")) -> str:

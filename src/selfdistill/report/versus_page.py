@@ -14,9 +14,9 @@ from selfdistill.report.charts import Chart, Look, Series, curve_chart
 from selfdistill.report.files import Row
 from selfdistill.report.outcome import flat
 from selfdistill.report.page import render
-from selfdistill.report.versus import difference, estimate, markdown, notes, sheets, short_names, verdict
+from selfdistill.report.versus import difference, estimate, joined, markdown, notes, sheets, short_names, verdict
 
-TONES = 6
+TONES = 9
 LONGEST_LABEL = 14
 """Longer names would take the curves' room; the legend alone names them then."""
 
@@ -32,6 +32,7 @@ class Figure:
     x: str = "step"
     share: bool = False
     look: Look = "line"
+    band: bool = True
 
 
 BY_STEP = Figure("Held-out accuracy", "", "accuracy", "evaluations", share=True, look="points")
@@ -42,7 +43,14 @@ FIGURES = (
     Figure("Completion length", "tokens, held-out", "length", "evaluations", look="points"),
     Figure("Entropy of the student", "nats per token, in training", "student_entropy"),
     Figure("Entropy of the teacher", "nats per token, in training", "teacher_entropy"),
-    Figure("Gate of the teacher's signal", "share of runs and steps with the gate open", "gate", share=True),
+    Figure(
+        "Gate of the teacher's signal",
+        "share of runs with the gate open",
+        "gate",
+        share=True,
+        look="stairs",
+        band=False,
+    ),
     Figure("Training reward", "mean of a step", "reward"),
 )
 
@@ -59,7 +67,7 @@ def render_comparison(result: Row, name: str) -> str:
     """The page as text."""
     arms = result["arms"]
     short = short_names([numbers.printable(arm["name"]) for arm in arms])
-    sizes = ((680, 330), (380, 260))
+    sizes = ((680, max(360, min(110 * len(arms), 640))), (380, 260))  # as high as the list of arms beside it
     return render(
         "versus.html",
         name=numbers.printable(name),
@@ -86,9 +94,9 @@ def _arm(arm: Row, place: int, baseline: str) -> dict[str, str]:
         "method": numbers.printable(str(arm["method"]["name"])),
         "final": numbers.percent(final["value"]),
         "range": numbers.percent_range(final["low"], final["high"]),
-        "before": estimate(arm["accuracy"]["before"]),
+        "before": joined(estimate(arm["accuracy"]["before"])),
         "verdict": f"{verdict(lead)} {numbers.printable(baseline)}" if lead else "the baseline",
-        "lead": difference(lead) if lead else "",
+        "lead": joined(difference(lead)) if lead else "",
         "words": f"{words['before']['value']:.2f} → {words['final']['value']:.2f}",
     }
 
@@ -103,7 +111,7 @@ def _chart(
         line = curves.get(figure.key)
         if line is None or (figure.x == "tokens" and not arm["generates"]):
             continue
-        several = line["low"] != line["high"]
+        several = figure.band and line["low"] != line["high"]
         series.append(
             Series(
                 name,

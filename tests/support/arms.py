@@ -1,0 +1,74 @@
+"""Folders of runs written by hand, as a comparison reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdistill.comparison import ArmRuns
+
+PHASES = {"generation": 2.0, "views": 0.5, "teacher": 0.0, "student": 1.0, "update": 0.5}
+"""Seconds of a step: 4 in all, 2 without sampling."""
+
+
+def evaluation(step: int, hits: Sequence[int], *, words: int = 1, tokens: int = 40, samples: int = 4) -> dict[str, Any]:
+    """An evaluation; every problem has the same number of words and tokens."""
+    count = len(hits)
+    return {
+        "step": step,
+        "problems": count,
+        "samples": samples,
+        "truncated": 0.25,
+        "hits": list(hits),
+        "words": [words] * count,
+        "tokens": [tokens] * count,
+    }
+
+
+def metrics(step: int, *, phases: Mapping[str, float] = PHASES, **numbers: Any) -> dict[str, Any]:
+    """A line of metrics."""
+    return {
+        "step": step,
+        "reward": 0.5,
+        "length": 10.0,
+        "student_entropy": 1.0,
+        "generated": 100,
+        "phase_seconds": dict(phases),
+        **numbers,
+    }
+
+
+def write_run(folder: Path, evaluations: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]]) -> Path:
+    """The two files that a comparison reads."""
+    folder.mkdir(parents=True)
+    for name, rows in (("evaluations", evaluations), ("metrics", lines)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def arm(name: str, *folders: Path, generates: bool = True, method: str | None = None) -> ArmRuns:
+    """An arm whose runs have the seeds 0, 1, …"""
+    return ArmRuns(name, {"name": method or name}, {"learning_rate": 0.001}, generates, dict(enumerate(folders)))
+
+
+def simple_run(folder: Path, *hits: Sequence[int], **numbers: Any) -> Path:
+    """A run evaluated at every second step from 0 on, all its steps alike."""
+    evaluations = [evaluation(2 * place, row) for place, row in enumerate(hits)]
+    return write_run(folder, evaluations, [metrics(step, **numbers) for step in range(1, 2 * len(hits) - 1)])
+
+
+def given_terms() -> dict[str, Any]:
+    """What ``compare`` adds to the analysis."""
+    return {
+        "terms": {
+            "steps": 4,
+            "model": {"path": "models/base"},
+            "task": {"kind": "countdown"},
+            "sampling": {"prompts": 3},
+            "evaluation": {"every": 2, "split": "validation"},
+        },
+        "machine": [{"jobs": 2, "threads": 1, "cores": 2}],
+    }
