@@ -43,7 +43,7 @@ def shown(name: str, fields: dict[str, str], *, source: str = "default") -> str:
     return messages[-1].content
 
 
-@pytest.mark.parametrize("source", ["countdown", "default"])
+@pytest.mark.parametrize("source", ["countdown", "default", "toolbox"])
 def test_a_shipped_file_holds_every_context_and_only_known_fields(source: str) -> None:
     assert source in shipped_contexts()
     templates = load_templates(source)
@@ -55,14 +55,16 @@ def test_a_shipped_file_holds_every_context_and_only_known_fields(source: str) -
     assert templates["student"].text == "$question"
 
 
-def test_both_shipped_files_show_the_same_fields_under_the_same_names() -> None:
-    countdown, default = load_templates("countdown"), load_templates("default")
+@pytest.mark.parametrize("source", ["countdown", "toolbox"])
+def test_all_shipped_files_show_the_same_fields_under_the_same_names(source: str) -> None:
+    embedded, default = load_templates(source), load_templates("default")
+    assert set(embedded) == set(default)
     for name in NAMES:
-        assert countdown[name].needs == default[name].needs
-        assert countdown[name].first_of == default[name].first_of
+        assert embedded[name].needs == default[name].needs
+        assert embedded[name].first_of == default[name].first_of
 
 
-@pytest.mark.parametrize("source", ["countdown", "default"])
+@pytest.mark.parametrize("source", ["countdown", "default", "toolbox"])
 def test_what_each_context_shows_and_hides(source: str) -> None:
     fields = {name: f"<{name}>" for name in FIELDS if name != "question"}
     expected = {

@@ -11,7 +11,7 @@ import torch
 from base_models.subject import Said
 from countdown_base import properties, traces
 from countdown_base.reading import attempts_in, token_classes
-from selfdistill.contexts import load_templates
+from selfdistill.contexts import FIELDS, load_templates
 from selfdistill.tasks.countdown import DIFFICULTIES, CountdownTask, Problem
 from selfdistill.types import Example, Message
 
@@ -124,7 +124,7 @@ def test_every_word_of_contexts_prompts_and_traces_is_in_the_vocabulary(subject:
     writer = traces.TraceWriter(load_templates("countdown"), seed=1)
     for trace in writer.traces(500):
         assert_known(subject, " ".join([*(message.content for message in trace.messages), trace.completion]))
-    fields = dict.fromkeys(("solution", "sibling", "feedback", "verdict", "other_question"), "1")
+    fields = dict.fromkeys(FIELDS, "1")
     example = subject.task.examples("train")[0]
     for name in subject.templates:
         assert subject.tokenizer.unk_token_id not in subject.prompt_ids(example, name, fields)

@@ -15,7 +15,7 @@ import torch
 
 from selfdistill.chat import Chat
 from selfdistill.collecting import Collector
-from selfdistill.config import CountdownConfig, ModelConfig, OptimiserConfig, RunConfig, TaskConfig
+from selfdistill.config import CountdownConfig, ModelConfig, OptimiserConfig, RunConfig, TaskConfig, ToolboxConfig
 from selfdistill.contexts import Template, apply, load_templates
 from selfdistill.distributed import World
 from selfdistill.errors import ConfigError, DataError
@@ -26,6 +26,7 @@ from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.tasks.countdown import CountdownTask
 from selfdistill.tasks.custom import RewardedTask, load_reward
 from selfdistill.tasks.math import MathTask
+from selfdistill.tasks.toolbox import ToolboxTask
 from selfdistill.teachers import Teachers
 from selfdistill.training import Limits, Trainer
 from selfdistill.types import Example, External, Message, Sampler, Skipped, Task
@@ -133,7 +134,12 @@ def build_task(config: TaskConfig, *, seed: int, reward: str | None) -> Task:
     """The task, its rewards replaced where the user has a function for them."""
     task: Task
     options = config.model_dump(exclude={"kind"})
-    task = CountdownTask(seed=seed, **options) if isinstance(config, CountdownConfig) else MathTask(**options)
+    if isinstance(config, CountdownConfig):
+        task = CountdownTask(seed=seed, **options)
+    elif isinstance(config, ToolboxConfig):
+        task = ToolboxTask(seed=seed, **options)
+    else:
+        task = MathTask(**options)
     return RewardedTask(task, load_reward(reward)) if reward else task
 
 

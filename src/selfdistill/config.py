@@ -52,6 +52,16 @@ class CountdownConfig(Strict):
     test: int = Field(256, ge=1, description="Test problems.")
 
 
+class ToolboxConfig(Strict):
+    """The embedded task whose problems share conventions, so that hindsight transfers."""
+
+    kind: Literal["toolbox"]
+    conventions: int = Field(0, ge=0, description="Seed of the conventions; 1000 to 1999 are for final results alone.")
+    train: int = Field(1024, ge=1, description="Training problems.")
+    validation: int = Field(256, ge=1, description="Validation problems.")
+    test: int = Field(256, ge=1, description="Test problems.")
+
+
 class MathConfig(Strict):
     """Rows of problems with checkable answers, verified by math-verify."""
 
@@ -89,7 +99,7 @@ class MathConfig(Strict):
         return value or None
 
 
-TaskConfig = Annotated[CountdownConfig | MathConfig, Field(discriminator="kind")]
+TaskConfig = Annotated[CountdownConfig | ToolboxConfig | MathConfig, Field(discriminator="kind")]
 
 
 class SamplingConfig(Strict):
@@ -290,7 +300,7 @@ def _is_union(annotation: Any) -> bool:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    kinds = {"countdown", "math"}
+    kinds = {"countdown", "toolbox", "math"}
     where = ".".join(str(part) for part in first["loc"] if part not in kinds)
     if first["type"] == "union_tag_not_found":
         return f'{where}: no kind; write for example {where}.kind = "countdown"'

@@ -95,7 +95,7 @@ TOOLS: dict[str, Tool] = {
         "$verb ( $item , owner = $person$confirm )",
         (
             "throw away the $item of $person",
-            "$person has no use for the $item any more",
+            "$person does not need the $item any more",
             "get rid of the $item that $person left",
         ),
         _PAPERS,
@@ -105,7 +105,7 @@ TOOLS: dict[str, Tool] = {
         (
             "book the $item on $day $month for $person",
             "$person needs the $item on $day $month",
-            "reserve the $item in $month on day $day for $person",
+            "reserve the $item in $month on the $day for $person",
         ),
         tuple("garden hall studio cabin boat stage library gallery kitchen theatre court attic".split()),
     ),
@@ -116,7 +116,7 @@ TOOLS: dict[str, Tool] = {
     ),
     "payment": Tool(
         "pay ( amount = $number , $person_word = $person$confirm )",
-        ("pay $number coins to $person", "$person gets $number coins", "send $person $number coins"),
+        ("pay $person $number coins", "$person gets $number coins", "send $person $number coins"),
         (),
     ),
     "storage": Tool(
