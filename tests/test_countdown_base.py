@@ -215,11 +215,10 @@ def test_it_uses_a_reference(subject: properties.Subject) -> None:
         assert found[f"follows_{context}"] > 0.9
 
 
-@pytest.mark.xfail(reason="the shipped base repeats a named attempt as often as without feedback: see docs/log.md")
 def test_it_avoids_what_feedback_has_named(subject: properties.Subject, plain: list[Said]) -> None:
     found = properties.feedback_properties(subject, plain, seed=2)
     assert found["feedback_cases"] > 300
-    assert found["repeats_with_feedback"] < 0.5 * found["repeats_without_feedback"]
+    assert found["repeats_with_feedback"] < 0.25 * found["repeats_without_feedback"]
 
 
 @pytest.mark.parametrize("context", ["solution", "sibling_verdict"])
@@ -229,7 +228,7 @@ def test_a_reference_speaks_against_deliberating_and_for_the_jump(
     u = properties.information(subject, plain[:300], context)
     assert u["deliberation"][0] < -0.3
     assert u["jump"][0] > 0.3
-    assert u["give_up_jump"][0] > 1.0
+    assert u["give_up_jump"][0] > 0.7
     assert abs(u["bookkeeping"][0]) < 0.1
 
 
