@@ -118,7 +118,10 @@ BAD_SETTINGS = {
     "a key like no other": ("qqq=3", "unknown key 'qqq'; known there: seed, steps, model"),
     "a misspelt method": ("method.name=antsd", "unknown method 'antsd'; did you mean 'antisd'?"),
     "an unknown method": ("method.name=qqq", "unknown method 'qqq'; known: antisd, "),
-    "a method that cannot be imported": ("method.name=nowhere:Method", "method 'nowhere:Method' cannot be imported"),
+    "a method that cannot be imported": (
+        "method.name=nowhere:Method",
+        "method 'nowhere:Method': module 'nowhere' cannot be imported",
+    ),
     "a method that is none": ("method.name=json:JSONDecoder", "is not a subclass of selfdistill.methods.Method"),
     "a misspelt knob": ("method.teacher_rat=0.1", "unknown key method.teacher_rat for method 'sdpo'; did you mean"),
     "an unknown knob": ("method.qqq=1", "unknown key method.qqq for method 'sdpo'; known: context, divergence"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +10,6 @@ import torch
 from selfdistill.contexts import load_templates
 from selfdistill.distributed import World
 from selfdistill.methods.antisd import AntiSD
-from selfdistill.methods.base import Observation, State
 from selfdistill.policy import load_policy
 from selfdistill.rollouts import collect
 from selfdistill.samplers.hf import Decoding, HFSampler
@@ -22,20 +20,13 @@ from selfdistill.training import Clock, Limits, Trainer
 LOOP = Path(__file__).parents[1] / "examples" / "minimal_loop.py"
 
 
-class OpenGate(AntiSD):
-    """AntiSD as the example has it: no gate."""
-
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float]:
-        return {"gate": 1.0}
-
-
 def test_the_minimal_loop_has_the_gradient_of_the_trainer() -> None:
     example = runpy.run_path(str(LOOP))
     torch.manual_seed(0)
     stepped = example["main"](steps=1, prompts_per_step=2)
 
     policy, chat = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
-    task, method = CountdownTask(), OpenGate(strength=example["STRENGTH"], context="solution_verdict")
+    task, method = CountdownTask(), AntiSD(gated=False, strength=example["STRENGTH"], context="solution_verdict")
     sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(1.0), max_rows=512)
     groups = collect(
         task.examples("train")[:2],

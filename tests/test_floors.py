@@ -20,10 +20,11 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "config"),
-    ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping"),
+    ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping", "plugins"),
     ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children"),
     ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison"),
     ("training", "evaluation", "inspection", "collecting"),
+    ("teaching",),
     ("assembly", "run", "commands", "compare"),
     ("cli",),
     ("__main__",),

@@ -160,6 +160,30 @@ def contexts(
 
 
 @app.command()
+def teachers(
+    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    problems: Annotated[int, typer.Option(min=1, help="Training problems to measure on.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    set_: Set = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """How much more often each teacher is right than the student, and how far apart they are."""
+    from selfdistill.commands import describe_lesson, teach
+    from selfdistill.config import load_config
+
+    settings = load_config(config, set_ or [])
+    _quiet()
+    report = teach(settings, problems=problems, samples=samples, seed=seed)
+    if json:
+        typer.echo(jsonlib.dumps(report))
+        return
+    for name, found in report.items():
+        for line in describe_lesson(name, found):
+            typer.echo(line)
+
+
+@app.command()
 def configs() -> None:
     """List the shipped configs."""
     from selfdistill.config import shipped_configs

@@ -41,21 +41,25 @@ class Collector:
             return from_solutions(examples, self.chat, thinking=self.thinking)
         count = completions or self.completions
         sources = self.method.sources()
-        groups = collect(
+        groups = self.student_groups(examples, count=count if STUDENT in sources else 0, seed=seed, version=version)
+        for source in sources:
+            if source != STUDENT:
+                groups = self.drawn_by(source, groups, count=count, seed=derive(seed, source), version=version)
+        return groups
+
+    def student_groups(self, examples: Sequence[Example], *, count: int, seed: int, version: int) -> list[RolloutGroup]:
+        """Judged completions of the student alone; with ``count`` 0 groups that are still empty."""
+        return collect(
             examples,
             self.task,
             self.sampler,
             self.chat,
-            count=count if STUDENT in sources else 0,
+            count=count,
             max_tokens=self.max_tokens,
             thinking=self.thinking,
             seed=seed,
             version=version,
         )
-        for source in sources:
-            if source != STUDENT:
-                groups = self.drawn_by(source, groups, count=count, seed=derive(seed, source), version=version)
-        return groups
 
     def drawn_by(
         self, source: str, groups: Sequence[RolloutGroup], *, count: int, seed: int, version: int

@@ -11,13 +11,14 @@ from typing import Any
 from selfdistill import checkpoint
 from selfdistill.assembly import assemble, build_policy, build_task
 from selfdistill.config import RunConfig, apply_overrides, parse_config
-from selfdistill.errors import CheckpointError, ConfigError
+from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.evaluation import evaluate
 from selfdistill.methods.base import Role
 from selfdistill.rollouts import fitting
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
-from selfdistill.types import External, View
+from selfdistill.teaching import lesson_of
+from selfdistill.types import External, Skipped, View
 
 
 def evaluate_model(
@@ -88,6 +89,53 @@ def _config_for(model: str, task: str | None, overrides: Sequence[str]) -> RunCo
         raw["task"] = {"kind": task}
     apply_overrides(raw, overrides)
     return parse_config(raw, "evaluate")
+
+
+def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
+    """Preference gap and shift of every teacher of a method, on its training problems.
+
+    Raises:
+        UserError: one sentence; among them that the task judges nothing, or the method has no teacher.
+    """
+    parts = assemble(config)
+    if not parts.task.judges:
+        raise ConfigError("without a verifier no sample is right or wrong, so there is no preference gap to measure")
+    roles = {name: role for name, role in parts.method.roles().items() if role.context is not None}
+    if not roles:
+        raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
+    report: dict[str, Any] = {}
+    for name, role in roles.items():
+        lesson = lesson_of(
+            role,
+            parts.collector,
+            parts.examples[:problems],
+            samples=samples,
+            seed=derive(seed, "teaching"),
+            max_tokens=parts.config.limits.tokens,
+        )
+        if isinstance(lesson, Skipped):
+            raise DataError(f"teacher {name!r} could be shown beside no completion: {lesson.reason}")
+        report[name] = {"what": _what(role), **lesson.to_json()}
+    return report
+
+
+def describe_lesson(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """A teacher's numbers in words."""
+
+    def shown(estimate: Mapping[str, float], digits: int = 3) -> str:
+        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(estimate[k] for k in ("value", "low", "high")), d=digits)
+
+    yield f"{name} ({found['what']}), {found['completions']} completions of {found['problems']} problems"
+    yield f"  right: student {shown(found['student'])}, teacher {shown(found['teacher'])}"
+    yield f"  preference gap: {shown(found['gap'])}"
+    for side, formula in (("student", "KL(student || teacher)"), ("teacher", "KL(teacher || student)")):
+        per_token = found[f"per_token_on_{side}"]
+        yield (
+            f"  shift on the {side}'s samples, {formula}: {shown(found[f'shift_on_{side}'], 2)} nats a completion, "
+            f"{per_token:.4f} a token"
+        )
+    for reason, count in sorted(found["skipped"].items()):
+        yield f"  skipped: {count} × {reason}"
 
 
 def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str]:

@@ -139,7 +139,7 @@ def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype,
         if theirs.get(token) != number:
             raise ModelError(
                 f"external teacher {path} has another vocabulary than {chat.name}: token {token!r} is "
-                f"{number} there and {theirs.get(token, 'absent')} here; a teacher must share every token"
+                f"{theirs.get(token, 'absent')} there and {number} here; a teacher must share every token"
             )
     if len(theirs) != len(ours):
         extra = min(set(theirs) - set(ours), key=theirs.__getitem__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from selfdistill.methods.sd import SD
 from selfdistill.methods.sdft import SDFT
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.methods.sft import SFT
+from selfdistill.plugins import load_named
 
 METHODS: Mapping[str, type[Method]] = {
     "grpo": GRPO,
@@ -62,15 +62,11 @@ def build_method(name: str, knobs: Mapping[str, Any]) -> Method:
 def _resolve(name: str) -> type[Method]:
     if name in METHODS:
         return METHODS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         close = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(f"unknown method {name!r}; {hint}known: {', '.join(sorted(METHODS))}; or module:Class")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"method {name!r} cannot be imported: {error}") from error
+    found = load_named(name, "method", "Class")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ConfigError(f"method {name!r} is not a subclass of selfdistill.methods.Method")
     return found

@@ -8,18 +8,15 @@ that it names. None means "not judged".
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import ConfigError, UserError
+from selfdistill.plugins import load_named
 from selfdistill.types import Example, Task, Verdict
 
 RewardFunction = Callable[..., Any]
@@ -32,17 +29,10 @@ def load_reward(spec: str) -> RewardFunction:
     Raises:
         ConfigError: the text is no such path, or module or function are missing.
     """
-    module_name, colon, attribute = spec.partition(":")
-    if not (module_name and colon and attribute):
-        raise ConfigError(f"reward {spec!r} must be written 'package.module:function'")
-    try:
-        with _working_folder_on_path():
-            module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"reward {spec!r}: module {module_name!r} cannot be imported ({error})") from error
-    function = vars(module).get(attribute)
+    function = load_named(spec, "reward", "function")
     if not callable(function):
-        raise ConfigError(f"reward {spec!r}: module {module_name!r} has no function {attribute!r}")
+        module, _, name = spec.partition(":")
+        raise ConfigError(f"reward {spec!r}: module {module!r} has no function {name!r}")
     reward: RewardFunction = function
     return reward
 
@@ -101,16 +91,3 @@ class RewardedTask:
         if not isinstance(value, Real) or not math.isfinite(value):
             raise UserError(f"{self._label} must return floats or None, got {value!r}")
         return float(value)
-
-
-@contextmanager
-def _working_folder_on_path() -> Iterator[None]:
-    folder = str(Path.cwd())
-    if folder in sys.path:
-        yield
-        return
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
