@@ -142,8 +142,10 @@ BAD_SETTINGS = {
     "no key": ("=3", "--set '=3': write key=value"),
     "an unknown difficulty": ("task.difficulty=hard", "unknown countdown difficulty 'hard'; known: easy, default"),
     "an unknown device": ("model.device=abacus", "model.device 'abacus' cannot be used here: "),
+    "a device without numbers": ("model.device=meta", "model.device 'meta' cannot be used here: "),
+    "a reward that answers nonsense": ("reward=support.rewards:wordy", "must return floats or None, got 'good'"),
     "a model that is not there": ("model.path=./nowhere", "model './nowhere' not found: give a model directory"),
-    "no model of that name": ("model.path=nowhere", "or a shipped name (countdown-base)"),
+    "no model of that name": ("model.path=nowhere", "or a shipped name (countdown-base"),
     "a context file that is not there": ("contexts=nowhere", "context file 'nowhere' not found: give a shipped name"),
     "an unknown context": ("method.context=nowhere", "unknown context 'nowhere'; known: feedback"),
     "a context that the data cannot fill": ("method.context=own", "no hint in the data"),
@@ -251,7 +253,7 @@ def test_a_model_without_a_tokenizer_is_one_sentence(
     folder = tmp_path / "bare"
     AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder)
     said = refused(run("train", countdown, "--out", tmp_path / "out", "--set", f"model.path={folder}"))
-    assert f"tokenizer of {folder}" in said
+    assert said.startswith(f"{folder} holds no tokenizer (tokenizer.json): ")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"model_type": "qqq"}'])

@@ -63,6 +63,10 @@ def assemble(config: RunConfig) -> Parts:
     config = resolve(config, method)
     task = build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, str(config.method["name"]))
+    if config.reward:
+        # A function that answers nonsense does so now, before anything is written.
+        first = task.examples("train")[0]
+        task.verify(first, first.fields.get("solution", ""), finished=True)
     templates = load_templates(config.contexts or task.contexts)
     check_contexts(method, templates, task.examples("train")[0], prompts=config.sampling.prompts)
     policy, chat = build_policy(config.model, seed=config.seed)
@@ -77,7 +81,7 @@ def assemble(config: RunConfig) -> Parts:
         build_optimiser(policy, config.optimiser),
         learning_rate=schedule(config.optimiser, config.steps),
         clip_norm=config.optimiser.clip_norm,
-        limits=Limits(config.limits.tokens, config.limits.elements),
+        limits=Limits(_known(config.limits.tokens), config.limits.elements),
         thinking=config.sampling.thinking,
         world=World.current(),
         seed=config.seed,
@@ -125,9 +129,15 @@ def resolve(config: RunConfig, method: Method) -> RunConfig:
         update={
             "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
             "sampling": config.sampling.model_copy(update={**sampling, **given}),
+            "limits": config.limits.model_copy(update={"tokens": config.limits.tokens or _tokens(config.model.device)}),
             "optimiser": config.optimiser.model_copy(update={"learning_rate": config.optimiser.learning_rate or rate}),
         }
     )
+
+
+def _tokens(device: str) -> int:
+    """Tokens per micro-batch. On a CPU small ones of similar lengths pad little and stay in the cache: docs/log.md."""
+    return 4096 if device == "cpu" else 16384
 
 
 def build_task(config: TaskConfig, *, seed: int, reward: str | None) -> Task:
@@ -298,7 +308,7 @@ def parse_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device

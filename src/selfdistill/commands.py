@@ -111,7 +111,7 @@ def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[
             parts.examples[:problems],
             samples=samples,
             seed=derive(seed, "teaching"),
-            max_tokens=parts.config.limits.tokens,
+            max_tokens=parts.trainer.limits.tokens,
         )
         if isinstance(lesson, Skipped):
             raise DataError(f"teacher {name!r} could be shown beside no completion: {lesson.reason}")

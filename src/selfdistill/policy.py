@@ -29,6 +29,10 @@ class Lora:
     target_modules: str | list[str] = "all-linear"
 
 
+TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
+"""What some file of a model directory is called if there is a tokenizer; an adapter may leave it to its base."""
+
+
 class Policy(nn.Module):
     """A causal language model as this library uses it: hidden states of scored tokens, read by a sliced head."""
 
@@ -106,6 +110,9 @@ def load_policy(
             f"or a shipped name ({', '.join(shipped_models())})"
         )
     model = _load_weights(source, path, dtype)
+    # transformers makes an empty tokenizer of the model's kind where there is none.
+    if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
+        raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:

@@ -13,3 +13,8 @@ def even(prompts: list[str], completions: list[str], **columns: Any) -> list[flo
 def never(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """0, whatever was said."""
     return [0.0] * len(completions)
+
+
+def wordy(prompts: list[str], completions: list[str], **columns: Any) -> list[str]:
+    """An opinion, where a number is asked for."""
+    return ["good" for _ in completions]
