@@ -19,6 +19,8 @@ from selfdistill.stopping import StopRequest
 
 POLL = 0.1
 """Seconds between two looks at the children: nothing beside a step, and soon enough for a person."""
+OWN_WORDS = "selfdistill: "
+"""What the command line begins its sentence with when it refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ def run_children(
         TrainingError: a child failed; its own last sentence, and where the rest of its words are.
     """
     waiting = deque(children)
+    said = {child: child.log.stat().st_size if child.log.exists() else 0 for child in children}
     running: dict[Child, subprocess.Popen[bytes]] = {}
     done = 0
     try:
@@ -69,7 +72,7 @@ def run_children(
                     continue
                 del running[child]
                 if code != 0 and not stop.requested:
-                    raise TrainingError(f"{child.name}: {_reason(child, code)}")
+                    raise TrainingError(f"{child.name}: {_reason(child, code, since=said[child])}")
                 done += 1
             watch(State(tuple(running), done))
             if running:
@@ -106,11 +109,11 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         raise
 
 
-def _reason(child: Child, code: int) -> str:
-    """The sentence that the child ended with."""
+def _reason(child: Child, code: int, *, since: int) -> str:
+    """The sentence that the child ended with: what it wrote last, what it wrote to the user before anything else."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; what it said is in {child.log}"
-    lines = [line.strip() for line in child.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    spoken = [line for line in lines if line]
-    sentence = spoken[-1].removeprefix("selfdistill: ") if spoken else f"ended with exit code {code}"
-    return f"{sentence} (log: {child.log})"
+    text = child.log.read_bytes()[since:].decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    spoken = [line.removeprefix(OWN_WORDS) for line in lines if line.startswith(OWN_WORDS)] or lines
+    return f"{spoken[-1] if spoken else f'ended with exit code {code}'} (log: {child.log})"

@@ -162,7 +162,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
             run_children(
                 children,
                 jobs=jobs,
-                environment={**os.environ, "OMP_NUM_THREADS": threads},
+                environment={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"},
                 stop=stop,
                 watch=_Watch(progress, {name: folder for name, (_, _, folder) in runs.items()}, comparison, len(runs)),
                 keep_open=[lock],
