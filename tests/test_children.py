@@ -111,7 +111,9 @@ def test_children_do_not_hear_the_terminal_and_keep_what_they_inherit(tmp_path: 
     try:
         one = child("a", tmp_path / "a", code)
         environment = {**os.environ, "LOCK": str(descriptor)}
-        run_children([one], jobs=1, environment=environment, stop=StopRequest(), watch=bool, keep_open=[descriptor])
+        run_children(
+            [one], jobs=1, environment=environment, stop=StopRequest(), watch=lambda state: None, keep_open=[descriptor]
+        )
         assert one.log.read_text() == f"True {os.fstat(descriptor).st_ino}\n"
     finally:
         os.close(descriptor)
