@@ -41,7 +41,10 @@ def child(name: str, folder: Path, code: str) -> Child:
 
 
 def run(
-    *children: Child, jobs: int = 2, stop: StopRequest | None = None, watch: Callable[[State], None] = bool
+    *children: Child,
+    jobs: int = 2,
+    stop: StopRequest | None = None,
+    watch: Callable[[State], None] = lambda state: None,
 ) -> None:
     run_children(children, jobs=jobs, environment=os.environ, stop=stop or StopRequest(), watch=watch)
 
