@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 
 from selfdistill.cli import main
 from selfdistill.compare import plan
-from selfdistill.config import load_config
+from selfdistill.config import load_config, shipped_configs
 from selfdistill.errors import ConfigError
 from support.runs import as_toml, lines, tiny_run, train
 from support.tiny import save_tiny_model
@@ -34,10 +33,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with three configs; children find the package and the test's rewards."""
+    """A working folder with a config for each of four methods; children find the package and the test's rewards."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SOURCE), str(Path(__file__).parent)]))
     monkeypatch.chdir(tmp_path)
-    for method in ("grpo", "antisd", "sft"):
+    for method in ("grpo", "antisd", "opsd", "sft"):
         table = tiny_run(model, method, f"steps={STEPS}").model_dump(exclude_none=True)
         (tmp_path / f"my-{method}.toml").write_text(as_toml(table), encoding="utf-8")
     return tmp_path
@@ -71,19 +70,28 @@ def untimed(value: Any) -> Any:
 # --- equal terms -----------------------------------------------------------------------------------------------------
 
 
-def test_shipped_configs_are_compared_under_overrides_that_the_refusal_names() -> None:
-    names = ("countdown-grpo", "countdown-opsd", "countdown-antisd")
+def test_the_refusal_names_overrides_under_which_the_arms_can_be_compared(here: Path) -> None:
+    names = ("my-grpo.toml", "my-opsd.toml", "my-antisd.toml")
     said = refusal(*names)
-    assert re.match(
-        r"not on equal terms: sampling\.\w+ is [\d.]+ for countdown-grpo and [\d.]+ for countdown-opsd; ", said
-    )
+    assert said.startswith("not on equal terms: sampling.temperature is 1.0 for my-grpo and 1.1 for my-opsd; ")
     assert "arms may differ in method, optimiser and limits only" in said
     remedy = said.partition("for example ")[2].removeprefix("--set ").split(" --set ")
-    assert "sampling.temperature=1.0" in remedy
+    assert remedy == ["sampling.temperature=1.0", "sampling.top_p=1.0", "sampling.top_k=0"]
     arms = plan(names, remedy, seeds=[0, 1], baseline=None, folder=Path("out")).arms
-    assert [(arm.name, arm.config.sampling.temperature, arm.config.sampling.top_k) for arm in arms] == [
-        (name, 1.0, 0) for name in names
+    assert [(arm.name, arm.config.sampling.temperature) for arm in arms] == [
+        ("my-grpo", 1.0),
+        ("my-opsd", 1.0),
+        ("my-antisd", 1.0),
     ]
+
+
+def test_shipped_countdown_configs_can_be_compared_on_equal_terms() -> None:
+    equal = ["temperature=1", "top_p=1", "top_k=0", "prompts=16", "completions=8"]
+    names = [name for name in shipped_configs() if name.startswith("countdown-")]
+    overrides = [f"sampling.{setting}" for setting in equal]
+    comparison = plan(names, overrides, seeds=[0], baseline=None, folder=Path("out"))
+    assert [arm.name for arm in comparison.arms] == names
+    assert comparison.baseline == "countdown-grpo"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Figure:
     share: bool = False
     look: Look = "line"
     band: bool = True
+    names: Mapping[float, str] | None = None
 
 
 BY_STEP = Figure("Held-out accuracy", "", "accuracy", "evaluations", share=True, look="points")
@@ -50,6 +51,7 @@ FIGURES = (
         share=True,
         look="stairs",
         band=False,
+        names={0.0: "closed", 1.0: "open"},
     ),
     Figure("Training reward", "mean of a step", "reward"),
 )
@@ -128,7 +130,15 @@ def _chart(
     unit = figure.unit or f"avg@{samples}"
     labels = max(len(one.label) for one in series) <= LONGEST_LABEL
     return curve_chart(
-        figure.title, series, unit=unit, share=figure.share, size=size, x_name=figure.x, rivals=True, labels=labels
+        figure.title,
+        series,
+        unit=unit,
+        share=figure.share,
+        size=size,
+        names=figure.names,
+        x_name=figure.x,
+        rivals=True,
+        labels=labels,
     )
 
 
