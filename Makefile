@@ -37,9 +37,11 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv and install the package with its tools (other targets do this by themselves)
 
-demo: $(READY) ## a small model gets better at Countdown by its own hindsight; the run stays in runs/demo
-	@$(PY) -m selfdistill train countdown-antisd --out $(DEMO) --resume
-	@echo "The page of this run: $(CURDIR)/$(DEMO)/report.html"
+# Three short arms side by side: two cores share three processes of one thread each better than one of two threads.
+demo: $(READY) ## a small model teaches itself Countdown in three ways from one start; the runs stay in runs/demo
+	@$(PY) -m selfdistill compare countdown-grpo countdown-opsd-first countdown-antisd --main countdown-antisd --jobs 3 \
+		--set steps=20 --set evaluation.every=10 --set evaluation.problems=64 --out $(DEMO)
+	@echo "The page of this demo: $(CURDIR)/$(DEMO)/compare.html"
 
 test: $(READY) ## run all tests (choose some: PYTEST_ARGS="-k floors")
 	@$(TEST_ENV) $(PY) -m pytest -q -n $(JOBS) --maxprocesses 4 $(PYTEST_ARGS)
