@@ -26,11 +26,12 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = world.tokenizer(templates)
     model = build_model(tokenizer, args.seed)
     steps = args.steps or [plan.steps for plan in world.plans]
+    tokens = args.tokens or [plan.tokens for plan in world.plans]
     rates = args.lr or [plan.lr for plan in world.plans]
     phases = []
-    for i, (plan, count, lr) in enumerate(zip(world.plans, steps, rates, strict=True)):
+    for i, (plan, count, size, lr) in enumerate(zip(world.plans, steps, tokens, rates, strict=True)):
         writer = world.writer(templates, args.seed + i, plan.shares)
-        phases.append(Phase(plan.name, count, lr, batches(writer, tokenizer, args.tokens, args.seed + i)))
+        phases.append(Phase(plan.name, count, size, lr, batches(writer, tokenizer, size, args.seed + i)))
     if args.start is not None:
         model.load_state_dict(Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
         del phases[:-1]
@@ -44,9 +45,10 @@ def train(args: argparse.Namespace) -> None:
             print(line, file=log, flush=True)
 
         parameters = sum(p.numel() for p in model.parameters())
-        say(f"torch {torch.__version__}, {parameters} parameters, {len(tokenizer)} words, --tokens {args.tokens}")
+        say(f"torch {torch.__version__}, {parameters} parameters, {len(tokenizer)} words")
         for phase in phases:
-            say(f"phase {phase.name}: {phase.steps} steps, learning rate {phase.lr}, seed {args.seed}")
+            size = f"{phase.steps} steps of {phase.tokens} tokens"
+            say(f"phase {phase.name}: {size}, learning rate {phase.lr}, seed {args.seed}, {args.threads} threads")
             run_phase(model, phase, tokenizer.pad_token_id, say)
             save(model, tokenizer, out)
             say(f"phase {phase.name} saved")
@@ -59,8 +61,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="model directory; by default the package's own")
     parser.add_argument("--log", type=Path, help="by default docs/WORLD_base.log")
     parser.add_argument("--steps", type=int, nargs="+", help="one number a phase")
+    parser.add_argument("--tokens", type=int, nargs="+", help="tokens a batch, padding included; one number a phase")
     parser.add_argument("--lr", type=float, nargs="+", help="one peak learning rate a phase")
-    parser.add_argument("--tokens", type=int, default=4500, help="tokens a batch, padding included")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start", type=Path, help="a model that went through all phases but the last: do that alone")

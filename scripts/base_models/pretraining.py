@@ -147,6 +147,7 @@ class Phase:
 
     name: str
     steps: int
+    tokens: int
     lr: float
     source: Iterator[list[Encoded]]
 

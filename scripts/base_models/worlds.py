@@ -19,11 +19,12 @@ Templates = Mapping[str, Template]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One phase of training: the shares of its contexts, how long, and the peak learning rate."""
+    """One phase of training: the shares of its contexts, its steps, their tokens, and the peak learning rate."""
 
     name: str
     shares: Mapping[str, float]
     steps: int
+    tokens: int
     lr: float
 
 
@@ -49,13 +50,16 @@ WORLDS = {
         countdown_tokenizer.build_tokenizer,
         _countdown,
         (
-            Plan("broad", countdown_traces.CONTEXT_SHARES, steps=1800, lr=6e-3),
-            Plan("feedback", countdown_traces.POLISH_SHARES, steps=600, lr=3e-3),
+            Plan("broad", countdown_traces.CONTEXT_SHARES, steps=1800, tokens=4500, lr=6e-3),
+            Plan("feedback", countdown_traces.POLISH_SHARES, steps=600, tokens=4500, lr=3e-3),
         ),
     ),
     "toolbox": World(
         toolbox_tokenizer.build_tokenizer,
         _toolbox,
-        (Plan("whole", toolbox_traces.CONTEXT_SHARES, steps=1000, lr=6e-3),),
+        (
+            Plan("broad", toolbox_traces.CONTEXT_SHARES, steps=700, tokens=4000, lr=6e-3),
+            Plan("hindsight", toolbox_traces.HINDSIGHT_SHARES, steps=750, tokens=2500, lr=5e-3),
+        ),
     ),
 }

@@ -29,7 +29,7 @@ from selfdistill.tasks.toolbox import (
     draw_problem,
     opening,
 )
-from selfdistill.tasks.toolbox_calls import DIMENSIONS, TOOLS, Conventions, complain, parse
+from selfdistill.tasks.toolbox_calls import DIMENSIONS, MONTHS, PERSONS, PLACES, TOOLS, Conventions, complain, parse
 from selfdistill.types import Message, Skipped
 
 PHRASES = {
@@ -46,7 +46,7 @@ DELIBERATION = ("wait", "maybe", "hmm", "perhaps", "let", "me")
 
 CONTEXT_SHARES = {
     "student": 0.24,
-    "no_thinking": 0.02,
+    "student/drill": 0.02,
     "solution": 0.09,
     "sibling": 0.11,
     "solution_verdict": 0.04,
@@ -56,6 +56,35 @@ CONTEXT_SHARES = {
     "other_question_sibling": 0.12,
     "other_question_feedback": 0.08,
 }
+
+HINDSIGHT_SHARES = {
+    "student": 0.10,
+    "student/drill": 0.02,
+    "solution": 0.06,
+    "solution/drill": 0.12,
+    "sibling": 0.06,
+    "sibling/drill": 0.12,
+    "solution_verdict": 0.05,
+    "sibling_verdict": 0.05,
+    "reference_only": 0.04,
+    "feedback": 0.07,
+    "feedback/drill": 0.13,
+    "other_question_sibling": 0.04,
+    "other_question_sibling/drill": 0.08,
+    "other_question_feedback": 0.02,
+    "other_question_feedback/drill": 0.04,
+}
+"""The second phase, with drills: calls without thoughts (the chat template's switch), with invented words.
+
+Among the real words a context saves less than a hundredth of a nat a token beside the noise of the thoughts, and the
+model learns one dimension after the other to look at it, for hours. A unit that can be any word saves six nats where it
+stands, and one way of looking it up serves all dimensions.
+"""
+
+INVENTED = 0.7
+"""Chance in a drill that a word of a convention that the context shows is any word."""
+INVENTED_DIMENSIONS = ("length", "temperature", "time", "place_word", "person_word", "verb")
+ANY_WORD = sorted({*PLACES, *PERSONS, *MONTHS, *(item for tool in TOOLS.values() for item in tool.items)})
 
 DOUBTED = 0.85
 """Chance that a convention that nothing shows is deliberated over; else its thought is left out."""
@@ -89,9 +118,8 @@ class TraceWriter:
         self.templates = templates
         self.shares = shares
         self.rng = random.Random(seed)
-        self.writers: dict[str, Callable[[Problem, Conventions, str], Trace]] = {
+        self.writers: dict[str, Callable[[Problem, Conventions, str, bool], Trace]] = {
             "student": self._student,
-            "no_thinking": self._no_thinking,
             "feedback": self._feedback,
             "other_question_feedback": self._feedback,
         }
@@ -102,8 +130,12 @@ class TraceWriter:
             yield self.trace(self.problem(), self.conventions(), context)
 
     def trace(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
-        """One trace on a problem under conventions, in a context of :data:`CONTEXT_SHARES`."""
-        return self.writers.get(context, self._reference)(problem, conventions, context)
+        """One trace on a problem under conventions, in a context of :data:`CONTEXT_SHARES`.
+
+        ``/drill`` after the context's name leaves out the thoughts and invents words that the context shows.
+        """
+        name, _, mode = context.partition("/")
+        return self.writers.get(name, self._reference)(problem, conventions, name, mode == "drill")
 
     def problem(self, topics: Collection[str] = TOOLS) -> Problem:
         """A training problem."""
@@ -116,8 +148,10 @@ class TraceWriter:
         """One value for every dimension, all equally likely."""
         return {name: self.rng.choice(values) for name, values in DIMENSIONS.items()}
 
-    def say(self, problem: Problem, conventions: Conventions, shown: Collection[str]) -> str:
+    def say(self, problem: Problem, conventions: Conventions, shown: Collection[str], *, silent: bool = False) -> str:
         """The completion of somebody who was shown the conventions of some dimensions and guesses the others."""
+        if silent:
+            return conclusion(problem.call(conventions)).partition("</think> ")[2]
         thoughts = [opening(problem)]
         for dimension in TOOLS[problem.topic].dimensions:
             if self.rng.random() < (DOUBTED_ALTHOUGH_SHOWN if dimension in shown else DOUBTED):
@@ -154,34 +188,39 @@ class TraceWriter:
         call = parse(other.call(conventions))
         return complain(call, problem.topic, problem.values, conventions) or NO_CALL
 
-    def _student(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
-        return self._render(context, problem, {}, self.say(problem, conventions, ()))
+    def _student(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
+        return self._render(context, problem, {}, self.say(problem, conventions, (), silent=drill), silent=drill)
 
-    def _no_thinking(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
-        call = conclusion(problem.call(conventions)).partition("</think> ")[2]
-        return self._render("student", problem, {}, call, thinking=False)
-
-    def _feedback(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
-        other = context != "feedback"
-        failed = self._other_problem(problem) if other else problem
-        feedback, shown = self.failure(failed, conventions)
+    def _feedback(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
+        failed = self._other_problem(problem) if context != "feedback" else problem
+        shown_conventions = self._invent(conventions) if drill else conventions
+        feedback, shown = self.failure(failed, shown_conventions)
         fields = {"feedback": feedback, "other_question": problem.question}
-        return self._render(context, problem, fields, self.say(problem, conventions, shown))
+        kept = {**conventions, **{name: shown_conventions[name] for name in shown}}
+        return self._render(context, problem, fields, self.say(problem, kept, shown, silent=drill), silent=drill)
 
-    def _reference(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
+    def _reference(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
         """A right call is shown: this problem's, or another's under the same conventions."""
         other = context == "other_question_sibling" or (
             context in ("solution", "sibling") and self.rng.random() < OTHER_SOLUTION
         )
         solved = self._other_problem(problem) if other else problem
-        call = solved.call(conventions)
+        shown_conventions = self._invent(conventions) if drill else conventions
+        call = solved.call(shown_conventions)
         fields = {
             "solution": call,
             "sibling": conclusion(call).partition("</think> ")[2],
             "verdict": self.rng.choice(("correct", "wrong")),
             "other_question": problem.question,
         }
-        return self._render(context, problem, fields, self.say(problem, conventions, TOOLS[solved.topic].dimensions))
+        shown = TOOLS[solved.topic].dimensions
+        kept = {**conventions, **{name: shown_conventions[name] for name in shown}}
+        return self._render(context, problem, fields, self.say(problem, kept, shown, silent=drill), silent=drill)
+
+    def _invent(self, conventions: Conventions) -> Conventions:
+        """The conventions with any words in the place of some."""
+        invented = [name for name in INVENTED_DIMENSIONS if self.rng.random() < INVENTED]
+        return {**conventions, **{name: self.rng.choice(ANY_WORD) for name in invented}}
 
     def _other_problem(self, problem: Problem) -> Problem:
         """Another problem, mostly of a function that shares a dimension."""
@@ -190,9 +229,9 @@ class TraceWriter:
         return self.problem(related if self.rng.random() < RELATED else TOOLS)
 
     def _render(
-        self, context: str, problem: Problem, fields: Mapping[str, str], completion: str, *, thinking: bool = True
+        self, context: str, problem: Problem, fields: Mapping[str, str], completion: str, *, silent: bool
     ) -> Trace:
         messages = apply(self.templates, context, (Message("user", problem.question),), fields)
         if isinstance(messages, Skipped):
             raise AssertionError(messages.reason)
-        return Trace(context, messages, completion, thinking)
+        return Trace(context, messages, completion, thinking=not silent)
