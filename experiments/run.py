@@ -1,0 +1,166 @@
+"""The experiments of docs/results.md: ``python experiments/run.py WORLD tune`` and then ``… WORLD final``.
+
+Every arm has the same small budget for tuning: each of its candidates is trained once, with a seed of its own and fewer
+steps, and the one with the best last validation accuracy goes into the final comparison. Configs are written below
+``--out``; the raw ``compare.json`` of each comparison is kept in experiments/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+SHARED: dict[str, Any] = {
+    "sampling": {
+        "prompts": 8,
+        "completions": 8,
+        "max_tokens": 256,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+    },
+    "evaluation": {"problems": 64, "samples": 4},
+}
+WORLDS: dict[str, dict[str, Any]] = {
+    "countdown": {"task": {"kind": "countdown"}, "model": {"path": "countdown-base"}},
+    "single": {"task": {"kind": "countdown", "difficulty": "single"}, "model": {"path": "countdown-base"}},
+    "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}},
+}
+STEPS = {"tune": 15, "final": 24}
+EVERY = {"tune": 15, "final": 6}
+SEEDS = {"tune": "10", "final": "0,1,2"}
+
+JSD = {"divergence": {"kind": "jensen_shannon"}}
+RATES = (1e-4, 2e-4, 4e-4)
+Candidate = tuple[float, dict[str, Any]]
+
+
+def rates(*values: float, **knobs: Any) -> list[Candidate]:
+    """The same knobs at several learning rates."""
+    return [(value, knobs) for value in values]
+
+
+def strengths(rate: float, *values: float, **knobs: Any) -> list[Candidate]:
+    """Several λ at one learning rate."""
+    return [(rate, {"strength": value, **knobs}) for value in values]
+
+
+# Three candidates an arm: learning rates, or λ at the learning rate in the middle.
+GRIDS: dict[str, list[Candidate]] = {
+    "grpo": rates(*RATES),
+    "sd": strengths(2e-4, 0.05, 0.1, 0.5),
+    "antisd": strengths(2e-4, 0.05, 0.1, 0.3),
+    "opsd": rates(3e-5, 1e-4, 2e-4, **JSD),
+    "purified": rates(3e-5, 1e-4, 2e-4),
+    "sdpo": rates(3e-5, 1e-4, 2e-4),
+    "credit": strengths(1e-4, 0.05, 0.1, 0.5),
+    "pbsd": rates(1e-5, 3e-5, 1e-4),
+}
+ARMS = {
+    "countdown": tuple(GRIDS),
+    "single": ("grpo", "sd", "antisd"),
+    "toolbox": ("grpo", "sdpo", "credit", "antisd"),
+}
+TUNED_ON = {"single": "countdown"}
+"""Worlds that take over what was tuned on another."""
+UNGATED = {"countdown": True}
+"""Where AntiSD also runs without its gate, with what was tuned for AntiSD."""
+
+
+def write_arm(folder: Path, world: str, name: str, method: str, candidate: Candidate, stage: str) -> Path:
+    """A config file of one arm, as JSON-compatible TOML of dotted keys."""
+    rate, knobs = candidate
+    table = {
+        **WORLDS[world],
+        "steps": STEPS[stage],
+        **SHARED,
+        "evaluation": {**SHARED["evaluation"], "every": EVERY[stage]},
+        "checkpoint": {"every": STEPS[stage], "keep": 1},
+        "method": {"name": method, **knobs},
+        "optimiser": {"learning_rate": rate},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.toml"
+    path.write_text(dotted(table), encoding="utf-8")
+    return path
+
+
+def dotted(table: dict[str, Any], prefix: str = "") -> str:
+    """TOML lines ``a.b = value``."""
+    lines = ""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += dotted(value, f"{prefix}{key}.")
+        else:
+            lines += f"{prefix}{key} = {json.dumps(value)}\n"
+    return lines
+
+
+def compare(world: str, stage: str, arms: list[Path], out: Path, jobs: int) -> dict[str, Any]:
+    """Run ``selfdistill compare`` and keep its raw numbers."""
+    command = [sys.executable, "-m", "selfdistill", "compare", *map(str, arms)]
+    command += ["--seeds", SEEDS[stage], "--jobs", str(jobs), "--out", str(out)]
+    subprocess.run(command, check=True, env={**os.environ})
+    RESULTS.mkdir(exist_ok=True)
+    shutil.copy(out / "compare.json", RESULTS / f"{world}-{stage}.json")
+    result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    return result
+
+
+def tune(world: str, out: Path, jobs: int) -> None:
+    """Train every candidate and write down the best of each arm."""
+    arms: dict[str, tuple[str, Candidate]] = {}
+    for method in ARMS[world]:
+        for candidate in GRIDS[method]:
+            label = "-".join(
+                [method, f"{candidate[0]:g}", *(f"{candidate[1][k]:g}" for k in ("strength",) if k in candidate[1])]
+            )
+            arms[label] = (method, candidate)
+    paths = [write_arm(out / "arms", world, label, *arm, "tune") for label, arm in arms.items()]
+    compare(world, "tune", paths, out, jobs)
+    chosen: dict[str, Any] = {}
+    for label, (method, candidate) in arms.items():
+        lines = (out / "runs" / label / f"seed-{SEEDS['tune']}" / "evaluations.jsonl").read_text(encoding="utf-8")
+        value = json.loads(lines.splitlines()[-1])["avg"]["value"]
+        if method not in chosen or value > chosen[method]["accuracy"]:
+            chosen[method] = {"learning_rate": candidate[0], "knobs": candidate[1], "accuracy": value, "arm": label}
+    (RESULTS / f"{world}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(chosen, indent=1))
+
+
+def final(world: str, out: Path, jobs: int) -> None:
+    """Train the chosen candidate of each arm with every seed."""
+    chosen = json.loads((RESULTS / f"{TUNED_ON.get(world, world)}-chosen.json").read_text(encoding="utf-8"))
+    paths = []
+    for method in ARMS[world]:
+        candidate = (chosen[method]["learning_rate"], chosen[method]["knobs"])
+        paths.append(write_arm(out / "arms", world, method, method, candidate, "final"))
+        if method == "antisd" and UNGATED.get(world):
+            ungated = (candidate[0], {**candidate[1], "gated": False})
+            paths.append(write_arm(out / "arms", world, "antisd-ungated", method, ungated, "final"))
+    compare(world, "final", paths, out, jobs)
+
+
+def main() -> None:
+    """Read the command line and run one stage of one world."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", choices=WORLDS)
+    parser.add_argument("stage", choices=STEPS)
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    stage = tune if args.stage == "tune" else final
+    stage(args.world, args.out / f"{args.world}-{args.stage}", args.jobs)
+
+
+if __name__ == "__main__":
+    main()
