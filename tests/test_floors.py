@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children"),
     ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison"),
     ("training", "evaluation", "inspection", "collecting"),
-    ("teaching",),
+    ("teaching", "reference",),
     ("assembly", "run", "commands", "compare"),
     ("cli",),
     ("__main__",),

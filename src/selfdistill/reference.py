@@ -1,0 +1,79 @@
+"""The reference of the methods, read off their own docstrings and fields, so that it cannot drift from the code."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from selfdistill.methods import METHODS, Method
+from selfdistill.types import External
+
+PREAMBLE = """# Methods
+
+Made by `selfdistill methods --markdown` from the methods' own docstrings and fields; a test keeps it in step. Knobs are
+keys of the `method` table. `learning rate`, `completions` and the sampling settings are what a config gets that leaves
+them open. Notation: x question, y completion, S student, T teacher, u = log T(y_t) − log S(y_t).
+"""
+
+TEACHERS = {"weights", "teacher_thinking", "teacher_rate"}
+"""Knobs of every method that mean nothing where there is no teacher."""
+
+
+def reference() -> str:
+    """All methods as one Markdown page."""
+    return "\n".join([PREAMBLE, *("\n".join(section(name)) for name in METHODS)])
+
+
+def section(name: str) -> Iterator[str]:
+    """One method: what it says of itself, what it shows its teachers, its knobs."""
+    kind = METHODS[name]
+    method = kind.model_validate({})
+    advice = kind.recommended
+    yield f"## `{name}`\n"
+    yield inspect.cleandoc(kind.__doc__ or "")
+    yield ""
+    for role, shown in method.roles().items():
+        context = f"context `{shown.context}`" if shown.context else "the student's own prompt"
+        yield f"- *{role}*: {context}, {_weights(shown.weights)} weights"
+    if method.sources() != ("student",):
+        yield f"- completions are drawn by: {', '.join(method.sources())}"
+    needs = "needs rewards" if method.needs_rewards() else "needs no rewards"
+    yield (
+        f"- {needs}; learning rate {advice.learning_rate:g} (LoRA {advice.lora_learning_rate:g}), "
+        f"{_completions(method, advice.completions)}, temperature {advice.temperature:g}, top-p {advice.top_p:g}, "
+        f"top-k {advice.top_k}, at most {advice.max_tokens} tokens\n"
+    )
+    yield "| knob | default | what it is |"
+    yield "|---|---|---|"
+    silent = set() if method.roles() else TEACHERS
+    for knob, field in kind.model_fields.items():
+        if knob != "name" and knob not in silent:
+            yield f"| `{knob}` | `{_default(getattr(method, knob))}` | {_limits(field)} |"
+    yield ""
+
+
+def _completions(method: Method, count: int) -> str:
+    if not method.on_policy:
+        return "no completions are drawn"
+    return f"{count} completion{'s' if count > 1 else ''} a problem"
+
+
+def _weights(weights: Any) -> str:
+    return "external" if isinstance(weights, External) else str(weights)
+
+
+def _default(value: Any) -> str:
+    if hasattr(value, "model_dump"):
+        return json.dumps(value.model_dump())
+    return "unset" if value is None else json.dumps(value)
+
+
+def _limits(field: Any) -> str:
+    """The description, with the bounds that pydantic enforces."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [f"{signs[key]} {getattr(rule, key):g}" for rule in field.metadata for key in signs if hasattr(rule, key)]
+    text = re.sub(r"\s+", " ", field.description or "").replace("|", "\\|")
+    return text + (f" ({', '.join(bounds)})" if bounds else "")
