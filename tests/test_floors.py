@@ -19,13 +19,14 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "config"),
+    ("types", "errors", "taskconfig", "config"),
     ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping", "plugins"),
     ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children"),
     ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison"),
     ("training", "evaluation", "inspection", "collecting"),
     ("teaching", "reference",),
-    ("assembly", "run", "commands", "compare"),
+    ("tasking",),
+    ("assembly", "run", "commands", "compare", "datacheck"),
     ("cli",),
     ("__main__",),
 )
@@ -37,6 +38,8 @@ SIDEWAYS = {
     ("types", "errors"),
     ("config", "errors"),
     ("config", "types"),
+    ("taskconfig", "errors"),
+    ("config", "taskconfig"),  # the task's table is the longest part of a config and has a file of its own
     ("head", "objectives"),  # the head reports entropies, and there is one formula for them
     ("policy", "chat"),  # a model is loaded and saved together with its tokenizer
     ("samplers", "policy"),  # the Transformers sampler draws from the very weights that are trained
@@ -51,7 +54,10 @@ SIDEWAYS = {
 }
 """Pairs (importer, imported) of one floor that are listed together, one direction only."""
 
-ONLY_FOR = {"config": {"assembly", "run", "commands", "compare", "cli"}}
+ONLY_FOR = {
+    "config": {"assembly", "run", "commands", "compare", "datacheck", "cli"},
+    "taskconfig": {"config", "tasking", "datacheck", "cli"},
+}
 """Config stops at the door: the rooms that may import a room, where not every room above may."""
 
 FACADE = "__init__"
@@ -192,7 +198,7 @@ def test_sideways_pairs_stay_on_a_floor_and_make_no_circle() -> None:
         ("chat.py", "from selfdistill.policy import Policy", "sideways: policy"),
         ("tasks/countdown.py", "from selfdistill.policy import Policy", "sideways: policy"),
         ("run.py", "from selfdistill.compare import compare", "sideways: compare"),
-        ("training.py", "from selfdistill.config import RunConfig", "only assembly, cli, commands, compare, run may"),
+        ("training.py", "from selfdistill.config import RunConfig", "only assembly, cli, commands, compare, datacheck, run may"),
         ("chat.py", "from selfdistill import Policy", "from the top of the package"),
         ("chat.py", "import selfdistill", "from the top of the package"),
         ("attic.py", "", "'attic' is on no floor"),

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import selfdistill
-from selfdistill.assembly import build_task
 from selfdistill.config import parse_config
 from selfdistill.errors import ConfigError
+from selfdistill.tasking import build_task
 from selfdistill.tasks.toolbox import (
     HELD_OUT_CONVENTIONS,
     NO_CALL,

@@ -15,7 +15,7 @@ import torch
 
 from selfdistill.chat import Chat
 from selfdistill.collecting import Collector
-from selfdistill.config import CountdownConfig, ModelConfig, OptimiserConfig, RunConfig, TaskConfig, ToolboxConfig
+from selfdistill.config import ModelConfig, OptimiserConfig, RunConfig
 from selfdistill.contexts import Template, apply, load_templates
 from selfdistill.distributed import World
 from selfdistill.errors import ConfigError, DataError
@@ -23,10 +23,7 @@ from selfdistill.methods import Method, build_method
 from selfdistill.policy import Lora, Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.rollouts import fitting, fitting_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.tasks.countdown import CountdownTask
-from selfdistill.tasks.custom import RewardedTask, load_reward
-from selfdistill.tasks.math import MathTask
-from selfdistill.tasks.toolbox import ToolboxTask
+from selfdistill.tasking import build_task, remarks_on
 from selfdistill.teachers import Teachers
 from selfdistill.training import Limits, Trainer
 from selfdistill.types import Example, External, Message, Sampler, Skipped, Task
@@ -50,6 +47,7 @@ class Parts:
     examples: list[Example]
     held_out: list[Example]
     unfit: Counter[str]
+    remarks: list[str]
     origin: str
 
 
@@ -103,6 +101,7 @@ def assemble(config: RunConfig) -> Parts:
         examples=examples,
         held_out=held_out,
         unfit=unfit,
+        remarks=remarks_on(task),
         origin=origin,
     )
 
@@ -138,19 +137,6 @@ def resolve(config: RunConfig, method: Method) -> RunConfig:
 def _tokens(device: str) -> int:
     """Tokens per micro-batch. On a CPU small ones of similar lengths pad little and stay in the cache: docs/log.md."""
     return 4096 if device == "cpu" else 16384
-
-
-def build_task(config: TaskConfig, *, seed: int, reward: str | None) -> Task:
-    """The task, its rewards replaced where the user has a function for them."""
-    task: Task
-    options = config.model_dump(exclude={"kind"})
-    if isinstance(config, CountdownConfig):
-        task = CountdownTask(seed=seed, **options)
-    elif isinstance(config, ToolboxConfig):
-        task = ToolboxTask(seed=seed, **options)
-    else:
-        task = MathTask(**options)
-    return RewardedTask(task, load_reward(reward)) if reward else task
 
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,12 +50,24 @@ class Chat:
     def _render(self, messages: Sequence[Message], thinking: bool | None) -> tuple[int, ...]:
         from jinja2 import TemplateError
 
-        switch = {} if thinking is None else {"enable_thinking": thinking}
+        switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
         if switch and "enable_thinking" not in str(self.tokenizer.chat_template):
             raise ModelError(f"the chat template of {self.name} has no enable_thinking switch: leave 'thinking' unset")
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [{"role": message.role, "content": message.content} for message in messages if message.role != "tools"]
+        schemas = [schema for message in messages if message.role == "tools" for schema in json.loads(message.content)]
+        if schemas and "tools" not in str(self.tokenizer.chat_template):
+            raise ModelError(f'the chat template of {self.name} takes no tools: write task.form = "react"')
+        if schemas:
+            switch["tools"] = schemas
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch)
+            try:
+                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch)
+            except TemplateError:
+                # A template without a system role (Gemma's) raises: the text then stands before the first question.
+                folded = _without_system(turns)
+                if folded == turns:
+                    raise
+                text = self.tokenizer.apply_chat_template(folded, tokenize=False, add_generation_prompt=True, **switch)
         except TemplateError as error:
             raise ModelError(
                 f"the chat template of {self.name} cannot render {[m.role for m in messages]}: {error}"
@@ -69,6 +82,13 @@ class Chat:
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Each id as text of its own, for display."""
         return [str(self.tokenizer.decode([token])) for token in ids]
+
+
+def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns with a leading system text put before the user's first one, as model cards advise."""
+    if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
+        return turns
+    return [{"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]
 
 
 def strip_thinking(text: str) -> str:

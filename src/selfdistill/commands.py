@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill import checkpoint
-from selfdistill.assembly import assemble, build_policy, build_task
+from selfdistill.assembly import assemble, build_policy
 from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.evaluation import evaluate
@@ -17,6 +17,7 @@ from selfdistill.methods.base import Role
 from selfdistill.rollouts import fitting
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
+from selfdistill.tasking import build_task
 from selfdistill.teaching import lesson_of
 from selfdistill.types import External, Skipped, View
 

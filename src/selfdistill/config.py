@@ -12,15 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from selfdistill.errors import ConfigError
-
-
-class Strict(BaseModel):
-    """A table that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from selfdistill.taskconfig import CountdownConfig, Strict, TaskConfig, fill_from_preset, task_configs
 
 
 class LoraConfig(Strict):
@@ -40,66 +35,6 @@ class ModelConfig(Strict):
     )
     device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
     lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
-
-
-class CountdownConfig(Strict):
-    """The embedded task."""
-
-    kind: Literal["countdown"]
-    difficulty: str = Field("default", description="Which problems are generated.")
-    train: int = Field(1024, ge=1, description="Training problems.")
-    validation: int = Field(256, ge=1, description="Validation problems.")
-    test: int = Field(256, ge=1, description="Test problems.")
-
-
-class ToolboxConfig(Strict):
-    """The embedded task whose problems share conventions, so that hindsight transfers."""
-
-    kind: Literal["toolbox"]
-    conventions: int = Field(0, ge=0, description="Seed of the conventions; 1000 to 1999 are for final results alone.")
-    train: int = Field(1024, ge=1, description="Training problems.")
-    validation: int = Field(256, ge=1, description="Validation problems.")
-    test: int = Field(256, ge=1, description="Test problems.")
-
-
-class MathConfig(Strict):
-    """Rows of problems with checkable answers, verified by math-verify."""
-
-    kind: Literal["math"]
-    path: str = Field(description="JSONL or Parquet file of training rows.")
-    validation_path: str | None = Field(
-        None, description="Rows of the validation split; unset: a share of path, by hash."
-    )
-    test_path: str | None = Field(None, description="Rows of the test split; unset: a share of path, by hash.")
-    validation_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for validation.")
-    test_share: float = Field(0.1, ge=0, lt=1, description="Share of path held out for the test split.")
-    prompt: str = Field("question", description="Column, dotted path or $-template of the problem.")
-    answer: str | None = Field(
-        "answer", description='Column, dotted path or $-template of the final answer; "" for rows without answers.'
-    )
-    solution: str | None = Field(None, description="Column, dotted path or $-template of a worked solution.")
-    fields: dict[str, str] = Field({}, description="Further fields for context templates: name = source.")
-    answer_pattern: str | None = Field(
-        None, description="Regular expression that finds the answer in its column (group 1)."
-    )
-    solution_remove: str | None = Field(None, description="Regular expression of what solutions are shown without.")
-    system: str | None = Field(None, description="System message, a $-template over the columns.")
-    suffix: str = Field(
-        "\nReason step by step and put the final answer in \\boxed{}.", description="Appended to every problem."
-    )
-    boxed_only: bool = Field(False, description="Whether a completion must box its answer.")
-    tell_wrong: bool = Field(False, description="Whether feedback may say that a value is wrong.")
-    timeout: float = Field(5.0, gt=0, description="Seconds that one answer check may take.")
-    limit: int | None = Field(None, ge=1, description="At most so many examples of each split.")
-
-    @field_validator("answer")
-    @classmethod
-    def _no_answer(cls, value: str | None) -> str | None:
-        # TOML has no null to write.
-        return value or None
-
-
-TaskConfig = Annotated[CountdownConfig | ToolboxConfig | MathConfig, Field(discriminator="kind")]
 
 
 class SamplingConfig(Strict):
@@ -216,6 +151,8 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         table["method"] = {"name": table["method"]}
     if "method" not in table or not isinstance(table["method"], Mapping) or "name" not in table["method"]:
         raise ConfigError(f'{source}: no method: write for example method.name = "antisd"')
+    if isinstance(table.get("task"), Mapping):
+        table["task"] = fill_from_preset(table["task"])
     _refuse_unknown(RunConfig, table, (), source)
     try:
         return RunConfig.model_validate(table)
@@ -287,11 +224,11 @@ def _table_type(annotation: Any, value: Mapping[str, Any]) -> type[BaseModel] | 
         return annotation
     if get_origin(annotation) is Annotated:
         return _table_type(get_args(annotation)[0], value)
-    choices = (
-        [c for c in get_args(annotation) if isinstance(c, type) and issubclass(c, BaseModel)]
-        if _is_union(annotation)
-        else []
-    )
+    members = get_args(annotation) if _is_union(annotation) else ()
+    members = tuple(get_args(one)[0] if get_origin(one) is Annotated else one for one in members)
+    if any(_is_union(one) for one in members):  # a source is a union of its own, and may be unset
+        return next((_table_type(one, value) for one in members if _is_union(one)), None)
+    choices = [one for one in members if isinstance(one, type) and issubclass(one, BaseModel)]
     if len(choices) > 1:
         choices = [c for c in choices if value.get("kind") in get_args(c.model_fields["kind"].annotation)]
     return choices[0] if choices else None
@@ -305,7 +242,7 @@ def _is_union(annotation: Any) -> bool:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    kinds = {"countdown", "toolbox", "math"}
+    kinds = {*task_configs(), "text", "source"}
     where = ".".join(str(part) for part in first["loc"] if part not in kinds)
     if first["type"] == "union_tag_not_found":
         return f'{where}: no kind; write for example {where}.kind = "countdown"'

@@ -101,7 +101,8 @@ def apply(
     if not prompt or prompt[-1].role != "user":
         raise ConfigError(f"context {name}: the prompt must end with a user message")
     text = string.Template(template.text or "").substitute(fields, question=prompt[-1].content)
-    head = prompt[:-1] if template.system is None else (Message("system", template.system),)
+    tools = tuple(message for message in prompt[:-1] if message.role == "tools")
+    head = prompt[:-1] if template.system is None else (*tools, Message("system", template.system))
     return (*head, Message("user", text))
 
 

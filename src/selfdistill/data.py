@@ -5,6 +5,9 @@ A field's source is one of three things:
 - a column: ``"question"``;
 - a dotted path into a column: ``"meta.answer"``, ``"choices.0"``;
 - a template: ``"$question\\nAnswer: ${meta.answer}"`` (``$$`` is a dollar sign).
+
+A column or path that ends in ``?`` may be absent or null: the row then lacks the field. Rows come from JSONL and
+Parquet files, from folders that ``datasets`` saved, and from the hub.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import DataError
+from selfdistill.types import DataSource
 
 FieldMapping = Mapping[str, str]
 """Field name → source (a column, a dotted path or a ``$`` template)."""
@@ -42,6 +47,18 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that cannot be used, and why."""
+
+    line: int
+    reason: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class Duplicates:
     """How often prompts repeat: ``rows`` in all, ``distinct`` prompts, ``repeated`` ones that occur more than once."""
 
@@ -55,19 +72,43 @@ class _RowTemplate(string.Template):
     braceidpattern = r"[\w. -]+"
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a JSONL file (one object a line, empty lines skipped), or of a ``.parquet`` file.
+def read_rows(source: str | Path | DataSource) -> list[Row]:
+    """All rows of a source.
 
     Raises:
-        DataError: the file is missing, malformed or without rows, or a row is not an object.
+        DataError: as for :func:`scan_rows`, or a line is malformed or no object.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"data file {path} not found")
-    rows = list(_parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path))
-    if not rows:
-        raise DataError(f"data file {path} holds no rows")
+    rows = []
+    for found in scan_rows(source):
+        if isinstance(found, Rejected):
+            raise DataError(str(found))
+        rows.append(found)
     return rows
+
+
+def scan_rows(source: str | Path | DataSource) -> Iterator[Row | Rejected]:
+    """Every row of a JSONL file (one object a line, empty lines skipped), a ``.parquet`` file, a folder that
+    ``datasets`` saved, or a split of a hub data set; a malformed line in its place.
+
+    Raises:
+        DataError: the source is missing, unreadable or without rows.
+    """
+    source = source if isinstance(source, DataSource) else DataSource(str(source))
+    path = Path(source.path)
+    found: Iterator[Row | Rejected]
+    if path.is_file():
+        found = _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
+    elif path.is_dir() or source.split is not None:
+        found = _dataset_rows(source)
+    else:
+        hint = "" if path.suffix else '; a data set of the hub needs its split: path = { path = "…", split = "train" }'
+        raise DataError(f"data file {path} not found{hint}")
+    empty = True
+    for one in islice(found, source.first):
+        empty = False
+        yield one
+    if empty:
+        raise DataError(f"data file {path} holds no rows")
 
 
 def map_row(row: Row, mapping: FieldMapping) -> dict[str, str]:
@@ -79,7 +120,28 @@ def map_row(row: Row, mapping: FieldMapping) -> dict[str, str]:
     Raises:
         DataError: a column is missing or null, a source is malformed, or a value is a list or an object.
     """
-    return {name: _render(row, name, source) for name, source in mapping.items()}
+    rendered = {name: _render(row, name, source) for name, source in mapping.items()}
+    return {name: text for name, text in rendered.items() if text is not None}
+
+
+def lookup(row: Row, name: str, path: str) -> object:
+    """The value at a path, whatever its type; a column whose very name holds dots comes first.
+
+    Raises:
+        DataError: there is none; ``name`` is the field that needs it.
+    """
+    if path in row.values:
+        return row.values[path]
+    value: object = row.values
+    for part in path.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            columns = ", ".join(row.values) or "no columns"
+            raise DataError(f"{row.place}: no {path!r}, which field {name!r} needs; the row has {columns}")
+    return value
 
 
 def split_prompts(prompts: Iterable[str], *, validation: float, test: float) -> dict[str, str]:
@@ -118,43 +180,74 @@ def _position(prompt: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
     # utf-8-sig: tables saved on Windows begin with a byte-order mark, which is no JSON.
     with path.open(encoding="utf-8-sig") as file:
         try:
             for line, text in enumerate(file, start=1):
                 if text.strip():
-                    yield Row(line, _parse(text, f"{path}, line {line}"), str(path))
+                    values = _parse(text)
+                    yield Rejected(line, values, str(path)) if isinstance(values, str) else Row(line, values, str(path))
         except UnicodeDecodeError as error:
             raise DataError(f"data file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _parse(text: str, place: str) -> dict[str, Any]:
+def _parse(text: str) -> dict[str, Any] | str:
+    """The object of one line, or what is wrong with it."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: malformed JSON ({error.msg} at column {error.colno})") from error
+        return f"malformed JSON ({error.msg} at column {error.colno})"
     except (RecursionError, ValueError) as error:  # nested too deeply; an integer of more digits than Python converts
-        raise DataError(f"{place}: malformed JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{place}: a row must be a JSON object, this is {_kind(values)}")
-    return values
+        return f"malformed JSON ({error})"
+    return values if isinstance(values, dict) else f"a row must be a JSON object, this is {_kind(values)}"
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow  # here, not above: JSONL users need not wait for it
     import pyarrow.parquet
 
+    line = 0
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for values in batch.to_pylist():
+                    line += 1
+                    yield Row(line, values, str(path))
     except pyarrow.ArrowException as error:
         raise DataError(f"data file {path} is not valid Parquet: {str(error).splitlines()[0]}") from error
-    for line, values in enumerate(table.to_pylist(), start=1):
-        yield Row(line, values, str(path))
 
 
-def _render(row: Row, name: str, source: str) -> str:
+def _dataset_rows(source: DataSource) -> Iterator[Row]:
+    import datasets  # a second to import
+
+    local = Path(source.path).is_dir()
+    try:
+        if local:
+            found = datasets.load_from_disk(source.path)
+        else:
+            streaming = source.first is not None
+            found = datasets.load_dataset(
+                source.path, source.config, split=source.split, revision=source.revision, streaming=streaming
+            )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        where = "as a folder saved by datasets" if local else "from the hub"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"data set {source.path} cannot be read {where}: {reason}") from error
+    if isinstance(found, dict):
+        if source.split not in found:
+            asked = f"no split {source.split!r}" if source.split else "several splits"
+            raise DataError(f"data set {source.path} has {asked}; name one of {', '.join(found)} as its split")
+        found = found[source.split]
+    label = source.path if source.split is None else f"{source.path}:{source.split}"
+    for line, values in enumerate(found, start=1):
+        yield Row(line, values, label)
+
+
+def _render(row: Row, name: str, source: str) -> str | None:
     if "$" not in source:
+        if source.endswith("?") and source not in row.values:
+            return _optional(row, name, source.removesuffix("?"))
         return _text(row, name, source)
     template = _RowTemplate(source)
     if not template.is_valid():
@@ -162,8 +255,16 @@ def _render(row: Row, name: str, source: str) -> str:
     return template.substitute({path: _text(row, name, path) for path in template.get_identifiers()})
 
 
+def _optional(row: Row, name: str, path: str) -> str | None:
+    try:
+        value = lookup(row, name, path)
+    except DataError:
+        return None
+    return None if value is None else _text(row, name, path)
+
+
 def _text(row: Row, name: str, path: str) -> str:
-    value = _lookup(row, name, path)
+    value = lookup(row, name, path)
     match value:
         case str():
             return value
@@ -178,22 +279,6 @@ def _text(row: Row, name: str, path: str) -> str:
             raise DataError(f"{row.place}: {path!r} is {missing}, but field {name!r} needs it")
         case _:
             raise DataError(f"{row.place}: {path!r} is {_kind(value)}, but field {name!r} needs text or a number")
-
-
-def _lookup(row: Row, name: str, path: str) -> object:
-    """The value at a path; a column whose very name holds dots comes first."""
-    if path in row.values:
-        return row.values[path]
-    value: object = row.values
-    for part in path.split("."):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            columns = ", ".join(row.values) or "no columns"
-            raise DataError(f"{row.place}: no {path!r}, which field {name!r} needs; the row has {columns}")
-    return value
 
 
 def _kind(value: object) -> str:

@@ -80,6 +80,8 @@ class Run:
     def train(self, stop: StopRequest) -> dict[str, Any]:
         """Train to the last step or until asked to stop; returns the summary."""
         parts, config, now = self.parts, self.config, self.counters
+        for remark in parts.remarks:
+            self.progress.say(f"data: {remark}")
         if parts.unfit:
             self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
         if parts.method.one_update and config.optimiser.updates > 1:
@@ -95,7 +97,7 @@ class Run:
         order = batches(len(parts.examples), config.sampling.prompts, seed=config.seed, first_step=now.step + 1)
         while now.step < config.steps and not stop.requested:
             clock = Clock()
-            examples = [parts.examples[i] for i in next(order)]
+            examples = epoch_examples(parts.examples, next(order), first=now.step * config.sampling.prompts)
             with clock.phase("generation"):
                 groups = self._collect(examples, now.step + 1)
             try:
@@ -262,6 +264,11 @@ class Run:
         checkpoint.write_json(self.folder / "summary.json", summary)
         write_report(self.folder)
         return summary
+
+
+def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
+    """A step's examples as they are asked in their epoch; ``first`` counts those that earlier steps have taken."""
+    return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]
 
 
 def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -35,8 +35,26 @@ another model's."""
 
 
 @dataclass(frozen=True, slots=True)
+class DataSource:
+    """Where rows are read from: a file, a folder that ``datasets`` saved, or a data set of the hub.
+
+    ``config`` names a configuration of a hub data set, ``split`` one of its splits, ``revision`` a commit, tag or
+    branch. ``first`` reads only so many rows; those of the hub are then streamed and the rest is never fetched.
+    """
+
+    path: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    first: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message, for example ``Message("user", "use the numbers 3 5 7 to make 26 .")``."""
+    """One chat message, for example ``Message("user", "use the numbers 3 5 7 to make 26 .")``.
+
+    The role ``"tools"`` is no turn: its content is the JSON list of tool schemas that the chat template is handed.
+    """
 
     role: str
     content: str
@@ -47,13 +65,19 @@ class Example:
     """A problem: what the student is asked, and the texts that contexts may show in hindsight.
 
     ``fields`` holds text for context templates (``solution`` where the data has one, and any other column mapped
-    to a name). ``columns`` is the raw row, for verifiers and reward functions.
+    to a name). ``columns`` is the raw row, for verifiers and reward functions. ``redraw`` makes the same problem as
+    it is asked in a later epoch, for tasks that ask it in another form each time (options in another order).
     """
 
     id: str
     prompt: tuple[Message, ...]
     fields: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
+    redraw: Callable[[int], Example] | None = field(default=None, compare=False, repr=False)
+
+    def in_epoch(self, epoch: int) -> Example:
+        """The problem as it is asked in an epoch of training, counted from 0."""
+        return self if self.redraw is None else self.redraw(epoch)
 
 
 @dataclass(frozen=True, slots=True)

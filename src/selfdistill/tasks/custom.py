@@ -47,7 +47,8 @@ class RewardedTask:
         self.name = task.name
         self.contexts = task.contexts
         self.judges = True
-        self._task = task
+        self.task = task
+        """The task whose rewards are replaced."""
         self._reward = reward
         self._label = f"reward function {getattr(reward, '__name__', type(reward).__name__)!r}"
         parameters = inspect.signature(reward).parameters.values()
@@ -62,7 +63,7 @@ class RewardedTask:
 
     def examples(self, split: str) -> Sequence[Example]:
         """The task's own examples."""
-        return self._task.examples(split)
+        return self.task.examples(split)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """The task's verdict with the function's reward.
@@ -70,7 +71,7 @@ class RewardedTask:
         Raises:
             UserError: the function needs a column that the row lacks, or returns anything but one number or None.
         """
-        verdict = self._task.verify(example, text, finished=finished)
+        verdict = self.task.verify(example, text, finished=finished)
         known = {**example.columns, "prompts": example.prompt[-1].content, "completions": text}
         arguments = {name: [value] for name, value in known.items() if self._accepts_all or name in self._accepted}
         missing = sorted(self._required - arguments.keys())

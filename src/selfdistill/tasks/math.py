@@ -14,10 +14,10 @@ AIME, AMC             ``problem``         ``answer``                           `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Unpack
 
-from selfdistill.data import SPLITS, Duplicates, Row, count_duplicates, map_row, read_rows, split_prompts
+from selfdistill.data import Row
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.math_answers import (
     AnswerChecker,
@@ -27,6 +27,7 @@ from selfdistill.tasks.math_answers import (
     marked_answer,
     stated_answer,
 )
+from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
 
 SUFFIX = "\nReason step by step and put the final answer in \\boxed{}."
@@ -34,11 +35,11 @@ SUFFIX = "\nReason step by step and put the final answer in \\boxed{}."
 _LONGEST_ANSWER = 300
 
 
-class MathTask:
+class MathTask(RowTask):
     r"""Problems with a final answer, verified by symbolic equality.
 
     Args:
-        path: rows to train on, JSONL or Parquet; also the source of every split that has no file of its own.
+        path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
         prompt: source of the question.
         answer: source of the final answer: the last ``\boxed{…}`` or ``#### …`` line of its text, else all of it.
             None for rows without answers: nothing is judged (``judges`` is False), and a reward function must.
@@ -48,9 +49,6 @@ class MathTask:
         suffix: added to every question.
         answer_pattern: regular expression that finds the answer in its source instead (group 1 of the last match).
         solution_remove: regular expression of what solutions are shown without, e.g. ``<<[^>]*>>`` for GSM8K's sums.
-        validation_path, test_path: files that hold these splits; without them the shares of ``path`` by a stable hash.
-        validation_share, test_share: parts of ``path``; of no account for a split that has its own file.
-        limit: at most so many examples a split, the first in the file's order.
         boxed_only: whether a completion must box its answer; else ``#### 72`` and "the answer is 72" count as well.
         tell_wrong: whether feedback names a wrong answer; else a wrong answer has no feedback.
         timeout: seconds for one symbolic check.
@@ -61,11 +59,10 @@ class MathTask:
     """
 
     name = "math"
-    contexts = "default"
 
     def __init__(
         self,
-        path: str | Path,
+        path: Source,
         *,
         prompt: str = "question",
         answer: str | None = "answer",
@@ -75,17 +72,11 @@ class MathTask:
         suffix: str = SUFFIX,
         answer_pattern: str | None = None,
         solution_remove: str | None = None,
-        validation_path: str | Path | None = None,
-        test_path: str | Path | None = None,
-        validation_share: float = 0.1,
-        test_share: float = 0.1,
-        limit: int | None = None,
         boxed_only: bool = False,
         tell_wrong: bool = False,
         timeout: float = 5.0,
+        **options: Unpack[RowOptions],
     ) -> None:
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit must be at least 1, got {limit}")
         named = {"prompt": prompt, "answer": answer, "solution": solution}
         self._mapping = {**{name: source for name, source in named.items() if source is not None}, **(fields or {})}
         self.judges = answer is not None
@@ -96,30 +87,7 @@ class MathTask:
         self._boxed_only = boxed_only
         self._tell_wrong = tell_wrong
         self._checker = AnswerChecker(timeout=timeout)
-        self._path = Path(path)
-        files = {"validation": validation_path, "test": test_path}
-        shares = {"validation": validation_share, "test": test_share}
-        shares = {split: 0.0 if files[split] else share for split, share in shares.items()}
-        examples = {
-            **self._split(read_rows(path), **shares),
-            **{split: [self._example(row) for row in read_rows(file)] for split, file in files.items() if file},
-        }
-        everything = [self._question(one) for split in SPLITS for one in examples[split]]
-        self.duplicates: Duplicates = count_duplicates(everything)
-        """How often questions repeat, over all files: a question of two files would be trained on and tested with."""
-        self._examples = {split: tuple(chosen[:limit]) for split, chosen in examples.items()}
-
-    def examples(self, split: str) -> Sequence[Example]:
-        """Examples of ``"train"``, ``"validation"`` or ``"test"``, in the order of their file.
-
-        Raises:
-            DataError: the split is empty.
-        """
-        if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-        if not self._examples[split]:
-            raise DataError(f"no row of {self._path} is in the {split} split: give it a file or a larger share")
-        return self._examples[split]
+        super().__init__(path, **options)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         r"""Reward 1 for an answer equal to the row's, else 0.
@@ -146,6 +114,10 @@ class MathTask:
             feedback=f"the final answer {given[:100]} is wrong" if self._tell_wrong else None,
         )
 
+    def reference(self, example: Example) -> str:
+        r"""The answer in ``\boxed{}``."""
+        return f"\\boxed{{{example.fields['answer']}}}"
+
     def close(self) -> None:
         """End the checker's process; it also ends with this object."""
         self._checker.close()
@@ -158,32 +130,15 @@ class MathTask:
         stated = stated_answer(said)
         return None if stated is None or len(stated) > _LONGEST_ANSWER else stated
 
-    def _split(self, rows: Sequence[Row], *, validation: float, test: float) -> dict[str, list[Example]]:
-        examples = [self._example(row) for row in rows]
-        split_of = split_prompts((self._question(one) for one in examples), validation=validation, test=test)
-        return {split: [one for one in examples if split_of[self._question(one)] == split] for split in SPLITS}
-
-    def _example(self, row: Row) -> Example:
-        fields = map_row(row, self._mapping)
-        question = fields.pop("prompt")
-        if not question.strip():
-            raise DataError(f"{row.place}: the prompt is empty")
+    def example_of(self, row: Row) -> tuple[str, Example]:
+        """The row's question, and the example that asks it with the suffix."""
+        question, fields = question_and_fields(row, self._mapping)
         if self.judges:
-            fields["answer"] = self._gold(row, fields["answer"])
+            fields["answer"] = self._gold(row, fields.get("answer", ""))
         if self._solution_remove is not None and "solution" in fields:
             fields["solution"] = self._solution_remove.sub("", fields["solution"])
-        system = () if self._system is None else (Message("system", _system_text(row, self._system)),)
-        return Example(
-            id=f"{Path(row.file).stem}:{row.line}",
-            prompt=(*system, Message("user", question + self._suffix)),
-            fields=fields,
-            columns=row.values,
-        )
-
-    def _question(self, example: Example) -> str:
-        """The row's own question: splits must not move when the suffix changes."""
-        text = example.prompt[-1].content
-        return text[: len(text) - len(self._suffix)]
+        prompt = (*system_messages(row, self._system), Message("user", question + self._suffix))
+        return question, Example(example_id(row), prompt, fields, row.values)
 
     def _gold(self, row: Row, text: str) -> str:
         if self._answer_pattern is not None:
@@ -202,10 +157,6 @@ class MathTask:
                 f"{row.place}: the answer is a long text with {marks}; give an answer_pattern that finds it"
             )
         return gold
-
-
-def _system_text(row: Row, system: str) -> str:
-    return map_row(row, {"system": system})["system"] if "$" in system else system
 
 
 def _compile(name: str, pattern: str) -> re.Pattern[str]:

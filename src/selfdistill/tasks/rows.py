@@ -1,0 +1,202 @@
+"""Tasks over rows of data: reading every row before the first step, splitting, duplicates and leaks.
+
+A row becomes an example or is rejected with a reason. All rows are read at once, so that the last line of a file cannot
+end a run that began with the first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from selfdistill.data import (
+    SPLITS,
+    Duplicates,
+    FieldMapping,
+    Rejected,
+    Row,
+    count_duplicates,
+    map_row,
+    scan_rows,
+    split_prompts,
+)
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.types import DataSource, Example, Message, Verdict
+
+Source = str | Path | DataSource
+BadRows = Literal["refuse", "skip"]
+
+_SHOWN = 3
+
+
+class RowOptions(TypedDict, total=False):
+    """Where a task's rows come from besides its ``path``, under the names of :class:`RowTask`'s arguments."""
+
+    validation_path: Source | None
+    test_path: Source | None
+    validation_share: float
+    test_share: float
+    limit: int | None
+    bad_rows: BadRows
+
+
+class RowTask(ABC):
+    """Examples made of rows. A subclass says how a row becomes a question and an example, and judges.
+
+    Args:
+        path: rows to train on; also the source of every split that has none of its own.
+        validation_path, test_path: sources of these splits; without them shares of ``path`` by a stable hash.
+        validation_share, test_share: parts of ``path``; of no account for a split that has its own source.
+        limit: at most so many examples a split, the first in the file's order.
+        bad_rows: ``"refuse"`` raises when a row is rejected, ``"skip"`` leaves it out and keeps the reason.
+
+    Raises:
+        DataError: a source or a row that cannot be used, with its line number.
+    """
+
+    name: str
+    contexts = "default"
+    judges = True
+
+    def __init__(
+        self,
+        path: Source,
+        *,
+        validation_path: Source | None = None,
+        test_path: Source | None = None,
+        validation_share: float = 0.1,
+        test_share: float = 0.1,
+        limit: int | None = None,
+        bad_rows: BadRows = "refuse",
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit must be at least 1, got {limit}")
+        self._label = path.path if isinstance(path, DataSource) else str(path)
+        self.rows = 0
+        """How many rows were read, rejected ones included."""
+        rejected: list[Rejected] = []
+        files = {"validation": validation_path, "test": test_path}
+        shares = {"validation": validation_share, "test": test_share}
+        shares = {split: 0.0 if files[split] else share for split, share in shares.items()}
+        pairs = _split(list(self._read(path, rejected)), **shares)
+        for split, file in files.items():
+            if file:
+                pairs[split] = list(self._read(file, rejected))
+        self.rejected: Sequence[Rejected] = tuple(rejected)
+        """Rows that cannot be used."""
+        if rejected and bad_rows == "refuse":
+            raise DataError(_refusal(rejected, self.rows))
+        self.duplicates: Duplicates = count_duplicates([question for split in SPLITS for question, _ in pairs[split]])
+        """How often questions repeat, over all splits."""
+        self.leaks: Mapping[str, int] = _leaks({split: [question for question, _ in pairs[split]] for split in SPLITS})
+        """``"train in test"`` → how many questions of both splits there are, spacing and case aside."""
+        self._examples = {split: tuple(example for _, example in pairs[split][:limit]) for split in SPLITS}
+
+    @abstractmethod
+    def example_of(self, row: Row) -> tuple[str, Example]:
+        """The row's own question, by which it is split, and the example.
+
+        Raises:
+            DataError: the row cannot be used.
+        """
+
+    @abstractmethod
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        """Judge a completion."""
+
+    @abstractmethod
+    def reference(self, example: Example) -> str:
+        """A completion that gives the row's own answer and nothing else."""
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """Examples of ``"train"``, ``"validation"`` or ``"test"``, in the order of their source.
+
+        Raises:
+            DataError: the split is empty.
+        """
+        if split not in SPLITS:
+            raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        if not self._examples[split]:
+            raise DataError(f"no row of {self._label} is in the {split} split: give it a file or a larger share")
+        return self._examples[split]
+
+    def every_example(self) -> Iterator[Example]:
+        """All examples of all splits."""
+        for split in SPLITS:
+            yield from self._examples[split]
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the rows before training, a sentence each."""
+        found = []
+        if self.rejected:
+            found.append(f"{len(self.rejected)} of {self.rows} rows are left out, the first: {self.rejected[0]}")
+        if self.duplicates.repeated:
+            found.append(f"{self.duplicates.repeated} of {self.duplicates.distinct} questions occur more than once")
+        found += [
+            f"{count} questions of {pair.replace(' in ', ' are in ')} as well" for pair, count in self.leaks.items()
+        ]
+        return found
+
+    def _read(self, source: Source, rejected: list[Rejected]) -> Iterator[tuple[str, Example]]:
+        for row in scan_rows(source):
+            self.rows += 1
+            if isinstance(row, Rejected):
+                rejected.append(row)
+                continue
+            try:
+                yield self.example_of(row)
+            except DataError as error:
+                rejected.append(Rejected(row.line, str(error).removeprefix(f"{row.place}: "), row.file))
+
+
+def question_and_fields(row: Row, mapping: FieldMapping) -> tuple[str, dict[str, str]]:
+    """The text of ``prompt``, and that of every other field.
+
+    Raises:
+        DataError: as for ``map_row``, or the prompt is empty.
+    """
+    fields = map_row(row, mapping)
+    question = fields.pop("prompt", "")
+    if not question.strip():
+        raise DataError(f"{row.place}: the prompt is empty")
+    return question, fields
+
+
+def system_messages(row: Row, system: str | None) -> tuple[Message, ...]:
+    """The system message, a ``$`` template over the row's columns; none where there is no template."""
+    if system is None:
+        return ()
+    return (Message("system", map_row(row, {"system": system})["system"] if "$" in system else system),)
+
+
+def example_id(row: Row) -> str:
+    """``"train:7"`` for line 7 of ``train.jsonl``."""
+    return f"{Path(row.file).stem}:{row.line}"
+
+
+def _split(
+    pairs: Sequence[tuple[str, Example]], *, validation: float, test: float
+) -> dict[str, list[tuple[str, Example]]]:
+    split_of = split_prompts((question for question, _ in pairs), validation=validation, test=test)
+    return {split: [pair for pair in pairs if split_of[pair[0]] == split] for split in SPLITS}
+
+
+def _leaks(questions: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    seen = {split: Counter(" ".join(text.split()).lower() for text in texts) for split, texts in questions.items()}
+    pairs = (("train", "validation"), ("train", "test"), ("validation", "test"))
+    shared = {f"{one} in {other}": len(seen[one].keys() & seen[other].keys()) for one, other in pairs}
+    return {pair: count for pair, count in shared.items() if count}
+
+
+def _refusal(rejected: Sequence[Rejected], rows: int) -> str:
+    if len(rejected) == 1:
+        return str(rejected[0])
+    shown = "; ".join(map(str, rejected[:_SHOWN]))
+    more = f"; and {len(rejected) - _SHOWN} more" if len(rejected) > _SHOWN else ""
+    return (
+        f"{len(rejected)} of {rows} rows cannot be used: {shown}{more} "
+        '(selfdistill data check lists all; bad_rows = "skip" leaves them out)'
+    )
