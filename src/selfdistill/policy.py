@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -215,7 +218,9 @@ def _load_weights(source: str, path: str, dtype: torch.dtype) -> Any:
 
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
             # The base may itself be an adapter, where one run went on from another.
-            adapted: Any = PeftModel.from_pretrained(_load_weights(resolve_model(base), base, dtype), source)
+            below = _load_weights(resolve_model(base), base, dtype)
+            with quiet_experts():
+                adapted: Any = PeftModel.from_pretrained(below, source)
             return adapted.merge_and_unload()
         loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -228,6 +233,14 @@ def _load_weights(source: str, path: str, dtype: torch.dtype) -> Any:
     return model
 
 
+@contextmanager
+def quiet_experts() -> Iterator[None]:
+    """Fused experts are no linear layers and get no adapter; peft warns of patterns for them that it made itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+        yield
+
+
 def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -237,7 +250,7 @@ def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_experts():
         torch.manual_seed(seed)
         wrapped: Any = get_peft_model(model, config)
     # The name that the user wrote finds the base again, also where the package lies elsewhere.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from selfdistill.policy import STUDENT_ADAPTER, Policy
+from selfdistill.policy import STUDENT_ADAPTER, Policy, quiet_experts
 from selfdistill.types import External, Weights
 
 EMA_ADAPTER = "ema"
@@ -43,7 +43,8 @@ class Teachers:
         self.has_ema = "ema" in needed
         if policy.is_lora:
             if self.has_ema:
-                policy.model.add_adapter(EMA_ADAPTER, policy.model.peft_config[STUDENT_ADAPTER])
+                with quiet_experts():
+                    policy.model.add_adapter(EMA_ADAPTER, policy.model.peft_config[STUDENT_ADAPTER])
                 policy.model.set_adapter(STUDENT_ADAPTER)
                 self._pull(1.0)
         else:
