@@ -1,4 +1,4 @@
-"""The wheel carries what the package reads at run time: contexts, configs, models and page templates."""
+"""The wheel carries what the package reads at run time: contexts, configs, presets, models and page templates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         return set(opened.namelist())
 
 
-@pytest.mark.parametrize("folder", ["contexts", "configs", "models", "report/templates"])
+@pytest.mark.parametrize("folder", ["contexts", "configs", "presets", "models", "report/templates"])
 def test_a_data_folder_is_packed(wheel: set[str], folder: str) -> None:
     assert [name for name in wheel if name.startswith(f"selfdistill/{folder}/")]
 

@@ -20,6 +20,9 @@ app = typer.Typer(
     help="On-policy self-distillation: a model that knows the answer in hindsight teaches itself.",
 )
 
+data_app = typer.Typer(no_args_is_help=True, help="Rows of data before anything is trained on them.")
+app.add_typer(data_app, name="data")
+
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")
 ]
@@ -202,6 +205,48 @@ def methods(
 
 
 @app.command()
+def tasks(json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
+    """List the tasks: what each is, the keys it needs, and the presets that fill the others."""
+    from selfdistill.datacheck import list_tasks
+
+    found = list_tasks()
+    if json:
+        typer.echo(jsonlib.dumps(found))
+        return
+    for task in found:
+        typer.echo(f"{task['kind']}: {task['description']}")
+        typer.echo(f"  needs: {', '.join(task['needs']) or 'nothing'}")
+        for name, description in task["presets"].items():
+            typer.echo(f"  preset {name}: {description}")
+
+
+@data_app.command("check")
+def check(
+    path: Annotated[str, typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name.")],
+    task: Annotated[str | None, typer.Option(help="Task by kind; unset: the preset's.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset by name, or a TOML file; see selfdistill tasks.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a hub data set or a saved folder.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub data set.")] = None,
+    set_: Set = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read every row of a file, list the bad ones by line, and verify each row's own reference solution or answer."""
+    from selfdistill.datacheck import check_data, describe_check
+
+    _no_bars()
+    parts = {"split": split, "config": config, "revision": revision}
+    given = {name: value for name, value in parts.items() if value is not None}
+    source = {"path": path, **given} if given else path
+    report = check_data(source, task=task, preset=preset, overrides=set_ or [])
+    if json:
+        typer.echo(jsonlib.dumps(report, ensure_ascii=False))
+        return
+    for line in describe_check(report):
+        typer.echo(line)
+
+
+@app.command()
 def configs() -> None:
     """List the shipped configs."""
     from selfdistill.config import shipped_configs
@@ -210,10 +255,16 @@ def configs() -> None:
         typer.echo(name)
 
 
-def _quiet() -> None:
-    """Progress bars of other libraries would run through our one line, and so would peft's use of an old name."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def _no_bars() -> None:
+    """Progress bars of other libraries would run through our one line."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _quiet() -> None:
+    """No progress bars, and no word about peft's use of an old name."""
+    _no_bars()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from selfdistill.tasks.math_answers import after_thinking, boxed_answer
+from selfdistill.tasks.math_answers import BOX, after_thinking, boxed_answer
 
 _OPTION = re.compile(r"^(?P<before>[ \t]*\(?)(?P<letter>[A-Z])(?P<after>[:.)][ \t]*)(?P<text>\S.*?)[ \t]*$")
 
@@ -49,10 +49,9 @@ def chosen_letter(text: str, *, finished: bool = True) -> Chosen:
     said = after_thinking(text)
     tags = list(_TAG.finditer(said))
     box = boxed_answer(said)
-    box_at = max(said.rfind("\\boxed"), said.rfind("\\fbox"))
     phrases = list(_PHRASE.finditer(said)) if finished else []
     found = [(tag.start(), tag.group(1)) for tag in tags[-1:]]
-    found += [(box_at, box)] if box is not None else []
+    found += [(list(BOX.finditer(said))[-1].start(), box)] if box is not None else []
     found += [(phrase.start(), phrase["letter"]) for phrase in phrases[-1:]]
     if found:
         content = max(found)[1].strip()

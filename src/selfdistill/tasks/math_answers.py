@@ -26,7 +26,8 @@ _WORKER = Path(__file__).with_name("math_worker.py")
 _START_SECONDS = 120.0
 _REMEMBERED = 65_536
 
-_BOX = re.compile(r"\\f?boxed\s*\{")
+BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*\{")
+"""Where a box begins. Published solutions also write ``\\framebox``."""
 _BETWEEN_BOXES = re.compile(r"[\s$]*(?:,[\s$]*)?(?:(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})?[\s$]*")
 _LINE = re.compile(r"^\s*####[ \t]*(.+?)\s*$", re.MULTILINE)
 _PHRASE = re.compile(
@@ -71,7 +72,7 @@ def after_thinking(text: str) -> str:
 def boxed_answer(text: str) -> str | None:
     r"""The content of the last ``\boxed{…}``; boxes that only "and" or a comma separates make one answer."""
     boxes: list[tuple[int, int, str]] = []
-    for match in _BOX.finditer(text):
+    for match in BOX.finditer(text):
         end = _closing_brace(text, match.end())
         if end is not None and text[match.end() : end].strip():
             boxes.append((match.start(), end + 1, text[match.end() : end].strip()))
