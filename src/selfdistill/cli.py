@@ -247,6 +247,20 @@ def check(
 
 
 @app.command()
+def doctor(
+    thorough: Annotated[bool, typer.Option("--thorough", help="Run every attack, not one of each kind.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Versions and the device, and whether the sandbox for model-written code holds; exit code 0 only if it does."""
+    from selfdistill.doctor import describe, examine
+
+    found = examine(thorough=thorough)
+    for line in [jsonlib.dumps(found)] if json else describe(found):
+        typer.echo(line)
+    raise typer.Exit(0 if found["safe"] else 1)
+
+
+@app.command()
 def configs() -> None:
     """List the shipped configs."""
     from selfdistill.config import shipped_configs

@@ -1,0 +1,145 @@
+"""Programs that try to get out: what ``selfdistill doctor`` and the tests run inside the sandbox.
+
+They stand in ``attacks.toml``; each prints ``ESCAPED`` where it managed what it should not. They are never run without
+isolation: without one, several would do what they try.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import UserError
+from selfdistill.sandbox import Outcome, Sandbox
+
+ESCAPED = "ESCAPED"
+
+_TRY = """
+import ctypes, os, signal, socket, subprocess, sys, time
+def attempt(action):
+    try:
+        result = action()
+    except (OSError, ValueError, AttributeError, MemoryError):
+        return
+    if result is not False and result != -1:
+        print("ESCAPED", str(result)[:80], flush=True)
+libc = ctypes.CDLL(None)
+"""
+
+
+@cache
+def _read() -> Mapping[str, Any]:
+    return tomllib.loads((resources.files("selfdistill.sandbox") / "attacks.toml").read_text(encoding="utf-8"))
+
+
+def attack_names(*, thorough: bool = True) -> list[str]:
+    """What can be tried, in words; not ``thorough``: one of each kind."""
+    return [name for name, attack in _read().items() if thorough or attack.get("quick")]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of one attack; ``trouble`` is None where the sandbox held."""
+
+    attack: str
+    outcome: Outcome
+    trouble: str | None
+
+
+class Range:
+    """Something to attack: a secret file and variable, a server, a process, and a mark to find survivors by."""
+
+    def __init__(self, sandbox: Sandbox, folder: Path) -> None:
+        self._sandbox = sandbox
+        self._folder = folder
+        self._secret = folder / f"secret-{secrets.token_hex(8)}.txt"
+        self._secret.write_text("the secret", encoding="utf-8")
+        self._marker = secrets.token_hex(7)  # a process's name has at most 15 letters
+        self._victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._local = socket.socket(socket.AF_UNIX)
+        self._local_name = f"selfdistill-{secrets.token_hex(8)}"
+        if sys.platform == "linux":
+            self._local.bind("\0" + self._local_name)
+            self._local.listen()
+
+    def attack(self, name: str) -> Finding:
+        """Run one attack and look at the machine afterwards."""
+        values = {
+            "SECRET_FILE": str(self._secret),
+            "SECRET_NAME": self._secret.name,
+            "HOME_FOLDER": str(Path.home()),
+            "CANARY_FOLDER": str(self._folder),
+            "SOCKET_NAME": self._local_name,
+            "PORT": self._server.getsockname()[1],
+            "VICTIM": self._victim.pid,
+            "MARKER": self._marker,
+            "MEMORY": self._sandbox.limits.memory,
+            "PROCESSES": self._sandbox.limits.processes,
+        }
+        lines = "".join(f"{key} = {value!r}\n" for key, value in values.items())
+        outcome = self._sandbox.run(_TRY + lines + _read()[name]["program"])
+        return Finding(name, outcome, self._trouble(outcome))
+
+    def close(self) -> None:
+        """Take everything down."""
+        self._server.close()
+        self._local.close()
+        self._victim.kill()
+        self._victim.wait()
+
+    def _trouble(self, outcome: Outcome) -> str | None:
+        if ESCAPED in outcome.output:
+            return f"it says {outcome.output[outcome.output.index(ESCAPED) :].splitlines()[0]!r}"
+        if len(outcome.output.encode()) > 2 * self._sandbox.limits.output:
+            return "its output was not limited"
+        if self._victim.poll() is not None:
+            return "it ended another process"
+        if [path.name for path in self._folder.iterdir()] != [self._secret.name]:
+            return "it left files behind"
+        return "a process of it lives on" if self._survivors() else None
+
+    def _survivors(self) -> list[str]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (folder / "comm").read_text(encoding="utf-8").strip() == self._marker:
+                    found.append(folder.name)
+        return found
+
+
+@contextmanager
+def attacking(sandbox: Sandbox) -> Iterator[Range]:
+    """A range for attacks on a sandbox.
+
+    Raises:
+        UserError: the sandbox has no isolation.
+    """
+    if sandbox.isolation.name == "none":
+        raise UserError("attacks are not run without isolation: several would succeed")
+    kept = os.environ.get("SELFDISTILL_SECRET")
+    os.environ["SELFDISTILL_SECRET"] = "the secret"
+    try:
+        with tempfile.TemporaryDirectory(prefix="selfdistill-range-") as folder:
+            Path(folder).chmod(0o755)
+            target = Range(sandbox, Path(folder))
+            try:
+                yield target
+            finally:
+                target.close()
+    finally:
+        os.environ.pop("SELFDISTILL_SECRET")
+        if kept is not None:
+            os.environ["SELFDISTILL_SECRET"] = kept

@@ -1,0 +1,129 @@
+"""Values on their way between two processes that do not trust each other: JSON with a tag for what JSON lacks.
+
+Only values of the types named here travel, and they are rebuilt as exactly these types: whatever ``__eq__`` a class of
+the sender's has, the receiver compares plain numbers, texts and containers. Anything else is an object that stays where
+it is; a reference to it travels. The file is also read as text and run inside the sandbox: the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+DEPTH = 60
+"""Deepest nesting; deeper values are refused before a parser's recursion limit would."""
+NODES = 300_000
+"""Most values in one message: ``x = [x, x]`` forty times over is small in memory and endless in writing."""
+LONGEST = 4_000_000
+"""Characters of one text, and digits of one number."""
+
+
+class Untransferable(Exception):
+    """A value too large, too deep or malformed."""
+
+
+class Encoder:
+    """Writes values as JSON trees; objects of other types are handed to ``keep``, which names them by a number."""
+
+    def __init__(self, keep: Callable[[Any], int]) -> None:
+        self._keep = keep
+        self._nodes = 0
+
+    def encode(self, value: Any, depth: int = 0) -> Any:
+        """The tree of one value.
+
+        Raises:
+            Untransferable: it is too large or too deep.
+        """
+        self._nodes += 1
+        if depth > DEPTH:
+            raise Untransferable("a value nested too deeply")
+        if self._nodes > NODES:
+            raise Untransferable("a value too large")
+        if value is None or value is True or value is False:
+            return value
+        # The methods of the base types, not the object's own: subclasses travel as what they hold.
+        if isinstance(value, int):
+            number = int.__index__(value)
+            if number.bit_length() > 3 * LONGEST:
+                raise Untransferable("a number too large")
+            return number if number.bit_length() < 256 else ["i", hex(number)]
+        if isinstance(value, float):
+            return float.__float__(value)
+        if isinstance(value, str):
+            if str.__len__(value) > LONGEST:
+                raise Untransferable("a text too long")
+            return str.__str__(value)
+        return self._container(value, depth)
+
+    def _container(self, value: Any, depth: int) -> Any:
+        def all_of(items: Iterator[Any]) -> list[Any]:
+            return [self.encode(item, depth + 1) for item in items]
+
+        plain: tuple[tuple[str, Any], ...] = (("l", list), ("t", tuple), ("s", set), ("fs", frozenset))
+        for tag, base in plain:
+            if isinstance(value, base):
+                return [tag, all_of(base.__iter__(value))]
+        if isinstance(value, dict):
+            return ["d", [all_of(iter(pair)) for pair in dict.items(value)]]
+        kind = type(value)
+        if kind in (bytes, bytearray):
+            return ["b" if kind is bytes else "ba", self.encode(value.hex(), depth)]
+        if kind is complex:
+            return ["c", value.real, value.imag]
+        if kind is range:
+            return ["r", *(self.encode(part, depth) for part in (value.start, value.stop, value.step))]
+        if kind is Decimal or kind is Fraction:
+            return ["dec" if kind is Decimal else "fr", self.encode(str(value), depth)]
+        if isinstance(value, Iterator):
+            return ["it", all_of(value)]
+        name = getattr(value, "__name__", None) if callable(value) else None
+        return ["h", self._keep(value), (name if type(name) is str else kind.__name__)[:60]]
+
+
+def decode(tree: Any, refer: Callable[[int, str], Any], depth: int = 0) -> Any:
+    """The value of a tree, of exactly the types above; ``refer`` stands in for an object that stayed behind.
+
+    Raises:
+        Untransferable: the tree is none that :class:`Encoder` writes.
+    """
+    if depth > 2 * DEPTH:
+        raise Untransferable("a value nested too deeply")
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    try:
+        return _decode_tagged(tree, refer, depth)
+    except (TypeError, ValueError, ArithmeticError, IndexError, KeyError, AttributeError, RecursionError) as error:
+        raise Untransferable("a malformed value") from error
+
+
+def _decode_tagged(tree: Any, refer: Callable[[int, str], Any], depth: int) -> Any:
+    def all_of(items: Any) -> list[Any]:
+        if type(items) is not list:
+            raise Untransferable("a malformed value")
+        return [decode(item, refer, depth + 1) for item in items]
+
+    containers: dict[str, Callable[[Any], Any]] = {"l": list, "t": tuple, "s": set, "fs": frozenset, "it": iter}
+    texts: dict[str, Callable[[str], Any]] = {
+        "i": lambda text: int(text, 16),
+        "b": bytes.fromhex,
+        "ba": bytearray.fromhex,
+        "dec": Decimal,
+        "fr": Fraction,
+    }
+    match tree:
+        case [str(tag), list(items)] if tag in containers:
+            return containers[tag](all_of(items))
+        case ["d", list(pairs)]:
+            return dict(tuple(all_of(pair)) for pair in pairs)
+        case [str(tag), str(text)] if tag in texts:
+            return texts[tag](text)
+        case ["c", int() | float() as real, int() | float() as imaginary]:
+            return complex(real, imaginary)
+        case ["r", *parts]:
+            return range(*all_of(parts))
+        case ["h", int(number), str(name)]:
+            return refer(number, name)
+    raise Untransferable("a malformed value")

@@ -1,0 +1,287 @@
+"""What runs first inside the sandbox: gives up every right that is left, then runs one job.
+
+The file is read as text and run by a fresh interpreter (``python -c``) in front of anything a model wrote, so it knows
+only the standard library. After the first line of model code nothing here can be relied on, and nothing is: what counts
+was given up before, for good, and results are compared elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import linecache
+import os
+import platform
+import resource
+import struct
+import sys
+import traceback
+import types
+from typing import Any
+
+from selfdistill.sandbox.codec import Encoder, decode
+
+READY = b"ready\n"
+
+# (x86_64, aarch64): what no exercise needs, and what would count against no limit or reach around a namespace.
+_FORBIDDEN: dict[str, tuple[int, int]] = {
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "memfd_create": (319, 279),  # memory that no address space limit sees
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "vmsplice": (278, 75),
+    "keyctl": (250, 219),  # keyrings know no namespaces
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438),
+    "mount_setattr": (442, 442),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "personality": (135, 92),
+    "mbind": (237, 235),
+    "set_mempolicy": (238, 237),
+    "move_pages": (279, 239),
+    "syslog": (103, 116),
+    "fanotify_init": (300, 262),
+}
+_CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
+_NEW_NAMESPACES = 0x7E020000
+_AUDIT_ARCH = (0xC000003E, 0xC00000B7)
+_ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM; ENOSYS, at which libc falls back to clone
+
+
+def seccomp_program(machine: str) -> bytes | None:
+    """The system call filter as BPF, or None for a processor whose numbers are not listed."""
+    if machine not in ("x86_64", "aarch64"):
+        return None
+    place = 0 if machine == "x86_64" else 1
+    load, equal, at_least, bits, result = 0x20, 0x15, 0x35, 0x45, 0x06
+    number, arch, first = 0, 4, 16
+    steps = [(load, 0, 0, arch), (equal, 1, 0, _AUDIT_ARCH[place]), (result, 0, 0, _REFUSE), (load, 0, 0, number)]
+    # The x32 numbering of the same calls begins there.
+    steps += [(at_least, 0, 1, 0x40000000), (result, 0, 0, _REFUSE)]
+    for numbers in _FORBIDDEN.values():
+        steps += [(equal, 0, 1, numbers[place]), (result, 0, 0, _REFUSE)]
+    steps += [(equal, 0, 1, _CLONE3[place]), (result, 0, 0, _UNKNOWN)]
+    steps += [(equal, 0, 3, _CLONE[place]), (load, 0, 0, first), (bits, 0, 1, _NEW_NAMESPACES), (result, 0, 0, _REFUSE)]
+    # Sockets of the Unix kind only: AF_VSOCK reaches a hypervisor from any network namespace.
+    steps += [(load, 0, 0, number), (equal, 0, 3, _SOCKET[place])]
+    steps += [(load, 0, 0, first), (equal, 1, 0, 1), (result, 0, 0, _REFUSE), (result, 0, 0, _ALLOW)]
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
+
+
+def _filter_calls() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+    program = seccomp_program(platform.machine())
+    if program is None:
+        return
+    code = ctypes.create_string_buffer(program, len(program))
+    filter_ = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    if libc.prctl(22, 2, filter_, 0, 0):  # PR_SET_SECCOMP, by filter
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def _confine(limits: dict[str, Any]) -> None:
+    """Set every limit, leave root, close what was inherited, filter the system calls."""
+    os.umask(0o077)
+    for name, value in (
+        ("CPU", limits["cpu"]),
+        ("AS", limits["memory"]),
+        ("FSIZE", limits["file_size"]),
+        ("NOFILE", limits["files"]),
+        ("NPROC", limits["processes"]),
+        ("STACK", limits["stack"]),
+        ("CORE", 0),
+        ("MEMLOCK", 0),
+        ("MSGQUEUE", 0),
+    ):
+        which = getattr(resource, f"RLIMIT_{name}", None)
+        if which is None or value is None:
+            continue
+        hard = resource.getrlimit(which)[1]
+        wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (wanted, wanted))
+    if limits["uid"] is not None:
+        _leave_root(limits["uid"])
+    os.closerange(3, 64)
+    if sys.platform == "linux":
+        _filter_calls()
+
+
+def _leave_root(uid: int) -> None:
+    for one in (uid, 65534):  # the second where a container maps few ids
+        try:
+            os.setgroups([])
+            os.setresgid(one, one, one)
+            os.setresuid(one, one, one)
+        except OSError:
+            continue
+        return
+    raise PermissionError("cannot leave root")
+
+
+class Channel:
+    """Messages of JSON, each behind its length, over two file descriptors."""
+
+    def __init__(self, read: int, write: int) -> None:
+        self._read = read
+        self._write = write
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message; None at the end. Reads not one byte more: behind it may stand a program's input."""
+        header = b""
+        while not header.endswith(b"\n"):
+            byte = os.read(self._read, 1)
+            if not byte:
+                return None
+            header += byte
+        missing, parts = int(header), []
+        while missing:
+            part = os.read(self._read, min(missing, 1 << 20))
+            if not part:
+                return None
+            parts.append(part)
+            missing -= len(part)
+        message: dict[str, Any] = json.loads(b"".join(parts))
+        return message
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Write one message whole."""
+        payload = json.dumps(message).encode()
+        rest = memoryview(b"%d\n" % len(payload) + payload)
+        while rest:
+            rest = rest[os.write(self._write, rest) :]
+
+
+def report(error: BaseException) -> dict[str, Any]:
+    """An exception as data: its type where that is a built-in one, message, and the line of the solution."""
+    kind = type(error)
+    known = next((base for base in kind.__mro__ if base.__module__ == "builtins"), BaseException)
+    line = None
+    if isinstance(error, SyntaxError):
+        line = error.lineno
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == "solution.py":
+            line = frame.lineno
+    try:
+        message = str(error)[:2000]
+    except BaseException:  # a message of the model's own making may do anything
+        message = ""
+    return {"type": known.__name__, "name": kind.__name__[:60], "message": message, "line": line}
+
+
+def run_program(source: str) -> int:
+    """Run a script on the standard streams; a traceback names its own lines alone."""
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    sys.argv = ["solution.py"]
+    linecache.cache["solution.py"] = (len(source), None, source.splitlines(keepends=True), "solution.py")
+    try:
+        exec(compile(source, "solution.py", "exec"), vars(module))
+    except SystemExit:
+        raise
+    except BaseException as error:  # reported on stderr, as an interpreter would
+        here = error.__traceback__
+        print("".join(traceback.format_exception(type(error), error, here and here.tb_next)), file=sys.stderr)
+        return 1
+    return 0
+
+
+class Server:
+    """Holds the objects of a module that a model wrote, and calls them by request."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._objects: list[Any] = []
+        self._module = types.ModuleType("solution")
+
+    def serve(self) -> None:
+        """Answer until the channel closes."""
+        sys.modules["solution"] = self._module
+        while (request := self._channel.receive()) is not None:
+            try:
+                answer = {"value": self._encode(self._answer(request))}
+            except BaseException as error:  # SystemExit too: it is the model's code that exits
+                answer = {"raised": report(error)}
+            self._channel.send(answer)
+
+    def _answer(self, request: dict[str, Any]) -> Any:
+        value = [decode(part, lambda number, _: self._objects[number]) for part in request["with"]]
+        match request["do"]:
+            case "load":
+                source = value[0]
+                if "random" in source:
+                    import random
+
+                    random.seed(0)
+                exec(compile(source, "solution.py", "exec"), vars(self._module))
+                return None
+            case "get":
+                return vars(self._module)[value[0]]
+            case "call":
+                return value[0](*value[1], **value[2])
+            case "attribute":
+                return getattr(value[0], value[1])
+            case _:
+                return setattr(value[0], value[1], value[2])
+
+    def _encode(self, value: Any) -> Any:
+        return Encoder(self._keep).encode(value)
+
+    def _keep(self, value: Any) -> int:
+        self._objects.append(value)
+        return len(self._objects) - 1
+
+
+def main() -> None:
+    """Confine this process, say so, and do the job that comes down the channel."""
+    _confine(json.loads(sys.argv[1]))
+    program = Channel(0, 1)
+    os.write(1, READY)
+    job = program.receive()
+    if job is None:
+        return
+    if job["mode"] == "program":
+        code = run_program(job["source"])
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        sys.exit(code)
+    channel = Channel(os.dup(0), os.dup(1))
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    if job["mode"] == "serve":
+        Server(channel).serve()
+    else:
+        judge = types.ModuleType("judge")
+        sys.modules["judge"] = judge
+        exec(compile(job["judge"], "judge.py", "exec"), vars(judge))
+        channel.send({"verdict": judge.judge(channel, job)})

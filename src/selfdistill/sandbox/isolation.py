@@ -1,0 +1,209 @@
+"""What keeps a process apart from the machine: bubblewrap, else the namespaces of util-linux's ``unshare``.
+
+Both give the process a root of its own (the interpreter and the system's libraries, read-only, an empty ``/tmp`` in
+memory, four devices; no ``/proc``), its own process tree, and no network. Started by root, the process is no root
+inside and has a user id that nobody else has; started by a user, it lives in a user namespace.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from selfdistill.errors import UserError
+
+Name = Literal["bubblewrap", "namespaces", "none"]
+
+TMP_BYTES = 64 * 2**20
+"""Size of the sandbox's ``/tmp``, which is memory."""
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+"""All that the process knows of the environment; the fixed hash seed makes verdicts repeat."""
+
+INSTALL = (
+    "install bubblewrap (Debian and Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap) on a Linux that "
+    "allows user namespaces (in Docker: --security-opt seccomp=unconfined, or run as root with --cap-add SYS_ADMIN), "
+    "and see what `selfdistill doctor` says; or write task.unsafe = true to run model code without any isolation"
+)
+
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
+
+# $1: an empty folder, $2: bytes of /tmp, then the paths to show up to --, then the command. Every mount vanishes with
+# the mount namespace; /proc is there for umount alone; the shell stays as process 1, so that its end ends all others.
+_BUILD_ROOT = """
+set -e
+old_path=$PATH; PATH=/usr/sbin:/sbin:/usr/bin:/bin
+root=$1; size=$2; shift 2
+mount -n -t tmpfs -o mode=755,size=1m,nosuid,nodev none "$root"
+mkdir "$root/tmp" "$root/.old" "$root/proc"
+mount -n -t tmpfs -o mode=1777,size="$size",nr_inodes=20000,nosuid,nodev none "$root/tmp"
+mount -n --rbind /proc "$root/proc"
+while [ "$1" != -- ]; do
+    if [ -L "$1" ]; then
+        mkdir -p "$root${1%/*}"; ln -s "$(readlink "$1")" "$root$1"
+    else
+        if [ -d "$1" ]; then mkdir -p "$root$1"; else mkdir -p "$root${1%/*}"; : > "$root$1"; fi
+        mount -n --rbind "$1" "$root$1"
+        case $1 in /dev/*) ;; *) mount -n -o remount,bind,ro,nosuid,nodev "$1" "$root$1" ;; esac
+    fi
+    shift
+done
+shift
+cd "$root"
+pivot_root . .old
+umount -n -l /.old
+umount -n -l /proc
+rmdir /.old /proc
+mount -n -o remount,bind,ro,nosuid,nodev none /
+cd /tmp
+PATH=$old_path
+"$@"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """A way to start a process apart."""
+
+    name: Name
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """The command line that runs the interpreter with these arguments in isolation."""
+        python = [str(interpreter()), "-s", "-P", "-B", *arguments]
+        if self.name == "bubblewrap":
+            return [*_bubblewrap(), *python]
+        if self.name == "namespaces":
+            return [*_namespaces(), *python]
+        return python
+
+    @property
+    def counts_own_processes(self) -> bool:
+        """Whether a limit on processes counts the sandbox's alone, and not all of the user's."""
+        return self.name != "none"
+
+
+def interpreter() -> Path:
+    """The base interpreter, not the virtual environment's: the packages installed there are none of the sandbox's."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    own = Path(sys.base_prefix) / "bin" / version
+    return (own if own.exists() else Path(sys.executable)).resolve()
+
+
+def find_isolation(*, unsafe: bool = False) -> Isolation:
+    """The strongest isolation that works here, found by trying.
+
+    Raises:
+        UserError: none works and ``unsafe`` is not wanted.
+    """
+    for name in ("bubblewrap", "namespaces"):
+        if trouble(name) is None:
+            return Isolation(name)
+    if unsafe:
+        return Isolation("none")
+    raise UserError(f"model-written code is not run without a sandbox, and none works here: {INSTALL}")
+
+
+@functools.cache
+def trouble(name: Name) -> str | None:
+    """Why an isolation does not work here; None if it does."""
+    needed = {"bubblewrap": ["bwrap"], "namespaces": ["unshare", "setpriv", "mount", "pivot_root", "sh"], "none": []}
+    if sys.platform != "linux" and name != "none":
+        return "needs Linux"
+    for program in needed[name]:
+        if _which(program) is None:
+            return f"{program} is not installed"
+    try:
+        done = subprocess.run(
+            Isolation(name).command(["-c", "print(1 + 1)"]),
+            capture_output=True,
+            env=ENVIRONMENT,
+            timeout=60,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not start: {error}"
+    if done.stdout != b"2\n":
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return f"does not start: {lines[-1] if lines else f'exit code {done.returncode}'}"
+    return None
+
+
+def is_root() -> bool:
+    """Whether this process is root, whom limits on processes do not bind and who must not be root inside."""
+    return os.geteuid() == 0
+
+
+def _which(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin")
+
+
+def _shown() -> list[str]:
+    """What of the machine is visible inside: system folders and the interpreter's own, each once, parents first."""
+    prefix = os.path.realpath(sys.base_prefix)
+    shown = [path for path in _SYSTEM if os.path.lexists(path)]
+    covered = any(prefix == path or prefix.startswith(path + "/") for path in shown)
+    return shown if covered or prefix == "/" else [*shown, prefix]
+
+
+def _bubblewrap() -> list[str]:
+    command = [_which("bwrap") or "bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    command += ["--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent", "--new-session"]
+    if is_root():
+        # In a user namespace root would stay root to the kernel, which then counts no processes: leave root instead.
+        command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        command += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
+    command += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
+    for parent in reversed(Path(os.path.realpath(sys.base_prefix)).parents[:-1]):
+        command += ["--perms", "0755", "--dir", str(parent)]
+    for path in _shown():
+        if os.path.islink(path):
+            command += ["--symlink", os.readlink(path), path]
+        else:
+            command += ["--ro-bind", path, path]
+    command += ["--perms", "0755", "--dir", "/dev"]
+    for device in _DEVICES:
+        command += ["--dev-bind", device, device]
+    return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
+
+
+def _namespaces() -> list[str]:
+    setpriv = _which("setpriv") or "setpriv"
+    command = [setpriv, "--pdeathsig", "KILL", _which("unshare") or "unshare"]
+    command += ["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--cgroup"]
+    command += [] if is_root() else ["--user", "--map-root-user"]
+    command += [_which("sh") or "sh", "-c", _BUILD_ROOT, "sh", _empty_folder(), str(TMP_BYTES)]
+    command += [*_shown(), *_DEVICES, "--", setpriv, "--no-new-privs", "--inh-caps", "-all"]
+    kept = "-all,+setuid,+setgid" if is_root() else "-all"
+    return [*command, "--bounding-set", kept, "--"]
+
+
+@functools.cache
+def _empty_folder() -> str:
+    """A folder to mount roots on; each process has its own in its own mount namespace."""
+    folder = tempfile.mkdtemp(prefix="selfdistill-root-")
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+    atexit.register(remove)
+    return folder

@@ -1,0 +1,334 @@
+"""One process in isolation, seen from outside: messages in and out, deadlines, and an end that spares nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import IO, Any, Literal, cast
+
+from selfdistill.errors import UserError
+from selfdistill.sandbox.isolation import ENVIRONMENT, Isolation, is_root
+
+End = Literal["exit", "crash", "time", "memory", "output"]
+"""How a process ended: by itself, by a signal, or at a limit."""
+
+_READY = b"ready\n"
+_START_SECONDS = 60.0
+_END_SECONDS = 5.0
+_TICK = 0.05
+_STDERR_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a process may use; every process that it starts has the same limits again, ``memory`` and ``seconds``
+    hold for all together.
+
+    ``cpu`` counts processor seconds, so that a busy machine does not turn right programs into wrong ones; ``seconds``
+    of wall-clock time are counted from the moment the interpreter runs.
+    """
+
+    cpu: int = 5
+    seconds: float = 12.0
+    memory: int = 512 * 2**20
+    output: int = 4 * 2**20
+    processes: int = 16
+    files: int = 64
+    file_size: int = 16 * 2**20
+    stack: int = 64 * 2**20
+
+
+class Ended(Exception):
+    """The process is no more; ``end`` says how."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end)
+        self.end = end
+
+
+@cache
+def guest_code() -> str:
+    """The script that the interpreter is started with: the guest and the codec, under their own names."""
+    folder = resources.files("selfdistill.sandbox")
+    texts = {
+        f"selfdistill.sandbox.{name}": (folder / f"{name}.py").read_text(encoding="utf-8")
+        for name in ("codec", "guest")
+    }
+    return (
+        f"import sys, types\nfor name, text in {texts!r}.items():\n"
+        "    module = sys.modules[name] = types.ModuleType(name)\n"
+        "    exec(compile(text, name, 'exec'), vars(module))\n"
+        "sys.modules['selfdistill.sandbox.guest'].main()\n"
+    )
+
+
+@cache
+def judge_code() -> str:
+    """The text of the judge."""
+    return (resources.files("selfdistill.sandbox") / "judge.py").read_text(encoding="utf-8")
+
+
+class Process:
+    """A context manager: whatever happens inside, nothing is left running behind it.
+
+    Args:
+        isolation: how it is kept apart.
+        limits: what it may use.
+        slot: a small number that no other process of this program has at the same time; a user id is made of it.
+    """
+
+    def __init__(self, isolation: Isolation, limits: Limits, *, slot: int) -> None:
+        self._limits = limits
+        self._folder = tempfile.TemporaryDirectory(prefix="selfdistill-") if isolation.name == "none" else None
+        own = isolation.counts_own_processes
+        settings = {
+            **asdict(limits),
+            "uid": _user_id(slot) if own and is_root() else None,
+            "processes": limits.processes if own else None,
+        }
+        self._process = subprocess.Popen(
+            isolation.command(["-c", guest_code(), json.dumps(settings)]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT if self._folder is None else {**ENVIRONMENT, "HOME": self._folder.name},
+            cwd=self._folder.name if self._folder else "/",
+            start_new_session=True,
+        )
+        self._output = bytearray()
+        self._errors = bytearray()
+        self._pending = bytearray()
+        self._closing = False
+        self._deadline = time.monotonic() + _START_SECONDS
+        self._selector = selectors.DefaultSelector()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            os.set_blocking(stream.fileno(), False)
+            self._selector.register(stream, selectors.EVENT_READ)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+
+    def __enter__(self) -> Process:
+        try:
+            self._pump(lambda: len(self._output) >= len(_READY))
+            ready = self._output.startswith(_READY)
+        except Ended:
+            ready = False
+        if not ready:
+            said = self.errors.strip().splitlines()
+            self.kill()
+            raise UserError(
+                f"the sandbox does not start: {said[-1] if said else 'no word from it'}; try selfdistill doctor"
+            )
+        del self._output[: len(_READY)]
+        self.allow(self._limits.seconds)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def errors(self) -> str:
+        """What the process wrote on its standard error, the first part."""
+        return self._errors.decode(errors="replace")
+
+    @property
+    def output(self) -> bytes:
+        """What it wrote on its standard output and nobody has taken."""
+        return bytes(self._output)
+
+    def allow(self, seconds: float) -> None:
+        """Set the deadline anew."""
+        self._deadline = time.monotonic() + seconds
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Queue one message; it is written while an answer is waited for."""
+        payload = json.dumps(message).encode()
+        self.write(b"%d\n" % len(payload) + payload)
+
+    def write(self, data: bytes, *, last: bool = False) -> None:
+        """Queue bytes for its standard input; ``last`` closes it behind them."""
+        self._pending += data
+        self._closing = last
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._process.stdin)
+            self._selector.register(self._process.stdin, selectors.EVENT_WRITE)
+
+    def receive(self) -> dict[str, Any]:
+        """The next message.
+
+        Raises:
+            Ended: the process ended, ran into a limit, or wrote something that is no message.
+        """
+        self._pump(lambda: b"\n" in self._output[:12] or len(self._output) > 12)
+        header, newline, _ = bytes(self._output[:12]).partition(b"\n")
+        if not newline or not header.isdigit():
+            raise Ended("crash")
+        start, length = len(header) + 1, int(header)
+        if length > self._limits.output:
+            raise Ended("output")
+        self._pump(lambda: len(self._output) >= start + length)
+        payload = bytes(self._output[start : start + length])
+        del self._output[: start + length]
+        try:
+            message = json.loads(payload)
+        except (ValueError, RecursionError) as error:
+            raise Ended("crash") from error
+        if not isinstance(message, dict):
+            raise Ended("crash")
+        return message
+
+    def finish(self) -> End:
+        """Wait for the end; what was written before it stays in ``output`` and ``errors``."""
+        try:
+            self._pump(lambda: False)
+        except Ended as ended:
+            return ended.end
+        raise AssertionError("the pump ends only by raising")
+
+    def kill(self) -> None:
+        """End the whole tree and wait until it is gone."""
+        below = _tree(self._process.pid)[1:] if self._process.poll() is None else []
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+        _await_end(below)
+        self._selector.close()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _pump(self, done: Callable[[], bool]) -> None:
+        """Move bytes both ways until ``done`` says so."""
+        watched = time.monotonic()
+        while not done():
+            now = time.monotonic()
+            if now > self._deadline:
+                raise Ended("time")
+            if now - watched > _TICK:
+                watched = now
+                if _memory(_tree(self._process.pid)) > self._limits.memory:
+                    raise Ended("memory")
+            for key, _ in self._selector.select(_TICK):
+                self._move(cast(IO[bytes], key.fileobj))
+            if len(self._output) > self._limits.output + len(_READY) + 12:
+                raise Ended("output")
+            if self._is_over() and not done():
+                raise Ended(self._how_it_ended())
+
+    def _move(self, stream: IO[bytes]) -> None:
+        if stream is self._process.stdin:
+            self._feed(stream)
+            return
+        try:
+            data = os.read(stream.fileno(), 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            self._selector.unregister(stream)
+        elif stream is self._process.stdout:
+            self._output += data
+        else:
+            self._errors += data[: max(0, _STDERR_BYTES - len(self._errors))]
+
+    def _feed(self, stream: IO[bytes]) -> None:
+        try:
+            del self._pending[: os.write(stream.fileno(), self._pending[: 1 << 16])]
+        except BlockingIOError:
+            return
+        except OSError:  # it closed its end: what it does not read is of no use to it
+            self._pending.clear()
+        if not self._pending:
+            self._selector.unregister(stream)
+            if self._closing:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _is_over(self) -> bool:
+        """Whether it has ended and all it wrote is read; a child that holds the pipe open is not waited for."""
+        reading = [key.fileobj for key in self._selector.get_map().values() if key.events & selectors.EVENT_READ]
+        if not reading:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TICK)
+        if self._process.poll() is None:
+            return False
+        return not any(key.events & selectors.EVENT_READ for key, _ in self._selector.select(0))
+
+    def _how_it_ended(self) -> End:
+        code = self._process.returncode
+        number = -code if code < 0 else code - 128
+        if number in (signal.SIGXCPU, signal.SIGKILL):
+            return "time"  # the kernel sends the second at the hard limit, which is the soft one too
+        if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGSYS, signal.SIGFPE):
+            return "crash"
+        return "exit"
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, once it has ended."""
+        return self._process.poll()
+
+
+def _user_id(slot: int) -> int:
+    """Far above the ids in use, and another for every program and slot: limits are counted by user id."""
+    return 2_000_000_000 + os.getpid() % 4_194_304 * 256 + slot % 256
+
+
+def _tree(root: int) -> list[int]:
+    """A process and all below it."""
+    found, waiting = [], [root]
+    while waiting:
+        pid = waiting.pop()
+        found.append(pid)
+        with contextlib.suppress(OSError, ValueError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                    waiting += [int(child) for child in file.read().split()]
+    return found
+
+
+def _memory(pids: list[int]) -> int:
+    """Bytes that processes hold beside what files back."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/status", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(("RssAnon:", "RssShmem:")):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def _await_end(pids: list[int]) -> None:
+    """Wait until killed processes are gone: process 1 of a namespace takes its own down, but not in the same moment."""
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        pids = [pid for pid in pids if not _is_gone(pid)]
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return True
