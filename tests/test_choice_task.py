@@ -167,7 +167,16 @@ def test_two_options_of_one_text_are_both_right(tmp_path: Path) -> None:
 def test_the_last_block_of_options_counts() -> None:
     found = option_lines("A: a table\n\nWhich?\n(A) one\n(B) two: 2\n\nGo.")
     assert found is not None and (found.first, found.texts) == (3, ("one", "two: 2"))
+    assert found.movable
     assert option_lines("A: alone\nno B") is None
+
+
+def test_options_of_several_lines_are_read_and_keep_their_places(tmp_path: Path) -> None:
+    text = "Which?\n\nA: one\nand more\nB: two\nGo."
+    found = option_lines(text)
+    assert found is not None and (found.texts, found.movable) == (("one\nand more", "two"), False)
+    _, example = one_of(tmp_path, {"question": text, "answer": "B"}, shuffle="epoch", suffix="")
+    assert {example.in_epoch(epoch).prompt[-1].content for epoch in range(10)} == {text}
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class ChoiceTask(RowTask):
             solution that names a letter would name a wrong one, so it is left out.
         fields, system, suffix: as for the math task.
         shuffle: ``"never"``, ``"once"`` (seeded, by example) or ``"epoch"`` (anew in every epoch of training; held-out
-            problems stay as they are in the first). An example whose options refer to each other is never shuffled.
+            problems stay as they are in the first). Options that refer to each other or span lines stay in place.
         seed: of the shuffling.
         tell_wrong: whether feedback names a wrong letter; else a wrong answer has no feedback.
 
@@ -106,7 +106,8 @@ class ChoiceTask(RowTask):
             raise DataError(f"{row.place}: the answer {answer[:80]!r} is neither a letter nor a text of its options")
         problem = _Problem(question, texts, right, lines, fields, system_messages(row, self._system))
         example = Example(example_id(row), columns=row.values, prompt=())
-        if self._shuffle == "never" or any(_REFERS.search(text) for text in texts):
+        fixed = (lines is not None and not lines.movable) or any(_REFERS.search(text) for text in texts)
+        if self._shuffle == "never" or fixed:
             return question, self._shown(problem, example, tuple(range(len(texts))))
 
         def in_epoch(epoch: int) -> Example:
@@ -159,15 +160,15 @@ class ChoiceTask(RowTask):
     def _shown(self, problem: _Problem, example: Example, order: tuple[int, ...]) -> Example:
         """The example with its options in the given order."""
         letter = ascii_uppercase[order.index(problem.right)]
+        moved = order != tuple(range(len(order)))
         if problem.lines is not None:
-            question = with_options(problem.question, problem.lines, order)
+            question = with_options(problem.question, problem.lines, order) if moved else problem.question
         else:
             listed = "\n".join(
                 f"{ascii_uppercase[place]}: {problem.options[source]}" for place, source in enumerate(order)
             )
             question = f"{problem.question}\n\n{listed}"
         fields = {**problem.fields, "answer": letter, "option": problem.options[problem.right]}
-        moved = order != tuple(range(len(order)))
         if moved and "solution" in fields and names_letter(fields["solution"]):
             del fields["solution"]
         shown = [problem.options[source] for source in order]

@@ -33,12 +33,15 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class OptionLines:
-    """Options that stand in a prompt as lines ``A: …``: where the first is, and each one's text."""
+    """Options that stand in a prompt behind ``A: …``, ``B: …``: each one's text, and where they are."""
 
     first: int
+    """The line of the first."""
     marks: tuple[tuple[str, str], ...]
-    """What stands before and behind the letter of each line."""
+    """What stands before and behind the letter of each."""
     texts: tuple[str, ...]
+    movable: bool
+    """Whether each is one line right below the other; where one spans several, the end of the last is unknown."""
 
 
 def chosen_letter(text: str, *, finished: bool = True) -> Chosen:
@@ -69,19 +72,23 @@ def names_letter(text: str) -> bool:
 
 
 def option_lines(prompt: str) -> OptionLines | None:
-    """The last block of lines that begin with A, B, C … in order, two at least; None where there is none."""
+    """The last block of options that begin with A, B, C … in order, two at least; None where there is none."""
     lines = prompt.split("\n")
     matches = [_OPTION.match(line) for line in lines]
     starts = [i for i, match in enumerate(matches) if match and match["letter"] == "A"]
     for start in reversed(starts):
-        block = []
-        for match, letter in zip(matches[start:], ascii_uppercase, strict=False):
-            if match is None or match["letter"] != letter:
-                break
-            block.append(match)
+        places, block = [], []
+        for place, match in enumerate(matches[start:], start=start):
+            if match and len(block) < len(ascii_uppercase) and match["letter"] == ascii_uppercase[len(block)]:
+                places.append(place)
+                block.append(match)
         if len(block) > 1:
             marks = tuple((match["before"], match["after"]) for match in block)
-            return OptionLines(start, marks, tuple(match["text"] for match in block))
+            ends = [*places[1:], places[-1] + 1]
+            rest = (lines[place + 1 : end] for place, end in zip(places, ends, strict=True))
+            texts = ("\n".join([match["text"], *more]).strip() for match, more in zip(block, rest, strict=True))
+            movable = places == list(range(start, start + len(block)))
+            return OptionLines(start, marks, tuple(texts), movable)
     return None
 
 
