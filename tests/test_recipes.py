@@ -10,23 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from selfdistill.assembly import Parts, assemble
 from selfdistill.config import RunConfig, load_config, shipped_configs
 from selfdistill.taskconfig import RowsConfig, SourceConfig
 from selfdistill.tasks.rows import RowTask
 from selfdistill.types import Example, Rollout, RolloutGroup
-from support.tiny import tiny_config
+from support.bytewise import save_bytewise_model
 
 RECIPES = [name for name in shipped_configs() if "qwen3" in name or "olmo3" in name]
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 DOCUMENTED = "f: A tool.\nParameters: {{}}\n\ng: Another.\nParameters: {{}}\n\nBegin!\nQuestion: request {}?"
 ROWS: dict[str, list[dict[str, Any]]] = {
     "openthoughts": [
@@ -51,21 +44,7 @@ WRONG = {"tools": "Action: g\nAction Input: {}", "choice": "I cannot tell.", "ma
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One layer of width 32 that reads bytes."""
-    folder = tmp_path_factory.mktemp("model")
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    entries = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={entry: i for i, entry in enumerate(entries)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.add_special_tokens({"additional_special_tokens": special[1:2]})
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    settings = tiny_config(vocab_size=320, num_hidden_layers=1, max_position_embeddings=8192, eos_token_id=2)
-    Qwen3ForCausalLM(settings).save_pretrained(folder)
-    return folder
+    return save_bytewise_model(tmp_path_factory.mktemp("model"))
 
 
 def rows(config: RunConfig, folder: Path) -> Path:

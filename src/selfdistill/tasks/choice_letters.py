@@ -77,7 +77,8 @@ def option_lines(prompt: str) -> OptionLines | None:
     matches = [_OPTION.match(line) for line in lines]
     starts = [i for i, match in enumerate(matches) if match and match["letter"] == "A"]
     for start in reversed(starts):
-        places, block = [], []
+        places: list[int] = []
+        block: list[re.Match[str]] = []
         for place, match in enumerate(matches[start:], start=start):
             if match and len(block) < len(ascii_uppercase) and match["letter"] == ascii_uppercase[len(block)]:
                 places.append(place)
