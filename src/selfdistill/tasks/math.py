@@ -1,14 +1,7 @@
 r"""Mathematics from rows of data: a question, a final answer, perhaps a worked solution.
 
-Any schema is read by naming its columns (a column, a dotted path or a ``$`` template, see ``selfdistill.data``):
-
-====================  ==================  ===================================  =============
-data                  ``prompt``          ``answer``                           ``solution``
-====================  ==================  ===================================  =============
-GSM8K                 ``question``        ``answer`` (its ``#### 72`` line)    ``answer``
-MATH                  ``problem``         ``solution`` (its ``\boxed{…}``)     ``solution``
-AIME, AMC             ``problem``         ``answer``                           ``solution``
-====================  ==================  ===================================  =============
+Any schema is read by naming its columns (a column, a dotted path or a ``$`` template, see ``selfdistill.data``); the
+files in ``presets/`` name those of GSM8K, MATH, AIME, AMC, DAPO and OpenThoughts.
 """
 
 from __future__ import annotations
