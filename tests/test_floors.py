@@ -19,12 +19,12 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "taskconfig", "config"),
+    ("types", "errors", "taskconfig", "config", "alarms"),
     ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping", "plugins"),
     ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children"),
     ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison", "doctor"),
     ("training", "evaluation", "inspection", "collecting"),
-    ("teaching", "reference",),
+    ("teaching", "reference", "measuring"),
     ("tasking",),
     ("assembly", "run", "commands", "compare", "datacheck"),
     ("cli",),
@@ -40,6 +40,7 @@ SIDEWAYS = {
     ("config", "types"),
     ("taskconfig", "errors"),
     ("config", "taskconfig"),  # the task's table is the longest part of a config and has a file of its own
+    ("config", "alarms"),  # a config names the alarms that end a run
     ("head", "objectives"),  # the head reports entropies, and there is one formula for them
     ("policy", "chat"),  # a model is loaded and saved together with its tokenizer
     ("samplers", "policy"),  # the Transformers sampler draws from the very weights that are trained

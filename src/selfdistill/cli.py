@@ -23,6 +23,9 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Rows of data before anything is trained on them.")
 app.add_typer(data_app, name="data")
 
+STOPPED_BY_ALARM = 3
+"""Exit code of a run that an alarm of ``stop_on`` has ended."""
+
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")
 ]
@@ -35,7 +38,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder if there is one.")] = False,
 ) -> None:
-    """Train a model; stop with Ctrl-C, continue with --resume."""
+    """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
     from rich.console import Console
 
     from selfdistill.config import load_config
@@ -50,6 +53,13 @@ def train(
         run = Run(settings, folder, resume=resume, progress=progress)
         summary = run.train(stop)
     progress.closing(summary, str(folder / "report.html"))
+    if summary["stopped_by"]:
+        progress.say(
+            f"ended after step {summary['steps']} by {', '.join(summary['stopped_by'])}; the best checkpoint, of step "
+            f"{summary['best_step']}, is {folder / 'checkpoints' / 'best'}; to go on, take the name out of stop_on "
+            "and use --resume"
+        )
+        raise typer.Exit(STOPPED_BY_ALARM)
     if stop.signal is not None and not summary["finished"]:
         progress.say(f"stopped after step {summary['steps']}; continue with --resume --out {folder}")
         raise typer.Exit(128 + stop.signal)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
+from selfdistill.alarms import ALARMS
 from selfdistill.errors import ConfigError
 from selfdistill.taskconfig import CountdownConfig, Strict, TaskConfig, fill_from_preset, task_configs
 
@@ -96,6 +97,35 @@ class CheckpointConfig(Strict):
     keep: int = Field(2, ge=1, description="Newest checkpoints kept; the best by validation is kept besides.")
 
 
+class AlarmsConfig(Strict):
+    """Where the alarms sound. "At the start" are the first ``window`` steps, "now" the last."""
+
+    window: int = Field(5, ge=1, description="Steps that are averaged, so that one odd step rings no alarm.")
+    entropy: float = Field(
+        0.25, ge=0, lt=1, description="entropy_collapse, teacher_entropy_collapse: share of the entropy at the start."
+    )
+    length_growth: float = Field(2.0, gt=1, description="length_explosion: multiple of the length at the start.")
+    length_fall: float = Field(0.5, gt=0, lt=1, description="length_shrinkage: share of the length at the start.")
+    deliberation: float = Field(
+        0.5, ge=0, lt=1, description="deliberation_vanishing: share of the deliberation words at the start."
+    )
+    truncated: float = Field(0.3, gt=0, le=1, description="truncated_completions: share of completions cut.")
+    skipped: float = Field(0.5, gt=0, le=1, description="skipped_completions: share left out of the loss.")
+    no_signal: float = Field(0.8, gt=0, le=1, description="no_signal: share of groups that teach nothing.")
+    ratio: float = Field(0.1, gt=0, description="importance_ratios: distance of the mean ratio from 1.")
+    clipped: float = Field(0.2, gt=0, le=1, description="importance_ratios: share of tokens outside the clip range.")
+    u_gap: float = Field(
+        0.0, description="teacher_worse: mean u a token of correct completions above that of wrong ones, in nats."
+    )
+    reward_gap: float = Field(
+        0.05, gt=0, description="teacher_worse: reward of the student above that of a teacher that draws completions."
+    )
+    gradient: float = Field(10.0, gt=1, description="gradient_jump: multiple of the median of the steps before.")
+    validation: float = Field(
+        0.03, gt=0, le=1, description="validation_falls: accuracy lost since the best evaluation, reward rising."
+    )
+
+
 class RunConfig(Strict):
     """A whole run."""
 
@@ -111,6 +141,8 @@ class RunConfig(Strict):
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
+    stop_on: list[str] = Field([], description="Alarms that end the run, for example ['entropy_collapse'].")
 
 
 def shipped_configs() -> list[str]:
@@ -154,6 +186,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
     if isinstance(table.get("task"), Mapping):
         table["task"] = fill_from_preset(table["task"])
     _refuse_unknown(RunConfig, table, (), source)
+    _refuse_unknown_names("stop_on", table.get("stop_on"), ALARMS, source)
     try:
         return RunConfig.model_validate(table)
     except ValidationError as error:
@@ -216,6 +249,15 @@ def _refuse_unknown(model: type[BaseModel], table: Mapping[str, Any], where: tup
             below = _table_type(model.model_fields[key].annotation, value)
             if below is not None:
                 _refuse_unknown(below, value, (*where, key), source)
+
+
+def _refuse_unknown_names(key: str, names: object, known: Collection[str], source: str) -> None:
+    """Name the nearest known word of a list; what is no list of words is left to pydantic."""
+    for name in names if isinstance(names, list | tuple) else ():
+        if isinstance(name, str) and name not in known:
+            close = difflib.get_close_matches(name, [*known], n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise ConfigError(f"{source}: {key}: unknown name {name!r}; {hint}")
 
 
 def _table_type(annotation: Any, value: Mapping[str, Any]) -> type[BaseModel] | None:

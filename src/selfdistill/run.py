@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from selfdistill import checkpoint
+from selfdistill.alarms import AlarmWatch, Thresholds
 from selfdistill.assembly import assemble
 from selfdistill.config import RunConfig
 from selfdistill.distributed import World
 from selfdistill.errors import CheckpointError, TrainingError
 from selfdistill.evaluation import evaluate
 from selfdistill.head import STUDENT
+from selfdistill.measuring import drawn, separation, taught
 from selfdistill.policy import load_weights, save_policy
 from selfdistill.progress import Progress
 from selfdistill.report import write_report
@@ -27,7 +29,7 @@ from selfdistill.stopping import StopRequest
 from selfdistill.training import Clock, StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord
 
-MAY_CHANGE = ("steps", "checkpoint")
+MAY_CHANGE = ("steps", "checkpoint", "stop_on")
 """Config keys that a resume may change: they do not alter any step that was already made."""
 
 
@@ -71,6 +73,8 @@ class Run:
         self.metrics = JsonLines(folder / "metrics.jsonl")
         self.evaluations = JsonLines(folder / "evaluations.jsonl")
         self.rollouts = JsonLines(folder / "rollouts.jsonl")
+        self.alarms = JsonLines(folder / "alarms.jsonl")
+        self.watch = AlarmWatch(Thresholds(**self.config.alarms.model_dump()))
         if exists:
             check_same_config(folder, self.config)
             self._restore()
@@ -94,8 +98,9 @@ class Run:
             with clock.phase("evaluation"):
                 now.before = self._evaluate()
             now.seconds.update(clock.seconds)
+            self.watch.look({"step": 0, "evaluation": now.before})
         order = batches(len(parts.examples), config.sampling.prompts, seed=config.seed, first_step=now.step + 1)
-        while now.step < config.steps and not stop.requested:
+        while now.step < config.steps and not stop.requested and not self._alarmed():
             clock = Clock()
             examples = epoch_examples(parts.examples, next(order), first=now.step * config.sampling.prompts)
             with clock.phase("generation"):
@@ -110,6 +115,7 @@ class Run:
                 with clock.phase("evaluation"):
                     line["evaluation"] = self._evaluate()
             self._note_seconds(clock, line)
+            self._listen(line)
             self.rollouts.append(*self._describe(groups, result))
             self.metrics.append(line)
             self.progress.step(line, total=config.steps)
@@ -155,7 +161,21 @@ class Run:
         for source in self.parts.method.sources():
             if source != STUDENT:
                 line.update({f"{source}_{name}": value for name, value in drawn(groups, source).items()})
+        line.update(taught(groups, result, needs_rewards=self.parts.method.needs_rewards()))
+        line.update(separation(result))
         return line
+
+    def _listen(self, line: dict[str, Any]) -> None:
+        """Let the alarms look at the step's line, and note in it which of them stand."""
+        sounded = self.watch.look(line)
+        line["alarms"] = sorted(self.watch.standing)
+        for alarm in sounded:
+            self.progress.say(alarm.sentence())
+        self.alarms.append(*(alarm.to_json() for alarm in sounded))
+
+    def _alarmed(self) -> list[str]:
+        """The alarms that end the run: those of ``stop_on`` that the newest step has set off."""
+        return [alarm.name for alarm in self.watch.sounded if alarm.name in self.config.stop_on]
 
     def _note_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
         for phase, seconds in clock.seconds.items():
@@ -236,8 +256,12 @@ class Run:
             self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
         else:
             self.progress.say(f"{self.folder} has no checkpoint yet: starting over")
-        for lines in (self.metrics, self.evaluations, self.rollouts):
+        for lines in (self.metrics, self.evaluations, self.rollouts, self.alarms):
             lines.cut(after_step=self.counters.step if path is not None else -1)
+        if path is not None:
+            # The alarms know no more than the lines say, so that the lines are all the state they need.
+            for line in ({"step": 0, "evaluation": self.counters.before}, *self.metrics.read()):
+                self.watch.look(line)
 
     def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
         name = f"bad-batch-{step:06d}.jsonl"
@@ -251,12 +275,14 @@ class Run:
         summary = {
             "steps": now.step,
             "finished": now.step >= self.config.steps,
+            "stopped_by": self._alarmed() if now.step < self.config.steps else [],
             "before": now.before,
             "after": now.latest,
             "after_step": now.latest_step,
             "best": now.best,
             "best_step": now.best_step,
             "seconds": {phase: round(value, 3) for phase, value in now.seconds.items()},
+            "alarms": list(self.alarms.read()),
             "tokens": now.tokens,
             "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -271,17 +297,6 @@ def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first
     return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]
 
 
-def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
-    """Mean reward, length and share cut of what one source drew; None where it drew nothing or nothing was judged."""
-    pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
-    rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
-    return {
-        "reward": sum(rewards) / len(rewards) if rewards else None,
-        "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
-        "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
-    }
-
-
 def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[str] = MAY_CHANGE) -> None:
     """Refuse to go on in the folder of a run that was made with another config.
 
@@ -290,6 +305,9 @@ def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[s
     """
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     ours = json.loads(json.dumps(config.model_dump()))
+    # A table that the folder's config lacks is younger than the run, which was made as its defaults say.
+    defaults = json.loads(json.dumps(RunConfig(method={}).model_dump()))
+    stored = {**{key: defaults[key] for key in ("alarms", "stop_on")}, **stored}
     for key in sorted({*stored, *ours} - set(may_change)):
         if stored.get(key) != ours.get(key):
             where = _difference(key, stored.get(key), ours.get(key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,20 @@ class JsonLines:
         self.path = path
 
     def append(self, *objects: Mapping[str, Any]) -> None:
-        """Write the objects, one a line; numbers that are not finite become null."""
+        """Write the objects, one a line; numbers that are not finite become null. No objects leave no file."""
+        if not objects:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             for value in objects:
                 file.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Its objects, one at a time; nothing where there is no file yet."""
+        if self.path.exists():
+            with self.path.open(encoding="utf-8") as file:
+                yield from map(json.loads, file)
 
     def cut(self, *, after_step: int) -> None:
         """Drop lines of later steps, and a torn last line, as a resume from ``after_step`` must."""

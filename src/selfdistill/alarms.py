@@ -1,0 +1,359 @@
+"""Alarms: what a run's own numbers say is going wrong, on what evidence, and what to try.
+
+Every alarm is a function of the lines of ``metrics.jsonl`` so far and of nothing else, so that a run that is taken up
+again hears the same alarms at the same steps. An alarm sounds once and then stands; it can sound again after the
+numbers have come back past its limit by :data:`SLACK`. "At the start" are the first ``window`` steps, "now" the last.
+
+Two alarms say less than their names might promise. The mean of importance ratios is 1 in expectation however far apart
+two policies are, so the share of clipped tokens counts beside it. A teacher is called worse when what it knows does
+not tell right from wrong: its mean u on correct completions is not above that on wrong ones; a teacher that draws
+completions itself is judged by their reward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+SLACK = 0.1
+"""How far past its limit a number must come back, as a share of the limit, before the alarm clears."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One alarm as it sounded: a line of ``alarms.jsonl``."""
+
+    name: str
+    step: int
+    evidence: str
+    suggestion: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """As it is said in the terminal."""
+        return f"alarm {self.name}, step {self.step}: {self.evidence}; {self.suggestion}"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Where the alarms sound; the config's ``alarms`` table, which describes each."""
+
+    window: int
+    entropy: float
+    length_growth: float
+    length_fall: float
+    deliberation: float
+    truncated: float
+    skipped: float
+    no_signal: float
+    ratio: float
+    clipped: float
+    u_gap: float
+    reward_gap: float
+    gradient: float
+    validation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A number beside its limit: too large, or with ``low`` too small, from the limit on."""
+
+    value: float
+    limit: float
+    evidence: str
+    low: bool = False
+    slack: float | None = None
+
+    @property
+    def sounds(self) -> bool:
+        """At the limit or beyond it."""
+        return self.value <= self.limit if self.low else self.value >= self.limit
+
+    @property
+    def clears(self) -> bool:
+        """Back by more than the slack."""
+        slack = SLACK * abs(self.limit) if self.slack is None else self.slack
+        return self.value > self.limit + slack if self.low else self.value < self.limit - slack
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An evaluation, and the mean training reward of the window before it (None before the first step)."""
+
+    step: int
+    accuracy: float
+    high: float
+    reward: float | None
+
+
+class History:
+    """A run's numbers by name, oldest first. What the newest line lacks, or has as no number, is not judged at it."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.evaluations: list[Scored] = []
+        self._columns: dict[str, list[float]] = {}
+        self._newest: Collection[str] = ()
+
+    def add(self, line: Mapping[str, Any], *, window: int) -> None:
+        """One line of metrics; step 0 is the evaluation before training."""
+        self.step = int(line["step"])
+        found = {key: number for key, value in line.items() if (number := _number(value)) is not None}
+        for key, number in found.items():
+            self._columns.setdefault(key, []).append(number)
+        self._newest = {*found}
+        evaluation = line.get("evaluation")
+        if isinstance(evaluation, Mapping):
+            self._newest.add("evaluation")
+            score = evaluation["avg"]
+            rewards = self._columns.get("reward", [])[-window:]
+            reward = fmean(rewards) if rewards else None
+            self.evaluations.append(Scored(self.step, score["value"], score["high"], reward))
+
+    def new(self, key: str) -> bool:
+        """Whether the newest line has it."""
+        return key in self._newest
+
+    def of(self, key: str, *, least: int = 1) -> list[float]:
+        """All numbers of that name; empty where the newest line has none, or there are fewer than ``least``."""
+        numbers = self._columns.get(key, []) if key in self._newest else []
+        return numbers if len(numbers) >= least else []
+
+
+def _number(value: object) -> float | None:
+    # The file holds null where a number was not finite: both must read the same after a resume.
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an alarm watches, how it reads it, and what it advises."""
+
+    about: str
+    read: Callable[[History, Thresholds], Reading | None]
+    suggestion: str
+
+
+class AlarmWatch:
+    """All alarms of a run, fed line by line."""
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self.thresholds = thresholds
+        self.history = History()
+        self.standing: set[str] = set()
+        self.sounded: tuple[Alarm, ...] = ()
+        """Those of the newest line."""
+
+    def look(self, line: Mapping[str, Any]) -> tuple[Alarm, ...]:
+        """The alarms that sound at this line; afterwards ``standing`` holds these and those not yet cleared."""
+        self.history.add(line, window=self.thresholds.window)
+        sounded = []
+        for name, rule in ALARMS.items():
+            reading = rule.read(self.history, self.thresholds)
+            if reading is None:
+                continue
+            if name in self.standing:
+                if reading.clears:
+                    self.standing.remove(name)
+            elif reading.sounds:
+                self.standing.add(name)
+                sounded.append(Alarm(name, self.history.step, reading.evidence, rule.suggestion))
+        self.sounded = tuple(sounded)
+        return self.sounded
+
+
+def _entropy(who: str) -> Callable[[History, Thresholds], Reading | None]:
+    def read(history: History, at: Thresholds) -> Reading | None:
+        numbers = history.of(f"{who}_entropy", least=2 * at.window)
+        start, now = _ends(numbers, at.window)
+        if not start:
+            return None
+        evidence = (
+            f"mean entropy of the {who} over the last {at.window} steps is {now:.4f} nats a token, "
+            f"{now / start:.0%} of {start:.4f} at the start (limit {at.entropy:.0%})"
+        )
+        return Reading(now, at.entropy * start, evidence, low=True)
+
+    return read
+
+
+def _length(*, growth: bool) -> Callable[[History, Thresholds], Reading | None]:
+    def read(history: History, at: Thresholds) -> Reading | None:
+        start, now = _ends(history.of("length", least=2 * at.window), at.window)
+        if not start:
+            return None
+        limit = at.length_growth if growth else at.length_fall
+        evidence = (
+            f"completions of the last {at.window} steps have {now:.1f} tokens on average, "
+            f"{now / start:.2f} × the {start:.1f} at the start (limit {limit:g} ×)"
+        )
+        return Reading(now, limit * start, evidence, low=not growth)
+
+    return read
+
+
+def _deliberation(history: History, at: Thresholds) -> Reading | None:
+    start, now = _ends(history.of("deliberation", least=2 * at.window), at.window)
+    if not start:
+        return None
+    evidence = (
+        f"{now:.2f} deliberation words a completion over the last {at.window} steps, "
+        f"{now / start:.0%} of {start:.2f} at the start (limit {at.deliberation:.0%})"
+    )
+    return Reading(now, at.deliberation * start, evidence, low=True)
+
+
+def _share(key: str, name: str, words: str) -> Callable[[History, Thresholds], Reading | None]:
+    def read(history: History, at: Thresholds) -> Reading | None:
+        numbers = history.of(key, least=at.window)
+        if not numbers:
+            return None
+        limit: float = getattr(at, name)
+        now = fmean(numbers[-at.window :])
+        return Reading(now, limit, f"{now:.0%} of {words} over the last {at.window} steps (limit {limit:.0%})")
+
+    return read
+
+
+def _ratio(history: History, at: Thresholds) -> Reading | None:
+    ratios, clipped = history.of("ratio"), history.of("clip_share")
+    readings = []
+    if ratios:
+        evidence = f"the mean importance ratio of the step is {ratios[-1]:.4f} (limit 1 ± {at.ratio:g})"
+        readings.append(Reading(abs(ratios[-1] - 1), at.ratio, evidence))
+    if clipped:
+        evidence = f"{clipped[-1]:.0%} of the tokens left the clip range of importance ratios (limit {at.clipped:.0%})"
+        readings.append(Reading(clipped[-1], at.clipped, evidence))
+    # Both must be back before the alarm clears: the one nearer to its limit, or further beyond it, speaks.
+    return max(readings, key=lambda one: one.value / one.limit, default=None)
+
+
+def _teacher(history: History, at: Thresholds) -> Reading | None:
+    theirs, ours = history.of("teacher_reward", least=at.window), history.of("reward", least=at.window)
+    if theirs and ours:
+        teacher, student = fmean(theirs[-at.window :]), fmean(ours[-at.window :])
+        evidence = (
+            f"over the last {at.window} steps the teacher's own completions earn {teacher:.3f}, the student's "
+            f"{student:.3f} (limit {at.reward_gap:g} more than the teacher's)"
+        )
+        return Reading(student - teacher, at.reward_gap, evidence)
+    right, wrong = history.of("u_correct", least=at.window), history.of("u_wrong", least=at.window)
+    if not right or not wrong:
+        return None
+    correct, incorrect = fmean(right[-at.window :]), fmean(wrong[-at.window :])
+    evidence = (
+        f"over the last {at.window} steps the context adds {correct:+.4f} nats a token to correct completions and "
+        f"{incorrect:+.4f} to wrong ones (limit {at.u_gap:g} apart)"
+    )
+    # The limit may be 0, of which no share can be taken.
+    return Reading(correct - incorrect, at.u_gap, evidence, low=True, slack=SLACK * abs(incorrect))
+
+
+def _gradient(history: History, at: Thresholds) -> Reading | None:
+    numbers = history.of("grad_norm", least=2 * at.window + 1)
+    usual = median(numbers[-4 * at.window - 1 : -1]) if numbers else 0.0
+    if not usual:
+        return None
+    evidence = (
+        f"gradient norm {numbers[-1]:.4g} is {numbers[-1] / usual:.1f} × the median {usual:.4g} "
+        f"of the steps before (limit {at.gradient:g} ×)"
+    )
+    return Reading(numbers[-1], at.gradient * usual, evidence)
+
+
+def _validation(history: History, at: Thresholds) -> Reading | None:
+    if not history.new("evaluation") or len(history.evaluations) < 2:
+        return None
+    *earlier, now = history.evaluations
+    best = max(earlier, key=lambda one: one.accuracy)
+    start = history.of("reward")[: at.window]
+    reward = best.reward if best.reward is not None else fmean(start) if start else None
+    if reward is None or now.reward is None:
+        return None
+    evidence = (
+        f"held-out accuracy fell from {best.accuracy:.3f} at step {best.step} to {now.accuracy:.3f} (upper end "
+        f"{now.high:.3f}) while the training reward rose from {reward:.3f} to {now.reward:.3f} "
+        f"(limit {at.validation:g})"
+    )
+    # A fall inside its own interval, or beside a falling reward, is no sign of this trouble.
+    fell = now.high < best.accuracy and now.reward > reward
+    return Reading(best.accuracy - now.accuracy if fell else 0.0, at.validation, evidence)
+
+
+def _ends(numbers: list[float], window: int) -> tuple[float, float]:
+    """Means of the first and of the last window; zeros where there are no numbers."""
+    return (fmean(numbers[:window]), fmean(numbers[-window:])) if numbers else (0.0, 0.0)
+
+
+ALARMS: Mapping[str, Rule] = {
+    "entropy_collapse": Rule(
+        "the student's entropy falls to a small share of what it was",
+        _entropy("student"),
+        "lower the learning rate or the strength of the teacher's signal, or sample at a higher temperature",
+    ),
+    "teacher_entropy_collapse": Rule(
+        "the teacher's entropy falls to a small share of what it was",
+        _entropy("teacher"),
+        'the teacher follows the student into a corner: freeze it (method.weights = "frozen") or average it more '
+        "slowly (method.teacher_rate)",
+    ),
+    "length_explosion": Rule(
+        "completions grow to a multiple of what they were",
+        _length(growth=True),
+        "look at the latest completions for repetition; weigh completions rather than tokens, or lower the signal",
+    ),
+    "length_shrinkage": Rule(
+        "completions shrink to a fraction of what they were",
+        _length(growth=False),
+        "the signal may punish thinking aloud: compare u by kind of token, or use a method that keeps deliberation",
+    ),
+    "deliberation_vanishing": Rule(
+        "words of deliberation disappear from the completions",
+        _deliberation,
+        "a teacher that knows the answer need not hesitate, and the student learns that: compare with antisd or grpo",
+    ),
+    "truncated_completions": Rule(
+        "many completions are cut by the token limit",
+        _share("truncated", "truncated", "the completions were cut by the token limit"),
+        "raise sampling.max_tokens, or look at the latest completions for repetition",
+    ),
+    "skipped_completions": Rule(
+        "many completions are left out of the loss",
+        _share("left_out", "skipped", "the completions were left out of the loss"),
+        'see "skipped" in metrics.jsonl for the reasons; draw more completions a problem, or choose another context',
+    ),
+    "no_signal": Rule(
+        "many groups teach nothing",
+        _share("no_signal", "no_signal", "the groups taught nothing"),
+        "choose problems that are neither always nor never solved, or draw more completions a problem",
+    ),
+    "importance_ratios": Rule(
+        "the policy that is trained has left the one that sampled",
+        _ratio,
+        "lower the learning rate or optimiser.updates, and check that sampler and learner score alike",
+    ),
+    "teacher_worse": Rule(
+        "what the teacher knows does not help",
+        _teacher,
+        "look at the rendered prompts (selfdistill contexts) and measure the teacher (selfdistill teachers)",
+    ),
+    "gradient_jump": Rule(
+        "the gradient norm jumps",
+        _gradient,
+        "look at this step's completions; lower optimiser.clip_norm or the learning rate if it happens again",
+    ),
+    "validation_falls": Rule(
+        "held-out accuracy falls while the training reward rises",
+        _validation,
+        "the run overfits its problems or its reward: stop here and keep the best checkpoint",
+    ),
+}
+"""All alarms by the names that ``stop_on`` takes."""
