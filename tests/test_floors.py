@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children"),
     ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison", "doctor"),
     ("training", "evaluation", "inspection", "collecting"),
-    ("teaching", "reference", "measuring"),
+    ("teaching", "reference", "measuring", "watching"),
     ("tasking",),
     ("assembly", "run", "commands", "compare", "datacheck"),
     ("cli",),

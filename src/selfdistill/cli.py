@@ -271,6 +271,37 @@ def doctor(
 
 
 @app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, finished or still going.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8642,
+    host: Annotated[str, typer.Option(help="Address to serve at; others than this machine's own let anybody in.")] = (
+        "127.0.0.1"
+    ),
+    static: Annotated[bool, typer.Option("--static", help="Write the page as report.html instead.")] = False,
+) -> None:
+    """Follow a run in the browser: curves, alarms and the latest completions, drawn anew as its files grow."""
+    from selfdistill.report import write_report
+    from selfdistill.watching import is_loopback, server_of
+
+    if static:
+        typer.echo(f"page: {write_report(folder)}")
+        return
+    with server_of(folder, host=host, port=port) as server:
+        if not is_loopback(host):
+            typer.echo(
+                f"warning: at {host} anybody who can reach this machine reads the run's prompts and completions; "
+                "there is no password",
+                err=True,
+            )
+        name = f"[{host}]" if ":" in host else host
+        typer.echo(f"page: http://{name}:{server.server_address[1]}/ (Ctrl-C ends)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("no longer served; the run itself goes on")
+
+
+@app.command()
 def configs() -> None:
     """List the shipped configs."""
     from selfdistill.config import shipped_configs

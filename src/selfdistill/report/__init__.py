@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from selfdistill.report.charts import Chart, Series, curve_chart
-from selfdistill.report.page import render, render_run, write_report
+from selfdistill.report.files import OuterSteps, read_run
+from selfdistill.report.page import Live, render, render_run, write_report
 from selfdistill.report.tokens import Coloured, colour, scale_limit
 from selfdistill.report.versus_page import render_comparison, write_comparison
 
 __all__ = [
     "Chart",
     "Coloured",
+    "Live",
+    "OuterSteps",
     "Series",
     "colour",
     "curve_chart",
+    "read_run",
     "render",
     "render_comparison",
     "render_run",

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import DataError
+from selfdistill.report.numbers import number
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """What a run wrote. ``first`` and ``last`` are all completions of the first and the last scored step."""
+    """What a run wrote. ``first`` and ``last`` are all completions of the first and the last scored step.
+
+    ``summary`` is empty where the run has gone on since it was written.
+    """
 
     name: str
     config: Row
@@ -23,27 +27,39 @@ class RunFiles:
     summary: Row
     first: tuple[Row, ...]
     last: tuple[Row, ...]
+    alarms: tuple[Row, ...] = ()
 
 
-def read_run(run_dir: Path) -> RunFiles:
+def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
     """Read a run folder; an unfinished run may lack everything but its config.
+
+    ``completions`` are the outer steps of ``rollouts.jsonl`` where the caller has read it already.
 
     Raises:
         DataError: there is no ``config.json``, or a file is not what its name says.
     """
     if not (run_dir / "config.json").is_file():
         raise DataError(f"{run_dir} is not the folder of a run: it has no config.json")
-    first, last = outer_steps(read_lines(run_dir / "rollouts.jsonl"))
+    first, last = outer_steps(read_lines(run_dir / "rollouts.jsonl")) if completions is None else completions.found()
+    metrics = tuple(read_lines(run_dir / "metrics.jsonl"))
     place = run_dir.resolve()
     return RunFiles(
         # Runs of a comparison are named by seed, in a folder of their arm.
         name=f"{place.parent.name}, {place.name}" if place.name.startswith("seed-") else place.name,
         config=_read_object(run_dir / "config.json"),
-        metrics=(*_before_training(run_dir), *read_lines(run_dir / "metrics.jsonl")),
-        summary=_read_object(run_dir / "summary.json"),
+        metrics=(*_before_training(run_dir), *metrics),
+        summary=_summary_of(run_dir, metrics),
         first=first,
         last=last,
+        alarms=tuple(read_lines(run_dir / "alarms.jsonl")),
     )
+
+
+def _summary_of(run_dir: Path, metrics: Sequence[Row]) -> Row:
+    summary = _read_object(run_dir / "summary.json")
+    done, reached = number(summary.get("steps")), number(metrics[-1].get("step")) if metrics else None
+    # The run was stopped, which left a summary, and then went on: what it says of the end is no longer so.
+    return {} if done is not None and reached is not None and reached > done else summary
 
 
 def _before_training(run_dir: Path) -> Iterator[Row]:
@@ -78,25 +94,40 @@ def read_lines(path: Path) -> Iterator[Row]:
             yield row
 
 
-def outer_steps(rows: Iterable[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Completions of the first and of the last step, in one pass that holds no more than those two steps.
+class OuterSteps:
+    """Completions of the first and of the last step, holding no more than those two steps.
 
     Steps whose completions carry ``u`` are preferred; of such steps, completions without it are left out. With one
-    step only, the second answer is empty.
+    step only, the second is empty.
     """
-    first: dict[bool, list[Row]] = {True: [], False: []}
-    last: dict[bool, list[Row]] = {True: [], False: []}
-    for row in rows:
-        scored = bool(row.get("u"))
-        step = row.get("step")
-        if not first[scored] or first[scored][0].get("step") == step:
-            first[scored].append(row)
-        elif last[scored] and last[scored][0].get("step") == step:
-            last[scored].append(row)
+
+    def __init__(self) -> None:
+        self._first: dict[bool, list[Row]] = {True: [], False: []}
+        self._last: dict[bool, list[Row]] = {True: [], False: []}
+
+    def add(self, row: Row) -> None:
+        """One more line of ``rollouts.jsonl``."""
+        scored, step = bool(row.get("u")), row.get("step")
+        first, last = self._first[scored], self._last[scored]
+        if not first or first[0].get("step") == step:
+            first.append(row)
+        elif last and last[0].get("step") == step:
+            last.append(row)
         else:
-            last[scored] = [row]
-    kind = bool(first[True])
-    return tuple(first[kind]), tuple(last[kind])
+            self._last[scored] = [row]
+
+    def found(self) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+        """The first and the last step so far."""
+        kind = bool(self._first[True])
+        return tuple(self._first[kind]), tuple(self._last[kind])
+
+
+def outer_steps(rows: Iterable[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """:class:`OuterSteps` of all rows, in one pass."""
+    steps = OuterSteps()
+    for row in rows:
+        steps.add(row)
+    return steps.found()
 
 
 def _read_object(path: Path) -> Row:

@@ -181,6 +181,35 @@ def skipped(metrics: Sequence[Row]) -> list[tuple[str, str]]:
     return [(reason, numbers.whole(count)) for reason, count in counts.most_common() if count]
 
 
+def alarm_rows(run: RunFiles) -> list[dict[str, object]]:
+    """Every alarm that sounded, oldest first: when, on what evidence, what to try, and whether it stands still."""
+    lines = [(numbers.number(row.get("step")), row.get("alarms")) for row in run.metrics]
+    rows: list[dict[str, object]] = []
+    for alarm in run.alarms:
+        name, step = _word(alarm.get("name")), numbers.number(alarm.get("step"))
+        cleared = [
+            at
+            for at, standing in lines
+            if at is not None and step is not None and at > step and isinstance(standing, list) and name not in standing
+        ]
+        rows.append(
+            {
+                "name": name.replace("_", " "),
+                "step": numbers.whole(step),
+                "cleared": numbers.whole(cleared[0]) if cleared else "",
+                "evidence": _word(alarm.get("evidence")),
+                "suggestion": _word(alarm.get("suggestion")),
+            }
+        )
+    return rows
+
+
+def ended_by(summary: Row) -> str:
+    """The alarms that ended the run, as words; empty where none did."""
+    names = summary.get("stopped_by")
+    return ", ".join(_word(name).replace("_", " ") for name in names) if isinstance(names, list) else ""
+
+
 def stepped(metrics: Sequence[Row]) -> list[Row]:
     """Lines that belong to a step."""
     return [row for row in metrics if numbers.number(row.get("step")) is not None]

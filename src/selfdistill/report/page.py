@@ -1,7 +1,8 @@
 """The page of a run: ``report.html``, one file that needs no network, says what changed and shows how.
 
 Left to the parts: geometry (``charts``), colours of tokens (``tokens``), reading (``files``), rounding (``numbers``).
-Left out: everything that compares runs or follows one that is still going; those pages use the same parts.
+A run that is still going has the same page, drawn anew as its files grow (``watching``). Left out: everything that
+compares runs; those pages use the same parts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart, running_mean
 from selfdistill.report.files import Row, RunFiles, read_run
 from selfdistill.report.outcome import (
+    alarm_rows,
     comparison_rows,
+    ended_by,
     ends,
     evaluation_rows,
     facts,
@@ -111,8 +114,15 @@ def write_report(run_dir: Path) -> Path:
     return target
 
 
-def render_run(run: RunFiles) -> str:
-    """The page of a run as text."""
+@dataclass(frozen=True, slots=True)
+class Live:
+    """How a page follows its run: drawn anew every so many ``seconds``, or, while these are None, held still."""
+
+    seconds: int | None
+
+
+def render_run(run: RunFiles, live: Live | None = None) -> str:
+    """The page of a run as text; ``live`` where it is served."""
     evaluations = [
         (row["step"], row["evaluation"]) for row in stepped(run.metrics) if isinstance(row.get("evaluation"), dict)
     ]
@@ -127,7 +137,11 @@ def render_run(run: RunFiles) -> str:
         run=numbers.printable(run.name),
         facts=facts(run),
         headline=headline(before, after),
+        live=live,
+        refresh=live.seconds if live else None,
         finished=run.summary.get("finished") is True,
+        ended_by=ended_by(run.summary),
+        alarms=alarm_rows(run),
         accuracy=accuracy_charts(evaluations, run.summary.get("best_step")),
         behaviour=behaviour,
         signal=signal,
@@ -143,8 +157,11 @@ def render_run(run: RunFiles) -> str:
     )
 
 
-def render(template: str, **values: object) -> str:
-    """Fill a template of this package: every value is escaped, and only the page's own script may run."""
+def render(template: str, *, refresh: int | None = None, **values: object) -> str:
+    """Fill a template of this package: every value is escaped, and only the page's own script may run.
+
+    ``refresh``: seconds after which a browser asks for the page again.
+    """
     script = _source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
@@ -157,7 +174,7 @@ def render(template: str, **values: object) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters["coordinate"] = lambda value: f"{value:.1f}"
     return environment.get_template(template).render(
-        style=Markup(_source("page.css")), script=Markup(script), script_digest=digest, **values
+        style=Markup(_source("page.css")), script=Markup(script), script_digest=digest, refresh=refresh, **values
     )
 
 

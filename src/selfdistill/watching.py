@@ -1,0 +1,181 @@
+"""A run followed in the browser: its own page, drawn anew from its files as they grow.
+
+The server knows two pages and serves no files, so there is no path to climb. It answers this machine alone unless told
+otherwise, and then only to requests that name this machine: a page on the net whose name was made to point here
+(DNS rebinding) would otherwise read the run through its visitor's browser.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import sys
+from functools import partial
+from html import escape
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.report import Live, OuterSteps, read_run, render_run
+
+EVERY = 5
+"""Seconds between two drawings: a step rarely takes less."""
+FOLLOWED = ("config.json", "metrics.jsonl", "evaluations.jsonl", "rollouts.jsonl", "alarms.jsonl", "summary.json")
+
+
+class Follower:
+    """Reads a run's completions once each, and draws its page only when a file has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises DataError where there is no run, or a file of it cannot be read."""
+        self.folder = folder
+        self._lock = Lock()
+        self._completions = OuterSteps()
+        self._inode = 0
+        self._offset = 0
+        self._pages: dict[bool, tuple[object, str]] = {}
+        self.page(still=False)
+
+    def page(self, *, still: bool) -> str:
+        """The page as it is now; ``still`` without the order to come again.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        with self._lock:
+            state = [_state(self.folder / name) for name in FOLLOWED]
+            if still not in self._pages or self._pages[still][0] != state:
+                self._read_on()
+                run = read_run(self.folder, self._completions)
+                over = run.summary.get("finished") is True
+                self._pages[still] = (state, render_run(run, Live(None if still or over else EVERY)))
+            return self._pages[still][1]
+
+    def _read_on(self) -> None:
+        """Take in what ``rollouts.jsonl`` has gained; a resume replaces the file, which is then read from its start."""
+        path = self.folder / "rollouts.jsonl"
+        if not path.is_file():
+            self._completions, self._inode, self._offset = OuterSteps(), 0, 0
+            return
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_ino != self._inode or found.st_size < self._offset:
+                self._completions, self._inode, self._offset = OuterSteps(), found.st_ino, 0
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):  # the run is writing it just now
+                    break
+                self._completions.add(_row(line, path))
+                self._offset += len(line)
+
+
+def _row(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: a line is not valid JSON ({error.msg})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}: a line is not a JSON object")
+    return row
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class _Answer(BaseHTTPRequestHandler):
+    """``/`` follows the run, ``/still`` holds; there is nothing else."""
+
+    server_version = "selfdistill"
+    sys_version = ""
+
+    def __init__(self, follower: Follower, *rest: Any, loopback: bool) -> None:
+        self.follower = follower
+        self.loopback = loopback
+        super().__init__(*rest)
+
+    def do_GET(self) -> None:
+        """Draw the page that was asked for."""
+        if self.loopback and not _names_this_machine(self.headers.get("Host", "")):
+            self._send(HTTPStatus.FORBIDDEN, "this run is shown on this machine only")
+            return
+        if self.path not in ("/", "/still"):
+            self._send(HTTPStatus.NOT_FOUND, "there is no such page")
+            return
+        try:
+            page = self.follower.page(still=self.path == "/still")
+        except DataError as error:
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), again=True)
+            return
+        self._send(HTTPStatus.OK, page, html=True)
+
+    def _send(self, status: HTTPStatus, text: str, *, html: bool = False, again: bool = False) -> None:
+        body = (text if html else f"<!doctype html><title>selfdistill</title><p>{escape(text)}</p>").encode(
+            "utf-8", errors="replace"
+        )
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "DENY")
+        self.send_header("Referrer-Policy", "no-referrer")
+        if again:
+            self.send_header("Refresh", str(EVERY))
+        self.end_headers()
+        try:
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the browser went away, which is its right
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The terminal belongs to the address of the page; requests are not listed."""
+
+
+def _names_this_machine(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return is_loopback(name.strip("[]"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that breaks off is the visitor's affair; anything else is shown."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+def server_of(folder: Path, *, host: str, port: int) -> ThreadingHTTPServer:
+    """A server of a run's page, bound and ready for ``serve_forever``; port 0 takes any that is free.
+
+    Raises:
+        UserError: there is no run in the folder, or the address cannot be had.
+    """
+    follower = Follower(folder)
+    answer = partial(_Answer, follower, loopback=is_loopback(host))
+    try:
+        return (_Server6 if ":" in host else _Server)((host, port), answer)
+    except OSError as error:
+        raise ConfigError(f"cannot serve at {host}:{port}: {error.strerror or error}; try another --port") from error
