@@ -47,6 +47,8 @@ def one_of(path: Path, row: dict[str, Any], **arguments: Any) -> tuple[ChoiceTas
         ("<answer>(D)</answer>", "D"),
         ("so \\boxed{B}", "B"),
         ("so \\boxed{\\text{B}}", "B"),
+        ("so \\boxed{\\text{B: 56 pC}}", "B"),
+        ("so \\boxed{\\textbf{(B)}}", "B"),
         ("<answer>A</answer> or rather \\boxed{C}", "C"),
         ("Answer: B", "B"),
         ("**Answer:** C", "C"),

@@ -54,6 +54,7 @@ def react(name: str, arguments: str) -> str:
     ("text", "call"),
     [
         (react("getWeather", '{"town": "Bern"}'), Call("getWeather", {"town": "Bern"})),
+        ("Action: getTowns Action Input: {}", Call("getTowns", {})),
         ("**Action:** `getTowns`\n**Action Input:** {}", Call("getTowns", {})),
         ("Action: getTowns()\nAction Input:\n```json\n{}\n```\nObservation: none", Call("getTowns", {})),
         ('Action: f\nAction_Input: {"a": [1, {"b": null}]} and so on', Call("f", {"a": [1, {"b": None}]})),

@@ -23,7 +23,7 @@ def check_data(
 
     A reference is the row's solution; where there is none, or it states no answer that the verifier could read
     (``silent_solutions``), the row's canonical answer. ``verified`` is the share of usable rows whose reference scores
-    1, None where nothing can be judged; ``unverified`` lists the others.
+    1, None where nothing can be judged, ``verified_rows`` their number; ``unverified`` lists the others.
 
     Raises:
         UserError: the source is unreadable, or the task reads no rows.
@@ -107,6 +107,7 @@ def _report(task: RowTask) -> dict[str, Any]:
         "rejected": rejected,
         "checked": counts["all"],
         "verified": counts["right"] / counts["judged"] if counts["judged"] else None,
+        "verified_rows": counts["right"],
         "unverified": unverified,
         "silent_solutions": counts["silent"],
         "duplicates": {

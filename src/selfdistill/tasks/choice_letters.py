@@ -14,7 +14,7 @@ _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 # Capitals alone: "the answer is a force" names no letter.
 _PHRASE = re.compile(r"\b[Aa]nswer(?:\s+is\b\s*:?|\s*:|\s*=)[\s*$]*\(?(?P<letter>[A-Z])(?![\w'])")
 _ONE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[\s*$(\[]*([A-Za-z])[\s*$)\].:}]*")
-_LABELLED = re.compile(r"[\s*$(\[]*([A-Z])[)\].:]\**\s+\S.*", re.DOTALL)
+_LABELLED = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[\s*$(\[]*([A-Z])[)\].:]\**\s+\S.*", re.DOTALL)
 # A formula's letters are variables: no "=", "^" or "\" beside them.
 _ALONE = re.compile(r"(?<![\w'’\\=^+/-])([A-Z])(?![\w'’=^+/-])")
 # "A gas expands" has an article, "I think" a pronoun; "A is right" has a letter.

@@ -17,7 +17,9 @@ Form = Literal["react", "template"]
 OPTIONAL = "[Optional]"
 """ToolAlpaca's mark of a call that a right answer may leave out."""
 
-_REACT = re.compile(r"^[ \t>*`-]*Action[ \t]*:[ \t]*(?P<name>[^\n]*?)[ \t]*\n", re.MULTILINE)
+_REACT = re.compile(
+    r"^[ \t>*`-]*Action[ \t]*:[ \t]*(?P<name>[^\n]*?)[ \t]*(?=\n|[*`]*Action[ _]Input|\Z)", re.MULTILINE
+)
 _INPUT = re.compile(r"\s*[*`]*Action[ _]Input[*`]*[ \t]*:[*` \t]*(?:\n?```(?:json)?[ \t]*\n?)?\s*", re.IGNORECASE)
 _TEMPLATE = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _DOCUMENTED = re.compile(r"^(?P<name>\w+): (?P<description>.*)\nParameters: (?P<parameters>\{.*\})$", re.MULTILINE)
