@@ -21,17 +21,7 @@ from selfdistill.sandbox.codec import Encoder, Untransferable, decode
 from selfdistill.sandbox.isolation import find_isolation
 from selfdistill.sandbox.process import End, Ended, Limits, Process, judge_code
 
-__all__ = [
-    "Called",
-    "Failure",
-    "Isolation",
-    "Limits",
-    "Outcome",
-    "Sandbox",
-    "Tally",
-    "Untransferable",
-    "find_isolation",
-]
+__all__ = ["Called", "Failure", "Limits", "Outcome", "Sandbox", "Tally", "Untransferable"]
 
 
 @dataclass(frozen=True, slots=True)

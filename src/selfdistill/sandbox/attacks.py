@@ -62,7 +62,7 @@ class Range:
     """Something to attack: a secret file and variable, a server, a process, and a mark to find survivors by."""
 
     def __init__(self, sandbox: Sandbox, folder: Path) -> None:
-        self._sandbox = sandbox
+        self.sandbox = sandbox
         self._folder = folder
         self._secret = folder / f"secret-{secrets.token_hex(8)}.txt"
         self._secret.write_text("the secret", encoding="utf-8")
@@ -86,11 +86,11 @@ class Range:
             "PORT": self._server.getsockname()[1],
             "VICTIM": self._victim.pid,
             "MARKER": self._marker,
-            "MEMORY": self._sandbox.limits.memory,
-            "PROCESSES": self._sandbox.limits.processes,
+            "MEMORY": self.sandbox.limits.memory,
+            "PROCESSES": self.sandbox.limits.processes,
         }
         lines = "".join(f"{key} = {value!r}\n" for key, value in values.items())
-        outcome = self._sandbox.run(_TRY + lines + _read()[name]["program"])
+        outcome = self.sandbox.run(_TRY + lines + _read()[name]["program"])
         return Finding(name, outcome, self._trouble(outcome))
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Range:
     def _trouble(self, outcome: Outcome) -> str | None:
         if ESCAPED in outcome.output:
             return f"it says {outcome.output[outcome.output.index(ESCAPED) :].splitlines()[0]!r}"
-        if len(outcome.output.encode()) > 2 * self._sandbox.limits.output:
+        if len(outcome.output.encode()) > 2 * self.sandbox.limits.output:
             return "its output was not limited"
         if self._victim.poll() is not None:
             return "it ended another process"

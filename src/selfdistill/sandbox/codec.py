@@ -7,17 +7,21 @@ it is; a reference to it travels. The file is also read as text and run inside t
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 DEPTH = 60
 """Deepest nesting; deeper values are refused before a parser's recursion limit would."""
-NODES = 300_000
+NODES = 200_000
 """Most values in one message: ``x = [x, x]`` forty times over is small in memory and endless in writing."""
 LONGEST = 4_000_000
 """Characters of one text, and digits of one number."""
+
+
+_LATE = (("dec", "decimal", "Decimal"), ("fr", "fractions", "Fraction"))
+"""Types of modules that take longer to import than most programs run; who has such a value has imported it."""
 
 
 class Untransferable(Exception):
@@ -75,8 +79,9 @@ class Encoder:
             return ["c", value.real, value.imag]
         if kind is range:
             return ["r", *(self.encode(part, depth) for part in (value.start, value.stop, value.step))]
-        if kind is Decimal or kind is Fraction:
-            return ["dec" if kind is Decimal else "fr", self.encode(str(value), depth)]
+        for tag, module, late in _LATE:
+            if module in sys.modules and kind is getattr(sys.modules[module], late, None):
+                return [tag, self.encode(str(value), depth)]
         if isinstance(value, Iterator):
             return ["it", all_of(value)]
         name = getattr(value, "__name__", None) if callable(value) else None
@@ -99,6 +104,10 @@ def decode(tree: Any, refer: Callable[[int, str], Any], depth: int = 0) -> Any:
         raise Untransferable("a malformed value") from error
 
 
+def _late(module: str, name: str) -> Callable[[str], Any]:
+    return lambda text: getattr(importlib.import_module(module), name)(text)
+
+
 def _decode_tagged(tree: Any, refer: Callable[[int, str], Any], depth: int) -> Any:
     def all_of(items: Any) -> list[Any]:
         if type(items) is not list:
@@ -110,8 +119,7 @@ def _decode_tagged(tree: Any, refer: Callable[[int, str], Any], depth: int) -> A
         "i": lambda text: int(text, 16),
         "b": bytes.fromhex,
         "ba": bytearray.fromhex,
-        "dec": Decimal,
-        "fr": Fraction,
+        **{tag: _late(module, name) for tag, module, name in _LATE},
     }
     match tree:
         case [str(tag), list(items)] if tag in containers:

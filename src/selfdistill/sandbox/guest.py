@@ -10,13 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import linecache
 import os
-import platform
 import resource
 import struct
 import sys
-import traceback
 import types
 from typing import Any
 
@@ -100,7 +97,7 @@ def _filter_calls() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS
         raise OSError(ctypes.get_errno(), "no_new_privs")
-    program = seccomp_program(platform.machine())
+    program = seccomp_program(os.uname().machine)
     if program is None:
         return
     code = ctypes.create_string_buffer(program, len(program))
@@ -183,6 +180,8 @@ class Channel:
 
 def report(error: BaseException) -> dict[str, Any]:
     """An exception as data: its type where that is a built-in one, message, and the line of the solution."""
+    import traceback  # only now: most programs run without it
+
     kind = type(error)
     known = next((base for base in kind.__mro__ if base.__module__ == "builtins"), BaseException)
     line = None
@@ -203,12 +202,15 @@ def run_program(source: str) -> int:
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = ["solution.py"]
-    linecache.cache["solution.py"] = (len(source), None, source.splitlines(keepends=True), "solution.py")
     try:
         exec(compile(source, "solution.py", "exec"), vars(module))
     except SystemExit:
         raise
     except BaseException as error:  # reported on stderr, as an interpreter would
+        import linecache
+        import traceback
+
+        linecache.cache["solution.py"] = (len(source), None, source.splitlines(keepends=True), "solution.py")
         here = error.__traceback__
         print("".join(traceback.format_exception(type(error), error, here and here.tb_next)), file=sys.stderr)
         return 1

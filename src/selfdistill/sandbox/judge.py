@@ -69,7 +69,7 @@ class Link:
 
     def ask(self, what: str, *arguments: Any) -> Any:
         """One request and its answer, an exception of the candidate's raised here as the built-in one it is."""
-        self._channel.send({"ask": {"do": what, "with": [self._encode(one) for one in arguments]}})
+        self._channel.send({"ask": {"do": what, "with": [_Outgoing().encode(one) for one in arguments]}})
         answer = self._channel.receive()
         if answer is None:
             raise CandidateFailed({"type": "EOFError", "message": "the channel closed"})
@@ -77,13 +77,18 @@ class Link:
             raise _rebuilt(answer["raised"])
         return decode(answer.get("value"), lambda number, name: Remote(self, number, name))
 
-    def _encode(self, value: Any) -> Any:
-        if isinstance(value, Remote):
+
+class _Outgoing(Encoder):
+    """Arguments of a call: plain values, and objects of the candidate's by their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(_refuse)
+
+    def encode(self, value: Any, depth: int = 0) -> Any:
+        if type(value) is Remote:
             _, number, name = object.__getattribute__(value, "_remote")
             return ["h", number, name]
-        if type(value) in (list, tuple) and any(isinstance(part, Remote) for part in value):
-            return ["l" if type(value) is list else "t", [self._encode(part) for part in value]]
-        return Encoder(_refuse).encode(value)
+        return super().encode(value, depth)
 
 
 def shown(value: Any) -> str:
