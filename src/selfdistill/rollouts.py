@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from selfdistill.chat import Chat
 from selfdistill.errors import DataError
-from selfdistill.types import Example, Rollout, RolloutGroup, Sampler, Skipped, Task, Verdict
+from selfdistill.types import Example, JudgesMany, Rollout, RolloutGroup, Sampler, Skipped, Task, Verdict
 
 
 def fitting(
@@ -51,14 +51,23 @@ def collect(
     """Sample ``count`` completions of every example and judge them. ``version`` is the policy's, for the record."""
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
     drawn = sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed) if count else [[] for _ in prompts]
-    groups = []
-    for example, prompt, completions in zip(examples, prompts, drawn, strict=True):
-        rollouts = tuple(
-            Rollout(prompt, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version) for c in completions
-        )
-        verdicts = tuple(task.verify(example, r.text, finished=r.finished) for r in rollouts)
-        groups.append(RolloutGroup(example, rollouts, verdicts))
-    return groups
+    made = [
+        tuple(Rollout(prompt, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version) for c in completions)
+        for prompt, completions in zip(prompts, drawn, strict=True)
+    ]
+    judged = _judge(task, list(zip(examples, made, strict=True)))
+    return [RolloutGroup(*parts) for parts in zip(examples, made, judged, strict=True)]
+
+
+def _judge(task: Task, made: Sequence[tuple[Example, tuple[Rollout, ...]]]) -> list[tuple[Verdict, ...]]:
+    """The verdicts on every example's rollouts; all at once where the task can."""
+    asked = [(example, rollout.text, rollout.finished) for example, rollouts in made for rollout in rollouts]
+    found: Iterator[Verdict]
+    if isinstance(task, JudgesMany):
+        found = iter(task.verify_many(asked))
+    else:
+        found = (task.verify(example, text, finished=finished) for example, text, finished in asked)
+    return [tuple(next(found) for _ in rollouts) for _, rollouts in made]
 
 
 def extend(
@@ -81,16 +90,21 @@ def extend(
     """
     shown = [prompt for prompt in prompts if not isinstance(prompt, Skipped)]
     drawn = iter(sampler.sample(shown, count=count, max_tokens=max_tokens, seed=seed) if shown else [])
-    result = []
+    made = []
     for group, prompt in zip(groups, prompts, strict=True):
         completions = [] if isinstance(prompt, Skipped) else next(drawn)
         student = chat.encode(group.example.prompt, thinking=thinking)
-        rollouts = tuple(
-            Rollout(student, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version, source) for c in completions
+        made.append(
+            tuple(
+                Rollout(student, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version, source)
+                for c in completions
+            )
         )
-        verdicts = tuple(task.verify(group.example, r.text, finished=r.finished) for r in rollouts)
-        result.append(RolloutGroup(group.example, group.rollouts + rollouts, group.verdicts + verdicts))
-    return result
+    judged = _judge(task, [(group.example, rollouts) for group, rollouts in zip(groups, made, strict=True)])
+    return [
+        RolloutGroup(group.example, group.rollouts + rollouts, group.verdicts + verdicts)
+        for group, rollouts, verdicts in zip(groups, made, judged, strict=True)
+    ]
 
 
 def from_solutions(examples: Sequence[Example], chat: Chat, *, thinking: bool | None) -> list[RolloutGroup]:

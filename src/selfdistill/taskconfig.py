@@ -153,8 +153,39 @@ class ToolsConfig(RowsConfig):
     partial: float = Field(0.0, ge=0, lt=1, description="Reward of an answer that is right in part, times that part.")
 
 
+class CodeConfig(RowsConfig):
+    """Rows of programming problems, verified by running tests in a sandbox."""
+
+    kind: Literal["code"]
+    prompt: str = Field("prompt", description="Column, dotted path or $-template of the problem.")
+    public_tests: str | None = Field(None, description="Column of tests that may be shown.")
+    hidden_tests: str | None = Field(None, description="Column of tests of which only the kind of a failure is told.")
+    entry_point: str | None = Field(
+        None, description="Column of the tested function's name, or of JSON that holds it as func_name."
+    )
+    prefix: str | None = Field(None, description="Column, dotted path or $-template of code that completions continue.")
+    preamble: str = Field("", description="Code in front of every program, such as imports.")
+    setup: str | None = Field(None, description="Column of code that the tests need.")
+    starter: str | None = Field(None, description="Column of starter code, shown behind the problem.")
+    examples: str | None = Field(
+        None, description="Column with >>> examples, told in feedback where only hidden tests fail; they never count."
+    )
+    show_public: bool = Field(False, description="Whether the prompt shows public test code.")
+    solution: str | None = Field(None, description="Column, dotted path or $-template of a solution's code.")
+    suffix: str = Field(
+        "\n\nReply with the whole program in one ```python block.", description="Appended to every problem."
+    )
+    reward: Literal["all", "share"] = Field("all", description="1 if all tests hold, else 0; or the share that holds.")
+    feedback_chars: int = Field(1000, ge=100, description="About so many characters of a failing test are told.")
+    timeout: float = Field(5.0, gt=0, description="Processor seconds of one program, or of a function's whole suite.")
+    memory: int = Field(512, ge=64, description="MiB of one program and all that it starts.")
+    workers: int = Field(2, ge=1, le=64, description="Programs that run at once.")
+    unsafe: bool = Field(False, description="Whether to run model code without isolation where no sandbox works.")
+
+
 TaskConfig = Annotated[
-    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig, Field(discriminator="kind")
+    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig | CodeConfig,
+    Field(discriminator="kind"),
 ]
 
 

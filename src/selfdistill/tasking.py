@@ -6,6 +6,7 @@ from typing import Any
 
 from selfdistill.taskconfig import (
     ChoiceConfig,
+    CodeConfig,
     CountdownConfig,
     MathConfig,
     RowsConfig,
@@ -15,6 +16,7 @@ from selfdistill.taskconfig import (
     ToolsConfig,
 )
 from selfdistill.tasks.choice import ChoiceTask
+from selfdistill.tasks.code import CodeTask
 from selfdistill.tasks.countdown import CountdownTask
 from selfdistill.tasks.custom import RewardedTask, load_reward
 from selfdistill.tasks.math import MathTask
@@ -34,7 +36,7 @@ def build_task(config: TaskConfig, *, seed: int, reward: str | None) -> Task:
     return RewardedTask(task, load_reward(reward)) if reward else task
 
 
-def build_row_task(config: MathConfig | ChoiceConfig | ToolsConfig, *, seed: int) -> RowTask:
+def build_row_task(config: MathConfig | ChoiceConfig | ToolsConfig | CodeConfig, *, seed: int) -> RowTask:
     """A task over rows of data.
 
     Raises:
@@ -45,6 +47,8 @@ def build_row_task(config: MathConfig | ChoiceConfig | ToolsConfig, *, seed: int
         return ChoiceTask(seed=seed, **options)
     if isinstance(config, ToolsConfig):
         return ToolsTask(**options)
+    if isinstance(config, CodeConfig):
+        return CodeTask(**options)
     return MathTask(**options)
 
 
