@@ -13,7 +13,7 @@ import pytest
 
 from selfdistill.assembly import Parts, assemble
 from selfdistill.config import RunConfig, load_config, shipped_configs
-from selfdistill.taskconfig import RowsConfig, SourceConfig
+from selfdistill.taskconfig import CodeConfig, RowsConfig, SourceConfig
 from selfdistill.tasks.rows import RowTask
 from selfdistill.types import Example, Rollout, RolloutGroup
 from support.bytewise import save_bytewise_model
@@ -39,7 +39,20 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"prompt": DOCUMENTED.format(n), "answer": '[{"Action": "f", "Action_Input": "{}"}]'} for n in range(12)
     ],
 }
-WRONG = {"tools": "Action: g\nAction Input: {}", "choice": "I cannot tell.", "math": "I cannot tell."}
+ROWS["livecodebench"] = [
+    {
+        "question_content": f"Print {n} more than the number that is read.",
+        "public_test_cases": json.dumps([{"input": "1", "output": str(n + 1), "testtype": "stdin"}]),
+        "solution": f"print(int(input()) + {n})",
+    }
+    for n in range(12)
+]
+WRONG = {
+    "code": "```python\nprint('no')\n```",
+    "tools": "Action: g\nAction Input: {}",
+    "choice": "I cannot tell.",
+    "math": "I cannot tell.",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +70,9 @@ def rows(config: RunConfig, folder: Path) -> Path:
 def tiny(name: str, model: Path, folder: Path) -> Parts:
     """The recipe's parts, all its own but the weights, the rows and the device."""
     path = rows(load_config(name), folder)
-    changes = (f"model.path='{model}'", "model.device='cpu'", f"task.path='{path}'", "sampling.prompts=4")
+    changes = [f"model.path='{model}'", "model.device='cpu'", f"task.path='{path}'", "sampling.prompts=4"]
+    if isinstance(load_config(name).task, CodeConfig):
+        changes.append("task.unsafe=true")  # the only code is that of ROWS: no sandbox is needed where none works
     return assemble(load_config(name, changes))
 
 
@@ -81,6 +96,7 @@ def test_there_is_a_recipe_for_every_published_setting() -> None:
     expected |= {f"purified-{size}" for size in ("qwen3-4b", "qwen3-8b", "olmo3-7b-think")}
     expected |= {f"antisd-{m}" for m in ("qwen3-8b", "qwen3-4b-instruct", "olmo3-7b-instruct", "olmo3-7b-think")}
     expected |= {f"{method}-{data}-qwen3-8b" for method in ("sdpo", "credit") for data in ("science", "tools")}
+    expected |= {"sdpo-code-qwen3-8b"}
     assert expected <= set(RECIPES)
 
 
