@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "taskconfig", "config", "alarms"),
     ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping", "plugins"),
     ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children"),
-    ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison", "doctor"),
+    ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison", "trackers", "doctor"),
     ("training", "evaluation", "inspection", "collecting"),
     ("teaching", "reference", "measuring", "watching"),
     ("tasking",),

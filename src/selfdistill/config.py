@@ -126,6 +126,9 @@ class AlarmsConfig(Strict):
     )
 
 
+SINKS = ("tensorboard", "wandb", "trackio")
+
+
 class RunConfig(Strict):
     """A whole run."""
 
@@ -142,6 +145,9 @@ class RunConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     alarms: AlarmsConfig = AlarmsConfig()
+    sinks: list[str] = Field(
+        [], description="Where numbers and completions also go: 'tensorboard', 'wandb', 'trackio' (their packages)."
+    )
     stop_on: list[str] = Field([], description="Alarms that end the run, for example ['entropy_collapse'].")
 
 
@@ -187,6 +193,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         table["task"] = fill_from_preset(table["task"])
     _refuse_unknown(RunConfig, table, (), source)
     _refuse_unknown_names("stop_on", table.get("stop_on"), ALARMS, source)
+    _refuse_unknown_names("sinks", table.get("sinks"), SINKS, source)
     try:
         return RunConfig.model_validate(table)
     except ValidationError as error:

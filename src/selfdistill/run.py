@@ -26,10 +26,11 @@ from selfdistill.report import write_report
 from selfdistill.seeds import batches, derive
 from selfdistill.sinks import JsonLines, flatten
 from selfdistill.stopping import StopRequest
+from selfdistill.trackers import Begin, Trackers, require
 from selfdistill.training import Clock, StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord
 
-MAY_CHANGE = ("steps", "checkpoint", "stop_on")
+MAY_CHANGE = ("steps", "checkpoint", "sinks", "stop_on")
 """Config keys that a resume may change: they do not alter any step that was already made."""
 
 
@@ -65,6 +66,7 @@ class Run:
             raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
         if resume and not exists:
             progress.say(f"nothing to resume in {folder}: starting a new run")
+        require(config.sinks)
         self.parts = assemble(config)
         self.config = self.parts.config
         self.counters = Counters()
@@ -79,7 +81,10 @@ class Run:
             check_same_config(folder, self.config)
             self._restore()
         self.saved.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(folder / "config.json", self.config.model_dump())
+        settings = self.config.model_dump()
+        checkpoint.write_json(folder / "config.json", settings)
+        begin = Begin(folder, settings, self.counters.step)
+        self.trackers = Trackers(config.sinks, begin, warn=progress.say)
 
     def train(self, stop: StopRequest) -> dict[str, Any]:
         """Train to the last step or until asked to stop; returns the summary."""
@@ -116,8 +121,10 @@ class Run:
                     line["evaluation"] = self._evaluate()
             self._note_seconds(clock, line)
             self._listen(line)
-            self.rollouts.append(*self._describe(groups, result))
+            described = self._describe(groups, result)
+            self.rollouts.append(*described)
             self.metrics.append(line)
+            self.trackers.step(line, described)
             self.progress.step(line, total=config.steps)
             if now.step % config.checkpoint.every == 0:
                 self._save()
@@ -148,6 +155,7 @@ class Run:
             now.best, now.best_step = result, now.step
             checkpoint.write_folder(self.saved / "best", lambda f: save_policy(parts.policy, parts.chat, f))
         self.evaluations.append({"step": now.step, **result})
+        self.trackers.evaluation(now.step, result)
         self.progress.evaluation(now.step, result)
         return result
 
@@ -272,6 +280,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         now = self.counters
         seconds = sum(now.seconds.values())
+        self.trackers.close()
         summary = {
             "steps": now.step,
             "finished": now.step >= self.config.steps,
@@ -283,6 +292,7 @@ class Run:
             "best_step": now.best_step,
             "seconds": {phase: round(value, 3) for phase, value in now.seconds.items()},
             "alarms": list(self.alarms.read()),
+            "sink_failures": dict(self.trackers.failures),
             "tokens": now.tokens,
             "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -307,7 +317,7 @@ def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[s
     ours = json.loads(json.dumps(config.model_dump()))
     # A table that the folder's config lacks is younger than the run, which was made as its defaults say.
     defaults = json.loads(json.dumps(RunConfig(method={}).model_dump()))
-    stored = {**{key: defaults[key] for key in ("alarms", "stop_on")}, **stored}
+    stored = {**{key: defaults[key] for key in ("alarms", "sinks", "stop_on")}, **stored}
     for key in sorted({*stored, *ours} - set(may_change)):
         if stored.get(key) != ours.get(key):
             where = _difference(key, stored.get(key), ours.get(key))
