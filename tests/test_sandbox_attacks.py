@@ -273,6 +273,7 @@ class Bomb:
     def __reduce__(self): return (exec, ("raise SystemExit(0)",))
 def double(x): return pickle.dumps(Bomb())
 """,
+    "sleeps in every call": "import time\ndef double(x): time.sleep(3)",
     "computes without end": "def double(x):\n    while True: pass",
 }
 

@@ -118,7 +118,7 @@ class Sandbox:
     def call(self, source: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Called]:
         """Load a module and call functions of it by path (``("Solution", "solve")`` calls ``Solution().solve``).
 
-        After a failure that ends the process the remaining calls fail in the same way.
+        The limits hold for all calls together; after a failure that ends the process the others fail in the same way.
         """
         found: list[Called] = []
         with self._slot() as slot, Process(self.isolation, self.limits, slot=2 * slot) as process:
@@ -126,7 +126,6 @@ class Sandbox:
             try:
                 caller.load(source)
                 for path, arguments in calls:
-                    process.allow(self.limits.seconds)
                     found.append(caller.call(path, arguments))
             except Ended as ended:
                 found += [Called(failure=Failure(ended.end))] * (len(calls) - len(found))
@@ -148,6 +147,8 @@ class Sandbox:
             except _Raised as raised:
                 return raised.failure
             with Process(self.isolation, self.limits, slot=2 * slot + 1) as judge:
+                # It waits for the candidate, and must outlive it to say how far the tests came.
+                judge.allow(2 * self.limits.seconds)
                 judge.send({"mode": "judge", "judge": judge_code(), "tests": tests, "setup": setup, "entry": entry})
                 return self._relay(process, judge)
 
@@ -169,13 +170,11 @@ class Sandbox:
             try:
                 if ended:
                     raise ended
-                process.allow(self.limits.seconds)
                 process.send(message["ask"])
                 answer = process.receive()
             except Ended as stopped:
                 ended = stopped
                 answer = {"raised": {"type": "SystemExit", "name": stopped.end, "message": "", "line": None}}
-            judge.allow(2 * self.limits.seconds)
             judge.send(answer)
 
     @contextmanager

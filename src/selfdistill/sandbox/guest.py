@@ -7,6 +7,7 @@ was given up before, for good, and results are compared elsewhere.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import json
@@ -128,6 +129,7 @@ def _confine(limits: dict[str, Any]) -> None:
         resource.setrlimit(which, (wanted, wanted))
     if limits["uid"] is not None:
         _leave_root(limits["uid"])
+    _thread.stack_size(8 * 2**20)  # else every thread would reserve as much as the main one may use
     os.closerange(3, 64)
     if sys.platform == "linux":
         _filter_calls()

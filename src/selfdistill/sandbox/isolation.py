@@ -33,13 +33,15 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "MALLOC_ARENA_MAX": "2",  # each arena reserves 64 MiB of address space, which is limited
 }
 """All that the process knows of the environment; the fixed hash seed makes verdicts repeat."""
 
 INSTALL = (
     "install bubblewrap (Debian and Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap) on a Linux that "
-    "allows user namespaces (in Docker: --security-opt seccomp=unconfined, or run as root with --cap-add SYS_ADMIN), "
-    "and see what `selfdistill doctor` says; or write task.unsafe = true to run model code without any isolation"
+    "allows namespaces (in Docker: --security-opt seccomp=unconfined for a user, --cap-add SYS_ADMIN --security-opt "
+    "apparmor=unconfined for root; on Ubuntu 24.04: sysctl kernel.apparmor_restrict_unprivileged_userns=0) and run "
+    "selfdistill doctor; or write task.unsafe = true to run model code without any isolation"
 )
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")

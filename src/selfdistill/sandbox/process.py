@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import selectors
 import signal
 import subprocess
@@ -27,6 +28,8 @@ _START_SECONDS = 60.0
 _END_SECONDS = 5.0
 _TICK = 0.05
 _STDERR_BYTES = 64 * 1024
+_MOST_FILES = 20_000
+"""Empty files are small, but a kernel's memory is full of them after some millions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +225,8 @@ class Process:
                 raise Ended("time")
             if now - watched > _TICK:
                 watched = now
-                if _memory(_tree(self._process.pid)) > self._limits.memory:
+                pids = _tree(self._process.pid)
+                if _memory(pids) > self._limits.memory or _files(pids) > _MOST_FILES:
                     raise Ended("memory")
             for key, _ in self._selector.select(_TICK):
                 self._move(cast(IO[bytes], key.fileobj))
@@ -286,7 +290,13 @@ class Process:
 
 def _user_id(slot: int) -> int:
     """Far above the ids in use, and another for every program and slot: limits are counted by user id."""
-    return 2_000_000_000 + os.getpid() % 4_194_304 * 256 + slot % 256
+    return 2_000_000_000 + (_first_user_id() + slot) % 2_000_000_000
+
+
+@cache
+def _first_user_id() -> int:
+    # Drawn, not made of the process id: in containers of one machine the same ids run at the same time.
+    return secrets.randbelow(7_000_000) * 256
 
 
 def _tree(root: int) -> list[int]:
@@ -311,6 +321,18 @@ def _memory(pids: list[int]) -> int:
                 if line.startswith(("RssAnon:", "RssShmem:")):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def _files(pids: list[int]) -> int:
+    """How many files the sandbox's ``/tmp`` holds; 0 where it has none of its own."""
+    own = os.stat("/tmp").st_dev
+    for pid in reversed(pids):
+        with contextlib.suppress(OSError):
+            folder = f"/proc/{pid}/root/tmp"
+            if os.stat(folder).st_dev != own:
+                found = os.statvfs(folder)
+                return found.f_files - found.f_ffree
+    return 0
 
 
 def _await_end(pids: list[int]) -> None:
