@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
@@ -113,13 +114,16 @@ def test_test_code_calls_the_candidate_through_the_pipe(sandbox: Sandbox) -> Non
 def test_what_a_judge_counts() -> None:
     """Asserts behind a stop have failed, a test that expects an exception gets it, and no object is taken for true."""
     sandbox = Sandbox(Limits(cpu=2))
-    source = "def f(x):\n    if x < 0: raise ValueError('negative')\n    return x if x else object()"
+    source = (
+        "def f(x):\n    if x < 0: raise ValueError('negative')\n    return x if x else object()\ndef g(x): x.clear()"
+    )
     cases = {
         "assert f(1) == 1\nassert f(2) == 3\nassert f(3) == 3": (2, 3),
         "assert f(1) == 1\nf(-1)\nassert f(2) == 2": (1, 2),
         "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    assert True": (1, 2),
         "assert f(0)": (0, 1),
         "f(1)": (1, 1),
+        "xs = [3]\ng(xs)\nassert xs == [3]": (1, 1),
         "f(-1)": (0, 1),
         "def check(candidate):\n    assert (y := candidate(4)) == 4 and y > 3": (1, 1),
         "def check(candidate):\n    for x in range(1, 5):\n        assert candidate(x) == x": (4, 4),
@@ -219,6 +223,9 @@ VALUES = [
     range(2, 9, 3),
     Decimal("1.10"),
     Fraction(2, 3),
+    deque([1, 2]),
+    {2: 1, "a": 2}.keys(),
+    {2: [1]}.items(),
 ]
 
 

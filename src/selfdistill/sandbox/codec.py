@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ LONGEST = 4_000_000
 
 _LATE = (("dec", "decimal", "Decimal"), ("fr", "fractions", "Fraction"))
 """Types of modules that take longer to import than most programs run; who has such a value has imported it."""
+
+
+_VIEWS: tuple[tuple[str, type], ...] = (("dk", type({}.keys())), ("dv", type({}.values())), ("di", type({}.items())))
 
 
 class Untransferable(Exception):
@@ -66,12 +70,15 @@ class Encoder:
         def all_of(items: Iterator[Any]) -> list[Any]:
             return [self.encode(item, depth + 1) for item in items]
 
-        plain: tuple[tuple[str, Any], ...] = (("l", list), ("t", tuple), ("s", set), ("fs", frozenset))
+        plain: tuple[tuple[str, Any], ...] = (("l", list), ("t", tuple), ("s", set), ("fs", frozenset), ("dq", deque))
         for tag, base in plain:
             if isinstance(value, base):
                 return [tag, all_of(base.__iter__(value))]
         if isinstance(value, dict):
             return ["d", [all_of(iter(pair)) for pair in dict.items(value)]]
+        for tag, view in _VIEWS:
+            if isinstance(value, view):
+                return [tag, all_of(iter(value))]
         kind = type(value)
         if kind in (bytes, bytearray):
             return ["b" if kind is bytes else "ba", self.encode(value.hex(), depth)]
@@ -114,7 +121,17 @@ def _decode_tagged(tree: Any, refer: Callable[[int, str], Any], depth: int) -> A
             raise Untransferable("a malformed value")
         return [decode(item, refer, depth + 1) for item in items]
 
-    containers: dict[str, Callable[[Any], Any]] = {"l": list, "t": tuple, "s": set, "fs": frozenset, "it": iter}
+    containers: dict[str, Callable[[Any], Any]] = {
+        "l": list,
+        "t": tuple,
+        "s": set,
+        "fs": frozenset,
+        "dq": deque,
+        "it": iter,
+        "dk": lambda items: dict.fromkeys(items).keys(),
+        "dv": lambda items: dict(enumerate(items)).values(),
+        "di": lambda items: dict(items).items(),
+    }
     texts: dict[str, Callable[[str], Any]] = {
         "i": lambda text: int(text, 16),
         "b": bytes.fromhex,
