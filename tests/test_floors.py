@@ -205,7 +205,11 @@ def test_sideways_pairs_stay_on_a_floor_and_make_no_circle() -> None:
         ("chat.py", "from selfdistill.policy import Policy", "sideways: policy"),
         ("tasks/countdown.py", "from selfdistill.policy import Policy", "sideways: policy"),
         ("run.py", "from selfdistill.compare import compare", "sideways: compare"),
-        ("training.py", "from selfdistill.config import RunConfig", "only assembly, cli, commands, compare, datacheck, run may"),
+        (
+            "training.py",
+            "from selfdistill.config import RunConfig",
+            "only assembly, cli, commands, compare, datacheck, run may",
+        ),
         ("chat.py", "from selfdistill import Policy", "from the top of the package"),
         ("chat.py", "import selfdistill", "from the top of the package"),
         ("attic.py", "", "'attic' is on no floor"),
