@@ -84,7 +84,7 @@ def test_scores_and_gradients_are_those_of_the_whole_model(name: str, folders: M
     sliced = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad(set_to_none=True)
     whole = torch.cat([plain_logprobs(policy.model, view, policy.real_vocabulary) for view in views()])
-    (-whole.mean()).backward()  # type: ignore[no-untyped-call]
+    (-whole.mean()).backward()
     for parameter, grad in sliced.items():
         other = policy.get_parameter(parameter).grad
         assert other is not None
