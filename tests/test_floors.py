@@ -20,13 +20,13 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "taskconfig", "config", "alarms"),
-    ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping", "plugins"),
-    ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children"),
+    ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping", "plugins", "wordclasses"),
+    ("tasks", "chat", "policy", "samplers", "distributed", "checkpoint", "sinks", "progress", "report", "children", "findings"),
     ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison", "trackers", "doctor"),
-    ("training", "evaluation", "inspection", "collecting"),
-    ("teaching", "reference", "measuring", "watching"),
+    ("training", "evaluation", "inspection", "inspection_tables", "collecting"),
+    ("teaching", "reference", "measuring", "watching", "inspection_files"),
     ("tasking",),
-    ("assembly", "run", "commands", "compare", "datacheck"),
+    ("assembly", "run", "commands", "compare", "datacheck", "inspecting"),
     ("cli",),
     ("__main__",),
 )
@@ -50,13 +50,15 @@ SIDEWAYS = {
     ("views", "methods"),  # a method says which contexts it wants
     ("run", "assembly"),  # a run and the smaller commands are built of the same parts
     ("commands", "assembly"),
+    ("inspecting", "assembly"),
+    ("inspecting", "commands"),  # a model that is looked at is found and configured as one that is evaluated
     ("compare", "run"),  # a comparison is several runs
     ("compare", "assembly"),  # whose configs it resolves beforehand, to see that they are on equal terms
 }
 """Pairs (importer, imported) of one floor that are listed together, one direction only."""
 
 ONLY_FOR = {
-    "config": {"assembly", "run", "commands", "compare", "datacheck", "cli"},
+    "config": {"assembly", "run", "commands", "compare", "datacheck", "inspecting", "cli"},
     "taskconfig": {"config", "tasking", "datacheck", "cli"},
 }
 """Config stops at the door: the rooms that may import a room, where not every room above may."""
@@ -208,7 +210,7 @@ def test_sideways_pairs_stay_on_a_floor_and_make_no_circle() -> None:
         (
             "training.py",
             "from selfdistill.config import RunConfig",
-            "only assembly, cli, commands, compare, datacheck, run may",
+            "only assembly, cli, commands, compare, datacheck, inspecting, run may",
         ),
         ("chat.py", "from selfdistill import Policy", "from the top of the package"),
         ("chat.py", "import selfdistill", "from the top of the package"),

@@ -156,6 +156,63 @@ def evaluate(
 
 
 @app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Model directory, checkpoint, run folder, hub id or shipped name.")],
+    out: Annotated[Path, typer.Option(help="Folder for tokens.parquet, summary.json and index.html.")],
+    task: Annotated[
+        str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Methods whose credit is shown, with their default knobs.")
+    ] = "grpo,sd,antisd,opsd,sdpo,credit,purified",
+    contexts: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Templates scored besides those of the methods.")
+    ] = "",
+    rollouts: Annotated[
+        Path | None, typer.Option(help="Read the newest completions of this rollouts.jsonl instead of sampling.")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=1, help="Problems to look at.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024.")
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option(help="Folder with word lists of your own for the classes of tokens.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    set_: Set = None,
+) -> None:
+    """What each method would reward and punish, token by token, without training: a table, a summary and a page."""
+    from selfdistill.inspecting import Wish, inspect_model
+
+    _quiet()
+    wish = Wish(
+        methods=_names(methods),
+        contexts=_names(contexts),
+        problems=problems,
+        samples=samples,
+        split=split,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        rollouts=rollouts,
+        words=words,
+    )
+    summary = inspect_model(model, task, wish, out, overrides=set_ or [], say=typer.echo)
+    for name, reason in summary["left_out"].items():
+        typer.echo(f"left out: {name}, because {reason}")
+    for remark in summary["templates"]["remarks"]:
+        typer.echo(f"remark: {remark}")
+    typer.echo(f"page: {out / 'index.html'}")
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+@app.command()
 def contexts(
     config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
     examples: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 2,

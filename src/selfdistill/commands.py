@@ -41,7 +41,7 @@ def evaluate_model(
     Raises:
         UserError: one sentence.
     """
-    config = _config_for(model, task, overrides)
+    config = config_for(model, task, overrides)
     path, remarks = model_path(model)
     policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
     judge = build_task(config.task, seed=config.seed, reward=config.reward)
@@ -75,7 +75,12 @@ def model_path(model: str) -> tuple[str, list[str]]:
     return (str(folder / "model") if (folder / "model").is_dir() else model), []
 
 
-def _config_for(model: str, task: str | None, overrides: Sequence[str]) -> RunConfig:
+def config_for(model: str, task: str | None, overrides: Sequence[str]) -> RunConfig:
+    """The config of a model that is looked at and not trained: its run's own task, or the one that is named.
+
+    Raises:
+        ConfigError: neither names a task, or an override cannot be.
+    """
     stored = Path(model) / "config.json"
     raw: dict[str, Any] = {"method": {"name": "grpo"}}
     if task is None:

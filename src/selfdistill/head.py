@@ -110,7 +110,7 @@ def score_readout(readout: Readout, target_N: Tensor, *, elements: int) -> Score
     """Log-probability and entropy (nats) of every token, without gradient, slice by slice."""
     targets, entropies = [], []
     with torch.no_grad():
-        for rows in _slices(len(target_N), readout.weight_VD.shape[0], elements):
+        for rows in token_slices(len(target_N), readout.weight_VD.shape[0], elements):
             logprobs = readout.logprobs(rows)
             targets.append(logprobs.gather(-1, target_N[rows, None]).squeeze(-1))
             entropies.append(entropy(logprobs))
@@ -131,6 +131,21 @@ def sliced_loss(student: Readout, job: SliceJob) -> SliceResult:
     }
     assert isinstance(loss, Tensor)
     return SliceResult(loss, scores, sums)
+
+
+def token_credit(loss: TokenLoss, tokens: TokenSlice) -> Tensor:
+    """−∂loss/∂logit [N] of each sampled token: how hard the loss pushes the token that was sampled, and which way.
+
+    The loss alone is asked, so this is defined for every method. Of a policy gradient it is the token's advantage
+    times 1 − S(y); of a divergence it is how much of the pull towards the target falls on the sampled token.
+    """
+    # Log-probabilities are logits too: their log-softmax is themselves, and its gradient the logits'.
+    logits = tokens.student.detach().requires_grad_()
+    with torch.enable_grad():
+        roles = {**tokens.roles, STUDENT: torch.log_softmax(logits, -1)}
+        total = loss(TokenSlice(tokens.target_N, roles, tokens.inputs, tokens.values)).sum()
+    (grad_NV,) = torch.autograd.grad(total, logits) if total.requires_grad else (torch.zeros_like(logits),)
+    return -grad_NV.gather(-1, tokens.target_N[:, None]).squeeze(-1)
 
 
 class _SlicedLoss(torch.autograd.Function):
@@ -156,7 +171,7 @@ class _SlicedLoss(torch.autograd.Function):
         # Many slices are added up: in bf16 their sum would lose the small ones.
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias.numel() else None
-        for rows in _slices(len(job.target_N), weight_VD.shape[0], job.elements):
+        for rows in token_slices(len(job.target_N), weight_VD.shape[0], job.elements):
             logits = student.logits(rows).requires_grad_()
             with torch.enable_grad():
                 loss, seen = _slice_loss(logits, rows, real_vocabulary, job)
@@ -214,7 +229,8 @@ def _log_softmax(logits: Tensor, real_vocabulary: int) -> Tensor:
     return torch.log_softmax(wide, -1)
 
 
-def _slices(tokens: int, vocabulary: int, elements: int) -> Iterator[slice]:
+def token_slices(tokens: int, vocabulary: int, elements: int) -> Iterator[slice]:
+    """Rows cut so that no [slice, vocabulary] tensor holds more than ``elements`` numbers."""
     size = max(1, elements // vocabulary)
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 

@@ -157,12 +157,14 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
     )
 
 
-def render(template: str, *, refresh: int | None = None, **values: object) -> str:
-    """Fill a template of this package: every value is escaped, and only the page's own script may run.
+def render(
+    template: str, *, refresh: int | None = None, scripts: Sequence[str] = ("page.js",), **values: object
+) -> str:
+    """Fill a template of this package: every value is escaped, and only the page's own ``scripts`` may run.
 
     ``refresh``: seconds after which a browser asks for the page again.
     """
-    script = _source("page.js")
+    script = "".join(map(_source, scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),

@@ -74,6 +74,9 @@
     const head = document.createElement("b");
     head.textContent = JSON.stringify(token.textContent);
     const lines = [];
+    // A block of a page with more to say answers for its tokens.
+    const { describe } = token.parentElement;
+    if (describe) lines.push(...describe(token));
     if (token.dataset.u) lines.push(`u ${token.dataset.u} nats`);
     if (token.dataset.p) lines.push(`log-prob ${token.dataset.p}`);
     tip.replaceChildren(head, ...lines.map((text) => {

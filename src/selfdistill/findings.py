@@ -1,0 +1,91 @@
+"""What the microscope found: numbers of every token, and how the findings of several steps are put together."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfdistill.head import STUDENT
+from selfdistill.types import RolloutGroup
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Findings:
+    """Numbers of every token of every completion, one after the other; NaN where there is none.
+
+    ``logprobs`` and ``entropies`` by context (``"student"`` among them), ``credits`` by method, ``metrics`` by method
+    and name. ``alternatives`` holds ids and log-probabilities [N, K] of the likeliest tokens under ``"student"`` and,
+    where there is one, under the context ``teacher``. ``prompts`` are each completion's prompt ids by context.
+    """
+
+    groups: list[RolloutGroup]
+    place: list[tuple[int, int]]
+    contexts: list[str]
+    teacher: str | None
+    logprobs: dict[str, Floats]
+    entropies: dict[str, Floats]
+    credits: dict[str, Floats]
+    metrics: dict[str, dict[str, Floats]]
+    alternatives: dict[str, tuple[NDArray[np.int32], Floats]]
+    prompts: list[dict[str, tuple[int, ...]]]
+    skipped: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each completion."""
+        return [len(self.groups[g].rollouts[i].completion_ids) for g, i in self.place]
+
+    def gains(self) -> dict[str, NDArray[np.float64]]:
+        """u [N] = log T(y) − log S(y) of every context besides the student's own."""
+        student = self.logprobs[STUDENT].astype(np.float64)
+        return {name: self.logprobs[name].astype(np.float64) - student for name in self.contexts if name != STUDENT}
+
+
+def columns(parts: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Named columns of several parts, one after the other; NaN where a part lacks one."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {
+        name: torch.cat([part.get(name, torch.full((n,), math.nan)) for part, n in zip(parts, sizes, strict=True)])
+        for name in names
+    }
+
+
+def _tensors(columns: Mapping[str, Floats]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(values) for name, values in columns.items()}
+
+
+def join(parts: Sequence[Findings]) -> Findings:
+    """The findings of several steps, one after the other."""
+    whole = replace(parts[0])
+    for part in parts[1:]:
+        shift = len(whole.groups)
+        whole.place = [*whole.place, *((g + shift, i) for g, i in part.place)]
+        whole.groups = [*whole.groups, *part.groups]
+        sizes = [len(whole.logprobs[STUDENT]), len(part.logprobs[STUDENT])]
+        whole.metrics = {
+            name: {
+                key: value.numpy()
+                for key, value in columns([_tensors(mine), _tensors(part.metrics[name])], sizes).items()
+            }
+            for name, mine in whole.metrics.items()
+        }
+        whole.prompts = [*whole.prompts, *part.prompts]
+        whole.skipped = whole.skipped + part.skipped
+        for name in ("logprobs", "entropies", "credits"):
+            mine, theirs = getattr(whole, name), getattr(part, name)
+            setattr(whole, name, {key: np.concatenate([mine[key], theirs[key]]) for key in mine})
+        whole.alternatives = {
+            key: (np.concatenate([ids, part.alternatives[key][0]]), np.concatenate([p, part.alternatives[key][1]]))
+            for key, (ids, p) in whole.alternatives.items()
+        }
+    return whole

@@ -1,0 +1,185 @@
+"""``inspect``: a model, a task and some methods in, three files about their credit out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfdistill.assembly import build_policy
+from selfdistill.chat import Chat
+from selfdistill.commands import config_for, model_path
+from selfdistill.config import RunConfig
+from selfdistill.contexts import Template, load_templates
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.inspection import look, plan
+from selfdistill.inspection_files import ANSWER_ONLY, prepare, summarise, write_findings
+from selfdistill.methods import build_method
+from selfdistill.policy import Policy
+from selfdistill.report.files import read_lines
+from selfdistill.rollouts import collect, fitting
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.seeds import derive
+from selfdistill.tasking import build_task
+from selfdistill.types import Example, Rollout, RolloutGroup, Task, Verdict
+from selfdistill.wordclasses import load_classes
+
+MOST_EPOCHS = 100
+"""In so many epochs the form is looked for in which a stored completion's problem was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to look at: sampled completions of some problems, or those of a run's ``rollouts.jsonl``."""
+
+    methods: Sequence[str]
+    contexts: Sequence[str] = ()
+    problems: int = 16
+    samples: int = 4
+    split: str = "train"
+    temperature: float = 1.0
+    max_tokens: int | None = None
+    seed: int = 0
+    rollouts: Path | None = None
+    words: Path | None = None
+
+
+def inspect_model(
+    model: str, task: str | None, wish: Wish, out: Path, *, overrides: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Look at a model with the methods' eyes and write ``tokens.parquet``, ``summary.json`` and ``index.html``.
+
+    Raises:
+        UserError: one sentence.
+    """
+    methods = {name: build_method(name, {}) for name in wish.methods}
+    patterns = load_classes(wish.words)
+    config = config_for(model, task, overrides)
+    judge = build_task(config.task, seed=config.seed, reward=config.reward)
+    templates = load_templates(config.contexts or judge.contexts)
+    _check_contexts(wish, templates)
+    path, remarks = model_path(model)
+    for remark in remarks:
+        say(remark)
+    policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
+    if wish.rollouts is not None:
+        groups, unused = read_groups(wish.rollouts, judge, wish, chat, policy, config.sampling.thinking)
+    else:
+        groups, unused = _sampled(config, judge, wish, chat, policy)
+    count = sum(len(group.rollouts) for group in groups)
+    also = [ANSWER_ONLY] if ANSWER_ONLY in templates else []
+    wanted = plan(methods, wish.contexts, templates, also=also)
+    say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
+    found = look(
+        policy,
+        chat,
+        groups,
+        wanted,
+        templates,
+        thinking=config.sampling.thinking,
+        prompts=config.sampling.prompts,
+        max_tokens=config.limits.tokens or 4096,
+        elements=config.limits.elements,
+        seed=derive(wish.seed, "contrast", 1),
+    )
+    found.skipped += unused
+    slides = prepare(found, chat, patterns)
+    origin = {
+        "model": model,
+        "weights": path,
+        "task": config.task.kind,
+        "split": wish.split,
+        "rollouts": str(wish.rollouts) if wish.rollouts else None,
+        "temperature": None if wish.rollouts else wish.temperature,
+        "seed": wish.seed,
+    }
+    summary = summarise(slides, origin, chat)
+    write_findings(out, slides, summary, chat)
+    return summary
+
+
+def _check_contexts(wish: Wish, templates: Mapping[str, Template]) -> None:
+    for name in wish.contexts:
+        if name not in templates:
+            raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
+    if not wish.methods and not wish.contexts:
+        raise ConfigError("nothing to look at: name --methods or --contexts")
+
+
+def _sampled(
+    config: RunConfig, judge: Task, wish: Wish, chat: Chat, policy: Policy
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    tokens = wish.max_tokens or config.sampling.max_tokens or 1024
+    thinking = config.sampling.thinking
+    examples, unfit = fitting(judge.examples(wish.split)[: wish.problems], chat, max_tokens=tokens, thinking=thinking)
+    sampler = HFSampler(
+        policy, stop_ids=chat.stop_ids, decoding=Decoding(wish.temperature), max_rows=config.sampling.max_rows
+    )
+    groups = collect(
+        examples,
+        judge,
+        sampler,
+        chat,
+        count=wish.samples,
+        max_tokens=tokens,
+        thinking=thinking,
+        seed=derive(wish.seed, "sampling", 1),
+        version=0,
+    )
+    return groups, unfit
+
+
+def read_groups(
+    path: Path, judge: Task, wish: Wish, chat: Chat, policy: Policy, thinking: bool | None
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    """The newest groups of the student's completions in a ``rollouts.jsonl``, and what could not be used, by reason.
+
+    Raises:
+        DataError: no such file, another tokenizer's ids, or no completion of this task's problems.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is no file; a run writes its completions to rollouts.jsonl")
+    rows: dict[tuple[object, object], list[Mapping[str, Any]]] = {}
+    for row in read_lines(path):
+        if row.get("source", "student") == "student" and row.get("ids"):
+            rows.setdefault((row.get("step"), row.get("example")), []).append(row)
+    examples = {example.id: example for example in judge.examples(wish.split)}
+    unused: Counter[str] = Counter()
+    groups: list[RolloutGroup] = []
+    for (_, name), members in reversed(rows.items()):
+        if len(groups) == wish.problems:
+            break
+        example = _as_asked(examples.get(str(name)), str(members[0].get("prompt", "")))
+        if example is None:
+            unused["a stored completion's problem is not among the task's"] += len(members)
+            continue
+        groups.append(_stored(example, members[: wish.samples], chat, policy, thinking, path))
+    if not groups:
+        raise DataError(f"{path} holds no completion of a problem in the {wish.split} split of this task")
+    return groups[::-1], unused
+
+
+def _as_asked(example: Example | None, prompt: str) -> Example | None:
+    """The example in the form in which it was asked, which some tasks change from epoch to epoch."""
+    epochs = range(MOST_EPOCHS if example and example.redraw else 1)
+    forms = (example.in_epoch(epoch) for epoch in epochs if example)
+    return next((form for form in forms if form.prompt[-1].content == prompt), None)
+
+
+def _stored(
+    example: Example, rows: Sequence[Mapping[str, Any]], chat: Chat, policy: Policy, thinking: bool | None, path: Path
+) -> RolloutGroup:
+    rollouts, verdicts = [], []
+    for row in rows:
+        ids = tuple(int(token) for token in row["ids"])
+        text = str(row.get("text", ""))
+        if max(ids) >= policy.real_vocabulary or chat.decode(ids) != text:
+            raise DataError(f"{path}: the ids of {example.id} do not spell its text in this model's tokenizer")
+        prompt = chat.encode(example.prompt, thinking=thinking)
+        # Nothing is known of the policy that drew it, and nothing is asked: the ratio counts as 1.
+        unknown = (float("nan"),) * len(ids)
+        rollouts.append(Rollout(prompt, ids, unknown, bool(row.get("finished", True)), text, 0))
+        verdicts.append(Verdict(row.get("reward"), feedback=row.get("feedback")))
+    return RolloutGroup(example, tuple(rollouts), tuple(verdicts))

@@ -1,0 +1,160 @@
+// The microscope: decodes the completion that is picked, and nothing else. Text goes in by textContent, never as HTML.
+{
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const pick = Object.fromEntries(["completion", "signal", "beside"].map((id) => [id, document.getElementById(id)]));
+  const panes = [document.getElementById("left"), document.getElementById("right")];
+  const detail = document.getElementById("detail");
+  const first = detail.firstElementChild;
+  let shown = null;
+
+  const half = (bits) => {
+    const sign = bits & 0x8000 ? -1 : 1;
+    const power = (bits >> 10) & 31;
+    const rest = bits & 1023;
+    if (power === 31) return rest ? NaN : sign * Infinity;
+    return sign * (power ? 2 ** (power - 15) * (1 + rest / 1024) : 2 ** -24 * rest);
+  };
+  // The layout is written down in report/microscope.py.
+  const decode = (place) => {
+    const text = atob(document.getElementById(`block-${place}`).textContent);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i += 1) bytes[i] = text.charCodeAt(i);
+    const count = data.lengths[place];
+    let at = 0;
+    const take = (Kind, length) => {
+      const size = Kind.BYTES_PER_ELEMENT * length;
+      const part = new Kind(bytes.slice(at, at + size).buffer);
+      at += size;
+      return part;
+    };
+    const Id = data.wide ? Uint32Array : Uint16Array;
+    const columns = data.columns.map(() => Float32Array.from(take(Uint16Array, count), half));
+    const pieces = take(Id, count);
+    const ids = data.sides.map(() => take(Id, count * data.alternatives));
+    const chances = data.sides.map(() => Float32Array.from(take(Uint16Array, count * data.alternatives), half));
+    return { count, columns, pieces, ids, chances, classes: take(Uint8Array, count) };
+  };
+
+  const signed = (value) => {
+    if (Number.isNaN(value)) return "–";
+    const size = Math.abs(value);
+    const text = size !== 0 && size < 0.001 ? size.toExponential(1) : size.toFixed(3);
+    return (value > 0 ? "+" : value < 0 ? "−" : "") + text;
+  };
+  const make = (name, text, className) => {
+    const element = document.createElement(name);
+    if (text !== undefined) element.textContent = text;
+    if (className) element.className = className;
+    return element;
+  };
+
+  const paint = (pane, shade) => {
+    const { name, limit } = data.shades[shade];
+    const values = shown.columns[shade];
+    const block = pane.querySelector(".tokens");
+    const all = document.createDocumentFragment();
+    for (let n = 0; n < shown.count; n += 1) {
+      const [before, body, unseen] = data.pieces[shown.pieces[n]];
+      if (before) all.append(before);
+      const value = values[n];
+      const strength = Math.round(100 * Math.min(1, Math.abs(value) / limit));
+      const token = make("span", body, `t${value > 0 ? " p" : value < 0 ? " n" : ""}${unseen ? " unseen" : ""}`);
+      if (strength) token.style.setProperty("--a", strength);
+      all.append(token);
+    }
+    block.replaceChildren(all);
+    block.dataset.shade = shade;
+    const known = values.filter((value) => !Number.isNaN(value));
+    pane.querySelector(".shade").textContent = name;
+    pane.querySelector(".total").textContent = known.length ? `Σ ${signed(known.reduce((a, b) => a + b, 0))}` : "no numbers for this completion";
+    const ends = pane.querySelectorAll(".scale i");
+    ends[0].textContent = `−${limit}`;
+    ends[2].textContent = `+${limit}`;
+    pane.querySelector(".scale").setAttribute("aria-label", `Colour scale of ${name}: blue is negative, plain is zero, orange is positive; full colour at ${limit}`);
+  };
+
+  const rows = (head, lines) => {
+    const table = make("table");
+    const top = make("tr");
+    top.append(...head.map((word) => make("th", word.replaceAll("_", "_\u200b"))));
+    table.append(top, ...lines.map(([name, ...cells]) => {
+      const line = make("tr");
+      // Long names of contexts break at their underscores.
+      line.append(make("th", name.replaceAll("_", "_\u200b")), ...cells.map((word) => make("td", word)));
+      return line;
+    }));
+    return table;
+  };
+  const tell = (n) => {
+    const value = (name) => { const at = data.columns.indexOf(name); return at < 0 ? NaN : shown.columns[at][n]; };
+    const student = value("logprob student");
+    const head = make("h3", JSON.stringify(data.pieces[shown.pieces[n]][1]));
+    const place = make("p", `token ${n + 1} of ${shown.count}, ${data.classes[shown.classes[n]]}`, "note");
+    const contexts = data.contexts.map((name) => {
+      const gain = name === "student" ? NaN : value(`u ${name}`);
+      const logprob = name === "student" ? student : student + gain;
+      return [name, signed(logprob), signed(gain), signed(value(`entropy ${name}`)).replace("+", "")];
+    });
+    const parts = [head, place, rows(["", "log-prob", "u", "entropy"], contexts)];
+    if (data.methods.length) parts.push(rows(["", "credit"], data.methods.map((name) => [name, signed(value(`credit ${name}`))])));
+    data.sides.forEach((side, s) => {
+      const list = Array.from({ length: data.alternatives }, (_, k) => {
+        const at = n * data.alternatives + k;
+        const chance = Math.exp(shown.chances[s][at]);
+        return Number.isNaN(chance) ? null : [JSON.stringify(data.words[shown.ids[s][at]]), chance < 0.0005 ? "<0.1%" : `${(100 * chance).toFixed(1)}%`];
+      }).filter(Boolean);
+      parts.push(rows([`likeliest: ${side}`, ""], list.length ? list : [["not shown", ""]]));
+    });
+    detail.replaceChildren(...parts);
+  };
+  for (const pane of panes) {
+    const block = pane.querySelector(".tokens");
+    block.describe = (token) => {
+      const n = Array.prototype.indexOf.call(block.children, token);
+      tell(n);
+      for (const other of panes) {
+        for (const twin of other.querySelectorAll(".twin")) twin.classList.remove("twin");
+        if (other !== pane && !other.hidden) other.querySelector(".tokens").children[n].classList.add("twin");
+      }
+      const shade = Number(block.dataset.shade);
+      return [`${data.shades[shade].name} ${signed(shown.columns[shade][n])}`];
+    };
+  }
+
+  const repaint = () => {
+    paint(panes[0], Number(pick.signal.value));
+    panes[1].hidden = pick.beside.value === "";
+    document.getElementById("panes").classList.toggle("two", !panes[1].hidden);
+    if (panes[1].hidden) panes[1].querySelector(".tokens").replaceChildren();
+    else paint(panes[1], Number(pick.beside.value));
+    document.getElementById("tip").hidden = true;
+  };
+  const show = () => {
+    const place = Number(pick.completion.value);
+    shown = decode(place);
+    const { prompt, feedback } = data.texts[place];
+    document.getElementById("prompt").textContent = prompt;
+    const said = document.getElementById("feedback");
+    said.textContent = feedback ? `Feedback: ${feedback}` : "";
+    said.hidden = !feedback;
+    detail.replaceChildren(first);
+    repaint();
+    for (const pane of panes) pane.querySelector(".tokens").scrollTop = 0;
+  };
+  const step = (by) => {
+    const count = pick.completion.options.length;
+    pick.completion.value = String((Number(pick.completion.value) + by + count) % count);
+    show();
+  };
+  pick.completion.addEventListener("change", show);
+  pick.signal.addEventListener("change", repaint);
+  pick.beside.addEventListener("change", repaint);
+  document.getElementById("previous").addEventListener("click", () => step(-1));
+  document.getElementById("next").addEventListener("click", () => step(1));
+  // Browsers put back what was picked before a reload only after this script has run.
+  const start = data.shades.findIndex(({ name }) => name.startsWith("u "));
+  pick.completion.value = "0";
+  pick.signal.value = String(Math.max(0, start));
+  pick.beside.value = "";
+  show();
+}

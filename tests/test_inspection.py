@@ -1,0 +1,136 @@
+"""The whole microscope on the tiny model: its numbers against plain forwards, its files, and who is left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from selfdistill.cli import main
+from selfdistill.head import TokenSlice, token_credit
+from selfdistill.inspection import look, plan
+from selfdistill.methods import build_method
+from support.engine import invent_groups, load_exact, own_templates, token_logprobs
+from support.tiny import save_tiny_model
+
+NAMES = ("sd", "antisd", "opsd", "sdpo", "credit", "purified")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
+
+
+def tokens_of(advantage: float) -> TokenSlice:
+    """One token of probability ¼ under the student and ½ under the teacher, of three."""
+    student = torch.tensor([[0.25, 0.5, 0.25]], dtype=torch.float64).log()
+    teacher = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
+    inputs = {"advantage": torch.tensor([advantage], dtype=torch.float64), "old_logprob": student[:, 0]}
+    return TokenSlice(torch.tensor([0]), {"student": student, "teacher": teacher}, inputs)
+
+
+def test_credit_of_a_policy_gradient_is_its_advantage_times_one_minus_the_probability() -> None:
+    assert token_credit(build_method("grpo", {}).loss, tokens_of(2.0)).item() == pytest.approx(2.0 * 0.75)
+
+
+def test_credit_of_a_forward_divergence_is_the_difference_of_probabilities() -> None:
+    loss = build_method("opsd", {"divergence": {"kind": "forward_kl"}}).loss
+    assert token_credit(loss, tokens_of(0.0)).item() == pytest.approx(0.5 - 0.25)
+
+
+def test_credit_of_a_reverse_divergence_is_weighed_against_its_mean() -> None:
+    loss = build_method("opsd", {"divergence": {"kind": "reverse_kl"}}).loss
+    # KL(S‖T) = ¼ ln ½ + ½ ln 2 = ¼ ln 2; −∂/∂logit = S (u + KL), u = ln 2.
+    assert token_credit(loss, tokens_of(0.0)).item() == pytest.approx(0.25 * 1.25 * math.log(2))
+
+
+def test_every_context_scores_as_a_plain_forward_and_cutting_changes_nothing(model: Path, tmp_path: Path) -> None:
+    policy, chat = load_exact(model)
+    templates, groups = own_templates(tmp_path), invent_groups(policy, chat)
+    wanted = plan({name: build_method(name, {}) for name in NAMES}, ["bare"], templates)
+    whole, pieces = (
+        look(policy, chat, groups, wanted, templates, thinking=None, prompts=3, max_tokens=m, elements=e, seed=1)
+        for m, e in ((10_000, 1 << 24), (60, 300))
+    )
+    assert (whole.teacher, whole.contexts[:2]) == ("bare", ["student", "bare"])
+    at = 0
+    for (g, i), prompts in zip(whole.place, whole.prompts, strict=True):
+        ids = groups[g].rollouts[i].completion_ids
+        rows = slice(at, at + len(ids))
+        for name in whole.contexts:
+            found = torch.from_numpy(whole.logprobs[name][rows])
+            if name in prompts:
+                exact = token_logprobs(policy.model, prompts[name], ids, policy.real_vocabulary)
+                assert torch.allclose(found.double(), exact, atol=1e-4)
+            else:
+                assert found.isnan().all()
+        at += len(ids)
+    for mine, theirs in ((whole.logprobs, pieces.logprobs), (whole.credits, pieces.credits)):
+        for name in mine:
+            assert torch.allclose(
+                torch.from_numpy(mine[name]), torch.from_numpy(theirs[name]), atol=1e-5, equal_nan=True
+            ), name
+    assert set(whole.metrics["credit"]) >= {"credit_specific", "credit_generic"}
+    assert "cos_total_question" in whole.metrics["purified"]
+    assert not torch.from_numpy(whole.credits["antisd"]).isnan().any()
+    # The second group has a wrong completion without feedback: no context, so no credit.
+    assert torch.from_numpy(whole.credits["sdpo"]).isnan().any()
+
+
+def test_the_command_writes_table_summary_and_page(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    main_ends(
+        "inspect", model, "--task", "countdown", "--set", "task.difficulty=easy", "--methods", "grpo,sd,opsd,pbsd,sft",
+        "--problems", "3", "--samples", "2", "--max-tokens", "12", "--out", out,
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert "left out: pbsd, because it learns from samples of its teacher too" in said
+    assert "left out: sft, because it learns from reference solutions" in said
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    table = pq.read_table(out / "tokens.parquet").to_pydict()
+    assert len(table["id"]) == summary["tokens"]
+    assert summary["completions"] == 6
+    assert summary["methods"] == ["grpo", "sd", "opsd"]
+    for student, teacher, u in zip(
+        table["logprob student"], table["logprob solution"], table["u solution"], strict=True
+    ):
+        assert u == pytest.approx(teacher - student, abs=1e-5)
+    assert sum(row["tokens"] for row in summary["signals"]["credit opsd"]["by_class"]) == summary["tokens"]
+    assert not summary["answer_leak"]["available"]
+    assert (out / "index.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_stored_completions_are_looked_at_again(model: Path, tmp_path: Path) -> None:
+    from selfdistill.tasks.countdown import CountdownTask
+    from support.tiny import tiny_tokenizer
+
+    example = CountdownTask("easy").examples("train")[0]
+    text = "try 3 + 4 = 7 . </think> answer 3 + 4"
+    ids = [*tiny_tokenizer()(text, add_special_tokens=False)["input_ids"], 2]
+    row = {"step": 1, "example": example.id, "index": 0, "prompt": example.prompt[-1].content, "text": text,
+           "ids": ids, "reward": 1.0, "finished": True, "feedback": None}  # fmt: skip
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "example": "nowhere"}) + "\n", encoding="utf-8")
+    arguments = ("inspect", model, "--task", "countdown", "--set", "task.difficulty=easy", "--methods", "opsd")
+    main_ends(*arguments, "--rollouts", path, "--out", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["completions"], summary["tokens"], summary["outcomes"]["correct"]) == (1, len(ids), 1)
+    assert summary["skipped"]["a stored completion's problem is not among the task's"] == 1
+    path.write_text(json.dumps({**row, "text": "something else"}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(a) for a in (*arguments, "--rollouts", path, "--out", tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def main_ends(*arguments: object) -> None:
+    """Run a command that must succeed."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        assert not end.code
