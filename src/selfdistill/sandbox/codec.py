@@ -25,7 +25,7 @@ _LATE = (("dec", "decimal", "Decimal"), ("fr", "fractions", "Fraction"))
 """Types of modules that take longer to import than most programs run; who has such a value has imported it."""
 
 
-_VIEWS: tuple[tuple[str, type], ...] = (("dk", type({}.keys())), ("dv", type({}.values())), ("di", type({}.items())))
+_VIEWS: tuple[tuple[str, Any], ...] = (("dk", type({}.keys())), ("dv", type({}.values())), ("di", type({}.items())))
 
 
 class Untransferable(Exception):
