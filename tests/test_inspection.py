@@ -130,7 +130,6 @@ def test_stored_completions_are_looked_at_again(model: Path, tmp_path: Path) -> 
 
 def main_ends(*arguments: object) -> None:
     """Run a command that must succeed."""
-    try:
+    with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        assert not end.code
+    assert not end.value.code

@@ -1,0 +1,191 @@
+"""The microscope's tables in words: rows of cells, tinted by sign and size where a column can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfdistill.report import numbers
+from selfdistill.report.tokens import tint
+
+STUDENT = "student"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number as words, tinted by its sign and size where its column is."""
+
+    text: str
+    side: str = ""
+    strength: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table of the page."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    note: str = ""
+
+
+def sheets(summary: Mapping[str, Any]) -> list[Sheet]:
+    """Every table of the page, in its order."""
+    signals = summary["signals"]
+    found = []
+    if signals:
+        for key, caption, note in (
+            (
+                "by_class",
+                "Mean by token class",
+                "Classes come from word lists; a token belongs to the first that fits.",
+            ),
+            ("by_entropy", "Mean by the student's entropy, in nats", ""),
+            ("by_outcome", "Mean by outcome of the completion", ""),
+        ):
+            found.append(_means(signals, key, caption, note))
+        found += [_shares(signals), _balance(signals)]
+    if summary["separation"]:
+        found.append(_separation(summary["separation"]))
+    if summary["agreement"]:
+        found.append(_agreement(summary))
+    if summary["answer_leak"]["rows"]:
+        rows = [(row["context"], [_plain(row["r2"]), _count(row["tokens"])]) for row in summary["answer_leak"]["rows"]]
+        found.append(
+            Sheet("Answer leak: R² of u on the u of an answer-only context", ["Context", "R²", "Tokens"], rows)
+        )
+    found += [_metrics(name, values) for name, values in summary["metrics"].items()]
+    found.append(_templates(summary["templates"]))
+    return found
+
+
+def _means(signals: Mapping[str, Any], key: str, caption: str, note: str) -> Sheet:
+    """A row a group of tokens, a column a signal; colours are full at the largest mean of a column."""
+    names = list(signals)
+    groups = [row["name"] for row in signals[names[0]][key]]
+    tokens = [max(signals[name][key][n]["tokens"] for name in names) for n in range(len(groups))]
+    means = {name: [row["mean"] for row in signals[name][key]] for name in names}
+    limits = {name: max((abs(m) for m in column if m is not None), default=0.0) for name, column in means.items()}
+    rows = [
+        (group, [_count(tokens[n]), *(_tinted(means[name][n], limits[name]) for name in names)])
+        for n, group in enumerate(groups)
+        if tokens[n]
+    ]
+    return Sheet(caption, ["", "Tokens", *names], rows, note)
+
+
+def _shares(signals: Mapping[str, Any]) -> Sheet:
+    names = list(signals)
+    groups = [row["name"] for row in signals[names[0]]["by_class"]]
+    rows = [
+        (group, [Cell(numbers.percent(signals[name]["by_class"][n]["share"])) for name in names])
+        for n, group in enumerate(groups)
+        if any(signals[name]["by_class"][n]["tokens"] for name in names)
+    ]
+    return Sheet("Share of the absolute signal by token class", ["", *names], rows)
+
+
+def _balance(signals: Mapping[str, Any]) -> Sheet:
+    head = ["", "Positive", "Negative", "Zero", "Σ positive", "Σ negative", "Median |x|", "90% |x|", "99% |x|",
+            "Largest", "In the top 1%"]  # fmt: skip
+    rows = []
+    for name, found in signals.items():
+        one = found["balance"]
+        if one["tokens"]:
+            sizes = one["absolute_quantiles"]
+            cells = [numbers.percent(one[key]) for key in ("positive", "negative", "zero")]
+            cells += [numbers.signed(one["positive_sum"]), numbers.signed(one["negative_sum"])]
+            cells += [numbers.plain(value) for value in (sizes["0.5"], sizes["0.9"], sizes["0.99"], one["largest"])]
+            rows.append((name, [Cell(text) for text in (*cells, numbers.percent(one["top_share"]))]))
+    return Sheet(
+        "Signs and tails", head, rows, "The last column is the share of Σ|x| that the largest 1 % of tokens hold."
+    )
+
+
+def _separation(found: Mapping[str, Any]) -> Sheet:
+    def shown(one: Mapping[str, Any] | None) -> Cell:
+        if one is None:
+            return Cell(numbers.MISSING)
+        ends = f" ({one['low']:.3f}–{one['high']:.3f})" if one["low"] is not None else ""
+        return Cell(f"{one['value']:.3f}{ends}")
+
+    rows = [
+        (name, [shown(one["auc"]), shown(one["within"]), _count(one["correct"]), _count(one["wrong"])])
+        for name, one in found.items()
+    ]
+    note = (
+        "The chance that a correct completion has the larger Σu than a wrong one; 0.5 is none the wiser. "
+        "A context that states the verdict knows it."
+    )
+    return Sheet(
+        "Σu against reward: AUC", ["Context", "All pairs", "Pairs of one problem", "Correct", "Wrong"], rows, note
+    )
+
+
+def _agreement(summary: Mapping[str, Any]) -> Sheet:
+    names = [name for name in summary["contexts"] if name != STUDENT]
+    r = {(row["left"], row["right"]): row["r"] for row in summary["agreement"]}
+    r |= {(right, left): value for (left, right), value in r.items()}
+    rows = [(left, [Cell("1") if left == right else _tinted(r[left, right], 1.0) for right in names]) for left in names]
+    return Sheet("Agreement of contexts: Pearson's r of u over tokens", ["", *names], rows)
+
+
+def _metrics(method: str, found: Mapping[str, Any]) -> Sheet:
+    names = list(found)
+    groups = [row["name"] for row in found[names[0]]["by_class"]]
+    rows = [("all tokens", [_plain(found[name]["mean"]) for name in names])]
+    rows += [
+        (group, [_plain(found[name]["by_class"][n]["mean"]) for name in names])
+        for n, group in enumerate(groups)
+        if any(found[name]["by_class"][n]["tokens"] for name in names)
+    ]
+    return Sheet(f"What {method} measures of itself: means of its own metrics", ["", *names], rows)
+
+
+def _templates(found: Mapping[str, Any]) -> Sheet:
+    rows = [
+        (
+            row["context"],
+            [
+                _count(row["completions"]),
+                _plain(row["first_token"]),
+                _plain(row["other_tokens"]),
+                _plain(row["end"]),
+                _count(row["shared_ending"]),
+            ],
+        )
+        for row in found["contexts"]
+    ]
+    thinking = found["thinking"]
+    note = (
+        f"{numbers.percent(found['finished'])} of the completions are finished; of {thinking['opened']} that think, "
+        f"{thinking['closed']} close their thinking."
+    )
+    head = [
+        "Context",
+        "Shown",
+        "Mean |u|, first token",
+        "Elsewhere",
+        "Log-prob of the end",
+        "Last prompt tokens shared",
+    ]
+    return Sheet("Templates", head, rows, note)
+
+
+def _tinted(value: float | None, limit: float) -> Cell:
+    if value is None:
+        return Cell(numbers.MISSING)
+    # Two digits of the largest at least: one method's credits are thousandths of another's.
+    decimals = min(6, max(2, 1 - math.floor(math.log10(limit)))) if limit else 2
+    return Cell(numbers.signed(value, decimals=decimals), *tint(value, limit or 1.0))
+
+
+def _plain(value: float | None) -> Cell:
+    return Cell(numbers.plain(value))
+
+
+def _count(value: float | None) -> Cell:
+    return Cell(numbers.whole(value))
