@@ -33,14 +33,16 @@ SHARED: dict[str, Any] = {
 WORLDS: dict[str, dict[str, Any]] = {
     "countdown": {"task": {"kind": "countdown"}, "model": {"path": "countdown-base"}},
     "single": {"task": {"kind": "countdown", "difficulty": "single"}, "model": {"path": "countdown-base"}},
-    "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}},
+    "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
 }
-STEPS = {"tune": 15, "final": 24}
-EVERY = {"tune": 15, "final": 6}
+CONVENTIONS = {"tune": 0, "final": 1000}
+"""The toolbox's conventions: final figures come from a set that nothing was chosen by."""
+STEPS = {"tune": 15, "final": 20}
+EVERY = {"tune": 15, "final": 5}
 SEEDS = {"tune": "10", "final": "0,1,2"}
 
 JSD = {"divergence": {"kind": "jensen_shannon"}}
-RATES = (1e-4, 2e-4, 4e-4)
+RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 Candidate = tuple[float, dict[str, Any]]
 
 
@@ -49,40 +51,43 @@ def rates(*values: float, **knobs: Any) -> list[Candidate]:
     return [(value, knobs) for value in values]
 
 
-def strengths(rate: float, *values: float, **knobs: Any) -> list[Candidate]:
+def strengths(rate: float, *values: float) -> list[Candidate]:
     """Several λ at one learning rate."""
-    return [(rate, {"strength": value, **knobs}) for value in values]
+    return [(rate, {"strength": value}) for value in values]
 
 
-# Three candidates an arm: learning rates, or λ at the learning rate in the middle.
+# Four candidates an arm: learning rates, or λ at GRPO's second rate and one more at its third, which turned out best.
 GRIDS: dict[str, list[Candidate]] = {
     "grpo": rates(*RATES),
-    "sd": strengths(2e-4, 0.05, 0.1, 0.5),
-    "antisd": strengths(2e-4, 0.05, 0.1, 0.3),
-    "opsd": rates(3e-5, 1e-4, 2e-4, **JSD),
-    "purified": rates(3e-5, 1e-4, 2e-4),
-    "sdpo": rates(3e-5, 1e-4, 2e-4),
-    "credit": strengths(1e-4, 0.05, 0.1, 0.5),
-    "pbsd": rates(1e-5, 3e-5, 1e-4),
+    "sd": [*strengths(2e-4, 0.05, 0.1, 0.5), *strengths(4e-4, 0.05)],
+    "antisd": [*strengths(2e-4, 0.05, 0.1, 0.3), *strengths(4e-4, 0.1)],
+    "opsd": rates(1e-5, 3e-5, 1e-4, 2e-4, **JSD),
+    "purified": rates(3e-5, 1e-4, 2e-4, 4e-4),
+    "pbsd": rates(1e-5, 3e-5, 1e-4, 2e-4),
+    "sdpo": rates(3e-5, 1e-4, 2e-4, 4e-4),
+    "credit": [*strengths(1e-4, 0.05, 0.1, 0.5), *strengths(2e-4, 0.1)],
 }
 ARMS = {
-    "countdown": tuple(GRIDS),
+    "countdown": ("grpo", "sd", "antisd", "opsd", "purified"),
     "single": ("grpo", "sd", "antisd"),
     "toolbox": ("grpo", "sdpo", "credit", "antisd"),
 }
 TUNED_ON = {"single": "countdown"}
 """Worlds that take over what was tuned on another."""
-UNGATED = {"countdown": True}
+UNGATED: dict[str, bool] = {}
 """Where AntiSD also runs without its gate, with what was tuned for AntiSD."""
 
 
 def write_arm(folder: Path, world: str, name: str, method: str, candidate: Candidate, stage: str) -> Path:
     """A config file of one arm, as JSON-compatible TOML of dotted keys."""
     rate, knobs = candidate
+    chosen = WORLDS[world]
+    task = {**chosen["task"], **({"conventions": CONVENTIONS[stage]} if world == "toolbox" else {})}
     table = {
-        **WORLDS[world],
+        "model": chosen["model"],
+        "task": task,
         "steps": STEPS[stage],
-        **SHARED,
+        "sampling": {**SHARED["sampling"], **chosen.get("sampling", {})},
         "evaluation": {**SHARED["evaluation"], "every": EVERY[stage]},
         "checkpoint": {"every": STEPS[stage], "keep": 1},
         "method": {"name": method, **knobs},
