@@ -131,6 +131,13 @@ def look(
         parts[-1].skipped = skipped
     found = join(parts)
     found.left_out = dict(wanted.left_out)
+    # A context that could be shown beside no completion is counted among the skipped, and has no column.
+    found.contexts = [name for name in found.contexts if not np.isnan(found.logprobs[name]).all()]
+    if found.teacher not in found.contexts:
+        found.teacher = None
+        found.alternatives.pop("teacher", None)
+    found.logprobs = {name: found.logprobs[name] for name in found.contexts}
+    found.entropies = {name: found.entropies[name] for name in found.contexts}
     return found
 
 
