@@ -61,7 +61,7 @@ WORLDS = {
             Plan("broad", toolbox_traces.CONTEXT_SHARES, steps=700, tokens=4000, lr=6e-3),
             Plan("hindsight", toolbox_traces.HINDSIGHT_SHARES, steps=750, tokens=2500, lr=5e-3),
             Plan("dates", toolbox_traces.DATE_SHARES, steps=200, tokens=2500, lr=3e-3),
-            Plan("settle", toolbox_traces.SETTLED_SHARES, steps=450, tokens=2500, lr=2.5e-3),
+            Plan("settle", toolbox_traces.SETTLED_SHARES, steps=300, tokens=2500, lr=2.5e-3),
         ),
     ),
 }
