@@ -118,6 +118,7 @@ class Process:
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
             self._selector.register(stream, selectors.EVENT_READ)
+        self._below: dict[int, str] = {}
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
 
@@ -202,7 +203,8 @@ class Process:
 
     def kill(self) -> None:
         """End the whole tree and wait until it is gone."""
-        below = _tree(self._process.pid)[1:] if self._process.poll() is None else []
+        # Where it ended by itself its tree can no longer be walked: what was last seen of it is waited for.
+        below = _started(_tree(self._process.pid)[1:]) if self._process.poll() is None else self._below
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
@@ -226,6 +228,7 @@ class Process:
             if now - watched > _TICK:
                 watched = now
                 pids = _tree(self._process.pid)
+                self._below = _started(pids[1:])
                 if _memory(pids) > self._limits.memory or _files(pids) > _MOST_FILES:
                     raise Ended("memory")
             for key, _ in self._selector.select(_TICK):
@@ -335,22 +338,27 @@ def _files(pids: list[int]) -> int:
     return 0
 
 
-def _await_end(pids: list[int]) -> None:
+def _await_end(started: dict[int, str]) -> None:
     """Wait until killed processes are gone: process 1 of a namespace takes its own down, but not in the same moment."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
-        pids = [pid for pid in pids if not _is_gone(pid)]
-        if not pids:
+        # Another start time is another process, which has taken over the number.
+        alive = _started(list(started))
+        started = {pid: when for pid, when in started.items() if alive.get(pid) == when}
+        if not started:
             return
-        for pid in pids:
+        for pid in started:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.002)
 
 
-def _is_gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
-    except OSError:
-        return True
+def _started(pids: list[int]) -> dict[int, str]:
+    """When each process that lives was started, in the kernel's own count."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+            if fields[0] not in ("Z", "X"):
+                found[pid] = fields[19]
+    return found
