@@ -168,7 +168,15 @@ def test_a_finished_run_is_not_asked_for_again(browse: Browser, run: Path) -> No
 
 @pytest.mark.parametrize(
     "path",
-    ["/config.json", "/../config.json", "/..%2f..%2fetc/passwd", "//etc/passwd", "/still/", "/?x=1", "http://localhost/"],
+    [
+        "/config.json",
+        "/../config.json",
+        "/..%2f..%2fetc/passwd",
+        "//etc/passwd",
+        "/still/",
+        "/?x=1",
+        "http://localhost/",
+    ],
 )
 def test_nothing_else_is_served(path: str, browse: Browser) -> None:
     response, text = browse(path)
