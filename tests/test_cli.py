@@ -701,3 +701,10 @@ def test_the_module_runs_as_a_program() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "countdown-antisd" in ended.stdout.split()
     assert ended.stderr == ""
+
+
+def test_evaluate_finds_a_length_that_fits_a_small_window(run: Terminal) -> None:
+    """The shipped base has a window of 1024: half of it is left to the completion where nobody says."""
+    said = run("evaluate", "countdown-base", "--task", "countdown", "--limit", 2, "--samples", 1, "--json")
+    assert said.code == 0
+    assert json.loads(said.out)["max_tokens"] == 512

@@ -84,6 +84,11 @@ class Chat:
         return [str(self.tokenizer.decode([token])) for token in ids]
 
 
+def usual_length(chat: Chat) -> int:
+    """Tokens that a completion may have where nobody says: 1024, or half the window of a model that has little."""
+    return min(1024, chat.window // 2)
+
+
 def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     """The turns with a leading system text put before the user's first one, as model cards advise."""
     if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":

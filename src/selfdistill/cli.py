@@ -124,7 +124,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024.")
+        int | None, typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
     set_: Set = None,
@@ -176,7 +176,7 @@ def inspect(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024.")
+        int | None, typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window.")
     ] = None,
     words: Annotated[
         Path | None, typer.Option(help="Folder with word lists of your own for the classes of tokens.")

@@ -10,6 +10,7 @@ from typing import Any
 
 from selfdistill import checkpoint
 from selfdistill.assembly import assemble, build_policy
+from selfdistill.chat import usual_length
 from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.evaluation import evaluate
@@ -45,7 +46,7 @@ def evaluate_model(
     path, remarks = model_path(model)
     policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
     judge = build_task(config.task, seed=config.seed, reward=config.reward)
-    tokens = max_tokens or config.sampling.max_tokens or 1024
+    tokens = max_tokens or config.sampling.max_tokens or usual_length(chat)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking)
     sampler = HFSampler(
         policy, stop_ids=chat.stop_ids, decoding=Decoding(temperature), max_rows=config.sampling.max_rows

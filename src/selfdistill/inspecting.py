@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.assembly import build_policy
-from selfdistill.chat import Chat
+from selfdistill.chat import Chat, usual_length
 from selfdistill.commands import config_for, model_path
 from selfdistill.config import RunConfig
 from selfdistill.contexts import Template, load_templates
@@ -111,7 +111,7 @@ def _check_contexts(wish: Wish, templates: Mapping[str, Template]) -> None:
 def _sampled(
     config: RunConfig, judge: Task, wish: Wish, chat: Chat, policy: Policy
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    tokens = wish.max_tokens or config.sampling.max_tokens or 1024
+    tokens = wish.max_tokens or config.sampling.max_tokens or usual_length(chat)
     thinking = config.sampling.thinking
     examples, unfit = fitting(judge.examples(wish.split)[: wish.problems], chat, max_tokens=tokens, thinking=thinking)
     sampler = HFSampler(
