@@ -30,10 +30,10 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench base clean
+.PHONY: help setup demo test check bench base properties clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## make .venv and install the package with its tools (other targets do this by themselves)
 
@@ -56,6 +56,9 @@ bench: $(READY_BENCH) ## time one training step against TRL's SDPOTrainer
 
 base: $(READY) ## train the shipped base models again, at most an hour each on a CPU (one: WORLD=toolbox)
 	@for world in $(WORLD); do $(PY) scripts/make_base.py $$world || exit 1; done
+
+properties: $(READY) ## measure what the shipped base models can do, some minutes each (one: WORLD=toolbox)
+	@for world in $(WORLD); do PYTHONPATH=scripts $(PY) -m $${world}_base.properties || exit 1; done
 
 clean: ## remove .venv and everything that was built; runs/ stays
 	rm -rf $(VENV) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
