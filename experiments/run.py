@@ -1,7 +1,8 @@
-"""The experiments of docs/results.md: ``python experiments/run.py WORLD tune`` and then ``… WORLD final``.
+"""The experiments of docs/results.md: ``python experiments/run.py WORLD tune``, then ``… final`` and ``… doses``.
 
 Every arm has the same small budget for tuning: each of its candidates is trained once, with a seed of its own and fewer
-steps, and the one with the best last validation accuracy goes into the final comparison. Configs are written below
+steps, and the one with the best last validation accuracy goes into the final comparison. ``doses`` trains what tuning
+would not choose: the strengths that the papers' claims are about, untuned. Configs are written below
 ``--out``; the raw ``compare.json`` of each comparison is kept in experiments/results/.
 """
 
@@ -35,11 +36,13 @@ WORLDS: dict[str, dict[str, Any]] = {
     "single": {"task": {"kind": "countdown", "difficulty": "single"}, "model": {"path": "countdown-base"}},
     "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
 }
-CONVENTIONS = {"tune": 0, "final": 1000}
+CONVENTIONS = {"tune": 0, "final": 1000, "doses": 1000}
 """The toolbox's conventions: final figures come from a set that nothing was chosen by."""
-STEPS = {"tune": 15, "final": 20}
-EVERY = {"tune": 15, "final": 5}
-SEEDS = {"tune": "10", "final": "0,1,2"}
+STEPS = {"tune": 15, "final": 20, "doses": 20}
+LONGER = {("single", "final"): 40}
+"""Where right answers are rare, twenty steps are few."""
+EVERY = {"tune": 15, "final": 5, "doses": 5}
+SEEDS = {"tune": "10", "final": "0,1,2", "doses": "0,1,2"}
 
 JSD = {"divergence": {"kind": "jensen_shannon"}}
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
@@ -67,29 +70,54 @@ GRIDS: dict[str, list[Candidate]] = {
     "sdpo": rates(3e-5, 1e-4, 2e-4, 4e-4),
     "credit": [*strengths(1e-4, 0.05, 0.1, 0.5), *strengths(2e-4, 0.1)],
 }
-ARMS = {
-    "countdown": ("grpo", "sd", "antisd", "opsd", "purified"),
-    "single": ("grpo", "sd", "antisd"),
-    "toolbox": ("grpo", "sdpo", "credit", "antisd"),
+# On toolbox sdpo and grpo alone went on gaining up to 4e-4, so everything there is offered larger rates.
+GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
+    "toolbox": {
+        "sdpo": rates(*RATES),
+        "credit": [*strengths(4e-4, 0.05, 0.1, 0.5), *strengths(8e-4, 0.1)],
+        "antisd": [*strengths(4e-4, 0.05, 0.1, 0.3), *strengths(8e-4, 0.1)],
+        "opsd": rates(*RATES, **JSD),
+        "purified": rates(*RATES),
+        "pbsd": rates(*RATES),
+    }
 }
+ARMS = {
+    "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd"),
+    "single": ("grpo", "sd", "antisd"),
+    "toolbox": ("grpo", "sdpo", "credit", "antisd", "opsd", "purified", "pbsd"),
+}
+DOSES: dict[str, dict[str, tuple[str, Candidate]]] = {
+    "countdown": {
+        "sd-0.5": ("sd", (2e-4, {"strength": 0.5})),
+        "opsd-1e-4": ("opsd", (1e-4, JSD)),
+        "purified-1e-4": ("purified", (1e-4, {})),
+        "pbsd-1e-4": ("pbsd", (1e-4, {})),
+    },
+    "toolbox": {
+        "sdpo": ("sdpo", (4e-4, {})),
+        **{f"credit-{value:g}": ("credit", (4e-4, {"strength": value})) for value in (0.1, 0.5, 1.0, 2.0)},
+    },
+}
+"""Arms of the stage ``doses``; the first is what the others are compared with."""
 TUNED_ON = {"single": "countdown"}
 """Worlds that take over what was tuned on another."""
-UNGATED: dict[str, bool] = {}
+UNGATED = {"countdown": True, "single": True}
 """Where AntiSD also runs without its gate, with what was tuned for AntiSD."""
 
 
 def write_arm(folder: Path, world: str, name: str, method: str, candidate: Candidate, stage: str) -> Path:
     """A config file of one arm, as JSON-compatible TOML of dotted keys."""
     rate, knobs = candidate
+    steps = LONGER.get((world, stage), STEPS[stage])
     chosen = WORLDS[world]
     task = {**chosen["task"], **({"conventions": CONVENTIONS[stage]} if world == "toolbox" else {})}
     table = {
         "model": chosen["model"],
         "task": task,
-        "steps": STEPS[stage],
+        "steps": steps,
         "sampling": {**SHARED["sampling"], **chosen.get("sampling", {})},
         "evaluation": {**SHARED["evaluation"], "every": EVERY[stage]},
-        "checkpoint": {"every": STEPS[stage], "keep": 1},
+        "checkpoint": {"every": steps, "keep": 1},
         "method": {"name": method, **knobs},
         "optimiser": {"learning_rate": rate},
     }
@@ -125,7 +153,7 @@ def tune(world: str, out: Path, jobs: int) -> None:
     """Train every candidate and write down the best of each arm."""
     arms: dict[str, tuple[str, Candidate]] = {}
     for method in ARMS[world]:
-        for candidate in GRIDS[method]:
+        for candidate in GRIDS_OF.get(world, {}).get(method, GRIDS[method]):
             label = "-".join(
                 [method, f"{candidate[0]:g}", *(f"{candidate[1][k]:g}" for k in ("strength",) if k in candidate[1])]
             )
@@ -155,6 +183,12 @@ def final(world: str, out: Path, jobs: int) -> None:
     compare(world, "final", paths, out, jobs)
 
 
+def doses(world: str, out: Path, jobs: int) -> None:
+    """Train the arms that the claims are about, with every seed."""
+    arms = DOSES[world].items()
+    compare(world, "doses", [write_arm(out / "arms", world, label, *arm, "doses") for label, arm in arms], out, jobs)
+
+
 def main() -> None:
     """Read the command line and run one stage of one world."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,7 +197,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    stage = tune if args.stage == "tune" else final
+    stage = {"tune": tune, "final": final, "doses": doses}[args.stage]
     stage(args.world, args.out / f"{args.world}-{args.stage}", args.jobs)
 
 
