@@ -92,6 +92,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 $(READY_BENCH): $(READY)
-	@echo "Installing TRL, the trainer to compare with"
+	@echo "Installing TRL and Liger, to compare with"
 	@$(PY) -m pip install --quiet --editable '.[bench]'
 	@touch $@
