@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from selfdistill.alarms import ALARMS, Alarm, AlarmWatch, Thresholds
-from selfdistill.cli import STOPPED_BY_ALARM, main
+from selfdistill.cli import main
 from selfdistill.config import AlarmsConfig, parse_config
 from selfdistill.errors import ConfigError
+from selfdistill.stopping import STOPPED_BY_ALARM
 from support.runs import as_toml, lines, metrics, open_run, outcome, recorder, tiny_run, train
 from support.tiny import save_tiny_model
 

@@ -202,7 +202,7 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_numbers(
     untouched = (here / "stopped" / "runs" / "my-grpo" / "seed-1" / "summary.json").stat().st_mtime_ns
     assert command(*arguments, "--out", here / "stopped") == 0
     said = capsys.readouterr().out
-    assert "3 of 4 runs are finished; the others run 1 at a time" in said
+    assert "3 of 4 runs are over; the others run 1 at a time" in said
     assert [line for line in said.splitlines() if line.startswith("my-antisd seed 1: ")] == [
         "my-antisd seed 1: started",
         "my-antisd seed 1: done",
@@ -240,6 +240,27 @@ def test_a_run_that_fails_is_one_sentence(here: Path, capsys: pytest.CaptureFixt
     assert said.err.endswith("(log: out/runs/my-grpo/seed-0.log)\n")
     assert said.err.count("\n") == 1
     assert not (here / "out" / "runs" / "my-antisd").exists()
+
+
+def test_a_run_that_an_alarm_ends_is_over_and_is_compared_as_far_as_it_went(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The tiny model is cut at once; sft samples nothing, so nothing of it is cut.
+    alarms = ["alarms.window=1", "alarms.truncated=0.1", "stop_on=['truncated_completions']"]
+    arguments = ["my-sft.toml", "my-grpo.toml", "--out", "out", *(part for one in alarms for part in ("--set", one))]
+    train(load_config("my-sft.toml", [*alarms, "seed=0"]), here / "out" / "runs" / "my-sft" / "seed-0")
+    assert command(*arguments) == 0
+    said = capsys.readouterr().out
+    assert "1 of 2 runs are over; the others run 1 at a time" in said
+    assert "my-grpo seed 0: ended after step 1 by truncated_completions" in said
+    assert "; ended: seed 0 after step 1 by truncated completions; alarms: truncated completions (1 of 1 run)" in said
+    found = json.loads((here / "out" / "compare.json").read_text())
+    [run] = found["arms"][1]["runs"]
+    assert (run["steps"], run["evaluated"], run["ended_by"]) == (1, 0, ["truncated_completions"])
+    assert run["alarms"][0]["evidence"].endswith("over the last 1 steps (limit 10%)")
+    assert found["arms"][0]["accuracy"]["compared_at"] == [0]
+    assert command(*arguments) == 0
+    assert "started" not in capsys.readouterr().out, "what an alarm has ended is not taken up again"
 
 
 def test_a_folder_of_another_comparison_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

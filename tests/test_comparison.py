@@ -9,7 +9,7 @@ import pytest
 
 from selfdistill.comparison import MOST_POINTS, ArmRuns, analyse
 from selfdistill.errors import DataError
-from support.arms import PHASES, arm, evaluation, metrics, simple_run, write_run
+from support.arms import PHASES, alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
 
 
 def of(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -220,3 +220,61 @@ def test_an_arm_keeps_its_settings(tmp_path: Path) -> None:
     assert (result["seeds"], result["baseline"], result["problems"], result["samples"]) == ([7], "a", [2], 4)
     assert result["arms"][0]["method"] == {"name": "antisd", "strength": 0.5}
     assert result["arms"][0]["optimiser"] == {"learning_rate": 0.0002}
+
+
+def test_a_run_that_an_alarm_ended_is_told_apart_where_both_still_trained(tmp_path: Path) -> None:
+    """Accuracies of the baseline: 1/4, 1/2, 1 in both seeds. The other arm's first run ends after step 3, at 3/4."""
+    base = [simple_run(tmp_path / f"b{s}", (1, 1), (2, 2), (4, 4)) for s in range(2)]
+    collapse = alarm("entropy_collapse", 3)
+    short = ended_run(
+        tmp_path / "o0", (1, 1), (3, 3), steps=3, alarms=[collapse], by=["entropy_collapse"],
+        standing={3: ["entropy_collapse"]},
+    )  # fmt: skip
+    whole = ended_run(tmp_path / "o1", (1, 1), (2, 2), (2, 2), steps=4)
+    result = analyse([arm("base", *base), arm("other", short, whole)], baseline="base")
+    other = of(result, "other")
+    assert other["runs"] == [
+        {
+            "seed": 0,
+            "steps": 3,
+            "evaluated": 2,
+            "ended_by": ["entropy_collapse"],
+            "alarms": [{**collapse, "cleared": None}],
+        },
+        {"seed": 1, "steps": 4, "evaluated": 4, "ended_by": [], "alarms": []},
+    ]
+    accuracy = other["accuracy"]
+    assert accuracy["final"]["value"] == (3 / 4 + 1 / 2) / 2
+    # 3/4 against 1/2 at step 2, 1/2 against 1 at step 4.
+    assert accuracy["compared_at"] == [2, 4]
+    assert accuracy["against_baseline"]["value"] == (1 / 4 - 1 / 2) / 2
+    assert other["curves"]["evaluations"]["step"] == [0, 2]
+    assert other["curves"]["evaluations"]["accuracy"]["mean"] == [0.25, (3 / 4 + 1 / 2) / 2]
+    assert other["curves"]["training"]["step"] == [1, 2, 3]
+    # Three steps and four of a hundred tokens.
+    assert other["cost"]["tokens"] == 350.0
+    assert of(result, "base")["runs"][0]["alarms"] is None, "made before there were alarms"
+    assert of(result, "base")["curves"]["evaluations"]["step"] == [0, 2, 4]
+    again = analyse([arm("other", short, whole), arm("base", *base)], baseline="other")
+    assert of(again, "base")["accuracy"]["compared_at"] == [2, 4]
+    assert of(again, "base")["accuracy"]["against_baseline"]["value"] == (1 / 2 - 1 / 4) / 2
+    assert of(again, "base")["reach"]["targets"] == [0.75, 0.5]
+
+
+def test_a_run_that_is_short_without_an_alarm_is_refused(tmp_path: Path) -> None:
+    base = simple_run(tmp_path / "base", (1, 1), (2, 2), (4, 4))
+    torn = ended_run(tmp_path / "torn", (1, 1), (2, 2), steps=2)
+    with pytest.raises(DataError, match=r"it has evaluations at steps \[0, 2\], the baseline's run has \[0, 2, 4\]"):
+        analyse([arm("a", base), arm("b", torn)], baseline="a")
+
+
+def test_an_alarm_is_cleared_at_the_first_step_at_which_it_no_longer_stands(tmp_path: Path) -> None:
+    alarms = [alarm("no_signal", 1), alarm("gradient_jump", 2), alarm("no_signal", 4)]
+    standing = {1: ["no_signal"], 2: ["gradient_jump", "no_signal"], 4: ["no_signal"]}
+    run = ended_run(tmp_path / "a", (1, 1), (1, 1), (1, 1), steps=4, alarms=alarms, standing=standing)
+    [found] = of(analyse([arm("a", run)], baseline="a"), "a")["runs"]
+    assert [(one["name"], one["step"], one["cleared"]) for one in found["alarms"]] == [
+        ("no_signal", 1, 3),
+        ("gradient_jump", 2, 3),
+        ("no_signal", 4, None),
+    ]

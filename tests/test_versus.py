@@ -14,7 +14,7 @@ from selfdistill.comparison import analyse
 from selfdistill.report import numbers, write_comparison
 from selfdistill.report.charts import Series, curve_chart
 from selfdistill.report.versus import closing, markdown, short_names, verdict
-from support.arms import PHASES, arm, given_terms, simple_run
+from support.arms import PHASES, alarm, arm, ended_run, given_terms, simple_run
 from test_report import Page, contrast
 
 HOSTILE = "so|</script><script>alert(1)</script>`*\n\u202e"
@@ -101,6 +101,62 @@ def test_what_no_arm_has_is_not_drawn(tmp_path: Path) -> None:
     [tokens] = [chart for chart in page.columns() if chart[-1]["step"] == "200"]
     assert {row[0] for column in tokens for row in column["rows"]} == {"a"}
     assert "b learns from given solutions and generates nothing." in page.text
+
+
+def alarmed_result(folder: Path) -> dict[str, Any]:
+    """Two seeds: the baseline hears nothing, the other arm an alarm twice in one seed, and is ended in the other."""
+    base = [ended_run(folder / f"b{s}", (1, 1), (2, 2), (3, 3), steps=4) for s in range(2)]
+    often = ended_run(
+        folder / "o0", (1, 1), (2, 2), (2, 2), steps=4, standing={1: ["no_signal"], 3: ["no_signal"]},
+        alarms=[alarm("no_signal", 1, HOSTILE), alarm("no_signal", 3)],
+    )  # fmt: skip
+    ended = ended_run(
+        folder / "o1", (1, 1), (3, 3), steps=3, by=["entropy_collapse"], standing={3: ["entropy_collapse"]},
+        alarms=[alarm("entropy_collapse", 3, "20% of 1.0 at the start")],
+    )  # fmt: skip
+    return given_terms() | analyse([arm("base", *base), arm("other", often, ended)], baseline="base")
+
+
+def test_alarms_stand_in_the_tables_with_their_evidence(tmp_path: Path) -> None:
+    found = alarmed_result(tmp_path)
+    page = write_page(tmp_path / "page", found)
+    assert "base none – – – – –" in page.text
+    assert "other no signal 1 of 2 1, – 2 0 of 2 0 of 2" in page.text
+    assert "other entropy collapse 1 of 2 –, 3 1 1 of 2 1 of 2" in page.text
+    assert "Every alarm with its evidence, 3" in page.text
+    assert "other 1 3 entropy collapse – 20% of 1.0 at the start try less" in page.text
+    assert "other 0 3 no signal 4 so it is try less" in page.text
+    assert "<script>alert" not in page.source
+    text = (tmp_path / "page" / "compare.md").read_text(encoding="utf-8")
+    assert "| other | entropy collapse | 1 of 2 | –, 3 | 1 | 1 of 2 | 1 of 2 |" in text
+    assert "| other | 1 | 3 | entropy collapse | – | 20% of 1.0 at the start | try less |" in text
+    assert "alert(1)</script>" not in text
+
+
+def test_a_run_that_was_ended_is_marked_wherever_its_numbers_stand(tmp_path: Path) -> None:
+    found = alarmed_result(tmp_path)
+    page = write_page(tmp_path / "page", found)
+    # 1/2 at step 4 and 3/4 at step 2; the baseline has 3/4 at step 4 and 1/2 at step 2.
+    assert "other 62.5% 50.0–75.0%; step 4, 2, from 25.0%" in page.text
+    assert "0.0 points (−25.0 to +25.0; step 4, 2)" in page.text
+    assert "ended early: seed 1 after step 3 by entropy collapse" in page.text
+    assert "alarms: no signal (1 of 2 runs), entropy collapse (1 of 2 runs)" in page.text
+    assert "base 75.0% 75.0–75.0%, from" in page.text
+    text = (tmp_path / "page" / "compare.md").read_text(encoding="utf-8")
+    assert "- Alarms ended runs before their last step: other (seed 1 after step 3 by entropy collapse). Their" in text
+    assert text.count("; step 4, 2)") == 6, "final and difference of accuracy, deliberation and length"
+    assert closing(found)[1].endswith(
+        "; ended: seed 1 after step 3 by entropy collapse; "
+        "alarms: no signal (1 of 2 runs), entropy collapse (1 of 2 runs)"
+    )
+
+
+def test_silence_is_said_and_told_from_runs_in_which_nobody_listened(tmp_path: Path, result: dict[str, Any]) -> None:
+    quiet = ended_run(tmp_path / "quiet", (1, 1), (2, 2), (3, 3), steps=4)
+    heard = markdown(given_terms() | analyse([arm("a", quiet)], baseline="a"), "x")
+    assert "- No alarm sounded in any run." in heard
+    assert "Alarms in training" not in heard
+    assert "Some runs are older than the alarms" in markdown(result, "x")
 
 
 def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:

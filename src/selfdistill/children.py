@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +47,14 @@ def run_children(
     environment: Mapping[str, str],
     stop: StopRequest,
     watch: Callable[[State], None],
+    fine: Collection[int] = (0,),
     keep_open: Sequence[int] = (),
 ) -> None:
     """Run all, at most ``jobs`` at a time and in order; returns early when a stop is requested.
 
     However it ends, no child is left: those still running are sent SIGTERM and waited for; on a second signal they are
-    killed. ``keep_open`` are file descriptors that the children inherit.
+    killed. ``fine`` are the exit codes of children that did not fail; ``keep_open`` are file descriptors that the
+    children inherit.
 
     Raises:
         TrainingError: a child failed; its own last sentence, and where the rest of its words are.
@@ -71,7 +73,7 @@ def run_children(
                 if code is None:
                     continue
                 del running[child]
-                if code != 0 and not stop.requested:
+                if code not in fine and not stop.requested:
                     raise TrainingError(f"{child.name}: {_reason(child, code, since=said[child])}")
                 done += 1
             watch(State(tuple(running), done))

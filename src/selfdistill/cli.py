@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from selfdistill.errors import ConfigError, UserError
+from selfdistill.stopping import STOPPED_BY_ALARM
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,9 +23,6 @@ app = typer.Typer(
 
 data_app = typer.Typer(no_args_is_help=True, help="Rows of data before anything is trained on them.")
 app.add_typer(data_app, name="data")
-
-STOPPED_BY_ALARM = 3
-"""Exit code of a run that an alarm of ``stop_on`` has ended."""
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")
@@ -124,7 +122,8 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window.")
+        int | None,
+        typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
     set_: Set = None,
@@ -176,7 +175,8 @@ def inspect(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window.")
+        int | None,
+        typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window."),
     ] = None,
     words: Annotated[
         Path | None, typer.Option(help="Folder with word lists of your own for the classes of tokens.")

@@ -29,7 +29,7 @@ from selfdistill.report import write_comparison, write_report
 from selfdistill.report.files import read_lines
 from selfdistill.run import check_same_config
 from selfdistill.sinks import JsonLines
-from selfdistill.stopping import StopRequest
+from selfdistill.stopping import STOPPED_BY_ALARM, StopRequest
 
 MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")
 """Config tables that belong to an arm, or change no result. All others must be equal."""
@@ -133,7 +133,7 @@ def check_equal_terms(arms: Sequence[Arm]) -> None:
 
 
 def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progress, stop: StopRequest) -> bool:
-    """Make every run that is not finished yet; True when all are. ``jobs``: unset, as many as there are cores.
+    """Make every run that is not over yet; True when all are. ``jobs``: unset, as many as there are cores.
 
     Raises:
         UserError: a folder holds something else, or a run failed; the other runs are saved and can go on.
@@ -146,14 +146,14 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     children = [
         Child(name, _command(comparison, arm, seed, folder), folder.with_name(f"{folder.name}.log"))
         for name, (arm, seed, folder) in runs.items()
-        if not is_finished(folder)
+        if not how_it_ended(folder)
     ]
     if children:
         alone = comparison.arms[0].config.model.device != "cpu"
         jobs = min(jobs or (1 if alone else cores()), len(children))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
         progress.say(
-            f"{len(runs) - len(children)} of {len(runs)} runs are finished; the others run {jobs} at a time, "
+            f"{len(runs) - len(children)} of {len(runs)} runs are over; the others run {jobs} at a time, "
             f"OMP_NUM_THREADS={threads} each"
         )
         with _locked(comparison.folder) as lock:
@@ -165,9 +165,10 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
                 environment={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"},
                 stop=stop,
                 watch=_Watch(progress, {name: folder for name, (_, _, folder) in runs.items()}, comparison, len(runs)),
+                fine=(0, STOPPED_BY_ALARM),
                 keep_open=[lock],
             )
-    return all(is_finished(folder) for _, _, folder in runs.values())
+    return all(how_it_ended(folder) for _, _, folder in runs.values())
 
 
 def write_results(comparison: Comparison, *, main: str | None = None) -> dict[str, Any]:
@@ -204,10 +205,16 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
     return result
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run has made all its steps."""
+def how_it_ended(folder: Path) -> str:
+    """In words: ``done`` after all steps, or which alarms ended it and when; empty for a run that can go on."""
     path = folder / "summary.json"
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8"))["finished"])
+    if not path.is_file():
+        return ""
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if summary["finished"]:
+        return "done"
+    names = summary.get("stopped_by")
+    return f"ended after step {summary['steps']} by {', '.join(names)}" if names else ""
 
 
 def cores() -> int:
@@ -286,7 +293,7 @@ class _Watch:
     def __call__(self, state: State) -> None:
         names = [child.name for child in state.running]
         for name in sorted(self.running - set(names)):
-            self.progress.say(f"{name}: {'done' if is_finished(self.folders[name]) else 'stopped'}")
+            self.progress.say(f"{name}: {how_it_ended(self.folders[name]) or 'stopped'}")
         for name in names:
             if name not in self.running:
                 self.progress.say(f"{name}: started")
@@ -294,7 +301,7 @@ class _Watch:
         if self.progress.live is None or time.monotonic() - self.looked < 1:
             return
         self.looked = time.monotonic()
-        done = sum(is_finished(folder) for folder in self.folders.values())
+        done = sum(bool(how_it_ended(folder)) for folder in self.folders.values())
         shown = [f"{name} step {last_step(self.folders[name] / 'metrics.jsonl')}/{self.steps}" for name in names]
         self.progress.status(f"{done} of {self.total} runs done · {' · '.join(shown)}")
 

@@ -5,6 +5,10 @@ Every difference is paired: arms of one seed met the same held-out problems, so 
 anything is averaged, and its interval is drawn over seeds and over problems within each seed.
 
 Every accuracy, length and count of deliberation words is first one number per problem; a run is a row of them.
+
+A run that an alarm has ended is shorter than the others. Its final numbers are those of its own last evaluation; from
+the baseline it is told apart at the last step that both runs of its seed have evaluated, so that both have trained
+equally long; and the curves of its arm end with it.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from statistics import fmean, median
 from typing import Any
 
 from selfdistill.errors import DataError
-from selfdistill.report.files import Row, read_lines
+from selfdistill.report.files import Row, read_lines, read_object
+from selfdistill.report.outcome import cleared_at
 from selfdistill.statistics import nested_bootstrap
 
 Table = list[list[float]]
@@ -47,12 +52,17 @@ class ArmRuns:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The files of one run; ``tokens`` and ``seconds`` are spent by the end of a step, 0 for the start."""
+    """The files of one run; ``tokens`` and ``seconds`` are spent by the end of a step, 0 for the start.
+
+    ``alarms`` is None where a run was made before there were any; ``ended_by`` names those that ended it.
+    """
 
     evaluations: list[Row]
     metrics: list[Row]
     tokens: dict[int, int]
     seconds: dict[int, float]
+    alarms: list[Row] | None
+    ended_by: list[str]
 
     def row(self, place: int, key: str) -> list[float]:
         """Mean over the samples of each problem, at one evaluation."""
@@ -117,17 +127,23 @@ def _read(folder: Path, generates: bool) -> _Run:
     steps = [0, *(row["step"] for row in metrics)]
     tokens = [row["generated"] if generates else 0 for row in metrics]
     seconds = [_seconds(row, without="evaluation") for row in metrics]
+    summary = read_object(folder / "summary.json")
     return _Run(
         evaluations,
         metrics,
         dict(zip(steps, accumulate(tokens, initial=0), strict=True)),
         dict(zip(steps, accumulate(seconds, initial=0.0), strict=True)),
+        summary.get("alarms"),
+        summary.get("stopped_by", []),
     )
 
 
 def _check_pair(folder: Path, one: _Run, other: _Run) -> None:
+    # Where an alarm has ended one of the two, the steps that both came to must agree.
+    shorter = min(one, other, key=lambda run: len(run.evaluations))
+    both = len(shorter.evaluations) if shorter.ended_by else None
     for what, mine, theirs in (
-        ("evaluations at steps", _steps(one), _steps(other)),
+        ("evaluations at steps", _steps(one)[:both], _steps(other)[:both]),
         ("held-out problems", len(one.evaluations[0]["hits"]), len(other.evaluations[0]["hits"])),
     ):
         if mine != theirs:
@@ -148,6 +164,7 @@ def _arm(arm: ArmRuns, runs: Sequence[_Run], rivals: Sequence[_Run] | None, base
         "worst_after_best": _Run.worst_after_best,
     }
     k = runs[0].evaluations[0]["samples"]
+    shared = [min(len(run.evaluations), len(rival.evaluations)) - 1 for run, rival in zip(runs, base, strict=True)]
 
     def table(runs: Sequence[_Run], measure: str, end: str) -> Table:
         return [run.row(ends[end](run), PER_PROBLEM[measure]) for run in runs]
@@ -155,27 +172,38 @@ def _arm(arm: ArmRuns, runs: Sequence[_Run], rivals: Sequence[_Run] | None, base
     def change(measure: str, before: str, after: str) -> dict[str, float]:
         return _difference(table(runs, measure, before), table(runs, measure, after), k)
 
-    def lead(measure: str, end: str) -> dict[str, float] | None:
-        return None if rivals is None else _difference(table(rivals, measure, end), table(runs, measure, end), k)
+    def lead(measure: str) -> dict[str, float] | None:
+        """Of the last evaluations that both runs of a seed have."""
+        if rivals is None:
+            return None
+        theirs, ours = (
+            [run.row(place, PER_PROBLEM[measure]) for run, place in zip(side, shared, strict=True)]
+            for side in (rivals, runs)
+        )
+        return _difference(theirs, ours, k)
 
     measured: dict[str, Any] = {
         measure: {
             **{end: _estimate(table(runs, measure, end), k) for end in ("before", "final")},
             "change": change(measure, "before", "final"),
-            "against_baseline": lead(measure, "final"),
+            "against_baseline": lead(measure),
         }
         for measure in PER_PROBLEM
     }
     for end in ("best", "worst_after_best"):
         measured["accuracy"][end] = _estimate(table(runs, "accuracy", end), k)
     measured["accuracy"]["best_steps"] = [_steps(run)[run.best()] for run in runs]
-    measured["accuracy"]["best_against_baseline"] = lead("accuracy", "best")
+    measured["accuracy"]["best_against_baseline"] = (
+        None if rivals is None else _difference(table(rivals, "accuracy", "best"), table(runs, "accuracy", "best"), k)
+    )
+    measured["accuracy"]["compared_at"] = [_steps(run)[place] for run, place in zip(runs, shared, strict=True)]
     measured["accuracy"]["fall"] = change("accuracy", "best", "worst_after_best")
     return {
         "name": arm.name,
         "method": dict(arm.method),
         "optimiser": dict(arm.optimiser),
         "generates": arm.generates,
+        "runs": [_ending(seed, run) for seed, run in zip(arm.folders, runs, strict=True)],
         **measured,
         "truncated": {
             end: fmean(run.evaluations[ends[end](run)]["truncated"] for run in runs) for end in ("before", "final")
@@ -185,6 +213,19 @@ def _arm(arm: ArmRuns, runs: Sequence[_Run], rivals: Sequence[_Run] | None, base
         "gate": _mean(_mean(_numbers(run, "gate")) for run in runs),
         "cost": _cost(runs, base),
         "curves": {"evaluations": _evaluation_curves(runs), "training": _training_curves(runs)},
+    }
+
+
+def _ending(seed: int, run: _Run) -> dict[str, Any]:
+    """How far a run came, and the alarms that it heard."""
+    return {
+        "seed": seed,
+        "steps": run.metrics[-1]["step"],
+        "evaluated": _steps(run)[-1],
+        "ended_by": run.ended_by,
+        "alarms": None
+        if run.alarms is None
+        else [{**alarm, "cleared": cleared_at(alarm, run.metrics)} for alarm in run.alarms],
     }
 
 
@@ -253,8 +294,11 @@ def _medians(runs: Sequence[_Run]) -> dict[str, float]:
 
 
 def _evaluation_curves(runs: Sequence[_Run]) -> dict[str, Any]:
-    """Every evaluation: where it stood in steps, tokens and seconds (means over runs), and what it found."""
-    steps = _steps(runs[0])
+    """Every evaluation that all runs have: where it stood in steps, tokens and seconds (means over runs), its numbers.
+
+    Past the end of a run the mean of the others would be one of survivors.
+    """
+    steps = min(map(_steps, runs), key=len)
     return {
         "step": steps,
         "tokens": [fmean(run.tokens[step] for run in runs) for step in steps],
@@ -267,8 +311,8 @@ def _evaluation_curves(runs: Sequence[_Run]) -> dict[str, Any]:
 
 
 def _training_curves(runs: Sequence[_Run]) -> dict[str, Any]:
-    """Numbers of training steps; blocks of steps are averaged, and stand at their last step."""
-    steps = [row["step"] for row in runs[0].metrics]
+    """Numbers of the steps that all runs have made; blocks of steps are averaged, and stand at their last step."""
+    steps = min(([row["step"] for row in run.metrics] for run in runs), key=len)
     width = -(-len(steps) // MOST_POINTS)
     blocks = [range(start, min(start + width, len(steps))) for start in range(0, len(steps), width)]
     curves: dict[str, Any] = {"step": [steps[block[-1]] for block in blocks], "block": width}
@@ -290,14 +334,13 @@ def _over_runs(lines: Sequence[Sequence[float | None]]) -> dict[str, list[float 
 
 
 def _first_and_last(runs: Sequence[_Run], key: str) -> dict[str, float | None] | None:
-    """Mean over the first and over the last tenth of the steps: a single step is noise. None if never recorded."""
-    count = max(1, len(runs[0].metrics) // 10)
-    numbers = [_numbers(run, key) for run in runs]
-    if not any(numbers):
+    """Mean over the first and over the last tenth of a run's steps: one step is noise. None if never recorded."""
+    numbers = [(_numbers(run, key), max(1, len(run.metrics) // 10)) for run in runs]
+    if not any(row for row, _ in numbers):
         return None
     return {
-        "first": _mean(_mean(row[:count]) for row in numbers),
-        "last": _mean(_mean(row[-count:]) for row in numbers),
+        "first": _mean(_mean(row[:count]) for row, count in numbers),
+        "last": _mean(_mean(row[-count:]) for row, count in numbers),
     }
 
 

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+STOPPED_BY_ALARM = 3
+"""Exit code of a run that an alarm of ``stop_on`` has ended."""
+
 
 @dataclass(slots=True)
 class StopRequest:

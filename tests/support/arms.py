@@ -40,9 +40,16 @@ def metrics(step: int, *, phases: Mapping[str, float] = PHASES, **numbers: Any) 
     }
 
 
-def write_run(folder: Path, evaluations: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]]) -> Path:
-    """The two files that a comparison reads."""
+def write_run(
+    folder: Path,
+    evaluations: Sequence[Mapping[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any] | None = None,
+) -> Path:
+    """The files that a comparison reads; a run without ``summary`` is older than the alarms."""
     folder.mkdir(parents=True)
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     for name, rows in (("evaluations", evaluations), ("metrics", lines)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -58,6 +65,25 @@ def simple_run(folder: Path, *hits: Sequence[int], **numbers: Any) -> Path:
     """A run evaluated at every second step from 0 on, all its steps alike."""
     evaluations = [evaluation(2 * place, row) for place, row in enumerate(hits)]
     return write_run(folder, evaluations, [metrics(step, **numbers) for step in range(1, 2 * len(hits) - 1)])
+
+
+def alarm(name: str, step: int, evidence: str = "so it is") -> dict[str, Any]:
+    """An alarm as a run writes it."""
+    return {"name": name, "step": step, "evidence": evidence, "suggestion": "try less"}
+
+
+def ended_run(
+    folder: Path,
+    *hits: Sequence[int],
+    steps: int,
+    standing: Mapping[int, Sequence[str]] | None = None,
+    alarms: Sequence[Mapping[str, Any]] = (),
+    by: Sequence[str] = (),
+) -> Path:
+    """A run evaluated at every second step that made ``steps``; ``standing`` are the alarms that stand, by step."""
+    rows = [metrics(step, alarms=list((standing or {}).get(step, ()))) for step in range(1, steps + 1)]
+    evaluations = [evaluation(2 * place, row) for place, row in enumerate(hits)]
+    return write_run(folder, evaluations, rows, {"alarms": list(alarms), "stopped_by": list(by)})
 
 
 def given_terms() -> dict[str, Any]:

@@ -46,7 +46,7 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
     return RunFiles(
         # Runs of a comparison are named by seed, in a folder of their arm.
         name=f"{place.parent.name}, {place.name}" if place.name.startswith("seed-") else place.name,
-        config=_read_object(run_dir / "config.json"),
+        config=read_object(run_dir / "config.json"),
         metrics=(*_before_training(run_dir), *metrics),
         summary=_summary_of(run_dir, metrics),
         first=first,
@@ -56,7 +56,7 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
 
 
 def _summary_of(run_dir: Path, metrics: Sequence[Row]) -> Row:
-    summary = _read_object(run_dir / "summary.json")
+    summary = read_object(run_dir / "summary.json")
     done, reached = number(summary.get("steps")), number(metrics[-1].get("step")) if metrics else None
     # The run was stopped, which left a summary, and then went on: what it says of the end is no longer so.
     return {} if done is not None and reached is not None and reached > done else summary
@@ -130,7 +130,12 @@ def outer_steps(rows: Iterable[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     return steps.found()
 
 
-def _read_object(path: Path) -> Row:
+def read_object(path: Path) -> Row:
+    """A JSON file's object; empty where the file is missing.
+
+    Raises:
+        DataError: it holds something else.
+    """
     if not path.is_file():
         return {}
     try:

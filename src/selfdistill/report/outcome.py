@@ -183,20 +183,14 @@ def skipped(metrics: Sequence[Row]) -> list[tuple[str, str]]:
 
 def alarm_rows(run: RunFiles) -> list[dict[str, object]]:
     """Every alarm that sounded, oldest first: when, on what evidence, what to try, and whether it stands still."""
-    lines = [(numbers.number(row.get("step")), row.get("alarms")) for row in run.metrics]
     rows: list[dict[str, object]] = []
     for alarm in run.alarms:
-        name, step = _word(alarm.get("name")), numbers.number(alarm.get("step"))
-        cleared = [
-            at
-            for at, standing in lines
-            if at is not None and step is not None and at > step and isinstance(standing, list) and name not in standing
-        ]
+        cleared = cleared_at(alarm, run.metrics)
         rows.append(
             {
-                "name": name.replace("_", " "),
-                "step": numbers.whole(step),
-                "cleared": numbers.whole(cleared[0]) if cleared else "",
+                "name": spoken(alarm.get("name")),
+                "step": numbers.whole(numbers.number(alarm.get("step"))),
+                "cleared": "" if cleared is None else numbers.whole(cleared),
                 "evidence": _word(alarm.get("evidence")),
                 "suggestion": _word(alarm.get("suggestion")),
             }
@@ -204,10 +198,26 @@ def alarm_rows(run: RunFiles) -> list[dict[str, object]]:
     return rows
 
 
+def cleared_at(alarm: Row, metrics: Sequence[Row]) -> float | None:
+    """The first step after it sounded at which an alarm no longer stands; None where it stands to the end."""
+    step = numbers.number(alarm.get("step"))
+    for row in stepped(metrics):
+        standing = row.get("alarms")
+        if step is not None and row["step"] > step and isinstance(standing, list) and alarm.get("name") not in standing:
+            found: float = row["step"]
+            return found
+    return None
+
+
+def spoken(name: object) -> str:
+    """The name of an alarm as words."""
+    return _word(name).replace("_", " ")
+
+
 def ended_by(summary: Row) -> str:
     """The alarms that ended the run, as words; empty where none did."""
     names = summary.get("stopped_by")
-    return ", ".join(_word(name).replace("_", " ") for name in names) if isinstance(names, list) else ""
+    return ", ".join(map(spoken, names)) if isinstance(names, list) else ""
 
 
 def stepped(metrics: Sequence[Row]) -> list[Row]:

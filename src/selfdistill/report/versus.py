@@ -12,9 +12,16 @@ from typing import Any
 from selfdistill.report import numbers
 from selfdistill.report.files import Row
 from selfdistill.report.outcome import points
-
-Cell = tuple[str, str]
-"""A value as text, and what stands small beside it: its interval, or nothing."""
+from selfdistill.report.versus_alarms import (
+    HEAD,
+    LIST_HEAD,
+    Cell,
+    alarm_list,
+    alarm_notes,
+    alarm_rows,
+    alarm_words,
+    ending,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,8 @@ class Sheet:
 def sheets(result: Row) -> list[Sheet]:
     """Every number of a comparison that is printed."""
     base = result["baseline"]
-    k, arms = result["samples"], result["arms"]
+    k, arms, steps = result["samples"], result["arms"], result["terms"]["steps"]
+    alarms = alarm_rows(arms)
     return [
         Sheet(
             f"Held-out accuracy, avg@{k}",
@@ -43,7 +51,7 @@ def sheets(result: Row) -> list[Sheet]:
                 "Worst after best",
                 "Fall",
             ),
-            _rows(arms, _accuracy),
+            _rows(arms, lambda arm: _accuracy(arm, steps)),
         ),
         Sheet(
             f"First evaluation at or above the final accuracy of {base}, seed by seed (means of those that reach it)",
@@ -53,12 +61,15 @@ def sheets(result: Row) -> list[Sheet]:
         Sheet(
             "Deliberation words per completion, held-out",
             ("Arm", "Before", "Final", "Change", f"Final vs {base}"),
-            _rows(arms, lambda arm: _measure(arm["deliberation"], 2)),
+            _rows(arms, lambda arm: _measure(arm, "deliberation", 2, steps)),
         ),
         Sheet(
             "Tokens per completion, held-out",
             ("Arm", "Before", "Final", "Change", f"Final vs {base}", "Cut at the limit"),
-            _rows(arms, lambda arm: (*_measure(arm["length"], 1), (_from_to(arm["truncated"], numbers.percent), ""))),
+            _rows(
+                arms,
+                lambda arm: (*_measure(arm, "length", 1, steps), (_from_to(arm["truncated"], numbers.percent), "")),
+            ),
         ),
         Sheet(
             "The signal in training: first and last tenth of the steps",
@@ -80,6 +91,7 @@ def sheets(result: Row) -> list[Sheet]:
             ),
             _rows(arms, _cost),
         ),
+        *([Sheet("Alarms in training, seed by seed", HEAD, tuple(alarms))] if alarms else []),
     ]
 
 
@@ -105,21 +117,24 @@ def notes(result: Row) -> list[str]:
         sentences.append(
             f"{', '.join(map(numbers.printable, asleep))} learns from given solutions and generates nothing."
         )
-    return sentences
+    return [*sentences, *alarm_notes(result["arms"])]
 
 
 def markdown(result: Row, title: str) -> str:
     """``compare.md``: the tables and the notes."""
     parts = [f"# {_escaped(title)}", _about(result)]
     for sheet in sheets(result):
-        head, *rows = (
-            f"| {' | '.join(map(_escaped, row))} |"
-            for row in (sheet.head, *((name, *map(joined, cells)) for name, cells in sheet.rows))
-        )
-        rule = "|" + " --- |" * len(sheet.head)
-        parts += [f"**{_escaped(sheet.caption)}**", "\n".join([head, rule, *rows])]
+        parts += _table(sheet.caption, sheet.head, [(name, *map(joined, cells)) for name, cells in sheet.rows])
     parts.append("\n".join(f"- {_escaped(sentence)}" for sentence in notes(result)))
+    alarms = alarm_list(result["arms"])
+    if alarms:
+        parts += _table("Every alarm with its evidence", LIST_HEAD, alarms)
     return "\n\n".join(parts) + "\n"
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(map(_escaped, row))} |" for row in (head, *rows)]
+    return [f"**{_escaped(caption)}**", "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])]
 
 
 def closing(result: Row) -> list[str]:
@@ -133,6 +148,9 @@ def closing(result: Row) -> list[str]:
         lines.append(
             f"{arm['name']:<{width}}  {joined(estimate(before))} → {joined(estimate(final))}{against}; "
             f"deliberation {words['before']['value']:.2f} → {words['final']['value']:.2f}"
+            + "".join(
+                f"; {name}: {said}" for name, said in (("ended", ending(arm)), ("alarms", alarm_words(arm))) if said
+            )
         )
     return lines
 
@@ -174,15 +192,13 @@ def _rows(arms: Sequence[Row], cells: Callable[[Row], tuple[Cell, ...]]) -> tupl
     return tuple((numbers.printable(arm["name"]), cells(arm)) for arm in arms)
 
 
-def _accuracy(arm: Row) -> tuple[Cell, ...]:
+def _accuracy(arm: Row, steps: int) -> tuple[Cell, ...]:
     found = arm["accuracy"]
-    steps = sorted(set(found["best_steps"]))
-    best, span = estimate(found["best"])
+    best = sorted(set(found["best_steps"]))
     return (
         estimate(found["before"]),
-        estimate(found["final"]),
-        difference(found["against_baseline"]),
-        (best, f"{span}; step {', '.join(map(str, steps))}"),
+        *marked(arm, steps, estimate(found["final"]), difference(found["against_baseline"])),
+        _at_step(estimate(found["best"]), best),
         difference(found["best_against_baseline"]),
         estimate(found["worst_after_best"]),
         difference(found["fall"]),
@@ -202,7 +218,22 @@ def _reach(arm: Row) -> tuple[Cell, ...]:
     )
 
 
-def _measure(found: Row, decimals: int) -> tuple[Cell, ...]:
+def marked(arm: Row, steps: int, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
+    """The final number and its distance from the baseline, with the steps they are of where a run is shorter."""
+    evaluated, compared = [run["evaluated"] for run in arm["runs"]], arm["accuracy"]["compared_at"]
+    return (
+        _at_step(final, evaluated) if set(evaluated) != {steps} else final,
+        _at_step(lead, compared) if set(compared) != {steps} and lead[1] else lead,
+    )
+
+
+def _at_step(cell: Cell, steps: Sequence[int]) -> Cell:
+    return cell[0], f"{cell[1]}; step {', '.join(map(str, steps))}"
+
+
+def _measure(arm: Row, key: str, decimals: int, steps: int) -> tuple[Cell, ...]:
+    found = arm[key]
+
     def value(score: Row) -> Cell:
         return f"{score['value']:.{decimals}f}", f"{score['low']:.{decimals}f}–{score['high']:.{decimals}f}"
 
@@ -212,12 +243,8 @@ def _measure(found: Row, decimals: int) -> tuple[Cell, ...]:
         mean, low, high = (numbers.signed(score[key], decimals=decimals) for key in ("value", "low", "high"))
         return mean, f"{low} to {high}"
 
-    return (
-        value(found["before"]),
-        value(found["final"]),
-        signed(found["change"]),
-        signed(found["against_baseline"]),
-    )
+    final, lead = marked(arm, steps, value(found["final"]), signed(found["against_baseline"]))
+    return value(found["before"]), final, signed(found["change"]), lead
 
 
 def _signal(arm: Row) -> tuple[Cell, ...]:

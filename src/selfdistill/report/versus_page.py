@@ -14,7 +14,18 @@ from selfdistill.report.charts import Chart, Look, Series, curve_chart
 from selfdistill.report.files import Row
 from selfdistill.report.outcome import flat
 from selfdistill.report.page import render
-from selfdistill.report.versus import difference, estimate, joined, markdown, notes, sheets, short_names, verdict
+from selfdistill.report.versus import (
+    difference,
+    estimate,
+    joined,
+    markdown,
+    marked,
+    notes,
+    sheets,
+    short_names,
+    verdict,
+)
+from selfdistill.report.versus_alarms import LIST_HEAD, alarm_list, alarm_words, ending
 
 TONES = 9
 LONGEST_LABEL = 14
@@ -74,32 +85,37 @@ def render_comparison(result: Row, name: str) -> str:
         "versus.html",
         name=numbers.printable(name),
         facts=_facts(result),
-        arms=[_arm(arm, place, result["baseline"]) for place, arm in enumerate(arms)],
+        arms=[_arm(arm, place, result) for place, arm in enumerate(arms)],
         samples=result["samples"],
         accuracy=[_chart(BY_STEP, arms, short, result["samples"], size=size) for size in sizes],
         charts=[chart for figure in FIGURES if (chart := _chart(figure, arms, short, result["samples"]))],
         band=_band(result),
         sheets=sheets(result),
         notes=notes(result),
+        alarms=alarm_list(arms),
+        alarm_head=LIST_HEAD,
         terms=list(flat(result["terms"])),
         own=_own_settings(arms),
         names=[numbers.printable(arm["name"]) for arm in arms],
     )
 
 
-def _arm(arm: Row, place: int, baseline: str) -> dict[str, str]:
-    lead, words = arm["accuracy"]["against_baseline"], arm["deliberation"]
-    final = arm["accuracy"]["final"]
+def _arm(arm: Row, place: int, result: Row) -> dict[str, str]:
+    accuracy, words = arm["accuracy"], arm["deliberation"]
+    gap = accuracy["against_baseline"]
+    final, lead = marked(arm, result["terms"]["steps"], estimate(accuracy["final"]), difference(gap))
     return {
         "tone": _tone(place),
         "name": numbers.printable(arm["name"]),
         "method": numbers.printable(str(arm["method"]["name"])),
-        "final": numbers.percent(final["value"]),
-        "range": numbers.percent_range(final["low"], final["high"]),
+        "final": final[0],
+        "range": final[1],
         "before": joined(estimate(arm["accuracy"]["before"])),
-        "verdict": f"{verdict(lead)} {numbers.printable(baseline)}" if lead else "the baseline",
-        "lead": joined(difference(lead)) if lead else "",
+        "verdict": f"{verdict(gap)} {numbers.printable(result['baseline'])}" if gap else "the baseline",
+        "lead": joined(lead) if gap else "",
         "words": f"{words['before']['value']:.2f} → {words['final']['value']:.2f}",
+        "ended": ending(arm),
+        "alarms": alarm_words(arm),
     }
 
 
