@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training", "evaluation", "inspection", "inspection_tables", "collecting"),
     ("teaching", "reference", "measuring", "watching", "inspection_files"),
     ("tasking",),
-    ("assembly", "run", "commands", "compare", "datacheck", "inspecting"),
+    ("assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants"),
     ("cli",),
     ("__main__",),
 )
@@ -63,6 +63,7 @@ SIDEWAYS = {
     ("run", "assembly"),  # a run and the smaller commands are built of the same parts
     ("commands", "assembly"),
     ("inspecting", "assembly"),
+    ("inspecting", "variants"),
     ("inspecting", "commands"),  # a model that is looked at is found and configured as one that is evaluated
     ("compare", "run"),  # a comparison is several runs
     ("compare", "assembly"),  # whose configs it resolves beforehand, to see that they are on equal terms
@@ -70,7 +71,7 @@ SIDEWAYS = {
 """Pairs (importer, imported) of one floor that are listed together, one direction only."""
 
 ONLY_FOR = {
-    "config": {"assembly", "run", "commands", "compare", "datacheck", "inspecting", "cli"},
+    "config": {"assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants", "cli"},
     "taskconfig": {"config", "tasking", "datacheck", "cli"},
 }
 """Config stops at the door: the rooms that may import a room, where not every room above may."""
@@ -222,7 +223,7 @@ def test_sideways_pairs_stay_on_a_floor_and_make_no_circle() -> None:
         (
             "training.py",
             "from selfdistill.config import RunConfig",
-            "only assembly, cli, commands, compare, datacheck, inspecting, run may",
+            "only assembly, cli, commands, compare, datacheck, inspecting, run, variants may",
         ),
         ("chat.py", "from selfdistill import Policy", "from the top of the package"),
         ("chat.py", "import selfdistill", "from the top of the package"),

@@ -86,7 +86,8 @@ def test_the_command_writes_table_summary_and_page(
 ) -> None:
     out = tmp_path / "out"
     main_ends(
-        "inspect", model, "--task", "countdown", "--set", "task.difficulty=easy", "--methods", "grpo,sd,opsd,pbsd,sft",
+        "inspect", model, "--task", "countdown", "--set", "task.difficulty=easy",
+        "--methods", "grpo,sd,opsd,kl=opsd,pbsd,sft", "--set", "kl.divergence.kind=forward_kl",
         "--problems", "3", "--samples", "2", "--max-tokens", "12", "--out", out,
     )  # fmt: skip
     said = capsys.readouterr().out
@@ -96,14 +97,22 @@ def test_the_command_writes_table_summary_and_page(
     table = pq.read_table(out / "tokens.parquet").to_pydict()
     assert len(table["id"]) == summary["tokens"]
     assert summary["completions"] == 6
-    assert summary["methods"] == ["grpo", "sd", "opsd"]
-    for student, teacher, u in zip(
-        table["logprob student"], table["logprob solution"], table["u solution"], strict=True
-    ):
+    assert summary["methods"] == ["grpo", "sd", "opsd", "kl"]
+    assert summary["knobs"]["kl"]["knobs"]["divergence"] == {"kind": "forward_kl", "support": {"kind": "full"}}
+    columns = (table[name] for name in ("logprob student", "logprob solution", "u solution", "credit kl"))
+    for student, teacher, u, credit in zip(*columns, strict=True):
         assert u == pytest.approx(teacher - student, abs=1e-5)
+        assert credit == pytest.approx(math.exp(teacher) - math.exp(student), abs=1e-5)
     assert sum(row["tokens"] for row in summary["signals"]["credit opsd"]["by_class"]) == summary["tokens"]
-    assert not summary["answer_leak"]["available"]
-    assert (out / "index.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    leak = summary["answer_leak"]
+    assert (leak["available"], leak["same"]) == (True, ["solution"]), "a solution of Countdown is but its answer"
+    assert {row["context"]: row["r2"] for row in leak["rows"]}["solution"] == pytest.approx(1.0)
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert (
+        '<th scope="row">kl</th><td>opsd</td><td>divergence.kind = forward_kl, divergence.support.kind = full</td>'
+        in page
+    )
 
 
 def test_stored_completions_are_looked_at_again(model: Path, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def lens(completions: int, tokens: int, bodies: tuple[str, ...]) -> Lens:
         "contexts": contexts,
         "methods": ["sd", "antisd"],
         "left_out": {},
+        "knobs": {name: {"method": name, "knobs": {}} for name in ("sd", "antisd")},
         "skipped": {},
         "signals": {name: {**tables, "balance": {"tokens": 0}} for name in names},
         "separation": {},

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from selfdistill.errors import ConfigError, UserError
+from selfdistill.errors import UserError
 from selfdistill.stopping import STOPPED_BY_ALARM
 
 app = typer.Typer(
@@ -24,6 +24,14 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Rows of data before anything is trained on them.")
 app.add_typer(data_app, name="data")
 
+Model = Annotated[str, typer.Argument(help="Model directory, checkpoint, run folder, hub id or shipped name.")]
+TaskKind = Annotated[
+    str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window."),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")
 ]
@@ -83,12 +91,12 @@ def compare(
     """Train several configs on equal terms, several seeds each: one table and one page. Goes on where it stopped."""
     from rich.console import Console
 
-    from selfdistill.compare import find_arm, plan, run_comparison, write_results
+    from selfdistill.compare import find_arm, parse_seeds, plan, run_comparison, write_results
     from selfdistill.progress import Progress
     from selfdistill.report.versus import closing
     from selfdistill.stopping import stop_on_signals
 
-    comparison = plan(configs, set_ or [], seeds=_seeds(seeds), baseline=baseline, folder=out)
+    comparison = plan(configs, set_ or [], seeds=parse_seeds(seeds), baseline=baseline, folder=out)
     if main is not None:
         find_arm(comparison, main, "--main")
     with Progress(Console()) as progress, stop_on_signals(progress.say) as stop:
@@ -101,30 +109,15 @@ def compare(
     typer.echo(f"page: {out / 'compare.html'}")
 
 
-def _seeds(text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise ConfigError(f"--seeds {text!r}: write whole numbers and commas, for example --seeds 0,1,2")
-    seeds = [int(word) for word in words]
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit tells nothing new")
-    return seeds
-
-
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory, checkpoint, run folder, hub id or shipped name.")],
-    task: Annotated[
-        str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
-    ] = None,
+    model: Model,
+    task: TaskKind = None,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems of the split.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window."),
-    ] = None,
+    max_tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
     set_: Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -156,14 +149,21 @@ def evaluate(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="Model directory, checkpoint, run folder, hub id or shipped name.")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="Folder for tokens.parquet, summary.json and index.html.")],
-    task: Annotated[
-        str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
-    ] = None,
+    task: TaskKind = None,
     methods: Annotated[
-        str, typer.Option(metavar="NAME,…", help="Methods whose credit is shown, with their default knobs.")
-    ] = "grpo,sd,antisd,opsd,sdpo,credit,purified",
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Methods whose credit is shown; LABEL=NAME for one more of a kind; knobs by --set LABEL.knob=value; "
+            "unset: those of --config, else grpo,sd,antisd,opsd,sdpo,credit,purified.",
+        ),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(help="A run's config or folder whose method is shown too, under its name; may be repeated."),
+    ] = None,
     contexts: Annotated[
         str, typer.Option(metavar="NAME,…", help="Templates scored besides those of the methods.")
     ] = "",
@@ -174,10 +174,7 @@ def inspect(
     samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window."),
-    ] = None,
+    max_tokens: MaxTokens = None,
     words: Annotated[
         Path | None, typer.Option(help="Folder with word lists of your own for the classes of tokens.")
     ] = None,
@@ -189,7 +186,8 @@ def inspect(
 
     _quiet()
     wish = Wish(
-        methods=_names(methods),
+        methods=None if methods is None else _names(methods),
+        configs=config or [],
         contexts=_names(contexts),
         problems=problems,
         samples=samples,

@@ -205,6 +205,21 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
     return result
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from ``0,1,2``.
+
+    Raises:
+        ConfigError: no whole numbers, or one of them twice.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ConfigError(f"--seeds {text!r}: write whole numbers and commas, for example --seeds 0,1,2")
+    seeds = [int(word) for word in words]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit tells nothing new")
+    return seeds
+
+
 def how_it_ended(folder: Path) -> str:
     """In words: ``done`` after all steps, or which alarms ended it and when; empty for a run that can go on."""
     path = folder / "summary.json"

@@ -16,7 +16,6 @@ from selfdistill.contexts import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.inspection import look, plan
 from selfdistill.inspection_files import ANSWER_ONLY, prepare, summarise, write_findings
-from selfdistill.methods import build_method
 from selfdistill.policy import Policy
 from selfdistill.report.files import read_lines
 from selfdistill.rollouts import collect, fitting
@@ -24,6 +23,7 @@ from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
 from selfdistill.tasking import build_task
 from selfdistill.types import Example, Rollout, RolloutGroup, Task, Verdict
+from selfdistill.variants import choose_methods, knobs
 from selfdistill.wordclasses import load_classes
 
 MOST_EPOCHS = 100
@@ -32,9 +32,13 @@ MOST_EPOCHS = 100
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What to look at: sampled completions of some problems, or those of a run's ``rollouts.jsonl``."""
+    """What to look at: sampled completions of some problems, or those of a run's ``rollouts.jsonl``.
 
-    methods: Sequence[str]
+    ``methods`` and ``configs`` as :func:`~selfdistill.variants.choose_methods` takes them.
+    """
+
+    methods: Sequence[str] | None
+    configs: Sequence[str] = ()
     contexts: Sequence[str] = ()
     problems: int = 16
     samples: int = 4
@@ -54,9 +58,9 @@ def inspect_model(
     Raises:
         UserError: one sentence.
     """
-    methods = {name: build_method(name, {}) for name in wish.methods}
+    methods, rest = choose_methods(wish.methods, wish.configs, overrides)
     patterns = load_classes(wish.words)
-    config = config_for(model, task, overrides)
+    config = config_for(model, task, rest)
     judge = build_task(config.task, seed=config.seed, reward=config.reward)
     templates = load_templates(config.contexts or judge.contexts)
     _check_contexts(wish, templates)
@@ -94,6 +98,7 @@ def inspect_model(
         "rollouts": str(wish.rollouts) if wish.rollouts else None,
         "temperature": None if wish.rollouts else wish.temperature,
         "seed": wish.seed,
+        "knobs": knobs(methods, found.credits),
     }
     summary = summarise(slides, origin, chat)
     write_findings(out, slides, summary, chat)
@@ -104,8 +109,8 @@ def _check_contexts(wish: Wish, templates: Mapping[str, Template]) -> None:
     for name in wish.contexts:
         if name not in templates:
             raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
-    if not wish.methods and not wish.contexts:
-        raise ConfigError("nothing to look at: name --methods or --contexts")
+    if wish.methods == [] and not wish.configs and not wish.contexts:
+        raise ConfigError("nothing to look at: name --methods, --config or --contexts")
 
 
 def _sampled(

@@ -119,7 +119,7 @@ def summarise(slides: Slides, origin: Mapping[str, Any], chat: Chat) -> dict[str
         },
         "metrics": _metric_tables(slides),
         "agreement": tables.agreement(gains),
-        "answer_leak": _leak(gains),
+        "answer_leak": _leak(found, gains),
         "templates": template_checks(slides, chat),
     }
 
@@ -158,12 +158,17 @@ def _metric_tables(slides: Slides) -> dict[str, Any]:
     }
 
 
-def _leak(gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
-    known = gains.get(ANSWER_ONLY)
-    if known is None or np.isnan(known).all():
-        reason = f"no completion could be shown the context {ANSWER_ONLY}, which needs the field 'answer'"
-        return {"available": False, "reason": reason, "rows": []}
-    return {"available": True, "reason": None, "rows": tables.answer_leak(gains, ANSWER_ONLY)}
+def _leak(found: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """``same`` are the contexts whose every prompt is the answer-only one, as where a solution is but its answer."""
+    if ANSWER_ONLY not in gains:
+        reason = f"no completion could be shown the context {ANSWER_ONLY}; in shipped files it needs the field 'answer'"
+        return {"available": False, "reason": reason, "same": [], "rows": []}
+    same = [
+        name
+        for name in gains
+        if name != ANSWER_ONLY and all(shown.get(name) == shown.get(ANSWER_ONLY) for shown in found.prompts)
+    ]
+    return {"available": True, "reason": None, "same": same, "rows": tables.answer_leak(gains, ANSWER_ONLY)}
 
 
 def template_checks(slides: Slides, chat: Chat) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Series, curve_chart
 from selfdistill.report.microscope_sheets import sheets
+from selfdistill.report.outcome import flat
 from selfdistill.report.page import render
 from selfdistill.report.tokens import Piece, scale_limit
 
@@ -86,6 +87,7 @@ def render_microscope(lens: Lens) -> str:
         totals=_total_charts(lens),
         sheets=sheets(summary),
         remarks=list(summary["templates"]["remarks"]),
+        variants=_variants(summary),
         left_out=[(name, reason) for name, reason in summary["left_out"].items()],
         skipped=[(reason, numbers.whole(count)) for reason, count in summary["skipped"].items()],
         leak=summary["answer_leak"],
@@ -177,6 +179,16 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Contexts", ", ".join(name for name in summary["contexts"] if name != STUDENT) or "none"),
         ("Methods", ", ".join(summary["methods"]) or "none"),
     ]
+
+
+def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Each label with its method and the knobs that are not as they come; no rows where there are none."""
+    rows = [
+        (label, one["method"], ", ".join(f"{key} = {word}" for key, word in flat(one["knobs"])) or "as they come")
+        for label, one in summary["knobs"].items()
+    ]
+    told = any(one["knobs"] or label != one["method"] for label, one in summary["knobs"].items())
+    return [(numbers.printable(label), numbers.printable(name), word) for label, name, word in rows] if told else []
 
 
 def _quantile_charts(lens: Lens) -> list[Chart]:

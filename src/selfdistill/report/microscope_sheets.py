@@ -53,10 +53,7 @@ def sheets(summary: Mapping[str, Any]) -> list[Sheet]:
     if summary["agreement"]:
         found.append(_agreement(summary))
     if summary["answer_leak"]["rows"]:
-        rows = [(row["context"], [_plain(row["r2"]), _count(row["tokens"])]) for row in summary["answer_leak"]["rows"]]
-        found.append(
-            Sheet("Answer leak: R² of u on the u of an answer-only context", ["Context", "R²", "Tokens"], rows)
-        )
+        found.append(_leak(summary["answer_leak"]))
     found += [_metrics(name, values) for name, values in summary["metrics"].items()]
     found.append(_templates(summary["templates"]))
     return found
@@ -131,6 +128,13 @@ def _agreement(summary: Mapping[str, Any]) -> Sheet:
     r |= {(right, left): value for (left, right), value in r.items()}
     rows = [(left, [Cell("1") if left == right else _tinted(r[left, right], 1.0) for right in names]) for left in names]
     return Sheet("Agreement of contexts: Pearson's r of u over tokens", ["", *names], rows)
+
+
+def _leak(found: Mapping[str, Any]) -> Sheet:
+    rows = [(row["context"], [_plain(row["r2"]), _count(row["tokens"])]) for row in found["rows"]]
+    same = " and ".join(found["same"])
+    note = f"The answer-only prompt is that of {same}: a solution is but its answer here." if same else ""
+    return Sheet("Answer leak: R² of u on the u of an answer-only context", ["Context", "R²", "Tokens"], rows, note)
 
 
 def _metrics(method: str, found: Mapping[str, Any]) -> Sheet:
