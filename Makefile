@@ -30,7 +30,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench base properties clean
+.PHONY: help setup demo test check docs pictures bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,13 @@ check: $(READY) ## ruff, mypy --strict, the floors between modules, light import
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@$(TEST_ENV) $(PY) -m pytest -q tests/test_floors.py tests/test_light_imports.py
+
+docs: $(READY) ## build the documentation into build/site, strictly; it reads without a network
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "The documentation: $(CURDIR)/build/site/index.html (with a search box: $(PY) -m http.server -d build/site)"
+
+pictures: $(READY) ## draw the documentation's pictures of the methods again
+	@PYTHONPATH=scripts $(PY) scripts/docs_pictures.py
 
 bench: $(READY_BENCH) ## time one training step against TRL's SDPOTrainer
 	@$(PY) benchmarks/step.py

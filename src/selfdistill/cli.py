@@ -254,15 +254,11 @@ def teachers(
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method; unset: all.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The whole reference as one page.")] = False,
 ) -> None:
     """What each method does, and its knobs with their defaults and limits."""
     from selfdistill.methods import METHODS, build_method
-    from selfdistill.reference import reference, section
+    from selfdistill.reference import section
 
-    if markdown:
-        typer.echo(reference(), nl=False)
-        return
     if name is not None:
         build_method(name, {})
     for known in METHODS if name is None else [name]:

@@ -135,7 +135,9 @@ class RunConfig(Strict):
     seed: int = Field(0, ge=0, description="Everything random follows from it.")
     steps: int = Field(100, ge=1, description="Optimiser steps.")
     model: ModelConfig = ModelConfig()
-    task: TaskConfig = CountdownConfig(kind="countdown")
+    task: TaskConfig = Field(
+        CountdownConfig(kind="countdown"), description="What is learnt, from which data, and who judges."
+    )
     contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")
     reward: str | None = Field(None, description="Reward function of one's own, as 'package.module:function'.")
     method: dict[str, Any] = Field(description="name, and the method's knobs.")
@@ -146,7 +148,8 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     alarms: AlarmsConfig = AlarmsConfig()
     sinks: list[str] = Field(
-        [], description="Where numbers and completions also go: 'tensorboard', 'wandb', 'trackio' (their packages)."
+        [],
+        description="Where numbers and completions also go: 'tensorboard', 'wandb', 'trackio', each with its package.",
     )
     stop_on: list[str] = Field([], description="Alarms that end the run, for example ['entropy_collapse'].")
 

@@ -8,23 +8,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from selfdistill.methods import METHODS, Method
-from selfdistill.types import External
-
-PREAMBLE = """# Methods
-
-Made by `selfdistill methods --markdown` from the methods' own docstrings and fields; a test keeps it in step. Knobs are
-keys of the `method` table. `learning rate`, `completions` and the sampling settings are what a config gets that leaves
-them open. Notation: x question, y completion, S student, T teacher, u = log T(y_t) − log S(y_t).
-"""
+from selfdistill.types import External, Weights
 
 TEACHERS = {"weights", "teacher_thinking", "teacher_rate"}
 """Knobs of every method that mean nothing where there is no teacher."""
-
-
-def reference() -> str:
-    """All methods as one Markdown page."""
-    return "\n".join([PREAMBLE, *("\n".join(section(name)) for name in METHODS)])
 
 
 def section(name: str) -> Iterator[str]:
@@ -37,7 +27,7 @@ def section(name: str) -> Iterator[str]:
     yield ""
     for role, shown in method.roles().items():
         context = f"context `{shown.context}`" if shown.context else "the student's own prompt"
-        yield f"- *{role}*: {context}, {_weights(shown.weights)} weights"
+        yield f"- *{role}*: {context}, {weights_word(shown.weights)} weights"
     if method.sources() != ("student",):
         yield f"- completions are drawn by: {', '.join(method.sources())}"
     needs = "needs rewards" if method.needs_rewards() else "needs no rewards"
@@ -51,7 +41,7 @@ def section(name: str) -> Iterator[str]:
     silent = set() if method.roles() else TEACHERS
     for knob, field in kind.model_fields.items():
         if knob != "name" and knob not in silent:
-            yield f"| `{knob}` | `{_default(getattr(method, knob))}` | {_limits(field)} |"
+            yield f"| `{knob}` | `{_default(getattr(method, knob))}` | {limits(field)} |"
     yield ""
 
 
@@ -61,7 +51,8 @@ def _completions(method: Method, count: int) -> str:
     return f"{count} completion{'s' if count > 1 else ''} a problem"
 
 
-def _weights(weights: Any) -> str:
+def weights_word(weights: Weights) -> str:
+    """Whose weights, in a word."""
     return "external" if isinstance(weights, External) else str(weights)
 
 
@@ -71,9 +62,19 @@ def _default(value: Any) -> str:
     return "unset" if value is None else json.dumps(value)
 
 
-def _limits(field: Any) -> str:
+def limits(field: FieldInfo) -> str:
     """The description, with the bounds that pydantic enforces."""
+    bound = bounds(field)
+    return described(field) + (f" ({bound})" if bound else "")
+
+
+def described(field: FieldInfo) -> str:
+    """The description as a cell of a Markdown table."""
+    return re.sub(r"\s+", " ", field.description or "").replace("|", "\\|")
+
+
+def bounds(field: FieldInfo) -> str:
+    """What pydantic enforces of a number: ``≥ 0, < 1``; nothing where there is no bound."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [f"{signs[key]} {getattr(rule, key):g}" for rule in field.metadata for key in signs if hasattr(rule, key)]
-    text = re.sub(r"\s+", " ", field.description or "").replace("|", "\\|")
-    return text + (f" ({', '.join(bounds)})" if bounds else "")
+    rules = field.metadata
+    return ", ".join(f"{signs[key]} {getattr(rule, key):g}" for rule in rules for key in signs if hasattr(rule, key))

@@ -95,7 +95,7 @@ class MathConfig(RowsConfig):
     )
     solution: str | None = Field(None, description="Column, dotted path or $-template of a worked solution.")
     answer_pattern: str | None = Field(
-        None, description="Regular expression that finds the answer in its column (group 1)."
+        None, description="Regular expression whose first group is the answer in its column."
     )
     solution_remove: str | None = Field(None, description="Regular expression of what solutions are shown without.")
     suffix: str = Field(

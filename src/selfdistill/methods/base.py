@@ -178,7 +178,7 @@ class ForwardKL(Strict):
     """KL(teacher || student)."""
 
     kind: Literal["forward_kl"] = "forward_kl"
-    support: Support = Full()
+    support: Support = Field(default=Full(), description="Which part of the vocabulary is compared.")
 
     def between(self, student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
         """Value [N] at each token."""
@@ -189,7 +189,7 @@ class ReverseKL(Strict):
     """KL(student || teacher)."""
 
     kind: Literal["reverse_kl"] = "reverse_kl"
-    support: Support = Full()
+    support: Support = Field(default=Full(), description="Which part of the vocabulary is compared.")
 
     def between(self, student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
         """Value [N] at each token."""
@@ -201,7 +201,7 @@ class JensenShannon(Strict):
 
     kind: Literal["jensen_shannon"] = "jensen_shannon"
     teacher_weight: float = Field(0.5, gt=0, lt=1, description="w; the ends 0 and 1 are other divergences and refused.")
-    support: Support = Full()
+    support: Support = Field(default=Full(), description="Which part of the vocabulary is compared.")
 
     def between(self, student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
         """Value [N] at each token."""
@@ -213,7 +213,7 @@ class ClippedForwardKL(Strict):
 
     kind: Literal["clipped_forward_kl"] = "clipped_forward_kl"
     clip: float = Field(0.05, gt=0, description="τ, the most that one vocabulary entry may add.")
-    support: Support = Full()
+    support: Support = Field(default=Full(), description="Which part of the vocabulary is compared.")
 
     def between(self, student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
         """Value [N] at each token."""

@@ -1,0 +1,74 @@
+"""What MkDocs does beside its own work: pages and tables that the code knows best, and formulas as MathML.
+
+A line ``<!-- generated: NAME -->`` of a page is replaced by a table, ``<!-- generated: method NAME -->`` by what a
+method says of itself. Formulas are TeX between dollar signs; they become MathML, which browsers draw by themselves, so
+that the site needs neither a script nor the network for them.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+from docs_site import pages
+from docs_site.commands import cli_page
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "reference/cli.md": cli_page,
+    "reference/config.md": pages.config_page,
+    "reference/changelog.md": lambda: (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+}
+TABLES: Mapping[str, Callable[[], str]] = {
+    "alarms": pages.alarms_table,
+    "contexts": pages.contexts_table,
+    "fields": pages.fields_table,
+    "methods": pages.methods_table,
+    "recipes": pages.recipes_table,
+    "tasks": pages.tasks_table,
+}
+
+_GENERATED = re.compile(r"^<!-- generated: (\w+)(?: (\w+))? -->$", re.MULTILINE)
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that have no file of their own."""
+    for path, text in PAGES.items():
+        files.append(File.generated(config, path, content=text()))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put generated tables in their places."""
+
+    def made(match: re.Match[str]) -> str:
+        name, argument = match.groups()
+        if name == "method":
+            return pages.method_reference(argument)
+        if name not in TABLES:
+            raise PluginError(f"no generated table {name!r}; there are: {', '.join(TABLES)}")
+        return TABLES[name]()
+
+    return _GENERATED.sub(made, markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Turn formulas into MathML."""
+    return _FORMULA.sub(_mathml, content)
+
+
+def _mathml(match: re.Match[str]) -> str:
+    _, bracket, tex = match.groups()
+    # The converter sets no space between a named function and its argument.
+    tex = re.sub(r"\\(log|min|max|exp|tanh) (?=[\w\\])", r"\\\1\\, ", html.unescape(tex))
+    return convert(tex, display="block" if bracket == "[" else "inline")

@@ -1,0 +1,222 @@
+"""Draw the documentation's pictures of the methods: ``python scripts/docs_pictures.py``.
+
+The shipped base model samples Countdown problems with a fixed seed, the microscope scores the completions, and two of
+one problem, a correct and a wrong one, are drawn as every method sees them. Methods that learn from other texts show
+these: ``sft`` its solution, ``pbsd`` a pair, ``pbsd_reward`` two weighted samples of its teacher. Another machine may
+sample other completions; the choice among them is by rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from docs_site.strips import Strip, draw
+from selfdistill.assembly import build_policy
+from selfdistill.commands import config_for
+from selfdistill.contexts import load_templates
+from selfdistill.inspection import look, plan
+from selfdistill.inspection_files import Slides, prepare
+from selfdistill.methods import build_method
+from selfdistill.methods.base import Role
+from selfdistill.objectives import preference_loss, preference_margin
+from selfdistill.rollouts import collect, extend, from_solutions
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.tasking import build_task
+from selfdistill.types import RolloutGroup
+from selfdistill.views import role_prompt
+from selfdistill.wordclasses import load_classes
+
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")
+TEACHER = "solution"
+PROBLEMS, SAMPLES, SEED = 16, 8, 0
+LONGEST = 70
+"""Tokens of a drawn completion: more would not be read."""
+
+Numbers = NDArray[np.float64]
+CREDIT = ("pushed down", "pushed up")
+
+
+class Bench:
+    """The model, the task and what is needed to look at completions."""
+
+    def __init__(self) -> None:
+        config = config_for("countdown-base", "countdown", [])
+        self.task = build_task(config.task, seed=config.seed, reward=None)
+        self.templates = load_templates(self.task.contexts)
+        self.policy, self.chat = build_policy(config.model, seed=config.seed)
+        self.examples = self.task.examples("train")[:PROBLEMS]
+
+    def sampler(self) -> HFSampler:
+        """At temperature 1."""
+        return HFSampler(self.policy, stop_ids=self.chat.stop_ids, decoding=Decoding(1.0), max_rows=512)
+
+    def slides(self, groups: Sequence[RolloutGroup], methods: Sequence[str]) -> Slides:
+        """What the microscope sees of some groups, u under the solution first."""
+        wanted = plan({name: build_method(name, {}) for name in methods}, [TEACHER], self.templates)
+        found = look(
+            self.policy, self.chat, groups, wanted, self.templates,
+            thinking=None, prompts=PROBLEMS, max_tokens=4096, elements=1 << 24, seed=SEED,
+        )  # fmt: skip
+        return prepare(found, self.chat, load_classes(None))
+
+    def students(self) -> list[RolloutGroup]:
+        """Completions that the student draws."""
+        return collect(
+            self.examples, self.task, self.sampler(), self.chat,
+            count=SAMPLES, max_tokens=256, thinking=None, seed=SEED, version=0,
+        )  # fmt: skip
+
+    def teachers(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        """Completions of the same problems that the teacher draws, its solution in sight."""
+        prompts = [
+            role_prompt(
+                Role(TEACHER), one.example, one.example.fields, self.templates, self.chat, thinking=None, room=256
+            )
+            for one in groups
+        ]
+        bare = [RolloutGroup(one.example, (), ()) for one in groups]
+        return extend(
+            bare, prompts, "teacher", self.task, self.sampler(), self.chat,
+            count=SAMPLES, max_tokens=256, thinking=None, seed=SEED + 1, version=0,
+        )  # fmt: skip
+
+
+def parts_of(slides: Slides, values: Numbers) -> list[Numbers]:
+    """Numbers of every token, completion by completion."""
+    return np.split(values, np.cumsum(slides.findings.lengths)[:-1])
+
+
+def choose_pair(slides: Slides) -> tuple[int, int]:
+    """A correct and a wrong completion of one problem that both deliberate and are short enough to be read.
+
+    The problem is the one that is solved nearest to half of the time, so that reward and blame are of one size.
+    """
+    by_problem: dict[int, dict[bool, int]] = {}
+    for c, (one, length) in enumerate(zip(slides.specimens, slides.findings.lengths, strict=True)):
+        tries = sum(piece.body == "try" for piece in one.pieces)
+        if one.finished and tries >= 2 and length <= LONGEST:
+            by_problem.setdefault(slides.findings.place[c][0], {}).setdefault(one.reward == 1, c)
+
+    def unevenness(problem: int) -> float:
+        verdicts = slides.findings.groups[problem].verdicts
+        return abs(sum(verdict.correct for verdict in verdicts) / len(verdicts) - 0.5)
+
+    best = min((problem for problem, pair in by_problem.items() if len(pair) == 2), key=unevenness)
+    return by_problem[best][True], by_problem[best][False]
+
+
+def strip(slides: Slides, c: int, values: Numbers, caption: str) -> Strip:
+    """Completion ``c`` with its share of the numbers of all tokens."""
+    return Strip(caption, slides.specimens[c].pieces, parts_of(slides, values)[c].tolist())
+
+
+def caption_of(slides: Slides, c: int) -> str:
+    """Its problem and its verdict."""
+    one = slides.specimens[c]
+    return f"{one.prompt.strip(' .')}: {'correct' if one.reward == 1 else 'wrong'}, reward {one.reward:g}"
+
+
+def credit_pictures(slides: Slides) -> dict[str, str]:
+    """A picture for u, and one for every method that has a credit of sampled completions."""
+    pair = choose_pair(slides)
+    drawn = {
+        "u": draw(
+            "u of two completions under a solution, token by token",
+            ("less likely with hindsight", "more likely with hindsight"),
+            [strip(slides, c, slides.signals[f"u {TEACHER}"], caption_of(slides, c)) for c in pair],
+            " nats",
+        )
+    }
+    for name in METHODS:
+        strips = [strip(slides, c, slides.signals[f"credit {name}"], caption_of(slides, c)) for c in pair]
+        drawn[name] = draw(f"The credit that {name} gives to each token of two completions", CREDIT, strips)
+    return drawn
+
+
+def sft_picture(bench: Bench, example: int) -> str:
+    """Credit 1 − S(y) of a solution's tokens."""
+    slides = bench.slides(from_solutions(bench.examples[example : example + 1], bench.chat, thinking=None), ())
+    credit = -np.expm1(slides.findings.logprobs["student"].astype(np.float64))
+    prompt = slides.specimens[0].prompt.strip(" .")
+    return draw(
+        "The credit that sft gives to each token of a solution",
+        CREDIT,
+        [strip(slides, 0, credit, f"{prompt}: the data's own response")],
+    )
+
+
+def pbsd_picture(students: Slides, teachers: Slides, beta: float) -> str:
+    """A teacher's and a student's completion of one problem, and the weight that their tokens carry."""
+    _, minus = choose_pair(students)
+    problem = students.findings.place[minus][0]
+    plus = next(c for c, place in enumerate(teachers.findings.place) if place[0] == problem)
+    scores = [
+        torch.tensor([parts_of(slides, slides.findings.logprobs[name].astype(np.float64))[c].sum()])
+        for slides, c in ((teachers, plus), (students, minus))
+        for name in ("student", TEACHER)
+    ]
+    margin = preference_margin(*scores, beta=beta)
+    slope = beta * torch.sigmoid(-margin).item()
+    strips = []
+    for slides, c, sign, who in (
+        (teachers, plus, 1, "the teacher's sample y⁺"),
+        (students, minus, -1, "the student's sample y⁻"),
+    ):
+        logprobs = slides.findings.logprobs["student"].astype(np.float64)
+        weight = f"{'+' if sign > 0 else '−'}{slope:.3f}"
+        strips.append(
+            strip(
+                slides,
+                c,
+                sign * slope * -np.expm1(logprobs),
+                f"{who}, each token's weight {weight} ({caption_of(slides, c)})",
+            )
+        )
+    title = f"A pair of pbsd: margin {margin.item():.2f}, loss {preference_loss(margin).item():.2f}"
+    return draw(title, CREDIT, strips)
+
+
+def pbsd_reward_picture(teachers: Slides, beta: float) -> str:
+    """Two of the teacher's samples of one problem, one of them wrong, with their weights."""
+    by_problem: dict[int, list[int]] = {}
+    for c, (problem, _) in enumerate(teachers.findings.place):
+        by_problem.setdefault(problem, []).append(c)
+    members = next(m for m in by_problem.values() if len({teachers.specimens[c].reward for c in m}) > 1)
+    rewards = torch.tensor([teachers.specimens[c].reward for c in members], dtype=torch.float64)
+    weights = dict(zip(members, (rewards / beta).softmax(0).tolist(), strict=True))
+    logprobs = teachers.findings.logprobs["student"].astype(np.float64)
+    shown = [next(c for c in members if teachers.specimens[c].reward == reward) for reward in (1.0, 0.0)]
+    strips = [
+        strip(teachers, c, -weights[c] * np.expm1(logprobs), f"weight {weights[c]:.5f} ({caption_of(teachers, c)})")
+        for c in shown
+    ]
+    return draw("What pbsd_reward makes of two samples of its teacher", CREDIT, strips)
+
+
+def main() -> None:
+    """Draw all and say where."""
+    torch.manual_seed(SEED)
+    bench = Bench()
+    groups = bench.students()
+    students, teachers = bench.slides(groups, METHODS), bench.slides(bench.teachers(groups), ())
+    pictures: Mapping[str, str] = {
+        **credit_pictures(students),
+        "sft": sft_picture(bench, students.findings.place[choose_pair(students)[0]][0]),
+        "pbsd": pbsd_picture(students, teachers, beta=0.1),
+        "pbsd_reward": pbsd_reward_picture(teachers, beta=0.1),
+    }
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        (TARGET / f"{name}.svg").write_text(picture, encoding="utf-8")
+    print(f"{len(pictures)} pictures in {TARGET}; {math.fsum(students.findings.lengths):.0f} tokens were looked at")
+
+
+if __name__ == "__main__":
+    main()

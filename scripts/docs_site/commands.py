@@ -1,0 +1,93 @@
+"""The page of all commands, read off the command line itself; nothing heavy is loaded for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from selfdistill.cli import app
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options, in the order of ``--help``."""
+    lines = [
+        "# Commands\n",
+        f"{app.info.help}\n",
+        "A user's mistake is one sentence and exit code 2; Ctrl-C gives 130.\n",
+    ]
+    for name, command in _commands(app):
+        lines += _command(name, command)
+    return "\n".join(lines)
+
+
+def _commands(group: typer.Typer, above: str = "") -> Iterator[tuple[str, Callable[..., object]]]:
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield f"{above}{command.name or command.callback.__name__}", command.callback
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from _commands(inner.typer_instance, f"{above}{inner.name} ")
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """An argument or option: how it is written, what stands for it where it is left out, what it is."""
+
+    word: str
+    default: str
+    help: str
+    option: bool
+
+
+def _command(name: str, command: Callable[..., object]) -> Iterator[str]:
+    given = list(_given(command))
+    options = [one for one in given if one.option]
+    usage = ["selfdistill", name, *(one.word for one in given if not one.option)]
+    usage += [one.word for one in options if one.default == "required"]
+    yield f"## `{name}`\n"
+    yield f"{inspect.getdoc(command)}\n"
+    yield f"```sh\n{' '.join(usage)}{' [OPTIONS]' if options else ''}\n```\n"
+    if given:
+        yield "| argument or option | default | what it is |"
+        yield "|---|---|---|"
+        for one in given:
+            yield f"| `{one.word}` | {one.default} | {cell(one.help)} |"
+        yield ""
+
+
+def _given(command: Callable[..., object]) -> Iterator[_Given]:
+    defaults = inspect.signature(command).parameters
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        info = next((one for one in get_args(hint) if isinstance(one, OptionInfo | ArgumentInfo)), None)
+        if info is None:
+            continue  # the return type
+        kind, default = get_args(hint)[0], defaults[name].default
+        required = default is inspect.Parameter.empty
+        value = info.metavar or _value_name(kind)
+        if isinstance(info, ArgumentInfo):
+            word = info.metavar or name.upper()
+            yield _Given(word if required else f"[{word}]", "required" if required else "", info.help or "", False)
+            continue
+        # Inside Annotated the first name of an option stands where a default would.
+        flags = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]
+        flag = next(iter(flags), f"--{name.replace('_', '-')}")
+        silent = default is None or default is False or default == ""
+        shown = "required" if required else "" if silent else f"`{default}`"
+        yield _Given(flag if kind is bool else f"{flag} {value}", shown, info.help or "", True)
+
+
+def _value_name(kind: object) -> str:
+    inner = next((one for one in get_args(kind) if one is not type(None)), kind)
+    names: Mapping[object, str] = {int: "N", float: "X", Path: "PATH"}
+    return names.get(inner, "NAME")
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,127 @@
+"""Pages and tables of the site that the code itself knows best: keys, alarms, contexts, tasks, recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+
+from pydantic import BaseModel, Field
+
+from docs_site.commands import cell
+from docs_site.config_keys import Table, tables
+from selfdistill.alarms import ALARMS
+from selfdistill.config import AlarmsConfig, RunConfig, shipped_configs
+from selfdistill.contexts import FIELDS, load_templates
+from selfdistill.datacheck import list_tasks
+from selfdistill.methods import METHODS
+from selfdistill.methods.base import Divergence
+from selfdistill.reference import section, weights_word
+
+
+class Divergences(BaseModel):
+    """What may stand in the divergence of a method that has one."""
+
+    divergence: Divergence = Field(description="How teacher and student are compared.")
+
+
+def config_page() -> str:
+    """Every key of a config."""
+    lines = [
+        "# Config keys\n",
+        "Read off the models that check a config, so that nothing here can be out of date. A key's path is what "
+        "`--set` takes: `--set optimiser.learning_rate=1e-5`. Unknown keys are refused, with the nearest known one. "
+        "The keys of `method` depend on its name: see [the methods](../methods/index.md).\n",
+    ]
+    for table in tables(RunConfig):
+        lines += _table(table, "a run")
+    lines.append("## Divergences\n")
+    lines.append("A method that compares whole distributions takes one of these as `method.divergence`.\n")
+    for table in tables(Divergences)[1:]:
+        lines += _table(table, "", prefix="method.")
+    return "\n".join(lines)
+
+
+def _table(table: Table, whole: str, *, prefix: str = "") -> Iterator[str]:
+    path = ", ".join(f"`{prefix}{one}`" for one in table.path.split(", ")) if table.path else f"Keys of {whole}"
+    level = "###" if table.of or prefix or "." in table.path else "##"
+    yield f"{level} {path}" + (f": `{table.of}`" if table.of else "") + "\n"
+    yield f"{table.about}\n"
+    if table.keys:
+        yield "| key | type | default | what it is |"
+        yield "|---|---|---|---|"
+        for key in table.keys:
+            yield f"| `{prefix}{key.path}` | {key.type} | {cell(key.default)} | {key.description} |"
+        yield ""
+
+
+def alarms_table() -> str:
+    """Each alarm with its limits and its advice."""
+    limits: dict[str, list[str]] = {name: [] for name in ALARMS}
+    for key, field in AlarmsConfig.model_fields.items():
+        names, colon, text = (field.description or "").partition(": ")
+        for name in names.split(", ") if colon else ():
+            limits[name].append(f"`{key}` {field.default:g}: {text.rstrip('.')}")
+    rows = [
+        f"| `{name}` | {rule.about} | {'<br>'.join(limits[name])} | {rule.suggestion} |"
+        for name, rule in ALARMS.items()
+    ]
+    return _rows(["alarm", "it sounds when", "limit, a key of `alarms`", "it advises"], rows)
+
+
+def fields_table() -> str:
+    """The fields that the library fills."""
+    return _rows(["field", "what it is"], [f"| `${name}` | {cell(text)} |" for name, text in FIELDS.items()])
+
+
+def methods_table() -> str:
+    """Every method with what it shows its teachers and what it asks for."""
+    rows = []
+    for name, kind in METHODS.items():
+        method = kind.model_validate({})
+        shown = [f"`{role.context or 'student'}` ({weights_word(role.weights)})" for role in method.roles().values()]
+        drawn = " and ".join(method.sources()) if method.on_policy else "nobody: the data's responses"
+        rewards = "yes" if method.needs_rewards() else "no"
+        rows.append(f"| [`{name}`]({name}.md) | {', '.join(shown) or '–'} | {rewards} | {drawn} |")
+    return _rows(
+        ["method", "contexts scored beside the student's, and weights", "needs rewards", "completions drawn by"], rows
+    )
+
+
+def contexts_table() -> str:
+    """The templates that every shipped context file holds."""
+    templates = load_templates("default")
+    rows = [
+        f"| `{name}` | {template.description} | {', '.join(f'`{field}`' for field in sorted(template.needs)) or '–'} |"
+        for name, template in templates.items()
+    ]
+    return _rows(["template", "what it shows", "fields it needs"], rows)
+
+
+def tasks_table() -> str:
+    """The tasks with their presets."""
+    rows = [
+        f"| `{task['kind']}` | {task['description']} | {', '.join(f'`{need}`' for need in task['needs']) or '–'} | "
+        f"{', '.join(f'`{name}`' for name in task['presets']) or '–'} |"
+        for task in list_tasks()
+    ]
+    return _rows(["task", "what it is", "keys it needs", "presets"], rows)
+
+
+def recipes_table() -> str:
+    """The shipped configs with the first sentence that each says of itself."""
+    folder = resources.files("selfdistill") / "configs"
+    rows = []
+    for name in shipped_configs():
+        comment = (folder / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        text = " ".join(line.removeprefix("#").strip() for line in comment if line.startswith("#"))
+        rows.append(f"| `{name}` | {cell(text.partition('. ')[0].partition('; ')[0].rstrip('.'))} |")
+    return _rows(["config", "what it is"], rows)
+
+
+def method_reference(name: str) -> str:
+    """What a method says of itself: definition, roles, knobs."""
+    return "\n".join(list(section(name))[1:])
+
+
+def _rows(head: Sequence[str], rows: Sequence[str]) -> str:
+    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows])
