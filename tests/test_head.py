@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfdistill import head
 from selfdistill.head import Readout, SliceJob, SliceResult, TokenSlice, score_readout, sliced_loss
 from support.memory import LargestOutput
 
 N, V, D = 7, 11, 5
-SLICES = {"one token": V, "three tokens": 3 * V, "everything": N * V}
+SLICES = {"one token": V, "three tokens": 3 * 3 * V, "everything": 3 * N * V}
+"""Logits at once, of three roles together."""
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -97,6 +99,26 @@ def test_value_and_gradients_are_those_of_the_whole_computation(elements: int, b
     assert result.metric_sums == pytest.approx(wanted_sums, rel=1e-12)
 
 
+def test_a_loss_that_sees_pieces_of_a_block_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of five tokens (the last of two) in pieces of two."""
+    monkeypatch.setattr(head, "PIECE_ON_CPU", 2 * V)
+    student = readout(10, real=V - 3)
+    expected, tokens = whole(student, job(3 * 5 * V, real=V - 3))
+    wanted = torch.autograd.grad(expected, leaves(student))
+    result = sliced_loss(student, job(3 * 5 * V, real=V - 3))
+    for actual, one in zip(torch.autograd.grad(result.loss, leaves(student)), wanted, strict=True):
+        torch.testing.assert_close(actual, one, rtol=1e-11, atol=1e-13)
+    for role, scores in result.scores.items():
+        torch.testing.assert_close(scores.target_N, tokens.target(role).detach(), rtol=1e-12, atol=0)
+
+
+def test_a_second_backward_is_refused_instead_of_scaling_the_gradients_twice() -> None:
+    result = sliced_loss(readout(10), job(3 * V))
+    result.loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.loss.backward()
+
+
 @pytest.mark.parametrize("elements", SLICES.values(), ids=SLICES.keys())
 def test_scores_of_every_role_come_in_the_order_of_the_tokens(elements: int) -> None:
     student = readout(10, real=V - 3)
@@ -109,7 +131,8 @@ def test_scores_of_every_role_come_in_the_order_of_the_tokens(elements: int) -> 
         entropy_N = torch.stack([-sum((p * p.log() for p in row if p > 0), torch.tensor(0.0)) for row in probs_NV])
         torch.testing.assert_close(scores.target_N, tokens.target(role).detach(), rtol=1e-12, atol=0)
         torch.testing.assert_close(scores.entropy_N, entropy_N.detach(), rtol=1e-12, atol=0)
-        alone = score_readout({"student": student, **work.readouts}[role], work.target_N, elements=elements)
+        # A third of the logits for one role of three: slices of the same tokens.
+        alone = score_readout({"student": student, **work.readouts}[role], work.target_N, elements=elements // 3)
         assert torch.equal(alone.target_N, scores.target_N)
         assert torch.equal(alone.entropy_N, scores.entropy_N)
         assert not scores.target_N.requires_grad
@@ -206,14 +229,14 @@ def test_no_tensor_of_all_tokens_and_the_vocabulary_exists(slice_tokens: int) ->
         weight_N=torch.ones(tokens, dtype=torch.float64),
         loss=wide_loss,
         readouts={"near": wide_readout(2)},
-        elements=slice_tokens * vocabulary,
+        elements=2 * slice_tokens * vocabulary,
     )
     finished = run_watched(lambda: sliced_loss(student, work))
     # The head's own gradient [V, D] is the largest thing where a slice is smaller than it.
     assert finished == max(slice_tokens, width) * vocabulary < tokens * vocabulary
     watched = LargestOutput()
     with watched:
-        score_readout(student, work.target_N, elements=work.elements)
+        score_readout(student, work.target_N, elements=slice_tokens * vocabulary)
     assert watched.numel == slice_tokens * vocabulary
 
 

@@ -15,7 +15,7 @@ import torch
 
 from selfdistill.chat import Chat
 from selfdistill.collecting import Collector
-from selfdistill.config import ModelConfig, OptimiserConfig, RunConfig
+from selfdistill.config import LimitsConfig, ModelConfig, OptimiserConfig, RunConfig
 from selfdistill.contexts import Template, apply, load_templates
 from selfdistill.distributed import World
 from selfdistill.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ def assemble(config: RunConfig) -> Parts:
         build_optimiser(policy, config.optimiser),
         learning_rate=schedule(config.optimiser, config.steps),
         clip_norm=config.optimiser.clip_norm,
-        limits=Limits(_known(config.limits.tokens), config.limits.elements),
+        limits=Limits(_known(config.limits.tokens), _known(config.limits.elements)),
         thinking=config.sampling.thinking,
         world=World.current(),
         seed=config.seed,
@@ -128,15 +128,19 @@ def resolve(config: RunConfig, method: Method) -> RunConfig:
         update={
             "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
             "sampling": config.sampling.model_copy(update={**sampling, **given}),
-            "limits": config.limits.model_copy(update={"tokens": config.limits.tokens or _tokens(config.model.device)}),
+            "limits": _limits(config.limits, config.model.device),
             "optimiser": config.optimiser.model_copy(update={"learning_rate": config.optimiser.learning_rate or rate}),
         }
     )
 
 
-def _tokens(device: str) -> int:
-    """Tokens per micro-batch. On a CPU small ones of similar lengths pad little and stay in the cache: docs/log.md."""
-    return 4096 if device == "cpu" else 16384
+def _limits(limits: LimitsConfig, device: str) -> LimitsConfig:
+    """On a CPU small micro-batches of similar lengths pad little and stay in the cache (docs/log.md).
+
+    Elsewhere a larger block of logits makes up for adding to a head gradient that lies in slow memory.
+    """
+    tokens, elements = (4096, 1 << 26) if device == "cpu" else (16384, 1 << 28)
+    return limits.model_copy(update={"tokens": limits.tokens or tokens, "elements": limits.elements or elements})
 
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:

@@ -77,7 +77,11 @@ class LimitsConfig(Strict):
         description="Tokens per micro-batch, padding included; unset: 4096 on a CPU, whose cache holds no more, "
         "16384 elsewhere.",
     )
-    elements: int = Field(1 << 24, ge=1, description="Numbers in one [token slice, vocabulary] tensor.")
+    elements: int | None = Field(
+        None,
+        ge=1,
+        description="Logits that exist at once, those of all contexts together; unset: 2^26 on a CPU, 2^28 elsewhere.",
+    )
 
 
 class EvaluationConfig(Strict):

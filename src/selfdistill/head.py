@@ -4,6 +4,10 @@ A role's forward pass ends in hidden states; this file reads them. For every sli
 roles' log-probabilities, lets the loss look at them, takes the loss's gradient with respect to the student's logits on
 the spot and folds it into gradients of hidden states and head weight. So no [tokens, vocabulary] tensor of a whole
 batch exists, forward or backward, for any number of roles.
+
+Slices are cut twice. Matrix products want many tokens: a *block* holds the logits of all roles for as many as
+``elements`` allows, and the more roles, the fewer. What a loss does with them, a dozen passes over the vocabulary, is
+fastest on few: it sees *pieces* of a block, and each piece of the student's logits makes room for its own gradient.
 """
 
 from __future__ import annotations
@@ -19,6 +23,14 @@ from selfdistill.objectives import entropy
 from selfdistill.types import Scores
 
 STUDENT = "student"
+
+ELEMENTS = 1 << 26
+"""Logits that exist at once unless told otherwise."""
+PIECE_ON_CPU = 1 << 22
+"""Numbers in one tensor that a loss works on. 16 MiB of float32 are handed out again by the allocator; larger ones come
+as fresh pages from the system each time, which costs three times what the arithmetic does: docs/performance.md."""
+PIECE = 1 << 25
+"""The same elsewhere: enough to keep a GPU busy for longer than it takes to launch the next operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +49,26 @@ class Readout:
 
     def logprobs(self, rows: slice) -> Tensor:
         """Log-probabilities [n, V] of some tokens, in float32 at least."""
-        logprobs = _log_softmax(self.logits(rows), self.real_vocabulary)
+        return self.logprobs_of(self.real_logits(rows))
+
+    def logprobs_of(self, logits_nV: Tensor) -> Tensor:
+        """Log-probabilities [n, V] of logits that :meth:`real_logits` gave, in float32 at least."""
+        logprobs = _log_softmax(logits_nV)
         if self.width is None or self.width == logprobs.shape[-1]:
             return logprobs
         # Only padded rows are cut off or added.
         return torch.nn.functional.pad(logprobs, (0, self.width - logprobs.shape[-1]), value=float("-inf"))
+
+    def real_logits(self, rows: slice) -> Tensor:
+        """Logits [n, V] of some tokens, −inf where the vocabulary is padded."""
+        logits = self.logits(rows)
+        if self.real_vocabulary == logits.shape[-1]:
+            return logits
+        if logits.requires_grad:
+            padded = torch.arange(logits.shape[-1], device=logits.device) >= self.real_vocabulary
+            return logits.masked_fill(padded, float("-inf"))
+        logits[:, self.real_vocabulary :] = float("-inf")
+        return logits
 
     def logits(self, rows: slice) -> Tensor:
         """Raw logits [n, V] of some tokens."""
@@ -84,7 +111,7 @@ class SliceJob:
 
     ``weight_N`` is each token's weight already divided by the global denominator. ``readouts`` are the other roles
     whose distributions the loss compares; ``inputs`` and ``values`` are handed to the loss as they are.
-    ``elements`` bounds the numbers in one [slice, vocabulary] tensor.
+    ``elements`` bounds the logits that exist at once, all roles together.
     """
 
     target_N: Tensor
@@ -94,7 +121,7 @@ class SliceJob:
     readouts: Mapping[str, Readout] = field(default_factory=dict)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
-    elements: int = 1 << 24
+    elements: int = ELEMENTS
 
 
 @dataclass(slots=True)
@@ -110,10 +137,12 @@ def score_readout(readout: Readout, target_N: Tensor, *, elements: int) -> Score
     """Log-probability and entropy (nats) of every token, without gradient, slice by slice."""
     targets, entropies = [], []
     with torch.no_grad():
-        for rows in token_slices(len(target_N), readout.weight_VD.shape[0], elements):
-            logprobs = readout.logprobs(rows)
-            targets.append(logprobs.gather(-1, target_N[rows, None]).squeeze(-1))
-            entropies.append(entropy(logprobs))
+        for block in token_slices(len(target_N), readout.weight_VD.shape[0], elements):
+            logits = readout.real_logits(block)
+            for rows in _pieces(logits):
+                logprobs = readout.logprobs_of(logits[rows])
+                targets.append(logprobs.gather(-1, target_N[block][rows, None]).squeeze(-1))
+                entropies.append(entropy(logprobs))
     return Scores(_join(targets, readout.hidden_ND), _join(entropies, readout.hidden_ND))
 
 
@@ -171,19 +200,18 @@ class _SlicedLoss(torch.autograd.Function):
         # Many slices are added up: in bf16 their sum would lose the small ones.
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias.numel() else None
-        for rows in token_slices(len(job.target_N), weight_VD.shape[0], job.elements):
-            logits = student.logits(rows).requires_grad_()
-            with torch.enable_grad():
-                loss, seen = _slice_loss(logits, rows, real_vocabulary, job)
-            (grad_logits,) = torch.autograd.grad(loss, logits) if loss.requires_grad else (torch.zeros_like(logits),)
-            total += loss.detach()
-            _collect(seen, job, rows, collected, sums)
+        roles = 1 + len(job.readouts)
+        for block in token_slices(len(job.target_N), roles * weight_VD.shape[0], job.elements):
+            logits = student.real_logits(block)
+            others = {name: readout.real_logits(block) for name, readout in job.readouts.items()}
+            for rows in _pieces(logits):
+                total += _piece_of_loss(student, block, rows, logits, others, job, collected, sums)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ student.weight_VD
+                grad_hidden[block] = logits @ student.weight_VD
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ student.hidden_ND[rows]
+                _add_product(grad_weight, logits.T, student.hidden_ND[block])
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
+                grad_bias += logits.sum(0)
         ctx.save_for_backward(
             grad_hidden,
             grad_weight.to(weight_VD.dtype) if grad_weight is not None else None,
@@ -193,17 +221,38 @@ class _SlicedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
-        scaled = [None if grad is None else grad * grad_output.to(grad.dtype) for grad in ctx.saved_tensors]
+        # In place: a second copy of the head's gradient would be as large as the head.
+        scaled = [None if grad is None else grad.mul_(grad_output.to(grad.dtype)) for grad in ctx.saved_tensors]
         return (*scaled, None, None, None, None)
 
 
-def _slice_loss(logits: Tensor, rows: slice, real_vocabulary: int, job: SliceJob) -> tuple[Tensor, TokenSlice]:
-    roles = {STUDENT: _log_softmax(logits, real_vocabulary)}
-    with torch.no_grad():
-        roles.update({name: readout.logprobs(rows) for name, readout in job.readouts.items()})
-    inputs = {name: values[rows] for name, values in job.inputs.items()}
-    seen = TokenSlice(job.target_N[rows], roles, inputs, job.values)
-    return (job.loss(seen) * job.weight_N[rows]).sum(), seen
+def _piece_of_loss(
+    student: Readout,
+    block: slice,
+    rows: slice,
+    logits: Tensor,
+    others: Mapping[str, Tensor],
+    job: SliceJob,
+    collected: dict[str, list[tuple[Tensor, Tensor]]],
+    sums: dict[str, float],
+) -> Tensor:
+    """The loss of some rows of a block, whose logits are overwritten by the loss's gradient."""
+    at = slice(block.start + rows.start, block.start + rows.stop)
+    roles = {name: job.readouts[name].logprobs_of(values[rows]) for name, values in others.items()}
+    inputs = {name: values[at] for name, values in job.inputs.items()}
+    leaf = logits[rows].requires_grad_()
+    with torch.enable_grad():
+        roles[STUDENT] = student.logprobs_of(leaf)
+        seen = TokenSlice(job.target_N[at], roles, inputs, job.values)
+        loss = (job.loss(seen) * job.weight_N[at]).sum()
+    _collect(seen, job, at, collected, sums)
+    if loss.requires_grad:
+        (grad,) = torch.autograd.grad(loss, leaf)
+        logits[rows] = grad
+        logits[rows, student.real_vocabulary :] = 0.0
+    else:
+        logits[rows] = 0.0
+    return loss.detach()
 
 
 def _collect(
@@ -221,12 +270,20 @@ def _collect(
             sums[name] = sums.get(name, 0.0) + float((value * job.weight_N[rows]).sum())
 
 
-def _log_softmax(logits: Tensor, real_vocabulary: int) -> Tensor:
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if real_vocabulary < wide.shape[-1]:
-        padded = torch.arange(wide.shape[-1], device=wide.device) >= real_vocabulary
-        wide = wide.masked_fill(padded, float("-inf"))
-    return torch.log_softmax(wide, -1)
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _add_product(sum_VD: Tensor, grad_VN: Tensor, hidden_ND: Tensor) -> None:
+    if sum_VD.dtype == grad_VN.dtype:
+        sum_VD.addmm_(grad_VN, hidden_ND)
+    else:
+        sum_VD += grad_VN @ hidden_ND
+
+
+def _pieces(logits_nV: Tensor) -> Iterator[slice]:
+    tokens, vocabulary = logits_nV.shape
+    return token_slices(tokens, vocabulary, PIECE_ON_CPU if logits_nV.device.type == "cpu" else PIECE)
 
 
 def token_slices(tokens: int, vocabulary: int, elements: int) -> Iterator[slice]:

@@ -85,7 +85,7 @@ def inspect_model(
         thinking=config.sampling.thinking,
         prompts=config.sampling.prompts,
         max_tokens=config.limits.tokens or 4096,
-        elements=config.limits.elements,
+        elements=config.limits.elements or 1 << 24,
         seed=derive(wish.seed, "contrast", 1),
     )
     found.skipped += unused

@@ -16,7 +16,7 @@ from selfdistill.chat import Chat
 from selfdistill.contexts import Template
 from selfdistill.distributed import World
 from selfdistill.errors import TrainingError
-from selfdistill.head import STUDENT, SliceJob
+from selfdistill.head import ELEMENTS, STUDENT, SliceJob
 from selfdistill.methods.base import Method, Observation, Role
 from selfdistill.policy import Policy
 from selfdistill.scoring import readouts, score_views, split
@@ -30,11 +30,11 @@ from selfdistill.views import ViewSet, build_views
 class Limits:
     """Memory bounds. They change how the work is cut, never its result.
 
-    ``tokens`` per micro-batch and role, padding included; ``elements`` in one [slice, vocabulary] tensor.
+    ``tokens`` per micro-batch and role, padding included; ``elements`` logits at once, of all roles together.
     """
 
     tokens: int = 16384
-    elements: int = 1 << 24
+    elements: int = ELEMENTS
 
 
 @dataclass(slots=True)
