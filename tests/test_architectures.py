@@ -50,15 +50,16 @@ def load(folder: Path) -> tuple[Policy, Chat]:
 
 
 def views() -> list[View]:
-    """Two sequences of different lengths, so that one is padded."""
+    """Sequences of different lengths, so that all but one are padded; two share a prompt longer than the windows."""
     generator = torch.Generator().manual_seed(3)
 
     def drawn(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(8, 90, (count,), generator=generator).tolist())
 
+    shared = drawn(19)
     return [
-        View({STUDENT: drawn(prompt)}, drawn(size), (1.0,) * size, (0.0,) * size, 0.0, 0, i)
-        for i, (prompt, size) in enumerate(((9, 21), (4, 6)))
+        View({STUDENT: prompt}, drawn(size), (1.0,) * size, (0.0,) * size, 0.0, 0, i)
+        for i, (prompt, size) in enumerate(((shared, 21), (drawn(4), 6), (shared, 18)))
     ]
 
 
@@ -70,10 +71,15 @@ def plain_logprobs(model: Any, view: View, real: int) -> Tensor:
     return found
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("name", MODELS)
-def test_scores_and_gradients_are_those_of_the_whole_model(name: str, folders: Mapping[str, Path]) -> None:
+def test_scores_and_gradients_are_those_of_the_whole_model(
+    name: str, packed: bool, folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdistill.packing.SHARE_FROM", 1)
     policy, _ = load(folders[name])
-    batch = collate(views(), STUDENT)
+    assert policy.packs
+    batch = collate(views(), STUDENT, packed=packed)
     with torch.no_grad():
         expected = torch.cat([plain_logprobs(policy.model, view, policy.real_vocabulary) for view in views()])
     torch.testing.assert_close(policy.score(batch, elements=400).target_N, expected, rtol=1e-4, atol=1e-4)

@@ -20,7 +20,20 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "taskconfig", "config", "alarms"),
-    ("objectives", "head", "contexts", "data", "sandbox", "statistics", "seeds", "stopping", "plugins", "wordclasses"),
+    (
+        "objectives",
+        "head",
+        "contexts",
+        "data",
+        "sandbox",
+        "statistics",
+        "seeds",
+        "stopping",
+        "plugins",
+        "wordclasses",
+        "packing",
+        "attention",
+    ),
     (
         "tasks",
         "chat",

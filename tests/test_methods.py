@@ -45,6 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"), seed=3)
 
 
+@pytest.fixture(autouse=True)
+def _share_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The completions of these small groups share their prompts, gradient included."""
+    monkeypatch.setattr("selfdistill.packing.SHARE_FROM", 1)
+
+
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
     return own_templates(tmp_path_factory.mktemp("contexts"))
@@ -254,14 +260,14 @@ def test_what_pads_a_batch_is_never_seen(
     groups = invent_groups(bench.policy, bench.chat)
     bench.step(groups)
     expected = bench.gradient()
-    zeros = torch.zeros
-
-    def sevens(*shape: Any, **options: Any) -> torch.Tensor:
-        return zeros(*shape, **options) + 7 if options.get("dtype") == torch.long else zeros(*shape, **options)
-
-    monkeypatch.setattr("selfdistill.batching.torch.zeros", sevens)
-    bench.step(groups)
-    assert distance(bench.gradient(), expected) < 1e-10
+    # Ids in padded rows, places in packed ones.
+    ones = partial(torch.nn.utils.rnn.pad_sequence, padding_value=1)
+    monkeypatch.setattr("torch.nn.utils.rnn.pad_sequence", ones)
+    for packs in (True, False):
+        for policy in (bench.policy, *bench.trainer.teachers.copies.values()):
+            policy.packs = packs
+        bench.step(groups)
+        assert distance(bench.gradient(), expected) < 1e-10
 
 
 # --- a teacher that sees what the student sees ----------------------------------------------------------------------

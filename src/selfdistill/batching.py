@@ -1,58 +1,100 @@
-"""Views to tensors: packing by a token budget, padding, and the only shift by one."""
+"""Views to tensors: cutting by a token budget, packing or padding, and the only shift by one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from selfdistill.head import STUDENT
+from selfdistill.packing import grow, pack
 from selfdistill.types import SequenceBatch, View
 
 
-def micro_batches(views: Sequence[View], *, max_tokens: int) -> list[list[int]]:
-    """Indices of the views, longest first, cut so that no role's padded batch exceeds ``max_tokens``.
+def micro_batches(
+    views: Sequence[View],
+    *,
+    max_tokens: int,
+    forwards: Sequence[Sequence[str]] | None = None,
+    packed: bool = False,
+) -> list[list[int]]:
+    """Indices of the views, cut so that no forward pass computes more than ``max_tokens`` tokens.
 
-    Similar lengths come together, so little is padded. A view longer than the budget stands alone.
+    ``forwards`` lists the roles that run together; unset, each role runs by itself. Padded rows are ordered longest
+    first: similar lengths come together, so little is padded. Packed ones are ordered by their prompts: what shares a
+    beginning comes together, so that it is computed, and counted, once. A view beyond the budget stands alone.
     """
-    length = [max((len(ids) for ids in view.prompts.values()), default=0) + len(view.completion_ids) for view in views]
-    order = sorted(range(len(views)), key=lambda i: (-length[i], i))
+    if forwards is None:
+        forwards = [[role] for role in dict.fromkeys(role for view in views for role in view.prompts)]
+
+    def tokens(chosen: Sequence[int]) -> int:
+        return max((_computed([views[i] for i in chosen], roles, packed=packed) for roles in forwards), default=0)
+
+    longest = [max((len(ids) for ids in view.prompts.values()), default=0) + len(view.completion_ids) for view in views]
+    order = sorted(range(len(views)), key=lambda i: (_prompts(views[i]), i) if packed else (-longest[i], i))
     batches: list[list[int]] = []
-    for i in order:
-        # The first view of a batch is its longest: it sets the padded length.
-        if batches and (len(batches[-1]) + 1) * length[batches[-1][0]] <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
+    while order:
+        size = _largest(len(order), lambda count: tokens(order[:count]) <= max_tokens)  # noqa: B023
+        batches.append(order[:size])
+        order = order[size:]
     return batches
 
 
-def collate(views: Sequence[View], role: str) -> SequenceBatch:
-    """Right-padded sequences of one role, and where each completion token is predicted.
+def collate(views: Sequence[View], *roles: str, packed: bool = False) -> SequenceBatch:
+    """Sequences of one role or several, role by role, and where each completion token is predicted.
 
-    Causal attention never looks right, so padding on the right needs no mask. Every role of the same views yields the
-    same ``target_N`` in the same order; that is what makes their scores comparable.
+    A view without one of the roles is passed over there. Padded on the right, causal attention needs no mask; packed,
+    a common beginning stands once. Every role of the same views yields the same ``target_N`` in the same order: that
+    is what makes their scores comparable.
 
     Raises:
         ValueError: an empty prompt, whose completion's first token nothing predicts.
     """
-    sequences = [(*view.prompts[role], *view.completion_ids) for view in views]
-    longest = max(len(sequence) for sequence in sequences)
-    ids_BL = torch.zeros(len(views), longest, dtype=torch.long)
-    rows: list[int] = []
-    columns: list[int] = []
-    targets: list[int] = []
-    for row, (view, sequence) in enumerate(zip(views, sequences, strict=True)):
-        prompt = len(view.prompts[role])
-        if not prompt:
-            raise ValueError(f"role {role!r} has an empty prompt")
-        ids_BL[row, : len(sequence)] = torch.tensor(sequence)
-        rows.extend([row] * len(view.completion_ids))
-        columns.extend(range(prompt - 1, len(sequence) - 1))
-        targets.extend(view.completion_ids)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return SequenceBatch(ids_BL, lengths, torch.tensor(rows), torch.tensor(columns), torch.tensor(targets))
+    shown = [(role, view) for role in roles for view in views if role in view.prompts]
+    sequences = [(*view.prompts[role], *view.completion_ids) for role, view in shown]
+    prompts = [len(view.prompts[role]) for role, view in shown]
+    if not all(prompts):
+        raise ValueError(f"role {shown[prompts.index(0)][0]!r} has an empty prompt")
+    target_N = torch.tensor([token for _, view in shown for token in view.completion_ids], dtype=torch.long)
+    if packed:
+        made = pack(grow(sequences))
+        column_N = torch.cat([places[prompt - 1 : -1] for places, prompt in zip(made.places, prompts, strict=True)])
+        row_N = torch.zeros_like(column_N)
+        return SequenceBatch(made.ids_T[None], row_N, column_N, target_N, made.position_T[None], made.layout)
+    ids_BL = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
+    lengths = torch.tensor([len(view.completion_ids) for _, view in shown])
+    column_N = torch.cat([torch.arange(p - 1, len(ids) - 1) for p, ids in zip(prompts, sequences, strict=True)])
+    return SequenceBatch(ids_BL, torch.arange(len(shown)).repeat_interleave(lengths), column_N, target_N)
 
 
 def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
     """Per-token numbers of several views, in the order of :func:`collate`'s targets."""
     return torch.tensor([number for sequence in values for number in sequence], dtype=dtype)
+
+
+def _computed(views: Sequence[View], roles: Sequence[str], *, packed: bool) -> int:
+    """Tokens that a forward pass over these roles computes: padding included, a shared beginning counted once."""
+    sequences = [
+        (*view.prompts[role], *view.completion_ids) for view in views for role in roles if role in view.prompts
+    ]
+    if packed:
+        return grow(sequences).tokens
+    return len(sequences) * max((len(ids) for ids in sequences), default=0)
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to ``most`` that fits, 1 if none does; by doubling, then by halves."""
+    size = 1
+    while size < most and fits(min(2 * size, most)):
+        size = min(2 * size, most)
+    beyond = min(2 * size, most + 1)
+    while beyond - size > 1:
+        middle = (size + beyond) // 2
+        size, beyond = (middle, beyond) if fits(middle) else (size, middle)
+    return size
+
+
+def _prompts(view: View) -> tuple[tuple[int, ...], ...]:
+    """What views are ordered by: the student's prompt, which a group shares, and then the others."""
+    others = sorted(role for role in view.prompts if role != STUDENT)
+    return (view.prompts.get(STUDENT, ()), *(view.prompts[role] for role in others))

@@ -24,6 +24,7 @@ from selfdistill.findings import Findings, Floats, columns, join
 from selfdistill.head import STUDENT, Readout, TokenSlice, score_readout, token_credit, token_slices
 from selfdistill.methods.base import Method, Observation, Role
 from selfdistill.policy import Policy
+from selfdistill.scoring import readout_roles, together
 from selfdistill.types import External, RolloutGroup, Scores, Skipped, View
 from selfdistill.views import contrast_fields, fields_of, role_prompt
 
@@ -174,7 +175,9 @@ def _render(
 def _look_at_step(
     policy: Policy, groups: list[RolloutGroup], views: list[View], wanted: Plan, *, max_tokens: int, elements: int
 ) -> Findings:
-    batches = [_scored_batch(policy, views, chosen) for chosen in micro_batches(views, max_tokens=max_tokens)]
+    forwards = together(dict.fromkeys(wanted.roles, "live"), packed=policy.packs)
+    cut = micro_batches(views, max_tokens=max_tokens, forwards=forwards, packed=policy.packs)
+    batches = [_scored_batch(policy, views, chosen) for chosen in cut]
     contexts = list(wanted.roles)
     scores = {label: _scores(batches, views, label, elements) for label in contexts}
     order = _order(batches, views)
@@ -213,9 +216,12 @@ def _scored_batch(policy: Policy, views: Sequence[View], chosen: list[int]) -> _
     target_N = collate(picked, STUDENT).target_N.to(policy.device)
     readouts: dict[str, Readout] = {}
     shown_N: dict[str, Tensor] = {}
-    for label in dict.fromkeys(label for view in picked for label in view.prompts):
+    labels = list(dict.fromkeys(label for view in picked for label in view.prompts))
+    found = {}
+    for roles in together(dict.fromkeys(labels, "live"), packed=policy.packs):
+        found.update(readout_roles(policy, picked, roles, packed=policy.packs))
+    for label, (readout, _) in found.items():
         shown = torch.tensor([label in view.prompts for view in picked])
-        readout = policy.readout(collate([view for view in picked if label in view.prompts], label))
         shown_N[label] = shown.repeat_interleave(lengths).to(policy.device)
         hidden_ND = readout.hidden_ND.new_zeros(len(target_N), readout.hidden_ND.shape[1])
         hidden_ND[shown_N[label]] = readout.hidden_ND

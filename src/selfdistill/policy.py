@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfdistill.attention import install, mask_of_nothing, packable, uninstall
 from selfdistill.chat import Chat
 from selfdistill.errors import ModelError
 from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
+from selfdistill.packing import grow, pack
 from selfdistill.types import Scores, SequenceBatch
 
 STUDENT_ADAPTER = "default"
@@ -45,6 +47,8 @@ class Policy(nn.Module):
         self.real_vocabulary = real_vocabulary
         self.width: int | None = None
         """Rows of the log-probabilities, where they must match another model's; None: as many as the head has."""
+        self.packs = False
+        """Whether batches may be packed: the model's tokens meet in attention alone, which keeps sequences apart."""
 
     @property
     def causal_lm(self) -> Any:
@@ -63,9 +67,13 @@ class Policy(nn.Module):
         return device
 
     def readout(self, batch: SequenceBatch) -> Readout:
-        """Hidden states [N, D] of the batch's scored tokens, with the head."""
+        """Hidden states [N, D] of the batch's scored tokens, with the head: one forward pass, packed or padded."""
         batch = batch.to(self.device)
-        output = self.causal_lm.get_decoder()(input_ids=batch.ids_BL, use_cache=False)
+        layout: dict[str, Any] = {}
+        if batch.layout is not None:
+            mask = mask_of_nothing(self.device)
+            layout = {"position_ids": batch.position_BL, "attention_mask": mask, "layout": batch.layout}
+        output = self.causal_lm.get_decoder()(input_ids=batch.ids_BL, use_cache=False, **layout)
         return self.head_of(output.last_hidden_state[batch.row_N, batch.column_N])
 
     def head_of(self, hidden_ND: Tensor) -> Readout:
@@ -133,6 +141,7 @@ def load_policy(
         model = _add_lora(model, lora, path, seed)
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
     _check_head(policy, path)
+    policy.packs = _packs(policy)
     return policy, chat
 
 
@@ -280,16 +289,41 @@ def _check_head(policy: Policy, path: str) -> None:
     ids = torch.arange(4, device=policy.device)[None] % policy.real_vocabulary
     expected = policy.causal_lm(input_ids=ids, use_cache=False).logits[0]
     everything = torch.arange(4, device=policy.device)
-    batch = SequenceBatch(ids, torch.tensor([4]), torch.zeros_like(everything), everything, everything)
+    batch = SequenceBatch(ids, torch.zeros_like(everything), everything, everything)
     actual = policy.readout(batch).logits(slice(0, 4))
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
     # Soft-capping at 30 moves logits below 0.5 by less than the tolerance: a fresh model's would pass unseen.
     capped = getattr(policy.causal_lm.config.get_text_config(), "final_logit_softcapping", None) is not None
-    if capped or not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
+    if capped or not _same(actual, expected):
         raise ModelError(
             f"the head of {path} is not a plain linear map of its last hidden state "
             "(logit soft-capping or scaling), which the sliced loss cannot reproduce"
         )
+
+
+@torch.no_grad()
+def _packs(policy: Policy) -> bool:
+    """Whether packed tokens come out as they do row by row; if so, the model attends by layout from now on."""
+    if not packable(policy.causal_lm):
+        return False
+    sequences = [tuple(n % policy.real_vocabulary for n in ids) for ids in ((4, 5, 6, 7, 8), (4, 5, 6, 1), (2, 3, 4))]
+    decoder = policy.causal_lm.get_decoder()
+    rows = [torch.tensor([ids], device=policy.device) for ids in sequences]
+    expected = torch.cat([decoder(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows])
+    made = pack(grow(sequences, share_from=1))
+    places = torch.cat(made.places)
+    batch = SequenceBatch(
+        made.ids_T[None], torch.zeros_like(places), places, places, made.position_T[None], made.layout
+    )
+    install(policy.causal_lm)
+    if _same(policy.readout(batch).hidden_ND, expected):
+        return True
+    uninstall(policy.causal_lm)
+    return False
+
+
+def _same(actual: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
+    return torch.allclose(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
 def _first_line(error: Exception) -> str:

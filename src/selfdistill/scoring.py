@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from selfdistill.batching import collate, micro_batches
-from selfdistill.head import Readout
+from selfdistill.head import STUDENT, Readout
 from selfdistill.policy import Policy
 from selfdistill.teachers import Teachers
 from selfdistill.types import Scores, View, Weights
@@ -17,11 +18,31 @@ from selfdistill.types import Scores, View, Weights
 def score_views(policy: Policy, views: Sequence[View], role: str, *, max_tokens: int, elements: int) -> list[Scores]:
     """Log-probability and entropy of every completion token under one role's prompts, view by view."""
     results: dict[int, Scores] = {}
-    for chosen in micro_batches([_only(view, role) for view in views], max_tokens=max_tokens):
-        picked = [views[i] for i in chosen]
-        scores = policy.score(collate(picked, role), elements=elements)
+    alone = [View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0) for view in views]
+    for chosen in micro_batches(alone, max_tokens=max_tokens, packed=policy.packs):
+        picked = [alone[i] for i in chosen]
+        scores = policy.score(collate(picked, STUDENT, packed=policy.packs), elements=elements)
         results.update(zip(chosen, split(scores, picked), strict=True))
     return [results[i] for i in range(len(views))]
+
+
+def score_roles(
+    teachers: Teachers, views: Sequence[View], weights: Mapping[str, Weights], *, max_tokens: int, elements: int
+) -> dict[str, list[Scores | None]]:
+    """Scores of several roles, each a column with one entry a view, None where it lacks the role's prompt.
+
+    Roles under the same weights are scored together: what their prompts have in common is computed once.
+    """
+    columns: dict[str, list[Scores | None]] = {role: [None] * len(views) for role in weights}
+    for kind in dict.fromkeys(weights.values()):
+        places = [(role, i) for role in weights if weights[role] == kind for i in range(len(views))]
+        shown = [(role, i) for role, i in places if role in views[i].prompts]
+        alone = [replace(views[i], prompts={STUDENT: views[i].prompts[role]}) for role, i in shown]
+        with teachers.weights(kind) as policy:
+            scores = score_views(policy, alone, STUDENT, max_tokens=max_tokens, elements=elements)
+        for (role, i), score in zip(shown, scores, strict=True):
+            columns[role][i] = score
+    return columns
 
 
 def split(scores: Scores, views: Sequence[View]) -> list[Scores]:
@@ -29,6 +50,13 @@ def split(scores: Scores, views: Sequence[View]) -> list[Scores]:
     lengths = [len(view.completion_ids) for view in views]
     pairs = zip(scores.target_N.split(lengths), scores.entropy_N.split(lengths), strict=True)
     return [Scores(target, entropy) for target, entropy in pairs]
+
+
+def together(weights: Mapping[str, Weights], *, packed: bool) -> list[list[str]]:
+    """Roles of one forward pass: with packing all those under the same weights, padded each by itself."""
+    if not packed:
+        return [[role] for role in weights]
+    return [[role for role in weights if weights[role] == kind] for kind in dict.fromkeys(weights.values())]
 
 
 def readouts(
@@ -40,14 +68,24 @@ def readouts(
         RuntimeError: a role's target ids differ from the student's; scores would not be comparable.
     """
     result: dict[str, Readout] = {}
-    for role, kind in weights.items():
-        batch = collate(views, role)
-        if not torch.equal(batch.target_N, target_N):
-            raise RuntimeError(f"role {role!r} scores other tokens than the student")
-        with teachers.weights(kind) as policy:
-            result[role] = policy.readout(batch)
+    for roles in together(weights, packed=teachers.pack):
+        with teachers.weights(weights[roles[0]]) as policy:
+            found = readout_roles(policy, views, roles, packed=teachers.pack)
+        for role, (readout, targets) in found.items():
+            if not torch.equal(targets, target_N):
+                raise RuntimeError(f"role {role!r} scores other tokens than the student")
+            result[role] = readout
     return result
 
 
-def _only(view: View, role: str) -> View:
-    return View({role: view.prompts[role]}, view.completion_ids, (), (), 0.0, view.group, view.index)
+def readout_roles(
+    policy: Policy, views: Sequence[View], roles: Sequence[str], *, packed: bool
+) -> dict[str, tuple[Readout, Tensor]]:
+    """Hidden states and target ids of each role, in one forward pass; a view without a role has no tokens there."""
+    batch = collate(views, *roles, packed=packed)
+    whole = policy.readout(batch)
+    sizes = [sum(len(view.completion_ids) for view in views if role in view.prompts) for role in roles]
+    parts = zip(whole.hidden_ND.split(sizes), batch.target_N.split(sizes), strict=True)
+    return {
+        role: (replace(whole, hidden_ND=hidden), target) for role, (hidden, target) in zip(roles, parts, strict=True)
+    }

@@ -51,6 +51,11 @@ class Teachers:
             kinds: tuple[Weights, ...] = ("frozen", "ema")
             self.copies |= {kind: _copy(policy) for kind in kinds if kind in needed}
 
+    @property
+    def pack(self) -> bool:
+        """Whether batches may be packed for all of them, the student included."""
+        return all(policy.packs for policy in (self.policy, *self.copies.values()))
+
     @contextmanager
     def weights(self, kind: Weights) -> Iterator[Policy]:
         """The policy under the named weights, without gradient."""

@@ -16,10 +16,10 @@ from selfdistill.chat import Chat
 from selfdistill.contexts import Template
 from selfdistill.distributed import World
 from selfdistill.errors import TrainingError
-from selfdistill.head import ELEMENTS, STUDENT, SliceJob
+from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob
 from selfdistill.methods.base import Method, Observation, Role
 from selfdistill.policy import Policy
-from selfdistill.scoring import readouts, score_views, split
+from selfdistill.scoring import readouts, score_roles, split, together
 from selfdistill.seeds import derive
 from selfdistill.teachers import Teachers
 from selfdistill.types import RolloutGroup, Scores, StepRecord, View
@@ -30,7 +30,8 @@ from selfdistill.views import ViewSet, build_views
 class Limits:
     """Memory bounds. They change how the work is cut, never its result.
 
-    ``tokens`` per micro-batch and role, padding included; ``elements`` logits at once, of all roles together.
+    ``tokens`` that one forward pass computes: padding included, a prompt that several completions share counted once;
+    ``elements`` logits at once, of all roles together.
     """
 
     tokens: int = 16384
@@ -172,24 +173,9 @@ class Trainer:
         return {"loss": loss, "grad_norm": norm, "weight": weight, **values, **metrics}, scores
 
     def _score_beforehand(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
-        result: dict[str, list[Scores | None]] = {}
         roles = {STUDENT: Role(None), **self.method.roles()}
-        for name in self.method.beforehand():
-            role = roles[name]
-            shown = [i for i, view in enumerate(views) if name in view.prompts]
-            result[name] = [None] * len(views)
-            if shown:
-                with self.teachers.weights(role.weights) as policy:
-                    scores = score_views(
-                        policy,
-                        [views[i] for i in shown],
-                        name,
-                        max_tokens=self.limits.tokens,
-                        elements=self.limits.elements,
-                    )
-                for i, score in zip(shown, scores, strict=True):
-                    result[name][i] = score
-        return result
+        weights = {name: roles[name].weights for name in self.method.beforehand()}
+        return score_roles(self.teachers, views, weights, max_tokens=self.limits.tokens, elements=self.limits.elements)
 
     def _backward(
         self,
@@ -202,10 +188,15 @@ class Trainer:
         loss = 0.0
         sums: dict[str, float] = {}
         scores: dict[str, list[Scores | None]] = {}
-        for chosen in micro_batches(views, max_tokens=self.limits.tokens):
+        packed = self.teachers.pack
+        compared = {name: role.weights for name, role in self.method.roles().items() if name not in known.scores}
+        forwards = [[STUDENT], *together(compared, packed=packed)]
+        for chosen in micro_batches(views, max_tokens=self.limits.tokens, forwards=forwards, packed=packed):
             picked = [views[i] for i in chosen]
-            batch = collate(picked, STUDENT)
-            job = self._job(picked, batch.target_N, chosen, known, total_weight, clock)
+            batch = collate(picked, STUDENT, packed=packed)
+            with clock.phase("teacher"):
+                others = readouts(self.teachers, picked, compared, batch.target_N)
+            job = self._job(picked, batch.target_N, others, chosen, known, total_weight)
             with clock.phase("student"):
                 result = self.policy(batch, job)
                 result.loss.backward()
@@ -222,15 +213,12 @@ class Trainer:
         self,
         picked: Sequence[View],
         target_N: Tensor,
+        others: Mapping[str, Readout],
         chosen: Sequence[int],
         known: _Known,
         total_weight: float,
-        clock: Clock,
     ) -> SliceJob:
         device, wide = self.policy.device, _wide(self.policy)
-        weights = {n: r.weights for n, r in self.method.roles().items() if n not in known.scores}
-        with clock.phase("teacher"):
-            others = readouts(self.teachers, picked, weights, target_N)
         inputs = {
             "advantage": concatenate([[view.advantage] * len(view.completion_ids) for view in picked], wide),
             "old_logprob": concatenate([view.old_logprobs for view in picked], wide),

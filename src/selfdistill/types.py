@@ -172,22 +172,57 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Siblings:
+    """Segments of packed tokens that stand behind the same ancestors, for attention to see them as one batch.
+
+    ``key_SK`` [S segments, A + L] holds places of the A ancestors' tokens and then of the segment's own, of which the
+    longest has L; ``own`` is L. Shorter segments are padded on the right with any place: no token looks to its right.
+    """
+
+    key_SK: Tensor
+    own: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How packed tokens form sequences: who attends to whom.
+
+    ``restore_T`` says where each of the T packed tokens stands among all siblings' own places, padding included.
+    """
+
+    siblings: tuple[Siblings, ...]
+    restore_T: Tensor
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout on another device."""
+        moved = tuple(Siblings(one.key_SK.to(device), one.own) for one in self.siblings)
+        return Layout(moved, self.restore_T.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceBatch:
-    """Right-padded sequences and where their completions stand.
+    """Sequences and where their completions stand: right-padded rows, or one row of packed tokens with its layout.
 
     Scored token n has id ``target_N[n]`` and is predicted by the hidden state at (``row_N[n]``, ``column_N[n]``):
-    the shift by one has been made, here and nowhere else.
+    the shift by one has been made, here and nowhere else. ``position_BL`` counts tokens from their sequence's start.
     """
 
     ids_BL: Tensor
-    lengths_B: Tensor
     row_N: Tensor
     column_N: Tensor
     target_N: Tensor
+    position_BL: Tensor | None = None
+    layout: Layout | None = None
 
     def to(self, device: torch.device) -> SequenceBatch:
         """The same batch on another device."""
-        return SequenceBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+        ids_BL, row_N, column_N, target_N = (
+            part.to(device) for part in (self.ids_BL, self.row_N, self.column_N, self.target_N)
+        )
+        position_BL = self.position_BL.to(device) if self.position_BL is not None else None
+        return SequenceBatch(
+            ids_BL, row_N, column_N, target_N, position_BL, self.layout.to(device) if self.layout is not None else None
+        )
 
 
 @dataclass(frozen=True, slots=True)

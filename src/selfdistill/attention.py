@@ -1,0 +1,125 @@
+"""Attention over packed tokens: each sequence sees itself and nothing else, and a shared beginning is there once.
+
+It stands in for the library's ``sdpa`` attention, and is that attention wherever no layout is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from selfdistill.types import Layout, Siblings
+
+NAME = "packed_sdpa"
+LAYERS = {"full_attention", "sliding_attention"}
+QUERIES = 512
+"""Queries that see ancestors are taken so many at a time: their mask is [queries, keys], not [length, length]."""
+
+
+def packable(model: Any) -> bool:
+    """Whether a transformers model says that its tokens meet in attention alone, and that this attention can be ours.
+
+    Linear attention, convolutions and chunked attention mix neighbours whom a layout would keep apart.
+    """
+    config = model.config.get_text_config()
+    return bool(
+        config._attn_implementation == "sdpa"
+        and model._supports_attention_backend
+        # Such models hand a sliding window to the attention function; with ``sdpa`` alone it would be in the mask.
+        and model._supports_flash_attn
+        and set(getattr(config, "layer_types", None) or LAYERS) <= LAYERS
+    )
+
+
+def install(model: Any) -> None:
+    """Make a model attend by :func:`attend` from now on."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+
+
+def uninstall(model: Any) -> None:
+    """Put the library's own attention back."""
+    model.set_attn_implementation("sdpa")
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention [1, T, heads, dim] of packed query, key and value states [1, heads, T, dim]."""
+    if layout is None:
+        found = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **others
+        )
+        return found[0], None
+    query_THD, key_THD, value_THD = (states[0].transpose(0, 1) for states in (query, key, value))
+    attended = [
+        _attend(one, query_THD, key_THD, value_THD, scaling=scaling, dropout=dropout, window=sliding_window)
+        for one in layout.siblings
+    ]
+    return torch.cat(attended).index_select(0, layout.restore_T)[None], None
+
+
+def mask_of_nothing(device: torch.device) -> Tensor:
+    """A mask of four dimensions is taken as it is: the model makes none of its own, and :func:`attend` needs none."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def _attend(
+    siblings: Siblings,
+    query_THD: Tensor,
+    key_THD: Tensor,
+    value_THD: Tensor,
+    *,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """What the siblings' own tokens attend to, [S · own, heads, dim]."""
+    ancestors = siblings.key_SK.shape[1] - siblings.own
+    query_SHLD = _rows(query_THD, siblings.key_SK[:, ancestors:], 1)
+    shared = query_THD.shape[1] // key_THD.shape[1]
+    key_SHKD, value_SHKD = (_rows(states, siblings.key_SK, shared) for states in (key_THD, value_THD))
+    attend_ = torch.nn.functional.scaled_dot_product_attention
+    if not ancestors and (window is None or siblings.own <= window):
+        found_SHLD = attend_(query_SHLD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
+        return found_SHLD.transpose(1, 2).flatten(0, 1)
+    parts = []
+    for start in range(0, siblings.own, QUERIES):
+        end = min(start + QUERIES, siblings.own)
+        position = torch.arange(ancestors + start, ancestors + end, device=query_THD.device)[:, None]
+        seen = slice(0 if window is None else max(0, ancestors + start - window + 1), ancestors + end)
+        other = torch.arange(seen.start, seen.stop, device=query_THD.device)[None]
+        mask = other <= position if window is None else (other <= position) & (other > position - window)
+        parts.append(
+            attend_(
+                query_SHLD[:, :, start:end],
+                key_SHKD[:, :, seen],
+                value_SHKD[:, :, seen],
+                attn_mask=mask,
+                scale=scaling,
+                dropout_p=dropout,
+            )
+        )
+    return torch.cat(parts, 2).transpose(1, 2).flatten(0, 1)
+
+
+def _rows(states_THD: Tensor, place_SL: Tensor, times: int) -> Tensor:
+    """States [S, heads · times, L, dim] at some places; a key head serves ``times`` query heads."""
+    found = states_THD.index_select(0, place_SL.flatten()).view(*place_SL.shape, *states_THD.shape[1:]).transpose(1, 2)
+    return found.repeat_interleave(times, 1) if times > 1 else found
