@@ -74,7 +74,7 @@ class LimitsConfig(Strict):
     tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens per micro-batch, padding included; unset: 4096 on a CPU, whose cache holds no more, "
+        description="Tokens that one forward pass computes; unset: 4096 on a CPU, whose cache holds no more, "
         "16384 elsewhere.",
     )
     elements: int | None = Field(
