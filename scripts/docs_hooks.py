@@ -41,6 +41,24 @@ _GENERATED = re.compile(r"^<!-- generated: (\w+)(?: (\w+))? -->$", re.MULTILINE)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """Put pages that nobody has given a place under "More", so that none is lost."""
+    named = set(_paths(config.nav)) | {*PAGES}
+    folder = Path(config.docs_dir)
+    others = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.md"))]
+    others = [path for path in others if path not in named]
+    if others and config.nav:
+        config.nav.append({"More": others})
+
+
+def _paths(nav: Any) -> list[str]:
+    """Every page that a part of the navigation names."""
+    if isinstance(nav, str):
+        return [nav]
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return [path for part in parts for path in _paths(part)]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that have no file of their own."""
     for path, text in PAGES.items():
