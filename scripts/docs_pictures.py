@@ -47,7 +47,7 @@ class Bench:
     """The model, the task and what is needed to look at completions."""
 
     def __init__(self) -> None:
-        config = config_for("countdown-base", "countdown", [])
+        config = config_for("countdown-base", "countdown", [], command="docs_pictures")
         self.task = build_task(config.task, seed=config.seed, reward=None)
         self.templates = load_templates(self.task.contexts)
         self.policy, self.chat = build_policy(config.model, seed=config.seed)

@@ -603,7 +603,8 @@ def test_evaluate_prints_a_line_for_people(run: Terminal, model: Path) -> None:
     ("arguments", "sentence"),
     [
         (("--task", "countdown", "--split", "holdout"), "unknown split 'holdout'; known: train, validation, test"),
-        (("--task", "chess"), "task: "),
+        (("--task", "chess"), "evaluate: task: unknown kind 'chess'; known: 'countdown', "),
+        (("--task", "countdown", "--set", "method.strength=1"), "evaluate trains nothing, so it has no method to set"),
         (("--task", "countdown", "--set", "task.dificulty=easy"), "did you mean 'task.difficulty'?"),
         (("--task", "countdown", "--set", "task"), "write key=value"),
         (("--task", "countdown", "--set", "model.device=abacus"), "model.device 'abacus' cannot be used here"),

@@ -271,6 +271,15 @@ def test_a_folder_of_another_comparison_is_refused(here: Path, capsys: pytest.Ca
     assert said.out == ""
 
 
+def test_a_place_that_would_be_spoilt_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "file").write_text("x")
+    (here / "run").mkdir()
+    (here / "run" / "config.json").write_text("{}")
+    for place, sentence in (("file", "file is a file"), ("run", "run holds a run")):
+        assert command("my-grpo.toml", "--out", place) == 2
+        assert capsys.readouterr().err == f"selfdistill: {sentence}: choose another --out\n"
+
+
 def test_a_folder_in_use_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "out").mkdir()
     descriptor = os.open(here / "out", os.O_RDONLY)

@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "wordclasses",
         "packing",
         "attention",
+        "terminal",
     ),
     (
         "tasks",

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -135,6 +139,116 @@ def test_stored_completions_are_looked_at_again(model: Path, tmp_path: Path) -> 
     with pytest.raises(SystemExit, match="2"):
         main([str(a) for a in (*arguments, "--rollouts", path, "--out", tmp_path / "other")])
     assert not (tmp_path / "other").exists()
+
+
+ROW = {"step": 1, "example": "countdown-1.2.3-6", "index": 0, "prompt": "?", "text": "a", "ids": [3], "reward": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "holds no completion of the student"),
+        (json.dumps({**ROW, "source": "teacher"}), "holds no completion of the student"),
+        ("{oops\n" + json.dumps(ROW), "line 1: not valid JSON"),
+        ("[1]\n", "line 1: not a JSON object"),
+        (json.dumps({**ROW, "ids": None}), "completion 1: 'ids' is not what a run writes (got 'None')"),
+        (json.dumps({**ROW, "ids": [-3]}), "completion 1: 'ids' is not what a run writes (got '[-3]')"),
+        (json.dumps({**ROW, "ids": ["a"]}), "completion 1: 'ids' is not what a run writes"),
+        (json.dumps({**ROW, "reward": "x"}), "completion 1: 'reward' is not what a run writes (got 'x')"),
+        (json.dumps({**ROW, "text": 3}), "completion 1: 'text' is not what a run writes (got '3')"),
+        (
+            json.dumps(ROW),
+            "it is of another task, its sizes or its seed (problems as countdown-1.2.3-6 there, as toolbox-",
+        ),
+    ],
+)
+def test_stored_completions_that_cannot_be_used_are_one_sentence(
+    text: str, sentence: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text(text, encoding="utf-8")
+    assert sentence in refused(capsys, model, "--task", "toolbox", "--rollouts", path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stored_completion_without_tokens_is_counted(model: Path, tmp_path: Path) -> None:
+    from selfdistill.tasks.toolbox import ToolboxTask
+
+    example = ToolboxTask().examples("train")[0]
+    whole = {**ROW, "example": example.id, "prompt": example.prompt[-1].content, "text": "answer try", "ids": [8, 9]}
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text(json.dumps({**whole, "ids": []}) + "\n" + json.dumps(whole) + "\n", encoding="utf-8")
+    main_ends("inspect", model, "--task", "toolbox", "--methods", "opsd", "--rollouts", path, "--out", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["completions"], summary["tokens"]) == (1, 2)
+    assert summary["skipped"]["a stored completion has no tokens"] == 1
+
+
+def test_only_an_earlier_look_gives_way(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "summary.json").write_text("{}", encoding="utf-8")
+    (place / "metrics.jsonl").write_text("", encoding="utf-8")
+    said = refused(capsys, model, "--task", "countdown", "--out", place)
+    assert said.endswith("run holds other things (metrics.jsonl): choose another --out")
+    assert (place / "summary.json").read_text(encoding="utf-8") == "{}"
+    assert "is a file: choose another --out" in refused(
+        capsys, model, "--task", "countdown", "--out", place / "metrics.jsonl"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (None, "is no run folder: its config.json is missing or names no task"),
+        ("{oops", "config.json is not valid JSON"),
+        ('{"steps": 3}', "is no run folder: its config.json is missing or names no task"),
+    ],
+)
+def test_a_folder_that_is_no_whole_run_is_one_sentence(
+    config: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    if config is not None:
+        (tmp_path / "run" / "config.json").write_text(config, encoding="utf-8")
+    assert sentence in refused(capsys, tmp_path / "run", "--out", tmp_path / "out")
+
+
+def test_ctrl_c_leaves_an_earlier_look_as_it_was(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("earlier", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "PYTHONUNBUFFERED": "1"}
+    arguments = ["inspect", str(model), "--task", "countdown", "--max-tokens", "100", "--problems", "64"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "selfdistill", *arguments, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        assert "to be scored under" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, errors) == (130, "selfdistill: stopped\n")
+    assert [path.name for path in out.iterdir()] == ["index.html"]
+    assert (out / "index.html").read_text(encoding="utf-8") == "earlier"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence that ``inspect`` refuses with."""
+    with pytest.raises(SystemExit) as end:
+        main(["inspect", *(str(argument) for argument in arguments)])
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("selfdistill: ")
+    assert said.err.count("\n") == 1
+    return said.err.strip()
 
 
 def main_ends(*arguments: object) -> None:

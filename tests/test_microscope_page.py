@@ -157,6 +157,16 @@ def test_picking_hover_and_keyboard(browser: Any, tmp_path: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_width_makes_the_page_scroll_sideways(width: int, browser: Any, tmp_path: Path) -> None:
+    tab, _ = opened(browser, render_microscope(lens(2, 7, ("word",))), tmp_path)
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.select_option("#beside", label="credit antisd")
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    tab.close()
+
+
+@needs_browser
 def test_400_000_tokens_stay_within_the_budget(browser: Any, tmp_path: Path) -> None:
     page = render_microscope(lens(200, 2000, tuple(f"word{n}" for n in range(1500))))
     assert len(page.encode()) < BUDGET_BYTES * 400_000

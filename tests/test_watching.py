@@ -223,6 +223,16 @@ def test_a_run_that_has_only_begun_is_shown(tmp_path: Path) -> None:
 def test_no_run_and_no_room_are_one_sentence_each(tmp_path: Path, browse: Browser, run: Path) -> None:
     with pytest.raises(DataError, match=r"is not the folder of a run: it has no config\.json"):
         server_of(tmp_path, host="127.0.0.1", port=0)
+    with pytest.raises(DataError, match="is not the folder of a run"):
+        server_of(run / "config.json", host="127.0.0.1", port=0)
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere; a run makes its own when its model is loaded"):
+        server_of(tmp_path / "nowhere", host="127.0.0.1", port=0)
+    for seed in range(4):
+        arm = tmp_path / "many" / "runs" / "arm" / f"seed-{seed}"
+        arm.mkdir(parents=True)
+        (arm / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match=r"comparison of several runs: name one of them \(.*seed-0, .* and 1 more\)"):
+        server_of(tmp_path / "many", host="127.0.0.1", port=0)
     with pytest.raises(ConfigError, match=f"cannot serve at 127.0.0.1:{browse.port}: .*; try another --port"):
         server_of(run, host="127.0.0.1", port=browse.port)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +11,10 @@ import typer
 
 from selfdistill.errors import UserError
 from selfdistill.stopping import STOPPED_BY_ALARM
+from selfdistill.terminal import Commands, no_bars, quiet
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,7 +54,7 @@ def train(
 
     settings = load_config(config, set_ or [])
     folder = out or Path("runs") / Path(config).stem
-    _quiet()
+    quiet()
     with Progress(Console()) as progress, stop_on_signals(progress.say) as stop:
         run = Run(settings, folder, resume=resume, progress=progress)
         summary = run.train(stop)
@@ -128,7 +128,7 @@ def evaluate(
     from selfdistill.commands import evaluate_model
     from selfdistill.progress import Progress
 
-    _quiet()
+    quiet()
     result = evaluate_model(
         model,
         task,
@@ -184,7 +184,7 @@ def inspect(
     """What each method would reward and punish, token by token, without training: a table, a summary and a page."""
     from selfdistill.inspecting import Wish, inspect_model
 
-    _quiet()
+    quiet()
     wish = Wish(
         methods=None if methods is None else _names(methods),
         configs=config or [],
@@ -222,7 +222,7 @@ def contexts(
     from selfdistill.config import load_config
 
     settings = load_config(config, set_ or [])
-    _quiet()
+    quiet()
     for line in audit(settings, examples=examples, completions=completions):
         typer.echo(line)
 
@@ -241,7 +241,7 @@ def teachers(
     from selfdistill.config import load_config
 
     settings = load_config(config, set_ or [])
-    _quiet()
+    quiet()
     report = teach(settings, problems=problems, samples=samples, seed=seed)
     if json:
         typer.echo(jsonlib.dumps(report))
@@ -295,7 +295,7 @@ def check(
     """Read every row of a file, list the bad ones by line, and verify each row's own reference solution or answer."""
     from selfdistill.datacheck import check_data, describe_check
 
-    _no_bars()
+    no_bars()
     parts = {"split": split, "config": config, "revision": revision}
     given = {name: value for name, value in parts.items() if value is not None}
     source = {"path": path, **given} if given else path
@@ -361,23 +361,6 @@ def configs() -> None:
         typer.echo(name)
 
 
-def _no_bars() -> None:
-    """Progress bars of other libraries would run through our one line."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-
-
-def _quiet() -> None:
-    """No progress bars, and no word about peft's use of an old name."""
-    _no_bars()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-
-
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
     try:
@@ -385,6 +368,3 @@ def main(arguments: list[str] | None = None) -> Any:
     except UserError as error:
         print(f"selfdistill: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("selfdistill: stopped", file=sys.stderr)
-        sys.exit(130)

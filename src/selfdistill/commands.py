@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +14,7 @@ from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.evaluation import evaluate
 from selfdistill.methods.base import Role
+from selfdistill.report.files import read_object
 from selfdistill.rollouts import fitting
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
@@ -42,7 +42,7 @@ def evaluate_model(
     Raises:
         UserError: one sentence.
     """
-    config = config_for(model, task, overrides)
+    config = config_for(model, task, overrides, command="evaluate")
     path, remarks = model_path(model)
     policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
     judge = build_task(config.task, seed=config.seed, reward=config.reward)
@@ -76,26 +76,31 @@ def model_path(model: str) -> tuple[str, list[str]]:
     return (str(folder / "model") if (folder / "model").is_dir() else model), []
 
 
-def config_for(model: str, task: str | None, overrides: Sequence[str]) -> RunConfig:
+def config_for(model: str, task: str | None, overrides: Sequence[str], *, command: str) -> RunConfig:
     """The config of a model that is looked at and not trained: its run's own task, or the one that is named.
 
     Raises:
-        ConfigError: neither names a task, or an override cannot be.
+        UserError: neither names a task, the run's config cannot be read, or an override cannot be.
     """
-    stored = Path(model) / "config.json"
+    for override in overrides:
+        if override.partition("=")[0].strip().partition(".")[0] == "method":
+            raise ConfigError(f"--set {override}: {command} trains nothing, so it has no method to set")
     raw: dict[str, Any] = {"method": {"name": "grpo"}}
     if task is None:
         if not (Path(model) / "checkpoints").is_dir():
             raise ConfigError(
                 f"{model} is no run folder, so it names no task: add --task, for example --task countdown"
             )
-        run = json.loads(stored.read_text(encoding="utf-8"))
-        raw.update({key: run[key] for key in ("task", "reward")})
-        raw["sampling"] = {key: run["sampling"][key] for key in ("max_tokens", "thinking", "max_rows")}
+        run = read_object(Path(model) / "config.json")
+        if "task" not in run:
+            raise DataError(f"{model} is no run folder: its config.json is missing or names no task")
+        raw.update({key: run[key] for key in ("task", "reward", "contexts") if key in run})
+        sampling = run.get("sampling", {})
+        raw["sampling"] = {key: sampling[key] for key in ("max_tokens", "thinking", "max_rows") if key in sampling}
     else:
         raw["task"] = {"kind": task}
     apply_overrides(raw, overrides)
-    return parse_config(raw, "evaluate")
+    return parse_config(raw, command)
 
 
 def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:

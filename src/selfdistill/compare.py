@@ -138,6 +138,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     Raises:
         UserError: a folder holds something else, or a run failed; the other runs are saved and can go on.
     """
+    _check_place(comparison.folder)
     runs = {_name(arm, seed): (arm, seed, folder) for arm, seed, folder in comparison.runs()}
     for arm, seed, folder in runs.values():
         if (folder / "config.json").exists():
@@ -169,6 +170,14 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
                 keep_open=[lock],
             )
     return all(how_it_ended(folder) for _, _, folder in runs.values())
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse what would be spoilt, or spoil: a file, and the folder of a run, whose summary could be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: choose another --out")
+    if (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} holds a run: choose another --out")
 
 
 def write_results(comparison: Comparison, *, main: str | None = None) -> dict[str, Any]:

@@ -302,6 +302,8 @@ def _sentence(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"] if part not in kinds)
     if first["type"] == "union_tag_not_found":
         return f'{where}: no kind; write for example {where}.kind = "countdown"'
+    if first["type"] == "union_tag_invalid":
+        return f"{where}: unknown kind {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}"
     got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{where}: {message}{got}"

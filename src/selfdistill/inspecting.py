@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from selfdistill.config import RunConfig
 from selfdistill.contexts import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.inspection import look, plan
-from selfdistill.inspection_files import ANSWER_ONLY, prepare, summarise, write_findings
+from selfdistill.inspection_files import ANSWER_ONLY, check_place, prepare, summarise, write_findings
 from selfdistill.policy import Policy
 from selfdistill.report.files import read_lines
 from selfdistill.rollouts import collect, fitting
@@ -58,9 +59,10 @@ def inspect_model(
     Raises:
         UserError: one sentence.
     """
+    check_place(out)
     methods, rest = choose_methods(wish.methods, wish.configs, overrides)
     patterns = load_classes(wish.words)
-    config = config_for(model, task, rest)
+    config = config_for(model, task, rest, command="inspect")
     judge = build_task(config.task, seed=config.seed, reward=config.reward)
     templates = load_templates(config.contexts or judge.contexts)
     _check_contexts(wish, templates)
@@ -147,23 +149,49 @@ def read_groups(
     if not path.is_file():
         raise DataError(f"{path} is no file; a run writes its completions to rollouts.jsonl")
     rows: dict[tuple[object, object], list[Mapping[str, Any]]] = {}
-    for row in read_lines(path):
-        if row.get("source", "student") == "student" and row.get("ids"):
-            rows.setdefault((row.get("step"), row.get("example")), []).append(row)
-    examples = {example.id: example for example in judge.examples(wish.split)}
     unused: Counter[str] = Counter()
+    for place, row in enumerate(read_lines(path), start=1):
+        _check_row(row, f"{path}, completion {place}")
+        if row.get("source", "student") != "student":
+            continue
+        if not row["ids"]:
+            unused["a stored completion has no tokens"] += 1
+            continue
+        rows.setdefault((row.get("step"), row["example"]), []).append(row)
+    if not rows:
+        raise DataError(f"{path} holds no completion of the student")
+    examples = {example.id: example for example in judge.examples(wish.split)}
     groups: list[RolloutGroup] = []
     for (_, name), members in reversed(rows.items()):
         if len(groups) == wish.problems:
             break
-        example = _as_asked(examples.get(str(name)), str(members[0].get("prompt", "")))
+        example = _as_asked(examples.get(str(name)), str(members[0]["prompt"]))
         if example is None:
             unused["a stored completion's problem is not among the task's"] += len(members)
             continue
         groups.append(_stored(example, members[: wish.samples], chat, policy, thinking, path))
     if not groups:
-        raise DataError(f"{path} holds no completion of a problem in the {wish.split} split of this task")
+        asked, known = next(iter(rows))[1], next(iter(examples), "none")
+        raise DataError(
+            f"{path} holds no completion of a problem in the {wish.split} split of this task: it is of another task, "
+            f"its sizes or its seed (problems as {asked} there, as {known} here)"
+        )
     return groups[::-1], unused
+
+
+def _check_row(row: Mapping[str, Any], where: str) -> None:
+    """Refuse a line that no run wrote, before anything is made of it."""
+    ids, reward = row.get("ids"), row.get("reward")
+    whole = isinstance(ids, list) and all(isinstance(token, int) and token >= 0 for token in ids)
+    for key, fits in (
+        ("example", isinstance(row.get("example"), str)),
+        ("prompt", isinstance(row.get("prompt"), str)),
+        ("text", isinstance(row.get("text"), str)),
+        ("ids", whole),
+        ("reward", reward is None or (isinstance(reward, int | float) and math.isfinite(reward))),
+    ):
+        if not fits:
+            raise DataError(f"{where}: {key!r} is not what a run writes (got {str(row.get(key))[:40]!r})")
 
 
 def _as_asked(example: Example | None, prompt: str) -> Example | None:
@@ -178,8 +206,7 @@ def _stored(
 ) -> RolloutGroup:
     rollouts, verdicts = [], []
     for row in rows:
-        ids = tuple(int(token) for token in row["ids"])
-        text = str(row.get("text", ""))
+        ids, text = tuple(row["ids"]), row["text"]
         if max(ids) >= policy.real_vocabulary or chat.decode(ids) != text:
             raise DataError(f"{path}: the ids of {example.id} do not spell its text in this model's tokenizer")
         prompt = chat.encode(example.prompt, thinking=thinking)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from selfdistill import inspection_tables as tables
 from selfdistill.chat import THINK_END, Chat
 from selfdistill.checkpoint import write_json
+from selfdistill.errors import ConfigError
 from selfdistill.findings import Findings
 from selfdistill.head import STUDENT
 from selfdistill.report.microscope import Lens, Specimen, render_microscope
@@ -22,6 +23,7 @@ from selfdistill.report.tokens import align
 from selfdistill.types import Verdict
 from selfdistill.wordclasses import ALL_CLASSES, classify
 
+FILES = ("tokens.parquet", "summary.json", "index.html")
 ANSWER_ONLY = "answer_only"
 """Context whose u measures the answer leak."""
 OUTCOMES = ("correct", "wrong", "not judged")
@@ -240,14 +242,34 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def write_findings(folder: Path, slides: Slides, summary: Mapping[str, Any], chat: Chat) -> None:
-    """Write the three files into a folder, which is made if need be; each is replaced whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tokens(folder / "tokens.parquet", slides)
-    write_json(folder / "summary.json", dict(summary))
+    """Write the three files into a folder, which is made if need be; older ones give way when all three are whole."""
     page = render_microscope(lens_of(slides, summary, chat))
-    aside = folder / "index.html.part"
-    aside.write_bytes(page.encode("utf-8", errors="replace"))
-    os.replace(aside, folder / "index.html")
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = [folder / f"{name}.part" for name in FILES]
+    try:
+        write_tokens(aside[0], slides)
+        write_json(aside[1], dict(summary))
+        aside[2].write_bytes(page.encode("utf-8", errors="replace"))
+    except BaseException:
+        for path in aside:
+            path.unlink(missing_ok=True)
+        raise
+    for path in aside:
+        os.replace(path, path.with_suffix(""))
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier look, whose files may give way.
+
+    Raises:
+        ConfigError: what is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file: choose another --out")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = sorted(names - {*FILES, *(f"{name}.part" for name in FILES)})
+    if others:
+        raise ConfigError(f"--out {folder} holds other things ({others[0]}): choose another --out")
 
 
 def lens_of(slides: Slides, summary: Mapping[str, Any], chat: Chat) -> Lens:

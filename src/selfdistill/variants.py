@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfdistill.config import RunConfig, apply_overrides, load_config
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import METHODS, Method, build_method
+from selfdistill.report.files import read_object
 
 LOOKED_AT = ("grpo", "sd", "antisd", "opsd", "sdpo", "credit", "purified")
 """What is looked at unless told otherwise: methods that learn from the student's own completions."""
@@ -25,7 +25,7 @@ def choose_methods(
     among the overrides sets a knob.
 
     Raises:
-        ConfigError: one sentence.
+        UserError: one sentence.
     """
     tables: dict[str, dict[str, Any]] = {}
     if named is None:
@@ -39,10 +39,11 @@ def choose_methods(
     rest = [override for override in overrides if not _set_knob(tables, override)]
     methods = {}
     for label, table in tables.items():
+        name = table.pop("name")
         try:
-            methods[label] = build_method(table.pop("name"), table)
+            methods[label] = build_method(name, table)
         except ConfigError as error:
-            raise ConfigError(f"{label}: {error}" if label not in METHODS else str(error)) from error
+            raise ConfigError(str(error) if label == name else f"{label}: {error}") from error
     return methods, rest
 
 
@@ -70,9 +71,11 @@ def _named(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _configured(source: str) -> tuple[str, dict[str, Any]]:
-    stored = Path(source) / "config.json"
-    if stored.is_file():
-        return stored.parent.resolve().name, dict(json.loads(stored.read_text(encoding="utf-8"))["method"])
+    stored = read_object(Path(source) / "config.json")
+    if stored:
+        if "name" not in stored.get("method", {}):
+            raise DataError(f"--config {source}: its config.json is no run's, for it names no method")
+        return Path(source).resolve().name, dict(stored["method"])
     return Path(source).stem, dict(load_config(source).method)
 
 

@@ -87,7 +87,7 @@ def _row(line: bytes, path: Path) -> dict[str, Any]:
 def _state(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -39,7 +39,7 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
         DataError: there is no ``config.json``, or a file is not what its name says.
     """
     if not (run_dir / "config.json").is_file():
-        raise DataError(f"{run_dir} is not the folder of a run: it has no config.json")
+        raise DataError(_no_run(run_dir))
     first, last = outer_steps(read_lines(run_dir / "rollouts.jsonl")) if completions is None else completions.found()
     metrics = tuple(read_lines(run_dir / "metrics.jsonl"))
     place = run_dir.resolve()
@@ -53,6 +53,16 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
         last=last,
         alarms=tuple(read_lines(run_dir / "alarms.jsonl")),
     )
+
+
+def _no_run(place: Path) -> str:
+    if not place.exists():
+        return f"there is no folder {place}; a run makes its own when its model is loaded"
+    runs = sorted(path.parent for path in place.glob("runs/*/*/config.json"))
+    if runs:
+        names = ", ".join(map(str, runs[:3])) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+        return f"{place} is a comparison of several runs: name one of them ({names})"
+    return f"{place} is not the folder of a run: it has no config.json"
 
 
 def _summary_of(run_dir: Path, metrics: Sequence[Row]) -> Row:
