@@ -139,6 +139,28 @@ def test_an_alarm_sounds_at_the_step_that_a_hand_computes(case: str) -> None:
     assert found[0].suggestion == ALARMS[name].suggestion
 
 
+NEAR: dict[str, list[dict[str, Any]]] = {
+    "entropy_collapse": column("student_entropy", [1, 1, 0.26, 0.26]),
+    "teacher_entropy_collapse": column("teacher_entropy", [1, 1, 0.26, 0.26]),
+    "length_explosion": column("length", [100, 100, 199, 200]),
+    "length_shrinkage": column("length", [100, 100, 50, 51]),
+    "deliberation_vanishing": column("deliberation", [4, 4, 2, 2.1]),
+    "truncated_completions": column("truncated", [0.3, 0.29]),
+    "skipped_completions": column("left_out", [0.5, 0.49]),
+    "no_signal": column("no_signal", [0.8, 0.79]),
+    "importance_ratios": [{"ratio": 1.09, "clip_share": 0.19}, {"ratio": 0.91, "clip_share": 0.0}],
+    "teacher_worse": [{"u_correct": 0.01, "u_wrong": 0.0, "reward": 0.5, "teacher_reward": 0.46}] * 2,
+    "gradient_jump": column("grad_norm", [1, 1, 1, 1, 9.9]),
+}
+"""Histories that stay just inside the limit; of ``validation_falls`` they follow below."""
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_just_inside_its_limit_an_alarm_is_silent(name: str) -> None:
+    assert heard(*NEAR[name]) == []
+    assert {*NEAR, "validation_falls"} == set(ALARMS)
+
+
 def test_every_alarm_is_heard_in_a_case() -> None:
     assert {name for name, *_ in CASES.values()} | {"validation_falls"} == set(ALARMS)
 
