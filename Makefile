@@ -52,7 +52,7 @@ check: $(READY) ## ruff, mypy --strict, the floors between modules, light import
 	@$(TEST_ENV) $(PY) -m pytest -q tests/test_floors.py tests/test_light_imports.py
 
 docs: $(READY) ## build the documentation into build/site, strictly; it reads without a network
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "The documentation: $(CURDIR)/build/site/index.html (with a search box: $(PY) -m http.server -d build/site)"
 
 pictures: $(READY) ## draw the documentation's pictures of the methods again

@@ -25,16 +25,18 @@ from selfdistill.taskconfig import Strict, task_configs
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole site, built as ``make docs`` builds it."""
+def test_the_site_builds_strictly_and_reads_without_a_network(tmp_path: Path) -> None:
+    # One test: a build takes seconds, and tests of one file may run in several processes.
     pytest.importorskip("mkdocs")
-    folder = tmp_path_factory.mktemp("site")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    # Not --quiet: it drops warnings before --strict can count them.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    nothing_is_loaded_from_elsewhere(tmp_path)
+    every_formula_is_mathml(tmp_path)
+    every_page_is_in_the_navigation(tmp_path)
+    every_method_has_its_page(tmp_path)
 
 
 class Loads(HTMLParser):
@@ -56,7 +58,7 @@ def pages(site: Path) -> Iterator[tuple[str, str]]:
         yield path.relative_to(site).as_posix(), path.read_text(encoding="utf-8")
 
 
-def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+def nothing_is_loaded_from_elsewhere(site: Path) -> None:
     for name, text in pages(site):
         reader = Loads()
         reader.feed(text)
@@ -67,7 +69,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
                 assert (site / name).parent.joinpath(address.partition("?")[0]).resolve().exists(), (name, address)
 
 
-def test_every_formula_became_mathml(site: Path) -> None:
+def every_formula_is_mathml(site: Path) -> None:
     text = dict(pages(site))
     assert text["concepts.html"].count("<math") > 20
     for name, page in text.items():
@@ -77,19 +79,24 @@ def test_every_formula_became_mathml(site: Path) -> None:
         assert not re.search(r"<m[io]>\\|\$\$|<!-- generated", shown), name
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_its_page_with_picture_and_knobs(site: Path, name: str) -> None:
-    page = (site / "methods" / f"{name}.html").read_text(encoding="utf-8")
-    assert f'src="../pictures/{name}.svg"' in page
-    assert f'href="{name}.html"' in (site / "methods" / "grpo.html").read_text(encoding="utf-8") or name == "grpo"
-    for knob in METHODS[name].model_fields.keys() - {"name", "weights", "teacher_thinking", "teacher_rate"}:
-        assert f"<td><code>{knob}</code></td>" in page
+def every_method_has_its_page(site: Path) -> None:
+    for name in METHODS:
+        page = (site / "methods" / f"{name}.html").read_text(encoding="utf-8")
+        assert f'src="../pictures/{name}.svg"' in page
+        for knob in METHODS[name].model_fields.keys() - {"name", "weights", "teacher_thinking", "teacher_rate"}:
+            assert f"<td><code>{knob}</code></td>" in page, (name, knob)
 
 
-def test_every_page_is_in_the_navigation(site: Path) -> None:
+def every_page_is_in_the_navigation(site: Path) -> None:
     front = (site / "index.html").read_text(encoding="utf-8")
     for name, _ in pages(site):
-        assert name == "404.html" or f'href="{name}"' in front, f"{name}: write it into nav of mkdocs.yml"
+        assert name == "404.html" or f'href="{name}"' in front, name
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_what_is_linked_from_the_front_door_exists(name: str) -> None:
+    for address in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8")):
+        assert (ROOT / address).exists(), address
 
 
 def test_every_key_is_described() -> None:
