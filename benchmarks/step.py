@@ -13,27 +13,22 @@ no torch, because on Linux a child's peak begins at what its parent held.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from processes import ChildFailed, origin, run_child, say, write
 from workload import PHASES, SideReport, StepSample, Workload, mean_work
 
-HERE = Path(__file__).resolve().parent
 SIDES = {"ours": "our_side.py", "trl": "their_side.py"}
-PACKAGES = ("selfdistill", "torch", "transformers", "trl")
 OTHER = "other"
+FASTER = 2.5
+"""How many times as fast as TRL's step ours is to be."""
 
 LOSS_TOLERANCE = 1e-4
 """float32 sums in another order, through eight layers' worth of rounding: 1e-6 is seen, a wrong shift gives 1e-1."""
@@ -62,7 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--timed", type=int, default=6, help="timed steps of a process (default: %(default)s)")
     add("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of a process (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the first round (default: %(default)s)")
-    add("--out", type=Path, help="where the JSON goes (default: benchmarks/results/step-DATE.json)")
+    add("--out", type=Path, help="where the JSON goes (default: benchmarks/results/step.json)")
     return parser.parse_args(arguments)
 
 
@@ -73,36 +68,14 @@ def workload_of(options: argparse.Namespace, seed: int) -> Workload:
     return Workload(**{**given, "seed": seed, "their_batch": batch})
 
 
-def run_child(script: str, workload: Workload, threads: int) -> str:
-    """Run one of the other scripts in a process of its own; returns what it wrote.
-
-    Raises:
-        SystemExit: it failed; its own last words are shown.
-    """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "report.json"
-        command = [sys.executable, str(HERE / script), json.dumps(asdict(workload)), str(target)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{done.stderr[-4000:]}\n{script} failed with exit code {done.returncode}")
-        return target.read_text(encoding="utf-8")
-
-
 def measure(options: argparse.Namespace) -> dict[str, list[SideReport]]:
     """Both sides by turns."""
     reports: dict[str, list[SideReport]] = {side: [] for side in SIDES}
     for n in range(options.rounds):
         for side, script in SIDES.items():
-            report = SideReport.parse(run_child(script, workload_of(options, options.seed + n), options.threads))
+            report = SideReport.parse(_run(script, options, options.seed + n))
             reports[side].append(report)
-            _say(f"round {n + 1} of {options.rounds}, {side}: {median(s.seconds for s in report.samples):.3f} s a step")
+            say(f"round {n + 1} of {options.rounds}, {side}: {median(s.seconds for s in report.samples):.3f} s a step")
     return reports
 
 
@@ -142,7 +115,7 @@ def checks_of(sides: dict[str, Any], agreement: dict[str, float]) -> dict[str, b
         "same teacher prompts, token by token": agreement["different teacher prompts"] == 0,
         f"same loss within {LOSS_TOLERANCE:g}": agreement["relative difference of the losses"] <= LOSS_TOLERANCE,
         f"same gradient within {LOSS_TOLERANCE:g}": agreement["relative difference of the gradients"] <= LOSS_TOLERANCE,
-        "at least 1.5 times as fast": theirs["seconds"] >= 1.5 * ours["seconds"],
+        f"at least {FASTER} times as fast": theirs["seconds"] >= FASTER * ours["seconds"],
         "no more peak memory": ours["memory_mib"]["added"] <= theirs["memory_mib"]["added"],
     }
 
@@ -156,10 +129,7 @@ def result_of(
     workload["model"] = Path(workload["model"]).name
     by_round = zip(sides["trl"]["seconds_by_round"], sides["ours"]["seconds_by_round"], strict=True)
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in PACKAGES}},
-        "machine": {"system": platform.system(), "architecture": platform.machine(), "cpus": os.cpu_count()},
-        "threads": options.threads,
+        **origin(options.threads),
         "rounds": options.rounds,
         "workload": workload,
         "ratio": {
@@ -201,8 +171,11 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _run(script: str, options: argparse.Namespace, seed: int) -> str:
+    try:
+        return run_child(script, asdict(workload_of(options, seed)), options.threads)
+    except ChildFailed as error:
+        raise SystemExit(str(error)) from error
 
 
 def main() -> None:
@@ -213,12 +186,10 @@ def main() -> None:
     batch = options.their_batch or options.prompts * options.completions
     if (options.prompts * options.completions) % batch or batch % options.completions:
         raise SystemExit("--their-batch must divide the completions of a step and be a multiple of --completions")
-    agreement = json.loads(run_child("agreement.py", workload_of(options, options.seed), options.threads))
-    _say("agreement checked")
+    agreement = json.loads(_run("agreement.py", options, options.seed))
+    say("agreement checked")
     result = result_of(options, measure(options), agreement)
-    target = options.out or HERE / "results" / f"step-{result['date']}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(result, "step", options.out)
     print(table(result))
 
 
