@@ -39,7 +39,7 @@ WORLDS: dict[str, dict[str, Any]] = {
 CONVENTIONS = {"tune": 0, "final": 1000, "doses": 1000}
 """The toolbox's conventions: final figures come from a set that nothing was chosen by."""
 STEPS = {"tune": 15, "final": 20, "doses": 20}
-LONGER = {("single", "final"): 40}
+LONGER = {("single", "final"): 30}
 """Where right answers are rare, twenty steps are few."""
 EVERY = {"tune": 15, "final": 5, "doses": 5}
 SEEDS = {"tune": "10", "final": "0,1,2", "doses": "0,1,2"}
@@ -83,7 +83,7 @@ GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
 }
 ARMS = {
     "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd"),
-    "single": ("grpo", "sd", "antisd"),
+    "single": ("grpo", "antisd"),
     "toolbox": ("grpo", "sdpo", "credit", "antisd", "opsd", "purified", "pbsd"),
 }
 DOSES: dict[str, dict[str, tuple[str, Candidate]]] = {
@@ -95,7 +95,7 @@ DOSES: dict[str, dict[str, tuple[str, Candidate]]] = {
     },
     "toolbox": {
         "sdpo": ("sdpo", (4e-4, {})),
-        **{f"credit-{value:g}": ("credit", (4e-4, {"strength": value})) for value in (0.1, 0.5, 1.0, 2.0)},
+        **{f"credit-{value:g}": ("credit", (4e-4, {"strength": value})) for value in (0.5, 1.0, 2.0)},
     },
 }
 """Arms of the stage ``doses``; the first is what the others are compared with."""

@@ -1,0 +1,123 @@
+"""The tables of docs/results.md, from the kept ``compare.json`` files: ``python experiments/tables.py [--check]``.
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of experiments/results/.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from selfdistill.report import numbers
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "results.md"
+TABLE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def share(score: dict[str, Any]) -> str:
+    """``60.2 % [51.2, 68.8]``."""
+    return f"{100 * score['value']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+
+
+def difference(score: dict[str, Any] | None) -> str:
+    """``+2.7 [−3.3, +9.2]``, in points; empty for the baseline itself."""
+    if score is None:
+        return ""
+    value, low, high = (numbers.signed(100 * score[key], decimals=1) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def reach(found: dict[str, Any]) -> str:
+    """Steps to the baseline's final accuracy: ``15 (2 of 3 seeds)``."""
+    if not found or not found["reached"]:
+        return "–"
+    seeds = "" if found["reached"] == found["of"] else f" ({found['reached']} of {found['of']} seeds)"
+    return f"{found['mean']['step']:.3g}{seeds}"
+
+
+def final(result: dict[str, Any]) -> str:
+    """An arm a row: accuracy, its difference to the baseline, steps to the baseline's end, deliberation, cost."""
+    baseline = result["baseline"]
+    before = result["arms"][0]["accuracy"]["before"]
+    lines = [
+        f"All from {share(before)}.\n",
+        f"| arm | rate | final | gain | against `{baseline}` | fall after best | steps to `{baseline}`'s end | "
+        "deliberation words | scoring, share of the baseline's step |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in result["arms"]:
+        accuracy, words = arm["accuracy"], arm["deliberation"]
+        cost = arm["cost"]["against_baseline"]["scoring_to_step"] or 0.0
+        cells = [
+            f"`{arm['name']}`",
+            f"{arm['optimiser']['learning_rate']:g}",
+            share(accuracy["final"]),
+            difference(accuracy["change"]),
+            difference(accuracy["against_baseline"]) if arm["name"] != baseline else "",
+            difference(accuracy["fall"]),
+            reach(arm["reach"]),
+            f"{words['before']['value']:.2f} → {words['final']['value']:.2f}",
+            f"{100 * cost:.0f} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def tune(result: dict[str, Any], chosen: dict[str, Any]) -> str:
+    """A method a row, its candidates in the order of their accuracy; the one that was chosen is bold."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for arm in result["arms"]:
+        rows.setdefault(arm["method"]["name"], []).append(arm)
+    lines = ["| method | candidates: accuracy, deliberation words |", "|---|---|"]
+    for method, arms in rows.items():
+        cells = []
+        for arm in sorted(arms, key=lambda arm: -arm["accuracy"]["final"]["value"]):
+            final_words = arm["deliberation"]["final"]["value"]
+            cell = f"{label(arm)}: {100 * arm['accuracy']['final']['value']:.1f} %, {final_words:.1f}"
+            cells.append(f"**{cell}**" if arm["name"] == chosen[method]["arm"] else cell)
+        lines.append(f"| `{method}` | {'; '.join(cells)} |")
+    before = result["arms"][0]
+    words = before["deliberation"]["before"]["value"]
+    return (
+        f"From {100 * before['accuracy']['before']['value']:.1f} % and {words:.2f} words:\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def label(arm: dict[str, Any]) -> str:
+    """The rate, and λ where the method has one that was tuned."""
+    strength = arm["method"].get("strength")
+    return f"{arm['optimiser']['learning_rate']:g}" + (f", λ {strength:g}" if strength is not None else "")
+
+
+def table(name: str) -> str:
+    """The table of one kept comparison."""
+    result = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    if name.endswith("-tune"):
+        chosen = (HERE / "results" / f"{name.removesuffix('-tune')}-chosen.json").read_text(encoding="utf-8")
+        return tune(result, json.loads(chosen))
+    return final(result)
+
+
+def filled(page: str) -> str:
+    """The page with its tables as the results say."""
+    return TABLE.sub(lambda found: f"{found[1]}{table(found[2])}{found[3]}", page)
+
+
+def main() -> None:
+    """Write the page again, or with ``--check`` say whether it is up to date."""
+    page = PAGE.read_text(encoding="utf-8")
+    if "--check" in sys.argv[1:]:
+        sys.exit(
+            0
+            if filled(page) == page
+            else f"{PAGE.name} is not what experiments/results/ says: run {Path(__file__).name}"
+        )
+    PAGE.write_text(filled(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
