@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "packing",
         "attention",
         "terminal",
+        "sharding",
     ),
     (
         "tasks",
@@ -46,13 +47,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "progress",
         "report",
         "children",
+        "launch",
         "findings",
     ),
     ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison", "trackers", "doctor"),
-    ("training", "evaluation", "inspection", "inspection_tables", "collecting"),
+    ("training", "evaluation", "inspection", "inspection_tables", "collecting", "saving"),
     ("teaching", "reference", "measuring", "watching", "inspection_files"),
     ("tasking",),
     ("assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants"),
+    ("starting",),
     ("cli",),
     ("__main__",),
 )
@@ -70,7 +73,7 @@ SIDEWAYS = {
     ("head", "objectives"),  # the head reports entropies, and there is one formula for them
     ("policy", "chat"),  # a model is loaded and saved together with its tokenizer
     ("samplers", "policy"),  # the Transformers sampler draws from the very weights that are trained
-    ("sinks", "distributed"),  # what is written is summed over ranks first
+    ("checkpoint", "distributed"),  # a folder that all ranks fill is finished by one
     ("scoring", "batching"),  # scoring packs what it scores
     ("scoring", "teachers"),  # and asks for each role's weights
     ("views", "methods"),  # a method says which contexts it wants
@@ -85,7 +88,7 @@ SIDEWAYS = {
 """Pairs (importer, imported) of one floor that are listed together, one direction only."""
 
 ONLY_FOR = {
-    "config": {"assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants", "cli"},
+    "config": {"assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants", "starting", "cli"},
     "taskconfig": {"config", "tasking", "datacheck", "cli"},
 }
 """Config stops at the door: the rooms that may import a room, where not every room above may."""
@@ -237,7 +240,7 @@ def test_sideways_pairs_stay_on_a_floor_and_make_no_circle() -> None:
         (
             "training.py",
             "from selfdistill.config import RunConfig",
-            "only assembly, cli, commands, compare, datacheck, inspecting, run, variants may",
+            "only assembly, cli, commands, compare, datacheck, inspecting, run, starting, variants may",
         ),
         ("chat.py", "from selfdistill import Policy", "from the top of the package"),
         ("chat.py", "import selfdistill", "from the top of the package"),

@@ -16,6 +16,7 @@ from selfdistill.errors import ModelError
 from selfdistill.policy import Policy, load_policy
 from selfdistill.samplers import hf
 from selfdistill.samplers.hf import Decoding, HFSampler, draw
+from selfdistill.samplers.uniform import uniform
 from selfdistill.types import Completion
 from support.engine import token_logprobs
 from support.tiny import STOP, save_model, save_tiny_model, tiny_settings
@@ -136,17 +137,19 @@ def test_log_probabilities_are_the_models_own_at_temperature_1(policy: Policy) -
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_when_finished_rows_leave_does_not_change_what_the_others_say(
-    share: float, policy: Policy, monkeypatch: pytest.MonkeyPatch
+    temperature: float, share: float, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0: never; 1: at once. Greedy, because every row that leaves changes how random numbers are dealt."""
-    with_stops = HFSampler(
-        policy, stop_ids=[STOP, *range(8, REAL, 6)], decoding=Decoding(temperature=0.0), max_rows=512
-    )
-    expected = [with_stops.sample([prompt], count=1, max_tokens=30, seed=0)[0] for prompt in prompts()]
+    """0: never; 1: at once."""
+    with_stops = HFSampler(policy, stop_ids=[STOP, *range(8, REAL, 6)], decoding=Decoding(temperature), max_rows=512)
+    expected = [
+        with_stops.sample([prompt], count=2, max_tokens=30, seed=0, ordinals=[n])[0]
+        for n, prompt in enumerate(prompts())
+    ]
     assert len({len(row[0].ids) for row in expected}) > 2
     monkeypatch.setattr(hf, "COMPACT_BELOW", share)
-    assert close(with_stops.sample(prompts(), count=1, max_tokens=30, seed=0), expected)
+    assert close(with_stops.sample(prompts(), count=2, max_tokens=30, seed=0), expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
@@ -165,11 +168,22 @@ def test_sampled_rows_are_right_whenever_finished_ones_leave(
             assert not any(token in with_stops.stop_ids for token in completion.ids[:-1])
 
 
-def test_a_small_batch_size_cuts_the_prompts_into_several_batches(policy: Policy) -> None:
-    whole = sampler(policy, temperature=0.0).sample(prompts(), count=2, max_tokens=12, seed=0)
+@pytest.mark.parametrize("decoding", [Decoding(0.0), Decoding(), Decoding(0.8, top_p=0.9, top_k=30)])
+def test_how_the_prompts_are_cut_into_batches_does_not_change_what_is_drawn(decoding: Decoding, policy: Policy) -> None:
+    def drawn(max_rows: int, *places: int) -> list[list[Completion]]:
+        cut = HFSampler(policy, stop_ids=[STOP], decoding=decoding, max_rows=max_rows)
+        shown = [prompts()[n] for n in places]
+        return cut.sample(shown, count=2, max_tokens=12, seed=0, ordinals=places)
+
+    whole = drawn(512, *range(len(LENGTHS)))
     for max_rows in (1, 4, 5):
-        cut = sampler(policy, temperature=0.0, max_rows=max_rows).sample(prompts(), count=2, max_tokens=12, seed=0)
-        assert close(cut, whole)
+        assert close(drawn(max_rows, *range(len(LENGTHS))), whole)
+    assert close(drawn(512, 4, 1), [whole[4], whole[1]])
+
+
+def test_equal_prompts_of_one_batch_are_drawn_apart(policy: Policy) -> None:
+    first, second = sampler(policy).sample([[20, 21]] * 2, count=3, max_tokens=10, seed=0)
+    assert len({completion.ids for completion in [*first, *second]}) == 6
 
 
 def test_a_completion_longer_than_the_caches_spare_room_is_still_right(policy: Policy) -> None:
@@ -216,8 +230,7 @@ def test_sampling_leaves_the_global_generator_alone(policy: Policy) -> None:
 def support(decoding: Decoding, probabilities: Sequence[float]) -> set[int]:
     """Which ids are drawn at all, in many draws."""
     rows = torch.tensor(probabilities, dtype=torch.float64).log().expand(4000, -1)
-    drawn = draw(rows, decoding, torch.Generator().manual_seed(0))
-    return set(drawn.tolist())
+    return set(draw(rows, decoding, uniform(torch.arange(4000), 0)).tolist())
 
 
 PROBABILITIES = (0.05, 0.4, 0.1, 0.3, 0.15)
@@ -248,10 +261,36 @@ def test_the_support_of_each_decoding_by_hand(decoding: Decoding, expected: set[
     assert support(decoding, PROBABILITIES) == expected
 
 
+@pytest.mark.parametrize(
+    ("uniform_number", "token"), [(0.0, 1), (0.2499, 1), (0.25, 2), (0.4999, 2), (0.5, 4), (1 - 2**-53, 4)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_number_draws_the_token_whose_share_of_the_unit_interval_it_falls_into(
+    uniform_number: float, token: int, dtype: torch.dtype
+) -> None:
+    """Tokens without probability have no share, not even at the ends; in float32 the last number rounds to 1."""
+    row = torch.tensor([[0.0, 0.25, 0.25, 0.0, 0.5, 0.0]], dtype=dtype).log()
+    assert draw(row, Decoding(), torch.tensor([uniform_number], dtype=torch.float64)).tolist() == [token]
+
+
+def test_uniform_numbers_are_those_of_splitmix64() -> None:
+    """Vigna's C code prints these for seed 1234567."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    for number, expected in enumerate(published):
+        assert uniform(torch.tensor([1234567]), number).tolist() == [(expected >> 11) / 2**53]
+
+
+def test_uniform_numbers_of_neighbouring_rows_and_places_look_independent() -> None:
+    table = torch.stack([uniform(torch.arange(300), number) for number in range(300)])
+    bins = torch.ones(100, dtype=torch.float64) / 100
+    for numbers in (table.flatten(), (table[1:] - table[:-1]) % 1, (table[:, 1:] - table[:, :-1]) % 1):
+        assert chi_square((numbers.flatten() * 100).long(), bins) < limit(100)
+
+
 def test_temperature_sharpens_by_its_power() -> None:
     """p^2 / Σ p^2: .16 of .285 for the likeliest."""
     rows = torch.tensor(PROBABILITIES, dtype=torch.float64).log().expand(40_000, -1)
-    drawn = draw(rows, Decoding(temperature=0.5), torch.Generator().manual_seed(1))
+    drawn = draw(rows, Decoding(temperature=0.5), uniform(torch.arange(40_000), 0))
     squares = torch.tensor(PROBABILITIES, dtype=torch.float64) ** 2
     assert chi_square(drawn, squares / squares.sum()) < limit(5)
 

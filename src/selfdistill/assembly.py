@@ -15,7 +15,7 @@ import torch
 
 from selfdistill.chat import Chat
 from selfdistill.collecting import Collector
-from selfdistill.config import LimitsConfig, ModelConfig, OptimiserConfig, RunConfig
+from selfdistill.config import LimitsConfig, ModelConfig, OptimiserConfig, ParallelConfig, RunConfig
 from selfdistill.contexts import Template, apply, load_templates
 from selfdistill.distributed import World
 from selfdistill.errors import ConfigError, DataError
@@ -23,10 +23,13 @@ from selfdistill.methods import Method, build_method
 from selfdistill.policy import Lora, Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.rollouts import fitting, fitting_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.sharding import Parallel
 from selfdistill.tasking import build_task, remarks_on
 from selfdistill.teachers import Teachers
 from selfdistill.training import Limits, Trainer
 from selfdistill.types import Example, External, Message, Sampler, Skipped, Task
+
+DTYPES = ("param_dtype", "reduce_dtype")
 
 
 @dataclass(slots=True)
@@ -67,8 +70,13 @@ def assemble(config: RunConfig) -> Parts:
         task.verify(first, first.fields.get("solution", ""), finished=True)
     templates = load_templates(config.contexts or task.contexts)
     check_contexts(method, templates, task.examples("train")[0], prompts=config.sampling.prompts)
-    policy, chat = build_policy(config.model, seed=config.seed)
-    teachers, origin = build_teachers(config.model, method, policy, chat)
+    world, parallel, device = World.current(), build_parallel(config.parallel), parse_device(config.model.device)
+    parallel.check(world.size)
+    # Weights that are sharded never meet whole on a device that may not hold them.
+    loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
+    policy, chat = build_policy(loaded_on, seed=config.seed)
+    teachers, origin = build_teachers(loaded_on, method, policy, chat, place=lambda p: p.place(parallel, device))
+    policy.place(parallel, device)
     examples, held_out, unfit = choose_examples(config, task, method, chat)
     trainer = Trainer(
         policy,
@@ -81,7 +89,7 @@ def assemble(config: RunConfig) -> Parts:
         clip_norm=config.optimiser.clip_norm,
         limits=Limits(_known(config.limits.tokens), _known(config.limits.elements)),
         thinking=config.sampling.thinking,
-        world=World.current(),
+        world=world,
         seed=config.seed,
         updates=config.optimiser.updates,
     )
@@ -183,12 +191,29 @@ def build_samplers(
         max_tokens=_known(sampling.max_tokens),
         max_rows=sampling.max_rows,
         thinking=sampling.thinking,
+        world=World.current(),
     )
     return collector, evaluator
 
 
-def build_teachers(config: ModelConfig, method: Method, policy: Policy, chat: Chat) -> tuple[Teachers, str]:
+def build_parallel(config: ParallelConfig) -> Parallel:
+    """How the ranks share the model."""
+    types = {key: parse_dtype(value) for key in DTYPES if (value := getattr(config, key)) is not None}
+    return Parallel(
+        kind=config.kind,
+        shards=config.shards,
+        activation_checkpointing=config.activation_checkpointing,
+        cpu_offload=config.cpu_offload,
+        **types,
+    )
+
+
+def build_teachers(
+    config: ModelConfig, method: Method, policy: Policy, chat: Chat, *, place: Callable[[Policy], None]
+) -> tuple[Teachers, str]:
     """The teachers that a method needs, and a name for all weights that the run begins from.
+
+    ``place`` gives each its place among the ranks.
 
     Raises:
         ModelError: an external teacher does not fit the student.
@@ -202,7 +227,8 @@ def build_teachers(config: ModelConfig, method: Method, policy: Policy, chat: Ch
         if isinstance(kind, External)
     }
     origin = "+".join(fingerprint(model) for model in (policy, *external.values()))
-    return Teachers(policy, needed=needed, rate=method.teacher_rate, external=external), origin
+    teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, place=place)
+    return teachers, origin
 
 
 def choose_examples(
@@ -291,13 +317,13 @@ def schedule(config: OptimiserConfig, steps: int) -> Callable[[int], float]:
 
 
 def parse_device(name: str) -> torch.device:
-    """A torch device that this machine has.
+    """A torch device that this machine has; where several processes share a machine, "cuda" is each one's own.
 
     Raises:
         ConfigError: unknown or absent.
     """
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{World.current().local_rank}" if name == "cuda" else name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error

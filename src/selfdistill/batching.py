@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from selfdistill.distributed import World
 from selfdistill.head import STUDENT
 from selfdistill.packing import grow, pack
 from selfdistill.types import SequenceBatch, View
@@ -30,14 +32,65 @@ def micro_batches(
     def tokens(chosen: Sequence[int]) -> int:
         return max((_computed([views[i] for i in chosen], roles, packed=packed) for roles in forwards), default=0)
 
-    longest = [max((len(ids) for ids in view.prompts.values()), default=0) + len(view.completion_ids) for view in views]
-    order = sorted(range(len(views)), key=lambda i: (_prompts(views[i]), i) if packed else (-longest[i], i))
+    order = sorted(range(len(views)), key=lambda i: (_prompts(views[i]), i) if packed else (-_length(views[i]), i))
     batches: list[list[int]] = []
     while order:
         size = _largest(len(order), lambda count: tokens(order[:count]) <= max_tokens)  # noqa: B023
         batches.append(order[:size])
         order = order[size:]
     return batches
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A micro-batch of this rank, by the indices of its views; one that does not count only keeps step with others."""
+
+    chosen: list[int]
+    counts: bool = True
+
+
+def turns(
+    views: Sequence[View],
+    *,
+    max_tokens: int,
+    forwards: Sequence[Sequence[str]] | None = None,
+    packed: bool = False,
+    world: World,
+) -> list[Turn]:
+    """This rank's micro-batches of the views that all ranks know: as many as every other rank has.
+
+    Sharded weights are gathered in every forward pass, so ranks that made different numbers of them would read each
+    other's weights wrongly. A rank with fewer micro-batches scores the shortest view once more, for nothing. The views
+    of a group may go to several ranks. The rest is as for :func:`micro_batches`.
+    """
+    shares = _dealt(views, world.size)
+    cut = [
+        micro_batches([views[i] for i in share], max_tokens=max_tokens, forwards=forwards, packed=packed)
+        for share in shares
+    ]
+    mine = [Turn([shares[world.rank][i] for i in batch]) for batch in cut[world.rank]]
+    idle = max(map(len, cut)) - len(mine)
+    return (
+        mine + [Turn([min(range(len(views)), key=lambda i: _length(views[i]))], counts=False)] * idle if idle else mine
+    )
+
+
+def _dealt(views: Sequence[View], ranks: int) -> list[list[int]]:
+    """Indices of the views for each rank: about as many tokens for each, and what shares a prompt to the same."""
+    if ranks == 1:
+        return [list(range(len(views)))]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    total, before = sum(map(_length, views)), 0
+    for i in sorted(range(len(views)), key=lambda i: (_prompts(views[i]), i)):
+        # Whose stretch of the total the middle of the view falls into.
+        shares[(2 * before + _length(views[i])) * ranks // (2 * total)].append(i)
+        before += _length(views[i])
+    return shares
+
+
+def _length(view: View) -> int:
+    """Tokens of the view's longest sequence."""
+    return max((len(ids) for ids in view.prompts.values()), default=0) + len(view.completion_ids)
 
 
 def collate(views: Sequence[View], *roles: str, packed: bool = False) -> SequenceBatch:

@@ -10,33 +10,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from selfdistill.distributed import ALONE, World
 from selfdistill.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 
 
-def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = ALONE) -> None:
     """Let ``fill`` write into a folder aside, list its files with their hashes, and rename it to ``target``.
 
-    An older folder of that name is replaced; a crash at any moment leaves either it or the new one recognisable.
+    An older folder of that name is replaced; a crash at any moment leaves either it or the new one recognisable. Every
+    rank of ``world`` must call, on a disk that all share: each fills, and hashes some of the files.
     """
     aside, old = target.with_name(target.name + ".tmp"), target.with_name(target.name + ".old")
-    for leftover in (aside, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    aside.mkdir(parents=True)
+    if world.first:
+        for leftover in (aside, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        aside.mkdir(parents=True)
+    world.barrier()
     fill(aside)
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
-    manifest = {str(path.relative_to(aside)): _digest(path) for path in files}
-    write_json(aside / MANIFEST, manifest)
-    for path in files:
+    world.barrier()
+    files = world.from_first(lambda: sorted(path for path in aside.rglob("*") if path.is_file()))
+    mine = [files[i] for i in world.share(len(files))]
+    parts = world.gather({str(path.relative_to(aside)): _digest(path) for path in mine})
+    if world.first:
+        write_json(aside / MANIFEST, dict(sorted(pair for part in parts for pair in part.items())))
+    for path in mine:
         _sync(path)
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
-    _sync(target.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    world.barrier()
+    if world.first:
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+        _sync(target.parent)
+        if old.exists():
+            shutil.rmtree(old)
+    world.barrier()
 
 
 def repair(target: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from selfdistill.errors import UserError
-from selfdistill.stopping import STOPPED_BY_ALARM
 from selfdistill.terminal import Commands, no_bars, quiet
 
 app = typer.Typer(
@@ -43,32 +42,18 @@ def train(
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder if there is one.")] = False,
+    processes: Annotated[
+        int | None, typer.Option("--launch", min=1, metavar="N", help="Train with N processes on this machine.")
+    ] = None,
 ) -> None:
     """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
-    from rich.console import Console
+    from selfdistill import starting
 
-    from selfdistill.config import load_config
-    from selfdistill.progress import Progress
-    from selfdistill.run import Run
-    from selfdistill.stopping import stop_on_signals
-
-    settings = load_config(config, set_ or [])
     folder = out or Path("runs") / Path(config).stem
+    if processes is not None:
+        raise typer.Exit(starting.train_with(processes, config, set_ or [], folder, resume=resume))
     quiet()
-    with Progress(Console()) as progress, stop_on_signals(progress.say) as stop:
-        run = Run(settings, folder, resume=resume, progress=progress)
-        summary = run.train(stop)
-    progress.closing(summary, str(folder / "report.html"))
-    if summary["stopped_by"]:
-        progress.say(
-            f"ended after step {summary['steps']} by {', '.join(summary['stopped_by'])}; the best checkpoint, of step "
-            f"{summary['best_step']}, is {folder / 'checkpoints' / 'best'}; to go on, take the name out of stop_on "
-            "and use --resume"
-        )
-        raise typer.Exit(STOPPED_BY_ALARM)
-    if stop.signal is not None and not summary["finished"]:
-        progress.say(f"stopped after step {summary['steps']}; continue with --resume --out {folder}")
-        raise typer.Exit(128 + stop.signal)
+    raise typer.Exit(starting.train(config, set_ or [], folder, resume=resume))
 
 
 @app.command()
@@ -249,6 +234,20 @@ def teachers(
     for name, found in report.items():
         for line in describe_lesson(name, found):
             typer.echo(line)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    step: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; unset: the newest.")] = None,
+) -> None:
+    """Write a checkpoint's model as a plain Hugging Face directory, also where its weights were sharded."""
+    from selfdistill.commands import export_model
+
+    quiet()
+    path = export_model(run, out, step=step)
+    typer.echo(f"{path.name} of {run} is in {out}")
 
 
 @app.command()

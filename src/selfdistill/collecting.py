@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from selfdistill.chat import Chat
 from selfdistill.contexts import Template
+from selfdistill.distributed import World
 from selfdistill.head import STUDENT
 from selfdistill.methods.base import Method
-from selfdistill.rollouts import collect, extend, from_solutions
+from selfdistill.rollouts import collect, everyones, extend, from_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
 from selfdistill.teachers import Teachers
@@ -32,22 +33,43 @@ class Collector:
     max_tokens: int
     max_rows: int
     thinking: bool | None
+    world: World = field(default_factory=World)
 
     def groups(
         self, examples: Sequence[Example], *, seed: int, version: int, completions: int | None = None
     ) -> list[RolloutGroup]:
-        """Judged completions of every example, from every source of the method; ``seed`` is the step's own."""
+        """Judged completions of every example, from every source of the method; ``seed`` is the step's own.
+
+        The ranks share the sampling and the judging, and every one of them gets all groups.
+        """
         if not self.method.on_policy:
             return from_solutions(examples, self.chat, thinking=self.thinking)
         count = completions or self.completions
         sources = self.method.sources()
-        groups = self.student_groups(examples, count=count if STUDENT in sources else 0, seed=seed, version=version)
+        mine = self.world.share(len(examples))
+        groups = self.student_groups(
+            [examples[i] for i in mine],
+            count=count if STUDENT in sources else 0,
+            seed=seed,
+            version=version,
+            ordinals=mine,
+        )
         for source in sources:
             if source != STUDENT:
-                groups = self.drawn_by(source, groups, count=count, seed=derive(seed, source), version=version)
-        return groups
+                groups = self.drawn_by(
+                    source, groups, count=count, seed=derive(seed, source), version=version, ordinals=mine
+                )
+        return everyones(groups, examples, self.world)
 
-    def student_groups(self, examples: Sequence[Example], *, count: int, seed: int, version: int) -> list[RolloutGroup]:
+    def student_groups(
+        self,
+        examples: Sequence[Example],
+        *,
+        count: int,
+        seed: int,
+        version: int,
+        ordinals: Sequence[int] | None = None,
+    ) -> list[RolloutGroup]:
         """Judged completions of the student alone; with ``count`` 0 groups that are still empty."""
         return collect(
             examples,
@@ -59,10 +81,18 @@ class Collector:
             thinking=self.thinking,
             seed=seed,
             version=version,
+            ordinals=ordinals,
         )
 
     def drawn_by(
-        self, source: str, groups: Sequence[RolloutGroup], *, count: int, seed: int, version: int
+        self,
+        source: str,
+        groups: Sequence[RolloutGroup],
+        *,
+        count: int,
+        seed: int,
+        version: int,
+        ordinals: Sequence[int] | None = None,
     ) -> list[RolloutGroup]:
         """The groups with completions of one role besides, drawn under its weights from its context."""
         role = self.method.roles()[source]
@@ -92,4 +122,5 @@ class Collector:
                 thinking=self.thinking,
                 seed=seed,
                 version=version,
+                ordinals=ordinals,
             )

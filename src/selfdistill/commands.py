@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -14,9 +15,11 @@ from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.evaluation import evaluate
 from selfdistill.methods.base import Role
+from selfdistill.policy import save_policy
 from selfdistill.report.files import read_object
 from selfdistill.rollouts import fitting
 from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.saving import load_shards
 from selfdistill.seeds import derive
 from selfdistill.tasking import build_task
 from selfdistill.teaching import lesson_of
@@ -72,8 +75,40 @@ def model_path(model: str) -> tuple[str, list[str]]:
         newest, remarks = checkpoint.newest_whole(folder / "checkpoints")
         if newest is None:
             raise CheckpointError(f"{model} has no checkpoint yet")
+        if not (newest / "model").is_dir():
+            raise CheckpointError(
+                f"{newest} holds shards and no model directory: make one with selfdistill export {model} --out DIR"
+            )
         return str(newest / "model"), remarks
     return (str(folder / "model") if (folder / "model").is_dir() else model), []
+
+
+def export_model(run: Path, out: Path, *, step: int | None) -> Path:
+    """Write a checkpoint's model, sharded or whole, as a directory that transformers reads; the checkpoint's path.
+
+    ``step`` names the checkpoint; None is the newest whole one.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is torn, or ``out`` holds something.
+    """
+    saved = run / "checkpoints"
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out} is not empty: choose another --out")
+    path = checkpoint.newest_whole(saved)[0] if step is None else checkpoint.checkpoint_path(saved, step)
+    kept = ", ".join(str(int(found.name.removeprefix("step-"))) for found in checkpoint.checkpoints(saved))
+    if path is None or not path.is_dir():
+        raise CheckpointError(f"{run} has no checkpoint of step {step or 'any'}; it keeps: {kept or 'none'}")
+    reason = checkpoint.torn(path)
+    if reason is not None:
+        raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
+    if (path / "model").is_dir():
+        shutil.copytree(path / "model", out, dirs_exist_ok=True)
+        return path
+    config = RunConfig.model_validate(read_object(run / "config.json"))
+    policy, chat = build_policy(config.model.model_copy(update={"device": "cpu"}), seed=config.seed)
+    load_shards(path, policy)
+    save_policy(policy, chat, out)
+    return path
 
 
 def config_for(model: str, task: str | None, overrides: Sequence[str], *, command: str) -> RunConfig:

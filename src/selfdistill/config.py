@@ -94,6 +94,34 @@ class EvaluationConfig(Strict):
     split: Literal["validation", "test"] = Field("validation", description="Split that is evaluated.")
 
 
+class ParallelConfig(Strict):
+    """How several processes share the model. One process needs none of it."""
+
+    kind: Literal["none", "ddp", "fsdp2", "hsdp"] = Field(
+        "ddp",
+        description='"ddp": each process holds the whole model; "fsdp2": a shard of it; "hsdp": shards within groups '
+        "of processes, whole copies across them.",
+    )
+    shards: int | None = Field(
+        None, ge=1, description="hsdp: processes that hold one copy together; unset: those of a machine."
+    )
+    param_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="Number type that sharded weights are computed with; unset: model.dtype."
+    )
+    reduce_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="Number type that sharded gradients are summed in; unset: model.dtype, float32 at least."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute the layers' activations again in the backward instead of keeping them."
+    )
+    cpu_offload: bool = Field(
+        False, description="Keep shards of weights, gradients and optimiser in the machine's memory."
+    )
+    timeout: float = Field(
+        1800.0, gt=0, description="Seconds that a process waits for the others before it gives the run up."
+    )
+
+
 class CheckpointConfig(Strict):
     """When to save."""
 
@@ -130,6 +158,9 @@ class AlarmsConfig(Strict):
     )
 
 
+SHORT = {"method": "name", "parallel": "kind"}
+"""Tables that may be written as one word, and the key that it is then the value of."""
+
 SINKS = ("tensorboard", "wandb", "trackio")
 
 
@@ -150,6 +181,7 @@ class RunConfig(Strict):
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    parallel: ParallelConfig = ParallelConfig()
     alarms: AlarmsConfig = AlarmsConfig()
     sinks: list[str] = Field(
         [],
@@ -192,8 +224,9 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         ConfigError: as for :func:`load_config`.
     """
     table = dict(raw)
-    if isinstance(table.get("method"), str):
-        table["method"] = {"name": table["method"]}
+    for key, name in SHORT.items():
+        if isinstance(table.get(key), str):
+            table[key] = {name: table[key]}
     if "method" not in table or not isinstance(table["method"], Mapping) or "name" not in table["method"]:
         raise ConfigError(f'{source}: no method: write for example method.name = "antisd"')
     if isinstance(table.get("task"), Mapping):
@@ -230,8 +263,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
     table = raw
     for part in path:
         # `method = "name"` is shorthand for a table and may be extended like one.
-        if part == "method" and isinstance(table.get(part), str):
-            table[part] = {"name": table[part]}
+        if part in SHORT and isinstance(table.get(part), str):
+            table[part] = {SHORT[part]: table[part]}
         below = table.setdefault(part, {})
         if not isinstance(below, dict):
             raise ConfigError(f"--set {override!r}: {part} is a value, not a table")

@@ -9,7 +9,8 @@ from importlib import resources
 from typing import Any
 
 from selfdistill.chat import Chat
-from selfdistill.rollouts import collect
+from selfdistill.distributed import ALONE, World
+from selfdistill.rollouts import collect, everyones
 from selfdistill.statistics import Estimate, average, majority, pass_at
 from selfdistill.types import Example, RolloutGroup, Sampler, Task
 
@@ -60,12 +61,23 @@ def evaluate(
     max_tokens: int,
     thinking: bool | None,
     seed: int,
+    world: World = ALONE,
 ) -> Evaluation:
-    """Sample every problem ``samples`` times and judge."""
+    """Sample every problem ``samples`` times and judge; the ranks of ``world`` share the problems."""
+    mine = world.share(len(examples))
     groups = collect(
-        examples, task, sampler, chat, count=samples, max_tokens=max_tokens, thinking=thinking, seed=seed, version=0
+        [examples[i] for i in mine],
+        task,
+        sampler,
+        chat,
+        count=samples,
+        max_tokens=max_tokens,
+        thinking=thinking,
+        seed=seed,
+        version=0,
+        ordinals=mine,
     )
-    return summarise(groups, samples=samples)
+    return summarise(everyones(groups, examples, world), samples=samples)
 
 
 def summarise(groups: Sequence[RolloutGroup], *, samples: int) -> Evaluation:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,9 +124,11 @@ class SliceJob:
     elements: int = ELEMENTS
 
 
-@dataclass(slots=True)
-class SliceResult:
-    """The weighted loss (a scalar with gradient), the detached scores of every role, and weighted sums of metrics."""
+class SliceResult(NamedTuple):
+    """The weighted loss (a scalar with gradient), the detached scores of every role, and weighted sums of metrics.
+
+    A tuple, because wrappers of a module look for tensors with gradient in what its forward returns.
+    """
 
     loss: Tensor
     scores: dict[str, Scores]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from re import Pattern
+from typing import Any
 
+from selfdistill.chat import Chat
 from selfdistill.evaluation import deliberation_pattern
 from selfdistill.head import STUDENT
 from selfdistill.training import StepResult
@@ -52,6 +54,35 @@ def separation(result: StepResult) -> dict[str, float | None]:
         total[0] += float((theirs.target_N - mine.target_N).double().sum())
         total[1] += len(view.completion_ids)
     return {name: total / tokens if tokens else None for name, (total, tokens) in totals.items()}
+
+
+def described(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat) -> Iterator[dict[str, Any]]:
+    """Every completion of the step as it goes into ``rollouts.jsonl``."""
+    place = {(view.group, view.index): n for n, view in enumerate(result.views)}
+    student, teacher = result.scores.get(STUDENT), result.scores.get("teacher")
+    for g, group in enumerate(groups):
+        for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+            line: dict[str, Any] = {
+                "step": result.record.step,
+                "example": group.example.id,
+                "index": i,
+                "source": rollout.source,
+                "prompt": group.example.prompt[-1].content,
+                "text": rollout.text,
+                "ids": rollout.completion_ids,
+                "tokens": chat.tokens(rollout.completion_ids),
+                "logprobs": [round(number, 6) for number in rollout.logprobs],
+                "finished": rollout.finished,
+                "policy_version": rollout.policy_version,
+                "reward": verdict.reward,
+                "feedback": verdict.feedback,
+            }
+            n = place.get((g, i))
+            mine = student[n] if student and n is not None else None
+            theirs = teacher[n] if teacher and n is not None else None
+            if mine is not None and theirs is not None:
+                line["u"] = [round(u, 5) for u in (theirs.target_N - mine.target_N).tolist()]
+            yield line
 
 
 @cache

@@ -20,6 +20,7 @@ from selfdistill.chat import Chat
 from selfdistill.errors import ModelError
 from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
 from selfdistill.packing import grow, pack
+from selfdistill.sharding import Parallel, gathered, is_sharded, put, recompute, release, shard, whole
 from selfdistill.types import Scores, SequenceBatch
 
 STUDENT_ADAPTER = "default"
@@ -45,6 +46,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.real_vocabulary = real_vocabulary
+        self.device: torch.device = next(model.parameters()).device
+        """Where forward passes run; weights that are offloaded are elsewhere between them."""
         self.width: int | None = None
         """Rows of the log-probabilities, where they must match another model's; None: as many as the head has."""
         self.packs = False
@@ -61,10 +64,16 @@ class Policy(nn.Module):
         return getattr(self.model, "peft_config", None) is not None
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers.
+
+        Raises:
+            ModelError: the model keeps them in no list of its decoder.
+        """
+        for child in self.causal_lm.get_decoder().children():
+            if isinstance(child, nn.ModuleList):
+                return list(child)
+        raise ModelError(f"{type(self.causal_lm).__name__} has no list of layers: they cannot be sharded or recomputed")
 
     def readout(self, batch: SequenceBatch) -> Readout:
         """Hidden states [N, D] of the batch's scored tokens, with the head: one forward pass, packed or padded."""
@@ -89,6 +98,49 @@ class Policy(nn.Module):
     def score(self, batch: SequenceBatch, *, elements: int) -> Scores:
         """Log-probability and entropy of every scored token, without gradient."""
         return score_readout(self.readout(batch), batch.target_N.to(self.device), elements=elements)
+
+    def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
+        """Log-probabilities [B, V] of what follows the last of these ids, which are appended to the cache."""
+        output = self.causal_lm.get_decoder()(
+            input_ids=ids_BL,
+            attention_mask=mask_BL.long() if mask_BL is not None else None,
+            position_ids=position_BL,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self.head_of(output.last_hidden_state[:, -1]).logprobs(slice(None))
+
+    def place(self, parallel: Parallel, device: torch.device) -> None:
+        """Take its place among the ranks, on a device: sharded or whole, as ``parallel`` says.
+
+        Raises:
+            ModelError: layers are asked for and not found.
+        """
+        self.device = device
+        if parallel.activation_checkpointing:
+            recompute(self.layers)
+        if not parallel.sharded:
+            self.to(device)
+            return
+        dtype = next(self.model.parameters()).dtype
+        shard(self, self.layers, parallel, device=device, dtype=dtype, doors=("readout", "score", "next_token"))
+        with self.whole():  # a forward from the root settles who belongs to whom
+            pass
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All weights on this rank, as sampling needs them: ranks then make as many forwards as each likes."""
+        with whole(self, lambda: self.readout(_probe(self.device))):
+            yield
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the ranks hold shards of the weights, and sum gradients by themselves."""
+        return is_sharded(self)
+
+    def release(self) -> None:
+        """Let go of weights that a forward without gradient has left whole."""
+        release(self)
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the optimiser updates, in a stable order."""
@@ -174,31 +226,40 @@ def shipped_models() -> list[str]:
     return sorted(entry.name for entry in (resources.files("selfdistill") / "models").iterdir() if entry.is_dir())
 
 
-def save_policy(policy: Policy, chat: Chat, folder: Path) -> None:
-    """Write a directory that :func:`load_policy` and transformers read: full weights, or the adapter alone."""
+def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True) -> None:
+    """Write a directory that :func:`load_policy` and transformers read: full weights, or the adapter alone.
+
+    Of several ranks one ``writes``; the others must call it too.
+    """
+    state = gathered(policy.model, keep=writes) if policy.sharded else None
+    if not writes:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if policy.is_lora:
         # Embeddings are never trained beside an adapter; to find out, peft would ask the hub for the base's config.
-        policy.model.save_pretrained(folder, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False)
+        policy.model.save_pretrained(
+            folder, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False, state_dict=state
+        )
     else:
-        policy.model.save_pretrained(folder)
+        policy.model.save_pretrained(folder, state_dict=state)
     chat.tokenizer.save_pretrained(folder)
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Put back the weights that :func:`save_policy` wrote, bit for bit."""
+    """Put back the weights that :func:`save_policy` wrote, bit for bit, sharded or not."""
     if policy.is_lora:
-        from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        set_peft_model_state_dict(
-            policy.model, load_file(folder / "adapter_model.safetensors"), adapter_name=STUDENT_ADAPTER
-        )
+        stored = load_file(folder / "adapter_model.safetensors")
+        ours = {n: p for n, p in policy.model.named_parameters() if f".{STUDENT_ADAPTER}." in n}
+        for name, parameter in ours.items():
+            put(parameter, stored[name.replace(f".{STUDENT_ADAPTER}.", ".")])
         return
     from transformers import AutoModelForCausalLM
 
-    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=next(policy.parameters()).dtype)
-    policy.model.load_state_dict(stored.state_dict())
+    state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(policy.parameters()).dtype).state_dict()
+    for name, value in policy.model.state_dict(keep_vars=True).items():
+        put(value, state[name])
 
 
 @torch.no_grad()
@@ -286,10 +347,8 @@ def _window(model: Any) -> int:
 @torch.no_grad()
 def _check_head(policy: Policy, path: str) -> None:
     """Refuse a model whose logits are not a plain linear map of its last hidden state (soft-capping, scaling)."""
-    ids = torch.arange(4, device=policy.device)[None] % policy.real_vocabulary
-    expected = policy.causal_lm(input_ids=ids, use_cache=False).logits[0]
-    everything = torch.arange(4, device=policy.device)
-    batch = SequenceBatch(ids, torch.zeros_like(everything), everything, everything)
+    batch = _probe(policy.device)
+    expected = policy.causal_lm(input_ids=batch.ids_BL, use_cache=False).logits[0]
     actual = policy.readout(batch).logits(slice(0, 4))
     # Soft-capping at 30 moves logits below 0.5 by less than the tolerance: a fresh model's would pass unseen.
     capped = getattr(policy.causal_lm.config.get_text_config(), "final_logit_softcapping", None) is not None
@@ -324,6 +383,12 @@ def _packs(policy: Policy) -> bool:
 def _same(actual: Tensor, expected: Tensor) -> bool:
     tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
     return torch.allclose(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+def _probe(device: torch.device) -> SequenceBatch:
+    """The first four ids, each scored at its own place."""
+    places = torch.arange(4, device=device)
+    return SequenceBatch(places[None], torch.zeros_like(places), places, places)
 
 
 def _first_line(error: Exception) -> str:

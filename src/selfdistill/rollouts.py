@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from selfdistill.chat import Chat
+from selfdistill.distributed import World
 from selfdistill.errors import DataError
-from selfdistill.types import Example, JudgesMany, Rollout, RolloutGroup, Sampler, Skipped, Task, Verdict
+from selfdistill.types import Completion, Example, JudgesMany, Rollout, RolloutGroup, Sampler, Skipped, Task, Verdict
 
 
 def fitting(
@@ -47,10 +48,16 @@ def collect(
     thinking: bool | None,
     seed: int,
     version: int,
+    ordinals: Sequence[int] | None = None,
 ) -> list[RolloutGroup]:
-    """Sample ``count`` completions of every example and judge them. ``version`` is the policy's, for the record."""
+    """Sample ``count`` completions of every example and judge them. ``version`` is the policy's, for the record.
+
+    ``ordinals`` are the examples' places in the whole step, of which they may be this rank's share.
+    """
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
-    drawn = sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed) if count else [[] for _ in prompts]
+    drawn: list[list[Completion]] = [[] for _ in prompts]
+    if count:
+        drawn = sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed, ordinals=ordinals)
     made = [
         tuple(Rollout(prompt, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version) for c in completions)
         for prompt, completions in zip(prompts, drawn, strict=True)
@@ -83,13 +90,16 @@ def extend(
     thinking: bool | None,
     seed: int,
     version: int,
+    ordinals: Sequence[int] | None = None,
 ) -> list[RolloutGroup]:
     """The groups with ``count`` further completions each, drawn by role ``source`` from its own prompts and judged.
 
-    A group whose prompt is skipped stays as it is.
+    A group whose prompt is skipped stays as it is. ``ordinals`` are the groups' places in the whole step.
     """
-    shown = [prompt for prompt in prompts if not isinstance(prompt, Skipped)]
-    drawn = iter(sampler.sample(shown, count=count, max_tokens=max_tokens, seed=seed) if shown else [])
+    places = range(len(groups)) if ordinals is None else ordinals
+    shown = {n: prompt for n, prompt in zip(places, prompts, strict=True) if not isinstance(prompt, Skipped)}
+    # Also without a prompt: sharded weights become whole for all ranks together.
+    drawn = iter(sampler.sample([*shown.values()], count=count, max_tokens=max_tokens, seed=seed, ordinals=[*shown]))
     made = []
     for group, prompt in zip(groups, prompts, strict=True):
         completions = [] if isinstance(prompt, Skipped) else next(drawn)
@@ -105,6 +115,14 @@ def extend(
         RolloutGroup(group.example, group.rollouts + rollouts, group.verdicts + verdicts)
         for group, rollouts, verdicts in zip(groups, made, judged, strict=True)
     ]
+
+
+def everyones(groups: Sequence[RolloutGroup], examples: Sequence[Example], world: World) -> list[RolloutGroup]:
+    """The groups of all ``examples``, of which each rank has made those of its share."""
+    # Examples stay where they are: they may hold functions, and every rank has them all.
+    made = {place: (g.rollouts, g.verdicts) for place, g in zip(world.share(len(examples)), groups, strict=True)}
+    parts = world.merge(made, len(examples))
+    return [RolloutGroup(example, *part) for example, part in zip(examples, parts, strict=True)]
 
 
 def from_solutions(examples: Sequence[Example], chat: Chat, *, thinking: bool | None) -> list[RolloutGroup]:

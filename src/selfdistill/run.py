@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from selfdistill import checkpoint
 from selfdistill.alarms import AlarmWatch, Thresholds
 from selfdistill.assembly import assemble
@@ -19,10 +17,11 @@ from selfdistill.distributed import World
 from selfdistill.errors import CheckpointError, TrainingError
 from selfdistill.evaluation import evaluate
 from selfdistill.head import STUDENT
-from selfdistill.measuring import drawn, separation, taught
-from selfdistill.policy import load_weights, save_policy
+from selfdistill.measuring import described, drawn, separation, taught
+from selfdistill.policy import save_policy
 from selfdistill.progress import Progress
 from selfdistill.report import write_report
+from selfdistill.saving import load_state, save_state
 from selfdistill.seeds import batches, derive
 from selfdistill.sinks import JsonLines, flatten
 from selfdistill.stopping import StopRequest
@@ -30,7 +29,8 @@ from selfdistill.trackers import Begin, Trackers, require
 from selfdistill.training import Clock, StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord
 
-MAY_CHANGE = ("steps", "checkpoint", "sinks", "stop_on")
+PLACES = ("kind", "shards", "activation_checkpointing", "cpu_offload", "timeout")
+MAY_CHANGE = ("steps", "checkpoint", "sinks", "stop_on", *(f"parallel.{key}" for key in PLACES))
 """Config keys that a resume may change: they do not alter any step that was already made."""
 
 
@@ -59,11 +59,8 @@ class Run:
         """
         self.folder = folder
         self.progress = progress
-        exists = (folder / "config.json").exists()
-        if exists and not resume:
-            raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
-        if not exists and folder.exists() and any(folder.iterdir()):
-            raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
+        self.world = World.current()
+        exists = self.world.from_first(lambda: holds_run(folder, resume=resume))
         if resume and not exists:
             progress.say(f"nothing to resume in {folder}: starting a new run")
         require(config.sinks)
@@ -72,19 +69,20 @@ class Run:
         self.counters = Counters()
         self.saved_step = 0
         self.saved = folder / "checkpoints"
-        self.metrics = JsonLines(folder / "metrics.jsonl")
-        self.evaluations = JsonLines(folder / "evaluations.jsonl")
-        self.rollouts = JsonLines(folder / "rollouts.jsonl")
-        self.alarms = JsonLines(folder / "alarms.jsonl")
+        self.metrics, self.evaluations, self.rollouts, self.alarms = (
+            JsonLines(folder / f"{name}.jsonl", writes=self.world.first)
+            for name in ("metrics", "evaluations", "rollouts", "alarms")
+        )
         self.watch = AlarmWatch(Thresholds(**self.config.alarms.model_dump()))
         if exists:
             check_same_config(folder, self.config)
             self._restore()
-        self.saved.mkdir(parents=True, exist_ok=True)
         settings = self.config.model_dump()
-        checkpoint.write_json(folder / "config.json", settings)
+        if self.world.first:
+            self.saved.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(folder / "config.json", settings)
         begin = Begin(folder, settings, self.counters.step)
-        self.trackers = Trackers(config.sinks, begin, warn=progress.say)
+        self.trackers = Trackers(config.sinks if self.world.first else [], begin, warn=progress.say)
 
     def train(self, stop: StopRequest) -> dict[str, Any]:
         """Train to the last step or until asked to stop; returns the summary."""
@@ -105,7 +103,7 @@ class Run:
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
         order = batches(len(parts.examples), config.sampling.prompts, seed=config.seed, first_step=now.step + 1)
-        while now.step < config.steps and not stop.requested and not self._alarmed():
+        while now.step < config.steps and not self._stopped(stop) and not self._alarmed():
             clock = Clock()
             examples = epoch_examples(parts.examples, next(order), first=now.step * config.sampling.prompts)
             with clock.phase("generation"):
@@ -121,16 +119,21 @@ class Run:
                     line["evaluation"] = self._evaluate()
             self._note_seconds(clock, line)
             self._listen(line)
-            described = self._describe(groups, result)
-            self.rollouts.append(*described)
+            completions = list(described(groups, result, parts.chat))
+            self.rollouts.append(*completions)
             self.metrics.append(line)
-            self.trackers.step(line, described)
+            self.trackers.step(line, completions)
             self.progress.step(line, total=config.steps)
             if now.step % config.checkpoint.every == 0:
-                self._save()
+                self._save(export=now.step == config.steps)
         if now.step > self.saved_step:
-            self._save()
+            self._save(export=True)
         return self._finish()
+
+    def _stopped(self, stop: StopRequest) -> bool:
+        """Whether any rank was asked to stop: all then stop after the same step."""
+        stop.signal = self.world.max(stop.signal or 0) or None
+        return stop.requested
 
     def _collect(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
         seed = derive(self.config.seed, "sampling", step)
@@ -149,11 +152,12 @@ class Run:
             max_tokens=sampling.max_tokens,
             thinking=sampling.thinking,
             seed=derive(self.config.seed, "evaluation"),
+            world=self.world,
         ).to_json()
         now.latest, now.latest_step = result, now.step
         if now.best is None or result["avg"]["value"] > now.best["avg"]["value"]:
             now.best, now.best_step = result, now.step
-            checkpoint.write_folder(self.saved / "best", lambda f: save_policy(parts.policy, parts.chat, f))
+            checkpoint.write_folder(self.saved / "best", self._export, world=self.world)
         self.evaluations.append({"step": now.step, **result})
         self.trackers.evaluation(now.step, result)
         self.progress.evaluation(now.step, result)
@@ -163,7 +167,7 @@ class Run:
         """The step's line of metrics, seconds aside."""
         generated = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
         self.counters.tokens += generated
-        line = flatten(result.record, World.current())
+        line = flatten(result.record)
         line["generated"] = generated
         line.update(drawn(groups, STUDENT))
         for source in self.parts.method.sources():
@@ -191,58 +195,34 @@ class Run:
         line["phase_seconds"] = {phase: round(seconds, 4) for phase, seconds in clock.seconds.items()}
         line["seconds"] = round(sum(clock.seconds.values()), 4)
 
-    def _describe(self, groups: Sequence[RolloutGroup], result: StepResult) -> list[dict[str, Any]]:
-        """Every completion of the step as it goes into ``rollouts.jsonl``."""
-        place = {(view.group, view.index): n for n, view in enumerate(result.views)}
-        student, teacher = result.scores.get("student"), result.scores.get("teacher")
-        lines = []
-        for g, group in enumerate(groups):
-            for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
-                line: dict[str, Any] = {
-                    "step": result.record.step,
-                    "example": group.example.id,
-                    "index": i,
-                    "source": rollout.source,
-                    "prompt": group.example.prompt[-1].content,
-                    "text": rollout.text,
-                    "ids": rollout.completion_ids,
-                    "tokens": self.parts.chat.tokens(rollout.completion_ids),
-                    "logprobs": [round(number, 6) for number in rollout.logprobs],
-                    "finished": rollout.finished,
-                    "policy_version": rollout.policy_version,
-                    "reward": verdict.reward,
-                    "feedback": verdict.feedback,
-                }
-                n = place.get((g, i))
-                mine = student[n] if student and n is not None else None
-                theirs = teacher[n] if teacher and n is not None else None
-                if mine is not None and theirs is not None:
-                    line["u"] = [round(u, 5) for u in (theirs.target_N - mine.target_N).tolist()]
-                lines.append(line)
-        return lines
+    def _export(self, folder: Path) -> None:
+        save_policy(self.parts.policy, self.parts.chat, folder, writes=self.world.first)
 
-    def _save(self) -> None:
+    def _save(self, *, export: bool) -> None:
+        """Write a checkpoint. Of sharded weights a model directory is made only where ``export`` says so."""
         parts, now = self.parts, self.counters
 
         def fill(folder: Path) -> None:
-            save_policy(parts.policy, parts.chat, folder / "model")
-            state = {"optimiser": parts.trainer.optimiser.state_dict(), "teachers": parts.teachers.state_dict()}
-            torch.save(state, folder / "training.pt")
-            method = parts.trainer.state.state_dict() if parts.trainer.state else None
-            counters = {name: getattr(now, name) for name in now.__slots__}
-            checkpoint.write_json(
-                folder / "state.json", {"counters": counters, "method": method, "origin": parts.origin}
-            )
+            if export or not parts.policy.sharded:
+                self._export(folder / "model")
+            save_state(folder, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
+            if self.world.first:
+                method = parts.trainer.state.state_dict() if parts.trainer.state else None
+                counters = {name: getattr(now, name) for name in now.__slots__}
+                state = {"counters": counters, "method": method, "origin": parts.origin}
+                checkpoint.write_json(folder / "state.json", state)
 
         path = checkpoint.checkpoint_path(self.saved, now.step)
-        checkpoint.write_folder(path, fill)
-        checkpoint.prune(self.saved, self.config.checkpoint.keep, last=path)
+        checkpoint.write_folder(path, fill, world=self.world)
+        if self.world.first:
+            checkpoint.prune(self.saved, self.config.checkpoint.keep, last=path)
         self.saved_step = now.step
 
     def _restore(self) -> None:
         """Go back to the newest whole checkpoint, and cut the files back to it."""
-        checkpoint.repair(self.saved / "best")
-        path, remarks = checkpoint.newest_whole(self.saved)
+        if self.world.first:
+            checkpoint.repair(self.saved / "best")
+        path, remarks = self.world.from_first(lambda: checkpoint.newest_whole(self.saved))
         for remark in remarks:
             self.progress.say(remark)
         parts = self.parts
@@ -255,10 +235,7 @@ class Run:
                 )
             self.counters = Counters(**stored["counters"])
             self.saved_step = self.counters.step
-            load_weights(parts.policy, path / "model")
-            state = torch.load(path / "training.pt", weights_only=True)
-            parts.trainer.optimiser.load_state_dict(state["optimiser"])
-            parts.teachers.load_state_dict(state["teachers"])
+            load_state(path, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
             if parts.trainer.state is not None:
                 parts.trainer.state.load_state_dict(stored["method"])
             self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
@@ -266,6 +243,7 @@ class Run:
             self.progress.say(f"{self.folder} has no checkpoint yet: starting over")
         for lines in (self.metrics, self.evaluations, self.rollouts, self.alarms):
             lines.cut(after_step=self.counters.step if path is not None else -1)
+        self.world.barrier()
         if path is not None:
             # The alarms know no more than the lines say, so that the lines are all the state they need.
             for line in ({"step": 0, "evaluation": self.counters.before}, *self.metrics.read()):
@@ -274,7 +252,8 @@ class Run:
     def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
         name = f"bad-batch-{step:06d}.jsonl"
         empty = StepResult(StepRecord(step), [])
-        JsonLines(self.folder / name).append(*self._describe(groups, empty))
+        lines = JsonLines(self.folder / name, writes=self.world.first)
+        lines.append(*described(groups, empty, self.parts.chat))
         return TrainingError(f"{error}; the batch is in {self.folder / name}, the last checkpoint is kept")
 
     def _finish(self) -> dict[str, Any]:
@@ -297,9 +276,24 @@ class Run:
             "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        checkpoint.write_json(self.folder / "summary.json", summary)
-        write_report(self.folder)
+        if self.world.first:
+            checkpoint.write_json(self.folder / "summary.json", summary)
+            write_report(self.folder)
         return summary
+
+
+def holds_run(folder: Path, *, resume: bool) -> bool:
+    """Whether a folder holds a run that may go on.
+
+    Raises:
+        CheckpointError: it holds a run that may not, or other things.
+    """
+    exists = (folder / "config.json").exists()
+    if exists and not resume:
+        raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
+    if not exists and folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
+    return exists
 
 
 def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
@@ -317,8 +311,12 @@ def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[s
     ours = json.loads(json.dumps(config.model_dump()))
     # A table that the folder's config lacks is younger than the run, which was made as its defaults say.
     defaults = json.loads(json.dumps(RunConfig(method={}).model_dump()))
-    stored = {**{key: defaults[key] for key in ("alarms", "sinks", "stop_on")}, **stored}
-    for key in sorted({*stored, *ours} - set(may_change)):
+    stored = {**{key: defaults[key] for key in ("alarms", "parallel", "sinks", "stop_on")}, **stored}
+    for path in may_change:
+        table, _, key = path.rpartition(".")
+        for settings in (stored, ours):
+            (settings[table] if table else settings).pop(key, None)
+    for key in sorted({*stored, *ours}):
         if stored.get(key) != ours.get(key):
             where = _difference(key, stored.get(key), ours.get(key))
             raise CheckpointError(

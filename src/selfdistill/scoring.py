@@ -8,26 +8,41 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from selfdistill.batching import collate, micro_batches
+from selfdistill.batching import collate, turns
+from selfdistill.distributed import ALONE, World
 from selfdistill.head import STUDENT, Readout
 from selfdistill.policy import Policy
 from selfdistill.teachers import Teachers
 from selfdistill.types import Scores, View, Weights
 
 
-def score_views(policy: Policy, views: Sequence[View], role: str, *, max_tokens: int, elements: int) -> list[Scores]:
-    """Log-probability and entropy of every completion token under one role's prompts, view by view."""
+def score_views(
+    policy: Policy, views: Sequence[View], role: str, *, max_tokens: int, elements: int, world: World = ALONE
+) -> list[Scores]:
+    """Log-probability and entropy of every completion token under one role's prompts, view by view.
+
+    The ranks of ``world`` share the work, and every one of them gets all scores.
+    """
     results: dict[int, Scores] = {}
     alone = [View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0) for view in views]
-    for chosen in micro_batches(alone, max_tokens=max_tokens, packed=policy.packs):
-        picked = [alone[i] for i in chosen]
+    for turn in turns(alone, max_tokens=max_tokens, packed=policy.packs, world=world):
+        picked = [alone[i] for i in turn.chosen]
         scores = policy.score(collate(picked, STUDENT, packed=policy.packs), elements=elements)
-        results.update(zip(chosen, split(scores, picked), strict=True))
-    return [results[i] for i in range(len(views))]
+        if turn.counts:
+            results.update(zip(turn.chosen, split(scores, picked), strict=True))
+    if world.size > 1:
+        results = {i: found.alone() for i, found in results.items()}
+    return world.merge(results, len(views))
 
 
 def score_roles(
-    teachers: Teachers, views: Sequence[View], weights: Mapping[str, Weights], *, max_tokens: int, elements: int
+    teachers: Teachers,
+    views: Sequence[View],
+    weights: Mapping[str, Weights],
+    *,
+    max_tokens: int,
+    elements: int,
+    world: World = ALONE,
 ) -> dict[str, list[Scores | None]]:
     """Scores of several roles, each a column with one entry a view, None where it lacks the role's prompt.
 
@@ -39,7 +54,7 @@ def score_roles(
         shown = [(role, i) for role, i in places if role in views[i].prompts]
         alone = [replace(views[i], prompts={STUDENT: views[i].prompts[role]}) for role, i in shown]
         with teachers.weights(kind) as policy:
-            scores = score_views(policy, alone, STUDENT, max_tokens=max_tokens, elements=elements)
+            scores = score_views(policy, alone, STUDENT, max_tokens=max_tokens, elements=elements, world=world)
         for (role, i), score in zip(shown, scores, strict=True):
             columns[role][i] = score
     return columns

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfdistill.distributed import World
 from selfdistill.types import StepRecord
 
 
-def flatten(record: StepRecord, world: World) -> dict[str, Any]:
-    """One flat object: sums divided by their counts over all ranks, then plain values, then seconds."""
-    sums = {name: world.sum(value) for name, value in record.sums.items()}
-    counts = {name: world.sum(value) for name, value in record.counts.items()}
+def flatten(record: StepRecord) -> dict[str, Any]:
+    """One flat object: sums divided by their counts, then plain values, then seconds."""
+    sums = record.sums
     flat: dict[str, Any] = {"step": record.step}
     for role in sorted(name.removesuffix("_tokens") for name in sums if name.endswith("_tokens")):
         tokens = sums[f"{role}_tokens"]
@@ -24,7 +22,7 @@ def flatten(record: StepRecord, world: World) -> dict[str, Any]:
             flat[f"{role}_entropy"] = sums[f"{role}_entropy"] / tokens
             if f"{role}_u" in sums:
                 flat["pmi" if role == "teacher" else f"{role}_u"] = sums[f"{role}_u"] / tokens
-    flat.update(counts)
+    flat.update(record.counts)
     skipped = {k.removeprefix("skipped: "): v for k, v in record.values.items() if k.startswith("skipped: ")}
     flat.update({k: v for k, v in record.values.items() if not k.startswith("skipped: ")})
     flat["skipped"] = skipped
@@ -34,14 +32,15 @@ def flatten(record: StepRecord, world: World) -> dict[str, Any]:
 
 
 class JsonLines:
-    """An append-only file of JSON objects, flushed line by line."""
+    """An append-only file of JSON objects, flushed line by line; of several ranks one ``writes``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
 
     def append(self, *objects: Mapping[str, Any]) -> None:
         """Write the objects, one a line; numbers that are not finite become null. No objects leave no file."""
-        if not objects:
+        if not objects or not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as file:
             for value in objects:
@@ -57,7 +56,7 @@ class JsonLines:
 
     def cut(self, *, after_step: int) -> None:
         """Drop lines of later steps, and a torn last line, as a resume from ``after_step`` must."""
-        if not self.path.exists():
+        if not self.writes or not self.path.exists():
             return
         aside = self.path.with_name(self.path.name + ".tmp")
         # A line may be torn in the middle of a letter; it is dropped, and whole lines hold no such bytes.

@@ -10,6 +10,10 @@ from types import FrameType
 
 STOPPED_BY_ALARM = 3
 """Exit code of a run that an alarm of ``stop_on`` has ended."""
+LOST = 4
+"""Exit code of a process that has lost another one of its run, and leaves it to others to say so."""
+LAUNCHED = "SELFDISTILL_LAUNCHED"
+"""In the environment of processes that have a parent, which tells when one of them is lost."""
 
 
 @dataclass(slots=True)
@@ -28,9 +32,12 @@ class StopRequest:
 def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
     """Turn SIGINT and SIGTERM into a request; the second of them raises KeyboardInterrupt."""
     request = StopRequest()
+    heard: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.requested:
+        heard.append(number)
+        # What other processes of the run have heard stands in the request too, and is no second signal to this one.
+        if len(heard) > 1:
             raise KeyboardInterrupt
         request.signal = number
         announce("stopping after this step; once more to stop at once")

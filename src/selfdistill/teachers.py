@@ -9,13 +9,14 @@ taken over the factors A and B separately, which is *not* the average of their p
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from selfdistill.policy import STUDENT_ADAPTER, Policy, quiet_experts
+from selfdistill.sharding import put
 from selfdistill.types import External, Weights
 
 EMA_ADAPTER = "ema"
@@ -31,15 +32,19 @@ class Teachers:
         needed: Set[Weights],
         rate: float,
         external: Mapping[External, Policy] | None = None,
+        place: Callable[[Policy], None] = lambda policy: None,
     ) -> None:
-        """Copy what is needed. Call it at step 0, before the student's first update.
+        """Copy what is needed. Call it at step 0, before the student's first update and before it is sharded.
 
         ``rate`` is η in θ' ← (1−η)θ' + ηθ, used by ``"ema"`` alone; ``external`` holds other models, already loaded.
+        ``place`` gives every other model its place among the ranks, one by one, so that few are whole at a time.
         """
         self.policy = policy
         self.rate = rate
         self.copies: dict[Weights, Policy] = {}
         self.copies.update((external or {}).items())
+        for other in self.copies.values():
+            place(other)
         self.has_ema = "ema" in needed
         if policy.is_lora:
             if self.has_ema:
@@ -49,7 +54,10 @@ class Teachers:
                 self._pull(1.0)
         else:
             kinds: tuple[Weights, ...] = ("frozen", "ema")
-            self.copies |= {kind: _copy(policy) for kind in kinds if kind in needed}
+            for kind in kinds:
+                if kind in needed:
+                    self.copies[kind] = _copy(policy)
+                    place(self.copies[kind])
 
     @property
     def pack(self) -> bool:
@@ -75,20 +83,28 @@ class Teachers:
                 finally:
                     self.policy.model.set_adapter(STUDENT_ADAPTER)
 
+    def release(self) -> None:
+        """Let go of what forward passes have left whole of sharded weights, the student's among them."""
+        for policy in (self.policy, *self.copies.values()):
+            policy.release()
+
     def update(self) -> None:
         """Move the average towards the student; to be called after each optimiser step."""
         if self.has_ema:
             self._pull(self.rate)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average's weights by name. Frozen weights are the model that the run began with and need no copy."""
+        """The average's weights by name, shards where they are sharded.
+
+        Frozen weights are the model that the run began with and need no copy.
+        """
         return {name: average for name, average, _ in self._pairs()} if self.has_ema else {}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state_dict` gave."""
         for name, average, _ in self._pairs() if self.has_ema else ():
-            average.copy_(state[name])
+            put(average, state[name])
 
     @torch.no_grad()
     def _pull(self, rate: float) -> None:

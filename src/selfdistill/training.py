@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from selfdistill.batching import collate, concatenate, micro_batches
+from selfdistill.batching import Turn, collate, concatenate, turns
 from selfdistill.chat import Chat
 from selfdistill.contexts import Template
 from selfdistill.distributed import World
 from selfdistill.errors import TrainingError
-from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob
+from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob, SliceResult
 from selfdistill.methods.base import Method, Observation, Role
 from selfdistill.policy import Policy
 from selfdistill.scoring import readouts, score_roles, split, together
 from selfdistill.seeds import derive
+from selfdistill.sharding import clip
 from selfdistill.teachers import Teachers
 from selfdistill.types import RolloutGroup, Scores, StepRecord, View
 from selfdistill.views import ViewSet, build_views
@@ -54,6 +55,28 @@ class _Known:
     scores: Mapping[str, list[Scores | None]]
     values: Mapping[str, float]
     per_view: Mapping[str, Tensor]
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a rank's micro-batches have come to: loss, weighted sums of metrics, scores by role and view."""
+
+    loss: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[int, Scores]] = field(default_factory=dict)
+
+    def add(self, chosen: Sequence[int], result: SliceResult, views: Sequence[View]) -> None:
+        """One more micro-batch, over the views of these indices."""
+        self.loss += float(result.loss.detach())
+        for name, value in result.metric_sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        for role, scores in result.scores.items():
+            self.scores.setdefault(role, {}).update(zip(chosen, split(scores, views), strict=True))
+
+    def alone(self) -> _Found:
+        """Fit to be sent to other ranks."""
+        scores = {role: {i: each.alone() for i, each in column.items()} for role, column in self.scores.items()}
+        return _Found(self.loss, self.sums, scores)
 
 
 class Clock:
@@ -162,7 +185,7 @@ class Trainer:
         known = _Known(beforehand, values, per_view)
         loss, scores, metrics, weight = self._backward(views, known, clock)
         with clock.phase("update"):
-            norm = float(torch.nn.utils.clip_grad_norm_(self.policy.trainable(), self.clip_norm or math.inf))
+            norm = clip(self.policy.trainable(), self.clip_norm or math.inf)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
                     f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated"
@@ -175,7 +198,16 @@ class Trainer:
     def _score_beforehand(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
         roles = {STUDENT: Role(None), **self.method.roles()}
         weights = {name: roles[name].weights for name in self.method.beforehand()}
-        return score_roles(self.teachers, views, weights, max_tokens=self.limits.tokens, elements=self.limits.elements)
+        scores = score_roles(
+            self.teachers,
+            views,
+            weights,
+            max_tokens=self.limits.tokens,
+            elements=self.limits.elements,
+            world=self.world,
+        )
+        self.teachers.release()
+        return scores
 
     def _backward(
         self,
@@ -183,38 +215,37 @@ class Trainer:
         known: _Known,
         clock: Clock,
     ) -> tuple[float, dict[str, list[Scores | None]], dict[str, float], float]:
-        """Gradient of the weighted mean over all views; loss, scores by role, weighted metrics, total weight."""
-        total_weight = self.world.sum(math.fsum(weight for view in views for weight in view.weights))
-        loss = 0.0
-        sums: dict[str, float] = {}
-        scores: dict[str, list[Scores | None]] = {}
-        packed = self.teachers.pack
+        """Gradient of the weighted mean over all views; loss, scores by role, weighted metrics, total weight.
+
+        Every rank takes its share of the views, and is told what the others found.
+        """
+        total_weight = math.fsum(weight for view in views for weight in view.weights)
+        found, packed = _Found(), self.teachers.pack
         compared = {name: role.weights for name, role in self.method.roles().items() if name not in known.scores}
         forwards = [[STUDENT], *together(compared, packed=packed)]
-        for chosen in micro_batches(views, max_tokens=self.limits.tokens, forwards=forwards, packed=packed):
-            picked = [views[i] for i in chosen]
+        for turn in turns(views, max_tokens=self.limits.tokens, forwards=forwards, packed=packed, world=self.world):
+            picked = [views[i] for i in turn.chosen]
             batch = collate(picked, STUDENT, packed=packed)
             with clock.phase("teacher"):
                 others = readouts(self.teachers, picked, compared, batch.target_N)
-            job = self._job(picked, batch.target_N, others, chosen, known, total_weight)
+            job = self._job(picked, batch.target_N, others, turn, known, total_weight)
             with clock.phase("student"):
                 result = self.policy(batch, job)
                 result.loss.backward()
-            loss += float(result.loss.detach())
-            for name, value in result.metric_sums.items():
-                sums[name] = sums.get(name, 0.0) + value
-            for role, score in result.scores.items():
-                column = scores.setdefault(role, [None] * len(views))
-                for i, part in zip(chosen, split(score, picked), strict=True):
-                    column[i] = part
-        return loss, scores, sums, total_weight
+            if turn.counts:
+                found.add(turn.chosen, result, picked)
+        self.teachers.release()
+        if not self.policy.sharded:
+            self.world.add_gradients(self.policy.trainable())
+        loss, scores, metrics = _together(found, len(views), self.world)
+        return loss, scores, metrics, total_weight
 
     def _job(
         self,
         picked: Sequence[View],
         target_N: Tensor,
         others: Mapping[str, Readout],
-        chosen: Sequence[int],
+        turn: Turn,
         known: _Known,
         total_weight: float,
     ) -> SliceJob:
@@ -228,14 +259,15 @@ class Trainer:
             if role == STUDENT:  # the loss has its whole distribution, with gradient
                 continue
             inputs[role] = torch.cat(
-                [_or_nan(column[i], view, device, wide) for i, view in zip(chosen, picked, strict=True)]
+                [_or_nan(column[i], view, device, wide) for i, view in zip(turn.chosen, picked, strict=True)]
             )
         lengths = torch.tensor([len(view.completion_ids) for view in picked])
         for name, number in known.per_view.items():
-            inputs[name] = number[list(chosen)].to(wide).repeat_interleave(lengths).to(device)
+            inputs[name] = number[turn.chosen].to(wide).repeat_interleave(lengths).to(device)
+        weight_N = concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0)
         return SliceJob(
             target_N=target_N.to(device),
-            weight_N=concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0),
+            weight_N=weight_N if turn.counts else torch.zeros_like(weight_N),
             loss=self.method.loss,
             metrics=self.method.metrics,
             readouts=others,
@@ -243,6 +275,21 @@ class Trainer:
             values=known.values,
             elements=self.limits.elements,
         )
+
+
+def _together(mine: _Found, views: int, world: World) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
+    """Loss, scores by role for each view, and metrics of all ranks."""
+    parts = world.gather(mine.alone()) if world.size > 1 else [mine]
+    sums: dict[str, float] = {}
+    scores: dict[str, list[Scores | None]] = {}
+    for part in parts:
+        for name, value in part.sums.items():
+            sums[name] = sums.get(name, 0.0) + value
+        for role, column in part.scores.items():
+            everyones = scores.setdefault(role, [None] * views)
+            for i, each in column.items():
+                everyones[i] = each
+    return math.fsum(part.loss for part in parts), scores, sums
 
 
 def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
@@ -262,7 +309,7 @@ def _wide(policy: Policy) -> torch.dtype:
 def _or_nan(scores: Scores | None, view: View, device: torch.device, dtype: torch.dtype) -> Tensor:
     if scores is None:
         return torch.full((len(view.completion_ids),), math.nan, dtype=dtype, device=device)
-    return scores.target_N.to(dtype)
+    return scores.target_N.to(device, dtype)
 
 
 def _sums(scores: Mapping[str, Sequence[Scores | None]]) -> dict[str, float]:

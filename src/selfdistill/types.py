@@ -232,10 +232,14 @@ class Scores:
     target_N: Tensor
     entropy_N: Tensor
 
+    def alone(self) -> Scores:
+        """The same numbers in the machine's own memory, apart from those of other views that were scored with them."""
+        return Scores(self.target_N.cpu().clone(), self.entropy_N.cpu().clone())
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step reports: sums to be added over ranks, the counts that divide them, and plain values."""
+    """What one step reports, of all ranks together: sums, the counts that divide them, and plain values."""
 
     step: int
     sums: Mapping[str, float] = field(default_factory=dict)
@@ -275,7 +279,17 @@ class Sampler(Protocol):
     """An engine that draws completions."""
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, count: int, max_tokens: int, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        max_tokens: int,
+        seed: int,
+        ordinals: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """``count`` completions for every prompt, in order; the same seed draws the same completions."""
+        """``count`` completions for every prompt, in order; the same seed draws the same completions.
+
+        ``ordinals`` are the prompts' places among all that are drawn with this seed, here or on other machines; unset:
+        these are all. What is drawn follows from the seed and the ordinal, not from the company.
+        """
         ...

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from selfdistill.chat import Chat
 from selfdistill.contexts import Template, load_templates
 from selfdistill.distributed import World
 from selfdistill.methods import Method, build_method
 from selfdistill.policy import Lora, Policy, load_policy
+from selfdistill.sharding import Parallel
 from selfdistill.teachers import Teachers
 from selfdistill.training import Clock, Limits, StepResult, Trainer
 from selfdistill.types import Example, External, Message, Rollout, RolloutGroup, Verdict
@@ -146,10 +148,15 @@ class Bench:
         """What the last step left, by parameter name."""
         named = self.policy.model.named_parameters()
         return {
-            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+            name: whole(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone())
             for name, parameter in named
             if parameter.requires_grad
         }
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the shards of all ranks."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def make_bench(
@@ -162,13 +169,19 @@ def make_bench(
     limits: Limits | None = None,
     move: Callable[[Policy], None] | None = None,
     external: Mapping[External, Policy] | None = None,
+    parallel: Parallel | None = None,
 ) -> Bench:
     """A trainer around a policy. ``move`` changes the student after its teachers have been copied."""
     method = build_method(name, knobs)
     needed = {role.weights for role in method.roles().values()}
-    teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external)
+
+    def place(one: Policy) -> None:
+        one.place(parallel or Parallel(), torch.device("cpu"))
+
+    teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, place=place)
     if move is not None:
         move(policy)
+    place(policy)
     trainer = Trainer(
         policy,
         teachers,
@@ -180,7 +193,7 @@ def make_bench(
         clip_norm=0.0,
         limits=limits or Limits(),
         thinking=None,
-        world=World(),
+        world=World.current(),
     )
     return Bench(policy, chat, templates, method, trainer)
 

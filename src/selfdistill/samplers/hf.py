@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from selfdistill.policy import Policy
+from selfdistill.samplers.uniform import uniform
+from selfdistill.seeds import derive
 from selfdistill.types import Completion
 
 COMPACT_BELOW = 0.75
@@ -41,31 +43,38 @@ class HFSampler:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, count: int, max_tokens: int, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        max_tokens: int,
+        seed: int,
+        ordinals: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """``count`` completions of at most ``max_tokens`` tokens for every prompt, in order.
 
         Log-probabilities are the model's own at temperature 1, whatever the decoding: they are what training compares
-        with. The same seed, prompts and limits draw the same completions.
+        with. Every completion has random numbers of its own, named by the seed, its prompt's ordinal and its place
+        among the prompt's completions: what it says does not depend on ``max_rows`` or on who is drawn beside it.
         """
-        generator = torch.Generator(device=self.policy.device).manual_seed(seed)
+        ordinals = range(len(prompts)) if ordinals is None else ordinals
         # Prompts of one length need no padding and no mask.
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         per_batch = max(1, self.max_rows // count)
         results: dict[int, list[Completion]] = {}
-        for start in range(0, len(order), per_batch):
-            chosen = order[start : start + per_batch]
-            drawn = self._sample_batch([prompts[i] for i in chosen], count, max_tokens, generator)
-            results.update({i: drawn[k * count : (k + 1) * count] for k, i in enumerate(chosen)})
+        with self.policy.whole():
+            for start in range(0, len(order), per_batch):
+                chosen = order[start : start + per_batch]
+                seeds = [derive(seed, ordinals[i], k) for i in chosen for k in range(count)]
+                drawn = self._sample_batch([prompts[i] for i in chosen], seeds, max_tokens)
+                results.update({i: drawn[k * count : (k + 1) * count] for k, i in enumerate(chosen)})
         return [results[i] for i in range(len(prompts))]
 
-    def _sample_batch(
-        self, prompts: list[Sequence[int]], count: int, max_tokens: int, generator: torch.Generator
-    ) -> list[Completion]:
-        device = self.policy.device
+    def _sample_batch(self, prompts: list[Sequence[int]], seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+        device, rows = self.policy.device, len(seeds)
         stops = torch.tensor(self.stop_ids, device=device)
-        state = _Prefill.of(self.policy, prompts, count)
-        rows = len(prompts) * count
+        state = _Prefill.of(self.policy, prompts, rows // len(prompts))
+        seed_B = torch.tensor(seeds, device=device)
         ids_BT = torch.zeros(rows, max_tokens, dtype=torch.long, device=device)
         logprob_BT = torch.zeros(rows, max_tokens, dtype=torch.float64, device=device)
         length_B = torch.full((rows,), max_tokens, device=device)
@@ -73,7 +82,7 @@ class HFSampler:
         alive = torch.arange(rows, device=device)
         logprobs = state.logprobs
         for t in range(max_tokens):
-            token = draw(logprobs, self.decoding, generator)
+            token = draw(logprobs, self.decoding, uniform(seed_B[alive], t))
             ids_BT[alive, t] = token
             logprob_BT[alive, t] = logprobs.gather(-1, token[:, None]).squeeze(-1).double()
             stopped = torch.isin(token, stops) & ~done_B[alive]
@@ -90,8 +99,8 @@ class HFSampler:
         return _completions(ids_BT, logprob_BT, length_B, done_B)
 
 
-def draw(logprobs_BV: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
-    """One token id per row."""
+def draw(logprobs_BV: Tensor, decoding: Decoding, uniform_B: Tensor) -> Tensor:
+    """One token id per row: where a uniform number in [0, 1) falls among the row's cumulative probabilities."""
     if decoding.temperature == 0:
         return logprobs_BV.argmax(-1)
     scaled = torch.log_softmax(logprobs_BV / decoding.temperature, -1)
@@ -103,7 +112,11 @@ def draw(logprobs_BV: Tensor, decoding: Decoding, generator: torch.Generator) ->
         # The token that crosses the threshold stays: the nucleus is the smallest set with at least that mass.
         beyond = ordered.cumsum(-1) - ordered >= decoding.top_p
         scaled = scaled.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), float("-inf"))
-    return torch.multinomial(scaled.softmax(-1), 1, generator=generator).squeeze(-1)
+    cumulative = scaled.softmax(-1).cumsum(-1)
+    total = cumulative[:, -1:]
+    # Below the total also where rounding says otherwise, so that the token found has a probability above 0.
+    wanted = (uniform_B[:, None].to(total.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
 
 
 class _Prefill:
@@ -129,17 +142,11 @@ class _Prefill:
         cache = DynamicCache(config=policy.causal_lm.config.get_text_config())
         cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         position_PL = (mask_PL.cumsum(-1) - 1).clamp_min(0)
-        output = policy.causal_lm.get_decoder()(
-            input_ids=ids_PL,
-            attention_mask=mask_PL.long() if padded else None,
-            position_ids=position_PL,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        mask = mask_PL if padded else None
+        state = cls(policy, cache, mask, length_P, policy.next_token(ids_PL, mask, position_PL, cache))
         rows = torch.arange(len(prompts), device=device).repeat_interleave(count)
-        state = cls(policy, cache, mask_PL if padded else None, length_P, output.last_hidden_state[:, -1])
         state.keep(rows)
-        state.logprobs = state._read(state.logprobs[rows])
+        state.logprobs = state.logprobs[rows]
         return state
 
     def keep(self, rows: Tensor) -> None:
@@ -152,18 +159,9 @@ class _Prefill:
         """Feed one token per row; returns the next log-probabilities [B, V]."""
         if self.mask_BL is not None:
             self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(token_B), 1)], 1)
-        output = self.policy.causal_lm.get_decoder()(
-            input_ids=token_B[:, None],
-            attention_mask=self.mask_BL.long() if self.mask_BL is not None else None,
-            position_ids=self.position_B[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        logprobs = self.policy.next_token(token_B[:, None], self.mask_BL, self.position_B[:, None], self.cache)
         self.position_B = self.position_B + 1
-        return self._read(output.last_hidden_state[:, -1])
-
-    def _read(self, hidden_BD: Tensor) -> Tensor:
-        return self.policy.head_of(hidden_BD).logprobs(slice(None))
+        return logprobs
 
 
 class InPlaceLayer(DynamicLayer):

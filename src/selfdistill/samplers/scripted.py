@@ -14,7 +14,13 @@ class ScriptedSampler:
         self.script = script
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, count: int, max_tokens: int, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        max_tokens: int,
+        seed: int,
+        ordinals: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """The first ``count`` completions written for each prompt, cut at ``max_tokens``.
 

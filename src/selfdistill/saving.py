@@ -1,0 +1,110 @@
+"""A run's weights, optimiser and averaged teacher on disk and back, whatever the number of ranks.
+
+Whole weights are written as one file by rank 0, beside the model's own directory. Shards are written by every rank in
+the format of ``torch.distributed.checkpoint``, which is read again at any number of ranks, sharded or whole.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+from selfdistill.distributed import ALONE, World
+from selfdistill.policy import Policy, load_weights
+from selfdistill.sharding import put
+from selfdistill.teachers import Teachers
+
+WHOLE = "training.pt"
+SHARDS = "shards"
+
+
+def save_state(
+    folder: Path, policy: Policy, optimiser: torch.optim.Optimizer, teachers: Teachers, world: World
+) -> None:
+    """Write what a resume needs besides the model's directory, and of shards also the weights. Every rank must call."""
+    if policy.sharded:
+        state = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
+        with _one_process_is_meant():
+            state_dict_saver.save(state, checkpoint_id=folder / SHARDS, no_dist=world.size == 1)
+    elif world.first:
+        torch.save({"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict()}, folder / WHOLE)
+
+
+def load_state(
+    folder: Path, policy: Policy, optimiser: torch.optim.Optimizer, teachers: Teachers, world: World
+) -> None:
+    """Put back what :func:`save_state` and the model's directory hold, bit for bit. Every rank must call."""
+    if (folder / SHARDS).is_dir():
+        _make_room(folder, policy, optimiser)
+        state = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
+        _load(state, folder, world)
+        return
+    load_weights(policy, folder / "model")
+    stored: dict[str, Any] = torch.load(folder / WHOLE, weights_only=True)
+    teachers.load_state_dict(stored["teachers"])
+    if not policy.sharded:
+        optimiser.load_state_dict(stored["optimiser"])
+        return
+    for place, parameter in enumerate(policy.trainable()):
+        for key, value in stored["optimiser"]["state"].get(place, {}).items():
+            room = torch.zeros_like(parameter) if value.shape == parameter.shape else torch.zeros_like(value)
+            put(room, value)
+            optimiser.state[parameter][key] = room
+
+
+def load_shards(folder: Path, policy: Policy) -> None:
+    """Put a sharded checkpoint's weights alone into a whole policy."""
+    _load(_weights(policy), folder, ALONE)
+
+
+def _load(state: dict[str, Tensor], folder: Path, world: World) -> None:
+    """Fill the tensors in place."""
+    with _one_process_is_meant():
+        state_dict_loader.load(state, checkpoint_id=folder / SHARDS, no_dist=world.size == 1)
+
+
+@contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    """Also where ``no_dist`` says so, torch warns that it assumes a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+        yield
+
+
+def _weights(policy: Policy) -> dict[str, Tensor]:
+    """What is trained; the rest is as it was loaded."""
+    named = policy.model.named_parameters()
+    return {f"model.{name}": parameter.detach() for name, parameter in named if parameter.requires_grad}
+
+
+def _moments(policy: Policy, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's numbers, by the names of their parameters: indices would mean another thing in another model."""
+    return {
+        f"optimiser.{name}.{key}": value
+        for name, parameter in policy.model.named_parameters()
+        if parameter.requires_grad
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def _averages(teachers: Teachers) -> dict[str, Tensor]:
+    return {f"teachers.{name}": average.detach() for name, average in teachers.state_dict().items()}
+
+
+def _make_room(folder: Path, policy: Policy, optimiser: torch.optim.Optimizer) -> None:
+    """Give the fresh optimiser the numbers that the stored one has, all zero: what is loaded is loaded into them."""
+    stored: Mapping[str, Any] = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
+    for name, parameter in policy.model.named_parameters():
+        start = f"optimiser.{name}."
+        for entry, found in stored.items():
+            if entry.startswith(start):
+                like = parameter if found.size == parameter.shape else torch.zeros(found.size)
+                optimiser.state[parameter][entry.removeprefix(start)] = torch.zeros_like(like)
