@@ -116,6 +116,8 @@ class World:
 
 ALONE = World()
 """One process on its own."""
+SIGNS_OF_LOSS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "remote process exited")
+"""What gloo and NCCL say when another process is gone."""
 
 
 def _add(grads: Sequence[Tensor]) -> None:
@@ -210,7 +212,5 @@ def _first_to_speak() -> bool:
 
 def is_lost(error: RuntimeError) -> bool:
     """Whether an error says that another process does not answer any more."""
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
-        return True
-    text = str(error)
-    return any(word in text for word in ("gloo", "Connection closed by peer", "Connection reset by peer"))
+    # gloo and NCCL have no error types of their own for it.
+    return isinstance(error, dist.DistNetworkError) or any(word in str(error) for word in SIGNS_OF_LOSS)
