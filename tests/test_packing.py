@@ -76,7 +76,7 @@ def alone(states: Sequence[Tensor], places: Tensor, window: int | None) -> Tenso
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3).transpose(0, 1)
 
 
-@pytest.mark.parametrize("queries", [512, 2])
+@pytest.mark.parametrize("queries", [512, 2, 1])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("share_from", [1, 4, 1000])
 def test_attention_over_the_pack_is_that_of_each_sequence_alone(

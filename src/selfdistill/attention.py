@@ -17,7 +17,7 @@ from selfdistill.types import Layout, Siblings
 
 NAME = "packed_sdpa"
 LAYERS = {"full_attention", "sliding_attention"}
-QUERIES = 512
+QUERIES = 256
 """Queries that see ancestors are taken so many at a time: their mask is [queries, keys], not [length, length]."""
 
 
@@ -91,17 +91,21 @@ def _attend(
     window: int | None,
 ) -> Tensor:
     """What the siblings' own tokens attend to, [S · own, heads, dim]."""
-    ancestors = siblings.key_SK.shape[1] - siblings.own
-    query_SHLD = _rows(query_THD, siblings.key_SK[:, ancestors:], 1)
+    length, own = siblings.key_SK.shape[1], siblings.own
+    ancestors = length - own
     shared = query_THD.shape[1] // key_THD.shape[1]
     key_SHKD, value_SHKD = (_rows(states, siblings.key_SK, shared) for states in (key_THD, value_THD))
     attend_ = torch.nn.functional.scaled_dot_product_attention
-    if not ancestors and (window is None or siblings.own <= window):
-        found_SHLD = attend_(query_SHLD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
-        return found_SHLD.transpose(1, 2).flatten(0, 1)
+    # Without a mask no pair above the diagonal is computed. That is worth asking for the few ancestors as well, whose
+    # ancestors²/2 pairs nobody reads; behind many, a mask costs less: half a square of own tokens, or of a block.
+    if (window is None or length <= window) and ancestors**2 <= own * min(own, QUERIES):
+        query_SHKD = _rows(query_THD, siblings.key_SK, 1)
+        found_SHKD = attend_(query_SHKD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
+        return found_SHKD[:, :, ancestors:].transpose(1, 2).flatten(0, 1)
+    query_SHLD = _rows(query_THD, siblings.key_SK[:, ancestors:], 1)
     parts = []
-    for start in range(0, siblings.own, QUERIES):
-        end = min(start + QUERIES, siblings.own)
+    for start in range(0, own, QUERIES):
+        end = min(start + QUERIES, own)
         position = torch.arange(ancestors + start, ancestors + end, device=query_THD.device)[:, None]
         seen = slice(0 if window is None else max(0, ancestors + start - window + 1), ancestors + end)
         other = torch.arange(seen.start, seen.stop, device=query_THD.device)[None]

@@ -193,7 +193,7 @@ def load_policy(
         model = _add_lora(model, lora, path, seed)
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
     _check_head(policy, path)
-    policy.packs = _packs(policy)
+    allow_packing(policy)
     return policy, chat
 
 
@@ -360,10 +360,10 @@ def _check_head(policy: Policy, path: str) -> None:
 
 
 @torch.no_grad()
-def _packs(policy: Policy) -> bool:
-    """Whether packed tokens come out as they do row by row; if so, the model attends by layout from now on."""
+def allow_packing(policy: Policy) -> None:
+    """Let batches be packed if the model's layers allow it and packed tokens come out as they do row by row."""
     if not packable(policy.causal_lm):
-        return False
+        return
     sequences = [tuple(n % policy.real_vocabulary for n in ids) for ids in ((4, 5, 6, 7, 8), (4, 5, 6, 1), (2, 3, 4))]
     decoder = policy.causal_lm.get_decoder()
     rows = [torch.tensor([ids], device=policy.device) for ids in sequences]
@@ -374,10 +374,9 @@ def _packs(policy: Policy) -> bool:
         made.ids_T[None], torch.zeros_like(places), places, places, made.position_T[None], made.layout
     )
     install(policy.causal_lm)
-    if _same(policy.readout(batch).hidden_ND, expected):
-        return True
-    uninstall(policy.causal_lm)
-    return False
+    policy.packs = _same(policy.readout(batch).hidden_ND, expected)
+    if not policy.packs:
+        uninstall(policy.causal_lm)
 
 
 def _same(actual: Tensor, expected: Tensor) -> bool:

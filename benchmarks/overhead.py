@@ -1,0 +1,202 @@
+"""What a method's further contexts cost: a whole step of each method over the step of GRPO, sampling included.
+
+    python benchmarks/overhead.py
+    python benchmarks/overhead.py --rounds 1 --cases short --methods antisd sdpo --out /tmp/overhead.json
+
+Everything runs in one process, by turns: in every round each method makes a step on the same problems, under weights
+that stand still, with the same seed, so that all of them train on the same completions. A ratio is the median over
+rounds of a method's step over GRPO's in the same round. In the case ``long`` completions never stop, so that sampling
+dominates; every completion has a context in both cases, by feedback that is known beforehand. A method that samples
+from its teacher too draws as many completions in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from our_side import TimedSampler
+from processes import origin, say, write
+from workload import FixedFeedback, StepSample, StepTimer
+
+from selfdistill.assembly import Parts, assemble
+from selfdistill.collecting import Collector
+from selfdistill.config import load_config
+from selfdistill.methods import METHODS
+from selfdistill.samplers.hf import HFSampler
+from selfdistill.seeds import derive
+from selfdistill.training import Clock
+
+BASELINE = "grpo"
+MODEL = "countdown-base"
+BARS: Mapping[str, Mapping[str, float]] = {
+    "short": {"antisd": 1.25, "sdpo": 1.25, "credit": 1.40, "purified": 1.50},
+    "long": {"antisd": 1.10, "sdpo": 1.10, "credit": 1.15, "purified": 1.20},
+}
+LONG = 1024
+"""Tokens of each completion in the case ``long``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A method ready to make steps."""
+
+    parts: Parts
+    collector: Collector
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    known = [name for name, method in METHODS.items() if method.on_policy and name != BASELINE]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--cases", nargs="+", default=list(BARS), choices=list(BARS), help="(default: %(default)s)")
+    add("--methods", nargs="+", default=known, choices=known, help="beside GRPO (default: all that sample)")
+    add("--prompts", type=int, default=8, help="problems in a step (default: %(default)s)")
+    add("--completions", type=int, default=8, help="completions of each (default: %(default)s)")
+    add("--rounds", type=int, default=5, help="timed rounds; those of the long case are half as many (%(default)s)")
+    add("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the first round (default: %(default)s)")
+    add("--out", type=Path, help="where the JSON goes (default: benchmarks/results/overhead.json)")
+    return parser.parse_args(arguments)
+
+
+@contextmanager
+def model_of(case: str) -> Iterator[str]:
+    """The shipped model; for long completions with a window that holds them and their prompts."""
+    if case == "short":
+        yield MODEL
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        resources.as_file(resources.files("selfdistill") / "models") as models,
+    ):
+        target = Path(folder) / MODEL
+        shutil.copytree(models / MODEL, target)
+        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        config["max_position_embeddings"] = 4 * LONG
+        (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield str(target)
+
+
+def build(method: str, case: str, model: str, options: argparse.Namespace) -> Arm:
+    """The shipped config of a method with weights that stand still."""
+    sources = len(METHODS[method]().sources())
+    pairs = {
+        "model.path": model,
+        "seed": options.seed,
+        "sampling.prompts": options.prompts,
+        "sampling.completions": max(1, options.completions // sources),
+        # AdamW moves each weight by about this much: no float32 of the model changes.
+        "optimiser.learning_rate": 1e-12,
+        **({"sampling.max_tokens": LONG} if case == "long" else {}),
+    }
+    parts = assemble(load_config(f"countdown-{method}", [f"{key}={value}" for key, value in pairs.items()]))
+    if case == "long" and isinstance(parts.collector.sampler, HFSampler):
+        parts.collector.sampler.stop_ids = ()
+        parts.chat.stop_ids = ()
+    return Arm(parts, replace(parts.collector, task=FixedFeedback(parts.task)))
+
+
+def one_step(arm: Arm, options: argparse.Namespace, number: int) -> StepSample:
+    """Sample, judge, update."""
+    first = number * options.prompts
+    examples = [arm.parts.examples[(first + i) % len(arm.parts.examples)] for i in range(options.prompts)]
+    timer, clock = StepTimer(), Clock()
+    with timer.phases.phase("views"):
+        sampler = TimedSampler(arm.collector.sampler, timer.phases)
+        collector = replace(arm.collector, sampler=sampler)
+        groups = collector.groups(examples, seed=derive(options.seed, "sampling", number), version=number)
+    result = arm.parts.trainer.step(groups, step=number + 1, clock=clock)
+    for name, seconds in clock.seconds.items():
+        timer.phases.seconds[name] = timer.phases.seconds.get(name, 0.0) + seconds
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return timer.sample(
+        {
+            "completions": len(rollouts),
+            "completion tokens": sum(len(rollout.completion_ids) for rollout in rollouts),
+            "tokens trained": sum(len(view.completion_ids) for view in result.views),
+            "contexts scored": sum(len(view.prompts) for view in result.views),
+            "their prompts' tokens": sum(len(ids) for view in result.views for ids in view.prompts.values()),
+        }
+    )
+
+
+def measure(case: str, options: argparse.Namespace) -> dict[str, list[StepSample]]:
+    """Timed steps of every method, by turns; the first round is not counted."""
+    found: dict[str, list[StepSample]] = {name: [] for name in (BASELINE, *options.methods)}
+    rounds = options.rounds if case == "short" else (options.rounds + 1) // 2
+    with model_of(case) as model:
+        arms = {name: build(name, case, model, options) for name in found}
+        for number in range(rounds + 1):
+            for name, arm in arms.items():
+                sample = one_step(arm, options, number)
+                if number:
+                    found[name].append(sample)
+            say(f"{case}: round {number} of {rounds}")
+    return found
+
+
+def summary(case: str, found: Mapping[str, Sequence[StepSample]]) -> list[dict[str, Any]]:
+    """A row a method: its ratio by round, its phases, its work, and the bar if there is one."""
+    rows = []
+    for name, samples in found.items():
+        pairs = list(zip(samples, found[BASELINE], strict=True))
+        wall = [mine.seconds / base.seconds for mine, base in pairs]
+        bar = BARS[case].get(name)
+        rows.append(
+            {
+                "method": name,
+                "seconds": median(sample.seconds for sample in samples),
+                "ratio": median(wall),
+                "ratio_by_round": wall,
+                "ratio_of_processor_seconds": median(mine.cpu_seconds / base.cpu_seconds for mine, base in pairs),
+                "phases": {
+                    phase: median(sample.phases.get(phase, 0.0) for sample in samples) for phase in samples[0].phases
+                },
+                "work": {key: median(sample.work[key] for sample in samples) for key in samples[0].work},
+                "most": bar,
+                "reached": None if bar is None else median(wall) <= bar,
+            }
+        )
+    return rows
+
+
+def table(case: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows for the terminal."""
+    mean = rows[0]["work"]["completion tokens"] / rows[0]["work"]["completions"]
+    lines = [f"{case}: {mean:.0f} tokens a completion"]
+    lines.append(f"{'':14}{'s':>8}{'sampling':>10}{'teacher':>9}{'student':>9}{'ratio':>8}{'processor':>11}{'bar':>7}")
+    for row in rows:
+        phases = [row["phases"].get(name, 0.0) for name in ("generation", "teacher", "student")]
+        lines.append(
+            f"{row['method']:14}{row['seconds']:8.2f}{phases[0]:10.2f}{phases[1]:9.2f}{phases[2]:9.2f}{row['ratio']:8.3f}"
+            f"{row['ratio_of_processor_seconds']:11.3f}"
+            + (f"{row['most']:7.2f} {'yes' if row['reached'] else 'NO'}" if row["most"] else "")
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    cases = {case: summary(case, measure(case, options)) for case in options.cases}
+    settings = {name: getattr(options, name) for name in ("prompts", "completions", "rounds", "seed")}
+    write({**origin(options.threads), "model": MODEL, **settings, "cases": cases}, "overhead", options.out)
+    print("\n\n".join(table(case, rows) for case, rows in cases.items()))
+
+
+if __name__ == "__main__":
+    main()
