@@ -106,6 +106,12 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[int], str]] = {
         [2, 5],
         "25% of the tokens left the clip range of importance ratios (limit 20%)",
     ),
+    "an engine that is not the learner": (
+        "sampler_gap",
+        column("sampler_gap", [0.02, 0.12, 0.1, 0.05]),
+        [3],
+        "the learner's log-probabilities differ from the sampler's by 0.1100 nats a token (limit 0.1)",
+    ),
     # Gaps .03, .01, −.02 and −.04: means of two .02, −.005 at step 3.
     "u does not tell right from wrong": (
         "teacher_worse",

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "taskconfig", "config", "alarms"),
+    ("types", "errors", "taskconfig", "samplerconfig", "config", "alarms"),
     (
         "objectives",
         "head",
@@ -50,10 +50,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "launch",
         "findings",
     ),
-    ("rollouts", "views", "batching", "scoring", "teachers", "methods", "comparison", "trackers", "doctor"),
+    (
+        "rollouts",
+        "views",
+        "batching",
+        "scoring",
+        "teachers",
+        "methods",
+        "comparison",
+        "trackers",
+        "doctor",
+        "importance",
+    ),
     ("training", "evaluation", "inspection", "inspection_tables", "collecting", "saving"),
-    ("teaching", "reference", "measuring", "watching", "inspection_files"),
-    ("tasking",),
+    ("teaching", "reference", "measuring", "watching", "inspection_files", "drawing"),
+    ("tasking", "engines"),
     ("assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants"),
     ("starting",),
     ("cli",),
@@ -68,12 +79,16 @@ SIDEWAYS = {
     ("config", "errors"),
     ("config", "types"),
     ("taskconfig", "errors"),
+    ("config", "samplerconfig"),
+    ("samplerconfig", "taskconfig"),  # for what every table shares: it refuses unknown keys
     ("config", "taskconfig"),  # the task's table is the longest part of a config and has a file of its own
     ("config", "alarms"),  # a config names the alarms that end a run
     ("head", "objectives"),  # the head reports entropies, and there is one formula for them
     ("policy", "chat"),  # a model is loaded and saved together with its tokenizer
     ("samplers", "policy"),  # the Transformers sampler draws from the very weights that are trained
     ("checkpoint", "distributed"),  # a folder that all ranks fill is finished by one
+    ("samplers", "chat"),  # weights that are handed over are saved with their tokenizer
+    ("samplers", "distributed"),  # by all ranks together
     ("scoring", "batching"),  # scoring packs what it scores
     ("scoring", "teachers"),  # and asks for each role's weights
     ("views", "methods"),  # a method says which contexts it wants
@@ -89,7 +104,8 @@ SIDEWAYS = {
 
 ONLY_FOR = {
     "config": {"assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants", "starting", "cli"},
-    "taskconfig": {"config", "tasking", "datacheck", "cli"},
+    "taskconfig": {"config", "samplerconfig", "tasking", "datacheck", "cli"},
+    "samplerconfig": {"config", "engines", "assembly"},
 }
 """Config stops at the door: the rooms that may import a room, where not every room above may."""
 

@@ -54,6 +54,7 @@ class Thresholds:
     no_signal: float
     ratio: float
     clipped: float
+    sampler_gap: float
     u_gap: float
     reward_gap: float
     gradient: float
@@ -236,6 +237,18 @@ def _ratio(history: History, at: Thresholds) -> Reading | None:
     return max(readings, key=lambda one: one.value / one.limit, default=None)
 
 
+def _sampler(history: History, at: Thresholds) -> Reading | None:
+    numbers = history.of("sampler_gap", least=at.window)
+    if not numbers:
+        return None
+    now = fmean(numbers[-at.window :])
+    evidence = (
+        f"over the last {at.window} steps the learner's log-probabilities differ from the sampler's by {now:.4f} nats "
+        f"a token (limit {at.sampler_gap:g})"
+    )
+    return Reading(now, at.sampler_gap, evidence)
+
+
 def _teacher(history: History, at: Thresholds) -> Reading | None:
     theirs, ours = history.of("teacher_reward", least=at.window), history.of("reward", least=at.window)
     if theirs and ours:
@@ -339,6 +352,12 @@ ALARMS: Mapping[str, Rule] = {
         "the policy that is trained has left the one that sampled",
         _ratio,
         "lower the learning rate or optimiser.updates, and check that sampler and learner score alike",
+    ),
+    "sampler_gap": Rule(
+        "the engine that samples and the learner disagree on the same tokens",
+        _sampler,
+        "look whether the engine holds the learner's weights (a CPU server: sampler.receiver), and compare number "
+        "types and kernels; with sampler.overlap lower the learning rate",
     ),
     "teacher_worse": Rule(
         "what the teacher knows does not help",

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from selfdistill.collecting import Collector
 from selfdistill.config import LimitsConfig, ModelConfig, OptimiserConfig, ParallelConfig, RunConfig
 from selfdistill.contexts import Template, apply, load_templates
 from selfdistill.distributed import World
+from selfdistill.drawing import Drawer
+from selfdistill.engines import build_engine
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import Method, build_method
 from selfdistill.policy import Lora, Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.rollouts import fitting, fitting_solutions
+from selfdistill.samplerconfig import EngineConfig
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.sharding import Parallel
 from selfdistill.tasking import build_task, remarks_on
@@ -47,6 +51,7 @@ class Parts:
     collector: Collector
     sampler: Sampler
     evaluator: HFSampler
+    drawer: Drawer
     examples: list[Example]
     held_out: list[Example]
     unfit: Counter[str]
@@ -54,8 +59,13 @@ class Parts:
     origin: str
 
 
-def assemble(config: RunConfig) -> Parts:
+def assemble(
+    config: RunConfig, *, folder: Path | None = None, say: Callable[[str], None] = lambda sentence: None
+) -> Parts:
     """Build every part of a run.
+
+    ``folder`` is the run's own, for weights on their way to an engine; without one no engine is used. ``say`` hears of
+    servers that fail.
 
     Raises:
         UserError: one sentence for the first thing that cannot be right.
@@ -92,6 +102,7 @@ def assemble(config: RunConfig) -> Parts:
         world=world,
         seed=config.seed,
         updates=config.optimiser.updates,
+        importance_cap=config.sampler.importance_cap if isinstance(config.sampler, EngineConfig) else None,
     )
     collector, evaluator = build_samplers(config, task, method, templates, policy, chat, teachers)
     return Parts(
@@ -106,6 +117,7 @@ def assemble(config: RunConfig) -> Parts:
         collector=collector,
         sampler=collector.sampler,
         evaluator=evaluator,
+        drawer=build_drawer(config, collector, policy, folder, say),
         examples=examples,
         held_out=held_out,
         unfit=unfit,
@@ -205,6 +217,28 @@ def build_parallel(config: ParallelConfig) -> Parallel:
         activation_checkpointing=config.activation_checkpointing,
         cpu_offload=config.cpu_offload,
         **types,
+    )
+
+
+def build_drawer(
+    config: RunConfig, collector: Collector, policy: Policy, folder: Path | None, say: Callable[[str], None]
+) -> Drawer:
+    """What a run takes its completions from: the learner itself, or the engine that the config names."""
+    sampler = config.sampler
+    if folder is None or not isinstance(sampler, EngineConfig):
+        return Drawer(collector, policy, None, seed=config.seed)
+    engine = build_engine(
+        sampler,
+        policy,
+        collector.chat,
+        collector.decoding,
+        model=config.model.path,
+        dtype=config.model.dtype,
+        folder=folder / "weights",
+        say=say,
+    )
+    return Drawer(
+        collector, policy, engine, seed=config.seed, overlap=sampler.overlap, max_staleness=sampler.max_staleness
     )
 
 

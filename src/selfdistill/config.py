@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from selfdistill.alarms import ALARMS
 from selfdistill.errors import ConfigError
+from selfdistill.samplerconfig import SAMPLER_KINDS, HFConfig, SamplerConfig
 from selfdistill.taskconfig import CountdownConfig, Strict, TaskConfig, fill_from_preset, task_configs
 
 
@@ -146,6 +147,9 @@ class AlarmsConfig(Strict):
     no_signal: float = Field(0.8, gt=0, le=1, description="no_signal: share of groups that teach nothing.")
     ratio: float = Field(0.1, gt=0, description="importance_ratios: distance of the mean ratio from 1.")
     clipped: float = Field(0.2, gt=0, le=1, description="importance_ratios: share of tokens outside the clip range.")
+    sampler_gap: float = Field(
+        0.1, gt=0, description="sampler_gap: nats a token between the learner and another engine that samples."
+    )
     u_gap: float = Field(
         0.0, description="teacher_worse: mean u a token of correct completions above that of wrong ones, in nats."
     )
@@ -177,6 +181,7 @@ class RunConfig(Strict):
     reward: str | None = Field(None, description="Reward function of one's own, as 'package.module:function'.")
     method: dict[str, Any] = Field(description="name, and the method's knobs.")
     sampling: SamplingConfig = SamplingConfig()
+    sampler: SamplerConfig = HFConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -331,10 +336,11 @@ def _is_union(annotation: Any) -> bool:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    kinds = {*task_configs(), "text", "source"}
+    kinds = {*task_configs(), "text", "source", *SAMPLER_KINDS}
     where = ".".join(str(part) for part in first["loc"] if part not in kinds)
     if first["type"] == "union_tag_not_found":
-        return f'{where}: no kind; write for example {where}.kind = "countdown"'
+        example = "vllm" if where == "sampler" else "countdown"
+        return f'{where}: no kind; write for example {where}.kind = "{example}"'
     if first["type"] == "union_tag_invalid":
         return f"{where}: unknown kind {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}"
     got = "" if first["type"] == "missing" else f" (got {first['input']!r})"

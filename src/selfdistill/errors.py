@@ -25,3 +25,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot go on (for example a loss that is not a number)."""
+
+
+class SamplerError(UserError):
+    """An engine that cannot be used, or no longer answers."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from selfdistill.alarms import AlarmWatch, Thresholds
 from selfdistill.assembly import assemble
 from selfdistill.config import RunConfig
 from selfdistill.distributed import World
-from selfdistill.errors import CheckpointError, TrainingError
+from selfdistill.errors import CheckpointError, SamplerError, TrainingError
 from selfdistill.evaluation import evaluate
 from selfdistill.head import STUDENT
 from selfdistill.measuring import described, drawn, separation, taught
@@ -64,7 +65,7 @@ class Run:
         if resume and not exists:
             progress.say(f"nothing to resume in {folder}: starting a new run")
         require(config.sinks)
-        self.parts = assemble(config)
+        self.parts = assemble(config, folder=folder, say=progress.say)
         self.config = self.parts.config
         self.counters = Counters()
         self.saved_step = 0
@@ -86,6 +87,12 @@ class Run:
 
     def train(self, stop: StopRequest) -> dict[str, Any]:
         """Train to the last step or until asked to stop; returns the summary."""
+        try:
+            return self._train(stop)
+        finally:
+            self.parts.drawer.close()
+
+    def _train(self, stop: StopRequest) -> dict[str, Any]:
         parts, config, now = self.parts, self.config, self.counters
         for remark in parts.remarks:
             self.progress.say(f"data: {remark}")
@@ -102,12 +109,11 @@ class Run:
                 now.before = self._evaluate()
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
-        order = batches(len(parts.examples), config.sampling.prompts, seed=config.seed, first_step=now.step + 1)
+        lessons = pairwise(self._lessons())
         while now.step < config.steps and not self._stopped(stop) and not self._alarmed():
             clock = Clock()
-            examples = epoch_examples(parts.examples, next(order), first=now.step * config.sampling.prompts)
             with clock.phase("generation"):
-                groups = self._collect(examples, now.step + 1)
+                groups = self._collect(*next(lessons))
             try:
                 result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
             except TrainingError as error:
@@ -135,9 +141,23 @@ class Run:
         stop.signal = self.world.max(stop.signal or 0) or None
         return stop.requested
 
-    def _collect(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
-        seed = derive(self.config.seed, "sampling", step)
-        return self.parts.collector.groups(examples, seed=seed, version=step - 1)
+    def _lessons(self) -> Iterator[list[Example]]:
+        """Every step's examples, from the next step on."""
+        per_step, examples = self.config.sampling.prompts, self.parts.examples
+        first = self.counters.step
+        order = batches(len(examples), per_step, seed=self.config.seed, first_step=first + 1)
+        for step, indices in enumerate(order, start=first):
+            yield epoch_examples(examples, indices, first=step * per_step)
+
+    def _collect(self, examples: Sequence[Example], following: Sequence[Example]) -> list[RolloutGroup]:
+        step = self.counters.step + 1
+        try:
+            return self.parts.drawer.groups(step, examples, following if step < self.config.steps else None)
+        except SamplerError:
+            # All that was learnt up to here is kept, however long ago the last checkpoint was due.
+            if self.counters.step > self.saved_step:
+                self._save(export=True)
+            raise
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the student, keep it if it is the best so far, and write both down."""
@@ -206,6 +226,7 @@ class Run:
             if export or not parts.policy.sharded:
                 self._export(folder / "model")
             save_state(folder, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
+            parts.drawer.save(folder)
             if self.world.first:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 counters = {name: getattr(now, name) for name in now.__slots__}
@@ -236,6 +257,7 @@ class Run:
             self.counters = Counters(**stored["counters"])
             self.saved_step = self.counters.step
             load_state(path, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
+            parts.drawer.load(path)
             if parts.trainer.state is not None:
                 parts.trainer.state.load_state_dict(stored["method"])
             self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
@@ -311,7 +333,10 @@ def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[s
     ours = json.loads(json.dumps(config.model_dump()))
     # A table that the folder's config lacks is younger than the run, which was made as its defaults say.
     defaults = json.loads(json.dumps(RunConfig(method={}).model_dump()))
-    stored = {**{key: defaults[key] for key in ("alarms", "parallel", "sinks", "stop_on")}, **stored}
+    stored = {**{key: defaults[key] for key in ("alarms", "parallel", "sampler", "sinks", "stop_on")}, **stored}
+    stored["alarms"] = {**defaults["alarms"], **stored["alarms"]}
+    # Where servers are and how patient a run is with them changes no step either.
+    stored, ours = ({**table, "sampler": _numeric(table["sampler"])} for table in (stored, ours))
     for path in may_change:
         table, _, key = path.rpartition(".")
         for settings in (stored, ours):
@@ -322,6 +347,11 @@ def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[s
             raise CheckpointError(
                 f"{folder} was made with another config: {where}; resume with the same, or choose another --out"
             )
+
+
+def _numeric(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a ``sampler`` table what changes the steps."""
+    return {key: sampler[key] for key in ("kind", "importance_cap", "overlap") if key in sampler}
 
 
 def _difference(key: str, stored: Any, ours: Any) -> str:

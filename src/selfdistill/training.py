@@ -16,7 +16,8 @@ from selfdistill.chat import Chat
 from selfdistill.contexts import Template
 from selfdistill.distributed import World
 from selfdistill.errors import TrainingError
-from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob, SliceResult
+from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob, SliceResult, TokenLoss, TokenMetrics
+from selfdistill.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
 from selfdistill.methods.base import Method, Observation, Role
 from selfdistill.policy import Policy
 from selfdistill.scoring import readouts, score_roles, split, together
@@ -50,11 +51,15 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known before the loss: scores by role, numbers of the step, numbers of each view."""
+    """What is known before the loss: scores by role, numbers of the step, numbers of each view.
+
+    ``learner`` is the student's scores at the batch's first update; None while that is being made.
+    """
 
     scores: Mapping[str, list[Scores | None]]
     values: Mapping[str, float]
     per_view: Mapping[str, Tensor]
+    learner: Sequence[Scores | None] | None = None
 
 
 @dataclass(slots=True)
@@ -114,8 +119,13 @@ class Trainer:
         world: World,
         seed: int = 0,
         updates: int = 1,
+        importance_cap: float | None = None,
     ) -> None:
-        """``updates`` optimiser steps are made on each batch; ``seed`` draws what contrasts show."""
+        """``updates`` optimiser steps are made on each batch; ``seed`` draws what contrasts show.
+
+        ``importance_cap`` corrects for completions that another engine or older weights drew; None where the student
+        itself does.
+        """
         self.policy = policy
         self.teachers = teachers
         self.method = method
@@ -129,6 +139,7 @@ class Trainer:
         self.world = world
         self.seed = seed
         self.updates = updates
+        self.importance_cap = importance_cap
         self.state = method.new_state()
 
     def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock) -> StepResult:
@@ -142,8 +153,10 @@ class Trainer:
         rate = self.learning_rate(step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        first: Sequence[Scores | None] | None = None
         for update in range(self.updates):
-            measured, scores = self._update(prepared.views, step, update, clock)
+            measured, scores = self._update(prepared.views, step, update, clock, first)
+            first = first or scores.get(STUDENT)
         weight = measured.pop("weight")
         record = StepRecord(
             step=step,
@@ -156,9 +169,14 @@ class Trainer:
                 "dropped": float(prepared.dropped),
                 **{f"skipped: {reason}": float(count) for reason, count in sorted(prepared.skipped.items())},
                 **measured,
+                **self._gaps(prepared.views, first or ()),
             },
         )
         return StepResult(record, prepared.views, scores)
+
+    def _gaps(self, views: Sequence[View], learner: Sequence[Scores | None]) -> dict[str, float]:
+        """How far the learner was from the engine that drew; nothing where it drew itself."""
+        return {} if self.importance_cap is None else gaps(views, learner, cap=self.importance_cap)
 
     def views(self, groups: Sequence[RolloutGroup], *, step: int) -> ViewSet:
         """The views that a step over these groups would score."""
@@ -173,7 +191,7 @@ class Trainer:
         )
 
     def _update(
-        self, views: Sequence[View], step: int, update: int, clock: Clock
+        self, views: Sequence[View], step: int, update: int, clock: Clock, first: Sequence[Scores | None] | None
     ) -> tuple[dict[str, float], dict[str, list[Scores | None]]]:
         """One optimiser step: what was measured, and every role's scores."""
         with clock.phase("teacher"):
@@ -182,7 +200,7 @@ class Trainer:
         values = {name: value for name, value in told.items() if not isinstance(value, Tensor)}
         per_view = {name: value for name, value in told.items() if isinstance(value, Tensor)}
         self.optimiser.zero_grad(set_to_none=True)
-        known = _Known(beforehand, values, per_view)
+        known = _Known(beforehand, values, per_view, first)
         loss, scores, metrics, weight = self._backward(views, known, clock)
         with clock.phase("update"):
             norm = clip(self.policy.trainable(), self.clip_norm or math.inf)
@@ -265,11 +283,21 @@ class Trainer:
         for name, number in known.per_view.items():
             inputs[name] = number[turn.chosen].to(wide).repeat_interleave(lengths).to(device)
         weight_N = concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0)
+        loss: TokenLoss = self.method.loss
+        metrics: TokenMetrics = self.method.metrics
+        if self.importance_cap is not None:
+            inputs[SAMPLER] = concatenate([drawn_logprobs(view) for view in picked], wide).to(device)
+            if known.learner is not None:
+                column = known.learner
+                inputs[LEARNER] = torch.cat(
+                    [_or_nan(column[i], view, device, wide) for i, view in zip(turn.chosen, picked, strict=True)]
+                )
+            loss, metrics = corrected(loss, cap=self.importance_cap), seen_by(metrics)
         return SliceJob(
             target_N=target_N.to(device),
             weight_N=weight_N if turn.counts else torch.zeros_like(weight_N),
-            loss=self.method.loss,
-            metrics=self.method.metrics,
+            loss=loss,
+            metrics=metrics,
             readouts=others,
             inputs=inputs,
             values=known.values,

@@ -1,0 +1,164 @@
+"""A server that speaks the part of vLLM's protocol that the library uses, with a Transformers model behind it.
+
+What it answers is drawn by the library's own sampler from the directory that it was handed, so tests can compare; it
+can die, forget its weights, fail and refuse.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from selfdistill.policy import Policy, load_policy
+from selfdistill.samplers.hf import Decoding, HFSampler
+
+
+class FakeVLLM:
+    """The state behind the address; ``calls`` are the paths in the order in which they were asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.bodies: list[Mapping[str, Any]] = []
+        """What was asked of ``/inference/v1/generate``."""
+        self.version = "default"
+        self.label_override: str | None = None
+        self.policy: Policy | None = None
+        self.adapters: dict[str, Policy] = {}
+        self.dies_after: int | None = None
+        """Answers to ``/inference/v1/generate`` until connections break off."""
+        self.refusal: tuple[int, str] | None = None
+        self.missing: set[str] = set()
+        self.window = 1000
+        """Its max_model_len."""
+        self.lock = threading.Lock()
+        self.url = ""
+
+    def restart(self) -> None:
+        """A new process: alive, and without what the old one was handed."""
+        self.version, self.policy, self.adapters, self.dies_after = "default", None, {}, None
+
+    def answer(self, verb: str, path: str, body: Mapping[str, Any]) -> tuple[int, Any] | None:
+        """Status and body; None breaks the connection off."""
+        place = urlsplit(path).path
+        self.calls.append(path)
+        if place in self.missing:
+            return 404, {"detail": "Not Found"}
+        if self.dies_after is not None and self.dies_after <= 0:
+            return None
+        match place:
+            case "/weight_info":
+                return 200, {"weight_version": self.version}
+            case "/update_weight_version":
+                self.version = body["new_version"]
+                return 200, {"success": True}
+            case "/collective_rpc":
+                path = body["args"][0] if body["method"] == "receive_weights" else body["kwargs"]["weights_path"]
+                self.policy = _load(path)
+                return 200, {"results": [path]}
+            case "/v1/models":
+                return 200, {"data": [{"id": name} for name in ("base", *self.adapters)]}
+            case "/v1/load_lora_adapter":
+                self.adapters[body["lora_name"]] = _load(body["lora_path"])
+                return 200, "Success"
+            case "/v1/unload_lora_adapter":
+                del self.adapters[body["lora_name"]]
+                return 200, "Success"
+            case "/sleep" | "/wake_up":
+                return 200, {}
+            case "/inference/v1/generate":
+                return self._generate(body)
+        return 404, {"detail": "Not Found"}
+
+    def _generate(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+        if self.dies_after is not None:
+            self.dies_after -= 1
+        if self.refusal is not None:
+            return self.refusal[0], {"error": {"message": self.refusal[1]}}
+        self.bodies.append(body)
+        policy = self.adapters.get(body["model"]) if body["model"] else self.policy
+        if policy is None:
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+        how = body["sampling_params"]
+        decoding = Decoding(how["temperature"], how["top_p"], how["top_k"])
+        sampler = HFSampler(policy, stop_ids=how["stop_token_ids"], decoding=decoding, max_rows=8)
+        with self.lock:
+            room = min(how["max_tokens"], self.window - len(body["token_ids"]))
+            drawn = sampler.sample([body["token_ids"]], count=1, max_tokens=room, seed=how["seed"])
+        one = drawn[0][0]
+        label = self.label_override or self.version
+        choice = {
+            "token_ids": one.ids,
+            "finish_reason": "stop" if one.finished else "length",
+            "logprobs": {
+                "content": [{"token_id": i, "logprob": p} for i, p in zip(one.ids, one.logprobs, strict=True)]
+            },
+            "weight_versions": [{"version": label, "start": 0, "end": len(one.ids)}],
+        }
+        return 200, {"choices": [choice]}
+
+
+LOADING = threading.Lock()
+"""transformers loads one model at a time: it sets the whole process's default device meanwhile."""
+
+
+def _load(path: str) -> Policy:
+    with LOADING:
+        return load_policy(path, dtype=torch.float32, device=torch.device("cpu"))[0]
+
+
+@contextmanager
+def serving(*fakes: FakeVLLM) -> Iterator[tuple[str, ...]]:
+    """The addresses at which they answer."""
+    servers = []
+    for fake in fakes:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        fake.url = f"http://127.0.0.1:{server.server_address[1]}"
+        servers.append(server)
+    try:
+        yield tuple(fake.url for fake in fakes)
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+def _handler(fake: FakeVLLM) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+        def do_GET(self) -> None:
+            self._reply("GET", {})
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            self._reply("POST", json.loads(self.rfile.read(length)) if length else {})
+
+        def _reply(self, verb: str, body: Mapping[str, Any]) -> None:
+            answer = fake.answer(verb, self.path, body)
+            if answer is None:
+                self.close_connection = True
+                return
+            status, content = answer
+            data = (content if isinstance(content, str) else json.dumps(content)).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    return Handler
+
+
+def fresh_folder(folder: Path) -> list[str]:
+    """Names of the versions that are kept for the servers."""
+    return sorted(path.name for path in folder.glob("version-*"))
