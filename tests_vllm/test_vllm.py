@@ -1,0 +1,227 @@
+"""The real engine draws what the Transformers sampler draws, with its log-probabilities, before and after updates."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+import pytest
+import torch
+
+from selfdistill.chat import Chat
+from selfdistill.errors import SamplerError
+from selfdistill.policy import Lora, Policy, load_policy
+from selfdistill.samplers.asking import Engine
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.samplers.served import ServedSampler, ServerOptions
+from selfdistill.samplers.vllm import RECEIVER, EngineOptions, VLLMSampler
+from selfdistill.types import Completion
+from support.runs import lines, open_run, recorder, tiny_run
+from support.tiny import save_tiny_model
+
+PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40] * 20, [20, 21, 22])
+WINDOW = 64
+LORA = Lora(rank=4, alpha=8)
+WEIGHTS = pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "adapter"])
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # A head dimension that vLLM's attention has on CPUs, and no padded rows: they are in its softmax and not in ours.
+    sizes = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 92}
+    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, **sizes, max_position_embeddings=WINDOW)
+
+
+@dataclass
+class Server:
+    """A vLLM server in a process of its own."""
+
+    model: Path
+    port: int
+    log: IO[bytes]
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
+        command += ["--max-model-len", str(WINDOW), "--gpu-memory-utilization", "0.1", "--enable-scale-out"]
+        command += ["--enable-lora", "--max-lora-rank", "8", "--worker-extension-cls", RECEIVER]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
+
+    def wait(self) -> None:
+        assert self.process is not None
+        while self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(self.url + "/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(1)
+        raise AssertionError(f"the server ended with {self.process.returncode}: see {self.log.name}")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, 9)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def servers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    logs = tmp_path_factory.mktemp("logs")
+    made = []
+    for name in ("first", "second"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        made.append(Server(model, port, (logs / f"{name}.log").open("wb")))
+        made[-1].start()
+    try:
+        for server in made:
+            server.wait()
+        yield made
+    finally:
+        for server in made:
+            server.kill()
+
+
+def load(model: Path, lora: Lora | None) -> tuple[Policy, Chat]:
+    return load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=lora)
+
+
+def move(policy: Policy, seed: int) -> None:
+    """New weights, far enough from the old ones that they say something else."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def greedy(engine: Engine | HFSampler) -> list[list[Completion]]:
+    return engine.sample(PROMPTS, count=2, max_tokens=12, seed=3)
+
+
+def ids(drawn: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
+    return [[one.ids for one in row] for row in drawn]
+
+
+def check_against_transformers(engine: Engine, policy: Policy, chat: Chat) -> None:
+    """Through three versions of the weights: the same tokens, and log-probabilities to rounding."""
+    own = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(0.0), max_rows=64)
+    said = []
+    for version in range(3):
+        engine.update(policy, version)
+        mine, theirs = greedy(own), greedy(engine)
+        assert ids(theirs) == ids(mine)
+        for ours, others in zip(chain(*mine), chain(*theirs), strict=True):
+            assert others.logprobs == pytest.approx(ours.logprobs, abs=2e-5)
+            assert others.finished == ours.finished
+        said.append(ids(theirs))
+        move(policy, version)
+    assert said[0] != said[1] != said[2]
+
+
+def check_seeds(engine: Engine) -> None:
+    """What is drawn follows from the seed and the place of prompt and completion, not from the company."""
+    whole = ids(engine.sample(PROMPTS, count=3, max_tokens=12, seed=5))
+    assert ids(engine.sample(PROMPTS, count=3, max_tokens=12, seed=5)) == whole
+    assert ids(engine.sample(PROMPTS, count=3, max_tokens=12, seed=6)) != whole
+    alone = engine.sample([PROMPTS[3], PROMPTS[1]], count=3, max_tokens=12, seed=5, ordinals=[3, 1])
+    assert ids(alone) == [whole[3], whole[1]]
+    assert len({one for row in whole for one in row}) == 12
+
+
+@WEIGHTS
+def test_an_engine_of_the_runs_own(lora: Lora | None, model: Path, tmp_path: Path) -> None:
+    policy, chat = load(model, lora)
+    options = EngineOptions("float32", 0.1, 1, WINDOW, 32, enforce_eager=True)
+    engine = VLLMSampler(
+        str(model), chat, decoding=Decoding(0.0), options=options, folder=tmp_path / "weights", sleep=False
+    )
+    try:
+        check_against_transformers(engine, policy, chat)
+        engine.decoding = Decoding()
+        check_seeds(engine)
+        with pytest.raises(SamplerError, match=r"cut a completion after \d+ of 50 tokens: its max_model_len must hold"):
+            engine.sample([[40] * 40], count=8, max_tokens=50, seed=0)
+    finally:
+        engine.close()
+
+
+def test_sleep_is_refused_where_the_engine_cannot(model: Path, tmp_path: Path) -> None:
+    policy, chat = load(model, None)
+    options = EngineOptions("float32", 0.1, 1, WINDOW, 32, enforce_eager=True)
+    engine = VLLMSampler(str(model), chat, decoding=Decoding(), options=options, folder=tmp_path, sleep=True)
+    with pytest.raises(SamplerError, match="needs a GPU: vLLM's CPU engine cannot sleep"):
+        engine.update(policy, 0)
+
+
+def served(servers: Sequence[Server], chat: Chat, folder: Path, said: list[str], decoding: Decoding) -> ServedSampler:
+    urls = tuple(server.url for server in servers)
+    options = ServerOptions(urls=urls, receiver=True, timeout=300.0, retries=2, wait=0.1, concurrency=8, sleep=False)
+    return ServedSampler(chat, decoding=decoding, options=options, folder=folder, say=said.append)
+
+
+@WEIGHTS
+def test_two_servers(lora: Lora | None, servers: list[Server], model: Path, tmp_path: Path) -> None:
+    policy, chat = load(model, lora)
+    said: list[str] = []
+    engine = served(servers, chat, tmp_path / "weights", said, Decoding(0.0))
+    check_against_transformers(engine, policy, chat)
+    engine.decoding = Decoding()
+    check_seeds(engine)
+    one = served(servers[:1], chat, tmp_path / "weights", said, Decoding())
+    one.update(policy, 9)
+    engine.update(policy, 9)
+    assert ids(one.sample(PROMPTS, count=2, max_tokens=12, seed=1)) == ids(
+        engine.sample(PROMPTS, count=2, max_tokens=12, seed=1)
+    )
+    assert said == []
+
+
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_whole_run(overlap: str, servers: list[Server], model: Path, tmp_path: Path) -> None:
+    urls = str([server.url for server in servers])
+    config = tiny_run(model, "grpo", "sampler.kind=server", f"sampler.urls={urls}", f"sampler.overlap={overlap}")
+    run = open_run(config, tmp_path)
+    run.train(recorder(run).stop)
+    found = lines(tmp_path / "metrics.jsonl")
+    versions = sorted({(line["step"], line["policy_version"]) for line in lines(tmp_path / "rollouts.jsonl")})
+    assert versions == [(n, max(0, n - 2 if overlap == "true" else n - 1)) for n in range(1, 6)]
+    exact = found[:1] if overlap == "true" else found
+    assert max(line["sampler_gap_max"] for line in exact) < 1e-4
+    assert [line["importance"] for line in exact] == pytest.approx([1.0] * len(exact), abs=1e-4)
+
+
+def test_a_dead_server_is_one_sentence_and_the_step_is_drawn_again(
+    servers: list[Server], model: Path, tmp_path: Path
+) -> None:
+    policy, chat = load(model, None)
+    said: list[str] = []
+    engine = served(servers, chat, tmp_path / "weights", said, Decoding(0.0))
+    engine.update(policy, 0)
+    whole = ids(greedy(engine))
+    servers[0].kill()
+    assert ids(greedy(engine)) == whole
+    assert len(said) == 1
+    assert said[0].startswith(f"sampler {servers[0].url}: does not answer")
+    servers[1].kill()
+    with pytest.raises(SamplerError) as error:
+        greedy(engine)
+    assert str(error.value).endswith("start the servers again and continue the run with --resume")
+    servers[0].start()
+    servers[0].wait()
+    assert ids(greedy(engine)) == whole
