@@ -96,6 +96,7 @@ def servers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     finally:
         for server in made:
             server.kill()
+            server.log.close()
 
 
 def load(model: Path, lora: Lora | None) -> tuple[Policy, Chat]:
