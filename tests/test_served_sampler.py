@@ -227,6 +227,15 @@ def test_completions_from_other_weights_are_not_taken(
     assert any("drew from weights another-run-3, not selfdistill-" in sentence for sentence in said(sampler))
 
 
+def test_an_adapter_is_not_drawn_from_on_another_base(make: Make, three: list[FakeVLLM], model: Path) -> None:
+    policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=Lora(2, 4))
+    sampler = make(three[:1])
+    sampler.update(policy, 0)
+    three[0].version = "another-run-3"
+    with pytest.raises(SamplerError, match=r"holds other weights \(another-run-3\) than the model that the adapter"):
+        draw(sampler)
+
+
 def test_no_server_left_is_one_sentence_after_all_retries(
     make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
 ) -> None:

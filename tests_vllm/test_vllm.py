@@ -32,7 +32,8 @@ from support.tiny import save_tiny_model
 PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40] * 20, [20, 21, 22])
 WINDOW = 64
 LORA = Lora(rank=4, alpha=8)
-WEIGHTS = pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "adapter"])
+# The adapter first: new weights replace the base that it belongs to.
+WEIGHTS = pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "all weights"])
 
 
 @pytest.fixture(scope="session")

@@ -262,7 +262,12 @@ class ServedSampler:
         if choice["finish_reason"] not in ("stop", "length"):
             raise _Failed(f"ended a completion with {choice['finish_reason']!r}")
         versions = {span["version"] for span in choice["weight_versions"]}
-        # An adapter's version is its name; the weights below it never change.
+        # An adapter's version is its name; the weights below it must be those that the server began with.
+        if self.lora and versions != {UNTOUCHED}:
+            raise SamplerError(
+                f"sampler {url} holds other weights ({', '.join(sorted(versions))}) than the model that the adapter "
+                "belongs to: start it again"
+            )
         if not self.lora and versions != {self._label}:
             raise _Failed(f"drew from weights {', '.join(sorted(versions))}, not {self._label}")
         content = choice["logprobs"]["content"]
@@ -306,6 +311,8 @@ class ServedSampler:
         return json.loads(text) if text.startswith(("{", "[")) else text
 
 
+UNTOUCHED = "default"
+"""vLLM's label of the weights that a server began with."""
 HINTS = {
     "/weight_info": "needs vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1",
     "/update_weight_version": "needs vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1",
