@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from selfdistill.config import RunConfig, parse_config
+from selfdistill.engines import build_engine
 from selfdistill.errors import CheckpointError, ConfigError, SamplerError, TrainingError
+from selfdistill.policy import load_policy
+from selfdistill.samplerconfig import VLLMConfig
+from selfdistill.samplers.hf import Decoding
 from support.fake_vllm import FakeVLLM, serving
+from support.ranks import WholeRun, run_cases
 from support.runs import STEPS, lines, metrics, open_run, outcome, recorder, tiny_run, train
 from support.tiny import save_tiny_model
 
@@ -141,6 +147,41 @@ def test_teachers_draw_with_their_own_weights_and_are_not_corrected(
 def test_a_method_that_samples_nothing_asks_no_server(model: Path, fake: FakeVLLM, tmp_path: Path) -> None:
     train(served(model, fake, "sft"), tmp_path)
     assert fake.calls == []
+
+
+@pytest.mark.parametrize(("overlap", "kind"), [("true", "fsdp2"), ("false", "ddp")])
+def test_two_processes_share_what_one_of_them_asks_for(
+    overlap: str, kind: str, model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", f"sampler.overlap={overlap}")
+    train(tiny_run(model, "grpo", *sampler), tmp_path / "alone")
+    asked = len(fake.bodies)
+    both = WholeRun("both", 2, "model", "grpo", (*sampler, f"model.path='{model}'", f"parallel={kind}"))
+    run_cases([both], tmp_path)
+    assert len(fake.bodies) == 2 * asked, "nothing is asked for twice"
+    assert drawn(tmp_path / "both", "ids") == drawn(tmp_path / "alone", "ids")
+    assert versions(tmp_path / "both") == versions(tmp_path / "alone")
+    for name in ("loss", "sampler_gap", "importance"):
+        assert column(tmp_path / "both", name) == pytest.approx(column(tmp_path / "alone", name), rel=1e-3, abs=1e-5)
+
+
+def test_an_engine_of_its_own_is_refused_to_a_run_of_several_processes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdistill.samplers.vllm.find_spec", lambda name: name)
+    policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"an engine of one process, and this run has 2: start servers"):
+        build_engine(
+            VLLMConfig(kind="vllm"),
+            policy,
+            chat,
+            Decoding(),
+            model=str(model),
+            dtype="float32",
+            folder=tmp_path,
+            say=print,
+            ranks=2,
+        )
 
 
 # --- what may be written ---------------------------------------------------------------------------------------------

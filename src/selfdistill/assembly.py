@@ -88,22 +88,7 @@ def assemble(
     teachers, origin = build_teachers(loaded_on, method, policy, chat, place=lambda p: p.place(parallel, device))
     policy.place(parallel, device)
     examples, held_out, unfit = choose_examples(config, task, method, chat)
-    trainer = Trainer(
-        policy,
-        teachers,
-        method,
-        templates,
-        chat,
-        build_optimiser(policy, config.optimiser),
-        learning_rate=schedule(config.optimiser, config.steps),
-        clip_norm=config.optimiser.clip_norm,
-        limits=Limits(_known(config.limits.tokens), _known(config.limits.elements)),
-        thinking=config.sampling.thinking,
-        world=world,
-        seed=config.seed,
-        updates=config.optimiser.updates,
-        importance_cap=config.sampler.importance_cap if isinstance(config.sampler, EngineConfig) else None,
-    )
+    trainer = build_trainer(config, policy, teachers, method, templates, chat)
     collector, evaluator = build_samplers(config, task, method, templates, policy, chat, teachers)
     return Parts(
         config=config,
@@ -175,6 +160,28 @@ def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
     )
 
 
+def build_trainer(
+    config: RunConfig, policy: Policy, teachers: Teachers, method: Method, templates: Mapping[str, Template], chat: Chat
+) -> Trainer:
+    """What makes the steps; its optimiser holds the weights as they are now placed."""
+    return Trainer(
+        policy,
+        teachers,
+        method,
+        templates,
+        chat,
+        build_optimiser(policy, config.optimiser),
+        learning_rate=schedule(config.optimiser, config.steps),
+        clip_norm=config.optimiser.clip_norm,
+        limits=Limits(_known(config.limits.tokens), _known(config.limits.elements)),
+        thinking=config.sampling.thinking,
+        world=World.current(),
+        seed=config.seed,
+        updates=config.optimiser.updates,
+        importance_cap=config.sampler.importance_cap if isinstance(config.sampler, EngineConfig) else None,
+    )
+
+
 def build_samplers(
     config: RunConfig,
     task: Task,
@@ -236,6 +243,7 @@ def build_drawer(
         dtype=config.model.dtype,
         folder=folder / "weights",
         say=say,
+        ranks=collector.world.size,
     )
     return Drawer(
         collector, policy, engine, seed=config.seed, overlap=sampler.overlap, max_staleness=sampler.max_staleness

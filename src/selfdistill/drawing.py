@@ -71,26 +71,31 @@ class Drawer:
         if self.engine is None:
             return self.collector.groups(examples, seed=seed, version=version)
         ahead, self.pending = self.pending, None
+        engine, world = self.engine, self.collector.world
         if ahead is not None and ahead.step == step:
-            drawn, version = ahead.completions.result(), ahead.version
+            drawn, version = world.from_first(ahead.completions.result), ahead.version
             # Only now: the engine must not change its weights in the middle of a completion.
-            self.engine.update(self.policy, step - 1)
+            engine.update(self.policy, step - 1, world)
         else:
-            self.engine.update(self.policy, version)
-            drawn = self._draw(self.engine, step, self._prompts(examples))
+            engine.update(self.policy, version, world)
+            prompts = self._prompts(examples)
+            drawn = world.from_first(lambda: self._draw(engine, step, prompts))
         if step - 1 - version > self.max_staleness:
             raise TrainingError(
                 f"step {step}: its completions were drawn by the weights of version {version}, {step - 1 - version} "
                 f"updates ago; sampler.max_staleness is {self.max_staleness}"
             )
         if self.overlap and following is not None:
-            future = self.pool.submit(self._draw, self.engine, step + 1, self._prompts(following))
-            self.pending = Pending(step + 1, step - 1, future)
+            self.pending = Pending(step + 1, step - 1, self._ahead(engine, step + 1, self._prompts(following)))
         return replace(self.collector, sampler=_Drawn(drawn)).groups(examples, seed=seed, version=version)
 
     def save(self, folder: Path) -> None:
         """Write what was drawn ahead into a checkpoint, once it is there; what failed is drawn again after a resume."""
-        if self.pending is None or isinstance(self.pending.completions.exception(), SamplerError):
+        if (
+            not self.collector.world.first
+            or self.pending is None
+            or isinstance(self.pending.completions.exception(), SamplerError)
+        ):
             return
         drawn = [[asdict(one) for one in row] for row in self.pending.completions.result()]
         write_json(folder / PENDING, {"step": self.pending.step, "version": self.pending.version, "drawn": drawn})
@@ -108,12 +113,20 @@ class Drawer:
     def close(self) -> None:
         """End the engine and what it is still drawing."""
         self.pool.shutdown(cancel_futures=True)
-        if self.engine is not None:
+        if self.engine is not None and self.collector.world.first:
             self.engine.close()
 
     def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
         collector = self.collector
         return [collector.chat.encode(example.prompt, thinking=collector.thinking) for example in examples]
+
+    def _ahead(self, engine: Engine, step: int, prompts: Sequence[tuple[int, ...]]) -> Future[list[list[Completion]]]:
+        """Completions to come; ranks other than the first are told of them when they are there."""
+        if self.collector.world.first:
+            return self.pool.submit(self._draw, engine, step, prompts)
+        told: Future[list[list[Completion]]] = Future()
+        told.set_result([])
+        return told
 
     def _draw(self, engine: Engine, step: int, prompts: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
         return engine.sample(

@@ -25,6 +25,7 @@ def build_engine(
     dtype: str,
     folder: Path,
     say: Callable[[str], None],
+    ranks: int = 1,
 ) -> Engine:
     """The engine that a config names, not started yet; ``folder`` is where weights are written for it.
 
@@ -32,6 +33,11 @@ def build_engine(
         UserError: its package is missing, or it cannot hold this student.
     """
     _refuse_what_vllm_lacks(policy, model, dtype)
+    if ranks > 1 and isinstance(config, VLLMConfig):
+        raise ConfigError(
+            f"sampler.kind 'vllm' is an engine of one process, and this run has {ranks}: start servers and use "
+            "sampler.kind 'server'"
+        )
     folder = Path(config.folder) if config.folder else folder
     if isinstance(config, ServerConfig):
         servers = ServerOptions(

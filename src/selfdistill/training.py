@@ -288,9 +288,9 @@ class Trainer:
         if self.importance_cap is not None:
             inputs[SAMPLER] = concatenate([drawn_logprobs(view) for view in picked], wide).to(device)
             if known.learner is not None:
-                column = known.learner
+                before = known.learner
                 inputs[LEARNER] = torch.cat(
-                    [_or_nan(column[i], view, device, wide) for i, view in zip(turn.chosen, picked, strict=True)]
+                    [_or_nan(before[i], view, device, wide) for i, view in zip(turn.chosen, picked, strict=True)]
                 )
             loss, metrics = corrected(loss, cap=self.importance_cap), seen_by(metrics)
         return SliceJob(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from selfdistill.distributed import ALONE, World
 from selfdistill.errors import SamplerError
 from selfdistill.policy import Policy
 from selfdistill.samplers.hf import Decoding
@@ -15,9 +16,13 @@ from selfdistill.types import Completion
 
 
 class Engine(Protocol):
-    """A sampler that holds a copy of the weights and must be told of new ones."""
+    """A sampler that holds a copy of the weights and must be told of new ones.
 
-    def update(self, policy: Policy, version: int) -> None:
+    Of several ranks the first one alone has to do with the engine; all must call :meth:`update`, where the weights may
+    have to be put together.
+    """
+
+    def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
         """Draw from these weights from now on; what is drawn afterwards is stamped with their version."""
         ...
 

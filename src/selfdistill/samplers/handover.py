@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from selfdistill.chat import Chat
+from selfdistill.distributed import ALONE, World
 from selfdistill.policy import Policy, save_policy
 
 
@@ -28,17 +29,17 @@ class Handover:
         """What the engine calls these weights."""
         return f"{self.prefix}{version}"
 
-    def write(self, policy: Policy, version: int) -> Path:
-        """The directory of a version: whole weights, or the adapter alone."""
+    def write(self, policy: Policy, version: int, world: World = ALONE) -> Path:
+        """The directory of a version: whole weights, or the adapter alone. All ranks call, the first one writes."""
         path = self.folder / f"version-{version:06d}"
         kept = {path.name, f"version-{version - 1:06d}"}
-        if self.folder.is_dir():
+        if world.first:
             for old in self.folder.glob("version-*"):
                 if old.name not in kept:
                     shutil.rmtree(old)
-        # What a stopped run left half-written must not be read.
-        shutil.rmtree(path, ignore_errors=True)
-        save_policy(policy, self.chat, path)
+            # What a stopped run left half-written must not be read.
+            shutil.rmtree(path, ignore_errors=True)
+        save_policy(policy, self.chat, path, writes=world.first)
         return path
 
     def clear(self) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.chat import Chat
+from selfdistill.distributed import ALONE, World
 from selfdistill.errors import SamplerError
 from selfdistill.policy import Policy
 from selfdistill.samplers.asking import Question, by_prompt, completion, padding_rows, parameters, questions
@@ -69,16 +70,17 @@ class ServedSampler:
         """The label of the weights that each server holds, as far as is known."""
         self.asleep: set[str] = set()
 
-    def update(self, policy: Policy, version: int) -> None:
+    def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
         """Hand these weights to every server that answers; the others get them when they are back.
 
         Raises:
             SamplerError: no server takes them, after all retries.
         """
         self.lora, self.padding = policy.is_lora, padding_rows(policy)
-        self.path = self.handover.write(policy, version)
+        self.path = self.handover.write(policy, version, world)
         self.version = version
-        self._patiently(lambda: bool(self._ready()), f"take the weights of version {version}")
+        goal = f"take the weights of version {version}"
+        world.from_first(lambda: self._patiently(lambda: bool(self._ready()), goal))
 
     def sample(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.chat import Chat
+from selfdistill.distributed import ALONE, World
 from selfdistill.errors import SamplerError
 from selfdistill.policy import Policy, resolve_model
 from selfdistill.samplers.asking import by_prompt, completion, padding_rows, parameters, questions
@@ -70,14 +71,14 @@ class VLLMSampler:
         self.version: int | None = None
         self.padding = range(0)
 
-    def update(self, policy: Policy, version: int) -> None:
+    def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
         """Take these weights; the first time start the engine with them.
 
         Raises:
             SamplerError: the engine cannot be started or cannot load them.
         """
         self.padding = padding_rows(policy)
-        path = self.handover.write(policy, version)
+        path = self.handover.write(policy, version, world)
         try:
             if self.engine is None:
                 self._start(policy, path)
