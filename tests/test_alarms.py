@@ -155,6 +155,7 @@ NEAR: dict[str, list[dict[str, Any]]] = {
     "skipped_completions": column("left_out", [0.5, 0.49]),
     "no_signal": column("no_signal", [0.8, 0.79]),
     "importance_ratios": [{"ratio": 1.09, "clip_share": 0.19}, {"ratio": 0.91, "clip_share": 0.0}],
+    "sampler_gap": column("sampler_gap", [0.1, 0.09]),
     "teacher_worse": [{"u_correct": 0.01, "u_wrong": 0.0, "reward": 0.5, "teacher_reward": 0.46}] * 2,
     "gradient_jump": column("grad_norm", [1, 1, 1, 1, 9.9]),
 }
