@@ -28,6 +28,7 @@ from support.engine import (
     perturb,
     token_logprobs,
 )
+from support.runs import open_run, recorder, tiny_run
 from support.tiny import keep_float64, save_model, save_tiny_model, tiny_settings
 
 LORA = Lora(rank=3, alpha=6)
@@ -176,6 +177,7 @@ def test_a_step_is_the_same_packed_shared_and_padded(
 
 # --- models that cannot be packed -------------------------------------------------------------------------------------
 
+TOLD = "a prompt that completions share is computed for each of them"
 UNFIT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "short convolutions": ("Lfm2ForCausalLM", "Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "its own attention": ("BloomForCausalLM", "BloomConfig", {"n_layer": 2, "n_head": 4}),
@@ -193,3 +195,16 @@ def test_a_model_whose_tokens_meet_elsewhere_is_scored_row_by_row(kind: str, tmp
     for score, view in zip(found, views(), strict=True):
         plain = token_logprobs(policy.model, view.prompts["teacher"], view.completion_ids, policy.real_vocabulary)
         torch.testing.assert_close(score.target_N, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_run_says_that_it_cannot_pack(fits: bool, tmp_path: Path) -> None:
+    if fits:
+        folder = save_tiny_model(tmp_path / "model")
+    else:
+        config = transformers.Lfm2Config(**tiny_settings(layer_types=["conv", "full_attention"]))
+        folder = save_model(tmp_path / "model", transformers.Lfm2ForCausalLM(config))
+    settings = tiny_run(folder, "sdft", "steps=1", "sampling.prompts=1", "sampling.completions=2")
+    run = open_run(settings, tmp_path / "run")
+    run.train(recorder(run).stop)
+    assert [sentence.endswith(TOLD) for sentence in recorder(run).said].count(True) == (not fits)

@@ -96,6 +96,11 @@ class Run:
         parts, config, now = self.parts, self.config, self.counters
         for remark in parts.remarks:
             self.progress.say(f"data: {remark}")
+        if not parts.teachers.pack:
+            self.progress.say(
+                "model: its tokens meet elsewhere than in full or sliding attention, so batches are padded, "
+                "and a prompt that completions share is computed for each of them"
+            )
         if parts.unfit:
             self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
         if parts.method.one_update and config.optimiser.updates > 1:
