@@ -37,11 +37,17 @@ class TimedSampler:
         self.phases = phases
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, count: int, max_tokens: int, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        max_tokens: int,
+        seed: int,
+        ordinals: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """The sampler's own."""
         with self.phases.phase("generation"):
-            return self.sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed)
+            return self.sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed, ordinals=ordinals)
 
 
 def build(workload: Workload) -> Parts:

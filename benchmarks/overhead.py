@@ -5,9 +5,10 @@
 
 Everything runs in one process, by turns: in every round each method makes a step on the same problems, under weights
 that stand still, with the same seed, so that all of them train on the same completions. A ratio is the median over
-rounds of a method's step over GRPO's in the same round. In the case ``long`` completions never stop, so that sampling
-dominates; every completion has a context in both cases, by feedback that is known beforehand. A method that samples
-from its teacher too draws as many completions in all.
+rounds of a method's step over GRPO's in the same round. In the case ``long`` completions never stop and are few at a
+time, so that sampling dominates: on a CPU many rows are decoded almost as cheaply as they are scored. Every completion
+has a context in both cases, by feedback that is known beforehand. A method that samples from its teacher too draws as
+many completions in all.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ BARS: Mapping[str, Mapping[str, float]] = {
 }
 LONG = 1024
 """Tokens of each completion in the case ``long``."""
+FEW = {"prompts": 2, "completions": 4}
+"""Problems of a step and completions of each in the case ``long``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--cases", nargs="+", default=list(BARS), choices=list(BARS), help="(default: %(default)s)")
     add("--methods", nargs="+", default=known, choices=known, help="beside GRPO (default: all that sample)")
-    add("--prompts", type=int, default=8, help="problems in a step (default: %(default)s)")
-    add("--completions", type=int, default=8, help="completions of each (default: %(default)s)")
+    add("--prompts", type=int, default=8, help="problems in a step of the short case (default: %(default)s)")
+    add("--completions", type=int, default=8, help="completions of each there (default: %(default)s)")
     add("--rounds", type=int, default=5, help="timed rounds; those of the long case are half as many (%(default)s)")
     add("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the first round (default: %(default)s)")
@@ -102,7 +105,9 @@ def build(method: str, case: str, model: str, options: argparse.Namespace) -> Ar
         "optimiser.learning_rate": 1e-12,
         **({"sampling.max_tokens": LONG} if case == "long" else {}),
     }
-    parts = assemble(load_config(f"countdown-{method}", [f"{key}={value}" for key, value in pairs.items()]))
+    parts = assemble(
+        load_config(f"countdown-{method.replace('_', '-')}", [f"{key}={value}" for key, value in pairs.items()])
+    )
     if case == "long" and isinstance(parts.collector.sampler, HFSampler):
         parts.collector.sampler.stop_ids = ()
         parts.chat.stop_ids = ()
@@ -137,6 +142,8 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, list[StepSample
     """Timed steps of every method, by turns; the first round is not counted."""
     found: dict[str, list[StepSample]] = {name: [] for name in (BASELINE, *options.methods)}
     rounds = options.rounds if case == "short" else (options.rounds + 1) // 2
+    if case == "long":
+        options = argparse.Namespace(**{**vars(options), **FEW})
     with model_of(case) as model:
         arms = {name: build(name, case, model, options) for name in found}
         for number in range(rounds + 1):
