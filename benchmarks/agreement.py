@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from our_side import build as build_ours
-from their_side import build as build_theirs
 from torch import Tensor
 from transformers import TrainerCallback
-from workload import FixedFeedback, Workload, examples_of_step, workload_from
 
+from our_side import build as build_ours
 from selfdistill.assembly import Parts
 from selfdistill.scoring import score_views
 from selfdistill.training import Clock, Trainer
 from selfdistill.types import Example, Rollout, RolloutGroup, View
 from selfdistill.views import ViewSet
+from their_side import build as build_theirs
+from workload import FixedFeedback, Workload, examples_of_step, workload_from
 
 
 @dataclass(slots=True)

@@ -11,8 +11,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from loss_paths import PATHS, Problem, Unavailable, make_problem
 from torch import Tensor
+
+from loss_paths import PATHS, Problem, Unavailable, make_problem
 from workload import peak_resident, resident
 
 WARM_UP_TOKENS = 32

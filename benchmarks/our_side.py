@@ -6,6 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from selfdistill.assembly import Parts, assemble
+from selfdistill.config import load_config
+from selfdistill.rollouts import collect
+from selfdistill.seeds import derive
+from selfdistill.training import Clock, StepResult
+from selfdistill.types import Completion, RolloutGroup, Sampler
 from workload import (
     CONFIG,
     FixedFeedback,
@@ -20,13 +26,6 @@ from workload import (
     resident,
     workload_from,
 )
-
-from selfdistill.assembly import Parts, assemble
-from selfdistill.config import load_config
-from selfdistill.rollouts import collect
-from selfdistill.seeds import derive
-from selfdistill.training import Clock, StepResult
-from selfdistill.types import Completion, RolloutGroup, Sampler
 
 
 class TimedSampler:

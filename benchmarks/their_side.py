@@ -15,6 +15,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+
+from selfdistill.assembly import build_task
+from selfdistill.config import load_config
+from selfdistill.policy import resolve_model
+from selfdistill.types import Example
 from workload import (
     CONFIG,
     FixedFeedback,
@@ -28,11 +33,6 @@ from workload import (
     resident,
     workload_from,
 )
-
-from selfdistill.assembly import build_task
-from selfdistill.config import load_config
-from selfdistill.policy import resolve_model
-from selfdistill.types import Example
 
 THINK_BEGIN, THINK_END = "<think>", "</think>"
 

@@ -1,0 +1,197 @@
+"""Write the tables of docs/performance.md and docs/scaling.md from the JSON in benchmarks/results.
+
+    python benchmarks/tables.py
+
+What stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` is made anew, nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sizing
+from processes import RESULTS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("docs/performance.md", "docs/scaling.md")
+_PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str, results: Path = RESULTS) -> str:
+    """A page with its tables made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]](results)}\n\n{match[3]}"
+
+    return _PLACE.sub(made, page)
+
+
+def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rule = "|".join("---" for _ in header)
+    return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def origin_line(found: Mapping[str, Any]) -> str:
+    """When and on what a result was measured."""
+    machine, versions = found["machine"], found["versions"]
+    used = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "selfdistill")
+    return (
+        f"Measured on {found['date']}: {machine['system']} on {machine['architecture']}, {machine['cpus']} cores, "
+        f"no GPU, {found['threads']} thread{'s' if found['threads'] > 1 else ''} a process; {used}."
+    )
+
+
+def loss(results: Path) -> str:
+    """Memory and time of every path, size and number of contexts."""
+    found = _read(results, "loss")
+    if not found:
+        return MISSING
+    paths = {"ours": "ours", "naive": "plain PyTorch", "trl": "TRL chunked", "liger": "Liger fused"}
+    lines = [
+        (
+            f"{case['tokens']:,}",
+            case["divergence"].replace("_", " "),
+            str(case["contexts"]),
+            paths[case["path"]],
+            f"{case['added_mib'] / 1024:.2f} GiB" if "added_mib" in case else f"{case['outcome']}",
+            f"{case['seconds']:.1f} s" if "seconds" in case else "–",
+            f"{case['cpu_seconds']:.1f} s" if "cpu_seconds" in case else "–",
+            f"{case['apart']:.0e}" if "apart" in case else "–",
+        )
+        for case in sorted(found["cases"], key=_order)
+    ]
+    header = ("tokens", "divergence", "contexts", "path", "memory", "time", "processor time", "apart from ours")
+    return f"{origin_line(found)}\n\n{rows(header, lines)}"
+
+
+def _order(case: Mapping[str, Any]) -> tuple[Any, ...]:
+    order = ("ours", "naive", "trl", "liger").index(case["path"])
+    return case["tokens"], case["divergence"], case["contexts"], order
+
+
+def loss_bars(results: Path) -> str:
+    """What the loss path was to reach."""
+    found = _read(results, "loss")
+    if not found:
+        return MISSING
+    lines = []
+    for bar in found["bars"]:
+        value = "not measured" if bar["value"] is None else f"{bar['value']:.2g}"
+        lines.append((bar["bar"], f"at most {bar['most']:g}", value, _said(bar["reached"])))
+    return rows(("bar", "to reach", "measured", "reached"), lines)
+
+
+def step(results: Path) -> str:
+    """A whole step of SDPO beside TRL's."""
+    found = _read(results, "step")
+    if not found:
+        return MISSING
+    ours, theirs = found["sides"]["ours"], found["sides"]["trl"]
+    lines = [(name, *(f"{side['phases'][name]:.2f} s" for side in (ours, theirs))) for name in ours["phases"]]
+    lines.append(("**a step**", f"**{ours['seconds']:.2f} s**", f"**{theirs['seconds']:.2f} s**"))
+    lines.append(("processor time", f"{ours['cpu_seconds']:.2f} s", f"{theirs['cpu_seconds']:.2f} s"))
+    lines.append(("memory added", *(f"{side['memory_mib']['added']:.0f} MiB" for side in (ours, theirs))))
+    tokens = (f"{side['work']['tokens trained']:.0f}" for side in (ours, theirs))
+    lines.append(("tokens trained", *tokens))
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in found["ratio"]["seconds_by_round"])
+    checks = "\n".join(f"- {name}: {_said(held)}" for name, held in found["checks"].items())
+    return (
+        f"{origin_line(found)}\n\n{rows(('', 'ours', 'TRL'), lines)}\n\n"
+        f"**{found['ratio']['seconds']:.2f} times as fast** (by round: {rounds}; in processor time "
+        f"{found['ratio']['cpu_seconds']:.2f}).\n\n{checks}"
+    )
+
+
+def scoring(results: Path) -> str:
+    """A group of completions under one prompt, three ways."""
+    found = _read(results, "scoring")
+    if not found:
+        return MISSING
+    kinds = ("without gradient", "with gradient")
+    ways = found[kinds[0]]["seconds"]
+    lines = [(way, *(f"{found[kind]['seconds'][way]:.2f} s" for kind in kinds)) for way in ways]
+    lines.append(("**ratio of first and last**", *(f"**{found[kind]['ratio']:.2f}**" for kind in kinds)))
+    lines.append(("in processor time", *(f"{found[kind]['ratio_of_processor_seconds']:.2f}" for kind in kinds)))
+    work = found["workload"]
+    checks = "\n".join(f"- {name}: {_said(held)}" for name, held in found["checks"].items())
+    return (
+        f"{origin_line(found)} {work['group']} completions of {work['completion']} tokens under one prompt of "
+        f"{work['prompt']}; a model of {work['layers']} layers, {work['hidden']} wide.\n\n"
+        f"{rows(('', *kinds), lines)}\n\n{checks}"
+    )
+
+
+def overhead(results: Path) -> str:
+    """A step of each method over GRPO's."""
+    found = _read(results, "overhead")
+    if not found:
+        return MISSING
+    lines = []
+    for case, methods in found["cases"].items():
+        for row in methods:
+            bar = ("", "") if row["most"] is None else (f"at most {row['most']:g}", _said(row["reached"]))
+            processor = f"{row['ratio_of_processor_seconds']:.2f}"
+            lines.append((case, row["method"], f"{row['seconds']:.2f} s", f"{row['ratio']:.2f}", processor, *bar))
+    header = ("completions", "method", "a step", "over GRPO", "in processor time", "to reach", "reached")
+    return f"{origin_line(found)}\n\n{rows(header, lines)}"
+
+
+def sizing_check(results: Path) -> str:
+    """The terms of memory of a small model, measured and computed."""
+    found = _read(results, "sizing")
+    if not found:
+        return MISSING
+    lines = [
+        (
+            name,
+            f"{term['measured_mib']:.0f} MiB",
+            f"{term['computed_mib']:.0f} MiB",
+            f"{term['computed_mib'] / term['measured_mib']:.2f}",
+        )
+        for name, term in found["terms"].items()
+    ]
+    return f"{origin_line(found)}\n\n{rows(('term', 'measured', 'computed', 'computed / measured'), lines)}"
+
+
+def sizing_table(results: Path) -> str:
+    """The sizing table; it depends on no measurement."""
+    work, device = sizing.Work(), sizing.Device()
+    return sizing.table(list(sizing.SHAPES), [8, 16, 64], copies=1, work=work, device=device)
+
+
+MISSING = "Not measured yet."
+TABLES: Mapping[str, Callable[[Path], str]] = {
+    "loss": loss,
+    "loss-bars": loss_bars,
+    "step": step,
+    "scoring": scoring,
+    "overhead": overhead,
+    "sizing-check": sizing_check,
+    "sizing": sizing_table,
+}
+
+
+def _said(reached: bool | None) -> str:
+    return {True: "yes", False: "**no**", None: "–"}[reached]
+
+
+def _read(results: Path, name: str) -> Any:
+    file = results / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    for name in PAGES:
+        page = ROOT / name
+        if page.is_file():
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
