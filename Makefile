@@ -64,10 +64,13 @@ docs: $(READY) ## build the documentation into build/site, strictly; it reads wi
 pictures: $(READY) ## draw the documentation's pictures of the methods again
 	@PYTHONPATH=scripts $(PY) scripts/docs_pictures.py
 
-bench: $(READY_BENCH) ## time a step against TRL's SDPOTrainer, a shared prompt against rows, and every method against GRPO
+bench: $(READY_BENCH) ## measure loss path, steps, scoring and memory, half an hour on two quiet cores: docs/performance.md
+	@$(PY) benchmarks/loss.py
 	@$(PY) benchmarks/step.py
 	@$(PY) benchmarks/scoring.py
 	@$(PY) benchmarks/overhead.py
+	@$(PY) benchmarks/sizing.py --check
+	@$(PY) benchmarks/tables.py
 
 base: $(READY) ## train the shipped base models again, at most an hour each on a CPU (one: WORLD=toolbox)
 	@for world in $(WORLD); do $(PY) scripts/make_base.py $$world || exit 1; done

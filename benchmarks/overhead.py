@@ -27,10 +27,9 @@ from statistics import median
 from typing import Any
 
 import torch
+
 from our_side import TimedSampler
 from processes import origin, say, write
-from workload import FixedFeedback, StepSample, StepTimer
-
 from selfdistill.assembly import Parts, assemble
 from selfdistill.collecting import Collector
 from selfdistill.config import load_config
@@ -38,6 +37,7 @@ from selfdistill.methods import METHODS
 from selfdistill.samplers.hf import HFSampler
 from selfdistill.seeds import derive
 from selfdistill.training import Clock
+from workload import FixedFeedback, StepSample, StepTimer
 
 BASELINE = "grpo"
 MODEL = "countdown-base"

@@ -20,10 +20,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from processes import origin, say, write
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from processes import origin, say, write
 from selfdistill.batching import collate
 from selfdistill.head import STUDENT, SliceJob
 from selfdistill.policy import Policy, allow_packing

@@ -148,8 +148,10 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     """Bytes on each GPU by term; weights and all that has their shape are cut over the GPUs (FSDP2)."""
     shard = shape.parameters * plan.stored / plan.gpus
     sharded = plan.gpus > 1
-    # Two layers are whole at a time (one computes, the next arrives), the tables as long as the loss needs them.
-    whole = (2 * shape.layer_parameters + shape.table_parameters) * plan.computed if sharded else 0.0
+    # Two layers are whole at a time (one computes, the next arrives), the tables of student and teachers until the
+    # loss has read them.
+    tables = (1 + plan.copies) * shape.table_parameters
+    whole = (2 * shape.layer_parameters + tables) * plan.computed if sharded else 0.0
     return {
         "weights": shard,
         "gradients": shard,
