@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfdistill.head import Readout, SliceJob, TokenSlice, sliced_loss
+from selfdistill.head import ELEMENTS, Readout, SliceJob, TokenSlice, sliced_loss
 from selfdistill.objectives import credit_target, jensen_shannon, reverse_kl
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -87,7 +87,6 @@ def ours(problem: Problem) -> Tensor:
         return _compare(problem.divergence, tokens.student, [tokens.roles[name] for name in names])
 
     count = len(problem.target_N)
-    given = {} if problem.elements is None else {"elements": problem.elements}
     job = SliceJob(
         target_N=problem.target_N,
         weight_N=torch.full((count,), 1.0 / count, device=problem.target_N.device),
@@ -96,7 +95,7 @@ def ours(problem: Problem) -> Tensor:
             name: Readout(hidden, frozen, None, vocabulary)
             for name, hidden in zip(names, problem.others_ND, strict=True)
         },
-        **given,
+        elements=problem.elements or ELEMENTS,
     )
     return sliced_loss(Readout(problem.hidden_ND, problem.weight_VD, None, vocabulary), job).loss
 

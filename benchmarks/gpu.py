@@ -1,0 +1,276 @@
+"""One script for one large GPU, within ten minutes: loss path and whole steps of the methods at real sizes.
+
+    python benchmarks/gpu.py                # shapes of Qwen3-1.7B and 8B, random weights, bf16, 8 completions of 4096
+    python benchmarks/gpu.py --tiny         # the same code at toy size, on any machine: figures of no meaning
+
+The loss path beside plain PyTorch, TRL and Liger (where installed; "out of memory" is a result), then a step of each
+method on given completions: scoring, forward, backward, update, no sampling. Model FLOPs utilisation counts every row's
+operations once, without recomputed activations, against the device's dense bf16 peak where it is known. What it was run
+on stands in the result and at the top of what is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from loss_paths import PATHS, Unavailable, make_problem
+from processes import origin, say, write
+from selfdistill.chat import Chat
+from selfdistill.config import load_config
+from selfdistill.contexts import load_templates
+from selfdistill.distributed import World
+from selfdistill.methods import build_method
+from selfdistill.policy import Policy, allow_packing, load_policy
+from selfdistill.sharding import Parallel
+from selfdistill.tasking import build_task
+from selfdistill.teachers import Teachers
+from selfdistill.training import Clock, Limits, Trainer
+from selfdistill.types import Example, Rollout, RolloutGroup, Verdict
+from sizing import SHAPES, Shape, Work, training_operations
+
+METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")
+"""Those that learn from the student's completions alone."""
+PEAKS: Mapping[str, float] = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "L40S": 362e12}
+"""Dense bf16 FLOP/s by a word in the device's name."""
+TINY = Shape(layers=2, D=64, H=4, K=2, E=16, F=160, V=1000, tied=True)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--shapes", nargs="+", default=["qwen3-1.7b", "qwen3-8b"], choices=sorted(SHAPES), help="(%(default)s)")
+    add("--tiny", action="store_true", help="a toy shape and short completions, to see that the script runs")
+    add("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="(default: all)")
+    add("--completions", type=int, default=8, help="completions in a step, of two problems (default: %(default)s)")
+    add("--tokens", type=int, default=4096, help="tokens of each (default: %(default)s)")
+    add("--repeats", type=int, default=3, help="timed runs (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    add("--out", type=Path, help="where the JSON goes (default: benchmarks/results/gpu.json)")
+    return parser.parse_args(arguments)
+
+
+def device_words(device: str) -> str:
+    """What the figures are of."""
+    if device == "cpu":
+        return "a CPU (no GPU: seconds and memory say nothing about one)"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def timed(action: Callable[[], Any], repeats: int, device: str) -> dict[str, Any]:
+    """Median seconds after one run that is not counted, and the peak of allocated memory above the beginning (GPU)."""
+    on_gpu = device != "cpu"
+    seconds = []
+    for number in range(repeats + 1):
+        gc.collect()
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if on_gpu else 0
+        began = time.perf_counter()
+        action()
+        if on_gpu:
+            torch.cuda.synchronize()
+        if number:
+            seconds.append(time.perf_counter() - began)
+    added = (torch.cuda.max_memory_allocated() - before) / 2**20 if on_gpu else None
+    total = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
+    return {"seconds": median(seconds), "added_mib": added, "peak_mib": total}
+
+
+def loss_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Every path with one context, ours and the plain one with four."""
+    for path, contexts in (("ours", 1), ("trl", 1), ("liger", 1), ("naive", 1), ("ours", 4), ("naive", 4)):
+        problem = make_problem(
+            tokens=options.completions * options.tokens,
+            vocabulary=shape.V,
+            width=shape.D,
+            contexts=contexts,
+            divergence="jensen_shannon",
+            elements=1 << 26 if options.device == "cpu" else 1 << 28,
+            device=options.device,
+            dtype=dtype,
+        )
+        losses: list[float] = []
+
+        def once(path: str = path, problem: Any = problem, losses: list[float] = losses) -> None:
+            problem.hidden_ND.grad = problem.weight_VD.grad = None
+            loss = PATHS[path](problem)
+            loss.backward()
+            losses.append(float(loss.detach()))
+
+        case: dict[str, Any] = {"path": path, "contexts": contexts}
+        try:
+            case |= {"outcome": "measured", **timed(once, options.repeats, options.device)}
+            gradient = problem.weight_VD.grad
+            assert gradient is not None
+            case |= {"loss": losses[-1], "gradient_norm": float(gradient.float().norm())}
+        except Unavailable as error:
+            case |= {"outcome": "not installed", "why": str(error)}
+        except torch.OutOfMemoryError:
+            case |= {"outcome": "out of memory"}
+        say(f"  loss, {path}, {contexts} contexts: {case.get('seconds', case['outcome'])}")
+        del problem, once
+        _empty(options.device)
+        yield case
+
+
+def random_policy(shape: Shape, device: str, dtype: torch.dtype, window: int) -> tuple[Policy, Chat]:
+    """Random weights behind the tokenizer of the shipped model, whose ids are the first of the vocabulary."""
+    config = Qwen3Config(
+        vocab_size=shape.V,
+        hidden_size=shape.D,
+        intermediate_size=shape.F,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.H,
+        num_key_value_heads=shape.K,
+        head_dim=shape.E,
+        tie_word_embeddings=shape.tied,
+        max_position_embeddings=window,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: Any = Qwen3ForCausalLM(config)
+    _, shipped = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
+    policy = Policy(model.to(dtype), real_vocabulary=shape.V).eval()
+    with torch.no_grad():
+        allow_packing(policy)
+    return policy, Chat(shipped.tokenizer, stop_ids=shipped.stop_ids, window=window, name="random")
+
+
+def groups_of(examples: Sequence[Example], chat: Chat, completions: int, tokens: int) -> list[RolloutGroup]:
+    """Completions of given length for two problems, every other one correct; the words are those of the solutions."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.tensor(chat.tokenizer(examples[0].fields["solution"], add_special_tokens=False)["input_ids"])
+    groups = []
+    for example in examples:
+        rollouts, verdicts = [], []
+        for number in range(completions // len(examples)):
+            drawn = words[torch.randint(len(words), (tokens - 1,), generator=generator)].tolist()
+            ids = (*drawn, chat.stop_ids[0])
+            text = chat.tokenizer.decode(drawn)
+            rollouts.append(Rollout(chat.encode(example.prompt), ids, (-7.0,) * tokens, True, text, 0))
+            right = number % 2 == 0
+            verdicts.append(Verdict(float(right), feedback=None if right else "that is not the target ."))
+        groups.append(RolloutGroup(example, tuple(rollouts), tuple(verdicts)))
+    return groups
+
+
+def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """A step of each method; GRPO's is what the others are compared with."""
+    window = 4 * options.tokens + 4096
+    config = load_config("countdown-grpo", [])
+    task = build_task(config.task, seed=0, reward=None)
+    policy, chat = random_policy(shape, options.device, dtype, window)
+    policy.place(Parallel(activation_checkpointing=True), torch.device(options.device))
+    groups = groups_of(list(task.examples("train")[:2]), chat, options.completions, options.tokens)
+    peak = next((flops for word, flops in PEAKS.items() if word in device_words(options.device)), None)
+    for name in options.methods:
+        method = build_method(name, {})
+        case: dict[str, Any] = {"method": name}
+        try:
+            teachers = Teachers(policy, needed={r.weights for r in method.roles().values()}, rate=method.teacher_rate)
+            trainer = Trainer(
+                policy,
+                teachers,
+                method,
+                load_templates(task.contexts),
+                chat,
+                torch.optim.AdamW(policy.trainable(), lr=1e-12, fused=True),
+                learning_rate=lambda step: 1e-12,
+                clip_norm=1.0,
+                limits=Limits(elements=1 << 26 if options.device == "cpu" else 1 << 28),
+                thinking=None,
+                world=World.current(),
+            )
+            views = trainer.views(groups, step=1).views
+            case |= _sizes(views)
+            case |= {
+                "outcome": "measured",
+                **timed(partial(trainer.step, groups, step=1, clock=Clock()), options.repeats, options.device),
+            }
+            operations = _operations(shape, case)
+            case["flops_utilisation"] = operations / case["seconds"] / peak if peak else None
+        except torch.OutOfMemoryError:
+            case["outcome"] = "out of memory"
+        say(f"  step, {name}: {case.get('seconds', case['outcome'])}")
+        teachers = trainer = None  # type: ignore[assignment]
+        policy.zero_grad(set_to_none=True)
+        _empty(options.device)
+        yield case
+
+
+def _sizes(views: Sequence[Any]) -> dict[str, float]:
+    lengths = {role: fmean(len(view.prompts[role]) for view in views) for role in views[0].prompts}
+    student = lengths.pop("student")
+    return {
+        "completions": len(views),
+        "completion_tokens": fmean(len(view.completion_ids) for view in views),
+        "prompt_tokens": student,
+        "teachers": len(lengths),
+        "teacher_prompt_tokens": fmean(lengths.values()) if lengths else 0.0,
+    }
+
+
+def _operations(shape: Shape, case: Mapping[str, Any]) -> float:
+    work = Work(
+        prompts=1,
+        completions=int(case["completions"]),
+        prompt=round(case["prompt_tokens"]),
+        teacher_prompt=round(case["teacher_prompt_tokens"]),
+        completion=round(case["completion_tokens"]),
+        teachers=int(case["teachers"]),
+    )
+    return training_operations(shape, work)
+
+
+def _empty(device: str) -> None:
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    options = parse(arguments)
+    if not options.tiny and options.device == "cpu":
+        raise SystemExit("no GPU was found: these sizes need one (--tiny runs anywhere)")
+    shapes = {name: SHAPES[name] for name in options.shapes}
+    dtype = torch.bfloat16
+    if options.tiny:
+        options.completions, options.tokens, options.repeats = 4, 24, 1
+        shapes, dtype = {"tiny": TINY}, torch.float32
+    words = device_words(options.device)
+    print(f"Run on {words}.")
+    found = {}
+    for name, shape in shapes.items():
+        say(name)
+        found[name] = {
+            "loss": list(loss_cases(shape, options, dtype)),
+            "steps": list(step_cases(shape, options, dtype)),
+        }
+    sizes = {key: getattr(options, key) for key in ("tiny", "completions", "tokens", "repeats")}
+    result = {**origin(torch.get_num_threads()), "device": words, "dtype": str(dtype), **sizes, "shapes": found}
+    write(result, "gpu", options.out)
+    for name, parts in found.items():
+        for case in (*parts["loss"], *parts["steps"]):
+            print(name, *(f"{key}={_short(value)}" for key, value in case.items()))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
