@@ -52,9 +52,9 @@ class Catch(TrainerCallback):
 class PerSequence(Trainer):
     """Our trainer with every completion's tokens weighing 1 together, as TRL averages."""
 
-    def views(self, groups: Sequence[RolloutGroup]) -> ViewSet:
+    def views(self, groups: Sequence[RolloutGroup], *, step: int) -> ViewSet:
         """The views of :class:`Trainer`, weighed anew."""
-        made = super().views(groups)
+        made = super().views(groups, step=step)
         made.views = [replace(v, weights=tuple(w / len(v.weights) for w in v.weights)) for v in made.views]
         return made
 

@@ -61,7 +61,7 @@ def cases(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every case in a process of its own."""
+    """Every case in a process of its own; what was found so far is written after each."""
     found: list[dict[str, Any]] = []
     for case in cases(options.tokens):
         plain = _find(found, "naive", case["divergence"], case["tokens"], case["contexts"])
@@ -83,6 +83,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             report = {"outcome": "out of memory"}
         found.append({**case, "memory_gib": options.memory, **report})
         told = f"{report['seconds']:.1f} s, {report['added_mib']:.0f} MiB" if "seconds" in report else report["outcome"]
+        write(result_of(options, found), "loss", options.out)
         say(f"{case['path']}, {case['divergence']}, {case['tokens']} tokens, {case['contexts']} contexts: {told}")
     return found
 
@@ -147,18 +148,17 @@ def _find(
     return next((case for case in found if wanted.items() <= case.items()), None)
 
 
+def result_of(options: argparse.Namespace, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The cases and what they reach, with where they were measured."""
+    cases = with_agreement(found)
+    sizes = {"vocabulary": options.vocabulary, "width": options.width}
+    return {**origin(options.threads), **sizes, "cases": cases, "bars": bars(cases)}
+
+
 def main() -> None:
     """Measure, print, write."""
     options = parse()
-    found = with_agreement(measure(options))
-    result = {
-        **origin(options.threads),
-        "vocabulary": options.vocabulary,
-        "width": options.width,
-        "cases": found,
-        "bars": bars(found),
-    }
-    write(result, "loss", options.out)
+    result = result_of(options, measure(options))
     for line in result["bars"]:
         value = "not measured" if line["value"] is None else f"{line['value']:.3g}"
         print(f"{'yes' if line['reached'] else 'NO ':4}{line['bar']}: {value}, at most {line['most']:g}")
