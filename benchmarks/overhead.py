@@ -3,12 +3,12 @@
     python benchmarks/overhead.py
     python benchmarks/overhead.py --rounds 1 --cases short --methods antisd sdpo --out /tmp/overhead.json
 
-Everything runs in one process, by turns: in every round each method makes a step on the same problems, under weights
-that stand still, with the same seed, so that all of them train on the same completions. A ratio is the median over
-rounds of a method's step over GRPO's in the same round. In the case ``long`` completions never stop and are few at a
-time, so that sampling dominates: on a CPU many rows are decoded almost as cheaply as they are scored. Every completion
-has a context in both cases, by feedback that is known beforehand. A method that samples from its teacher too draws as
-many completions in all.
+Everything runs in one process, by turns: in every round each method makes a step on the same problems, in a drawn
+order, under weights that stand still, with the same seed, so that all of them train on the same completions. A ratio is
+the median over rounds of a method's step over GRPO's in the same round. In the case ``long`` completions never stop and
+are few at a time, so that sampling dominates: on a CPU many rows are decoded almost as cheaply as they are scored.
+Every completion has a context in both cases, by feedback that is known beforehand. A method that samples from its
+teacher too draws as many completions in all.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,8 +148,9 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, list[StepSample
     with model_of(case) as model:
         arms = {name: build(name, case, model, options) for name in found}
         for number in range(rounds + 1):
-            for name, arm in arms.items():
-                sample = one_step(arm, options, number)
+            # Whoever comes first in a round is slower by some per cent; it is another one each time.
+            for name in random.Random(number).sample(list(arms), len(arms)):
+                sample = one_step(arms[name], options, number)
                 if number:
                     found[name].append(sample)
             say(f"{case}: round {number} of {rounds}")
