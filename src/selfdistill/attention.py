@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from selfdistill.types import Layout, Siblings
+from selfdistill.types import Cohort, Layout
 
 NAME = "packed_sdpa"
 LAYERS = {"full_attention", "sliding_attention"}
@@ -70,7 +70,7 @@ def attend(
     query_THD, key_THD, value_THD = (states[0].transpose(0, 1) for states in (query, key, value))
     attended = [
         _attend(one, query_THD, key_THD, value_THD, scaling=scaling, dropout=dropout, window=sliding_window)
-        for one in layout.siblings
+        for one in layout.cohorts
     ]
     return torch.cat(attended).index_select(0, layout.restore_T)[None], None
 
@@ -81,7 +81,7 @@ def mask_of_nothing(device: torch.device) -> Tensor:
 
 
 def _attend(
-    siblings: Siblings,
+    cohort: Cohort,
     query_THD: Tensor,
     key_THD: Tensor,
     value_THD: Tensor,
@@ -90,19 +90,19 @@ def _attend(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    """What the siblings' own tokens attend to, [S · own, heads, dim]."""
-    length, own = siblings.key_SK.shape[1], siblings.own
+    """What the cohort's own tokens attend to, [S · own, heads, dim]."""
+    length, own = cohort.key_SK.shape[1], cohort.own
     ancestors = length - own
     shared = query_THD.shape[1] // key_THD.shape[1]
-    key_SHKD, value_SHKD = (_rows(states, siblings.key_SK, shared) for states in (key_THD, value_THD))
+    key_SHKD, value_SHKD = (_rows(states, cohort.key_SK, shared) for states in (key_THD, value_THD))
     attend_ = torch.nn.functional.scaled_dot_product_attention
     # Without a mask no pair above the diagonal is computed. That is worth asking for the few ancestors as well, whose
     # ancestors²/2 pairs nobody reads; behind many, a mask costs less: half a square of own tokens, or of a block.
     if (window is None or length <= window) and ancestors**2 <= own * min(own, QUERIES):
-        query_SHKD = _rows(query_THD, siblings.key_SK, 1)
+        query_SHKD = _rows(query_THD, cohort.key_SK, 1)
         found_SHKD = attend_(query_SHKD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
         return found_SHKD[:, :, ancestors:].transpose(1, 2).flatten(0, 1)
-    query_SHLD = _rows(query_THD, siblings.key_SK[:, ancestors:], 1)
+    query_SHLD = _rows(query_THD, cohort.key_SK[:, ancestors:], 1)
     parts = []
     for start in range(0, own, QUERIES):
         end = min(start + QUERIES, own)

@@ -13,10 +13,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from selfdistill.types import Layout, Siblings
+from selfdistill.types import Cohort, Layout
 
 SHARE_FROM = 64
-"""Tokens that sharing must save. Another set of siblings costs attention a few calls a layer: about as much as 4 tokens
+"""Tokens that sharing must save. Another cohort costs attention a few calls a layer: about as much as 4 tokens
 of the shipped models on a CPU, and as 100 of one with eight billion weights on a GPU."""
 
 
@@ -107,29 +107,30 @@ class Packed:
 
 def pack(forest: Forest) -> Packed:
     """One row of tokens without padding."""
-    offsets, families = [0], dict[int | None, list[int]]()
+    offsets, generations = [0], dict[int, list[int]]()
     for number, segment in enumerate(forest.segments):
         offsets.append(offsets[-1] + len(segment.ids))
-        families.setdefault(segment.parent, []).append(number)
+        generations.setdefault(segment.start, []).append(number)
     own = [torch.arange(start, end) for start, end in pairwise(offsets)]
     until: list[Tensor] = []
     for number, segment in enumerate(forest.segments):
         until.append(own[number] if segment.parent is None else torch.cat([until[segment.parent], own[number]]))
     restore_T = torch.empty(offsets[-1], dtype=torch.long)
-    siblings: list[Siblings] = []
+    cohorts: list[Cohort] = []
     filled = 0
-    for parent, children in families.items():
-        before = until[parent] if parent is not None else torch.zeros(0, dtype=torch.long)
-        for alike in _alike(children, [len(piece) for piece in own]):
+    # Attention takes segments together that have as many tokens before them, whoever their parents are.
+    for start, members in generations.items():
+        for alike in _alike(members, [len(piece) for piece in own]):
             own_SL = torch.nn.utils.rnn.pad_sequence([own[child] for child in alike], batch_first=True)
             for row, child in enumerate(alike):
                 restore_T[own[child]] = filled + row * own_SL.shape[1] + torch.arange(len(own[child]))
             filled += own_SL.numel()
-            siblings.append(Siblings(torch.cat([before.expand(len(alike), -1), own_SL], 1), own_SL.shape[1]))
+            before_SK = torch.stack([until[child][:start] for child in alike])
+            cohorts.append(Cohort(torch.cat([before_SK, own_SL], 1), own_SL.shape[1]))
     return Packed(
         ids_T=torch.tensor([token for segment in forest.segments for token in segment.ids]),
         position_T=torch.cat([torch.arange(len(one.ids)) + one.start for one in forest.segments]),
-        layout=Layout(tuple(siblings), restore_T),
+        layout=Layout(tuple(cohorts), restore_T),
         places=[until[end] for end in forest.ends],
     )
 

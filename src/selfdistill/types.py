@@ -172,10 +172,10 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Siblings:
-    """Segments of packed tokens that stand behind the same ancestors, for attention to see them as one batch.
+class Cohort:
+    """Segments of packed tokens with as many tokens before them, for attention to see them as one batch.
 
-    ``key_SK`` [S segments, A + L] holds places of the A ancestors' tokens and then of the segment's own, of which the
+    ``key_SK`` [S segments, A + L] holds places of each segment's A ancestors' tokens and then of its own, of which the
     longest has L; ``own`` is L. Shorter segments are padded on the right with any place: no token looks to its right.
     """
 
@@ -187,15 +187,15 @@ class Siblings:
 class Layout:
     """How packed tokens form sequences: who attends to whom.
 
-    ``restore_T`` says where each of the T packed tokens stands among all siblings' own places, padding included.
+    ``restore_T`` says where each of the T packed tokens stands among all cohorts' own places, padding included.
     """
 
-    siblings: tuple[Siblings, ...]
+    cohorts: tuple[Cohort, ...]
     restore_T: Tensor
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        moved = tuple(Siblings(one.key_SK.to(device), one.own) for one in self.siblings)
+        moved = tuple(Cohort(one.key_SK.to(device), one.own) for one in self.cohorts)
         return Layout(moved, self.restore_T.to(device))
 
 
