@@ -1,8 +1,8 @@
 """What keeps a process apart from the machine: bubblewrap, else the namespaces of util-linux's ``unshare``.
 
-Both give the process a root of its own (the interpreter and the system's libraries, read-only, an empty ``/tmp`` in
-memory, four devices; no ``/proc``), its own process tree, and no network. Started by root, the process is no root
-inside and has a user id that nobody else has; started by a user, it lives in a user namespace.
+Both give the process a root of its own (the interpreter and the system's libraries, read-only, an empty scratch
+folder in memory, four devices; no ``/proc``), its own process tree, and no network. Started by root, the process is no
+root inside and has a user id that nobody else has; started by a user, it lives in a user namespace.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from selfdistill.errors import UserError
 
 Name = Literal["bubblewrap", "namespaces", "none"]
 
-TMP_BYTES = 64 * 2**20
-"""Size of the sandbox's ``/tmp``, which is memory."""
+SCRATCH = "/tmp"
+"""The guest's own folder for files, as it is called inside: empty, in memory, and where it is at home."""
+SCRATCH_BYTES = 64 * 2**20
+"""How much it holds."""
 
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
+    "HOME": SCRATCH,
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -47,15 +49,16 @@ INSTALL = (
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
 
-# $1: an empty folder, $2: bytes of /tmp, then the paths to show up to --, then the command. Every mount vanishes with
-# the mount namespace; /proc is there for umount alone; the shell stays as process 1, so that its end ends all others.
+# $1: an empty folder, $2: the scratch folder, $3: its bytes, then the paths to show up to --, then the command. Every
+# mount vanishes with the mount namespace; /proc is there for umount alone; the shell stays as process 1, so that its
+# end ends all others.
 _BUILD_ROOT = """
 set -e
 old_path=$PATH; PATH=/usr/sbin:/sbin:/usr/bin:/bin
-root=$1; size=$2; shift 2
+root=$1; scratch=$2; size=$3; shift 3
 mount -n -t tmpfs -o mode=755,size=1m,nosuid,nodev none "$root"
-mkdir "$root/tmp" "$root/.old" "$root/proc"
-mount -n -t tmpfs -o mode=1777,size="$size",nr_inodes=20000,nosuid,nodev none "$root/tmp"
+mkdir "$root$scratch" "$root/.old" "$root/proc"
+mount -n -t tmpfs -o mode=1777,size="$size",nr_inodes=20000,nosuid,nodev none "$root$scratch"
 mount -n --rbind /proc "$root/proc"
 while [ "$1" != -- ]; do
     if [ -L "$1" ]; then
@@ -74,7 +77,7 @@ umount -n -l /.old
 umount -n -l /proc
 rmdir /.old /proc
 mount -n -o remount,bind,ro,nosuid,nodev none /
-cd /tmp
+cd "$scratch"
 PATH=$old_path
 "$@"
 """
@@ -173,7 +176,7 @@ def _bubblewrap() -> list[str]:
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
-    command += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
+    command += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH]
     for parent in reversed(Path(os.path.realpath(sys.base_prefix)).parents[:-1]):
         command += ["--perms", "0755", "--dir", str(parent)]
     for path in _shown():
@@ -184,7 +187,7 @@ def _bubblewrap() -> list[str]:
     command += ["--perms", "0755", "--dir", "/dev"]
     for device in _DEVICES:
         command += ["--dev-bind", device, device]
-    return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
+    return [*command, "--remount-ro", "/", "--chdir", SCRATCH, "--"]
 
 
 def _namespaces() -> list[str]:
@@ -192,7 +195,7 @@ def _namespaces() -> list[str]:
     command = [setpriv, "--pdeathsig", "KILL", _which("unshare") or "unshare"]
     command += ["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--cgroup"]
     command += [] if is_root() else ["--user", "--map-root-user"]
-    command += [_which("sh") or "sh", "-c", _BUILD_ROOT, "sh", _empty_folder(), str(TMP_BYTES)]
+    command += [_which("sh") or "sh", "-c", _BUILD_ROOT, "sh", _empty_folder(), SCRATCH, str(SCRATCH_BYTES)]
     command += [*_shown(), *_DEVICES, "--", setpriv, "--no-new-privs", "--inh-caps", "-all"]
     kept = "-all,+setuid,+setgid" if is_root() else "-all"
     return [*command, "--bounding-set", kept, "--"]

@@ -18,7 +18,7 @@ from importlib import resources
 from typing import IO, Any, Literal, cast
 
 from selfdistill.errors import UserError
-from selfdistill.sandbox.isolation import ENVIRONMENT, Isolation, is_root
+from selfdistill.sandbox.isolation import ENVIRONMENT, SCRATCH, Isolation, is_root
 
 End = Literal["exit", "crash", "time", "memory", "output"]
 """How a process ended: by itself, by a signal, or at a limit."""
@@ -327,11 +327,11 @@ def _memory(pids: list[int]) -> int:
 
 
 def _files(pids: list[int]) -> int:
-    """How many files the sandbox's ``/tmp`` holds; 0 where it has none of its own."""
-    own = os.stat("/tmp").st_dev
+    """How many files the sandbox's scratch folder holds; 0 where it has none of its own."""
+    own = os.stat(SCRATCH).st_dev
     for pid in reversed(pids):
         with contextlib.suppress(OSError):
-            folder = f"/proc/{pid}/root/tmp"
+            folder = f"/proc/{pid}/root{SCRATCH}"
             if os.stat(folder).st_dev != own:
                 found = os.statvfs(folder)
                 return found.f_files - found.f_ffree
