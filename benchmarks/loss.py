@@ -1,7 +1,7 @@
 """The loss path by itself, at the vocabulary of Qwen3: ours, plain PyTorch, TRL's chunked and Liger's fused divergence.
 
     python benchmarks/loss.py                               # after `make bench`
-    python benchmarks/loss.py --tokens 256 --vocabulary 4000 --width 64 --out /tmp/loss.json
+    python benchmarks/loss.py --tokens 256 --vocabulary 4000 --width 64 --out bench-out/loss.json
 
 From hidden states to the gradients of hidden states and head weight, in float32, each measurement in a process of its
 own. Memory is the highest resident set less the resident set once the inputs lay there: hidden states of student and

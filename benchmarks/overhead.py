@@ -1,7 +1,7 @@
 """What a method's further contexts cost: a whole step of each method over the step of GRPO, sampling included.
 
     python benchmarks/overhead.py
-    python benchmarks/overhead.py --rounds 1 --cases short --methods antisd sdpo --out /tmp/overhead.json
+    python benchmarks/overhead.py --rounds 1 --cases short --methods antisd sdpo --out bench-out/overhead.json
 
 Everything runs in one process, by turns: in every round each method makes a step on the same problems, in a drawn
 order, under weights that stand still, with the same seed, so that all of them train on the same completions. A ratio is

@@ -1,7 +1,7 @@
 """Scoring a group under one long teacher prompt: its prompt computed once, against one forward pass a row.
 
     python benchmarks/scoring.py
-    python benchmarks/scoring.py --prompt 300 --completion 60 --rounds 1 --out /tmp/scoring.json
+    python benchmarks/scoring.py --prompt 300 --completion 60 --rounds 1 --out bench-out/scoring.json
 
 A random Qwen3 big enough that computing dominates, everything in one process and by turns: one forward a row, one
 padded batch, and packed with the prompt shared; once without gradient, as teachers are scored, and once with the

@@ -1,7 +1,7 @@
 """One training step of our ``sdpo`` against TRL's ``SDPOTrainer``: time by phase, peak memory, equal work, equal loss.
 
     python benchmarks/step.py                    # after `make bench`, or wherever trl can be imported
-    python benchmarks/step.py --rounds 1 --timed 2 --out /tmp/step.json
+    python benchmarks/step.py --rounds 1 --timed 2 --out bench-out/step.json
 
 Each side runs in processes of its own, by turns (ours, TRL, ours, TRL, …), on the same model, problems, completions per
 problem, limits, sampling and teacher, so that a slow minute of the machine hits both. The ratio is that of the medians
