@@ -23,8 +23,16 @@ def score_views(
 
     The ranks of ``world`` share the work, and every one of them gets all scores.
     """
+    return _score(policy, [_alone(view, role) for view in views], max_tokens=max_tokens, elements=elements, world=world)
+
+
+def _alone(view: View, role: str) -> View:
+    """What scoring a role's prompt needs of a view, and no more."""
+    return View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0)
+
+
+def _score(policy: Policy, alone: Sequence[View], *, max_tokens: int, elements: int, world: World) -> list[Scores]:
     results: dict[int, Scores] = {}
-    alone = [View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0) for view in views]
     for turn in turns(alone, max_tokens=max_tokens, packed=policy.packs, world=world):
         picked = [alone[i] for i in turn.chosen]
         scores = policy.score(collate(picked, STUDENT, packed=policy.packs), elements=elements)
@@ -32,7 +40,7 @@ def score_views(
             results.update(zip(turn.chosen, split(scores, picked), strict=True))
     if world.size > 1:
         results = {i: found.alone() for i, found in results.items()}
-    return world.merge(results, len(views))
+    return world.merge(results, len(alone))
 
 
 def score_roles(
@@ -52,9 +60,9 @@ def score_roles(
     for kind in dict.fromkeys(weights.values()):
         places = [(role, i) for role in weights if weights[role] == kind for i in range(len(views))]
         shown = [(role, i) for role, i in places if role in views[i].prompts]
-        alone = [replace(views[i], prompts={STUDENT: views[i].prompts[role]}) for role, i in shown]
+        alone = [_alone(views[i], role) for role, i in shown]
         with teachers.weights(kind) as policy:
-            scores = score_views(policy, alone, STUDENT, max_tokens=max_tokens, elements=elements, world=world)
+            scores = _score(policy, alone, max_tokens=max_tokens, elements=elements, world=world)
         for (role, i), score in zip(shown, scores, strict=True):
             columns[role][i] = score
     return columns

@@ -241,21 +241,25 @@ class Trainer:
         found, packed = _Found(), self.teachers.pack
         compared = {name: role.weights for name, role in self.method.roles().items() if name not in known.scores}
         forwards = [[STUDENT], *together(compared, packed=packed)]
-        for turn in turns(views, max_tokens=self.limits.tokens, forwards=forwards, packed=packed, world=self.world):
+        with clock.phase("views"):
+            mine = turns(views, max_tokens=self.limits.tokens, forwards=forwards, packed=packed, world=self.world)
+        for turn in mine:
             picked = [views[i] for i in turn.chosen]
-            batch = collate(picked, STUDENT, packed=packed)
+            with clock.phase("student"):
+                batch = collate(picked, STUDENT, packed=packed)
             with clock.phase("teacher"):
                 others = readouts(self.teachers, picked, compared, batch.target_N)
-            job = self._job(picked, batch.target_N, others, turn, known, total_weight)
             with clock.phase("student"):
+                job = self._job(picked, batch.target_N, others, turn, known, total_weight)
                 result = self.policy(batch, job)
                 result.loss.backward()
-            if turn.counts:
-                found.add(turn.chosen, result, picked)
-        self.teachers.release()
-        if not self.policy.sharded:
-            self.world.add_gradients(self.policy.trainable())
-        loss, scores, metrics = _together(found, len(views), self.world)
+                if turn.counts:
+                    found.add(turn.chosen, result, picked)
+        with clock.phase("update"):  # waiting for the slowest rank included
+            self.teachers.release()
+            if not self.policy.sharded:
+                self.world.add_gradients(self.policy.trainable())
+            loss, scores, metrics = _together(found, len(views), self.world)
         return loss, scores, metrics, total_weight
 
     def _job(

@@ -12,10 +12,10 @@ from selfdistill.errors import SamplerError
 from selfdistill.policy import Policy
 from selfdistill.samplers.hf import Decoding
 from selfdistill.seeds import derive
-from selfdistill.types import Completion
+from selfdistill.types import Completion, Sampler
 
 
-class Engine(Protocol):
+class Engine(Sampler, Protocol):
     """A sampler that holds a copy of the weights and must be told of new ones.
 
     Of several ranks the first one alone has to do with the engine; all must call :meth:`update`, where the weights may
@@ -24,18 +24,6 @@ class Engine(Protocol):
 
     def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
         """Draw from these weights from now on; what is drawn afterwards is stamped with their version."""
-        ...
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        count: int,
-        max_tokens: int,
-        seed: int,
-        ordinals: Sequence[int] | None = None,
-    ) -> list[list[Completion]]:
-        """As :class:`~selfdistill.types.Sampler` has it."""
         ...
 
     def close(self) -> None:
