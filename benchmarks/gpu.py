@@ -21,10 +21,10 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from loss_paths import PATHS, Unavailable, make_problem
 from processes import origin, say, write
+from random_model import random_model
 from selfdistill.chat import Chat
 from selfdistill.config import load_config
 from selfdistill.contexts import load_templates
@@ -128,20 +128,9 @@ def loss_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
 
 def random_policy(shape: Shape, device: str, dtype: torch.dtype, window: int) -> tuple[Policy, Chat]:
     """Random weights behind the tokenizer of the shipped model, whose ids are the first of the vocabulary."""
-    config = Qwen3Config(
-        vocab_size=shape.V,
-        hidden_size=shape.D,
-        intermediate_size=shape.F,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.H,
-        num_key_value_heads=shape.K,
-        head_dim=shape.E,
-        tie_word_embeddings=shape.tied,
-        max_position_embeddings=window,
-    )
     torch.manual_seed(0)
     with torch.device(device):
-        model: Any = Qwen3ForCausalLM(config)
+        model: Any = random_model(shape, max_position_embeddings=window)
     _, shipped = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
     policy = Policy(model.to(dtype), real_vocabulary=shape.V).eval()
     with torch.no_grad():

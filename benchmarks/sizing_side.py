@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from random_model import random_model
 from selfdistill.head import PIECE_ON_CPU, Readout, SliceJob, TokenSlice, sliced_loss
 from selfdistill.objectives import jensen_shannon
 from selfdistill.sharding import recompute
@@ -28,22 +28,6 @@ from workload import resident
 
 ROWS, LENGTH = 8, 512
 CACHE_ROWS, CACHE_LENGTH = 256, 512
-
-
-def model_of(shape: Shape) -> Any:
-    """A model with random weights."""
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=shape.V,
-            hidden_size=shape.D,
-            intermediate_size=shape.F,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.H,
-            num_key_value_heads=shape.K,
-            head_dim=shape.E,
-            tie_word_embeddings=shape.tied,
-        )
-    )
 
 
 class Watch:
@@ -83,9 +67,9 @@ def measure(shape: Shape) -> dict[str, dict[str, float]]:
     watch = Watch()
     ids_BL = torch.randint(shape.V, (ROWS, LENGTH))
     with torch.no_grad():  # whatever a first call leaves behind is no term
-        tiny = model_of(Shape(1, 64, 2, 1, 32, 64, 100, tied=True))
+        tiny = random_model(Shape(1, 64, 2, 1, 32, 64, 100, tied=True))
         tiny.get_decoder()(input_ids=torch.zeros(2, 8, dtype=torch.long))
-    model = watch.adds("weights", lambda: model_of(shape))
+    model = watch.adds("weights", lambda: random_model(shape))
     teacher = watch.adds("teacher copies", lambda: copy.deepcopy(model).requires_grad_(False))
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
     with torch.no_grad():

@@ -18,6 +18,8 @@ from processes import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("docs/performance.md", "docs/scaling.md")
+Found = Mapping[str, Any]
+"""What a benchmark has left, as JSON."""
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -25,7 +27,7 @@ def filled(page: str, results: Path = RESULTS) -> str:
     """A page with its tables made anew."""
 
     def made(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{TABLES[match[2]](results)}\n\n{match[3]}"
+        return f"{match[1]}\n{table(match[2], results)}\n\n{match[3]}"
 
     return _PLACE.sub(made, page)
 
@@ -36,7 +38,7 @@ def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
-def origin_line(found: Mapping[str, Any]) -> str:
+def origin_line(found: Found) -> str:
     """When and on what a result was measured."""
     machine, versions = found["machine"], found["versions"]
     used = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "selfdistill")
@@ -46,11 +48,8 @@ def origin_line(found: Mapping[str, Any]) -> str:
     )
 
 
-def loss(results: Path) -> str:
+def loss(found: Found) -> str:
     """Memory and time of every path, size and number of contexts."""
-    found = _read(results, "loss")
-    if not found:
-        return MISSING
     paths = {"ours": "ours", "naive": "plain PyTorch", "trl": "TRL chunked", "liger": "Liger fused"}
     lines = [
         (
@@ -74,11 +73,8 @@ def _order(case: Mapping[str, Any]) -> tuple[Any, ...]:
     return case["tokens"], case["divergence"], case["contexts"], order
 
 
-def loss_bars(results: Path) -> str:
+def loss_bars(found: Found) -> str:
     """What the loss path was to reach."""
-    found = _read(results, "loss")
-    if not found:
-        return MISSING
     lines = []
     for bar in found["bars"]:
         value = "not measured" if bar["value"] is None else f"{bar['value']:.2g}"
@@ -86,11 +82,8 @@ def loss_bars(results: Path) -> str:
     return rows(("bar", "to reach", "measured", "reached"), lines)
 
 
-def step(results: Path) -> str:
+def step(found: Found) -> str:
     """A whole step of SDPO beside TRL's."""
-    found = _read(results, "step")
-    if not found:
-        return MISSING
     ours, theirs = found["sides"]["ours"], found["sides"]["trl"]
     lines = [(name, *(f"{side['phases'][name]:.2f} s" for side in (ours, theirs))) for name in ours["phases"]]
     lines.append(("**a step**", f"**{ours['seconds']:.2f} s**", f"**{theirs['seconds']:.2f} s**"))
@@ -107,11 +100,8 @@ def step(results: Path) -> str:
     )
 
 
-def scoring(results: Path) -> str:
+def scoring(found: Found) -> str:
     """A group of completions under one prompt, three ways."""
-    found = _read(results, "scoring")
-    if not found:
-        return MISSING
     kinds = ("without gradient", "with gradient")
     ways = found[kinds[0]]["seconds"]
     lines = [(way, *(f"{found[kind]['seconds'][way]:.2f} s" for kind in kinds)) for way in ways]
@@ -126,11 +116,8 @@ def scoring(results: Path) -> str:
     )
 
 
-def overhead(results: Path) -> str:
+def overhead(found: Found) -> str:
     """A step of each method over GRPO's."""
-    found = _read(results, "overhead")
-    if not found:
-        return MISSING
     lines = []
     for case, methods in found["cases"].items():
         for row in methods:
@@ -141,11 +128,8 @@ def overhead(results: Path) -> str:
     return f"{origin_line(found)}\n\n{rows(header, lines)}"
 
 
-def sizing_check(results: Path) -> str:
+def sizing_check(found: Found) -> str:
     """The terms of memory of a small model, measured and computed."""
-    found = _read(results, "sizing")
-    if not found:
-        return MISSING
     lines = [
         (
             name,
@@ -158,31 +142,34 @@ def sizing_check(results: Path) -> str:
     return f"{origin_line(found)}\n\n{rows(('term', 'measured', 'computed', 'computed / measured'), lines)}"
 
 
-def sizing_table(results: Path) -> str:
+def sizing_table() -> str:
     """The sizing table; it depends on no measurement."""
     work, device = sizing.Work(), sizing.Device()
     return sizing.table(list(sizing.SHAPES), [8, 16, 64], copies=1, work=work, device=device)
 
 
-MISSING = "Not measured yet."
-TABLES: Mapping[str, Callable[[Path], str]] = {
-    "loss": loss,
-    "loss-bars": loss_bars,
-    "step": step,
-    "scoring": scoring,
-    "overhead": overhead,
-    "sizing-check": sizing_check,
-    "sizing": sizing_table,
+TABLES: Mapping[str, tuple[str, Callable[[Found], str]]] = {
+    "loss": ("loss", loss),
+    "loss-bars": ("loss", loss_bars),
+    "step": ("step", step),
+    "scoring": ("scoring", scoring),
+    "overhead": ("overhead", overhead),
+    "sizing-check": ("sizing", sizing_check),
 }
+"""Which result a table is made of, and how."""
+
+
+def table(name: str, results: Path) -> str:
+    """A table, or a word where its result is missing."""
+    if name == "sizing":
+        return sizing_table()
+    result, made = TABLES[name]
+    file = results / f"{result}.json"
+    return made(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else "Not measured yet."
 
 
 def _said(reached: bool | None) -> str:
     return {True: "yes", False: "**no**", None: "–"}[reached]
-
-
-def _read(results: Path, name: str) -> Any:
-    file = results / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def main() -> None:

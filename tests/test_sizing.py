@@ -6,33 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import sizing
+from random_model import random_model
 from sizing import BFLOAT16, FLOAT32, Device, Plan, Shape, Work, memory
 
 TINY = Shape(layers=2, D=64, H=4, K=2, E=16, F=160, V=500, tied=True)
 ROWS, LENGTH = 3, 40
 
 
-def model_of(shape: Shape) -> Qwen3ForCausalLM:
-    config = Qwen3Config(
-        vocab_size=shape.V,
-        hidden_size=shape.D,
-        intermediate_size=shape.F,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.H,
-        num_key_value_heads=shape.K,
-        head_dim=shape.E,
-        tie_word_embeddings=shape.tied,
-    )
-    return Qwen3ForCausalLM(config)
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_those_of_the_model(tied: bool) -> None:
     shape = Shape(layers=2, D=64, H=4, K=2, E=16, F=160, V=500, tied=tied)
-    assert shape.parameters == sum(p.numel() for p in model_of(shape).parameters())
+    assert shape.parameters == sum(p.numel() for p in random_model(shape).parameters())
 
 
 def test_parameters_of_the_published_models() -> None:
@@ -46,7 +32,7 @@ def test_activations_are_what_autograd_keeps(dtype: torch.dtype, bytes_a_number:
     """By the storages that a forward saves: one more layer saves exactly what the formula says."""
 
     def kept(layers: int) -> int:
-        model: Any = model_of(Shape(layers, 64, 4, 2, 16, 160, 500, tied=True))
+        model: Any = random_model(Shape(layers, 64, 4, 2, 16, 160, 500, tied=True))
         model.to(dtype)
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         # The tensors are held, or the next one may lie where the last one was.
