@@ -5,6 +5,7 @@ It stands in for the library's ``sdpa`` attention, and is that attention whereve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,9 +69,13 @@ def attend(
         )
         return found[0], None
     query_THD, key_THD, value_THD = (states[0].transpose(0, 1) for states in (query, key, value))
+    cohorts, shared = layout.cohorts, query_THD.shape[1] // key_THD.shape[1]
+    asking = [one.key_SK if _square(one, sliding_window) else one.key_SK[:, -one.own :] for one in cohorts]
+    queries = _rows(query_THD, asking)
+    keys, values = (_rows(states, [one.key_SK for one in cohorts], shared) for states in (key_THD, value_THD))
     attended = [
-        _attend(one, query_THD, key_THD, value_THD, scaling=scaling, dropout=dropout, window=sliding_window)
-        for one in layout.cohorts
+        _attend(one, *states, scaling=scaling, dropout=dropout, window=sliding_window)
+        for one, *states in zip(cohorts, queries, keys, values, strict=True)
     ]
     return torch.cat(attended).index_select(0, layout.restore_T)[None], None
 
@@ -80,35 +85,38 @@ def mask_of_nothing(device: torch.device) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
+def _square(cohort: Cohort, window: int | None) -> bool:
+    """Whether a cohort's ancestors are to ask as well, so that no mask is needed.
+
+    Without a mask no pair above the diagonal is computed. That is worth asking for the few ancestors too, whose
+    ancestors²/2 pairs nobody reads; behind many, a mask costs less: half a square of own tokens, or of a block.
+    """
+    length, own = cohort.key_SK.shape[1], cohort.own
+    return (window is None or length <= window) and (length - own) ** 2 <= own * min(own, QUERIES)
+
+
 def _attend(
     cohort: Cohort,
-    query_THD: Tensor,
-    key_THD: Tensor,
-    value_THD: Tensor,
+    query_SHLD: Tensor,
+    key_SHKD: Tensor,
+    value_SHKD: Tensor,
     *,
     scaling: float | None,
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    """What the cohort's own tokens attend to, [S · own, heads, dim]."""
-    length, own = cohort.key_SK.shape[1], cohort.own
-    ancestors = length - own
-    shared = query_THD.shape[1] // key_THD.shape[1]
-    key_SHKD, value_SHKD = (_rows(states, cohort.key_SK, shared) for states in (key_THD, value_THD))
+    """What the cohort's own tokens attend to, [S · own, heads, dim]; the queries are its own, or those of all keys."""
+    own, ancestors = cohort.own, cohort.key_SK.shape[1] - cohort.own
     attend_ = torch.nn.functional.scaled_dot_product_attention
-    # Without a mask no pair above the diagonal is computed. That is worth asking for the few ancestors as well, whose
-    # ancestors²/2 pairs nobody reads; behind many, a mask costs less: half a square of own tokens, or of a block.
-    if (window is None or length <= window) and ancestors**2 <= own * min(own, QUERIES):
-        query_SHKD = _rows(query_THD, cohort.key_SK, 1)
-        found_SHKD = attend_(query_SHKD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
+    if _square(cohort, window):
+        found_SHKD = attend_(query_SHLD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
         return found_SHKD[:, :, ancestors:].transpose(1, 2).flatten(0, 1)
-    query_SHLD = _rows(query_THD, cohort.key_SK[:, ancestors:], 1)
     parts = []
     for start in range(0, own, QUERIES):
         end = min(start + QUERIES, own)
-        position = torch.arange(ancestors + start, ancestors + end, device=query_THD.device)[:, None]
+        position = torch.arange(ancestors + start, ancestors + end, device=query_SHLD.device)[:, None]
         seen = slice(0 if window is None else max(0, ancestors + start - window + 1), ancestors + end)
-        other = torch.arange(seen.start, seen.stop, device=query_THD.device)[None]
+        other = torch.arange(seen.start, seen.stop, device=query_SHLD.device)[None]
         mask = other <= position if window is None else (other <= position) & (other > position - window)
         parts.append(
             attend_(
@@ -123,7 +131,12 @@ def _attend(
     return torch.cat(parts, 2).transpose(1, 2).flatten(0, 1)
 
 
-def _rows(states_THD: Tensor, place_SL: Tensor, times: int) -> Tensor:
-    """States [S, heads · times, L, dim] at some places; a key head serves ``times`` query heads."""
-    found = states_THD.index_select(0, place_SL.flatten()).view(*place_SL.shape, *states_THD.shape[1:]).transpose(1, 2)
-    return found.repeat_interleave(times, 1) if times > 1 else found
+def _rows(states_THD: Tensor, places: Sequence[Tensor], times: int = 1) -> list[Tensor]:
+    """States [S, heads · times, L, dim] of each cohort at its places [S, L]; a key head serves ``times`` query heads.
+
+    One lookup for all cohorts: backward, each would fill and add up a tensor as large as all states.
+    """
+    found = states_THD.index_select(0, torch.cat([place.flatten() for place in places]))
+    parts = zip(found.split([place.numel() for place in places]), places, strict=True)
+    rows = [part.view(*place.shape, *found.shape[1:]).transpose(1, 2) for part, place in parts]
+    return [row.repeat_interleave(times, 1) for row in rows] if times > 1 else rows
