@@ -64,7 +64,7 @@ docs: $(READY) ## build the documentation into build/site, strictly; it reads wi
 pictures: $(READY) ## draw the documentation's pictures of the methods again
 	@PYTHONPATH=scripts $(PY) scripts/docs_pictures.py
 
-bench: $(READY_BENCH) ## measure loss path, steps, scoring and memory, half an hour on two quiet cores: docs/performance.md
+bench: $(READY_BENCH) ## measure loss path, steps, scoring and memory, fifty minutes on two quiet cores: docs/performance.md
 	@$(PY) benchmarks/loss.py
 	@$(PY) benchmarks/step.py
 	@$(PY) benchmarks/scoring.py
