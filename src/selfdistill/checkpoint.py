@@ -6,14 +6,34 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from selfdistill.distributed import ALONE, World
-from selfdistill.errors import CheckpointError
+from selfdistill.errors import CheckpointError, UserError
 
 MANIFEST = "manifest.json"
+ROOM = 1 << 20
+"""Bytes: with fewer left, a disk is full. A write that fails takes what there was."""
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """Say so in a sentence where what failed inside failed for want of room, which each library words in its own way.
+
+    Raises:
+        CheckpointError: nothing can be written to the folder's disk any more.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or shutil.disk_usage(folder).free >= ROOM:
+            raise
+        raise CheckpointError(
+            f"no room is left on the disk of {folder}: make some, and continue the run with --resume"
+        ) from error
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = ALONE) -> None:

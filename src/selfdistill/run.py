@@ -88,7 +88,8 @@ class Run:
     def train(self, stop: StopRequest) -> dict[str, Any]:
         """Train to the last step or until asked to stop; returns the summary."""
         try:
-            return self._train(stop)
+            with checkpoint.told_when_full(self.folder):
+                return self._train(stop)
         finally:
             self.parts.drawer.close()
 
