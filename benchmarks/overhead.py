@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--methods", nargs="+", default=known, choices=known, help="beside GRPO (default: all that sample)")
     add("--prompts", type=int, default=8, help="problems in a step of the short case (default: %(default)s)")
     add("--completions", type=int, default=8, help="completions of each there (default: %(default)s)")
-    add("--rounds", type=int, default=5, help="timed rounds; those of the long case are half as many (%(default)s)")
+    add("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
     add("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the first round (default: %(default)s)")
     add("--out", type=Path, help="where the JSON goes (default: benchmarks/results/overhead.json)")
@@ -142,18 +142,17 @@ def one_step(arm: Arm, options: argparse.Namespace, number: int) -> StepSample:
 def measure(case: str, options: argparse.Namespace) -> dict[str, list[StepSample]]:
     """Timed steps of every method, by turns; the first round is not counted."""
     found: dict[str, list[StepSample]] = {name: [] for name in (BASELINE, *options.methods)}
-    rounds = options.rounds if case == "short" else (options.rounds + 1) // 2
     if case == "long":
         options = argparse.Namespace(**{**vars(options), **FEW})
     with model_of(case) as model:
         arms = {name: build(name, case, model, options) for name in found}
-        for number in range(rounds + 1):
+        for number in range(options.rounds + 1):
             # Whoever comes first in a round is slower by some per cent; it is another one each time.
             for name in random.Random(number).sample(list(arms), len(arms)):
                 sample = one_step(arms[name], options, number)
                 if number:
                     found[name].append(sample)
-            say(f"{case}: round {number} of {rounds}")
+            say(f"{case}: round {number} of {options.rounds}")
     return found
 
 
