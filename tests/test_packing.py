@@ -104,6 +104,21 @@ def test_attention_over_the_pack_is_that_of_each_sequence_alone(
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_one_query_a_row_gets_what_the_librarys_attention_gives_it(scaling: float | None, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, heads, length, 5, generator=generator, dtype=torch.float64)
+        for heads, length in ((6, 1), (2, 7), (2, 7))
+    )
+    mask = torch.arange(7)[None] >= torch.tensor([0, 2, 6])[:, None] if masked else None
+    mask = mask[:, None, None] if mask is not None else None
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+    found, _ = attend(torch.nn.Module(), query, key, value, mask, scaling=scaling)
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-12, atol=1e-12)
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 

@@ -153,9 +153,11 @@ def test_when_finished_rows_leave_does_not_change_what_the_others_say(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3 with a sliding window"])
 def test_sampled_rows_are_right_whenever_finished_ones_leave(
-    share: float, policy: Policy, monkeypatch: pytest.MonkeyPatch
+    name: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    policy = load(build(tmp_path, name))
     monkeypatch.setattr(hf, "COMPACT_BELOW", share)
     with_stops = HFSampler(policy, stop_ids=[STOP, *range(8, REAL, 6)], decoding=Decoding(), max_rows=512)
     drawn = with_stops.sample(prompts(), count=4, max_tokens=30, seed=9)
@@ -166,6 +168,24 @@ def test_sampled_rows_are_right_whenever_finished_ones_leave(
             assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
             assert completion.finished == (completion.ids[-1] in with_stops.stop_ids)
             assert not any(token in with_stops.stop_ids for token in completion.ids[:-1])
+
+
+def test_the_last_rows_take_the_places_of_finished_ones_and_no_other_moves() -> None:
+    going = torch.tensor([True, False, True, False, True, False, True, True])
+    assert hf.closed_up(going).tolist() == [0, 6, 2, 7, 4]
+    assert hf.closed_up(torch.tensor([True, True])).tolist() == [0, 1]
+    assert hf.closed_up(torch.tensor([False, False, True])).tolist() == [2]
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [3, 1, 0], [1, 0, 3, 2], [2], [2, 2, 0, 1, 3, 3]])
+def test_a_cache_selects_moves_and_repeats_its_rows(rows: list[int]) -> None:
+    layer, states = hf.InPlaceLayer(), torch.arange(4 * 2 * 3 * 2.0).view(4, 2, 3, 2)
+    layer.update(states, -states)
+    layer.reorder_cache(torch.tensor(rows))
+    new = torch.full((len(rows), 2, 1, 2), 99.0)
+    keys, values = layer.update(new, new)
+    assert torch.equal(keys, torch.cat([states[rows], new], 2))
+    assert torch.equal(values, torch.cat([-states[rows], new], 2))
 
 
 @pytest.mark.parametrize("decoding", [Decoding(0.0), Decoding(), Decoding(0.8, top_p=0.9, top_k=30)])

@@ -19,9 +19,9 @@ from selfdistill.samplers.uniform import uniform
 from selfdistill.seeds import derive
 from selfdistill.types import Completion
 
-COMPACT_BELOW = 0.9
-"""Share of unfinished rows under which the batch is compacted: copying the cache costs about one decoding step, and at
-0.75 one computed token in eight was a finished row's."""
+COMPACT_BELOW = 0.95
+"""Share of unfinished rows under which finished ones leave the batch: so few at a time that moving others into their
+places costs less than decoding them on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class HFSampler:
             if not going.any() or t + 1 == max_tokens:
                 break
             if going.float().mean() < COMPACT_BELOW:
-                kept = going.nonzero().squeeze(-1)
+                kept = closed_up(going)
                 state.keep(kept)
                 alive, token = alive[kept], token[kept]
             logprobs = state.advance(token)
@@ -193,10 +193,10 @@ class InPlaceLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Select rows, spare room included."""
+        """Select rows, spare room included; where they become fewer, only those that change their place are copied."""
         end = self.keys.shape[-2]  # type: ignore[union-attr]
-        self.room_keys = self.room_keys.index_select(0, beam_idx)
-        self.room_values = self.room_values.index_select(0, beam_idx)
+        self.room_keys = _selected(self.room_keys, beam_idx, end)
+        self.room_values = _selected(self.room_values, beam_idx, end)
         self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
 
     def _grown(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
@@ -205,6 +205,24 @@ class InPlaceLayer(DynamicLayer):
         if old is not None and old.shape[-2]:
             room[:, :, : old.shape[-2]] = old
         return room
+
+
+def closed_up(going_B: Tensor) -> Tensor:
+    """Which rows to keep, in an order that moves few of them: the last ones take the places of those that are done."""
+    kept = int(going_B.sum())
+    rows = torch.arange(kept, device=going_B.device)
+    rows[~going_B[:kept]] = going_B[kept:].nonzero().squeeze(-1) + kept
+    return rows
+
+
+def _selected(room_BHLD: Tensor, rows: Tensor, end: int) -> Tensor:
+    """Rows of a cache's room, which is full up to ``end``."""
+    if len(rows) > len(room_BHLD):
+        return room_BHLD.index_select(0, rows)
+    moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
+    # What is read is copied before anything is written, so rows may change places with one another.
+    room_BHLD[moved, :, :end] = room_BHLD[rows[moved], :, :end]
+    return room_BHLD[: len(rows)]
 
 
 def _completions(ids_BT: Tensor, logprob_BT: Tensor, length_B: Tensor, done_B: Tensor) -> list[Completion]:
