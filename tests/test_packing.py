@@ -79,10 +79,12 @@ def alone(states: Sequence[Tensor], places: Tensor, window: int | None) -> Tenso
 @pytest.mark.parametrize("queries", [512, 2, 1])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("share_from", [1, 4, 1000])
+@pytest.mark.parametrize("cheap", [{"cpu"}, set()], ids=["masks are cheap", "masks are not"])
 def test_attention_over_the_pack_is_that_of_each_sequence_alone(
-    share_from: int, window: int | None, queries: int, monkeypatch: pytest.MonkeyPatch
+    cheap: set[str], share_from: int, window: int | None, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfdistill.attention.QUERIES", queries)
+    monkeypatch.setattr("selfdistill.attention.MASKS_ARE_CHEAP", cheap)
     made = pack(grow(drawn(1), share_from=share_from))
     generator = torch.Generator().manual_seed(0)
     states = [

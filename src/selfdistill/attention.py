@@ -18,6 +18,8 @@ from selfdistill.types import Cohort, Layout
 
 NAME = "packed_sdpa"
 LAYERS = {"full_attention", "sliding_attention"}
+MASKS_ARE_CHEAP = {"cpu"}
+"""Devices whose kernel is as fast with a mask as without; on GPUs the fastest ones take none."""
 CHANGING = {"position_bias", "softcap", "s_aux", "cache"}
 """Arguments of a library's attention that make it another function."""
 QUERIES = 256
@@ -112,11 +114,12 @@ def mask_of_nothing(device: torch.device) -> Tensor:
 def _square(cohort: Cohort, window: int | None) -> bool:
     """Whether a cohort's ancestors are to ask as well, so that no mask is needed.
 
-    Without a mask no pair above the diagonal is computed. That is worth asking for the few ancestors too, whose
-    ancestors²/2 pairs nobody reads; behind many, a mask costs less: half a square of own tokens, or of a block.
+    Where masks are not cheap, that is worth asking for few ancestors too, whose ancestors²/2 pairs nobody reads; behind
+    many, a mask costs less: half a square of own tokens, or of a block.
     """
     length, own = cohort.key_SK.shape[1], cohort.own
-    return (window is None or length <= window) and (length - own) ** 2 <= own * min(own, QUERIES)
+    most = 0 if cohort.key_SK.device.type in MASKS_ARE_CHEAP else own * min(own, QUERIES)
+    return (window is None or length <= window) and (length - own) ** 2 <= most
 
 
 def _attend(
