@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from selfdistill.contexts import Template
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,3 +29,36 @@ def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors (pyproject.toml), these aside."""
     for line in NOT_OURS:
         config.addinivalue_line("filterwarnings", line)
+
+
+# Fixtures of more than one file. What loads torch is imported when it is needed.
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Qwen3 of one layer and its tokenizer: nobody writes into it."""
+    from support.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Qwen3 of two layers and its tokenizer: nobody writes into it."""
+    from support.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=3)
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
+    """The contexts of one's own that tests of methods show."""
+    from support.engine import own_templates
+
+    return own_templates(tmp_path_factory.mktemp("contexts"))
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report at the end of a run: it has tests of its own, and would take a third of the time of short runs."""
+    monkeypatch.setattr("selfdistill.run.write_report", lambda folder: None)

@@ -17,20 +17,11 @@ from selfdistill.config import AlarmsConfig, parse_config
 from selfdistill.errors import ConfigError
 from selfdistill.stopping import STOPPED_BY_ALARM
 from support.runs import as_toml, lines, metrics, open_run, outcome, recorder, tiny_run, train
-from support.tiny import save_tiny_model
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 DEFAULTS = Thresholds(**{**AlarmsConfig().model_dump(), "window": 2})
 """The shipped limits over two steps, which is little enough to add up by hand."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfdistill.run.write_report", lambda folder: None)
 
 
 def heard(*history: Mapping[str, Any], thresholds: Thresholds = DEFAULTS) -> list[Alarm]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.cli import main
 from support.runs import as_toml, lines, tiny_run
-from support.tiny import save_tiny_model, tiny_tokenizer
+from support.tiny import tiny_tokenizer
 
 PROBLEMS = (("use 3 and 4", "7", "3 + 4 = 7"), ("use 5 and 6", "11", "5 + 6 = 11"), ("make 8", "8", "8"))
 
@@ -54,11 +54,6 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     """The command line, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     return Terminal(capsys)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
 
 
 @pytest.fixture

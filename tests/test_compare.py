@@ -20,15 +20,9 @@ from selfdistill.compare import plan
 from selfdistill.config import load_config, shipped_configs
 from selfdistill.errors import ConfigError
 from support.runs import as_toml, lines, tiny_run, train
-from support.tiny import save_tiny_model
 
 SOURCE = Path(__file__).parents[1] / "src"
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
 
 
 @pytest.fixture

@@ -18,17 +18,8 @@ from selfdistill.samplers.hf import Decoding
 from support.fake_vllm import FakeVLLM, serving
 from support.ranks import WholeRun, run_cases
 from support.runs import STEPS, lines, metrics, open_run, outcome, recorder, tiny_run, train
-from support.tiny import save_tiny_model
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfdistill.run.write_report", lambda folder: None)
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 @pytest.fixture

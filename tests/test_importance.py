@@ -16,8 +16,7 @@ from selfdistill.head import TokenSlice
 from selfdistill.importance import LEARNER, SAMPLER, corrected, gaps, seen_by
 from selfdistill.policy import Policy
 from selfdistill.types import RolloutGroup, Scores, View
-from support.engine import Bench, distance, invent_groups, load_exact, make_bench, own_templates, perturb
-from support.tiny import save_tiny_model
+from support.engine import Bench, distance, invent_groups, load_exact, make_bench, perturb
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "grpo": {},
@@ -29,16 +28,6 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "purified": {},
 }
 LOG = math.log
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=3)
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
-    return own_templates(tmp_path_factory.mktemp("contexts"))
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------

@@ -19,14 +19,8 @@ from selfdistill.head import TokenSlice, token_credit
 from selfdistill.inspection import look, plan
 from selfdistill.methods import build_method
 from support.engine import invent_groups, load_exact, own_templates, token_logprobs
-from support.tiny import save_tiny_model
 
 NAMES = ("sd", "antisd", "opsd", "sdpo", "credit", "purified")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
 
 
 def tokens_of(advantage: float) -> TokenSlice:

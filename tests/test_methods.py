@@ -25,7 +25,6 @@ from support.engine import (
     load_exact,
     make_bench,
     only_correct,
-    own_templates,
     parameters,
     perturb,
     size_of,
@@ -40,20 +39,10 @@ JSD_5 = {"kind": "jensen_shannon", "support": {"kind": "top_k", "k": 5}}
 FIRST_RELEASE = {"divergence": {"kind": "jensen_shannon"}, "score_temperature": 1.1}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=3)
-
-
 @pytest.fixture(autouse=True)
 def _share_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The completions of these small groups share their prompts, gradient included."""
     monkeypatch.setattr("selfdistill.packing.SHARE_FROM", 1)
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
-    return own_templates(tmp_path_factory.mktemp("contexts"))
 
 
 # Name, knobs, what the teacher sees, whether completions without it leave, its weights, temperature, a token's loss.

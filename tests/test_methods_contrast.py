@@ -26,7 +26,6 @@ from support.engine import (
     load_exact,
     make_bench,
     only_correct,
-    own_templates,
     perturb,
     size_of,
 )
@@ -44,16 +43,6 @@ from support.tiny import save_tiny_model
 LORA = Lora(rank=3, alpha=6)
 JSD_5 = {"kind": "jensen_shannon", "support": {"kind": "top_k", "k": 5}}
 REVERSE = {"kind": "reverse_kl", "support": {"kind": "full"}}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=3)
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
-    return own_templates(tmp_path_factory.mktemp("contexts"))
 
 
 class Measured:

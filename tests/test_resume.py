@@ -24,6 +24,8 @@ from support.engine import parameters
 from support.runs import STEPS, as_toml, lines, metrics, open_run, outcome, plain, recorder, tiny_run, train
 from support.tiny import save_tiny_model
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 LORA = ("model.lora.rank=2", "model.lora.alpha=4", "model.lora.target_modules=['q_proj', 'down_proj']")
 REVERSE = {"kind": "reverse_kl", "support": {"kind": "top_k", "k": 20}}
 METHODS: dict[str, Any] = {
@@ -50,22 +52,11 @@ CASES = [(name, adapter) for name in METHODS for adapter in ((), LORA)]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An sdpo run from start to end: an averaged teacher, and a loss that no reward is needed for."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     train(tiny_run(model, METHODS["sdpo"]), folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report has tests of its own; a page for each of these runs would take a third of their time."""
-    monkeypatch.setattr("selfdistill.run.write_report", lambda folder: None)
 
 
 # --- stopped ---------------------------------------------------------------------------------------------------------

@@ -37,11 +37,6 @@ ROLES: dict[str, Weights] = {STUDENT: "live", "teacher": "frozen", "base": "froz
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=3)
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("other"), seed=4)
 

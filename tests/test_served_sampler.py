@@ -17,15 +17,10 @@ from selfdistill.samplers.served import ServedSampler, ServerOptions
 from selfdistill.seeds import derive
 from selfdistill.types import Completion
 from support.fake_vllm import FakeVLLM, fresh_folder, serving
-from support.tiny import STOP, save_tiny_model
+from support.tiny import STOP
 
 PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40], [20, 21, 22])
 OPTIONS = ServerOptions(urls=(), receiver=True, timeout=60.0, retries=3, wait=0.0, concurrency=3, sleep=False)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
 
 
 @pytest.fixture

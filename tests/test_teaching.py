@@ -24,11 +24,6 @@ from support.tiny import save_tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another model of the same vocabulary, whose head is padded to another number of rows."""
     return save_tiny_model(tmp_path_factory.mktemp("other"), seed=9, vocab_size=110)

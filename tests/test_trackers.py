@@ -20,7 +20,6 @@ from selfdistill.config import parse_config
 from selfdistill.errors import ConfigError
 from selfdistill.trackers import COLUMNS, Begin, Trackers, evaluation_numbers, step_numbers, table_of
 from support.runs import lines, metrics, open_run, outcome, recorder, tiny_run, train
-from support.tiny import save_tiny_model
 
 SCORE = {"k": 2, "value": 0.5, "low": 0.25, "high": 0.75}
 EVALUATION = {"problems": 3, "avg": SCORE, "pass": SCORE, "maj": SCORE, "length": 8.0, "hits": [1, 0, 2]}
@@ -77,11 +76,6 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     opened.clear()
     yield
     opened.clear()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0, num_hidden_layers=1)
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, sink: type[Fake]) -> None:

@@ -280,9 +280,7 @@ class Trainer:
         for role, column in known.scores.items():
             if role == STUDENT:  # the loss has its whole distribution, with gradient
                 continue
-            inputs[role] = torch.cat(
-                [_or_nan(column[i], view, device, wide) for i, view in zip(turn.chosen, picked, strict=True)]
-            )
+            inputs[role] = _told(column, turn, picked, device, wide)
         lengths = torch.tensor([len(view.completion_ids) for view in picked])
         for name, number in known.per_view.items():
             inputs[name] = number[turn.chosen].to(wide).repeat_interleave(lengths).to(device)
@@ -292,10 +290,7 @@ class Trainer:
         if self.importance_cap is not None:
             inputs[SAMPLER] = concatenate([drawn_logprobs(view) for view in picked], wide).to(device)
             if known.learner is not None:
-                before = known.learner
-                inputs[LEARNER] = torch.cat(
-                    [_or_nan(before[i], view, device, wide) for i, view in zip(turn.chosen, picked, strict=True)]
-                )
+                inputs[LEARNER] = _told(known.learner, turn, picked, device, wide)
             loss, metrics = corrected(loss, cap=self.importance_cap), seen_by(metrics)
         return SliceJob(
             target_N=target_N.to(device),
@@ -338,10 +333,18 @@ def _wide(policy: Policy) -> torch.dtype:
     return torch.promote_types(next(policy.parameters()).dtype, torch.float32)
 
 
-def _or_nan(scores: Scores | None, view: View, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if scores is None:
-        return torch.full((len(view.completion_ids),), math.nan, dtype=dtype, device=device)
-    return scores.target_N.to(device, dtype)
+def _told(
+    column: Sequence[Scores | None], turn: Turn, picked: Sequence[View], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """A role's log-probabilities [N] of the tokens of a turn's views, NaN where a view lacks its prompt."""
+    return torch.cat(
+        [
+            torch.full((len(view.completion_ids),), math.nan, dtype=dtype, device=device)
+            if scores is None
+            else scores.target_N.to(device, dtype)
+            for scores, view in zip([column[i] for i in turn.chosen], picked, strict=True)
+        ]
+    )
 
 
 def _sums(scores: Mapping[str, Sequence[Scores | None]]) -> dict[str, float]:
