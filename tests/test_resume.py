@@ -249,7 +249,9 @@ def started(model: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     path = tmp_path / "config.toml"
     path.write_text(as_toml(config.model_dump(exclude_none=True)), encoding="utf-8")
     tests = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"}
+    # As many threads as here, where the run goes on: another number adds up in another order.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {**os.environ, **threads, "PYTHONPATH": f"{tests.parent / 'src'}{os.pathsep}{tests}"}
     process = subprocess.Popen(
         [sys.executable, "-m", "selfdistill", "train", str(path), "--out", str(tmp_path / "run")],
         stdout=subprocess.PIPE,
@@ -258,7 +260,7 @@ def started(model: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         env=environment,
     )
     try:
-        while process.poll() is None and not list((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json")):
+        while process.poll() is None and not list((tmp_path / "run" / "checkpoints").glob("step-??????/manifest.json")):
             time.sleep(0.02)
         yield process
     finally:

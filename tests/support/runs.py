@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from selfdistill.checkpoint import checkpoints
 from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.progress import Progress
 from selfdistill.run import Run
@@ -89,7 +90,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Everything that two runs of one config must have in common, bit for bit."""
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    newest = checkpoints(folder / "checkpoints")[-1]  # not what a killed process left beside them
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     timed = ("seconds", "tokens_per_second", "written")
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
