@@ -102,7 +102,7 @@ def with_agreement(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
     """The largest relative difference of loss, gradient norms and gradient samples."""
-    differences = [abs(one["loss"] - other["loss"]) / abs(other["loss"])]
+    differences: list[float] = [abs(one["loss"] - other["loss"]) / abs(other["loss"])]
     for name in ("hidden_gradient", "weight_gradient"):
         a, b = one[name], other[name]
         differences.append(abs(a["norm"] - b["norm"]) / b["norm"])

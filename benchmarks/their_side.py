@@ -16,9 +16,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
-from selfdistill.assembly import build_task
 from selfdistill.config import load_config
 from selfdistill.policy import resolve_model
+from selfdistill.tasking import build_task
 from selfdistill.types import Example
 from workload import (
     CONFIG,

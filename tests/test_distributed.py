@@ -234,6 +234,8 @@ def test_shards_are_exported_as_a_model_directory_on_request(folder: Path, tmp_p
     assert sum(weight.numel() for weight in policy.trainable()) == sum(weight.numel() for weight in alone.values())
     with pytest.raises(CheckpointError, match="has no checkpoint of step 3; it keeps: 2, 4"):
         export_model(run, tmp_path / "other", step=3)
+    with pytest.raises(CheckpointError, match="holds no checkpoint: give the folder of a run that has saved one"):
+        export_model(tmp_path, tmp_path / "other", step=None)
 
 
 # --- dealing ---------------------------------------------------------------------------------------------------------

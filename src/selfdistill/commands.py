@@ -96,8 +96,10 @@ def export_model(run: Path, out: Path, *, step: int | None) -> Path:
         raise CheckpointError(f"{out} is not empty: choose another --out")
     path = checkpoint.newest_whole(saved)[0] if step is None else checkpoint.checkpoint_path(saved, step)
     kept = ", ".join(str(int(found.name.removeprefix("step-"))) for found in checkpoint.checkpoints(saved))
+    if not kept:
+        raise CheckpointError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
     if path is None or not path.is_dir():
-        raise CheckpointError(f"{run} has no checkpoint of step {step or 'any'}; it keeps: {kept or 'none'}")
+        raise CheckpointError(f"{run} has no checkpoint of step {step}; it keeps: {kept}")
     reason = checkpoint.torn(path)
     if reason is not None:
         raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
