@@ -82,8 +82,10 @@ class Policy(nn.Module):
         if batch.layout is not None:
             mask = mask_of_nothing(self.device)
             layout = {"position_ids": batch.position_BL, "attention_mask": mask, "layout": batch.layout}
-        output = self.causal_lm.get_decoder()(input_ids=batch.ids_BL, use_cache=False, **layout)
-        return self.head_of(output.last_hidden_state[batch.row_N, batch.column_N])
+        states_BLD = self.causal_lm.get_decoder()(input_ids=batch.ids_BL, use_cache=False, **layout).last_hidden_state
+        # Not by two indices: backward, those are added up one by one.
+        place_N = batch.row_N * states_BLD.shape[1] + batch.column_N
+        return self.head_of(states_BLD.flatten(0, 1).index_select(0, place_N))
 
     def head_of(self, hidden_ND: Tensor) -> Readout:
         """Hidden states with the head that reads them."""

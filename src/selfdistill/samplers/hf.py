@@ -67,7 +67,9 @@ class HFSampler:
             for start in range(0, len(order), per_batch):
                 chosen = order[start : start + per_batch]
                 seeds = [derive(seed, ordinals[i], k) for i in chosen for k in range(count)]
-                drawn = self._sample_batch([prompts[i] for i in chosen], seeds, max_tokens)
+                # Cheaper than no_grad in every operation; shards keep what was made of them beyond sampling.
+                with torch.inference_mode(not self.policy.sharded):
+                    drawn = self._sample_batch([prompts[i] for i in chosen], seeds, max_tokens)
                 results.update({i: drawn[k * count : (k + 1) * count] for k, i in enumerate(chosen)})
         return [results[i] for i in range(len(prompts))]
 
