@@ -5,8 +5,10 @@
 
 Everything runs in one process, by turns: in every round each method makes a step on the same problems, in a drawn
 order, under weights that stand still, with the same seed, so that all of them train on the same completions. A ratio is
-the median over rounds of a method's step over GRPO's in the same round. In the case ``long`` completions never stop and
-are few at a time, so that sampling dominates: on a CPU many rows are decoded almost as cheaply as they are scored.
+the median over rounds of a method's step over GRPO's in the same round; sampling the same tokens is the same work for
+all methods, so its time in a round is the median over them. In the case ``long`` completions never stop and are few at
+a time, so that sampling dominates: on a CPU many rows are decoded almost as cheaply as they are scored. A bar of 1.2
+for three contexts is meant for a sampler that takes four fifths of GRPO's step: the share is printed.
 Every completion has a context in both cases, by feedback that is known beforehand. A method that samples from its
 teacher too draws as many completions in all.
 """
@@ -34,6 +36,7 @@ from processes import origin, say, write
 from selfdistill.assembly import Parts, assemble
 from selfdistill.collecting import Collector
 from selfdistill.config import load_config
+from selfdistill.head import STUDENT
 from selfdistill.methods import METHODS
 from selfdistill.samplers.hf import HFSampler
 from selfdistill.seeds import derive
@@ -48,7 +51,7 @@ BARS: Mapping[str, Mapping[str, float]] = {
 }
 LONG = 1024
 """Tokens of each completion in the case ``long``."""
-FEW = {"prompts": 2, "completions": 4}
+FEW = {"prompts": 2, "completions": 2}
 """Problems of a step and completions of each in the case ``long``."""
 
 
@@ -156,12 +159,27 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, list[StepSample
     return found
 
 
+def alike(samples: Mapping[str, StepSample]) -> dict[str, StepSample]:
+    """A round's steps by method, with one time of sampling for all whose completions are the student's alone."""
+    same = [name for name in samples if set(METHODS[name]().sources()) == {STUDENT}]
+    drawn = {(samples[name].work["completions"], samples[name].work["completion tokens"]) for name in same}
+    if len(drawn) > 1:
+        raise SystemExit(f"methods drew differently from the same seed: {drawn}")
+    typical = median(samples[name].phases["generation"] for name in same)
+    evened = dict(samples)
+    for name in same:
+        rest = samples[name].seconds - samples[name].phases["generation"]
+        evened[name] = replace(samples[name], seconds=rest + typical)
+    return evened
+
+
 def summary(case: str, found: Mapping[str, Sequence[StepSample]]) -> list[dict[str, Any]]:
     """A row a method: its ratio by round, its phases, its work, and the bar if there is one."""
     rows = []
+    rounds = [alike(dict(zip(found, samples, strict=True))) for samples in zip(*found.values(), strict=True)]
     for name, samples in found.items():
         pairs = list(zip(samples, found[BASELINE], strict=True))
-        wall = [mine.seconds / base.seconds for mine, base in pairs]
+        wall = [evened[name].seconds / evened[BASELINE].seconds for evened in rounds]
         bar = BARS[case].get(name)
         rows.append(
             {
@@ -169,10 +187,12 @@ def summary(case: str, found: Mapping[str, Sequence[StepSample]]) -> list[dict[s
                 "seconds": median(sample.seconds for sample in samples),
                 "ratio": median(wall),
                 "ratio_by_round": wall,
+                "ratio_as_timed": median(mine.seconds / base.seconds for mine, base in pairs),
                 "ratio_of_processor_seconds": median(mine.cpu_seconds / base.cpu_seconds for mine, base in pairs),
                 "phases": {
                     phase: median(sample.phases.get(phase, 0.0) for sample in samples) for phase in samples[0].phases
                 },
+                "sampling_share": median(sample.phases.get("generation", 0.0) / sample.seconds for sample in samples),
                 "work": {key: median(sample.work[key] for sample in samples) for key in samples[0].work},
                 "most": bar,
                 "reached": None if bar is None else median(wall) <= bar,
@@ -184,7 +204,7 @@ def summary(case: str, found: Mapping[str, Sequence[StepSample]]) -> list[dict[s
 def table(case: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows for the terminal."""
     mean = rows[0]["work"]["completion tokens"] / rows[0]["work"]["completions"]
-    lines = [f"{case}: {mean:.0f} tokens a completion"]
+    lines = [f"{case}: {mean:.0f} tokens a completion, sampling is {rows[0]['sampling_share']:.0%} of GRPO's step"]
     lines.append(f"{'':14}{'s':>8}{'sampling':>10}{'teacher':>9}{'student':>9}{'ratio':>8}{'processor':>11}{'bar':>7}")
     for row in rows:
         phases = [row["phases"].get(name, 0.0) for name in ("generation", "teacher", "student")]

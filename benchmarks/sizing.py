@@ -2,10 +2,11 @@
 
     python benchmarks/sizing.py                       # the table of docs/scaling.md
     python benchmarks/sizing.py --model qwen3-8b --gpus 16 --copies 1
-    python benchmarks/sizing.py --check               # a small model's memory, measured and computed
+    python benchmarks/sizing.py --check               # small models' memory and seconds, measured and computed
 
-Pure arithmetic. The terms of memory are checked against measured peaks on a CPU and the operations against PyTorch's
-own counter; what turns operations into seconds is an assumption (:class:`Device`), since no GPU was at hand.
+Pure arithmetic. The terms of memory are checked against measured peaks on a CPU, the operations against PyTorch's own
+counter, and that one share of a machine's rates tells the seconds of models of any shape, on a CPU too; which share a
+GPU gives is an assumption (:class:`Device`), since none was at hand.
 
 Axis letters: T tokens, V vocabulary, D hidden, H heads, K key and value heads, E numbers in a head, F feed-forward.
 """
@@ -210,14 +211,16 @@ def training_seconds(shape: Shape, work: Work, device: Device, gpus: int, *, rec
     return operations / (device.operations * device.training_share * gpus)
 
 
-def sampling_seconds(shape: Shape, work: Work, device: Device, gpus: int, *, engine: int = 1) -> float:
-    """Seconds to draw the completions with engines of ``engine`` GPUs each, weights and cache in bf16.
+def sampling_seconds(
+    shape: Shape, work: Work, device: Device, gpus: int, *, engine: int = 1, bytes_a_number: int = BFLOAT16
+) -> float:
+    """Seconds to draw the completions with engines of ``engine`` GPUs each, ``bytes_a_number`` in weights and cache.
 
     Every token of a sequence costs one reading of the weights and of the cache of the engine's sequences.
     """
     rows = -(-work.rows * engine // gpus)
-    held = cache(shape, rows, work.prompt + work.completion // 2)
-    a_token = (shape.parameters * BFLOAT16 + held) / (engine * device.bandwidth * device.decoding_share)
+    held = cache(shape, rows, work.prompt + work.completion // 2, bytes_a_number)
+    a_token = (shape.parameters * bytes_a_number + held) / (engine * device.bandwidth * device.decoding_share)
     return work.completion * a_token
 
 
@@ -267,9 +270,13 @@ def main() -> None:
         print(table(options.model, options.gpus, copies=options.copies, work=Work(), device=Device()))
         return
     terms = json.loads(run_child("sizing_side.py", asdict(CHECKED), threads=1))
-    write({**origin(1), "shape": asdict(CHECKED), "terms": terms}, "sizing", options.out)
+    speed = json.loads(run_child("sizing_speed.py", {}, threads=1))
+    write({**origin(1), "shape": asdict(CHECKED), "terms": terms, "speed": speed}, "sizing", options.out)
     for name, term in terms.items():
         print(f"{name:20}{term['measured_mib']:9.1f} MiB measured{term['computed_mib']:9.1f} computed")
+    for name, one in speed["seconds"].items():
+        share = one["computed"] / one["measured"]
+        print(f"{name:40}{one['measured']:9.3f} s measured, {share:.0%} of the machine's rate")
 
 
 if __name__ == "__main__":

@@ -122,9 +122,20 @@ def overhead(found: Found) -> str:
     for case, methods in found["cases"].items():
         for row in methods:
             bar = ("", "") if row["most"] is None else (f"at most {row['most']:g}", _said(row["reached"]))
-            processor = f"{row['ratio_of_processor_seconds']:.2f}"
-            lines.append((case, row["method"], f"{row['seconds']:.2f} s", f"{row['ratio']:.2f}", processor, *bar))
-    header = ("completions", "method", "a step", "over GRPO", "in processor time", "to reach", "reached")
+            ratios = [f"{row[name]:.2f}" for name in ("ratio", "ratio_as_timed", "ratio_of_processor_seconds")]
+            share = f"{row['sampling_share']:.0%}"
+            lines.append((case, row["method"], f"{row['seconds']:.2f} s", share, *ratios, *bar))
+    header = (
+        "completions",
+        "method",
+        "a step",
+        "sampling",
+        "over GRPO",
+        "as timed",
+        "in processor time",
+        "to reach",
+        "reached",
+    )
     return f"{origin_line(found)}\n\n{rows(header, lines)}"
 
 
@@ -142,6 +153,25 @@ def sizing_check(found: Found) -> str:
     return f"{origin_line(found)}\n\n{rows(('term', 'measured', 'computed', 'computed / measured'), lines)}"
 
 
+def sizing_speed(found: Found) -> str:
+    """Seconds of small models, and what share of the machine's rates each reaches."""
+    speed = found["speed"]
+    lines = [
+        (
+            name,
+            f"{one['measured']:.2f} s",
+            f"{one['computed']:.2f} s",
+            f"{one['computed'] / one['measured']:.0%}",
+        )
+        for name, one in speed["seconds"].items()
+    ]
+    return (
+        f"{origin_line(found)} Its rates: {speed['operations_a_second'] / 1e9:.0f} billion operations and "
+        f"{speed['bytes_a_second'] / 1e9:.0f} billion bytes a second.\n\n"
+        f"{rows(('case', 'measured', 'computed at full rate', 'share'), lines)}"
+    )
+
+
 def sizing_table() -> str:
     """The sizing table; it depends on no measurement."""
     work, device = sizing.Work(), sizing.Device()
@@ -155,6 +185,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Found], str]]] = {
     "scoring": ("scoring", scoring),
     "overhead": ("overhead", overhead),
     "sizing-check": ("sizing", sizing_check),
+    "sizing-speed": ("sizing", sizing_speed),
 }
 """Which result a table is made of, and how."""
 
