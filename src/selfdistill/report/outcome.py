@@ -68,7 +68,7 @@ def comparison_rows(before: Row, after: Row, best: Row) -> list[dict[str, object
     for key, name, share in (
         ("length", "Completion length, tokens", False),
         ("truncated", "Truncated completions", True),
-        ("deliberation", "Deliberation tokens per completion", False),
+        ("deliberation", "Deliberation words per completion", False),
     ):
         values = [numbers.number(side.get(key)) for side in (before, after, best)]
         form = numbers.percent if share else numbers.plain

@@ -79,8 +79,8 @@ BEHAVIOUR = (
     ),
     Figure(
         "Deliberation",
-        "tokens per completion, held-out",
-        (Part("deliberation tokens", "deliberation", evaluation=True, look="points"),),
+        "words per completion, held-out",
+        (Part("deliberation words", "deliberation", evaluation=True, look="points"),),
     ),
 )
 SIGNAL = (
