@@ -121,6 +121,23 @@ def test_one_query_a_row_gets_what_the_librarys_attention_gives_it(scaling: floa
     torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-12, atol=1e-12)
 
 
+def test_one_query_under_anything_else_is_left_to_the_library() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 2, length, 4, generator=generator) for length in (1, 5, 5))
+    bias = torch.randn(2, 2, 1, 5, generator=generator)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
+    found, _ = attend(torch.nn.Module(), query, key, value, bias)
+    torch.testing.assert_close(found, expected)
+    found, _ = attend(torch.nn.Module(), query, key, value, None, position_bias=bias)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="softcap"):
+        attend(torch.nn.Module(), query, key, value, None, softcap=30.0)
+    # In half precision the shares would be rounded before they weigh the values.
+    query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+    found, _ = attend(torch.nn.Module(), query, key, value, None)
+    assert torch.equal(found, scaled_dot_product_attention(query, key, value).transpose(1, 2))
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,11 @@
 """Attention over packed tokens: each sequence sees itself and nothing else, and a shared beginning is there once.
 
-It stands in for the library's ``sdpa`` attention, and is that attention wherever no layout is given.
+It stands in for the library's ``sdpa`` attention, and gives what that gives wherever there is no layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,8 +68,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention [1, T, heads, dim] of packed query, key and value states [1, heads, T, dim]."""
     if layout is None:
-        plain = not dropout and all(others.get(name) is None for name in CHANGING)
-        if plain and _products_will_do(query, attention_mask):
+        if not dropout and _products_will_do(query, attention_mask, others):
             return _one_query(query, key, value, attention_mask, scaling), None
         found = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **others
@@ -77,21 +76,22 @@ def attend(
         return found[0], None
     query_THD, key_THD, value_THD = (states[0].transpose(0, 1) for states in (query, key, value))
     cohorts, shared = layout.cohorts, query_THD.shape[1] // key_THD.shape[1]
-    asking = [one.key_SK if _square(one, sliding_window) else one.key_SK[:, -one.own :] for one in cohorts]
+    squares = [_square(one, sliding_window) for one in cohorts]
+    asking = [one.key_SK if square else one.key_SK[:, -one.own :] for one, square in zip(cohorts, squares, strict=True)]
     queries = _rows(query_THD, asking)
     keys, values = (_rows(states, [one.key_SK for one in cohorts], shared) for states in (key_THD, value_THD))
     attended = [
-        _attend(one, *states, scaling=scaling, dropout=dropout, window=sliding_window)
-        for one, *states in zip(cohorts, queries, keys, values, strict=True)
+        _attend(one, square, *states, scaling=scaling, dropout=dropout, window=sliding_window)
+        for one, square, *states in zip(cohorts, squares, queries, keys, values, strict=True)
     ]
     return torch.cat(attended).index_select(0, layout.restore_T)[None], None
 
 
-def _products_will_do(query_BHLD: Tensor, mask: Tensor | None) -> bool:
+def _products_will_do(query_BHLD: Tensor, mask: Tensor | None, others: Mapping[str, Any]) -> bool:
     """Decoding in full precision on a CPU: two products take three quarters of the time of the library's kernel."""
     wide = query_BHLD.dtype in (torch.float32, torch.float64)
-    added = mask is not None and mask.dtype != torch.bool
-    return query_BHLD.shape[2] == 1 and query_BHLD.device.type == "cpu" and wide and not added
+    plain = (mask is None or mask.dtype == torch.bool) and all(others.get(name) is None for name in CHANGING)
+    return query_BHLD.shape[2] == 1 and query_BHLD.device.type == "cpu" and wide and plain
 
 
 def _one_query(
@@ -124,6 +124,7 @@ def _square(cohort: Cohort, window: int | None) -> bool:
 
 def _attend(
     cohort: Cohort,
+    square: bool,
     query_SHLD: Tensor,
     key_SHKD: Tensor,
     value_SHKD: Tensor,
@@ -132,10 +133,10 @@ def _attend(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    """What the cohort's own tokens attend to, [S · own, heads, dim]; the queries are its own, or those of all keys."""
+    """What the cohort's own tokens attend to, [S · own, heads, dim]; ``square``: queries are there for all keys."""
     own, ancestors = cohort.own, cohort.key_SK.shape[1] - cohort.own
     attend_ = torch.nn.functional.scaled_dot_product_attention
-    if _square(cohort, window):
+    if square:
         found_SHKD = attend_(query_SHLD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
         return found_SHKD[:, :, ancestors:].transpose(1, 2).flatten(0, 1)
     parts = []
