@@ -6,11 +6,10 @@
 Everything runs in one process, by turns: in every round each method makes a step on the same problems, in a drawn
 order, under weights that stand still, with the same seed, so that all of them train on the same completions. A ratio is
 the median over rounds of a method's step over GRPO's in the same round; sampling the same tokens is the same work for
-all methods, so its time in a round is the median over them. In the case ``long`` completions never stop and are few at
-a time, so that sampling dominates: on a CPU many rows are decoded almost as cheaply as they are scored. A bar of 1.2
-for three contexts is meant for a sampler that takes four fifths of GRPO's step: the share is printed.
-Every completion has a context in both cases, by feedback that is known beforehand. A method that samples from its
-teacher too draws as many completions in all.
+all methods, so its time in a round is the median over them. In the cases ``long`` and ``few`` completions never stop
+and are eight or four at a time, so that sampling dominates: on a CPU many rows are decoded almost as cheaply as they
+are scored. The share of sampling is printed, because the ratios follow from it. Every completion has a context, by
+feedback that is known beforehand. A method that samples from its teacher too draws as many completions in all.
 """
 
 from __future__ import annotations
@@ -45,14 +44,20 @@ from workload import FixedFeedback, StepSample, StepTimer
 
 BASELINE = "grpo"
 MODEL = "countdown-base"
+LONG_BARS = {"antisd": 1.10, "sdpo": 1.10, "credit": 1.15, "purified": 1.20}
 BARS: Mapping[str, Mapping[str, float]] = {
     "short": {"antisd": 1.25, "sdpo": 1.25, "credit": 1.40, "purified": 1.50},
-    "long": {"antisd": 1.10, "sdpo": 1.10, "credit": 1.15, "purified": 1.20},
+    "long": LONG_BARS,
+    "few": LONG_BARS,
 }
 LONG = 1024
-"""Tokens of each completion in the case ``long``."""
-FEW = {"prompts": 2, "completions": 2}
-"""Problems of a step and completions of each in the case ``long``."""
+"""Tokens of each completion in the cases that are not ``short``."""
+ROWS: Mapping[str, Mapping[str, int]] = {
+    "short": {},
+    "long": {"prompts": 2, "completions": 4},
+    "few": {"prompts": 2, "completions": 2},
+}
+"""Problems of a step and completions of each where they are not the options'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +112,12 @@ def build(method: str, case: str, model: str, options: argparse.Namespace) -> Ar
         "sampling.completions": max(1, options.completions // sources),
         # AdamW moves each weight by about this much: no float32 of the model changes.
         "optimiser.learning_rate": 1e-12,
-        **({"sampling.max_tokens": LONG} if case == "long" else {}),
+        **({"sampling.max_tokens": LONG} if case != "short" else {}),
     }
     parts = assemble(
         load_config(f"countdown-{method.replace('_', '-')}", [f"{key}={value}" for key, value in pairs.items()])
     )
-    if case == "long" and isinstance(parts.collector.sampler, HFSampler):
+    if case != "short" and isinstance(parts.collector.sampler, HFSampler):
         parts.collector.sampler.stop_ids = ()
         parts.chat.stop_ids = ()
     return Arm(parts, replace(parts.collector, task=FixedFeedback(parts.task)))
@@ -145,8 +150,7 @@ def one_step(arm: Arm, options: argparse.Namespace, number: int) -> StepSample:
 def measure(case: str, options: argparse.Namespace) -> dict[str, list[StepSample]]:
     """Timed steps of every method, by turns; the first round is not counted."""
     found: dict[str, list[StepSample]] = {name: [] for name in (BASELINE, *options.methods)}
-    if case == "long":
-        options = argparse.Namespace(**{**vars(options), **FEW})
+    options = argparse.Namespace(**{**vars(options), **ROWS[case]})
     with model_of(case) as model:
         arms = {name: build(name, case, model, options) for name in found}
         for number in range(options.rounds + 1):

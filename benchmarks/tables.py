@@ -141,35 +141,26 @@ def overhead(found: Found) -> str:
 
 def sizing_check(found: Found) -> str:
     """The terms of memory of a small model, measured and computed."""
-    lines = [
-        (
-            name,
-            f"{term['measured_mib']:.0f} MiB",
-            f"{term['computed_mib']:.0f} MiB",
-            f"{term['computed_mib'] / term['measured_mib']:.2f}",
-        )
-        for name, term in found["terms"].items()
-    ]
-    return f"{origin_line(found)}\n\n{rows(('term', 'measured', 'computed', 'computed / measured'), lines)}"
+    terms = {name: (one["measured_mib"], one["computed_mib"]) for name, one in found["terms"].items()}
+    return f"{origin_line(found)}\n\n{_beside(terms, 'term', '.0f', 'MiB')}"
 
 
 def sizing_speed(found: Found) -> str:
-    """Seconds of small models, and what share of the machine's rates each reaches."""
+    """Seconds of small models, measured and computed at all of the machine's rates."""
     speed = found["speed"]
-    lines = [
-        (
-            name,
-            f"{one['measured']:.2f} s",
-            f"{one['computed']:.2f} s",
-            f"{one['computed'] / one['measured']:.0%}",
-        )
-        for name, one in speed["seconds"].items()
-    ]
+    cases = {name: (one["measured"], one["computed"]) for name, one in speed["seconds"].items()}
     return (
         f"{origin_line(found)} Its rates: {speed['operations_a_second'] / 1e9:.0f} billion operations and "
-        f"{speed['bytes_a_second'] / 1e9:.0f} billion bytes a second.\n\n"
-        f"{rows(('case', 'measured', 'computed at full rate', 'share'), lines)}"
+        f"{speed['bytes_a_second'] / 1e9:.0f} billion bytes a second.\n\n{_beside(cases, 'case', '.2f', 's')}"
     )
+
+
+def _beside(cases: Mapping[str, tuple[float, float]], what: str, form: str, unit: str) -> str:
+    lines = [
+        (name, f"{measured:{form}} {unit}", f"{computed:{form}} {unit}", f"{computed / measured:.2f}")
+        for name, (measured, computed) in cases.items()
+    ]
+    return rows((what, "measured", "computed", "computed / measured"), lines)
 
 
 def sizing_table() -> str:
