@@ -21,33 +21,24 @@ from selfdistill import checkpoint
 from selfdistill.errors import CheckpointError, TrainingError
 from support.dying import Disk, Killed
 from support.engine import parameters
-from support.runs import STEPS, as_toml, lines, metrics, open_run, outcome, plain, recorder, tiny_run, train
+from support.runs import (
+    LORA,
+    METHODS,
+    STEPS,
+    as_toml,
+    lines,
+    metrics,
+    open_run,
+    outcome,
+    plain,
+    recorder,
+    tiny_run,
+    train,
+)
 from support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
-LORA = ("model.lora.rank=2", "model.lora.alpha=4", "model.lora.target_modules=['q_proj', 'down_proj']")
-REVERSE = {"kind": "reverse_kl", "support": {"kind": "top_k", "k": 20}}
-METHODS: dict[str, Any] = {
-    "grpo": "grpo",
-    "sft": "sft",
-    "opsd": "opsd",
-    "opsd first release": {
-        "name": "opsd",
-        "divergence": {"kind": "jensen_shannon"},
-        "score_temperature": 1.1,
-    },
-    "sdpo": {"name": "sdpo", "teacher_rate": 0.3},
-    "sdpo code": {"name": "sdpo", "divergence": REVERSE},
-    "sd": "sd",
-    "antisd": {"name": "antisd", "warmup": 2},
-    "sdft": {"name": "sdft", "teacher_rate": 0.3},
-    "credit": {"name": "credit", "teacher_rate": 0.3},
-    "credit sampled": {"name": "credit", "form": "advantage"},
-    "purified": "purified",
-    "pbsd": "pbsd",
-    "pbsd_reward": "pbsd_reward",
-}
 CASES = [(name, adapter) for name in METHODS for adapter in ((), LORA)]
 
 

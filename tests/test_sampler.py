@@ -229,6 +229,17 @@ def test_a_completion_that_the_limit_cuts_is_not_finished(policy: Policy) -> Non
     assert (cut.ids, cut.finished) == (long.ids[:last], False)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_whose_probabilities_are_no_numbers_is_refused_in_one_sentence(
+    temperature: float, tmp_path: Path
+) -> None:
+    broken = load(save_tiny_model(tmp_path, seed=0))
+    with torch.no_grad():
+        broken.layers[0].mlp.down_proj.weight.fill_(math.nan)  # type: ignore[union-attr, operator]
+    with pytest.raises(ModelError, match="not numbers"):
+        sampler(broken, temperature=temperature).sample(prompts(), count=2, max_tokens=5, seed=0)
+
+
 def test_the_same_seed_draws_the_same_and_another_one_does_not(policy: Policy) -> None:
     hot = sampler(policy)
     first = hot.sample(prompts(), count=3, max_tokens=10, seed=5)

@@ -48,7 +48,8 @@ def load_state(
         _load(state, folder, world)
         return
     load_weights(policy, folder / "model")
-    stored: dict[str, Any] = torch.load(folder / WHOLE, weights_only=True)
+    # Each rank moves what it reads to its own device; as they were saved, all of them would fill the first one's.
+    stored: dict[str, Any] = torch.load(folder / WHOLE, map_location="cpu", weights_only=True)
     teachers.load_state_dict(stored["teachers"])
     if not policy.sharded:
         optimiser.load_state_dict(stored["optimiser"])

@@ -19,6 +19,29 @@ from selfdistill.run import Run
 from selfdistill.stopping import StopRequest
 
 STEPS = 5
+LORA = ("model.lora.rank=2", "model.lora.alpha=4", "model.lora.target_modules=['q_proj', 'down_proj']")
+REVERSE = {"kind": "reverse_kl", "support": {"kind": "top_k", "k": 20}}
+METHODS: dict[str, Any] = {
+    "grpo": "grpo",
+    "sft": "sft",
+    "opsd": "opsd",
+    "opsd first release": {
+        "name": "opsd",
+        "divergence": {"kind": "jensen_shannon"},
+        "score_temperature": 1.1,
+    },
+    "sdpo": {"name": "sdpo", "teacher_rate": 0.3},
+    "sdpo code": {"name": "sdpo", "divergence": REVERSE},
+    "sd": "sd",
+    "antisd": {"name": "antisd", "warmup": 2},
+    "sdft": {"name": "sdft", "teacher_rate": 0.3},
+    "credit": {"name": "credit", "teacher_rate": 0.3},
+    "credit sampled": {"name": "credit", "form": "advantage"},
+    "purified": "purified",
+    "pbsd": "pbsd",
+    "pbsd_reward": "pbsd_reward",
+}
+"""Every method as a run asks for it, with what makes its parts show in a few steps."""
 
 
 def tiny_run(model: Path, method: str | Mapping[str, Any] = "grpo", *overrides: str) -> RunConfig:

@@ -88,7 +88,8 @@ class PBSD(Method):
         """log-probability [P] of each completion of one side: summed, or its mean."""
         scores = [seen.scores[role][i] for i in side]
         each = [one.target_N.double() for one in scores if one is not None]
-        return torch.stack([one.sum() if self.length == "sum" else one.mean() for one in each])
+        # A number a completion: from here on it is about pairs, wherever the tokens were scored.
+        return torch.stack([one.sum() if self.length == "sum" else one.mean() for one in each]).cpu()
 
 
 def _of(group: RolloutGroup, source: str) -> list[int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from selfdistill.errors import ModelError
 from selfdistill.policy import Policy
 from selfdistill.samplers.uniform import uniform
 from selfdistill.seeds import derive
@@ -99,6 +100,10 @@ class HFSampler:
                 state.keep(kept)
                 alive, token = alive[kept], token[kept]
             logprobs = state.advance(token)
+        if logprob_BT.isnan().any():
+            raise ModelError(
+                "the model gives probabilities that are not numbers: its weights are broken, or too large for its dtype"
+            )
         return _completions(ids_BT, logprob_BT, length_B, done_B)
 
 
@@ -119,7 +124,8 @@ def draw(logprobs_BV: Tensor, decoding: Decoding, uniform_B: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     # Below the total also where rounding says otherwise, so that the token found has a probability above 0.
     wanted = (uniform_B[:, None].to(total.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
+    # Nothing lies above a number that is none; an id beyond the vocabulary would end a GPU's process.
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp_max(cumulative.shape[-1] - 1)
 
 
 class _Prefill:

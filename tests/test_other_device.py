@@ -1,0 +1,73 @@
+"""What runs on a CPU runs on a device apart from it: nothing meets that a GPU would keep from meeting.
+
+No GPU is needed: support/apart.py says what stands in for one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from selfdistill.checkpoint import checkpoints
+from support.apart import cases
+from support.runs import lines, metrics
+from support.tiny import save_tiny_model
+
+TRAINED = [name for name in cases() if name != "inspected"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """All cases on both devices, and what failed apart from the CPU."""
+    folder = tmp_path_factory.mktemp("devices")
+    save_tiny_model(folder / "model", seed=0, num_hidden_layers=1)
+    tests = Path(__file__).parent
+    path = f"{tests.parent / 'src'}{os.pathsep}{tests}"
+    command = [sys.executable, "-W", "ignore", "-m", "support.apart", str(folder)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+
+
+def close(one: Any, other: Any) -> bool:
+    """The same up to rounding: of a shared prompt attention adds up in another order."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(close(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == pytest.approx(other, rel=1e-3, abs=1e-4)) if isinstance(one, float) else bool(one == other)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_apart_from_the_cpu_is_the_run_on_it(name: str, made: tuple[Path, dict[str, str]]) -> None:
+    folder, failed = made
+    assert name not in failed, failed[name]
+    here, there = folder / f"{name} cpu", folder / f"{name} apart"
+    drawn = [[line["ids"] for line in lines(run / "rollouts.jsonl")] for run in (here, there)]
+    assert drawn[0] == drawn[1]
+    assert len(metrics(there)) == 2
+    for one, other in zip(metrics(here), metrics(there), strict=True):
+        assert close(one, other), (one, other)
+    weights = [load_file(_weights(checkpoints(run / "checkpoints")[-1] / "model")) for run in (here, there)]
+    for key, value in weights[0].items():
+        assert (value - weights[1][key]).abs().max() < 1e-3
+
+
+def test_the_microscope_sees_the_same_apart_from_the_cpu(made: tuple[Path, dict[str, str]]) -> None:
+    folder, failed = made
+    assert "inspected" not in failed, failed["inspected"]
+    seen = [json.loads((folder / f"inspected {place}" / "summary.json").read_text()) for place in ("cpu", "apart")]
+    assert close(*seen)
+
+
+def _weights(folder: Path) -> Path:
+    return next(folder.glob("*.safetensors"))
