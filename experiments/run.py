@@ -1,6 +1,6 @@
 """The experiments of docs/results.md: ``python experiments/run.py WORLD tune``, then ``… final`` and ``… doses``.
 
-Every arm has the same small budget for tuning: each of its candidates is trained once, with a seed of its own and fewer
+Every arm has the same small budget for tuning: each of its candidates is trained with three seeds of its own and fewer
 steps, and the one with the best last validation accuracy goes into the final comparison. ``doses`` trains what tuning
 would not choose: the strengths that the papers' claims are about, untuned. Configs are written below
 ``--out``; the raw ``compare.json`` of each comparison is kept in experiments/results/.
@@ -42,7 +42,21 @@ STEPS = {"tune": 15, "final": 20, "doses": 20}
 LONGER = {("single", "final"): 30}
 """Where right answers are rare, twenty steps are few."""
 EVERY = {"tune": 15, "final": 5, "doses": 5}
-SEEDS = {"tune": "10", "final": "0,1,2", "doses": "0,1,2"}
+SEEDS = {"tune": "10,11,12", "final": "0,1,2,3,4,5,6,7", "doses": "0,1,2,3,4,5,6,7"}
+
+TOLD = (
+    "reward",
+    "length",
+    "deliberation",
+    "student_entropy",
+    "gate",
+    "u_correct",
+    "u_wrong",
+    "cos_total_reference",
+    "cos_total_question",
+    "left_out",
+)
+"""Metrics of which the page speaks."""
 
 JSD = {"divergence": {"kind": "jensen_shannon"}}
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
@@ -145,8 +159,24 @@ def compare(world: str, stage: str, arms: list[Path], out: Path, jobs: int) -> d
     subprocess.run(command, check=True, env={**os.environ})
     RESULTS.mkdir(exist_ok=True)
     shutil.copy(out / "compare.json", RESULTS / f"{world}-{stage}.json")
+    kept = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
+    (RESULTS / f"{world}-{stage}-metrics.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     return result
+
+
+def measured(folder: Path) -> dict[str, dict[str, float]]:
+    """What an arm's steps measured, seeds together: means of the first step, of the last and of all."""
+    runs = [path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("seed-*/metrics.jsonl"))]
+    steps = {"first": [run[0] for run in runs], "last": [run[-1] for run in runs]}
+    steps["all"] = [line for run in runs for line in run]
+    found: dict[str, dict[str, float]] = {}
+    for when, lines in steps.items():
+        for key in TOLD:
+            values = [value for line in map(json.loads, lines) if isinstance(value := line.get(key), int | float)]
+            if values:
+                found.setdefault(key, {})[when] = round(sum(values) / len(values), 6)
+    return found
 
 
 def tune(world: str, out: Path, jobs: int) -> None:
@@ -159,11 +189,11 @@ def tune(world: str, out: Path, jobs: int) -> None:
             )
             arms[label] = (method, candidate)
     paths = [write_arm(out / "arms", world, label, *arm, "tune") for label, arm in arms.items()]
-    compare(world, "tune", paths, out, jobs)
+    compared = compare(world, "tune", paths, out, jobs)
+    accuracy = {arm["name"]: arm["accuracy"]["final"]["value"] for arm in compared["arms"]}
     chosen: dict[str, Any] = {}
     for label, (method, candidate) in arms.items():
-        lines = (out / "runs" / label / f"seed-{SEEDS['tune']}" / "evaluations.jsonl").read_text(encoding="utf-8")
-        value = json.loads(lines.splitlines()[-1])["avg"]["value"]
+        value = accuracy[label]
         if method not in chosen or value > chosen[method]["accuracy"]:
             chosen[method] = {"learning_rate": candidate[0], "knobs": candidate[1], "accuracy": value, "arm": label}
     (RESULTS / f"{world}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
