@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from selfdistill.checkpoint import checkpoints
+from selfdistill.training import Clock
 from support.apart import cases
 from support.runs import lines, metrics
 from support.tiny import save_tiny_model
@@ -60,6 +62,25 @@ def test_a_run_apart_from_the_cpu_is_the_run_on_it(name: str, made: tuple[Path, 
     weights = [load_file(_weights(checkpoints(run / "checkpoints")[-1] / "model")) for run in (here, there)]
     for key, value in weights[0].items():
         assert (value - weights[1][key]).abs().max() < 1e-3
+
+
+def test_every_phase_waits_for_the_device_and_for_nothing_else(
+    made: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = made
+    # Seven phases a step at least, in every run.
+    assert json.loads((folder / "waits.json").read_text(encoding="utf-8")) > 7 * 2 * len(TRAINED)
+    waits: list[torch.device] = []
+    monkeypatch.setattr("torch.accelerator.synchronize", waits.append)
+    for device, waited in ((None, 0), ("cpu", 0), ("cuda:1", 2)):
+        clock = Clock(None if device is None else torch.device(device))
+        with clock.phase("teacher"):
+            pass
+        with pytest.raises(ZeroDivisionError), clock.phase("student"):
+            _ = 1 / 0
+        assert len(waits) == waited
+        assert set(clock.seconds) == {"teacher", "student"}
+    assert waits == [torch.device("cuda:1")] * 2
 
 
 def test_the_microscope_sees_the_same_apart_from_the_cpu(made: tuple[Path, dict[str, str]]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from selfdistill.errors import UserError
+from selfdistill.memory import is_full, out_of_memory
 from selfdistill.terminal import Commands, no_bars, quiet
 
 app = typer.Typer(
@@ -365,5 +366,13 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         app(arguments)
     except UserError as error:
-        print(f"selfdistill: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error):
+            raise
+        _refuse(out_of_memory(error))
+
+
+def _refuse(error: UserError) -> NoReturn:
+    print(f"selfdistill: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -27,5 +27,9 @@ class TrainingError(UserError):
     """A run that cannot go on (for example a loss that is not a number)."""
 
 
+class OutOfMemory(TrainingError):
+    """A device or machine whose memory does not suffice."""
+
+
 class SamplerError(UserError):
     """An engine that cannot be used, or no longer answers."""

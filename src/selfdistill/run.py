@@ -15,7 +15,7 @@ from selfdistill.alarms import AlarmWatch, Thresholds
 from selfdistill.assembly import assemble
 from selfdistill.config import RunConfig
 from selfdistill.distributed import World
-from selfdistill.errors import CheckpointError, SamplerError, TrainingError
+from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
 from selfdistill.evaluation import evaluate
 from selfdistill.head import STUDENT
 from selfdistill.measuring import described, drawn, separation, taught
@@ -31,8 +31,9 @@ from selfdistill.training import Clock, StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord
 
 PLACES = ("kind", "shards", "activation_checkpointing", "cpu_offload", "timeout")
-MAY_CHANGE = ("steps", "checkpoint", "sinks", "stop_on", *(f"parallel.{key}" for key in PLACES))
-"""Config keys that a resume may change: they do not alter any step that was already made."""
+CUTS = ("limits.tokens", "limits.elements", "sampling.max_rows")
+MAY_CHANGE = ("steps", "checkpoint", "sinks", "stop_on", *CUTS, *(f"parallel.{key}" for key in PLACES))
+"""Config keys that a resume may change: they alter no step that was made, and later ones by rounding at most."""
 
 
 @dataclass(slots=True)
@@ -90,6 +91,10 @@ class Run:
         try:
             with checkpoint.told_when_full(self.folder):
                 return self._train(stop)
+        except OutOfMemory as error:
+            at = self.saved_step
+            kept = f"step {at} is kept, and --resume goes on from it" if at else "no step was saved yet"
+            raise OutOfMemory(f"{error}; {kept}") from error
         finally:
             self.parts.drawer.close()
 
@@ -110,18 +115,20 @@ class Run:
                 f"optimiser.updates is {config.optimiser.updates}"
             )
         if now.before is None:
-            clock = Clock()
+            clock = Clock(parts.policy.device)
             with clock.phase("evaluation"):
                 now.before = self._evaluate()
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
         lessons = pairwise(self._lessons())
         while now.step < config.steps and not self._stopped(stop) and not self._alarmed():
-            clock = Clock()
+            clock = Clock(parts.policy.device)
             with clock.phase("generation"):
                 groups = self._collect(*next(lessons))
             try:
                 result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
+            except OutOfMemory:
+                raise
             except TrainingError as error:
                 raise self._set_aside(groups, now.step + 1, error) from error
             now.step += 1

@@ -18,6 +18,7 @@ from selfdistill.distributed import World
 from selfdistill.errors import TrainingError
 from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob, SliceResult, TokenLoss, TokenMetrics
 from selfdistill.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
+from selfdistill.memory import is_full, out_of_memory
 from selfdistill.methods.base import Method, Observation, Role
 from selfdistill.policy import Policy
 from selfdistill.scoring import readouts, score_roles, split, together
@@ -85,18 +86,29 @@ class _Found:
 
 
 class Clock:
-    """Seconds by phase."""
+    """Seconds by phase, of a device that is waited for: a GPU has barely begun when its work has been handed over."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.device = device if device is not None and device.type != "cpu" else None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time inside to a phase."""
+        """Add the time inside to a phase.
+
+        Raises:
+            OutOfMemory: the phase asks for more memory than there is.
+        """
         began = time.perf_counter()
         try:
             yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+            raise out_of_memory(error, name) from error
         finally:
+            if self.device is not None:
+                torch.accelerator.synchronize(self.device)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 

@@ -220,15 +220,19 @@ def main(folder: Path) -> None:
     """Do all of it on the CPU, then apart; write down what failed."""
     failed: dict[str, str] = {}
     made = cases()
+    waits: list[torch.device] = []
+    torch.accelerator.synchronize = waits.append  # type: ignore[assignment]
     _setup_privateuseone_for_python_backend(NAME)
     for case in made.values():
         case("cpu", folder)
+    assert not waits
     with device_apart():
         for name, case in made.items():
             try:
                 case("apart", folder)
             except BaseException:
                 failed[name] = traceback.format_exc()
+    (folder / "waits.json").write_text(json.dumps(len(waits)), encoding="utf-8")
     (folder / "failed.json").write_text(json.dumps(failed), encoding="utf-8")
 
 
