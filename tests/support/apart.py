@@ -20,7 +20,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from selfdistill import cli
 from support.runs import LORA, METHODS, tiny_run, train
@@ -163,12 +164,21 @@ class NewTensors(TorchFunctionMode):
         return func(*args, **given)
 
 
+class Backend(_DummyBackendModule):
+    """What torch asks a backend."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Number types of automatic mixed precision, which is switched off and on again around a recomputation."""
+        return [torch.bfloat16, torch.float16]
+
+
 @contextmanager
 def device_apart() -> Iterator[None]:
     """The device can be used by its name, under which it is known to torch."""
     # A module that moves keeps its parameters, and those that are tied stay so.
     torch.__future__.set_swap_module_params_on_conversion(True)
-    with NewTensors(), Operations():  # type: ignore[no-untyped-call]
+    # An early stop throws through the device's guard, which a backend in Python does not survive.
+    with set_checkpoint_early_stop(False), NewTensors(), Operations():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -177,6 +187,7 @@ def device_apart() -> Iterator[None]:
 DEVICES = {"cpu": "cpu", "apart": NAME}
 SHORT = ("steps=2", "checkpoint.every=1", "limits.tokens=120", "limits.elements=4096")
 """Small batches: several of a kind, and some with a few views."""
+RECOMPUTED = ("parallel.activation_checkpointing=true",)
 
 
 def run_on(place: str, folder: Path, name: str, method: str, overrides: Sequence[str]) -> None:
@@ -211,6 +222,7 @@ def cases() -> Mapping[str, Callable[[str, Path], None]]:
     return {
         **methods,
         "lora": partial(run_on, name="lora", method="antisd", overrides=LORA),
+        "recomputed": partial(run_on, name="recomputed", method="sdpo", overrides=RECOMPUTED),
         "resumed": resumed,
         "inspected": inspected,
     }
@@ -222,7 +234,7 @@ def main(folder: Path) -> None:
     made = cases()
     waits: list[torch.device] = []
     torch.accelerator.synchronize = waits.append  # type: ignore[assignment]
-    _setup_privateuseone_for_python_backend(NAME)
+    _setup_privateuseone_for_python_backend(NAME, Backend())
     for case in made.values():
         case("cpu", folder)
     assert not waits
