@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 from selfdistill.cli import main
 from selfdistill.errors import OutOfMemory
 from selfdistill.memory import is_full, out_of_memory
-from selfdistill.policy import Policy
-from selfdistill.samplers.hf import HFSampler
+from selfdistill.policy import Policy, load_policy
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.samplers.room import Rows, give_back
+from selfdistill.types import Completion
 from support.runs import lines, metrics, tiny_run, train
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -81,6 +83,90 @@ def test_a_run_without_memory_says_what_to_lower_and_goes_on_with_it(
         assert mine["loss"] == pytest.approx(whole["loss"], abs=1e-5)
     drawn = [[line["ids"] for line in lines(tmp_path / folder / "rollouts.jsonl")] for folder in ("run", "whole")]
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("fit", [1, 3, 4, 7, 23])
+@pytest.mark.parametrize("max_rows", [2, 512])
+def test_completions_are_drawn_in_smaller_batches_where_a_large_one_does_not_fit(
+    fit: int, max_rows: int, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
+    prompts = [[20, 21], [22], [23, 24, 25], [26], [27, 28]]
+    tried: list[int] = []
+    said: list[str] = []
+    draw = HFSampler._sample_batch
+
+    def limited(self: HFSampler, shown: Any, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+        tried.append(len(seeds))
+        if len(seeds) > fit:
+            raise ON_A_GPU
+        return draw(self, shown, seeds, max_tokens)
+
+    def drawn(rows: int | Rows) -> list[list[Completion]]:
+        sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(), max_rows=rows)
+        return sampler.sample(prompts, count=5, max_tokens=12, seed=3)
+
+    expected = drawn(512)
+    monkeypatch.setattr(HFSampler, "_sample_batch", limited)
+    rows = Rows(max_rows, said.append)
+    for mine, whole in zip(drawn(rows), expected, strict=True):
+        for one, other in zip(mine, whole, strict=True):
+            assert one.ids == other.ids
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    failed = [size for size in tried if size > fit]
+    assert all(size <= max_rows for size in tried)
+    assert len(said) == len(failed)
+    assert rows.most == min(max_rows, failed[-1] // 2 if failed else max_rows)
+    tried.clear()
+    drawn(rows)
+    assert max(tried) <= fit, "what did not fit is not tried again"
+
+
+def test_a_single_completion_that_does_not_fit_and_other_errors_are_not_tried_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
+    said: list[str] = []
+    sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(), max_rows=Rows(4, said.append))
+    tried: list[int] = []
+    for error, sizes in ((ON_A_GPU, [4, 2, 1]), (RuntimeError("shapes differ"), [1])):
+
+        def fails(self: HFSampler, shown: Any, seeds: Sequence[int], tokens: int, error: Any = error) -> Any:
+            tried.append(len(seeds))
+            raise error
+
+        monkeypatch.setattr(HFSampler, "_sample_batch", fails)
+        tried.clear()
+        with pytest.raises(type(error)) as caught:
+            sampler.sample([[20]], count=4, max_tokens=3, seed=0)
+        assert caught.value is error
+        assert tried == sizes
+
+
+def test_no_gradient_is_kept_while_completions_are_drawn(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    sample = HFSampler.sample
+
+    def watched(self: HFSampler, *args: Any, **kwargs: Any) -> list[list[Completion]]:
+        kept.append(any(parameter.grad is not None for parameter in self.policy.trainable()))
+        return sample(self, *args, **kwargs)
+
+    monkeypatch.setattr(HFSampler, "sample", watched)
+    train(tiny_run(model, "sft", "steps=2", "evaluation.every=1"), tmp_path / "sft")
+    train(tiny_run(model, "grpo", "steps=2", "evaluation.every=1"), tmp_path / "grpo")
+    assert len(kept) > 6
+    assert not any(kept)
+
+
+def test_memory_is_given_back_where_it_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr("torch.accelerator.empty_cache", lambda: emptied.append(True))
+    give_back(torch.device("cpu"))
+    assert not emptied
+    give_back(torch.device("cuda"))
+    assert emptied
 
 
 def test_the_command_line_says_it_in_one_sentence_wherever_it_happens(

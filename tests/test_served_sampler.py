@@ -148,14 +148,20 @@ def test_after_an_update_every_server_draws_from_the_new_weights(
     assert fresh_folder(tmp_path / "weights") == []
 
 
-def test_servers_sleep_between_their_turns(make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]) -> None:
+def test_servers_sleep_between_their_turns(
+    make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = three[0]
+    monkeypatch.setattr(
+        "selfdistill.samplers.served.give_back", lambda device: fake.calls.append("the learner gives memory back")
+    )
     sampler = make([fake], sleep=True, concurrency=1)
     for version in range(2):
         fake.calls.clear()
         sampler.update(student[0], version)
         sampler.sample([[20]], count=1, max_tokens=4, seed=0)
     assert fake.calls == [
+        "the learner gives memory back",
         "/wake_up?tags=weights",
         "/update_weight_version",
         "/collective_rpc",

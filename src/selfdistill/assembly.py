@@ -27,6 +27,7 @@ from selfdistill.policy import Lora, Policy, fingerprint, load_external, load_po
 from selfdistill.rollouts import fitting, fitting_solutions
 from selfdistill.samplerconfig import EngineConfig
 from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.samplers.room import Rows
 from selfdistill.sharding import Parallel
 from selfdistill.tasking import build_task, remarks_on
 from selfdistill.teachers import Teachers
@@ -89,7 +90,7 @@ def assemble(
     policy.place(parallel, device)
     examples, held_out, unfit = choose_examples(config, task, method, chat)
     trainer = build_trainer(config, policy, teachers, method, templates, chat)
-    collector, evaluator = build_samplers(config, task, method, templates, policy, chat, teachers)
+    collector, evaluator = build_samplers(config, task, method, templates, policy, chat, teachers, say)
     return Parts(
         config=config,
         task=task,
@@ -190,12 +191,14 @@ def build_samplers(
     policy: Policy,
     chat: Chat,
     teachers: Teachers,
+    say: Callable[[str], None],
 ) -> tuple[Collector, HFSampler]:
     """What draws the completions to learn from, and what draws those to evaluate."""
     sampling = config.sampling
+    rows = Rows(sampling.max_rows, say)
     decoding = Decoding(_known(sampling.temperature), _known(sampling.top_p), _known(sampling.top_k))
     sampler, evaluator = (
-        HFSampler(policy, stop_ids=chat.stop_ids, decoding=how, max_rows=sampling.max_rows)
+        HFSampler(policy, stop_ids=chat.stop_ids, decoding=how, max_rows=rows)
         for how in (decoding, Decoding(config.evaluation.temperature))
     )
     collector = Collector(
@@ -208,7 +211,7 @@ def build_samplers(
         decoding=decoding,
         completions=_known(sampling.completions),
         max_tokens=_known(sampling.max_tokens),
-        max_rows=sampling.max_rows,
+        max_rows=rows,
         thinking=sampling.thinking,
         world=World.current(),
     )

@@ -12,6 +12,7 @@ from selfdistill.head import STUDENT
 from selfdistill.methods.base import Method
 from selfdistill.rollouts import collect, everyones, extend, from_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.samplers.room import Rows
 from selfdistill.seeds import derive
 from selfdistill.teachers import Teachers
 from selfdistill.types import Example, RolloutGroup, Sampler, Task
@@ -31,7 +32,7 @@ class Collector:
     decoding: Decoding
     completions: int
     max_tokens: int
-    max_rows: int
+    max_rows: Rows
     thinking: bool | None
     world: World = field(default_factory=World)
 

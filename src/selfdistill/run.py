@@ -131,6 +131,8 @@ class Run:
                 raise
             except TrainingError as error:
                 raise self._set_aside(groups, now.step + 1, error) from error
+            # As large as the weights, and of no use to what evaluates and draws next.
+            parts.trainer.optimiser.zero_grad(set_to_none=True)
             now.step += 1
             line = self._measure(groups, result, clock)
             if now.step % config.evaluation.every == 0 or now.step == config.steps:

@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from selfdistill.errors import ModelError
+from selfdistill.memory import is_full
 from selfdistill.policy import Policy
+from selfdistill.samplers.room import Rows, give_back
 from selfdistill.samplers.uniform import uniform
 from selfdistill.seeds import derive
 from selfdistill.types import Completion
@@ -37,11 +39,11 @@ class Decoding:
 class HFSampler:
     """Draws completions from a :class:`~selfdistill.policy.Policy`."""
 
-    def __init__(self, policy: Policy, *, stop_ids: Sequence[int], decoding: Decoding, max_rows: int) -> None:
+    def __init__(self, policy: Policy, *, stop_ids: Sequence[int], decoding: Decoding, max_rows: int | Rows) -> None:
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
         self.decoding = decoding
-        self.max_rows = max_rows
+        self.rows = max_rows if isinstance(max_rows, Rows) else Rows(max_rows)
 
     @torch.no_grad()
     def sample(
@@ -62,19 +64,35 @@ class HFSampler:
         ordinals = range(len(prompts)) if ordinals is None else ordinals
         # Prompts of one length need no padding and no mask.
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        per_batch = max(1, self.max_rows // count)
-        results: dict[int, list[Completion]] = {}
+        seeds = [derive(seed, ordinals[i], k) for i in order for k in range(count)]
         with self.policy.whole():
-            for start in range(0, len(order), per_batch):
-                chosen = order[start : start + per_batch]
-                seeds = [derive(seed, ordinals[i], k) for i in chosen for k in range(count)]
-                # Cheaper than no_grad in every operation; shards keep what was made of them beyond sampling.
-                with torch.inference_mode(not self.policy.sharded):
-                    drawn = self._sample_batch([prompts[i] for i in chosen], seeds, max_tokens)
-                results.update({i: drawn[k * count : (k + 1) * count] for k, i in enumerate(chosen)})
+            drawn = self._within_memory([prompts[i] for i in order], seeds, max_tokens) if order else []
+        results = {i: drawn[place * count : (place + 1) * count] for place, i in enumerate(order)}
         return [results[i] for i in range(len(prompts))]
 
-    def _sample_batch(self, prompts: list[Sequence[int]], seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+    def _within_memory(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: int
+    ) -> list[Completion]:
+        """A completion for each seed, as many seeds for every prompt; in halves, where they are too many at once."""
+        if len(seeds) <= self.rows.most or len(seeds) == 1:
+            try:
+                # Cheaper than no_grad in every operation; shards keep what was made of them beyond sampling.
+                with torch.inference_mode(not self.policy.sharded):
+                    return self._sample_batch(prompts, seeds, max_tokens)
+            except (RuntimeError, MemoryError) as error:
+                if len(seeds) == 1 or not is_full(error):
+                    raise
+            # Here the error is gone, and what it held with it.
+            self.rows.halve(len(seeds))
+            give_back(self.policy.device)
+        several = (len(prompts) + 1) // 2 if len(prompts) > 1 else None
+        cut = several * (len(seeds) // len(prompts)) if several else (len(seeds) + 1) // 2
+        halves = (prompts[:several], seeds[:cut]), (prompts[several:] if several else prompts, seeds[cut:])
+        return [one for shown, some in halves for one in self._within_memory(shown, some, max_tokens)]
+
+    def _sample_batch(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: int
+    ) -> list[Completion]:
         device, rows = self.policy.device, len(seeds)
         stops = torch.tensor(self.stop_ids, device=device)
         state = _Prefill.of(self.policy, prompts, rows // len(prompts))
@@ -141,7 +159,7 @@ class _Prefill:
         self.logprobs = logprobs
 
     @classmethod
-    def of(cls, policy: Policy, prompts: list[Sequence[int]], count: int) -> _Prefill:
+    def of(cls, policy: Policy, prompts: Sequence[Sequence[int]], count: int) -> _Prefill:
         """Run every prompt once, then repeat its row for each of its completions."""
         device, longest = policy.device, max(len(prompt) for prompt in prompts)
         ids_PL = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)

@@ -25,6 +25,7 @@ from selfdistill.policy import Policy
 from selfdistill.samplers.asking import Question, by_prompt, completion, padding_rows, parameters, questions
 from selfdistill.samplers.handover import Handover
 from selfdistill.samplers.hf import Decoding
+from selfdistill.samplers.room import give_back
 from selfdistill.types import Completion
 
 
@@ -78,6 +79,8 @@ class ServedSampler:
         """
         self.lora, self.padding = policy.is_lora, padding_rows(policy)
         self.path = self.handover.write(policy, version, world)
+        if self.options.sleep:
+            give_back(policy.device)  # servers that share the device are about to wake
         self.version = version
         goal = f"take the weights of version {version}"
         world.from_first(lambda: self._patiently(lambda: bool(self._ready()), goal))

@@ -15,6 +15,7 @@ from selfdistill.policy import Policy, resolve_model
 from selfdistill.samplers.asking import by_prompt, completion, padding_rows, parameters, questions
 from selfdistill.samplers.handover import Handover
 from selfdistill.samplers.hf import Decoding
+from selfdistill.samplers.room import give_back
 from selfdistill.types import Completion
 
 RECEIVER = "selfdistill.samplers.receiver.Receiver"
@@ -79,6 +80,8 @@ class VLLMSampler:
         """
         self.padding = padding_rows(policy)
         path = self.handover.write(policy, version, world)
+        if self.engine is None or self.asleep:
+            give_back(policy.device)  # the engine is about to take its share
         try:
             if self.engine is None:
                 self._start(policy, path)
