@@ -50,8 +50,8 @@ def test_what_says_that_memory_is_full_is_told_from_other_errors(error: Exceptio
     [
         # Drawn are: an evaluation, steps 1 and 2, an evaluation, step 3.
         (Policy, "forward", 4, "student", "limits.tokens"),
-        (HFSampler, "sample", 5, "generation", "sampling.max_rows"),
-        (HFSampler, "sample", 4, "evaluation", "sampling.max_rows"),
+        (HFSampler, "sample", 5, "generation", "sampling.max_tokens"),
+        (HFSampler, "sample", 4, "evaluation", "sampling.max_tokens"),
     ],
 )
 def test_a_run_without_memory_says_what_to_lower_and_goes_on_with_it(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from selfdistill.errors import OutOfMemory
 
-DRAWING = "lower sampling.max_rows, the completions drawn at once"
+DRAWING = (
+    "not even one completion fits, so lower sampling.max_tokens, train an adapter (model.lora), or draw with vLLM servers "
+    '(sampler.kind = "server")'
+)
 PASSES = (
     "lower limits.tokens, the tokens of one forward pass, or limits.elements, the logits that exist at once, or set "
     "parallel.activation_checkpointing"
@@ -17,7 +20,7 @@ REMEDIES = {
     "update": 'train an adapter (model.lora), or cut the weights over several GPUs (parallel.kind = "fsdp2")',
 }
 """By phase of a step."""
-ANYWHERE = f"{DRAWING}, or {PASSES}, or take a smaller model or model.dtype"
+ANYWHERE = f"{PASSES}, or take a smaller model, another model.dtype or an adapter (model.lora)"
 
 
 def is_full(error: BaseException) -> bool:
