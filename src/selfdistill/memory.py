@@ -5,8 +5,8 @@ from __future__ import annotations
 from selfdistill.errors import OutOfMemory
 
 DRAWING = (
-    "not even one completion fits, so lower sampling.max_tokens, train an adapter (model.lora), or draw with vLLM servers "
-    '(sampler.kind = "server")'
+    "not even one completion fits, so lower sampling.max_tokens, train an adapter (model.lora), or draw with vLLM "
+    'servers (sampler.kind = "server")'
 )
 PASSES = (
     "lower limits.tokens, the tokens of one forward pass, or limits.elements, the logits that exist at once, or set "
