@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from selfdistill.checkpoint import checkpoints
 from selfdistill.training import Clock
-from support.apart import cases
+from support.apart import POSSIBLE, cases
 from support.runs import lines, metrics
 from support.tiny import save_tiny_model
 
@@ -28,6 +28,8 @@ TRAINED = [name for name in cases() if name != "inspected"]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """All cases on both devices, and what failed apart from the CPU."""
+    if not POSSIBLE:
+        pytest.skip(f"torch {torch.__version__} takes no backends in Python")
     folder = tmp_path_factory.mktemp("devices")
     save_tiny_model(folder / "model", seed=0, num_hidden_layers=1)
     tests = Path(__file__).parent

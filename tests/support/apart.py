@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from selfdistill import cli
@@ -164,8 +164,34 @@ class NewTensors(TorchFunctionMode):
         return func(*args, **given)
 
 
-class Backend(_DummyBackendModule):
+POSSIBLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+"""Whether this torch takes backends in Python."""
+
+
+class Backend:
     """What torch asks a backend."""
+
+    def is_initialized(self) -> bool:
+        """Always."""
+        return True
+
+    def is_available(self) -> bool:
+        """Always."""
+        return True
+
+    def current_device(self) -> int:
+        """The only one."""
+        return 0
+
+    def device_count(self) -> int:
+        """One."""
+        return 1
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        """It draws no numbers."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         """Number types of automatic mixed precision, which is switched off and on again around a recomputation."""
@@ -234,7 +260,7 @@ def main(folder: Path) -> None:
     made = cases()
     waits: list[torch.device] = []
     torch.accelerator.synchronize = waits.append  # type: ignore[assignment]
-    _setup_privateuseone_for_python_backend(NAME, Backend())
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
     for case in made.values():
         case("cpu", folder)
     assert not waits
