@@ -6,18 +6,21 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from selfdistill.cli import main
+from selfdistill.distributed import World
 from selfdistill.errors import OutOfMemory
 from selfdistill.memory import is_full, out_of_memory
 from selfdistill.policy import Policy, load_policy
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.samplers.room import Rows, give_back
+from selfdistill.samplers.vllm import EngineOptions, VLLMSampler
 from selfdistill.types import Completion
-from support.runs import lines, metrics, tiny_run, train
+from support.runs import lines, metrics, open_run, recorder, tiny_run, train
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -122,6 +125,44 @@ def test_completions_are_drawn_in_smaller_batches_where_a_large_one_does_not_fit
     assert max(tried) <= fit, "what did not fit is not tried again"
 
 
+def test_what_did_not_fit_is_said_once_and_tried_by_no_other_phase(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``pbsd`` draws from its teacher too, and an evaluation from the student."""
+    config = tiny_run(model, "pbsd", "steps=2")
+    train(config, tmp_path / "whole")
+    tried: list[int] = []
+    draw = HFSampler._sample_batch
+
+    def limited(self: HFSampler, shown: Any, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+        tried.append(len(seeds))
+        if len(seeds) > 2:
+            raise ON_A_GPU
+        return draw(self, shown, seeds, max_tokens)
+
+    monkeypatch.setattr(HFSampler, "_sample_batch", limited)
+    run = open_run(config, tmp_path / "run")
+    run.train(recorder(run).stop)
+    said = [sentence for sentence in recorder(run).said if "sampling.max_rows" in sentence]
+    assert [size for size in tried if size > 2] == [6, 3]
+    assert [sentence.split(";")[0].split(" for ")[1] for sentence in said] == [
+        "6 completions at once",
+        "3 completions at once",
+    ]
+    drawn = [[line["ids"] for line in lines(tmp_path / name / "rollouts.jsonl")] for name in ("run", "whole")]
+    assert drawn[0] == drawn[1]
+
+
+def test_a_rank_other_than_the_first_names_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Rows(8).halve(8)
+    assert capsys.readouterr().err.startswith("sampling.max_rows: ")
+    monkeypatch.setattr("selfdistill.samplers.room.World.current", lambda: World(rank=3, size=4))
+    Rows(8).halve(8)
+    assert capsys.readouterr().err.startswith("rank 3: sampling.max_rows: ")
+
+
 def test_a_single_completion_that_does_not_fit_and_other_errors_are_not_tried_again(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +208,22 @@ def test_memory_is_given_back_where_it_is_shared(monkeypatch: pytest.MonkeyPatch
     assert not emptied
     give_back(torch.device("cuda"))
     assert emptied
+
+
+@pytest.mark.parametrize("asleep", [True, False])
+def test_an_engine_that_wakes_finds_the_memory_that_the_learner_has_given_back(
+    asleep: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
+    options = EngineOptions("float32", 0.4, 1, 64, 8, True)
+    sampler = VLLMSampler(str(model), chat, decoding=Decoding(), options=options, folder=tmp_path, sleep=True)
+    calls = Mock()
+    calls.collective_rpc.side_effect = lambda name, args: [args[0]]
+    monkeypatch.setattr("selfdistill.samplers.vllm.give_back", calls.give_back)
+    sampler.engine, sampler.asleep = calls, asleep
+    sampler.update(policy, 1)
+    woken = ["give_back", "wake_up", "collective_rpc", "wake_up", "update_weight_version"]
+    assert [call[0] for call in calls.mock_calls] == (woken if asleep else ["collective_rpc", "update_weight_version"])
 
 
 def test_the_command_line_says_it_in_one_sentence_wherever_it_happens(

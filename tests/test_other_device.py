@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from selfdistill.checkpoint import checkpoints
 from selfdistill.training import Clock
-from support.apart import POSSIBLE, cases
+from support.apart import NAME, cases
 from support.runs import lines, metrics
 from support.tiny import save_tiny_model
 
@@ -28,8 +28,6 @@ TRAINED = [name for name in cases() if name != "inspected"]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """All cases on both devices, and what failed apart from the CPU."""
-    if not POSSIBLE:
-        pytest.skip(f"torch {torch.__version__} takes no backends in Python")
     folder = tmp_path_factory.mktemp("devices")
     save_tiny_model(folder / "model", seed=0, num_hidden_layers=1)
     tests = Path(__file__).parent
@@ -55,7 +53,7 @@ def close(one: Any, other: Any) -> bool:
 def test_a_run_apart_from_the_cpu_is_the_run_on_it(name: str, made: tuple[Path, dict[str, str]]) -> None:
     folder, failed = made
     assert name not in failed, failed[name]
-    here, there = folder / f"{name} cpu", folder / f"{name} apart"
+    here, there = folder / f"{name} cpu", folder / f"{name} {NAME}"
     drawn = [[line["ids"] for line in lines(run / "rollouts.jsonl")] for run in (here, there)]
     assert drawn[0] == drawn[1]
     assert len(metrics(there)) == 2
@@ -88,7 +86,7 @@ def test_every_phase_waits_for_the_device_and_for_nothing_else(
 def test_the_microscope_sees_the_same_apart_from_the_cpu(made: tuple[Path, dict[str, str]]) -> None:
     folder, failed = made
     assert "inspected" not in failed, failed["inspected"]
-    seen = [json.loads((folder / f"inspected {place}" / "summary.json").read_text()) for place in ("cpu", "apart")]
+    seen = [json.loads((folder / f"inspected {place}" / "summary.json").read_text()) for place in ("cpu", NAME)]
     assert close(*seen)
 
 

@@ -50,6 +50,19 @@ def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def test_a_resume_reads_to_the_machines_memory_whatever_device_has_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight ranks that read what GPU 0 has written would all read it to GPU 0."""
+    config = tiny_run(model, METHODS["sdpo"])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        train(config, tmp_path / "run", stop_after=2)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "run" / "checkpoints" / "step-000002" / "training.pt", weights_only=True)
+    assert train(config, tmp_path / "run", resume=True)["finished"]
+
+
 # --- stopped ---------------------------------------------------------------------------------------------------------
 
 

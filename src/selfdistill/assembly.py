@@ -27,7 +27,7 @@ from selfdistill.policy import Lora, Policy, fingerprint, load_external, load_po
 from selfdistill.rollouts import fitting, fitting_solutions
 from selfdistill.samplerconfig import EngineConfig
 from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.samplers.room import Rows
+from selfdistill.samplers.room import Rows, to_stderr
 from selfdistill.sharding import Parallel
 from selfdistill.tasking import build_task, remarks_on
 from selfdistill.teachers import Teachers
@@ -195,7 +195,8 @@ def build_samplers(
 ) -> tuple[Collector, HFSampler]:
     """What draws the completions to learn from, and what draws those to evaluate."""
     sampling = config.sampling
-    rows = Rows(sampling.max_rows, say)
+    # The first rank's voice is the run's; what happens to another one's memory is said too.
+    rows = Rows(sampling.max_rows, say if World.current().first else to_stderr)
     decoding = Decoding(_known(sampling.temperature), _known(sampling.top_p), _known(sampling.top_k))
     sampler, evaluator = (
         HFSampler(policy, stop_ids=chat.stop_ids, decoding=how, max_rows=rows)

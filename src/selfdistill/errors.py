@@ -27,7 +27,7 @@ class TrainingError(UserError):
     """A run that cannot go on (for example a loss that is not a number)."""
 
 
-class OutOfMemory(TrainingError):
+class OutOfMemory(UserError):
     """A device or machine whose memory does not suffice."""
 
 

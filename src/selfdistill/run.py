@@ -127,8 +127,6 @@ class Run:
                 groups = self._collect(*next(lessons))
             try:
                 result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
-            except OutOfMemory:
-                raise
             except TrainingError as error:
                 raise self._set_aside(groups, now.step + 1, error) from error
             # As large as the weights, and of no use to what evaluates and draws next.

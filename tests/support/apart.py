@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from selfdistill import cli
@@ -131,12 +131,13 @@ def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _refuse_strangers(func: Any, args: Sequence[Any], leaves: Sequence[Any]) -> None:
     """A GPU takes numbers without dimensions from the CPU, and indices; all else must lie where it is."""
-    ours = any(isinstance(leaf, Apart) for leaf in leaves)
-    if func in INDEXED:
-        leaves = [args[0], *args[2:3]] if isinstance(args[0], Apart) else leaves
+    if func in COPIES:
+        return
+    if func in INDEXED and isinstance(args[0], Apart):
+        leaves = [args[0], *args[2:3]]
     theirs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, Apart) and leaf.dim()]
-    if ours and theirs and func not in COPIES:
-        shapes = [f"{'device' if isinstance(leaf, Apart) else 'cpu'} {tuple(leaf.shape)}" for leaf in leaves]
+    if theirs and any(isinstance(leaf, Apart) for leaf in leaves):
+        shapes = [f"{leaf.device} {tuple(leaf.shape)}" for leaf in leaves if isinstance(leaf, torch.Tensor)]
         raise RuntimeError(f"expected all tensors to be on the same device: {func} of {', '.join(shapes)}")
 
 
@@ -164,34 +165,8 @@ class NewTensors(TorchFunctionMode):
         return func(*args, **given)
 
 
-POSSIBLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
-"""Whether this torch takes backends in Python."""
-
-
-class Backend:
+class Backend(_DummyBackendModule):
     """What torch asks a backend."""
-
-    def is_initialized(self) -> bool:
-        """Always."""
-        return True
-
-    def is_available(self) -> bool:
-        """Always."""
-        return True
-
-    def current_device(self) -> int:
-        """The only one."""
-        return 0
-
-    def device_count(self) -> int:
-        """One."""
-        return 1
-
-    def _is_in_bad_fork(self) -> bool:
-        return False
-
-    def manual_seed_all(self, seed: int) -> None:
-        """It draws no numbers."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         """Number types of automatic mixed precision, which is switched off and on again around a recomputation."""
@@ -210,7 +185,6 @@ def device_apart() -> Iterator[None]:
 
 # --- the cases of test_other_device.py ----------------------------------------------------------------------------
 
-DEVICES = {"cpu": "cpu", "apart": NAME}
 SHORT = ("steps=2", "checkpoint.every=1", "limits.tokens=120", "limits.elements=4096")
 """Small batches: several of a kind, and some with a few views."""
 RECOMPUTED = ("parallel.activation_checkpointing=true",)
@@ -218,13 +192,13 @@ RECOMPUTED = ("parallel.activation_checkpointing=true",)
 
 def run_on(place: str, folder: Path, name: str, method: str, overrides: Sequence[str]) -> None:
     """A short run of a method."""
-    config = tiny_run(folder / "model", METHODS[method], *SHORT, *overrides, f"model.device={DEVICES[place]}")
+    config = tiny_run(folder / "model", METHODS[method], *SHORT, *overrides, f"model.device={place}")
     train(config, folder / f"{name} {place}")
 
 
 def resumed(place: str, folder: Path) -> None:
     """A run that is stopped and goes on."""
-    config = tiny_run(folder / "model", METHODS["sdpo"], *SHORT, f"model.device={DEVICES[place]}")
+    config = tiny_run(folder / "model", METHODS["sdpo"], *SHORT, f"model.device={place}")
     train(config, folder / f"resumed {place}", stop_after=1)
     train(config, folder / f"resumed {place}", resume=True)
 
@@ -234,7 +208,7 @@ def inspected(place: str, folder: Path) -> None:
     arguments = ["inspect", str(folder / "model"), "--task", "countdown", "--set", "task.difficulty=easy"]
     arguments += ["--problems", "2", "--max-tokens", "12", "--out", str(folder / f"inspected {place}")]
     try:
-        cli.main([*arguments, "--set", f"model.device={DEVICES[place]}"])
+        cli.main([*arguments, "--set", f"model.device={place}"])
     except SystemExit as ended:
         if ended.code:
             raise
@@ -242,7 +216,6 @@ def inspected(place: str, folder: Path) -> None:
 
 def cases() -> Mapping[str, Callable[[str, Path], None]]:
     """What is done on both devices."""
-
     twice = ("optimiser.updates=2",)
     methods = {name: partial(run_on, name=name, method=name, overrides=twice) for name in METHODS}
     return {
@@ -260,15 +233,15 @@ def main(folder: Path) -> None:
     made = cases()
     waits: list[torch.device] = []
     torch.accelerator.synchronize = waits.append  # type: ignore[assignment]
-    backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
+    _setup_privateuseone_for_python_backend(NAME, Backend())
     for case in made.values():
         case("cpu", folder)
     assert not waits
     with device_apart():
         for name, case in made.items():
             try:
-                case("apart", folder)
-            except BaseException:
+                case(NAME, folder)
+            except (Exception, SystemExit):
                 failed[name] = traceback.format_exc()
     (folder / "waits.json").write_text(json.dumps(len(waits)), encoding="utf-8")
     (folder / "failed.json").write_text(json.dumps(failed), encoding="utf-8")

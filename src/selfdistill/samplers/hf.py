@@ -85,9 +85,13 @@ class HFSampler:
             # Here the error is gone, and what it held with it.
             self.rows.halve(len(seeds))
             give_back(self.policy.device)
-        several = (len(prompts) + 1) // 2 if len(prompts) > 1 else None
-        cut = several * (len(seeds) // len(prompts)) if several else (len(seeds) + 1) // 2
-        halves = (prompts[:several], seeds[:cut]), (prompts[several:] if several else prompts, seeds[cut:])
+        if len(prompts) > 1:
+            middle = (len(prompts) + 1) // 2
+            cut = middle * (len(seeds) // len(prompts))
+            halves = (prompts[:middle], seeds[:cut]), (prompts[middle:], seeds[cut:])
+        else:
+            cut = (len(seeds) + 1) // 2
+            halves = (prompts, seeds[:cut]), (prompts, seeds[cut:])
         return [one for shown, some in halves for one in self._within_memory(shown, some, max_tokens)]
 
     def _sample_batch(

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from selfdistill.distributed import World
 
-def _to_stderr(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+
+def to_stderr(sentence: str) -> None:
+    """Say something, of several ranks with the number of the one that says it."""
+    world = World.current()
+    print(f"rank {world.rank}: {sentence}" if world.size > 1 else sentence, file=sys.stderr)
 
 
 @dataclass(slots=True)
@@ -18,7 +22,7 @@ class Rows:
     """A bound on the rows of a batch, shared by all that draw from one device."""
 
     most: int
-    say: Callable[[str], None] = _to_stderr
+    say: Callable[[str], None] = to_stderr
 
     def halve(self, tried: int) -> None:
         """So many were too many."""
