@@ -3,10 +3,10 @@
     python benchmarks/gpu.py                # shapes of Qwen3-1.7B and 8B, random weights, bf16, 8 completions of 4096
     python benchmarks/gpu.py --tiny         # the same code at toy size, on any machine: figures of no meaning
 
-The loss path beside plain PyTorch, TRL and Liger (where installed; "out of memory" is a result), then a step of each
-method on given completions: scoring, forward, backward, update, no sampling. Model FLOPs utilisation counts every row's
-operations once, without recomputed activations, against the device's dense bf16 peak where it is known. What it was run
-on stands in the result and at the top of what is printed.
+The loss path, as it stands and compiled, beside plain PyTorch, TRL and Liger (where installed; "out of memory" is a
+result), then a step of each method on given completions: scoring, forward, backward, update, no sampling. Model FLOPs
+utilisation counts every row's operations once, without recomputed activations, against the device's dense bf16 peak
+where it is known. What it was run on stands in the result and at the top of what is printed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import torch
 
-from loss_paths import PATHS, Unavailable, make_problem
+from loss_paths import ONE_CONTEXT, PATHS, Unavailable, make_problem
 from processes import origin, say, write
 from random_model import random_model
 from selfdistill.chat import Chat
@@ -40,6 +39,7 @@ from sizing import SHAPES, Shape, Work, training_operations
 
 METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")
 """Those that learn from the student's completions alone."""
+MANY_CONTEXTS = tuple(path for path in PATHS if path not in ONE_CONTEXT)
 PEAKS: Mapping[str, float] = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "L40S": 362e12}
 """Dense bf16 FLOP/s by a word in the device's name."""
 TINY = Shape(layers=2, D=64, H=4, K=2, E=16, F=160, V=1000, tied=True)
@@ -54,6 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="(default: all)")
     add("--completions", type=int, default=8, help="completions in a step, of two problems (default: %(default)s)")
     add("--tokens", type=int, default=4096, help="tokens of each (default: %(default)s)")
+    add("--compile", action="store_true", help="steps with model.compile (the loss path is measured both ways)")
     add("--repeats", type=int, default=3, help="timed runs (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add("--out", type=Path, help="where the JSON goes (default: benchmarks/results/gpu.json)")
@@ -90,8 +91,8 @@ def timed(action: Callable[[], Any], repeats: int, device: str) -> dict[str, Any
 
 
 def loss_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    """Every path with one context, ours and the plain one with four."""
-    for path, contexts in (("ours", 1), ("trl", 1), ("liger", 1), ("naive", 1), ("ours", 4), ("naive", 4)):
+    """Every path with one context, those that can with four."""
+    for path, contexts in [*((path, 1) for path in PATHS), *((path, 4) for path in MANY_CONTEXTS)]:
         problem = make_problem(
             tokens=options.completions * options.tokens,
             vocabulary=shape.V,
@@ -162,6 +163,7 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
     config = load_config("countdown-grpo", [])
     task = build_task(config.task, seed=0, reward=None)
     policy, chat = random_policy(shape, options.device, dtype, window)
+    policy.compiled = options.compile
     policy.place(Parallel(activation_checkpointing=True), torch.device(options.device))
     groups = groups_of(list(task.examples("train")[:2]), chat, options.completions, options.tokens)
     peak = next((flops for word, flops in PEAKS.items() if word in device_words(options.device)), None)
@@ -185,16 +187,22 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
             )
             views = trainer.views(groups, step=1).views
             case |= _sizes(views)
-            case |= {
-                "outcome": "measured",
-                **timed(partial(trainer.step, groups, step=1, clock=Clock()), options.repeats, options.device),
-            }
+            losses: list[float] = []
+
+            def once(trainer: Trainer = trainer, losses: list[float] = losses) -> None:
+                loss = trainer.step(groups, step=1, clock=Clock()).record.values["loss"]
+                assert isinstance(loss, float)
+                losses.append(loss)
+
+            case |= {"outcome": "measured", **timed(once, options.repeats, options.device), "loss": losses[0]}
             operations = _operations(shape, case)
             case["flops_utilisation"] = operations / case["seconds"] / peak if peak else None
         except torch.OutOfMemoryError:
             case["outcome"] = "out of memory"
         say(f"  step, {name}: {case.get('seconds', case['outcome'])}")
-        teachers = trainer = None  # type: ignore[assignment]
+        teachers = trainer = once = None  # type: ignore[assignment]
+        # Torch gives up where one piece of code is compiled for the ninth case.
+        torch.compiler.reset()
         policy.zero_grad(set_to_none=True)
         _empty(options.device)
         yield case
@@ -249,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "loss": list(loss_cases(shape, options, dtype)),
             "steps": list(step_cases(shape, options, dtype)),
         }
-    sizes = {key: getattr(options, key) for key in ("tiny", "completions", "tokens", "repeats")}
+    sizes = {key: getattr(options, key) for key in ("tiny", "compile", "completions", "tokens", "repeats")}
     result = {**origin(torch.get_num_threads()), "device": words, "dtype": str(dtype), **sizes, "shapes": found}
     write(result, "gpu", options.out)
     for name, parts in found.items():

@@ -1,4 +1,5 @@
-"""The loss path by itself, at the vocabulary of Qwen3: ours, plain PyTorch, TRL's chunked and Liger's fused divergence.
+"""The loss path by itself, at the vocabulary of Qwen3: ours (also compiled), plain PyTorch, TRL's chunked and Liger's
+fused divergence.
 
     python benchmarks/loss.py                               # after `make bench`
     python benchmarks/loss.py --tokens 256 --vocabulary 4000 --width 64 --out bench-out/loss.json
@@ -54,6 +55,9 @@ def cases(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
             yield {"path": path, "divergence": "reverse_kl", "tokens": tokens, "contexts": 1}
         for contexts in (1, 2, 3, 4) if tokens <= SMALLEST else (1, 4):
             yield {"path": "ours", "divergence": "jensen_shannon", "tokens": tokens, "contexts": contexts}
+        # Its time is to be seen where matrix products take most of it, and its memory where that should be flat.
+        for contexts in (1, 4) if tokens in (SMALLEST, LARGE) else ():
+            yield {"path": "compiled", "divergence": "jensen_shannon", "tokens": tokens, "contexts": contexts}
         for path in ("trl", "liger") if tokens < LARGE else ("trl",):
             yield {"path": path, "divergence": "jensen_shannon", "tokens": tokens, "contexts": 1}
         if tokens <= SMALLEST:

@@ -1,8 +1,9 @@
-"""Four ways to the same loss: from hidden states and the head to a divergence per token, averaged.
+"""Five ways to the same loss: from hidden states and the head to a divergence per token, averaged.
 
-Ours, plain PyTorch on all logits ("naive"), TRL's chunked divergence and Liger's fused one. One context is compared by
+Ours, ours with ``model.compile`` ("compiled"), plain PyTorch on all logits ("naive"), TRL's chunked divergence and
+Liger's fused one. One context is compared by
 a divergence from the student to the teacher; with more, the target is CREDIT's, the other contexts being contrasts.
-Only ours and the naive way take more than one context.
+TRL's and Liger's take one context only.
 
 Axis letters: N tokens, V vocabulary, D hidden.
 """
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfdistill.errors import ModelError
 from selfdistill.head import ELEMENTS, Readout, SliceJob, TokenSlice, sliced_loss
 from selfdistill.objectives import credit_target, jensen_shannon, reverse_kl
 
@@ -77,7 +79,7 @@ def _compare(divergence: str, student_NV: Tensor, others_NV: list[Tensor]) -> Te
     return DIVERGENCES[divergence](student_NV, teacher_NV)
 
 
-def ours(problem: Problem) -> Tensor:
+def ours(problem: Problem, *, compiled: bool = False) -> Tensor:
     """Slice by slice through ``selfdistill.head``."""
     vocabulary = problem.weight_VD.shape[0]
     frozen = problem.weight_VD.detach()
@@ -97,7 +99,7 @@ def ours(problem: Problem) -> Tensor:
         },
         elements=problem.elements or ELEMENTS,
     )
-    return sliced_loss(Readout(problem.hidden_ND, problem.weight_VD, None, vocabulary), job).loss
+    return sliced_loss(Readout(problem.hidden_ND, problem.weight_VD, None, vocabulary, compiled=compiled), job).loss
 
 
 def naive(problem: Problem) -> Tensor:
@@ -132,7 +134,21 @@ def liger(problem: Problem) -> Tensor:
     return loss
 
 
-PATHS: dict[str, Callable[[Problem], Tensor]] = {"ours": ours, "naive": naive, "trl": trl, "liger": liger}
+def compiled(problem: Problem) -> Tensor:
+    """As :func:`ours`, with what is done with logits compiled."""
+    try:
+        return ours(problem, compiled=True)
+    except ModelError as error:
+        raise Unavailable(str(error)) from error
+
+
+PATHS: dict[str, Callable[[Problem], Tensor]] = {
+    "ours": ours,
+    "compiled": compiled,
+    "naive": naive,
+    "trl": trl,
+    "liger": liger,
+}
 ONE_CONTEXT = ("trl", "liger")
 """Paths that compare with one context only."""
 

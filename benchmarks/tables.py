@@ -48,15 +48,23 @@ def origin_line(found: Found) -> str:
     )
 
 
+LOSS_PATHS = {
+    "ours": "ours",
+    "compiled": "ours, compiled",
+    "naive": "plain PyTorch",
+    "trl": "TRL chunked",
+    "liger": "Liger fused",
+}
+
+
 def loss(found: Found) -> str:
     """Memory and time of every path, size and number of contexts."""
-    paths = {"ours": "ours", "naive": "plain PyTorch", "trl": "TRL chunked", "liger": "Liger fused"}
     lines = [
         (
             f"{case['tokens']:,}",
             case["divergence"].replace("_", " "),
             str(case["contexts"]),
-            paths[case["path"]],
+            LOSS_PATHS[case["path"]],
             f"{case['added_mib'] / 1024:.2f} GiB" if "added_mib" in case else f"{case['outcome']}",
             f"{case['seconds']:.1f} s" if "seconds" in case else "–",
             f"{case['cpu_seconds']:.1f} s" if "cpu_seconds" in case else "–",
@@ -69,8 +77,7 @@ def loss(found: Found) -> str:
 
 
 def _order(case: Mapping[str, Any]) -> tuple[Any, ...]:
-    order = ("ours", "naive", "trl", "liger").index(case["path"])
-    return case["tokens"], case["divergence"], case["contexts"], order
+    return case["tokens"], case["divergence"], case["contexts"], [*LOSS_PATHS].index(case["path"])
 
 
 def loss_bars(found: Found) -> str:

@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "attention",
         "terminal",
         "sharding",
+        "compiling",
         "memory",
     ),
     (
@@ -84,6 +85,7 @@ SIDEWAYS = {
     ("samplerconfig", "taskconfig"),  # for what every table shares: it refuses unknown keys
     ("config", "taskconfig"),  # the task's table is the longest part of a config and has a file of its own
     ("config", "alarms"),  # a config names the alarms that end a run
+    ("head", "compiling"),
     ("head", "objectives"),  # the head reports entropies, and there is one formula for them
     ("policy", "chat"),  # a model is loaded and saved together with its tokenizer
     ("samplers", "policy"),  # the Transformers sampler draws from the very weights that are trained

@@ -16,6 +16,7 @@ import torch
 
 from selfdistill.chat import Chat
 from selfdistill.collecting import Collector
+from selfdistill.compiling import check_compiler
 from selfdistill.config import LimitsConfig, ModelConfig, OptimiserConfig, ParallelConfig, RunConfig
 from selfdistill.contexts import Template, apply, load_templates
 from selfdistill.distributed import World
@@ -151,14 +152,18 @@ def _limits(limits: LimitsConfig, device: str) -> LimitsConfig:
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
     """The student with its chat template; ``seed`` draws a new adapter's weights."""
-    lora = config.lora
-    return load_policy(
+    lora, device = config.lora, parse_device(config.device)
+    if config.compile:
+        check_compiler(device)
+    policy, chat = load_policy(
         config.path,
         dtype=parse_dtype(config.dtype),
-        device=parse_device(config.device),
+        device=device,
         lora=Lora(lora.rank, lora.alpha, lora.target_modules) if lora else None,
         seed=seed,
     )
+    policy.compiled = config.compile
+    return policy, chat
 
 
 def build_trainer(

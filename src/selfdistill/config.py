@@ -37,6 +37,11 @@ class ModelConfig(Strict):
     )
     device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
     lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
+    compile: bool = Field(
+        False,
+        description="Compile what is done with logits (torch.compile). Results agree to rounding; the first step takes "
+        "longer.",
+    )
 
 
 class SamplingConfig(Strict):

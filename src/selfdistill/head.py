@@ -8,17 +8,19 @@ batch exists, forward or backward, for any number of roles.
 Slices are cut twice. Matrix products want many tokens: a *block* holds the logits of all roles for as many as
 ``elements`` allows, and the more roles, the fewer. What a loss does with them, a dozen passes over the vocabulary, is
 fastest on few: it sees *pieces* of a block, and each piece of the student's logits makes room for its own gradient.
+Compiled, those passes become two or three (:mod:`selfdistill.compiling`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from selfdistill.compiling import compiled
 from selfdistill.objectives import entropy
 from selfdistill.types import Scores
 
@@ -39,6 +41,7 @@ class Readout:
 
     ``real_vocabulary`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf. ``width`` is the
     number of rows that log-probabilities should have, where another model's head is padded to another number.
+    ``compiled`` says whether what is done with the logits is.
     """
 
     hidden_ND: Tensor
@@ -46,18 +49,11 @@ class Readout:
     bias_V: Tensor | None
     real_vocabulary: int
     width: int | None = None
+    compiled: bool = False
 
     def logprobs(self, rows: slice) -> Tensor:
         """Log-probabilities [n, V] of some tokens, in float32 at least."""
-        return self.logprobs_of(self.real_logits(rows))
-
-    def logprobs_of(self, logits_nV: Tensor) -> Tensor:
-        """Log-probabilities [n, V] of logits that :meth:`real_logits` gave, in float32 at least."""
-        logprobs = _log_softmax(logits_nV)
-        if self.width is None or self.width == logprobs.shape[-1]:
-            return logprobs
-        # Only padded rows are cut off or added.
-        return torch.nn.functional.pad(logprobs, (0, self.width - logprobs.shape[-1]), value=float("-inf"))
+        return _logprobs(self.real_logits(rows), self.width)
 
     def real_logits(self, rows: slice) -> Tensor:
         """Logits [n, V] of some tokens, −inf where the vocabulary is padded."""
@@ -138,27 +134,27 @@ class SliceResult(NamedTuple):
 def score_readout(readout: Readout, target_N: Tensor, *, elements: int) -> Scores:
     """Log-probability and entropy (nats) of every token, without gradient, slice by slice."""
     scores = _room_for_scores(readout)
+    score = compiled(_score_of_piece) if readout.compiled else _score_of_piece
     with torch.no_grad():
         for block in token_slices(len(target_N), readout.weight_VD.shape[0], elements):
             logits = readout.real_logits(block)
             for rows in _pieces(logits):
-                logprobs = readout.logprobs_of(logits[rows])
                 at = slice(block.start + rows.start, block.start + rows.stop)
-                scores.target_N[at] = logprobs.gather(-1, target_N[at, None]).squeeze(-1)
-                scores.entropy_N[at] = entropy(logprobs)
+                found = score(logits[rows], target_N[at], readout.width)
+                scores.target_N[at], scores.entropy_N[at] = found
     return scores
 
 
 def sliced_loss(student: Readout, job: SliceJob) -> SliceResult:
     """The loss of ``job`` summed over tokens, with gradient to the student's hidden states and head."""
     scores = {name: _room_for_scores(readout) for name, readout in {STUDENT: student, **job.readouts}.items()}
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     bias = student.bias_V if student.bias_V is not None else student.weight_VD.new_zeros(0)
     loss = _SlicedLoss.apply(  # type: ignore[no-untyped-call]
-        student.hidden_ND, student.weight_VD, bias, student.real_vocabulary, job, scores, sums
+        student.hidden_ND, student.weight_VD, bias, student, job, scores, sums
     )
     assert isinstance(loss, Tensor)
-    return SliceResult(loss, scores, sums)
+    return SliceResult(loss, scores, {name: float(value) for name, value in sums.items()})
 
 
 def token_credit(loss: TokenLoss, tokens: TokenSlice) -> Tensor:
@@ -185,13 +181,13 @@ class _SlicedLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias: Tensor,
-        real_vocabulary: int,
+        readout: Readout,
         job: SliceJob,
         scores: Mapping[str, Scores],
-        sums: dict[str, float],
+        sums: dict[str, Tensor],
     ) -> Tensor:
         bias_V = bias if bias.numel() else None
-        student = Readout(hidden_ND.detach(), weight_VD.detach(), bias_V, real_vocabulary)
+        student = replace(readout, hidden_ND=hidden_ND.detach(), weight_VD=weight_VD.detach(), bias_V=bias_V)
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = hidden_ND.new_zeros((), dtype=wide)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -233,18 +229,23 @@ def _piece_of_loss(
     others: Mapping[str, Tensor],
     job: SliceJob,
     scores: Mapping[str, Scores],
-    sums: dict[str, float],
+    sums: dict[str, Tensor],
 ) -> Tensor:
     """The loss of some rows of a block, whose logits are overwritten by the loss's gradient."""
     at = slice(block.start + rows.start, block.start + rows.stop)
-    roles = {name: job.readouts[name].logprobs_of(values[rows]) for name, values in others.items()}
-    inputs = {name: values[at] for name, values in job.inputs.items()}
     leaf = logits[rows].requires_grad_()
+    pieces = {STUDENT: leaf, **{name: values[rows] for name, values in others.items()}}
+    widths = {STUDENT: student.width, **{name: readout.width for name, readout in job.readouts.items()}}
+    inputs = {name: values[at] for name, values in job.inputs.items()}
+    look = compiled(_look_at_piece) if student.compiled else _look_at_piece
     with torch.enable_grad():
-        roles[STUDENT] = student.logprobs_of(leaf)
-        seen = TokenSlice(job.target_N[at], roles, inputs, job.values)
-        loss = (job.loss(seen) * job.weight_N[at]).sum()
-    _collect(seen, job, at, scores, sums)
+        loss, found, measured = look(
+            pieces, widths, job.target_N[at], job.weight_N[at], inputs, job.values, job.loss, job.metrics
+        )
+    for role, (target_N, entropy_N) in found.items():
+        scores[role].target_N[at], scores[role].entropy_N[at] = target_N, entropy_N
+    for name, value in measured.items():
+        sums[name] = sums[name] + value.double() if name in sums else value.double()
     if loss.requires_grad:
         (grad,) = torch.autograd.grad(loss, leaf)
         logits[rows] = grad
@@ -254,23 +255,40 @@ def _piece_of_loss(
     return loss.detach()
 
 
-def _collect(
-    seen: TokenSlice,
-    job: SliceJob,
-    rows: slice,
-    scores: Mapping[str, Scores],
-    sums: dict[str, float],
-) -> None:
+def _look_at_piece(
+    logits: Mapping[str, Tensor],
+    widths: Mapping[str, int | None],
+    target_N: Tensor,
+    weight_N: Tensor,
+    inputs: Mapping[str, Tensor],
+    values: Mapping[str, float],
+    loss_of: TokenLoss,
+    metrics_of: TokenMetrics | None,
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Weighted loss of a piece, scores by role and weighted sums of metrics: all that reads its logits, and no more.
+
+    It is compiled as it stands.
+    """
+    roles = {name: _logprobs(values_nV, widths[name]) for name, values_nV in logits.items()}
+    seen = TokenSlice(target_N, roles, inputs, values)
+    loss = (loss_of(seen) * weight_N).sum()
     with torch.no_grad():
-        for role, logprobs in seen.roles.items():
-            scores[role].target_N[rows] = seen.target(role).detach()
-            scores[role].entropy_N[rows] = entropy(logprobs.detach())
-        for name, value in (job.metrics(seen) if job.metrics else {}).items():
-            sums[name] = sums.get(name, 0.0) + float((value * job.weight_N[rows]).sum())
+        found = {role: (seen.target(role).detach(), entropy(logprobs.detach())) for role, logprobs in roles.items()}
+        measured = metrics_of(seen) if metrics_of else {}
+        return loss, found, {name: (value * weight_N).sum() for name, value in measured.items()}
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+def _score_of_piece(logits_nV: Tensor, target_N: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
+    logprobs = _logprobs(logits_nV, width)
+    return logprobs.gather(-1, target_N[:, None]).squeeze(-1), entropy(logprobs)
+
+
+def _logprobs(logits_nV: Tensor, width: int | None) -> Tensor:
+    """Log-probabilities [n, V] in float32 at least, of as many ids as ``width`` says: padded rows are cut or added."""
+    logprobs = torch.log_softmax(logits_nV, -1, dtype=torch.promote_types(logits_nV.dtype, torch.float32))
+    if width is None or width == logprobs.shape[-1]:
+        return logprobs
+    return torch.nn.functional.pad(logprobs, (0, width - logprobs.shape[-1]), value=float("-inf"))
 
 
 def _add_product(sum_VD: Tensor, grad_VN: Tensor, hidden_ND: Tensor) -> None:

@@ -52,6 +52,8 @@ class Policy(nn.Module):
         """Rows of the log-probabilities, where they must match another model's; None: as many as the head has."""
         self.packs = False
         """Whether batches may be packed: the model's tokens meet in attention alone, which keeps sequences apart."""
+        self.compiled = False
+        """Whether the head's passes over the vocabulary are compiled."""
 
     @property
     def causal_lm(self) -> Any:
@@ -90,7 +92,8 @@ class Policy(nn.Module):
     def head_of(self, hidden_ND: Tensor) -> Readout:
         """Hidden states with the head that reads them."""
         head = self.causal_lm.get_output_embeddings()
-        return Readout(hidden_ND, head.weight, getattr(head, "bias", None), self.real_vocabulary, self.width)
+        bias = getattr(head, "bias", None)
+        return Readout(hidden_ND, head.weight, bias, self.real_vocabulary, self.width, self.compiled)
 
     def forward(self, batch: SequenceBatch, job: SliceJob) -> SliceResult:
         """The job's loss over the batch. One ordinary forward, so that wrappers of the module see all of it."""
@@ -220,6 +223,7 @@ def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype,
     if other.window < chat.window:
         raise ModelError(f"external teacher {path} has a window of {other.window}, {chat.name} one of {chat.window}")
     policy.width = student.causal_lm.get_output_embeddings().weight.shape[0]
+    policy.compiled = student.compiled
     return policy.requires_grad_(False)
 
 
