@@ -114,8 +114,10 @@ def test_a_compiled_slice_gives_the_numbers_of_the_plain_one(monkeypatch: pytest
         same(fast[name], plain[name])
     for role, scores in plain["scores"].items():
         same(both(fast["scores"][role]), both(scores))
+    so_far = graphs()
     alone = score_readout(replace(readout(hidden=1), compiled=True), job().target_N, elements=5 * V)
     same(both(alone), both(score_readout(readout(hidden=1), job().target_N, elements=5 * V)))
+    assert graphs() > so_far
 
 
 def test_neither_lengths_nor_numbers_of_the_step_compile_it_again(traced: None) -> None:
@@ -151,7 +153,8 @@ def test_a_run_of_every_method_is_compiled_whole_and_gives_the_same(
     train(tiny_run(model, METHODS[name], *overrides), runs[0])
     assert not graphs()
     train(tiny_run(model, METHODS[name], *overrides, "model.compile=true"), runs[1])
-    assert 1 <= graphs() <= 5, "torch gives up at eight"
+    # The question whether torch can is one of them.
+    assert 2 <= graphs() <= 6, "torch gives up at eight of a kind"
     told = [[numbers(line) for line in metrics(run)] for run in runs]
     assert told[1] == [pytest.approx(line, rel=1e-4, abs=1e-6, nan_ok=True) for line in told[0]]
     weights = [load_file(run / "checkpoints" / "step-000002" / "model" / "model.safetensors") for run in runs]
@@ -209,6 +212,7 @@ def test_signals_wait_for_the_compiler_and_no_longer(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=slow))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not before & {signal.SIGINT, signal.SIGTERM}
     assert torch.equal(compiled(doubled)(torch.ones(3)), torch.full((3,), 2.0))
     assert held == [before | {signal.SIGINT, signal.SIGTERM}]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import gpu
 from support.compiler import FOUND, OWN_WARNING, compiles
@@ -39,8 +40,12 @@ def test_the_toy_run_measures_every_path_and_method_and_says_what_it_ran_on(
 @compiles
 def test_a_compiled_step_gives_the_same_loss() -> None:
     arguments = ["--tiny", "--device", "cpu", "--methods", "sdpo", "--completions", "4", "--tokens", "24"]
+    counters.clear()
     options = [gpu.parse([*arguments, "--repeats", "1", *switch]) for switch in ([], ["--compile"])]
-    (plain,), (fast,) = (list(gpu.step_cases(gpu.TINY, each, torch.float32)) for each in options)
+    (plain,) = gpu.step_cases(gpu.TINY, options[0], torch.float32)
+    assert not counters["stats"]["unique_graphs"]
+    (fast,) = gpu.step_cases(gpu.TINY, options[1], torch.float32)
+    assert counters["stats"]["unique_graphs"]
     assert fast["loss"] == pytest.approx(plain["loss"], rel=1e-4)
 
 

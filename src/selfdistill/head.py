@@ -140,8 +140,7 @@ def score_readout(readout: Readout, target_N: Tensor, *, elements: int) -> Score
             logits = readout.real_logits(block)
             for rows in _pieces(logits):
                 at = slice(block.start + rows.start, block.start + rows.stop)
-                found = score(logits[rows], target_N[at], readout.width)
-                scores.target_N[at], scores.entropy_N[at] = found
+                scores.target_N[at], scores.entropy_N[at] = score(logits[rows], target_N[at])
     return scores
 
 
@@ -278,12 +277,12 @@ def _look_at_piece(
         return loss, found, {name: (value * weight_N).sum() for name, value in measured.items()}
 
 
-def _score_of_piece(logits_nV: Tensor, target_N: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
-    logprobs = _logprobs(logits_nV, width)
+def _score_of_piece(logits_nV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs = _logprobs(logits_nV)
     return logprobs.gather(-1, target_N[:, None]).squeeze(-1), entropy(logprobs)
 
 
-def _logprobs(logits_nV: Tensor, width: int | None) -> Tensor:
+def _logprobs(logits_nV: Tensor, width: int | None = None) -> Tensor:
     """Log-probabilities [n, V] in float32 at least, of as many ids as ``width`` says: padded rows are cut or added."""
     logprobs = torch.log_softmax(logits_nV, -1, dtype=torch.promote_types(logits_nV.dtype, torch.float32))
     if width is None or width == logprobs.shape[-1]:
