@@ -1,9 +1,8 @@
 """Five ways to the same loss: from hidden states and the head to a divergence per token, averaged.
 
 Ours, ours with ``model.compile`` ("compiled"), plain PyTorch on all logits ("naive"), TRL's chunked divergence and
-Liger's fused one. One context is compared by
-a divergence from the student to the teacher; with more, the target is CREDIT's, the other contexts being contrasts.
-TRL's and Liger's take one context only.
+Liger's fused one. One context is compared by a divergence from the student to the teacher; with more, the target is
+CREDIT's, the other contexts being contrasts. TRL's and Liger's take one context only.
 
 Axis letters: N tokens, V vocabulary, D hidden.
 """

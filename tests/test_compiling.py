@@ -23,6 +23,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from selfdistill import head
+from selfdistill.assembly import assemble
+from selfdistill.cli import main
 from selfdistill.compiling import compiled
 from selfdistill.errors import ModelError
 from selfdistill.head import Readout, SliceJob, TokenSlice, score_readout, sliced_loss
@@ -190,10 +192,39 @@ def test_where_torch_cannot_compile_one_sentence_says_so_before_anything_is_writ
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_within_what_is_compiled_that_torch_makes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(graph: object, inputs: object) -> Callable[..., Any]:
-        raise RuntimeError("no such instruction\nand much more")
+def test_the_device_that_is_asked_is_the_one_that_trains(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that will be sharded are loaded in the machine's memory, where nobody compiles."""
+    asked: list[torch.device] = []
 
+    def ask(device: torch.device) -> None:
+        asked.append(device)
+        raise ModelError("far enough")
+
+    monkeypatch.setattr("selfdistill.assembly.parse_device", torch.device)
+    monkeypatch.setattr("selfdistill.assembly.check_compiler", ask)
+    for kind in ("ddp", "fsdp2"):
+        with pytest.raises(ModelError, match="far enough"):
+            assemble(tiny_run(model, "grpo", "model.compile=true", "model.device=cuda", f"parallel.kind={kind}"))
+    assert asked == [torch.device("cuda")] * 2
+
+
+def test_an_evaluation_looks_at_no_logits_and_needs_no_compiler(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    arguments = ["evaluate", str(model), "--task", "countdown", "--limit", "1", "--samples", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--max-tokens", "4", "--set", "model.compile=true"])
+    assert not ended.value.code, capsys.readouterr().err
+    assert not graphs()
+
+
+def broken(graph: object, inputs: object) -> Callable[..., Any]:
+    """A compiler that fails."""
+    raise RuntimeError("no such instruction\nand much more")
+
+
+def test_an_error_within_what_is_compiled_that_torch_makes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
     with pytest.raises(
         ModelError, match=r"^model.compile: torch cannot compile here \(.*no such instruction"

@@ -84,6 +84,8 @@ def assemble(
     check_contexts(method, templates, task.examples("train")[0], prompts=config.sampling.prompts)
     world, parallel, device = World.current(), build_parallel(config.parallel), parse_device(config.model.device)
     parallel.check(world.size)
+    if config.model.compile:
+        check_compiler(device)
     # Weights that are sharded never meet whole on a device that may not hold them.
     loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
     policy, chat = build_policy(loaded_on, seed=config.seed)
@@ -152,13 +154,11 @@ def _limits(limits: LimitsConfig, device: str) -> LimitsConfig:
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
     """The student with its chat template; ``seed`` draws a new adapter's weights."""
-    lora, device = config.lora, parse_device(config.device)
-    if config.compile:
-        check_compiler(device)
+    lora = config.lora
     policy, chat = load_policy(
         config.path,
         dtype=parse_dtype(config.dtype),
-        device=device,
+        device=parse_device(config.device),
         lora=Lora(lora.rank, lora.alpha, lora.target_modules) if lora else None,
         seed=seed,
     )
