@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from selfdistill.contexts import apply, load_templates
+from selfdistill.policy import cache_argument
 from selfdistill.types import Example, Message, Skipped, Task, Verdict
 
 MODELS = Path(__file__).resolve().parents[2] / "src" / "selfdistill" / "models"
@@ -36,6 +37,7 @@ class Subject:
     def __init__(self, model_dir: Path, task: Task) -> None:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+        self.cache_argument = cache_argument(self.model)
         self.templates = load_templates(task.contexts)
         self.task = task
 
@@ -77,10 +79,11 @@ class Subject:
         position_BL = (mask_BL.cumsum(-1) - 1).clamp(min=0)
         completions: list[list[int]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))
-        cache = None
+        cache = DynamicCache(config=self.model.config)
         for _ in range(MAX_TOKENS):
-            out = self.model(ids_BL, attention_mask=mask_BL, position_ids=position_BL, past_key_values=cache)
-            cache = out.past_key_values
+            out = self.model(
+                ids_BL, attention_mask=mask_BL, position_ids=position_BL, use_cache=True, **{self.cache_argument: cache}
+            )
             drawn_B1 = torch.multinomial(out.logits[:, -1].softmax(-1), 1, generator=generator)
             for row, token in zip(rows, drawn_B1[:, 0].tolist(), strict=True):
                 completions[row].append(token)

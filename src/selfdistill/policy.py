@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.real_vocabulary = real_vocabulary
+        self.cache_argument = cache_argument(self.causal_lm.get_decoder())
+        """What the decoder's forward calls the key-value cache."""
         self.device: torch.device = next(model.parameters()).device
         """Where forward passes run; weights that are offloaded are elsewhere between them."""
         self.width: int | None = None
@@ -110,8 +113,8 @@ class Policy(nn.Module):
             input_ids=ids_BL,
             attention_mask=mask_BL.long() if mask_BL is not None else None,
             position_ids=position_BL,
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache_argument: cache},
         )
         return self.head_of(output.last_hidden_state[:, -1]).logprobs(slice(None))
 
@@ -150,6 +153,27 @@ class Policy(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the optimiser updates, in a stable order."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
+"""Names of the key-value cache in a decoder's forward, newest first (transformers 5.24 renamed it)."""
+
+
+def cache_argument(decoder: nn.Module) -> str:
+    """The name under which a decoder's forward takes the key-value cache, read off its signature.
+
+    Raises:
+        ModelError: the forward names none of those that are known. It would swallow another one among its keyword
+            arguments and decode every token without its history.
+    """
+    named = inspect.signature(type(decoder).forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in named:
+            return name
+    raise ModelError(
+        f"{type(decoder).__name__}.forward takes no argument called {' or '.join(CACHE_ARGUMENTS)}, so nothing can be "
+        "sampled with it: use a release of transformers that this one supports (`selfdistill doctor` names them)"
+    )
 
 
 def resolve_model(path: str) -> str:
