@@ -7,6 +7,7 @@ decides alike; only forward passes are split.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +161,11 @@ def one_voice(*, resume: str) -> Iterator[None]:
         if not is_lost(error):
             raise
         if LAUNCHED in os.environ or not _first_to_speak():
-            raise SystemExit(LOST) from error
+            # Not sys.exit: gloo's destructors can abort the interpreter's shutdown when a peer is gone, and this rank
+            # would then look like the one that was killed.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(LOST)
         lost = f"rank {os.environ['RANK']} has lost another process of the run, which ended or was killed"
         raise TrainingError(f"{lost}; {resume}") from error
     if dist.is_initialized():

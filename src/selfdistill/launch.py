@@ -93,7 +93,13 @@ def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
     for _ in range(2):
         codes = [process.poll() for process in ranks]
     ended = [(rank, code) for rank, code in enumerate(codes) if code is not None and code not in TOGETHER]
-    return min(ended, key=lambda found: (found[1] == LOST, found[1] == SPOKEN, found[0]), default=None)
+
+    def consequence(found: tuple[int, int]) -> tuple[bool, bool, bool, int]:
+        """Sorts causes first: SIGKILL comes from outside, whereas a rank that has lost a peer may abort (SIGABRT)."""
+        rank, code = found
+        return code == LOST, code == SPOKEN, code != -signal.SIGKILL, rank
+
+    return min(ended, key=consequence, default=None)
 
 
 def _free_port() -> int:
