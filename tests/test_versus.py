@@ -15,7 +15,7 @@ from selfdistill.report import numbers, write_comparison
 from selfdistill.report.charts import Series, curve_chart
 from selfdistill.report.versus import closing, markdown, short_names, verdict
 from support.arms import PHASES, alarm, arm, ended_run, given_terms, simple_run
-from test_report import Page, contrast
+from support.pages import Page, contrast
 
 HOSTILE = "so|</script><script>alert(1)</script>`*\n\u202e"
 
