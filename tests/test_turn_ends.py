@@ -203,7 +203,7 @@ def saved(family: Family, folder: Path) -> Path:
 def chat_of(name: str) -> Chat:
     family = FAMILIES[name]
     tokenizer = tokenizer_of(family)
-    stop_ids = sorted(tokenizer.convert_tokens_to_ids(list(family.declared)))
+    stop_ids = sorted(family.special.index(token) for token in family.declared)
     return Chat(tokenizer, stop_ids=stop_ids, window=64, name=name)
 
 
