@@ -148,7 +148,7 @@ def groups_of(examples: Sequence[Example], chat: Chat, completions: int, tokens:
         rollouts, verdicts = [], []
         for number in range(completions // len(examples)):
             drawn = words[torch.randint(len(words), (tokens - 1,), generator=generator)].tolist()
-            ids = (*drawn, chat.stop_ids[0])
+            ids = (*drawn, chat.turn_end[-1])
             text = chat.tokenizer.decode(drawn)
             rollouts.append(Rollout(chat.encode(example.prompt), ids, (-7.0,) * tokens, True, text, 0))
             right = number % 2 == 0

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "taskconfig", "samplerconfig", "config", "alarms"),
+    ("types", "errors", "thinking", "taskconfig", "samplerconfig", "config", "alarms"),
     (
         "objectives",
         "head",
@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "stopping",
         "plugins",
         "wordclasses",
+        "turns",
         "packing",
         "attention",
         "terminal",

@@ -83,7 +83,7 @@ def group(parts: Parts, example: Example) -> RolloutGroup:
     rollouts = []
     for source in parts.method.sources():
         for text in (right, f"So.\n{right}", wrong, f"Hm.\n{wrong}"):
-            ids = (*parts.chat.tokenizer(text)["input_ids"], parts.chat.stop_ids[0])
+            ids = parts.chat.response(text)
             prompt = parts.chat.encode(example.prompt)
             rollouts.append(Rollout(prompt, ids, (0.0,) * len(ids), True, text, 0, source))
     verdicts = tuple(parts.task.verify(example, rollout.text, finished=True) for rollout in rollouts)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from selfdistill.chat import Chat
-from selfdistill.collecting import Collector
+from selfdistill.collecting import Collector, check_sources
 from selfdistill.compiling import check_compiler
 from selfdistill.config import LimitsConfig, ModelConfig, OptimiserConfig, ParallelConfig, RunConfig
-from selfdistill.contexts import Template, apply, load_templates
+from selfdistill.contexts import HINDSIGHT, Template, apply, load_templates
 from selfdistill.distributed import World
 from selfdistill.drawing import Drawer
 from selfdistill.engines import build_engine
@@ -81,7 +81,9 @@ def assemble(
         first = task.examples("train")[0]
         task.verify(first, first.fields.get("solution", ""), finished=True)
     templates = load_templates(config.contexts or task.contexts)
-    check_contexts(method, templates, task.examples("train")[0], prompts=config.sampling.prompts)
+    example = task.examples("train")[0]
+    check_sources(method, templates, example, name=str(config.method["name"]))
+    check_contexts(method, templates, example, prompts=config.sampling.prompts)
     world, parallel, device = World.current(), build_parallel(config.parallel), parse_device(config.model.device)
     parallel.check(world.size)
     if config.model.compile:
@@ -314,13 +316,13 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
 
 
 def check_contexts(method: Method, templates: Mapping[str, Template], example: Example, *, prompts: int) -> None:
-    """Refuse a context that the file lacks, or that can never be rendered: the data has no such field, a role that
-    samples would have to know its own completion, or a step has too few questions to contrast.
+    """Refuse a context that the file lacks, or that can never be rendered: the data has no such field, or a step has
+    too few questions to contrast.
 
     Raises:
         ConfigError, DataError: which context, and what it needs.
     """
-    grown = dict.fromkeys(("feedback", "sibling", "verdict", "wrong_sibling"), "")
+    grown = dict.fromkeys((name for name in HINDSIGHT if name != "other_question"), "")
     for name, role in method.roles().items():
         if role.context is None:
             continue

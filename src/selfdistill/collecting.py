@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from selfdistill.chat import Chat
-from selfdistill.contexts import Template
+from selfdistill.contexts import HINDSIGHT, Template, may_show
 from selfdistill.distributed import World
+from selfdistill.errors import ConfigError
 from selfdistill.head import STUDENT
 from selfdistill.methods.base import Method
 from selfdistill.rollouts import collect, everyones, extend, from_solutions
@@ -17,6 +18,33 @@ from selfdistill.seeds import derive
 from selfdistill.teachers import Teachers
 from selfdistill.types import Example, RolloutGroup, Sampler, Task
 from selfdistill.views import role_prompt
+
+
+def check_sources(method: Method, templates: Mapping[str, Template], example: Example, *, name: str) -> None:
+    """Refuse a role that draws from what only a drawn step can tell; ``name`` is the method's.
+
+    Raises:
+        ConfigError: which role, context and field.
+    """
+    roles = method.roles()
+    for source in method.sources():
+        if source == STUDENT:
+            continue
+        if source not in roles:
+            raise ConfigError(
+                f"method {name!r} lets {source!r} draw completions, which is none of its roles: "
+                f"{', '.join(sorted({STUDENT, *roles}))}"
+            )
+        context = roles[source].context
+        if context is None or context not in templates:
+            continue
+        late = [one for one in may_show(templates, context) if one in HINDSIGHT and one not in example.fields]
+        if late:
+            raise ConfigError(
+                f"method {name!r} draws completions from its role {source!r}, whose context {context!r} may show "
+                f"${late[0]}, which is not known before a step is drawn: name a context that shows fields of the "
+                "example alone, such as $solution"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +65,24 @@ class Collector:
     world: World = field(default_factory=World)
 
     def groups(
-        self, examples: Sequence[Example], *, seed: int, version: int, completions: int | None = None
+        self,
+        examples: Sequence[Example],
+        *,
+        seed: int,
+        version: int,
+        completions: int | None = None,
+        prompts: Sequence[tuple[int, ...]] | None = None,
     ) -> list[RolloutGroup]:
         """Judged completions of every example, from every source of the method; ``seed`` is the step's own.
 
-        The ranks share the sampling and the judging, and every one of them gets all groups.
+        The ranks share the sampling and the judging, and every one of them gets all groups. ``prompts`` are the
+        student's where they were rendered earlier.
+
+        Raises:
+            ConfigError: a role would draw from what only a drawn step can tell.
         """
+        for example in examples:
+            check_sources(self.method, self.templates, example, name=type(self.method).__name__)
         if not self.method.on_policy:
             return from_solutions(examples, self.chat, thinking=self.thinking)
         count = completions or self.completions
@@ -54,6 +94,7 @@ class Collector:
             seed=seed,
             version=version,
             ordinals=mine,
+            prompts=None if prompts is None else [prompts[i] for i in mine],
         )
         for source in sources:
             if source != STUDENT:
@@ -70,6 +111,7 @@ class Collector:
         seed: int,
         version: int,
         ordinals: Sequence[int] | None = None,
+        prompts: Sequence[tuple[int, ...]] | None = None,
     ) -> list[RolloutGroup]:
         """Judged completions of the student alone; with ``count`` 0 groups that are still empty."""
         return collect(
@@ -83,6 +125,7 @@ class Collector:
             seed=seed,
             version=version,
             ordinals=ordinals,
+            prompts=prompts,
         )
 
     def drawn_by(

@@ -29,6 +29,9 @@ FIELDS = {
 }
 """Fields that the library itself fills; a task or a field mapping may add more."""
 
+HINDSIGHT = ("feedback", "sibling", "verdict", "other_question", "wrong_sibling")
+"""Those of :data:`FIELDS` that a drawn step fills: before it, an example has them only if its data do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -104,6 +107,13 @@ def apply(
     tools = tuple(message for message in prompt[:-1] if message.role == "tools")
     head = prompt[:-1] if template.system is None else (*tools, Message("system", template.system))
     return (*head, Message("user", text))
+
+
+def may_show(templates: Mapping[str, Template], name: str) -> list[str]:
+    """Every field that a context may show, by itself or through ``first_of``, ``question`` aside."""
+    template = templates[name]
+    needs = [*template.needs, *(field for choice in template.first_of for field in may_show(templates, choice))]
+    return list(dict.fromkeys(needs))
 
 
 def _parse(name: str, table: object, source: str) -> Template:

@@ -33,6 +33,7 @@ class Pending:
 
     step: int
     version: int
+    prompts: list[tuple[int, ...]]
     completions: Future[list[list[Completion]]]
 
 
@@ -73,21 +74,26 @@ class Drawer:
         ahead, self.pending = self.pending, None
         engine, world = self.engine, self.collector.world
         if ahead is not None and ahead.step == step:
-            drawn, version = world.from_first(ahead.completions.result), ahead.version
+            version = ahead.version
+            prompts, drawn = world.from_first(lambda: (ahead.prompts, ahead.completions.result()))
             # Only now: the engine must not change its weights in the middle of a completion.
             engine.update(self.policy, step - 1, world)
         else:
             engine.update(self.policy, version, world)
             prompts = self._prompts(examples)
-            drawn = world.from_first(lambda: self._draw(engine, step, prompts))
+            prompts, drawn = world.from_first(lambda: (prompts, self._draw(engine, step, prompts)))
         if step - 1 - version > self.max_staleness:
             raise TrainingError(
                 f"step {step}: its completions were drawn by the weights of version {version}, {step - 1 - version} "
                 f"updates ago; sampler.max_staleness is {self.max_staleness}"
             )
         if self.overlap and following is not None:
-            self.pending = Pending(step + 1, step - 1, self._ahead(engine, step + 1, self._prompts(following)))
-        return replace(self.collector, sampler=_Drawn(drawn)).groups(examples, seed=seed, version=version)
+            later = self._prompts(following)
+            self.pending = Pending(step + 1, step - 1, later, self._ahead(engine, step + 1, later))
+        # The prompts that drew: rendered again, another day's would differ where a template shows the date.
+        return replace(self.collector, sampler=_Drawn(drawn)).groups(
+            examples, seed=seed, version=version, prompts=prompts
+        )
 
     def save(self, folder: Path) -> None:
         """Write what was drawn ahead into a checkpoint, once it is there; what failed is drawn again after a resume."""
@@ -98,7 +104,8 @@ class Drawer:
         ):
             return
         drawn = [[asdict(one) for one in row] for row in self.pending.completions.result()]
-        write_json(folder / PENDING, {"step": self.pending.step, "version": self.pending.version, "drawn": drawn})
+        ahead = {"step": self.pending.step, "version": self.pending.version, "prompts": self.pending.prompts}
+        write_json(folder / PENDING, {**ahead, "drawn": drawn})
 
     def load(self, folder: Path) -> None:
         """Take up what :meth:`save` wrote."""
@@ -108,7 +115,8 @@ class Drawer:
         stored = json.loads(path.read_text(encoding="utf-8"))
         future: Future[list[list[Completion]]] = Future()
         future.set_result([[_completion(one) for one in row] for row in stored["drawn"]])
-        self.pending = Pending(stored["step"], stored["version"], future)
+        prompts = [tuple(ids) for ids in stored["prompts"]]
+        self.pending = Pending(stored["step"], stored["version"], prompts, future)
 
     def close(self) -> None:
         """End the engine and what it is still drawing."""

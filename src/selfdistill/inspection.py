@@ -26,7 +26,7 @@ from selfdistill.methods.base import Method, Observation, Role
 from selfdistill.policy import Policy
 from selfdistill.scoring import readout_roles, together
 from selfdistill.types import External, RolloutGroup, Scores, Skipped, View
-from selfdistill.views import contrast_fields, fields_of, role_prompt
+from selfdistill.views import hindsight, role_prompt
 
 ALTERNATIVES = 3
 """Likeliest tokens kept under student and teacher."""
@@ -158,7 +158,7 @@ def _render(
         for i, rollout in enumerate(group.rollouts):
             prompts: dict[str, tuple[int, ...]] = {}
             for label, role in wanted.roles.items():
-                fields = {**fields_of(group, i), **contrast_fields(groups, g, i, role.contrast, seed=seed)}
+                fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
                 room = len(rollout.completion_ids)
                 ids = role_prompt(role, group.example, fields, templates, chat, thinking=thinking, room=room)
                 if label == STUDENT:

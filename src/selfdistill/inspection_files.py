@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfdistill import inspection_tables as tables
-from selfdistill.chat import THINK_END, Chat
+from selfdistill.chat import Chat
 from selfdistill.checkpoint import write_json
 from selfdistill.errors import ConfigError
 from selfdistill.findings import Findings
 from selfdistill.head import STUDENT
 from selfdistill.report.microscope import Lens, Specimen, render_microscope
 from selfdistill.report.tokens import align
+from selfdistill.thinking import THINK_BEGIN, THINK_END
 from selfdistill.types import Verdict
 from selfdistill.wordclasses import ALL_CLASSES, classify
 
@@ -197,7 +198,7 @@ def template_checks(slides: Slides, chat: Chat) -> dict[str, Any]:
                 "shared_ending": min(shared, default=None),
             }
         )
-    opened = [THINK_END in r.text or "<think>" in chat.tokenizer.decode(r.prompt_ids[-8:]) + r.text for r in rollouts]
+    opened = [THINK_END in r.text or THINK_BEGIN in r.text or chat.opens_thinking(r.prompt_ids) for r in rollouts]
     closed = [THINK_END in r.text for r in rollouts]
     return {
         "contexts": rows,

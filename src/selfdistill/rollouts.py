@@ -49,12 +49,15 @@ def collect(
     seed: int,
     version: int,
     ordinals: Sequence[int] | None = None,
+    prompts: Sequence[tuple[int, ...]] | None = None,
 ) -> list[RolloutGroup]:
     """Sample ``count`` completions of every example and judge them. ``version`` is the policy's, for the record.
 
-    ``ordinals`` are the examples' places in the whole step, of which they may be this rank's share.
+    ``ordinals`` are the examples' places in the whole step, of which they may be this rank's share. ``prompts`` are
+    the examples' where they were rendered earlier: a template may show the date, and rendered again it would differ.
     """
-    prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
+    if prompts is None:
+        prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
     drawn: list[list[Completion]] = [[] for _ in prompts]
     if count:
         drawn = sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed, ordinals=ordinals)
@@ -100,14 +103,19 @@ def extend(
     shown = {n: prompt for n, prompt in zip(places, prompts, strict=True) if not isinstance(prompt, Skipped)}
     # Also without a prompt: sharded weights become whole for all ranks together.
     drawn = iter(sampler.sample([*shown.values()], count=count, max_tokens=max_tokens, seed=seed, ordinals=[*shown]))
-    made = []
+    made: list[tuple[Rollout, ...]] = []
     for group, prompt in zip(groups, prompts, strict=True):
-        completions = [] if isinstance(prompt, Skipped) else next(drawn)
-        student = chat.encode(group.example.prompt, thinking=thinking)
+        if isinstance(prompt, Skipped):
+            made.append(())
+            continue
+        # The group's samples share the student's prompt too, so that both sides of a pair are scored under the same.
+        student = next((one.prompt_ids for one in group.rollouts), None)
+        if student is None:
+            student = chat.encode(group.example.prompt, thinking=thinking)
         made.append(
             tuple(
-                Rollout(student, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version, source)
-                for c in completions
+                Rollout(student, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version, source, prompt)
+                for c in next(drawn)
             )
         )
     judged = _judge(task, [(group.example, rollouts) for group, rollouts in zip(groups, made, strict=True)])
@@ -167,4 +175,4 @@ def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:
     text = example.fields.get("response", example.fields.get("solution"))
     if text is None:
         raise DataError(f"example {example.id} has no solution to learn from: map a column to 'solution'")
-    return text, (*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.stop_ids[0])
+    return text, chat.response(text)

@@ -102,6 +102,8 @@ class Run:
         parts, config, now = self.parts, self.config, self.counters
         for remark in parts.remarks:
             self.progress.say(f"data: {remark}")
+        for remark in parts.chat.remarks():
+            self.progress.say(f"model: {remark}")
         if not parts.teachers.pack:
             self.progress.say(
                 "model: its tokens meet elsewhere than in full or sliding attention, so batches are padded, "

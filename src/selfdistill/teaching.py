@@ -26,7 +26,7 @@ from selfdistill.scoring import score_views
 from selfdistill.seeds import derive
 from selfdistill.statistics import Estimate, average_per_problem, bootstrap, paired_difference
 from selfdistill.types import Example, Rollout, RolloutGroup, Skipped, View
-from selfdistill.views import contrast_fields, fields_of, role_prompt
+from selfdistill.views import hindsight, role_prompt
 
 RESAMPLES = 10_000
 
@@ -109,7 +109,7 @@ def _prompts(
     skipped: Counter[str] = Counter()
     for g, group in enumerate(groups):
         for i in range(len(group.rollouts)):
-            fields = {**fields_of(group, i), **contrast_fields(groups, g, i, role.contrast, seed=0)}
+            fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=0)
             ids = role_prompt(role, group.example, fields, templates, chat, thinking=thinking, room=room)
             if isinstance(ids, Skipped):
                 skipped[ids.reason] += 1
@@ -133,7 +133,14 @@ def _taught(
         drawn = sampler.sample([prompts[place] for place in shown], count=1, max_tokens=collector.max_tokens, seed=seed)
     return {
         (g, i): Rollout(
-            groups[g].rollouts[i].prompt_ids, c.ids, c.logprobs, c.finished, chat.decode(c.ids), 0, "teacher"
+            groups[g].rollouts[i].prompt_ids,
+            c.ids,
+            c.logprobs,
+            c.finished,
+            chat.decode(c.ids),
+            0,
+            "teacher",
+            prompts[g, i],
         )
         for (g, i), (c,) in zip(shown, drawn, strict=True)
     }

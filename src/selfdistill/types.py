@@ -128,6 +128,8 @@ class Rollout:
     policy_version: int
     source: str = "student"
     """The role whose prompt and weights drew it; ``prompt_ids`` is the student's prompt in any case."""
+    role_prompt_ids: tuple[int, ...] | None = None
+    """The prompt that drew it where a role besides the student did: it is scored for that role under these ids."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from selfdistill.chat import Chat, strip_thinking
+from selfdistill.chat import Chat
 from selfdistill.contexts import Template, apply
 from selfdistill.head import STUDENT
 from selfdistill.methods.base import Method, Role
@@ -41,24 +41,30 @@ def build_views(
 ) -> ViewSet:
     """Render every role of every completion. A context that is missing or does not fit is counted, never cut.
 
-    ``seed`` orders what contrasts are drawn from.
+    A role that draws has one prompt a group: that which drew its completions, or, where none is known, what it would
+    draw from. ``seed`` orders what contrasts are drawn from.
     """
     result = ViewSet()
-    roles = method.roles()
+    roles, sources = method.roles(), method.sources()
     for g, group in enumerate(groups):
         keep = method.keep(group)
+        drew = {r.source: r.role_prompt_ids for r in group.rollouts if r.role_prompt_ids is not None}
         for i, rollout in enumerate(group.rollouts):
             if not keep[i]:
                 result.skipped["left out by the method"] += 1
                 result.dropped += 1
                 continue
             prompts: dict[str, tuple[int, ...]] = {STUDENT: rollout.prompt_ids}
-            fields = fields_of(group, i)
             for name, role in roles.items():
-                shown = {**fields, **contrast_fields(groups, g, i, role.contrast, seed=seed)}
-                ids = role_prompt(
-                    role, group.example, shown, templates, chat, thinking=thinking, room=len(rollout.completion_ids)
-                )
+                ids: tuple[int, ...] | Skipped
+                if name in drew:
+                    ids = drew[name]
+                else:
+                    known = group.example.fields
+                    if name not in sources:
+                        known = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
+                    room = len(rollout.completion_ids)
+                    ids = role_prompt(role, group.example, known, templates, chat, thinking=thinking, room=room)
                 if isinstance(ids, Skipped):
                     result.skipped[ids.reason] += 1
                 else:
@@ -82,35 +88,31 @@ def build_views(
     return result
 
 
-def fields_of(mine: RolloutGroup, index: int) -> dict[str, str]:
-    """Every text of a group that a template may show beside its completion ``index``."""
+def hindsight(
+    groups: Sequence[RolloutGroup], group: int, index: int, chat: Chat, *, contrast: int, seed: int
+) -> dict[str, str]:
+    """Every text that a template may show beside completion ``index`` of a group, once the whole step is drawn.
+
+    ``contrast`` chooses the other question and the wrong sibling: they are the ``contrast``-th in an order that depends
+    on the seed and the example alone. A question is never the group's own, a wrong sibling never says what the
+    completion says, and no two contrasts show the same; where there are too few, a field is missing, and so is the
+    context. Completions of a group share a question, so that one prompt serves them all.
+    """
+    mine = groups[group]
     verdict = mine.verdicts[index]
     fields = dict(mine.example.fields)
     if verdict.reward is not None:
         fields["verdict"] = "correct" if verdict.correct else "wrong"
     if verdict.feedback:
         fields["feedback"] = verdict.feedback
-    sibling = _sibling(mine, index)
-    if sibling:
-        fields["sibling"] = sibling
-    return fields
-
-
-def contrast_fields(
-    groups: Sequence[RolloutGroup], group: int, index: int, contrast: int, *, seed: int
-) -> dict[str, str]:
-    """The ``contrast``-th other question and wrong sibling, in an order that depends on the seed and the example alone.
-
-    A question is never the group's own, a wrong sibling never says what the completion says, and no two contrasts show
-    the same; where there are too few, a field is missing, and so is the context. Completions of a group share a
-    question, so that one prompt serves them all.
-    """
-    mine = groups[group]
+    said = [chat.answer_part(rollout) for rollout in mine.rollouts]
+    # The first correct sibling, so that most completions of a group share one teacher prompt.
+    right = (i for i, one in enumerate(mine.verdicts) if i != index and one.correct and said[i])
+    if (sibling := next(right, None)) is not None:
+        fields["sibling"] = said[sibling]
     questions = {other.example.prompt[-1].content for other in groups} - {mine.example.prompt[-1].content}
-    pairs = zip(mine.rollouts, mine.verdicts, strict=True)
-    wrong = {strip_thinking(r.text) for r, v in pairs if v.reward is not None and not v.correct}
-    wrong -= {"", strip_thinking(mine.rollouts[index].text)}
-    fields = {}
+    wrong = {text for text, v in zip(said, mine.verdicts, strict=True) if v.reward is not None and not v.correct}
+    wrong -= {"", said[index]}
     for name, choices in (("other_question", sorted(questions)), ("wrong_sibling", sorted(wrong))):
         random.Random(derive(seed, name, mine.example.id)).shuffle(choices)
         if contrast < len(choices):
@@ -120,15 +122,6 @@ def contrast_fields(
 
 def _weights(method: Method, tokens: int) -> tuple[float, ...]:
     return (1.0 if method.weighting == "token" else 1.0 / tokens,) * tokens
-
-
-def _sibling(group: RolloutGroup, index: int) -> str | None:
-    # The first correct one, so that most completions of a group share one teacher prompt.
-    for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
-        text = strip_thinking(rollout.text)
-        if i != index and verdict.correct and text:
-            return text
-    return None
 
 
 def role_prompt(

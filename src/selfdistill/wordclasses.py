@@ -13,12 +13,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from selfdistill.errors import ConfigError
+from selfdistill.thinking import THINK_END
 
 CLASSES = ("answer", "deliberation", "connective", "number", "operator")
 OTHER = "other"
 ALL_CLASSES = (*CLASSES, OTHER)
-
-_THINK_END = "</think>"
 
 
 def load_classes(folder: Path | None = None) -> dict[str, re.Pattern[str]]:
@@ -42,7 +41,7 @@ def classify(text: str, spans: Sequence[tuple[int, int]], patterns: Mapping[str,
     for name in CLASSES:
         found = [match.span() for match in patterns[name].finditer(text)]
         if name == "answer":
-            begin = max(text.rfind(_THINK_END), 0)
+            begin = max(text.rfind(THINK_END), 0)
             last = [start for start, _ in found if start >= begin]
             found = [(last[-1], len(text))] if last else []
         for start, end in found:

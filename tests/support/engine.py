@@ -104,7 +104,7 @@ def invent_groups(
         rollouts = []
         for text, _, _ in said:
             prompt_ids = chat.encode(prompt)
-            ids = (*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.stop_ids[0])
+            ids = chat.response(text)
             exact = token_logprobs(policy.model, prompt_ids, ids, policy.real_vocabulary)
             noise = off * torch.randn(len(ids), generator=generator, dtype=torch.float64)
             rollouts.append(Rollout(prompt_ids, ids, tuple((exact + noise).tolist()), True, text, 0))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
 from selfdistill.head import TokenSlice
-from selfdistill.methods.base import Observation, State
+from selfdistill.methods.base import Observation, Role, State
 from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.pbsd import PBSD
 
 
 class Count:
@@ -47,3 +48,19 @@ class Poisoned(GRPO):
     def loss(self, tokens: TokenSlice) -> Tensor:
         """GRPO's, and the poison."""
         return super().loss(tokens) + tokens.values["poison"] * tokens.target("student")
+
+
+class Coached(PBSD):
+    """PBSD with a third role that looks at the verdict and draws nothing."""
+
+    def roles(self) -> Mapping[str, Role]:
+        """The teacher that draws, and a coach in hindsight."""
+        return {**super().roles(), "coach": Role("solution_verdict", "live")}
+
+
+class Nameless(PBSD):
+    """PBSD that lets a role draw which it does not have."""
+
+    def sources(self) -> Sequence[str]:
+        """The student, and nobody that is known."""
+        return ("student", "coach")

@@ -30,6 +30,7 @@ from selfdistill.tasks.countdown_arithmetic import (
     simple_attempts,
     solve_all,
 )
+from selfdistill.thinking import after_thinking
 from selfdistill.types import Example, Message, Verdict
 
 PROMPT = "use the numbers {numbers} to make {target} ."
@@ -202,7 +203,7 @@ _ANSWER = re.compile(r"\banswer\b\s*(?:is\b)?\s*:?")
 
 def final_answer(text: str) -> str | None:
     """What stands after the last ``answer`` outside the thinking, without a closing full stop; None if nothing does."""
-    said = text.rpartition("</think>")[2]
+    said = after_thinking(text)
     answers = list(_ANSWER.finditer(said))
     if not answers:
         return None

@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Lock
 
 from selfdistill.errors import UserError
+from selfdistill.thinking import after_thinking as after_thinking
 
 _WORKER = Path(__file__).with_name("math_worker.py")
 _START_SECONDS = 120.0
@@ -59,14 +60,6 @@ class Comparison:
     equal: bool
     canonical: str
     unchecked: bool = False
-
-
-def after_thinking(text: str) -> str:
-    """The text behind a closing ``</think>``; nothing where the thinking was opened and never closed."""
-    _, tag, tail = text.rpartition("</think>")
-    if tag:
-        return tail
-    return "" if "<think>" in text else text
 
 
 def boxed_answer(text: str) -> str | None:

@@ -28,6 +28,7 @@ from selfdistill.tasks.toolbox_calls import (
     conventions_of,
     parse,
 )
+from selfdistill.thinking import after_thinking
 from selfdistill.types import Example, Message, Verdict
 
 PROMPT = "request : {request} . answer with one call ."
@@ -181,7 +182,7 @@ _CALL = re.compile(r"\bcall\b\s*:?")
 
 def final_call(text: str) -> str | None:
     """What stands after the last ``call`` outside the thinking, up to the closing words; None if nothing does."""
-    said = text.rpartition("</think>")[2].lower()
+    said = after_thinking(text).lower()
     calls = list(_CALL.finditer(said))
     if not calls:
         return None
