@@ -47,9 +47,10 @@ class Raises:
         if error is None:
             self._tally.count(name, False)
             raise AssertionError(f"{name}: it was not")
-        if not self._tally.is_expected(error, self._expected):
+        found = self._tally.take(error, self._expected)
+        if found is None:
             return False
-        self.value = self.exception = error
+        self.value = self.exception = error = found
         holds = self._pattern is None or re.search(self._pattern, str(error)) is not None
         self._tally.count(f"{name} with a message that matches {self._pattern!r}", holds)
         if not holds:
@@ -256,7 +257,10 @@ class Session:
             return
         tables = [table for one in (*marked, function) for table in vars(one).get("_pytest_cases", [])]
         with self._tally.test(name, must_check=name in self._checking):
-            for chosen in itertools.product(*tables):
+            cases = list(itertools.product(*tables))
+            if not cases:
+                self._tally.excuse()
+            for chosen in cases:
                 arguments = {key: value for one in chosen for key, value in one.items()}
                 with self._tally.part(), ExitStack() as stack:
                     test = stack.enter_context(around()) if around else function

@@ -73,7 +73,7 @@ def guest_code() -> str:
 @cache
 def judge_code() -> dict[str, str]:
     """The texts of the judge and of what it imports, by module, in the order to run them in."""
-    return _texts("rewriting", "frameworks", "judge")
+    return _texts("rewriting", "frameworks", "link", "judge")
 
 
 def _texts(*names: str) -> dict[str, str]:
