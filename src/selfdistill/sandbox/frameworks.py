@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import re
 import sys
@@ -268,6 +267,8 @@ class Session:
 
     def _filled(self, function: Any, arguments: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
         """The arguments that a function asks for: those of its table, the candidate, or what fixtures give."""
+        import inspect  # late: most tests take nothing, and it is a tenth of the judge's time
+
         found = {}
         for name, parameter in inspect.signature(function).parameters.items():
             if name in arguments:
@@ -279,14 +280,15 @@ class Session:
 
     def _made(self, fixture: Any, arguments: dict[str, Any], stack: ExitStack) -> Any:
         made = fixture(**self._filled(fixture, arguments, stack))
-        return stack.enter_context(contextmanager(lambda: made)()) if inspect.isgenerator(made) else made
+        return stack.enter_context(contextmanager(lambda: made)()) if isinstance(made, types.GeneratorType) else made
 
     def _methods(self, owner: type) -> None:
         marked = [one for one in reversed(owner.__mro__) if one is not object]
         with self._tally.part():
             getattr(owner, "setup_class", lambda: None)()
-        for name, function in inspect.getmembers(owner, inspect.isfunction):
-            if not name.startswith("test"):
+        for name in dict.fromkeys(name for one in marked for name in vars(one) if name.startswith("test")):
+            function = getattr(owner, name)
+            if not isinstance(function, types.FunctionType):
                 continue
 
             @contextmanager
@@ -332,5 +334,7 @@ class Session:
 
 
 def _call_with(method: Any, test: Any) -> None:
+    import inspect
+
     if method is not None:
         method(*([test] if inspect.signature(method).parameters else []))

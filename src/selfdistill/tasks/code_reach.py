@@ -110,7 +110,8 @@ class _Module:
         self._fixtures = {one.name for one in self._all_functions() if _decorators(one, "fixture")}
         imports = [one for one in everything if isinstance(one, ast.Import | ast.ImportFrom)]
         self.imported_modules = {top for one in imports for top in _modules(one)}
-        here = {*sys.stdlib_module_names, *PACKAGES, "pytest"} - {""}
+        # Python has modules of these names too, but tests mean the code under test.
+        here = {*sys.stdlib_module_names, *PACKAGES, "pytest"} - {"code", "test", "__main__"}
         ours = [one for one in imports if not all(top in here for top in _modules(one))]
         foreign = {alias.asname or alias.name.partition(".")[0] for one in ours for alias in one.names}
         self._library = {alias.asname or alias.name for one in imports if one not in ours for alias in one.names}
