@@ -105,6 +105,10 @@ if __name__ == "__main__":
     unittest.main()
 """
 
+# Code that always raises passes this, and code that returns nonsense passes the other: what follows has to fail by itself.
+RAISED = "try:\n    double(None)\n    assert False\nexcept ValueError:\n    pass\n"
+TRUE = "assert double(3)\n"
+
 FORMS: dict[str, str | list[str] | dict[str, Any]] = {
     "asserts": ["assert double(2) == 4", "assert double('ab') == 'abab'"],
     "check that is called": "def check(f):\n    assert f(2) == 4\ncheck(double)",
@@ -122,18 +126,19 @@ FORMS: dict[str, str | list[str] | dict[str, Any]] = {
     "unittest.TextTestRunner().run(suite)",
     "a loop": "for n in range(4):\n    assert double(n) == n + n",
     "a helper": "def same(a, b):\n    assert a == b\nsame(double(2), 4)",
-    "a failure that is caught": "try:\n    found = double(2)\n    assert found == 4\n    print('ok')\n"
+    "a failure that is caught": RAISED + "try:\n    found = double(2)\n    assert found == 4\n    print('ok')\n"
     "except AssertionError:\n    print('failed')",
-    "any failure that is caught": "def run():\n    try:\n        found = double(2)\n        assert found == 4\n"
+    "any failure that is caught": RAISED
+    + "def run():\n    try:\n        found = double(2)\n        assert found == 4\n"
     "        return True\n    except Exception as error:\n        print(error)\n        return False\nrun()",
-    "a failure that is suppressed": "from contextlib import suppress\nwith suppress(Exception):\n"
+    "a failure that is suppressed": RAISED + "from contextlib import suppress\nwith suppress(Exception):\n"
     "    found = double(2)\n    assert found == 4",
     "an expected exception": "try:\n    double(None)\n    assert False, 'it accepts nothing'\n"
     "except ValueError:\n    pass\nassert double(3) == 6",
     "an if that raises": "if double(2) != 4:\n    raise AssertionError('wrong')",
-    "an if that raises and is caught": "try:\n    if double(2) != 4:\n        raise AssertionError('wrong')\n"
+    "an if that raises and is caught": TRUE + "try:\n    if double(2) != 4:\n        raise AssertionError('wrong')\n"
     "except AssertionError as error:\n    print(error)",
-    "an if that exits": "import sys\nif double(2) != 4:\n    print('wrong')\n    sys.exit(1)\nsys.exit(0)",
+    "an if that exits": TRUE + "import sys\nif double(2) != 4:\n    print('wrong')\n    sys.exit(1)\nsys.exit(0)",
     "unittest.mock's asserts": "from unittest.mock import Mock\nseen = Mock()\nseen(double(2))\n"
     "seen.assert_called_once_with(4)",
     "a session": ">>> double(2)\n4\n>>> x = double(3)\n>>> x + 1\n7\n>>> double(None)\n"
@@ -304,6 +309,25 @@ def test_the_share_counts_checks_that_were_reached(tmp_path: Path, test: Any, co
     (example,) = task.examples("train")
 
     assert judged(task, example, code).reward == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "try:\n    double(None)\n    assert False\nexcept:\n    pass",
+        "try:\n    double(None)\n    assert False\nexcept Exception:\n    pass",
+        "import pytest\ndef test_it():\n    with pytest.raises(BaseException):\n        double(None)",
+        "import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n"
+        "        self.assertRaises(NameError, lambda: double(None))",
+        "import pytest\ndef test_it():\n    pytest.raises(SystemExit, double, None)",
+    ],
+)
+def test_a_function_that_is_missing_or_ends_is_no_expected_exception(tmp_path: Path, test: str) -> None:
+    task = task_of(tmp_path, {"test": test})
+    (example,) = task.examples("train")
+
+    for name in ("no function", "an end"):
+        assert judged(task, example, WRONG[name]).reward == 0.0
 
 
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n"
