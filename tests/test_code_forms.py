@@ -105,7 +105,7 @@ if __name__ == "__main__":
     unittest.main()
 """
 
-# Code that always raises passes this, and code that returns nonsense passes the other: what follows has to fail by itself.
+# Code that always raises passes the first, code that returns nonsense the second: what follows has to fail by itself.
 RAISED = "try:\n    double(None)\n    assert False\nexcept ValueError:\n    pass\n"
 TRUE = "assert double(3)\n"
 
@@ -138,6 +138,8 @@ FORMS: dict[str, str | list[str] | dict[str, Any]] = {
     "an if that raises": "if double(2) != 4:\n    raise AssertionError('wrong')",
     "an if that raises and is caught": TRUE + "try:\n    if double(2) != 4:\n        raise AssertionError('wrong')\n"
     "except AssertionError as error:\n    print(error)",
+    "a helper's failure that is caught": TRUE + "def same(a, b):\n    if a != b:\n        raise AssertionError(a)\n"
+    "try:\n    same(double(2), 4)\nexcept AssertionError as error:\n    print(error)",
     "an if that exits": TRUE + "import sys\nif double(2) != 4:\n    print('wrong')\n    sys.exit(1)\nsys.exit(0)",
     "unittest.mock's asserts": "from unittest.mock import Mock\nseen = Mock()\nseen(double(2))\n"
     "seen.assert_called_once_with(4)",
@@ -323,11 +325,12 @@ def test_the_share_counts_checks_that_were_reached(tmp_path: Path, test: Any, co
     ],
 )
 def test_a_function_that_is_missing_or_ends_is_no_expected_exception(tmp_path: Path, test: str) -> None:
-    task = task_of(tmp_path, {"test": test})
+    task = task_of(tmp_path, {"test": f"assert half(4) == 2\n{test}"})
     (example,) = task.examples("train")
+    half = "def half(x): return x / 2"
 
-    for name in ("no function", "an end"):
-        assert judged(task, example, WRONG[name]).reward == 0.0
+    assert judged(task, example, f"{half}\nimport os\ndef double(x): os._exit(0)").reward == 0.0
+    assert judged(task, example, half).reward == 0.0
 
 
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n"
