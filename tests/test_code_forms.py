@@ -273,6 +273,14 @@ def test_tests_that_reach_nothing_are_refused_by_line_in_the_check_and_in_a_run(
         task_of(tmp_path, *rows, good)
 
 
+def test_a_solution_that_fails_its_tests_is_listed_once_and_not_as_silent(tmp_path: Path) -> None:
+    path = rows_file(tmp_path, {"test": UNITTEST, "code": WRONG["nonsense"]})
+    report = check_data(str(path), task="code", preset=None, overrides=["task.hidden_tests=test", "task.solution=code"])
+
+    assert (report["rejected"], report["verified"], report["silent_solutions"]) == ({}, 0.0, 0)
+    assert [(row["line"], row["why"]) for row in report["unverified"]] == [(1, "a hidden test failed: a wrong answer")]
+
+
 def test_without_a_solution_tests_are_refused_where_nothing_in_them_could_fail(tmp_path: Path) -> None:
     loop = {"test": "for x in double([1]):\n    assert x == 1"}
     task = task_of(

@@ -169,9 +169,10 @@ def as_raised(error: BaseException) -> BaseException:
     """An exception as a test that waited for it sees it."""
     if not isinstance(error, CandidateFailed):
         return error
-    kind = kind_of(error)
+    kind: Any = kind_of(error)
     simple = issubclass(kind, BaseException) and not issubclass(kind, UnicodeError | CandidateFailed)
-    return (kind if simple else Exception)(str(error.args[0].get("message", "")))
+    raised: BaseException = (kind if simple else Exception)(str(error.args[0].get("message", "")))
+    return raised
 
 
 def _rebuilt(found: Any) -> BaseException:
