@@ -124,7 +124,9 @@ def _judged(task: RowTask, example: Example) -> tuple[Verdict, bool]:
     solution = example.fields.get("solution")
     if solution is not None:
         verdict = task.verify(example, solution, finished=True)
-        if verdict.correct or verdict.answer is not None:
+        # Where the solution is all the reference that a row has, as of code, there is no answer that it could state.
+        stated = verdict.correct or verdict.answer is not None or (task.judges and task.reference(example) == solution)
+        if stated:
             return verdict, False
     if not task.judges:
         return Verdict(None), solution is not None

@@ -161,7 +161,9 @@ class CodeConfig(RowsConfig):
     public_tests: str | None = Field(None, description="Column of tests that may be shown.")
     hidden_tests: str | None = Field(None, description="Column of tests of which only the kind of a failure is told.")
     entry_point: str | None = Field(
-        None, description="Column of the tested function's name, or of JSON that holds it as func_name."
+        None,
+        description="Column of the tested function's name, or of JSON that holds it as func_name; unset: tests that "
+        "need one get the function that the prompt declares, or the solution's only one.",
     )
     prefix: str | None = Field(None, description="Column, dotted path or $-template of code that completions continue.")
     preamble: str = Field("", description="Code in front of every program, such as imports.")

@@ -63,7 +63,9 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What test code said: how many of its asserts hold, and a description of the first that does not."""
+    """What test code said: how many of its checks hold of those it reached, and a description of the first that does
+    not. Where ``total`` is 0 it has said nothing.
+    """
 
     passed: int
     total: int

@@ -285,7 +285,7 @@ def main() -> None:
     if job["mode"] == "serve":
         Server(channel).serve()
     else:
-        judge = types.ModuleType("judge")
-        sys.modules["judge"] = judge
-        exec(compile(job["judge"], "judge.py", "exec"), vars(judge))
-        channel.send({"verdict": judge.judge(channel, job)})
+        for name, text in job["judge"].items():
+            module = sys.modules[name] = types.ModuleType(name)
+            exec(compile(text, f"{name}.py", "exec"), vars(module))
+        channel.send({"verdict": sys.modules["selfdistill.sandbox.judge"].judge(channel, job)})

@@ -62,13 +62,8 @@ class Ended(Exception):
 @cache
 def guest_code() -> str:
     """The script that the interpreter is started with: the guest and the codec, under their own names."""
-    folder = resources.files("selfdistill.sandbox")
-    texts = {
-        f"selfdistill.sandbox.{name}": (folder / f"{name}.py").read_text(encoding="utf-8")
-        for name in ("codec", "guest")
-    }
     return (
-        f"import sys, types\nfor name, text in {texts!r}.items():\n"
+        f"import sys, types\nfor name, text in {_texts('codec', 'guest')!r}.items():\n"
         "    module = sys.modules[name] = types.ModuleType(name)\n"
         "    exec(compile(text, name, 'exec'), vars(module))\n"
         "sys.modules['selfdistill.sandbox.guest'].main()\n"
@@ -76,9 +71,14 @@ def guest_code() -> str:
 
 
 @cache
-def judge_code() -> str:
-    """The text of the judge."""
-    return (resources.files("selfdistill.sandbox") / "judge.py").read_text(encoding="utf-8")
+def judge_code() -> dict[str, str]:
+    """The texts of the judge and of what it imports, by module, in the order to run them in."""
+    return _texts("rewriting", "frameworks", "link", "judge")
+
+
+def _texts(*names: str) -> dict[str, str]:
+    folder = resources.files("selfdistill.sandbox")
+    return {f"selfdistill.sandbox.{name}": (folder / f"{name}.py").read_text(encoding="utf-8") for name in names}
 
 
 class Process:

@@ -8,21 +8,20 @@ the kind of its failure.
 
 from __future__ import annotations
 
-import doctest
 import json
 import re
-from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal, Unpack
 
 from selfdistill.data import Row, lookup, map_row
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.sandbox import Limits, Sandbox
+from selfdistill.tasks.code_reach import Reading, defined_functions, likely_entry, read_test_code
 from selfdistill.tasks.code_runs import Result, Runner, describe
-from selfdistill.tasks.code_tests import Suite, find_code, read_tests
+from selfdistill.tasks.code_tests import Suite, documented, find_code, read_tests
 from selfdistill.tasks.math_answers import after_thinking
 from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
@@ -31,6 +30,8 @@ SUFFIX = "\n\nReply with the whole program in one ```python block."
 
 NO_CODE = "no code block was found"
 CUT = "the completion was cut off before the end of its code"
+UNREACHED = "no check of the tests was reached"
+NOT_ONE = "the tests call one function, and the code does not define exactly one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,10 @@ class _Job:
     prefix: str
     setup: str
     function: tuple[str, ...]
+    any_name: bool = False
+    """Whether a completion cannot know the function's name, and may define one of another."""
+    readings: tuple[Reading, ...] = ()
+    """What stands in the suites that are test code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,8 @@ class CodeTask(RowTask):
         path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
         prompt: source of the question.
         public_tests, hidden_tests: columns of tests, in any form of ``code_tests``. At least one of them.
-        entry_point: source of the name of the function under test, or JSON that holds it as ``func_name``.
+        entry_point: source of the name of the function under test, or JSON that holds it as ``func_name``. Without it
+            tests that need one (``check(candidate)``) get what the prompt declares, or the solution's only function.
         prefix: source of code that stands in front of the completion's, such as HumanEval's prompt; a completion that
             does not define the entry point continues it.
         preamble: code in front of everything, for example imports that a platform makes.
@@ -126,17 +132,19 @@ class CodeTask(RowTask):
         limits = Limits(cpu=ceil(timeout), seconds=2 * timeout + 2, memory=memory * 2**20)
         self._sandbox = Sandbox(limits, workers=workers, unsafe=unsafe)
         self._runner = Runner(self._sandbox, stop_early=reward == "all")
+        self._packages: dict[str, bool] = {}
         self._sound: dict[int, bool] = {}
         super().__init__(path, **options)
 
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's question, and the example; its tests are read and kept aside."""
         question, texts = question_and_fields(row, self._mapping)
-        job = self._job(row, texts)
+        job = self._job(row, question, texts)
         if not job.public and not job.hidden:
             raise DataError(f"{row.place}: there are no tests")
         if (job.public.cases or job.hidden.cases) and not job.function and _is_function(job):
             raise DataError(f"{row.place}: the tests call a function, and entry_point does not name it")
+        self._refuse_unreached(row, job, texts.get("solution", ""))
         fields = map_row(row, self._fields)
         if texts.get("solution"):
             fields["solution"] = _fenced(texts["solution"])
@@ -155,30 +163,89 @@ class CodeTask(RowTask):
             return Verdict(0.0, feedback=NO_CODE if finished else CUT, details={"no_code": 1.0})
         assert isinstance(example, CodeExample) and example.job is not None, "an example of another task"
         job = example.job
+        job = self._named(job, code)
+        if job.any_name and not job.function:
+            return Verdict(0.0, feedback=NOT_ONE)
         source = self._whole(job, code)
         public = self._run(job, job.public, source)
         told_already = self._reward == "all" and public.problem is not None
         hidden = Result() if told_already else self._run(job, job.hidden, source)
         share = (public.passed + hidden.passed) / (public.total + hidden.total or 1)
         if public.problem is None and hidden.problem is None:
+            if not public.total + hidden.total:
+                return Verdict(0.0, feedback=UNREACHED, details={"tests": 0.0})
             return Verdict(1.0, details={"tests": share})
         reward = share if self._reward == "share" else 0.0
-        return Verdict(reward, feedback=self._feedback(example, source, public, hidden), details={"tests": share})
+        return Verdict(reward, feedback=self._feedback(example, job, source, public, hidden), details={"tests": share})
 
     def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
         """A verdict on each (example, text, finished), as many at once as there are workers."""
         with ThreadPoolExecutor(self._sandbox.workers) as pool:
             return list(pool.map(lambda one: self.verify(one[0], one[1], finished=one[2]), asked))
 
-    def _job(self, row: Row, texts: Mapping[str, str]) -> _Job:
+    def _job(self, row: Row, question: str, texts: Mapping[str, str]) -> _Job:
         raw = {name: _raw(row, name, source) for name, source in self._columns.items()}
         public, hidden = (read_tests(raw[name], f"{row.place}, {name}") for name in ("public_tests", "hidden_tests"))
-        setup = raw["setup"]
-        function = _function_name(texts.get("entry", "")) or public.function or hidden.function
-        owner = ("Solution",) if "class Solution" in texts.get("starter", "") else ()
-        examples = _documented(texts.get("examples", ""))
-        code = "\n".join(map(str, setup)) if isinstance(setup, list) else str(setup or "")
-        return _Job(public, hidden, examples, texts.get("prefix", ""), code, (*owner, function) if function else ())
+        given = raw["setup"]
+        setup = "\n".join(map(str, given)) if isinstance(given, list) else str(given or "")
+        path = _function_path(texts.get("entry", "")) or (public.function or hidden.function,)
+        owner = ("Solution",) if "class Solution" in texts.get("starter", "") and len(path) == 1 else ()
+        function = (*owner, *path) if path[-1] else ()
+        prefix = texts.get("prefix", "")
+        job = _Job(public, hidden, documented(texts.get("examples", "")), prefix, setup, function)
+        readings = self._readings(row, job)
+        if not function and (any(one.wants_entry for one in readings) or (readings and prefix)):
+            named = {key: texts.get(key, "") for key in ("prefix", "starter", "solution")}
+            name, known = likely_entry(question=question, **named)
+            if not name and named["solution"]:
+                raise DataError(
+                    f"{row.place}: the tests call one function, and neither entry_point nor prompt names it"
+                )
+            job = replace(job, function=(*owner, name) if name else (), any_name=not known)
+            readings = self._readings(row, job)
+        return replace(job, readings=readings)
+
+    def _readings(self, row: Row, job: _Job) -> tuple[Reading, ...]:
+        """What stands in the row's test code; tests that import packages which the sandbox lacks are refused."""
+        entry = job.function[-1] if job.function else ""
+        codes = [suite.code for suite in (job.public, job.hidden) if suite.code]
+        found = tuple(read_test_code(code, self._setup(job), entry=entry, place=row.place) for code in codes)
+        for package in sorted({package for one in found for package in one.packages}):
+            if package not in self._packages:
+                self._packages[package] = self._sandbox.run(f"import {package}").clean
+            if not self._packages[package]:
+                raise DataError(f"{row.place}: the tests import {package}, which the sandbox's Python does not have")
+        return found
+
+    def _refuse_unreached(self, row: Row, job: _Job, solution: str) -> None:
+        """Refuse tests that say nothing of any code: none can be reached, or none is under the row's own solution."""
+        cases = [case for suite in (job.public, job.hidden) for case in suite.cases]
+        if any(one.reach == "surely" for one in job.readings) or any(
+            job.function or one.expected.strip() for one in cases
+        ):
+            return
+        if all(one.reach == "never" for one in job.readings):
+            raise DataError(f"{row.place}: the tests check nothing that the code computes")
+        code = find_code(solution, finished=True)
+        if code is None:
+            return
+        job = self._named(job, code)
+        found = [self._run(job, suite, self._whole(job, code)) for suite in (job.public, job.hidden)]
+        silent = all(one.problem is None or one.problem.kind == "unreached" for one in found)
+        if silent and not sum(one.passed for one in found):
+            raise DataError(f"{row.place}: no check of the tests is reached under the row's own solution")
+
+    def _named(self, job: _Job, code: str) -> _Job:
+        """The job with the function that it means: where no name was told, the only one that the code defines."""
+        if not job.any_name:
+            return job
+        defined = defined_functions(code)
+        if job.function and job.function[-1] in defined:
+            return job
+        return replace(job, function=(defined[0],) if len(defined) == 1 else ())
+
+    def _setup(self, job: _Job) -> str:
+        return f"{_complete(job.prefix)}\n{job.setup}" if job.prefix else job.setup
 
     def _shown_tests(self, job: _Job) -> str:
         if not self._show_public or not job.public.code:
@@ -194,18 +261,17 @@ class CodeTask(RowTask):
         return f"{self._preamble}\n{code}" if self._preamble else code
 
     def _run(self, job: _Job, suite: Suite, source: str) -> Result:
-        setup = f"{_complete(job.prefix)}\n{job.setup}" if job.prefix else job.setup
-        return self._runner.run(suite, source, setup=setup, function=job.function)
+        return self._runner.run(suite, source, setup=self._setup(job), function=job.function)
 
-    def _feedback(self, example: CodeExample, source: str, public: Result, hidden: Result) -> str:
+    def _feedback(self, example: CodeExample, job: _Job, source: str, public: Result, hidden: Result) -> str:
         """Words on the first failure; examples of the prompt are tried where only a hidden test has failed."""
         problem = public.problem or hidden.problem
-        assert problem is not None and example.job is not None
+        assert problem is not None
         if public.problem or problem.loading:
             return describe(problem, self._budget)
         told = f"a hidden test failed: {problem.kind_in_words}"
-        shown = self._run(example.job, example.job.examples, source).problem
-        if shown is None or not self._examples_hold(example, example.job):
+        shown = self._run(job, job.examples, source).problem
+        if shown is None or not self._examples_hold(example, job):
             return told
         return f"{told}\nOf the examples in the question this one fails.\n{describe(shown, self._budget)}"
 
@@ -214,9 +280,9 @@ class CodeTask(RowTask):
         code = find_code(example.fields.get("solution", ""), finished=True)
         if code is None:
             return True
-        if id(job) not in self._sound:
-            self._sound[id(job)] = self._run(job, job.examples, self._whole(job, code)).problem is None
-        return self._sound[id(job)]
+        if id(example) not in self._sound:
+            self._sound[id(example)] = self._run(job, job.examples, self._whole(job, code)).problem is None
+        return self._sound[id(example)]
 
 
 def _complete(prefix: str) -> str:
@@ -238,36 +304,18 @@ def _raw(row: Row, name: str, source: str | None) -> object:
         return None
 
 
-def _function_name(text: str) -> str:
-    """The name itself, or ``func_name`` of a JSON object."""
-    if not text.lstrip().startswith("{"):
-        return text.strip()
-    try:
-        return str(json.loads(text).get("func_name") or "")
-    except ValueError:
-        return ""
+def _function_path(text: str) -> tuple[str, ...]:
+    """The name itself, ``("Solution", "solve")`` for ``Solution().solve``, or ``func_name`` of a JSON object."""
+    if text.lstrip().startswith("{"):
+        try:
+            text = str(json.loads(text).get("func_name") or "")
+        except ValueError:
+            return ()
+    return tuple(part.removesuffix("()") for part in text.strip().split(".")) if text.strip() else ()
 
 
 def _is_function(job: _Job) -> bool:
     return any(case.arguments is not None for case in (*job.public.cases, *job.hidden.cases))
-
-
-def _documented(text: str) -> Suite:
-    """``>>>`` examples whose result is a literal, as test code."""
-    asserts = []
-    try:
-        # The quotes that close a docstring would belong to the last example's result.
-        examples = doctest.DocTestParser().get_examples(re.sub(r"\"{3}|'{3}", "\n", text))
-    except ValueError:  # badly indented
-        return Suite()
-    for one in examples:
-        try:
-            literal_eval(one.want.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        source = one.source.partition(" #")[0].strip()
-        asserts.append(f"assert {source} == {one.want.strip()}")
-    return Suite("\n".join(asserts))
 
 
 def _fenced(code: str) -> str:

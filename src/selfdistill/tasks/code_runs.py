@@ -19,6 +19,7 @@ _KINDS = {
     "exit": "the program ended by itself in the middle of the test",
     "crash": "the interpreter crashed",
     "value": "a value that cannot be compared",
+    "unreached": "no check was reached in it",
     "unjudged": "a value with which the test could not go on",
 }
 
@@ -49,7 +50,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How many tests of a suite hold, and the first that does not."""
+    """How many of the checks that were reached hold, and the first that does not."""
 
     passed: int = 0
     total: int = 0
@@ -68,7 +69,7 @@ class Runner:
         if not suite:
             return Result()
         if suite.code:
-            return self._code(suite.code, source, setup=setup, entry=function[-1] if function else "")
+            return self._code(suite.code, source, setup=setup, entry=".".join(function))
         if function:
             return self._calls(suite.cases, source, function)
         return self._programs(suite.cases, source)

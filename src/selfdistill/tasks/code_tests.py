@@ -5,6 +5,7 @@ what a column may hold                read as
 ====================================  =====================================================================
 ``"def check(candidate): …"``         test code (HumanEval); so is any text that is not one of the others
 ``["assert f(2) == 4", …]``           test code (MBPP)
+``">>> f(2)\\n4"``                     examples of an interpreter's session, as asserts
 ``[{"input": …, "output": …}, …]``    cases of a program, or of a function where ``testtype`` is "functional"
                                       (LiveCodeBench); also as JSON text, also packed by pickle, zlib, base64
 ``{"inputs": […], "outputs": […]}``   cases of a program, or of the function ``fn_name`` (APPS, TACO)
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import doctest
 import io
 import json
 import pickle
 import re
 import zlib
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -66,7 +69,7 @@ def read_tests(value: object, place: str) -> Suite:
         case None | "" | []:
             return Suite()
         case str(code):
-            return Suite(code)
+            return documented(code, whole=True) if code.lstrip().startswith(">>>") else Suite(code)
         case [str(), *_] as asserts if all(isinstance(one, str) for one in asserts):
             return Suite("\n".join(map(str, asserts)))
         case [Mapping(), *_] as cases:
@@ -76,6 +79,37 @@ def read_tests(value: object, place: str) -> Suite:
             pairs = zip(inputs, outputs, strict=True)
             return Suite(cases=tuple(_pair(one, two, bool(function)) for one, two in pairs), function=function)
     raise DataError(f"{place}: tests must be test code, a list of asserts, or a list of inputs and outputs")
+
+
+def documented(text: str, *, whole: bool = False) -> Suite:
+    """``>>>`` examples as test code: those alone whose result is a literal, or the ``whole`` session."""
+    asserts = []
+    try:
+        # The quotes that close a docstring would belong to the last example's result.
+        examples = doctest.DocTestParser().get_examples(re.sub(r"\"{3}|'{3}", "\n", text))
+    except ValueError:  # badly indented
+        return Suite()
+    for one in examples:
+        literal = _is_literal(one.want)
+        source = one.source.strip() if whole and not one.want else one.source.partition(" #")[0].strip()
+        if literal:
+            asserts.append(f"assert {source} == {one.want.strip()}")
+        elif whole and one.want and one.exc_msg is None:
+            asserts.append(f"assert repr({source}) == {one.want.strip()!r}")
+        elif whole and one.want:
+            kind = str(one.exc_msg).partition(":")[0].strip()
+            asserts.append(f"try:\n    {source}\n    assert False\nexcept {kind}:\n    pass")
+        elif whole:
+            asserts.append(source)
+    return Suite("\n".join(asserts))
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 def _unpacked(text: str, place: str) -> object:

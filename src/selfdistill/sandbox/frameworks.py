@@ -1,0 +1,340 @@
+"""pytest's and unittest's forms of tests, run by the judge: what they collect is called, what they assert is counted.
+
+``unittest`` is Python's own, with its assert methods counted. ``pytest`` is a stand-in of what tests of exercises use
+(``PYTEST``), because the sandbox has no packages; tests that ask for more are refused when their row is read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+PYTEST = {"raises", "approx", "param", "mark", "fixture", "fail", "skip", "main"}
+"""The names of pytest that tests may use."""
+MARKS = {"parametrize", "skip", "skipif"}
+"""The marks that mean something here; any other but ``REFUSED`` means nothing, as in pytest."""
+REFUSED = {"xfail", "usefixtures", "asyncio", "anyio"}
+"""The marks that would change what a test means."""
+UNTRACEABLE = {"assertWarns", "assertWarnsRegex", "assertLogs", "assertNoLogs", "expectedFailure"}
+"""What of unittest cannot be judged from another process, or turns a failure into a success."""
+
+
+class Skipped(BaseException):
+    """A test that asks not to be run."""
+
+
+class Raises:
+    """``pytest.raises`` and ``assertRaises``, as a context or on a call: one check."""
+
+    def __init__(self, tally: Any, expected: Any, pattern: Any = None) -> None:
+        self._tally = tally
+        self._expected = expected
+        self._pattern = pattern
+        self.value: Any = None
+        self.exception: Any = None
+
+    def __enter__(self) -> Raises:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        name = f"{getattr(self._expected, '__name__', self._expected)} is raised"
+        if error is None:
+            self._tally.count(name, False)
+            raise AssertionError(f"{name}: it was not")
+        found = self._tally.take(error, self._expected)
+        if found is None:
+            return False
+        self.value = self.exception = error = found
+        holds = self._pattern is None or re.search(self._pattern, str(error)) is not None
+        self._tally.count(f"{name} with a message that matches {self._pattern!r}", holds)
+        if not holds:
+            raise AssertionError(f"{self._pattern!r} does not match {str(error)!r}")
+        return True
+
+    @property
+    def type(self) -> type:
+        """The type of the exception that came."""
+        return type(self.value)
+
+    def match(self, pattern: str) -> bool:
+        """Whether the message matches; a check of its own."""
+        found = re.search(pattern, str(self.value)) is not None
+        self._tally.count(f"the message matches {pattern!r}", found)
+        return found
+
+
+class Approx:
+    """``pytest.approx`` of numbers, of lists and tuples, and of dicts of them."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, expected: Any, rel: Any = None, abs: Any = None, nan_ok: bool = False) -> None:
+        self._expected = expected
+        self._bounds = (rel, abs, nan_ok)
+
+    def __eq__(self, actual: Any) -> bool:
+        expected, (rel, least, nan_ok) = self._expected, self._bounds
+        if isinstance(expected, dict):
+            same = isinstance(actual, dict) and actual.keys() == expected.keys()
+            return same and all(Approx(value, *self._bounds) == actual[key] for key, value in expected.items())
+        if isinstance(expected, list | tuple):
+            same = isinstance(actual, list | tuple) and len(actual) == len(expected)
+            return same and all(Approx(one, *self._bounds) == other for one, other in zip(expected, actual))  # noqa: B905
+        if not isinstance(expected, int | float | complex) or not isinstance(actual, int | float | complex):
+            return bool(expected == actual)
+        if expected != expected:
+            return bool(nan_ok and actual != actual)
+        if expected == actual:
+            return True
+        if abs(expected) == float("inf"):
+            return False
+        relative = (1e-6 if rel is None and least is None else rel or 0.0) * abs(expected)
+        return bool(abs(actual - expected) <= max(relative, 1e-12 if least is None else least))
+
+    def __repr__(self) -> str:
+        return f"approx({self._expected!r})"
+
+
+def pytest_module(tally: Any) -> types.ModuleType:
+    """What ``import pytest`` gives to tests."""
+
+    def raises(expected: Any, *call: Any, match: Any = None, **named: Any) -> Any:
+        context = Raises(tally, expected, match)
+        if not call:
+            return context
+        with context:
+            call[0](*call[1:], **named)
+        return context
+
+    def fail(reason: str = "", pytrace: bool = True) -> None:
+        tally.count(f"fail({reason!r})", False)
+        raise AssertionError(reason)
+
+    def skip(reason: str = "", **_: Any) -> None:
+        raise Skipped(reason)
+
+    def fixture(function: Any = None, **_: Any) -> Any:
+        def mark(made: Any) -> Any:
+            made._pytest_fixture = True
+            return made
+
+        return mark if function is None else mark(function)
+
+    module: Any = types.ModuleType("pytest")
+    module.raises, module.approx, module.fail, module.skip, module.fixture = raises, Approx, fail, skip, fixture
+    module.param = lambda *values, **options: _Param(values, options.get("marks", ()))
+    module.mark = _Marks()
+    module.main = lambda *_, **__: 0
+    return module  # type: ignore[no-any-return]
+
+
+class _Param:
+    def __init__(self, values: tuple[Any, ...], marks: Any) -> None:
+        self.values = values
+        listed = marks if isinstance(marks, list | tuple) else [marks]
+        self.skipped = any(getattr(one, "skips", False) for one in listed)
+
+
+class _Marks:
+    """``pytest.mark``: a mark is a decorator, with arguments or without."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "parametrize":
+            return self._parametrize
+        return _Mark(skips=name == "skip", decides=name == "skipif")
+
+    @staticmethod
+    def _parametrize(names: Any, values: Any, **_: Any) -> Callable[[Any], Any]:
+        listed = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else list(names)
+        cases = []
+        for one in values:
+            if isinstance(one, _Param) and one.skipped:
+                continue
+            held = one.values if isinstance(one, _Param) else one if len(listed) > 1 else (one,)
+            cases.append(dict(zip(listed, held, strict=True)))
+
+        def mark(made: Any) -> Any:
+            made._pytest_cases = [cases, *vars(made).get("_pytest_cases", [])]
+            return made
+
+        return mark
+
+
+class _Mark:
+    def __init__(self, *, skips: bool, decides: bool) -> None:
+        self.skips = skips
+        self._decides = decides
+
+    def __call__(self, *arguments: Any, **_: Any) -> Any:
+        if self._decides:
+            return _Mark(skips=bool(arguments[0]), decides=False)
+        if arguments and (callable(arguments[0])):
+            arguments[0]._pytest_skipped = self.skips or vars(arguments[0]).get("_pytest_skipped", False)
+            return arguments[0]
+        return self
+
+
+def count_unittest(tally: Any) -> None:
+    """Let every assert method of unittest count itself, once however many others it calls, and ``main`` do nothing."""
+    import unittest
+
+    inside = [0]
+
+    def counted(name: str, original: Any) -> Any:
+        def method(self: Any, *arguments: Any, **named: Any) -> Any:
+            inside[0] += 1
+            holds = False
+            try:
+                result = original(self, *arguments, **named)
+                holds = True
+                return result
+            finally:
+                inside[0] -= 1
+                error = sys.exc_info()[1]
+                if not inside[0] and (holds or isinstance(error, AssertionError)):
+                    listed = ", ".join(tally.shown(one) for one in arguments)
+                    tally.count(f"self.{name}({listed})", holds)
+
+        return method
+
+    def raising(self: Any, expected: Any, *call: Any, **named: Any) -> Any:
+        named.pop("msg", None)
+        return _raised(Raises(tally, expected), call, named)
+
+    def raising_with(self: Any, expected: Any, pattern: Any, *call: Any, **named: Any) -> Any:
+        named.pop("msg", None)
+        return _raised(Raises(tally, expected, pattern), call, named)
+
+    case: Any = unittest.TestCase
+    for name in [*dir(case)]:
+        if re.match(r"assert[A-Z]\w*$|fail$", name) and name not in UNTRACEABLE:
+            setattr(case, name, counted(name, getattr(case, name)))
+    case.assertRaises, case.assertRaisesRegex = raising, raising_with
+    done = types.SimpleNamespace(result=unittest.TestResult())
+    module: Any = unittest
+    module.main = lambda *_, **__: done
+    module.TextTestRunner.run = lambda *_: done.result
+
+
+def _raised(context: Raises, call: tuple[Any, ...], named: dict[str, Any]) -> Raises | None:
+    if not call:
+        return context
+    with context:
+        call[0](*call[1:], **named)
+    return None
+
+
+class Session:
+    """Runs what pytest would collect from a module of tests: functions, classes, and cases of unittest."""
+
+    def __init__(self, tally: Any, names: dict[str, Any], checking: set[str]) -> None:
+        self._tally = tally
+        self._names = names
+        self._checking = checking
+
+    def run(self, defined: list[str]) -> None:
+        """Call every test among the names that the module defines, but functions that it has called by itself."""
+        for name in defined:
+            found = self._names.get(name)
+            if isinstance(found, types.FunctionType):
+                called = name in self._tally.entered or hasattr(found, "_pytest_fixture")
+                if name.startswith("test") and not called:
+                    self._function(name, found, [])
+            elif isinstance(found, type) and "unittest" in sys.modules and self._is_case(found):
+                self._cases(found)
+            elif isinstance(found, type) and name.startswith("Test") and "__init__" not in vars(found):
+                self._methods(found)
+
+    def _function(self, name: str, function: Any, marked: list[Any], around: Any = None) -> None:
+        """One function with each of its sets of arguments; over all of them it has to reach one of its own checks."""
+        if any(vars(one).get("_pytest_skipped") for one in (*marked, function)):
+            return
+        tables = [table for one in (*marked, function) for table in vars(one).get("_pytest_cases", [])]
+        with self._tally.test(name, must_check=name in self._checking):
+            cases = list(itertools.product(*tables))
+            if not cases:
+                self._tally.excuse()
+            for chosen in cases:
+                arguments = {key: value for one in chosen for key, value in one.items()}
+                with self._tally.part(), ExitStack() as stack:
+                    test = stack.enter_context(around()) if around else function
+                    test(**self._filled(test, arguments, stack))
+
+    def _filled(self, function: Any, arguments: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
+        """The arguments that a function asks for: those of its table, the candidate, or what fixtures give."""
+        import inspect  # late: most tests take nothing, and it is a tenth of the judge's time
+
+        found = {}
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in arguments:
+                found[name] = arguments[name]
+            elif parameter.default is inspect.Parameter.empty:
+                given = self._names[name]
+                found[name] = self._made(given, arguments, stack) if hasattr(given, "_pytest_fixture") else given
+        return found
+
+    def _made(self, fixture: Any, arguments: dict[str, Any], stack: ExitStack) -> Any:
+        made = fixture(**self._filled(fixture, arguments, stack))
+        return stack.enter_context(contextmanager(lambda: made)()) if isinstance(made, types.GeneratorType) else made
+
+    def _methods(self, owner: type) -> None:
+        marked = [one for one in reversed(owner.__mro__) if one is not object]
+        with self._tally.part():
+            getattr(owner, "setup_class", lambda: None)()
+        for name in dict.fromkeys(name for one in marked for name in vars(one) if name.startswith("test")):
+            function = getattr(owner, name)
+            if not isinstance(function, types.FunctionType):
+                continue
+
+            @contextmanager
+            def around(name: str = name) -> Iterator[Any]:
+                instance = owner()
+                _call_with(getattr(instance, "setup_method", None), getattr(instance, name))
+                yield getattr(instance, name)
+                _call_with(getattr(instance, "teardown_method", None), getattr(instance, name))
+
+            self._function(self._owned(owner, name), function, marked, around)
+
+    def _owned(self, owner: type, name: str) -> str:
+        """The method's name with the class's of whose body it is."""
+        return next(f"{one.__name__}.{name}" for one in owner.__mro__ if name in vars(one))
+
+    @staticmethod
+    def _is_case(found: type) -> bool:
+        import unittest
+
+        return issubclass(found, unittest.TestCase)
+
+    def _cases(self, found: Any) -> None:
+        import unittest
+
+        tally, session = self._tally, self
+
+        result: Any = unittest.TestResult()
+        running = ExitStack()
+
+        def start(test: Any) -> None:
+            name = session._owned(type(test), test._testMethodName)
+            running.enter_context(tally.test(name, must_check=name in session._checking))
+
+        def error(test: Any, raised: Any) -> None:
+            tally.stop(raised[1])
+
+        result.startTest, result.stopTest = start, lambda test: running.close()
+        result.addError = result.addFailure = error
+        result.addSubTest = lambda test, part, raised: raised and tally.stop(raised[1])
+        result.addSkip = lambda test, reason: tally.excuse()
+        with self._tally.part():
+            unittest.defaultTestLoader.loadTestsFromTestCase(found)(result)
+
+
+def _call_with(method: Any, test: Any) -> None:
+    import inspect
+
+    if method is not None:
+        method(*([test] if inspect.signature(method).parameters else []))

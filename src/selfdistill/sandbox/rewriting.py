@@ -1,0 +1,200 @@
+"""What in test code is a check, and test code rewritten so that each check is counted and none can be swallowed.
+
+================================================  ====================================================================
+in test code                                      a check that is reached
+================================================  ====================================================================
+``assert f(2) == 4``                              whenever it is evaluated; it never raises
+``if f(2) != 4: raise AssertionError``            whenever the condition is evaluated; so with ``sys.exit(1)``, ``fail``
+``try: f(-1); assert False``                      where the handler is entered (``except ValueError: pass``)
+``numpy.testing.assert_allclose(f(2), 4)``        where the call returns or raises
+================================================  ====================================================================
+
+Methods of ``unittest`` and ``pytest.raises`` count themselves (``frameworks.py``). A handler that would take a failed
+assert for granted (``except AssertionError: print("failed")``) notes the failure first. The file is read as text and
+run inside the sandbox too: the standard library only.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+
+_BROAD = {"Exception", "BaseException", "AssertionError"}
+_RAISED_BY_TESTS = {"AssertionError", "Exception", "RuntimeError", "SystemExit"}
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+
+
+def own_nodes(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Every node below statements, without the bodies of functions and classes that are defined there."""
+    for node in statements:
+        yield node
+        if not isinstance(node, _SCOPES):
+            yield from own_nodes(ast.iter_child_nodes(node))
+
+
+def last_name(node: ast.AST | None) -> str:
+    """``"c"`` of ``c``, ``a.b.c`` and of a call of either; empty for anything else."""
+    match node:
+        case ast.Call(func=function):
+            return last_name(function)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def is_check(node: ast.AST) -> bool:
+    """Whether a node can show that the code under test is wrong."""
+    match node:
+        case ast.Assert(test=test):
+            return _says_something(test) or _fails(node)
+        case ast.Call():
+            return last_name(node).startswith("assert") or last_name(node) in ("fail", "raises")
+        case ast.If(body=[*_, last]):
+            return _fails(last)
+        case ast.Raise(exc=error):
+            return last_name(error) == "AssertionError"
+    return False
+
+
+def _says_something(test: ast.expr) -> bool:
+    """Whether a condition can be both: ``assert True`` and ``assert (f(2) == 4, "wrong")`` cannot."""
+    if isinstance(test, ast.Tuple) and test.elts:
+        return False
+    return any(isinstance(inner, ast.Name) for inner in ast.walk(test))
+
+
+def _fails(statement: ast.stmt) -> bool:
+    """Whether a statement says that a test has failed."""
+    match statement:
+        case ast.Assert(test=ast.Constant(value=value)):
+            return not value
+        case ast.Raise(exc=error):
+            return last_name(error) in _RAISED_BY_TESTS
+        case ast.Expr(value=ast.Call(args=args) as call):
+            leaves = last_name(call) in ("exit", "quit")
+            return last_name(call) == "fail" or (leaves and not _is_nothing(args))
+    return False
+
+
+def _is_nothing(args: list[ast.expr]) -> bool:
+    match args:
+        case [] | [ast.Constant(value=None | 0)]:
+            return True
+    return False
+
+
+def _is_broad(caught: ast.expr | None) -> bool:
+    """Whether a handler catches a failed assert."""
+    if caught is None:
+        return True
+    return any(last_name(one) in _BROAD for one in (caught.elts if isinstance(caught, ast.Tuple) else [caught]))
+
+
+class Rewriter(ast.NodeTransformer):
+    """Rewrites trees of test code; its hooks (``__case__`` …) are methods of the judge's tally."""
+
+    def __init__(self) -> None:
+        self.sources: list[str] = []
+        """The text of each check, by the number that its hook is called with."""
+        self.checking: set[str] = set()
+        """Top-level functions (``"test_x"``) and methods (``"TestX.test_y"``) in whose own code a check stands."""
+        self._defined: set[str] = set()
+
+    def read(self, code: str) -> ast.Module:
+        """The rewritten tree of a module of test code."""
+        tree = ast.parse(code)
+        functions = [one for one in tree.body if isinstance(one, ast.FunctionDef)]
+        self._defined |= {one.name for one in functions}
+        scopes = [("", tree.body), *((f"{one.name}.", one.body) for one in tree.body if isinstance(one, ast.ClassDef))]
+        for prefix, body in scopes:
+            for one in body:
+                if isinstance(one, ast.FunctionDef) and any(map(is_check, own_nodes(one.body))):
+                    self.checking.add(prefix + one.name)
+        self.generic_visit(tree)
+        for one in functions:
+            one.body.insert(0, ast.Expr(_hook("__entered__", ast.Constant(one.name))))
+        return ast.fix_missing_locations(tree)
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        """``__case__(n, lambda: a, lambda: b)`` for ``assert a == b``, else ``__case__(n, lambda: test)``."""
+        if not _says_something(node.test):
+            failed = ast.Expr(_hook("__failed__", self._number(node.test)))
+            return ast.copy_location(ast.If(ast.UnaryOp(ast.Not(), node.test), [failed], []), node)
+        parts = [node.test]
+        match node.test:
+            case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+                parts = [left, right]
+        number = self._number(node.test)
+        if any(isinstance(inner, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom) for inner in ast.walk(node)):
+            # Not to be moved into a function: the assert is evaluated where it stands.
+            return ast.copy_location(ast.Expr(_hook("__plain__", number, node.test)), node)
+        nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+        deferred = [ast.Lambda(nothing, part) for part in parts]
+        return ast.copy_location(ast.Expr(_hook("__case__", number, *deferred)), node)
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        """The condition of an ``if`` that ends in a failure is a check of its opposite."""
+        if _fails(node.body[-1]):
+            node.test = _hook("__guard__", self._number(node.test), node.test)
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST | list[ast.stmt]:
+        """A failed assert in other words is noted before a handler can swallow it."""
+        if last_name(node.exc) != "AssertionError":
+            return node
+        return [ast.Expr(_hook("__failed__", self._number(node))), node]
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        """A call of a library's ``assert_…`` is a check; one of the tests' own holds checks."""
+        match node.value:
+            case ast.Call(func=function, args=args, keywords=keywords):
+                if last_name(function).startswith("assert_") and last_name(function) not in self._defined:
+                    node.value = _hook("__called__", self._number(node.value), function, *args)
+                    node.value.keywords = keywords
+        return node
+
+    def visit_Try(self, node: ast.Try) -> ast.AST:
+        """Handlers that an expected exception enters count it; those that would swallow a failure note it."""
+        tried = [*node.body, *node.orelse]
+        expects = any(map(_fails, tried))
+        checks = any(map(is_check, own_nodes(tried)))
+        noted: list[ast.stmt] = []
+        for statement in node.body:
+            if isinstance(statement, ast.Raise) and _fails(statement) and last_name(statement.exc) != "AssertionError":
+                noted.append(ast.Expr(_hook("__failed__", self._number(statement))))
+            noted.append(statement)
+        for handler in node.handlers:
+            if any(is_check(inner) for inner in own_nodes(handler.body)):
+                continue
+            if expects:
+                handler.body.insert(0, ast.Expr(_hook("__expected__", self._number(node.body[0]))))
+            elif checks and _is_broad(handler.type):
+                handler.body.insert(0, ast.Expr(_hook("__swallowed__")))
+        node.body = noted
+        return self.generic_visit(node)
+
+    def visit_With(self, node: ast.With) -> ast.AST:
+        """``with suppress(Exception)`` around checks is a handler too."""
+        suppressed = [one.context_expr for one in node.items if last_name(one.context_expr) == "suppress"]
+        broad = any(_is_broad(kind) for one in suppressed if isinstance(one, ast.Call) for kind in one.args)
+        if broad and any(map(is_check, own_nodes(node.body))):
+            note: list[ast.stmt] = [ast.Expr(_hook("__swallowed__")), ast.Raise()]
+            caught = ast.ExceptHandler(ast.Name("BaseException", ast.Load()), None, note)
+            return ast.With(node.items, [ast.Try([self._together(node.body)], [caught], [], [])])
+        return self.generic_visit(node)
+
+    def _together(self, statements: list[ast.stmt]) -> ast.stmt:
+        """Several statements as one, each rewritten."""
+        return ast.If(ast.Constant(True), [one for node in statements for one in _listed(self.visit(node))], [])
+
+    def _number(self, node: ast.AST) -> ast.expr:
+        self.sources.append(ast.unparse(node))
+        return ast.Constant(len(self.sources) - 1)
+
+
+def _hook(name: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(name, ast.Load()), list(arguments), keywords=[])
+
+
+def _listed(found: ast.stmt | list[ast.stmt]) -> list[ast.stmt]:
+    return found if isinstance(found, list) else [found]
