@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,15 @@ from selfdistill.chat import Chat
 from selfdistill.errors import ModelError
 from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
 from selfdistill.packing import grow, pack
+from selfdistill.pretrained import (
+    TOKENIZER_FILES,
+    first_line,
+    quiet_experts,
+    read_model,
+    resolve_model,
+    stop_ids,
+    window_of,
+)
 from selfdistill.sharding import Parallel, gathered, is_sharded, put, recompute, release, shard, whole
 from selfdistill.types import Scores, SequenceBatch
 
@@ -34,10 +41,6 @@ class Lora:
     rank: int
     alpha: float
     target_modules: str | list[str] = "all-linear"
-
-
-TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
-"""What some file of a model directory is called if there is a tokenizer; an adapter may leave it to its base."""
 
 
 class Policy(nn.Module):
@@ -176,12 +179,6 @@ def cache_argument(decoder: nn.Module) -> str:
     )
 
 
-def resolve_model(path: str) -> str:
-    """A shipped model's name, or a path or hub id as it stands."""
-    shipped = resources.files("selfdistill") / "models" / path
-    return str(shipped) if "/" not in path and shipped.is_dir() else path
-
-
 def load_policy(
     path: str, *, dtype: torch.dtype, device: torch.device, lora: Lora | None = None, seed: int = 0
 ) -> tuple[Policy, Chat]:
@@ -201,14 +198,14 @@ def load_policy(
             f"model {path!r} not found: give a model directory, a hub id (org/name) "
             f"or a shipped name ({', '.join(shipped_models())})"
         )
-    model = _load_weights(source, path, dtype)
+    model = read_model(source, path, dtype)
     # transformers makes an empty tokenizer of the model's kind where there is none.
     if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
         raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no usable tokenizer in {path}: {_first_line(error)}") from error
+        raise ModelError(f"no usable tokenizer in {path}: {first_line(error)}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     # Not len(tokenizer): where ids have gaps, the last ones lie beyond their number.
     ids = max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -217,7 +214,7 @@ def load_policy(
             f"the tokenizer of {path} has ids up to {ids - 1} but the model embeds only {rows}: "
             "they do not belong together"
         )
-    chat = Chat(tokenizer, stop_ids=_stop_ids(model, tokenizer), window=_window(model), name=path)
+    chat = Chat(tokenizer, stop_ids=stop_ids(model, tokenizer), window=window_of(model), name=path)
     if lora is not None:
         model = _add_lora(model, lora, path, seed)
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
@@ -306,41 +303,6 @@ def parse_dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
 
 
-def _load_weights(source: str, path: str, dtype: torch.dtype) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any
-    adapter = Path(source) / "adapter_config.json"
-    try:
-        if adapter.is_file():
-            from peft import PeftModel
-
-            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            # The base may itself be an adapter, where one run went on from another.
-            below = _load_weights(resolve_model(base), base, dtype)
-            with quiet_experts():
-                adapted: Any = PeftModel.from_pretrained(below, source)
-            return adapted.merge_and_unload()
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load a causal language model from {path}: {_first_line(error)}") from error
-    model, report = loaded
-    # transformers fills them with random numbers and says so only in a log.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{path} lacks {len(missing)} of its weights, the first is {missing[0]}")
-    return model
-
-
-@contextmanager
-def quiet_experts() -> Iterator[None]:
-    """Fused experts are no linear layers and get no adapter; peft warns of patterns for them that it made itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
-        yield
-
-
 def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -356,22 +318,6 @@ def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
     # The name that the user wrote finds the base again, also where the package lies elsewhere.
     wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
     return wrapped
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    declared = model.generation_config.eos_token_id
-    ids = declared if isinstance(declared, list) else [declared]
-    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
-
-
-def _window(model: Any) -> int:
-    config = model.config.get_text_config()
-    window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if window is None:
-        raise ModelError(
-            "the model's config names no max_position_embeddings, so prompts could not be checked against its window"
-        )
-    return int(window)
 
 
 @torch.no_grad()
@@ -418,7 +364,3 @@ def _probe(device: torch.device) -> SequenceBatch:
     """The first four ids, each scored at its own place."""
     places = torch.arange(4, device=device)
     return SequenceBatch(places[None], torch.zeros_like(places), places, places)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

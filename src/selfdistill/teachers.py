@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from selfdistill.policy import STUDENT_ADAPTER, Policy, quiet_experts
+from selfdistill.policy import STUDENT_ADAPTER, Policy
+from selfdistill.pretrained import quiet_experts
 from selfdistill.sharding import put
 from selfdistill.types import External, Weights
 
