@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "attention",
         "terminal",
         "sharding",
+        "masters",
         "pretrained",
         "compiling",
         "memory",

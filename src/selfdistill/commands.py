@@ -19,7 +19,7 @@ from selfdistill.policy import save_policy
 from selfdistill.report.files import read_object
 from selfdistill.rollouts import fitting
 from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.saving import load_shards
+from selfdistill.saving import load_trained
 from selfdistill.seeds import derive
 from selfdistill.tasking import build_task
 from selfdistill.teaching import lesson_of
@@ -108,7 +108,7 @@ def export_model(run: Path, out: Path, *, step: int | None) -> Path:
         return path
     config = RunConfig.model_validate(read_object(run / "config.json"))
     policy, chat = build_policy(config.model.model_copy(update={"device": "cpu"}), seed=config.seed)
-    load_shards(path, policy)
+    load_trained(path, policy)
     save_policy(policy, chat, out)
     return path
 

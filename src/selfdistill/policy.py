@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from selfdistill.attention import install, mask_of_nothing, packable, uninstall
 from selfdistill.chat import Chat
 from selfdistill.errors import ModelError
 from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
+from selfdistill.masters import Masters, widen
 from selfdistill.packing import grow, pack
 from selfdistill.pretrained import (
     TOKENIZER_FILES,
@@ -60,6 +61,10 @@ class Policy(nn.Module):
         """Whether batches may be packed: the model's tokens meet in attention alone, which keeps sequences apart."""
         self.compiled = False
         """Whether the head's passes over the vocabulary are compiled."""
+        self.masters = Masters()
+        """float32 weights behind narrower ones that are trained."""
+        self.dtype: torch.dtype | None = None
+        """The model's own number type, where its shards are kept in float32."""
 
     @property
     def causal_lm(self) -> Any:
@@ -124,6 +129,8 @@ class Policy(nn.Module):
     def place(self, parallel: Parallel, device: torch.device) -> None:
         """Take its place among the ranks, on a device: sharded or whole, as ``parallel`` says.
 
+        What requires a gradient now is kept in float32 at least from here on, whatever the model computes with.
+
         Raises:
             ModelError: layers are asked for and not found.
         """
@@ -132,7 +139,11 @@ class Policy(nn.Module):
             recompute(self.layers)
         if not parallel.sharded:
             self.to(device)
+            self.masters = Masters(self.model)
             return
+        self.dtype = widen(self.model)
+        if self.dtype is not None and parallel.param_dtype is None:
+            parallel = replace(parallel, param_dtype=self.dtype)
         dtype = next(self.model.parameters()).dtype
         shard(self, self.layers, parallel, device=device, dtype=dtype, doors=("readout", "score", "next_token"))
         with self.whole():  # a forward from the root settles who belongs to whom
@@ -153,9 +164,21 @@ class Policy(nn.Module):
         """Let go of weights that a forward without gradient has left whole."""
         release(self)
 
+    def kept(self) -> dict[str, nn.Parameter]:
+        """All parameters by name, as wide as they are kept: masters in the place of those that compute."""
+        return {**dict(self.model.named_parameters()), **self.masters.weights}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that the optimiser updates, by name, in a stable order."""
+        return {name: parameter for name, parameter in self.kept().items() if parameter.requires_grad}
+
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the optimiser updates, in a stable order."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return list(self.trained().values())
+
+    def refresh(self) -> None:
+        """Compute with what the kept weights are now. To be called after every change of them."""
+        self.masters.refresh()
 
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
@@ -258,7 +281,7 @@ def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True
 
     Of several ranks one ``writes``; the others must call it too.
     """
-    state = gathered(policy.model, keep=writes) if policy.sharded else None
+    state = gathered(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
     if not writes:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,11 +292,15 @@ def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True
         )
     else:
         policy.model.save_pretrained(folder, state_dict=state)
+        if policy.dtype is not None:
+            # It was written with the type of the shards, and readers that are told none go by it.
+            policy.model.config.dtype = policy.dtype
+            policy.model.config.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Put back the weights that :func:`save_policy` wrote, bit for bit, sharded or not."""
+    """Put back the weights that :func:`save_policy` wrote, in the number type that it wrote, sharded or not."""
     if policy.is_lora:
         from safetensors.torch import load_file
 
@@ -284,9 +311,11 @@ def load_weights(policy: Policy, folder: Path) -> None:
         return
     from transformers import AutoModelForCausalLM
 
-    state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(policy.parameters()).dtype).state_dict()
-    for name, value in policy.model.state_dict(keep_vars=True).items():
+    kept = policy.kept()
+    state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(iter(kept.values())).dtype).state_dict()
+    for name, value in {**policy.model.state_dict(keep_vars=True), **kept}.items():
         put(value, state[name])
+    policy.refresh()
 
 
 @torch.no_grad()

@@ -182,14 +182,19 @@ def put(room: Tensor, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def gathered(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state dict with whole tensors, in the machine's memory, for ranks that ``keep`` it. Every rank must call."""
+def gathered(module: nn.Module, *, keep: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The state dict with whole tensors, in the machine's memory, for ranks that ``keep`` it. Every rank must call.
+
+    ``dtype`` is what parameters are written in; None: as they are.
+    """
     whole_of: dict[int, Tensor] = {}
     state = {}
     for name, value in module.state_dict(keep_vars=True).items():
         # Tied weights have two names; they are written once where they stay one tensor.
         if id(value) not in whole_of:
             full = value.full_tensor() if isinstance(value, DTensor) else value
+            if dtype is not None and isinstance(value, nn.Parameter):
+                full = full.to(dtype)
             whole_of[id(value)] = full.detach().cpu() if keep else full.new_empty(0)
         state[name] = whole_of[id(value)]
     return state

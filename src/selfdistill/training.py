@@ -221,6 +221,7 @@ class Trainer:
                     f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated"
                 )
             self.optimiser.step()
+            self.policy.refresh()
             self.teachers.update()
         scores.update(beforehand)
         return {"loss": loss, "grad_norm": norm, "weight": weight, **values, **metrics}, scores
