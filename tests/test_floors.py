@@ -65,6 +65,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "trackers",
         "doctor",
         "importance",
+        "movement",
     ),
     ("training", "evaluation", "inspection", "inspection_tables", "collecting", "saving"),
     ("teaching", "reference", "measuring", "watching", "inspection_files", "drawing"),

@@ -162,6 +162,9 @@ class AlarmsConfig(Strict):
         0.05, gt=0, description="teacher_worse: reward of the student above that of a teacher that draws completions."
     )
     gradient: float = Field(10.0, gt=1, description="gradient_jump: multiple of the median of the steps before.")
+    moved: float = Field(
+        0.2, ge=0, lt=1, description="vanishing_updates: share of the weights with a gradient that an update changes."
+    )
     validation: float = Field(
         0.03, gt=0, le=1, description="validation_falls: accuracy lost since the best evaluation, reward rising."
     )

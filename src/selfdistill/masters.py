@@ -1,8 +1,8 @@
 """Weights that are trained in float32 behind a model that computes in a narrower type.
 
-bfloat16 keeps eight bits of a weight: beside a weight of 0.02 the next number is 1e-4 away, and an update of 1e-6 rounds
-to nothing. So the optimiser and averages work on *masters* in float32, and the model computes with their rounding.
-Gradients of micro-batches are added up in float32 too.
+bfloat16 keeps eight bits of a weight: beside a weight of 0.02 the next number is 1e-4 away, and an update of 1e-6
+rounds to nothing. So the optimiser and averages work on *masters* in float32, and the model computes with what they
+round to. Gradients of micro-batches are added up in float32 too.
 """
 
 from __future__ import annotations

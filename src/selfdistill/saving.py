@@ -120,7 +120,7 @@ def _averages(teachers: Teachers) -> dict[str, Tensor]:
 def _make_room(folder: Path, policy: Policy, optimiser: torch.optim.Optimizer) -> None:
     """Give the fresh optimiser the numbers that the stored one has, all zero: what is loaded is loaded into them."""
     stored: Mapping[str, Any] = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
-    for name, parameter in policy.model.named_parameters():
+    for name, parameter in policy.trained().items():
         start = f"optimiser.{name}."
         for entry, found in stored.items():
             if entry.startswith(start):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -115,8 +115,11 @@ def shard(
         reduce_dtype=parallel.reduce_dtype or torch.promote_types(dtype, torch.float32),
     )
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if parallel.cpu_offload else OffloadPolicy()
-    for part in (*layers, module):
-        fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    # What the whole module is called with are ids, log-probabilities and weights of tokens: never to be rounded.
+    whole_module = replace(precision, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=whole_module, offload_policy=offload)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)

@@ -104,6 +104,11 @@ class Teachers:
         if self.has_ema:
             self._pull(self.rate)
 
+    def averaged(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The average's weights and the student's beside them; nothing where no average moves."""
+        pairs = self._pairs() if self.has_ema and self.rate else []
+        return [average for _, average, _ in pairs], [student for _, _, student in pairs]
+
     def state_dict(self) -> dict[str, Tensor]:
         """The average's weights by name, shards where they are sharded.
 
