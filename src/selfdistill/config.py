@@ -33,7 +33,9 @@ class ModelConfig(Strict):
 
     path: str = Field("countdown-base", description="Model directory, hub id, or the name of a shipped model.")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="Number type of weights and activations."
+        "float32",
+        description="Number type that the model computes in. Weights that are trained or averaged are kept in float32 "
+        "behind bfloat16 ones.",
     )
     device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
     lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
@@ -112,7 +114,7 @@ class ParallelConfig(Strict):
         None, ge=1, description="hsdp: processes that hold one copy together; unset: those of a machine."
     )
     param_dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="Number type that sharded weights are computed with; unset: model.dtype."
+        None, description="Number type that sharded weights are computed with, whatever model.dtype is; unset: that."
     )
     reduce_dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="Number type that sharded gradients are summed in; unset: model.dtype, float32 at least."

@@ -327,9 +327,13 @@ def fingerprint(policy: Policy) -> str:
     return digest.hexdigest()[:16]
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+"""Number types of models, by the names that a config has for them."""
+
+
 def parse_dtype(name: str) -> torch.dtype:
-    """``"float32"``, ``"bfloat16"`` or ``"float64"`` as torch knows it."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
+    """One of :data:`DTYPES`."""
+    return DTYPES[name]
 
 
 def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
