@@ -91,15 +91,18 @@ SHAPES: Mapping[str, Shape] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a model is trained. ``copies`` are teachers with weights of their own: 0 live or LoRA, 1 frozen or averaged.
+    """How a model is trained. ``copies`` are teachers with weights of their own: 0 live or LoRA, 1 frozen or averaged;
+    ``frozen`` of them do not move and are kept as they are computed with.
 
-    ``stored`` bytes a weight, gradient and moment; ``computed`` bytes an activation; ``micro`` tokens go through the
-    model at once, ``scored`` of them are completion. ``roles`` take part in a loss on distributions, the student
+    ``stored`` bytes a trained or averaged weight, gradient and moment; ``computed`` bytes an activation, and a weight
+    that computes: whole weights in a narrower type than the stored ones are copies of them. ``micro`` tokens go through
+    the model at once, ``scored`` of them are completion. ``roles`` take part in a loss on distributions, the student
     included; ``elements`` and ``piece`` are those of ``selfdistill.head``.
     """
 
     gpus: int = 1
     copies: int = 0
+    frozen: int = 0
     stored: int = FLOAT32
     computed: int = FLOAT32
     micro: int = 16_384
@@ -148,16 +151,21 @@ measured on a CPU with vocabularies of 16,000 and 151,936."""
 def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     """Bytes on each GPU by term; weights and all that has their shape are cut over the GPUs (FSDP2)."""
     shard = shape.parameters * plan.stored / plan.gpus
+    frozen_shard = shape.parameters * plan.computed / plan.gpus
     sharded = plan.gpus > 1
+    # Shards are made narrow as they are gathered; whole weights lie there in both types.
+    narrow = shape.parameters * plan.computed if plan.computed < plan.stored and not sharded else 0.0
+    averaged = plan.copies - plan.frozen
     # Two layers are whole at a time (one computes, the next arrives), the tables of student and teachers until the
     # loss has read them.
     tables = (1 + plan.copies) * shape.table_parameters
     whole = (2 * shape.layer_parameters + tables) * plan.computed if sharded else 0.0
     return {
         "weights": shard,
+        "computed weights": narrow,
         "gradients": shard,
         "moments": 2 * shard,
-        "teacher copies": plan.copies * shard,
+        "teacher copies": averaged * (shard + narrow) + plan.frozen * frozen_shard,
         "gathered weights": whole,
         "activations": activations(shape, plan),
         "loss": loss_path(shape, plan),
@@ -228,12 +236,38 @@ ENGINE_GPUS = {"qwen3-32b": 2}
 """GPUs of a sampling engine where one does not hold weights and cache; 1 for the others."""
 
 
-def plan_on(gpus: int, *, copies: int, recompute: bool) -> Plan:
-    """float32 shards, bf16 computation, one micro-batch of 16,384 tokens."""
-    return Plan(gpus=gpus, copies=copies, computed=BFLOAT16, recompute=recompute)
+def plan_on(gpus: int, *, copies: int, frozen: int, recompute: bool) -> Plan:
+    """float32 weights, bf16 computation, one micro-batch of 16,384 tokens."""
+    return Plan(gpus=gpus, copies=copies, frozen=frozen, computed=BFLOAT16, recompute=recompute)
 
 
-def table(models: Sequence[str], gpus: Sequence[int], *, copies: int, work: Work, device: Device) -> str:
+STATE = ("weights", "computed weights", "gradients", "moments", "teacher copies")
+"""The terms that lie there from the first step to the last."""
+
+
+def bytes_a_weight(plan: Plan) -> float:
+    """Bytes for each weight of the model that :data:`STATE` takes on one GPU, or on all together where it is cut."""
+    shape = SHAPES["qwen3-1.7b"]
+    terms = memory(shape, plan)
+    return plan.gpus * sum(terms[name] for name in STATE) / shape.parameters
+
+
+def state_table() -> str:
+    """Bytes a weight by how the model is kept and by its teacher, in Markdown."""
+    lines = ["| weights | live teacher | frozen | averaged |", "|---|---|---|---|"]
+    for words, gpus, computed in (
+        ('bf16, whole on each device (one process, `"ddp"`)', 1, BFLOAT16),
+        ('bf16, cut over the devices (`"fsdp2"`)', 8, BFLOAT16),
+        ("float32, either way", 1, FLOAT32),
+    ):
+        plans = (Plan(gpus, copies, frozen, computed=computed) for copies, frozen in ((0, 0), (1, 1), (1, 0)))
+        lines.append(f"| {words} | {' | '.join(f'{bytes_a_weight(plan):.0f}' for plan in plans)} |")
+    return "\n".join(lines)
+
+
+def table(
+    models: Sequence[str], gpus: Sequence[int], *, copies: int, frozen: int = 0, work: Work, device: Device
+) -> str:
     """The sizing table in Markdown: GiB a GPU with activations kept and recomputed, seconds of a step."""
     lines = [
         "| model | GPUs | weights, gradients, moments, teacher | kept activations: all | recomputed: all "
@@ -243,8 +277,10 @@ def table(models: Sequence[str], gpus: Sequence[int], *, copies: int, work: Work
     for model in models:
         shape = SHAPES[model]
         for count in gpus:
-            kept, again = (memory(shape, plan_on(count, copies=copies, recompute=r)) for r in (False, True))
-            state = sum(kept[name] for name in ("weights", "gradients", "moments", "teacher copies"))
+            kept, again = (
+                memory(shape, plan_on(count, copies=copies, frozen=frozen, recompute=r)) for r in (False, True)
+            )
+            state = sum(kept[name] for name in STATE)
             update = training_seconds(shape, work, device, count, recompute=True)
             drawn = sampling_seconds(shape, work, device, count, engine=ENGINE_GPUS.get(model, 1))
             sizes = [f"{number / GIB:.0f} GiB" for number in (state, sum(kept.values()), sum(again.values()))]
@@ -263,11 +299,15 @@ def main() -> None:
     add("--model", nargs="+", choices=sorted(SHAPES), default=list(SHAPES), help="shapes (default: all)")
     add("--gpus", type=int, nargs="+", default=[8, 16, 64], help="GPUs (default: %(default)s)")
     add("--copies", type=int, default=1, help="teachers with weights of their own (default: %(default)s)")
+    add("--frozen", type=int, default=0, help="those of them that do not move, kept in bf16 (default: %(default)s)")
     add("--check", action="store_true", help="measure a small model's memory on this CPU (Linux) and write it down")
     add("--out", type=Path, help="where the JSON goes (default: benchmarks/results/sizing.json)")
     options = parser.parse_args()
     if not options.check:
-        print(table(options.model, options.gpus, copies=options.copies, work=Work(), device=Device()))
+        copies, frozen = options.copies, options.frozen
+        if not 0 <= frozen <= copies:
+            raise SystemExit(f"--frozen {frozen} is not among the {copies} teachers of --copies")
+        print(table(options.model, options.gpus, copies=copies, frozen=frozen, work=Work(), device=Device()))
         return
     terms = json.loads(run_child("sizing_side.py", asdict(CHECKED), threads=1))
     speed = json.loads(run_child("sizing_speed.py", {}, threads=1))

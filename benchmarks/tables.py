@@ -17,7 +17,7 @@ import sizing
 from processes import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("docs/performance.md", "docs/scaling.md")
+PAGES = ("docs/performance.md", "docs/scaling.md", "docs/models.md")
 Found = Mapping[str, Any]
 """What a benchmark has left, as JSON."""
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -188,10 +188,14 @@ TABLES: Mapping[str, tuple[str, Callable[[Found], str]]] = {
 """Which result a table is made of, and how."""
 
 
+COMPUTED: Mapping[str, Callable[[], str]] = {"sizing": sizing_table, "sizing-state": sizing.state_table}
+"""Tables that depend on no measurement."""
+
+
 def table(name: str, results: Path) -> str:
     """A table, or a word where its result is missing."""
-    if name == "sizing":
-        return sizing_table()
+    if name in COMPUTED:
+        return COMPUTED[name]()
     result, made = TABLES[name]
     file = results / f"{result}.json"
     return made(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else "Not measured yet."

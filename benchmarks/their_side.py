@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from selfdistill.config import load_config
-from selfdistill.policy import resolve_model
+from selfdistill.pretrained import resolve_model
 from selfdistill.tasking import build_task
 from selfdistill.types import Example
 from workload import (

@@ -124,6 +124,30 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[int], str]] = {
         [6, 9],
         "gradient norm 10 is 10.0 × the median 1 of the steps before (limit 10 ×)",
     ),
+    # Means of two: 50 %, 20 % at step 3; a rate of a tenth of the highest is not judged, and 25 % clears it at step 6.
+    "updates that round to nothing": (
+        "vanishing_updates",
+        [
+            {"moved": share, "learning_rate": rate}
+            for share, rate in (
+                (0.9, 1e-6),
+                (0.1, 1e-6),
+                (0.3, 1e-6),
+                (0.0, 1e-7),
+                (0.2, 1e-6),
+                (0.3, 1e-6),
+                (0.0, 1e-6),
+            )
+        ],
+        [3, 7],
+        "updates of the last 2 steps changed 20.00% of the weights with a gradient (limit 20%)",
+    ),
+    "an average that rounds to nothing": (
+        "vanishing_updates",
+        [{"moved": 1.0, "average_moved": share} for share in (0.005, 0.0018)],
+        [2],
+        "updates of the last 2 steps changed 0.34% of the averaged weights behind the student (limit 20%)",
+    ),
 }
 
 
@@ -149,6 +173,7 @@ NEAR: dict[str, list[dict[str, Any]]] = {
     "sampler_gap": column("sampler_gap", [0.1, 0.09]),
     "teacher_worse": [{"u_correct": 0.01, "u_wrong": 0.0, "reward": 0.5, "teacher_reward": 0.46}] * 2,
     "gradient_jump": column("grad_norm", [1, 1, 1, 1, 9.9]),
+    "vanishing_updates": [{"moved": share, "average_moved": 0.9, "learning_rate": 1e-6} for share in (0.2, 0.21)],
 }
 """Histories that stay just inside the limit; of ``validation_falls`` they follow below."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -9,6 +10,10 @@ import torch
 
 import sizing
 from random_model import random_model
+from selfdistill.policy import Policy
+from selfdistill.sharding import Parallel
+from selfdistill.teachers import Teachers
+from selfdistill.types import SequenceBatch, Weights
 from sizing import BFLOAT16, FLOAT32, Device, Plan, Shape, Work, memory
 
 TINY = Shape(layers=2, D=64, H=4, K=2, E=16, F=160, V=500, tied=True)
@@ -69,6 +74,31 @@ def test_memory_by_hand() -> None:
     assert terms["activations"] == 10 * 4 * (45 + 6)
     # Gradients of a head of 14 and of 10·2 hidden numbers, two roles of two tokens, twenty pieces of one token.
     assert terms["loss"] == 4 * (14 + 20 + 2 * 2 * 7 + 20 * 7)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_the_state_of_a_bf16_step_is_what_its_tensors_take(frozen: int) -> None:
+    """Weights of both types, gradients, moments and the teacher's, by the bytes of the tensors themselves."""
+    policy = Policy(random_model(TINY).to(torch.bfloat16), real_vocabulary=TINY.V)
+    kind: Weights = "frozen" if frozen else "ema"
+    teachers = Teachers(policy, needed={kind}, rate=0.5, place=lambda one: one.place(Parallel(), one.device))
+    policy.place(Parallel(), policy.device)
+    optimiser = torch.optim.AdamW(policy.trainable())
+    places = torch.arange(4)
+    policy.readout(SequenceBatch(places[None], 0 * places, places, places)).real_logits(slice(None)).sum().backward()
+    optimiser.step()
+
+    def size(tensors: Iterable[torch.Tensor | None]) -> int:
+        return sum(one.numel() * one.element_size() for one in tensors if one is not None)
+
+    terms = memory(TINY, Plan(copies=1, frozen=frozen, computed=BFLOAT16))
+    copied = teachers.copies[kind]
+    moments = [value for state in optimiser.state.values() for key, value in state.items() if key != "step"]
+    assert terms["weights"] == size(policy.masters.weights.values())
+    assert terms["computed weights"] == size(policy.parameters())
+    assert terms["gradients"] == size(p.grad for p in (*policy.trainable(), *policy.parameters()))
+    assert terms["moments"] == size(moments)
+    assert terms["teacher copies"] == size((*copied.parameters(), *copied.masters.weights.values()))
 
 
 def test_shards_and_recomputed_activations() -> None:

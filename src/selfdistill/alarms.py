@@ -58,6 +58,7 @@ class Thresholds:
     u_gap: float
     reward_gap: float
     gradient: float
+    moved: float
     validation: float
 
 
@@ -282,6 +283,21 @@ def _gradient(history: History, at: Thresholds) -> Reading | None:
     return Reading(numbers[-1], at.gradient * usual, evidence)
 
 
+def _moved(history: History, at: Thresholds) -> Reading | None:
+    rates = history.of("learning_rate")
+    # Where a schedule ends in nothing (a tenth of its peak is left), an update that rounds to nothing is no loss.
+    if rates and rates[-1] <= 0.1 * max(rates):
+        return None
+    readings = []
+    for key, whose in (("moved", "weights with a gradient"), ("average_moved", "averaged weights behind the student")):
+        numbers = history.of(key, least=at.window)
+        if numbers:
+            now = fmean(numbers[-at.window :])
+            evidence = f"updates of the last {at.window} steps changed {now:.2%} of the {whose} (limit {at.moved:.0%})"
+            readings.append(Reading(now, at.moved, evidence, low=True))
+    return min(readings, key=lambda one: one.value, default=None)
+
+
 def _validation(history: History, at: Thresholds) -> Reading | None:
     if not history.new("evaluation") or len(history.evaluations) < 2:
         return None
@@ -368,6 +384,11 @@ ALARMS: Mapping[str, Rule] = {
         "the gradient norm jumps",
         _gradient,
         "look at this step's completions; lower optimiser.clip_norm or the learning rate if it happens again",
+    ),
+    "vanishing_updates": Rule(
+        "updates round to nothing: few of the weights that should move do",
+        _moved,
+        "train float32 weights (a loop of your own has them after Policy.place), or raise the learning rate",
     ),
     "validation_falls": Rule(
         "held-out accuracy falls while the training reward rises",

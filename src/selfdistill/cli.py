@@ -242,12 +242,18 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     step: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; unset: the newest.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Number type of the weights: float32 are those that a bfloat16 run trains; unset: model.dtype."
+        ),
+    ] = None,
 ) -> None:
     """Write a checkpoint's model as a plain Hugging Face directory, also where its weights were sharded."""
     from selfdistill.commands import export_model
 
     quiet()
-    path = export_model(run, out, step=step)
+    path = export_model(run, out, step=step, dtype=dtype)
     typer.echo(f"{path.name} of {run} is in {out}")
 
 

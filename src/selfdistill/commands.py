@@ -15,11 +15,11 @@ from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.evaluation import evaluate
 from selfdistill.methods.base import Role
-from selfdistill.policy import save_policy
+from selfdistill.policy import DTYPES, save_policy
 from selfdistill.report.files import read_object
 from selfdistill.rollouts import fitting
 from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.saving import load_shards
+from selfdistill.saving import load_trained
 from selfdistill.seeds import derive
 from selfdistill.tasking import build_task
 from selfdistill.teaching import lesson_of
@@ -83,14 +83,18 @@ def model_path(model: str) -> tuple[str, list[str]]:
     return (str(folder / "model") if (folder / "model").is_dir() else model), []
 
 
-def export_model(run: Path, out: Path, *, step: int | None) -> Path:
+def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None) -> Path:
     """Write a checkpoint's model, sharded or whole, as a directory that transformers reads; the checkpoint's path.
 
-    ``step`` names the checkpoint; None is the newest whole one.
+    ``step`` names the checkpoint; None is the newest whole one. ``dtype`` is the weights' number type; None is the
+    run's ``model.dtype``, in which the model computes.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is torn, or ``out`` holds something.
+        ConfigError: no such number type.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r} is no number type: write one of {', '.join(DTYPES)}")
     saved = run / "checkpoints"
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty: choose another --out")
@@ -103,12 +107,13 @@ def export_model(run: Path, out: Path, *, step: int | None) -> Path:
     reason = checkpoint.torn(path)
     if reason is not None:
         raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
-    if (path / "model").is_dir():
+    if (path / "model").is_dir() and dtype is None:
         shutil.copytree(path / "model", out, dirs_exist_ok=True)
         return path
     config = RunConfig.model_validate(read_object(run / "config.json"))
-    policy, chat = build_policy(config.model.model_copy(update={"device": "cpu"}), seed=config.seed)
-    load_shards(path, policy)
+    wanted = {"device": "cpu", "dtype": dtype or config.model.dtype}
+    policy, chat = build_policy(config.model.model_copy(update=wanted), seed=config.seed)
+    load_trained(path, policy)
     save_policy(policy, chat, out)
     return path
 

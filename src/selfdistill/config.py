@@ -33,7 +33,9 @@ class ModelConfig(Strict):
 
     path: str = Field("countdown-base", description="Model directory, hub id, or the name of a shipped model.")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="Number type of weights and activations."
+        "float32",
+        description="Number type that the model computes in. Weights that are trained or averaged are kept in float32 "
+        "behind bfloat16 ones.",
     )
     device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
     lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
@@ -112,7 +114,7 @@ class ParallelConfig(Strict):
         None, ge=1, description="hsdp: processes that hold one copy together; unset: those of a machine."
     )
     param_dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="Number type that sharded weights are computed with; unset: model.dtype."
+        None, description="Number type that sharded weights are computed with, whatever model.dtype is; unset: that."
     )
     reduce_dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="Number type that sharded gradients are summed in; unset: model.dtype, float32 at least."
@@ -162,6 +164,9 @@ class AlarmsConfig(Strict):
         0.05, gt=0, description="teacher_worse: reward of the student above that of a teacher that draws completions."
     )
     gradient: float = Field(10.0, gt=1, description="gradient_jump: multiple of the median of the steps before.")
+    moved: float = Field(
+        0.2, ge=0, lt=1, description="vanishing_updates: share of the weights with a gradient that an update changes."
+    )
     validation: float = Field(
         0.03, gt=0, le=1, description="validation_falls: accuracy lost since the best evaluation, reward rising."
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from selfdistill.chat import Chat
 from selfdistill.errors import ConfigError
-from selfdistill.policy import Policy, resolve_model
+from selfdistill.policy import Policy
+from selfdistill.pretrained import resolve_model
 from selfdistill.samplerconfig import EngineConfig, ServerConfig, VLLMConfig
 from selfdistill.samplers.asking import Engine
 from selfdistill.samplers.hf import Decoding

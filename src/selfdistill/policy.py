@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,17 @@ from selfdistill.attention import install, mask_of_nothing, packable, uninstall
 from selfdistill.chat import Chat
 from selfdistill.errors import ModelError
 from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
+from selfdistill.masters import Masters, widen
 from selfdistill.packing import grow, pack
+from selfdistill.pretrained import (
+    TOKENIZER_FILES,
+    first_line,
+    quiet_experts,
+    read_model,
+    resolve_model,
+    stop_ids,
+    window_of,
+)
 from selfdistill.sharding import Parallel, gathered, is_sharded, put, recompute, release, shard, whole
 from selfdistill.types import Scores, SequenceBatch
 
@@ -34,10 +42,6 @@ class Lora:
     rank: int
     alpha: float
     target_modules: str | list[str] = "all-linear"
-
-
-TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
-"""What some file of a model directory is called if there is a tokenizer; an adapter may leave it to its base."""
 
 
 class Policy(nn.Module):
@@ -57,6 +61,10 @@ class Policy(nn.Module):
         """Whether batches may be packed: the model's tokens meet in attention alone, which keeps sequences apart."""
         self.compiled = False
         """Whether the head's passes over the vocabulary are compiled."""
+        self.masters = Masters()
+        """float32 weights behind narrower ones that are trained."""
+        self.dtype: torch.dtype | None = None
+        """The model's own number type, where its shards are kept in float32."""
 
     @property
     def causal_lm(self) -> Any:
@@ -121,6 +129,8 @@ class Policy(nn.Module):
     def place(self, parallel: Parallel, device: torch.device) -> None:
         """Take its place among the ranks, on a device: sharded or whole, as ``parallel`` says.
 
+        What requires a gradient now is kept in float32 at least from here on, whatever the model computes with.
+
         Raises:
             ModelError: layers are asked for and not found.
         """
@@ -129,7 +139,11 @@ class Policy(nn.Module):
             recompute(self.layers)
         if not parallel.sharded:
             self.to(device)
+            self.masters = Masters(self.model)
             return
+        self.dtype = widen(self.model)
+        if self.dtype is not None and parallel.param_dtype is None:
+            parallel = replace(parallel, param_dtype=self.dtype)
         dtype = next(self.model.parameters()).dtype
         shard(self, self.layers, parallel, device=device, dtype=dtype, doors=("readout", "score", "next_token"))
         with self.whole():  # a forward from the root settles who belongs to whom
@@ -150,9 +164,21 @@ class Policy(nn.Module):
         """Let go of weights that a forward without gradient has left whole."""
         release(self)
 
+    def kept(self) -> dict[str, nn.Parameter]:
+        """All parameters by name, as wide as they are kept: masters in the place of those that compute."""
+        return {**dict(self.model.named_parameters()), **self.masters.weights}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that the optimiser updates, by name, in a stable order."""
+        return {name: parameter for name, parameter in self.kept().items() if parameter.requires_grad}
+
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that the optimiser updates, in a stable order."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return list(self.trained().values())
+
+    def refresh(self) -> None:
+        """Compute with what the kept weights are now. To be called after every change of them."""
+        self.masters.refresh()
 
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
@@ -176,12 +202,6 @@ def cache_argument(decoder: nn.Module) -> str:
     )
 
 
-def resolve_model(path: str) -> str:
-    """A shipped model's name, or a path or hub id as it stands."""
-    shipped = resources.files("selfdistill") / "models" / path
-    return str(shipped) if "/" not in path and shipped.is_dir() else path
-
-
 def load_policy(
     path: str, *, dtype: torch.dtype, device: torch.device, lora: Lora | None = None, seed: int = 0
 ) -> tuple[Policy, Chat]:
@@ -201,14 +221,14 @@ def load_policy(
             f"model {path!r} not found: give a model directory, a hub id (org/name) "
             f"or a shipped name ({', '.join(shipped_models())})"
         )
-    model = _load_weights(source, path, dtype)
+    model = read_model(source, path, dtype)
     # transformers makes an empty tokenizer of the model's kind where there is none.
     if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
         raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no usable tokenizer in {path}: {_first_line(error)}") from error
+        raise ModelError(f"no usable tokenizer in {path}: {first_line(error)}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     # Not len(tokenizer): where ids have gaps, the last ones lie beyond their number.
     ids = max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -217,7 +237,7 @@ def load_policy(
             f"the tokenizer of {path} has ids up to {ids - 1} but the model embeds only {rows}: "
             "they do not belong together"
         )
-    chat = Chat(tokenizer, stop_ids=_stop_ids(model, tokenizer), window=_window(model), name=path)
+    chat = Chat(tokenizer, stop_ids=stop_ids(model, tokenizer), window=window_of(model), name=path)
     if lora is not None:
         model = _add_lora(model, lora, path, seed)
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
@@ -261,7 +281,7 @@ def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True
 
     Of several ranks one ``writes``; the others must call it too.
     """
-    state = gathered(policy.model, keep=writes) if policy.sharded else None
+    state = gathered(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
     if not writes:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -272,11 +292,15 @@ def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True
         )
     else:
         policy.model.save_pretrained(folder, state_dict=state)
+        if policy.dtype is not None:
+            # It was written with the type of the shards, and readers that are told none go by it.
+            policy.model.config.dtype = policy.dtype
+            policy.model.config.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Put back the weights that :func:`save_policy` wrote, bit for bit, sharded or not."""
+    """Put back the weights that :func:`save_policy` wrote, in the number type that it wrote, sharded or not."""
     if policy.is_lora:
         from safetensors.torch import load_file
 
@@ -287,9 +311,11 @@ def load_weights(policy: Policy, folder: Path) -> None:
         return
     from transformers import AutoModelForCausalLM
 
-    state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(policy.parameters()).dtype).state_dict()
-    for name, value in policy.model.state_dict(keep_vars=True).items():
+    kept = policy.kept()
+    state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(iter(kept.values())).dtype).state_dict()
+    for name, value in {**policy.model.state_dict(keep_vars=True), **kept}.items():
         put(value, state[name])
+    policy.refresh()
 
 
 @torch.no_grad()
@@ -301,44 +327,13 @@ def fingerprint(policy: Policy) -> str:
     return digest.hexdigest()[:16]
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+"""Number types of models, by the names that a config has for them."""
+
+
 def parse_dtype(name: str) -> torch.dtype:
-    """``"float32"``, ``"bfloat16"`` or ``"float64"`` as torch knows it."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
-
-
-def _load_weights(source: str, path: str, dtype: torch.dtype) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any
-    adapter = Path(source) / "adapter_config.json"
-    try:
-        if adapter.is_file():
-            from peft import PeftModel
-
-            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            # The base may itself be an adapter, where one run went on from another.
-            below = _load_weights(resolve_model(base), base, dtype)
-            with quiet_experts():
-                adapted: Any = PeftModel.from_pretrained(below, source)
-            return adapted.merge_and_unload()
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load a causal language model from {path}: {_first_line(error)}") from error
-    model, report = loaded
-    # transformers fills them with random numbers and says so only in a log.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{path} lacks {len(missing)} of its weights, the first is {missing[0]}")
-    return model
-
-
-@contextmanager
-def quiet_experts() -> Iterator[None]:
-    """Fused experts are no linear layers and get no adapter; peft warns of patterns for them that it made itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
-        yield
+    """One of :data:`DTYPES`."""
+    return DTYPES[name]
 
 
 def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
@@ -356,22 +351,6 @@ def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
     # The name that the user wrote finds the base again, also where the package lies elsewhere.
     wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
     return wrapped
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    declared = model.generation_config.eos_token_id
-    ids = declared if isinstance(declared, list) else [declared]
-    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
-
-
-def _window(model: Any) -> int:
-    config = model.config.get_text_config()
-    window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if window is None:
-        raise ModelError(
-            "the model's config names no max_position_embeddings, so prompts could not be checked against its window"
-        )
-    return int(window)
 
 
 @torch.no_grad()
@@ -418,7 +397,3 @@ def _probe(device: torch.device) -> SequenceBatch:
     """The first four ids, each scored at its own place."""
     places = torch.arange(4, device=device)
     return SequenceBatch(places[None], torch.zeros_like(places), places, places)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

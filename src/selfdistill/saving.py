@@ -35,7 +35,10 @@ def save_state(
         with _one_process_is_meant():
             state_dict_saver.save(state, checkpoint_id=folder / SHARDS, no_dist=world.size == 1)
     elif world.first:
-        torch.save({"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict()}, folder / WHOLE)
+        # The model's directory has them in its own number type.
+        masters = {name: master.detach() for name, master in policy.masters.weights.items()}
+        state = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
+        torch.save(state, folder / WHOLE)
 
 
 def load_state(
@@ -46,10 +49,13 @@ def load_state(
         _make_room(folder, policy, optimiser)
         state = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
         _load(state, folder, world)
+        policy.refresh()
+        teachers.refresh()
         return
     load_weights(policy, folder / "model")
     # Each rank moves what it reads to its own device; as they were saved, all of them would fill the first one's.
     stored: dict[str, Any] = torch.load(folder / WHOLE, map_location="cpu", weights_only=True)
+    _put_masters(policy, stored)
     teachers.load_state_dict(stored["teachers"])
     if not policy.sharded:
         optimiser.load_state_dict(stored["optimiser"])
@@ -61,9 +67,22 @@ def load_state(
             optimiser.state[parameter][key] = room
 
 
-def load_shards(folder: Path, policy: Policy) -> None:
-    """Put a sharded checkpoint's weights alone into a whole policy."""
-    _load(_weights(policy), folder, ALONE)
+def load_trained(folder: Path, policy: Policy) -> None:
+    """Put a checkpoint's weights alone, sharded or not, into a whole policy, as wide as its own are."""
+    if (folder / SHARDS).is_dir():
+        _load(_weights(policy), folder, ALONE)
+        policy.refresh()
+        return
+    load_weights(policy, folder / "model")
+    _put_masters(policy, torch.load(folder / WHOLE, map_location="cpu", weights_only=True))
+
+
+def _put_masters(policy: Policy, stored: Mapping[str, Any]) -> None:
+    """Where a checkpoint of whole weights has wider ones than its model's directory, those."""
+    kept = policy.kept()
+    for name, value in stored.get("masters", {}).items():
+        put(kept[name], value)
+    policy.refresh()
 
 
 def _load(state: dict[str, Tensor], folder: Path, world: World) -> None:
@@ -82,16 +101,14 @@ def _one_process_is_meant() -> Iterator[None]:
 
 def _weights(policy: Policy) -> dict[str, Tensor]:
     """What is trained; the rest is as it was loaded."""
-    named = policy.model.named_parameters()
-    return {f"model.{name}": parameter.detach() for name, parameter in named if parameter.requires_grad}
+    return {f"model.{name}": parameter.detach() for name, parameter in policy.trained().items()}
 
 
 def _moments(policy: Policy, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's numbers, by the names of their parameters: indices would mean another thing in another model."""
     return {
         f"optimiser.{name}.{key}": value
-        for name, parameter in policy.model.named_parameters()
-        if parameter.requires_grad
+        for name, parameter in policy.trained().items()
         for key, value in optimiser.state.get(parameter, {}).items()
     }
 
@@ -103,7 +120,7 @@ def _averages(teachers: Teachers) -> dict[str, Tensor]:
 def _make_room(folder: Path, policy: Policy, optimiser: torch.optim.Optimizer) -> None:
     """Give the fresh optimiser the numbers that the stored one has, all zero: what is loaded is loaded into them."""
     stored: Mapping[str, Any] = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
-    for name, parameter in policy.model.named_parameters():
+    for name, parameter in policy.trained().items():
         start = f"optimiser.{name}."
         for entry, found in stored.items():
             if entry.startswith(start):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -115,8 +115,11 @@ def shard(
         reduce_dtype=parallel.reduce_dtype or torch.promote_types(dtype, torch.float32),
     )
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if parallel.cpu_offload else OffloadPolicy()
-    for part in (*layers, module):
-        fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    # What the whole module is called with are ids, log-probabilities and weights of tokens: never to be rounded.
+    whole_module = replace(precision, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=whole_module, offload_policy=offload)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
@@ -182,14 +185,19 @@ def put(room: Tensor, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def gathered(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state dict with whole tensors, in the machine's memory, for ranks that ``keep`` it. Every rank must call."""
+def gathered(module: nn.Module, *, keep: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The state dict with whole tensors, in the machine's memory, for ranks that ``keep`` it. Every rank must call.
+
+    ``dtype`` is what parameters are written in; None: as they are.
+    """
     whole_of: dict[int, Tensor] = {}
     state = {}
     for name, value in module.state_dict(keep_vars=True).items():
         # Tied weights have two names; they are written once where they stay one tensor.
         if id(value) not in whole_of:
             full = value.full_tensor() if isinstance(value, DTensor) else value
+            if dtype is not None and isinstance(value, nn.Parameter):
+                full = full.to(dtype)
             whole_of[id(value)] = full.detach().cpu() if keep else full.new_empty(0)
         state[name] = whole_of[id(value)]
     return state

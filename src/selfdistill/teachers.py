@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from selfdistill.policy import STUDENT_ADAPTER, Policy, quiet_experts
+from selfdistill.policy import STUDENT_ADAPTER, Policy
+from selfdistill.pretrained import quiet_experts
 from selfdistill.sharding import put
 from selfdistill.types import External, Weights
 
@@ -53,11 +54,16 @@ class Teachers:
                 policy.model.set_adapter(STUDENT_ADAPTER)
                 self._pull(1.0)
         else:
-            kinds: tuple[Weights, ...] = ("frozen", "ema")
-            for kind in kinds:
-                if kind in needed:
-                    self.copies[kind] = _copy(policy)
-                    place(self.copies[kind])
+            if "frozen" in needed:
+                self.copies["frozen"] = copy.deepcopy(policy).eval().requires_grad_(False)
+                place(self.copies["frozen"])
+            if self.has_ema:
+                # Placed as what is trained is placed, the average is kept as wide.
+                self.copies["ema"] = copy.deepcopy(policy).eval()
+                place(self.copies["ema"])
+                for parameter in self.copies["ema"].kept().values():
+                    parameter.requires_grad_(False)
+                self.copies["ema"].requires_grad_(False)
 
     @property
     def pack(self) -> bool:
@@ -88,10 +94,20 @@ class Teachers:
         for policy in (self.policy, *self.copies.values()):
             policy.release()
 
+    def refresh(self) -> None:
+        """Compute with what the average is now. To be called after every change of it from outside."""
+        if "ema" in self.copies:
+            self.copies["ema"].refresh()
+
     def update(self) -> None:
         """Move the average towards the student; to be called after each optimiser step."""
         if self.has_ema:
             self._pull(self.rate)
+
+    def averaged(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The average's weights and the student's beside them; nothing where no average moves."""
+        pairs = self._pairs() if self.has_ema and self.rate else []
+        return [average for _, average, _ in pairs], [student for _, _, student in pairs]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average's weights by name, shards where they are sharded.
@@ -105,23 +121,18 @@ class Teachers:
         """Put back what :meth:`state_dict` gave."""
         for name, average, _ in self._pairs() if self.has_ema else ():
             put(average, state[name])
+        self.refresh()
 
     @torch.no_grad()
     def _pull(self, rate: float) -> None:
         for _, average, students in self._pairs():
             average.lerp_(students.to(average.dtype), rate)
+        self.refresh()
 
     def _pairs(self) -> list[tuple[str, Tensor, Tensor]]:
         """Name, averaged tensor and the student's tensor, for everything that is averaged."""
-        students = dict(self.policy.model.named_parameters())
+        students = self.policy.kept()
         if self.policy.is_lora:
             names = [name for name in students if f".{EMA_ADAPTER}." in name]
             return [(n, students[n], students[n.replace(f".{EMA_ADAPTER}.", f".{STUDENT_ADAPTER}.")]) for n in names]
-        return [(n, average, students[n]) for n, average in self.copies["ema"].model.named_parameters()]
-
-
-def _copy(policy: Policy) -> Policy:
-    copied = copy.deepcopy(policy).eval()
-    for parameter in copied.parameters():
-        parameter.requires_grad_(False)
-    return copied
+        return [(n, average, students[n]) for n, average in self.copies["ema"].kept().items()]

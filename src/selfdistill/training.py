@@ -14,12 +14,13 @@ from torch import Tensor
 from selfdistill.batching import Turn, collate, concatenate, turns
 from selfdistill.chat import Chat
 from selfdistill.contexts import Template
-from selfdistill.distributed import World
+from selfdistill.distributed import ALONE, World
 from selfdistill.errors import TrainingError
 from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob, SliceResult, TokenLoss, TokenMetrics
 from selfdistill.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
 from selfdistill.memory import is_full, out_of_memory
 from selfdistill.methods.base import Method, Observation, Role
+from selfdistill.movement import Movement
 from selfdistill.policy import Policy
 from selfdistill.scoring import readouts, score_roles, split, together
 from selfdistill.seeds import derive
@@ -220,10 +221,23 @@ class Trainer:
                 raise TrainingError(
                     f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated"
                 )
-            self.optimiser.step()
-            self.teachers.update()
+            moved = self._move()
         scores.update(beforehand)
-        return {"loss": loss, "grad_norm": norm, "weight": weight, **values, **metrics}, scores
+        return {"loss": loss, "grad_norm": norm, "weight": weight, **moved, **values, **metrics}, scores
+
+    def _move(self) -> dict[str, float]:
+        """Update the student and then its average; the share of each that has changed of what should have."""
+        weights, world = self.policy.trainable(), self.world if self.policy.sharded else ALONE
+        student = Movement(weights)
+        self.optimiser.step()
+        self.policy.refresh()
+        found = {"moved": student.share(student.sample([weight.grad for weight in weights]), world)}
+        averages, students = self.teachers.averaged()
+        average = Movement(averages)
+        self.teachers.update()
+        gaps_to_close = [s - a for s, a in zip(average.sample(students), average.before, strict=True)]
+        found["average_moved"] = average.share(gaps_to_close, world)
+        return {name: share for name, share in found.items() if share is not None}
 
     def _score_beforehand(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
         roles = {STUDENT: Role(None), **self.method.roles()}

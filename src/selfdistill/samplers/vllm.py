@@ -11,7 +11,8 @@ from typing import Any
 from selfdistill.chat import Chat
 from selfdistill.distributed import ALONE, World
 from selfdistill.errors import SamplerError
-from selfdistill.policy import Policy, resolve_model
+from selfdistill.policy import Policy
+from selfdistill.pretrained import resolve_model
 from selfdistill.samplers.asking import by_prompt, completion, padding_rows, parameters, questions
 from selfdistill.samplers.handover import Handover
 from selfdistill.samplers.hf import Decoding
