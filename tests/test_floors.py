@@ -37,7 +37,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sharding",
         "compiling",
         "memory",
+        "prefill",
+        "architecture",
     ),
+    ("modelcheck",),
     (
         "tasks",
         "chat",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from selfdistill.architecture import cache_argument
 from selfdistill.contexts import apply, load_templates
-from selfdistill.policy import cache_argument
 from selfdistill.types import Example, Message, Skipped, Task, Verdict
 
 MODELS = Path(__file__).resolve().parents[2] / "src" / "selfdistill" / "models"
