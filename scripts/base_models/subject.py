@@ -37,7 +37,7 @@ class Subject:
     def __init__(self, model_dir: Path, task: Task) -> None:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-        self.cache_argument = cache_argument(self.model)
+        self.cache_argument = cache_argument(type(self.model))
         self.templates = load_templates(task.contexts)
         self.task = task
 

@@ -31,30 +31,42 @@ CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 """Names of the key-value cache in a decoder's forward, newest first (transformers 5.24 renamed it)."""
 
 
-def cache_argument(decoder: nn.Module) -> str:
+def cache_argument(decoder: type[nn.Module]) -> str:
     """The name under which a decoder's forward takes the key-value cache, read off its signature.
 
     Raises:
         ModelError: the forward names none of those that are known. It would swallow another one among its keyword
             arguments and decode every token without its history.
     """
-    named = inspect.signature(type(decoder).forward).parameters
+    named = inspect.signature(decoder.forward).parameters
     for name in CACHE_ARGUMENTS:
         if name in named:
             return name
     raise ModelError(
-        f"{type(decoder).__name__}.forward takes its cache under none of the names {', '.join(CACHE_ARGUMENTS)} (its "
+        f"{decoder.__name__}.forward takes its cache under none of the names {', '.join(CACHE_ARGUMENTS)} (its "
         f"arguments are {', '.join(list(named)[1:])}), so nothing can be sampled with it: use another model, or a "
         "release of transformers that this one supports (`selfdistill doctor` names them)"
     )
 
 
+def fused_outputs(model: nn.Module) -> list[str]:
+    """Names of the state-space layers' output projections.
+
+    Mamba's kernels are handed their weights and never call them, so that an adapter there would be passed by.
+    """
+    names = []
+    for name, mixer in model.named_modules():
+        if {"A_log", "D"} <= {own for own, _ in mixer.named_parameters(recurse=False)}:
+            names.append(f"{name}.out_proj")
+    return names
+
+
 def limit_time_steps(model: nn.Module) -> None:
     """Hold the time steps of every Mamba-2 layer to its limits before the layer sees them, however it runs.
 
-    transformers clamps them in the scan over a sequence and not in the update by one token, so NemotronH and Zamba2 were
-    sampled 6e-4 and 1.4e-3 nats off their scores. The last outputs of a layer's ``in_proj`` are its steps before bias
-    and softplus, both of which rise: clamped there to the limits' preimage, the step keeps them on either path.
+    transformers clamps them in the scan over a sequence and not in the update by one token, so NemotronH and Zamba2
+    were sampled 6e-4 and 1.4e-3 nats off their scores. The last outputs of a layer's ``in_proj`` are its steps before
+    bias and softplus, both of which rise: clamped there to the limits' preimage, the step keeps them on either path.
     """
     for mixer in model.modules():
         lowest, highest = getattr(mixer, "time_step_limit", (0.0, math.inf))

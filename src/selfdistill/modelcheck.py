@@ -135,8 +135,8 @@ def check_sampling(policy: Checked, path: str) -> None:
         if is_full(error):
             raise
         raise ModelError(
-            f"{name} of {path} cannot be decoded with a key-value cache ({first_line(error)}), so nothing can be "
-            "sampled with it: use another model"
+            f"{name} of {path} cannot be decoded with a key-value cache ({first_line(error).rstrip('.')}), "
+            "so nothing can be sampled with it: use another model"
         ) from error
     if not apart <= rounding:
         raise ModelError(

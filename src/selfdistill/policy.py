@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfdistill.architecture import cache_argument, decoder_of, limit_time_steps
+from selfdistill.architecture import cache_argument, decoder_of, fused_outputs, limit_time_steps
 from selfdistill.attention import mask_of_nothing
 from selfdistill.chat import Chat
 from selfdistill.errors import ModelError, first_line
 from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
 from selfdistill.modelcheck import allow_packing, check_head, check_sampling, check_scoring, probe
+from selfdistill.prefill import keeps_keys, new_cache
 from selfdistill.sharding import Parallel, gathered, is_sharded, put, recompute, release, shard, whole
 from selfdistill.types import Scores, SequenceBatch
 
@@ -72,7 +74,7 @@ class Policy(nn.Module):
     @cached_property
     def cache_argument(self) -> str:
         """What the decoder's forward calls the key-value cache."""
-        return cache_argument(self.decoder)
+        return cache_argument(type(self.decoder))
 
     @property
     def is_lora(self) -> bool:
@@ -322,7 +324,7 @@ def _load_weights(source: str, path: str, dtype: torch.dtype) -> Any:
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
             # The base may itself be an adapter, where one run went on from another.
             below = _load_weights(resolve_model(base), base, dtype)
-            with quiet_experts():
+            with quiet_peft():
                 adapted: Any = PeftModel.from_pretrained(below, source)
             return adapted.merge_and_unload()
         loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
@@ -337,10 +339,15 @@ def _load_weights(source: str, path: str, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def quiet_experts() -> Iterator[None]:
-    """Fused experts are no linear layers and get no adapter; peft warns of patterns for them that it made itself."""
+def quiet_peft() -> Iterator[None]:
+    """Keep two warnings from the user that peft gives of its own doings whenever it makes an adapter.
+
+    Fused experts are no linear layers and get no adapter, and it warns of patterns for them that it made itself. It
+    also asks transformers for an attribute that has been renamed.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
@@ -351,11 +358,15 @@ def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules=lora.target_modules,
+        exclude_modules=(lora.target_modules == "all-linear" and fused_outputs(model)) or None,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]), quiet_experts():
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
-        wrapped: Any = get_peft_model(model, config)
+        try:
+            wrapped: Any = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"{path} takes no adapter on {lora.target_modules!r}: {first_line(error)}") from error
     # The name that the user wrote finds the base again, also where the package lies elsewhere.
     wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
     return wrapped
@@ -370,6 +381,8 @@ def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
 def _window(model: Any) -> int:
     config = model.config.get_text_config()
     window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if window is None and not keeps_keys(new_cache(config)):
+        return sys.maxsize
     if window is None:
         raise ModelError(
             "the model's config names no max_position_embeddings, so prompts could not be checked against its window"

@@ -30,11 +30,10 @@ class Prefill:
         self.model = model
         self.mask_BL = mask_PL
         self.position_B = position_PL[:, -1] + 1
-        self.cache = DynamicCache(config=model.causal_lm.config.get_text_config())
-        self.cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        self.cache = new_cache(model.causal_lm.config)
         # A state that holds no keys has forgotten the pads: only the prompt needs its mask, and Mamba would spread a
         # later token over the mask's whole length.
-        self.mask_once = not any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
+        self.mask_once = not keeps_keys(self.cache)
         self.logprobs = model.next_token(ids_PL, mask_PL, position_PL, self.cache)
 
     @classmethod
@@ -68,6 +67,18 @@ class Prefill:
         return logprobs
 
 
+def new_cache(config: Any) -> DynamicCache:
+    """An empty cache for a model of this config, whose layers are written in place where that is known to be right."""
+    cache = DynamicCache(config=config.get_text_config())
+    cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def keeps_keys(cache: DynamicCache) -> bool:
+    """Whether any layer keeps the keys of earlier tokens. The others keep a state of one size."""
+    return any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+
+
 class InPlaceLayer(DynamicLayer):
     """A cache layer that writes into spare room instead of copying itself at every token."""
 
@@ -97,6 +108,8 @@ class InPlaceLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Select rows, spare room included; where they become fewer, only those that change their place are copied."""
+        if not self.is_initialized:
+            return
         end = self.keys.shape[-2]  # type: ignore[union-attr]
         self.room_keys = _selected(self.room_keys, beam_idx, end)
         self.room_values = _selected(self.room_values, beam_idx, end)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from selfdistill.policy import STUDENT_ADAPTER, Policy, quiet_experts
+from selfdistill.policy import STUDENT_ADAPTER, Policy, quiet_peft
 from selfdistill.sharding import put
 from selfdistill.types import External, Weights
 
@@ -48,7 +48,7 @@ class Teachers:
         self.has_ema = "ema" in needed
         if policy.is_lora:
             if self.has_ema:
-                with quiet_experts():
+                with quiet_peft():
                     policy.model.add_adapter(EMA_ADAPTER, policy.model.peft_config[STUDENT_ADAPTER])
                 policy.model.set_adapter(STUDENT_ADAPTER)
                 self._pull(1.0)
