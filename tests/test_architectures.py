@@ -218,6 +218,7 @@ SAMPLED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
             "chunk_size": 8,
             "moe_shared_expert_intermediate_size": 24,
             "time_step_min": 0.2,
+            "tie_word_embeddings": False,
             **{name: ROUTED[name] for name in ROUTED if name not in ("n_shared_experts", "first_k_dense_replace")},
         },
     ),
@@ -271,7 +272,7 @@ PROMPTS = ((20, 21, 22), tuple(range(30, 47)), (50, 51, 52, 53, 54), (60, 61, 62
 
 def saved(folder: Path, name: str, **changes: Any) -> Path:
     """A random model of a family in a folder."""
-    kind, config, own = {**SAMPLED, **REFUSED}[name][:3]
+    kind, config, own = SAMPLED[name] if name in SAMPLED else REFUSED[name][:3]
     torch.manual_seed(0)
     settings = tiny_settings(**{**own, **changes})
     return save_model(folder, getattr(transformers, kind)(getattr(transformers, config)(**settings)))

@@ -171,7 +171,7 @@ def _scored(policy: Checked, sequences: Sequence[Said]) -> Tensor:
     rows = [row for row, (_, said) in enumerate(sequences) for _ in said]
     columns = [len(prompt) - 1 + t for prompt, said in sequences for t in range(len(said))]
     targets = [token for _, said in sequences for token in said]
-    batch = SequenceBatch(*(torch.tensor(part) for part in (ids, rows, columns, targets)))
+    batch = SequenceBatch(torch.tensor(ids), torch.tensor(rows), torch.tensor(columns), torch.tensor(targets))
     return policy.readout(batch).logprobs(slice(None)).float()
 
 
