@@ -29,7 +29,8 @@ from selfdistill.config import load_config
 from selfdistill.contexts import load_templates
 from selfdistill.distributed import World
 from selfdistill.methods import build_method
-from selfdistill.policy import Policy, allow_packing, load_policy
+from selfdistill.modelcheck import allow_packing
+from selfdistill.policy import Policy, load_policy
 from selfdistill.sharding import Parallel
 from selfdistill.tasking import build_task
 from selfdistill.teachers import Teachers

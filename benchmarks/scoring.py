@@ -26,7 +26,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from processes import origin, say, write
 from selfdistill.batching import collate
 from selfdistill.head import STUDENT, SliceJob
-from selfdistill.policy import Policy, allow_packing
+from selfdistill.modelcheck import allow_packing
+from selfdistill.policy import Policy
 from selfdistill.types import View
 
 FASTER = 2.5

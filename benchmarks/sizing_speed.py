@@ -22,7 +22,8 @@ import torch
 from random_model import random_model
 from selfdistill.batching import collate
 from selfdistill.head import STUDENT, SliceJob
-from selfdistill.policy import Policy, allow_packing
+from selfdistill.modelcheck import allow_packing
+from selfdistill.policy import Policy
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.types import View
 from sizing import FLOAT32, Device, Shape, Work, sampling_seconds, training_seconds

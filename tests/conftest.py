@@ -1,4 +1,4 @@
-"""What holds for every test: no hub, Ctrl-C that is heard, and warnings that are not ours to mend."""
+"""What holds for every test: no hub, Ctrl-C that is heard, and fixtures of more than one file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-NOT_OURS = (
-    # peft asks transformers for an attribute that transformers has renamed.
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
-)
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """An option for `make test-latest`."""
     parser.addoption(
@@ -39,15 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warnings are errors (pyproject.toml), these aside."""
+    """Warnings are errors (pyproject.toml), but for those of libraries where they are listed."""
     if config.getoption("--list-deprecations"):
         listing = deprecations.Listing()
         listing.install()
         config.pluginmanager.register(listing)
         for category in deprecations.DEPRECATIONS:
             config.addinivalue_line("filterwarnings", f"default::{category}")
-    for line in NOT_OURS:
-        config.addinivalue_line("filterwarnings", line)
 
 
 # Fixtures of more than one file. What loads torch is imported when it is needed.

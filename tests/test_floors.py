@@ -40,7 +40,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "pretrained",
         "compiling",
         "memory",
+        "prefill",
+        "architecture",
     ),
+    ("modelcheck",),
     (
         "tasks",
         "chat",

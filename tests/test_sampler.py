@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfdistill.errors import ModelError
 from selfdistill.policy import Policy, load_policy
+from selfdistill.prefill import InPlaceLayer, closed_up
 from selfdistill.samplers import hf
 from selfdistill.samplers.hf import Decoding, HFSampler, draw
 from selfdistill.samplers.uniform import uniform
@@ -172,14 +173,14 @@ def test_sampled_rows_are_right_whenever_finished_ones_leave(
 
 def test_the_last_rows_take_the_places_of_finished_ones_and_no_other_moves() -> None:
     going = torch.tensor([True, False, True, False, True, False, True, True])
-    assert hf.closed_up(going).tolist() == [0, 6, 2, 7, 4]
-    assert hf.closed_up(torch.tensor([True, True])).tolist() == [0, 1]
-    assert hf.closed_up(torch.tensor([False, False, True])).tolist() == [2]
+    assert closed_up(going).tolist() == [0, 6, 2, 7, 4]
+    assert closed_up(torch.tensor([True, True])).tolist() == [0, 1]
+    assert closed_up(torch.tensor([False, False, True])).tolist() == [2]
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2], [3, 1, 0], [1, 0, 3, 2], [2], [2, 2, 0, 1, 3, 3]])
 def test_a_cache_selects_moves_and_repeats_its_rows(rows: list[int]) -> None:
-    layer, states = hf.InPlaceLayer(), torch.arange(4 * 2 * 3 * 2.0).view(4, 2, 3, 2)
+    layer, states = InPlaceLayer(), torch.arange(4 * 2 * 3 * 2.0).view(4, 2, 3, 2)
     layer.update(states, -states)
     layer.reorder_cache(torch.tensor(rows))
     new = torch.full((len(rows), 2, 1, 2), 99.0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -199,17 +201,22 @@ def test_the_doctor_is_content_with_a_sandbox_that_holds(
     assert found["sandbox"] == WORKING[0] and found["safe"] is True
     assert found["attacks"] == {"read the environment": None, "make new namespaces": None}
     assert found["packages"]["torch"] and found["device"]
+    assert f"transformers{found['supported']['transformers']}" in (metadata.requires("selfdistill") or [])
 
 
 def test_the_doctor_warns_of_a_machine_without_a_sandbox(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(isolation, "trouble", lambda name: "is not installed")
+    asked = ["transformers<6,>=5.16", "math-verify>=0.8", "rich>=13.9", 'vllm>=0.32; extra == "vllm"']
+    monkeypatch.setattr(metadata, "requires", lambda name: asked)
     with pytest.raises(SystemExit) as ended:
         main(["doctor"])
 
     assert ended.value.code == 1
     assert "NOT SAFE" in (printed := capsys.readouterr().out) and "apt install bubblewrap" in printed
+    for name, supported in (("transformers", "<6,>=5.16"), ("math-verify", ">=0.8"), ("vllm", ">=0.32")):
+        assert re.search(rf"^{name} .*\(supported: {supported}\)$", printed, re.MULTILINE)
 
 
 VALUES = [

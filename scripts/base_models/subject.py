@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from selfdistill.architecture import cache_argument
 from selfdistill.contexts import apply, load_templates
-from selfdistill.policy import cache_argument
 from selfdistill.types import Example, Message, Skipped, Task, Verdict
 
 MODELS = Path(__file__).resolve().parents[2] / "src" / "selfdistill" / "models"
@@ -37,7 +37,7 @@ class Subject:
     def __init__(self, model_dir: Path, task: Task) -> None:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-        self.cache_argument = cache_argument(self.model)
+        self.cache_argument = cache_argument(type(self.model))
         self.templates = load_templates(task.contexts)
         self.task = task
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -24,6 +25,7 @@ def examine(*, thorough: bool = False) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": {name: _version(name) for name in _PACKAGES},
+        "supported": _supported(),
         "device": _device(),
         **_sandbox(attack_names(thorough=thorough)),
     }
@@ -32,7 +34,9 @@ def examine(*, thorough: bool = False) -> dict[str, Any]:
 def describe(found: Mapping[str, Any]) -> Iterator[str]:
     """The examination in words, line by line."""
     yield f"Python {found['python']} on {found['system']}"
-    yield ", ".join(f"{name} {version or 'not installed'}" for name, version in found["packages"].items())
+    for name, version in found["packages"].items():
+        supported = found["supported"].get(name)
+        yield f"{name} {version or 'not installed'}{f' (supported: {supported})' if supported else ''}"
     yield f"device: {found['device']}"
     for name, trouble_ in found["isolations"].items():
         yield f"{name}: {trouble_ or 'works'}"
@@ -71,6 +75,17 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _supported() -> dict[str, str]:
+    """The versions of each package that this one asks for, as its own metadata says; none where it is not installed."""
+    try:
+        lines = metadata.requires("selfdistill") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    split = (re.match(r"([\w.-]+)\s*([^;]*)", line) for line in lines)
+    asked = {found[1]: found[2].strip() for found in split if found}
+    return {name: asked[name] for name in _PACKAGES if asked.get(name)}
 
 
 def _device() -> str:

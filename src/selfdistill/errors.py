@@ -33,3 +33,8 @@ class OutOfMemory(UserError):
 
 class SamplerError(UserError):
     """An engine that cannot be used, or no longer answers."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its class where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

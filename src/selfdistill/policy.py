@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfdistill.attention import install, mask_of_nothing, packable, uninstall
+from selfdistill.architecture import cache_argument, decoder_of, fused_outputs, limit_time_steps
+from selfdistill.attention import mask_of_nothing
 from selfdistill.chat import Chat
-from selfdistill.errors import ModelError
+from selfdistill.errors import ModelError, first_line
 from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
 from selfdistill.masters import Masters, widen
-from selfdistill.packing import grow, pack
+from selfdistill.modelcheck import allow_packing, check_head, check_sampling, check_scoring, probe
 from selfdistill.pretrained import (
     TOKENIZER_FILES,
-    first_line,
-    quiet_experts,
+    quiet_peft,
     read_model,
     resolve_model,
     stop_ids,
@@ -51,12 +51,12 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.real_vocabulary = real_vocabulary
-        self.cache_argument = cache_argument(self.causal_lm.get_decoder())
-        """What the decoder's forward calls the key-value cache."""
         self.device: torch.device = next(model.parameters()).device
         """Where forward passes run; weights that are offloaded are elsewhere between them."""
         self.width: int | None = None
         """Rows of the log-probabilities, where they must match another model's; None: as many as the head has."""
+        self.pads = True
+        """Whether prompts of unequal length may be decoded together, padded on the left."""
         self.packs = False
         """Whether batches may be packed: the model's tokens meet in attention alone, which keeps sequences apart."""
         self.compiled = False
@@ -72,6 +72,16 @@ class Policy(nn.Module):
         return self.model.get_base_model() if self.is_lora else self.model
 
     @property
+    def decoder(self) -> Any:
+        """The transformers model below its head."""
+        return decoder_of(self.causal_lm)
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """What the decoder's forward calls the key-value cache."""
+        return cache_argument(type(self.decoder))
+
+    @property
     def is_lora(self) -> bool:
         """Whether only an adapter is trained."""
         return getattr(self.model, "peft_config", None) is not None
@@ -83,7 +93,7 @@ class Policy(nn.Module):
         Raises:
             ModelError: the model keeps them in no list of its decoder.
         """
-        for child in self.causal_lm.get_decoder().children():
+        for child in self.decoder.children():
             if isinstance(child, nn.ModuleList):
                 return list(child)
         raise ModelError(f"{type(self.causal_lm).__name__} has no list of layers: they cannot be sharded or recomputed")
@@ -95,7 +105,7 @@ class Policy(nn.Module):
         if batch.layout is not None:
             mask = mask_of_nothing(self.device)
             layout = {"position_ids": batch.position_BL, "attention_mask": mask, "layout": batch.layout}
-        states_BLD = self.causal_lm.get_decoder()(input_ids=batch.ids_BL, use_cache=False, **layout).last_hidden_state
+        states_BLD = self.decoder(input_ids=batch.ids_BL, use_cache=False, **layout).last_hidden_state
         # Not by two indices: backward, those are added up one by one.
         place_N = batch.row_N * states_BLD.shape[1] + batch.column_N
         return self.head_of(states_BLD.flatten(0, 1).index_select(0, place_N))
@@ -104,6 +114,8 @@ class Policy(nn.Module):
         """Hidden states with the head that reads them."""
         head = self.causal_lm.get_output_embeddings()
         bias = getattr(head, "bias", None)
+        # Mamba keeps its residuals, and so its last states, in float32 whatever its weights are.
+        hidden_ND = hidden_ND.to(head.weight.dtype)
         return Readout(hidden_ND, head.weight, bias, self.real_vocabulary, self.width, self.compiled)
 
     def forward(self, batch: SequenceBatch, job: SliceJob) -> SliceResult:
@@ -117,7 +129,7 @@ class Policy(nn.Module):
 
     def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
         """Log-probabilities [B, V] of what follows the last of these ids, which are appended to the cache."""
-        output = self.causal_lm.get_decoder()(
+        output = self.decoder(
             input_ids=ids_BL,
             attention_mask=mask_BL.long() if mask_BL is not None else None,
             position_ids=position_BL,
@@ -152,7 +164,7 @@ class Policy(nn.Module):
     @contextmanager
     def whole(self) -> Iterator[None]:
         """All weights on this rank, as sampling needs them: ranks then make as many forwards as each likes."""
-        with whole(self, lambda: self.readout(_probe(self.device))):
+        with whole(self, lambda: self.readout(probe(self.device))):
             yield
 
     @property
@@ -181,33 +193,21 @@ class Policy(nn.Module):
         self.masters.refresh()
 
 
-CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
-"""Names of the key-value cache in a decoder's forward, newest first (transformers 5.24 renamed it)."""
-
-
-def cache_argument(decoder: nn.Module) -> str:
-    """The name under which a decoder's forward takes the key-value cache, read off its signature.
-
-    Raises:
-        ModelError: the forward names none of those that are known. It would swallow another one among its keyword
-            arguments and decode every token without its history.
-    """
-    named = inspect.signature(type(decoder).forward).parameters
-    for name in CACHE_ARGUMENTS:
-        if name in named:
-            return name
-    raise ModelError(
-        f"{type(decoder).__name__}.forward takes no argument called {' or '.join(CACHE_ARGUMENTS)}, so nothing can be "
-        "sampled with it: use a release of transformers that this one supports (`selfdistill doctor` names them)"
-    )
 
 
 def load_policy(
-    path: str, *, dtype: torch.dtype, device: torch.device, lora: Lora | None = None, seed: int = 0
+    path: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    lora: Lora | None = None,
+    seed: int = 0,
+    sampled: bool = True,
 ) -> tuple[Policy, Chat]:
     """Load a model directory, a shipped model or a hub id, with its tokenizer, and check that they fit each other.
 
-    A directory that holds an adapter loads its base model and the adapter.
+    A directory that holds an adapter loads its base model and the adapter. ``sampled`` False asks for no more than
+    scoring: the model need not decode.
 
     Raises:
         ModelError: in one sentence what cannot be used, and what would be right.
@@ -240,9 +240,13 @@ def load_policy(
     chat = Chat(tokenizer, stop_ids=stop_ids(model, tokenizer), window=window_of(model), name=path)
     if lora is not None:
         model = _add_lora(model, lora, path, seed)
+    limit_time_steps(model)
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
-    _check_head(policy, path)
+    check_head(policy, path)
     allow_packing(policy)
+    check_scoring(policy, path)
+    if sampled:
+        check_sampling(policy, path)
     return policy, chat
 
 
@@ -253,7 +257,7 @@ def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype,
         ModelError: it cannot be loaded, its vocabulary differs (the first token that does is named), or its window is
             shorter.
     """
-    policy, other = load_policy(path, dtype=dtype, device=device)
+    policy, other = load_policy(path, dtype=dtype, device=device, sampled=False)
     ours, theirs = (c.tokenizer.get_vocab() for c in (chat, other))
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
         if theirs.get(token) != number:
@@ -343,57 +347,17 @@ def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules=lora.target_modules,
+        exclude_modules=(lora.target_modules == "all-linear" and fused_outputs(model)) or None,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]), quiet_experts():
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
-        wrapped: Any = get_peft_model(model, config)
+        try:
+            wrapped: Any = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"{path} takes no adapter on {lora.target_modules!r}: {first_line(error)}") from error
     # The name that the user wrote finds the base again, also where the package lies elsewhere.
     wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
     return wrapped
 
 
-@torch.no_grad()
-def _check_head(policy: Policy, path: str) -> None:
-    """Refuse a model whose logits are not a plain linear map of its last hidden state (soft-capping, scaling)."""
-    batch = _probe(policy.device)
-    expected = policy.causal_lm(input_ids=batch.ids_BL, use_cache=False).logits[0]
-    actual = policy.readout(batch).logits(slice(0, 4))
-    # Soft-capping at 30 moves logits below 0.5 by less than the tolerance: a fresh model's would pass unseen.
-    capped = getattr(policy.causal_lm.config.get_text_config(), "final_logit_softcapping", None) is not None
-    if capped or not _same(actual, expected):
-        raise ModelError(
-            f"the head of {path} is not a plain linear map of its last hidden state "
-            "(logit soft-capping or scaling), which the sliced loss cannot reproduce"
-        )
-
-
-@torch.no_grad()
-def allow_packing(policy: Policy) -> None:
-    """Let batches be packed if the model's layers allow it and packed tokens come out as they do row by row."""
-    if not packable(policy.causal_lm):
-        return
-    sequences = [tuple(n % policy.real_vocabulary for n in ids) for ids in ((4, 5, 6, 7, 8), (4, 5, 6, 1), (2, 3, 4))]
-    decoder = policy.causal_lm.get_decoder()
-    rows = [torch.tensor([ids], device=policy.device) for ids in sequences]
-    expected = torch.cat([decoder(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows])
-    made = pack(grow(sequences, share_from=1))
-    places = torch.cat(made.places)
-    batch = SequenceBatch(
-        made.ids_T[None], torch.zeros_like(places), places, places, made.position_T[None], made.layout
-    )
-    install(policy.causal_lm)
-    policy.packs = _same(policy.readout(batch).hidden_ND, expected)
-    if not policy.packs:
-        uninstall(policy.causal_lm)
-
-
-def _same(actual: Tensor, expected: Tensor) -> bool:
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 5e-2
-    return torch.allclose(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
-
-
-def _probe(device: torch.device) -> SequenceBatch:
-    """The first four ids, each scored at its own place."""
-    places = torch.arange(4, device=device)
-    return SequenceBatch(places[None], torch.zeros_like(places), places, places)

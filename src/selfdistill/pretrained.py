@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 
-from selfdistill.errors import ModelError
+from selfdistill.errors import ModelError, first_line
+from selfdistill.prefill import keeps_keys, new_cache
 
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
 """What some file of a model directory is called if there is a tokenizer; an adapter may leave it to its base."""
@@ -42,7 +44,7 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
             # The base may itself be an adapter, where one run went on from another.
             below = read_model(resolve_model(base), base, dtype)
-            with quiet_experts():
+            with quiet_peft():
                 adapted: Any = PeftModel.from_pretrained(below, source)
             return adapted.merge_and_unload()
         loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
@@ -57,10 +59,15 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def quiet_experts() -> Iterator[None]:
-    """Fused experts are no linear layers and get no adapter; peft warns of patterns for them that it made itself."""
+def quiet_peft() -> Iterator[None]:
+    """Keep two warnings from the user that peft gives of its own doings whenever it makes an adapter.
+
+    Fused experts are no linear layers and get no adapter, and it warns of patterns for them that it made itself. It
+    also asks transformers for an attribute that has been renamed.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
@@ -72,20 +79,17 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def window_of(model: Any) -> int:
-    """The tokens that the model attends to at most.
+    """The tokens that the model attends to at most; without a bound where it attends to none and keeps a state.
 
     Raises:
         ModelError: its config does not say.
     """
     config = model.config.get_text_config()
     window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if window is None and not keeps_keys(new_cache(config)):
+        return sys.maxsize
     if window is None:
         raise ModelError(
             "the model's config names no max_position_embeddings, so prompts could not be checked against its window"
         )
     return int(window)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, which is what happened."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.policy import STUDENT_ADAPTER, Policy
-from selfdistill.pretrained import quiet_experts
+from selfdistill.pretrained import quiet_peft
 from selfdistill.sharding import put
 from selfdistill.types import External, Weights
 
@@ -49,7 +49,7 @@ class Teachers:
         self.has_ema = "ema" in needed
         if policy.is_lora:
             if self.has_ema:
-                with quiet_experts():
+                with quiet_peft():
                     policy.model.add_adapter(EMA_ADAPTER, policy.model.peft_config[STUDENT_ADAPTER])
                 policy.model.set_adapter(STUDENT_ADAPTER)
                 self._pull(1.0)

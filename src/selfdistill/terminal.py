@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from typing import Any
 
 import typer
@@ -30,11 +29,10 @@ def no_bars() -> None:
 
 
 def quiet() -> None:
-    """No progress bars, and no word about peft's use of an old name."""
+    """No progress bars, and no log lines below an error."""
     no_bars()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from selfdistill.errors import ModelError
 from selfdistill.memory import is_full
 from selfdistill.policy import Policy
+from selfdistill.prefill import Prefill, closed_up
 from selfdistill.samplers.room import Rows, give_back
 from selfdistill.samplers.uniform import uniform
 from selfdistill.seeds import derive
@@ -62,11 +62,14 @@ class HFSampler:
         among the prompt's completions: what it says does not depend on ``max_rows`` or on who is drawn beside it.
         """
         ordinals = range(len(prompts)) if ordinals is None else ordinals
-        # Prompts of one length need no padding and no mask.
+        # Prompts of one length need no padding and no mask; a model that honours none has them to themselves.
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        seeds = [derive(seed, ordinals[i], k) for i in order for k in range(count)]
+        batches = [order] if self.policy.pads else [list(same) for _, same in groupby(order, lambda i: len(prompts[i]))]
+        drawn: list[Completion] = []
         with self.policy.whole():
-            drawn = self._within_memory([prompts[i] for i in order], seeds, max_tokens) if order else []
+            for batch in filter(None, batches):
+                seeds = [derive(seed, ordinals[i], k) for i in batch for k in range(count)]
+                drawn += self._within_memory([prompts[i] for i in batch], seeds, max_tokens)
         results = {i: drawn[place * count : (place + 1) * count] for place, i in enumerate(order)}
         return [results[i] for i in range(len(prompts))]
 
@@ -99,7 +102,7 @@ class HFSampler:
     ) -> list[Completion]:
         device, rows = self.policy.device, len(seeds)
         stops = torch.tensor(self.stop_ids, device=device)
-        state = _Prefill.of(self.policy, prompts, rows // len(prompts))
+        state = Prefill.of(self.policy, prompts, rows // len(prompts))
         seed_B = torch.tensor(seeds, device=device)
         ids_BT = torch.zeros(rows, max_tokens, dtype=torch.long, device=device)
         logprob_BT = torch.zeros(rows, max_tokens, dtype=torch.float64, device=device)
@@ -148,111 +151,6 @@ def draw(logprobs_BV: Tensor, decoding: Decoding, uniform_B: Tensor) -> Tensor:
     wanted = (uniform_B[:, None].to(total.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
     # Nothing lies above a number that is none; an id beyond the vocabulary would end a GPU's process.
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp_max(cumulative.shape[-1] - 1)
-
-
-class _Prefill:
-    """A batch in the middle of decoding: cache, mask, and the distribution of the next token."""
-
-    def __init__(
-        self, policy: Policy, cache: DynamicCache, mask_BL: Tensor | None, position_B: Tensor, logprobs: Tensor
-    ):
-        self.policy = policy
-        self.cache = cache
-        self.mask_BL = mask_BL
-        self.position_B = position_B
-        self.logprobs = logprobs
-
-    @classmethod
-    def of(cls, policy: Policy, prompts: Sequence[Sequence[int]], count: int) -> _Prefill:
-        """Run every prompt once, then repeat its row for each of its completions."""
-        device, longest = policy.device, max(len(prompt) for prompt in prompts)
-        ids_PL = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        length_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        mask_PL = torch.arange(longest, device=device)[None] >= longest - length_P[:, None]
-        padded = not bool(mask_PL.all())
-        cache = DynamicCache(config=policy.causal_lm.config.get_text_config())
-        cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-        position_PL = (mask_PL.cumsum(-1) - 1).clamp_min(0)
-        mask = mask_PL if padded else None
-        state = cls(policy, cache, mask, length_P, policy.next_token(ids_PL, mask, position_PL, cache))
-        rows = torch.arange(len(prompts), device=device).repeat_interleave(count)
-        state.keep(rows)
-        state.logprobs = state.logprobs[rows]
-        return state
-
-    def keep(self, rows: Tensor) -> None:
-        """Select (or repeat) rows of everything."""
-        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
-        self.mask_BL = self.mask_BL[rows] if self.mask_BL is not None else None
-        self.position_B = self.position_B[rows]
-
-    def advance(self, token_B: Tensor) -> Tensor:
-        """Feed one token per row; returns the next log-probabilities [B, V]."""
-        if self.mask_BL is not None:
-            self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(token_B), 1)], 1)
-        logprobs = self.policy.next_token(token_B[:, None], self.mask_BL, self.position_B[:, None], self.cache)
-        self.position_B = self.position_B + 1
-        return logprobs
-
-
-class InPlaceLayer(DynamicLayer):
-    """A cache layer that writes into spare room instead of copying itself at every token."""
-
-    spare = 64
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self.room_keys, self.room_values = key_states[:, :, :0], value_states[:, :, :0]
-        self.keys, self.values = self.room_keys, self.room_values
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append key and value states [B, heads, new, dim]; returns all of them as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.keys.shape[-2]  # type: ignore[union-attr]
-        end = start + key_states.shape[-2]
-        if end > self.room_keys.shape[-2]:
-            self.room_keys = self._grown(self.keys, key_states, end)
-            self.room_values = self._grown(self.values, value_states, end)
-        self.room_keys[:, :, start:end] = key_states
-        self.room_values[:, :, start:end] = value_states
-        self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Select rows, spare room included; where they become fewer, only those that change their place are copied."""
-        end = self.keys.shape[-2]  # type: ignore[union-attr]
-        self.room_keys = _selected(self.room_keys, beam_idx, end)
-        self.room_values = _selected(self.room_values, beam_idx, end)
-        self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
-
-    def _grown(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
-        batch, heads, _, dim = new.shape
-        room = new.new_empty(batch, heads, end + max(self.spare, end // 2), dim)
-        if old is not None and old.shape[-2]:
-            room[:, :, : old.shape[-2]] = old
-        return room
-
-
-def closed_up(going_B: Tensor) -> Tensor:
-    """Which rows to keep, in an order that moves few of them: the last ones take the places of those that are done."""
-    kept = int(going_B.sum())
-    rows = torch.arange(kept, device=going_B.device)
-    rows[~going_B[:kept]] = going_B[kept:].nonzero().squeeze(-1) + kept
-    return rows
-
-
-def _selected(room_BHLD: Tensor, rows: Tensor, end: int) -> Tensor:
-    """Rows of a cache's room, which is full up to ``end``."""
-    if len(rows) > len(room_BHLD):
-        return room_BHLD.index_select(0, rows)
-    moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
-    # What is read is copied before anything is written, so rows may change places with one another.
-    room_BHLD[moved, :, :end] = room_BHLD[rows[moved], :, :end]
-    return room_BHLD[: len(rows)]
 
 
 def _completions(ids_BT: Tensor, logprob_BT: Tensor, length_B: Tensor, done_B: Tensor) -> list[Completion]:
