@@ -94,6 +94,7 @@ SIDEWAYS = {
     ("config", "alarms"),  # a config names the alarms that end a run
     ("head", "compiling"),
     ("head", "objectives"),  # the head reports entropies, and there is one formula for them
+    ("pretrained", "prefill"),  # whether a model has a window depends on what its cache keeps
     ("policy", "chat"),  # a model is loaded and saved together with its tokenizer
     ("samplers", "policy"),  # the Transformers sampler draws from the very weights that are trained
     ("checkpoint", "distributed"),  # a folder that all ranks fill is finished by one
