@@ -74,6 +74,10 @@ class Chat:
             ) from error
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def completion(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that nobody sampled, as a completion: tokenised once, and closed by the stop id."""
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.stop_ids[0])
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion: the stop id left out, everything else as it stands."""
         body = ids[:-1] if ids and ids[-1] in self.stop_ids else ids

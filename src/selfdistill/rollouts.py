@@ -167,4 +167,4 @@ def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:
     text = example.fields.get("response", example.fields.get("solution"))
     if text is None:
         raise DataError(f"example {example.id} has no solution to learn from: map a column to 'solution'")
-    return text, (*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.stop_ids[0])
+    return text, chat.completion(text)
