@@ -34,7 +34,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class MemoryRows:
-    """Rows that are in memory already: a list of dicts, or a ``datasets.Dataset``. ``path`` is their name in messages."""
+    """Rows in memory: a list of dicts, or a ``datasets.Dataset``. ``path`` is their name in messages."""
 
     rows: Iterable[Any]
     path: str

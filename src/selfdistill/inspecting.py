@@ -60,6 +60,7 @@ class Look:
     slides: Slides
     summary: dict[str, Any]
     chat: Chat
+    remarks: Sequence[str] = ()
 
     def write(self, out: Path) -> None:
         """Write ``tokens.parquet``, ``summary.json`` and ``index.html``.
@@ -97,8 +98,7 @@ def examine(
 ) -> Look:
     """Look at a model with the methods' eyes; nothing is written.
 
-    ``loaded`` is a model in memory, which ``model`` then only names, and ``judge`` a task object in the place of what
-    ``task`` describes.
+    ``loaded`` is a model in memory, which ``model`` then only names; ``judge`` a task object, which ``task`` names.
 
     Raises:
         UserError: one sentence.
@@ -145,7 +145,7 @@ def examine(
         "seed": wish.seed,
         "knobs": knobs(methods, found.credits),
     }
-    return Look(slides, summarise(slides, origin, chat), chat)
+    return Look(slides, summarise(slides, origin, chat), chat, remarks)
 
 
 def _check_contexts(wish: Wish, templates: Mapping[str, Template]) -> None:
