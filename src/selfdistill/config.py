@@ -175,7 +175,7 @@ SINKS = ("tensorboard", "wandb", "trackio")
 
 
 class RunConfig(Strict):
-    """A whole run."""
+    """The config of a whole run: every key is checked when it is built, and none can be changed afterwards."""
 
     seed: int = Field(0, ge=0, description="Everything random follows from it.")
     steps: int = Field(100, ge=1, description="Optimiser steps.")

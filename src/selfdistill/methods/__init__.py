@@ -36,6 +36,7 @@ METHODS: Mapping[str, type[Method]] = {
     "pbsd": PBSD,
     "pbsd_reward": PBSDReward,
 }
+"""Every method's class by its name; ``build_method`` makes one with its knobs."""
 
 
 def build_method(name: str, knobs: Mapping[str, Any]) -> Method:
