@@ -67,7 +67,7 @@ def test_a_config_is_the_same_in_every_form(config: dict[str, Any], tmp_path: Pa
     (tmp_path / "run.toml").write_text(as_toml(config), encoding="utf-8")
     (tmp_path / "run.json").write_text(json.dumps(config), encoding="utf-8")
     before = json.dumps(config)
-    forms = [tmp_path / "run.toml", str(tmp_path / "run.json"), config, sd.load_config(config)]
+    forms: list[Any] = [tmp_path / "run.toml", str(tmp_path / "run.json"), config, sd.load_config(config)]
     made = [
         sd.load_config(form, {"optimiser.warmup": 1}, steps=7, sampling={"prompts": 2}, method={"name": "sd"})
         for form in forms
@@ -161,7 +161,7 @@ def test_rows_in_any_form_train_alike(model: Path, tmp_path: Path, no_page: None
     )
     assert "was made with another config: task.path was 'rows in memory, sha256 " in said
     assert "give that task again" in refusal(lambda: sd.evaluate(tmp_path / "object"))
-    assert sd.evaluate(tmp_path / "object", made, split="validation", samples=1, max_tokens=4)["problems"] == 3
+    assert sd.evaluate(tmp_path / "object", made, split="validation", samples=1, max_tokens=4)["problems"] == 2
 
 
 def test_chosen_examples_are_all_that_is_trained_on(config: dict[str, Any], tmp_path: Path) -> None:
@@ -314,10 +314,10 @@ def test_one_text_is_judged() -> None:
 
 def test_a_method_object_is_inspected(loaded: tuple[sd.Policy, sd.Chat]) -> None:
     options: dict[str, Any] = {"problems": 2, "samples": 2, "max_tokens": 6}
-    built = {"strong": sd.build_method("sd", {"strength": 3.0}), "plain": "sd"}
+    built: dict[str, Any] = {"plain": "sd", "strong": sd.build_method("sd", {"strength": 3.0})}
     look = sd.inspect(loaded, "countdown", methods=built, **options)
     named = sd.inspect(
-        loaded, "countdown", methods=["strong=sd", "plain=sd"], overrides={"strong.strength": 3.0}, **options
+        loaded, "countdown", methods=["plain=sd", "strong=sd"], overrides={"strong.strength": 3.0}, **options
     )
     assert look.to_pandas().equals(named.to_pandas())
     assert {"credit strong", "credit plain"} <= set(look.signals)
@@ -390,7 +390,7 @@ WRONG: dict[str, tuple[Callable[[tuple[sd.Policy, sd.Chat]], object], str]] = {
     "swapped": (lambda m: sd.rollout(m[1], m[0], None, ["a"]), "policy must come from load_policy"),  # type: ignore[arg-type]
     "one text": (lambda m: sd.rollout(*m, None, "a"), "problems come as a list"),
     "prompt": (lambda m: sd.rollout(*m, None, [[{"text": "a"}]]), "prompt 1 is neither a text nor a list of messages"),
-    "too long": (lambda m: sd.rollout(*m, None, ["1 " * 300]), "1 of 1 prompts leave no room for"),
+    "too long": (lambda m: sd.rollout(*m, None, ["1", "1 " * 300]), "1 of 2 prompts leave no room for"),
     "count": (lambda m: sd.rollout(*m, None, ["1"], completions=0), "completions must be a whole number of at least 1"),
     "top_p": (lambda m: sd.rollout(*m, None, ["1"], top_p=0), "top_p above 0"),
     "no groups": (lambda m: sd.score(*m, ["1"], contexts=[]), "prompts together with completions="),

@@ -17,8 +17,9 @@ from docs_site.api import api_page, described, is_protocol
 ROOT = Path(__file__).parents[1]
 NAMES = (
     "Message Example Verdict Completion Rollout RolloutGroup View Scores TokenSlice Role Task Sampler "
-    "RunConfig load_config Policy load_policy save_policy Chat Template load_templates load_task HFSampler ScriptedSampler "
-    "rollout score Method METHODS build_method Trainer train evaluate inspect compare UserError objectives"
+    "RunConfig load_config Policy load_policy save_policy Chat Template load_templates load_task HFSampler "
+    "ScriptedSampler rollout score Method METHODS build_method Trainer train evaluate inspect compare UserError "
+    "objectives"
 ).split()
 SOURCE = ast.parse((ROOT / "src" / "selfdistill" / "__init__.py").read_text(encoding="utf-8"))
 
@@ -30,7 +31,7 @@ def test_the_names_are_these() -> None:
 
 
 def test_what_mypy_sees_is_what_the_interpreter_finds() -> None:
-    (block,) = [node for node in SOURCE.body if isinstance(node, ast.If)]
+    block = next(node for node in SOURCE.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {(node.module, alias.name) for node in imports for alias in node.names}
     found = {(room, name) for name, room in sd._FOUND_IN.items()}

@@ -123,14 +123,16 @@ _ROOMS = {
 _FOUND_IN = {name: room for room, names in _ROOMS.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "objectives":
-        return import_module("selfdistill.objectives")
-    if name not in _FOUND_IN:
-        raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
-    value = getattr(import_module(_FOUND_IN[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name for a public one
+
+    def __getattr__(name: str) -> Any:
+        if name == "objectives":
+            return import_module("selfdistill.objectives")
+        if name not in _FOUND_IN:
+            raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
+        value = getattr(import_module(_FOUND_IN[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -86,7 +86,8 @@ def model_of(model: ModelLike) -> tuple[str, tuple[Policy, Chat] | None]:
         return str(model), None
     pair: object = model
     if not isinstance(pair, tuple) or len(pair) != 2:
-        raise ConfigError(f"a model is a name, a path, or the pair (policy, chat) from load_policy; got {model!r:.60}")
+        kind = type(pair).__name__
+        raise ConfigError(f"a model is a name, a path, or the pair (policy, chat) from load_policy; this is a {kind}")
     check_pair(*pair)
     return model[1].name, model
 

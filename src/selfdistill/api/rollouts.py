@@ -139,5 +139,5 @@ def check_pair(policy: object, chat: object) -> None:
     for name, given, kind in (("policy", policy, Policy), ("chat", chat, Chat)):
         if not isinstance(given, kind):
             raise ModelError(
-                f"{name} must come from load_policy, as in policy, chat = load_policy(…); got {given!r:.60}"
+                f"{name} must come from load_policy, as in policy, chat = load_policy(…); not a {type(given).__name__}"
             )

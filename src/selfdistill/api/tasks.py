@@ -117,8 +117,8 @@ def checked_task(given: Any) -> Task:
     lacking = [part for part in PARTS if not _has(given, part)]
     if lacking:
         raise ConfigError(
-            f"{given!r:.60} is no task, for it has no {lacking[0]!r}: give load_task(…), a kind such as 'countdown', "
-            f"or an object with {', '.join(PARTS)}"
+            f"a {type(given).__name__} is no task, for it has no {lacking[0]!r}: give load_task(…), a kind "
+            f"('countdown'), or an object with {', '.join(PARTS)}"
         )
     task: Task = given
     return task
