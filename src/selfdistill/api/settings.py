@@ -25,7 +25,8 @@ def load_config(source: ConfigLike, overrides: Overrides = (), **settings: Any) 
         source: a shipped config by name, a TOML or JSON file by path, a :class:`RunConfig`, or a dict of its tables.
         overrides: dotted keys, ``["optimiser.learning_rate=1e-5"]`` or ``{"optimiser.learning_rate": 1e-5}``.
         settings: keys of the config's top level, for example ``steps=20`` or ``sampling={"prompts": 4}``. A table is
-            merged into the config's own, unless it names another ``kind`` or ``name``.
+            merged into the config's own, unless it names another ``kind`` or ``name``. ``method`` may be a
+            :class:`Method` of your own, also one that a notebook defines.
 
     Returns:
         A :class:`RunConfig`, a frozen pydantic model.
@@ -55,6 +56,8 @@ def raw_config(source: ConfigLike, overrides: Overrides, settings: Mapping[str, 
     apply_overrides(raw, overrides if isinstance(overrides, Mapping) else checked_pairs(overrides))
     for key, value in settings.items():
         raw[key] = _merged(key, raw.get(key), _copied(value))
+    if "method" in raw and not isinstance(raw["method"], str | Mapping):
+        raw["method"] = _method_table(raw["method"])
     return raw
 
 
@@ -98,6 +101,18 @@ def check_counts(**numbers: object) -> None:
     for name, number in numbers.items():
         if number is not None and (type(number) is not int or number < 1):
             raise ConfigError(f"{name} must be a whole number of at least 1, got {number!r}")
+
+
+def _method_table(method: object) -> dict[str, Any]:
+    """The table of a method that is an object or a class; its class is found again by its import path."""
+    from selfdistill.methods import Method
+    from selfdistill.variants import name_of
+
+    if isinstance(method, Method):
+        return {**method.model_dump(mode="json"), "name": name_of(type(method))}
+    if isinstance(method, type) and issubclass(method, Method):
+        return {"name": name_of(method)}
+    raise ConfigError(f"method must be a name, a table, or a Method, got {type(method).__name__}")
 
 
 def _merged(key: str, old: Any, new: Any) -> Any:
