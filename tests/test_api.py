@@ -98,12 +98,11 @@ def test_u_is_what_inspect_writes(loaded: tuple[sd.Policy, sd.Chat], model: Path
         assert torch.equal(u, scores.u(name))
     assert float(scores.u("solution_verdict").abs().max()) > 0.01
 
-    seen = sd.inspect(
-        loaded, task, methods=[], contexts=["solution_verdict"], samples=2, problems=3, max_tokens=12, seed=5
-    )
+    options_: dict[str, Any] = {"samples": 2, "problems": 3, "max_tokens": 12, "seed": 5, "out": tmp_path / "mine"}
+    seen = sd.inspect(loaded, task, methods=[], contexts=["solution_verdict"], **options_)
     pandas.testing.assert_frame_equal(seen.to_pandas(), written)
     assert seen.groups == groups
-    assert seen.save(tmp_path / "mine").read_bytes()
+    assert seen.save(tmp_path / "again").read_bytes() == (tmp_path / "mine" / "index.html").read_bytes()
     assert (tmp_path / "mine" / "tokens.parquet").read_bytes() == (tmp_path / "look" / "tokens.parquet").read_bytes()
 
 
@@ -216,6 +215,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         sd.train(config, out=tmp_path / "stopped", on_step=on_step, checkpoint={"every": 50})
     assert signal.getsignal(signal.SIGINT) is handler
     assert len(lines(tmp_path / "stopped" / "metrics.jsonl")) == 3
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("step-*")] == ["step-000003"]
     summary = sd.train(config, out=tmp_path / "stopped", resume=True, checkpoint={"every": 50})
     sd.train(config, out=tmp_path / "whole", checkpoint={"every": 50})
     assert summary["finished"]
@@ -322,6 +322,24 @@ def test_a_method_object_is_inspected(loaded: tuple[sd.Policy, sd.Chat]) -> None
     assert look.to_pandas().equals(named.to_pandas())
     assert {"credit strong", "credit plain"} <= set(look.signals)
     assert look.summary["knobs"]["strong"] == {"method": "sd", "knobs": {"strength": 3.0}}
+
+
+def test_a_loop_of_ones_own_has_the_trainers_step(loaded: tuple[sd.Policy, sd.Chat], model: Path) -> None:
+    policy, chat = loaded
+    task = sd.load_task("countdown", difficulty="easy")
+    groups = sd.rollout(policy, chat, task, task.examples("train")[:2], completions=2, max_tokens=6, reward=even)
+    method = sd.build_method("sdpo", {"teacher_rate": 0.5})
+    optimiser = torch.optim.AdamW(policy.trainable(), lr=1.0)
+    trainer = sd.Trainer(policy, None, method, sd.load_templates("countdown"), chat, optimiser, learning_rate=0.01)
+    assert trainer.teachers.has_ema and trainer.teachers.rate == 0.5
+    result = trainer.step(groups, step=1)
+    assert optimiser.param_groups[0]["lr"] == 0.01
+    assert result.record.values["learning_rate"] == 0.01 and math.isfinite(float(result.record.values["loss"] or 0))
+    before, _ = sd.load_policy(model)
+    assert any(not torch.equal(a, b) for a, b in zip(policy.trainable(), before.trainable(), strict=True))
+    external = sd.build_method("opsd", {"weights": {"kind": "external", "path": str(model)}})
+    said = refusal(lambda: sd.Trainer(policy, None, external, {}, chat, optimiser, learning_rate=0.1))
+    assert "is trained by train(…)" in said
 
 
 # --- comparison and figures -----------------------------------------------------------------------------------------
