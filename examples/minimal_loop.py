@@ -13,17 +13,13 @@ import sys
 import torch
 from torch import Tensor
 
-from selfdistill.contexts import apply, load_templates
+import selfdistill as sd
 from selfdistill.objectives import (
     antisd_advantage,
     clipped_policy_gradient,
     group_advantages,
     pointwise_mutual_information,
 )
-from selfdistill.policy import Policy, load_policy
-from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.tasks.countdown import CountdownTask
-from selfdistill.types import Skipped
 
 COMPLETIONS, MAX_TOKENS, STRENGTH, LEARNING_RATE = 8, 256, 0.1, 2e-4
 
@@ -35,11 +31,11 @@ def completion_logprobs(model: torch.nn.Module, prompt: tuple[int, ...], complet
     return logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
 
 
-def main(steps: int, prompts_per_step: int = 8) -> Policy:
+def main(steps: int, prompts_per_step: int = 8) -> sd.Policy:
     """Train for some steps; returns the student."""
-    policy, chat = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
-    task, templates = CountdownTask(), load_templates("countdown")
-    sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(temperature=1.0), max_rows=512)
+    policy, chat = sd.load_policy("countdown-base")
+    task, templates = sd.load_task("countdown"), sd.load_templates("countdown")
+    sampler = sd.HFSampler(policy, stop_ids=chat.stop_ids)
     optimiser = torch.optim.AdamW(policy.trainable(), lr=LEARNING_RATE, weight_decay=0.0)
     model = policy.model
     examples = task.examples("train")
@@ -66,8 +62,8 @@ def main(steps: int, prompts_per_step: int = 8) -> Policy:
             for g, completion in enumerate(group):
                 # 4. The same ids under another prompt: the teacher has seen a solution.
                 fields = {**example.fields, "verdict": "correct" if verdicts[p][g].correct else "wrong"}
-                shown = apply(templates, "solution_verdict", example.prompt, fields)
-                assert not isinstance(shown, Skipped), shown
+                shown = templates["solution_verdict"].render(example.prompt, fields)
+                assert isinstance(shown, tuple), shown
                 with torch.no_grad():
                     teacher_N = completion_logprobs(model, chat.encode(shown), completion.ids)
                 student_N = completion_logprobs(model, prompts[p], completion.ids)

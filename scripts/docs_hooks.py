@@ -19,12 +19,14 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from docs_site import pages
+from docs_site.api import api_page
 from docs_site.commands import cli_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "reference/cli.md": cli_page,
+    "reference/api.md": api_page,
     "reference/config.md": pages.config_page,
     "reference/changelog.md": lambda: (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
 }

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from selfdistill.cli import main
-from selfdistill.compare import plan
+from selfdistill.comparing import plan
 from selfdistill.config import load_config, shipped_configs
 from selfdistill.errors import ConfigError
 from support.runs import as_toml, lines, tiny_run, train

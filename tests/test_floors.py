@@ -74,9 +74,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training", "evaluation", "inspection", "inspection_tables", "collecting", "saving"),
     ("teaching", "reference", "measuring", "watching", "inspection_files", "drawing"),
     ("tasking", "engines"),
-    ("assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants"),
+    ("assembly", "run", "commands", "comparing", "datacheck", "inspecting", "variants"),
     ("starting",),
-    ("cli",),
+    ("cli", "api"),
     ("__main__",),
 )
 """The rooms, lowest floor first. A room is a module or a package; modules of one package may import each other."""
@@ -108,13 +108,24 @@ SIDEWAYS = {
     ("inspecting", "assembly"),
     ("inspecting", "variants"),
     ("inspecting", "commands"),  # a model that is looked at is found and configured as one that is evaluated
-    ("compare", "run"),  # a comparison is several runs
-    ("compare", "assembly"),  # whose configs it resolves beforehand, to see that they are on equal terms
+    ("comparing", "run"),  # a comparison is several runs
+    ("comparing", "assembly"),  # whose configs it resolves beforehand, to see that they are on equal terms
 }
 """Pairs (importer, imported) of one floor that are listed together, one direction only."""
 
 ONLY_FOR = {
-    "config": {"assembly", "run", "commands", "compare", "datacheck", "inspecting", "variants", "starting", "cli"},
+    "config": {
+        "assembly",
+        "run",
+        "commands",
+        "comparing",
+        "datacheck",
+        "inspecting",
+        "variants",
+        "starting",
+        "cli",
+        "api",
+    },
     "taskconfig": {"config", "samplerconfig", "tasking", "datacheck", "cli"},
     "samplerconfig": {"config", "engines", "assembly"},
 }
@@ -263,11 +274,11 @@ def test_sideways_pairs_stay_on_a_floor_and_make_no_circle() -> None:
         ("chat.py", "importlib.import_module('selfdistill.training')", "up: training"),
         ("chat.py", "from selfdistill.policy import Policy", "sideways: policy"),
         ("tasks/countdown.py", "from selfdistill.policy import Policy", "sideways: policy"),
-        ("run.py", "from selfdistill.compare import compare", "sideways: compare"),
+        ("run.py", "from selfdistill.comparing import plan", "sideways: comparing"),
         (
             "training.py",
             "from selfdistill.config import RunConfig",
-            "only assembly, cli, commands, compare, datacheck, inspecting, run, starting, variants may",
+            "only api, assembly, cli, commands, comparing, datacheck, inspecting, run, starting, variants may",
         ),
         ("chat.py", "from selfdistill import Policy", "from the top of the package"),
         ("chat.py", "import selfdistill", "from the top of the package"),
@@ -285,7 +296,7 @@ def test_a_breach_is_reported(tmp_path: Path, file: str, line: str, complaint: s
     [
         ("training.py", "from selfdistill.chat import render"),
         ("tasks/countdown.py", "from selfdistill.tasks.arithmetic import solve\nfrom .arithmetic import check"),
-        ("compare.py", "from selfdistill.run import run"),
+        ("comparing.py", "from selfdistill.run import run"),
         ("run.py", "from selfdistill.config import RunConfig"),
         ("chat.py", "import torch\nfrom selfdistill import __version__"),
         ("__init__.py", "from selfdistill.training import step"),
@@ -336,7 +347,7 @@ def test_a_swallowing_handler_is_reported(tmp_path: Path, handler: str, count: i
 
 def _house(folder: Path, files: dict[str, str]) -> None:
     """A small source tree with a few empty rooms and the given files."""
-    rooms = ("chat", "policy", "training", "config", "run", "compare", "tasks/arithmetic")
+    rooms = ("chat", "policy", "training", "config", "run", "comparing", "tasks/arithmetic")
     for name, text in ({f"{room}.py": "" for room in rooms} | files).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

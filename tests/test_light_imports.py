@@ -24,6 +24,8 @@ except SystemExit as end:
     "code",
     [
         pytest.param("import selfdistill", id="package"),
+        pytest.param("import selfdistill; assert 'train' in dir(selfdistill)", id="names"),
+        pytest.param("from selfdistill import Message, RunConfig, Template, UserError", id="light names"),
         pytest.param("from selfdistill.cli import main; assert callable(main)", id="cli"),
         pytest.param(HELP, id="help"),
     ],

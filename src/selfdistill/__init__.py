@@ -1,3 +1,139 @@
-"""On-policy self-distillation: a model that knows the answer in hindsight teaches itself."""
+"""On-policy self-distillation: a model that knows the answer in hindsight teaches itself.
+
+Everything that a notebook needs is a name of this package, found when it is first used, so that the import itself loads
+nothing heavy. ``objectives`` is the namespace of losses for loops of one's own.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfdistill import objectives
+    from selfdistill.api.comparison import compare
+    from selfdistill.api.evaluation import evaluate
+    from selfdistill.api.inspection import inspect
+    from selfdistill.api.models import load_policy, save_policy
+    from selfdistill.api.rollouts import rollout
+    from selfdistill.api.scores import score
+    from selfdistill.api.settings import load_config
+    from selfdistill.api.tasks import load_task
+    from selfdistill.api.training import train
+    from selfdistill.chat import Chat
+    from selfdistill.config import RunConfig
+    from selfdistill.contexts import Template, load_templates
+    from selfdistill.errors import UserError
+    from selfdistill.head import TokenSlice
+    from selfdistill.methods import METHODS, Method, build_method
+    from selfdistill.methods.base import Role
+    from selfdistill.policy import Policy
+    from selfdistill.samplers.hf import HFSampler
+    from selfdistill.samplers.scripted import ScriptedSampler
+    from selfdistill.training import Trainer
+    from selfdistill.types import (
+        Completion,
+        Example,
+        Message,
+        Rollout,
+        RolloutGroup,
+        Sampler,
+        Scores,
+        Task,
+        Verdict,
+        View,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Chat",
+    "Completion",
+    "Example",
+    "HFSampler",
+    "Message",
+    "Method",
+    "Policy",
+    "Role",
+    "Rollout",
+    "RolloutGroup",
+    "RunConfig",
+    "Sampler",
+    "Scores",
+    "ScriptedSampler",
+    "Task",
+    "Template",
+    "TokenSlice",
+    "Trainer",
+    "UserError",
+    "Verdict",
+    "View",
+    "build_method",
+    "compare",
+    "evaluate",
+    "inspect",
+    "load_config",
+    "load_policy",
+    "load_task",
+    "load_templates",
+    "objectives",
+    "rollout",
+    "save_policy",
+    "score",
+    "train",
+]
+
+_ROOMS = {
+    "selfdistill.api.comparison": ("compare",),
+    "selfdistill.api.evaluation": ("evaluate",),
+    "selfdistill.api.inspection": ("inspect",),
+    "selfdistill.api.models": ("load_policy", "save_policy"),
+    "selfdistill.api.rollouts": ("rollout",),
+    "selfdistill.api.scores": ("score",),
+    "selfdistill.api.settings": ("load_config",),
+    "selfdistill.api.tasks": ("load_task",),
+    "selfdistill.api.training": ("train",),
+    "selfdistill.chat": ("Chat",),
+    "selfdistill.config": ("RunConfig",),
+    "selfdistill.contexts": ("Template", "load_templates"),
+    "selfdistill.errors": ("UserError",),
+    "selfdistill.head": ("TokenSlice",),
+    "selfdistill.methods": ("METHODS", "Method", "build_method"),
+    "selfdistill.methods.base": ("Role",),
+    "selfdistill.policy": ("Policy",),
+    "selfdistill.samplers.hf": ("HFSampler",),
+    "selfdistill.samplers.scripted": ("ScriptedSampler",),
+    "selfdistill.training": ("Trainer",),
+    "selfdistill.types": (
+        "Completion",
+        "Example",
+        "Message",
+        "Rollout",
+        "RolloutGroup",
+        "Sampler",
+        "Scores",
+        "Task",
+        "Verdict",
+        "View",
+    ),
+}
+"""Where each name is found: the same as above, for the interpreter (``tests/test_public_names.py`` compares them)."""
+
+_FOUND_IN = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name for a public one
+
+    def __getattr__(name: str) -> Any:
+        if name == "objectives":
+            return import_module("selfdistill.objectives")
+        if name not in _FOUND_IN:
+            raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
+        value = getattr(import_module(_FOUND_IN[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -62,19 +62,23 @@ class Parts:
 
 
 def assemble(
-    config: RunConfig, *, folder: Path | None = None, say: Callable[[str], None] = lambda sentence: None
+    config: RunConfig,
+    *,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+    task: Task | None = None,
 ) -> Parts:
     """Build every part of a run.
 
     ``folder`` is the run's own, for weights on their way to an engine; without one no engine is used. ``say`` hears of
-    servers that fail.
+    servers that fail. ``task`` is used instead of the one that ``config.task`` describes.
 
     Raises:
         UserError: one sentence for the first thing that cannot be right.
     """
     method = method_of(config)
     config = resolve(config, method)
-    task = build_task(config.task, seed=config.seed, reward=config.reward)
+    task = task or build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, str(config.method["name"]))
     if config.reward:
         # A function that answers nonsense does so now, before anything is written.

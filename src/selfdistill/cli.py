@@ -77,7 +77,7 @@ def compare(
     """Train several configs on equal terms, several seeds each: one table and one page. Goes on where it stopped."""
     from rich.console import Console
 
-    from selfdistill.compare import find_arm, parse_seeds, plan, run_comparison, write_results
+    from selfdistill.comparing import find_arm, parse_seeds, plan, run_comparison, write_results
     from selfdistill.progress import Progress
     from selfdistill.report.versus import closing
     from selfdistill.stopping import stop_on_signals

@@ -10,12 +10,12 @@ from typing import Any
 
 from selfdistill import checkpoint
 from selfdistill.assembly import assemble, build_policy
-from selfdistill.chat import usual_length
+from selfdistill.chat import Chat, usual_length
 from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.evaluation import evaluate
 from selfdistill.methods.base import Role
-from selfdistill.policy import DTYPES, save_policy
+from selfdistill.policy import DTYPES, Policy, save_policy
 from selfdistill.report.files import read_object
 from selfdistill.rollouts import fitting
 from selfdistill.samplers.hf import Decoding, HFSampler
@@ -23,12 +23,12 @@ from selfdistill.saving import load_trained
 from selfdistill.seeds import derive
 from selfdistill.tasking import build_task
 from selfdistill.teaching import lesson_of
-from selfdistill.types import External, Skipped, View
+from selfdistill.types import External, Skipped, Task, View
 
 
 def evaluate_model(
     model: str,
-    task: str | None,
+    task: str | Mapping[str, Any] | None,
     *,
     samples: int,
     limit: int | None,
@@ -36,19 +36,21 @@ def evaluate_model(
     temperature: float,
     max_tokens: int | None,
     seed: int,
-    overrides: Sequence[str],
+    overrides: Sequence[str] | Mapping[str, Any],
+    loaded: tuple[Policy, Chat] | None = None,
+    judge: Task | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model directory, a checkpoint, a run's newest checkpoint, a hub id or a shipped model.
 
-    A run's folder brings its own task and token limit; anything else must name a task.
+    A run's folder brings its own task and token limit; anything else must name a task. ``loaded`` is a model in
+    memory, which ``model`` then only names, and ``judge`` a task object in the place of what ``task`` describes.
 
     Raises:
         UserError: one sentence.
     """
     config = config_for(model, task, overrides, command="evaluate")
-    path, remarks = model_path(model)
-    policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
-    judge = build_task(config.task, seed=config.seed, reward=config.reward)
+    policy, chat, path, remarks = load_model(model, config, loaded)
+    judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     tokens = max_tokens or config.sampling.max_tokens or usual_length(chat)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking)
     sampler = HFSampler(
@@ -66,6 +68,21 @@ def evaluate_model(
     ).to_json()
     origin = {"model": model, "weights": path, "task": config.task.kind, "split": split, "max_tokens": tokens}
     return {**origin, "temperature": temperature, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}
+
+
+def load_model(
+    model: str, config: RunConfig, loaded: tuple[Policy, Chat] | None = None
+) -> tuple[Policy, Chat, str, list[str]]:
+    """The model that is looked at, where its weights are, and remarks on them; ``loaded`` where it is in memory.
+
+    Raises:
+        UserError: it cannot be found or used.
+    """
+    if loaded is not None:
+        return (*loaded, loaded[1].name, [])
+    path, remarks = model_path(model)
+    policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
+    return policy, chat, path, remarks
 
 
 def model_path(model: str) -> tuple[str, list[str]]:
@@ -118,8 +135,14 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     return path
 
 
-def config_for(model: str, task: str | None, overrides: Sequence[str], *, command: str) -> RunConfig:
-    """The config of a model that is looked at and not trained: its run's own task, or the one that is named.
+def config_for(
+    model: str,
+    task: str | Mapping[str, Any] | None,
+    overrides: Sequence[str] | Mapping[str, Any],
+    *,
+    command: str,
+) -> RunConfig:
+    """The config of a model that is looked at and not trained: its run's own task, the kind that is named, or a table.
 
     Raises:
         UserError: neither names a task, the run's config cannot be read, or an override cannot be.
@@ -140,7 +163,7 @@ def config_for(model: str, task: str | None, overrides: Sequence[str], *, comman
         sampling = run.get("sampling", {})
         raw["sampling"] = {key: sampling[key] for key in ("max_tokens", "thinking", "max_rows") if key in sampling}
     else:
-        raw["task"] = {"kind": task}
+        raw["task"] = {"kind": task} if isinstance(task, str) else dict(task)
     apply_overrides(raw, overrides)
     return parse_config(raw, command)
 

@@ -6,6 +6,7 @@ Only ``run``, ``compare`` and ``cli`` know this module; all else takes plain arg
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
@@ -179,7 +180,7 @@ SINKS = ("tensorboard", "wandb", "trackio")
 
 
 class RunConfig(Strict):
-    """A whole run."""
+    """The config of a whole run: every key is checked when it is built, and none can be changed afterwards."""
 
     seed: int = Field(0, ge=0, description="Everything random follows from it.")
     steps: int = Field(100, ge=1, description="Optimiser steps.")
@@ -217,19 +218,26 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: one sentence: what, where, what would be right.
     """
-    raw = _read(source)
+    raw = read_config(source)
     apply_overrides(raw, overrides)
     return parse_config(raw, source)
 
 
-def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Write ``a.b=value`` pairs into a nested table.
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> None:
+    """Write ``a.b=value`` pairs, or a mapping of ``a.b`` to values, into a nested table.
 
     Raises:
         ConfigError: a pair without ``=``, or a path through something that is no table.
     """
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _set(raw, key, value, f"override {key!r}")
+        return
     for override in overrides:
-        _override(raw, override)
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r}: write key=value, for example --set optimiser.learning_rate=1e-5")
+        _set(raw, key.strip(), _value(text.strip()), f"--set {override!r}")
 
 
 def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
@@ -255,7 +263,12 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         raise ConfigError(f"{source}: {_sentence(error)}") from error
 
 
-def _read(source: str) -> dict[str, Any]:
+def read_config(source: str) -> dict[str, Any]:
+    """The tables of a shipped config by name, or of a TOML or JSON file by path (a run's ``config.json``), unchecked.
+
+    Raises:
+        ConfigError: it is missing or malformed.
+    """
     shipped = resources.files("selfdistill") / "configs" / f"{source}.toml"
     path = shipped if "/" not in source and shipped.is_file() else Path(source)
     if not path.is_file():
@@ -264,17 +277,20 @@ def _read(source: str) -> dict[str, Any]:
         raise ConfigError(
             f"config {source!r} not found; {hint}shipped: {', '.join(shipped_configs())}; or give a path to a TOML file"
         )
+    is_json = source.endswith(".json")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {source} is not valid TOML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        table = json.loads(text) if is_json else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {source} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"config {source} holds no table of keys")
+    return table
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r}: write key=value, for example --set optimiser.learning_rate=1e-5")
-    *path, last = key.strip().split(".")
+def _set(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Write one value at a dotted key; ``said`` is the override in the user's words."""
+    *path, last = key.split(".")
     table = raw
     for part in path:
         # `method = "name"` is shorthand for a table and may be extended like one.
@@ -282,9 +298,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
             table[part] = {SHORT[part]: table[part]}
         below = table.setdefault(part, {})
         if not isinstance(below, dict):
-            raise ConfigError(f"--set {override!r}: {part} is a value, not a table")
+            raise ConfigError(f"{said}: {part} is a value, not a table")
         table = below
-    table[last] = _value(text.strip())
+    table[last] = value
 
 
 def _value(text: str) -> Any:
@@ -298,9 +314,9 @@ def _value(text: str) -> Any:
 def _refuse_unknown(model: type[BaseModel], table: Mapping[str, Any], where: tuple[str, ...], source: str) -> None:
     """Name the nearest known key, which pydantic's own message does not."""
     for key, value in table.items():
-        name = ".".join([*where, key])
+        name = ".".join([*where, str(key)])
         if key not in model.model_fields:
-            close = difflib.get_close_matches(key, model.model_fields, n=1)
+            close = difflib.get_close_matches(str(key), model.model_fields, n=1)
             hint = (
                 f"did you mean {'.'.join([*where, close[0]])!r}?"
                 if close

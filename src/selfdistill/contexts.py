@@ -49,6 +49,22 @@ class Template:
         names = string.Template(self.text or "").get_identifiers()
         return tuple(name for name in names if name != "question")
 
+    def render(self, prompt: Sequence[Message], fields: Mapping[str, str]) -> tuple[Message, ...] | Skipped:
+        """The messages that the text shows in place of the prompt's last one, or which field is missing.
+
+        Raises:
+            ConfigError: the prompt does not end with a user message.
+        """
+        missing = [field for field in self.needs if field not in fields]
+        if missing:
+            return Skipped(f"context {self.name}: no {' and no '.join(missing)}")
+        if not prompt or prompt[-1].role != "user":
+            raise ConfigError(f"context {self.name}: the prompt must end with a user message")
+        text = string.Template(self.text or "").substitute(fields, question=prompt[-1].content)
+        tools = tuple(message for message in prompt[:-1] if message.role == "tools")
+        head = prompt[:-1] if self.system is None else (*tools, Message("system", self.system))
+        return (*head, Message("user", text))
+
 
 def load_templates(source: str | Path) -> dict[str, Template]:
     """Read a context file: a shipped one by name (``"default"``), or a path to a TOML file of one's own.
@@ -66,7 +82,7 @@ def load_templates(source: str | Path) -> dict[str, Template]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"context file {source} is not valid TOML: {error}") from error
-    templates = {name: _parse(name, table, str(source)) for name, table in tables.items()}
+    templates = {name: parse_template(name, table, str(source)) for name, table in tables.items()}
     for template in templates.values():
         for choice in template.first_of:
             if choice not in templates or templates[choice].first_of:
@@ -98,15 +114,7 @@ def apply(
         tried = [apply(templates, choice, prompt, fields) for choice in template.first_of]
         usable = next((result for result in tried if not isinstance(result, Skipped)), None)
         return usable or Skipped(f"context {name}: none of {', '.join(template.first_of)} can be rendered")
-    missing = [field for field in template.needs if field not in fields]
-    if missing:
-        return Skipped(f"context {name}: no {' and no '.join(missing)}")
-    if not prompt or prompt[-1].role != "user":
-        raise ConfigError(f"context {name}: the prompt must end with a user message")
-    text = string.Template(template.text or "").substitute(fields, question=prompt[-1].content)
-    tools = tuple(message for message in prompt[:-1] if message.role == "tools")
-    head = prompt[:-1] if template.system is None else (*tools, Message("system", template.system))
-    return (*head, Message("user", text))
+    return template.render(prompt, fields)
 
 
 def may_show(templates: Mapping[str, Template], name: str) -> list[str]:
@@ -116,7 +124,12 @@ def may_show(templates: Mapping[str, Template], name: str) -> list[str]:
     return list(dict.fromkeys(needs))
 
 
-def _parse(name: str, table: object, source: str) -> Template:
+def parse_template(name: str, table: object, source: str) -> Template:
+    """A template from its table in a context file; ``source`` names the file in messages.
+
+    Raises:
+        ConfigError: the table is malformed.
+    """
     if not isinstance(table, dict):
         raise ConfigError(f"context file {source}: {name!r} must be a table")
     unknown = set(table) - {"description", "text", "first_of", "system"}

@@ -33,6 +33,14 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryRows:
+    """Rows in memory: a list of dicts, or a ``datasets.Dataset``. ``path`` is their name in messages."""
+
+    rows: Iterable[Any]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row and where it stands: ``Row(3, {"question": "1 + 1 = ?", "answer": 2}, "sums.jsonl")``."""
 
@@ -86,29 +94,43 @@ def read_rows(source: str | Path | DataSource) -> list[Row]:
     return rows
 
 
-def scan_rows(source: str | Path | DataSource) -> Iterator[Row | Rejected]:
+def scan_rows(source: str | Path | DataSource | MemoryRows) -> Iterator[Row | Rejected]:
     """Every row of a JSONL file (one object a line, empty lines skipped), a ``.parquet`` file, a folder that
-    ``datasets`` saved, or a split of a hub data set; a malformed line in its place.
+    ``datasets`` saved, a split of a hub data set, or of a list in memory; a malformed line in its place.
 
     Raises:
         DataError: the source is missing, unreadable or without rows.
     """
-    source = source if isinstance(source, DataSource) else DataSource(str(source))
-    path = Path(source.path)
-    found: Iterator[Row | Rejected]
-    if path.is_file():
-        found = _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
-    elif path.is_dir() or source.split is not None:
-        found = _dataset_rows(source)
+    if isinstance(source, MemoryRows):
+        found, first = _memory_rows(source), None
     else:
-        hint = "" if path.suffix else '; a data set of the hub needs its split: path = { path = "…", split = "train" }'
-        raise DataError(f"data file {path} not found{hint}")
+        source = source if isinstance(source, DataSource) else DataSource(str(source))
+        found, first = _stored_rows(source), source.first
     empty = True
-    for one in islice(found, source.first):
+    for one in islice(found, first):
         empty = False
         yield one
     if empty:
-        raise DataError(f"data file {path} holds no rows")
+        where = "" if isinstance(source, MemoryRows) else "data file "
+        raise DataError(f"{where}{source.path} holds no rows")
+
+
+def _memory_rows(source: MemoryRows) -> Iterator[Row | Rejected]:
+    for line, values in enumerate(source.rows, start=1):
+        if isinstance(values, Mapping):
+            yield Row(line, values, source.path)
+        else:
+            yield Rejected(line, f"a row must be a dict, this is {_kind(values)}", source.path)
+
+
+def _stored_rows(source: DataSource) -> Iterator[Row | Rejected]:
+    path = Path(source.path)
+    if path.is_file():
+        return _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
+    if path.is_dir() or source.split is not None:
+        return _dataset_rows(source)
+    hint = "" if path.suffix else '; a data set of the hub needs its split: path = { path = "…", split = "train" }'
+    raise DataError(f"data file {path} not found{hint}")
 
 
 def map_row(row: Row, mapping: FieldMapping) -> dict[str, str]:

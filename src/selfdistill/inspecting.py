@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfdistill.assembly import build_policy
 from selfdistill.chat import Chat, usual_length
-from selfdistill.commands import config_for, model_path
+from selfdistill.commands import config_for, load_model
 from selfdistill.config import RunConfig
 from selfdistill.contexts import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.inspection import look, plan
-from selfdistill.inspection_files import ANSWER_ONLY, check_place, prepare, summarise, write_findings
+from selfdistill.inspection import ELEMENTS, TOKENS, look, plan
+from selfdistill.inspection_files import ANSWER_ONLY, Slides, check_place, prepare, summarise, write_findings
+from selfdistill.methods.base import Method
 from selfdistill.policy import Policy
 from selfdistill.report.files import read_lines
 from selfdistill.rollouts import collect, fitting
@@ -35,7 +35,8 @@ MOST_EPOCHS = 100
 class Wish:
     """What to look at: sampled completions of some problems, or those of a run's ``rollouts.jsonl``.
 
-    ``methods`` and ``configs`` as :func:`~selfdistill.variants.choose_methods` takes them.
+    ``methods`` and ``configs`` as :func:`~selfdistill.variants.choose_methods` takes them; ``built`` are further
+    methods, by label.
     """
 
     methods: Sequence[str] | None
@@ -49,27 +50,69 @@ class Wish:
     seed: int = 0
     rollouts: Path | None = None
     words: Path | None = None
+    built: Mapping[str, Method] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen: every token's numbers, what they come to, and the tokenizer that spells them."""
+
+    slides: Slides
+    summary: dict[str, Any]
+    chat: Chat
+    remarks: Sequence[str] = ()
+
+    def write(self, out: Path) -> None:
+        """Write ``tokens.parquet``, ``summary.json`` and ``index.html``.
+
+        Raises:
+            ConfigError: the folder holds other things.
+        """
+        check_place(out)
+        write_findings(out, self.slides, self.summary, self.chat)
 
 
 def inspect_model(
     model: str, task: str | None, wish: Wish, out: Path, *, overrides: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Look at a model with the methods' eyes and write ``tokens.parquet``, ``summary.json`` and ``index.html``.
+    """Look at a model with the methods' eyes and write what was seen into ``out``; returns the summary.
 
     Raises:
         UserError: one sentence.
     """
     check_place(out)
+    seen = examine(model, task, wish, overrides=overrides, say=say)
+    seen.write(out)
+    return seen.summary
+
+
+def examine(
+    model: str,
+    task: str | Mapping[str, Any] | None,
+    wish: Wish,
+    *,
+    overrides: Sequence[str],
+    say: Callable[[str], None] = lambda sentence: None,
+    loaded: tuple[Policy, Chat] | None = None,
+    judge: Task | None = None,
+) -> Look:
+    """Look at a model with the methods' eyes; nothing is written.
+
+    ``loaded`` is a model in memory, which ``model`` then only names; ``judge`` a task object, which ``task`` names.
+
+    Raises:
+        UserError: one sentence.
+    """
     methods, rest = choose_methods(wish.methods, wish.configs, overrides)
+    methods.update(wish.built)
     patterns = load_classes(wish.words)
     config = config_for(model, task, rest, command="inspect")
-    judge = build_task(config.task, seed=config.seed, reward=config.reward)
+    judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = load_templates(config.contexts or judge.contexts)
     _check_contexts(wish, templates)
-    path, remarks = model_path(model)
+    policy, chat, path, remarks = load_model(model, config, loaded)
     for remark in remarks:
         say(remark)
-    policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
     if wish.rollouts is not None:
         groups, unused = read_groups(wish.rollouts, judge, wish, chat, policy, config.sampling.thinking)
     else:
@@ -85,10 +128,10 @@ def inspect_model(
         wanted,
         templates,
         thinking=config.sampling.thinking,
-        prompts=config.sampling.prompts,
-        max_tokens=config.limits.tokens or 4096,
-        elements=config.limits.elements or 1 << 24,
         seed=derive(wish.seed, "contrast", 1),
+        prompts=config.sampling.prompts,
+        max_tokens=config.limits.tokens or TOKENS,
+        elements=config.limits.elements or ELEMENTS,
     )
     found.skipped += unused
     slides = prepare(found, chat, patterns)
@@ -102,16 +145,14 @@ def inspect_model(
         "seed": wish.seed,
         "knobs": knobs(methods, found.credits),
     }
-    summary = summarise(slides, origin, chat)
-    write_findings(out, slides, summary, chat)
-    return summary
+    return Look(slides, summarise(slides, origin, chat), chat, remarks)
 
 
 def _check_contexts(wish: Wish, templates: Mapping[str, Template]) -> None:
     for name in wish.contexts:
         if name not in templates:
             raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
-    if wish.methods == [] and not wish.configs and not wish.contexts:
+    if wish.methods == [] and not (wish.built or wish.configs or wish.contexts):
         raise ConfigError("nothing to look at: name --methods, --config or --contexts")
 
 

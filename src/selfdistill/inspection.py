@@ -28,6 +28,8 @@ from selfdistill.scoring import readout_roles, together
 from selfdistill.types import External, RolloutGroup, Scores, Skipped, View
 from selfdistill.views import hindsight, role_prompt
 
+TOKENS, ELEMENTS, PROMPTS = 4096, 1 << 24, 16
+"""Tokens of one forward pass, logits that exist at once, and problems of a step, where nobody sets them."""
 ALTERNATIVES = 3
 """Likeliest tokens kept under student and teacher."""
 
@@ -111,10 +113,10 @@ def look(
     templates: Mapping[str, Template],
     *,
     thinking: bool | None,
-    prompts: int,
-    max_tokens: int,
-    elements: int,
     seed: int,
+    prompts: int = PROMPTS,
+    max_tokens: int = TOKENS,
+    elements: int = ELEMENTS,
 ) -> Findings:
     """Score every context of every completion and ask every method for its credits.
 

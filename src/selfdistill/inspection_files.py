@@ -297,9 +297,15 @@ def lens_of(slides: Slides, summary: Mapping[str, Any], chat: Chat) -> Lens:
 
 
 def write_tokens(path: Path, slides: Slides) -> None:
-    """One row a token; null where a number is missing."""
-    import pyarrow as pa
+    """Write :func:`token_table` as Parquet."""
     import pyarrow.parquet as pq
+
+    pq.write_table(token_table(slides), path)
+
+
+def token_table(slides: Slides) -> Any:
+    """A ``pyarrow.Table`` with one row a token; null where a number is missing."""
+    import pyarrow as pa
 
     found = slides.findings
     lengths = found.lengths
@@ -331,7 +337,7 @@ def write_tokens(path: Path, slides: Slides) -> None:
         columns[f"top logprobs {name}"] = pa.array(
             [None if np.isnan(row).any() else row for row in logprobs_NK.tolist()], pa.list_(pa.float32())
         )
-    pq.write_table(pa.table(columns), path)
+    return pa.table(columns)
 
 
 def _sound(text: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from re import Pattern
 from typing import Any
@@ -11,7 +12,13 @@ from selfdistill.chat import Chat
 from selfdistill.evaluation import deliberation_pattern
 from selfdistill.head import STUDENT
 from selfdistill.training import StepResult
-from selfdistill.types import RolloutGroup
+from selfdistill.types import RolloutGroup, StepRecord
+
+
+def as_seen(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
+    """The record for a callback: with the seconds, and every single value of the step's line of metrics."""
+    values = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
+    return replace(record, values={**record.values, **values}, seconds=line["phase_seconds"])
 
 
 def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:

@@ -17,10 +17,10 @@ PLAIN_EVERY = 10.0
 
 
 class Progress:
-    """Progress on a terminal, or lines in a log."""
+    """Progress on a terminal, or lines in a log; without a console nothing is said."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(quiet=True)
         self.live: Live | None = None
         self.began = time.monotonic()
         self.first: int | None = None
@@ -29,7 +29,7 @@ class Progress:
         self.last_line = 0.0
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self.live = Live(console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from selfdistill.distributed import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
 from selfdistill.evaluation import evaluate
 from selfdistill.head import STUDENT
-from selfdistill.measuring import described, drawn, separation, taught
+from selfdistill.measuring import as_seen, described, drawn, separation, taught
 from selfdistill.policy import save_policy
 from selfdistill.progress import Progress
 from selfdistill.report import write_report
@@ -28,7 +28,7 @@ from selfdistill.sinks import JsonLines, flatten
 from selfdistill.stopping import StopRequest
 from selfdistill.trackers import Begin, Trackers, require
 from selfdistill.training import Clock, StepResult
-from selfdistill.types import Example, RolloutGroup, StepRecord
+from selfdistill.types import Example, RolloutGroup, StepRecord, Task
 
 PLACES = ("kind", "shards", "activation_checkpointing", "cpu_offload", "timeout")
 CUTS = ("limits.tokens", "limits.elements", "sampling.max_rows")
@@ -53,20 +53,33 @@ class Counters:
 class Run:
     """One training run in one folder."""
 
-    def __init__(self, config: RunConfig, folder: Path, *, resume: bool, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        resume: bool = False,
+        progress: Progress | None = None,
+        task: Task | None = None,
+        on_step: Callable[[StepRecord], object] = lambda record: None,
+    ) -> None:
         """Assemble everything, then open the folder; nothing is written when something is wrong.
+
+        Without ``progress`` the run is silent. ``task`` replaces the one that ``config.task`` describes. ``on_step``
+        is called after every step, when its lines have been written.
 
         Raises:
             UserError: one sentence.
         """
         self.folder = folder
-        self.progress = progress
+        self.progress = progress = progress or Progress()
+        self.on_step = on_step
         self.world = World.current()
         exists = self.world.from_first(lambda: holds_run(folder, resume=resume))
         if resume and not exists:
             progress.say(f"nothing to resume in {folder}: starting a new run")
         require(config.sinks)
-        self.parts = assemble(config, folder=folder, say=progress.say)
+        self.parts = assemble(config, folder=folder, say=progress.say, task=task)
         self.config = self.parts.config
         self.counters = Counters()
         self.saved_step = 0
@@ -86,8 +99,9 @@ class Run:
         begin = Begin(folder, settings, self.counters.step)
         self.trackers = Trackers(config.sinks if self.world.first else [], begin, warn=progress.say)
 
-    def train(self, stop: StopRequest) -> dict[str, Any]:
+    def train(self, stop: StopRequest | None = None) -> dict[str, Any]:
         """Train to the last step or until asked to stop; returns the summary."""
+        stop = stop or StopRequest()
         try:
             with checkpoint.told_when_full(self.folder):
                 return self._train(stop)
@@ -145,6 +159,7 @@ class Run:
             self.metrics.append(line)
             self.trackers.step(line, completions)
             self.progress.step(line, total=config.steps)
+            self._call_back(as_seen(result.record, line))
             if now.step % config.checkpoint.every == 0:
                 self._save(export=now.step == config.steps)
         if now.step > self.saved_step:
@@ -223,6 +238,13 @@ class Run:
     def _alarmed(self) -> list[str]:
         """The alarms that end the run: those of ``stop_on`` that the newest step has set off."""
         return [alarm.name for alarm in self.watch.sounded if alarm.name in self.config.stop_on]
+
+    def _call_back(self, record: StepRecord) -> None:
+        try:
+            self.on_step(record)
+        except BaseException:  # KeyboardInterrupt too: the run ends, and can be resumed from this very step
+            self._save(export=True)
+            raise
 
     def _note_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
         for phase, seconds in clock.seconds.items():

@@ -185,16 +185,23 @@ class CodeConfig(RowsConfig):
     unsafe: bool = Field(False, description="Whether to run model code without isolation where no sandbox works.")
 
 
+class ObjectConfig(Strict):
+    """A task object that Python code handed to the run; no config can build it again."""
+
+    kind: Literal["object"]
+    name: str = Field(description="Name of the task, and what tells it from others.")
+
+
 TaskConfig = Annotated[
-    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig | CodeConfig,
+    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig | CodeConfig | ObjectConfig,
     Field(discriminator="kind"),
 ]
 
 
 def task_configs() -> dict[str, type[Strict]]:
-    """Every task's table by its kind."""
-    union = get_args(TaskConfig)[0]
-    return {get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(union)}
+    """The table of every task that a config can build, by its kind."""
+    tables = [one for one in get_args(get_args(TaskConfig)[0]) if one is not ObjectConfig]
+    return {get_args(one.model_fields["kind"].annotation)[0]: one for one in tables}
 
 
 @dataclass(frozen=True, slots=True)

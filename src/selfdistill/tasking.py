@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from selfdistill.data import MemoryRows
+from selfdistill.errors import ConfigError
 from selfdistill.taskconfig import (
     ChoiceConfig,
     CodeConfig,
     CountdownConfig,
     MathConfig,
+    ObjectConfig,
     RowsConfig,
     SourceConfig,
     TaskConfig,
@@ -18,7 +22,7 @@ from selfdistill.taskconfig import (
 from selfdistill.tasks.choice import ChoiceTask
 from selfdistill.tasks.code import CodeTask
 from selfdistill.tasks.countdown import CountdownTask
-from selfdistill.tasks.custom import RewardedTask, load_reward
+from selfdistill.tasks.custom import RewardedTask, RewardFunction, load_reward
 from selfdistill.tasks.math import MathTask
 from selfdistill.tasks.rows import RowTask
 from selfdistill.tasks.toolbox import ToolboxTask
@@ -26,23 +30,45 @@ from selfdistill.tasks.tools import ToolsTask
 from selfdistill.types import DataSource, Task
 
 
-def build_task(config: TaskConfig, *, seed: int, reward: str | None) -> Task:
+def build_task(
+    config: TaskConfig, *, seed: int, reward: str | RewardFunction | None, rows: Mapping[str, MemoryRows] | None = None
+) -> Task:
     """The task, its rewards replaced where the user has a function for them.
+
+    ``rows`` holds rows in memory by the key of the table that they take the place of (``path``, ``test_path`` …).
 
     Raises:
         UserError: rows that cannot be used, all of them listed; or anything else that cannot be right.
     """
-    task: Task = build_row_task(config, seed=seed) if isinstance(config, RowsConfig) else _generated(config, seed)
-    return RewardedTask(task, load_reward(reward)) if reward else task
+    task: Task
+    if isinstance(config, ObjectConfig):
+        raise ConfigError(f"task {config.name!r} is an object of the Python code that trained: give that task again")
+    if isinstance(config, RowsConfig):
+        task = build_row_task(config, seed=seed, rows=rows)
+    elif rows:
+        raise ConfigError(
+            f"task {config.kind!r} makes its own problems and reads no rows: name a task that does, for example "
+            "task={'kind': 'math', 'prompt': 'question', 'answer': 'answer'}"
+        )
+    else:
+        task = _generated(config, seed)
+    if not reward:
+        return task
+    return RewardedTask(task, load_reward(reward) if isinstance(reward, str) else reward)
 
 
-def build_row_task(config: MathConfig | ChoiceConfig | ToolsConfig | CodeConfig, *, seed: int) -> RowTask:
-    """A task over rows of data.
+def build_row_task(
+    config: MathConfig | ChoiceConfig | ToolsConfig | CodeConfig,
+    *,
+    seed: int,
+    rows: Mapping[str, MemoryRows] | None = None,
+) -> RowTask:
+    """A task over rows of data; ``rows`` as for :func:`build_task`.
 
     Raises:
         UserError: as for :func:`build_task`.
     """
-    options = _options(config)
+    options = {**_options(config), **(rows or {})}
     if isinstance(config, ChoiceConfig):
         return ChoiceTask(seed=seed, **options)
     if isinstance(config, ToolsConfig):

@@ -15,7 +15,7 @@ from selfdistill.batching import Turn, collate, concatenate, turns
 from selfdistill.chat import Chat
 from selfdistill.contexts import Template
 from selfdistill.distributed import ALONE, World
-from selfdistill.errors import TrainingError
+from selfdistill.errors import ConfigError, TrainingError
 from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob, SliceResult, TokenLoss, TokenMetrics
 from selfdistill.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
 from selfdistill.memory import is_full, out_of_memory
@@ -26,7 +26,7 @@ from selfdistill.scoring import readouts, score_roles, split, together
 from selfdistill.seeds import derive
 from selfdistill.sharding import clip
 from selfdistill.teachers import Teachers
-from selfdistill.types import RolloutGroup, Scores, StepRecord, View
+from selfdistill.types import External, RolloutGroup, Scores, StepRecord, View
 from selfdistill.views import ViewSet, build_views
 
 
@@ -119,48 +119,49 @@ class Trainer:
     def __init__(
         self,
         policy: Policy,
-        teachers: Teachers,
+        teachers: Teachers | None,
         method: Method,
         templates: Mapping[str, Template],
         chat: Chat,
         optimiser: torch.optim.Optimizer,
         *,
-        learning_rate: Callable[[int], float],
-        clip_norm: float,
-        limits: Limits,
-        thinking: bool | None,
-        world: World,
+        learning_rate: Callable[[int], float] | float,
+        clip_norm: float = 1.0,
+        limits: Limits | None = None,
+        thinking: bool | None = None,
+        world: World | None = None,
         seed: int = 0,
         updates: int = 1,
         importance_cap: float | None = None,
     ) -> None:
         """``updates`` optimiser steps are made on each batch; ``seed`` draws what contrasts show.
 
-        ``importance_cap`` corrects for completions that another engine or older weights drew; None where the student
-        itself does.
+        ``teachers`` None: those that the method asks for, copied from the student as it is now. ``importance_cap``
+        corrects for completions that another engine or older weights drew; None where the student itself does.
         """
         self.policy = policy
-        self.teachers = teachers
+        self.teachers = teachers or teachers_of(method, policy)
         self.method = method
         self.templates = templates
         self.chat = chat
         self.optimiser = optimiser
-        self.learning_rate = learning_rate
+        self.learning_rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
         self.clip_norm = clip_norm
-        self.limits = limits
+        self.limits = limits or Limits()
         self.thinking = thinking
-        self.world = world
+        self.world = world or World()
         self.seed = seed
         self.updates = updates
         self.importance_cap = importance_cap
         self.state = method.new_state()
 
-    def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock) -> StepResult:
+    def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock | None = None) -> StepResult:
         """The student's updates on these groups, each followed by one of its teachers; the last one is reported.
 
         Raises:
             TrainingError: the loss or its gradient is not a number; that update has not been made then.
         """
+        clock = clock or Clock(self.policy.device)
         with clock.phase("views"):
             prepared = self.views(groups, step=step)
         rate = self.learning_rate(step)
@@ -328,6 +329,18 @@ class Trainer:
             values=known.values,
             elements=self.limits.elements,
         )
+
+
+def teachers_of(method: Method, policy: Policy) -> Teachers:
+    """The teachers that a method asks for, beside a student that is not sharded.
+
+    Raises:
+        ConfigError: another model is among them, which has to be loaded first.
+    """
+    needed = {role.weights for role in method.roles().values()}
+    if any(isinstance(weights, External) for weights in needed):
+        raise ConfigError("a method with another model as its teacher is trained by train(…), which loads that model")
+    return Teachers(policy, needed=needed, rate=method.teacher_rate)
 
 
 def _together(mine: _Found, views: int, world: World) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:

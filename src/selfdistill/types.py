@@ -139,6 +139,8 @@ class RolloutGroup:
     example: Example
     rollouts: tuple[Rollout, ...]
     verdicts: tuple[Verdict, ...]
+    contexts: str | None = field(default=None, compare=False, repr=False)
+    """The context file of the task that judged them, where that is to be remembered."""
 
     def __post_init__(self) -> None:
         if len(self.rollouts) != len(self.verdicts):
@@ -229,10 +231,20 @@ class SequenceBatch:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Per-token numbers of one role, detached: log-probability of the token, entropy of the distribution."""
+    """Per-token numbers of one role, detached: log-probability of the token, entropy of the distribution, in nats."""
 
     target_N: Tensor
     entropy_N: Tensor
+
+    @property
+    def logprobs(self) -> Tensor:
+        """Log-probability [N] of each token: ``target_N`` by a plain name."""
+        return self.target_N
+
+    @property
+    def entropies(self) -> Tensor:
+        """Entropy [N] of the distribution that each token was taken from: ``entropy_N`` by a plain name."""
+        return self.entropy_N
 
     def alone(self) -> Scores:
         """The same numbers in the machine's own memory, apart from those of other views that were scored with them."""

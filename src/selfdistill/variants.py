@@ -54,11 +54,12 @@ def knobs(methods: Mapping[str, Method], names: Iterable[str]) -> dict[str, dict
         method = methods[label]
         whole = method.model_dump(mode="json")
         given = {key: whole[key] for key in method.model_dump(exclude_defaults=True)}
-        found[label] = {"method": _name_of(type(method)), "knobs": given}
+        found[label] = {"method": name_of(type(method)), "knobs": given}
     return found
 
 
-def _name_of(kind: type[Method]) -> str:
+def name_of(kind: type[Method]) -> str:
+    """The name under which a config finds a method's class."""
     own = f"{kind.__module__}:{kind.__qualname__}"
     return next((name for name, known in METHODS.items() if known is kind), own)
 

@@ -36,15 +36,16 @@ METHODS: Mapping[str, type[Method]] = {
     "pbsd": PBSD,
     "pbsd_reward": PBSDReward,
 }
+"""Every method's class by its name; ``build_method`` makes one with its knobs."""
 
 
-def build_method(name: str, knobs: Mapping[str, Any]) -> Method:
-    """A method by name, or any importable ``module:Class``, with its knobs checked.
+def build_method(name: str, knobs: Mapping[str, Any] | None = None) -> Method:
+    """A method by name, or any importable ``module:Class``, with its knobs checked; unset, they are as they come.
 
     Raises:
         ConfigError: unknown method, unknown knob (with the nearest known one) or a value out of range.
     """
-    kind = _resolve(name)
+    kind, knobs = _resolve(name), knobs or {}
     for key in knobs:
         if key not in kind.model_fields or key == "name":
             known = [field for field in kind.model_fields if field != "name"]

@@ -39,10 +39,13 @@ class Decoding:
 class HFSampler:
     """Draws completions from a :class:`~selfdistill.policy.Policy`."""
 
-    def __init__(self, policy: Policy, *, stop_ids: Sequence[int], decoding: Decoding, max_rows: int | Rows) -> None:
+    def __init__(
+        self, policy: Policy, *, stop_ids: Sequence[int], decoding: Decoding | None = None, max_rows: int | Rows = 512
+    ) -> None:
+        """``decoding`` unset: the model's own distribution. ``max_rows`` completions are decoded at once."""
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
-        self.decoding = decoding
+        self.decoding = decoding or Decoding()
         self.rows = max_rows if isinstance(max_rows, Rows) else Rows(max_rows)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from selfdistill.data import (
     SPLITS,
     Duplicates,
     FieldMapping,
+    MemoryRows,
     Rejected,
     Row,
     count_duplicates,
@@ -26,7 +27,7 @@ from selfdistill.data import (
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.types import DataSource, Example, Message, Verdict
 
-Source = str | Path | DataSource
+Source = str | Path | DataSource | MemoryRows
 BadRows = Literal["refuse", "skip"]
 
 _SHOWN = 3
@@ -74,7 +75,7 @@ class RowTask(ABC):
     ) -> None:
         if limit is not None and limit < 1:
             raise ConfigError(f"limit must be at least 1, got {limit}")
-        self._label = path.path if isinstance(path, DataSource) else str(path)
+        self._label = path.path if isinstance(path, DataSource | MemoryRows) else str(path)
         self.rows = 0
         """How many rows were read, rejected ones included."""
         rejected: list[Rejected] = []

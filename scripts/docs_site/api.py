@@ -1,0 +1,156 @@
+"""The page of the Python API, read off what ``selfdistill`` exports: signatures, docstrings, methods of its classes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
+
+import selfdistill
+from docs_site.commands import cell
+
+SECTIONS: Mapping[str, Sequence[str]] = {
+    "Models": ("load_policy", "save_policy", "Policy", "Chat"),
+    "Tasks": ("load_task", "Task"),
+    "Completions": ("rollout", "HFSampler", "ScriptedSampler", "Sampler"),
+    "Scores": ("score", "Template", "load_templates", "Scores"),
+    "Training": ("train", "load_config", "RunConfig", "Trainer"),
+    "Looking and comparing": ("evaluate", "inspect", "compare"),
+    "Methods": ("METHODS", "Method", "build_method", "Role", "TokenSlice"),
+    "Records": ("Message", "Example", "Verdict", "Completion", "Rollout", "RolloutGroup", "View"),
+    "Losses": ("objectives",),
+    "Errors": ("UserError",),
+}
+RETURNED: Mapping[str, str] = {
+    "score": "selfdistill.api.scores:ScoreTable",
+    "train": "selfdistill.api.training:Summary",
+    "inspect": "selfdistill.api.inspection:Inspection",
+    "compare": "selfdistill.api.comparison:Comparison",
+}
+"""Classes that have no public name of their own: they come back from a function, and are told of there."""
+
+INTRODUCTION = """# Python API
+
+`import selfdistill as sd` is the only import: every name below is an attribute of the package, loaded when it is first
+used. A function does what the command of its name does, with the same numbers for the same seed. A mistake is a
+`UserError` of one sentence. See [extend](../extend.md) for a method of your own.
+"""
+
+
+def api_page() -> str:
+    """Every public name.
+
+    Raises:
+        ValueError: a name that no section holds, or that is not public.
+    """
+    named = {name for names in SECTIONS.values() for name in names}
+    if named != set(selfdistill.__all__):
+        raise ValueError(f"SECTIONS and selfdistill.__all__ differ by {sorted(named ^ set(selfdistill.__all__))}")
+    lines = [INTRODUCTION]
+    for title, names in SECTIONS.items():
+        lines.append(f"## {title}\n")
+        for name in names:
+            lines += _entry(name, getattr(selfdistill, name))
+    return "\n".join(lines)
+
+
+def described(name: str) -> str:
+    """The docstring of a public name; of a constant the text that follows it in the source. Empty if there is none."""
+    value = getattr(selfdistill, name)
+    if inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value):
+        # A dataclass without a docstring is given its signature as one, a subclass its parent's.
+        text = value.__doc__ or ""
+        return "" if text.startswith(f"{name}(") else inspect.cleandoc(text)
+    module = Path(inspect.getfile(selfdistill.build_method))
+    body = ast.parse(module.read_text(encoding="utf-8")).body
+    for statement, following in pairwise(body):
+        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name:
+            match following:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    return inspect.cleandoc(text)
+    return ""
+
+
+def _entry(name: str, value: Any) -> Iterator[str]:
+    yield f"### `{name}`\n"
+    is_built = inspect.isclass(value) and not issubclass(value, BaseModel) and not is_protocol(value)
+    if inspect.isfunction(value) or (is_built and "__init__" in vars(value)):
+        yield f"```python\n{_signature(name, value)}\n```\n"
+    yield f"{markdown(described(name))}\n"
+    if isinstance(value, ModuleType):
+        yield from _members(value)
+    elif inspect.isclass(value):
+        yield from _attributes(value)
+    if name in RETURNED:
+        room, _, kind = RETURNED[name].partition(":")
+        found = getattr(__import__(room, fromlist=[kind]), kind)
+        yield f"**`{kind}`**: {markdown(inspect.cleandoc(found.__doc__ or ''))}\n"
+        yield from _attributes(found)
+
+
+def is_protocol(kind: type) -> bool:
+    """Whether a class only says what others must have; nobody builds it."""
+    return bool(getattr(kind, "_is_protocol", False))
+
+
+def _members(module: ModuleType) -> Iterator[str]:
+    """The functions of a namespace."""
+    yield "| name | what it is |\n|---|---|"
+    for name in module.__all__:
+        yield f"| `{name}` | {cell(markdown(_first(getattr(module, name).__doc__)))} |"
+    yield ""
+
+
+def _attributes(kind: type) -> Iterator[str]:
+    """What a class offers besides its fields, which its docstring tells of."""
+    rows = []
+    for name, member in vars(kind).items():
+        inner = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+        is_property = isinstance(inner, property)
+        if name.startswith("_") or not (is_property or inspect.isfunction(inner)) or not inner.__doc__:
+            continue
+        rows.append(f"| `.{name}{'' if is_property else '(…)'}` | {cell(markdown(_first(inner.__doc__)))} |")
+    if rows:
+        yield "\n".join(["| member | what it is |", "|---|---|", *rows, ""])
+
+
+def _first(text: str | None) -> str:
+    return inspect.cleandoc(text or "").partition("\n\n")[0]
+
+
+def _signature(name: str, value: Any) -> str:
+    function = value.__init__ if inspect.isclass(value) else value
+    parameters = [one for one in inspect.signature(function).parameters.values() if one.name != "self"]
+    parts, starred = [], False
+    for one in parameters:
+        if one.kind is one.KEYWORD_ONLY and not starred:
+            parts.append("*")
+            starred = True
+        parts.append(str(one.replace(annotation=inspect.Parameter.empty)))
+    line = f"{name}({', '.join(parts)})"
+    return line if len(line) <= 100 else f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + ")"
+
+
+def markdown(text: str) -> str:
+    """A docstring as Markdown: literals and roles as code, sections as paragraphs and lists."""
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text).replace("``", "`")
+    lines: list[str] = []
+    inside = ""
+    for line in text.splitlines():
+        heading = re.fullmatch(r"(Args|Returns|Raises):", line)
+        argument = re.match(r"    (\w[\w, *]*): (.*)", line) if inside in ("Args", "Raises") else None
+        if heading:
+            inside = heading[1]
+            lines += ["", f"**{'Arguments' if inside == 'Args' else inside}**", ""]
+        elif argument:
+            lines.append(f"- `{argument[1]}`: {argument[2]}")
+        else:
+            lines.append(("  " if inside in ("Args", "Raises") and line else "") + line.strip() if inside else line)
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""Comparisons from Python: several configs, several seeds, one table."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from selfdistill import checkpoint
+from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, check_counts, load_config
+from selfdistill.api.training import stopping
+from selfdistill.comparing import find_arm, plan, run_comparison, write_results
+from selfdistill.errors import ConfigError
+from selfdistill.progress import Progress
+
+MEASURES = ("accuracy", "deliberation", "length")
+
+
+class Comparison:
+    """Arms on equal terms: all numbers of ``compare.json``, a table of them, and figures."""
+
+    def __init__(self, result: Mapping[str, Any], folder: Path) -> None:
+        self.result = dict(result)
+        """What ``compare.json`` holds."""
+        self.folder = folder
+        """The comparison's folder, with the runs and ``compare.html``."""
+
+    def frame(self) -> Any:
+        """A ``pandas.DataFrame`` with one row an arm: each measure before and after, with its 95 % interval.
+
+        ``accuracy_against_baseline`` is the paired difference from the baseline's runs; NaN for the baseline.
+        """
+        import pandas
+
+        rows = []
+        for arm in self.result["arms"]:
+            row: dict[str, Any] = {"arm": arm["name"], "method": arm["method"]["name"], "runs": len(arm["runs"])}
+            for measure in MEASURES:
+                for end in ("before", "final", "change", "against_baseline"):
+                    estimate = arm[measure][end] or dict.fromkeys(("value", "low", "high"), float("nan"))
+                    row[f"{measure}_{end}"] = estimate["value"]
+                    row[f"{measure}_{end}_low"], row[f"{measure}_{end}_high"] = estimate["low"], estimate["high"]
+            row["accuracy_best"] = arm["accuracy"]["best"]["value"]
+            rows.append(row)
+        return pandas.DataFrame(rows).set_index("arm")
+
+    def plot(self, measure: str = "accuracy", *, ax: Any = None) -> Any:
+        """Final values of a measure with their intervals, an arm each, on matplotlib axes, which are returned."""
+        from selfdistill.api.figures import intervals
+
+        if measure not in MEASURES:
+            raise ConfigError(f"unknown measure {measure!r}; there are: {', '.join(MEASURES)}")
+        arms = self.result["arms"]
+        return intervals([arm["name"] for arm in arms], [arm[measure]["final"] for arm in arms], measure, ax=ax)
+
+    def __repr__(self) -> str:
+        arms = ", ".join(arm["name"] for arm in self.result["arms"])
+        return f"<{arms}; seeds {', '.join(map(str, self.result['seeds']))}; {self.folder / 'compare.html'}>"
+
+
+def compare(
+    configs: Sequence[str | Path] | Mapping[str, ConfigLike],
+    *,
+    out: str | Path,
+    seeds: int | Sequence[int] = 1,
+    baseline: str | None = None,
+    main: str | None = None,
+    jobs: int | None = None,
+    progress: bool = False,
+    overrides: Overrides = (),
+    **settings: Any,
+) -> Comparison:
+    """Train several configs on equal terms, several seeds each, in processes of their own: ``selfdistill compare``.
+
+    Finished runs in ``out`` are kept, so the same call goes on where an interrupted one stopped.
+
+    Args:
+        configs: shipped names and TOML or JSON files; or a dict of arms' names to configs in any form, which are
+            written into ``out/configs``.
+        out: folder of the comparison.
+        seeds: how many (0, 1, 2 … are taken), or which.
+        baseline: the arm that others are measured by; unset: the first ``grpo``, or the first arm.
+        main: also put this arm's summary and page into the folder.
+        jobs: runs at a time; unset: one for each core, on an accelerator one.
+        progress: say what the command says; unset: silent.
+        overrides: dotted keys for all arms.
+        settings: keys of the config's top level for all arms, for example ``steps=20``.
+
+    Returns:
+        A :class:`Comparison`: ``.frame()``, ``.result``, ``.plot()``; the page is ``out/compare.html``.
+
+    Raises:
+        UserError: arms that differ in more than method, optimiser and limits; or a run that failed.
+    """
+    folder = Path(out)
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen or len(set(chosen)) < len(chosen) or not all(type(one) is int and one >= 0 for one in chosen):
+        raise ConfigError(
+            f"seeds are a number of at least 1, or different whole numbers such as [0, 1, 2]; got {seeds!r}"
+        )
+    check_counts(jobs=jobs)
+    sources = _sources(configs, folder)
+    comparison = plan(sources, as_pairs(overrides, settings), seeds=chosen, baseline=baseline, folder=folder)
+    if main is not None:
+        find_arm(comparison, main, "main")
+    with Progress(Console() if progress else None) as shown, stopping(shown) as stop:
+        finished = run_comparison(comparison, jobs=jobs, progress=shown, stop=stop)
+    if not finished:
+        signal.raise_signal(stop.signal or signal.SIGINT)
+    return Comparison(write_results(comparison, main=main), folder)
+
+
+def _sources(configs: Sequence[str | Path] | Mapping[str, ConfigLike], folder: Path) -> list[str]:
+    """Names and paths of the configs, for the processes of their own that train them."""
+    if isinstance(configs, Mapping):
+        checked = {name: load_config(config).model_dump(mode="json") for name, config in configs.items()}
+        kept = folder / "configs"
+        kept.mkdir(parents=True, exist_ok=True)
+        for name, table in checked.items():
+            checkpoint.write_json(kept / f"{name}.json", table)
+        return [str(kept / f"{name}.json") for name in checked]
+    if isinstance(configs, str) or not all(isinstance(one, str | Path) for one in configs):
+        raise ConfigError("configs are a list of names and paths, or a dict of arms' names to configs")
+    return [str(one) for one in configs]

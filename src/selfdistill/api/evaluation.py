@@ -1,0 +1,120 @@
+"""Accuracy from Python: the numbers of ``selfdistill evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from selfdistill.api.quiet import silenced
+from selfdistill.api.rollouts import check_pair
+from selfdistill.api.settings import Overrides, as_pairs, check_counts
+from selfdistill.api.tasks import as_task, checked_task, take_rows
+from selfdistill.chat import Chat
+from selfdistill.commands import evaluate_model
+from selfdistill.errors import ConfigError
+from selfdistill.policy import Policy
+from selfdistill.tasks.custom import RewardFunction
+from selfdistill.types import Task
+
+ModelLike: TypeAlias = str | Path | tuple[Policy, Chat]
+"""A model directory, checkpoint, run folder, hub id or shipped name; or what ``load_policy`` returned."""
+TaskLike: TypeAlias = str | Mapping[str, Any] | Task
+"""A task by kind, its table (``{"kind": "math", "path": …}``), or an object from ``load_task``."""
+
+
+def evaluate(
+    model: ModelLike,
+    task: TaskLike | None = None,
+    *,
+    samples: int = 8,
+    limit: int | None = None,
+    split: str = "test",
+    temperature: float = 1.0,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    reward: str | RewardFunction | None = None,
+    overrides: Overrides = (),
+) -> dict[str, Any]:
+    """Accuracy on held-out problems: the same numbers as ``selfdistill evaluate`` with the same seed.
+
+    Args:
+        model: a model directory, a checkpoint, a run folder, a hub id or a shipped name; or ``(policy, chat)``.
+        task: by kind, as a table, or from :func:`load_task`; unset: the run folder's own.
+        samples: completions of every problem.
+        limit: only the first problems of the split.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        temperature: of sampling; 0 is greedy.
+        max_tokens: longest completion; unset: the run folder's own, else 1024 or half the window.
+        seed: of sampling.
+        reward: a function in the place of the task's reward, as for :func:`load_task`.
+        overrides: config keys, as ``--set`` takes them.
+
+    Returns:
+        ``avg``, ``pass`` and ``maj`` at ``samples``, each with ``value``, ``low`` and ``high`` (95 %), ``length`` in
+        tokens, ``truncated`` as a share, and what was evaluated.
+
+    Raises:
+        UserError: one sentence.
+    """
+    name, loaded = model_of(model)
+    table, judge = task_of(task, reward)
+    check_counts(samples=samples, limit=limit, max_tokens=max_tokens)
+    with silenced():
+        return evaluate_model(
+            name,
+            table,
+            samples=samples,
+            limit=limit,
+            split=split,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            overrides=as_pairs(overrides),
+            loaded=loaded,
+            judge=judge,
+        )
+
+
+def model_of(model: ModelLike) -> tuple[str, tuple[Policy, Chat] | None]:
+    """A model's name, and the model where it is in memory.
+
+    Raises:
+        UserError: it is neither a name nor what ``load_policy`` returns.
+    """
+    if isinstance(model, str | Path):
+        return str(model), None
+    pair: object = model
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        kind = type(pair).__name__
+        raise ConfigError(f"a model is a name, a path, or the pair (policy, chat) from load_policy; this is a {kind}")
+    check_pair(*pair)
+    return model[1].name, model
+
+
+def task_of(
+    task: TaskLike | None, reward: str | RewardFunction | None = None
+) -> tuple[str | Mapping[str, Any] | None, Task | None]:
+    """A task as the commands take it: its kind or table, and the object where there is one.
+
+    Raises:
+        UserError: it is no task.
+    """
+    if isinstance(task, str) and reward is None:
+        return task, None
+    if isinstance(task, Mapping) and reward is None:
+        table = dict(task)
+        if not take_rows(table):
+            return table, None
+    if isinstance(task, Mapping):
+        from selfdistill.api.tasks import load_task
+
+        judge: Task | None = load_task(**{"reward": reward, **task})
+    elif task is None and reward is None:
+        return None, None
+    elif task is None:
+        raise ConfigError("a reward function needs the task whose problems it judges: name task= as well")
+    else:
+        judge = as_task(task if isinstance(task, str) else checked_task(task), reward)
+    assert judge is not None
+    return {"kind": "object", "name": judge.name}, judge

@@ -1,0 +1,160 @@
+"""The credit microscope from Python: what methods would reward and punish, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdistill.api.evaluation import ModelLike, TaskLike, model_of, task_of
+from selfdistill.api.quiet import silenced
+from selfdistill.api.settings import Overrides, as_pairs, check_counts
+from selfdistill.errors import ConfigError
+from selfdistill.inspecting import Look, Wish, examine
+from selfdistill.inspection_files import check_place, token_table
+from selfdistill.methods import Method
+from selfdistill.types import RolloutGroup
+
+
+class Inspection:
+    """What was seen: a table of tokens, a summary, and figures."""
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+        self.summary = look.summary
+        """What ``summary.json`` holds: tables by class, position, entropy and outcome; separation; checks."""
+        self.remarks = list(look.remarks)
+        """What is to be known of a run's checkpoints, a sentence each."""
+
+    @property
+    def groups(self) -> list[RolloutGroup]:
+        """The problems with the completions that were looked at."""
+        return self._look.slides.findings.groups
+
+    @property
+    def signals(self) -> list[str]:
+        """Names of the columns that hold u of a context or a method's credit."""
+        return list(self._look.slides.signals)
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with one row a token: what ``tokens.parquet`` holds."""
+        return token_table(self._look.slides).to_pandas()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``tokens.parquet``, ``summary.json`` and ``index.html``, as the command does; the page's path.
+
+        Raises:
+            UserError: the folder holds other things.
+        """
+        self._look.write(Path(folder))
+        return Path(folder) / "index.html"
+
+    def plot(self, signal: str, *, completion: int = 0, ax: Any = None) -> Any:
+        """One signal over one completion's tokens as bars on matplotlib axes, which are returned."""
+        from selfdistill.api.figures import token_bars
+
+        slides = self._look.slides
+        lengths = slides.findings.lengths
+        if signal not in slides.signals:
+            raise ConfigError(f"unknown signal {signal!r}; there are: {', '.join(slides.signals)}")
+        if not 0 <= completion < len(lengths):
+            raise ConfigError(f"completion {completion} is not among the {len(lengths)} that were looked at")
+        begin = sum(lengths[:completion])
+        values = slides.signals[signal][begin : begin + lengths[completion]].tolist()
+        words = [piece.body for piece in slides.specimens[completion].pieces]
+        return token_bars(words, values, signal, ax=ax)
+
+    def __repr__(self) -> str:
+        s = self.summary
+        skipped = "".join(f"; skipped: {count} × {reason}" for reason, count in s["skipped"].items())
+        left = "".join(f"; left out: {name}, because {reason}" for name, reason in s["left_out"].items())
+        return f"<{s['completions']} completions, {s['tokens']} tokens: {', '.join(self.signals)}{skipped}{left}>"
+
+
+def inspect(
+    model: ModelLike,
+    task: TaskLike | None = None,
+    *,
+    methods: Sequence[str] | Mapping[str, str | Method] | None = None,
+    configs: Sequence[str | Path] = (),
+    contexts: Sequence[str] = (),
+    out: str | Path | None = None,
+    problems: int = 16,
+    samples: int = 4,
+    split: str = "train",
+    temperature: float = 1.0,
+    max_tokens: int | None = None,
+    rollouts: str | Path | None = None,
+    words: str | Path | None = None,
+    seed: int = 0,
+    overrides: Overrides = (),
+) -> Inspection:
+    """Ask methods for their credit of each token, without training: the numbers of ``selfdistill inspect``.
+
+    Args:
+        model: a model directory, checkpoint, run folder, hub id or shipped name; or ``(policy, chat)``.
+        task: by kind, as a table, or from :func:`load_task`; unset: the run folder's own.
+        methods: names, ``"label=name"`` for one more of a kind, or a dict of labels to names or :class:`Method`
+            objects; unset: those of ``configs``, else the usual ones.
+        configs, contexts: run configs or folders whose methods are shown too; templates that are scored too.
+        out: also write the table, the summary and the page into this folder.
+        problems, samples, split, temperature, max_tokens, seed: which completions are sampled, and how.
+        rollouts, words: a ``rollouts.jsonl`` whose newest completions are read instead; a folder of word lists.
+        overrides: ``{"label.knob": value}`` sets a method's knob, other keys are the config's.
+
+    Returns:
+        An :class:`Inspection`: ``.to_pandas()``, ``.summary``, ``.plot(…)``, ``.save(folder)``.
+
+    Raises:
+        UserError: one sentence.
+    """
+    _check(out, methods, configs, contexts)
+    check_counts(problems=problems, samples=samples, max_tokens=max_tokens)
+    (name, loaded), (table, judge) = model_of(model), task_of(task)
+    named, built = _methods(methods)
+    wish = Wish(
+        named,
+        configs=[str(one) for one in configs],
+        contexts=list(contexts),
+        problems=problems,
+        samples=samples,
+        split=split,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        rollouts=None if rollouts is None else Path(rollouts),
+        words=None if words is None else Path(words),
+        built=built,
+    )
+    with silenced():
+        seen = Inspection(examine(name, table, wish, overrides=as_pairs(overrides), loaded=loaded, judge=judge))
+    if out is not None:
+        seen.save(out)
+    return seen
+
+
+def _check(out: str | Path | None, *lists: object) -> None:
+    """Refuse what would fail after minutes of scoring."""
+    if out is not None:
+        check_place(Path(out))
+    if any(isinstance(one, str) for one in lists):
+        raise ConfigError("methods, configs and contexts are lists of names: write methods=['antisd']")
+
+
+def _methods(
+    given: Sequence[object] | Mapping[str, object] | None,
+) -> tuple[list[str] | None, dict[str, Method]]:
+    """Methods by name, as the command takes them, and those that are objects."""
+    if given is None:
+        return None, {}
+    if not isinstance(given, Mapping):
+        names = [one for one in given if isinstance(one, str)]
+        if len(names) < len(given):
+            raise ConfigError("a method that is an object needs a label: write methods={'mine': method}")
+        return names, {}
+    built = {label: one for label, one in given.items() if isinstance(one, Method)}
+    named = {label: one for label, one in given.items() if not isinstance(one, Method)}
+    wrong = next((one for one in named.values() if not isinstance(one, str)), None)
+    if wrong is not None:
+        raise ConfigError(f"a method is a name or a Method object, got {wrong!r:.60}")
+    return [f"{label}={one}" for label, one in named.items()], built

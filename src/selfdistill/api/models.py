@@ -1,0 +1,76 @@
+"""Models by name, folder or hub id."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfdistill.api.quiet import silenced
+from selfdistill.api.rollouts import check_pair
+from selfdistill.chat import Chat
+from selfdistill.commands import load_model
+from selfdistill.config import parse_config
+from selfdistill.errors import CheckpointError
+from selfdistill.policy import Policy
+from selfdistill.policy import save_policy as save_folder
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    lora: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> tuple[Policy, Chat]:
+    """Load a causal language model with its tokenizer and chat template.
+
+    Args:
+        path: a shipped name (``"countdown-base"``), a model directory, a hub id, or the folder of a run, whose newest
+            checkpoint is loaded.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float64"``, of weights and activations.
+        device: a torch device, for example ``"cuda"``.
+        lora: train an adapter instead of all weights, for example ``{"rank": 8, "alpha": 16}``.
+        seed: draws a new adapter's weights.
+
+    Returns:
+        The model and what turns messages into its token ids and back. A torn checkpoint that was passed over is
+        a warning.
+
+    Raises:
+        UserError: it cannot be found or used, in one sentence.
+    """
+    table = {
+        "path": str(path),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
+        "lora": None if lora is None else dict(lora),
+    }
+    config = parse_config({"method": "grpo", "model": table, "seed": seed}, "load_policy")
+    with silenced():
+        policy, chat, _, remarks = load_model(str(path), config)
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
+    return policy, chat
+
+
+def save_policy(policy: Policy, chat: Chat, folder: str | Path) -> Path:
+    """Write a directory that :func:`load_policy` and transformers read: full weights, or the adapter alone.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: something else is in its place.
+    """
+    check_pair(policy, chat)
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file: choose another folder")
+    save_folder(policy, chat, path)
+    return path

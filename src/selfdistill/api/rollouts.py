@@ -1,0 +1,143 @@
+"""Completions from Python: sampled ones, and texts that somebody wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from selfdistill.api.settings import check_counts
+from selfdistill.api.tasks import Prompts, as_examples, as_task
+from selfdistill.chat import Chat, usual_length
+from selfdistill.errors import ConfigError, DataError, ModelError
+from selfdistill.policy import Policy
+from selfdistill.rollouts import collect, fitting
+from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.seeds import derive
+from selfdistill.types import Example, Rollout, RolloutGroup, Sampler, Task
+
+
+def rollout(
+    policy: Policy,
+    chat: Chat,
+    task: Task | str | None,
+    examples: Any,
+    *,
+    completions: int = 4,
+    max_tokens: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    thinking: bool | None = None,
+    seed: int = 0,
+    reward: Any = None,
+    sampler: Sampler | None = None,
+    max_rows: int = 512,
+) -> list[RolloutGroup]:
+    """Sample completions of every problem and judge them: what ``selfdistill inspect`` draws with the same seed.
+
+    Args:
+        policy, chat: from :func:`load_policy`.
+        task: who judges: from :func:`load_task`, its kind, an object of your own, or None (nobody does).
+        examples: ``task.examples("train")[:2]``; or rows (dicts, a ``datasets.Dataset``), which the task reads; or
+            prompts, each a text or a list of messages; or a task, whose training problems are taken.
+        completions: of every problem.
+        max_tokens: longest completion; unset: 1024, or half the window of a small model.
+        temperature, top_p, top_k: how a token is drawn; temperature 0 is greedy, ``top_k`` 0 keeps all tokens.
+        thinking: switch of chat templates that have one; unset: the template's default.
+        seed: the same seed draws the same completions.
+        reward: a function in the place of the task's reward, as for :func:`load_task`.
+        sampler: another engine, for example a :class:`ScriptedSampler`; decoding is then its own affair.
+        max_rows: completions decoded at once. It does not change what they say.
+
+    Returns:
+        One :class:`RolloutGroup` a problem, in order: ``group.rollouts[i].text``, ``group.verdicts[i].reward``.
+
+    Raises:
+        UserError: a prompt that does not fit the window, or an argument of the wrong kind.
+    """
+    check_pair(policy, chat)
+    judge = as_task(task, reward) or Prompts()
+    problems = as_examples(examples, judge)
+    if not problems:
+        raise DataError("there are no problems to sample completions of")
+    check_counts(completions=completions, max_tokens=max_tokens, max_rows=max_rows)
+    tokens = max_tokens or usual_length(chat)
+    _check_room(problems, chat, tokens, thinking)
+    decoding = _decoding(temperature, top_p, top_k)
+    groups = collect(
+        problems,
+        judge,
+        sampler or HFSampler(policy, stop_ids=chat.stop_ids, decoding=decoding, max_rows=max_rows),
+        chat,
+        count=completions,
+        max_tokens=tokens,
+        thinking=thinking,
+        seed=derive(seed, "sampling", 1),
+        version=0,
+    )
+    return [replace(group, contexts=judge.contexts) for group in groups]
+
+
+def _decoding(temperature: float, top_p: float, top_k: int) -> Decoding:
+    if not (temperature >= 0 and 0 < top_p <= 1 and top_k >= 0):
+        raise ConfigError(
+            "temperature must be at least 0, top_p above 0 and at most 1, top_k at least 0; got "
+            f"temperature={temperature}, top_p={top_p}, top_k={top_k}"
+        )
+    return Decoding(temperature, top_p, top_k)
+
+
+def _check_room(problems: Sequence[Example], chat: Chat, tokens: int, thinking: bool | None) -> None:
+    """Refuse prompts that leave no room for a completion: none is left out in silence."""
+    _, unfit = fitting(problems, chat, max_tokens=tokens, thinking=thinking)
+    if unfit:
+        raise DataError(
+            f"{sum(unfit.values())} of {len(problems)} prompts leave no room for {tokens} tokens in the window of "
+            f"{chat.name}, {chat.window}: lower max_tokens, or leave these problems out"
+        )
+
+
+def written(
+    chat: Chat, examples: Sequence[Example], completions: Sequence[Any], judge: Task, *, thinking: bool | None
+) -> list[RolloutGroup]:
+    """Texts that nobody sampled as completions, tokenised once; log-probabilities of a sampler are unknown (NaN).
+
+    Raises:
+        DataError: not one text, or list of texts, for every problem; or one that does not fit the window.
+    """
+    if isinstance(completions, str) or len(completions) != len(examples):
+        count = "one text" if isinstance(completions, str) else len(completions)
+        raise DataError(f"completions must hold one entry for each of the {len(examples)} prompts, got {count}")
+    groups = []
+    for example, given in zip(examples, completions, strict=True):
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"completions of {example.id} must be a text or a list of texts, got {given!r:.80}")
+        prompt = chat.encode(example.prompt, thinking=thinking)
+        rollouts = []
+        for text in texts:
+            ids = chat.response(text)
+            if len(prompt) + len(ids) > chat.window:
+                raise DataError(
+                    f"prompt and completion of {example.id} have {len(prompt) + len(ids)} tokens, the window of "
+                    f"{chat.name} is {chat.window}"
+                )
+            rollouts.append(Rollout(prompt, ids, (math.nan,) * len(ids), True, text, 0))
+        verdicts = tuple(judge.verify(example, text, finished=True) for text in texts)
+        groups.append(RolloutGroup(example, tuple(rollouts), verdicts, judge.contexts))
+    return groups
+
+
+def check_pair(policy: object, chat: object) -> None:
+    """Refuse anything but the two objects that ``load_policy`` returns.
+
+    Raises:
+        ModelError: which of them is something else.
+    """
+    for name, given, kind in (("policy", policy, Policy), ("chat", chat, Chat)):
+        if not isinstance(given, kind):
+            raise ModelError(
+                f"{name} must come from load_policy, as in policy, chat = load_policy(…); not a {type(given).__name__}"
+            )

@@ -1,0 +1,237 @@
+"""Tasks and problems from Python: shipped tasks, rows of one's own, plain prompts, rewards that are functions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from selfdistill.config import parse_config
+from selfdistill.data import MemoryRows, Row
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.tasking import build_task
+from selfdistill.tasks.custom import RewardedTask, RewardFunction, load_reward
+from selfdistill.tasks.rows import RowTask
+from selfdistill.types import Example, Message, Task, Verdict
+
+Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
+"""A user's message, or a list of messages (``{"role": "user", "content": "…"}``)."""
+
+SOURCES = ("path", "validation_path", "test_path")
+"""Keys of a task's table that name rows."""
+PARTS = ("name", "contexts", "judges", "examples", "verify")
+"""What every task has."""
+
+
+def load_task(
+    kind: str | None = None, *, seed: int = 0, reward: str | RewardFunction | None = None, **options: Any
+) -> Task:
+    """A task: problems, and a verifier that judges completions.
+
+    ``load_task("countdown")`` makes its own problems; ``load_task("math", path="rows.jsonl", prompt="question",
+    answer="answer")`` reads rows; ``load_task(preset="gsm8k", path=rows)`` fills the keys for a well-known schema.
+    ``task.examples("train")`` are its problems, ``task.verify(example, text, finished=True)`` judges one text.
+
+    Args:
+        kind: ``selfdistill tasks`` lists them; unset: the preset's.
+        seed: draws generated problems, and the order of moving options.
+        reward: a function in the place of the verifier's reward, or ``"package.module:function"``: called with lists
+            ``prompts``, ``completions`` and the row's columns, it returns one float (or None: not judged) a completion.
+            For code, ``"all"`` and ``"share"`` are the task's own key.
+        options: keys of the task's table (``docs/data.md``). ``path``, ``validation_path`` and ``test_path`` may be
+            files, or rows in memory: a list of dicts or a ``datasets.Dataset``.
+
+    Returns:
+        The task.
+
+    Raises:
+        UserError: an unknown kind or key, or rows that cannot be used, by number.
+    """
+    table: dict[str, Any] = {**options, **({} if kind is None else {"kind": kind})}
+    if isinstance(reward, str) and ":" not in reward:
+        table["reward"], reward = reward, None
+    rows = take_rows(table)
+    if "kind" not in table and "preset" not in table:
+        raise ConfigError("load_task needs a kind, for example load_task('countdown'), or a preset")
+    config = parse_config({"method": "grpo", "task": table, "seed": seed}, "load_task")
+    return build_task(config.task, seed=config.seed, reward=checked_reward(reward), rows=rows)
+
+
+def take_rows(table: dict[str, Any]) -> dict[str, MemoryRows]:
+    """Rows in memory among a task's options; in the table they leave a name that tells these rows from others.
+
+    Raises:
+        DataError: a path that is neither a path nor rows.
+    """
+    rows: dict[str, MemoryRows] = {}
+    for key in SOURCES:
+        value = table.get(key)
+        if isinstance(value, Path):
+            table[key] = str(value)
+        elif value is not None and not isinstance(value, str) and not _is_source(value):
+            rows[key] = memory_rows(value, key)
+            table[key] = f"rows in memory, sha256 {_digest(rows[key].rows)}"
+    return rows
+
+
+def memory_rows(value: Any, what: str) -> MemoryRows:
+    """A list of dicts or a ``datasets.Dataset`` as a source of rows.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if isinstance(value, Mapping):
+        raise DataError(f"{what} has several splits ({', '.join(map(str, value))}): name one, as in data['train']")
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise DataError(f"{what} must be a list of dicts, a datasets.Dataset or a task, got {type(value).__name__}")
+    rows = list(value)
+    wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
+    if wrong is not None:
+        raise DataError(f"{what}: every row must be a dict of columns, this one is {wrong!r:.80}")
+    return MemoryRows(rows, "rows")
+
+
+def as_task(given: object, reward: object = None) -> Task | None:
+    """A task by kind or as an object, its rewards replaced by ``reward``; None for None.
+
+    Raises:
+        ConfigError: it is no task.
+    """
+    function = checked_reward(reward)
+    if given is None:
+        return None if function is None else RewardedTask(Prompts(), _loaded(function))
+    if isinstance(given, str):
+        return load_task(given, reward=function)
+    task = checked_task(given)
+    return task if function is None else RewardedTask(task, _loaded(function))
+
+
+def checked_task(given: Any) -> Task:
+    """The object, if it is a task.
+
+    Raises:
+        ConfigError: what it lacks.
+    """
+    lacking = [part for part in PARTS if not _has(given, part)]
+    if lacking:
+        raise ConfigError(
+            f"a {type(given).__name__} is no task, for it has no {lacking[0]!r}: give load_task(…), a kind "
+            f"('countdown'), or an object with {', '.join(PARTS)}"
+        )
+    task: Task = given
+    return task
+
+
+def checked_reward(reward: object) -> str | RewardFunction | None:
+    """A reward that can be called.
+
+    Raises:
+        ConfigError: it is neither a function nor the path of one.
+    """
+    if reward is None or isinstance(reward, str) or callable(reward):
+        return reward
+    raise ConfigError(f"reward must be a function or 'package.module:function', got {type(reward).__name__}")
+
+
+def as_examples(given: Any, task: Task | None) -> list[Example]:
+    """Problems in any of their forms: examples, rows (dicts), prompts (texts or lists of messages), or a task's own.
+
+    Raises:
+        DataError: an entry that is none of them, by its number.
+    """
+    if isinstance(given, str | Message | Mapping):
+        raise DataError("problems come as a list: write [problem] for a single one")
+    if _has(given, "examples"):
+        return list(checked_task(given).examples("train"))
+    if not isinstance(given, Iterable):
+        raise DataError(f"problems are a list of examples, rows or prompts, got {type(given).__name__}")
+    return [_example(one, place, task) for place, one in enumerate(given, start=1)]
+
+
+def _example(given: Any, place: int, task: Task | None) -> Example:
+    if isinstance(given, Example):
+        return given
+    if isinstance(given, Mapping):
+        inner = task.task if isinstance(task, RewardedTask) else task
+        if isinstance(inner, RowTask):
+            return inner.example_of(Row(place, given, "rows"))[1]
+        if "prompt" not in given:
+            raise DataError(f"row {place} has no 'prompt', and the task does not say how rows are read: {given!r:.80}")
+        texts = {key: value for key, value in given.items() if key != "prompt" and isinstance(value, str)}
+        return Example(f"rows:{place}", _messages(given["prompt"], place), texts, dict(given))
+    return Example(f"prompts:{place}", _messages(given, place))
+
+
+def _messages(prompt: Any, place: int) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    if isinstance(prompt, Sequence) and prompt:
+        messages = [one if isinstance(one, Message) else _message(one) for one in prompt]
+        if None not in messages:
+            return tuple(one for one in messages if one is not None)
+    raise DataError(
+        f"prompt {place} is neither a text nor a list of messages such as {{'role': 'user', 'content': '…'}}: "
+        f"{prompt!r:.80}"
+    )
+
+
+def _message(given: Any) -> Message | None:
+    if isinstance(given, Mapping) and isinstance(given.get("role"), str) and isinstance(given.get("content"), str):
+        return Message(given["role"], given["content"])
+    return None
+
+
+class Prompts:
+    """Prompts of one's own, which nothing judges."""
+
+    name = "prompts"
+    contexts = "default"
+    judges = False
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """None: the prompts are given with every call."""
+        return ()
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        """No judgement."""
+        return Verdict(None)
+
+
+class Chosen:
+    """A task whose training problems were chosen by hand; the held-out ones and the verifier stay."""
+
+    def __init__(self, task: Task, examples: Sequence[Example]) -> None:
+        self.task = task
+        self.contexts = task.contexts
+        self.judges = task.judges
+        self.chosen = tuple(examples)
+        self.name = f"{task.name}: {len(self.chosen)} chosen examples, sha256 {_digest([e.id for e in self.chosen])}"
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """The chosen problems, or the task's own held-out ones."""
+        return self.chosen if split == "train" else self.task.examples(split)
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        """The task's own verdict."""
+        return self.task.verify(example, text, finished=finished)
+
+
+def _loaded(reward: str | RewardFunction) -> RewardFunction:
+    return load_reward(reward) if isinstance(reward, str) else reward
+
+
+def _is_source(value: object) -> bool:
+    return isinstance(value, Mapping) and "path" in value
+
+
+def _has(given: object, name: str) -> bool:
+    return getattr(given, name, None) is not None
+
+
+def _digest(rows: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,190 @@
+"""Training from Python: the run of ``selfdistill train``, with rows, tasks, rewards and callbacks as objects."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from selfdistill.api.quiet import silenced
+from selfdistill.api.settings import ConfigLike, Overrides, config_name, raw_config
+from selfdistill.api.tasks import Chosen, as_task, checked_reward, checked_task, memory_rows, take_rows
+from selfdistill.config import RunConfig, parse_config
+from selfdistill.data import MemoryRows
+from selfdistill.distributed import connect, one_voice
+from selfdistill.errors import ConfigError
+from selfdistill.progress import Progress
+from selfdistill.report.files import read_lines
+from selfdistill.run import Run
+from selfdistill.stopping import StopRequest, stop_on_signals
+from selfdistill.tasking import build_task
+from selfdistill.tasks.custom import RewardFunction
+from selfdistill.types import Example, StepRecord, Task
+
+
+class Summary(dict[str, Any]):
+    """What a run came to, as ``summary.json`` holds it: ``before``, ``after``, ``best``, ``steps``, ``seconds`` …"""
+
+    def __init__(self, values: Mapping[str, Any], folder: Path) -> None:
+        super().__init__(values)
+        self.folder = folder
+        """The run's folder: checkpoints, metrics, completions and ``report.html``."""
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, one a step."""
+        return [dict(line) for line in read_lines(self.folder / "metrics.jsonl")]
+
+    def to_pandas(self) -> Any:
+        """The same lines as a ``pandas.DataFrame``."""
+        import pandas
+
+        return pandas.DataFrame(self.metrics())
+
+    def plot(self, *names: str, ax: Any = None) -> Any:
+        """Numbers of the metrics over steps (``"reward"`` unless others are named) on matplotlib axes."""
+        from selfdistill.api.figures import curves
+
+        return curves(self.metrics(), names or ("reward",), ax=ax)
+
+
+def train(
+    config: ConfigLike,
+    *,
+    out: str | Path,
+    examples: Any = None,
+    reward: str | RewardFunction | None = None,
+    on_step: Callable[[StepRecord], object] | None = None,
+    resume: bool = False,
+    progress: bool | Progress = False,
+    overrides: Overrides = (),
+    **settings: Any,
+) -> Summary:
+    """Train a model: the same run, and the same numbers, as ``selfdistill train`` with the same config.
+
+    An interrupt (Ctrl-C, the notebook's stop button) lets the step in hand be finished and saved, and then raises
+    KeyboardInterrupt; the same call with ``resume=True`` goes on from there. A second one stops at once.
+
+    Args:
+        config: a shipped name, a TOML or JSON file, a :class:`RunConfig`, or a dict.
+        out: the run's folder.
+        examples: training problems: rows (a list of dicts, a ``datasets.Dataset``) in the place of ``task.path``;
+            examples of the task; or a task object. A held-out share of rows is split off as of a file.
+        reward: a function in the place of the task's reward, as for :func:`load_task`.
+        on_step: called with the :class:`StepRecord` of every step, ``record.values`` holding the step's numbers; what
+            it raises ends the run, which can be resumed.
+        resume: go on with the run in the folder, if there is one.
+        progress: say what the command says; unset: silent.
+        overrides: dotted keys, ``{"optimiser.learning_rate": 1e-5}`` or ``["optimiser.learning_rate=1e-5"]``.
+        settings: keys of the config's top level: ``steps=20``, ``seed=1``, ``sampling={"prompts": 4}``, ``task=…`` (a
+            kind, a table, or a task object).
+
+    Returns:
+        A :class:`Summary`, a dict with the run's folder, metrics and figures.
+
+    Raises:
+        UserError: one sentence; nothing has been written then, or the last checkpoint is kept.
+    """
+    if on_step is not None and not callable(on_step):
+        raise ConfigError(f"on_step must be a function of one argument, got {type(on_step).__name__}")
+    raw = raw_config(config, overrides, settings)
+    build = _handed_over(raw, examples, reward)
+    checked = parse_config(raw, config_name(config))
+    folder, shown = Path(out), Progress(Console()) if progress is True else progress or Progress()
+    with silenced(), one_voice(resume=f"continue with resume=True, out={str(folder)!r}"):
+        connect(cuda=checked.model.device != "cpu", timeout=checked.parallel.timeout)
+        hook: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
+        with shown, stopping(shown) as stop:
+            run = Run(checked, folder, resume=resume, progress=shown, task=build(checked), **hook)
+            summary = run.train(stop)
+    if progress:
+        shown.closing(summary, str(folder / "report.html"))
+    if stop.signal is not None and not summary["finished"]:
+        signal.raise_signal(stop.signal)
+    return Summary(summary, folder)
+
+
+@contextmanager
+def stopping(progress: Progress) -> Iterator[StopRequest]:
+    """Interrupts as requests to stop after the step, where Python allows it: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield StopRequest()
+        return
+    with stop_on_signals(progress.say) as stop:
+        yield stop
+
+
+def _handed_over(raw: dict[str, Any], examples: Any, reward: object) -> Callable[[RunConfig], Task | None]:
+    """Take objects out of the config's tables, leaving names there; what builds the task of them, if there are any."""
+    function = checked_reward(reward if reward is not None else raw.get("reward"))
+    if function is not None:
+        raw["reward"] = function if isinstance(function, str) else _name_of(function)
+    given = raw.get("task")
+    if isinstance(given, str):
+        raw["task"] = given = {"kind": given}
+    if examples is not None and _is_task(examples):
+        given, examples = examples, None
+    if given is not None and not isinstance(given, Mapping):
+        return _object(raw, checked_task(given), examples, function)
+    table: dict[str, Any] = dict(given or {"kind": "countdown"})
+    rows = take_rows(table)
+    chosen: list[Example] = []
+    if examples is not None:
+        chosen = _examples(examples)
+        if not chosen:
+            rows["path"] = memory_rows(examples, "examples")
+            table["path"] = rows["path"].rows
+            take_rows(table)
+            # The table of a task that reads no rows has no such key; building the task says what is wrong.
+            if table.get("kind") in ("countdown", "toolbox"):
+                del table["path"]
+    raw["task"] = table
+    return _from_table(raw, rows, chosen, function)
+
+
+def _object(
+    raw: dict[str, Any], task: Task, examples: Any, reward: str | RewardFunction | None
+) -> Callable[[RunConfig], Task | None]:
+    """A task object: the config keeps its name."""
+    if examples is not None:
+        chosen = _examples(examples)
+        if not chosen:
+            raise ConfigError("rows need a task that says how they are read: give task={'kind': 'math', …}, no object")
+        task = Chosen(task, chosen)
+    raw["task"] = {"kind": "object", "name": task.name}
+    return lambda config: as_task(task, reward)
+
+
+def _from_table(
+    raw: dict[str, Any],
+    rows: Mapping[str, MemoryRows],
+    chosen: list[Example],
+    reward: str | RewardFunction | None,
+) -> Callable[[RunConfig], Task | None]:
+    """A task that the config describes, with rows in memory, chosen examples or a function for its rewards."""
+    if chosen:
+        checked = parse_config(raw, "examples")
+        task = build_task(checked.task, seed=checked.seed, reward=None)
+        return _object(raw, Chosen(task, chosen), None, reward)
+    if rows or callable(reward):
+        return lambda config: build_task(config.task, seed=config.seed, reward=reward, rows=rows)
+    return lambda config: None
+
+
+def _examples(given: Any) -> list[Example]:
+    """The entries, if they are examples; none if they are rows."""
+    entries = list(given) if isinstance(given, list | tuple) else []
+    return entries if entries and all(isinstance(one, Example) for one in entries) else []
+
+
+def _is_task(given: Any) -> bool:
+    return callable(getattr(given, "examples", None)) and callable(getattr(given, "verify", None))
+
+
+def _name_of(function: RewardFunction) -> str:
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', type(function).__module__)}:{name}"
