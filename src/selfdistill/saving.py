@@ -37,8 +37,8 @@ def save_state(
     elif world.first:
         # The model's directory has them in its own number type.
         masters = {name: master.detach() for name, master in policy.masters.weights.items()}
-        state = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
-        torch.save(state, folder / WHOLE)
+        stored = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
+        torch.save(stored, folder / WHOLE)
 
 
 def load_state(
