@@ -24,7 +24,7 @@ from selfdistill.methods import METHODS
 from selfdistill.policy import load_policy
 from selfdistill.sharding import Parallel
 from selfdistill.types import View
-from support.ranks import Case, Gradient, WholeRun, run_cases
+from support.ranks import Case, Gradient, Sampled, WholeRun, run_cases
 from support.runs import lines, metrics
 from support.tiny import STOP, save_model, save_tiny_model, tiny_settings
 
@@ -58,6 +58,8 @@ FLOAT32: dict[str, tuple[Any, tuple[str, ...]]] = {
     "full ddp": ("sdpo", ("parallel=ddp",)),
     "full fsdp2": ("sdpo", ("parallel=fsdp2",)),
 }
+BF16 = ("model.dtype=bfloat16", "optimiser.learning_rate=1e-5", "optimiser.schedule=constant", "optimiser.warmup=0")
+"""Float32 weights behind a model that computes in bf16, at a rate that bf16 weights would round away."""
 MIXED = ("parallel.kind=fsdp2", "parallel.param_dtype=bfloat16", "parallel.reduce_dtype=float32", "steps=1")
 
 
@@ -84,6 +86,10 @@ def all_cases() -> list[Case]:
         alone = tuple(override for override in overrides if not override.startswith("parallel"))
         cases.append(WholeRun(f"float32 {name} alone", 1, "model", method, ("steps=2", *alone)))
         cases.append(WholeRun(f"float32 {name}", 2, "model", method, ("steps=2", *overrides)))
+    for kind, ranks in (("alone", 1), ("ddp", 2), ("fsdp2", 2)):
+        share = () if kind == "alone" else (f"parallel={kind}",)
+        cases.append(WholeRun(f"bf16 {kind}", ranks, "model", named("sdpo"), (*BF16, *share, "steps=4")))
+    cases += [Sampled(f"sampled {shape}", 2, shape) for shape in ((7, 3), (1, 6))]
     cases += [WholeRun(f"mixed {ranks}", ranks, "model", "sdpo", MIXED) for ranks in (1, 2)]
     return cases + resumed()
 
@@ -170,6 +176,12 @@ def test_how_memory_is_saved_changes_no_number(name: str, results: dict[str, Any
     assert close(results[f"feature {name}"], results["gradient sdpo alone"], 1e-12)
 
 
+def test_of_shards_the_same_weights_are_looked_at_as_of_the_whole(results: dict[str, Any]) -> None:
+    """Seven rows of three are cut into four and three: the second rank's first number is the twelfth."""
+    assert (results["sampled (7, 3)"], results["sampled (7, 3) on rank 1"]) == ([0, 4, 8], [12, 16, 20])
+    assert (results["sampled (1, 6)"], results["sampled (1, 6) on rank 1"]) == ([0, 4], [])
+
+
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +223,29 @@ def test_mixed_precision_computes_in_bf16_and_keeps_float32(folder: Path) -> Non
     assert one["student_entropy"] != full["student_entropy"]
     assert one["student_entropy"] == pytest.approx(full["student_entropy"], rel=0.05)
     assert {weight.dtype for weight in weights_of(folder / "mixed 2").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.usefixtures("results")
+def test_two_ranks_go_as_far_in_bf16_as_one_process(kind: str, folder: Path, tmp_path: Path) -> None:
+    """Ranks add up in another order, which parts the bf16 computation; where weights and average get to is the same."""
+    start = {
+        name: weight.bfloat16().float() for name, weight in load_file(folder / "model" / "model.safetensors").items()
+    }
+    gone = {}
+    for run in ("bf16 alone", f"bf16 {kind}"):
+        export_model(folder / run, tmp_path / run, step=4, dtype="float32")
+        found = load_file(tmp_path / run / "model.safetensors")
+        gone[run] = torch.cat([(found[name] - start[name]).flatten() for name in start])
+        assert min(line["moved"] for line in metrics(folder / run)) > 0.98
+        assert min(line["average_moved"] for line in metrics(folder / run)) > 0.98
+        assert {weight.dtype for weight in weights_of(folder / run).values()} == {torch.bfloat16}
+    alone, shared = gone.values()
+    assert float(shared.norm()) == pytest.approx(float(alone.norm()), rel=0.02)
+    assert float(torch.nn.functional.cosine_similarity(shared, alone, 0)) > 0.9
+    one, two = metrics(folder / "bf16 alone")[0], metrics(folder / f"bf16 {kind}")[0]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    assert two["ratio"] == pytest.approx(one["ratio"], abs=1e-5)
 
 
 @pytest.mark.parametrize("way", ["ddp ddp ddp", "fsdp2 ddp fsdp2", "fsdp2 fsdp2 ddp", "ddp ddp fsdp2"])

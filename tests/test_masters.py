@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_page")
 
 BF16 = "model.dtype=bfloat16"
 AVERAGED = {"name": "sdpo", "teacher_rate": 0.05}
-RATES = {"grpo": ("grpo", 1e-6), "sdpo": (AVERAGED, 1e-5)}
+RATES: dict[str, tuple[Any, float]] = {"grpo": ("grpo", 1e-6), "sdpo": (AVERAGED, 1e-5)}
 """Methods at the learning rates of their papers."""
 PAPER = (
     "optimiser.schedule=constant",

@@ -79,7 +79,8 @@ def test_memory_by_hand() -> None:
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_the_state_of_a_bf16_step_is_what_its_tensors_take(frozen: int) -> None:
     """Weights of both types, gradients, moments and the teacher's, by the bytes of the tensors themselves."""
-    policy = Policy(random_model(TINY).to(torch.bfloat16), real_vocabulary=TINY.V)
+    model: Any = random_model(TINY)
+    policy = Policy(model.to(torch.bfloat16), real_vocabulary=TINY.V)
     kind: Weights = "frozen" if frozen else "ema"
     teachers = Teachers(policy, needed={kind}, rate=0.5, place=lambda one: one.place(Parallel(), one.device))
     policy.place(Parallel(), policy.device)

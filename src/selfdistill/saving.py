@@ -31,14 +31,14 @@ def save_state(
 ) -> None:
     """Write what a resume needs besides the model's directory, and of shards also the weights. Every rank must call."""
     if policy.sharded:
-        state = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
+        sharded = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
         with _one_process_is_meant():
-            state_dict_saver.save(state, checkpoint_id=folder / SHARDS, no_dist=world.size == 1)
+            state_dict_saver.save(sharded, checkpoint_id=folder / SHARDS, no_dist=world.size == 1)
     elif world.first:
         # The model's directory has them in its own number type.
         masters = {name: master.detach() for name, master in policy.masters.weights.items()}
-        state = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
-        torch.save(state, folder / WHOLE)
+        stored = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
+        torch.save(stored, folder / WHOLE)
 
 
 def load_state(
@@ -47,8 +47,8 @@ def load_state(
     """Put back what :func:`save_state` and the model's directory hold, bit for bit. Every rank must call."""
     if (folder / SHARDS).is_dir():
         _make_room(folder, policy, optimiser)
-        state = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
-        _load(state, folder, world)
+        sharded = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
+        _load(sharded, folder, world)
         policy.refresh()
         teachers.refresh()
         return

@@ -196,11 +196,11 @@ def run_on(place: str, folder: Path, name: str, method: str, overrides: Sequence
     train(config, folder / f"{name} {place}")
 
 
-def resumed(place: str, folder: Path) -> None:
+def resumed(place: str, folder: Path, *, name: str = "resumed", overrides: tuple[str, ...] = ()) -> None:
     """A run that is stopped and goes on."""
-    config = tiny_run(folder / "model", METHODS["sdpo"], *SHORT, f"model.device={place}")
-    train(config, folder / f"resumed {place}", stop_after=1)
-    train(config, folder / f"resumed {place}", resume=True)
+    config = tiny_run(folder / "model", METHODS["sdpo"], *SHORT, *overrides, f"model.device={place}")
+    train(config, folder / f"{name} {place}", stop_after=1)
+    train(config, folder / f"{name} {place}", resume=True)
 
 
 def inspected(place: str, folder: Path) -> None:
@@ -223,6 +223,7 @@ def cases() -> Mapping[str, Callable[[str, Path], None]]:
         "lora": partial(run_on, name="lora", method="antisd", overrides=LORA),
         "recomputed": partial(run_on, name="recomputed", method="sdpo", overrides=RECOMPUTED),
         "resumed": resumed,
+        "bf16": partial(resumed, name="bf16", overrides=("model.dtype=bfloat16",)),
         "inspected": inspected,
     }
 

@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from selfdistill.distributed import World
+from selfdistill.movement import Movement
 from selfdistill.sharding import Parallel
 from selfdistill.training import Limits
 from selfdistill.types import Rollout
@@ -92,7 +95,27 @@ class WholeRun:
         return train(config, folder / (self.folder or self.name), resume=self.resume, stop_after=self.stop_after)
 
 
-Case = Gradient | WholeRun
+@dataclass(frozen=True)
+class Sampled:
+    """What this rank looks at of a small weight that is cut over all of them, every fourth number of the whole."""
+
+    name: str
+    ranks: int
+    shape: tuple[int, int]
+
+    def run(self, folder: Path) -> list[float]:
+        """The numbers, which are their places in the whole."""
+        del folder
+        rows, columns = self.shape
+        mesh = init_device_mesh("cpu", (self.ranks,))
+        shards = distribute_tensor(torch.arange(float(rows * columns)).view(rows, columns), mesh, [Shard(0)])
+        movement = Movement([shards])
+        movement.stride = 4
+        (found,) = movement.sample([shards])
+        return found.tolist()
+
+
+Case = Gradient | WholeRun | Sampled
 
 
 def run_cases(cases: Sequence[Case], folder: Path) -> dict[str, Any]:
