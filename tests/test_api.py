@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def test_u_is_what_inspect_writes(loaded: tuple[sd.Policy, sd.Chat], model: Path
         assert torch.equal(u, scores.u(name))
     assert float(scores.u("solution_verdict").abs().max()) > 0.01
 
-    options_: dict[str, Any] = {"samples": 2, "problems": 3, "max_tokens": 12, "seed": 5, "out": tmp_path / "mine"}
-    seen = sd.inspect(loaded, task, methods=[], contexts=["solution_verdict"], **options_)
+    asked: dict[str, Any] = {"samples": 2, "problems": 3, "max_tokens": 12, "seed": 5, "out": tmp_path / "mine"}
+    seen = sd.inspect(loaded, task, methods=[], contexts=["solution_verdict"], **asked)
     pandas.testing.assert_frame_equal(seen.to_pandas(), written)
     assert seen.groups == groups
     assert seen.save(tmp_path / "again").read_bytes() == (tmp_path / "mine" / "index.html").read_bytes()
@@ -222,6 +223,12 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     for name in ("metrics", "state", "weights", "training"):
         assert outcome(tmp_path / "stopped")[name] == outcome(tmp_path / "whole")[name], name
     assert capfd.readouterr() == ("", "")  # silent unless asked
+
+
+def test_a_run_may_be_made_in_a_thread(config: dict[str, Any], tmp_path: Path) -> None:
+    # Signals can be handled in the main thread alone.
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(sd.train, config, out=tmp_path / "run", steps=1).result()["finished"]
 
 
 def test_progress_speaks_when_asked(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,6 +380,11 @@ def test_figures_are_axes(loaded: tuple[sd.Policy, sd.Chat], tmp_path: Path) -> 
     own = pyplot.subplots()[1]
     assert curves([{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}], ["reward"], ax=own) is own
     assert own.lines[0].get_ydata()[0] == 0.5 and math.isnan(own.lines[0].get_ydata()[1])
+    look = sd.inspect(loaded, "countdown", methods=["sd"], problems=1, samples=2, max_tokens=6)
+    axes = look.plot("credit sd", completion=1)
+    second = look.to_pandas().query("completion == 1")
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx(second["credit sd"].tolist(), rel=1e-6)
+    assert "unknown signal 'credit'; there are: u " in refusal(lambda: look.plot("credit"))
     made = intervals(["a"], [{"value": 0.5, "low": 0.25, "high": 1.0}], "accuracy", ax=None)
     assert made.get_xlabel() == "accuracy"
     made.figure.savefig(tmp_path / "figure.png")
