@@ -414,13 +414,30 @@ def test_a_library_that_renamed_the_cache_is_refused_by_name(tmp_path: Path, mon
         load(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_library_that_swallows_the_cache_is_refused_with_the_distance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_tiny_model(tmp_path)
     stub(monkeypatch, forgetful)
-    with pytest.raises(ModelError, match=r"Qwen3ForCausalLM of .* log-probability \d\.\d+ nats off the whole forward"):
-        load(folder)
+    with pytest.raises(
+        ModelError, match=r"Qwen3ForCausalLM of .* log-probability \d(\.\d+)? nats off the whole forward"
+    ):
+        load_policy(str(folder), dtype=dtype, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_the_check_sees_time_steps_whose_limits_decoding_forgets(
+    forgets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NemotronH with the limit of its config, 0.001: a token's log-probability was up to 6e-4 nats off."""
+    folder = saved(tmp_path, "nemotron-h, time steps with a limit", time_step_min=0.001)
+    if forgets:
+        monkeypatch.setattr("selfdistill.policy.limit_time_steps", lambda model: None)
+        with pytest.raises(ModelError, match=r"NemotronHForCausalLM of .* \d\.\d+e-05 nats off the whole forward"):
+            load(folder)
+    else:
+        assert off_the_whole_model(load(folder)[0]) < 1e-5
 
 
 def test_a_model_that_only_teaches_need_not_be_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,9 +244,9 @@ def load_policy(
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
     check_head(policy, path)
     allow_packing(policy)
-    check_scoring(policy, path)
+    rounding = check_scoring(policy, path)
     if sampled:
-        check_sampling(policy, path)
+        check_sampling(policy, path, rounding=rounding)
     return policy, chat
 
 
