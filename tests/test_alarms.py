@@ -173,7 +173,11 @@ NEAR: dict[str, list[dict[str, Any]]] = {
     "sampler_gap": column("sampler_gap", [0.1, 0.09]),
     "teacher_worse": [{"u_correct": 0.01, "u_wrong": 0.0, "reward": 0.5, "teacher_reward": 0.46}] * 2,
     "gradient_jump": column("grad_norm", [1, 1, 1, 1, 9.9]),
-    "vanishing_updates": [{"moved": share, "average_moved": 0.9, "learning_rate": 1e-6} for share in (0.2, 0.21)],
+    # Where a schedule ends, nothing need move.
+    "vanishing_updates": [
+        *({"moved": share, "average_moved": 0.9, "learning_rate": 1e-6} for share in (0.2, 0.21)),
+        *({"moved": 0.0, "average_moved": 0.0, "learning_rate": rate} for rate in (1e-7, 1e-8, 0.0)),
+    ],
 }
 """Histories that stay just inside the limit; of ``validation_falls`` they follow below."""
 

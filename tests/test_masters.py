@@ -20,6 +20,7 @@ from selfdistill.masters import Masters
 from selfdistill.movement import SAMPLE, Movement
 from selfdistill.policy import fingerprint
 from selfdistill.run import Run
+from selfdistill.teachers import Teachers
 from support.runs import LORA, lines, metrics, open_run, recorder, tiny_run, train
 from support.tiny import save_tiny_model
 
@@ -139,6 +140,13 @@ def test_what_does_not_move_stays_in_bf16(kind: str, model: Path, tmp_path: Path
     adapted = open_run(tiny_run(model, AVERAGED, BF16, f"parallel={kind}", *LORA), tmp_path / "lora")
     types = {(".lora_" in name, weight.dtype) for name, weight in adapted.parts.policy.kept().items()}
     assert types == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_teachers_of_a_student_that_has_its_place_are_kept_alike(model: Path, tmp_path: Path) -> None:
+    policy = open_run(tiny_run(model, "grpo", BF16), tmp_path).parts.policy
+    copies = Teachers(policy, needed={"frozen", "ema"}, rate=0.5).copies
+    assert {weight.dtype for weight in copies["frozen"].kept().values()} == {torch.bfloat16}
+    assert {weight.dtype for weight in copies["ema"].kept().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

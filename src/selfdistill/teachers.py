@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from selfdistill.masters import Masters
 from selfdistill.policy import STUDENT_ADAPTER, Policy
 from selfdistill.pretrained import quiet_peft
 from selfdistill.sharding import put
@@ -56,6 +57,8 @@ class Teachers:
         else:
             if "frozen" in needed:
                 self.copies["frozen"] = copy.deepcopy(policy).eval().requires_grad_(False)
+                # Of a student that has its place already, the copy needs what computes and no more.
+                self.copies["frozen"].masters = Masters()
                 place(self.copies["frozen"])
             if self.has_ema:
                 # Placed as what is trained is placed, the average is kept as wide.
