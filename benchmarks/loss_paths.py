@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from selfdistill.errors import ModelError
-from selfdistill.head import ELEMENTS, Readout, SliceJob, TokenSlice, sliced_loss
+from selfdistill.head import ELEMENTS, Readout, SliceJob, sliced_loss
 from selfdistill.objectives import credit_target, jensen_shannon, reverse_kl
+from selfdistill.types import TokenSlice
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "jensen_shannon": jensen_shannon,

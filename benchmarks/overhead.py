@@ -35,11 +35,11 @@ from processes import origin, say, write
 from selfdistill.assembly import Parts, assemble
 from selfdistill.collecting import Collector
 from selfdistill.config import load_config
-from selfdistill.head import STUDENT
 from selfdistill.methods import METHODS
 from selfdistill.samplers.hf import HFSampler
 from selfdistill.seeds import derive
 from selfdistill.training import Clock
+from selfdistill.types import STUDENT
 from workload import FixedFeedback, StepSample, StepTimer
 
 BASELINE = "grpo"

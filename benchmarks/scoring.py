@@ -25,10 +25,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from processes import origin, say, write
 from selfdistill.batching import collate
-from selfdistill.head import STUDENT, SliceJob
+from selfdistill.head import SliceJob
 from selfdistill.modelcheck import allow_packing
 from selfdistill.policy import Policy
-from selfdistill.types import View
+from selfdistill.types import STUDENT, View
 
 FASTER = 2.5
 """How many times as fast as one forward a row scoring without gradient is to be."""

@@ -21,11 +21,11 @@ import torch
 
 from random_model import random_model
 from selfdistill.batching import collate
-from selfdistill.head import STUDENT, SliceJob
+from selfdistill.head import SliceJob
 from selfdistill.modelcheck import allow_packing
 from selfdistill.policy import Policy
 from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.types import View
+from selfdistill.types import STUDENT, View
 from sizing import FLOAT32, Device, Shape, Work, sampling_seconds, training_seconds
 
 SHAPES: Mapping[str, Shape] = {

@@ -23,12 +23,11 @@ from selfdistill.contexts import load_templates
 from selfdistill.inspection import look, plan
 from selfdistill.inspection_files import Slides, prepare
 from selfdistill.methods import build_method
-from selfdistill.methods.base import Role
 from selfdistill.objectives import preference_loss, preference_margin
 from selfdistill.rollouts import collect, extend, from_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.tasking import build_task
-from selfdistill.types import RolloutGroup
+from selfdistill.types import Role, RolloutGroup
 from selfdistill.views import role_prompt
 from selfdistill.wordclasses import load_classes
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from selfdistill.head import Readout, SliceJob, TokenSlice, sliced_loss
+from selfdistill.head import Readout, SliceJob, sliced_loss
 from selfdistill.objectives import jensen_shannon
+from selfdistill.types import TokenSlice
 
 liger: Any = pytest.importorskip("liger_kernel.chunked_loss", reason="Liger is not installed", exc_type=ImportError)
 

@@ -18,11 +18,11 @@ from selfdistill.architecture import cache_argument
 from selfdistill.batching import collate
 from selfdistill.chat import Chat
 from selfdistill.errors import ModelError
-from selfdistill.head import STUDENT, SliceJob
+from selfdistill.head import SliceJob
 from selfdistill.methods import build_method
 from selfdistill.policy import Policy, load_external, load_policy
 from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.types import Message, View
+from selfdistill.types import STUDENT, Message, View
 from support.engine import token_logprobs
 from support.runs import lines, open_run, recorder, tiny_run
 from support.tiny import STOP, TEMPLATE, save_model, save_tiny_model, tiny_settings, tiny_tokenizer

@@ -27,12 +27,12 @@ from selfdistill.assembly import assemble
 from selfdistill.cli import main
 from selfdistill.compiling import compiled
 from selfdistill.errors import ModelError
-from selfdistill.head import Readout, SliceJob, TokenSlice, score_readout, sliced_loss
+from selfdistill.head import Readout, SliceJob, score_readout, sliced_loss
 from selfdistill.importance import SAMPLER, corrected, seen_by
 from selfdistill.methods import build_method
 from selfdistill.objectives import jensen_shannon
 from selfdistill.policy import load_policy
-from selfdistill.types import Scores
+from selfdistill.types import Scores, TokenSlice
 from support.compiler import compiles
 from support.runs import METHODS, metrics, tiny_run, train
 

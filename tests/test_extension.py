@@ -64,7 +64,7 @@ def test_without_strength_it_is_grpo(folder: Path, tmp_path: Path) -> None:
 
 
 def test_praise_goes_where_the_evidence_is(folder: Path) -> None:
-    from selfdistill.head import TokenSlice
+    from selfdistill.types import TokenSlice
 
     method = build_method("my_method:CEPO", {"strength": 0.5})
     inputs = {

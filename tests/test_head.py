@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from selfdistill import head
-from selfdistill.head import Readout, SliceJob, SliceResult, TokenSlice, score_readout, sliced_loss
+from selfdistill.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
+from selfdistill.types import TokenSlice
 from support.memory import LargestOutput
 
 N, V, D = 7, 11, 5

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from selfdistill.contexts import Template
-from selfdistill.head import TokenSlice
 from selfdistill.importance import LEARNER, SAMPLER, corrected, gaps, seen_by
 from selfdistill.policy import Policy
-from selfdistill.types import RolloutGroup, Scores, View
+from selfdistill.types import RolloutGroup, Scores, TokenSlice, View
 from support.engine import Bench, distance, invent_groups, load_exact, make_bench, perturb
 
 METHODS: Mapping[str, Mapping[str, Any]] = {

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from selfdistill.cli import main
-from selfdistill.head import TokenSlice, token_credit
+from selfdistill.head import token_credit
 from selfdistill.inspection import look, plan
 from selfdistill.methods import build_method
+from selfdistill.types import TokenSlice
 from support.engine import invent_groups, load_exact, own_templates, token_logprobs
 
 NAMES = ("sd", "antisd", "opsd", "sdpo", "credit", "purified")

@@ -12,9 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from selfdistill.attention import attend
 from selfdistill.batching import collate, micro_batches
-from selfdistill.head import STUDENT
 from selfdistill.packing import Segment, grow, pack
-from selfdistill.types import View
+from selfdistill.types import STUDENT, View
 
 Ids = tuple[int, ...]
 BRANCHING: tuple[Ids, ...] = ((1, 2, 3, 4), (1, 9), (1, 2, 3, 5, 6), (1, 2, 3, 4), (7,), (1, 2))

@@ -13,12 +13,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from selfdistill.head import STUDENT
 from selfdistill.policy import Lora, Policy, load_external, load_policy
 from selfdistill.scoring import readouts, score_roles, score_views
 from selfdistill.teachers import Teachers
 from selfdistill.training import Limits
-from selfdistill.types import External, View, Weights
+from selfdistill.types import STUDENT, External, View, Weights
 from support.engine import (
     distance,
     invent_groups,

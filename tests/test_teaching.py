@@ -13,11 +13,10 @@ import methods_by_hand as hand
 from selfdistill.assembly import assemble
 from selfdistill.cli import main
 from selfdistill.errors import ModelError
-from selfdistill.methods.base import Role
 from selfdistill.policy import load_external
 from selfdistill.seeds import derive
 from selfdistill.teaching import Lesson, lesson_of
-from selfdistill.types import Skipped
+from selfdistill.types import Role, Skipped
 from support.engine import load_exact
 from support.runs import as_toml, lines, open_run, recorder, tiny_run, train
 from support.tiny import save_tiny_model, tiny_tokenizer

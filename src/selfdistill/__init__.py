@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from selfdistill.config import RunConfig
     from selfdistill.contexts import Template, load_templates
     from selfdistill.errors import UserError
-    from selfdistill.head import TokenSlice
     from selfdistill.methods import METHODS, Method, build_method
-    from selfdistill.methods.base import Role
     from selfdistill.policy import Policy
     from selfdistill.samplers.hf import HFSampler
     from selfdistill.samplers.scripted import ScriptedSampler
@@ -35,11 +33,13 @@ if TYPE_CHECKING:
         Completion,
         Example,
         Message,
+        Role,
         Rollout,
         RolloutGroup,
         Sampler,
         Scores,
         Task,
+        TokenSlice,
         Verdict,
         View,
     )
@@ -98,9 +98,7 @@ _ROOMS = {
     "selfdistill.config": ("RunConfig",),
     "selfdistill.contexts": ("Template", "load_templates"),
     "selfdistill.errors": ("UserError",),
-    "selfdistill.head": ("TokenSlice",),
     "selfdistill.methods": ("METHODS", "Method", "build_method"),
-    "selfdistill.methods.base": ("Role",),
     "selfdistill.policy": ("Policy",),
     "selfdistill.samplers.hf": ("HFSampler",),
     "selfdistill.samplers.scripted": ("ScriptedSampler",),
@@ -109,11 +107,13 @@ _ROOMS = {
         "Completion",
         "Example",
         "Message",
+        "Role",
         "Rollout",
         "RolloutGroup",
         "Sampler",
         "Scores",
         "Task",
+        "TokenSlice",
         "Verdict",
         "View",
     ),

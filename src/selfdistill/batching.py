@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from selfdistill.distributed import World
-from selfdistill.head import STUDENT
 from selfdistill.packing import grow, pack
-from selfdistill.types import SequenceBatch, View
+from selfdistill.types import STUDENT, SequenceBatch, View
 
 
 def micro_batches(

@@ -9,14 +9,13 @@ from selfdistill.chat import Chat
 from selfdistill.contexts import HINDSIGHT, Template, may_show
 from selfdistill.distributed import World
 from selfdistill.errors import ConfigError
-from selfdistill.head import STUDENT
 from selfdistill.methods.base import Method
 from selfdistill.rollouts import collect, everyones, extend, from_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.samplers.room import Rows
 from selfdistill.seeds import derive
 from selfdistill.teachers import Teachers
-from selfdistill.types import Example, RolloutGroup, Sampler, Task
+from selfdistill.types import STUDENT, Example, RolloutGroup, Sampler, Task
 from selfdistill.views import role_prompt
 
 

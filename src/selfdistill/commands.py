@@ -14,7 +14,6 @@ from selfdistill.chat import Chat, usual_length
 from selfdistill.config import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.evaluation import evaluate
-from selfdistill.methods.base import Role
 from selfdistill.policy import DTYPES, Policy, save_policy
 from selfdistill.report.files import read_object
 from selfdistill.rollouts import fitting
@@ -23,7 +22,7 @@ from selfdistill.saving import load_trained
 from selfdistill.seeds import derive
 from selfdistill.tasking import build_task
 from selfdistill.teaching import lesson_of
-from selfdistill.types import External, Skipped, Task, View
+from selfdistill.types import External, Role, Skipped, Task, View
 
 
 def evaluate_model(

@@ -17,11 +17,10 @@ from typing import Any
 from selfdistill.checkpoint import write_json
 from selfdistill.collecting import Collector
 from selfdistill.errors import SamplerError, TrainingError
-from selfdistill.head import STUDENT
 from selfdistill.policy import Policy
 from selfdistill.samplers.asking import Engine
 from selfdistill.seeds import derive
-from selfdistill.types import Completion, Example, RolloutGroup
+from selfdistill.types import STUDENT, Completion, Example, RolloutGroup
 
 PENDING = "pending.json"
 """The file of a checkpoint that holds what was drawn ahead."""

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfdistill.head import STUDENT
-from selfdistill.types import RolloutGroup
+from selfdistill.types import STUDENT, RolloutGroup
 
 Floats = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ Compiled, those passes become two or three (:mod:`selfdistill.compiling`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -22,9 +22,7 @@ from torch import Tensor
 
 from selfdistill.compiling import compiled
 from selfdistill.objectives import entropy
-from selfdistill.types import Scores
-
-STUDENT = "student"
+from selfdistill.types import STUDENT, Scores, TokenLoss, TokenMetrics, TokenSlice
 
 ELEMENTS = 1 << 26
 """Logits that exist at once unless told otherwise."""
@@ -69,36 +67,6 @@ class Readout:
     def logits(self, rows: slice) -> Tensor:
         """Raw logits [n, V] of some tokens."""
         return torch.nn.functional.linear(self.hidden_ND[rows], self.weight_VD, self.bias_V)
-
-
-@dataclass(slots=True)
-class TokenSlice:
-    """Some scored tokens as a loss sees them. N tokens, V vocabulary.
-
-    ``roles`` maps a role to its log-probabilities [N, V]; gradient flows through ``"student"`` alone. ``inputs`` holds
-    per-token numbers known beforehand (``advantage``, ``old_logprob``, and the token's log-probability under every
-    role that was scored beforehand), ``values`` numbers of the whole step (a gate, a batch mean).
-    """
-
-    target_N: Tensor
-    roles: Mapping[str, Tensor]
-    inputs: Mapping[str, Tensor]
-    values: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def student(self) -> Tensor:
-        """The student's log-probabilities [N, V]."""
-        return self.roles[STUDENT]
-
-    def target(self, role: str) -> Tensor:
-        """Log-probability [N] of each token under a role."""
-        if role in self.roles:
-            return self.roles[role].gather(-1, self.target_N[:, None]).squeeze(-1)
-        return self.inputs[role]
-
-
-TokenLoss = Callable[[TokenSlice], Tensor]
-TokenMetrics = Callable[[TokenSlice], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenLoss, TokenMetrics, TokenSlice
 from selfdistill.objectives import truncated_importance_weight
-from selfdistill.types import Scores, View
+from selfdistill.types import STUDENT, Scores, TokenLoss, TokenMetrics, TokenSlice, View
 
 SAMPLER = "sampler_logprob"
 """Input of a token: its log-probability where it was drawn; NaN where no other engine drew it."""

@@ -17,11 +17,10 @@ from selfdistill.chat import Chat
 from selfdistill.checkpoint import write_json
 from selfdistill.errors import ConfigError
 from selfdistill.findings import Findings
-from selfdistill.head import STUDENT
 from selfdistill.report.microscope import Lens, Specimen, render_microscope
 from selfdistill.report.tokens import align
 from selfdistill.thinking import THINK_BEGIN, THINK_END
-from selfdistill.types import Verdict
+from selfdistill.types import STUDENT, Verdict
 from selfdistill.wordclasses import ALL_CLASSES, classify
 
 FILES = ("tokens.parquet", "summary.json", "index.html")

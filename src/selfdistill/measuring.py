@@ -10,9 +10,8 @@ from typing import Any
 
 from selfdistill.chat import Chat
 from selfdistill.evaluation import deliberation_pattern
-from selfdistill.head import STUDENT
 from selfdistill.training import StepResult
-from selfdistill.types import RolloutGroup, StepRecord
+from selfdistill.types import STUDENT, RolloutGroup, StepRecord
 
 
 def as_seen(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:

@@ -17,7 +17,6 @@ from selfdistill.config import RunConfig
 from selfdistill.distributed import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
 from selfdistill.evaluation import evaluate
-from selfdistill.head import STUDENT
 from selfdistill.measuring import as_seen, described, drawn, separation, taught
 from selfdistill.policy import save_policy
 from selfdistill.progress import Progress
@@ -28,7 +27,7 @@ from selfdistill.sinks import JsonLines, flatten
 from selfdistill.stopping import StopRequest
 from selfdistill.trackers import Begin, Trackers, require
 from selfdistill.training import Clock, StepResult
-from selfdistill.types import Example, RolloutGroup, StepRecord, Task
+from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
 PLACES = ("kind", "shards", "activation_checkpointing", "cpu_offload", "timeout")
 CUTS = ("limits.tokens", "limits.elements", "sampling.max_rows")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from selfdistill.batching import collate, turns
 from selfdistill.distributed import ALONE, World
-from selfdistill.head import STUDENT, Readout
+from selfdistill.head import Readout
 from selfdistill.policy import Policy
 from selfdistill.teachers import Teachers
-from selfdistill.types import Scores, View, Weights
+from selfdistill.types import STUDENT, Scores, View, Weights
 
 
 def score_views(

@@ -16,17 +16,17 @@ from selfdistill.chat import Chat
 from selfdistill.contexts import Template
 from selfdistill.distributed import ALONE, World
 from selfdistill.errors import ConfigError, TrainingError
-from selfdistill.head import ELEMENTS, STUDENT, Readout, SliceJob, SliceResult, TokenLoss, TokenMetrics
+from selfdistill.head import ELEMENTS, Readout, SliceJob, SliceResult
 from selfdistill.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
 from selfdistill.memory import is_full, out_of_memory
-from selfdistill.methods.base import Method, Observation, Role
+from selfdistill.methods.base import Method, Observation
 from selfdistill.movement import Movement
 from selfdistill.policy import Policy
 from selfdistill.scoring import readouts, score_roles, split, together
 from selfdistill.seeds import derive
 from selfdistill.sharding import clip
 from selfdistill.teachers import Teachers
-from selfdistill.types import External, RolloutGroup, Scores, StepRecord, View
+from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, StepRecord, TokenLoss, TokenMetrics, View
 from selfdistill.views import ViewSet, build_views
 
 

@@ -307,3 +307,55 @@ class Sampler(Protocol):
         these are all. What is drawn follows from the seed and the ordinal, not from the company.
         """
         ...
+
+
+STUDENT = "student"
+"""The role of the model under the bare question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A context scored under some weights.
+
+    ``context`` names a template; None is the student's own prompt. ``thinking`` sets the chat template's switch for
+    this role. ``contrast`` = k says that ``$other_question`` and ``$wrong_sibling`` are the k-th of a seeded order of
+    the other questions of the batch, and of the wrong completions of the group.
+    """
+
+    context: str | None
+    weights: Weights = "live"
+    thinking: bool | None = None
+    contrast: int = 0
+
+
+@dataclass(slots=True)
+class TokenSlice:
+    """Some scored tokens as a loss sees them. N tokens, V vocabulary.
+
+    ``roles`` maps a role to its log-probabilities [N, V]; gradient flows through ``"student"`` alone. ``inputs`` holds
+    per-token numbers known beforehand (``advantage``, ``old_logprob``, and the token's log-probability under every
+    role that was scored beforehand), ``values`` numbers of the whole step (a gate, a batch mean).
+    """
+
+    target_N: Tensor
+    roles: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def student(self) -> Tensor:
+        """The student's log-probabilities [N, V]."""
+        return self.roles[STUDENT]
+
+    def target(self, role: str) -> Tensor:
+        """Log-probability [N] of each token under a role."""
+        if role in self.roles:
+            return self.roles[role].gather(-1, self.target_N[:, None]).squeeze(-1)
+        return self.inputs[role]
+
+
+TokenLoss: TypeAlias = "Callable[[TokenSlice], Tensor]"
+"""A method's loss [N] of some tokens, in nats where it is a divergence."""
+
+TokenMetrics: TypeAlias = "Callable[[TokenSlice], Mapping[str, Tensor]]"
+"""Numbers [N] of some tokens that a method reports, by name."""

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from selfdistill.chat import Chat
 from selfdistill.contexts import Template, apply
-from selfdistill.head import STUDENT
-from selfdistill.methods.base import Method, Role
+from selfdistill.methods.base import Method
 from selfdistill.seeds import derive
-from selfdistill.types import Example, RolloutGroup, Skipped, View
+from selfdistill.types import STUDENT, Example, Role, RolloutGroup, Skipped, View
 
 
 @dataclass(slots=True)

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import TokenSlice
-from selfdistill.methods.base import Observation, Role, State
+from selfdistill.methods.base import Observation, State
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.pbsd import PBSD
+from selfdistill.types import Role, TokenSlice
 
 
 class Count:

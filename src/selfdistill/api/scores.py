@@ -15,11 +15,10 @@ from selfdistill.chat import Chat
 from selfdistill.contexts import Template, load_templates, parse_template
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.findings import Findings
-from selfdistill.head import STUDENT
 from selfdistill.inspection import look, plan
 from selfdistill.policy import Policy
 from selfdistill.seeds import derive
-from selfdistill.types import RolloutGroup, Scores, Task
+from selfdistill.types import STUDENT, RolloutGroup, Scores, Task
 
 
 class ScoreTable(Mapping[str, Scores]):

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from selfdistill.errors import TrainingError
-from selfdistill.head import STUDENT, TokenSlice
-from selfdistill.methods.base import Observation, Role, State, gain
+from selfdistill.methods.base import Observation, State, gain
 from selfdistill.methods.grpo import GRPO
 from selfdistill.objectives import EntropyGate, antisd_advantage
+from selfdistill.types import STUDENT, Role, TokenSlice
 
 
 class AntiSD(GRPO):

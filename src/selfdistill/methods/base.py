@@ -14,7 +14,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenSlice
 from selfdistill.objectives import (
     clipped_forward_kl,
     forward_kl,
@@ -23,28 +22,13 @@ from selfdistill.objectives import (
     reverse_kl,
     with_tail,
 )
-from selfdistill.types import RolloutGroup, Scores, View, Weights
+from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, TokenSlice, View, Weights
 
 
 class Strict(BaseModel):
     """Knobs that refuse unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A context scored under some weights.
-
-    ``context`` names a template; None is the student's own prompt. ``thinking`` sets the chat template's switch for
-    this role. ``contrast`` = k says that ``$other_question`` and ``$wrong_sibling`` are the k-th of a seeded order of
-    the other questions of the batch, and of the wrong completions of the group.
-    """
-
-    context: str | None
-    weights: Weights = "live"
-    thinking: bool | None = None
-    contrast: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenSlice
-from selfdistill.methods.base import Observation, Recommended, Role, State, gain, on_support
+from selfdistill.methods.base import Observation, Recommended, State, gain, on_support
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.objectives import clipped_policy_gradient, credit_target
+from selfdistill.types import STUDENT, Role, TokenSlice
 
 
 class CREDIT(SDPO):

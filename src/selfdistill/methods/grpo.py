@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenSlice
 from selfdistill.methods.base import Method, Recommended
 from selfdistill.objectives import clipped_policy_gradient, group_advantages
+from selfdistill.types import STUDENT, TokenSlice
 
 
 class GRPO(Method):

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import TokenSlice
-from selfdistill.methods.base import ClippedForwardKL, Divergence, Method, Recommended, Role, at_temperature, on_support
+from selfdistill.methods.base import ClippedForwardKL, Divergence, Method, Recommended, at_temperature, on_support
+from selfdistill.types import Role, TokenSlice
 
 
 class OPSD(Method):

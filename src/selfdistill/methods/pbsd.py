@@ -9,10 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenSlice
-from selfdistill.methods.base import Method, Observation, Recommended, Role, State
+from selfdistill.methods.base import Method, Observation, Recommended, State
 from selfdistill.objectives import preference_loss, preference_margin, preference_slope
-from selfdistill.types import RolloutGroup, View
+from selfdistill.types import STUDENT, Role, RolloutGroup, TokenSlice, View
 
 TEACHER = "teacher"
 

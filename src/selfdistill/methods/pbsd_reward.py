@@ -9,9 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenSlice
-from selfdistill.methods.base import Method, Observation, Recommended, Role, State
-from selfdistill.types import RolloutGroup
+from selfdistill.methods.base import Method, Observation, Recommended, State
+from selfdistill.types import STUDENT, Role, RolloutGroup, TokenSlice
 
 TEACHER = "teacher"
 

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import TokenSlice
-from selfdistill.methods.base import Method, Recommended, Role
+from selfdistill.methods.base import Method, Recommended
 from selfdistill.objectives import decompose, jensen_shannon, purified_target
+from selfdistill.types import Role, TokenSlice
 
 
 class Purified(Method):

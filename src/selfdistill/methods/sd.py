@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import TokenSlice
-from selfdistill.methods.base import Role, gain
+from selfdistill.methods.base import gain
 from selfdistill.methods.grpo import GRPO
+from selfdistill.types import Role, TokenSlice
 
 
 class SD(GRPO):

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenSlice
-from selfdistill.methods.base import Divergence, Method, Recommended, ReverseKL, Role, on_support
+from selfdistill.methods.base import Divergence, Method, Recommended, ReverseKL, on_support
+from selfdistill.types import STUDENT, Role, TokenSlice
 
 
 class SDFT(Method):

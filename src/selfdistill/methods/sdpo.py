@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenSlice
-from selfdistill.methods.base import Divergence, JensenShannon, Method, Recommended, Role, TopK, on_support
+from selfdistill.methods.base import Divergence, JensenShannon, Method, Recommended, TopK, on_support
+from selfdistill.types import STUDENT, Role, TokenSlice
 
 
 class SDPO(Method):

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from selfdistill.head import STUDENT, TokenSlice
 from selfdistill.methods.base import Method, Recommended
+from selfdistill.types import STUDENT, TokenSlice
 
 
 class SFT(Method):
