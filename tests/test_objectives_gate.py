@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from selfdistill.objectives import EntropyGate
+from selfdistill.objectives.gate import EntropyGate
 
 # Warm-up 0.9, 1.1, 1.0 gives H_warm = 1.0; ratio 0.9 closes below 0.9.
 TRACE = [

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from selfdistill.errors import DataError
-from selfdistill.report import files, write_report
+from selfdistill.report import files
 from selfdistill.report import page as page_parts
+from selfdistill.report.page import write_report
 from support.pages import Page, contrast
 
 HOSTILE = "so </script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 \u202e end"

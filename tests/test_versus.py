@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from selfdistill.comparison import analyse
-from selfdistill.report import numbers, write_comparison
+from selfdistill.report import numbers
 from selfdistill.report.charts import Series, curve_chart
 from selfdistill.report.versus import closing, markdown, short_names, verdict
+from selfdistill.report.versus_page import write_comparison
 from support.arms import PHASES, alarm, arm, ended_run, given_terms, simple_run
 from support.pages import Page, contrast
 

@@ -18,7 +18,7 @@ import pytest
 from selfdistill import watching
 from selfdistill.cli import main
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.report import write_report
+from selfdistill.report.page import write_report
 from selfdistill.watching import Follower, is_loopback, server_of
 
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)>"

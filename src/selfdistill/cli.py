@@ -337,7 +337,7 @@ def watch(
     static: Annotated[bool, typer.Option("--static", help="Write the page as report.html instead.")] = False,
 ) -> None:
     """Follow a run in the browser: curves, alarms and the latest completions, drawn anew as its files grow."""
-    from selfdistill.report import write_report
+    from selfdistill.report.page import write_report
     from selfdistill.watching import is_loopback, server_of
 
     if static:

@@ -25,8 +25,9 @@ from selfdistill.comparison import ArmRuns, analyse
 from selfdistill.config import RunConfig, load_config
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.progress import Progress
-from selfdistill.report import write_comparison, write_report
 from selfdistill.report.files import read_lines
+from selfdistill.report.page import write_report
+from selfdistill.report.versus_page import write_comparison
 from selfdistill.run import check_same_config
 from selfdistill.sinks import JsonLines
 from selfdistill.stopping import STOPPED_BY_ALARM, StopRequest

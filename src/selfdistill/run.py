@@ -20,7 +20,7 @@ from selfdistill.evaluation import evaluate
 from selfdistill.measuring import as_seen, described, drawn, separation, taught
 from selfdistill.policy import save_policy
 from selfdistill.progress import Progress
-from selfdistill.report import write_report
+from selfdistill.report.page import write_report
 from selfdistill.saving import load_state, save_state
 from selfdistill.seeds import batches, derive
 from selfdistill.sinks import JsonLines, flatten

@@ -21,7 +21,8 @@ from threading import Lock
 from typing import Any
 
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.report import Live, OuterSteps, read_run, render_run
+from selfdistill.report.files import OuterSteps, read_run
+from selfdistill.report.page import Live, render_run
 
 EVERY = 5
 """Seconds between two drawings: a step rarely takes less."""

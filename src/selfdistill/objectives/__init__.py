@@ -2,13 +2,12 @@
 
 ``divergence`` compares student and teacher · ``support`` cuts the vocabulary down · ``signals`` reads a token's
 credit · ``targets`` builds what to distil to · ``policy_gradient`` and ``preference`` are losses on sampled tokens and
-completions · ``gate`` switches a signal · ``reduction`` turns values into one number.
+completions · ``reduction`` turns values into one number.
 """
 
 from __future__ import annotations
 
 from selfdistill.objectives.divergence import clipped_forward_kl, forward_kl, jensen_shannon, reverse_kl
-from selfdistill.objectives.gate import EntropyGate
 from selfdistill.objectives.policy_gradient import (
     clipped_policy_gradient,
     group_advantages,
@@ -28,7 +27,6 @@ from selfdistill.objectives.targets import credit_target, purified_target
 
 __all__ = [
     "Decomposition",
-    "EntropyGate",
     "antisd_advantage",
     "clipped_forward_kl",
     "clipped_policy_gradient",
