@@ -20,6 +20,7 @@ from docs_site.strips import Strip, draw
 from selfdistill.assembly import build_policy
 from selfdistill.commands import config_for
 from selfdistill.contexts import load_templates
+from selfdistill.fields import role_prompt
 from selfdistill.inspection import look, plan
 from selfdistill.inspection_files import Slides, prepare
 from selfdistill.methods import build_method
@@ -28,7 +29,6 @@ from selfdistill.rollouts import collect, extend, from_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.tasking import build_task
 from selfdistill.types import Role, RolloutGroup
-from selfdistill.views import role_prompt
 from selfdistill.wordclasses import load_classes
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"

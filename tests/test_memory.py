@@ -13,8 +13,7 @@ import torch
 
 from selfdistill.cli import main
 from selfdistill.distributed import World
-from selfdistill.errors import OutOfMemory
-from selfdistill.memory import is_full, out_of_memory
+from selfdistill.errors import OutOfMemory, is_full, out_of_memory
 from selfdistill.policy import Policy, load_policy
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.samplers.room import Rows, give_back

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from selfdistill.fields import hindsight
 from selfdistill.tasks.countdown import final_answer
 from selfdistill.tasks.toolbox import final_call
 from selfdistill.thinking import after_thinking
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
-from selfdistill.views import hindsight
 from support.engine import load_exact
 
 OPEN = "<|assistant|> <think>"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from selfdistill.distributed import ALONE, World
 from selfdistill.errors import CheckpointError, UserError
+from selfdistill.sinks import sync, write_json
 
 MANIFEST = "manifest.json"
 ROOM = 1 << 20
@@ -57,13 +56,13 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = A
     if world.first:
         write_json(aside / MANIFEST, dict(sorted(pair for part in parts for pair in part.items())))
     for path in mine:
-        _sync(path)
+        sync(path)
     world.barrier()
     if world.first:
         if target.exists():
             target.rename(old)
         aside.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         if old.exists():
             shutil.rmtree(old)
     world.barrier()
@@ -124,22 +123,6 @@ def prune(folder: Path, keep: int, *, last: Path) -> None:
         shutil.rmtree(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half of it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(aside)
-    aside.replace(path)
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

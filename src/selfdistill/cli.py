@@ -9,8 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from selfdistill.errors import UserError
-from selfdistill.memory import is_full, out_of_memory
+from selfdistill.errors import UserError, is_full, out_of_memory
 from selfdistill.terminal import Commands, no_bars, quiet
 
 app = typer.Typer(

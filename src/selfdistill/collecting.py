@@ -9,6 +9,7 @@ from selfdistill.chat import Chat
 from selfdistill.contexts import HINDSIGHT, Template, may_show
 from selfdistill.distributed import World
 from selfdistill.errors import ConfigError
+from selfdistill.fields import role_prompt
 from selfdistill.methods.base import Method
 from selfdistill.rollouts import collect, everyones, extend, from_solutions
 from selfdistill.samplers.hf import Decoding, HFSampler
@@ -16,7 +17,6 @@ from selfdistill.samplers.room import Rows
 from selfdistill.seeds import derive
 from selfdistill.teachers import Teachers
 from selfdistill.types import STUDENT, Example, RolloutGroup, Sampler, Task
-from selfdistill.views import role_prompt
 
 
 def check_sources(method: Method, templates: Mapping[str, Template], example: Example, *, name: str) -> None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfdistill import checkpoint
 from selfdistill.assembly import method_of, resolve
 from selfdistill.children import Child, State, run_children
 from selfdistill.comparison import ArmRuns, analyse
@@ -29,7 +28,7 @@ from selfdistill.report.files import read_lines
 from selfdistill.report.page import write_report
 from selfdistill.report.versus_page import write_comparison
 from selfdistill.run import check_same_config
-from selfdistill.sinks import JsonLines
+from selfdistill.sinks import JsonLines, write_json
 from selfdistill.stopping import STOPPED_BY_ALARM, StopRequest
 
 MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")
@@ -205,7 +204,7 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
         "machine": [line for place, line in enumerate(machine) if line not in machine[:place]],
         **analyse(arms, baseline=comparison.baseline),
     }
-    checkpoint.write_json(comparison.folder / "compare.json", result)
+    write_json(comparison.folder / "compare.json", result)
     write_comparison(comparison.folder)
     if main is not None:
         folder = comparison.run_folder(find_arm(comparison, main, "--main"), comparison.seeds[0])

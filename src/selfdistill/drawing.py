@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfdistill.checkpoint import write_json
 from selfdistill.collecting import Collector
 from selfdistill.errors import SamplerError, TrainingError
 from selfdistill.policy import Policy
 from selfdistill.samplers.asking import Engine
 from selfdistill.seeds import derive
+from selfdistill.sinks import write_json
 from selfdistill.types import STUDENT, Completion, Example, RolloutGroup
 
 PENDING = "pending.json"

@@ -20,13 +20,13 @@ from torch import Tensor
 from selfdistill.batching import collate, micro_batches
 from selfdistill.chat import Chat
 from selfdistill.contexts import Template
+from selfdistill.fields import hindsight, role_prompt
 from selfdistill.findings import Findings, Floats, columns, join
 from selfdistill.head import Readout, score_readout, token_credit, token_slices
 from selfdistill.methods.base import Method, Observation
 from selfdistill.policy import Policy
 from selfdistill.scoring import readout_roles, together
 from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, Skipped, TokenSlice, View
-from selfdistill.views import hindsight, role_prompt
 
 TOKENS, ELEMENTS, PROMPTS = 4096, 1 << 24, 16
 """Tokens of one forward pass, logits that exist at once, and problems of a step, where nobody sets them."""

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from selfdistill import inspection_tables as tables
 from selfdistill.chat import Chat
-from selfdistill.checkpoint import write_json
 from selfdistill.errors import ConfigError
 from selfdistill.findings import Findings
 from selfdistill.report.microscope import Lens, Specimen, render_microscope
 from selfdistill.report.tokens import align
+from selfdistill.sinks import write_json
 from selfdistill.thinking import THINK_BEGIN, THINK_END
 from selfdistill.types import STUDENT, Verdict
 from selfdistill.wordclasses import ALL_CLASSES, classify

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.attention import install, packable, uninstall
-from selfdistill.errors import ModelError, first_line
+from selfdistill.errors import ModelError, first_line, is_full
 from selfdistill.head import Readout
-from selfdistill.memory import is_full
 from selfdistill.packing import grow, pack
 from selfdistill.prefill import Decoder, Prefill, closed_up
 from selfdistill.types import SequenceBatch

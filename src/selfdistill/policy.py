@@ -193,8 +193,6 @@ class Policy(nn.Module):
         self.masters.refresh()
 
 
-
-
 def load_policy(
     path: str,
     *,
@@ -359,5 +357,3 @@ def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
     # The name that the user wrote finds the base again, also where the package lies elsewhere.
     wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
     return wrapped
-
-

@@ -23,7 +23,7 @@ from selfdistill.progress import Progress
 from selfdistill.report.page import write_report
 from selfdistill.saving import load_state, save_state
 from selfdistill.seeds import batches, derive
-from selfdistill.sinks import JsonLines, flatten
+from selfdistill.sinks import JsonLines, flatten, write_json
 from selfdistill.stopping import StopRequest
 from selfdistill.trackers import Begin, Trackers, require
 from selfdistill.training import Clock, StepResult
@@ -94,7 +94,7 @@ class Run:
         settings = self.config.model_dump()
         if self.world.first:
             self.saved.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(folder / "config.json", settings)
+            write_json(folder / "config.json", settings)
         begin = Begin(folder, settings, self.counters.step)
         self.trackers = Trackers(config.sinks if self.world.first else [], begin, warn=progress.say)
 
@@ -267,7 +267,7 @@ class Run:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 counters = {name: getattr(now, name) for name in now.__slots__}
                 state = {"counters": counters, "method": method, "origin": parts.origin}
-                checkpoint.write_json(folder / "state.json", state)
+                write_json(folder / "state.json", state)
 
         path = checkpoint.checkpoint_path(self.saved, now.step)
         checkpoint.write_folder(path, fill, world=self.world)
@@ -335,7 +335,7 @@ class Run:
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         if self.world.first:
-            checkpoint.write_json(self.folder / "summary.json", summary)
+            write_json(self.folder / "summary.json", summary)
             write_report(self.folder)
         return summary
 

@@ -83,3 +83,20 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON aside and rename it, so that a reader never sees half of it."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sync(aside)
+    aside.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Let a file's or folder's bytes reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

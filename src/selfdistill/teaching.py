@@ -18,13 +18,13 @@ import torch
 from selfdistill.chat import Chat
 from selfdistill.collecting import Collector
 from selfdistill.contexts import Template
+from selfdistill.fields import hindsight, role_prompt
 from selfdistill.policy import Policy
 from selfdistill.samplers.hf import HFSampler
 from selfdistill.scoring import score_views
 from selfdistill.seeds import derive
 from selfdistill.statistics import Estimate, average_per_problem, bootstrap, paired_difference
 from selfdistill.types import STUDENT, Example, Role, Rollout, RolloutGroup, Skipped, View
-from selfdistill.views import hindsight, role_prompt
 
 RESAMPLES = 10_000
 

@@ -15,10 +15,9 @@ from selfdistill.batching import Turn, collate, concatenate, turns
 from selfdistill.chat import Chat
 from selfdistill.contexts import Template
 from selfdistill.distributed import ALONE, World
-from selfdistill.errors import ConfigError, TrainingError
+from selfdistill.errors import ConfigError, TrainingError, is_full, out_of_memory
 from selfdistill.head import ELEMENTS, Readout, SliceJob, SliceResult
 from selfdistill.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
-from selfdistill.memory import is_full, out_of_memory
 from selfdistill.methods.base import Method, Observation
 from selfdistill.movement import Movement
 from selfdistill.policy import Policy

@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from selfdistill import checkpoint
 from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, check_counts, load_config
 from selfdistill.api.training import stopping
 from selfdistill.comparing import find_arm, plan, run_comparison, write_results
 from selfdistill.errors import ConfigError
 from selfdistill.progress import Progress
+from selfdistill.sinks import write_json
 
 MEASURES = ("accuracy", "deliberation", "length")
 
@@ -120,7 +120,7 @@ def _sources(configs: Sequence[str | Path] | Mapping[str, ConfigLike], folder: P
         kept = folder / "configs"
         kept.mkdir(parents=True, exist_ok=True)
         for name, table in checked.items():
-            checkpoint.write_json(kept / f"{name}.json", table)
+            write_json(kept / f"{name}.json", table)
         return [str(kept / f"{name}.json") for name in checked]
     if isinstance(configs, str) or not all(isinstance(one, str | Path) for one in configs):
         raise ConfigError("configs are a list of names and paths, or a dict of arms' names to configs")

@@ -13,8 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from selfdistill.errors import ModelError
-from selfdistill.memory import is_full
+from selfdistill.errors import ModelError, is_full
 from selfdistill.policy import Policy
 from selfdistill.prefill import Prefill, closed_up
 from selfdistill.samplers.room import Rows, give_back
