@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from docs_site.strips import Strip, draw
 from selfdistill.assembly import build_policy
-from selfdistill.commands import config_for
 from selfdistill.contexts import load_templates
 from selfdistill.fields import role_prompt
 from selfdistill.inspection import look, plan
@@ -26,6 +25,7 @@ from selfdistill.inspection_files import Slides, prepare
 from selfdistill.methods import build_method
 from selfdistill.objectives import preference_loss, preference_margin
 from selfdistill.rollouts import collect, extend, from_solutions
+from selfdistill.runfolder import config_for
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.tasking import build_task
 from selfdistill.types import Role, RolloutGroup

@@ -13,7 +13,7 @@ import pytest
 
 from selfdistill.alarms import ALARMS, Alarm, AlarmWatch, Thresholds
 from selfdistill.cli import main
-from selfdistill.config import AlarmsConfig, parse_config
+from selfdistill.config import ALARM_NAMES, AlarmsConfig, parse_config
 from selfdistill.errors import ConfigError
 from selfdistill.stopping import STOPPED_BY_ALARM
 from support.runs import as_toml, lines, metrics, open_run, outcome, recorder, tiny_run, train
@@ -343,3 +343,7 @@ def test_the_command_says_which_alarm_ended_it_and_exits_with_3(
     assert signal.getsignal(signal.SIGTERM) is handler
     said = " ".join(capsys.readouterr().out.split())
     assert "ended after step 1 by truncated_completions; the best checkpoint, of step" in said
+
+
+def test_a_config_may_stop_on_every_alarm() -> None:
+    assert tuple(ALARMS) == ALARM_NAMES

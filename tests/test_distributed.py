@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from selfdistill.batching import Turn, turns
-from selfdistill.commands import export_model
 from selfdistill.distributed import World
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.methods import METHODS
 from selfdistill.policy import load_policy
+from selfdistill.runfolder import export_model
 from selfdistill.sharding import Parallel
 from selfdistill.types import View
 from support.ranks import Case, Gradient, Sampled, WholeRun, run_cases

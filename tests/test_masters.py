@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selfdistill import policy as policy_module
-from selfdistill.commands import export_model
 from selfdistill.distributed import ALONE
 from selfdistill.errors import ConfigError
 from selfdistill.masters import Masters
 from selfdistill.movement import SAMPLE, Movement
 from selfdistill.policy import fingerprint
 from selfdistill.run import Run
+from selfdistill.runfolder import export_model
 from selfdistill.teachers import Teachers
 from support.runs import LORA, lines, metrics, open_run, recorder, tiny_run, train
 from support.tiny import save_tiny_model

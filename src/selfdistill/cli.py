@@ -110,7 +110,7 @@ def evaluate(
     """Accuracy of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
     from rich.console import Console
 
-    from selfdistill.commands import evaluate_model
+    from selfdistill.evaluating import evaluate_model
     from selfdistill.progress import Progress
 
     quiet()
@@ -222,8 +222,8 @@ def teachers(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """How much more often each teacher is right than the student, and how far apart they are."""
-    from selfdistill.commands import describe_lesson, teach
     from selfdistill.config import load_config
+    from selfdistill.teachers_command import describe_lesson, teach
 
     settings = load_config(config, set_ or [])
     quiet()
@@ -249,7 +249,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint's model as a plain Hugging Face directory, also where its weights were sharded."""
-    from selfdistill.commands import export_model
+    from selfdistill.runfolder import export_model
 
     quiet()
     path = export_model(run, out, step=step, dtype=dtype)

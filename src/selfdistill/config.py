@@ -15,10 +15,27 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
-from selfdistill.alarms import ALARMS
 from selfdistill.errors import ConfigError
 from selfdistill.samplerconfig import SAMPLER_KINDS, HFConfig, SamplerConfig
 from selfdistill.taskconfig import CountdownConfig, Strict, TaskConfig, fill_from_preset, task_configs
+
+ALARM_NAMES = (
+    "entropy_collapse",
+    "teacher_entropy_collapse",
+    "length_explosion",
+    "length_shrinkage",
+    "deliberation_vanishing",
+    "truncated_completions",
+    "skipped_completions",
+    "no_signal",
+    "importance_ratios",
+    "sampler_gap",
+    "teacher_worse",
+    "gradient_jump",
+    "vanishing_updates",
+    "validation_falls",
+)
+"""What ``stop_on`` may name: the alarms of :data:`selfdistill.alarms.ALARMS`, which a test holds to be the same."""
 
 
 class LoraConfig(Strict):
@@ -255,7 +272,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
     if isinstance(table.get("task"), Mapping):
         table["task"] = fill_from_preset(table["task"])
     _refuse_unknown(RunConfig, table, (), source)
-    _refuse_unknown_names("stop_on", table.get("stop_on"), ALARMS, source)
+    _refuse_unknown_names("stop_on", table.get("stop_on"), ALARM_NAMES, source)
     _refuse_unknown_names("sinks", table.get("sinks"), SINKS, source)
     try:
         return RunConfig.model_validate(table)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.chat import Chat, usual_length
-from selfdistill.commands import config_for, load_model
 from selfdistill.config import RunConfig
 from selfdistill.contexts import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
@@ -20,6 +19,7 @@ from selfdistill.methods.base import Method
 from selfdistill.policy import Policy
 from selfdistill.report.files import read_lines
 from selfdistill.rollouts import collect, fitting
+from selfdistill.runfolder import config_for, load_model
 from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
 from selfdistill.tasking import build_task

@@ -11,8 +11,8 @@ from selfdistill.api.rollouts import check_pair
 from selfdistill.api.settings import Overrides, as_pairs, check_counts
 from selfdistill.api.tasks import as_task, checked_task, take_rows
 from selfdistill.chat import Chat
-from selfdistill.commands import evaluate_model
 from selfdistill.errors import ConfigError
+from selfdistill.evaluating import evaluate_model
 from selfdistill.policy import Policy
 from selfdistill.tasks.custom import RewardFunction
 from selfdistill.types import Task
