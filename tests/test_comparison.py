@@ -102,6 +102,14 @@ def test_with_one_seed_problems_alone_are_drawn(tmp_path: Path) -> None:
     assert ends(of(result, "b")["accuracy"]["against_baseline"]) == (0.5, 0.0, 1.0)
 
 
+def test_a_problem_lost_for_a_problem_won_is_no_difference_of_no_width(tmp_path: Path) -> None:
+    base, other = simple_run(tmp_path / "a", (0, 4), (0, 4)), simple_run(tmp_path / "b", (0, 4), (4, 0))
+    found = of(analyse([arm("a", base), arm("b", other)], baseline="a"), "b")["accuracy"]
+    # The pairs differ by +1 and −1; sorted, both runs hold the same two accuracies.
+    for name in ("against_baseline", "change"):
+        assert ends(found[name]) == (0.0, -1.0, 1.0)
+
+
 def test_the_baseline_is_reached_at_an_evaluation_not_between_two(two: dict[str, Any]) -> None:
     reach = of(two, "other")["reach"]
     assert reach["targets"] == [0.75, 0.5]
