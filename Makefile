@@ -8,6 +8,8 @@ READY_BENCH := $(VENV)/.ready-bench
 # vLLM's CPU build wants releases of its own, so it lives apart.
 VENV_VLLM := .venv-vllm
 READY_VLLM := $(VENV_VLLM)/.ready
+# mutmut is no tool of `make test`.
+READY_MUTANTS := $(VENV)/.ready-mutants
 DEMO := runs/demo
 # The embedded worlds that have a base model.
 WORLD := countdown toolbox
@@ -20,6 +22,7 @@ CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 # Tests run in this many processes: the machine's cores, four at most (each process holds its own torch).
 JOBS ?= logical
 
@@ -33,7 +36,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm check docs pictures bench base properties clean
+.PHONY: help setup demo test test-vllm mutants check docs pictures bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +54,9 @@ test: $(READY) ## run all tests (choose some: PYTEST_ARGS="-k floors")
 
 test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (choose some: PYTEST_ARGS="-k server")
 	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
+
+mutants: $(READY_MUTANTS) ## does a test fail for every small change to what computes? hours (some: MUTANTS_ARGS="objectives/gate.py")
+	@PYTHONPATH=scripts $(PY) scripts/mutants.py $(MUTANTS_ARGS)
 
 check: $(READY) ## ruff, mypy --strict, the floors between modules, light imports
 	@$(PY) -m ruff check .
@@ -107,6 +113,11 @@ $(READY): pyproject.toml
 		$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH); }
 	@echo "Installing selfdistill and its tools"
 	@$(PY) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(READY_MUTANTS): $(READY)
+	@echo "Installing mutmut"
+	@$(PY) -m pip install --quiet --editable '.[mutants]'
 	@touch $@
 
 $(READY_BENCH): $(READY)

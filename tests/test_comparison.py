@@ -172,6 +172,8 @@ def test_curves_are_means_with_the_lowest_and_the_highest_seed(two: dict[str, An
     assert training["step"] == [1, 2, 3, 4]
     assert training["gate"] == {"mean": [0.5] * 4, "low": [0.0] * 4, "high": [1.0] * 4}
     assert "gate" not in of(two, "base")["curves"]["training"]
+    assert set(training) == {"step", "block", "reward", "length", "student_entropy", "teacher_entropy", "gate"}
+    assert two["interval"] == {"confidence": 0.95, "resamples": 10_000, "over": "seeds and problems"}
 
 
 def test_a_long_run_is_averaged_in_blocks(tmp_path: Path) -> None:

@@ -70,26 +70,27 @@ def test_what_taught_and_what_was_left_out() -> None:
 
 def test_u_of_right_and_of_wrong_completions() -> None:
     """u = log T − log S a token: (0.5 + 0.25 − 1.5) / 3 of the right ones, −2 of the wrong one."""
-    views = [
-        view(0, 0, 2, reward=1.0),
-        view(0, 1, 1, reward=0.99),
-        view(1, 0, 1, reward=1.0),
-        view(1, 1, 1, reward=1.0, source="teacher"),
-        view(2, 0, 1, reward=None),
-        view(2, 1, 1, reward=0.0),
-        view(2, 2, 1, reward=0.0),
+    rows: list[tuple[View, Scores | None, Scores | None]] = [
+        (view(2, 0, 1, reward=None), scores(-9.0), scores(-1.0)),
+        (view(1, 1, 1, reward=1.0, source="teacher"), scores(-9.0), scores(-1.0)),
+        (view(2, 1, 1, reward=0.0), scores(-9.0), None),
+        (view(2, 2, 1, reward=0.0), None, scores(-1.0)),
+        (view(0, 0, 2, reward=1.0), scores(-1.0, -1.0), scores(-0.5, -0.75)),
+        (view(0, 1, 1, reward=0.99), scores(-1.0), scores(-3.0)),
+        (view(1, 0, 1, reward=1.0), scores(-0.5), scores(-2.0)),
     ]
-    student: list[Scores | None] = [
-        scores(-1.0, -1.0), scores(-1.0), scores(-0.5), scores(-9.0), scores(-9.0), scores(-9.0), None,
-    ]  # fmt: skip
-    teacher: list[Scores | None] = [
-        scores(-0.5, -0.75), scores(-3.0), scores(-2.0), scores(-1.0), scores(-1.0), None, scores(-1.0),
-    ]  # fmt: skip
+    views, student, teacher = ([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
     assert separation(result(views, student=student, teacher=teacher)) == {"u_correct": -0.25, "u_wrong": -2.0}
-    few = result(views[:1], student=student[:1], teacher=teacher[:1])
+    few = result(views[4:5], student=student[4:5], teacher=teacher[4:5])
     assert separation(few) == {"u_correct": 0.375, "u_wrong": None}
     assert separation(result(views, student=student)) == {}
     assert separation(result(views, teacher=teacher)) == {}
+
+
+def test_u_is_summed_in_float64() -> None:
+    single = [Scores(torch.tensor(row), torch.zeros(2)) for row in ((0.0, 0.0), (2.0**24, 1.0))]
+    found = separation(result([view(0, 0, 2, reward=1.0)], student=[single[0]], teacher=[single[1]]))
+    assert found["u_correct"] == (2.0**24 + 1.0) / 2
 
 
 def test_every_completion_is_written_down_with_its_u(model: Path) -> None:

@@ -12,12 +12,24 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from selfdistill.errors import ConfigError, TrainingError
 from selfdistill.head import TokenSlice
 from selfdistill.methods import METHODS, Method, build_method
-from selfdistill.methods.base import Observation
+from selfdistill.methods.base import (
+    ClippedForwardKL,
+    ForwardKL,
+    Full,
+    JensenShannon,
+    Observation,
+    ReverseKL,
+    Role,
+    TopK,
+    at_temperature,
+    gain,
+)
 from selfdistill.types import Rollout, RolloutGroup, Scores, Verdict, View
 
 LN = math.log
@@ -85,6 +97,11 @@ def test_the_share_of_clipped_tokens_counts_both_sides() -> None:
     found = build_method("grpo", {"clip_low": 0.1, "clip_high": 0.3}).metrics(shown)
     assert found["clip_share"].tolist() == [1.0, 0.0, 0.0, 1.0]
     assert found["ratio"].tolist() == pytest.approx([0.85, 0.95, 1.25, 1.35])
+    assert {value.dtype for value in found.values()} == {torch.float64}
+    # A ratio on the bound itself is not clipped: 1/2 and 2, exact in binary.
+    edge = tokens(student=[S] * 2, said=[0] * 2, old_logprob=[LN(0.5) + LN(2), LN(0.5) - LN(2)])
+    found = build_method("grpo", {"clip_low": 0.5, "clip_high": 1.0}).metrics(edge)
+    assert (found["ratio"].tolist(), found["clip_share"].tolist()) == ([0.5, 2.0], [0.0, 0.0])
 
 
 def test_the_scale_of_grpo_divides_by_the_deviation_or_not() -> None:
@@ -108,6 +125,18 @@ def test_self_distillation_adds_strength_times_the_teachers_gain() -> None:
     # Without a context there is no gain: NaN stands for the missing score.
     shown = tokens(old_logprob=[LN(0.5)], advantage=[2.0], teacher=[math.nan])
     assert loss("sd", shown, strength=0.25) == pytest.approx([-2.0])
+    assert build_method("sd", {}).beforehand() == build_method("antisd", {}).beforehand() == ("teacher",)
+
+
+def test_a_gain_has_no_gradient() -> None:
+    shown = taught(0.8, 2.0)
+    shown.roles["student"].requires_grad_()
+    assert not gain(shown).requires_grad
+
+
+def test_cross_entropy_is_minus_the_log_probability_of_what_was_said() -> None:
+    assert loss("sft", tokens(student=[S, T], said=[1, 2])) == pytest.approx([-LN(0.3), -LN(0.3)])
+    assert list(build_method("sft", {}).keep(drawn(("student", 1.0), ("student", None)))) == [True, True]
 
 
 def phi(u: float) -> float:
@@ -137,10 +166,11 @@ def test_a_product_never_turns_an_advantage_around() -> None:
 
 
 def test_without_hindsight_the_teacher_is_uniform_over_the_real_vocabulary() -> None:
-    # The last entry is padding: two real ones, each 1/2 under a teacher that knows nothing.
-    shown = tokens(student=[(0.8, 0.2, 0.0)], old_logprob=[LN(0.8)], advantage=[2.0], values={"gate": 1.0})
-    expected = -(2.0 - 0.25 * phi(LN(0.5 / 0.8)))
-    assert loss("antisd", shown, strength=0.25, hindsight=False) == pytest.approx([expected])
+    # The last entry of the first is padding: two real ones, each 1/2 under a teacher that knows nothing.
+    both: dict[str, Any] = {"old_logprob": [LN(0.8), LN(0.6)], "advantage": [2.0, -1.0]}
+    shown = tokens(student=[(0.8, 0.2, 0.0), (0.6, 0.2, 0.2)], said=[0, 0], values={"gate": 1.0}, **both)
+    expected = [-(2.0 - 0.25 * phi(LN(0.5 / 0.8))), -(-1.0 - 0.25 * phi(LN(1 / 3 / 0.6)))]
+    assert loss("antisd", shown, strength=0.25, hindsight=False) == pytest.approx(expected, rel=1e-12)
     method = build_method("antisd", {"hindsight": False})
     assert (dict(method.roles()), method.beforehand(), method.new_state()) == ({}, (), None)
 
@@ -218,6 +248,11 @@ def test_the_score_temperature_softens_both_sides() -> None:
     shown = tokens(roles={"teacher": [T]})
     knobs = {"score_temperature": 2.0, "divergence": {"kind": "reverse_kl"}}
     assert loss("opsd", shown, **knobs) == pytest.approx([kl(softened(S, 2.0), softened(T, 2.0))])
+    # Nothing else of the tokens changes, and nothing at all at temperature 1.
+    told = tokens(roles={"teacher": [T]}, said=[2], values={"gate": 1.0}, advantage=[0.5])
+    soft = at_temperature(told, 2.0)
+    assert (soft.target_N.tolist(), soft.inputs, soft.values) == ([2], told.inputs, {"gate": 1.0})
+    assert at_temperature(told, 1.0) is told
 
 
 @pytest.mark.parametrize(("ratio", "weight", "capped"), [(1.2, 1.2, 0.0), (1.5, 1.5, 1.0), (3.0, 1.5, 1.0)])
@@ -226,7 +261,15 @@ def test_the_ratio_of_sdpo_is_capped(ratio: float, weight: float, capped: float)
     knobs = {"ratio_cap": 1.5, "divergence": {"kind": "reverse_kl"}}
     assert loss("sdpo", shown, **knobs) == pytest.approx([weight * kl(S, T)])
     found = build_method("sdpo", knobs).metrics(shown)
-    assert (found["ratio"].tolist(), found["ratio_capped"].tolist()) == (pytest.approx([weight]), [capped])
+    assert found["ratio"].tolist() == pytest.approx([weight])
+    assert found["ratio_capped"].tolist() == [capped]
+    assert found["ratio_capped"].dtype == torch.float64
+    # The ratio is a factor: the gradient is that of the divergence, S (log S − log T + 1) at each entry.
+    shown.roles["student"].requires_grad_()
+    build_method("sdpo", knobs).loss(shown).sum().backward()
+    assert shown.roles["student"].grad is not None
+    slope = [weight * s * (LN(s / t) + 1) for s, t in zip(S, T, strict=True)]
+    assert shown.roles["student"].grad[0].tolist() == pytest.approx(slope)
 
 
 def test_credit_takes_the_mean_of_its_contrasts_out_of_the_teacher() -> None:
@@ -251,7 +294,12 @@ def test_the_sampled_token_form_of_credit_is_centred_by_the_batch() -> None:
     mean = method.observe(None, Observation({"contrast_0": [one, None], "contrast_1": [other, None]}))
     assert mean == {"contrast_mean": -3.0}
     assert method.observe(None, Observation({"contrast_0": [None]})) == {}
-    shown = tokens(old_logprob=[LN(0.5)], teacher=[LN(0.8)], contrast_0=[-1.0], contrast_1=[-4.0], values=mean)
+    single = Scores(torch.tensor([-(2.0**24), -1.0]), torch.zeros(2))  # in float32 their sum would lose the 1
+    assert method.observe(None, Observation({"contrast_0": [single]})) == {"contrast_mean": -(2.0**24 + 1) / 2}
+    assert build_method("credit", {}).beforehand() == ()
+    shown = tokens(
+        old_logprob=[LN(0.5)], teacher=[LN(0.8)], contrast_0=[-1.0], contrast_1=[-4.0], values={"contrast_mean": -3.0}
+    )
     assert method.loss(shown).tolist() == pytest.approx([-(U - 0.5 * (-2.5 + 3.0))])
     assert method.beforehand() == ("teacher", "contrast_0", "contrast_1")
     assert [role.contrast for role in method.roles().values()] == [0, 0, 1]
@@ -286,6 +334,9 @@ def test_purified_bends_the_questions_part_and_tilts_the_base() -> None:
     # Where the two contexts agree with the student there is no direction: 0, not NaN.
     alike = tokens(roles={"teacher": [S], "reference_only": [S], "base": [S]})
     assert all(value.tolist() == [0.0] for value in build_method("purified", {}).metrics(alike).values())
+    # A teacher that agrees with the student, a reference that does not: a share of nothing is no infinity either.
+    split = build_method("purified", {}).metrics(tokens(roles={"teacher": [S], "reference_only": [R], "base": [S]}))
+    assert split["norm_reference_share"].tolist() == split["norm_question_share"].tolist() == [0.0]
 
 
 # --- samples of both sides -------------------------------------------------------------------------------------------
@@ -303,9 +354,10 @@ def summed(*logprobs: float) -> Scores:
 @pytest.mark.parametrize("length", ["sum", "mean"])
 def test_a_pair_prefers_the_teachers_sample(length: str) -> None:
     """m = β [(log S − log T)(y⁺) − (log S − log T)(y⁻)] for each pair, with its −log σ(m) and slope."""
-    views = [view(0, 0, "student", 2), view(0, 1, "teacher", 1), view(3, 0, "teacher", 2), view(3, 1, "student", 1)]
-    student = [summed(-1.0, -2.0), summed(-0.5), summed(-3.0, -1.0), summed(-0.25)]
-    teacher = [summed(-2.0, -3.0), summed(-0.25), summed(-1.0, -1.0), summed(-4.0)]
+    # The two groups' completions lie between one another.
+    views = [view(0, 1, "teacher", 1), view(3, 1, "student", 1), view(3, 0, "teacher", 2), view(0, 0, "student", 2)]
+    student: list[Scores | None] = [summed(-0.5), summed(-0.25), summed(-3.0, -1.0), summed(-1.0, -2.0)]
+    teacher: list[Scores | None] = [summed(-0.25), summed(-4.0), summed(-1.0, -1.0), summed(-2.0, -3.0)]
     method = build_method("pbsd", {"beta": 0.5, "length": length})
     told = method.observe(None, Observation({"student": student, "teacher": teacher}, views))
     share = 0.5 if length == "mean" else 1.0  # of a completion of two tokens
@@ -315,8 +367,8 @@ def test_a_pair_prefers_the_teachers_sample(length: str) -> None:
     long = 1 if length == "mean" else 2
     preference, slope = told["preference"], told["slope"]
     assert isinstance(preference, Tensor) and isinstance(slope, Tensor)
-    assert preference.tolist() == pytest.approx([losses[0], losses[0], losses[1], losses[1]])
-    assert slope.tolist() == pytest.approx([-long * slopes[0], slopes[0], long * slopes[1], -slopes[1]])
+    assert preference.tolist() == pytest.approx([losses[0], losses[1], losses[1], losses[0]])
+    assert slope.tolist() == pytest.approx([slopes[0], -slopes[1], long * slopes[1], -long * slopes[0]])
     assert (told["pairs"], told["preferred"]) == (2.0, 0.0)
     assert told["margin"] == pytest.approx(sum(margins) / 2)
     # A token's loss is the pair's, its gradient the slope.
@@ -331,10 +383,18 @@ def test_a_pair_prefers_the_teachers_sample(length: str) -> None:
 
 def test_a_margin_above_nothing_is_a_preference() -> None:
     views = [view(0, 0, "teacher", 1), view(0, 1, "student", 1), view(1, 0, "teacher", 1), view(1, 1, "student", 1)]
-    student, teacher = [summed(-1.0)] * 4, [summed(-2.0), summed(-1.0), summed(-1.0), summed(-1.0)]
+    student: list[Scores | None] = [summed(-1.0)] * 4
+    teacher: list[Scores | None] = [summed(-2.0), summed(-1.0), summed(-1.0), summed(-1.0)]
     told = build_method("pbsd", {}).observe(None, Observation({"student": student, "teacher": teacher}, views))
     assert (told["preferred"], told["pairs"]) == (0.5, 2.0)  # a margin of 0 prefers nothing
-    nothing = build_method("pbsd", {}).observe(None, Observation({}, [view(0, 0, "other", 1)][:0]))
+    # Sums of single precision are taken in double: the 1 is lost otherwise.
+    ends = (torch.tensor([-(2.0**24), -1.0]), torch.tensor([-(2.0**24)]))
+    far: list[Scores | None] = [Scores(end, torch.zeros(len(end))) for end in ends]
+    wide = [view(0, 0, "teacher", 2), view(0, 1, "student", 1)]
+    none: list[Scores | None] = [Scores(torch.zeros(len(end)), torch.zeros(len(end))) for end in ends]
+    margin = build_method("pbsd", {"beta": 1.0}).observe(None, Observation({"student": far, "teacher": none}, wide))
+    assert margin["margin"] == -1.0
+    nothing = build_method("pbsd", {}).observe(None, Observation({}, []))
     assert {name: value.tolist() for name, value in nothing.items() if isinstance(value, Tensor)} == {
         "preference": [],
         "slope": [],
@@ -361,12 +421,18 @@ def test_pairs_are_kept_whole_and_with_the_filter_only_right_ones() -> None:
 def test_rewards_tilt_the_teachers_samples(length: str) -> None:
     """w_i = softmax(R / β) within the group, times the length for a sum, times completions over groups."""
     method = build_method("pbsd_reward", {"beta": 0.5, "length": length})
-    views = [view(2, 0, "teacher", 3, 1.0), view(2, 1, "teacher", 1, 0.5), view(7, 0, "teacher", 2, 0.0)]
+    views = [
+        view(2, 0, "teacher", 3, 1.0),
+        view(7, 0, "teacher", 2, 0.0),
+        view(2, 1, "teacher", 1, 0.4),
+        view(8, 0, "teacher", 1, 0.0),
+    ]
     told = method.observe(None, Observation({}, views))["tilt"]
     assert isinstance(told, Tensor)
-    share = [1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(1.0)), 1.0]
-    lengths = [3, 1, 2] if length == "sum" else [1, 1, 1]
-    assert told.tolist() == pytest.approx([w * n * 3 / 2 for w, n in zip(share, lengths, strict=True)])
+    share = [1 / (1 + math.exp(-1.2)), 1.0, 1 / (1 + math.exp(1.2)), 1.0]
+    lengths = [3, 2, 1, 1] if length == "sum" else [1, 1, 1, 1]
+    expected = [w * n * 4 / 3 for w, n in zip(share, lengths, strict=True)]
+    assert told.tolist() == pytest.approx(expected, rel=1e-12)
     assert method.loss(tokens(tilt=[0.5], said=[1])).tolist() == pytest.approx([-0.5 * LN(0.3)])
     assert list(method.keep(drawn(("teacher", 1.0), ("teacher", None)))) == [True, False]
     assert (method.sources(), method.beforehand()) == (("teacher",), ("teacher",))
@@ -425,12 +491,106 @@ def test_the_defaults_are_the_papers_and_the_limits_hold(name: str) -> None:
             with pytest.raises(ConfigError, match=rf"^method\.{knob}: "):
                 build_method(name, {knob: value})
     assert (method.weights, method.teacher_thinking) == (None, None)
-    if "teacher_rate" not in KNOBS[name]:
-        assert method.teacher_rate == 0.0
-    # Both ends of a rate and of a strength are of use.
-    for knob, ends in {"teacher_rate": (0.0, 1.0), "strength": (0.0,), "gate_ratio": (1.0,)}.items():
-        for end in ends if knob in KNOBS[name] else ():
+    assert all(field.description for knob, field in type(method).model_fields.items() if knob != "name")
+    # The ends that are of use are allowed.
+    ends = {
+        "teacher_rate": (0.0, 1.0),
+        "strength": (0.0,),
+        "gate_ratio": (0.5, 1.0),
+        "warmup": (1,),
+        "contrasts": (1,),
+        **dict.fromkeys(("score_temperature", "beta", "ratio_cap", "clip", "clip_low", "clip_high"), (0.5,)),
+    }
+    for knob, allowed in ends.items():
+        for end in allowed if knob in type(method).model_fields else ():
             assert getattr(build_method(name, {knob: end}), knob) == end
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "teacher_rate" not in KNOBS[name]])
+def test_a_rate_is_a_share_and_0_where_a_method_has_none_of_its_own(name: str) -> None:
+    assert build_method(name, {}).teacher_rate == 0.0
+    for value in (-0.01, 1.01):
+        with pytest.raises(ConfigError, match=r"^method\.teacher_rate: "):
+            build_method(name, {"teacher_rate": value})
+
+
+def test_a_divergences_defaults_and_limits() -> None:
+    for kind in (ForwardKL, ReverseKL, JensenShannon, ClippedForwardKL):
+        made = kind()
+        assert (DIVERGENCES_BY_KIND[made.kind], made.support.kind) == (kind, "full")
+    assert (Full().kind, TopK(k=1).kind) == ("full", "top_k")
+    assert build_method("opsd", {}).divergence.model_dump() == {  # type: ignore[attr-defined]
+        "kind": "clipped_forward_kl",
+        "clip": 0.05,
+        "support": {"kind": "full"},
+    }
+    assert build_method("sdft", {}).divergence.kind == "reverse_kl"  # type: ignore[attr-defined]
+    assert build_method("sdpo", {}).divergence.model_dump() == {  # type: ignore[attr-defined]
+        "kind": "jensen_shannon",
+        "teacher_weight": 0.5,
+        "support": {"kind": "top_k", "k": 100},
+    }
+    refused: list[dict[str, Any]] = [
+        {"kind": "clipped_forward_kl", "clip": 0.0},
+        {"kind": "jensen_shannon", "teacher_weight": 0.0},
+        {"kind": "jensen_shannon", "teacher_weight": 1.0},
+        {"kind": "reverse_kl", "support": {"kind": "top_k", "k": 0}},
+        {"kind": "reverse_kl", "support": {"kind": "top_k"}},
+        {"kind": "reverse_kl", "clip": 1.0},
+        {"kind": "other"},
+    ]
+    for table in refused:
+        with pytest.raises(ConfigError, match=r"^method\.divergence"):
+            build_method("opsd", {"divergence": table})
+
+
+DIVERGENCES_BY_KIND = {
+    "forward_kl": ForwardKL,
+    "reverse_kl": ReverseKL,
+    "jensen_shannon": JensenShannon,
+    "clipped_forward_kl": ClippedForwardKL,
+}
+
+
+def test_purified_scores_three_contexts() -> None:
+    roles = build_method("purified", {}).roles()
+    shown = {"teacher": "solution", "reference_only": "reference_only", "base": None}
+    assert {name: role.context for name, role in roles.items()} == shown
+
+
+def test_a_knob_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        build_method("grpo", {}).scale = "none"  # type: ignore[attr-defined]
+
+
+def test_roles_and_observations_that_say_nothing_else() -> None:
+    assert Role("solution") == Role("solution", "live", None, 0)
+    assert Observation() == Observation({}, (), 0)
+    assert build_method("antisd", {}).observe(None, Observation()) == {"gate": 1.0}
+
+
+def test_what_a_name_or_a_knob_was_meant_to_be() -> None:
+    def refused(method: str, /, **knobs: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            build_method(method, knobs)
+        return str(caught.value)
+
+    assert refused("grpo", scal="none") == "unknown key method.scal for method 'grpo'; did you mean 'scale'?"
+    known = "clip_high, clip_low, scale, teacher_rate, teacher_thinking, weights"
+    assert refused("grpo", zzz=1) == f"unknown key method.zzz for method 'grpo'; known: {known}"
+    # The name is not a knob, and is not offered as one.
+    assert refused("grpo", name="grpo") == f"unknown key method.name for method 'grpo'; known: {known}"
+    assert refused("grpo", nam="grpo").endswith(f"known: {known}")
+    listed = "known: antisd, credit, grpo, opsd, pbsd, pbsd_reward, purified, sd, sdft, sdpo, sft; or module:Class"
+    assert refused("grpp") == f"unknown method 'grpp'; did you mean 'grpo'? {listed}"
+    assert refused("zzz") == f"unknown method 'zzz'; {listed}"
+    wrong = "is not a subclass of selfdistill.methods.Method"
+    assert refused("selfdistill.methods.base:Role") == f"method 'selfdistill.methods.base:Role' {wrong}"
+    assert refused("selfdistill.methods.base:gain") == f"method 'selfdistill.methods.base:gain' {wrong}"
+    assert refused(":Thing") == "method ':Thing' must be written 'package.module:Class'"
+    found = build_method("selfdistill.methods.grpo:GRPO", {"scale": "none"})
+    assert found == build_method("grpo", {"scale": "none"})
+    assert refused("grpo", clip_low=0.0) == "method.clip_low: Input should be greater than 0 (got 0.0)"
 
 
 RECOMMENDED = {
@@ -445,6 +605,7 @@ RECOMMENDED = {
     "antisd": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
     "purified": (5e-6, 5e-6, 1, 1024, 1.0, 1.0, 0),
     "pbsd": (1e-6, 1e-5, 4, 1024, 1.0, 1.0, 0),
+    "pbsd_reward": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
 }
 DECLARED = {
     # on-policy, without a context, a mean over, one update, needs rewards
@@ -472,17 +633,9 @@ def test_what_a_method_declares_of_itself(name: str) -> None:
         method.one_update,
         method.needs_rewards(),
     ) == DECLARED[name]
-    if name in RECOMMENDED:
-        r = method.recommended
-        assert (
-            r.learning_rate,
-            r.lora_learning_rate,
-            r.completions,
-            r.max_tokens,
-            r.temperature,
-            r.top_p,
-            r.top_k,
-        ) == RECOMMENDED[name]
+    r = method.recommended
+    sampling = (r.completions, r.max_tokens, r.temperature, r.top_p, r.top_k)
+    assert (r.learning_rate, r.lora_learning_rate, *sampling) == RECOMMENDED[name]
 
 
 WEIGHTS = {

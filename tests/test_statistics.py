@@ -149,7 +149,8 @@ def test_every_measure_is_the_bootstrap_of_its_problems() -> None:
     judged = [[answer == "1" for answer in row] for row in answers]
     per_problem = average_per_problem(correct)
     later = per_problem[::-1]
-    for asked in ({}, {"confidence": 0.5, "resamples": 77}):
+    settings: tuple[dict[str, Any], ...] = ({}, {"confidence": 0.5, "resamples": 77})
+    for asked in settings:
         spelt: dict[str, Any] = {"confidence": 0.95, "resamples": 10_000, **asked}
         for seed in (5, 6):
             assert average(correct, seed=seed, **asked) == bootstrap(per_problem, k=4, seed=seed, **spelt)

@@ -1,9 +1,10 @@
 """Mutants against tests, in forks of one process that has loaded everything once.
 
-A pytest plugin takes the place of pytest's loop. It first runs every chosen test as it is and notes which functions each
-test calls; then every mutant meets the tests that call its function, the quickest first, until one fails. A changed
-function is put in place by its code object, so that every name bound to it has the change. What is changed at import
-(a default, a constant, a field) needs its modules afresh: such a fork forgets them, and reads the changed source.
+A pytest plugin takes the place of pytest's loop. It first runs every chosen test as it is and notes which functions
+each test calls; then every mutant meets the tests that call its function, the quickest first, until one fails. A
+changed function is put in place by its code object, so that every name bound to it has the change. What is changed at
+import (a default, a constant, a field) needs modules afresh: such a fork forgets them and reads the changed source.
+What other processes run (ranks, commands) never meets a change.
 """
 
 from __future__ import annotations
@@ -98,25 +99,48 @@ class Hunt:
         print(f"\n{len(session.items)} tests as they are: {time.monotonic() - began:.0f} s", flush=True)
         self.functions = _functions(self.package)
         gc.freeze()
+        self._sound(session.items)
         running: dict[int, tuple[Mutant, float, int]] = {}
         for mutant in self.mutants:
             while len(running) >= self.jobs:
-                self._wait(running)
+                self.report(*self._ended(running))
             items = self._tests(session.items, mutant)
-            if not items:
+            if items:
+                self._start(mutant, items, running)
+            else:
                 self.report(mutant, "")
-                continue
-            reading, writing = os.pipe()
-            child = os.fork()
-            if child == 0:
-                os.close(reading)
-                self._child(mutant, items, writing)
-            os.close(writing)
-            allowed = 20.0 + 5.0 * sum(self.seen[item.nodeid].seconds for item in items)
-            running[child] = (mutant, time.monotonic() + allowed, reading)
         while running:
-            self._wait(running)
+            self.report(*self._ended(running))
+        # What a mutant left behind for others (a file, a folder taken away) would have been found for it.
+        self._sound(session.items)
         return True
+
+    def _sound(self, items: Sequence[pytest.Item]) -> None:
+        """A fork without a change must pass every test, and one whose change at import is none its nearest tests."""
+        unchanged = {tuple(self.nearest(m.file)): m.file for m in self.mutants if not m.scope}
+        nothing = [Mutant(file, "", 0, "", "", (self.package / file).read_text()) for file in unchanged.values()]
+        running: dict[int, tuple[Mutant, float, int]] = {}
+        self._start(Mutant("", "", 0, "", "", ""), items, running)
+        for mutant in nothing:
+            self._start(mutant, self._tests(items, mutant), running)
+        while running:
+            mutant, test = self._ended(running)
+            if test:
+                raise pytest.UsageError(
+                    f"a fork in which nothing is changed fails {test}: what was found means nothing"
+                )
+
+    def _start(
+        self, mutant: Mutant, items: Sequence[pytest.Item], running: dict[int, tuple[Mutant, float, int]]
+    ) -> None:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            self._child(mutant, items, writing)
+        os.close(writing)
+        allowed = 60.0 + 5.0 * sum(self.seen[item.nodeid].seconds for item in items)
+        running[child] = (mutant, time.monotonic() + allowed, reading)
 
     def _run(self, items: Sequence[pytest.Item]) -> str:
         """The first test that fails; "" for none."""
@@ -151,7 +175,7 @@ class Hunt:
         found = "crash"
         try:
             _forget_cached()
-            put = bool(mutant.scope) and _put(mutant, self.package, self.functions)
+            put = not mutant.file or (bool(mutant.scope) and _put(mutant, self.package, self.functions))
             found = self._run(items) if put else _afresh(mutant, self.package, [item.nodeid for item in items])
         except BaseException as error:
             found = f"{type(error).__name__}: {error}"
@@ -159,8 +183,8 @@ class Hunt:
             os.write(pipe, found.encode()[:4000])
             os._exit(0)
 
-    def _wait(self, running: dict[int, tuple[Mutant, float, int]]) -> None:
-        """Until a fork has ended, or is ended for taking too long."""
+    def _ended(self, running: dict[int, tuple[Mutant, float, int]]) -> tuple[Mutant, str]:
+        """Wait for a fork to end, or end it for taking too long; its mutant, and the test that found it."""
         while True:
             for child, (mutant, deadline, pipe) in list(running.items()):
                 late = time.monotonic() > deadline
@@ -170,8 +194,7 @@ class Hunt:
                     said = os.read(pipe, 4000).decode()
                     os.close(pipe)
                     del running[child]
-                    self.report(mutant, "time" if late else said)
-                    return
+                    return mutant, "time" if late else said
             time.sleep(0.005)
 
 
