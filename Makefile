@@ -11,6 +11,8 @@ READY_VLLM := $(VENV_VLLM)/.ready
 VENV_LATEST := .venv-latest
 VENV_LOCK := .venv-lock
 UV := uv==0.13.9
+# mutmut is no tool of `make test`.
+READY_MUTANTS := $(VENV)/.ready-mutants
 DEMO := runs/demo
 # The embedded worlds that have a base model.
 WORLD := countdown toolbox
@@ -26,6 +28,7 @@ TORCH_INDEX ?=
 # The newest torch that pyproject.toml allows, or the one that you name, for `make test-latest`.
 TORCH_LATEST ?= torch
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 # Tests run in this many processes: the machine's cores, four at most (each process holds its own torch).
 JOBS ?= logical
 
@@ -39,7 +42,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm lock check docs pictures bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm mutants lock check docs pictures bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +67,9 @@ test-latest: ## run all tests with the newest releases that pyproject.toml allow
 
 test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (choose some: PYTEST_ARGS="-k server")
 	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
+
+mutants: $(READY_MUTANTS) ## does a test fail for every small change to what computes? hours (some: MUTANTS_ARGS="objectives/gate.py")
+	@PYTHONPATH=scripts $(PY) scripts/mutants.py $(MUTANTS_ARGS)
 
 check: $(READY) ## ruff, mypy --strict, the floors between modules, light imports
 	@$(PY) -m ruff check .
@@ -142,6 +148,11 @@ $(READY): pyproject.toml locks/dev.txt locks/torch.txt
 $(READY_BENCH): $(READY) locks/bench.txt
 	@echo "Installing TRL and Liger, to compare with"
 	$(call install_lock,$(VENV),bench)
+	@touch $@
+
+$(READY_MUTANTS): $(READY) locks/mutants.txt
+	@echo "Installing mutmut"
+	$(call install_lock,$(VENV),mutants)
 	@touch $@
 
 # vLLM's CPU build wants older releases of some packages, so it has a lock and a folder of its own. It also names torchvision,

@@ -36,10 +36,10 @@ compile "$work/torch.in" >"$work/torch.txt"
 } >locks/torch.txt
 
 # The tools first; what else is installed beside them in one folder keeps their versions.
-for extras in dev "dev bench"; do
+for extras in "plot dev" "plot dev bench" "plot dev mutants"; do
     name=${extras##* }
     own_triton=1
-    [ "$name" = dev ] || own_triton=0
+    [ "$name" != bench ] || own_triton=0
     set --
     for extra in $extras; do set -- "$@" --extra "$extra"; done
     [ "$name" = dev ] || set -- "$@" --constraint "$work/dev.txt"

@@ -102,6 +102,14 @@ def test_with_one_seed_problems_alone_are_drawn(tmp_path: Path) -> None:
     assert ends(of(result, "b")["accuracy"]["against_baseline"]) == (0.5, 0.0, 1.0)
 
 
+def test_a_problem_lost_for_a_problem_won_is_no_difference_of_no_width(tmp_path: Path) -> None:
+    base, other = simple_run(tmp_path / "a", (0, 4), (0, 4)), simple_run(tmp_path / "b", (0, 4), (4, 0))
+    found = of(analyse([arm("a", base), arm("b", other)], baseline="a"), "b")["accuracy"]
+    # The pairs differ by +1 and −1; sorted, both runs hold the same two accuracies.
+    for name in ("against_baseline", "change"):
+        assert ends(found[name]) == (0.0, -1.0, 1.0)
+
+
 def test_the_baseline_is_reached_at_an_evaluation_not_between_two(two: dict[str, Any]) -> None:
     reach = of(two, "other")["reach"]
     assert reach["targets"] == [0.75, 0.5]
@@ -164,6 +172,8 @@ def test_curves_are_means_with_the_lowest_and_the_highest_seed(two: dict[str, An
     assert training["step"] == [1, 2, 3, 4]
     assert training["gate"] == {"mean": [0.5] * 4, "low": [0.0] * 4, "high": [1.0] * 4}
     assert "gate" not in of(two, "base")["curves"]["training"]
+    assert set(training) == {"step", "block", "reward", "length", "student_entropy", "teacher_entropy", "gate"}
+    assert two["interval"] == {"confidence": 0.95, "resamples": 10_000, "over": "seeds and problems"}
 
 
 def test_a_long_run_is_averaged_in_blocks(tmp_path: Path) -> None:

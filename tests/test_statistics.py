@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,9 @@ def test_a_paired_difference_sees_what_separate_intervals_do_not() -> None:
     assert (gain.k, gain.n) == (8, 60)
     apart = [bootstrap(before + shift, k=8, seed=0, confidence=0.95, resamples=2000) for shift in (0.0, 0.125)]
     assert apart[0].high > apart[1].low
-    assert paired_difference([1.0, 0.0], [0.0, 1.0], k=1, seed=0).value == 0.0
+    # One problem lost, one gained: the pairs differ by −1 and +1, whatever the sorted values do.
+    crossed = paired_difference([1.0, 0.0], [0.0, 1.0], k=1, seed=0)
+    assert (crossed.value, crossed.low, crossed.high) == (0.0, -1.0, 1.0)
 
 
 def test_runs_weigh_the_same_however_many_problems_they_have() -> None:
@@ -138,6 +141,69 @@ def test_the_nested_interval_covers_the_truth_about_as_often_as_it_says() -> Non
     assert pooled / 200 < 0.85
 
 
+def test_every_measure_is_the_bootstrap_of_its_problems() -> None:
+    """At the defaults (95 %, 10,000 resamples) and off them, with the seed that was given."""
+    generator = np.random.default_rng(1)
+    correct = [[bool(hit) for hit in row] for row in generator.random((12, 4)) < 0.5]
+    answers: list[list[str | None]] = [[str(int(x)) for x in row] for row in generator.integers(3, size=(12, 4))]
+    judged = [[answer == "1" for answer in row] for row in answers]
+    per_problem = average_per_problem(correct)
+    later = per_problem[::-1]
+    settings: tuple[dict[str, Any], ...] = ({}, {"confidence": 0.5, "resamples": 77})
+    for asked in settings:
+        spelt: dict[str, Any] = {"confidence": 0.95, "resamples": 10_000, **asked}
+        for seed in (5, 6):
+            assert average(correct, seed=seed, **asked) == bootstrap(per_problem, k=4, seed=seed, **spelt)
+            passed = bootstrap(pass_per_problem(correct, 2), k=2, seed=seed, **spelt)
+            assert pass_at(correct, 2, seed=seed, **asked) == passed
+            voted = bootstrap(majority_per_problem(answers, judged), k=4, seed=seed, **spelt)
+            assert majority(answers, judged, seed=seed, **asked) == voted
+            paired = bootstrap(later - per_problem, k=9, seed=seed, **spelt)
+            assert paired_difference(per_problem, later, k=9, seed=seed, **asked) == paired
+            nested = nested_bootstrap([per_problem, later], k=3, seed=seed, **spelt)
+            assert nested_bootstrap([per_problem, later], k=3, seed=seed, **asked) == nested
+
+
+def test_truth_values_count_as_numbers() -> None:
+    assert paired_difference([True, False], [False, False], k=1, seed=0).value == -0.5
+
+
+def test_the_resamples_are_those_of_one_draw_however_they_are_cut() -> None:
+    """2,500 problems are drawn 400 times at once; 1,000 resamples are then two whole parts and a half one."""
+    values = np.random.default_rng(0).random(2500)
+    means = values[np.random.default_rng(4).integers(2500, size=(1000, 2500))].mean(axis=1)
+    low, high = np.quantile(means, [0.1, 0.9])
+    estimate = bootstrap(values, k=1, seed=4, confidence=0.8, resamples=1000)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-15)
+
+
+def test_the_nested_resamples_are_runs_and_then_problems_of_each_run_drawn() -> None:
+    """Run by run and problem by problem, from the same stream of numbers; runs differ in their problems."""
+    rows = [np.random.default_rng(n).random(size) for n, size in enumerate((3, 5, 4))]
+    generator = np.random.default_rng(2)
+    chosen = generator.integers(3, size=(50, 3, 1))
+    uniform = generator.random((50, 3, 5))
+    means = []
+    for r in range(50):
+        drawn = []
+        for s in range(3):
+            row = rows[int(chosen[r, s, 0])]
+            drawn.append(sum(row[int(uniform[r, s, p] * len(row))] for p in range(len(row))) / len(row))
+        means.append(sum(drawn) / 3)
+    estimate = nested_bootstrap(rows, k=1, seed=2, confidence=0.8, resamples=50)
+    low, high = np.quantile(means, [0.1, 0.9])
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-12)
+    assert estimate.value == pytest.approx(sum(row.mean() for row in rows) / 3, abs=1e-15)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -0.1, 1.5])
+def test_a_confidence_is_a_share(confidence: float) -> None:
+    with pytest.raises(ValueError, match=f"between 0 and 1, got {confidence}"):
+        bootstrap([1.0, 2.0], k=1, seed=0, confidence=confidence, resamples=10)
+    with pytest.raises(ValueError, match=f"between 0 and 1, got {confidence}"):
+        nested_bootstrap([[1.0, 2.0]], k=1, seed=0, confidence=confidence, resamples=10)
+
+
 def test_an_estimate_becomes_plain_json() -> None:
     estimate = average([[1.0, 1.0]], seed=0)
     assert estimate.as_dict() == {"value": 1.0, "low": 1.0, "high": 1.0, "k": 2, "n": 1}
@@ -148,6 +214,10 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         average([], seed=0)
     with pytest.raises(ValueError, match=r"same number of samples, at least one; got \[1, 2\]"):
         average([[1.0], [1.0, 0.0]], seed=0)
+    with pytest.raises(ValueError, match=r"got \[0\]"):
+        average_per_problem([[], []])
+    with pytest.raises(ValueError, match="which is 0 for some problem"):
+        pass_per_problem([], 1)
     with pytest.raises(ValueError, match="which is 2 for some problem"):
         pass_per_problem([[True, False], [True, False, False]], 3)
     with pytest.raises(ValueError, match="got 1 before and 2 after"):

@@ -14,6 +14,7 @@ from selfdistill.assembly import assemble
 from selfdistill.cli import main
 from selfdistill.errors import ModelError
 from selfdistill.policy import load_external
+from selfdistill.samplers.hf import Decoding, HFSampler
 from selfdistill.seeds import derive
 from selfdistill.teaching import Lesson, lesson_of
 from selfdistill.types import Role, Skipped
@@ -48,27 +49,38 @@ def test_the_gap_is_the_difference_of_the_shares(model: Path) -> None:
     assert lesson.gap.low <= lesson.gap.value <= lesson.gap.high
 
 
-def test_the_shift_on_the_students_samples_is_the_mean_log_ratio(model: Path) -> None:
+def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) -> None:
+    """log S − log T on what the student drew, log T − log S on what the teacher drew: both estimate divergences."""
     plain = ("sampling.temperature=1", "sampling.top_p=1", "sampling.top_k=0")
     parts = assemble(tiny_run(model, "opsd", *plain))
     examples = parts.examples[:2]
     lesson = lesson_of(Role("solution", "frozen"), parts.collector, examples, samples=2, seed=1, max_tokens=1)
     assert isinstance(lesson, Lesson)
     groups = parts.collector.student_groups(examples, count=2, seed=derive(1, "student"), version=0)
-    ratios = []
+    prompts, pairs = [], []
     for group in groups:
         text = group.example.prompt[-1].content
         shown = f"{text}\na correct solution is {group.example.fields['solution']} .\nnow solve the problem yourself ."
         prompt = parts.chat.tokenizer(f"<|user|> {shown} <|end|> <|assistant|> <think>", add_special_tokens=False)
         for rollout in group.rollouts:
-            real = parts.policy.real_vocabulary
+            prompts.append(tuple(prompt["input_ids"]))
+            pairs.append((rollout.prompt_ids, rollout.completion_ids))
+    sampler = HFSampler(parts.policy, stop_ids=parts.chat.stop_ids, decoding=Decoding(), max_rows=512)
+    drawn = sampler.sample(prompts, count=1, max_tokens=parts.collector.max_tokens, seed=derive(1, "teacher"))
+    taught = [(own, completion.ids) for (own, _), [completion] in zip(pairs, drawn, strict=True)]
+    for sign, side, shift, per_token in (
+        (1.0, pairs, lesson.shift_on_student, lesson.per_token_on_student),
+        (-1.0, taught, lesson.shift_on_teacher, lesson.per_token_on_teacher),
+    ):
+        ratios = []
+        for (own, ids), prompt in zip(side, prompts, strict=True):
             mine, theirs = (
-                hand.rows(parts.policy.model, ids, rollout.completion_ids, real)
-                for ids in (rollout.prompt_ids, prompt["input_ids"])
+                hand.rows(parts.policy.model, before, ids, parts.policy.real_vocabulary) for before in (own, prompt)
             )
-            pairs = zip(mine, theirs, rollout.completion_ids, strict=True)
-            ratios.append(sum(float((s[token] - t[token]).detach()) for s, t, token in pairs))
-    assert lesson.shift_on_student.value == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
+            each = zip(mine, theirs, ids, strict=True)
+            ratios.append(sign * sum(float((s[token] - t[token]).detach()) for s, t, token in each))
+        assert shift.value == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
+        assert per_token == pytest.approx(sum(ratios) / sum(len(ids) for _, ids in side), rel=1e-4)
 
 
 def test_a_context_that_nothing_can_fill_is_said(model: Path) -> None:

@@ -1,0 +1,154 @@
+"""Does a test fail for every small change to the code that computes? `make mutants` asks; hours, on two cores.
+
+    scripts/mutants.py                          every file of TARGETS
+    scripts/mutants.py objectives/gate.py       one of them
+    scripts/mutants.py training.py --only clip  the changes whose function or line holds a word
+    scripts/mutants.py --again                  those that survived last time
+
+A survivor that no test can find, because the change means the same, stands in tests/mutants.toml with its reason. The
+status is 1 where a mutant survives unexplained, and where an explained one is found or is no longer made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mutation.edits import Mutant, mutants_of
+from mutation.hunt import hunt
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "selfdistill"
+LEDGER = ROOT / "tests" / "mutants.toml"
+RESULTS = ROOT / "build" / "mutants.json"
+
+_OBJECTIVES = ("test_objectives_*.py",)
+_METHODS = ("test_methods_knobs.py",)
+_TRAINING = ("test_training.py", "test_importance.py")
+TARGETS: Mapping[str, Sequence[str]] = {
+    "objectives/*.py": _OBJECTIVES,
+    "methods/*.py": _METHODS,
+    "statistics.py": ("test_statistics.py",),
+    "comparison.py": ("test_comparison*.py",),
+    "importance.py": ("test_importance.py",),
+    "teachers.py": ("test_teachers*.py", "test_training.py"),
+    "training.py": _TRAINING,
+    "measuring.py": ("test_measuring.py",),
+}
+"""Files whose mutants are made, and the test files that are to find them: fast ones, and near."""
+
+
+def main() -> int:
+    """Make the mutants, run them, write build/mutants.json, say what survived."""
+    options = _options()
+    files = [f for f in _files(TARGETS) if not options.files or f in options.files]
+    unknown = set(options.files) - set(files)
+    if unknown:
+        print(f"no target: {', '.join(sorted(unknown))}; targets: {', '.join(_files(TARGETS))}", file=sys.stderr)
+        return 2
+    began = time.monotonic()
+    mutants = [m for file in files for m in mutants_of(PACKAGE / file, file)]
+    mutants = [m for m in mutants if options.only in f"{m.scope} {m.before}"]
+    if options.again:
+        lived = {key for key, test in _last().items() if not test}
+        mutants = [m for m in mutants if m.key() in lived]
+    print(f"{len(mutants)} mutants of {len(files)} files", flush=True)
+    found: list[tuple[Mutant, str]] = []
+
+    def report(mutant: Mutant, test: str) -> None:
+        found.append((mutant, test))
+        if not test:
+            print(f"survives: {_words(mutant.key())}", flush=True)
+        if len(found) % 100 == 0:
+            print(f"{len(found)} of {len(mutants)}, {time.monotonic() - began:.0f} s", flush=True)
+
+    tests = sorted({name for file in files for name in _tests_of(file)})
+    status = hunt(
+        PACKAGE, mutants, [f"tests/{name}" for name in tests], nearest=_tests_of, report=report, jobs=options.jobs
+    )
+    if status != 0:
+        return status
+    return _verdict(found, _explained(LEDGER), whole=not (options.only or options.again), files=files)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="files of the package; all targets if none is named")
+    parser.add_argument("--only", default="", help="a word that the function or the line must hold")
+    parser.add_argument("--again", action="store_true", help="only what survived last time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="forks at once")
+    return parser.parse_args()
+
+
+def _files(targets: Mapping[str, Sequence[str]]) -> list[str]:
+    return [str(path.relative_to(PACKAGE)) for pattern in targets for path in sorted(PACKAGE.glob(pattern))]
+
+
+def _tests_of(file: str) -> list[str]:
+    patterns = next(tests for pattern, tests in TARGETS.items() if Path(file).match(pattern))
+    return [path.name for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern))]
+
+
+def _explained(ledger: Path) -> dict[tuple[str, str, str, str], str]:
+    groups = tomllib.loads(ledger.read_text(encoding="utf-8"))["survivors"]
+    return {
+        (file, function, before, after): group["because"]
+        for group in groups
+        for file, function, before, after in group["changes"]
+    }
+
+
+def _last() -> dict[tuple[str, str, str, str], str]:
+    """What became of every mutant when it was last run."""
+    lines = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    return {(file, scope, before, after): test for file, scope, before, after, test in lines}
+
+
+def _verdict(
+    found: Sequence[tuple[Mutant, str]],
+    explained: Mapping[tuple[str, str, str, str], str],
+    *,
+    whole: bool,
+    files: Sequence[str],
+) -> int:
+    """Say and write what became of the mutants; 1 where the ledger and the survivors differ."""
+    survived = {mutant.key() for mutant, test in found if not test}
+    open_ = [key for key in survived if key not in explained]
+    stale = [key for key in explained if whole and key[0] in files and key not in survived]
+    known = {key: test for key, test in _last().items() if not (whole and key[0] in files)}
+    # Two mutants may differ in no word, where a line stands twice: one that lives is enough.
+    for mutant, test in sorted(found, key=lambda each: not each[1]):
+        known[mutant.key()] = test
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps([[*key, test] for key, test in known.items()], indent=0))
+    made, lived = Counter(m.file for m, _ in found), Counter(m.file for m, test in found if not test)
+    for file in made:
+        print(f"{file}: {made[file]} mutants, {made[file] - lived[file]} found, {lived[file]} survive")
+    print(
+        f"{len(found)} mutants, {sum(bool(t) for _, t in found)} found; {len(survived)} survivors differ in words, "
+        f"{len(survived) - len(open_)} of them explained in {LEDGER.relative_to(ROOT)}"
+    )
+    for key in sorted(open_):
+        print(f"unexplained: {_words(key)}")
+    for key in sorted(stale):
+        print(f"explained, but found or not made: {_words(key)}")
+    return int(bool(open_ or stale))
+
+
+def _words(key: tuple[str, str, str, str]) -> str:
+    file, scope, before, after = key
+    return f"{file} {scope or '(at import)'}: {before}  ->  {after or '(nothing)'}"
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    # A fork has none of its parent's threads, and would wait for OpenMP's for ever: one thread, before torch loads.
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    sys.exit(main())
