@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from selfdistill.errors import ConfigError, TrainingError
-from selfdistill.head import TokenSlice
 from selfdistill.methods import METHODS, Method, build_method
 from selfdistill.methods.base import (
     ClippedForwardKL,
@@ -25,12 +24,11 @@ from selfdistill.methods.base import (
     JensenShannon,
     Observation,
     ReverseKL,
-    Role,
     TopK,
     at_temperature,
     gain,
 )
-from selfdistill.types import Rollout, RolloutGroup, Scores, Verdict, View
+from selfdistill.types import Role, Rollout, RolloutGroup, Scores, TokenSlice, Verdict, View
 
 LN = math.log
 S = (0.5, 0.3, 0.2)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from selfdistill.objectives import (
-    EntropyGate,
     antisd_advantage,
     clipped_forward_kl,
     clipped_policy_gradient,
@@ -30,6 +29,7 @@ from selfdistill.objectives import (
     weighted_sum,
     with_tail,
 )
+from selfdistill.objectives.gate import EntropyGate
 
 Objective = Callable[..., Tensor]
 

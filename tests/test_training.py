@@ -12,8 +12,8 @@ from torch import Tensor
 
 from selfdistill.contexts import Template
 from selfdistill.errors import TrainingError
-from selfdistill.head import TokenSlice
 from selfdistill.methods.sft import SFT
+from selfdistill.types import TokenSlice
 from support.engine import Bench, invent_groups, load_exact, make_bench, parameters, perturb
 
 ETA = 0.25
