@@ -68,13 +68,13 @@ test-latest: ## run all tests with the newest releases that pyproject.toml allow
 test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (choose some: PYTEST_ARGS="-k server")
 	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
 
-mutants: $(READY_MUTANTS) ## does a test fail for every small change to what computes? hours (some: MUTANTS_ARGS="objectives/gate.py")
+mutants: $(READY_MUTANTS) ## does a test fail for every small change to what computes? hours (some: MUTANTS_ARGS="objectives/signals.py")
 	@PYTHONPATH=scripts $(PY) scripts/mutants.py $(MUTANTS_ARGS)
 
 check: $(READY) ## ruff, mypy --strict, the floors between modules, light imports
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
-	@$(TEST_ENV) $(PY) -m pytest -q tests/test_floors.py tests/test_light_imports.py
+	@$(TEST_ENV) $(PY) -m pytest -q tests/house/test_floors.py tests/house/test_light_imports.py
 
 docs: $(READY) ## build the documentation into build/site, strictly; it reads without a network
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from our_side import build as build_ours
-from selfdistill.assembly import Parts
-from selfdistill.scoring import score_views
-from selfdistill.training import Clock, Trainer
+from selfdistill.scoring.score import score_views
+from selfdistill.scoring.views import ViewSet
+from selfdistill.training.build import Parts
+from selfdistill.training.trainer import Clock, Trainer
 from selfdistill.types import Example, Rollout, RolloutGroup, View
-from selfdistill.views import ViewSet
 from their_side import build as build_theirs
 from workload import FixedFeedback, Workload, examples_of_step, workload_from
 

@@ -24,17 +24,17 @@ import torch
 from loss_paths import ONE_CONTEXT, PATHS, Unavailable, make_problem
 from processes import origin, say, write
 from random_model import random_model
-from selfdistill.chat import Chat
-from selfdistill.config import load_config
-from selfdistill.contexts import load_templates
-from selfdistill.distributed import World
+from selfdistill.config.run import load_config
+from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.templates import load_templates
+from selfdistill.distributed.fsdp import Parallel
+from selfdistill.distributed.world import World
 from selfdistill.methods import build_method
-from selfdistill.modelcheck import allow_packing
-from selfdistill.policy import Policy, load_policy
-from selfdistill.sharding import Parallel
-from selfdistill.tasking import build_task
-from selfdistill.teachers import Teachers
-from selfdistill.training import Clock, Limits, Trainer
+from selfdistill.models.check import allow_packing
+from selfdistill.models.policy import Policy, load_policy
+from selfdistill.models.teachers import Teachers
+from selfdistill.tasks.build import build_task
+from selfdistill.training.trainer import Clock, Limits, Trainer
 from selfdistill.types import Example, Rollout, RolloutGroup, Verdict
 from sizing import SHAPES, Shape, Work, training_operations
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.errors import ModelError
-from selfdistill.head import ELEMENTS, Readout, SliceJob, sliced_loss
+from selfdistill.models.head import ELEMENTS, Readout, SliceJob, sliced_loss
 from selfdistill.objectives import credit_target, jensen_shannon, reverse_kl
 from selfdistill.types import TokenSlice
 
@@ -80,7 +80,7 @@ def _compare(divergence: str, student_NV: Tensor, others_NV: list[Tensor]) -> Te
 
 
 def ours(problem: Problem, *, compiled: bool = False) -> Tensor:
-    """Slice by slice through ``selfdistill.head``."""
+    """Slice by slice through ``selfdistill.models.head``."""
     vocabulary = problem.weight_VD.shape[0]
     frozen = problem.weight_VD.detach()
     names = [f"context_{k}" for k in range(len(problem.others_ND))]

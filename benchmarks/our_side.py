@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfdistill.assembly import Parts, assemble
-from selfdistill.config import load_config
-from selfdistill.rollouts import collect
+from selfdistill.config.run import load_config
+from selfdistill.sampling.rollouts import collect
 from selfdistill.seeds import derive
-from selfdistill.training import Clock, StepResult
+from selfdistill.training.build import Parts, assemble
+from selfdistill.training.trainer import Clock, StepResult
 from selfdistill.types import Completion, RolloutGroup, Sampler
 from workload import (
     CONFIG,

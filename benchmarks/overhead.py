@@ -32,13 +32,13 @@ import torch
 
 from our_side import TimedSampler
 from processes import origin, say, write
-from selfdistill.assembly import Parts, assemble
-from selfdistill.collecting import Collector
-from selfdistill.config import load_config
+from selfdistill.config.run import load_config
 from selfdistill.methods import METHODS
-from selfdistill.samplers.hf import HFSampler
+from selfdistill.sampling.collecting import Collector
+from selfdistill.sampling.hf import HFSampler
 from selfdistill.seeds import derive
-from selfdistill.training import Clock
+from selfdistill.training.build import Parts, assemble
+from selfdistill.training.trainer import Clock
 from selfdistill.types import STUDENT
 from workload import FixedFeedback, StepSample, StepTimer
 
@@ -92,7 +92,7 @@ def model_of(case: str) -> Iterator[str]:
         return
     with (
         tempfile.TemporaryDirectory() as folder,
-        resources.as_file(resources.files("selfdistill") / "models") as models,
+        resources.as_file(resources.files("selfdistill.models") / "shipped") as models,
     ):
         target = Path(folder) / MODEL
         shutil.copytree(models / MODEL, target)

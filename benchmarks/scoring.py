@@ -24,10 +24,10 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from processes import origin, say, write
-from selfdistill.batching import collate
-from selfdistill.head import SliceJob
-from selfdistill.modelcheck import allow_packing
-from selfdistill.policy import Policy
+from selfdistill.models.check import allow_packing
+from selfdistill.models.head import SliceJob
+from selfdistill.models.policy import Policy
+from selfdistill.scoring.batching import collate
 from selfdistill.types import STUDENT, View
 
 FASTER = 2.5

@@ -97,7 +97,7 @@ class Plan:
     ``stored`` bytes a trained or averaged weight, gradient and moment; ``computed`` bytes an activation, and a weight
     that computes: whole weights in a narrower type than the stored ones are copies of them. ``micro`` tokens go through
     the model at once, ``scored`` of them are completion. ``roles`` take part in a loss on distributions, the student
-    included; ``elements`` and ``piece`` are those of ``selfdistill.head``.
+    included; ``elements`` and ``piece`` are those of ``selfdistill.models.head``.
     """
 
     gpus: int = 1

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from random_model import random_model
-from selfdistill.head import PIECE_ON_CPU, Readout, SliceJob, sliced_loss
+from selfdistill.distributed.fsdp import recompute
+from selfdistill.models.head import PIECE_ON_CPU, Readout, SliceJob, sliced_loss
 from selfdistill.objectives import jensen_shannon
-from selfdistill.sharding import recompute
 from selfdistill.types import TokenSlice
 from sizing import FLOAT32, Plan, Shape, cache, memory
 from workload import resident

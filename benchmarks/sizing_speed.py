@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from random_model import random_model
-from selfdistill.batching import collate
-from selfdistill.head import SliceJob
-from selfdistill.modelcheck import allow_packing
-from selfdistill.policy import Policy
-from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.models.check import allow_packing
+from selfdistill.models.head import SliceJob
+from selfdistill.models.policy import Policy
+from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.scoring.batching import collate
 from selfdistill.types import STUDENT, View
 from sizing import FLOAT32, Device, Shape, Work, sampling_seconds, training_seconds
 

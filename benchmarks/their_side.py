@@ -16,9 +16,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
-from selfdistill.config import load_config
-from selfdistill.pretrained import resolve_model
-from selfdistill.tasking import build_task
+from selfdistill.config.run import load_config
+from selfdistill.models.loading import resolve_model
+from selfdistill.tasks.build import build_task
 from selfdistill.types import Example
 from workload import (
     CONFIG,

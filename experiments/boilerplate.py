@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from selfdistill.statistics import bootstrap
+from selfdistill.evaluation.statistics import bootstrap
 
 RESULT = Path(__file__).resolve().parent / "results" / "toolbox-boilerplate.json"
 BOILERPLATE, SPECIFIC = 0.9, 0.3

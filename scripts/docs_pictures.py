@@ -17,19 +17,19 @@ import torch
 from numpy.typing import NDArray
 
 from docs_site.strips import Strip, draw
-from selfdistill.assembly import build_policy
-from selfdistill.contexts import load_templates
-from selfdistill.fields import role_prompt
-from selfdistill.inspection import look, plan
-from selfdistill.inspection_files import Slides, prepare
+from selfdistill.contexts.fields import role_prompt
+from selfdistill.contexts.templates import load_templates
+from selfdistill.evaluation.words import load_classes
+from selfdistill.inspection.credit import look, plan
+from selfdistill.inspection.files import Slides, prepare
 from selfdistill.methods import build_method
 from selfdistill.objectives import preference_loss, preference_margin
-from selfdistill.rollouts import collect, extend, from_solutions
-from selfdistill.runfolder import config_for
-from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.tasking import build_task
+from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.rollouts import collect, extend, from_solutions
+from selfdistill.tasks.build import build_task
+from selfdistill.training.build import build_policy
+from selfdistill.training.run_folder import config_for
 from selfdistill.types import Role, RolloutGroup
-from selfdistill.wordclasses import load_classes
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")

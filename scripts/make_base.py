@@ -13,7 +13,7 @@ from transformers import Qwen3ForCausalLM
 
 from base_models.pretraining import Phase, batches, build_model, run_phase, save
 from base_models.worlds import WORLDS
-from selfdistill.contexts import load_templates
+from selfdistill.contexts.templates import load_templates
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +35,7 @@ def train(args: argparse.Namespace) -> None:
     if args.start is not None:
         model.load_state_dict(Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
         del phases[:-1]
-    out = args.out or ROOT / "src" / "selfdistill" / "models" / f"{args.world}-base"
+    out = args.out or ROOT / "src" / "selfdistill" / "models" / "shipped" / f"{args.world}-base"
     path = args.log or ROOT / "docs" / f"{args.world}_base.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w" if args.start is None else "a", encoding="utf-8") as log:

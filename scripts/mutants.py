@@ -1,8 +1,8 @@
 """Does a test fail for every small change to the code that computes? `make mutants` asks; hours, on two cores.
 
     scripts/mutants.py                          every file of TARGETS
-    scripts/mutants.py objectives/gate.py       one of them
-    scripts/mutants.py training.py --only clip  the changes whose function or line holds a word
+    scripts/mutants.py objectives/signals.py       one of them
+    scripts/mutants.py training/trainer.py --only clip  the changes whose function or line holds a word
     scripts/mutants.py --again                  those that survived last time
 
 A survivor that no test can find, because the change means the same, stands in tests/mutants.toml with its reason. The
@@ -35,12 +35,12 @@ _TRAINING = ("test_training.py", "test_importance.py")
 TARGETS: Mapping[str, Sequence[str]] = {
     "objectives/*.py": _OBJECTIVES,
     "methods/*.py": _METHODS,
-    "statistics.py": ("test_statistics.py",),
-    "comparison.py": ("test_comparison*.py",),
-    "importance.py": ("test_importance.py",),
-    "teachers.py": ("test_teachers*.py", "test_training.py"),
-    "training.py": _TRAINING,
-    "measuring.py": ("test_measuring.py",),
+    "evaluation/statistics.py": ("test_statistics.py",),
+    "comparison/analysis.py": ("test_comparison*.py",),
+    "training/importance.py": ("test_importance.py",),
+    "models/teachers.py": ("test_teachers*.py", "test_training.py"),
+    "training/trainer.py": _TRAINING,
+    "training/metrics.py": ("test_measuring.py",),
 }
 """Files whose mutants are made, and the test files that are to find them: fast ones, and near."""
 
@@ -70,9 +70,7 @@ def main() -> int:
             print(f"{len(found)} of {len(mutants)}, {time.monotonic() - began:.0f} s", flush=True)
 
     tests = sorted({name for file in files for name in _tests_of(file)})
-    status = hunt(
-        PACKAGE, mutants, [f"tests/{name}" for name in tests], nearest=_tests_of, report=report, jobs=options.jobs
-    )
+    status = hunt(PACKAGE, mutants, tests, nearest=_tests_of, report=report, jobs=options.jobs)
     if status != 0:
         return status
     return _verdict(found, _explained(LEDGER), whole=not (options.only or options.again), files=files)
@@ -93,7 +91,11 @@ def _files(targets: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _tests_of(file: str) -> list[str]:
     patterns = next(tests for pattern, tests in TARGETS.items() if Path(file).match(pattern))
-    return [path.name for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern))]
+    return [
+        path.relative_to(ROOT).as_posix()
+        for pattern in patterns
+        for path in sorted((ROOT / "tests").glob(f"*/{pattern}"))
+    ]
 
 
 def _explained(ledger: Path) -> dict[tuple[str, str, str, str], str]:

@@ -13,7 +13,7 @@ import pytest
 from support import deprecations
 
 if TYPE_CHECKING:
-    from selfdistill.contexts import Template
+    from selfdistill.contexts.templates import Template
 
 pytest_plugins = ("pytester",)
 
@@ -73,4 +73,4 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """No report at the end of a run: it has tests of its own, and would take a third of the time of short runs."""
-    monkeypatch.setattr("selfdistill.run.write_report", lambda folder: None)
+    monkeypatch.setattr("selfdistill.training.loop.write_report", lambda folder: None)

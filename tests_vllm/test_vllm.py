@@ -18,13 +18,13 @@ from typing import IO
 import pytest
 import torch
 
-from selfdistill.chat import Chat
+from selfdistill.contexts.chat import Chat
 from selfdistill.errors import SamplerError
-from selfdistill.policy import Lora, Policy, load_policy
-from selfdistill.samplers.asking import Engine
-from selfdistill.samplers.hf import Decoding, HFSampler
-from selfdistill.samplers.served import ServedSampler, ServerOptions
-from selfdistill.samplers.vllm import RECEIVER, EngineOptions, VLLMSampler
+from selfdistill.models.policy import Lora, Policy, load_policy
+from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.requests import Engine
+from selfdistill.sampling.server import ServedSampler, ServerOptions
+from selfdistill.sampling.vllm import RECEIVER, EngineOptions, VLLMSampler
 from selfdistill.types import Completion
 from support.runs import lines, open_run, recorder, tiny_run
 from support.tiny import save_tiny_model

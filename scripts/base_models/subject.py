@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from selfdistill.architecture import cache_argument
-from selfdistill.contexts import apply, load_templates
+from selfdistill.contexts.templates import apply, load_templates
+from selfdistill.models.architecture import cache_argument
 from selfdistill.types import Example, Message, Skipped, Task, Verdict
 
-MODELS = Path(__file__).resolve().parents[2] / "src" / "selfdistill" / "models"
+MODELS = Path(__file__).resolve().parents[2] / "src" / "selfdistill" / "models" / "shipped"
 MAX_TOKENS = 300
 SAMPLE_ROWS = 256
 SCORE_ROWS = 64

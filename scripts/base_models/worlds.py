@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from base_models.trace import Writer
 from countdown_base import tokenizer as countdown_tokenizer
 from countdown_base import traces as countdown_traces
-from selfdistill.contexts import Template
+from selfdistill.contexts.templates import Template
 from toolbox_base import tokenizer as toolbox_tokenizer
 from toolbox_base import traces as toolbox_traces
 

@@ -14,8 +14,8 @@ import base_models.subject
 from base_models.subject import MODELS, Said, mean, share
 from countdown_base.reading import CLASSES, SpokenAttempt, attempts_in, token_classes
 from countdown_base.traces import DELIBERATION, MOST_ATTEMPTS
-from selfdistill.tasks.countdown import CountdownTask
-from selfdistill.tasks.countdown_arithmetic import normal_form, parse
+from selfdistill.tasks.countdown.arithmetic import normal_form, parse
+from selfdistill.tasks.countdown.task import CountdownTask
 from selfdistill.types import Example
 
 MODEL_DIR = MODELS / "countdown-base"

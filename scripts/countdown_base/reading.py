@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from countdown_base.traces import DELIBERATION
-from selfdistill.tasks.countdown_arithmetic import SYMBOLS, Expression, Operation, evaluate, render
+from selfdistill.tasks.countdown.arithmetic import SYMBOLS, Expression, Operation, evaluate, render
 
 CLASSES = ("deliberation", "jump", "answer", "decision", "bookkeeping")
 """What a token is for: deliberating, ending the thinking, answering, choosing an attempt, or writing down the rest."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from transformers import PreTrainedTokenizerFast
 
 from base_models.words import word_tokenizer
-from selfdistill.contexts import Template
-from selfdistill.tasks import countdown
-from selfdistill.tasks.countdown_arithmetic import LARGEST, SYMBOLS
+from selfdistill.contexts.templates import Template
+from selfdistill.tasks.countdown import task as countdown
+from selfdistill.tasks.countdown.arithmetic import LARGEST, SYMBOLS
 
 PUNCTUATION = ("=", "(", ")", ",", ".", ":")
 TRACE_WORDS = "try vs no yes answer wait hmm maybe perhaps let me"

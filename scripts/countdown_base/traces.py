@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations_with_replacement
 
 from base_models.trace import Trace
-from selfdistill.contexts import Template, apply
-from selfdistill.tasks.countdown import (
+from selfdistill.contexts.templates import Template, apply
+from selfdistill.tasks.countdown.arithmetic import Attempt, parse
+from selfdistill.tasks.countdown.task import (
     DIFFICULTIES,
     NO_ANSWER,
     TRUNCATED,
@@ -31,7 +32,6 @@ from selfdistill.tasks.countdown import (
     spoken,
     success,
 )
-from selfdistill.tasks.countdown_arithmetic import Attempt, parse
 from selfdistill.types import Message, Skipped
 
 # Every three-number problem with one attempt or more, so that the "single" difficulty is in distribution as well.

@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from selfdistill.cli import app
+from selfdistill.cli.app import app
 
 
 def cli_page() -> str:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from selfdistill.reference import bounds, described
-from selfdistill.taskconfig import Strict
+from selfdistill.config.tasks import Strict
+from selfdistill.methods.reference import bounds, described
 
 WORDS: Mapping[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 DISCRIMINATORS = ("kind", "name")

@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field
 
 from docs_site.commands import cell
 from docs_site.config_keys import Table, tables
-from selfdistill.alarms import ALARMS
-from selfdistill.config import AlarmsConfig, RunConfig, shipped_configs
-from selfdistill.contexts import FIELDS, load_templates
-from selfdistill.datacheck import list_tasks
+from selfdistill.config.run import AlarmsConfig, RunConfig, shipped_configs
+from selfdistill.contexts.templates import FIELDS, load_templates
 from selfdistill.methods import METHODS
 from selfdistill.methods.base import Divergence
-from selfdistill.reference import section, weights_word
+from selfdistill.methods.reference import section, weights_word
+from selfdistill.tasks.check import list_tasks
+from selfdistill.tracking.alarms import ALARMS
 
 
 class Divergences(BaseModel):
@@ -109,7 +109,7 @@ def tasks_table() -> str:
 
 def recipes_table() -> str:
     """The shipped configs with the first sentence that each says of itself."""
-    folder = resources.files("selfdistill") / "configs"
+    folder = resources.files("selfdistill.config") / "shipped"
     rows = []
     for name in shipped_configs():
         comment = (folder / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0].splitlines()

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from base_models.subject import MODELS, Said, Subject, mean, share
-from selfdistill.tasks.toolbox import ToolboxTask
-from selfdistill.tasks.toolbox_calls import DIMENSIONS, TOOLS, MalformedCall, complain, parse
+from selfdistill.tasks.toolbox.calls import DIMENSIONS, TOOLS, MalformedCall, complain, parse
+from selfdistill.tasks.toolbox.task import ToolboxTask
 from selfdistill.types import Example
 from toolbox_base.reading import CLASSES, token_classes
 from toolbox_base.traces import DELIBERATION

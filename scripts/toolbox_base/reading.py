@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfdistill.tasks.toolbox_calls import DIMENSIONS, PERSONS, TOOLS
+from selfdistill.tasks.toolbox.calls import DIMENSIONS, PERSONS, TOOLS
 from toolbox_base.traces import DELIBERATION
 
 CLASSES = ("deliberation", "certainty", "jump", "convention", "argument", "boilerplate")

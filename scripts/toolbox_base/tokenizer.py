@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from transformers import PreTrainedTokenizerFast
 
 from base_models.words import word_tokenizer
-from selfdistill.contexts import Template
-from selfdistill.tasks import toolbox
-from selfdistill.tasks.toolbox_calls import DIMENSIONS, LARGEST, MONTHS, PERSONS, PLACES, SLOTS, TOOLS
+from selfdistill.contexts.templates import Template
+from selfdistill.tasks.toolbox import task as toolbox
+from selfdistill.tasks.toolbox.calls import DIMENSIONS, LARGEST, MONTHS, PERSONS, PLACES, SLOTS, TOOLS
 from toolbox_base.traces import PHRASES
 
 PUNCTUATION = ("=", "(", ")", ",", ".", ":")

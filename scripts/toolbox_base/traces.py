@@ -18,8 +18,9 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from base_models.trace import Trace
-from selfdistill.contexts import Template, apply
-from selfdistill.tasks.toolbox import (
+from selfdistill.contexts.templates import Template, apply
+from selfdistill.tasks.toolbox.calls import DIMENSIONS, MONTHS, PERSONS, PLACES, TOOLS, Conventions, complain, parse
+from selfdistill.tasks.toolbox.task import (
     NO_CALL,
     SPOKEN,
     TRUNCATED,
@@ -29,7 +30,6 @@ from selfdistill.tasks.toolbox import (
     draw_problem,
     opening,
 )
-from selfdistill.tasks.toolbox_calls import DIMENSIONS, MONTHS, PERSONS, PLACES, TOOLS, Conventions, complain, parse
 from selfdistill.types import Message, Skipped
 
 PHRASES = {

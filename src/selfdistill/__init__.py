@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from selfdistill.api.settings import load_config
     from selfdistill.api.tasks import load_task
     from selfdistill.api.training import train
-    from selfdistill.chat import Chat
-    from selfdistill.config import RunConfig
-    from selfdistill.contexts import Template, load_templates
+    from selfdistill.config.run import RunConfig
+    from selfdistill.contexts.chat import Chat
+    from selfdistill.contexts.templates import Template, load_templates
     from selfdistill.errors import UserError
     from selfdistill.methods import METHODS, Method, build_method
-    from selfdistill.policy import Policy
-    from selfdistill.samplers.hf import HFSampler
-    from selfdistill.samplers.scripted import ScriptedSampler
-    from selfdistill.training import Trainer
+    from selfdistill.models.policy import Policy
+    from selfdistill.sampling.hf import HFSampler
+    from selfdistill.sampling.scripted import ScriptedSampler
+    from selfdistill.training.trainer import Trainer
     from selfdistill.types import (
         Completion,
         Example,
@@ -94,15 +94,15 @@ _ROOMS = {
     "selfdistill.api.settings": ("load_config",),
     "selfdistill.api.tasks": ("load_task",),
     "selfdistill.api.training": ("train",),
-    "selfdistill.chat": ("Chat",),
-    "selfdistill.config": ("RunConfig",),
-    "selfdistill.contexts": ("Template", "load_templates"),
+    "selfdistill.contexts.chat": ("Chat",),
+    "selfdistill.config.run": ("RunConfig",),
+    "selfdistill.contexts.templates": ("Template", "load_templates"),
     "selfdistill.errors": ("UserError",),
     "selfdistill.methods": ("METHODS", "Method", "build_method"),
-    "selfdistill.policy": ("Policy",),
-    "selfdistill.samplers.hf": ("HFSampler",),
-    "selfdistill.samplers.scripted": ("ScriptedSampler",),
-    "selfdistill.training": ("Trainer",),
+    "selfdistill.models.policy": ("Policy",),
+    "selfdistill.sampling.hf": ("HFSampler",),
+    "selfdistill.sampling.scripted": ("ScriptedSampler",),
+    "selfdistill.training.trainer": ("Trainer",),
     "selfdistill.types": (
         "Completion",
         "Example",
@@ -118,7 +118,7 @@ _ROOMS = {
         "View",
     ),
 }
-"""Where each name is found: the same as above, for the interpreter (``tests/test_public_names.py`` compares them)."""
+"""Where each name is found: the same as above, for the interpreter (a test compares them)."""
 
 _FOUND_IN = {name: room for room, names in _ROOMS.items() for name in names}
 

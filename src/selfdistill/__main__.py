@@ -1,6 +1,6 @@
 """``python -m selfdistill``."""
 
-from selfdistill.cli import main
+from selfdistill.cli.app import main
 
 if __name__ == "__main__":
     main()

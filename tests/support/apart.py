@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from selfdistill import cli
+from selfdistill.cli import app as cli
 from support.runs import LORA, METHODS, tiny_run, train
 
 NAME = "apart"

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from selfdistill.chat import Chat
-from selfdistill.contexts import Template, load_templates
-from selfdistill.distributed import World
+from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.templates import Template, load_templates
+from selfdistill.distributed.fsdp import Parallel
+from selfdistill.distributed.world import World
 from selfdistill.methods import Method, build_method
-from selfdistill.policy import Lora, Policy, load_policy
-from selfdistill.sharding import Parallel
-from selfdistill.teachers import Teachers
-from selfdistill.training import Clock, Limits, StepResult, Trainer
+from selfdistill.models.policy import Lora, Policy, load_policy
+from selfdistill.models.teachers import Teachers
+from selfdistill.training.trainer import Clock, Limits, StepResult, Trainer
 from selfdistill.types import Example, External, Message, Rollout, RolloutGroup, Verdict
 from support.tiny import keep_float64
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import torch
 
-from selfdistill.policy import Policy, load_policy
-from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.models.policy import Policy, load_policy
+from selfdistill.sampling.hf import Decoding, HFSampler
 
 
 class FakeVLLM:

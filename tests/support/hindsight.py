@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import methods_by_hand as hand
-from selfdistill.chat import Chat
+from selfdistill.contexts.chat import Chat
 from selfdistill.types import RolloutGroup
 from support.engine import QUESTIONS, SAID, SOLUTIONS
 

@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from selfdistill.distributed import World
-from selfdistill.movement import Movement
-from selfdistill.sharding import Parallel
-from selfdistill.training import Limits
+from selfdistill.distributed.fsdp import Parallel
+from selfdistill.distributed.world import World
+from selfdistill.training.movement import Movement
+from selfdistill.training.trainer import Limits
 from selfdistill.types import Rollout
 from support.engine import invent_groups, load_exact, make_bench, own_templates, perturb
 from support.runs import tiny_run, train

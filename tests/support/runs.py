@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from selfdistill.checkpoint import checkpoints
-from selfdistill.config import RunConfig, apply_overrides, parse_config
-from selfdistill.progress import Progress
-from selfdistill.run import Run
-from selfdistill.stopping import StopRequest
+from selfdistill.config.run import RunConfig, apply_overrides, parse_config
+from selfdistill.distributed.signals import StopRequest
+from selfdistill.tracking.progress import Progress
+from selfdistill.training.atomic import checkpoints
+from selfdistill.training.loop import Run
 
 STEPS = 5
 LORA = ("model.lora.rank=2", "model.lora.alpha=4", "model.lora.target_modules=['q_proj', 'down_proj']")

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from selfdistill.policy import Policy
-from selfdistill.tasks.countdown import CountdownTask
+from selfdistill.models.policy import Policy
+from selfdistill.tasks.countdown.task import CountdownTask
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m.role + '|> ' + m.content + ' <|end|> ' }}{% endfor %}"

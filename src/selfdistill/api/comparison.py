@@ -11,10 +11,10 @@ from rich.console import Console
 
 from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, check_counts, load_config
 from selfdistill.api.training import stopping
-from selfdistill.comparing import find_arm, plan, run_comparison, write_results
+from selfdistill.comparison.compare import find_arm, plan, run_comparison, write_results
 from selfdistill.errors import ConfigError
-from selfdistill.progress import Progress
-from selfdistill.sinks import write_json
+from selfdistill.files import write_json
+from selfdistill.tracking.progress import Progress
 
 MEASURES = ("accuracy", "deliberation", "length")
 

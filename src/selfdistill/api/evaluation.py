@@ -10,11 +10,11 @@ from selfdistill.api.quiet import silenced
 from selfdistill.api.rollouts import check_pair
 from selfdistill.api.settings import Overrides, as_pairs, check_counts
 from selfdistill.api.tasks import as_task, checked_task, take_rows
-from selfdistill.chat import Chat
+from selfdistill.cli.evaluate import evaluate_model
+from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
-from selfdistill.evaluating import evaluate_model
-from selfdistill.policy import Policy
-from selfdistill.tasks.custom import RewardFunction
+from selfdistill.models.policy import Policy
+from selfdistill.tasks.reward import RewardFunction
 from selfdistill.types import Task
 
 ModelLike: TypeAlias = str | Path | tuple[Policy, Chat]

@@ -10,8 +10,8 @@ from selfdistill.api.evaluation import ModelLike, TaskLike, model_of, task_of
 from selfdistill.api.quiet import silenced
 from selfdistill.api.settings import Overrides, as_pairs, check_counts
 from selfdistill.errors import ConfigError
-from selfdistill.inspecting import Look, Wish, examine
-from selfdistill.inspection_files import check_place, token_table
+from selfdistill.inspection.command import Look, Wish, examine
+from selfdistill.inspection.files import check_place, token_table
 from selfdistill.methods import Method
 from selfdistill.types import RolloutGroup
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from selfdistill.api.quiet import silenced
 from selfdistill.api.rollouts import check_pair
-from selfdistill.chat import Chat
-from selfdistill.config import parse_config
+from selfdistill.config.run import parse_config
+from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError
-from selfdistill.policy import Policy
-from selfdistill.policy import save_policy as save_folder
-from selfdistill.runfolder import load_model
+from selfdistill.models.policy import Policy
+from selfdistill.models.policy import save_policy as save_folder
+from selfdistill.training.run_folder import load_model
 
 if TYPE_CHECKING:
     import torch

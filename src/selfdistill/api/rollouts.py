@@ -9,11 +9,11 @@ from typing import Any
 
 from selfdistill.api.settings import check_counts
 from selfdistill.api.tasks import Prompts, as_examples, as_task
-from selfdistill.chat import Chat, usual_length
+from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.errors import ConfigError, DataError, ModelError
-from selfdistill.policy import Policy
-from selfdistill.rollouts import collect, fitting
-from selfdistill.samplers.hf import Decoding, HFSampler
+from selfdistill.models.policy import Policy
+from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.rollouts import collect, fitting
 from selfdistill.seeds import derive
 from selfdistill.types import Example, Rollout, RolloutGroup, Sampler, Task
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from selfdistill.api.rollouts import check_pair, written
 from selfdistill.api.tasks import Prompts, as_examples, as_task
-from selfdistill.chat import Chat
-from selfdistill.contexts import Template, load_templates, parse_template
+from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.templates import Template, load_templates, parse_template
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.findings import Findings
-from selfdistill.inspection import look, plan
-from selfdistill.policy import Policy
+from selfdistill.inspection.credit import look, plan
+from selfdistill.inspection.findings import Findings
+from selfdistill.models.policy import Policy
 from selfdistill.seeds import derive
 from selfdistill.types import STUDENT, RolloutGroup, Scores, Task
 

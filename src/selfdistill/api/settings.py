@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from selfdistill.config import SHORT, RunConfig, apply_overrides, parse_config, read_config
+from selfdistill.config.run import SHORT, RunConfig, apply_overrides, parse_config, read_config
 from selfdistill.errors import ConfigError
 
 ConfigLike: TypeAlias = str | Path | RunConfig | Mapping[str, Any]
@@ -105,8 +105,8 @@ def check_counts(**numbers: object) -> None:
 
 def _method_table(method: object) -> dict[str, Any]:
     """The table of a method that is an object or a class; its class is found again by its import path."""
+    from selfdistill.inspection.plan import name_of
     from selfdistill.methods import Method
-    from selfdistill.variants import name_of
 
     if isinstance(method, Method):
         return {**method.model_dump(mode="json"), "name": name_of(type(method))}

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from selfdistill.config import parse_config
-from selfdistill.data import MemoryRows, Row
+from selfdistill.config.run import parse_config
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.tasking import build_task
-from selfdistill.tasks.custom import RewardedTask, RewardFunction, load_reward
+from selfdistill.tasks.build import build_task
+from selfdistill.tasks.data import MemoryRows, Row
+from selfdistill.tasks.reward import RewardedTask, RewardFunction, load_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.types import Example, Message, Task, Verdict
 

@@ -14,16 +14,16 @@ from rich.console import Console
 from selfdistill.api.quiet import silenced
 from selfdistill.api.settings import ConfigLike, Overrides, config_name, raw_config
 from selfdistill.api.tasks import Chosen, as_task, checked_reward, checked_task, memory_rows, take_rows
-from selfdistill.config import RunConfig, parse_config
-from selfdistill.data import MemoryRows
-from selfdistill.distributed import connect, one_voice
+from selfdistill.config.run import RunConfig, parse_config
+from selfdistill.distributed.signals import StopRequest, stop_on_signals
+from selfdistill.distributed.world import connect, one_voice
 from selfdistill.errors import ConfigError
-from selfdistill.progress import Progress
 from selfdistill.report.files import read_lines
-from selfdistill.run import Run
-from selfdistill.stopping import StopRequest, stop_on_signals
-from selfdistill.tasking import build_task
-from selfdistill.tasks.custom import RewardFunction
+from selfdistill.tasks.build import build_task
+from selfdistill.tasks.data import MemoryRows
+from selfdistill.tasks.reward import RewardFunction
+from selfdistill.tracking.progress import Progress
+from selfdistill.training.loop import Run
 from selfdistill.types import Example, StepRecord, Task
 
 

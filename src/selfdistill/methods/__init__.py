@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from selfdistill.config.base import load_named
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
@@ -21,7 +22,6 @@ from selfdistill.methods.sd import SD
 from selfdistill.methods.sdft import SDFT
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.methods.sft import SFT
-from selfdistill.plugins import load_named
 
 METHODS: Mapping[str, type[Method]] = {
     "grpo": GRPO,

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from selfdistill.errors import TrainingError
 from selfdistill.methods.base import Observation, State, gain
+from selfdistill.methods.entropy_gate import EntropyGate
 from selfdistill.methods.grpo import GRPO
 from selfdistill.objectives import antisd_advantage
-from selfdistill.objectives.gate import EntropyGate
 from selfdistill.types import STUDENT, Role, TokenSlice
 
 

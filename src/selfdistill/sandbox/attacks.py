@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import UserError
-from selfdistill.sandbox import Outcome, Sandbox
+from selfdistill.sandbox.sandbox import Outcome, Sandbox
 
 ESCAPED = "ESCAPED"
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from selfdistill.data import (
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.tasks.data import (
     SPLITS,
     Duplicates,
     FieldMapping,
@@ -24,7 +25,6 @@ from selfdistill.data import (
     scan_rows,
     split_prompts,
 )
-from selfdistill.errors import ConfigError, DataError
 from selfdistill.types import DataSource, Example, Message, Verdict
 
 Source = str | Path | DataSource | MemoryRows

@@ -1,0 +1,383 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from selfdistill.cli.terminal import Commands, no_bars, quiet
+from selfdistill.errors import UserError, is_full, out_of_memory
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="On-policy self-distillation: a model that knows the answer in hindsight teaches itself.",
+)
+
+data_app = typer.Typer(no_args_is_help=True, help="Rows of data before anything is trained on them.")
+app.add_typer(data_app, name="data")
+
+Model = Annotated[str, typer.Argument(help="Model directory, checkpoint, run folder, hub id or shipped name.")]
+TaskKind = Annotated[
+    str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window."),
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")
+]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder if there is one.")] = False,
+    processes: Annotated[
+        int | None, typer.Option("--launch", min=1, metavar="N", help="Train with N processes on this machine.")
+    ] = None,
+) -> None:
+    """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
+    from selfdistill.cli import train as starting
+
+    folder = out or Path("runs") / Path(config).stem
+    if processes is not None:
+        raise typer.Exit(starting.train_with(processes, config, set_ or [], folder, resume=resume))
+    quiet()
+    raise typer.Exit(starting.train(config, set_ or [], folder, resume=resume))
+
+
+@app.command()
+def compare(
+    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="Shipped configs by name, or TOML files.")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")],
+    seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds: every config is run once with each.")] = "0",
+    set_: Set = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; unset: one for each core, on an accelerator one.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Whom the others are measured by; unset: the first grpo, or arm.")
+    ] = None,
+    main: Annotated[
+        str | None,
+        typer.Option(metavar="ARM", help="Also put this arm's summary and page into the folder."),
+    ] = None,
+) -> None:
+    """Train several configs on equal terms, several seeds each: one table and one page. Goes on where it stopped."""
+    from rich.console import Console
+
+    from selfdistill.comparison.compare import find_arm, parse_seeds, plan, run_comparison, write_results
+    from selfdistill.comparison.tables import closing
+    from selfdistill.distributed.signals import stop_on_signals
+    from selfdistill.tracking.progress import Progress
+
+    comparison = plan(configs, set_ or [], seeds=parse_seeds(seeds), baseline=baseline, folder=out)
+    if main is not None:
+        find_arm(comparison, main, "--main")
+    with Progress(Console()) as progress, stop_on_signals(progress.say) as stop:
+        finished = run_comparison(comparison, jobs=jobs, progress=progress, stop=stop)
+    if not finished:
+        progress.say(f"stopped; the same command goes on where the runs in {out} are")
+        raise typer.Exit(128 + (stop.signal or 0))
+    for line in closing(write_results(comparison, main=main)):
+        typer.echo(line)
+    typer.echo(f"page: {out / 'compare.html'}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    task: TaskKind = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems of the split.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    max_tokens: MaxTokens = None,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    set_: Set = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Accuracy of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
+    from rich.console import Console
+
+    from selfdistill.cli.evaluate import evaluate_model
+    from selfdistill.tracking.progress import Progress
+
+    quiet()
+    result = evaluate_model(
+        model,
+        task,
+        samples=samples,
+        limit=limit,
+        split=split,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        overrides=set_ or [],
+    )
+    if json:
+        typer.echo(jsonlib.dumps(result))
+    else:
+        Progress(Console()).evaluation(0, result)
+        typer.echo(f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}")
+
+
+@app.command()
+def inspect(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for tokens.parquet, summary.json and index.html.")],
+    task: TaskKind = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Methods whose credit is shown; LABEL=NAME for one more of a kind; knobs by --set LABEL.knob=value; "
+            "unset: those of --config, else grpo,sd,antisd,opsd,sdpo,credit,purified.",
+        ),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(help="A run's config or folder whose method is shown too, under its name; may be repeated."),
+    ] = None,
+    contexts: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Templates scored besides those of the methods.")
+    ] = "",
+    rollouts: Annotated[
+        Path | None, typer.Option(help="Read the newest completions of this rollouts.jsonl instead of sampling.")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=1, help="Problems to look at.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    max_tokens: MaxTokens = None,
+    words: Annotated[
+        Path | None, typer.Option(help="Folder with word lists of your own for the classes of tokens.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    set_: Set = None,
+) -> None:
+    """What each method would reward and punish, token by token, without training: a table, a summary and a page."""
+    from selfdistill.inspection.command import Wish, inspect_model
+
+    quiet()
+    wish = Wish(
+        methods=None if methods is None else _names(methods),
+        configs=config or [],
+        contexts=_names(contexts),
+        problems=problems,
+        samples=samples,
+        split=split,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        rollouts=rollouts,
+        words=words,
+    )
+    summary = inspect_model(model, task, wish, out, overrides=set_ or [], say=typer.echo)
+    for name, reason in summary["left_out"].items():
+        typer.echo(f"left out: {name}, because {reason}")
+    for remark in summary["templates"]["remarks"]:
+        typer.echo(f"remark: {remark}")
+    typer.echo(f"page: {out / 'index.html'}")
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+@app.command()
+def contexts(
+    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    examples: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 2,
+    completions: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
+    set_: Set = None,
+) -> None:
+    """Print every prompt that would be scored, rendered, with token counts and the shared prefix."""
+    from selfdistill.cli.contexts import audit
+    from selfdistill.config.run import load_config
+
+    settings = load_config(config, set_ or [])
+    quiet()
+    for line in audit(settings, examples=examples, completions=completions):
+        typer.echo(line)
+
+
+@app.command()
+def teachers(
+    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    problems: Annotated[int, typer.Option(min=1, help="Training problems to measure on.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    set_: Set = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """How much more often each teacher is right than the student, and how far apart they are."""
+    from selfdistill.cli.teachers import describe_lesson, teach
+    from selfdistill.config.run import load_config
+
+    settings = load_config(config, set_ or [])
+    quiet()
+    report = teach(settings, problems=problems, samples=samples, seed=seed)
+    if json:
+        typer.echo(jsonlib.dumps(report))
+        return
+    for name, found in report.items():
+        for line in describe_lesson(name, found):
+            typer.echo(line)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    step: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; unset: the newest.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Number type of the weights: float32 are those that a bfloat16 run trains; unset: model.dtype."
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint's model as a plain Hugging Face directory, also where its weights were sharded."""
+    from selfdistill.training.run_folder import export_model
+
+    quiet()
+    path = export_model(run, out, step=step, dtype=dtype)
+    typer.echo(f"{path.name} of {run} is in {out}")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method; unset: all.")] = None,
+) -> None:
+    """What each method does, and its knobs with their defaults and limits."""
+    from selfdistill.methods import METHODS, build_method
+    from selfdistill.methods.reference import section
+
+    if name is not None:
+        build_method(name, {})
+    for known in METHODS if name is None else [name]:
+        typer.echo("\n".join(section(known)))
+
+
+@app.command()
+def tasks(json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
+    """List the tasks: what each is, the keys it needs, and the presets that fill the others."""
+    from selfdistill.tasks.check import list_tasks
+
+    found = list_tasks()
+    if json:
+        typer.echo(jsonlib.dumps(found))
+        return
+    for task in found:
+        typer.echo(f"{task['kind']}: {task['description']}")
+        typer.echo(f"  needs: {', '.join(task['needs']) or 'nothing'}")
+        for name, description in task["presets"].items():
+            typer.echo(f"  preset {name}: {description}")
+
+
+@data_app.command("check")
+def check(
+    path: Annotated[str, typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name.")],
+    task: Annotated[str | None, typer.Option(help="Task by kind; unset: the preset's.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset by name, or a TOML file; see selfdistill tasks.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a hub data set or a saved folder.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub data set.")] = None,
+    set_: Set = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read every row of a file, list the bad ones by line, and verify each row's own reference solution or answer."""
+    from selfdistill.tasks.check import check_data, describe_check
+
+    no_bars()
+    parts = {"split": split, "config": config, "revision": revision}
+    given = {name: value for name, value in parts.items() if value is not None}
+    source = {"path": path, **given} if given else path
+    report = check_data(source, task=task, preset=preset, overrides=set_ or [])
+    if json:
+        typer.echo(jsonlib.dumps(report, ensure_ascii=False))
+        return
+    for line in describe_check(report):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(
+    thorough: Annotated[bool, typer.Option("--thorough", help="Run every attack, not one of each kind.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Versions and the device, and whether the sandbox for model-written code holds; exit code 0 only if it does."""
+    from selfdistill.sandbox.doctor import describe, examine
+
+    found = examine(thorough=thorough)
+    for line in [jsonlib.dumps(found)] if json else describe(found):
+        typer.echo(line)
+    raise typer.Exit(0 if found["safe"] else 1)
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, finished or still going.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8642,
+    host: Annotated[str, typer.Option(help="Address to serve at; others than this machine's own let anybody in.")] = (
+        "127.0.0.1"
+    ),
+    static: Annotated[bool, typer.Option("--static", help="Write the page as report.html instead.")] = False,
+) -> None:
+    """Follow a run in the browser: curves, alarms and the latest completions, drawn anew as its files grow."""
+    from selfdistill.report.page import write_report
+    from selfdistill.report.server import is_loopback, server_of
+
+    if static:
+        typer.echo(f"page: {write_report(folder)}")
+        return
+    with server_of(folder, host=host, port=port) as server:
+        if not is_loopback(host):
+            typer.echo(
+                f"warning: at {host} anybody who can reach this machine reads the run's prompts and completions; "
+                "there is no password",
+                err=True,
+            )
+        name = f"[{host}]" if ":" in host else host
+        typer.echo(f"page: http://{name}:{server.server_address[1]}/ (Ctrl-C ends)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("no longer served; the run itself goes on")
+
+
+@app.command()
+def configs() -> None:
+    """List the shipped configs."""
+    from selfdistill.config.run import shipped_configs
+
+    for name in shipped_configs():
+        typer.echo(name)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
+    try:
+        app(arguments)
+    except UserError as error:
+        _refuse(error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error):
+            raise
+        _refuse(out_of_memory(error))
+
+
+def _refuse(error: UserError) -> NoReturn:
+    print(f"selfdistill: {error}", file=sys.stderr)
+    sys.exit(2)

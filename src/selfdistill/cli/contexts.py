@@ -1,0 +1,43 @@
+"""The ``contexts`` command: print every prompt that training would score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import takewhile
+from typing import Any
+
+from selfdistill.cli.teachers import described
+from selfdistill.config.run import RunConfig
+from selfdistill.seeds import derive
+from selfdistill.training.build import assemble
+from selfdistill.types import Role, View
+
+
+def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str]:
+    """Every prompt that training would score for a few examples, line by line, and what would be skipped.
+
+    Completions are sampled from the model, as in training, so siblings and feedback are real.
+    """
+    parts = assemble(config)
+    seed = derive(parts.config.seed, "audit")
+    groups = parts.collector.groups(parts.examples[:examples], seed=seed, version=0, completions=completions)
+    views = parts.trainer.views(groups, step=1)
+    for view in views.views:
+        group = groups[view.group]
+        reward = group.verdicts[view.index].reward
+        yield f"══ {group.example.id}  completion {view.index}  reward {reward}  {len(view.completion_ids)} tokens"
+        yield from _prompts(view, parts.method.roles(), parts.chat)
+        yield f"── completion (the same ids under every prompt)\n{parts.chat.decode(view.completion_ids)}\n"
+    for reason, count in sorted((views.skipped + parts.unfit).items()):
+        yield f"skipped: {count} × {reason}"
+    yield f"{len(views.views)} completions scored, {views.dropped} left out of the loss"
+
+
+def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> Iterator[str]:
+    student = view.prompts["student"]
+    for name, ids in view.prompts.items():
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(student, ids, strict=False)))
+        role = roles.get(name)
+        what = described(role) if role else "what the model is asked"
+        yield f"── {name}: {what}; {len(ids)} tokens, {shared} shared with the student from the start"
+        yield chat.tokenizer.decode(ids)

@@ -1,0 +1,60 @@
+"""The ``evaluate`` command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selfdistill.contexts.chat import Chat, usual_length
+from selfdistill.evaluation.evaluate import evaluate
+from selfdistill.models.policy import Policy
+from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.rollouts import fitting
+from selfdistill.seeds import derive
+from selfdistill.tasks.build import build_task
+from selfdistill.training.run_folder import config_for, load_model
+from selfdistill.types import Task
+
+
+def evaluate_model(
+    model: str,
+    task: str | Mapping[str, Any] | None,
+    *,
+    samples: int,
+    limit: int | None,
+    split: str,
+    temperature: float,
+    max_tokens: int | None,
+    seed: int,
+    overrides: Sequence[str] | Mapping[str, Any],
+    loaded: tuple[Policy, Chat] | None = None,
+    judge: Task | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model directory, a checkpoint, a run's newest checkpoint, a hub id or a shipped model.
+
+    A run's folder brings its own task and token limit; anything else must name a task. ``loaded`` is a model in
+    memory, which ``model`` then only names, and ``judge`` a task object in the place of what ``task`` describes.
+
+    Raises:
+        UserError: one sentence.
+    """
+    config = config_for(model, task, overrides, command="evaluate")
+    policy, chat, path, remarks = load_model(model, config, loaded)
+    judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
+    tokens = max_tokens or config.sampling.max_tokens or usual_length(chat)
+    examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking)
+    sampler = HFSampler(
+        policy, stop_ids=chat.stop_ids, decoding=Decoding(temperature), max_rows=config.sampling.max_rows
+    )
+    result = evaluate(
+        examples,
+        judge,
+        sampler,
+        chat,
+        samples=samples,
+        max_tokens=tokens,
+        thinking=config.sampling.thinking,
+        seed=derive(seed, "evaluation"),
+    ).to_json()
+    origin = {"model": model, "weights": path, "task": config.task.kind, "split": split, "max_tokens": tokens}
+    return {**origin, "temperature": temperature, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}

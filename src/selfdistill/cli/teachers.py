@@ -1,0 +1,68 @@
+"""The ``teachers`` command: preference gap and shift of every teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from selfdistill.config.run import RunConfig
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.evaluation.teacher_gap import lesson_of
+from selfdistill.seeds import derive
+from selfdistill.training.build import assemble
+from selfdistill.types import External, Role, Skipped
+
+
+def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
+    """Preference gap and shift of every teacher of a method, on its training problems.
+
+    Raises:
+        UserError: one sentence; among them that the task judges nothing, or the method has no teacher.
+    """
+    parts = assemble(config)
+    if not parts.task.judges:
+        raise ConfigError("without a verifier no sample is right or wrong, so there is no preference gap to measure")
+    roles = {name: role for name, role in parts.method.roles().items() if role.context is not None}
+    if not roles:
+        raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
+    report: dict[str, Any] = {}
+    for name, role in roles.items():
+        lesson = lesson_of(
+            role,
+            parts.collector,
+            parts.examples[:problems],
+            samples=samples,
+            seed=derive(seed, "teaching"),
+            max_tokens=parts.trainer.limits.tokens,
+        )
+        if isinstance(lesson, Skipped):
+            raise DataError(f"teacher {name!r} could be shown beside no completion: {lesson.reason}")
+        report[name] = {"what": described(role), **lesson.to_json()}
+    return report
+
+
+def describe_lesson(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """A teacher's numbers in words."""
+
+    def shown(estimate: Mapping[str, float], digits: int = 3) -> str:
+        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(estimate[k] for k in ("value", "low", "high")), d=digits)
+
+    yield f"{name} ({found['what']}), {found['completions']} completions of {found['problems']} problems"
+    yield f"  right: student {shown(found['student'])}, teacher {shown(found['teacher'])}"
+    yield f"  preference gap: {shown(found['gap'])}"
+    for side, formula in (("student", "KL(student || teacher)"), ("teacher", "KL(teacher || student)")):
+        per_token = found[f"per_token_on_{side}"]
+        yield (
+            f"  shift on the {side}'s samples, {formula}: {shown(found[f'shift_on_{side}'], 2)} nats a completion, "
+            f"{per_token:.4f} a token"
+        )
+    for reason, count in sorted(found["skipped"].items()):
+        yield f"  skipped: {count} × {reason}"
+
+
+def described(role: Role) -> str:
+    """A role's context and weights in words."""
+    shown = f"context {role.context}" if role.context else "the student's prompt"
+    return f"{shown}, " + (
+        f"weights of {role.weights.path}" if isinstance(role.weights, External) else f"{role.weights} weights"
+    )

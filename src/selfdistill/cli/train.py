@@ -1,0 +1,64 @@
+"""A training run from the command line: in this process, as one of several, or in several that this one starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfdistill.config.run import load_config
+from selfdistill.distributed.signals import STOPPED_BY_ALARM, stop_on_signals
+from selfdistill.errors import ConfigError
+
+
+def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) -> int:
+    """Train in this process, with those that the environment names; returns the exit code.
+
+    Raises:
+        UserError: one sentence; of several processes one raises it, the others exit.
+    """
+    from rich.console import Console
+
+    from selfdistill.distributed.world import connect, one_voice
+    from selfdistill.tracking.progress import Progress
+    from selfdistill.training.loop import Run
+
+    with one_voice(resume=_go_on(folder)):
+        settings = load_config(config, overrides)
+        world = connect(cuda=settings.model.device != "cpu", timeout=settings.parallel.timeout)
+        with Progress(Console(quiet=not world.first)) as progress, stop_on_signals(progress.say) as stop:
+            run = Run(settings, folder, resume=resume, progress=progress)
+            summary = run.train(stop)
+    progress.closing(summary, str(folder / "report.html"))
+    if summary["stopped_by"]:
+        progress.say(
+            f"ended after step {summary['steps']} by {', '.join(summary['stopped_by'])}; the best checkpoint, of step "
+            f"{summary['best_step']}, is {folder / 'checkpoints' / 'best'}; to go on, take the name out of stop_on "
+            "and use --resume"
+        )
+        return STOPPED_BY_ALARM
+    if stop.signal is not None and not summary["finished"]:
+        progress.say(f"stopped after step {summary['steps']}; {_go_on(folder)}")
+        return 128 + stop.signal
+    return 0
+
+
+def train_with(processes: int, config: str, overrides: Sequence[str], folder: Path, *, resume: bool) -> int:
+    """Train in so many processes on this machine; returns the exit code.
+
+    Raises:
+        UserError: one sentence, where no process has said it.
+    """
+    from selfdistill.distributed.launch import launch
+
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError("--launch starts the processes itself; here others have (WORLD_SIZE is set): leave it out")
+    load_config(config, overrides)
+    given = [part for override in overrides for part in ("--set", override)]
+    arguments = ["train", config, *given, "--out", str(folder), *(["--resume"] if resume else [])]
+    with stop_on_signals(lambda sentence: None) as stop:
+        return launch(arguments, processes, stop=stop, resume=_go_on(folder))
+
+
+def _go_on(folder: Path) -> str:
+    return f"continue with --resume --out {folder}"

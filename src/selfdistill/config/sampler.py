@@ -1,0 +1,93 @@
+"""What may be written into the ``[sampler]`` table: which engine draws the completions, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from selfdistill.config.tasks import Strict
+
+
+class HFConfig(Strict):
+    """The learner's own model draws: no other engine, no copy of the weights."""
+
+    kind: Literal["hf"] = "hf"
+
+
+class EngineConfig(Strict):
+    """What holds for every engine that has a copy of the weights."""
+
+    importance_cap: float = Field(
+        2.0, ge=1, description="Most that a token's importance weight, learner against sampler, may be."
+    )
+    overlap: bool = Field(
+        False, description="Draw the next step's completions with the weights before this step's update, during it."
+    )
+    max_staleness: int = Field(
+        1, ge=0, description="Updates that completions may be older than the weights that learn from them."
+    )
+    sleep: bool = Field(False, description="Let the engine give its GPU memory back while the learner trains.")
+    folder: str | None = Field(
+        None,
+        description="Where weights are written for the engine, seen under this path by it too; unset: a folder "
+        "'weights' in the run's own.",
+    )
+
+    @model_validator(mode="after")
+    def _overlap_is_stale(self) -> EngineConfig:
+        if self.overlap and self.max_staleness < 1:
+            raise ValueError("overlap learns from completions that are one update old: max_staleness must be 1 or more")
+        if self.overlap and self.sleep:
+            raise ValueError("overlap draws while the learner trains, and sleep forbids that: choose one of them")
+        return self
+
+
+class VLLMConfig(EngineConfig):
+    """A vLLM engine that the run starts and ends itself."""
+
+    kind: Literal["vllm"]
+    gpu_memory_utilization: float = Field(
+        0.4, gt=0, le=1, description="Share of the GPU's memory (on a CPU: of the machine's) for the engine."
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs over which the engine's weights are spread.")
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest prompt and completion together; unset: the model's window."
+    )
+    max_num_seqs: int = Field(256, ge=1, description="Completions decoded at once.")
+    enforce_eager: bool = Field(False, description="Compile nothing: a quicker start, slower decoding.")
+
+
+class ServerConfig(EngineConfig):
+    """vLLM servers that were started by hand; the run asks them for completions and hands them every new weights."""
+
+    kind: Literal["server"]
+    urls: list[str] = Field(min_length=1, description="Servers, for example ['http://127.0.0.1:8000'].")
+    receiver: bool = Field(
+        True,
+        description="Whether they run with --worker-extension-cls selfdistill.sampling.vllm_worker.Receiver; false: "
+        "vLLM's own reload_weights, which leaves a tied head behind on CPUs.",
+    )
+    timeout: float = Field(600.0, gt=0, description="Seconds to wait for one answer.")
+    retries: int = Field(5, ge=0, description="How often completions that failed are asked for again.")
+    wait: float = Field(
+        5.0, ge=0, description="Seconds before the first retry where no server is left; doubled each time."
+    )
+    concurrency: int = Field(64, ge=1, description="Requests that one server has at a time.")
+
+    @field_validator("urls")
+    @classmethod
+    def _whole_urls(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"a server is an http:// or https:// address, {url!r} is not")
+        return [url.rstrip("/") for url in urls]
+
+
+SamplerConfig = Annotated[
+    HFConfig | VLLMConfig | ServerConfig,
+    Field(discriminator="kind", description="Which engine draws the completions to learn from."),
+]
+
+SAMPLER_KINDS = ("hf", "vllm", "server")
+"""What ``sampler.kind`` may be."""

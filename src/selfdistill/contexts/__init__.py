@@ -1,0 +1,1 @@
+"""What a model is shown: TOML templates, chat templates, token ids."""

@@ -1,0 +1,137 @@
+"""Messages to token ids and back: chat template, thinking switch, turn end, stop ids, window."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from selfdistill.contexts.thinking import THINK_BEGIN, THINK_END, after_thinking
+from selfdistill.contexts.turns import turn_end
+from selfdistill.errors import ModelError
+from selfdistill.types import Message, Rollout
+
+REMEMBERED = 4096
+"""Rendered prompts that are kept: those of a step under all its contexts, and not those of a whole run."""
+
+
+class Chat:
+    """A tokenizer with its chat template. The same object renders every role, so that no two templates can differ.
+
+    ``turn_end`` are the ids with which the template ends an assistant's turn; the last of them is among ``stop_ids``.
+    """
+
+    def __init__(self, tokenizer: Any, *, stop_ids: Sequence[int], window: int, name: str) -> None:
+        """Check that the tokenizer can do the work.
+
+        Raises:
+            ModelError: no chat template, or no stop id.
+        """
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"the tokenizer of {name} has no chat template: use an instruction-tuned model, "
+                "or put a chat_template.jinja beside its tokenizer"
+            )
+        if not stop_ids:
+            raise ModelError(
+                f"{name} names no end-of-sequence id in its tokenizer or generation config, so no completion could end"
+            )
+        self.tokenizer = tokenizer
+        self.turn_end = turn_end(tokenizer, stop_ids)
+        # A completion also ends where the template ends a turn, whatever the configs of the model declare.
+        self.stop_ids = tuple(dict.fromkeys((*stop_ids, self.turn_end[-1])))
+        self.window = window
+        self.name = name
+        self._rendered = lru_cache(maxsize=REMEMBERED)(self._render)
+
+    def encode(self, messages: Sequence[Message], *, thinking: bool | None = None) -> tuple[int, ...]:
+        """Prompt ids up to where the assistant begins; ``thinking`` is passed to templates that have the switch.
+
+        Raises:
+            ModelError: the template cannot render the messages, or has no thinking switch to set.
+        """
+        return self._rendered(tuple(messages), thinking)
+
+    def _render(self, messages: Sequence[Message], thinking: bool | None) -> tuple[int, ...]:
+        from jinja2 import TemplateError
+
+        switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+        if switch and "enable_thinking" not in str(self.tokenizer.chat_template):
+            raise ModelError(f"the chat template of {self.name} has no enable_thinking switch: leave 'thinking' unset")
+        turns = [{"role": message.role, "content": message.content} for message in messages if message.role != "tools"]
+        schemas = [schema for message in messages if message.role == "tools" for schema in json.loads(message.content)]
+        if schemas and "tools" not in str(self.tokenizer.chat_template):
+            raise ModelError(f'the chat template of {self.name} takes no tools: write task.form = "react"')
+        if schemas:
+            switch["tools"] = schemas
+        try:
+            try:
+                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch)
+            except TemplateError:
+                # A template without a system role (Gemma's) raises: the text then stands before the first question.
+                folded = _without_system(turns)
+                if folded == turns:
+                    raise
+                text = self.tokenizer.apply_chat_template(folded, tokenize=False, add_generation_prompt=True, **switch)
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template of {self.name} cannot render {[m.role for m in messages]}: {error}"
+            ) from error
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def response(self, text: str) -> tuple[int, ...]:
+        """Ids of a completion that says this text and ends its turn as the template does."""
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], *self.turn_end)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a completion: the turn's end or the stop id left out, everything else as it stands."""
+        body = tuple(ids)
+        if body[-len(self.turn_end) :] == self.turn_end:
+            body = body[: -len(self.turn_end)]
+        elif body and body[-1] in self.stop_ids:
+            body = body[:-1]
+        return str(self.tokenizer.decode(body, skip_special_tokens=False)).strip()
+
+    def opens_thinking(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with an opened ``<think>``, so that its completion begins inside the thinking."""
+        return str(self.tokenizer.decode(prompt_ids[-8:])).rstrip().endswith(THINK_BEGIN)
+
+    def answer_part(self, rollout: Rollout) -> str:
+        """What a rollout says after its thinking; nothing where the thinking was never finished.
+
+        A completion that the token limit cut inside a block which its prompt opened holds no tag at all.
+        """
+        if not rollout.finished and THINK_END not in rollout.text:
+            prompt_ids = rollout.prompt_ids if rollout.role_prompt_ids is None else rollout.role_prompt_ids
+            if self.opens_thinking(prompt_ids):
+                return ""
+        return after_thinking(rollout.text).strip()
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Each id as text of its own, for display."""
+        return [str(self.tokenizer.decode([token])) for token in ids]
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the template: sampling cannot stop at a turn end in plain words."""
+        plain = [token for token in self.turn_end[:-1] if token not in self.tokenizer.added_tokens_decoder]
+        words = str(self.tokenizer.decode(plain)).strip()
+        if not words:
+            return []
+        end = self.tokenizer.decode([self.turn_end[-1]])
+        return [
+            f"the chat template of {self.name} ends a turn with {words!r}, which is no single token: "
+            f"completions end at {end!r} alone, which sft teaches behind those words"
+        ]
+
+
+def usual_length(chat: Chat) -> int:
+    """Tokens that a completion may have where nobody says: 1024, or half the window of a model that has little."""
+    return min(1024, chat.window // 2)
+
+
+def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns with a leading system text put before the user's first one, as model cards advise."""
+    if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
+        return turns
+    return [{"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]

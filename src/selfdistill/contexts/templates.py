@@ -1,0 +1,152 @@
+"""Contexts as data: what a role is shown beside the completion, as named templates in TOML files.
+
+A template's text replaces the last user message of the student's prompt; messages before it stay. ``$question`` is
+that message's own text; every other ``$name`` is a field of the example or of its group. A field that is missing makes
+the rendering a counted :class:`~selfdistill.types.Skipped`, never an empty string.
+"""
+
+from __future__ import annotations
+
+import string
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from selfdistill.errors import ConfigError
+from selfdistill.types import Message, Skipped
+
+FIELDS = {
+    "question": "the student's own last user message",
+    "solution": "the data's reference solution",
+    "answer": "the data's final answer",
+    "feedback": "the environment's text about the scored completion",
+    "sibling": "a correct completion of the same group other than the scored one, thinking stripped",
+    "verdict": "'correct' or 'wrong', of the scored completion",
+    "other_question": "another question of the batch",
+    "wrong_sibling": "a wrong completion of the same group, thinking stripped",
+}
+"""Fields that the library itself fills; a task or a field mapping may add more."""
+
+HINDSIGHT = ("feedback", "sibling", "verdict", "other_question", "wrong_sibling")
+"""Those of :data:`FIELDS` that a drawn step fills: before it, an example has them only if its data do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A named context: either a text with ``$fields``, or the first of several other templates that can be rendered."""
+
+    name: str
+    description: str
+    text: str | None = None
+    first_of: tuple[str, ...] = ()
+    system: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the fields that the text shows, ``question`` aside, in order of appearance."""
+        names = string.Template(self.text or "").get_identifiers()
+        return tuple(name for name in names if name != "question")
+
+    def render(self, prompt: Sequence[Message], fields: Mapping[str, str]) -> tuple[Message, ...] | Skipped:
+        """The messages that the text shows in place of the prompt's last one, or which field is missing.
+
+        Raises:
+            ConfigError: the prompt does not end with a user message.
+        """
+        missing = [field for field in self.needs if field not in fields]
+        if missing:
+            return Skipped(f"context {self.name}: no {' and no '.join(missing)}")
+        if not prompt or prompt[-1].role != "user":
+            raise ConfigError(f"context {self.name}: the prompt must end with a user message")
+        text = string.Template(self.text or "").substitute(fields, question=prompt[-1].content)
+        tools = tuple(message for message in prompt[:-1] if message.role == "tools")
+        head = prompt[:-1] if self.system is None else (*tools, Message("system", self.system))
+        return (*head, Message("user", text))
+
+
+def load_templates(source: str | Path) -> dict[str, Template]:
+    """Read a context file: a shipped one by name (``"default"``), or a path to a TOML file of one's own.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or a ``first_of`` names an unknown template.
+    """
+    shipped = resources.files("selfdistill.contexts") / f"{source}.toml"
+    path = shipped if shipped.is_file() else Path(source)
+    if not path.is_file():
+        raise ConfigError(
+            f"context file {str(source)!r} not found: give a shipped name ({', '.join(shipped_contexts())}) or a path"
+        )
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"context file {source} is not valid TOML: {error}") from error
+    templates = {name: parse_template(name, table, str(source)) for name, table in tables.items()}
+    for template in templates.values():
+        for choice in template.first_of:
+            if choice not in templates or templates[choice].first_of:
+                raise ConfigError(
+                    f"context file {source}: {template.name}.first_of names {choice!r}, "
+                    "which is no plain template there"
+                )
+    return templates
+
+
+def shipped_contexts() -> list[str]:
+    """Names of the context files in the package."""
+    folder = resources.files("selfdistill.contexts")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def apply(
+    templates: Mapping[str, Template], name: str, prompt: Sequence[Message], fields: Mapping[str, str]
+) -> tuple[Message, ...] | Skipped:
+    """The messages that the context shows, or why it cannot be rendered.
+
+    Raises:
+        ConfigError: no template of that name.
+    """
+    if name not in templates:
+        raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
+    template = templates[name]
+    if template.first_of:
+        tried = [apply(templates, choice, prompt, fields) for choice in template.first_of]
+        usable = next((result for result in tried if not isinstance(result, Skipped)), None)
+        return usable or Skipped(f"context {name}: none of {', '.join(template.first_of)} can be rendered")
+    return template.render(prompt, fields)
+
+
+def may_show(templates: Mapping[str, Template], name: str) -> list[str]:
+    """Every field that a context may show, by itself or through ``first_of``, ``question`` aside."""
+    template = templates[name]
+    needs = [*template.needs, *(field for choice in template.first_of for field in may_show(templates, choice))]
+    return list(dict.fromkeys(needs))
+
+
+def parse_template(name: str, table: object, source: str) -> Template:
+    """A template from its table in a context file; ``source`` names the file in messages.
+
+    Raises:
+        ConfigError: the table is malformed.
+    """
+    if not isinstance(table, dict):
+        raise ConfigError(f"context file {source}: {name!r} must be a table")
+    unknown = set(table) - {"description", "text", "first_of", "system"}
+    if unknown:
+        raise ConfigError(
+            f"context file {source}: unknown key {sorted(unknown)[0]!r} in [{name}]; "
+            "known: description, first_of, system, text"
+        )
+    if ("text" in table) == ("first_of" in table):
+        raise ConfigError(f"context file {source}: [{name}] needs either 'text' or 'first_of'")
+    template = Template(
+        name=name,
+        description=str(table.get("description", "")),
+        text=table.get("text"),
+        first_of=tuple(table.get("first_of", ())),
+        system=table.get("system"),
+    )
+    if template.text is not None and not string.Template(template.text).is_valid():
+        raise ConfigError(f"context file {source}: [{name}].text holds a stray '$'; write '$$' for a dollar sign")
+    return template

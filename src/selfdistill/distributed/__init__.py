@@ -1,0 +1,1 @@
+"""Ranks, sharding, and processes that are launched and stopped together."""

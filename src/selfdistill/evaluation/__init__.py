@@ -1,0 +1,1 @@
+"""Accuracy with intervals, and the gap between teacher and student."""

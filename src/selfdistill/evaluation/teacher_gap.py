@@ -1,0 +1,201 @@
+"""Whether a teacher has something to teach: how much more often it is right than the student, and how far away it is.
+
+The analysis of PBSD (arXiv 2605.05040) turns on two quantities. The *preference gap* is how much more often the
+teacher's samples are right than the student's; without one, preferring the teacher prefers noise. The *shift* is the
+divergence between the two; where it is large, the student hardly ever says what the teacher would.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.fields import hindsight, role_prompt
+from selfdistill.contexts.templates import Template
+from selfdistill.evaluation.statistics import Estimate, average_per_problem, bootstrap, paired_difference
+from selfdistill.models.policy import Policy
+from selfdistill.sampling.collecting import Collector
+from selfdistill.sampling.hf import HFSampler
+from selfdistill.scoring.score import score_views
+from selfdistill.seeds import derive
+from selfdistill.types import STUDENT, Example, Role, Rollout, RolloutGroup, Skipped, View
+
+RESAMPLES = 10_000
+
+
+@dataclass(slots=True)
+class Lesson:
+    """What one teacher's context does, over the problems on which it could be shown at all.
+
+    ``student`` and ``teacher`` are shares of right completions, ``gap`` their paired difference; the shifts are
+    KL divergences in nats a completion, estimated from samples: KL(S‖T) on the student's, KL(T‖S) on the teacher's.
+    """
+
+    student: Estimate
+    teacher: Estimate
+    gap: Estimate
+    shift_on_student: Estimate
+    shift_on_teacher: Estimate
+    per_token_on_student: float
+    per_token_on_teacher: float
+    problems: int
+    completions: int
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        names = ("student", "teacher", "gap", "shift_on_student", "shift_on_teacher")
+        return {
+            **{name: getattr(self, name).as_dict() for name in names},
+            "per_token_on_student": self.per_token_on_student,
+            "per_token_on_teacher": self.per_token_on_teacher,
+            "problems": self.problems,
+            "completions": self.completions,
+            "skipped": dict(self.skipped),
+        }
+
+
+def lesson_of(
+    role: Role, collector: Collector, examples: Sequence[Example], *, samples: int, seed: int, max_tokens: int
+) -> Lesson | Skipped:
+    """Measure one teacher: for every completion of the student, one of the teacher that is shown the same hindsight.
+
+    Both are drawn at temperature 1, where a mean of log-probability differences estimates a divergence. ``max_tokens``
+    bounds a micro-batch. Skipped where no completion has the context.
+    """
+    student = replace(collector, decoding=replace(collector.decoding, temperature=1.0, top_p=1.0, top_k=0))
+    policy = student.teachers.policy
+    plain = HFSampler(policy, stop_ids=student.chat.stop_ids, decoding=student.decoding, max_rows=student.max_rows)
+    groups = replace(student, sampler=plain).student_groups(
+        examples, count=samples, seed=derive(seed, STUDENT), version=0
+    )
+    prompts, skipped = _prompts(role, groups, student.templates, student.chat, student.thinking, student.max_tokens)
+    shown = sorted(prompts)
+    if not shown:
+        return Skipped("; ".join(f"{count} × {reason}" for reason, count in sorted(skipped.items())))
+    drawn = _taught(role, student, groups, prompts, seed=derive(seed, "teacher"))
+    own = [groups[g].rollouts[i] for g, i in shown]
+    theirs = [drawn[place] for place in shown]
+    right = [groups[g].verdicts[i].correct for g, i in shown]
+    judged = [
+        student.task.verify(groups[g].example, r.text, finished=r.finished).correct
+        for (g, _), r in zip(shown, theirs, strict=True)
+    ]
+    shifts = [
+        _log_ratios(role, student, policy, rollouts, [prompts[place] for place in shown], sign, max_tokens)
+        for rollouts, sign in ((own, 1.0), (theirs, -1.0))
+    ]
+    return _summary(shown, right, judged, shifts, own, theirs, skipped)
+
+
+def _prompts(
+    role: Role,
+    groups: Sequence[RolloutGroup],
+    templates: Mapping[str, Template],
+    chat: Chat,
+    thinking: bool | None,
+    room: int,
+) -> tuple[dict[tuple[int, int], tuple[int, ...]], Counter[str]]:
+    """The teacher's prompt beside every completion of the student, and how many have none."""
+    prompts: dict[tuple[int, int], tuple[int, ...]] = {}
+    skipped: Counter[str] = Counter()
+    for g, group in enumerate(groups):
+        for i in range(len(group.rollouts)):
+            fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=0)
+            ids = role_prompt(role, group.example, fields, templates, chat, thinking=thinking, room=room)
+            if isinstance(ids, Skipped):
+                skipped[ids.reason] += 1
+            else:
+                prompts[g, i] = ids
+    return prompts, skipped
+
+
+def _taught(
+    role: Role,
+    collector: Collector,
+    groups: Sequence[RolloutGroup],
+    prompts: Mapping[tuple[int, int], tuple[int, ...]],
+    *,
+    seed: int,
+) -> dict[tuple[int, int], Rollout]:
+    shown = sorted(prompts)
+    chat = collector.chat
+    with collector.teachers.weights(role.weights) as policy:
+        sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=collector.decoding, max_rows=collector.max_rows)
+        drawn = sampler.sample([prompts[place] for place in shown], count=1, max_tokens=collector.max_tokens, seed=seed)
+    return {
+        (g, i): Rollout(
+            groups[g].rollouts[i].prompt_ids,
+            c.ids,
+            c.logprobs,
+            c.finished,
+            chat.decode(c.ids),
+            0,
+            "teacher",
+            prompts[g, i],
+        )
+        for (g, i), (c,) in zip(shown, drawn, strict=True)
+    }
+
+
+def _log_ratios(
+    role: Role,
+    collector: Collector,
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    prompts: Sequence[tuple[int, ...]],
+    sign: float,
+    max_tokens: int,
+) -> list[float]:
+    """sign · (log S − log T) of each completion."""
+    views = [
+        View({STUDENT: r.prompt_ids, "teacher": prompt}, r.completion_ids, (), (), 0.0, n, 0)
+        for n, (r, prompt) in enumerate(zip(rollouts, prompts, strict=True))
+    ]
+    with torch.no_grad():
+        mine = score_views(policy, views, STUDENT, max_tokens=max_tokens, elements=1 << 24)
+    with collector.teachers.weights(role.weights) as teacher:
+        theirs = score_views(teacher, views, "teacher", max_tokens=max_tokens, elements=1 << 24)
+    pairs = zip(mine, theirs, strict=True)
+    return [sign * float((s.target_N.double() - t.target_N.double()).sum()) for s, t in pairs]
+
+
+def _summary(
+    shown: Sequence[tuple[int, int]],
+    right: Sequence[bool],
+    judged: Sequence[bool],
+    shifts: Sequence[Sequence[float]],
+    own: Sequence[Rollout],
+    theirs: Sequence[Rollout],
+    skipped: Counter[str],
+) -> Lesson:
+    """Means over problems of means over their completions, with intervals over problems."""
+    problems = sorted({g for g, _ in shown})
+    most = max(sum(1 for g, _ in shown if g == problem) for problem in problems)
+
+    def each(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        rows = [[value for (g, _), value in zip(shown, values, strict=True) if g == problem] for problem in problems]
+        return np.concatenate([average_per_problem([row]) for row in rows])
+
+    def estimate(values: Sequence[float]) -> Estimate:
+        return bootstrap(each(values), k=most, seed=0, confidence=0.95, resamples=RESAMPLES)
+
+    student, teacher = [float(x) for x in right], [float(x) for x in judged]
+    return Lesson(
+        student=estimate(student),
+        teacher=estimate(teacher),
+        gap=paired_difference(each(student), each(teacher), k=most, seed=0, resamples=RESAMPLES),
+        shift_on_student=estimate(shifts[0]),
+        shift_on_teacher=estimate(shifts[1]),
+        per_token_on_student=sum(shifts[0]) / sum(len(r.completion_ids) for r in own),
+        per_token_on_teacher=sum(shifts[1]) / sum(len(r.completion_ids) for r in theirs),
+        problems=len(problems),
+        completions=len(shown),
+        skipped=skipped,
+    )

@@ -1,0 +1,1 @@
+"""The credit microscope: what each method rewards and punishes, token by token."""

@@ -1,0 +1,258 @@
+"""``inspect``: a model, a task and some methods in, three files about their credit out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfdistill.config.run import RunConfig
+from selfdistill.contexts.chat import Chat, usual_length
+from selfdistill.contexts.templates import Template, load_templates
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.evaluation.words import load_classes
+from selfdistill.inspection.credit import ELEMENTS, TOKENS, look, plan
+from selfdistill.inspection.files import ANSWER_ONLY, Slides, check_place, prepare, summarise, write_findings
+from selfdistill.inspection.plan import choose_methods, knobs
+from selfdistill.methods.base import Method
+from selfdistill.models.policy import Policy
+from selfdistill.report.files import read_lines
+from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.rollouts import collect, fitting
+from selfdistill.seeds import derive
+from selfdistill.tasks.build import build_task
+from selfdistill.training.run_folder import config_for, load_model
+from selfdistill.types import Example, Rollout, RolloutGroup, Task, Verdict
+
+MOST_EPOCHS = 100
+"""In so many epochs the form is looked for in which a stored completion's problem was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to look at: sampled completions of some problems, or those of a run's ``rollouts.jsonl``.
+
+    ``methods`` and ``configs`` as :func:`~selfdistill.inspection.plan.choose_methods` takes them; ``built`` are further
+    methods, by label.
+    """
+
+    methods: Sequence[str] | None
+    configs: Sequence[str] = ()
+    contexts: Sequence[str] = ()
+    problems: int = 16
+    samples: int = 4
+    split: str = "train"
+    temperature: float = 1.0
+    max_tokens: int | None = None
+    seed: int = 0
+    rollouts: Path | None = None
+    words: Path | None = None
+    built: Mapping[str, Method] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen: every token's numbers, what they come to, and the tokenizer that spells them."""
+
+    slides: Slides
+    summary: dict[str, Any]
+    chat: Chat
+    remarks: Sequence[str] = ()
+
+    def write(self, out: Path) -> None:
+        """Write ``tokens.parquet``, ``summary.json`` and ``index.html``.
+
+        Raises:
+            ConfigError: the folder holds other things.
+        """
+        check_place(out)
+        write_findings(out, self.slides, self.summary, self.chat)
+
+
+def inspect_model(
+    model: str, task: str | None, wish: Wish, out: Path, *, overrides: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Look at a model with the methods' eyes and write what was seen into ``out``; returns the summary.
+
+    Raises:
+        UserError: one sentence.
+    """
+    check_place(out)
+    seen = examine(model, task, wish, overrides=overrides, say=say)
+    seen.write(out)
+    return seen.summary
+
+
+def examine(
+    model: str,
+    task: str | Mapping[str, Any] | None,
+    wish: Wish,
+    *,
+    overrides: Sequence[str],
+    say: Callable[[str], None] = lambda sentence: None,
+    loaded: tuple[Policy, Chat] | None = None,
+    judge: Task | None = None,
+) -> Look:
+    """Look at a model with the methods' eyes; nothing is written.
+
+    ``loaded`` is a model in memory, which ``model`` then only names; ``judge`` a task object, which ``task`` names.
+
+    Raises:
+        UserError: one sentence.
+    """
+    methods, rest = choose_methods(wish.methods, wish.configs, overrides)
+    methods.update(wish.built)
+    patterns = load_classes(wish.words)
+    config = config_for(model, task, rest, command="inspect")
+    judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
+    templates = load_templates(config.contexts or judge.contexts)
+    _check_contexts(wish, templates)
+    policy, chat, path, remarks = load_model(model, config, loaded)
+    for remark in remarks:
+        say(remark)
+    if wish.rollouts is not None:
+        groups, unused = read_groups(wish.rollouts, judge, wish, chat, policy, config.sampling.thinking)
+    else:
+        groups, unused = _sampled(config, judge, wish, chat, policy)
+    count = sum(len(group.rollouts) for group in groups)
+    also = [ANSWER_ONLY] if ANSWER_ONLY in templates else []
+    wanted = plan(methods, wish.contexts, templates, also=also)
+    say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
+    found = look(
+        policy,
+        chat,
+        groups,
+        wanted,
+        templates,
+        thinking=config.sampling.thinking,
+        seed=derive(wish.seed, "contrast", 1),
+        prompts=config.sampling.prompts,
+        max_tokens=config.limits.tokens or TOKENS,
+        elements=config.limits.elements or ELEMENTS,
+    )
+    found.skipped += unused
+    slides = prepare(found, chat, patterns)
+    origin = {
+        "model": model,
+        "weights": path,
+        "task": config.task.kind,
+        "split": wish.split,
+        "rollouts": str(wish.rollouts) if wish.rollouts else None,
+        "temperature": None if wish.rollouts else wish.temperature,
+        "seed": wish.seed,
+        "knobs": knobs(methods, found.credits),
+    }
+    return Look(slides, summarise(slides, origin, chat), chat, remarks)
+
+
+def _check_contexts(wish: Wish, templates: Mapping[str, Template]) -> None:
+    for name in wish.contexts:
+        if name not in templates:
+            raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
+    if wish.methods == [] and not (wish.built or wish.configs or wish.contexts):
+        raise ConfigError("nothing to look at: name --methods, --config or --contexts")
+
+
+def _sampled(
+    config: RunConfig, judge: Task, wish: Wish, chat: Chat, policy: Policy
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    tokens = wish.max_tokens or config.sampling.max_tokens or usual_length(chat)
+    thinking = config.sampling.thinking
+    examples, unfit = fitting(judge.examples(wish.split)[: wish.problems], chat, max_tokens=tokens, thinking=thinking)
+    sampler = HFSampler(
+        policy, stop_ids=chat.stop_ids, decoding=Decoding(wish.temperature), max_rows=config.sampling.max_rows
+    )
+    groups = collect(
+        examples,
+        judge,
+        sampler,
+        chat,
+        count=wish.samples,
+        max_tokens=tokens,
+        thinking=thinking,
+        seed=derive(wish.seed, "sampling", 1),
+        version=0,
+    )
+    return groups, unfit
+
+
+def read_groups(
+    path: Path, judge: Task, wish: Wish, chat: Chat, policy: Policy, thinking: bool | None
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    """The newest groups of the student's completions in a ``rollouts.jsonl``, and what could not be used, by reason.
+
+    Raises:
+        DataError: no such file, another tokenizer's ids, or no completion of this task's problems.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is no file; a run writes its completions to rollouts.jsonl")
+    rows: dict[tuple[object, object], list[Mapping[str, Any]]] = {}
+    unused: Counter[str] = Counter()
+    for place, row in enumerate(read_lines(path), start=1):
+        _check_row(row, f"{path}, completion {place}")
+        if row.get("source", "student") != "student":
+            continue
+        if not row["ids"]:
+            unused["a stored completion has no tokens"] += 1
+            continue
+        rows.setdefault((row.get("step"), row["example"]), []).append(row)
+    if not rows:
+        raise DataError(f"{path} holds no completion of the student")
+    examples = {example.id: example for example in judge.examples(wish.split)}
+    groups: list[RolloutGroup] = []
+    for (_, name), members in reversed(rows.items()):
+        if len(groups) == wish.problems:
+            break
+        example = _as_asked(examples.get(str(name)), str(members[0]["prompt"]))
+        if example is None:
+            unused["a stored completion's problem is not among the task's"] += len(members)
+            continue
+        groups.append(_stored(example, members[: wish.samples], chat, policy, thinking, path))
+    if not groups:
+        asked, known = next(iter(rows))[1], next(iter(examples), "none")
+        raise DataError(
+            f"{path} holds no completion of a problem in the {wish.split} split of this task: it is of another task, "
+            f"its sizes or its seed (problems as {asked} there, as {known} here)"
+        )
+    return groups[::-1], unused
+
+
+def _check_row(row: Mapping[str, Any], where: str) -> None:
+    """Refuse a line that no run wrote, before anything is made of it."""
+    ids, reward = row.get("ids"), row.get("reward")
+    whole = isinstance(ids, list) and all(isinstance(token, int) and token >= 0 for token in ids)
+    for key, fits in (
+        ("example", isinstance(row.get("example"), str)),
+        ("prompt", isinstance(row.get("prompt"), str)),
+        ("text", isinstance(row.get("text"), str)),
+        ("ids", whole),
+        ("reward", reward is None or (isinstance(reward, int | float) and math.isfinite(reward))),
+    ):
+        if not fits:
+            raise DataError(f"{where}: {key!r} is not what a run writes (got {str(row.get(key))[:40]!r})")
+
+
+def _as_asked(example: Example | None, prompt: str) -> Example | None:
+    """The example in the form in which it was asked, which some tasks change from epoch to epoch."""
+    epochs = range(MOST_EPOCHS if example and example.redraw else 1)
+    forms = (example.in_epoch(epoch) for epoch in epochs if example)
+    return next((form for form in forms if form.prompt[-1].content == prompt), None)
+
+
+def _stored(
+    example: Example, rows: Sequence[Mapping[str, Any]], chat: Chat, policy: Policy, thinking: bool | None, path: Path
+) -> RolloutGroup:
+    rollouts, verdicts = [], []
+    for row in rows:
+        ids, text = tuple(row["ids"]), row["text"]
+        if max(ids) >= policy.real_vocabulary or chat.decode(ids) != text:
+            raise DataError(f"{path}: the ids of {example.id} do not spell its text in this model's tokenizer")
+        prompt = chat.encode(example.prompt, thinking=thinking)
+        # Nothing is known of the policy that drew it, and nothing is asked: the ratio counts as 1.
+        unknown = (float("nan"),) * len(ids)
+        rollouts.append(Rollout(prompt, ids, unknown, bool(row.get("finished", True)), text, 0))
+        verdicts.append(Verdict(row.get("reward"), feedback=row.get("feedback")))
+    return RolloutGroup(example, tuple(rollouts), tuple(verdicts))

@@ -1,0 +1,344 @@
+"""What the microscope found, as files: ``tokens.parquet``, ``summary.json`` and the page."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.thinking import THINK_BEGIN, THINK_END
+from selfdistill.errors import ConfigError
+from selfdistill.evaluation.words import ALL_CLASSES, classify
+from selfdistill.files import write_json
+from selfdistill.inspection import tables
+from selfdistill.inspection.findings import Findings
+from selfdistill.inspection.page import Lens, Specimen, render_microscope
+from selfdistill.report.tokens import align
+from selfdistill.types import STUDENT, Verdict
+
+FILES = ("tokens.parquet", "summary.json", "index.html")
+ANSWER_ONLY = "answer_only"
+"""Context whose u measures the answer leak."""
+OUTCOMES = ("correct", "wrong", "not judged")
+
+_FIRST_GAP = 5.0
+"""How many times the mean |u| elsewhere the first token's may be before a remark."""
+_LEAST_GAP = 0.5
+"""A first token's mean |u| below this many nats is never remarked on."""
+_LEAST_END = 2.0
+"""Nats by which a context may make the end of a completion less likely before a remark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slides:
+    """The findings with what the page and the tables need besides: texts, classes and outcomes of tokens."""
+
+    findings: Findings
+    specimens: list[Specimen]
+    class_N: NDArray[np.str_]
+    outcome_C: list[str]
+
+    @property
+    def signals(self) -> dict[str, NDArray[np.float64]]:
+        """u of every context and every method's credit, by the name that files and page use."""
+        gains = {f"u {name}": values for name, values in self.findings.gains().items()}
+        credits = {f"credit {name}": v.astype(np.float64) for name, v in self.findings.credits.items()}
+        return {**gains, **credits}
+
+
+def prepare(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> Slides:
+    """Decode every token and find its class."""
+    specimens: list[Specimen] = []
+    classes: list[str] = []
+    outcomes: list[str] = []
+    texts: dict[int, str] = {}
+    for g, i in findings.place:
+        group = findings.groups[g]
+        rollout, verdict = group.rollouts[i], group.verdicts[i]
+        for token in rollout.completion_ids:
+            if token not in texts:
+                texts[token] = chat.tokens([token])[0]
+        tokens = [texts[token] for token in rollout.completion_ids]
+        pieces = align(rollout.text, tokens)
+        spans, at, shown = [], 0, ""
+        for piece in pieces:
+            at += len(piece.before)
+            end = at if piece.unseen else at + len(piece.body)
+            spans.append((at, end))
+            shown += piece.before + ("" if piece.unseen else piece.body)
+            at = end
+        classes += classify(shown, spans, patterns)
+        outcomes.append(outcome(verdict))
+        specimens.append(
+            Specimen(
+                example=group.example.id,
+                index=i,
+                prompt=group.example.prompt[-1].content,
+                feedback=verdict.feedback or "",
+                reward=verdict.reward,
+                finished=rollout.finished,
+                pieces=pieces,
+            )
+        )
+    return Slides(findings, specimens, np.array(classes, dtype=np.str_), outcomes)
+
+
+def outcome(verdict: Verdict) -> str:
+    """One of :data:`OUTCOMES`; anything below the full reward is wrong."""
+    return "not judged" if verdict.reward is None else "correct" if verdict.correct else "wrong"
+
+
+def summarise(slides: Slides, origin: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
+    """Everything but the single tokens, as plain JSON."""
+    found = slides.findings
+    gains, signals = found.gains(), slides.signals
+    lengths = found.lengths
+    judged = [c for c, name in enumerate(slides.outcome_C) if name != "not judged"]
+    correct_C = np.array([slides.outcome_C[c] == "correct" for c in judged], dtype=np.bool_)
+    problem_C = np.array([found.place[c][0] for c in judged], dtype=np.int64)
+    return {
+        **origin,
+        "problems": len(found.groups),
+        "completions": len(lengths),
+        "tokens": sum(lengths),
+        "outcomes": {name: slides.outcome_C.count(name) for name in OUTCOMES},
+        "contexts": found.contexts,
+        "teacher": found.teacher,
+        "methods": list(found.credits),
+        "left_out": found.left_out,
+        "skipped": dict(sorted(found.skipped.items())),
+        "signals": _signal_tables(slides, signals),
+        "separation": {
+            name: tables.separation(tables.totals(u_N, lengths)[judged], correct_C, problem_C)
+            for name, u_N in gains.items()
+        },
+        "metrics": _metric_tables(slides),
+        "agreement": tables.agreement(gains),
+        "answer_leak": _leak(found, gains),
+        "templates": template_checks(slides, chat),
+    }
+
+
+def _signal_tables(slides: Slides, signals: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    found = slides.findings
+    decile_N = tables.deciles(found.lengths)
+    part_N, parts = tables.entropy_parts(found.entropies[STUDENT].astype(np.float64))
+    outcome_N = np.repeat(np.array(slides.outcome_C), found.lengths)
+    result: dict[str, Any] = {}
+    for name, values_N in signals.items():
+        by_position = tables.by_label(values_N, decile_N, range(tables.DECILES))
+        by_entropy = tables.by_label(values_N, part_N, range(len(parts)))
+        result[name] = {
+            "by_class": tables.by_label(values_N, slides.class_N, ALL_CLASSES),
+            "by_position": [{**row, "name": f"{10 * d}–{10 * d + 10}%"} for d, row in enumerate(by_position)],
+            "by_entropy": [{**row, "name": label} for row, label in zip(by_entropy, parts, strict=True)],
+            "by_outcome": tables.by_label(values_N, outcome_N, OUTCOMES),
+            "balance": tables.balance(values_N),
+        }
+    return result
+
+
+def _metric_tables(slides: Slides) -> dict[str, Any]:
+    """Each method's own metrics: among them CREDIT's split and the decomposition of purified."""
+    return {
+        method: {
+            name: {
+                **tables.describe(values_N.astype(np.float64)),
+                "by_class": tables.by_label(values_N.astype(np.float64), slides.class_N, ALL_CLASSES),
+            }
+            for name, values_N in metrics.items()
+        }
+        for method, metrics in slides.findings.metrics.items()
+        if metrics
+    }
+
+
+def _leak(found: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """``same`` are the contexts whose every prompt is the answer-only one, as where a solution is but its answer."""
+    if ANSWER_ONLY not in gains:
+        reason = f"no completion could be shown the context {ANSWER_ONLY}; in shipped files it needs the field 'answer'"
+        return {"available": False, "reason": reason, "same": [], "rows": []}
+    same = [
+        name
+        for name in gains
+        if name != ANSWER_ONLY and all(shown.get(name) == shown.get(ANSWER_ONLY) for shown in found.prompts)
+    ]
+    return {"available": True, "reason": None, "same": same, "rows": tables.answer_leak(gains, ANSWER_ONLY)}
+
+
+def template_checks(slides: Slides, chat: Chat) -> dict[str, Any]:
+    """What a wrong template would show: at the first token, at the end, in how prompts end, in open thinking."""
+    found = slides.findings
+    lengths = np.array(found.lengths)
+    first = np.cumsum(lengths) - lengths
+    rest = np.setdiff1d(np.arange(lengths.sum()), first)
+    rollouts = [found.groups[g].rollouts[i] for g, i in found.place]
+    ended = [n for n, r in enumerate(rollouts) if r.finished and r.completion_ids[-1] in chat.stop_ids]
+    ends = (first + lengths - 1)[ended]
+    gains = found.gains()
+    rows = []
+    for name in found.contexts:
+        sizes = np.abs(gains[name]) if name in gains else None
+        shared = [_shared_ending(prompts[STUDENT], prompts[name]) for prompts in found.prompts if name in prompts]
+        rows.append(
+            {
+                "context": name,
+                "completions": len(shared),
+                "first_token": None if sizes is None else _mean(sizes[first]),
+                "other_tokens": None if sizes is None else _mean(sizes[rest]),
+                "end": _mean(found.logprobs[name][ends].astype(np.float64)),
+                "shared_ending": min(shared, default=None),
+            }
+        )
+    opened = [THINK_END in r.text or THINK_BEGIN in r.text or chat.opens_thinking(r.prompt_ids) for r in rollouts]
+    closed = [THINK_END in r.text for r in rollouts]
+    return {
+        "contexts": rows,
+        "finished": sum(r.finished for r in rollouts) / len(rollouts),
+        "thinking": {"opened": sum(opened), "closed": sum(closed)},
+        "remarks": _remarks(rows),
+    }
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    student = next(row for row in rows if row["context"] == STUDENT)
+    said = []
+    for row in rows:
+        first, other, name = row["first_token"], row["other_tokens"], row["context"]
+        if first is not None and first > max(_LEAST_GAP, _FIRST_GAP * (other or 0.0)):
+            said.append(
+                f"Under {name} the first token's mean |u| is {first:.2f} nats, elsewhere {other or 0.0:.2f}: "
+                "see whether its prompt ends as the student's does."
+            )
+        if row["end"] is not None and student["end"] is not None and row["end"] < student["end"] - _LEAST_END:
+            said.append(
+                f"Under {name} the end of a completion has a mean log-probability of {row['end']:.2f}, under the "
+                f"student's prompt {student['end']:.2f}: the context asks for another form of answer."
+            )
+        if row["shared_ending"] == 0:
+            said.append(f"Some prompt of {name} ends with another token than the student's.")
+    return said
+
+
+def _shared_ending(left: Sequence[int], right: Sequence[int]) -> int:
+    count = 0
+    for a, b in zip(reversed(left), reversed(right), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    known = values[~np.isnan(values)]
+    return math.fsum(known) / len(known) if len(known) else None
+
+
+def write_findings(folder: Path, slides: Slides, summary: Mapping[str, Any], chat: Chat) -> None:
+    """Write the three files into a folder, which is made if need be; older ones give way when all three are whole."""
+    page = render_microscope(lens_of(slides, summary, chat))
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = [folder / f"{name}.part" for name in FILES]
+    try:
+        write_tokens(aside[0], slides)
+        write_json(aside[1], dict(summary))
+        aside[2].write_bytes(page.encode("utf-8", errors="replace"))
+    except BaseException:
+        for path in aside:
+            path.unlink(missing_ok=True)
+        raise
+    for path in aside:
+        os.replace(path, path.with_suffix(""))
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier look, whose files may give way.
+
+    Raises:
+        ConfigError: what is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file: choose another --out")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = sorted(names - {*FILES, *(f"{name}.part" for name in FILES)})
+    if others:
+        raise ConfigError(f"--out {folder} holds other things ({others[0]}): choose another --out")
+
+
+def lens_of(slides: Slides, summary: Mapping[str, Any], chat: Chat) -> Lens:
+    """The findings in the form that the page takes."""
+    found = slides.findings
+    words: dict[int, str] = {}
+    for ids_NK, _ in found.alternatives.values():
+        words.update({int(token): chat.tokens([int(token)])[0] for token in np.unique(ids_NK)})
+    return Lens(
+        summary=summary,
+        specimens=slides.specimens,
+        contexts=found.contexts,
+        teacher=found.teacher,
+        methods=list(found.credits),
+        signals=slides.signals,
+        logprobs=found.logprobs,
+        entropies=found.entropies,
+        class_names=list(ALL_CLASSES),
+        class_N=np.array([ALL_CLASSES.index(name) for name in slides.class_N], dtype=np.uint8),
+        alternatives=found.alternatives,
+        words=words,
+        outcome_C=slides.outcome_C,
+    )
+
+
+def write_tokens(path: Path, slides: Slides) -> None:
+    """Write :func:`token_table` as Parquet."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(token_table(slides), path)
+
+
+def token_table(slides: Slides) -> Any:
+    """A ``pyarrow.Table`` with one row a token; null where a number is missing."""
+    import pyarrow as pa
+
+    found = slides.findings
+    lengths = found.lengths
+    rollouts = [found.groups[g].rollouts[i] for g, i in found.place]
+
+    def repeated(values: Sequence[object]) -> list[object]:
+        return [value for value, n in zip(values, lengths, strict=True) for _ in range(n)]
+
+    def number(values_N: NDArray[Any]) -> Any:
+        return pa.array(values_N, mask=np.isnan(values_N))
+
+    columns: dict[str, Any] = {
+        "completion": pa.array(repeated(range(len(lengths))), pa.int32()),
+        "example": pa.array(repeated([one.example for one in slides.specimens]), pa.string()),
+        "index": pa.array(repeated([one.index for one in slides.specimens]), pa.int32()),
+        "position": pa.array([place for n in lengths for place in range(n)], pa.int32()),
+        "id": pa.array([token for rollout in rollouts for token in rollout.completion_ids], pa.int32()),
+        "text": pa.array([_sound(piece.body) for one in slides.specimens for piece in one.pieces], pa.string()),
+        "class": pa.array(slides.class_N.tolist(), pa.string()),
+        "reward": pa.array(repeated([one.reward for one in slides.specimens]), pa.float64()),
+    }
+    columns |= {f"logprob {name}": number(values) for name, values in found.logprobs.items()}
+    columns |= {f"entropy {name}": number(values) for name, values in found.entropies.items()}
+    columns |= {name: number(values.astype(np.float32)) for name, values in slides.signals.items()}
+    for method, metrics in found.metrics.items():
+        columns |= {f"{method} {name}": number(values) for name, values in metrics.items()}
+    for name, (ids_NK, logprobs_NK) in found.alternatives.items():
+        columns[f"top ids {name}"] = pa.array(ids_NK.tolist(), pa.list_(pa.int32()))
+        columns[f"top logprobs {name}"] = pa.array(
+            [None if np.isnan(row).any() else row for row in logprobs_NK.tolist()], pa.list_(pa.float32())
+        )
+    return pa.table(columns)
+
+
+def _sound(text: str) -> str:
+    # Half a surrogate pair has no UTF-8.
+    return text.encode("utf-8", errors="replace").decode("utf-8")

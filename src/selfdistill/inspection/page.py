@@ -1,0 +1,238 @@
+"""The page of ``inspect``: ``index.html``, whose tokens are packed numbers until a completion is picked.
+
+Every completion is one block of base64, little-endian, column by column: first the numbers of all columns as float16
+(three digits, which is what a page shows), then piece and alternative ids as uint16 (uint32 where there are more than
+65,536 of them), then the log-probabilities of the alternatives as float16, then classes as uint8. The script decodes
+one block when it is picked; only its tokens become elements.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfdistill.inspection.sheets import sheets
+from selfdistill.report import numbers
+from selfdistill.report.charts import Chart, Series, curve_chart
+from selfdistill.report.outcome import flat
+from selfdistill.report.page import render
+from selfdistill.report.tokens import Piece, scale_limit
+
+STUDENT = "student"
+HALF_LARGEST = 65504.0
+"""The largest float16; a larger credit is shown as this one."""
+
+DIGITS = 9
+"""Decimals of drawn numbers: an axis over what rounding leaves of a zero would have no width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Specimen:
+    """A completion in words: its problem, its judgement and its tokens as the text shows them."""
+
+    example: str
+    index: int
+    prompt: str
+    feedback: str
+    reward: float | None
+    finished: bool
+    pieces: Sequence[Piece]
+
+
+@dataclass(frozen=True, slots=True)
+class Lens:
+    """All that the page shows. Arrays hold the tokens of all specimens, one after the other; NaN is missing.
+
+    ``signals`` are what tokens can be coloured by; ``alternatives`` ids and log-probabilities [N, K] under
+    ``"student"`` and ``"teacher"``; ``words`` the text of each of those ids.
+    """
+
+    summary: Mapping[str, Any]
+    specimens: Sequence[Specimen]
+    contexts: Sequence[str]
+    teacher: str | None
+    methods: Sequence[str]
+    signals: Mapping[str, NDArray[np.float64]]
+    logprobs: Mapping[str, NDArray[np.float32]]
+    entropies: Mapping[str, NDArray[np.float32]]
+    class_names: Sequence[str]
+    class_N: NDArray[np.uint8]
+    alternatives: Mapping[str, tuple[NDArray[np.int32], NDArray[np.float32]]]
+    words: Mapping[int, str]
+    outcome_C: Sequence[str]
+
+
+def render_microscope(lens: Lens) -> str:
+    """The page as text."""
+    summary = lens.summary
+    columns = _columns(lens)
+    data, blocks = _pack(lens, columns)
+    return render(
+        "microscope.html",
+        scripts=("page.js", "microscope.js"),
+        model=numbers.printable(str(summary.get("model", numbers.MISSING))),
+        facts=_facts(summary),
+        data=data,
+        blocks=blocks,
+        options=[_option(lens, c, one) for c, one in enumerate(lens.specimens)],
+        teacher=lens.teacher,
+        shades=data["shades"],
+        quantiles=_quantile_charts(lens),
+        positions=_position_charts(lens),
+        totals=_total_charts(lens),
+        sheets=sheets(summary),
+        remarks=list(summary["templates"]["remarks"]),
+        variants=_variants(summary),
+        left_out=[(name, reason) for name, reason in summary["left_out"].items()],
+        skipped=[(reason, numbers.whole(count)) for reason, count in summary["skipped"].items()],
+        leak=summary["answer_leak"],
+    )
+
+
+def _columns(lens: Lens) -> dict[str, NDArray[Any]]:
+    """Every number of a token, by the name that the page uses."""
+    columns: dict[str, NDArray[Any]] = {f"logprob {STUDENT}": lens.logprobs[STUDENT]}
+    columns.update(lens.signals)
+    columns.update({f"entropy {name}": values for name, values in lens.entropies.items()})
+    return columns
+
+
+def _pack(lens: Lens, columns: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[str]]:
+    """What the script needs once, and a block of base64 for every completion."""
+    pieces: dict[tuple[str, str, bool], int] = {}
+    lengths = [len(one.pieces) for one in lens.specimens]
+    piece_N = np.array(
+        [
+            pieces.setdefault((piece.before, numbers.printable(piece.body), piece.unseen), len(pieces))
+            for one in lens.specimens
+            for piece in one.pieces
+        ],
+        dtype=np.int64,
+    )
+    place = {token: n for n, token in enumerate(lens.words)}
+    known = np.zeros(max(lens.words, default=-1) + 1, dtype=np.int64)
+    known[list(place)] = list(place.values())
+    sides = list(lens.alternatives)
+    ids = [piece_N[:, None], *(known[lens.alternatives[side][0]] for side in sides)]
+    wide = max(len(pieces), len(place)) > 1 << 16
+    numbers_CN = np.stack([_half(values) for values in columns.values()])
+    chances = [_half(lens.alternatives[side][1]) for side in sides]
+    blocks: list[str] = []
+    begin = 0
+    for n in lengths:
+        rows = slice(begin, begin + n)
+        parts = [numbers_CN[:, rows].tobytes()]
+        parts += [one[rows].astype("<u4" if wide else "<u2").tobytes() for one in ids]
+        parts += [one[rows].tobytes() for one in chances]
+        parts.append(lens.class_N[rows].tobytes())
+        blocks.append(base64.b64encode(b"".join(parts)).decode("ascii"))
+        begin += n
+    data = {
+        "lengths": lengths,
+        "columns": list(columns),
+        "wide": wide,
+        "pieces": [[before, body, unseen] for before, body, unseen in pieces],
+        "words": [numbers.printable(word) for word in lens.words.values()],
+        "sides": [side if side == STUDENT else str(lens.teacher) for side in sides],
+        "alternatives": lens.alternatives[sides[0]][0].shape[1] if sides else 0,
+        "classes": list(lens.class_names),
+        "contexts": list(lens.contexts),
+        "methods": list(lens.methods),
+        "shades": [{"name": name, "limit": scale_limit(_known(values).tolist())} for name, values in columns.items()],
+        "texts": [
+            {"prompt": numbers.printable(one.prompt).strip(), "feedback": numbers.printable(one.feedback).strip()}
+            for one in lens.specimens
+        ],
+    }
+    return data, blocks
+
+
+def _half(values: NDArray[Any]) -> NDArray[np.float16]:
+    return np.asarray(np.clip(values, -HALF_LARGEST, HALF_LARGEST), dtype="<f2")
+
+
+def _known(values: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(values[~np.isnan(values)])
+
+
+def _option(lens: Lens, place: int, one: Specimen) -> str:
+    reward = "" if one.reward is None else f", reward {one.reward:.3g}".replace("-", numbers.MINUS)
+    cut = "" if one.finished else ", cut"
+    return (
+        f"{place + 1}. {lens.outcome_C[place]}{reward}, {len(one.pieces):,} tokens{cut}: "
+        f"{numbers.printable(one.example)} · {one.index}"
+    )
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    outcomes = summary["outcomes"]
+    judged = ", ".join(f"{count:,} {name}" for name, count in outcomes.items() if count)
+    return [
+        ("Task", numbers.printable(str(summary.get("task", numbers.MISSING)))),
+        ("Completions", f"{summary['completions']:,} of {summary['problems']:,} problems ({judged})"),
+        ("Tokens", f"{summary['tokens']:,}"),
+        ("Contexts", ", ".join(name for name in summary["contexts"] if name != STUDENT) or "none"),
+        ("Methods", ", ".join(summary["methods"]) or "none"),
+    ]
+
+
+def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Each label with its method and the knobs that are not as they come; no rows where there are none."""
+    rows = [
+        (label, one["method"], ", ".join(f"{key} = {word}" for key, word in flat(one["knobs"])) or "as they come")
+        for label, one in summary["knobs"].items()
+    ]
+    told = any(one["knobs"] or label != one["method"] for label, one in summary["knobs"].items())
+    return [(numbers.printable(label), numbers.printable(name), word) for label, name, word in rows] if told else []
+
+
+def _quantile_charts(lens: Lens) -> list[Chart]:
+    """Each signal's quantile function, correct and wrong completions apart: tails, signs and shifts in one line."""
+    outcome_N = np.repeat(np.array(lens.outcome_C), [len(one.pieces) for one in lens.specimens])
+    percentiles = list(range(1, 100))
+    return [
+        chart
+        for name, values in lens.signals.items()
+        if (chart := _by_outcome(name, values, outcome_N, percentiles, "quantiles over tokens"))
+    ]
+
+
+def _total_charts(lens: Lens) -> list[Chart]:
+    lengths = [len(one.pieces) for one in lens.specimens]
+    charts = []
+    for name, values in lens.signals.items():
+        if not name.startswith("u "):
+            continue
+        total_C = np.array([part.sum() for part in np.split(values, np.cumsum(lengths)[:-1])])
+        chart = _by_outcome(f"Σ{name}", total_C, np.array(lens.outcome_C), list(range(0, 101, 5)), "over completions")
+        charts += [chart] if chart else []
+    return charts
+
+
+def _by_outcome(
+    title: str, values: NDArray[Any], outcome: NDArray[Any], percentiles: list[int], unit: str
+) -> Chart | None:
+    series = []
+    for name, tone in (("correct", "student"), ("wrong", "teacher"), ("not judged", "quiet")):
+        known = _known(values[outcome == name])
+        if len(known):
+            y = [round(value, DIGITS) for value in np.quantile(known, np.array(percentiles) / 100).tolist()]
+            series.append(Series(name, [float(p) for p in percentiles], y, tone=tone))
+    return curve_chart(title, series, unit=unit, x_name="percentile", rivals=True) if series else None
+
+
+def _position_charts(lens: Lens) -> list[Chart]:
+    """Each signal's mean by the tenth of the completion."""
+    charts = []
+    for name, found in lens.summary["signals"].items():
+        means = [None if row["mean"] is None else round(row["mean"], DIGITS) for row in found["by_position"]]
+        if any(mean is not None for mean in means):
+            x = [10.0 * (d + 1) for d in range(len(means))]
+            series = [Series(name, x, means, tone="teacher" if name.startswith("u ") else "student", look="points")]
+            charts.append(curve_chart(name, series, unit="mean of a token", x_name="% read", rivals=True, labels=False))
+    return charts

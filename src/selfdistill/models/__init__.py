@@ -1,0 +1,1 @@
+"""The language model: loading, hidden states, the sliced head, teachers' weights."""

@@ -1,0 +1,285 @@
+"""The sliced head: the one file where logits exist, a slice of tokens at a time.
+
+A role's forward pass ends in hidden states; this file reads them. For every slice of scored tokens it computes the
+roles' log-probabilities, lets the loss look at them, takes the loss's gradient with respect to the student's logits on
+the spot and folds it into gradients of hidden states and head weight. So no [tokens, vocabulary] tensor of a whole
+batch exists, forward or backward, for any number of roles.
+
+Slices are cut twice. Matrix products want many tokens: a *block* holds the logits of all roles for as many as
+``elements`` allows, and the more roles, the fewer. What a loss does with them, a dozen passes over the vocabulary, is
+fastest on few: it sees *pieces* of a block, and each piece of the student's logits makes room for its own gradient.
+Compiled, those passes become two or three (:mod:`selfdistill.models.compile`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfdistill.models.compile import compiled
+from selfdistill.objectives import entropy
+from selfdistill.types import STUDENT, Scores, TokenLoss, TokenMetrics, TokenSlice
+
+ELEMENTS = 1 << 26
+"""Logits that exist at once unless told otherwise."""
+PIECE_ON_CPU = 1 << 22
+"""Numbers in one tensor that a loss works on. 16 MiB of float32 are handed out again by the allocator; larger ones come
+as fresh pages from the system each time, which costs three times what the arithmetic does: docs/performance.md."""
+PIECE = 1 << 25
+"""The same elsewhere: enough to keep a GPU busy for longer than it takes to launch the next operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """Hidden states of one role's scored tokens, and the head that turns them into logits.
+
+    ``real_vocabulary`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf. ``width`` is the
+    number of rows that log-probabilities should have, where another model's head is padded to another number.
+    ``compiled`` says whether what is done with the logits is.
+    """
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    real_vocabulary: int
+    width: int | None = None
+    compiled: bool = False
+
+    def logprobs(self, rows: slice) -> Tensor:
+        """Log-probabilities [n, V] of some tokens, in float32 at least."""
+        return _logprobs(self.real_logits(rows), self.width)
+
+    def real_logits(self, rows: slice) -> Tensor:
+        """Logits [n, V] of some tokens, −inf where the vocabulary is padded."""
+        logits = self.logits(rows)
+        if self.real_vocabulary == logits.shape[-1]:
+            return logits
+        if logits.requires_grad:
+            padded = torch.arange(logits.shape[-1], device=logits.device) >= self.real_vocabulary
+            return logits.masked_fill(padded, float("-inf"))
+        logits[:, self.real_vocabulary :] = float("-inf")
+        return logits
+
+    def logits(self, rows: slice) -> Tensor:
+        """Raw logits [n, V] of some tokens."""
+        return torch.nn.functional.linear(self.hidden_ND[rows], self.weight_VD, self.bias_V)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceJob:
+    """What to do with every slice.
+
+    ``weight_N`` is each token's weight already divided by the global denominator. ``readouts`` are the other roles
+    whose distributions the loss compares; ``inputs`` and ``values`` are handed to the loss as they are.
+    ``elements`` bounds the logits that exist at once, all roles together.
+    """
+
+    target_N: Tensor
+    weight_N: Tensor
+    loss: TokenLoss
+    metrics: TokenMetrics | None = None
+    readouts: Mapping[str, Readout] = field(default_factory=dict)
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
+    elements: int = ELEMENTS
+
+
+class SliceResult(NamedTuple):
+    """The weighted loss (a scalar with gradient), the detached scores of every role, and weighted sums of metrics.
+
+    A tuple, because wrappers of a module look for tensors with gradient in what its forward returns.
+    """
+
+    loss: Tensor
+    scores: dict[str, Scores]
+    metric_sums: dict[str, float]
+
+
+def score_readout(readout: Readout, target_N: Tensor, *, elements: int) -> Scores:
+    """Log-probability and entropy (nats) of every token, without gradient, slice by slice."""
+    scores = _room_for_scores(readout)
+    score = compiled(_score_of_piece) if readout.compiled else _score_of_piece
+    with torch.no_grad():
+        for block in token_slices(len(target_N), readout.weight_VD.shape[0], elements):
+            logits = readout.real_logits(block)
+            for rows in _pieces(logits):
+                at = slice(block.start + rows.start, block.start + rows.stop)
+                scores.target_N[at], scores.entropy_N[at] = score(logits[rows], target_N[at])
+    return scores
+
+
+def sliced_loss(student: Readout, job: SliceJob) -> SliceResult:
+    """The loss of ``job`` summed over tokens, with gradient to the student's hidden states and head."""
+    scores = {name: _room_for_scores(readout) for name, readout in {STUDENT: student, **job.readouts}.items()}
+    sums: dict[str, Tensor] = {}
+    bias = student.bias_V if student.bias_V is not None else student.weight_VD.new_zeros(0)
+    loss = _SlicedLoss.apply(  # type: ignore[no-untyped-call]
+        student.hidden_ND, student.weight_VD, bias, student, job, scores, sums
+    )
+    assert isinstance(loss, Tensor)
+    return SliceResult(loss, scores, {name: float(value) for name, value in sums.items()})
+
+
+def token_credit(loss: TokenLoss, tokens: TokenSlice) -> Tensor:
+    """−∂loss/∂logit [N] of each sampled token: how hard the loss pushes the token that was sampled, and which way.
+
+    The loss alone is asked, so this is defined for every method. Of a policy gradient it is the token's advantage
+    times 1 − S(y); of a divergence it is how much of the pull towards the target falls on the sampled token.
+    """
+    # Log-probabilities are logits too: their log-softmax is themselves, and its gradient the logits'.
+    logits = tokens.student.detach().requires_grad_()
+    with torch.enable_grad():
+        roles = {**tokens.roles, STUDENT: torch.log_softmax(logits, -1)}
+        total = loss(TokenSlice(tokens.target_N, roles, tokens.inputs, tokens.values)).sum()
+    (grad_NV,) = torch.autograd.grad(total, logits) if total.requires_grad else (torch.zeros_like(logits),)
+    return -grad_NV.gather(-1, tokens.target_N[:, None]).squeeze(-1)
+
+
+class _SlicedLoss(torch.autograd.Function):
+    """Loss whose gradients are computed, slice by slice, in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias: Tensor,
+        readout: Readout,
+        job: SliceJob,
+        scores: Mapping[str, Scores],
+        sums: dict[str, Tensor],
+    ) -> Tensor:
+        bias_V = bias if bias.numel() else None
+        student = replace(readout, hidden_ND=hidden_ND.detach(), weight_VD=weight_VD.detach(), bias_V=bias_V)
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        total = hidden_ND.new_zeros((), dtype=wide)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.zeros_like(hidden_ND) if needs_hidden else None
+        # Many slices are added up: in bf16 their sum would lose the small ones.
+        grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias.numel() else None
+        roles = 1 + len(job.readouts)
+        for block in token_slices(len(job.target_N), roles * weight_VD.shape[0], job.elements):
+            logits = student.real_logits(block)
+            others = {name: readout.real_logits(block) for name, readout in job.readouts.items()}
+            for rows in _pieces(logits):
+                total += _piece_of_loss(student, block, rows, logits, others, job, scores, sums)
+            if grad_hidden is not None:
+                grad_hidden[block] = logits @ student.weight_VD
+            if grad_weight is not None:
+                _add_product(grad_weight, logits.T, student.hidden_ND[block])
+            if grad_bias is not None:
+                grad_bias += logits.sum(0)
+        ctx.save_for_backward(
+            grad_hidden,
+            grad_weight.to(weight_VD.dtype) if grad_weight is not None else None,
+            grad_bias.to(bias.dtype) if grad_bias is not None else None,
+        )
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        # In place: a second copy of the head's gradient would be as large as the head.
+        scaled = [None if grad is None else grad.mul_(grad_output.to(grad.dtype)) for grad in ctx.saved_tensors]
+        return (*scaled, None, None, None, None)
+
+
+def _piece_of_loss(
+    student: Readout,
+    block: slice,
+    rows: slice,
+    logits: Tensor,
+    others: Mapping[str, Tensor],
+    job: SliceJob,
+    scores: Mapping[str, Scores],
+    sums: dict[str, Tensor],
+) -> Tensor:
+    """The loss of some rows of a block, whose logits are overwritten by the loss's gradient."""
+    at = slice(block.start + rows.start, block.start + rows.stop)
+    leaf = logits[rows].requires_grad_()
+    pieces = {STUDENT: leaf, **{name: values[rows] for name, values in others.items()}}
+    widths = {STUDENT: student.width, **{name: readout.width for name, readout in job.readouts.items()}}
+    inputs = {name: values[at] for name, values in job.inputs.items()}
+    look = compiled(_look_at_piece) if student.compiled else _look_at_piece
+    with torch.enable_grad():
+        loss, found, measured = look(
+            pieces, widths, job.target_N[at], job.weight_N[at], inputs, job.values, job.loss, job.metrics
+        )
+    for role, (target_N, entropy_N) in found.items():
+        scores[role].target_N[at], scores[role].entropy_N[at] = target_N, entropy_N
+    for name, value in measured.items():
+        sums[name] = sums[name] + value.double() if name in sums else value.double()
+    if loss.requires_grad:
+        (grad,) = torch.autograd.grad(loss, leaf)
+        logits[rows] = grad
+        logits[rows, student.real_vocabulary :] = 0.0
+    else:
+        logits[rows] = 0.0
+    return loss.detach()
+
+
+def _look_at_piece(
+    logits: Mapping[str, Tensor],
+    widths: Mapping[str, int | None],
+    target_N: Tensor,
+    weight_N: Tensor,
+    inputs: Mapping[str, Tensor],
+    values: Mapping[str, float],
+    loss_of: TokenLoss,
+    metrics_of: TokenMetrics | None,
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Weighted loss of a piece, scores by role and weighted sums of metrics: all that reads its logits, and no more.
+
+    It is compiled as it stands.
+    """
+    roles = {name: _logprobs(values_nV, widths[name]) for name, values_nV in logits.items()}
+    seen = TokenSlice(target_N, roles, inputs, values)
+    loss = (loss_of(seen) * weight_N).sum()
+    with torch.no_grad():
+        found = {role: (seen.target(role).detach(), entropy(logprobs.detach())) for role, logprobs in roles.items()}
+        measured = metrics_of(seen) if metrics_of else {}
+        return loss, found, {name: (value * weight_N).sum() for name, value in measured.items()}
+
+
+def _score_of_piece(logits_nV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs = _logprobs(logits_nV)
+    return logprobs.gather(-1, target_N[:, None]).squeeze(-1), entropy(logprobs)
+
+
+def _logprobs(logits_nV: Tensor, width: int | None = None) -> Tensor:
+    """Log-probabilities [n, V] in float32 at least, of as many ids as ``width`` says: padded rows are cut or added."""
+    logprobs = torch.log_softmax(logits_nV, -1, dtype=torch.promote_types(logits_nV.dtype, torch.float32))
+    if width is None or width == logprobs.shape[-1]:
+        return logprobs
+    return torch.nn.functional.pad(logprobs, (0, width - logprobs.shape[-1]), value=float("-inf"))
+
+
+def _add_product(sum_VD: Tensor, grad_VN: Tensor, hidden_ND: Tensor) -> None:
+    if sum_VD.dtype == grad_VN.dtype:
+        sum_VD.addmm_(grad_VN, hidden_ND)
+    else:
+        sum_VD += grad_VN @ hidden_ND
+
+
+def _pieces(logits_nV: Tensor) -> Iterator[slice]:
+    tokens, vocabulary = logits_nV.shape
+    return token_slices(tokens, vocabulary, PIECE_ON_CPU if logits_nV.device.type == "cpu" else PIECE)
+
+
+def token_slices(tokens: int, vocabulary: int, elements: int) -> Iterator[slice]:
+    """Rows cut so that no [slice, vocabulary] tensor holds more than ``elements`` numbers."""
+    size = max(1, elements // vocabulary)
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
+
+
+def _room_for_scores(readout: Readout) -> Scores:
+    """Numbers to be filled in. Made beforehand: small results that stay, allocated between large ones that go, would
+    leave a heap in which the next large one fits nowhere (1.8 GiB where 1.1 do, at 1024 tokens and 151,936 entries).
+    """
+    dtype = torch.promote_types(readout.hidden_ND.dtype, torch.float32)
+    target_N, entropy_N = (readout.hidden_ND.new_empty(len(readout.hidden_ND), dtype=dtype) for _ in range(2))
+    return Scores(target_N, entropy_N)

@@ -1,0 +1,95 @@
+"""A model's files, read through transformers and peft: weights, stop ids, window."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfdistill.errors import ModelError, first_line
+from selfdistill.models.prefill import keeps_keys, new_cache
+
+TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
+"""What some file of a model directory is called if there is a tokenizer; an adapter may leave it to its base."""
+
+
+def resolve_model(path: str) -> str:
+    """A shipped model's name, or a path or hub id as it stands."""
+    shipped = resources.files("selfdistill.models") / "shipped" / path
+    return str(shipped) if "/" not in path and shipped.is_dir() else path
+
+
+def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
+    """The transformers model in a directory, an adapter merged into its base; ``path`` is what the user calls it.
+
+    Raises:
+        ModelError: it cannot be read, or lacks weights.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any
+    adapter = Path(source) / "adapter_config.json"
+    try:
+        if adapter.is_file():
+            from peft import PeftModel
+
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            # The base may itself be an adapter, where one run went on from another.
+            below = read_model(resolve_model(base), base, dtype)
+            with quiet_peft():
+                adapted: Any = PeftModel.from_pretrained(below, source)
+            return adapted.merge_and_unload()
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load a causal language model from {path}: {first_line(error)}") from error
+    model, report = loaded
+    # transformers fills them with random numbers and says so only in a log.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"{path} lacks {len(missing)} of its weights, the first is {missing[0]}")
+    return model
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep two warnings from the user that peft gives of its own doings whenever it makes an adapter.
+
+    Fused experts are no linear layers and get no adapter, and it warns of patterns for them that it made itself. It
+    also asks transformers for an attribute that has been renamed.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a completion: those that the model declares, and the tokenizer's own."""
+    declared = model.generation_config.eos_token_id
+    ids = declared if isinstance(declared, list) else [declared]
+    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
+
+
+def window_of(model: Any) -> int:
+    """The tokens that the model attends to at most; without a bound where it attends to none and keeps a state.
+
+    Raises:
+        ModelError: its config does not say.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if window is None and not keeps_keys(new_cache(config)):
+        return sys.maxsize
+    if window is None:
+        raise ModelError(
+            "the model's config names no max_position_embeddings, so prompts could not be checked against its window"
+        )
+    return int(window)

@@ -1,0 +1,360 @@
+"""The model: loading (full or LoRA), hidden states of completions, the sliced head behind them, saving."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.distributed.fsdp import Parallel, gathered, is_sharded, put, recompute, release, shard, whole
+from selfdistill.errors import ModelError, first_line
+from selfdistill.models.architecture import cache_argument, decoder_of, fused_outputs, limit_time_steps
+from selfdistill.models.attention import mask_of_nothing
+from selfdistill.models.check import allow_packing, check_head, check_sampling, check_scoring, probe
+from selfdistill.models.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
+from selfdistill.models.loading import (
+    TOKENIZER_FILES,
+    quiet_peft,
+    read_model,
+    resolve_model,
+    stop_ids,
+    window_of,
+)
+from selfdistill.models.masters import Masters, widen
+from selfdistill.types import Scores, SequenceBatch
+
+STUDENT_ADAPTER = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adaptation. No dropout: student and sampler must be the same function of the weights."""
+
+    rank: int
+    alpha: float
+    target_modules: str | list[str] = "all-linear"
+
+
+class Policy(nn.Module):
+    """A causal language model as this library uses it: hidden states of scored tokens, read by a sliced head."""
+
+    def __init__(self, model: Any, *, real_vocabulary: int) -> None:
+        super().__init__()
+        self.model = model
+        self.real_vocabulary = real_vocabulary
+        self.device: torch.device = next(model.parameters()).device
+        """Where forward passes run; weights that are offloaded are elsewhere between them."""
+        self.width: int | None = None
+        """Rows of the log-probabilities, where they must match another model's; None: as many as the head has."""
+        self.pads = True
+        """Whether prompts of unequal length may be decoded together, padded on the left."""
+        self.packs = False
+        """Whether batches may be packed: the model's tokens meet in attention alone, which keeps sequences apart."""
+        self.compiled = False
+        """Whether the head's passes over the vocabulary are compiled."""
+        self.masters = Masters()
+        """float32 weights behind narrower ones that are trained."""
+        self.dtype: torch.dtype | None = None
+        """The model's own number type, where its shards are kept in float32."""
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model, adapters included in its layers but not wrapped around it."""
+        return self.model.get_base_model() if self.is_lora else self.model
+
+    @property
+    def decoder(self) -> Any:
+        """The transformers model below its head."""
+        return decoder_of(self.causal_lm)
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """What the decoder's forward calls the key-value cache."""
+        return cache_argument(type(self.decoder))
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether only an adapter is trained."""
+        return getattr(self.model, "peft_config", None) is not None
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers.
+
+        Raises:
+            ModelError: the model keeps them in no list of its decoder.
+        """
+        for child in self.decoder.children():
+            if isinstance(child, nn.ModuleList):
+                return list(child)
+        raise ModelError(f"{type(self.causal_lm).__name__} has no list of layers: they cannot be sharded or recomputed")
+
+    def readout(self, batch: SequenceBatch) -> Readout:
+        """Hidden states [N, D] of the batch's scored tokens, with the head: one forward pass, packed or padded."""
+        batch = batch.to(self.device)
+        layout: dict[str, Any] = {}
+        if batch.layout is not None:
+            mask = mask_of_nothing(self.device)
+            layout = {"position_ids": batch.position_BL, "attention_mask": mask, "layout": batch.layout}
+        states_BLD = self.decoder(input_ids=batch.ids_BL, use_cache=False, **layout).last_hidden_state
+        # Not by two indices: backward, those are added up one by one.
+        place_N = batch.row_N * states_BLD.shape[1] + batch.column_N
+        return self.head_of(states_BLD.flatten(0, 1).index_select(0, place_N))
+
+    def head_of(self, hidden_ND: Tensor) -> Readout:
+        """Hidden states with the head that reads them."""
+        head = self.causal_lm.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        # Mamba keeps its residuals, and so its last states, in float32 whatever its weights are.
+        hidden_ND = hidden_ND.to(head.weight.dtype)
+        return Readout(hidden_ND, head.weight, bias, self.real_vocabulary, self.width, self.compiled)
+
+    def forward(self, batch: SequenceBatch, job: SliceJob) -> SliceResult:
+        """The job's loss over the batch. One ordinary forward, so that wrappers of the module see all of it."""
+        return sliced_loss(self.readout(batch), job)
+
+    @torch.no_grad()
+    def score(self, batch: SequenceBatch, *, elements: int) -> Scores:
+        """Log-probability and entropy of every scored token, without gradient."""
+        return score_readout(self.readout(batch), batch.target_N.to(self.device), elements=elements)
+
+    def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
+        """Log-probabilities [B, V] of what follows the last of these ids, which are appended to the cache."""
+        output = self.decoder(
+            input_ids=ids_BL,
+            attention_mask=mask_BL.long() if mask_BL is not None else None,
+            position_ids=position_BL,
+            use_cache=True,
+            **{self.cache_argument: cache},
+        )
+        return self.head_of(output.last_hidden_state[:, -1]).logprobs(slice(None))
+
+    def place(self, parallel: Parallel, device: torch.device) -> None:
+        """Take its place among the ranks, on a device: sharded or whole, as ``parallel`` says.
+
+        What requires a gradient now is kept in float32 at least from here on, whatever the model computes with.
+
+        Raises:
+            ModelError: layers are asked for and not found.
+        """
+        self.device = device
+        if parallel.activation_checkpointing:
+            recompute(self.layers)
+        if not parallel.sharded:
+            self.to(device)
+            self.masters = Masters(self.model)
+            return
+        self.dtype = widen(self.model)
+        if self.dtype is not None and parallel.param_dtype is None:
+            parallel = replace(parallel, param_dtype=self.dtype)
+        dtype = next(self.model.parameters()).dtype
+        shard(self, self.layers, parallel, device=device, dtype=dtype, doors=("readout", "score", "next_token"))
+        with self.whole():  # a forward from the root settles who belongs to whom
+            pass
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All weights on this rank, as sampling needs them: ranks then make as many forwards as each likes."""
+        with whole(self, lambda: self.readout(probe(self.device))):
+            yield
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the ranks hold shards of the weights, and sum gradients by themselves."""
+        return is_sharded(self)
+
+    def release(self) -> None:
+        """Let go of weights that a forward without gradient has left whole."""
+        release(self)
+
+    def kept(self) -> dict[str, nn.Parameter]:
+        """All parameters by name, as wide as they are kept: masters in the place of those that compute."""
+        return {**dict(self.model.named_parameters()), **self.masters.weights}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that the optimiser updates, by name, in a stable order."""
+        return {name: parameter for name, parameter in self.kept().items() if parameter.requires_grad}
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters that the optimiser updates, in a stable order."""
+        return list(self.trained().values())
+
+    def refresh(self) -> None:
+        """Compute with what the kept weights are now. To be called after every change of them."""
+        self.masters.refresh()
+
+
+def load_policy(
+    path: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    lora: Lora | None = None,
+    seed: int = 0,
+    sampled: bool = True,
+) -> tuple[Policy, Chat]:
+    """Load a model directory, a shipped model or a hub id, with its tokenizer, and check that they fit each other.
+
+    A directory that holds an adapter loads its base model and the adapter. ``sampled`` False asks for no more than
+    scoring: the model need not decode.
+
+    Raises:
+        ModelError: in one sentence what cannot be used, and what would be right.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve_model(path)
+    folder = Path(source)
+    if not folder.is_dir() and ("/" not in path or folder.is_absolute() or path.startswith(".")):
+        raise ModelError(
+            f"model {path!r} not found: give a model directory, a hub id (org/name) "
+            f"or a shipped name ({', '.join(shipped_models())})"
+        )
+    model = read_model(source, path, dtype)
+    # transformers makes an empty tokenizer of the model's kind where there is none.
+    if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
+        raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no usable tokenizer in {path}: {first_line(error)}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Not len(tokenizer): where ids have gaps, the last ones lie beyond their number.
+    ids = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if ids > rows:
+        raise ModelError(
+            f"the tokenizer of {path} has ids up to {ids - 1} but the model embeds only {rows}: "
+            "they do not belong together"
+        )
+    chat = Chat(tokenizer, stop_ids=stop_ids(model, tokenizer), window=window_of(model), name=path)
+    if lora is not None:
+        model = _add_lora(model, lora, path, seed)
+    limit_time_steps(model)
+    policy = Policy(model.to(device), real_vocabulary=ids).eval()
+    check_head(policy, path)
+    allow_packing(policy)
+    rounding = check_scoring(policy, path)
+    if sampled:
+        check_sampling(policy, path, rounding=rounding)
+    return policy, chat
+
+
+def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype, device: torch.device) -> Policy:
+    """Another model as a teacher of ``student``, without gradient.
+
+    Raises:
+        ModelError: it cannot be loaded, its vocabulary differs (the first token that does is named), or its window is
+            shorter.
+    """
+    policy, other = load_policy(path, dtype=dtype, device=device, sampled=False)
+    ours, theirs = (c.tokenizer.get_vocab() for c in (chat, other))
+    for token, number in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != number:
+            raise ModelError(
+                f"external teacher {path} has another vocabulary than {chat.name}: token {token!r} is "
+                f"{theirs.get(token, 'absent')} there and {number} here; a teacher must share every token"
+            )
+    if len(theirs) != len(ours):
+        extra = min(set(theirs) - set(ours), key=theirs.__getitem__)
+        raise ModelError(f"external teacher {path} has a token that {chat.name} lacks: {extra!r}")
+    if other.window < chat.window:
+        raise ModelError(f"external teacher {path} has a window of {other.window}, {chat.name} one of {chat.window}")
+    policy.width = student.causal_lm.get_output_embeddings().weight.shape[0]
+    policy.compiled = student.compiled
+    return policy.requires_grad_(False)
+
+
+def shipped_models() -> list[str]:
+    """Names of the models in the package."""
+    folder = resources.files("selfdistill.models") / "shipped"
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+
+
+def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True) -> None:
+    """Write a directory that :func:`load_policy` and transformers read: full weights, or the adapter alone.
+
+    Of several ranks one ``writes``; the others must call it too.
+    """
+    state = gathered(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
+    if not writes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if policy.is_lora:
+        # Embeddings are never trained beside an adapter; to find out, peft would ask the hub for the base's config.
+        policy.model.save_pretrained(
+            folder, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False, state_dict=state
+        )
+    else:
+        policy.model.save_pretrained(folder, state_dict=state)
+        if policy.dtype is not None:
+            # It was written with the type of the shards, and readers that are told none go by it.
+            policy.model.config.dtype = policy.dtype
+            policy.model.config.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
+
+
+def load_weights(policy: Policy, folder: Path) -> None:
+    """Put back the weights that :func:`save_policy` wrote, in the number type that it wrote, sharded or not."""
+    if policy.is_lora:
+        from safetensors.torch import load_file
+
+        stored = load_file(folder / "adapter_model.safetensors")
+        ours = {n: p for n, p in policy.model.named_parameters() if f".{STUDENT_ADAPTER}." in n}
+        for name, parameter in ours.items():
+            put(parameter, stored[name.replace(f".{STUDENT_ADAPTER}.", ".")])
+        return
+    from transformers import AutoModelForCausalLM
+
+    kept = policy.kept()
+    state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(iter(kept.values())).dtype).state_dict()
+    for name, value in {**policy.model.state_dict(keep_vars=True), **kept}.items():
+        put(value, state[name])
+    policy.refresh()
+
+
+@torch.no_grad()
+def fingerprint(policy: Policy) -> str:
+    """A short name of the weights, so that a resume can tell whether it begins from the same ones."""
+    digest = hashlib.sha256()
+    for name, parameter in policy.model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {float(parameter.double().sum())!r}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+"""Number types of models, by the names that a config has for them."""
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """One of :data:`DTYPES`."""
+    return DTYPES[name]
+
+
+def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=lora.target_modules,
+        exclude_modules=(lora.target_modules == "all-linear" and fused_outputs(model)) or None,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), quiet_peft():
+        torch.manual_seed(seed)
+        try:
+            wrapped: Any = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"{path} takes no adapter on {lora.target_modules!r}: {first_line(error)}") from error
+    # The name that the user wrote finds the base again, also where the package lies elsewhere.
+    wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
+    return wrapped

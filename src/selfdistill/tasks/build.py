@@ -1,0 +1,101 @@
+"""From the ``[task]`` table to a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfdistill.config.tasks import (
+    ChoiceConfig,
+    CodeConfig,
+    CountdownConfig,
+    MathConfig,
+    ObjectConfig,
+    RowsConfig,
+    SourceConfig,
+    TaskConfig,
+    ToolboxConfig,
+    ToolsConfig,
+)
+from selfdistill.errors import ConfigError
+from selfdistill.tasks.choice.task import ChoiceTask
+from selfdistill.tasks.code.task import CodeTask
+from selfdistill.tasks.countdown.task import CountdownTask
+from selfdistill.tasks.data import MemoryRows
+from selfdistill.tasks.math.task import MathTask
+from selfdistill.tasks.reward import RewardedTask, RewardFunction, load_reward
+from selfdistill.tasks.rows import RowTask
+from selfdistill.tasks.toolbox.task import ToolboxTask
+from selfdistill.tasks.tools.task import ToolsTask
+from selfdistill.types import DataSource, Task
+
+
+def build_task(
+    config: TaskConfig, *, seed: int, reward: str | RewardFunction | None, rows: Mapping[str, MemoryRows] | None = None
+) -> Task:
+    """The task, its rewards replaced where the user has a function for them.
+
+    ``rows`` holds rows in memory by the key of the table that they take the place of (``path``, ``test_path`` …).
+
+    Raises:
+        UserError: rows that cannot be used, all of them listed; or anything else that cannot be right.
+    """
+    task: Task
+    if isinstance(config, ObjectConfig):
+        raise ConfigError(f"task {config.name!r} is an object of the Python code that trained: give that task again")
+    if isinstance(config, RowsConfig):
+        task = build_row_task(config, seed=seed, rows=rows)
+    elif rows:
+        raise ConfigError(
+            f"task {config.kind!r} makes its own problems and reads no rows: name a task that does, for example "
+            "task={'kind': 'math', 'prompt': 'question', 'answer': 'answer'}"
+        )
+    else:
+        task = _generated(config, seed)
+    if not reward:
+        return task
+    return RewardedTask(task, load_reward(reward) if isinstance(reward, str) else reward)
+
+
+def build_row_task(
+    config: MathConfig | ChoiceConfig | ToolsConfig | CodeConfig,
+    *,
+    seed: int,
+    rows: Mapping[str, MemoryRows] | None = None,
+) -> RowTask:
+    """A task over rows of data; ``rows`` as for :func:`build_task`.
+
+    Raises:
+        UserError: as for :func:`build_task`.
+    """
+    options = {**_options(config), **(rows or {})}
+    if isinstance(config, ChoiceConfig):
+        return ChoiceTask(seed=seed, **options)
+    if isinstance(config, ToolsConfig):
+        return ToolsTask(**options)
+    if isinstance(config, CodeConfig):
+        return CodeTask(**options)
+    return MathTask(**options)
+
+
+def remarks_on(task: Task) -> list[str]:
+    """What a user should know of a task's rows, a sentence each."""
+    inner = task.task if isinstance(task, RewardedTask) else task
+    return inner.remarks() if isinstance(inner, RowTask) else []
+
+
+def _generated(config: CountdownConfig | ToolboxConfig, seed: int) -> Task:
+    options = config.model_dump(exclude={"kind"})
+    return (
+        CountdownTask(seed=seed, **options)
+        if isinstance(config, CountdownConfig)
+        else ToolboxTask(seed=seed, **options)
+    )
+
+
+def _options(config: RowsConfig) -> dict[str, Any]:
+    given = {name: getattr(config, name) for name in type(config).model_fields if name not in ("kind", "preset")}
+    return {
+        name: DataSource(**value.model_dump()) if isinstance(value, SourceConfig) else value
+        for name, value in given.items()
+    }

@@ -1,0 +1,149 @@
+"""What a file of rows is worth before anything is trained on it: ``selfdistill data check``, and the list of tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from selfdistill.config.run import apply_overrides, parse_config
+from selfdistill.config.tasks import RowsConfig, load_preset, shipped_presets, task_configs
+from selfdistill.errors import ConfigError
+from selfdistill.tasks.build import build_row_task
+from selfdistill.tasks.rows import RowTask
+from selfdistill.types import Example, Verdict
+
+_LINES_SHOWN = 20
+
+
+def check_data(
+    path: str | Mapping[str, str], *, task: str | None, preset: str | None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Read every row, and let the verifier judge every row's own reference.
+
+    A reference is the row's solution; where there is none, or it states no answer that the verifier could read
+    (``silent_solutions``), the row's canonical answer. ``verified`` is the share of usable rows whose reference scores
+    1, None where nothing can be judged, ``verified_rows`` their number; ``unverified`` lists the others.
+
+    Raises:
+        UserError: the source is unreadable, or the task reads no rows.
+    """
+    if task is None and preset is None:
+        raise ConfigError(f"name a --task ({', '.join(_row_kinds())}) or a --preset ({', '.join(shipped_presets())})")
+    named = {"kind": task, "preset": preset}
+    table: dict[str, Any] = {
+        "method": "grpo",
+        "task": {"path": path, "bad_rows": "skip", "validation_share": 0.0, "test_share": 0.0}
+        | {key: value for key, value in named.items() if value is not None},
+    }
+    if task is not None and task in task_configs() and task not in _row_kinds():
+        raise ConfigError(f"task {task!r} makes its own problems, so there are no rows to check")
+    apply_overrides(table, overrides)
+    config = parse_config(table, "data check")
+    assert isinstance(config.task, RowsConfig)
+    found = build_row_task(config.task, seed=config.seed)
+    return {"task": config.task.kind, "preset": preset, "path": path, **_report(found)}
+
+
+def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report in words, line by line."""
+    share = "nothing to verify" if report["verified"] is None else f"{report['verified']:.1%} verified"
+    rejected = sum(len(places) for places in report["rejected"].values())
+    yield f"{report['rows']} rows, {rejected} rejected, {report['checked']} checked, {share}"
+    for reason, places in report["rejected"].items():
+        yield f"rejected: {reason} ({_places(places)})"
+    for row in report["unverified"]:
+        yield f"unverified: {row['row']}: {row['why']}"
+    if report["silent_solutions"]:
+        yield f"{report['silent_solutions']} solutions state no answer: their rows' canonical answers were verified"
+    if report["duplicates"]["repeated"]:
+        yield f"{report['duplicates']['repeated']} questions occur more than once"
+    for pair, count in report["leaks"].items():
+        yield f"leak: {count} questions of {pair}"
+
+
+def list_tasks() -> list[dict[str, Any]]:
+    """Every kind of task: what it is, the keys that it needs, and its presets with their descriptions."""
+    presets = [load_preset(name) for name in shipped_presets()]
+    found: list[dict[str, Any]] = [
+        {
+            "kind": kind,
+            "description": str(table.__doc__).partition("\n")[0],
+            "needs": [key for key, about in table.model_fields.items() if about.is_required() and key != "kind"],
+            "presets": {preset.name: preset.description for preset in presets if preset.kind == kind},
+        }
+        for kind, table in task_configs().items()
+    ]
+    custom = {
+        "kind": "custom",
+        "description": "Any task above with a reward function of your own: the key reward beside the task.",
+        "needs": ['reward = "package.module:function"'],
+        "presets": {},
+    }
+    return [*found, custom]
+
+
+def _row_kinds() -> list[str]:
+    return [kind for kind, table in task_configs().items() if issubclass(table, RowsConfig)]
+
+
+def _report(task: RowTask) -> dict[str, Any]:
+    rejected: dict[str, list[int | str]] = {}
+    files = {one.file for one in task.rejected}
+    for one in task.rejected:
+        rejected.setdefault(one.reason, []).append(one.line if len(files) == 1 else f"{one.file}:{one.line}")
+    counts: Counter[str] = Counter()
+    unverified = []
+    for example in task.every_example():
+        verdict, silent = _judged(task, example)
+        counts["silent"] += silent
+        counts["judged"] += verdict.reward is not None
+        counts["right"] += verdict.correct
+        counts["all"] += 1
+        if verdict.reward is not None and not verdict.correct:
+            unverified.append({"row": example.id, "line": _line(example), "why": _why(verdict, example)})
+    return {
+        "rows": task.rows,
+        "rejected": rejected,
+        "checked": counts["all"],
+        "verified": counts["right"] / counts["judged"] if counts["judged"] else None,
+        "verified_rows": counts["right"],
+        "unverified": unverified,
+        "silent_solutions": counts["silent"],
+        "duplicates": {
+            "rows": task.duplicates.rows,
+            "distinct": task.duplicates.distinct,
+            "repeated": task.duplicates.repeated,
+        },
+        "leaks": dict(task.leaks),
+    }
+
+
+def _judged(task: RowTask, example: Example) -> tuple[Verdict, bool]:
+    """The verdict on the row's reference, and whether it has a solution that states no answer."""
+    solution = example.fields.get("solution")
+    if solution is not None:
+        verdict = task.verify(example, solution, finished=True)
+        # Where the solution is all the reference that a row has, as of code, there is no answer that it could state.
+        stated = verdict.correct or verdict.answer is not None or (task.judges and task.reference(example) == solution)
+        if stated:
+            return verdict, False
+    if not task.judges:
+        return Verdict(None), solution is not None
+    return task.verify(example, task.reference(example), finished=True), solution is not None
+
+
+def _why(verdict: Verdict, example: Example) -> str:
+    if verdict.feedback is not None:
+        return verdict.feedback
+    return f"its reference says {verdict.answer}, its answer is {example.fields.get('answer')}"
+
+
+def _line(example: Example) -> int:
+    return int(example.id.rpartition(":")[2])
+
+
+def _places(places: Sequence[int | str]) -> str:
+    shown = ", ".join(map(str, places[:_LINES_SHOWN]))
+    more = f" and {len(places) - _LINES_SHOWN} more" if len(places) > _LINES_SHOWN else ""
+    return f"line{'s' if len(places) > 1 else ''} {shown}{more}"

@@ -1,0 +1,191 @@
+r"""Multiple choice from rows of data: a question, options, and the right one.
+
+The options stand in the prompt as lines ``A: …`` (SciKnowEval), or in columns of their own (GPQA); then they are
+written below the question. They may be shuffled, once or anew in every epoch, and the answer follows.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
+from typing import Any, Literal, Unpack
+
+from selfdistill.errors import DataError
+from selfdistill.seeds import derive
+from selfdistill.tasks.choice.letters import OptionLines, chosen_letter, names_letter, option_lines, with_options
+from selfdistill.tasks.data import Row, lookup, map_row
+from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
+from selfdistill.types import Example, Message, Verdict
+
+SUFFIX = "\nReason step by step and give the letter of the right option as <answer>X</answer>."
+
+Shuffle = Literal["never", "once", "epoch"]
+
+# Such an option means others by their place, so it must keep its own.
+_REFERS = re.compile(
+    r"\b(?:all|none|both|any|neither|either) of (?:the|these|those)\b|\b(?:above|below)\b"
+    r"|\b[A-H] (?:and|or|nor|&) [A-H]\b"
+    r"|\b(?:all|none) (?:are|is|options|choices)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """A row's question in the row's own order of options; ``right`` is the place of the right one, from 0."""
+
+    question: str
+    options: tuple[str, ...]
+    right: int
+    lines: OptionLines | None
+    fields: Mapping[str, str]
+    system: tuple[Message, ...]
+
+
+class ChoiceTask(RowTask):
+    r"""Questions with options, verified by the letter.
+
+    Args:
+        path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
+        prompt: source of the question.
+        choices: a column that holds the list of options, or a list of sources, one an option. None: they are the lines
+            ``A: …`` of the prompt.
+        answer: source of the right option: its letter, or its text.
+        solution: source of a worked solution, shown in hindsight as ``$solution``. Where options are shuffled, a
+            solution that names a letter would name a wrong one, so it is left out.
+        fields, system, suffix: as for the math task.
+        shuffle: ``"never"``, ``"once"`` (seeded, by example) or ``"epoch"`` (anew in every epoch of training; held-out
+            problems stay as they are in the first). Options that refer to each other or span lines stay in place.
+        seed: of the shuffling.
+        tell_wrong: whether feedback names a wrong letter; else a wrong answer has no feedback.
+
+    Raises:
+        DataError: a source or a row that cannot be used, with its line number.
+    """
+
+    name = "choice"
+
+    def __init__(
+        self,
+        path: Source,
+        *,
+        prompt: str = "question",
+        choices: str | Sequence[str] | None = None,
+        answer: str = "answer",
+        solution: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        system: str | None = None,
+        suffix: str = SUFFIX,
+        shuffle: Shuffle = "never",
+        seed: int = 0,
+        tell_wrong: bool = False,
+        **options: Unpack[RowOptions],
+    ) -> None:
+        self._mapping = {"prompt": prompt, "answer": answer, **(fields or {})}
+        if solution is not None:
+            self._mapping["solution"] = solution
+        self._choices = choices
+        self._system = system
+        self._suffix = suffix
+        self._shuffle = shuffle
+        self._seed = seed
+        self._tell_wrong = tell_wrong
+        super().__init__(path, **options)
+
+    def example_of(self, row: Row) -> tuple[str, Example]:
+        """The row's question, and the example with its options in the first epoch's order."""
+        question, fields = question_and_fields(row, self._mapping)
+        lines = option_lines(question) if self._choices is None else None
+        texts = lines.texts if lines else self._texts(row)
+        answer = fields.pop("answer", "")
+        right = _place(answer, texts)
+        if right is None:
+            raise DataError(f"{row.place}: the answer {answer[:80]!r} is neither a letter nor a text of its options")
+        problem = _Problem(question, texts, right, lines, fields, system_messages(row, self._system))
+        example = Example(example_id(row), columns=row.values, prompt=())
+        fixed = (lines is not None and not lines.movable) or any(_REFERS.search(text) for text in texts)
+        if self._shuffle == "never" or fixed:
+            return question, self._shown(problem, example, tuple(range(len(texts))))
+
+        def in_epoch(epoch: int) -> Example:
+            order = list(range(len(texts)))
+            random.Random(derive(self._seed, "options", example.id, epoch)).shuffle(order)
+            return self._shown(problem, example, tuple(order))
+
+        first = in_epoch(0)
+        return question, replace(first, redraw=in_epoch) if self._shuffle == "epoch" else first
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        """Reward 1 for the right letter, else 0; feedback where there is no letter, or none of the options."""
+        shown = example.columns["shown_options"]
+        letters = ascii_uppercase[: len(shown)]
+        chosen = chosen_letter(text, finished=finished)
+        if chosen.letter is None:
+            missing = "no letter of an option was found" if finished else "the completion was cut off before an answer"
+            if chosen.said is not None:
+                missing = f"the answer {chosen.said[:100]!r} is not the letter of an option"
+            return Verdict(0.0, feedback=missing, details={"no_answer": 1.0})
+        if chosen.letter not in letters:
+            feedback = f"the answer {chosen.letter} is not among the options {', '.join(letters)}"
+            return Verdict(0.0, answer=chosen.letter, feedback=feedback)
+        # Six of 800 published rows hold the same text twice: both letters are then right.
+        if shown[letters.index(chosen.letter)] == example.fields["option"]:
+            return Verdict(1.0, answer=chosen.letter)
+        return Verdict(
+            0.0, answer=chosen.letter, feedback=f"the answer {chosen.letter} is wrong" if self._tell_wrong else None
+        )
+
+    def reference(self, example: Example) -> str:
+        """The tagged letter."""
+        return f"<answer>{example.fields['answer']}</answer>"
+
+    def _texts(self, row: Row) -> tuple[str, ...]:
+        if self._choices is None:
+            raise DataError(f"{row.place}: the prompt has no lines 'A: …', 'B: …'; name the columns of the options")
+        if isinstance(self._choices, str):
+            listed = lookup(row, "choices", self._choices)
+            if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+                raise DataError(f"{row.place}: {self._choices!r} is no list of texts, but the options need one")
+            texts = tuple(listed)
+        else:
+            named = {f"choices.{n}": source for n, source in enumerate(self._choices)}
+            texts = tuple(map_row(row, named).values())
+        if not 2 <= len(texts) <= len(ascii_uppercase):
+            raise DataError(f"{row.place}: a question needs 2 to {len(ascii_uppercase)} options, this has {len(texts)}")
+        return tuple(text.strip() for text in texts)
+
+    def _shown(self, problem: _Problem, example: Example, order: tuple[int, ...]) -> Example:
+        """The example with its options in the given order."""
+        letter = ascii_uppercase[order.index(problem.right)]
+        moved = order != tuple(range(len(order)))
+        if problem.lines is not None:
+            question = with_options(problem.question, problem.lines, order) if moved else problem.question
+        else:
+            listed = "\n".join(
+                f"{ascii_uppercase[place]}: {problem.options[source]}" for place, source in enumerate(order)
+            )
+            question = f"{problem.question}\n\n{listed}"
+        fields = {**problem.fields, "answer": letter, "option": problem.options[problem.right]}
+        if moved and "solution" in fields and names_letter(fields["solution"]):
+            del fields["solution"]
+        shown = [problem.options[source] for source in order]
+        columns: dict[str, Any] = {**example.columns, "shown_options": shown, "shown_letter": letter}
+        return replace(
+            example,
+            prompt=(*problem.system, Message("user", question + self._suffix)),
+            fields=fields,
+            columns=columns,
+        )
+
+
+def _place(answer: str, options: Sequence[str]) -> int | None:
+    """The place of the option that an answer means by its letter (``B``, ``(B)``, ``B.``) or its text."""
+    answer = answer.strip()
+    letter = re.fullmatch(r"\(?([A-Za-z])[).:]?", answer)
+    if answer not in options and letter is not None:
+        place = ascii_uppercase.find(letter.group(1).upper())
+        return place if 0 <= place < len(options) else None
+    return options.index(answer) if answer in options else None

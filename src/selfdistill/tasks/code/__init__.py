@@ -1,0 +1,1 @@
+"""Code that is judged by its tests."""

@@ -1,0 +1,180 @@
+"""Suites of tests run in the sandbox, and words about the first test that fails."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from selfdistill.errors import DataError
+from selfdistill.sandbox.sandbox import Failure, Outcome, Sandbox, Untransferable
+from selfdistill.tasks.code.suites import Case, Suite, same_output, same_value, share_out
+
+_KINDS = {
+    "time": "the time limit",
+    "memory": "the memory limit",
+    "output": "the limit on output",
+    "exit": "the program ended by itself in the middle of the test",
+    "crash": "the interpreter crashed",
+    "value": "a value that cannot be compared",
+    "unreached": "no check was reached in it",
+    "unjudged": "a value with which the test could not go on",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a test failed; texts only, uncut."""
+
+    kind: str
+    given: str = ""
+    expected: str = ""
+    got: str = ""
+    test: str = ""
+    error: str = ""
+    """``"ValueError: no such thing (line 3)"``."""
+    builtin: str = ""
+    """``"ValueError"``, a built-in exception: all that may be told of a hidden test."""
+    loading: bool = False
+    """Whether it came before any test's input was known to the code, so that all may be told."""
+
+    @property
+    def kind_in_words(self) -> str:
+        """What may be known of any failure, a hidden test's too: no word of it is the model's or the test's own."""
+        if self.kind == "raised":
+            return f"an exception ({self.builtin if _is_exception(self.builtin) else 'Exception'})"
+        return _KINDS.get(self.kind, "a wrong answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How many of the checks that were reached hold, and the first that does not."""
+
+    passed: int = 0
+    total: int = 0
+    problem: Problem | None = None
+
+
+class Runner:
+    """Runs suites. With ``stop_early`` the programs behind the first failing one are spared."""
+
+    def __init__(self, sandbox: Sandbox, *, stop_early: bool) -> None:
+        self._sandbox = sandbox
+        self._stop_early = stop_early
+
+    def run(self, suite: Suite, source: str, *, setup: str, function: tuple[str, ...]) -> Result:
+        """Run a suite against a program; ``setup`` is code for the tests, ``function`` the path of what they call."""
+        if not suite:
+            return Result()
+        if suite.code:
+            return self._code(suite.code, source, setup=setup, entry=".".join(function))
+        if function:
+            return self._calls(suite.cases, source, function)
+        return self._programs(suite.cases, source)
+
+    def _code(self, code: str, source: str, *, setup: str, entry: str) -> Result:
+        found = self._sandbox.judge(source, tests=code, setup=setup, entry=entry)
+        if isinstance(found, Failure):
+            return Result(0, max(1, len(re.findall(r"^\s*assert\b", code, re.MULTILINE))), _from_failure(found))
+        failure = found.failure
+        if failure is None:
+            return Result(found.passed, found.total)
+        texts = {key: str(failure.get(key, "")) for key in ("test", "input", "expected", "got", "trouble")}
+        raised = failure.get("raised") or {}
+        problem = Problem(
+            str(failure["kind"]),
+            given=texts["input"],
+            expected=texts["expected"],
+            got=texts["got"] or texts["trouble"],
+            test=texts["test"],
+            error=_error(raised.get("name"), raised.get("message"), raised.get("line")) if raised else "",
+            builtin=str(raised.get("type", "")),
+        )
+        return Result(found.passed, found.total, problem)
+
+    def _calls(self, cases: Sequence[Case], source: str, function: tuple[str, ...]) -> Result:
+        if len(function) == 1 and re.search(r"^class Solution\b", source, re.MULTILINE):
+            function = ("Solution", *function)
+        try:
+            called = self._sandbox.call(source, [(function, case.arguments or ()) for case in cases])
+        except Untransferable as trouble:
+            raise DataError(f"a test's arguments cannot be handed over: {trouble}") from trouble
+        passed, first = 0, None
+        for case, one in zip(cases, called, strict=True):
+            if one.failure is None and same_value(one.value, case.value):
+                passed += 1
+            elif first is None:
+                found = _from_failure(one.failure) if one.failure else Problem("wrong", got=_shown(one.value))
+                first = replace(found, given=case.given, expected=case.expected)
+        return Result(passed, len(cases), first)
+
+    def _programs(self, cases: Sequence[Case], source: str) -> Result:
+        """Every case is a process of its own."""
+        passed, first = 0, None
+        step = self._sandbox.workers if self._stop_early else len(cases)
+        for start in range(0, len(cases), step):
+            chunk = cases[start : start + step]
+            outcomes = self._sandbox.run_all([(source, case.given) for case in chunk])
+            for case, outcome in zip(chunk, outcomes, strict=True):
+                if outcome.clean and same_output(outcome.output, case.expected):
+                    passed += 1
+                elif first is None:
+                    first = replace(_from_outcome(outcome), given=case.given, expected=case.expected)
+            if first and self._stop_early:
+                break
+        return Result(passed, len(cases), first)
+
+
+def describe(problem: Problem, budget: int) -> str:
+    """All about a failure of a public test: what was asked, expected and got, in about ``budget`` characters."""
+    raised = problem.kind == "raised"
+    head = f"the code raised {problem.error}" if raised else f"the test failed: {problem.kind_in_words}"
+    named = [("input", problem.given), ("expected", problem.expected)]
+    if not (problem.given and problem.expected):  # else the test's own text says no more
+        named = [("test", problem.test), *named]
+    if problem.kind == "wrong":
+        named.append(("got", problem.got.strip() or "nothing"))
+    named = [(name, text.strip("\n")) for name, text in named if text.strip()]
+    texts = share_out([head, *(text for _, text in named)], budget)
+    lines = [f"{name}:{_separator(text)}{text}" for (name, _), text in zip(named, texts[1:], strict=True)]
+    return "\n".join([texts[0], *lines])
+
+
+def _separator(text: str) -> str:
+    return "\n" if "\n" in text else " "
+
+
+def _error(name: object, message: object, line: object) -> str:
+    text = f"{name}: {message}" if message else str(name)
+    return f"{text} (line {line})" if isinstance(line, int) else text
+
+
+def _from_failure(failure: Failure) -> Problem:
+    if failure.kind != "raised":
+        return Problem(failure.kind, got=failure.message)
+    error = _error(failure.name, failure.message, failure.line)
+    return Problem("raised", error=error, builtin=failure.builtin, loading=failure.loading)
+
+
+def _from_outcome(outcome: Outcome) -> Problem:
+    if outcome.end != "exit":
+        return Problem(outcome.end, got=outcome.output)
+    if outcome.code:
+        lines = outcome.errors.strip().splitlines()
+        last = lines[-1] if lines else f"exit code {outcome.code}"
+        return Problem("raised", error=last, builtin=re.split(r"\W", last, maxsplit=1)[0])
+    return Problem("wrong", got=outcome.output)
+
+
+def _is_exception(name: str) -> bool:
+    kind = getattr(builtins, name, None)
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+        return f"<a {type(value).__name__} too large to show>"

@@ -1,0 +1,330 @@
+"""Code from rows of data: a problem, tests, perhaps a solution.
+
+The code of a completion runs in a sandbox, and its tests do not run beside it: a program's output and a function's
+values are compared here, and test code runs in a second sandbox that calls the function through a pipe
+(``selfdistill.sandbox``). Public tests may be shown in the prompt and in feedback. Of a hidden test nothing is told but
+the kind of its failure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Literal, Unpack
+
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.sandbox.sandbox import Limits, Sandbox
+from selfdistill.tasks.code.reach import Reading, defined_functions, likely_entry, read_test_code
+from selfdistill.tasks.code.runner import Result, Runner, describe
+from selfdistill.tasks.code.suites import Suite, documented, find_code, read_tests
+from selfdistill.tasks.data import Row, lookup, map_row
+from selfdistill.tasks.math.answers import after_thinking
+from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
+from selfdistill.types import Example, Message, Verdict
+
+SUFFIX = "\n\nReply with the whole program in one ```python block."
+
+NO_CODE = "no code block was found"
+CUT = "the completion was cut off before the end of its code"
+UNREACHED = "no check of the tests was reached"
+NOT_ONE = "the tests call one function, and the code does not define exactly one"
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A row's tests and what surrounds the code under test."""
+
+    public: Suite
+    hidden: Suite
+    examples: Suite
+    prefix: str
+    setup: str
+    function: tuple[str, ...]
+    any_name: bool = False
+    """Whether a completion cannot know the function's name, and may define one of another."""
+    readings: tuple[Reading, ...] = ()
+    """What stands in the suites that are test code."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeExample(Example):
+    """An example with its tests, which no field shows."""
+
+    job: _Job | None = field(default=None, compare=False, repr=False)
+
+
+class CodeTask(RowTask):
+    """Programming problems, verified by running their tests.
+
+    Args:
+        path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
+        prompt: source of the question.
+        public_tests, hidden_tests: columns of tests, in any form of ``code_tests``. At least one of them.
+        entry_point: source of the name of the function under test, or JSON that holds it as ``func_name``. Without it
+            tests that need one (``check(candidate)``) get what the prompt declares, or the solution's only function.
+        prefix: source of code that stands in front of the completion's, such as HumanEval's prompt; a completion that
+            does not define the entry point continues it.
+        preamble: code in front of everything, for example imports that a platform makes.
+        setup: column of code that the tests need.
+        starter: source of starter code, shown behind the question.
+        examples: source of ``>>>`` examples. They never count; the first that fails is told.
+        show_public: whether the prompt shows public test code.
+        solution: source of a solution's code, shown in hindsight as ``$solution``, in a fenced block.
+        fields, system, suffix: as for the math task.
+        reward: ``"all"`` is 1 if every test holds, else 0; ``"share"`` is the share of tests that hold.
+        feedback_chars: about so many characters of a failing test are told.
+        timeout: processor seconds of one program, or of all calls that one suite makes.
+        memory: MiB of one program and all it starts.
+        workers: how many programs run at once.
+        unsafe: run without a sandbox where none works.
+
+    Raises:
+        DataError: a source or a row that cannot be used, with its line number.
+        UserError: no sandbox works here.
+    """
+
+    name = "code"
+
+    def __init__(
+        self,
+        path: Source,
+        *,
+        prompt: str = "prompt",
+        public_tests: str | None = None,
+        hidden_tests: str | None = None,
+        entry_point: str | None = None,
+        prefix: str | None = None,
+        preamble: str = "",
+        setup: str | None = None,
+        starter: str | None = None,
+        examples: str | None = None,
+        show_public: bool = False,
+        solution: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        system: str | None = None,
+        suffix: str = SUFFIX,
+        reward: Literal["all", "share"] = "all",
+        feedback_chars: int = 1000,
+        timeout: float = 5.0,
+        memory: int = 512,
+        workers: int = 2,
+        unsafe: bool = False,
+        **options: Unpack[RowOptions],
+    ) -> None:
+        if public_tests is None and hidden_tests is None:
+            raise ConfigError("the code task needs public_tests, hidden_tests or both: columns that hold tests")
+        texts = {"prompt": prompt, "solution": solution, "entry": entry_point, "prefix": prefix, "starter": starter}
+        self._mapping = {name: source for name, source in texts.items() if source is not None}
+        if examples is not None:
+            self._mapping["examples"] = examples
+        self._fields = dict(fields or {})
+        self._columns = {"public_tests": public_tests, "hidden_tests": hidden_tests, "setup": setup}
+        self._preamble = preamble
+        self._show_public = show_public
+        self._system = system
+        self._suffix = suffix
+        self._reward = reward
+        self._budget = feedback_chars
+        limits = Limits(cpu=ceil(timeout), seconds=2 * timeout + 2, memory=memory * 2**20)
+        self._sandbox = Sandbox(limits, workers=workers, unsafe=unsafe)
+        self._runner = Runner(self._sandbox, stop_early=reward == "all")
+        self._packages: dict[str, bool] = {}
+        self._sound: dict[int, bool] = {}
+        super().__init__(path, **options)
+
+    def example_of(self, row: Row) -> tuple[str, Example]:
+        """The row's question, and the example; its tests are read and kept aside."""
+        question, texts = question_and_fields(row, self._mapping)
+        job = self._job(row, question, texts)
+        if not job.public and not job.hidden:
+            raise DataError(f"{row.place}: there are no tests")
+        if (job.public.cases or job.hidden.cases) and not job.function and _is_function(job):
+            raise DataError(f"{row.place}: the tests call a function, and entry_point does not name it")
+        self._refuse_unreached(row, job, texts.get("solution", ""))
+        fields = map_row(row, self._fields)
+        if texts.get("solution"):
+            fields["solution"] = _fenced(texts["solution"])
+        asked = question + self._shown_tests(job) + _shown_starter(texts.get("starter", ""), job) + self._suffix
+        prompt = (*system_messages(row, self._system), Message("user", asked))
+        return question, CodeExample(example_id(row), prompt, fields, row.values, job=job)
+
+    def reference(self, example: Example) -> str:
+        """The row's solution; nothing where it has none."""
+        return example.fields.get("solution", "")
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        """Run public tests, then hidden ones. ``details`` holds the share of tests that hold."""
+        code = find_code(after_thinking(text), finished=finished)
+        if code is None:
+            return Verdict(0.0, feedback=NO_CODE if finished else CUT, details={"no_code": 1.0})
+        assert isinstance(example, CodeExample) and example.job is not None, "an example of another task"
+        job = example.job
+        job = self._named(job, code)
+        if job.any_name and not job.function:
+            return Verdict(0.0, feedback=NOT_ONE)
+        source = self._whole(job, code)
+        public = self._run(job, job.public, source)
+        told_already = self._reward == "all" and public.problem is not None
+        hidden = Result() if told_already else self._run(job, job.hidden, source)
+        share = (public.passed + hidden.passed) / (public.total + hidden.total or 1)
+        if public.problem is None and hidden.problem is None:
+            if not public.total + hidden.total:
+                return Verdict(0.0, feedback=UNREACHED, details={"tests": 0.0})
+            return Verdict(1.0, details={"tests": share})
+        reward = share if self._reward == "share" else 0.0
+        return Verdict(reward, feedback=self._feedback(example, job, source, public, hidden), details={"tests": share})
+
+    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+        """A verdict on each (example, text, finished), as many at once as there are workers."""
+        with ThreadPoolExecutor(self._sandbox.workers) as pool:
+            return list(pool.map(lambda one: self.verify(one[0], one[1], finished=one[2]), asked))
+
+    def _job(self, row: Row, question: str, texts: Mapping[str, str]) -> _Job:
+        raw = {name: _raw(row, name, source) for name, source in self._columns.items()}
+        public, hidden = (read_tests(raw[name], f"{row.place}, {name}") for name in ("public_tests", "hidden_tests"))
+        given = raw["setup"]
+        setup = "\n".join(map(str, given)) if isinstance(given, list) else str(given or "")
+        path = _function_path(texts.get("entry", "")) or (public.function or hidden.function,)
+        owner = ("Solution",) if "class Solution" in texts.get("starter", "") and len(path) == 1 else ()
+        function = (*owner, *path) if path[-1] else ()
+        prefix = texts.get("prefix", "")
+        job = _Job(public, hidden, documented(texts.get("examples", "")), prefix, setup, function)
+        readings = self._readings(row, job)
+        if not function and (any(one.wants_entry for one in readings) or (readings and prefix)):
+            named = {key: texts.get(key, "") for key in ("prefix", "starter", "solution")}
+            name, known = likely_entry(question=question, **named)
+            if not name and named["solution"]:
+                raise DataError(
+                    f"{row.place}: the tests call one function, and neither entry_point nor prompt names it"
+                )
+            job = replace(job, function=(*owner, name) if name else (), any_name=not known)
+            readings = self._readings(row, job)
+        return replace(job, readings=readings)
+
+    def _readings(self, row: Row, job: _Job) -> tuple[Reading, ...]:
+        """What stands in the row's test code; tests that import packages which the sandbox lacks are refused."""
+        entry = job.function[-1] if job.function else ""
+        codes = [suite.code for suite in (job.public, job.hidden) if suite.code]
+        found = tuple(read_test_code(code, self._setup(job), entry=entry, place=row.place) for code in codes)
+        for package in sorted({package for one in found for package in one.packages}):
+            if package not in self._packages:
+                self._packages[package] = self._sandbox.run(f"import {package}").clean
+            if not self._packages[package]:
+                raise DataError(f"{row.place}: the tests import {package}, which the sandbox's Python does not have")
+        return found
+
+    def _refuse_unreached(self, row: Row, job: _Job, solution: str) -> None:
+        """Refuse tests that say nothing of any code: none can be reached, or none is under the row's own solution."""
+        cases = [case for suite in (job.public, job.hidden) for case in suite.cases]
+        if any(one.reach == "surely" for one in job.readings) or any(
+            job.function or one.expected.strip() for one in cases
+        ):
+            return
+        if all(one.reach == "never" for one in job.readings):
+            raise DataError(f"{row.place}: the tests check nothing that the code computes")
+        code = find_code(solution, finished=True)
+        if code is None:
+            return
+        job = self._named(job, code)
+        found = [self._run(job, suite, self._whole(job, code)) for suite in (job.public, job.hidden)]
+        silent = all(one.problem is None or one.problem.kind == "unreached" for one in found)
+        if silent and not sum(one.passed for one in found):
+            raise DataError(f"{row.place}: no check of the tests is reached under the row's own solution")
+
+    def _named(self, job: _Job, code: str) -> _Job:
+        """The job with the function that it means: where no name was told, the only one that the code defines."""
+        if not job.any_name:
+            return job
+        defined = defined_functions(code)
+        if job.function and job.function[-1] in defined:
+            return job
+        return replace(job, function=(defined[0],) if len(defined) == 1 else ())
+
+    def _setup(self, job: _Job) -> str:
+        return f"{_complete(job.prefix)}\n{job.setup}" if job.prefix else job.setup
+
+    def _shown_tests(self, job: _Job) -> str:
+        if not self._show_public or not job.public.code:
+            return ""
+        return f"\n\nThe code must pass these tests:\n\n```python\n{job.public.code.strip()}\n```"
+
+    def _whole(self, job: _Job, code: str) -> str:
+        """The program: a completion without the entry point's definition continues the prefix."""
+        if job.prefix:
+            name = re.escape(job.function[-1]) if job.function else r"\w+"
+            defined = re.search(rf"^(?:async\s+)?def\s+{name}\b|^{name}\s*=|^class\s+{name}\b", code, re.MULTILINE)
+            code = f"{_complete(job.prefix)}\n{code}" if defined else job.prefix + code
+        return f"{self._preamble}\n{code}" if self._preamble else code
+
+    def _run(self, job: _Job, suite: Suite, source: str) -> Result:
+        return self._runner.run(suite, source, setup=self._setup(job), function=job.function)
+
+    def _feedback(self, example: CodeExample, job: _Job, source: str, public: Result, hidden: Result) -> str:
+        """Words on the first failure; examples of the prompt are tried where only a hidden test has failed."""
+        problem = public.problem or hidden.problem
+        assert problem is not None
+        if public.problem or problem.loading:
+            return describe(problem, self._budget)
+        told = f"a hidden test failed: {problem.kind_in_words}"
+        shown = self._run(job, job.examples, source).problem
+        if shown is None or not self._examples_hold(example, job):
+            return told
+        return f"{told}\nOf the examples in the question this one fails.\n{describe(shown, self._budget)}"
+
+    def _examples_hold(self, example: Example, job: _Job) -> bool:
+        """Whether the row's own solution passes the question's examples: HumanEval/47 has a wrong one."""
+        code = find_code(example.fields.get("solution", ""), finished=True)
+        if code is None:
+            return True
+        if id(example) not in self._sound:
+            self._sound[id(example)] = self._run(job, job.examples, self._whole(job, code)).problem is None
+        return self._sound[id(example)]
+
+
+def _complete(prefix: str) -> str:
+    """Code that may end in a stub whose body is no more than a comment, with a body."""
+    lines = [line for line in prefix.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return f"{prefix}\n    pass\n" if lines and lines[-1].rstrip().endswith(":") else prefix
+
+
+def _raw(row: Row, name: str, source: str | None) -> object:
+    """A column's value of any type; None where a source that ends in ``?`` finds none."""
+    if source is None:
+        return None
+    path = source.removesuffix("?")
+    try:
+        return lookup(row, name, path)
+    except DataError:
+        if path == source:
+            raise
+        return None
+
+
+def _function_path(text: str) -> tuple[str, ...]:
+    """The name itself, ``("Solution", "solve")`` for ``Solution().solve``, or ``func_name`` of a JSON object."""
+    if text.lstrip().startswith("{"):
+        try:
+            text = str(json.loads(text).get("func_name") or "")
+        except ValueError:
+            return ()
+    return tuple(part.removesuffix("()") for part in text.strip().split(".")) if text.strip() else ()
+
+
+def _is_function(job: _Job) -> bool:
+    return any(case.arguments is not None for case in (*job.public.cases, *job.hidden.cases))
+
+
+def _fenced(code: str) -> str:
+    return f"```python\n{code.strip()}\n```"
+
+
+def _shown_starter(starter: str, job: _Job) -> str:
+    if starter.strip():
+        return f"\n\nUse this starter code:\n\n{_fenced(starter)}"
+    if job.function or job.public.code or job.hidden.code:
+        return ""
+    return "\n\nThe program reads its input from stdin and writes its answer to stdout."

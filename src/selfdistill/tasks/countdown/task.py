@@ -1,0 +1,248 @@
+"""Countdown, the embedded default world: use every number exactly once and reach the target with ``+ - × ÷``.
+
+A problem is its sorted numbers and its target. A stable hash of that pair decides its split, so that no difficulty,
+seed or size can let a training problem into validation or test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from itertools import combinations_with_replacement
+
+from selfdistill.contexts.thinking import after_thinking
+from selfdistill.errors import ConfigError
+from selfdistill.tasks.countdown.arithmetic import (
+    LARGEST,
+    Attempt,
+    Expression,
+    MalformedExpression,
+    evaluate,
+    normal_form,
+    numbers_in,
+    parse,
+    render,
+    simple_attempts,
+    solve_all,
+)
+from selfdistill.types import Example, Message, Verdict
+
+PROMPT = "use the numbers {numbers} to make {target} ."
+TARGETS = range(1, 101)
+SPLITS = ("train", "validation", "test")
+
+NO_ANSWER = "there was no answer"
+TRUNCATED = "the attempt was cut before the end"
+
+# So many candidates are found before the draw, spread over many number sets; the rest is never enumerated.
+_CANDIDATES_PER_EXAMPLE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Difficulty:
+    """Which problems belong: how many numbers, how large, and how many ways there are to the target."""
+
+    numbers: int
+    largest: int
+    least_attempts: int
+    """At least so many of the simple attempts reach the target."""
+    single: bool = False
+    """Exactly one solution over the rationals, up to the order and bracketing of sums and products."""
+
+
+DIFFICULTIES = {
+    "easy": Difficulty(numbers=3, largest=9, least_attempts=3),
+    "default": Difficulty(numbers=3, largest=12, least_attempts=2),
+    "single": Difficulty(numbers=3, largest=12, least_attempts=1, single=True),
+    "four": Difficulty(numbers=4, largest=12, least_attempts=10),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Sorted numbers and a target."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+    @property
+    def split(self) -> str:
+        """``"train"`` (60 %), ``"validation"`` or ``"test"`` (20 % each), from a hash that never changes."""
+        text = f"{' '.join(map(str, self.numbers))} = {self.target}"
+        share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 10
+        return "test" if share < 2 else "validation" if share < 4 else "train"
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """All simple attempts on the numbers, whatever they reach."""
+        return simple_attempts(self.numbers)
+
+    @property
+    def references(self) -> tuple[Attempt, ...]:
+        """The simple attempts that reach the target, in the order of their texts."""
+        return tuple(attempt for attempt in self.attempts if attempt.value == self.target)
+
+    def question(self, order: Sequence[int]) -> str:
+        """The prompt with the numbers in the given order."""
+        return PROMPT.format(numbers=" ".join(map(str, order)), target=self.target)
+
+
+def problems_on(numbers: tuple[int, ...], difficulty: Difficulty) -> list[Problem]:
+    """All problems of a difficulty on these sorted numbers, by target."""
+    ways = Counter(attempt.value for attempt in simple_attempts(numbers) if attempt.value in TARGETS)
+    targets = sorted(target for target, count in ways.items() if count >= difficulty.least_attempts)
+    if difficulty.single:
+        solutions = solve_all(numbers)
+        targets = [target for target in targets if len(solutions[Fraction(target)]) == 1]
+    return [Problem(numbers, target) for target in targets]
+
+
+@cache
+def candidates(difficulty: Difficulty, split: str, seed: int, enough: int) -> tuple[Problem, ...]:
+    """Problems of a split from number sets in a seeded order, at least ``enough`` or all there are."""
+    number_sets = list(combinations_with_replacement(range(1, difficulty.largest + 1), difficulty.numbers))
+    random.Random(f"countdown {seed}").shuffle(number_sets)
+    found: list[Problem] = []
+    for numbers in number_sets:
+        found += [problem for problem in problems_on(numbers, difficulty) if problem.split == split]
+        if len(found) >= enough:
+            break
+    return tuple(found)
+
+
+class CountdownTask:
+    """Seeded Countdown problems, their exact verifier and its feedback.
+
+    Args:
+        difficulty: a key of :data:`DIFFICULTIES`.
+        seed: decides which problems are drawn, their order and the order of their numbers.
+        train, validation, test: at most so many examples in each split; a small difficulty has fewer.
+    """
+
+    name = "countdown"
+    contexts = "countdown"
+    judges = True
+
+    def __init__(
+        self, difficulty: str = "default", *, seed: int = 0, train: int = 1024, validation: int = 256, test: int = 256
+    ) -> None:
+        if difficulty not in DIFFICULTIES:
+            raise ConfigError(f"unknown countdown difficulty {difficulty!r}; known: {', '.join(DIFFICULTIES)}")
+        self.difficulty = difficulty
+        self.seed = seed
+        self.sizes = dict(zip(SPLITS, (train, validation, test), strict=True))
+        for split, size in self.sizes.items():
+            if size < 1:
+                raise ConfigError(f"countdown needs at least one {split} example, not {size}")
+        self._examples: dict[str, tuple[Example, ...]] = {}
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """Examples of ``"train"``, ``"validation"`` or ``"test"``, always the same in the same order."""
+        if split not in self.sizes:
+            raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        if split not in self._examples:
+            self._examples[split] = tuple(self._draw(split))
+        return self._examples[split]
+
+    def _draw(self, split: str) -> Iterator[Example]:
+        size = self.sizes[split]
+        pool = candidates(DIFFICULTIES[self.difficulty], split, self.seed, _CANDIDATES_PER_EXAMPLE * size)
+        rng = random.Random(f"countdown {self.difficulty} {split} {self.seed}")
+        for problem in rng.sample(pool, min(size, len(pool))):
+            yield self._example(problem, rng)
+
+    def _example(self, problem: Problem, rng: random.Random) -> Example:
+        order = rng.sample(problem.numbers, len(problem.numbers))
+        reference = rng.choice(problem.references)
+        return Example(
+            id=f"countdown-{'.'.join(map(str, problem.numbers))}-{problem.target}",
+            prompt=(Message("user", problem.question(order)),),
+            # ``response`` is the reference in the base model's own words, which sft learns from.
+            fields={"solution": reference.expression, "response": success(reference, problem.target)},
+            columns={"numbers": list(order), "target": problem.target},
+        )
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        """Judge the expression after the last ``answer``: 1 if it is exact and uses every number once, else 0."""
+        if not finished:
+            return Verdict(0.0, feedback=TRUNCATED)
+        answer = final_answer(text)
+        if answer is None:
+            return Verdict(0.0, feedback=NO_ANSWER)
+        try:
+            expression = parse(answer)
+        except MalformedExpression as error:
+            return Verdict(0.0, feedback=f"the answer is malformed : {error}")
+        complaint = complain(expression, example.columns["numbers"], example.columns["target"])
+        return Verdict(0.0 if complaint else 1.0, answer=normal_form(expression), feedback=complaint)
+
+
+def spoken(attempt: Attempt) -> str:
+    """The attempt's steps: ``5 + 3 = 8 , 8 × 2 = 16``."""
+    return " , ".join(f"{left} {symbol} {right} = {result}" for left, symbol, right, result in attempt.steps)
+
+
+def success(attempt: Attempt, target: int) -> str:
+    """What the world's language says of an attempt that reaches the target, up to the answer."""
+    return f"try {spoken(attempt)} vs {target} , yes . {conclusion(attempt)}"
+
+
+def conclusion(attempt: Attempt) -> str:
+    """The jump to the answer."""
+    return f"</think> answer {attempt.expression}"
+
+
+_ANSWER = re.compile(r"\banswer\b\s*(?:is\b)?\s*:?")
+
+
+def final_answer(text: str) -> str | None:
+    """What stands after the last ``answer`` outside the thinking, without a closing full stop; None if nothing does."""
+    said = after_thinking(text)
+    answers = list(_ANSWER.finditer(said))
+    if not answers:
+        return None
+    return said[answers[-1].end() :].strip().removesuffix(".").strip() or None
+
+
+def complain(expression: Expression, numbers: Sequence[int], target: int) -> str | None:
+    """What is wrong with an expression as an answer, in words of the world's vocabulary; None if it is right."""
+    used, given = Counter(numbers_in(expression)), Counter(numbers)
+    faults = [f"uses {_number(n)} , which is not given" for n in sorted(used) if n not in given]
+    faults += [f"uses {n} too often" for n in sorted(used) if 0 < given[n] < used[n]]
+    faults += [f"does not use {n} often enough" for n in sorted(given) if 0 < used[n] < given[n]]
+    faults += [f"does not use {n}" for n in sorted(given) if not used[n]]
+    try:
+        value = evaluate(expression)
+    except ZeroDivisionError:
+        faults.append("divides by 0")
+    else:
+        if value != target:
+            faults.append(f"reaches {_value(value)} , not {target}")
+    if not faults:
+        return None
+    return f"{_shown(expression)} {' and '.join(faults)}"
+
+
+def _shown(expression: Expression) -> str:
+    return "the answer" if max(numbers_in(expression)) > LARGEST else render(expression)
+
+
+def _number(number: int) -> str:
+    return str(number) if number <= LARGEST else f"a number above {LARGEST}"
+
+
+def _value(value: Fraction) -> str:
+    """A value in the vocabulary: ``16``, ``- 3``, ``7 ÷ 2``, or no more than where beyond the range it lies."""
+    if max(abs(value.numerator), value.denominator) <= LARGEST:
+        sign = "- " if value < 0 else ""
+        fraction = f" ÷ {value.denominator}" if value.denominator > 1 else ""
+        return f"{sign}{abs(value.numerator)}{fraction}"
+    if abs(value) <= LARGEST:
+        return "a fraction"
+    return f"a number above {LARGEST}" if value > 0 else f"a number below - {LARGEST}"

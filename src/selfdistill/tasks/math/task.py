@@ -1,0 +1,159 @@
+r"""Mathematics from rows of data: a question, a final answer, perhaps a worked solution.
+
+Any schema is read by naming its columns (a column, a dotted path or a ``$`` template, see ``tasks/data.py``); the files
+in ``tasks/presets/`` name those of GSM8K, MATH, AIME, AMC, DAPO and OpenThoughts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Unpack
+
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.tasks.data import Row
+from selfdistill.tasks.math.answers import (
+    AnswerChecker,
+    after_thinking,
+    boxed_answer,
+    canonical,
+    marked_answer,
+    stated_answer,
+)
+from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
+from selfdistill.types import Example, Message, Verdict
+
+SUFFIX = "\nReason step by step and put the final answer in \\boxed{}."
+
+_LONGEST_ANSWER = 300
+
+
+class MathTask(RowTask):
+    r"""Problems with a final answer, verified by symbolic equality.
+
+    Args:
+        path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
+        prompt: source of the question.
+        answer: source of the final answer: the last ``\boxed{…}`` or ``#### …`` line of its text, else all of it.
+            None for rows without answers: nothing is judged (``judges`` is False), and a reward function must.
+        solution: source of a worked solution, shown in hindsight as ``$solution``.
+        fields: further fields for context templates, name → source.
+        system: system message, a ``$`` template over the row's columns (``"$system"`` is the column of that name).
+        suffix: added to every question.
+        answer_pattern: regular expression that finds the answer in its source instead (group 1 of the last match).
+        solution_remove: regular expression of what solutions are shown without, e.g. ``<<[^>]*>>`` for GSM8K's sums.
+        boxed_only: whether a completion must box its answer; else ``#### 72`` and "the answer is 72" count as well.
+        tell_wrong: whether feedback names a wrong answer; else a wrong answer has no feedback.
+        timeout: seconds for one symbolic check.
+
+    Raises:
+        DataError: a file or a row that cannot be used, with its line number.
+        ConfigError: a malformed pattern.
+    """
+
+    name = "math"
+
+    def __init__(
+        self,
+        path: Source,
+        *,
+        prompt: str = "question",
+        answer: str | None = "answer",
+        solution: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        system: str | None = None,
+        suffix: str = SUFFIX,
+        answer_pattern: str | None = None,
+        solution_remove: str | None = None,
+        boxed_only: bool = False,
+        tell_wrong: bool = False,
+        timeout: float = 5.0,
+        **options: Unpack[RowOptions],
+    ) -> None:
+        named = {"prompt": prompt, "answer": answer, "solution": solution}
+        self._mapping = {**{name: source for name, source in named.items() if source is not None}, **(fields or {})}
+        self.judges = answer is not None
+        self._system = system
+        self._suffix = suffix
+        self._answer_pattern = None if answer_pattern is None else _compile("answer_pattern", answer_pattern)
+        self._solution_remove = None if solution_remove is None else _compile("solution_remove", solution_remove)
+        self._boxed_only = boxed_only
+        self._tell_wrong = tell_wrong
+        self._checker = AnswerChecker(timeout=timeout)
+        super().__init__(path, **options)
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        r"""Reward 1 for an answer equal to the row's, else 0.
+
+        The answer is the last ``\boxed{…}`` behind the thinking, else what a ``####`` line or "the answer is" states.
+        Of a completion that the token limit cut, only a closed box is believed: "the answer is 1" may have meant 12.
+        """
+        given = self._find(text, finished=finished)
+        if not self.judges:
+            return Verdict(reward=None, answer=None if given is None else canonical(given))
+        if given is None:
+            missing = "no answer in \\boxed{} was found" if finished else "the completion was cut off before an answer"
+            return Verdict(reward=0.0, feedback=missing, details={"no_answer": 1.0})
+        found = self._checker.compare(example.fields["answer"], given)
+        if found.unchecked:
+            seconds = f"{self._checker.timeout:g}"
+            feedback = f"the final answer {given[:100]} could not be checked within {seconds} s"
+            return Verdict(reward=0.0, answer=found.canonical, feedback=feedback, details={"unchecked": 1.0})
+        if found.equal:
+            return Verdict(reward=1.0, answer=found.canonical)
+        return Verdict(
+            reward=0.0,
+            answer=found.canonical,
+            feedback=f"the final answer {given[:100]} is wrong" if self._tell_wrong else None,
+        )
+
+    def reference(self, example: Example) -> str:
+        r"""The answer in ``\boxed{}``."""
+        return f"\\boxed{{{example.fields['answer']}}}"
+
+    def close(self) -> None:
+        """End the checker's process; it also ends with this object."""
+        self._checker.close()
+
+    def _find(self, text: str, *, finished: bool) -> str | None:
+        said = after_thinking(text)
+        boxed = boxed_answer(said)
+        if boxed is not None or self._boxed_only or not finished:
+            return boxed
+        stated = stated_answer(said)
+        return None if stated is None or len(stated) > _LONGEST_ANSWER else stated
+
+    def example_of(self, row: Row) -> tuple[str, Example]:
+        """The row's question, and the example that asks it with the suffix."""
+        question, fields = question_and_fields(row, self._mapping)
+        if self.judges:
+            fields["answer"] = self._gold(row, fields.get("answer", ""))
+        if self._solution_remove is not None and "solution" in fields:
+            fields["solution"] = self._solution_remove.sub("", fields["solution"])
+        prompt = (*system_messages(row, self._system), Message("user", question + self._suffix))
+        return question, Example(example_id(row), prompt, fields, row.values)
+
+    def _gold(self, row: Row, text: str) -> str:
+        if self._answer_pattern is not None:
+            matches = list(self._answer_pattern.finditer(text))
+            if not matches:
+                raise DataError(f"{row.place}: no answer matches {self._answer_pattern.pattern!r}")
+            gold = (matches[-1].group(1) if self._answer_pattern.groups else matches[-1].group()) or ""
+        else:
+            gold = boxed_answer(text) or marked_answer(text) or text
+        gold = gold.strip()
+        if not canonical(gold):
+            raise DataError(f"{row.place}: the answer is empty")
+        if len(gold) > _LONGEST_ANSWER or "\n" in gold:
+            marks = "no \\boxed{} and no '####' line"
+            raise DataError(
+                f"{row.place}: the answer is a long text with {marks}; give an answer_pattern that finds it"
+            )
+        return gold
+
+
+def _compile(name: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, re.MULTILINE)
+    except re.error as error:
+        raise ConfigError(f"{name} {pattern!r} is not a regular expression: {error}") from error

@@ -1,0 +1,1 @@
+"""Toolbox: an embedded world of tool calls."""

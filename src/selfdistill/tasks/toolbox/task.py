@@ -1,0 +1,211 @@
+"""Toolbox, the embedded world in which hindsight transfers: short requests become calls of a small API.
+
+The API has conventions that no request tells and that are the same for all problems of a task, so that what a solution
+or a complaint shows on one problem holds for the next. A stable hash of the request decides a problem's split, whatever
+the seed and the conventions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from selfdistill.contexts.thinking import after_thinking
+from selfdistill.errors import ConfigError
+from selfdistill.tasks.toolbox.calls import (
+    LARGEST,
+    MONTHS,
+    PERSONS,
+    PLACES,
+    TOOLS,
+    Call,
+    Conventions,
+    MalformedCall,
+    complain,
+    conventions_of,
+    parse,
+)
+from selfdistill.types import Example, Message, Verdict
+
+PROMPT = "request : {request} . answer with one call ."
+SPLITS = ("train", "validation", "test")
+
+HELD_OUT_CONVENTIONS = range(1000, 2000)
+"""Seeds of conventions for final results alone: nothing is chosen by what happens under them. Tune below 1000."""
+
+NO_CALL = "there was no call"
+TRUNCATED = "the attempt was cut before the end"
+
+SPOKEN = {
+    "length": "unit",
+    "temperature": "unit",
+    "time": "unit",
+    "place_word": "place word",
+    "person_word": "person word",
+    "order": "order",
+    "date": "date",
+    "verb": "verb",
+    "confirm": "confirmation",
+}
+"""What a dimension is called in thoughts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A topic, the values that the request gives, and the request's wording."""
+
+    topic: str
+    values: Mapping[str, str]
+    request: str
+
+    @property
+    def key(self) -> str:
+        """What makes a problem this one, its wording aside."""
+        return ".".join((self.topic, *(self.values[slot] for slot in TOOLS[self.topic].slots)))
+
+    @property
+    def split(self) -> str:
+        """``"train"`` (60 %), ``"validation"`` or ``"test"`` (20 % each), from a hash that never changes."""
+        share = int.from_bytes(hashlib.sha256(f"toolbox {self.key}".encode()).digest()[:8], "big") % 10
+        return "test" if share < 2 else "validation" if share < 4 else "train"
+
+    @property
+    def question(self) -> str:
+        """The prompt."""
+        return PROMPT.format(request=self.request)
+
+    def call(self, conventions: Conventions) -> str:
+        """The right call."""
+        return TOOLS[self.topic].expected(self.values, conventions)
+
+
+def draw_problem(rng: random.Random, topics: Sequence[str] = tuple(TOOLS)) -> Problem:
+    """A random problem of any split."""
+    topic = rng.choice(topics)
+    tool = TOOLS[topic]
+    number = str(rng.randint(2, LARGEST))
+    choices = {
+        "item": tool.items,
+        "number": (number,),
+        "day": tuple(map(str, range(1, 29))),
+        "month": MONTHS,
+        "place": PLACES,
+        "person": PERSONS,
+    }
+    values = {slot: rng.choice(choices[slot]) for slot in tool.slots}
+    return Problem(topic, values, string.Template(rng.choice(tool.requests)).substitute(values))
+
+
+class ToolboxTask:
+    """Seeded requests, the exact verifier of calls and its feedback.
+
+    Args:
+        conventions: the seed of the conventions that hold for every split; see :data:`HELD_OUT_CONVENTIONS`.
+        seed: decides which requests are drawn, and their order.
+        train, validation, test: examples in each split.
+    """
+
+    name = "toolbox"
+    contexts = "toolbox"
+    judges = True
+
+    def __init__(
+        self, *, conventions: int = 0, seed: int = 0, train: int = 1024, validation: int = 256, test: int = 256
+    ) -> None:
+        self.conventions = conventions_of(conventions)
+        self.seed = seed
+        self.sizes = dict(zip(SPLITS, (train, validation, test), strict=True))
+        for split, size in self.sizes.items():
+            if size < 1:
+                raise ConfigError(f"toolbox needs at least one {split} example, not {size}")
+        self._examples: dict[str, tuple[Example, ...]] = {}
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """Examples of ``"train"``, ``"validation"`` or ``"test"``, always the same in the same order."""
+        if split not in self.sizes:
+            raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        if split not in self._examples:
+            self._examples[split] = tuple(self._draw(split))
+        return self._examples[split]
+
+    def _draw(self, split: str) -> Iterator[Example]:
+        rng = random.Random(f"toolbox {split} {self.seed}")
+        topics: list[str] = []
+        seen: set[str] = set()
+        misses = 0
+        while len(seen) < self.sizes[split] and misses < _PATIENCE:
+            # All topics in turn, in a new order each round: as even as the size allows.
+            topics = topics or rng.sample(list(TOOLS), len(TOOLS))
+            problem = draw_problem(rng, topics[-1:])
+            if problem.split != split or problem.key in seen:
+                misses += 1
+                continue
+            topics.pop()
+            misses = 0
+            seen.add(problem.key)
+            yield self._example(problem)
+
+    def _example(self, problem: Problem) -> Example:
+        call = problem.call(self.conventions)
+        return Example(
+            id=f"toolbox-{problem.key}",
+            prompt=(Message("user", problem.question),),
+            # ``response`` is the reference in the base model's own words, which sft learns from.
+            fields={"solution": call, "response": response(problem, call)},
+            columns={"topic": problem.topic, "values": dict(problem.values)},
+        )
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        """Judge the last call after the thinking: 1 if it is wholly right, else 0."""
+        if not finished:
+            return Verdict(0.0, feedback=TRUNCATED)
+        said = final_call(text)
+        if said is None:
+            return Verdict(0.0, feedback=NO_CALL)
+        try:
+            call: Call = parse(said)
+        except MalformedCall as error:
+            return Verdict(0.0, feedback=f"the call is malformed : {error}")
+        complaint = complain(call, example.columns["topic"], example.columns["values"], self.conventions)
+        return Verdict(0.0 if complaint else 1.0, answer=call.normal_form, feedback=complaint)
+
+
+# So many draws in a row without a new problem of the split: there are hardly any left.
+_PATIENCE = 1000
+
+_CALL = re.compile(r"\bcall\b\s*:?")
+
+
+def final_call(text: str) -> str | None:
+    """What stands after the last ``call`` outside the thinking, up to the closing words; None if nothing does."""
+    said = after_thinking(text).lower()
+    calls = list(_CALL.finditer(said))
+    if not calls:
+        return None
+    call = re.sub(r"(\s*\.)?(\s*\bdone)?(\s*\.)?\s*$", "", said[calls[-1].end() :])
+    return call.strip() or None
+
+
+def opening(problem: Problem) -> str:
+    """How thoughts begin: what the request is about, and its values."""
+    noted = " and ".join(problem.values[slot] for slot in TOOLS[problem.topic].slots)
+    return f"this is about {problem.topic} with {noted} ."
+
+
+def certain(dimension: str) -> str:
+    """What is thought of a dimension whose convention is known."""
+    return f"the {SPOKEN[dimension]} is clear ."
+
+
+def conclusion(call: str) -> str:
+    """The end of the thoughts and the call."""
+    return f"so now the call . </think> call : {call} . done"
+
+
+def response(problem: Problem, call: str) -> str:
+    """A whole completion of somebody who knows the conventions."""
+    return " ".join([opening(problem), *map(certain, TOOLS[problem.topic].dimensions), conclusion(call)])

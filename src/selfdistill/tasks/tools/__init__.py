@@ -1,0 +1,1 @@
+"""Calls of tools with known answers."""

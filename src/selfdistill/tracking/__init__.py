@@ -1,0 +1,1 @@
+"""Metrics to other programs, alarms, progress."""

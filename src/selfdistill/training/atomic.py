@@ -1,0 +1,128 @@
+"""Folders that are written whole or not at all, and recognised when torn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selfdistill.distributed.world import ALONE, World
+from selfdistill.errors import CheckpointError, UserError
+from selfdistill.files import sync, write_json
+
+MANIFEST = "manifest.json"
+ROOM = 1 << 20
+"""Bytes: with fewer left, a disk is full. A write that fails takes what there was."""
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """Say so in a sentence where what failed inside failed for want of room, which each library words in its own way.
+
+    Raises:
+        CheckpointError: nothing can be written to the folder's disk any more.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or shutil.disk_usage(folder).free >= ROOM:
+            raise
+        raise CheckpointError(
+            f"no room is left on the disk of {folder}: make some, and continue the run with --resume"
+        ) from error
+
+
+def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = ALONE) -> None:
+    """Let ``fill`` write into a folder aside, list its files with their hashes, and rename it to ``target``.
+
+    An older folder of that name is replaced; a crash at any moment leaves either it or the new one recognisable. Every
+    rank of ``world`` must call, on a disk that all share: each fills, and hashes some of the files.
+    """
+    aside, old = target.with_name(target.name + ".tmp"), target.with_name(target.name + ".old")
+    if world.first:
+        for leftover in (aside, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        aside.mkdir(parents=True)
+    world.barrier()
+    fill(aside)
+    world.barrier()
+    files = world.from_first(lambda: sorted(path for path in aside.rglob("*") if path.is_file()))
+    mine = [files[i] for i in world.share(len(files))]
+    parts = world.gather({str(path.relative_to(aside)): _digest(path) for path in mine})
+    if world.first:
+        write_json(aside / MANIFEST, dict(sorted(pair for part in parts for pair in part.items())))
+    for path in mine:
+        sync(path)
+    world.barrier()
+    if world.first:
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+        sync(target.parent)
+        if old.exists():
+            shutil.rmtree(old)
+    world.barrier()
+
+
+def repair(target: Path) -> None:
+    """Bring back the older folder when a crash fell between the two renames of :func:`write_folder`."""
+    old = target.with_name(target.name + ".old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+def torn(folder: Path) -> str | None:
+    """Why a folder is not what :func:`write_folder` wrote, or None when it is whole."""
+    try:
+        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "its manifest is missing or unreadable"
+    for name, digest in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _digest(path) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lives."""
+    return folder / f"step-{step:06d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints by step, oldest first, torn ones included."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix == "")
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and one sentence for every newer one that is not.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is whole.
+    """
+    remarks: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        reason = torn(path)
+        if reason is None:
+            return path, remarks
+        remarks.append(f"checkpoint {path.name} is torn ({reason}); using the one before it")
+    if remarks:
+        raise CheckpointError(f"no whole checkpoint in {folder}: {'; '.join(remarks)}")
+    return None, remarks
+
+
+def prune(folder: Path, keep: int, *, last: Path) -> None:
+    """Remove all but the newest ``keep`` checkpoints up to ``last``; later ones can only be torn and count for none."""
+    for path in [path for path in checkpoints(folder) if path.name <= last.name][:-keep]:
+        shutil.rmtree(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,393 @@
+"""From a configuration to the parts of a run.
+
+Everything that can be refused is refused here, before a file is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfdistill.config.run import LimitsConfig, ModelConfig, OptimiserConfig, ParallelConfig, RunConfig
+from selfdistill.config.sampler import EngineConfig
+from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates
+from selfdistill.distributed.fsdp import Parallel
+from selfdistill.distributed.world import World
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.methods import Method, build_method
+from selfdistill.models.compile import check_compiler
+from selfdistill.models.policy import Lora, Policy, fingerprint, load_external, load_policy, parse_dtype
+from selfdistill.models.teachers import Teachers
+from selfdistill.sampling.build import build_engine
+from selfdistill.sampling.collecting import Collector, check_sources
+from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.memory import Rows, to_stderr
+from selfdistill.sampling.prefetch import Drawer
+from selfdistill.sampling.rollouts import fitting, fitting_solutions
+from selfdistill.tasks.build import build_task, remarks_on
+from selfdistill.training.trainer import Limits, Trainer
+from selfdistill.types import Example, External, Message, Sampler, Skipped, Task
+
+DTYPES = ("param_dtype", "reduce_dtype")
+
+
+@dataclass(slots=True)
+class Parts:
+    """All that the loop needs, ready to run."""
+
+    config: RunConfig
+    task: Task
+    method: Method
+    templates: Mapping[str, Template]
+    policy: Policy
+    chat: Chat
+    teachers: Teachers
+    trainer: Trainer
+    collector: Collector
+    sampler: Sampler
+    evaluator: HFSampler
+    drawer: Drawer
+    examples: list[Example]
+    held_out: list[Example]
+    unfit: Counter[str]
+    remarks: list[str]
+    origin: str
+
+
+def assemble(
+    config: RunConfig,
+    *,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+    task: Task | None = None,
+) -> Parts:
+    """Build every part of a run.
+
+    ``folder`` is the run's own, for weights on their way to an engine; without one no engine is used. ``say`` hears of
+    servers that fail. ``task`` is used instead of the one that ``config.task`` describes.
+
+    Raises:
+        UserError: one sentence for the first thing that cannot be right.
+    """
+    method = method_of(config)
+    config = resolve(config, method)
+    task = task or build_task(config.task, seed=config.seed, reward=config.reward)
+    check_rewards(method, task, str(config.method["name"]))
+    if config.reward:
+        # A function that answers nonsense does so now, before anything is written.
+        first = task.examples("train")[0]
+        task.verify(first, first.fields.get("solution", ""), finished=True)
+    templates = load_templates(config.contexts or task.contexts)
+    example = task.examples("train")[0]
+    check_sources(method, templates, example, name=str(config.method["name"]))
+    check_contexts(method, templates, example, prompts=config.sampling.prompts)
+    world, parallel, device = World.current(), build_parallel(config.parallel), parse_device(config.model.device)
+    parallel.check(world.size)
+    if config.model.compile:
+        check_compiler(device)
+    # Weights that are sharded never meet whole on a device that may not hold them.
+    loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
+    policy, chat = build_policy(loaded_on, seed=config.seed)
+    teachers, origin = build_teachers(loaded_on, method, policy, chat, place=lambda p: p.place(parallel, device))
+    policy.place(parallel, device)
+    examples, held_out, unfit = choose_examples(config, task, method, chat)
+    trainer = build_trainer(config, policy, teachers, method, templates, chat)
+    collector, evaluator = build_samplers(config, task, method, templates, policy, chat, teachers, say)
+    return Parts(
+        config=config,
+        task=task,
+        method=method,
+        templates=templates,
+        policy=policy,
+        chat=chat,
+        teachers=teachers,
+        trainer=trainer,
+        collector=collector,
+        sampler=collector.sampler,
+        evaluator=evaluator,
+        drawer=build_drawer(config, collector, policy, folder, say),
+        examples=examples,
+        held_out=held_out,
+        unfit=unfit,
+        remarks=remarks_on(task),
+        origin=origin,
+    )
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method with its knobs."""
+    knobs = {key: value for key, value in config.method.items() if key != "name"}
+    return build_method(str(config.method["name"]), knobs)
+
+
+def resolve(config: RunConfig, method: Method) -> RunConfig:
+    """Fill what the config leaves to the method, so that ``config.json`` says what was really used."""
+    advice = method.recommended
+    rate = advice.lora_learning_rate if config.model.lora else advice.learning_rate
+    sampling = {
+        "completions": advice.completions,
+        "max_tokens": advice.max_tokens,
+        "temperature": advice.temperature,
+        "top_p": advice.top_p,
+        "top_k": advice.top_k,
+    }
+    given = {k: v for k, v in config.sampling.model_dump().items() if v is not None}
+    return config.model_copy(
+        update={
+            "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
+            "sampling": config.sampling.model_copy(update={**sampling, **given}),
+            "limits": _limits(config.limits, config.model.device),
+            "optimiser": config.optimiser.model_copy(update={"learning_rate": config.optimiser.learning_rate or rate}),
+        }
+    )
+
+
+def _limits(limits: LimitsConfig, device: str) -> LimitsConfig:
+    """On a CPU small micro-batches of similar lengths pad little and stay in the cache (docs/log.md).
+
+    Elsewhere a larger block of logits makes up for adding to a head gradient that lies in slow memory.
+    """
+    tokens, elements = (4096, 1 << 26) if device == "cpu" else (16384, 1 << 28)
+    return limits.model_copy(update={"tokens": limits.tokens or tokens, "elements": limits.elements or elements})
+
+
+def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
+    """The student with its chat template; ``seed`` draws a new adapter's weights."""
+    lora = config.lora
+    policy, chat = load_policy(
+        config.path,
+        dtype=parse_dtype(config.dtype),
+        device=parse_device(config.device),
+        lora=Lora(lora.rank, lora.alpha, lora.target_modules) if lora else None,
+        seed=seed,
+    )
+    policy.compiled = config.compile
+    return policy, chat
+
+
+def build_trainer(
+    config: RunConfig, policy: Policy, teachers: Teachers, method: Method, templates: Mapping[str, Template], chat: Chat
+) -> Trainer:
+    """What makes the steps; its optimiser holds the weights as they are now placed."""
+    return Trainer(
+        policy,
+        teachers,
+        method,
+        templates,
+        chat,
+        build_optimiser(policy, config.optimiser),
+        learning_rate=schedule(config.optimiser, config.steps),
+        clip_norm=config.optimiser.clip_norm,
+        limits=Limits(_known(config.limits.tokens), _known(config.limits.elements)),
+        thinking=config.sampling.thinking,
+        world=World.current(),
+        seed=config.seed,
+        updates=config.optimiser.updates,
+        importance_cap=config.sampler.importance_cap if isinstance(config.sampler, EngineConfig) else None,
+    )
+
+
+def build_samplers(
+    config: RunConfig,
+    task: Task,
+    method: Method,
+    templates: Mapping[str, Template],
+    policy: Policy,
+    chat: Chat,
+    teachers: Teachers,
+    say: Callable[[str], None],
+) -> tuple[Collector, HFSampler]:
+    """What draws the completions to learn from, and what draws those to evaluate."""
+    sampling = config.sampling
+    # The first rank's voice is the run's; what happens to another one's memory is said too.
+    rows = Rows(sampling.max_rows, say if World.current().first else to_stderr)
+    decoding = Decoding(_known(sampling.temperature), _known(sampling.top_p), _known(sampling.top_k))
+    sampler, evaluator = (
+        HFSampler(policy, stop_ids=chat.stop_ids, decoding=how, max_rows=rows)
+        for how in (decoding, Decoding(config.evaluation.temperature))
+    )
+    collector = Collector(
+        task=task,
+        method=method,
+        templates=templates,
+        chat=chat,
+        sampler=sampler,
+        teachers=teachers,
+        decoding=decoding,
+        completions=_known(sampling.completions),
+        max_tokens=_known(sampling.max_tokens),
+        max_rows=rows,
+        thinking=sampling.thinking,
+        world=World.current(),
+    )
+    return collector, evaluator
+
+
+def build_parallel(config: ParallelConfig) -> Parallel:
+    """How the ranks share the model."""
+    types = {key: parse_dtype(value) for key in DTYPES if (value := getattr(config, key)) is not None}
+    return Parallel(
+        kind=config.kind,
+        shards=config.shards,
+        activation_checkpointing=config.activation_checkpointing,
+        cpu_offload=config.cpu_offload,
+        **types,
+    )
+
+
+def build_drawer(
+    config: RunConfig, collector: Collector, policy: Policy, folder: Path | None, say: Callable[[str], None]
+) -> Drawer:
+    """What a run takes its completions from: the learner itself, or the engine that the config names."""
+    sampler = config.sampler
+    if folder is None or not isinstance(sampler, EngineConfig):
+        return Drawer(collector, policy, None, seed=config.seed)
+    engine = build_engine(
+        sampler,
+        policy,
+        collector.chat,
+        collector.decoding,
+        model=config.model.path,
+        dtype=config.model.dtype,
+        folder=folder / "weights",
+        say=say,
+        ranks=collector.world.size,
+    )
+    return Drawer(
+        collector, policy, engine, seed=config.seed, overlap=sampler.overlap, max_staleness=sampler.max_staleness
+    )
+
+
+def build_teachers(
+    config: ModelConfig, method: Method, policy: Policy, chat: Chat, *, place: Callable[[Policy], None]
+) -> tuple[Teachers, str]:
+    """The teachers that a method needs, and a name for all weights that the run begins from.
+
+    ``place`` gives each its place among the ranks.
+
+    Raises:
+        ModelError: an external teacher does not fit the student.
+    """
+    needed = {role.weights for role in method.roles().values()}
+    external = {
+        kind: load_external(
+            kind.path, policy, chat, dtype=parse_dtype(config.dtype), device=parse_device(config.device)
+        )
+        for kind in needed
+        if isinstance(kind, External)
+    }
+    origin = "+".join(fingerprint(model) for model in (policy, *external.values()))
+    teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, place=place)
+    return teachers, origin
+
+
+def choose_examples(
+    config: RunConfig, task: Task, method: Method, chat: Chat
+) -> tuple[list[Example], list[Example], Counter[str]]:
+    """Examples to train on and held-out ones, as far as they fit the window, and the others by reason.
+
+    Raises:
+        DataError: none fits, or a method that learns from solutions finds none.
+    """
+    max_tokens, thinking = _known(config.sampling.max_tokens), config.sampling.thinking
+    train, held_out = task.examples("train"), task.examples(config.evaluation.split)[: config.evaluation.problems]
+    if method.on_policy:
+        kept, unfit = fitting(train, chat, max_tokens=max_tokens, thinking=thinking)
+    else:
+        kept, unfit = fitting_solutions(train, chat, thinking=thinking)
+    kept_held_out, unfit_held_out = fitting(held_out, chat, max_tokens=max_tokens, thinking=thinking)
+    return kept, kept_held_out, unfit + unfit_held_out
+
+
+def check_rewards(method: Method, task: Task, name: str) -> None:
+    """Refuse a method that needs rewards on a task that gives none.
+
+    Raises:
+        ConfigError: with the two ways out.
+    """
+    if method.needs_rewards() and not task.judges:
+        raise ConfigError(
+            f"method {name!r} needs rewards, but the task has no verifier: "
+            'name the answer column (task.answer) or a reward function (reward = "module:function")'
+        )
+
+
+def check_contexts(method: Method, templates: Mapping[str, Template], example: Example, *, prompts: int) -> None:
+    """Refuse a context that the file lacks, or that can never be rendered: the data has no such field, or a step has
+    too few questions to contrast.
+
+    Raises:
+        ConfigError, DataError: which context, and what it needs.
+    """
+    grown = dict.fromkeys((name for name in HINDSIGHT if name != "other_question"), "")
+    for name, role in method.roles().items():
+        if role.context is None:
+            continue
+        known = dict(example.fields) if name in method.sources() else {**grown, **example.fields}
+        if name not in method.sources() and role.contrast < prompts - 1:
+            known["other_question"] = ""
+        shown = apply(templates, role.context, (Message("user", ""),), known)
+        if isinstance(shown, Skipped) and "other_question" in str(shown.reason):
+            raise ConfigError(
+                f"{shown.reason}: contrast {role.contrast + 1} needs {role.contrast + 2} questions a step, "
+                f"sampling.prompts is {prompts}"
+            )
+        if isinstance(shown, Skipped):
+            raise DataError(
+                f"{shown.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
+                'map a column to it, for example task.solution = "answer"'
+            )
+
+
+def build_optimiser(policy: Policy, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters."""
+    return torch.optim.AdamW(
+        policy.trainable(),
+        lr=_known(config.learning_rate),
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+    )
+
+
+def schedule(config: OptimiserConfig, steps: int) -> Callable[[int], float]:
+    """Learning rate as a function of the step (from 1), so that a resume needs no scheduler state."""
+    peak = float(_known(config.learning_rate))
+
+    def rate(step: int) -> float:
+        if step <= config.warmup:
+            return peak * step / config.warmup
+        done = (step - config.warmup - 1) / max(1, steps - config.warmup)
+        if config.schedule == "linear":
+            return peak * (1 - done)
+        if config.schedule == "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        return peak
+
+    return rate
+
+
+def parse_device(name: str) -> torch.device:
+    """A torch device that this machine has; where several processes share a machine, "cuda" is each one's own.
+
+    Raises:
+        ConfigError: unknown or absent.
+    """
+    try:
+        device = torch.device(f"cuda:{World.current().local_rank}" if name == "cuda" else name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _known(value: Any) -> Any:
+    if value is None:
+        raise ConfigError("internal: a setting was left open; resolve() must run first")
+    return value

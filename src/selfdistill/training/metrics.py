@@ -1,0 +1,96 @@
+"""A step in numbers, beside the loss: what was drawn, what was left out, whether u tells right from wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from re import Pattern
+from typing import Any
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.evaluation.evaluate import deliberation_pattern
+from selfdistill.training.trainer import StepResult
+from selfdistill.types import STUDENT, RolloutGroup, StepRecord
+
+
+def as_seen(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
+    """The record for a callback: with the seconds, and every single value of the step's line of metrics."""
+    values = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
+    return replace(record, values={**record.values, **values}, seconds=line["phase_seconds"])
+
+
+def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
+    """Mean reward, length, share cut and words of deliberation of what one source drew; None where nothing was."""
+    pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
+    rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
+    words = sum(len(_pattern().findall(rollout.text)) for rollout, _ in pairs)
+    return {
+        "reward": sum(rewards) / len(rewards) if rewards else None,
+        "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
+        "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
+        "deliberation": words / len(pairs) if pairs else None,
+    }
+
+
+def taught(groups: Sequence[RolloutGroup], result: StepResult, *, needs_rewards: bool) -> dict[str, float | None]:
+    """Share of completions left out of the loss, and of groups that teach nothing.
+
+    A group teaches when one of its completions has an advantage or is scored by a teacher, or when the method
+    ``needs_rewards`` for nothing and the completion itself is the lesson.
+    """
+    drawn_in_all = sum(len(group.rollouts) for group in groups)
+    teaching = {view.group for view in result.views if view.advantage or len(view.prompts) > 1 or not needs_rewards}
+    return {
+        "left_out": 1 - len(result.views) / drawn_in_all if drawn_in_all else None,
+        "no_signal": 1 - len(teaching) / len(groups) if groups else None,
+    }
+
+
+def separation(result: StepResult) -> dict[str, float | None]:
+    """Mean u a token of the student's correct and of its wrong completions; empty where no teacher was scored."""
+    student, teacher = result.scores.get(STUDENT), result.scores.get("teacher")
+    if student is None or teacher is None:
+        return {}
+    totals = {"u_correct": [0.0, 0.0], "u_wrong": [0.0, 0.0]}
+    for view, mine, theirs in zip(result.views, student, teacher, strict=True):
+        if mine is None or theirs is None or view.reward is None or view.source != STUDENT:
+            continue
+        total = totals["u_correct" if view.reward >= 1 else "u_wrong"]
+        total[0] += float((theirs.target_N - mine.target_N).double().sum())
+        total[1] += len(view.completion_ids)
+    return {name: total / tokens if tokens else None for name, (total, tokens) in totals.items()}
+
+
+def described(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat) -> Iterator[dict[str, Any]]:
+    """Every completion of the step as it goes into ``rollouts.jsonl``."""
+    place = {(view.group, view.index): n for n, view in enumerate(result.views)}
+    student, teacher = result.scores.get(STUDENT), result.scores.get("teacher")
+    for g, group in enumerate(groups):
+        for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+            line: dict[str, Any] = {
+                "step": result.record.step,
+                "example": group.example.id,
+                "index": i,
+                "source": rollout.source,
+                "prompt": group.example.prompt[-1].content,
+                "text": rollout.text,
+                "ids": rollout.completion_ids,
+                "tokens": chat.tokens(rollout.completion_ids),
+                "logprobs": [round(number, 6) for number in rollout.logprobs],
+                "finished": rollout.finished,
+                "policy_version": rollout.policy_version,
+                "reward": verdict.reward,
+                "feedback": verdict.feedback,
+            }
+            n = place.get((g, i))
+            mine = student[n] if student and n is not None else None
+            theirs = teacher[n] if teacher and n is not None else None
+            if mine is not None and theirs is not None:
+                line["u"] = [round(u, 5) for u in (theirs.target_N - mine.target_N).tolist()]
+            yield line
+
+
+@cache
+def _pattern() -> Pattern[str]:
+    return deliberation_pattern()

@@ -1,0 +1,115 @@
+"""A run's folder, or a model, that is looked at and not trained: its config, its weights, its export."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdistill.config.run import RunConfig, apply_overrides, parse_config
+from selfdistill.contexts.chat import Chat
+from selfdistill.errors import CheckpointError, ConfigError, DataError
+from selfdistill.models.policy import DTYPES, Policy, save_policy
+from selfdistill.report.files import read_object
+from selfdistill.training import atomic as checkpoint
+from selfdistill.training.build import build_policy
+from selfdistill.training.checkpoint import load_trained
+
+
+def load_model(
+    model: str, config: RunConfig, loaded: tuple[Policy, Chat] | None = None
+) -> tuple[Policy, Chat, str, list[str]]:
+    """The model that is looked at, where its weights are, and remarks on them; ``loaded`` where it is in memory.
+
+    Raises:
+        UserError: it cannot be found or used.
+    """
+    if loaded is not None:
+        return (*loaded, loaded[1].name, [])
+    path, remarks = model_path(model)
+    policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
+    return policy, chat, path, remarks
+
+
+def model_path(model: str) -> tuple[str, list[str]]:
+    """Where the weights are: a run's newest whole checkpoint, a checkpoint's model folder, or the path itself."""
+    folder = Path(model)
+    if (folder / "checkpoints").is_dir():
+        newest, remarks = checkpoint.newest_whole(folder / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"{model} has no checkpoint yet")
+        if not (newest / "model").is_dir():
+            raise CheckpointError(
+                f"{newest} holds shards and no model directory: make one with selfdistill export {model} --out DIR"
+            )
+        return str(newest / "model"), remarks
+    return (str(folder / "model") if (folder / "model").is_dir() else model), []
+
+
+def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None) -> Path:
+    """Write a checkpoint's model, sharded or whole, as a directory that transformers reads; the checkpoint's path.
+
+    ``step`` names the checkpoint; None is the newest whole one. ``dtype`` is the weights' number type; None is the
+    run's ``model.dtype``, in which the model computes.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is torn, or ``out`` holds something.
+        ConfigError: no such number type.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r} is no number type: write one of {', '.join(DTYPES)}")
+    saved = run / "checkpoints"
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out} is not empty: choose another --out")
+    path = checkpoint.newest_whole(saved)[0] if step is None else checkpoint.checkpoint_path(saved, step)
+    kept = ", ".join(str(int(found.name.removeprefix("step-"))) for found in checkpoint.checkpoints(saved))
+    if not kept:
+        raise CheckpointError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
+    if path is None or not path.is_dir():
+        raise CheckpointError(f"{run} has no checkpoint of step {step}; it keeps: {kept}")
+    reason = checkpoint.torn(path)
+    if reason is not None:
+        raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
+    if (path / "model").is_dir() and dtype is None:
+        shutil.copytree(path / "model", out, dirs_exist_ok=True)
+        return path
+    config = RunConfig.model_validate(read_object(run / "config.json"))
+    wanted = {"device": "cpu", "dtype": dtype or config.model.dtype}
+    policy, chat = build_policy(config.model.model_copy(update=wanted), seed=config.seed)
+    load_trained(path, policy)
+    save_policy(policy, chat, out)
+    return path
+
+
+def config_for(
+    model: str,
+    task: str | Mapping[str, Any] | None,
+    overrides: Sequence[str] | Mapping[str, Any],
+    *,
+    command: str,
+) -> RunConfig:
+    """The config of a model that is looked at and not trained: its run's own task, the kind that is named, or a table.
+
+    Raises:
+        UserError: neither names a task, the run's config cannot be read, or an override cannot be.
+    """
+    for override in overrides:
+        if override.partition("=")[0].strip().partition(".")[0] == "method":
+            raise ConfigError(f"--set {override}: {command} trains nothing, so it has no method to set")
+    raw: dict[str, Any] = {"method": {"name": "grpo"}}
+    if task is None:
+        if not (Path(model) / "checkpoints").is_dir():
+            raise ConfigError(
+                f"{model} is no run folder, so it names no task: add --task, for example --task countdown"
+            )
+        run = read_object(Path(model) / "config.json")
+        if "task" not in run:
+            raise DataError(f"{model} is no run folder: its config.json is missing or names no task")
+        raw.update({key: run[key] for key in ("task", "reward", "contexts") if key in run})
+        sampling = run.get("sampling", {})
+        raw["sampling"] = {key: sampling[key] for key in ("max_tokens", "thinking", "max_rows") if key in sampling}
+    else:
+        raw["task"] = {"kind": task} if isinstance(task, str) else dict(task)
+    apply_overrides(raw, overrides)
+    return parse_config(raw, command)

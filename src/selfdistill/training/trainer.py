@@ -1,0 +1,398 @@
+"""One optimiser step: advantages, views, scores, loss, gradient, update."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.templates import Template
+from selfdistill.distributed.fsdp import clip
+from selfdistill.distributed.world import ALONE, World
+from selfdistill.errors import ConfigError, TrainingError, is_full, out_of_memory
+from selfdistill.methods.base import Method, Observation
+from selfdistill.models.head import ELEMENTS, Readout, SliceJob, SliceResult
+from selfdistill.models.policy import Policy
+from selfdistill.models.teachers import Teachers
+from selfdistill.scoring.batching import Turn, collate, concatenate, turns
+from selfdistill.scoring.score import readouts, score_roles, split, together
+from selfdistill.scoring.views import ViewSet, build_views
+from selfdistill.seeds import derive
+from selfdistill.training.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
+from selfdistill.training.movement import Movement
+from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, StepRecord, TokenLoss, TokenMetrics, View
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Memory bounds. They change how the work is cut, never its result.
+
+    ``tokens`` that one forward pass computes: padding included, a prompt that several completions share counted once;
+    ``elements`` logits at once, of all roles together.
+    """
+
+    tokens: int = 16384
+    elements: int = ELEMENTS
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step leaves: its record, and per-token scores by role for each view (None where not scored)."""
+
+    record: StepRecord
+    views: list[View]
+    scores: dict[str, list[Scores | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known before the loss: scores by role, numbers of the step, numbers of each view.
+
+    ``learner`` is the student's scores at the batch's first update; None while that is being made.
+    """
+
+    scores: Mapping[str, list[Scores | None]]
+    values: Mapping[str, float]
+    per_view: Mapping[str, Tensor]
+    learner: Sequence[Scores | None] | None = None
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a rank's micro-batches have come to: loss, weighted sums of metrics, scores by role and view."""
+
+    loss: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[int, Scores]] = field(default_factory=dict)
+
+    def add(self, chosen: Sequence[int], result: SliceResult, views: Sequence[View]) -> None:
+        """One more micro-batch, over the views of these indices."""
+        self.loss += float(result.loss.detach())
+        for name, value in result.metric_sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        for role, scores in result.scores.items():
+            self.scores.setdefault(role, {}).update(zip(chosen, split(scores, views), strict=True))
+
+    def alone(self) -> _Found:
+        """Fit to be sent to other ranks."""
+        scores = {role: {i: each.alone() for i, each in column.items()} for role, column in self.scores.items()}
+        return _Found(self.loss, self.sums, scores)
+
+
+class Clock:
+    """Seconds by phase, of a device that is waited for: a GPU has barely begun when its work has been handed over."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.device = device if device is not None and device.type != "cpu" else None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time inside to a phase.
+
+        Raises:
+            OutOfMemory: the phase asks for more memory than there is.
+        """
+        began = time.perf_counter()
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+            raise out_of_memory(error, name) from error
+        finally:
+            if self.device is not None:
+                torch.accelerator.synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+class Trainer:
+    """The student, its teachers, its optimiser, and what to do with a batch of groups."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        teachers: Teachers | None,
+        method: Method,
+        templates: Mapping[str, Template],
+        chat: Chat,
+        optimiser: torch.optim.Optimizer,
+        *,
+        learning_rate: Callable[[int], float] | float,
+        clip_norm: float = 1.0,
+        limits: Limits | None = None,
+        thinking: bool | None = None,
+        world: World | None = None,
+        seed: int = 0,
+        updates: int = 1,
+        importance_cap: float | None = None,
+    ) -> None:
+        """``updates`` optimiser steps are made on each batch; ``seed`` draws what contrasts show.
+
+        ``teachers`` None: those that the method asks for, copied from the student as it is now. ``importance_cap``
+        corrects for completions that another engine or older weights drew; None where the student itself does.
+        """
+        self.policy = policy
+        self.teachers = teachers or teachers_of(method, policy)
+        self.method = method
+        self.templates = templates
+        self.chat = chat
+        self.optimiser = optimiser
+        self.learning_rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
+        self.clip_norm = clip_norm
+        self.limits = limits or Limits()
+        self.thinking = thinking
+        self.world = world or World()
+        self.seed = seed
+        self.updates = updates
+        self.importance_cap = importance_cap
+        self.state = method.new_state()
+
+    def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock | None = None) -> StepResult:
+        """The student's updates on these groups, each followed by one of its teachers; the last one is reported.
+
+        Raises:
+            TrainingError: the loss or its gradient is not a number; that update has not been made then.
+        """
+        clock = clock or Clock(self.policy.device)
+        with clock.phase("views"):
+            prepared = self.views(groups, step=step)
+        rate = self.learning_rate(step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        first: Sequence[Scores | None] | None = None
+        for update in range(self.updates):
+            measured, scores = self._update(prepared.views, step, update, clock, first)
+            first = first or scores.get(STUDENT)
+        weight = measured.pop("weight")
+        record = StepRecord(
+            step=step,
+            sums=_sums(scores),
+            counts={"tokens": float(sum(len(v.completion_ids) for v in prepared.views)), "weight": weight},
+            values={
+                "loss": measured.pop("loss"),
+                "grad_norm": measured.pop("grad_norm"),
+                "learning_rate": rate,
+                "dropped": float(prepared.dropped),
+                **{f"skipped: {reason}": float(count) for reason, count in sorted(prepared.skipped.items())},
+                **measured,
+                **self._gaps(prepared.views, first or ()),
+            },
+        )
+        return StepResult(record, prepared.views, scores)
+
+    def _gaps(self, views: Sequence[View], learner: Sequence[Scores | None]) -> dict[str, float]:
+        """How far the learner was from the engine that drew; nothing where it drew itself."""
+        return {} if self.importance_cap is None else gaps(views, learner, cap=self.importance_cap)
+
+    def views(self, groups: Sequence[RolloutGroup], *, step: int) -> ViewSet:
+        """The views that a step over these groups would score."""
+        return build_views(
+            groups,
+            self.method,
+            self.templates,
+            self.chat,
+            self.method.advantages(_rewards(groups)),
+            thinking=self.thinking,
+            seed=derive(self.seed, "contrast", step),
+        )
+
+    def _update(
+        self, views: Sequence[View], step: int, update: int, clock: Clock, first: Sequence[Scores | None] | None
+    ) -> tuple[dict[str, float], dict[str, list[Scores | None]]]:
+        """One optimiser step: what was measured, and every role's scores."""
+        with clock.phase("teacher"):
+            beforehand = self._score_beforehand(views)
+            told = self.method.observe(self.state, Observation(beforehand, views, update))
+        values = {name: value for name, value in told.items() if not isinstance(value, Tensor)}
+        per_view = {name: value for name, value in told.items() if isinstance(value, Tensor)}
+        self.optimiser.zero_grad(set_to_none=True)
+        known = _Known(beforehand, values, per_view, first)
+        loss, scores, metrics, weight = self._backward(views, known, clock)
+        with clock.phase("update"):
+            norm = clip(self.policy.trainable(), self.clip_norm or math.inf)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingError(
+                    f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated"
+                )
+            moved = self._move()
+        scores.update(beforehand)
+        return {"loss": loss, "grad_norm": norm, "weight": weight, **moved, **values, **metrics}, scores
+
+    def _move(self) -> dict[str, float]:
+        """Update the student and then its average; the share of each that has changed of what should have."""
+        weights, world = self.policy.trainable(), self.world if self.policy.sharded else ALONE
+        student = Movement(weights)
+        self.optimiser.step()
+        self.policy.refresh()
+        found = {"moved": student.share(student.sample([weight.grad for weight in weights]), world)}
+        averages, students = self.teachers.averaged()
+        average = Movement(averages)
+        self.teachers.update()
+        gaps_to_close = [s - a for s, a in zip(average.sample(students), average.before, strict=True)]
+        found["average_moved"] = average.share(gaps_to_close, world)
+        return {name: share for name, share in found.items() if share is not None}
+
+    def _score_beforehand(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
+        roles = {STUDENT: Role(None), **self.method.roles()}
+        weights = {name: roles[name].weights for name in self.method.beforehand()}
+        scores = score_roles(
+            self.teachers,
+            views,
+            weights,
+            max_tokens=self.limits.tokens,
+            elements=self.limits.elements,
+            world=self.world,
+        )
+        self.teachers.release()
+        return scores
+
+    def _backward(
+        self,
+        views: Sequence[View],
+        known: _Known,
+        clock: Clock,
+    ) -> tuple[float, dict[str, list[Scores | None]], dict[str, float], float]:
+        """Gradient of the weighted mean over all views; loss, scores by role, weighted metrics, total weight.
+
+        Every rank takes its share of the views, and is told what the others found.
+        """
+        total_weight = math.fsum(weight for view in views for weight in view.weights)
+        found, packed = _Found(), self.teachers.pack
+        compared = {name: role.weights for name, role in self.method.roles().items() if name not in known.scores}
+        forwards = [[STUDENT], *together(compared, packed=packed)]
+        with clock.phase("views"):
+            mine = turns(views, max_tokens=self.limits.tokens, forwards=forwards, packed=packed, world=self.world)
+        for turn in mine:
+            picked = [views[i] for i in turn.chosen]
+            with clock.phase("student"):
+                batch = collate(picked, STUDENT, packed=packed)
+            with clock.phase("teacher"):
+                others = readouts(self.teachers, picked, compared, batch.target_N)
+            with clock.phase("student"):
+                job = self._job(picked, batch.target_N, others, turn, known, total_weight)
+                result = self.policy(batch, job)
+                result.loss.backward()
+                if turn.counts:
+                    found.add(turn.chosen, result, picked)
+        with clock.phase("update"):  # waiting for the slowest rank included
+            self.teachers.release()
+            if not self.policy.sharded:
+                self.world.add_gradients(self.policy.trainable())
+            loss, scores, metrics = _together(found, len(views), self.world)
+        return loss, scores, metrics, total_weight
+
+    def _job(
+        self,
+        picked: Sequence[View],
+        target_N: Tensor,
+        others: Mapping[str, Readout],
+        turn: Turn,
+        known: _Known,
+        total_weight: float,
+    ) -> SliceJob:
+        device, wide = self.policy.device, _wide(self.policy)
+        inputs = {
+            "advantage": concatenate([[view.advantage] * len(view.completion_ids) for view in picked], wide),
+            "old_logprob": concatenate([view.old_logprobs for view in picked], wide),
+        }
+        inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
+        for role, column in known.scores.items():
+            if role == STUDENT:  # the loss has its whole distribution, with gradient
+                continue
+            inputs[role] = _told(column, turn, picked, device, wide)
+        lengths = torch.tensor([len(view.completion_ids) for view in picked])
+        for name, number in known.per_view.items():
+            inputs[name] = number[turn.chosen].to(wide).repeat_interleave(lengths).to(device)
+        weight_N = concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0)
+        loss: TokenLoss = self.method.loss
+        metrics: TokenMetrics = self.method.metrics
+        if self.importance_cap is not None:
+            inputs[SAMPLER] = concatenate([drawn_logprobs(view) for view in picked], wide).to(device)
+            if known.learner is not None:
+                inputs[LEARNER] = _told(known.learner, turn, picked, device, wide)
+            loss, metrics = corrected(loss, cap=self.importance_cap), seen_by(metrics)
+        return SliceJob(
+            target_N=target_N.to(device),
+            weight_N=weight_N if turn.counts else torch.zeros_like(weight_N),
+            loss=loss,
+            metrics=metrics,
+            readouts=others,
+            inputs=inputs,
+            values=known.values,
+            elements=self.limits.elements,
+        )
+
+
+def teachers_of(method: Method, policy: Policy) -> Teachers:
+    """The teachers that a method asks for, beside a student that is not sharded.
+
+    Raises:
+        ConfigError: another model is among them, which has to be loaded first.
+    """
+    needed = {role.weights for role in method.roles().values()}
+    if any(isinstance(weights, External) for weights in needed):
+        raise ConfigError("a method with another model as its teacher is trained by train(…), which loads that model")
+    return Teachers(policy, needed=needed, rate=method.teacher_rate)
+
+
+def _together(mine: _Found, views: int, world: World) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
+    """Loss, scores by role for each view, and metrics of all ranks."""
+    parts = world.gather(mine.alone()) if world.size > 1 else [mine]
+    sums: dict[str, float] = {}
+    scores: dict[str, list[Scores | None]] = {}
+    for part in parts:
+        for name, value in part.sums.items():
+            sums[name] = sums.get(name, 0.0) + value
+        for role, column in part.scores.items():
+            everyones = scores.setdefault(role, [None] * views)
+            for i, each in column.items():
+                everyones[i] = each
+    return math.fsum(part.loss for part in parts), scores, sums
+
+
+def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
+    """Rewards [P, G] of the student's own completions; NaN where there is no verdict, or another drew it."""
+    rewards_PG = torch.full((len(groups), max((len(g.rollouts) for g in groups), default=0)), math.nan).double()
+    for p, group in enumerate(groups):
+        for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+            if verdict.reward is not None and rollout.source == STUDENT:
+                rewards_PG[p, i] = verdict.reward
+    return rewards_PG
+
+
+def _wide(policy: Policy) -> torch.dtype:
+    return torch.promote_types(next(policy.parameters()).dtype, torch.float32)
+
+
+def _told(
+    column: Sequence[Scores | None], turn: Turn, picked: Sequence[View], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """A role's log-probabilities [N] of the tokens of a turn's views, NaN where a view lacks its prompt."""
+    return torch.cat(
+        [
+            torch.full((len(view.completion_ids),), math.nan, dtype=dtype, device=device)
+            if scores is None
+            else scores.target_N.to(device, dtype)
+            for scores, view in zip([column[i] for i in turn.chosen], picked, strict=True)
+        ]
+    )
+
+
+def _sums(scores: Mapping[str, Sequence[Scores | None]]) -> dict[str, float]:
+    """Sums over tokens: entropy and number of tokens of each role, and u of each teacher."""
+    sums: dict[str, float] = {}
+    student = scores.get(STUDENT, [])
+    for role, column in scores.items():
+        present = [(mine, theirs) for mine, theirs in zip(student, column, strict=True) if mine and theirs]
+        sums[f"{role}_tokens"] = float(sum(len(theirs.target_N) for _, theirs in present))
+        sums[f"{role}_entropy"] = math.fsum(float(theirs.entropy_N.double().sum()) for _, theirs in present)
+        if role != STUDENT:
+            sums[f"{role}_u"] = math.fsum(float((t.target_N - s.target_N).double().sum()) for s, t in present)
+    return sums

@@ -1,0 +1,290 @@
+"""What a comparison says of run folders written by hand, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.comparison.analysis import MOST_POINTS, ArmRuns, analyse
+from selfdistill.errors import DataError
+from support.arms import PHASES, alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
+
+
+def of(result: dict[str, Any], name: str) -> dict[str, Any]:
+    """One arm of a comparison."""
+    [found] = [one for one in result["arms"] if one["name"] == name]
+    assert isinstance(found, dict)
+    return found
+
+
+def ends(value: dict[str, float]) -> tuple[float, float, float]:
+    return value["value"], value["low"], value["high"]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> dict[str, Any]:
+    """A baseline that rises, and an arm that rises, falls and partly recovers; two seeds, two problems, four samples.
+
+    Accuracies of the baseline: 1/4, 1/2, 3/4 and 1/4, 1/4, 1/2. Of the other arm: 1/4, 7/8, 1/2 and 1/4, 1/8, 3/8.
+    """
+    slow = {**PHASES, "teacher": 1.0, "evaluation": 9.0}
+    base = [
+        simple_run(tmp_path / "b0", (1, 1), (2, 2), (4, 2)),
+        simple_run(tmp_path / "b1", (1, 1), (1, 1), (3, 1)),
+    ]
+    other = [
+        simple_run(tmp_path / "o0", (1, 1), (4, 3), (4, 0), phases=slow, generated=50, teacher_entropy=0.5, gate=1.0),
+        simple_run(tmp_path / "o1", (1, 1), (1, 0), (2, 1), phases=slow, generated=50, teacher_entropy=0.5, gate=0.0),
+    ]
+    return analyse([arm("base", *base), arm("other", *other)], baseline="base")
+
+
+def test_final_best_and_worst_are_means_over_seeds(two: dict[str, Any]) -> None:
+    accuracy = of(two, "other")["accuracy"]
+    assert accuracy["before"]["value"] == 0.25
+    assert accuracy["final"]["value"] == (1 / 2 + 3 / 8) / 2
+    assert accuracy["best"]["value"] == (7 / 8 + 3 / 8) / 2
+    assert accuracy["best_steps"] == [2, 4]
+    # The first seed falls to 1/2 after its best; the second has nothing after it.
+    assert accuracy["worst_after_best"]["value"] == (1 / 2 + 3 / 8) / 2
+    assert accuracy["fall"]["value"] == (1 / 2 - 7 / 8) / 2
+    assert (accuracy["final"]["k"], accuracy["final"]["n"]) == (4, 4)
+    assert of(two, "base")["accuracy"]["fall"] == {"value": 0.0, "low": 0.0, "high": 0.0, "k": 4, "n": 4}
+
+
+def test_a_tie_for_the_best_goes_to_the_earlier_and_the_start_may_be_the_best(tmp_path: Path) -> None:
+    run = simple_run(tmp_path / "run", (3, 3), (2, 4), (1, 1), (2, 2))
+    accuracy = of(analyse([arm("a", run)], baseline="a"), "a")["accuracy"]
+    assert accuracy["best_steps"] == [0]
+    assert (accuracy["best"]["value"], accuracy["worst_after_best"]["value"]) == (0.75, 0.25)
+
+
+def test_differences_are_those_of_the_pairs(two: dict[str, Any]) -> None:
+    assert of(two, "base")["accuracy"]["against_baseline"] is None
+    accuracy = of(two, "other")["accuracy"]
+    # Problem by problem, finals differ by 0, −1/2 for one seed and −1/4, 0 for the other.
+    value, low, high = ends(accuracy["against_baseline"])
+    assert value == (-0.25 - 0.125) / 2
+    assert -0.5 <= low < value < high <= 0.0
+    assert accuracy["best_against_baseline"]["value"] == (1 / 8 - 1 / 8) / 2
+    assert accuracy["change"]["value"] == (1 / 4 + 1 / 8) / 2
+    assert two["interval"]["over"] == "seeds and problems"
+
+
+def test_arms_that_answer_alike_do_not_differ_at_all(tmp_path: Path) -> None:
+    hits = ((1, 3, 0), (2, 4, 1), (4, 0, 3))
+    arms = [arm(name, *(simple_run(tmp_path / f"{name}{s}", *hits) for s in range(3))) for name in ("a", "b")]
+    result = analyse(arms, baseline="a")
+    zero = (0.0, 0.0, 0.0)
+    for measure in ("accuracy", "deliberation", "length"):
+        assert ends(of(result, "b")[measure]["against_baseline"]) == zero
+    assert ends(of(result, "b")["accuracy"]["best_against_baseline"]) == zero
+    assert result["same_start"] is True
+
+
+def test_a_constant_lead_has_an_interval_without_width(tmp_path: Path) -> None:
+    base = [simple_run(tmp_path / f"b{s}", (1, 3, 0), (1, 3, 0)) for s in range(2)]
+    lead = [simple_run(tmp_path / f"l{s}", (1, 3, 0), (2, 4, 1)) for s in range(2)]
+    result = analyse([arm("base", *base), arm("lead", *lead)], baseline="base")
+    assert ends(of(result, "lead")["accuracy"]["against_baseline"]) == (0.25, 0.25, 0.25)
+    assert ends(of(result, "lead")["accuracy"]["change"]) == (0.25, 0.25, 0.25)
+    # The accuracies themselves do vary from problem to problem.
+    assert of(result, "lead")["accuracy"]["final"]["low"] < of(result, "lead")["accuracy"]["final"]["high"]
+
+
+def test_with_one_seed_problems_alone_are_drawn(tmp_path: Path) -> None:
+    base, other = simple_run(tmp_path / "a", (0, 0), (0, 0)), simple_run(tmp_path / "b", (0, 0), (4, 0))
+    result = analyse([arm("a", base), arm("b", other)], baseline="a")
+    assert result["interval"]["over"] == "problems"
+    # Two problems that differ by 1 and 0: a resample's mean is 0, 1/2 or 1, each with a chance above 2.5 %.
+    assert ends(of(result, "b")["accuracy"]["against_baseline"]) == (0.5, 0.0, 1.0)
+
+
+def test_a_problem_lost_for_a_problem_won_is_no_difference_of_no_width(tmp_path: Path) -> None:
+    base, other = simple_run(tmp_path / "a", (0, 4), (0, 4)), simple_run(tmp_path / "b", (0, 4), (4, 0))
+    found = of(analyse([arm("a", base), arm("b", other)], baseline="a"), "b")["accuracy"]
+    # The pairs differ by +1 and −1; sorted, both runs hold the same two accuracies.
+    for name in ("against_baseline", "change"):
+        assert ends(found[name]) == (0.0, -1.0, 1.0)
+
+
+def test_the_baseline_is_reached_at_an_evaluation_not_between_two(two: dict[str, Any]) -> None:
+    reach = of(two, "other")["reach"]
+    assert reach["targets"] == [0.75, 0.5]
+    assert reach["steps"] == [2, None]
+    assert (reach["reached"], reach["of"]) == (1, 2)
+    # Two steps of 50 tokens, and of 2 + 0.5 + 1 + 1 + 0.5 seconds: evaluation is not counted.
+    assert reach["mean"] == {"step": 2.0, "tokens": 100.0, "seconds": 10.0}
+    own = of(two, "base")["reach"]
+    assert (own["steps"], own["mean"]["step"]) == ([4, 4], 4.0)
+
+
+def test_nobody_reaches_what_nobody_reached(tmp_path: Path) -> None:
+    base, other = simple_run(tmp_path / "a", (1, 1), (4, 4)), simple_run(tmp_path / "b", (1, 1), (2, 2))
+    reach = of(analyse([arm("a", base), arm("b", other)], baseline="a"), "b")["reach"]
+    assert (reach["steps"], reach["reached"]) == ([None], 0)
+    assert reach["mean"] == {"step": None, "tokens": None, "seconds": None}
+
+
+def test_scoring_is_weighed_against_the_step_of_the_baseline(two: dict[str, Any]) -> None:
+    cost = of(two, "other")["cost"]
+    assert cost["seconds"] == {"generation": 2.0, "scoring": 1.0, "learning": 3.0, "step": 5.0}
+    # The baseline's step takes 4 seconds, 2 of them without sampling.
+    assert cost["against_baseline"] == {
+        "scoring_to_learning": 0.5,
+        "scoring_to_step": 0.25,
+        "learning": 1.5,
+        "step": 1.25,
+    }
+    assert (cost["tokens"], cost["total_seconds"]) == (200.0, 20.0)
+    assert of(two, "base")["cost"]["against_baseline"]["scoring_to_step"] == 0.0
+
+
+def test_entropies_gates_and_deliberation(tmp_path: Path) -> None:
+    lines = [metrics(step, student_entropy=step / 10, gate=float(step > 15)) for step in range(1, 21)]
+    rows = [evaluation(0, (1, 1), words=8, tokens=40), evaluation(20, (1, 1), words=2, tokens=60)]
+    one = of(analyse([arm("a", write_run(tmp_path / "a", rows, lines))], baseline="a"), "a")
+    # A tenth of 20 steps: (0.1 + 0.2) / 2 and (1.9 + 2) / 2.
+    assert one["entropy"] == {"student": {"first": 0.15, "last": 1.95}, "teacher": None}
+    assert one["gate"] == 0.25
+    assert (one["deliberation"]["before"]["value"], one["deliberation"]["final"]["value"]) == (2.0, 0.5)
+    assert ends(one["deliberation"]["change"]) == (-1.5, -1.5, -1.5)
+    assert ends(one["length"]["change"]) == (5.0, 5.0, 5.0)
+    assert one["truncated"] == {"before": 0.25, "final": 0.25}
+
+
+def test_curves_are_means_with_the_lowest_and_the_highest_seed(two: dict[str, Any]) -> None:
+    curves = of(two, "other")["curves"]
+    evaluations = curves["evaluations"]
+    assert (evaluations["step"], evaluations["tokens"], evaluations["seconds"]) == (
+        [0, 2, 4],
+        [0, 100, 200],
+        [0, 10, 20],
+    )
+    assert evaluations["accuracy"] == {
+        "mean": [0.25, 0.5, 0.4375],
+        "low": [0.25, 0.125, 0.375],
+        "high": [0.25, 0.875, 0.5],
+    }
+    training = curves["training"]
+    assert training["step"] == [1, 2, 3, 4]
+    assert training["gate"] == {"mean": [0.5] * 4, "low": [0.0] * 4, "high": [1.0] * 4}
+    assert "gate" not in of(two, "base")["curves"]["training"]
+    assert set(training) == {"step", "block", "reward", "length", "student_entropy", "teacher_entropy", "gate"}
+    assert two["interval"] == {"confidence": 0.95, "resamples": 10_000, "over": "seeds and problems"}
+
+
+def test_a_long_run_is_averaged_in_blocks(tmp_path: Path) -> None:
+    steps = 2 * MOST_POINTS + 1
+    lines = [metrics(step, reward=None if step == 1 else float(step)) for step in range(1, steps + 1)]
+    run = write_run(tmp_path / "a", [evaluation(0, (1,)), evaluation(steps, (1,))], lines)
+    training = of(analyse([arm("a", run)], baseline="a"), "a")["curves"]["training"]
+    assert training["block"] == 3
+    assert training["step"][:2] == [3, 6]
+    assert training["step"][-1] == steps
+    assert training["reward"]["mean"][:2] == [2.5, 5.0]
+
+
+def test_an_arm_that_generates_nothing_spends_no_tokens(tmp_path: Path) -> None:
+    arms = [
+        arm("grpo", simple_run(tmp_path / "a", (1, 1), (2, 2))),
+        arm("sft", simple_run(tmp_path / "b", (1, 1), (2, 2)), generates=False),
+    ]
+    sft = of(analyse(arms, baseline="grpo"), "sft")
+    assert sft["cost"]["tokens"] == 0.0
+    assert sft["curves"]["evaluations"]["tokens"] == [0, 0]
+
+
+def test_another_start_is_said(tmp_path: Path) -> None:
+    arms = [
+        arm("a", simple_run(tmp_path / "a", (1, 1), (2, 2))),
+        arm("b", simple_run(tmp_path / "b", (1, 2), (2, 2))),
+    ]
+    assert analyse(arms, baseline="a")["same_start"] is False
+
+
+def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path) -> None:
+    def refused(other: Path) -> str:
+        with pytest.raises(DataError) as caught:
+            analyse([arm("a", base), arm("b", other)], baseline="a")
+        return str(caught.value)
+
+    base = simple_run(tmp_path / "base", (1, 1), (2, 2))
+    short = simple_run(tmp_path / "short", (1, 1), (2, 2), (2, 2))
+    assert "it has evaluations at steps [0, 2, 4], the baseline's run has [0, 2]" in refused(short)
+    assert "it has held-out problems 3, the baseline's run has 2" in refused(
+        simple_run(tmp_path / "w", (1, 1, 1), (2,) * 3)
+    )
+    (tmp_path / "empty").mkdir()
+    assert "holds no finished run" in refused(tmp_path / "empty")
+    old = [{key: value for key, value in evaluation(0, (1, 1)).items() if key != "words"}]
+    assert "has no 'words' per problem" in refused(write_run(tmp_path / "old", old, [metrics(1)]))
+
+
+def test_an_arm_keeps_its_settings(tmp_path: Path) -> None:
+    run = simple_run(tmp_path / "a", (1, 1), (2, 2))
+    one = ArmRuns("a", {"name": "antisd", "strength": 0.5}, {"learning_rate": 0.0002}, True, {7: run})
+    result = analyse([one], baseline="a")
+    assert (result["seeds"], result["baseline"], result["problems"], result["samples"]) == ([7], "a", [2], 4)
+    assert result["arms"][0]["method"] == {"name": "antisd", "strength": 0.5}
+    assert result["arms"][0]["optimiser"] == {"learning_rate": 0.0002}
+
+
+def test_a_run_that_an_alarm_ended_is_told_apart_where_both_still_trained(tmp_path: Path) -> None:
+    """Accuracies of the baseline: 1/4, 1/2, 1 in both seeds. The other arm's first run ends after step 3, at 3/4."""
+    base = [simple_run(tmp_path / f"b{s}", (1, 1), (2, 2), (4, 4)) for s in range(2)]
+    collapse = alarm("entropy_collapse", 3)
+    short = ended_run(
+        tmp_path / "o0", (1, 1), (3, 3), steps=3, alarms=[collapse], by=["entropy_collapse"],
+        standing={3: ["entropy_collapse"]},
+    )  # fmt: skip
+    whole = ended_run(tmp_path / "o1", (1, 1), (2, 2), (2, 2), steps=4)
+    result = analyse([arm("base", *base), arm("other", short, whole)], baseline="base")
+    other = of(result, "other")
+    assert other["runs"] == [
+        {
+            "seed": 0,
+            "steps": 3,
+            "evaluated": 2,
+            "ended_by": ["entropy_collapse"],
+            "alarms": [{**collapse, "cleared": None}],
+        },
+        {"seed": 1, "steps": 4, "evaluated": 4, "ended_by": [], "alarms": []},
+    ]
+    accuracy = other["accuracy"]
+    assert accuracy["final"]["value"] == (3 / 4 + 1 / 2) / 2
+    # 3/4 against 1/2 at step 2, 1/2 against 1 at step 4.
+    assert accuracy["compared_at"] == [2, 4]
+    assert accuracy["against_baseline"]["value"] == (1 / 4 - 1 / 2) / 2
+    assert other["curves"]["evaluations"]["step"] == [0, 2]
+    assert other["curves"]["evaluations"]["accuracy"]["mean"] == [0.25, (3 / 4 + 1 / 2) / 2]
+    assert other["curves"]["training"]["step"] == [1, 2, 3]
+    # Three steps and four of a hundred tokens.
+    assert other["cost"]["tokens"] == 350.0
+    assert of(result, "base")["runs"][0]["alarms"] is None, "made before there were alarms"
+    assert of(result, "base")["curves"]["evaluations"]["step"] == [0, 2, 4]
+    again = analyse([arm("other", short, whole), arm("base", *base)], baseline="other")
+    assert of(again, "base")["accuracy"]["compared_at"] == [2, 4]
+    assert of(again, "base")["accuracy"]["against_baseline"]["value"] == (1 / 2 - 1 / 4) / 2
+    assert of(again, "base")["reach"]["targets"] == [0.75, 0.5]
+
+
+def test_a_run_that_is_short_without_an_alarm_is_refused(tmp_path: Path) -> None:
+    base = simple_run(tmp_path / "base", (1, 1), (2, 2), (4, 4))
+    torn = ended_run(tmp_path / "torn", (1, 1), (2, 2), steps=2)
+    with pytest.raises(DataError, match=r"it has evaluations at steps \[0, 2\], the baseline's run has \[0, 2, 4\]"):
+        analyse([arm("a", base), arm("b", torn)], baseline="a")
+
+
+def test_an_alarm_is_cleared_at_the_first_step_at_which_it_no_longer_stands(tmp_path: Path) -> None:
+    alarms = [alarm("no_signal", 1), alarm("gradient_jump", 2), alarm("no_signal", 4)]
+    standing = {1: ["no_signal"], 2: ["gradient_jump", "no_signal"], 4: ["no_signal"]}
+    run = ended_run(tmp_path / "a", (1, 1), (1, 1), (1, 1), steps=4, alarms=alarms, standing=standing)
+    [found] = of(analyse([arm("a", run)], baseline="a"), "a")["runs"]
+    assert [(one["name"], one["step"], one["cleared"]) for one in found["alarms"]] == [
+        ("no_signal", 1, 3),
+        ("gradient_jump", 2, 3),
+        ("no_signal", 4, None),
+    ]

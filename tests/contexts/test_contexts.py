@@ -1,0 +1,168 @@
+"""Contexts as data: what a template shows, what it needs, and that both shipped files hold the same names."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import pytest
+
+from selfdistill.contexts.templates import FIELDS, Template, apply, load_templates, shipped_contexts
+from selfdistill.errors import ConfigError
+from selfdistill.types import Message, Skipped
+
+PROMPT = (Message("system", "Be brief."), Message("user", "what is 1 + 1 ?"))
+NAMES = {
+    "student",
+    "solution",
+    "sibling",
+    "sibling_or_solution",
+    "feedback",
+    "sibling_or_feedback",
+    "solution_verdict",
+    "sibling_verdict",
+    "sibling_or_solution_verdict",
+    "reference_only",
+    "other_question",
+    "other_question_sibling",
+    "other_question_feedback",
+}
+
+
+def load(folder: Path, text: str) -> dict[str, Template]:
+    path = folder / "own.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_templates(path)
+
+
+def shown(name: str, fields: dict[str, str], *, source: str = "default") -> str:
+    messages = apply(load_templates(source), name, PROMPT, fields)
+    assert not isinstance(messages, Skipped)
+    assert messages[:-1] == PROMPT[:-1]
+    assert messages[-1].role == "user"
+    return messages[-1].content
+
+
+@pytest.mark.parametrize("source", ["countdown", "default", "toolbox"])
+def test_a_shipped_file_holds_every_context_and_only_known_fields(source: str) -> None:
+    assert source in shipped_contexts()
+    templates = load_templates(source)
+    assert set(templates) >= NAMES
+    assert all(template.description for template in templates.values())
+    for template in templates.values():
+        assert set(template.needs) <= set(FIELDS), template.name
+    # The student must see its question alone: scored under it, log-probabilities are those it sampled with.
+    assert templates["student"].text == "$question"
+
+
+@pytest.mark.parametrize("source", ["countdown", "toolbox"])
+def test_all_shipped_files_show_the_same_fields_under_the_same_names(source: str) -> None:
+    embedded, default = load_templates(source), load_templates("default")
+    assert set(embedded) == set(default)
+    for name in NAMES:
+        assert embedded[name].needs == default[name].needs
+        assert embedded[name].first_of == default[name].first_of
+
+
+@pytest.mark.parametrize("source", ["countdown", "default", "toolbox"])
+def test_what_each_context_shows_and_hides(source: str) -> None:
+    fields = {name: f"<{name}>" for name in FIELDS if name != "question"}
+    expected = {
+        "student": {"question"},
+        "solution": {"question", "solution"},
+        "sibling": {"question", "sibling"},
+        "sibling_or_solution": {"question", "sibling"},
+        "feedback": {"question", "feedback"},
+        "sibling_or_feedback": {"question", "sibling"},
+        "solution_verdict": {"question", "solution", "verdict"},
+        "sibling_verdict": {"question", "sibling", "verdict"},
+        "sibling_or_solution_verdict": {"question", "sibling", "verdict"},
+        "reference_only": {"solution"},
+        "other_question": {"other_question", "sibling"},
+        "other_question_sibling": {"other_question", "sibling"},
+        "other_question_feedback": {"other_question", "feedback"},
+    }
+    marks = fields | {"question": PROMPT[-1].content}
+    for name in NAMES:
+        text = shown(name, fields, source=source)
+        assert {field for field, mark in marks.items() if mark in text} == expected[name], name
+
+
+def test_the_contrast_differs_from_its_context_in_the_question_alone() -> None:
+    fields = {"sibling": "<sibling>", "feedback": "<feedback>", "other_question": "<other>"}
+    for context, contrast in (("sibling", "other_question_sibling"), ("feedback", "other_question_feedback")):
+        assert shown(contrast, fields) == shown(context, fields).replace(PROMPT[-1].content, "<other>")
+
+
+def test_needs_are_the_fields_in_order_without_the_question() -> None:
+    template = Template("own", "", text="$verdict $question ${solution} $verdict $$5")
+    assert template.needs == ("verdict", "solution")
+    assert Template("choice", "", first_of=("own",)).needs == ()
+
+
+def test_a_missing_field_skips_and_says_which() -> None:
+    templates = load_templates("default")
+    assert apply(templates, "solution", PROMPT, {}) == Skipped("context solution: no solution")
+    assert apply(templates, "solution_verdict", PROMPT, {}) == Skipped(
+        "context solution_verdict: no solution and no verdict"
+    )
+
+
+def test_the_first_that_can_be_rendered_is_shown() -> None:
+    both = {"sibling": "<sibling>", "feedback": "<feedback>"}
+    assert shown("sibling_or_feedback", both) == shown("sibling", both)
+    assert shown("sibling_or_feedback", {"feedback": "<feedback>"}) == shown("feedback", both)
+    nothing = apply(load_templates("default"), "sibling_or_feedback", PROMPT, {"solution": "<solution>"})
+    assert nothing == Skipped("context sibling_or_feedback: none of sibling, feedback can be rendered")
+
+
+def test_a_system_text_takes_the_place_of_what_stood_before(tmp_path: Path) -> None:
+    templates = load(tmp_path, '[own]\nsystem = "You are a teacher."\ntext = "$question for $$5"\n')
+    messages = apply(templates, "own", PROMPT, {})
+    assert messages == (Message("system", "You are a teacher."), Message("user", "what is 1 + 1 ? for $5"))
+
+
+def test_text_in_a_field_is_no_template() -> None:
+    assert "$question costs $5" in shown("solution", {"solution": "$question costs $5"})
+
+
+def test_shipped_templates_neither_begin_nor_end_with_space() -> None:
+    # A stray newline at either end would be tokens that no one asked for.
+    for source in shipped_contexts():
+        for template in load_templates(source).values():
+            text = template.text or ""
+            assert text == text.strip(), template.name
+            assert string.Template(text).is_valid()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[own]\ntext = "costs $ 5"\n', "[own].text holds a stray '$'; write '$$' for a dollar sign"),
+        ('[own]\ntext = "a"\ntxet = "b"\n', "unknown key 'txet' in [own]; known: description, first_of, system, text"),
+        ('[own]\ndescription = "a"\n', "[own] needs either 'text' or 'first_of'"),
+        ('[own]\ntext = "a"\nfirst_of = ["b"]\n', "[own] needs either 'text' or 'first_of'"),
+        ('[own]\nfirst_of = ["gone"]\n', "own.first_of names 'gone', which is no plain template there"),
+        ('own = "a"\n', "'own' must be a table"),
+        ("[own\n", "is not valid TOML"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, text)
+    assert str(raised.value).startswith(f"context file {tmp_path / 'own.toml'}")
+    assert sentence in str(raised.value)
+
+
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"context file 'defualt' not found: give a shipped name \(countdown, default"
+    ):
+        load_templates("defualt")
+    with pytest.raises(ConfigError, match="unknown context 'nothing'; known: own"):
+        apply(load(tmp_path, '[own]\ntext = "$question"\n'), "nothing", PROMPT, {})
+
+
+def test_a_prompt_must_end_with_the_user() -> None:
+    with pytest.raises(ConfigError, match="context student: the prompt must end with a user message"):
+        apply(load_templates("default"), "student", PROMPT[:1], {})

@@ -1,0 +1,63 @@
+"""Classes of tokens by word lists: who claims what, and lists of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfdistill.errors import ConfigError
+from selfdistill.evaluation.words import ALL_CLASSES, CLASSES, classify, load_classes
+
+SENTENCE = "wait , so try 12 + 3.5 = 15.5 self-made double-check </think> the final answer is 12 + 3"
+
+
+def classes_of(text: str, folder: Path | None = None) -> dict[str, str]:
+    """The class of every word, the last one of equal words."""
+    spans, at = [], 0
+    for word in text.split(" "):
+        spans.append((at, at + len(word)))
+        at += len(word) + 1
+    found = classify(text, spans, load_classes(folder))
+    return dict(zip(text.split(" "), found, strict=True))
+
+
+def test_every_word_goes_to_its_list() -> None:
+    found = classes_of(SENTENCE)
+    assert found["wait"] == found["double-check"] == "deliberation"
+    assert found["so"] == "connective"
+    assert found["3.5"] == found["15.5"] == "number"
+    assert found["="] == "operator"
+    assert found["try"] == found[","] == found["self-made"] == found["</think>"] == found["the"] == "other"
+
+
+def test_the_answer_is_all_that_follows_its_last_announcement_after_the_thinking() -> None:
+    assert classes_of(SENTENCE)["12"] == classes_of(SENTENCE)["+"] == classes_of(SENTENCE)["is"] == "answer"
+    assert classes_of("the answer may be 4 </think> 5")["5"] == "number"
+    assert classes_of(r"so \boxed{5} .")[r"\boxed{5}"] == "answer"
+
+
+def test_a_phrase_claims_every_token_it_touches() -> None:
+    text = "let me see"
+    spans = [(0, 2), (2, 3), (3, 6), (6, 10), (10, 10)]
+    assert classify(text, spans, load_classes()) == ["deliberation"] * 3 + ["other", "other"]
+
+
+def test_own_lists_replace_the_shipped_ones_file_by_file(tmp_path: Path) -> None:
+    (tmp_path / "deliberation.txt").write_text("# a comment\nhang on\n/r+/\n\n", encoding="utf-8")
+    found = classes_of("hang on , wait rrr 4", tmp_path)
+    assert found["hang"] == found["on"] == found["rrr"] == "deliberation"
+    assert found["wait"] == "other"
+    assert found["4"] == "number"
+
+
+def test_a_folder_without_lists_and_a_broken_expression_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no word list: name them answer\.txt"):
+        load_classes(tmp_path)
+    (tmp_path / "number.txt").write_text("/[/\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"number\.txt"):
+        load_classes(tmp_path)
+
+
+def test_other_comes_last() -> None:
+    assert (*CLASSES, "other") == ALL_CLASSES

@@ -1,0 +1,49 @@
+"""The command line answers at once: nothing heavy is loaded before a command needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "transformers", "datasets", "peft", "tokenizers", "numpy", "pandas", "pyarrow", "sympy"}
+"""torch and transformers take seconds to import, each of the others tenths of one."""
+
+HELP = """
+import runpy
+sys.argv = ["selfdistill", "--help"]
+try:
+    runpy.run_module("selfdistill", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import selfdistill", id="package"),
+        pytest.param("import selfdistill; assert 'train' in dir(selfdistill)", id="names"),
+        pytest.param("from selfdistill import Message, RunConfig, Template, UserError", id="light names"),
+        pytest.param("from selfdistill.cli.app import main; assert callable(main)", id="cli"),
+        pytest.param(HELP, id="help"),
+    ],
+)
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    output = run_python("-c", f"import sys\n{code}\nprint('loaded:', *sys.modules)")
+    modules = output.splitlines()[-1].split()
+    assert modules[0] == "loaded:"
+    assert "selfdistill" in modules
+    assert not HEAVY & set(modules)
+
+
+def test_help_is_shown() -> None:
+    assert "train" in run_python("-m", "selfdistill", "--help")
+
+
+def run_python(*arguments: str) -> str:
+    """What a fresh interpreter prints; its errors are shown when it fails."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,523 @@
+"""Models of other families: scored, sampled, trained, saved and loaded as Qwen3 is, thinking switch and all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.errors import ModelError
+from selfdistill.methods import build_method
+from selfdistill.models.architecture import cache_argument
+from selfdistill.models.head import SliceJob
+from selfdistill.models.policy import Policy, load_external, load_policy
+from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.scoring.batching import collate
+from selfdistill.types import STUDENT, Message, View
+from support.engine import token_logprobs
+from support.runs import lines, open_run, recorder, tiny_run
+from support.tiny import STOP, TEMPLATE, save_model, save_tiny_model, tiny_settings, tiny_tokenizer
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {}),
+    "llama, head of its own": ("LlamaForCausalLM", "LlamaConfig", {"tie_word_embeddings": False}),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {"sliding_window": 16}),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {"tie_word_embeddings": False}),
+    "olmo3": ("Olmo3ForCausalLM", "Olmo3Config", {"sliding_window": 16, "tie_word_embeddings": False}),
+    "qwen3 mixture of experts": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**EXPERTS, "decoder_sparse_step": 1}),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A random model of each family."""
+    made = {}
+    for name, (kind, config, own) in MODELS.items():
+        torch.manual_seed(0)
+        model = getattr(transformers, kind)(getattr(transformers, config)(**tiny_settings(**own)))
+        made[name] = save_model(tmp_path_factory.mktemp("model"), model)
+    return made
+
+
+def load(folder: Path) -> tuple[Policy, Chat]:
+    return load_policy(str(folder), dtype=torch.float32, device=torch.device("cpu"))
+
+
+def views() -> list[View]:
+    """Sequences of different lengths, so that all but one are padded; two share a prompt longer than the windows."""
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(8, 90, (count,), generator=generator).tolist())
+
+    shared = drawn(19)
+    return [
+        View({STUDENT: prompt}, drawn(size), (1.0,) * size, (0.0,) * size, 0.0, 0, i)
+        for i, (prompt, size) in enumerate(((shared, 21), (drawn(4), 6), (shared, 18)))
+    ]
+
+
+def plain_logprobs(model: Any, view: View, real: int) -> Tensor:
+    """Log-probability of each completion token, by the whole model on the whole sequence alone."""
+    ids = torch.tensor([[*view.prompts[STUDENT], *view.completion_ids]])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(view.prompts[STUDENT]) - 1 : -1, :real]
+    found: Tensor = logits.log_softmax(-1).gather(-1, torch.tensor(view.completion_ids)[:, None]).squeeze(-1)
+    return found
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_and_gradients_are_those_of_the_whole_model(
+    name: str, packed: bool, folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdistill.models.packing.SHARE_FROM", 1)
+    policy, _ = load(folders[name])
+    assert policy.packs
+    batch = collate(views(), STUDENT, packed=packed)
+    with torch.no_grad():
+        expected = torch.cat([plain_logprobs(policy.model, view, policy.real_vocabulary) for view in views()])
+    torch.testing.assert_close(policy.score(batch, elements=400).target_N, expected, rtol=1e-4, atol=1e-4)
+
+    count = len(batch.target_N)
+    method = build_method("sft", {})
+    policy(batch, SliceJob(batch.target_N, torch.full((count,), 1 / count), method.loss, elements=400)).loss.backward()
+    sliced = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad(set_to_none=True)
+    whole = torch.cat([plain_logprobs(policy.model, view, policy.real_vocabulary) for view in views()])
+    (-whole.mean()).backward()
+    for parameter, grad in sliced.items():
+        other = policy.get_parameter(parameter).grad
+        assert other is not None
+        torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-7)
+    assert len(sliced) > 10
+
+
+@pytest.mark.parametrize("adapter", [(), ("model.lora.rank=2", "model.lora.alpha=4")], ids=["full", "lora"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_run_trains_saves_and_is_loaded_again(
+    name: str, adapter: tuple[str, ...], folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    config = tiny_run(folders[name], "sdft", "steps=2", "sampling.prompts=2", "sampling.completions=2", *adapter)
+    run = open_run(config, tmp_path / "run")
+    run.train(recorder(run).stop)
+    steps = lines(tmp_path / "run" / "metrics.jsonl")
+    assert all(step["grad_norm"] > 0 for step in steps)
+    trained = run.parts.policy
+    again, _ = load(tmp_path / "run" / "checkpoints" / "step-000002" / "model")
+    batch = collate(views(), STUDENT)
+    torch.testing.assert_close(
+        again.score(batch, elements=1 << 20).target_N,
+        trained.score(batch, elements=1 << 20).target_N,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    start, _ = load(folders[name])
+    assert not torch.allclose(
+        start.score(batch, elements=1 << 20).target_N, again.score(batch, elements=1 << 20).target_N
+    )
+
+
+# --- sampled as scored -----------------------------------------------------------------------------------------------
+
+GATED = {
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+SHARED_EXPERT = {"shared_expert_intermediate_size": 24, "decoder_sparse_step": 1}
+MAMBA = {"state_size": 8, "conv_kernel": 4, "expand": 2, "time_step_rank": 4}
+MAMBA2 = {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}
+INNER = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
+INNER2 = {**INNER, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+SAMPLED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    **MODELS,
+    "llama4, chunks and a decoder that is the model": (
+        "Llama4ForCausalLM",
+        "Llama4TextConfig",
+        {"num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 8, "num_hidden_layers": 4},
+    ),
+    "gemma4, keys of other layers": (
+        "Gemma4ForCausalLM",
+        "Gemma4TextConfig",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": 6,
+            "num_kv_shared_layers": 2,
+            "global_head_dim": 8,
+            "vocab_size_per_layer_input": 96,
+            "hidden_size_per_layer_input": 8,
+            "final_logit_softcapping": None,
+        },
+    ),
+    "gpt-oss, sinks": (
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
+    ),
+    "glm4 mixture of experts": ("Glm4MoeForCausalLM", "Glm4MoeConfig", ROUTED),
+    "deepseek v3, latent attention": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {**ROUTED, **LATENT, "head_dim": 4, "num_key_value_heads": 4},
+    ),
+    "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", {}),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", {}),
+    "qwen3.5": ("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", GATED),
+    "qwen3.5 mixture of experts": (
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3_5MoeTextConfig",
+        {**GATED, **EXPERTS, **SHARED_EXPERT},
+    ),
+    "qwen3-next": ("Qwen3NextForCausalLM", "Qwen3NextConfig", {**GATED, **EXPERTS, **SHARED_EXPERT}),
+    "olmo hybrid": ("OlmoHybridForCausalLM", "OlmoHybridConfig", GATED),
+    "lfm2": ("Lfm2ForCausalLM", "Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
+    "mamba": ("MambaForCausalLM", "MambaConfig", MAMBA),
+    "falcon mamba": ("FalconMambaForCausalLM", "FalconMambaConfig", MAMBA),
+    "mamba2": ("Mamba2ForCausalLM", "Mamba2Config", MAMBA2),
+    "mamba2, time steps with limits": (
+        "Mamba2ForCausalLM",
+        "Mamba2Config",
+        {**MAMBA2, "time_step_limit": (0.2, 0.4)},
+    ),
+    "nemotron-h, time steps with a limit": (
+        "NemotronHForCausalLM",
+        "NemotronHConfig",
+        {
+            "layers_block_type": ["mamba", "attention", "moe"],
+            "num_hidden_layers": 3,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "conv_kernel": 4,
+            "chunk_size": 8,
+            "moe_shared_expert_intermediate_size": 24,
+            "time_step_min": 0.2,
+            "tie_word_embeddings": False,
+            **{name: ROUTED[name] for name in ROUTED if name not in ("n_shared_experts", "first_k_dense_replace")},
+        },
+    ),
+    "zamba2": (
+        "Zamba2ForCausalLM",
+        "Zamba2Config",
+        {
+            "layers_block_type": ["mamba", "hybrid"],
+            "num_mem_blocks": 1,
+            "mamba_ngroups": 2,
+            "n_mamba_heads": 8,
+            "mamba_headdim": 8,
+            "chunk_size": 8,
+            "num_key_value_heads": 4,
+            "time_step_min": 0.2,
+            **INNER,
+        },
+    ),
+    "jamba": (
+        "JambaForCausalLM",
+        "JambaConfig",
+        {
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+            **INNER,
+        },
+    ),
+    "bamba": ("BambaForCausalLM", "BambaConfig", {"attn_layer_indices": [1], **INNER2}),
+    "falcon-h1": ("FalconH1ForCausalLM", "FalconH1Config", {"mamba_d_ssm": 64, "lm_head_multiplier": 1.0, **INNER2}),
+    "granite hybrid": (
+        "GraniteMoeHybridForCausalLM",
+        "GraniteMoeHybridConfig",
+        {
+            "layer_types": ["mamba", "attention"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 24,
+            "logits_scaling": 1.0,
+            **INNER2,
+        },
+    ),
+}
+PROMPTS = ((20, 21, 22), tuple(range(30, 47)), (50, 51, 52, 53, 54), (60, 61, 62, 63, 64), (70,))
+
+
+def saved(folder: Path, name: str, **changes: Any) -> Path:
+    """A random model of a family in a folder."""
+    kind, config, own = SAMPLED[name] if name in SAMPLED else REFUSED[name][:3]
+    torch.manual_seed(0)
+    settings = tiny_settings(**{**own, **changes})
+    return save_model(folder, getattr(transformers, kind)(getattr(transformers, config)(**settings)))
+
+
+def off_the_whole_model(policy: Policy) -> float:
+    """The most nats by which a sampled token's log-probability is off that of the model without a cache.
+
+    Prompts of unequal length stand in one batch, and completions end at different times.
+    """
+    sampler = HFSampler(policy, stop_ids=[STOP, *range(8, 90, 9)], decoding=Decoding(), max_rows=512)
+    drawn = sampler.sample(PROMPTS, count=3, max_tokens=20, seed=9)
+    assert len({len(one.ids) for row in drawn for one in row}) > 3
+    apart = [
+        (torch.tensor(one.logprobs) - token_logprobs(policy.causal_lm, prompt, one.ids, policy.real_vocabulary)).abs()
+        for prompt, row in zip(PROMPTS, drawn, strict=True)
+        for one in row
+    ]
+    return float(torch.cat(apart).max())
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_family_is_sampled_with_the_probabilities_of_the_whole_model(name: str, tmp_path: Path) -> None:
+    """Over the rounding of float32, whose norms and scans add up to 4e-5 in the worst of these (Zamba2)."""
+    policy, _ = load(saved(tmp_path, name))
+    assert policy.pads
+    assert off_the_whole_model(policy) < 1e-4
+
+
+@pytest.mark.parametrize("adapter", [(), ("model.lora.rank=2", "model.lora.alpha=4")], ids=["full", "lora"])
+@pytest.mark.parametrize("name", ["mamba", "nemotron-h, time steps with a limit"])
+def test_a_recurrent_model_trains_and_is_still_sampled_as_it_is_scored(
+    name: str, adapter: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = tiny_run(saved(tmp_path / "model", name), "sdft", "steps=2", *adapter)
+    run = open_run(config, tmp_path / "run")
+    run.train(recorder(run).stop)
+    trained, batch = run.parts.policy, collate(views(), STUDENT, packed=False)
+    assert off_the_whole_model(trained) < 1e-4
+    again, _ = load(tmp_path / "run" / "checkpoints" / "step-000002" / "model")
+    scores = [policy.score(batch, elements=1 << 20).target_N for policy in (again, trained)]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_of_a_model_limits_time_steps_by_its_own_weights(tmp_path: Path) -> None:
+    """A frozen teacher is a copy: what the student learns must not reach it."""
+    policy, _ = load(saved(tmp_path, "nemotron-h, time steps with a limit"))
+    copied, batch = copy.deepcopy(policy), collate(views(), STUDENT, packed=False)
+    before = copied.score(batch, elements=1 << 20).target_N
+    with torch.no_grad():
+        for parameter_name, parameter in policy.named_parameters():
+            if parameter_name.endswith("dt_bias"):
+                parameter.add_(1.0)
+    assert torch.equal(copied.score(batch, elements=1 << 20).target_N, before)
+    assert not torch.allclose(policy.score(batch, elements=1 << 20).target_N, before, atol=1e-3)
+
+
+def test_mamba_in_half_precision_keeps_its_residuals_wide_and_is_loaded(tmp_path: Path) -> None:
+    policy, _ = load_policy(str(saved(tmp_path, "mamba2")), dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert off_the_whole_model(policy) < 0.1
+
+
+def test_a_model_without_positions_has_no_window(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "mamba")
+    config = json.loads((folder / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder)[1].window == sys.maxsize
+
+
+# --- refused in one sentence -----------------------------------------------------------------------------------------
+
+REFUSED: Mapping[str, tuple[str, str, dict[str, Any], str]] = {
+    "recurrent gemma, whose cap has another name": (
+        "RecurrentGemmaForCausalLM",
+        "RecurrentGemmaConfig",
+        {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 6},
+        "not a plain linear map of its last hidden state",
+    ),
+    "minimax, a cache of its own": (
+        "MiniMaxForCausalLM",
+        "MiniMaxConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "block_size": 4,
+        },
+        r"MiniMaxForCausalLM of .* cannot be decoded with a key-value cache \(MiniMax uses cache of its own",
+    ),
+    "rwkv, a state": (
+        "RwkvForCausalLM",
+        "RwkvConfig",
+        {"context_length": 256, "attention_hidden_size": 32},
+        r"RwkvModel.forward takes its cache under none of the names .*state",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_family_that_cannot_be_used_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    """Also where the logits are so small that no cap shows."""
+    with pytest.raises(ModelError, match=REFUSED[name][3]):
+        load(saved(tmp_path, name, initializer_range=0.002))
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, forward: Callable[..., Any]) -> None:
+    """Let transformers' Qwen3 have another forward, as after a release that changed it."""
+    monkeypatch.setattr(transformers.Qwen3Model, "forward", forward)
+
+
+NATIVE = transformers.Qwen3Model.forward
+CACHE = cache_argument(transformers.Qwen3Model)
+
+
+def renamed(self: Any, input_ids: Tensor, memory: Any = None, **kwargs: Any) -> Any:
+    return NATIVE(self, input_ids, **{**kwargs, CACHE: memory})
+
+
+def forgetful(self: Any, input_ids: Tensor, cache: Any = None, **kwargs: Any) -> Any:
+    return NATIVE(self, input_ids, **{**kwargs, CACHE: None})
+
+
+def maskless(self: Any, input_ids: Tensor, attention_mask: Any = None, cache: Any = None, **kwargs: Any) -> Any:
+    return NATIVE(self, input_ids, **{**kwargs, CACHE: cache})
+
+
+def blended(self: Any, input_ids: Tensor, cache: Any = None, **kwargs: Any) -> Any:
+    """A little of every token in every other, pads and later ones included."""
+    output = NATIVE(self, input_ids, **{**kwargs, CACHE: cache})
+    output.last_hidden_state = output.last_hidden_state + output.last_hidden_state.mean(1, keepdim=True)
+    return output
+
+
+def test_a_library_that_renamed_the_cache_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny_model(tmp_path)
+    stub(monkeypatch, renamed)
+    with pytest.raises(ModelError, match=r"Qwen3Model\.forward takes its cache under none of the names.*memory"):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_library_that_swallows_the_cache_is_refused_with_the_distance(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path)
+    stub(monkeypatch, forgetful)
+    with pytest.raises(
+        ModelError, match=r"Qwen3ForCausalLM of .* log-probability \d(\.\d+)? nats off the whole forward"
+    ):
+        load_policy(str(folder), dtype=dtype, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_the_check_sees_time_steps_whose_limits_decoding_forgets(
+    forgets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NemotronH with the limit of its config, 0.001: a token's log-probability was up to 6e-4 nats off."""
+    folder = saved(tmp_path, "nemotron-h, time steps with a limit", time_step_min=0.001)
+    if forgets:
+        monkeypatch.setattr("selfdistill.models.policy.limit_time_steps", lambda model: None)
+        with pytest.raises(ModelError, match=r"NemotronHForCausalLM of .* \d\.\d+e-05 nats off the whole forward"):
+            load(folder)
+    else:
+        assert off_the_whole_model(load(folder)[0]) < 1e-5
+
+
+def test_a_model_that_only_teaches_need_not_be_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, chat = load(save_tiny_model(tmp_path / "student"))
+    folder = save_tiny_model(tmp_path / "teacher", seed=1)
+    stub(monkeypatch, renamed)
+    teacher = load_external(str(folder), student, chat, dtype=torch.float32, device=torch.device("cpu"))
+    assert teacher.score(collate(views(), STUDENT), elements=400).target_N.isfinite().all()
+
+
+def test_a_model_that_heeds_no_mask_has_no_pads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny_model(tmp_path)
+    stub(monkeypatch, maskless)
+    monkeypatch.setattr("selfdistill.models.check.packable", lambda model: False)  # a layout needs a mask
+    policy, _ = load(folder)
+    assert not policy.pads
+    assert off_the_whole_model(policy) < 1e-4
+    policy.pads = True
+    assert off_the_whole_model(policy) > 0.1
+
+
+def test_a_model_whose_scores_depend_on_what_stands_beside_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path)
+    stub(monkeypatch, blended)
+    with pytest.raises(ModelError, match=r"Qwen3ForCausalLM of .* by \d\.\d+ nats, where longer ones stand beside"):
+        load(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused_at_load(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**tiny_settings()))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not numbers"):
+        load(save_model(tmp_path, model))
+
+
+# --- chat templates as models have them ------------------------------------------------------------------------------
+
+SWITCHED = TEMPLATE.replace(
+    "'<|assistant|> <think> '",
+    "'<|assistant|> ' + ('<think> </think> ' if enable_thinking is defined and not enable_thinking else '<think> ')",
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+
+
+def with_template(folder: Path, template: str) -> Path:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_student_that_does_not_think_under_a_teacher_that_does(tmp_path: Path) -> None:
+    folder = with_template(save_tiny_model(tmp_path / "model"), SWITCHED)
+    config = tiny_run(
+        folder, {"name": "opsd", "teacher_thinking": True}, "steps=1", "sampling.thinking=false", "evaluation.every=1"
+    )
+    run = open_run(config, tmp_path / "run")
+    run.train(recorder(run).stop)
+    groups = run.parts.collector.groups(run.parts.examples[:1], seed=0, version=0)
+    view = run.parts.trainer.views(groups, step=1).views[0]
+    shown = {role: run.parts.chat.tokenizer.decode(ids).split() for role, ids in view.prompts.items()}
+    assert shown["student"][-2:] == ["<think>", "</think>"]
+    assert shown["teacher"][-1] == "<think>"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"]["teacher_thinking"] is True
+
+
+def test_a_template_without_the_switch_says_so(tmp_path: Path) -> None:
+    _, chat = load(save_tiny_model(tmp_path / "model"))
+    with pytest.raises(ModelError, match="has no enable_thinking switch: leave 'thinking' unset"):
+        chat.encode([Message("user", "make 9 .")], thinking=False)
+
+
+def test_a_template_without_a_system_role_gets_the_system_text_before_the_question(tmp_path: Path) -> None:
+    _, chat = load(with_template(save_tiny_model(tmp_path / "model"), NO_SYSTEM))
+    asked = [Message("system", "use numbers"), Message("user", "make 9 .")]
+    joined = chat.encode([Message("user", "use numbers\n\nmake 9 .")])
+    assert chat.encode(asked) == joined
+    plain = load(save_tiny_model(tmp_path / "other"))[1]
+    assert plain.encode(asked) != plain.encode([Message("user", "use numbers\n\nmake 9 .")])

@@ -1,0 +1,70 @@
+"""Which teachers are made at all, and that every other model is given its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfdistill.models.policy import Lora, Policy
+from selfdistill.models.teachers import Teachers
+from selfdistill.types import External, Weights
+from support.engine import load_exact
+
+OTHER = External(kind="external", path="elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("needed", "made"),
+    [
+        ((), ()),
+        (("live",), ()),
+        (("frozen",), ("frozen",)),
+        (("ema",), ("ema",)),
+        (("ema", "frozen"), ("frozen", "ema")),
+    ],
+)
+def test_a_full_student_is_copied_once_for_each_kind_that_is_needed(
+    needed: tuple[Weights, ...], made: tuple[Weights, ...], model: Path
+) -> None:
+    policy, _ = load_exact(model)
+    external, _ = load_exact(model)
+    placed: list[Policy] = []
+    teachers = Teachers(policy, needed={*needed, OTHER}, rate=0.5, external={OTHER: external}, place=placed.append)
+    assert tuple(teachers.copies) == (OTHER, *made)
+    assert placed == list(teachers.copies.values())
+    assert placed[0] is external
+    assert not any(parameter.requires_grad for copy in placed[1:] for parameter in copy.parameters())
+    assert not any(copy.training for copy in placed[1:])
+    with teachers.weights(OTHER) as found:
+        assert found is external
+    # Without a place to give, they stay where they are.
+    assert tuple(Teachers(policy, needed=set(needed), rate=0.5).copies) == made
+
+
+@pytest.mark.parametrize("needed", [set(), {"frozen"}, {"ema"}], ids=str)
+def test_an_adapter_is_averaged_only_where_that_is_asked(needed: set[Weights], model: Path) -> None:
+    policy, _ = load_exact(model, lora=Lora(rank=2, alpha=4))
+    teachers = Teachers(policy, needed=needed, rate=0.5)
+    names = [name for name, _ in policy.model.named_parameters() if ".ema." in name]
+    assert bool(names) == ("ema" in needed)
+    assert set(teachers.state_dict()) == set(names)
+    # The student's adapter is the one that is on, and the one that learns.
+    assert all(".default." in name for name, p in policy.model.named_parameters() if p.requires_grad)
+    assert teachers.copies == {}
+
+
+def test_all_are_released_and_all_must_pack(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = load_exact(model)
+    teachers = Teachers(policy, needed={"frozen", "ema"}, rate=0.5)
+    released: list[Policy] = []
+    monkeypatch.setattr(Policy, "release", lambda self: released.append(self))
+    teachers.release()
+    assert released == [policy, *teachers.copies.values()]
+    for one in released:
+        one.packs = True
+    assert teachers.pack
+    for one in released:
+        with monkeypatch.context() as patch:
+            patch.setattr(one, "packs", False)
+            assert not teachers.pack

