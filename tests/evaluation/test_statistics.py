@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from typing import Any
@@ -164,6 +165,12 @@ def test_every_measure_is_the_bootstrap_of_its_problems() -> None:
             assert nested_bootstrap([per_problem, later], k=3, seed=seed, **asked) == nested
 
 
+@pytest.mark.parametrize("measure", [average, pass_at, majority, paired_difference, nested_bootstrap])
+def test_intervals_are_95_per_cent_of_ten_thousand_resamples_unless_asked(measure: Any) -> None:
+    defaults = inspect.signature(measure).parameters
+    assert (defaults["confidence"].default, defaults["resamples"].default) == (0.95, 10_000)
+
+
 def test_truth_values_count_as_numbers() -> None:
     assert paired_difference([True, False], [False, False], k=1, seed=0).value == -0.5
 
@@ -178,22 +185,29 @@ def test_the_resamples_are_those_of_one_draw_however_they_are_cut() -> None:
 
 
 def test_the_nested_resamples_are_runs_and_then_problems_of_each_run_drawn() -> None:
-    """Run by run and problem by problem, from the same stream of numbers; runs differ in their problems."""
-    rows = [np.random.default_rng(n).random(size) for n, size in enumerate((3, 5, 4))]
-    generator = np.random.default_rng(2)
-    chosen = generator.integers(3, size=(50, 3, 1))
-    uniform = generator.random((50, 3, 5))
-    means = []
-    for r in range(50):
-        drawn = []
-        for s in range(3):
-            row = rows[int(chosen[r, s, 0])]
-            drawn.append(sum(row[int(uniform[r, s, p] * len(row))] for p in range(len(row))) / len(row))
-        means.append(sum(drawn) / 3)
-    estimate = nested_bootstrap(rows, k=1, seed=2, confidence=0.8, resamples=50)
-    low, high = np.quantile(means, [0.1, 0.9])
-    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-12)
-    assert estimate.value == pytest.approx(sum(row.mean() for row in rows) / 3, abs=1e-15)
+    """Run by run and problem by problem, from the same stream of numbers; runs differ in their problems.
+
+    Half a million numbers are drawn at once: of 3 × 5 all 50 resamples, of 2 × 2,500 a hundred, another, and the rest.
+    """
+
+    def by_hand(rows: list[Any], parts: list[int]) -> list[float]:
+        generator, means = np.random.default_rng(2), []
+        runs, most = len(rows), max(map(len, rows))
+        for part in parts:
+            chosen = generator.integers(runs, size=(part, runs, 1))
+            uniform = generator.random((part, runs, most))
+            for r in range(part):
+                drawn = [rows[run] for run in chosen[r, :, 0]]
+                places = [(uniform[r, s, : len(row)] * len(row)).astype(int) for s, row in enumerate(drawn)]
+                means.append(sum(row[place].mean() for row, place in zip(drawn, places, strict=True)) / runs)
+        return means
+
+    for sizes, parts in (((3, 5, 4), [50]), ((2500, 2400), [100, 100, 50])):
+        rows = [np.random.default_rng(n).random(size) for n, size in enumerate(sizes)]
+        estimate = nested_bootstrap(rows, k=1, seed=2, confidence=0.8, resamples=sum(parts))
+        low, high = np.quantile(by_hand(rows, parts), [0.1, 0.9])
+        assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-12)
+        assert estimate.value == pytest.approx(sum(row.mean() for row in rows) / len(rows), abs=1e-15)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -0.1, 1.5])

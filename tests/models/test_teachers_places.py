@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfdistill.models.policy import Lora, Policy
 from selfdistill.models.teachers import Teachers
@@ -68,3 +69,26 @@ def test_all_are_released_and_all_must_pack(model: Path, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             patch.setattr(one, "packs", False)
             assert not teachers.pack
+
+
+def test_without_an_average_there_is_nothing_to_load(model: Path) -> None:
+    policy, _ = load_exact(model)
+    teachers = Teachers(policy, needed={"frozen"}, rate=0.5)
+    before = [parameter.clone() for parameter in teachers.copies["frozen"].parameters()]
+    teachers.load_state_dict({})
+    assert all(map(torch.equal, before, teachers.copies["frozen"].parameters()))
+
+
+def test_an_average_keeps_its_own_type(model: Path) -> None:
+    policy, _ = load_exact(model)
+    teachers = Teachers(policy, needed={"ema"}, rate=0.25)
+    teachers.copies["ema"].float()
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.fill_(1.0)
+        for parameter in teachers.copies["ema"].parameters():
+            parameter.zero_()
+    teachers.update()
+    for average in teachers.state_dict().values():
+        assert average.dtype == torch.float32
+        assert average.unique().tolist() == [0.25]

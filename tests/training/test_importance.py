@@ -51,6 +51,15 @@ def test_a_tokens_loss_is_weighted_by_learner_over_sampler_up_to_the_cap() -> No
     assert loss(tokens).tolist() == pytest.approx([0.5, 15.0, 2.0, 1.0, 7.0])
 
 
+def test_the_cap_is_the_one_that_was_given() -> None:
+    sampler = (LOG(0.05),)
+    tokens = slice_of([0.3], **{SAMPLER: sampler, "old_logprob": [0.0]})
+    assert corrected(lambda seen: torch.ones(1, dtype=torch.float64), cap=3.0)(tokens).tolist() == [3.0]
+    view, score = View({"student": (1,)}, (5,), (1.0,), sampler, 0.0, 0, 0), torch.tensor([LOG(0.3)]).double()
+    found = gaps([view], [Scores(score, score)], cap=3.0)
+    assert (found["importance"], found["importance_capped"]) == (3.0, 1.0)
+
+
 def test_the_loss_and_its_metrics_see_the_learner_as_the_old_policy() -> None:
     numbers = {SAMPLER: [LOG(0.4), math.nan], "old_logprob": [LOG(0.4), LOG(0.9)]}
     first = slice_of([0.2, 0.3], **numbers)
