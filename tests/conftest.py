@@ -15,8 +15,6 @@ from support import deprecations
 if TYPE_CHECKING:
     from selfdistill.contexts.templates import Template
 
-pytest_plugins = ("pytester",)
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A shell lets what it starts in the background ignore SIGINT, and so would the commands that tests interrupt.

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selfdistill.statistics import nested_bootstrap
 
-from selfdistill.comparison import analyse
+from selfdistill.comparison.analysis import analyse
 from selfdistill.errors import DataError
+from selfdistill.evaluation.statistics import nested_bootstrap
 from support.arms import alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
 
 

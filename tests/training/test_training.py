@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from selfdistill.contexts.templates import Template
-from selfdistill.errors import TrainingError
+from selfdistill.distributed.world import World
+from selfdistill.errors import OutOfMemory, TrainingError
+from selfdistill.methods.base import Observation, State
+from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.sft import SFT
+from selfdistill.models.head import ELEMENTS
+from selfdistill.seeds import derive
+from selfdistill.training import trainer as training
+from selfdistill.training.trainer import Clock, Limits, Trainer
 from selfdistill.types import TokenSlice
 from support.engine import Bench, invent_groups, load_exact, make_bench, parameters, perturb
 
@@ -140,3 +151,173 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_alone(
     assert far(parameters(bench.policy.model), before) == 0.0
     # The next step is not spoilt.
     assert math.isfinite(float(bench.step(groups).record.values["loss"] or 0.0))
+
+
+@dataclass(frozen=True)
+class Pair(World):
+    """One of two ranks that are threads of this process, so that what they tell each other can be looked at."""
+
+    size: int = 2
+    told: dict[int, Any] = field(default_factory=dict)
+    both: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=60))
+
+    def gather(self, mine: Any) -> list[Any]:
+        """Every rank's object, once both have come."""
+        self.told[self.rank] = mine
+        self.both.wait()
+        found = [self.told[rank] for rank in range(2)]
+        self.both.wait()
+        return found
+
+    def max(self, value: int) -> int:
+        """The larger of two."""
+        return int(max(self.gather(value)))
+
+    def add_gradients(self, parameters: Any) -> None:
+        """Sums in place of each rank's own."""
+        parts = self.gather([None if p.grad is None else p.grad.clone() for p in parameters])
+        for parameter, *grads in zip(parameters, *parts, strict=True):
+            present = [grad for grad in grads if grad is not None]
+            parameter.grad = sum(present[1:], present[0]) if present else None
+
+
+@pytest.mark.parametrize("method", ["sd", "opsd", "grpo"])
+def test_two_ranks_report_and_learn_what_one_does(method: str, model: Path, templates: Mapping[str, Template]) -> None:
+    alone, *ranks = (open_bench(model, templates, method, {}) for _ in range(3))
+    groups = invent_groups(alone.policy, alone.chat)
+    first = Pair(0)
+    second = replace(first, rank=1)
+    for bench, world in zip(ranks, (first, second), strict=True):
+        bench.trainer.world = world
+    expected = alone.step(groups)
+    with ThreadPoolExecutor(1) as other:
+        late = other.submit(ranks[1].step, groups)
+        found = [ranks[0].step(groups), late.result(timeout=60)]
+    for result, bench in zip(found, ranks, strict=True):
+        assert result.record.values == pytest.approx(dict(expected.record.values), rel=1e-9)
+        assert result.record.sums == pytest.approx(dict(expected.record.sums), rel=1e-9)
+        assert result.record.counts == expected.record.counts
+        assert far(bench.gradient(), alone.gradient()) < 1e-12
+        assert result.scores.keys() == expected.scores.keys()
+        for role, column in expected.scores.items():
+            for mine, theirs in zip(result.scores[role], column, strict=True):
+                assert (mine is None) == (theirs is None)
+                if mine is not None and theirs is not None:
+                    torch.testing.assert_close(mine.target_N, theirs.target_N)
+                    torch.testing.assert_close(mine.entropy_N, theirs.entropy_N)
+
+
+@pytest.mark.parametrize("method", ["sd", "opsd", "sdpo"])
+def test_micro_batches_add_up_to_the_whole_record(method: str, model: Path, templates: Mapping[str, Template]) -> None:
+    whole, cut = (open_bench(model, templates, method, {}) for _ in range(2))
+    groups = invent_groups(whole.policy, whole.chat)
+    cut.trainer.limits = Limits(tokens=60, elements=500)
+    one, other = whole.step(groups).record, cut.step(groups).record
+    assert other.values == pytest.approx(dict(one.values), rel=1e-9)
+    assert other.sums == pytest.approx(dict(one.sums), rel=1e-9)
+    assert (other.counts, other.step) == (one.counts, 1)
+
+
+def test_what_was_left_out_is_counted_by_reason(model: Path, templates: Mapping[str, Template]) -> None:
+    bench = open_bench(model, templates, "sdpo", {})
+    result = bench.step(invent_groups(bench.policy, bench.chat))
+    values = result.record.values
+    skipped = {name: value for name, value in values.items() if name.startswith("skipped: ")}
+    assert values["dropped"] == sum(float(value or 0) for value in skipped.values()) == 12 - len(result.views) > 0
+
+
+class Looking(GRPO):
+    """GRPO that remembers what it was shown before each update."""
+
+    def new_state(self) -> State:
+        """A list in a state's clothes."""
+        return Looks()
+
+    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+        """Nothing but the looking."""
+        assert isinstance(state, Looks)
+        state.updates.append(seen.update)
+        return {"looked": float(len(state.updates))}
+
+
+class Looks:
+    """The updates that were seen."""
+
+    def __init__(self) -> None:
+        self.updates: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain."""
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Back."""
+        self.updates = state["updates"]
+
+
+def test_a_method_is_told_which_update_on_the_batch_comes(model: Path, templates: Mapping[str, Template]) -> None:
+    bench = open_bench(model, templates, "test_training:Looking", {})
+    bench.trainer.updates = 3
+    groups = invent_groups(bench.policy, bench.chat)
+    for step in (1, 2):
+        reported = bench.step(groups, step=step).record
+    assert bench.trainer.state is not None
+    assert bench.trainer.state.state_dict() == {"updates": [0, 1, 2, 0, 1, 2]}
+    assert reported.values["looked"] == 6.0
+
+
+def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, Template]) -> None:
+    bench = open_bench(model, templates, "grpo", {})
+    given = {"clip_norm": 0.5, "limits": Limits(7, 8), "thinking": False, "world": World.current()}
+    made = Trainer(
+        bench.policy, bench.trainer.teachers, bench.method, templates, bench.chat, bench.trainer.optimiser,
+        learning_rate=float, **given,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert {name: getattr(made, name) for name in given} == given
+    assert (made.seed, made.updates, made.importance_cap, made.learning_rate) == (0, 1, None, float)
+    assert (Limits().tokens, Limits().elements) == (16384, ELEMENTS)
+
+
+def test_the_views_of_a_step_depend_on_its_seed_its_number_and_the_switch_of_thinking(
+    model: Path, templates: Mapping[str, Template], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(training, "build_views", lambda *given, **named: seen.append(named))
+    bench = open_bench(model, templates, "credit", {})
+    bench.trainer.seed, bench.trainer.thinking = 5, False
+    bench.trainer.views(invent_groups(bench.policy, bench.chat), step=3)
+    assert seen == [{"thinking": False, "seed": derive(5, "contrast", 3)}]
+
+
+def test_a_clock_adds_up_each_phase_and_waits_for_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 3.0, 10.0, 10.5, 20.0, 24.0])
+    waited: list[Any] = []
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    clock = Clock()
+    for name in ("teacher", "student", "teacher"):
+        with clock.phase(name):
+            pass
+    assert clock.seconds == {"teacher": 6.0, "student": 0.5}
+    assert (waited, Clock(torch.device("cpu")).device) == ([], None)
+    times = iter([0.0, 1.0])
+    away = Clock(torch.device("meta"))
+    with away.phase("update"):
+        assert waited == []
+    assert (waited, away.seconds) == ([torch.device("meta")], {"update": 1.0})
+
+
+def test_a_phase_without_memory_is_named_and_other_mistakes_pass() -> None:
+    clock = Clock()
+    with pytest.raises(OutOfMemory) as caught, clock.phase("teacher"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert "scor" in str(caught.value) or "teacher" in str(caught.value)
+    with pytest.raises(RuntimeError, match=r"^a bug$"), clock.phase("teacher"):
+        raise RuntimeError("a bug")
+    assert set(clock.seconds) == {"teacher"}
+
+
+def test_the_seconds_of_a_step_have_four_names(model: Path, templates: Mapping[str, Template]) -> None:
+    bench, clock = open_bench(model, templates, "sd", {}), Clock()
+    bench.trainer.step(invent_groups(bench.policy, bench.chat), step=1, clock=clock)
+    assert set(clock.seconds) == {"views", "teacher", "student", "update"}
