@@ -7,6 +7,7 @@ entry. Nothing here imports the package, so agreement with it means something.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -280,10 +281,9 @@ def pbsd_reward(completions: Sequence[Scored], beta: float, *, mean: bool = Fals
 
 
 def median_entropy(completions: Sequence[Scored]) -> float:
-    """Lower median, over all tokens of all completions that have a context, of the teacher's entropy."""
+    """Median, over all tokens of all completions that have a context, of the teacher's entropy."""
     shown = [row for one in completions if one.teacher is not None for row in one.teacher]
-    entropies = sorted(-sum(math.exp(float(p)) * float(p) for p in row) for row in shown)
-    return entropies[(len(entropies) - 1) // 2]
+    return statistics.median(-sum(math.exp(float(p)) * float(p) for p in row) for row in shown)
 
 
 def gradient(model: Any, loss: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import ConfigError
-from selfdistill.evaluation.words import ALL_CLASSES, CLASSES, classify, load_classes
+from selfdistill.evaluation.words import ALL_CLASSES, CLASSES, classify, deliberation_pattern, load_classes
 
 SENTENCE = "wait , so try 12 + 3.5 = 15.5 self-made double-check </think> the final answer is 12 + 3"
 
@@ -41,6 +41,13 @@ def test_a_phrase_claims_every_token_it_touches() -> None:
     text = "let me see"
     spans = [(0, 2), (2, 3), (3, 6), (6, 10), (10, 10)]
     assert classify(text, spans, load_classes()) == ["deliberation"] * 3 + ["other", "other"]
+
+
+def test_what_runs_count_as_deliberation_is_the_class_of_that_name() -> None:
+    text = "Wait, waiting is no wait; let me double-check it, maybe (HMM) check again. Letme"
+    found = deliberation_pattern().findall(text)
+    assert found == ["Wait", "wait", "let me", "double-check", "maybe", "HMM", "check again"]
+    assert deliberation_pattern() == load_classes()["deliberation"]
 
 
 def test_own_lists_replace_the_shipped_ones_file_by_file(tmp_path: Path) -> None:

@@ -186,12 +186,12 @@ def test_the_gate_watches_the_median_entropy_once_a_batch() -> None:
 
     assert seen(0, 1.0, 3.0, 2.0) == {"gate": 0.0, "gate_entropy": 2.0}
     assert seen(1, 9.0, 9.0, 9.0) == {"gate": 0.0, "gate_entropy": 9.0}  # a second update on the batch: no news
-    assert seen(0, 4.0) == {"gate": 0.0, "gate_entropy": 4.0}
+    assert seen(0, 5.0, 1.0, 3.0, 8.0) == {"gate": 0.0, "gate_entropy": 4.0}  # of an even number, the middle of two
     # Warm-up over, its median 3: open down to half of that, and again from 3 on.
     assert [seen(0, entropy)["gate"] for entropy in (1.5, 1.4, 2.9, 3.0)] == [1.0, 0.0, 0.0, 1.0]
     assert method.observe(state, Observation({"teacher": [None]})) == {"gate": 1.0}
     with pytest.raises(TrainingError, match=r"the teacher's entropy is nan"):
-        seen(0, math.nan)
+        seen(0, 1.0, 2.0, 3.0, math.nan)
     ungated = build_method("antisd", {"gated": False})
     assert ungated.new_state() is None
     assert ungated.observe(None, Observation({"teacher": [scores_of(2.0)]})) == {"gate": 1.0, "gate_entropy": 2.0}

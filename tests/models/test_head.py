@@ -174,6 +174,53 @@ def test_a_loss_that_ignores_the_student_has_gradient_zero() -> None:
         assert leaf.grad is not None and leaf.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("absent", [math.inf, -math.inf, math.nan])
+def test_a_token_of_weight_0_takes_no_part_whatever_its_loss(absent: float) -> None:
+    """A surprise of ln 4 at weight 1, and beside it one that has no weight, whose loss and its slope are not finite."""
+
+    def explosive(tokens: TokenSlice) -> Tensor:
+        return -tokens.target("student") * tokens.inputs["factor"]
+
+    student = Readout(
+        torch.tensor([[0.0], [2.0]], dtype=torch.float64, requires_grad=True),
+        torch.tensor([[0.5], [-0.5], [1.0], [0.0]], dtype=torch.float64, requires_grad=True),
+        torch.zeros(4, dtype=torch.float64, requires_grad=True),
+        4,
+    )
+    work = SliceJob(
+        target_N=torch.tensor([0, 1]),
+        weight_N=torch.tensor([1.0, 0.0], dtype=torch.float64),
+        loss=explosive,
+        metrics=lambda tokens: {"loss": explosive(tokens)},
+        inputs={"factor": torch.tensor([1.0, absent], dtype=torch.float64)},
+    )
+    result = sliced_loss(student, work)
+    result.loss.backward()
+    assert float(result.loss.detach()) == pytest.approx(math.log(4), rel=1e-15)
+    assert result.metric_sums == pytest.approx({"loss": math.log(4)}, rel=1e-15)
+    # S − onehot = (−3, 1, 1, 1)/4 at the logits of the first token: times its hidden state 0 for the head's rows,
+    # times the head for the hidden state, (−3 · 0.5 − 0.5 + 1)/4.
+    hidden, weight, bias = (leaf.grad for leaf in leaves(student))
+    assert hidden is not None and weight is not None and bias is not None
+    assert hidden.flatten().tolist() == pytest.approx([-0.25, 0.0])
+    assert weight.flatten().tolist() == [0.0] * 4
+    assert bias.tolist() == pytest.approx([-0.75, 0.25, 0.25, 0.25])
+    # Alone the token is as absent as beside another one: in a slice of its own, or where no token has weight.
+    cut = sliced_loss(student, replace(work, elements=4))
+    assert (cut.loss, cut.metric_sums) == (result.loss, result.metric_sums)
+    for grad, one in zip(torch.autograd.grad(cut.loss, leaves(student)), (hidden, weight, bias), strict=True):
+        torch.testing.assert_close(grad, one)
+    nothing = sliced_loss(student, replace(work, weight_N=torch.zeros(2, dtype=torch.float64)))
+    assert (float(nothing.loss.detach()), nothing.metric_sums) == (0.0, {"loss": 0.0})
+    for grad in torch.autograd.grad(nothing.loss, leaves(student)):
+        assert grad.abs().max() == 0.0
+
+
+def test_an_infinite_loss_that_has_weight_stays_infinite() -> None:
+    work = replace(job(3 * V), loss=lambda tokens: -tokens.target("student") * math.inf, metrics=None)
+    assert float(sliced_loss(readout(10), work).loss.detach()) == math.inf
+
+
 def test_no_tokens_are_a_loss_of_zero() -> None:
     student = Readout(torch.zeros(0, D, requires_grad=True), random(V, D, seed=1, dtype=torch.float32), None, V)
     nothing = torch.zeros(0, dtype=torch.long)

@@ -18,7 +18,6 @@ from selfdistill.objectives import (
     decompose,
     entropy,
     forward_kl,
-    gather_support,
     group_advantages,
     jensen_shannon,
     pointwise_mutual_information,
@@ -26,8 +25,6 @@ from selfdistill.objectives import (
     purified_target,
     reverse_kl,
     truncated_importance_weight,
-    weighted_median,
-    weighted_sum,
     with_tail,
 )
 
@@ -96,31 +93,12 @@ def test_no_tensor_may_be_broadcast(name: str) -> None:
             objective(*tensors)
 
 
-def test_reductions_refuse_what_does_not_fit() -> None:
-    values, weights = torch.zeros(3), torch.ones(1)
-    with pytest.raises(ValueError, match=r"shapes differ: \(3,\) and \(1,\)"):
-        weighted_sum(values, weights, 1.0)
-    with pytest.raises(ValueError, match=r"shapes differ: \(3,\) and \(1,\)"):
-        weighted_median(values, weights)
-    with pytest.raises(ValueError, match="float32 or float64"):
-        gather_support(torch.zeros(2, 3).half(), torch.zeros(2, 1, dtype=torch.long))
-
-
 @pytest.mark.parametrize("name", OVER_A_VOCABULARY)
 def test_axes_before_the_last_are_tokens(name: str) -> None:
     objective, count = OVER_A_VOCABULARY[name]
     deep = some(count, 2, 4, 3)
     flat = [each.reshape(8, 3) for each in deep]
     torch.testing.assert_close(objective(*deep).flatten(), objective(*flat).flatten(), rtol=1e-14, atol=1e-14)
-
-
-def test_ids_are_taken_from_the_last_axis() -> None:
-    [deep] = some(1, 2, 4, 3)
-    ids = torch.randint(0, 3, (2, 4, 2), generator=torch.Generator().manual_seed(0))
-    expected = gather_support(deep.reshape(8, 3), ids.reshape(8, 2)).reshape(2, 4, 2)
-    assert torch.equal(gather_support(deep, ids), expected)
-    with pytest.raises(ValueError, match="leading axes differ"):
-        gather_support(deep, ids[:, :3])
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -168,13 +146,6 @@ def test_an_importance_weight_has_no_gradient_and_any_positive_cap() -> None:
     learner, sampler = (torch.zeros(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weight = truncated_importance_weight(learner, sampler, cap=0.5)
     assert (weight.tolist(), weight.requires_grad) == ([0.5], False)
-
-
-def test_a_weighted_sum_may_have_a_total_below_one_and_a_median_is_a_scalar() -> None:
-    assert weighted_sum(torch.ones(1), torch.ones(1), 0.5).item() == 2.0
-    # In float32 the first two weights add up to 2^24, and all three to twice that: an even split, which it is not.
-    median = weighted_median(torch.tensor([1.0, 2.0, 30.0]), torch.tensor([2.0**24, 1.0, 2.0**24]))
-    assert (median.shape, median.item()) == ((), 2.0)
 
 
 def test_a_fresh_gate_is_the_papers() -> None:

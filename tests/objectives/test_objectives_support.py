@@ -11,7 +11,7 @@ from torch import Tensor
 
 import objectives_by_hand as by_hand
 from objectives_by_hand import random_logprobs
-from selfdistill.objectives import forward_kl, gather_support, jensen_shannon, log1mexp, reverse_kl, with_tail
+from selfdistill.objectives import forward_kl, jensen_shannon, log1mexp, reverse_kl, with_tail
 
 DIVERGENCES = [forward_kl, reverse_kl, jensen_shannon]
 every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.__name__)
@@ -21,7 +21,7 @@ both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_tail_is_the_mass_left_out() -> None:
     logprobs_NV = random_logprobs(6, 9, seed=1)
     ids_NK = logprobs_NV.topk(4, -1).indices
-    bins_NK = with_tail(gather_support(logprobs_NV, ids_NK))
+    bins_NK = with_tail(logprobs_NV.gather(-1, ids_NK))
     for n, (row, ids) in enumerate(zip(logprobs_NV.tolist(), ids_NK.tolist(), strict=True)):
         expected = by_hand.with_tail([row[i] for i in ids])
         assert bins_NK[n].tolist() == pytest.approx(expected, rel=1e-12)
@@ -40,7 +40,7 @@ def test_fewer_bins_see_less_and_all_but_one_see_everything(divergence: Callable
     on_all_N = divergence(student_NV, teacher_NV)
     previous_N = torch.zeros_like(on_all_N)
     for k in range(1, 9):
-        student_NK, teacher_NK = (with_tail(gather_support(side, order_NV[:, :k])) for side in (student_NV, teacher_NV))
+        student_NK, teacher_NK = (with_tail(side.gather(-1, order_NV[:, :k])) for side in (student_NV, teacher_NV))
         on_k_N = divergence(student_NK, teacher_NK)
         assert (on_k_N >= previous_N - 1e-12).all()
         assert (on_k_N <= on_all_N + 1e-12).all()
@@ -53,8 +53,8 @@ def test_the_gradient_through_the_tail_equals_a_loop(divergence: Callable[[Tenso
     teacher_NV = random_logprobs(4, 7, seed=4)
     logits_NV = random_logprobs(4, 7, seed=5).requires_grad_()
     ids_NK = logits_NV.topk(3, -1).indices
-    student_NK = with_tail(gather_support(torch.log_softmax(logits_NV, -1), ids_NK))
-    divergence(student_NK, with_tail(gather_support(teacher_NV, ids_NK))).sum().backward()
+    student_NK = with_tail(torch.log_softmax(logits_NV, -1).gather(-1, ids_NK))
+    divergence(student_NK, with_tail(teacher_NV.gather(-1, ids_NK))).sum().backward()
     assert logits_NV.grad is not None
     loops: dict[object, Callable[[by_hand.Row, by_hand.Row], float]] = {
         forward_kl: by_hand.forward_kl,
@@ -78,7 +78,7 @@ def test_a_support_that_holds_all_the_mass(divergence: Callable[[Tensor, Tensor]
     logits_NV = torch.tensor([[80.0, 0.0, 0.0, 0.0], [2.0, 1.0, 0.0, -200.0], [0.0, 0.0, 0.0, -math.inf]], dtype=dtype)
     logits_NV.requires_grad_()
     ids_NK = torch.tensor([[0, 1, 2]] * 3)
-    student_NK = with_tail(gather_support(torch.log_softmax(logits_NV, -1), ids_NK))
+    student_NK = with_tail(torch.log_softmax(logits_NV, -1).gather(-1, ids_NK))
     # Rounding may leave a tail of a few eps where nothing is left out; never none, and never a negative one.
     eps = torch.finfo(dtype).eps
     assert (student_NK[:, -1].exp() > 0.9 * eps).all()
@@ -134,8 +134,3 @@ def test_log1mexp_at_its_limits() -> None:
 def test_log1mexp_gradcheck() -> None:
     x = torch.tensor([-5.0, -0.8, -0.6, -0.1], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(log1mexp, (x,))
-
-
-def test_leading_axes_must_agree() -> None:
-    with pytest.raises(ValueError, match="leading axes differ"):
-        gather_support(random_logprobs(3, 5, seed=8), torch.zeros(2, 2, dtype=torch.long))

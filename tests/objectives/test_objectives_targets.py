@@ -13,7 +13,6 @@ from objectives_by_hand import random_logprobs
 from selfdistill.objectives import (
     credit_target,
     forward_kl,
-    gather_support,
     jensen_shannon,
     purified_target,
     reverse_kl,
@@ -57,7 +56,7 @@ def test_credit_without_weight_is_the_teacher(padded: int) -> None:
 def test_credit_takes_the_tail_as_one_more_entry() -> None:
     teacher_NV, contrast_NV, student_NV = (random_logprobs(5, 8, seed=seed) for seed in (5, 6, 7))
     ids_NK = student_NV.topk(3, -1).indices
-    teacher_NS, contrast_NS = (with_tail(gather_support(side, ids_NK)) for side in (teacher_NV, contrast_NV))
+    teacher_NS, contrast_NS = (with_tail(side.gather(-1, ids_NK)) for side in (teacher_NV, contrast_NV))
     target_NS = credit_target(teacher_NS, contrast_NS[None], weight=0.5)
     for n in range(5):
         expected = by_hand.credit_target(teacher_NS[n].tolist(), [contrast_NS[n].tolist()], 0.5)

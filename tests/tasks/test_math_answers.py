@@ -14,7 +14,6 @@ import pytest
 from selfdistill.tasks.math.answers import (
     AnswerChecker,
     Comparison,
-    after_thinking,
     boxed_answer,
     canonical,
     stated_answer,
@@ -61,13 +60,6 @@ def test_the_last_box_is_the_answer(text: str, answer: str | None) -> None:
 )
 def test_a_stated_answer_is_what_stands_behind_the_words(text: str, answer: str | None) -> None:
     assert stated_answer(text) == answer
-
-
-def test_thinking_is_not_searched() -> None:
-    assert after_thinking("<think>\\boxed{1}</think> so 2") == " so 2"
-    assert after_thinking("maybe \\boxed{1}</think> so 2") == " so 2"
-    assert after_thinking("<think>\\boxed{1} or") == ""
-    assert after_thinking("plain") == "plain"
 
 
 @pytest.mark.parametrize(

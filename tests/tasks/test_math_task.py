@@ -254,8 +254,8 @@ def test_a_reward_sees_lists_of_strings_and_the_columns_it_names(rewards: Path) 
     [
         ([1.0, 0.0], "must return a list with one reward a completion, got 2 values for 1 completion"),
         (1.0, "must return a list with one reward a completion, got a float for 1 completion"),
-        (["1"], "must return floats or None, got '1'"),
-        ([float("nan")], "must return floats or None, got nan"),
+        (["1"], "must return floats or None, got '1' for example rows:1"),
+        ([float("nan")], "must return floats or None, got nan for example rows:1"),
     ],
 )
 def test_a_reward_that_returns_nonsense_is_named(rewards: Path, returned: object, sentence: str) -> None:

@@ -13,7 +13,7 @@ from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.rollouts import collect, fitting
+from selfdistill.sampling.rollouts import collect, fitting, verify_rollouts
 from selfdistill.seeds import derive
 from selfdistill.types import Example, Rollout, RolloutGroup, Sampler, Task
 
@@ -110,7 +110,7 @@ def written(
     if isinstance(completions, str) or len(completions) != len(examples):
         count = "one text" if isinstance(completions, str) else len(completions)
         raise DataError(f"completions must hold one entry for each of the {len(examples)} prompts, got {count}")
-    groups = []
+    made: list[tuple[Rollout, ...]] = []
     for example, given in zip(examples, completions, strict=True):
         texts = [given] if isinstance(given, str) else given
         if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
@@ -125,9 +125,9 @@ def written(
                     f"{chat.name} is {chat.window}"
                 )
             rollouts.append(Rollout(prompt, ids, (math.nan,) * len(ids), True, text, 0))
-        verdicts = tuple(judge.verify(example, text, finished=True) for text in texts)
-        groups.append(RolloutGroup(example, tuple(rollouts), verdicts, judge.contexts))
-    return groups
+        made.append(tuple(rollouts))
+    judged = verify_rollouts(judge, list(zip(examples, made, strict=True)))
+    return [RolloutGroup(*parts, judge.contexts) for parts in zip(examples, made, judged, strict=True)]
 
 
 def check_pair(policy: object, chat: object) -> None:

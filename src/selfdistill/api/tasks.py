@@ -12,6 +12,7 @@ from selfdistill.config.run import parse_config
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.data import MemoryRows, Row
+from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.reward import RewardedTask, RewardFunction, load_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.types import Example, Message, Task, Verdict
@@ -216,6 +217,10 @@ class Chosen:
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """The task's own verdict."""
         return self.task.verify(example, text, finished=finished)
+
+    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+        """The task's own verdicts, together where it judges many at once."""
+        return verify_all(self.task, asked)
 
 
 def _loaded(reward: str | RewardFunction) -> RewardFunction:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.evaluation.statistics import Estimate, average, majority, pass_at
+from selfdistill.evaluation.words import deliberation_pattern
 from selfdistill.sampling.rollouts import collect, everyones
 from selfdistill.types import Example, RolloutGroup, Sampler, Task
 
@@ -101,10 +100,3 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int) -> Evaluation:
         words=words,
         tokens=tokens,
     )
-
-
-def deliberation_pattern() -> re.Pattern[str]:
-    """Matches the words of ``word_lists/deliberation.txt``."""
-    text = (resources.files("selfdistill.evaluation") / "word_lists" / "deliberation.txt").read_text(encoding="utf-8")
-    words = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return re.compile(r"(?<!\w)(?:" + "|".join(re.escape(word) for word in words) + r")(?!\w)", re.IGNORECASE)

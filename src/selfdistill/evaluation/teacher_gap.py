@@ -24,6 +24,7 @@ from selfdistill.sampling.collecting import Collector
 from selfdistill.sampling.hf import HFSampler
 from selfdistill.scoring.score import score_views
 from selfdistill.seeds import derive
+from selfdistill.tasks.judging import verify_all
 from selfdistill.types import STUDENT, Example, Role, Rollout, RolloutGroup, Skipped, View
 
 RESAMPLES = 10_000
@@ -83,10 +84,8 @@ def lesson_of(
     own = [groups[g].rollouts[i] for g, i in shown]
     theirs = [drawn[place] for place in shown]
     right = [groups[g].verdicts[i].correct for g, i in shown]
-    judged = [
-        student.task.verify(groups[g].example, r.text, finished=r.finished).correct
-        for (g, _), r in zip(shown, theirs, strict=True)
-    ]
+    asked = [(groups[g].example, r.text, r.finished) for (g, _), r in zip(shown, theirs, strict=True)]
+    judged = [verdict.correct for verdict in verify_all(student.task, asked)]
     shifts = [
         _log_ratios(role, student, policy, rollouts, [prompts[place] for place in shown], sign, max_tokens)
         for rollouts, sign in ((own, 1.0), (theirs, -1.0))

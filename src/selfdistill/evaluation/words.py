@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -18,6 +19,7 @@ from selfdistill.errors import ConfigError
 CLASSES = ("answer", "deliberation", "connective", "number", "operator")
 OTHER = "other"
 ALL_CLASSES = (*CLASSES, OTHER)
+SHIPPED = resources.files("selfdistill.evaluation") / "word_lists"
 
 
 def load_classes(folder: Path | None = None) -> dict[str, re.Pattern[str]]:
@@ -26,13 +28,18 @@ def load_classes(folder: Path | None = None) -> dict[str, re.Pattern[str]]:
     Raises:
         ConfigError: the folder holds no list of these names, or a regular expression in one is malformed.
     """
-    shipped = resources.files("selfdistill.evaluation") / "word_lists"
     own = {name: folder / f"{name}.txt" for name in CLASSES} if folder else {}
     if folder and not any(path.is_file() for path in own.values()):
         raise ConfigError(f"{folder} holds no word list: name them {', '.join(f'{name}.txt' for name in CLASSES)}")
     return {
-        name: _pattern(own[name] if folder and own[name].is_file() else shipped / f"{name}.txt") for name in CLASSES
+        name: _pattern(own[name] if folder and own[name].is_file() else SHIPPED / f"{name}.txt") for name in CLASSES
     }
+
+
+@cache
+def deliberation_pattern() -> re.Pattern[str]:
+    """The pattern of the shipped words of deliberation, which evaluations and steps count."""
+    return _pattern(SHIPPED / "deliberation.txt")
 
 
 def classify(text: str, spans: Sequence[tuple[int, int]], patterns: Mapping[str, re.Pattern[str]]) -> list[str]:

@@ -56,7 +56,7 @@ class AntiSD(GRPO):
     def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
         """Update the gate with the median entropy of the teacher over all response tokens of the batch."""
         entropies = [scores.entropy_N for scores in seen.scores.get("teacher", []) if scores is not None]
-        measured = {"gate_entropy": float(torch.cat(entropies).median())} if entropies else {}
+        measured = {"gate_entropy": _median(torch.cat(entropies))} if entropies else {}
         if not all(map(math.isfinite, measured.values())):
             raise TrainingError(f"the teacher's entropy is {measured['gate_entropy']}: its scores are not numbers")
         if not isinstance(state, EntropyGate):
@@ -73,6 +73,12 @@ class AntiSD(GRPO):
         if self.compose == "multiply":
             return tokens.inputs["advantage"] * (1.0 + signal_N).clamp_min(0.0)
         return tokens.inputs["advantage"] + signal_N
+
+
+def _median(values_N: Tensor) -> float:
+    """The middle value, or the mean of the two in the middle; NaN where one is NaN or there are none."""
+    # Of the two, torch.median takes the lower one.
+    return float((values_N.median() - (-values_N).median()) / 2.0)
 
 
 def _gain_of_knowing_nothing(tokens: TokenSlice) -> Tensor:

@@ -73,8 +73,9 @@ class Readout:
 class SliceJob:
     """What to do with every slice.
 
-    ``weight_N`` is each token's weight already divided by the global denominator. ``readouts`` are the other roles
-    whose distributions the loss compares; ``inputs`` and ``values`` are handed to the loss as they are.
+    ``weight_N`` is each token's weight already divided by the global denominator. A token of weight 0 takes no part:
+    its loss and the slope of its loss may be infinite or NaN. ``readouts`` are the other roles whose distributions the
+    loss compares; ``inputs`` and ``values`` are handed to the loss as they are.
     ``elements`` bounds the logits that exist at once, all roles together.
     """
 
@@ -163,11 +164,16 @@ class _SlicedLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias.numel() else None
         roles = 1 + len(job.readouts)
+        absent_N = job.weight_N == 0.0
+        some_absent = bool(absent_N.any())
         for block in token_slices(len(job.target_N), roles * weight_VD.shape[0], job.elements):
             logits = student.real_logits(block)
             others = {name: readout.real_logits(block) for name, readout in job.readouts.items()}
             for rows in _pieces(logits):
                 total += _piece_of_loss(student, block, rows, logits, others, job, scores, sums)
+            if some_absent:
+                # Zero times the infinite slope of a loss is NaN, which the products below would hand to all weights.
+                logits.masked_fill_(absent_N[block, None], 0.0)
             if grad_hidden is not None:
                 grad_hidden[block] = logits @ student.weight_VD
             if grad_weight is not None:
@@ -238,11 +244,16 @@ def _look_at_piece(
     """
     roles = {name: _logprobs(values_nV, widths[name]) for name, values_nV in logits.items()}
     seen = TokenSlice(target_N, roles, inputs, values)
-    loss = (loss_of(seen) * weight_N).sum()
+    loss = _weighted_sum(loss_of(seen), weight_N)
     with torch.no_grad():
         found = {role: (seen.target(role).detach(), entropy(logprobs.detach())) for role, logprobs in roles.items()}
         measured = metrics_of(seen) if metrics_of else {}
-        return loss, found, {name: (value * weight_N).sum() for name, value in measured.items()}
+        return loss, found, {name: _weighted_sum(value, weight_N) for name, value in measured.items()}
+
+
+def _weighted_sum(values_N: Tensor, weight_N: Tensor) -> Tensor:
+    """Σ weight · value; a value of weight 0 is left out, whatever it is."""
+    return (values_N.masked_fill(weight_N == 0.0, 0.0) * weight_N).sum()
 
 
 def _score_of_piece(logits_nV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:

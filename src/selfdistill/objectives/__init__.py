@@ -2,7 +2,7 @@
 
 ``divergence`` compares student and teacher · ``support`` cuts the vocabulary down · ``signals`` reads a token's
 credit · ``targets`` builds what to distil to · ``policy_gradient`` and ``preference`` are losses on sampled tokens and
-completions · ``reduction`` turns values into one number.
+completions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from selfdistill.objectives.policy_gradient import (
     truncated_importance_weight,
 )
 from selfdistill.objectives.preference import preference_loss, preference_margin, preference_slope
-from selfdistill.objectives.reduction import masked_mean, weighted_median, weighted_sum
 from selfdistill.objectives.signals import (
     Decomposition,
     antisd_advantage,
@@ -22,7 +21,7 @@ from selfdistill.objectives.signals import (
     entropy,
     pointwise_mutual_information,
 )
-from selfdistill.objectives.support import gather_support, log1mexp, with_tail
+from selfdistill.objectives.support import log1mexp, with_tail
 from selfdistill.objectives.targets import credit_target, purified_target
 
 __all__ = [
@@ -34,11 +33,9 @@ __all__ = [
     "decompose",
     "entropy",
     "forward_kl",
-    "gather_support",
     "group_advantages",
     "jensen_shannon",
     "log1mexp",
-    "masked_mean",
     "pointwise_mutual_information",
     "preference_loss",
     "preference_margin",
@@ -46,7 +43,5 @@ __all__ = [
     "purified_target",
     "reverse_kl",
     "truncated_importance_weight",
-    "weighted_median",
-    "weighted_sum",
     "with_tail",
 ]

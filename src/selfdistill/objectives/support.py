@@ -1,6 +1,6 @@
 """Distributions cut down to a few ids and one bin for all the rest.
 
-Axis letters: ``N`` scored tokens, ``V`` vocabulary, ``K`` ids of the support.
+Axis letters: ``N`` scored tokens, ``K`` ids of the support.
 """
 
 from __future__ import annotations
@@ -11,18 +11,6 @@ import torch
 from torch import Tensor
 
 from selfdistill.objectives._checks import check_logprobs
-
-
-def gather_support(logprobs_NV: Tensor, ids_NK: Tensor) -> Tensor:
-    """The log-probabilities of K chosen ids at each token, without a tail bin.
-
-    Gradient flows. The ids of a row must differ from one another (``topk`` gives such), or the mass counts twice.
-    Takes log-probabilities N×V and ids N×K, returns N×K. Raises ValueError unless the leading axes agree.
-    """
-    check_logprobs(logprobs_NV)
-    if logprobs_NV.shape[:-1] != ids_NK.shape[:-1]:
-        raise ValueError(f"leading axes differ: {tuple(logprobs_NV.shape)} and {tuple(ids_NK.shape)}")
-    return logprobs_NV.gather(-1, ids_NK)
 
 
 def with_tail(logprobs_NK: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import World
 from selfdistill.errors import DataError
-from selfdistill.types import Completion, Example, JudgesMany, Rollout, RolloutGroup, Sampler, Skipped, Task, Verdict
+from selfdistill.tasks.judging import verify_all
+from selfdistill.types import Completion, Example, Rollout, RolloutGroup, Sampler, Skipped, Task, Verdict
 
 
 def fitting(
@@ -65,18 +66,14 @@ def collect(
         tuple(Rollout(prompt, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version) for c in completions)
         for prompt, completions in zip(prompts, drawn, strict=True)
     ]
-    judged = _judge(task, list(zip(examples, made, strict=True)))
+    judged = verify_rollouts(task, list(zip(examples, made, strict=True)))
     return [RolloutGroup(*parts) for parts in zip(examples, made, judged, strict=True)]
 
 
-def _judge(task: Task, made: Sequence[tuple[Example, tuple[Rollout, ...]]]) -> list[tuple[Verdict, ...]]:
-    """The verdicts on every example's rollouts; all at once where the task can."""
+def verify_rollouts(task: Task, made: Sequence[tuple[Example, tuple[Rollout, ...]]]) -> list[tuple[Verdict, ...]]:
+    """The verdicts on every example's rollouts; in one call where the task judges many at once."""
     asked = [(example, rollout.text, rollout.finished) for example, rollouts in made for rollout in rollouts]
-    found: Iterator[Verdict]
-    if isinstance(task, JudgesMany):
-        found = iter(task.verify_many(asked))
-    else:
-        found = (task.verify(example, text, finished=finished) for example, text, finished in asked)
+    found = iter(verify_all(task, asked))
     return [tuple(next(found) for _ in rollouts) for _, rollouts in made]
 
 
@@ -118,7 +115,7 @@ def extend(
                 for c in next(drawn)
             )
         )
-    judged = _judge(task, [(group.example, rollouts) for group, rollouts in zip(groups, made, strict=True)])
+    judged = verify_rollouts(task, [(group.example, rollouts) for group, rollouts in zip(groups, made, strict=True)])
     return [
         RolloutGroup(group.example, group.rollouts + rollouts, group.verdicts + verdicts)
         for group, rollouts, verdicts in zip(groups, made, judged, strict=True)

@@ -1,9 +1,10 @@
 """Rewards of the user's own: a function by import path, in the place of a task's reward.
 
-The function has the widely used signature ``(prompts, completions, **columns) -> list[float | None]``: every argument
-is a list with one entry a completion, ``prompts`` and ``completions`` are strings (the last user message, the
-completion's text), and every column of the row comes under its own name; a function without ``**columns`` gets those
-that it names. None means "not judged".
+The function has the widely used signature ``(prompts, completions, **columns) -> list[float | None]``. It is called
+once for all completions that are judged together, a step's or an evaluation's, so that a reward model can batch them.
+Every argument is a list with one entry a completion: ``prompts`` and ``completions`` are strings (the last message of
+the prompt, the completion's text), and every column of the rows comes under its own name, None where a row lacks it.
+A function without ``**columns`` gets the columns that it names. A reward of None means "not judged".
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from selfdistill.config.base import load_named
 from selfdistill.errors import ConfigError, UserError
+from selfdistill.tasks.judging import verify_all
 from selfdistill.types import Example, Task, Verdict
 
 RewardFunction = Callable[..., Any]
@@ -66,29 +68,56 @@ class RewardedTask:
         return self.task.examples(split)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """The task's verdict with the function's reward.
+        """The verdict on one completion, as :meth:`verify_many` gives it on a batch of one.
 
         Raises:
-            UserError: the function needs a column that the row lacks, or returns anything but one number or None.
+            UserError: as for :meth:`verify_many`.
         """
-        verdict = self.task.verify(example, text, finished=finished)
-        known = {**example.columns, "prompts": example.prompt[-1].content, "completions": text}
-        arguments = {name: [value] for name, value in known.items() if self._accepts_all or name in self._accepted}
-        missing = sorted(self._required - arguments.keys())
-        if missing:
-            columns = ", ".join(example.columns) or "no columns"
-            raise UserError(f"{self._label} needs {missing[0]!r}, but example {example.id} has {columns}")
-        return replace(verdict, reward=self._one_reward(self._reward(**arguments)))
+        [verdict] = self.verify_many([(example, text, finished)])
+        return verdict
 
-    def _one_reward(self, returned: object) -> float | None:
-        if not isinstance(returned, Sequence) or isinstance(returned, str) or len(returned) != 1:
-            size = f"{len(returned)} values" if isinstance(returned, list | tuple) else f"a {type(returned).__name__}"
+    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+        """The task's verdict on each (example, text, finished), with the rewards of one call of the function.
+
+        Raises:
+            UserError: the function needs a column that a row lacks, or returns anything but a list with one finite
+                number or None a completion.
+        """
+        if not asked:
+            return []
+        verdicts = verify_all(self.task, asked)
+        rewards = self._checked(self._reward(**self._arguments(asked)), [example for example, _, _ in asked])
+        return [replace(verdict, reward=reward) for verdict, reward in zip(verdicts, rewards, strict=True)]
+
+    def _arguments(self, asked: Sequence[tuple[Example, str, bool]]) -> dict[str, list[Any]]:
+        """The lists that the function takes: one entry a completion, of the columns that any of the rows has."""
+        rows = [
+            {**example.columns, "prompts": example.prompt[-1].content, "completions": text}
+            for example, text, _ in asked
+        ]
+        for (example, _, _), row in zip(asked, rows, strict=True):
+            missing = sorted(self._required - row.keys())
+            if missing:
+                columns = ", ".join(example.columns) or "no columns"
+                raise UserError(f"{self._label} needs {missing[0]!r}, but example {example.id} has {columns}")
+        names = dict.fromkeys(name for row in rows for name in row if self._accepts_all or name in self._accepted)
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def _checked(self, returned: object, examples: Sequence[Example]) -> list[float | None]:
+        """The function's rewards of the completions to ``examples``, if that is what it returned."""
+        if not isinstance(returned, Sequence) or isinstance(returned, str | bytes) or len(returned) != len(examples):
+            size = f"a {type(returned).__name__}"
+            if isinstance(returned, list | tuple):
+                size = _counted(len(returned), "value")
             raise UserError(
-                f"{self._label} must return a list with one reward a completion, got {size} for 1 completion"
+                f"{self._label} must return a list with one reward a completion, got {size} for "
+                f"{_counted(len(examples), 'completion')}"
             )
-        value = returned[0]
-        if value is None:
-            return None
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise UserError(f"{self._label} must return floats or None, got {value!r}")
-        return float(value)
+        for value, example in zip(returned, examples, strict=True):
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+                raise UserError(f"{self._label} must return floats or None, got {value!r} for example {example.id}")
+        return [None if value is None else float(value) for value in returned]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -32,6 +32,7 @@ from selfdistill.sampling.memory import Rows, to_stderr
 from selfdistill.sampling.prefetch import Drawer
 from selfdistill.sampling.rollouts import fitting, fitting_solutions
 from selfdistill.tasks.build import build_task, remarks_on
+from selfdistill.tasks.judging import verify_all
 from selfdistill.training.trainer import Limits, Trainer
 from selfdistill.types import Example, External, Message, Sampler, Skipped, Task
 
@@ -82,8 +83,8 @@ def assemble(
     check_rewards(method, task, str(config.method["name"]))
     if config.reward:
         # A function that answers nonsense does so now, before anything is written.
-        first = task.examples("train")[0]
-        task.verify(first, first.fields.get("solution", ""), finished=True)
+        probed = task.examples("train")[:2]
+        verify_all(task, [(one, one.fields.get("solution", ""), True) for one in probed])
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
     check_sources(method, templates, example, name=str(config.method["name"]))

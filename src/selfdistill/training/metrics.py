@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from re import Pattern
 from typing import Any
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.evaluation.evaluate import deliberation_pattern
+from selfdistill.evaluation.words import deliberation_pattern
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, RolloutGroup, StepRecord
 
@@ -24,7 +22,7 @@ def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None
     """Mean reward, length, share cut and words of deliberation of what one source drew; None where nothing was."""
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
-    words = sum(len(_pattern().findall(rollout.text)) for rollout, _ in pairs)
+    words = sum(len(deliberation_pattern().findall(rollout.text)) for rollout, _ in pairs)
     return {
         "reward": sum(rewards) / len(rewards) if rewards else None,
         "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
@@ -89,8 +87,3 @@ def described(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat) ->
             if mine is not None and theirs is not None:
                 line["u"] = [round(u, 5) for u in (theirs.target_N - mine.target_N).tolist()]
             yield line
-
-
-@cache
-def _pattern() -> Pattern[str]:
-    return deliberation_pattern()

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from selfdistill.tasks.math.answers import BOX, after_thinking, boxed_answer
+from selfdistill.contexts.thinking import after_thinking
+from selfdistill.tasks.math.answers import BOX, boxed_answer
 
 _OPTION = re.compile(r"^(?P<before>[ \t]*\(?)(?P<letter>[A-Z])(?P<after>[:.)][ \t]*)(?P<text>\S.*?)[ \t]*$")
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal, Unpack
 
+from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.sandbox.sandbox import Limits, Sandbox
 from selfdistill.tasks.code.reach import Reading, defined_functions, likely_entry, read_test_code
 from selfdistill.tasks.code.runner import Result, Runner, describe
 from selfdistill.tasks.code.suites import Suite, documented, find_code, read_tests
 from selfdistill.tasks.data import Row, lookup, map_row
-from selfdistill.tasks.math.answers import after_thinking
 from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
 

@@ -20,7 +20,6 @@ from fractions import Fraction
 from pathlib import Path
 from threading import Lock
 
-from selfdistill.contexts.thinking import after_thinking as after_thinking
 from selfdistill.errors import UserError
 
 _WORKER = Path(__file__).with_name("worker.py")

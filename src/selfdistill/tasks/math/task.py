@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Unpack
 
+from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.data import Row
 from selfdistill.tasks.math.answers import (
     AnswerChecker,
-    after_thinking,
     boxed_answer,
     canonical,
     marked_answer,

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
+from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.data import Row, lookup
-from selfdistill.tasks.math.answers import after_thinking
 from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
 from selfdistill.tasks.tools.calls import (
     Call,

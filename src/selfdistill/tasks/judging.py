@@ -1,0 +1,28 @@
+"""Verdicts on many completions, together where the task can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfdistill.errors import UserError
+from selfdistill.types import Example, JudgesMany, Task, Verdict
+
+
+def verify_all(task: Task, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+    """A verdict on each (example, text, finished), in order; in one call where the task judges many at once.
+
+    A task that wraps another one judges many by this function too, or it would hide that the inner one can.
+
+    Raises:
+        UserError: the task's ``verify_many`` returns another number of verdicts.
+    """
+    if not isinstance(task, JudgesMany):
+        return [task.verify(example, text, finished=finished) for example, text, finished in asked]
+    if not asked:
+        return []
+    verdicts = task.verify_many(asked)
+    if len(verdicts) != len(asked):
+        raise UserError(
+            f"verify_many of task {task.name!r} must return one verdict a completion: {len(verdicts)} for {len(asked)}"
+        )
+    return verdicts
