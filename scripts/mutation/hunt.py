@@ -162,7 +162,7 @@ class Hunt:
         if mutant.scope:
             chosen = [i for i in items if any(place in self.seen[k].calls for k in (i.nodeid, str(i.path)))]
         else:
-            near = set(self.nearest(mutant.file))
+            near = {Path(name).name for name in self.nearest(mutant.file)}
             chosen = [i for i in items if i.path.name in near]
         return sorted(chosen, key=lambda item: self.seen[item.nodeid].seconds)
 
