@@ -83,9 +83,10 @@ def run(*arguments: str) -> None:
 
 def pens(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float | None]:
     """A reward of one's own: half for a question about pens whose column arrived, whatever was said."""
-    assert len(prompts) == len(completions) == len(answer) == 1
-    assert isinstance(completions[0], str)
-    return [0.5 if "pens" in prompts[0] and "####" in answer[0] else None]
+    assert len(prompts) == len(completions) == len(answer) > 1, "a batch comes at once"
+    assert all(isinstance(completion, str) for completion in completions)
+    rows = zip(prompts, answer, strict=True)
+    return [0.5 if "pens" in prompt and "####" in known else None for prompt, known in rows]
 
 
 def test_rows_of_ones_own_train_with_the_shipped_defaults(config: Path, tmp_path: Path) -> None:
