@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +18,14 @@ from selfdistill.contexts.templates import Template
 from selfdistill.distributed.world import World
 from selfdistill.errors import OutOfMemory, TrainingError
 from selfdistill.methods.base import Observation, State
-from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.sd import SD
 from selfdistill.methods.sft import SFT
 from selfdistill.models.head import ELEMENTS
+from selfdistill.models.policy import Policy
 from selfdistill.seeds import derive
 from selfdistill.training import trainer as training
-from selfdistill.training.trainer import Clock, Limits, Trainer
-from selfdistill.types import TokenSlice
+from selfdistill.training.trainer import Clock, Limits, StepResult, Trainer
+from selfdistill.types import STUDENT, StepRecord, TokenSlice
 from support.engine import Bench, invent_groups, load_exact, make_bench, parameters, perturb
 
 ETA = 0.25
@@ -105,6 +106,7 @@ def test_a_step_reports_sums_and_counts_over_its_tokens(model: Path, templates: 
     result = bench.step(groups)
     tokens = [len(view.completion_ids) for view in result.views]
     record = result.record
+    assert set(record.sums) == {"student_tokens", "student_entropy", "teacher_tokens", "teacher_entropy", "teacher_u"}
     assert record.counts["tokens"] == sum(tokens)
     assert record.counts["weight"] == sum(sum(view.weights) for view in result.views)
     assert record.sums["student_tokens"] == sum(tokens)
@@ -141,12 +143,12 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_alone(
 
     def steep(self: SFT, tokens: TokenSlice) -> Tensor:
         """The same loss; the gradient of a root is infinite at 0."""
-        return true(self, tokens) + (tokens.student.sum(-1) * 0.0).sqrt()
+        return true(self, tokens) + (tokens.target(STUDENT) * 0.0).sqrt()
 
     before = parameters(bench.policy.model)
     with monkeypatch.context() as patch:
         patch.setattr(SFT, "loss", steep)
-        with pytest.raises(TrainingError, match=r"step 4: loss .* gradient norm nan is not a number"):
+        with pytest.raises(TrainingError, match=r"step 4: loss [0-9.]+ with gradient norm nan is not a number"):
             bench.step(groups, step=4)
     assert far(parameters(bench.policy.model), before) == 0.0
     # The next step is not spoilt.
@@ -182,13 +184,16 @@ class Pair(World):
 
 
 @pytest.mark.parametrize("method", ["sd", "opsd", "grpo"])
-def test_two_ranks_report_and_learn_what_one_does(method: str, model: Path, templates: Mapping[str, Template]) -> None:
+@pytest.mark.parametrize("tokens", [16384, 90, 60])
+def test_two_ranks_report_and_learn_what_one_does(
+    method: str, tokens: int, model: Path, templates: Mapping[str, Template]
+) -> None:
     alone, *ranks = (open_bench(model, templates, method, {}) for _ in range(3))
     groups = invent_groups(alone.policy, alone.chat)
     first = Pair(0)
     second = replace(first, rank=1)
     for bench, world in zip(ranks, (first, second), strict=True):
-        bench.trainer.world = world
+        bench.trainer.world, bench.trainer.limits = world, Limits(tokens)
     expected = alone.step(groups)
     with ThreadPoolExecutor(1) as other:
         late = other.submit(ranks[1].step, groups)
@@ -226,8 +231,44 @@ def test_what_was_left_out_is_counted_by_reason(model: Path, templates: Mapping[
     assert values["dropped"] == sum(float(value or 0) for value in skipped.values()) == 12 - len(result.views) > 0
 
 
-class Looking(GRPO):
-    """GRPO that remembers what it was shown before each update."""
+def test_groups_may_differ_in_size_and_there_may_be_none(model: Path, templates: Mapping[str, Template]) -> None:
+    bench = open_bench(model, templates, "sd", {})
+    first, second, third = invent_groups(bench.policy, bench.chat)
+    pair = replace(first, rollouts=first.rollouts[:2], verdicts=first.verdicts[:2])  # rewards 0 and 1
+    half = 0.5 / math.sqrt(0.5)
+    for groups in ([pair, second, third], [second, third, pair]):
+        result = bench.step(groups)
+        assert len(result.views) == 10
+        mine = [view.advantage for view in result.views if groups[view.group] is pair]
+        assert mine == pytest.approx([-half, half], rel=1e-12)
+    nothing = open_bench(model, templates, "opsd", {}).step([])
+    assert (nothing.views, nothing.record.values["loss"], nothing.record.counts["tokens"]) == ([], 0.0, 0.0)
+
+
+def test_a_rank_without_a_completion_adds_nothing(model: Path, templates: Mapping[str, Template]) -> None:
+    """Of one completion the second rank has none, and goes along with a forward that does not count."""
+    alone, *ranks = (open_bench(model, templates, "opsd", {}) for _ in range(3))
+    [first, *_] = invent_groups(alone.policy, alone.chat)
+    groups = [replace(first, rollouts=first.rollouts[:1], verdicts=first.verdicts[:1])]
+    world = Pair(0)
+    for bench, each in zip(ranks, (world, replace(world, rank=1)), strict=True):
+        bench.trainer.world = each
+    expected = alone.step(groups)
+    with ThreadPoolExecutor(1) as other:
+        late = other.submit(ranks[1].step, groups)
+        found = [ranks[0].step(groups), late.result(timeout=60)]
+    for result, bench in zip(found, ranks, strict=True):
+        assert result.record.values == pytest.approx(dict(expected.record.values), rel=1e-9)
+        assert result.record.sums == pytest.approx(dict(expected.record.sums), rel=1e-9)
+        assert far(bench.gradient(), alone.gradient()) < 1e-12
+
+
+class Looking(SD):
+    """SD that remembers what it was shown before each update, and marks every completion by its place."""
+
+    def beforehand(self) -> Sequence[str]:
+        """The student too, before the teacher."""
+        return (STUDENT, "teacher")
 
     def new_state(self) -> State:
         """A list in a state's clothes."""
@@ -236,8 +277,15 @@ class Looking(GRPO):
     def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
         """Nothing but the looking."""
         assert isinstance(state, Looks)
+        assert list(seen.scores) == [STUDENT, "teacher"]
         state.updates.append(seen.update)
-        return {"looked": float(len(state.updates))}
+        marks = [100.0 * view.group + view.index for view in seen.views]
+        return {"looked": float(len(state.updates)), "mark": torch.tensor(marks, dtype=torch.float32)}
+
+    def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
+        """The marks, averaged over tokens, in the student's own type."""
+        assert tokens.inputs["mark"].dtype == tokens.student.dtype
+        return {"marks": tokens.inputs["mark"]}
 
 
 class Looks:
@@ -264,11 +312,23 @@ def test_a_method_is_told_which_update_on_the_batch_comes(model: Path, templates
     assert bench.trainer.state is not None
     assert bench.trainer.state.state_dict() == {"updates": [0, 1, 2, 0, 1, 2]}
     assert reported.values["looked"] == 6.0
+    # A number a view reaches each of its tokens, and is no number of the step.
+    marks = [
+        100.0 * g + i for g, each in enumerate(groups) for i, r in enumerate(each.rollouts) for _ in r.completion_ids
+    ]
+    assert reported.values["marks"] == pytest.approx(sum(marks) / len(marks), rel=1e-12)
+    assert "mark" not in reported.values
 
 
 def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, Template]) -> None:
     bench = open_bench(model, templates, "grpo", {})
     given = {"clip_norm": 0.5, "limits": Limits(7, 8), "thinking": False, "world": World.current()}
+    corrected = Trainer(
+        bench.policy, bench.trainer.teachers, bench.method, templates, bench.chat, bench.trainer.optimiser,
+        learning_rate=float, importance_cap=1.5, updates=4, seed=9, **given,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (corrected.importance_cap, corrected.updates, corrected.seed) == (1.5, 4, 9)
+    assert StepResult(StepRecord(step=1), []).scores == {}
     made = Trainer(
         bench.policy, bench.trainer.teachers, bench.method, templates, bench.chat, bench.trainer.optimiser,
         learning_rate=float, **given,  # type: ignore[arg-type]
@@ -287,6 +347,39 @@ def test_the_views_of_a_step_depend_on_its_seed_its_number_and_the_switch_of_thi
     bench.trainer.seed, bench.trainer.thinking = 5, False
     bench.trainer.views(invent_groups(bench.policy, bench.chat), step=3)
     assert seen == [{"thinking": False, "seed": derive(5, "contrast", 3)}]
+    with pytest.raises(AttributeError):  # a step asks for the same, and finds no views here
+        bench.step(invent_groups(bench.policy, bench.chat), step=4)
+    assert seen[1] == {"thinking": False, "seed": derive(5, "contrast", 4)}
+
+
+def test_sharded_weights_are_let_go_and_their_gradients_left_to_the_shards(
+    model: Path, templates: Mapping[str, Template], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forwards that no backward has followed keep weights whole: after the scores beforehand, and after the last."""
+    calls: list[str] = []
+    bench = open_bench(model, templates, "sd", {})
+    monkeypatch.setattr(bench.trainer.teachers, "release", lambda: calls.append("release"))
+    monkeypatch.setattr(World, "add_gradients", lambda self, parameters: calls.append("add"))
+    groups = invent_groups(bench.policy, bench.chat)
+    bench.step(groups)
+    assert calls == ["release", "release", "add"]
+    monkeypatch.setattr(Policy, "sharded", property(lambda self: True))
+    bench.step(groups)
+    assert calls[3:] == ["release", "release"]
+
+
+def test_the_loss_that_is_reported_is_the_mean_over_tokens_in_double(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    bench = open_bench(model, templates, "grpo", {})
+    result = bench.step(invent_groups(bench.policy, bench.chat))
+    losses = []
+    for view, scores in zip(result.views, result.scores["student"], strict=True):
+        assert scores is not None
+        for now, then in zip(scores.target_N.tolist(), view.old_logprobs, strict=True):
+            ratio = math.exp(now - then)
+            losses.append(-min(ratio * view.advantage, min(max(ratio, 0.8), 1.2) * view.advantage))
+    assert result.record.values["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
 
 
 def test_a_clock_adds_up_each_phase_and_waits_for_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
