@@ -16,16 +16,17 @@ from torch import Tensor
 
 from selfdistill.contexts.templates import Template
 from selfdistill.distributed.world import World
-from selfdistill.errors import OutOfMemory, TrainingError
+from selfdistill.errors import ConfigError, OutOfMemory, TrainingError
+from selfdistill.methods import Method, build_method
 from selfdistill.methods.base import Observation, State
 from selfdistill.methods.sd import SD
 from selfdistill.methods.sft import SFT
-from selfdistill.models.head import ELEMENTS
+from selfdistill.models.head import ELEMENTS, SliceJob, SliceResult
 from selfdistill.models.policy import Policy
 from selfdistill.seeds import derive
 from selfdistill.training import trainer as training
 from selfdistill.training.trainer import Clock, Limits, StepResult, Trainer
-from selfdistill.types import STUDENT, StepRecord, TokenSlice
+from selfdistill.types import STUDENT, Role, Scores, StepRecord, TokenSlice
 from support.engine import Bench, invent_groups, load_exact, make_bench, parameters, perturb
 
 ETA = 0.25
@@ -243,6 +244,9 @@ def test_groups_may_differ_in_size_and_there_may_be_none(model: Path, templates:
         assert mine == pytest.approx([-half, half], rel=1e-12)
     nothing = open_bench(model, templates, "opsd", {}).step([])
     assert (nothing.views, nothing.record.values["loss"], nothing.record.counts["tokens"]) == ([], 0.0, 0.0)
+    # Teachers that are asked beforehand have then been asked about nothing, and the student not at all.
+    unasked = open_bench(model, templates, "credit", {"form": "advantage"}).step([])
+    assert unasked.record.sums["teacher_tokens"] == 0.0
 
 
 def test_a_rank_without_a_completion_adds_nothing(model: Path, templates: Mapping[str, Template]) -> None:
@@ -318,6 +322,70 @@ def test_a_method_is_told_which_update_on_the_batch_comes(model: Path, templates
     ]
     assert reported.values["marks"] == pytest.approx(sum(marks) / len(marks), rel=1e-12)
     assert "mark" not in reported.values
+
+
+def test_all_that_the_loss_is_handed_lies_on_the_students_device(
+    model: Path, templates: Mapping[str, Template], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that holds no numbers, with completions of another engine, at the first update and at a later one.
+
+    Scores are single, and what is handed on and summed is double.
+    """
+    bench = open_bench(model, templates, "test_training:Looking", {})
+    groups = invent_groups(bench.policy, bench.chat)
+
+    def single(before: Scores | None, target: float) -> Scores | None:
+        """Scores in float32, in which 2^24 and a 1 add up to 2^24."""
+        if before is None:
+            return None
+        steep = torch.ones(len(before.target_N))
+        steep[0] = 2.0**24
+        return Scores(steep * target, steep)
+
+    measured = bench.step(groups).scores
+    scores = {
+        role: [single(each, float(role == "teacher")) for each in measured[role]] for role in (STUDENT, "teacher")
+    }
+    lengths = [len(each.target_N) for each in scores["teacher"] if each is not None]
+    jobs: list[SliceJob] = []
+
+    def look(self: Policy, batch: object, job: SliceJob) -> SliceResult:
+        jobs.append(job)
+        return SliceResult(sum(((p * 0.0).sum() for p in self.trainable()), torch.zeros(())), {}, {})
+
+    asked: list[dict[str, object]] = []
+
+    def score_roles(*given: object, **named: object) -> dict[str, list[Scores | None]]:
+        asked.append(named)
+        return dict(scores)
+
+    monkeypatch.setattr(training, "score_roles", score_roles)
+    monkeypatch.setattr(Policy, "forward", look)
+    monkeypatch.setattr(bench.policy, "device", torch.device("meta"))
+    bench.trainer.importance_cap, bench.trainer.updates = 2.0, 2
+    # One completion at a time: some without any of the teacher's scores, the others with all.
+    bench.trainer.limits, bench.trainer.world = Limits(tokens=1, elements=777), Asked()
+    clocks: list[torch.device] = []
+
+    def timed(device: torch.device) -> Clock:
+        clocks.append(device)
+        return Clock()
+
+    monkeypatch.setattr(training, "Clock", timed)
+    record = bench.trainer.step(groups, step=1).record
+    whole = sum(2.0**24 + length - 1 for length in lengths)
+    assert (record.sums["teacher_u"], record.sums["teacher_entropy"]) == (whole, whole)
+    assert asked == [{"max_tokens": 1, "elements": 777, "world": bench.trainer.world}] * 2
+    assert asked[0]["world"] is bench.trainer.world
+    assert clocks == [torch.device("meta")]
+    assert len(jobs) == 2 * 12
+    known = {"advantage", "old_logprob", "mark", "teacher", "sampler_logprob"}
+    assert [set(job.inputs) for job in jobs] == [known] * 12 + [{*known, "learner_logprob"}] * 12
+    for job in jobs:
+        handed = {**job.inputs, "weight": job.weight_N}
+        assert {(values.device.type, values.dtype) for values in handed.values()} == {("meta", torch.float64)}
+        assert job.target_N.device.type == "meta"
+        assert job.elements == 777
 
 
 def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, Template]) -> None:
@@ -414,3 +482,75 @@ def test_the_seconds_of_a_step_have_four_names(model: Path, templates: Mapping[s
     bench, clock = open_bench(model, templates, "sd", {}), Clock()
     bench.trainer.step(invent_groups(bench.policy, bench.chat), step=1, clock=clock)
     assert set(clock.seconds) == {"views", "teacher", "student", "update"}
+
+
+@dataclass(frozen=True)
+class Asked(World):
+    """A world of one that counts what it is told."""
+
+    told: list[Any] = field(default_factory=list)
+
+    def gather(self, mine: Any) -> list[Any]:
+        """The one object."""
+        self.told.append(mine)
+        return [mine]
+
+
+def test_what_moves_is_counted_over_ranks_only_where_they_hold_shards(
+    model: Path, templates: Mapping[str, Template], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, refreshed = open_bench(model, templates, "sdft", {"teacher_rate": ETA}), []
+    monkeypatch.setattr(bench.policy, "refresh", lambda: refreshed.append(True))
+    bench.trainer.learning_rate, bench.trainer.world = (lambda step: 0.05), Asked()
+    groups = invent_groups(bench.policy, bench.chat)
+    values = bench.step(groups).record.values
+    assert (values["moved"], values["average_moved"]) == (1.0, 1.0)
+    assert (bench.trainer.world.told, refreshed) == ([], [True])
+    monkeypatch.setattr(Policy, "sharded", property(lambda self: True))
+    bench.step(groups)
+    numbers = sum(values.numel() for values in bench.policy.trainable())
+    [moved, averaged] = bench.trainer.world.told
+    assert moved[0] == moved[1] <= numbers
+    assert averaged[0] == averaged[1] == numbers
+
+
+def test_an_average_that_stands_still_has_moved_by_nothing(model: Path, templates: Mapping[str, Template]) -> None:
+    policy, chat = load_exact(model)
+    groups = invent_groups(policy, chat)
+    same = make_bench(policy, chat, templates, "sdft", {"teacher_rate": ETA})
+    # A student that stands still moves by nothing; where it is the average, nothing was to move.
+    values = same.step(groups).record.values
+    assert values["moved"] == 0.0
+    assert "average_moved" not in values
+    # An average that never moves is not one that has failed to.
+    fixed = open_bench(model, templates, "sdft", {"teacher_rate": 0.0})
+    assert "average_moved" not in fixed.step(groups).record.values
+
+
+def test_a_trainer_by_hand_makes_the_teachers_that_its_method_asks_for(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(model)
+    optimiser = torch.optim.SGD(policy.trainable(), lr=0.0)
+
+    def made(method: Method, **named: Any) -> Trainer:
+        return Trainer(policy, None, method, templates, chat, optimiser, learning_rate=0.5, **named)
+
+    plain = made(build_method("sdft", {"teacher_rate": 0.3}))
+    assert (plain.teachers.policy, plain.teachers.rate, tuple(plain.teachers.copies)) == (policy, 0.3, ("ema",))
+    assert (plain.learning_rate(1), plain.learning_rate(9), plain.clip_norm) == (0.5, 0.5, 1.0)
+    assert (plain.world, plain.limits) == (World(), Limits())
+    world = Asked()
+    assert made(build_method("grpo", {}), world=world).world is world
+    external = {"kind": "external", "path": "elsewhere"}
+    for method in (build_method("sd", {"weights": external}), Mixed.model_validate({"weights": external})):
+        with pytest.raises(ConfigError, match="another model as its teacher"):
+            made(method)
+
+
+class Mixed(SD):
+    """SD with a second teacher, whose weights are the student's own."""
+
+    def roles(self) -> Mapping[str, Role]:
+        """One teacher of each kind."""
+        return {**super().roles(), "other": Role(None)}
