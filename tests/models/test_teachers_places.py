@@ -92,3 +92,25 @@ def test_an_average_keeps_its_own_type(model: Path) -> None:
     for average in teachers.state_dict().values():
         assert average.dtype == torch.float32
         assert average.unique().tolist() == [0.25]
+
+
+def test_an_average_that_was_loaded_is_computed_with(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = load_exact(model)
+    teachers = Teachers(policy, needed={"ema"}, rate=0.5)
+    saved = {name: torch.full_like(values, 2.0) for name, values in teachers.state_dict().items()}
+    seen: list[list[float]] = []
+    monkeypatch.setattr(
+        teachers.copies["ema"],
+        "refresh",
+        lambda: seen.append(next(iter(teachers.state_dict().values())).unique().tolist()),
+    )
+    teachers.load_state_dict(saved)
+    assert seen == [[2.0]]
+
+
+def test_no_weight_of_an_average_learns_whatever_it_is_kept_as(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = load_exact(model)
+    # Behind bfloat16 weights that compute, others are kept.
+    monkeypatch.setattr(Policy, "kept", lambda self: {})
+    average = Teachers(policy, needed={"ema"}, rate=0.5).copies["ema"]
+    assert not any(parameter.requires_grad for parameter in average.parameters())

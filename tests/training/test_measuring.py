@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfdistill.training.metrics import described, drawn, separation, taught
+from selfdistill.training.metrics import as_seen, described, drawn, separation, taught
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View
 from support.engine import load_exact
@@ -134,3 +134,11 @@ def test_the_order_of_the_views_does_not_matter_to_their_lines(model: Path) -> N
     other: list[Scores | None] = [scores(*[-2.0] * 6), scores(-0.5, -0.5)]
     lines = list(described(GROUPS, result(views, student=both, teacher=other), chat))
     assert [line.get("u") for line in lines] == [None, [0.5, 0.5], None, pytest.approx([-1.0] * 6)]
+
+
+def test_a_callback_sees_the_seconds_and_every_single_value_of_the_line() -> None:
+    record = StepRecord(step=3, sums={"student_u": 1.0}, values={"loss": 0.5, "reward": 0.0})
+    line = {"step": 3, "reward": 0.25, "finished": None, "alarms": ["one"], "phase_seconds": {"student": 2.0}}
+    seen = as_seen(record, line)
+    assert seen.values == {"loss": 0.5, "step": 3, "reward": 0.25, "finished": None}
+    assert (seen.step, seen.sums, seen.seconds) == (3, {"student_u": 1.0}, {"student": 2.0})
