@@ -97,7 +97,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_a_stop(config: Pat
     assert (code, errors) == (143, "")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     done = summary["steps"]
-    assert output.count("stopping after this step") == 1
+    assert output.count("Finishing this step, then stopping") == 1
     assert f"stopped after step {done}; continue with --resume --out {run}" in output
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == list(range(1, done + 1))
     newest, _ = checkpoint.newest_whole(run / "checkpoints")

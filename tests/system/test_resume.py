@@ -283,7 +283,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_143(started: subprocess.
     newest, remarks = checkpoint.newest_whole(tmp_path / "run" / "checkpoints")
     assert newest == checkpoint.checkpoint_path(tmp_path / "run" / "checkpoints", done)
     assert remarks == []
-    assert "stopping after this step" in output
+    assert "Finishing this step, then stopping" in output
     assert f"stopped after step {done}; continue with --resume --out" in output
 
 

@@ -1,7 +1,7 @@
-"""Several commands as child processes, some at a time: started, watched, asked to stop, waited for.
+"""Run several commands as child processes, a few at a time.
 
-Every child has a session of its own, so that Ctrl-C in the terminal reaches the parent alone: a child that heard it
-twice, from the terminal and from the parent, would take the second for an order to stop at once.
+Every child has its own session, so Ctrl-C in the terminal reaches only the parent. A child that received it twice, from
+the terminal and from the parent, would stop immediately instead of finishing its step.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from selfdistill.distributed.signals import StopRequest
 from selfdistill.errors import TrainingError
 
 POLL = 0.1
-"""Seconds between two looks at the children: nothing beside a step, and soon enough for a person."""
+"""Seconds between two polls of the children: short for a user and short compared with a training step."""
 OWN_WORDS = "selfdistill: "
-"""What the command line begins its sentence with when it refuses."""
+"""Prefix of the error messages of the command line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A command, what people call it, and the file that gets all it says."""
+    """A command, its name in messages, and the file that receives its output."""
 
     name: str
     command: tuple[str, ...]
@@ -34,7 +34,7 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Which children run now, and how many have ended well."""
+    """The children that are running, and the number that have succeeded."""
 
     running: tuple[Child, ...]
     done: int
@@ -50,14 +50,13 @@ def run_children(
     fine: Collection[int] = (0,),
     keep_open: Sequence[int] = (),
 ) -> None:
-    """Run all, at most ``jobs`` at a time and in order; returns early when a stop is requested.
+    """Run all children in order, at most ``jobs`` at a time; returns early when a stop is requested.
 
-    However it ends, no child is left: those still running are sent SIGTERM and waited for; on a second signal they are
-    killed. ``fine`` are the exit codes of children that did not fail; ``keep_open`` are file descriptors that the
-    children inherit.
+    No child survives this call: running children get SIGTERM and are waited for, and a second signal kills them.
+    ``fine`` are the exit codes that count as success. ``keep_open`` are file descriptors that the children inherit.
 
     Raises:
-        TrainingError: a child failed; its own last sentence, and where the rest of its words are.
+        TrainingError: a child failed. The message holds the child's last message and the path of its log.
     """
     waiting = deque(children)
     said = {child: child.log.stat().st_size if child.log.exists() else 0 for child in children}
@@ -112,7 +111,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _reason(child: Child, code: int, *, since: int) -> str:
-    """The sentence that the child ended with: what it wrote last, what it wrote to the user before anything else."""
+    """Why a child failed: its last error message to the user, else the last line of its output."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; what it said is in {child.log}"
     text = child.log.read_bytes()[since:].decode("utf-8", errors="replace")

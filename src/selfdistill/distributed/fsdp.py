@@ -1,7 +1,7 @@
-"""Weights that are cut over ranks (FSDP2), and activations that are computed twice instead of kept.
+"""Sharded weights (FSDP2) and activation checkpointing.
 
-Inside a call of a sharded module its weights are whole, outside each rank holds its shard. The optimiser and averaged
-weights work on shards; nothing else in the library needs to know.
+A sharded module all-gathers its weights for a call and reshards them afterwards. The optimiser and the averaged
+teacher work on shards. No other part of the library depends on sharding.
 """
 
 from __future__ import annotations
@@ -33,31 +33,32 @@ from selfdistill.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
-    """How the ranks share a model.
-
-    ``"ddp"``: each holds all of it, gradients are summed. ``"fsdp2"``: each holds a shard of every weight. ``"hsdp"``:
-    groups of ``shards`` ranks hold one copy each (unset: the ranks of a machine). ``param_dtype`` is what sharded
-    weights are computed with and ``reduce_dtype`` what gradients are summed in, at least float32 where unset;
-    ``cpu_offload`` keeps shards and optimiser in the machine's memory.
-    """
+    """How the ranks share a model."""
 
     kind: Literal["none", "ddp", "fsdp2", "hsdp"] = "ddp"
+    """``"ddp"``: every rank holds the whole model. ``"fsdp2"``: every rank holds a shard of every weight. ``"hsdp"``:
+    every group of ``shards`` ranks holds one sharded copy. Gradients are summed over all ranks."""
     param_dtype: torch.dtype | None = None
+    """Number type in which sharded weights are computed; None is their own."""
     reduce_dtype: torch.dtype | None = None
+    """Number type of the gradient reduction of sharded weights; None is float32, or wider for wider weights."""
     activation_checkpointing: bool = False
+    """Whether the backward pass recomputes the activations of each layer."""
     cpu_offload: bool = False
+    """Whether shards and optimiser state stay in CPU memory."""
     shards: int | None = None
+    """Ranks per sharded copy under ``"hsdp"``; None is the number of ranks of this machine."""
 
     @property
     def sharded(self) -> bool:
-        """Whether weights are cut."""
+        """Whether the weights are sharded."""
         return self.kind in ("fsdp2", "hsdp")
 
     def check(self, size: int) -> None:
-        """Refuse what cannot be, for a world of ``size`` ranks.
+        """Refuse settings that do not fit each other or a world of ``size`` ranks.
 
         Raises:
-            ConfigError: one sentence.
+            ConfigError: names the setting and what would be right.
         """
         if self.kind == "none" and size > 1:
             raise ConfigError(
@@ -78,7 +79,10 @@ class Parallel:
             )
 
     def mesh(self, device: torch.device) -> DeviceMesh:
-        """The ranks as a line, or as groups of shards; a process on its own becomes a world of one."""
+        """The device mesh: one axis for ``"fsdp2"``, replicas × shards for ``"hsdp"``.
+
+        A single process gets a process group of size one first, because FSDP2 needs a group.
+        """
         if not dist.is_initialized():
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         size = dist.get_world_size()
@@ -100,9 +104,10 @@ def shard(
     dtype: torch.dtype,
     doors: Sequence[str],
 ) -> None:
-    """Cut every layer's weights, and the others' in one piece. Gradients are then summed over ranks, not averaged.
+    """Shard each layer as one unit, and all remaining weights as another.
 
-    ``doors`` are the methods besides ``forward`` that use weights; ``dtype`` is the model's own.
+    Gradients are then summed over ranks, not averaged, because each rank's loss is its share of the total.
+    ``doors`` are the methods besides ``forward`` that use weights. ``dtype`` is the number type of the model.
 
     Raises:
         ConfigError: this torch is too old.
@@ -117,28 +122,29 @@ def shard(
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if parallel.cpu_offload else OffloadPolicy()
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
-    # What the whole module is called with are ids, log-probabilities and weights of tokens: never to be rounded.
+    # The root module is called with token ids, log-probabilities and loss weights, which must not be rounded.
     whole_module = replace(precision, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=whole_module, offload_policy=offload)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
-            # gloo knows no scaled sum, which a factor would else be made of.
+            # gloo has no scaled reduction, which FSDP2 would use for the divide factor.
             part.set_force_sum_reduction_for_comms(True)
     for name in doors:
         register_fsdp_forward_method(module, name)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a module's weights are cut."""
+    """Whether a module's weights are sharded."""
     return isinstance(module, FSDPModule)
 
 
 @contextmanager
 def whole(module: nn.Module, probe: Callable[[], object]) -> Iterator[None]:
-    """All weights of a sharded module on every rank, so that each may call it as often as it likes.
+    """Keep a module unsharded on every rank, so that ranks may call it different numbers of times.
 
-    ``probe`` is a small forward pass. Every rank must enter. Costs the memory of the whole module.
+    ``probe`` is a small forward pass that all-gathers them. Every rank must enter. Each rank needs memory for the whole
+    module.
     """
     if not isinstance(module, FSDPModule):
         yield
@@ -150,25 +156,25 @@ def whole(module: nn.Module, probe: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         module.set_reshard_after_forward(True)
-        # The root's own weights stay after a forward: a head that was read is used until the backward is done.
+        # The root keeps its own weights after a forward pass: the loss uses the LM head until the backward is done.
         module.set_reshard_after_forward(False, recurse=False)
         release(module)
 
 
 def release(module: nn.Module) -> None:
-    """Back to shards, after forwards that no backward has followed: else later ones would meet stale weights."""
+    """Reshard after forward passes without a backward; otherwise later passes would use stale weights."""
     if isinstance(module, FSDPModule):
         module.reset_iter_state()
 
 
 def recompute(layers: Sequence[nn.Module]) -> None:
-    """Keep no activations inside these layers, but compute them again in the backward. They draw no random numbers."""
+    """Checkpoint the activations of these layers. The layers use no random numbers, so no random state is kept."""
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-    """Scale the gradients down to a norm, that of all shards together; returns the norm before."""
+    """Clip the gradients to a total norm over all shards; returns the norm before clipping."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -178,7 +184,7 @@ def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
 
 @torch.no_grad()
 def put(room: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor, which every rank has, into a whole or sharded one."""
+    """Copy a whole tensor, which every rank has, into a whole or sharded tensor."""
     if isinstance(room, DTensor):
         value = distribute_tensor(value.to(room.device), room.device_mesh, room.placements, src_data_rank=None)
     room.copy_(value)
@@ -186,14 +192,15 @@ def put(room: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def gathered(module: nn.Module, *, keep: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The state dict with whole tensors, in the machine's memory, for ranks that ``keep`` it. Every rank must call.
+    """The state dict with whole tensors in CPU memory, on ranks that ``keep`` it; elsewhere the tensors are empty.
 
-    ``dtype`` is what parameters are written in; None: as they are.
+    Every rank must call, because shards are all-gathered. ``dtype`` is the number type of the parameters; None is their
+    own.
     """
     whole_of: dict[int, Tensor] = {}
     state = {}
     for name, value in module.state_dict(keep_vars=True).items():
-        # Tied weights have two names; they are written once where they stay one tensor.
+        # Tied weights have two names and must stay one tensor, so that they are written once.
         if id(value) not in whole_of:
             full = value.full_tensor() if isinstance(value, DTensor) else value
             if dtype is not None and isinstance(value, nn.Parameter):

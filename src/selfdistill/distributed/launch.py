@@ -1,7 +1,7 @@
-"""Several processes of one run on this machine: started, watched, stopped together, ended when one of them dies.
+"""``--launch``: start the ranks of one run on this machine, stop them together, and end all when one dies.
 
-``torchrun`` also knows several machines and restarts. Here a stop may take as long as a step does, and a death is told
-in one sentence.
+``torchrun`` also handles several machines and restarts. This launcher gives ranks the time to finish a step after a
+stop request, and reports a dead rank in one sentence.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from selfdistill.distributed.signals import LAUNCHED, LOST, STOPPED_BY_ALARM, St
 from selfdistill.errors import TrainingError
 
 POLL = 0.1
-"""Seconds between two looks at the processes."""
+"""Seconds between two polls of the processes."""
 GRACE = 20.0
-"""Seconds in which the others may end by themselves when one has failed. Those that wait for it in vain never would."""
+"""Seconds that the other ranks get to exit after one has failed. Ranks blocked in a collective never exit."""
 SPOKEN = 2
-"""Exit code of a process that has said in a sentence what is wrong, or knows that another has."""
+"""Exit code of a rank that has reported a user error, or whose peer has reported it."""
 TOGETHER = (0, STOPPED_BY_ALARM, *(128 + number for number in (signal.SIGINT, signal.SIGTERM)))
-"""Exit codes that all processes of a run agree on: none of them has failed."""
+"""Exit codes on which all ranks agree. No rank has failed."""
 
 
 def launch(arguments: Sequence[str], processes: int, *, stop: StopRequest, resume: str) -> int:
-    """Run the command line with ``arguments`` in that many processes; returns the run's exit code.
+    """Run the command line with ``arguments`` in ``processes`` ranks; returns the run's exit code.
 
-    A request to stop is passed on, and the run then ends by itself.
+    A stop request is forwarded to every rank once; the ranks then finish their step and exit.
 
     Raises:
-        TrainingError: a process died; the others have been ended, and ``resume`` is the way to go on.
+        TrainingError: a rank died and the others were ended. ``resume`` tells the user how to continue.
     """
     shared = {
         "WORLD_SIZE": str(processes),
@@ -45,7 +45,7 @@ def launch(arguments: Sequence[str], processes: int, *, stop: StopRequest, resum
         LAUNCHED: "1",
     }
     command = [sys.executable, "-m", "selfdistill", *arguments]
-    # Sessions of their own: Ctrl-C in the terminal reaches the parent alone, which passes it on once.
+    # Each rank has its own session: Ctrl-C in the terminal reaches only the parent, which forwards it once.
     ranks = [
         subprocess.Popen(
             command,
@@ -71,9 +71,9 @@ def launch(arguments: Sequence[str], processes: int, *, stop: StopRequest, resum
 
 
 def _watch(ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest) -> tuple[int, int] | None:
-    """Wait until all have ended, or for a while only when one has failed: its rank and exit code.
+    """Wait for all ranks to exit; returns the rank and exit code of the one that failed, or None.
 
-    A request to stop is passed on, once.
+    After a failure the others get :data:`GRACE` seconds. A stop request is forwarded once.
     """
     told, failed, until = False, None, float("inf")
     while any(process.poll() is None for process in ranks) and time.monotonic() < until:
@@ -88,14 +88,14 @@ def _watch(ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest) -> tuple
 
 
 def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
-    """Rank and exit code of the process that failed, if one has: rather one that died than one that missed it."""
-    # Who notices a loss ends after whom it lost: a second look finds both.
+    """Rank and exit code of the rank that failed, or None. A rank that died comes before one that lost a peer."""
+    # A rank that loses a peer exits after that peer, so a second poll sees both.
     for _ in range(2):
         codes = [process.poll() for process in ranks]
     ended = [(rank, code) for rank, code in enumerate(codes) if code is not None and code not in TOGETHER]
 
     def consequence(found: tuple[int, int]) -> tuple[bool, bool, bool, int]:
-        """Sorts causes first: SIGKILL comes from outside, whereas a rank that has lost a peer may abort (SIGABRT)."""
+        """Sort key with causes first. SIGKILL comes from outside; a rank that lost a peer may abort with SIGABRT."""
         rank, code = found
         return code == LOST, code == SPOKEN, code != -signal.SIGKILL, rank
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step in hand is finished and saved; a second one stops at once."""
+"""Ctrl-C and SIGTERM: the first finishes and saves the current step, the second stops immediately."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from types import FrameType
 
 STOPPED_BY_ALARM = 3
-"""Exit code of a run that an alarm of ``stop_on`` has ended."""
+"""Exit code of a run that was ended by an alarm listed in ``stop_on``."""
 LOST = 4
-"""Exit code of a process that has lost another one of its run, and leaves it to others to say so."""
+"""Exit code of a rank that lost a peer; another process reports the error."""
 LAUNCHED = "SELFDISTILL_LAUNCHED"
-"""In the environment of processes that have a parent, which tells when one of them is lost."""
+"""Environment variable of ranks started by ``--launch``. Their parent process reports a lost rank."""
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether somebody asked the run to stop, and by which signal."""
+    """Whether the run was asked to stop, and by which signal."""
 
     signal: int | None = None
 
@@ -30,17 +30,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request; the second of them raises KeyboardInterrupt."""
+    """Turn the first SIGINT or SIGTERM into a stop request; the second raises KeyboardInterrupt."""
     request = StopRequest()
     heard: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         heard.append(number)
-        # What other processes of the run have heard stands in the request too, and is no second signal to this one.
+        # Signals to other ranks are merged into the request, so the count of this process's own signals decides.
         if len(heard) > 1:
             raise KeyboardInterrupt
         request.signal = number
-        announce("stopping after this step; once more to stop at once")
+        announce("Finishing this step, then stopping. Press Ctrl-C again to stop immediately.")
 
     kinds = (signal.SIGINT, signal.SIGTERM)
     previous = {kind: signal.signal(kind, handle) for kind in kinds}

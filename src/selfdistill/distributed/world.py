@@ -1,7 +1,7 @@
-"""The processes of a run: ranks, what is agreed on, gathered and summed. One process is a world of size one.
+"""Ranks and their collectives: all-gather, broadcast, all-reduce. A single process is a world of size one.
 
-Everything small (completions, verdicts, per-token scores) is gathered, so that every rank knows the whole step and
-decides alike; only forward passes are split.
+Completions, verdicts and per-token scores are small, so they are all-gathered: every rank knows the whole step and
+takes the same decisions. Only forward and backward passes are split over ranks.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from selfdistill.errors import TrainingError, UserError
 T = TypeVar("T")
 
 BUCKET = 1 << 25
-"""Gradient numbers that are summed at once: 128 MB in float32, few enough to spare, many enough for the network."""
+"""Gradient elements per all-reduce: 128 MB in float32. That costs little memory and still uses the full bandwidth."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among its peers. ``local_rank`` counts those of one machine, and names the device."""
+    """This process's rank. ``local_rank`` is the rank within its machine, which is also the index of its device."""
 
     rank: int = 0
     size: int = 1
@@ -38,22 +38,22 @@ class World:
 
     @classmethod
     def current(cls) -> World:
-        """The initialised process group, or a world of one."""
+        """The world of the initialised process group, or a world of one without a group."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
         return cls()
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which alone writes and speaks."""
+        """Whether this is rank 0. Only rank 0 writes files and logs."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Which of ``count`` things are this rank's; neighbours go to different ranks."""
+        """Indices of this rank's share of ``count`` items. Neighbouring items go to different ranks."""
         return range(self.rank, count, self.size)
 
     def gather(self, mine: T) -> list[T]:
-        """Every rank's object, in the order of ranks, on every rank."""
+        """All-gather one object per rank; returns them in the order of ranks, on every rank."""
         if self.size == 1:
             return [mine]
         found: list[T | None] = [None] * self.size
@@ -61,12 +61,12 @@ class World:
         return found  # type: ignore[return-value]
 
     def merge(self, mine: Mapping[int, T], count: int) -> list[T]:
-        """Things 0 to ``count`` − 1, each known to one rank, on every rank."""
+        """All-gather items by index: each rank gives those that it made. Returns items 0 to ``count`` − 1."""
         known = {place: thing for part in self.gather(mine) for place, thing in part.items()}
         return [known[place] for place in range(count)]
 
     def max(self, value: int) -> int:
-        """The largest of the ranks' numbers."""
+        """The maximum over the ranks."""
         if self.size == 1:
             return value
         found = torch.tensor(value)
@@ -74,7 +74,7 @@ class World:
         return int(found)
 
     def from_first(self, ask: Callable[[], T]) -> T:
-        """What rank 0 finds, on every rank; where it finds a user's mistake, every rank raises it."""
+        """The result of ``ask`` on rank 0, broadcast. A ``UserError`` that it raises is raised on every rank."""
         if self.size == 1:
             return ask()
         answer: list[T | UserError | None] = [None]
@@ -94,9 +94,9 @@ class World:
             dist.barrier()
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over the ranks; one that no rank has stays absent.
+        """All-reduce the gradients: each becomes its sum over the ranks. A gradient that no rank has stays None.
 
-        Once a step, after the last micro-batch. Sums are taken in float32 at least.
+        Called once per update, after the last micro-batch. The sum is taken in float32 or wider.
         """
         if self.size == 1 or not parameters:
             return
@@ -116,9 +116,9 @@ class World:
 
 
 ALONE = World()
-"""One process on its own."""
+"""A single process."""
 SIGNS_OF_LOSS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "remote process exited")
-"""What gloo and NCCL say when another process is gone."""
+"""Parts of the error messages of gloo and NCCL when a peer is gone."""
 
 
 def _add(grads: Sequence[Tensor]) -> None:
@@ -135,13 +135,14 @@ def _add(grads: Sequence[Tensor]) -> None:
 
 @contextmanager
 def one_voice(*, resume: str) -> Iterator[None]:
-    """Let one process of the run say what ends it, where the environment says that there are several.
+    """Report a fatal error from one rank only.
 
-    A user's mistake that all of them find is told once; so is the loss of a process, which all others notice.
-    ``resume`` says how to go on. The processes that stay silent exit with code 2, or with :data:`LOST`.
+    All ranks find the same user error, and all surviving ranks notice a lost peer; the user reads one message. The
+    other ranks exit silently, with code 2 or with :data:`LOST`. ``resume`` tells the user how to continue. A single
+    process is left alone.
 
     Raises:
-        TrainingError: the processes do not find each other, or one was lost.
+        TrainingError: the rendezvous failed, or a rank was lost.
     """
     if _size() == 1:
         yield
@@ -173,12 +174,13 @@ def one_voice(*, resume: str) -> Iterator[None]:
 
 
 def connect(*, cuda: bool, timeout: float) -> World:
-    """Join the processes that torchrun, ``--launch`` or a scheduler has started: as the environment says.
+    """Initialise the process group from the environment that torchrun, ``--launch`` or a scheduler has set.
 
-    ``timeout`` are the seconds after which a rank gives up waiting for the others. To be called in :func:`one_voice`.
+    Returns this process's world. ``timeout`` is in seconds: how long a rank waits in a collective for the others. Must
+    be called inside :func:`one_voice`, which makes the rendezvous.
 
     Raises:
-        TrainingError: this machine has fewer devices than processes.
+        TrainingError: this machine has fewer GPUs than processes.
     """
     if _size() > 1:
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -187,7 +189,7 @@ def connect(*, cuda: bool, timeout: float) -> World:
         if cuda:
             torch.cuda.set_device(local)
         dist.init_process_group(
-            # Records and flags travel through the processors also where gradients do not.
+            # Gradients use NCCL on GPUs. Records and flags are CPU objects and always use gloo.
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             timeout=timedelta(seconds=timeout),
             store=dist.PrefixStore("run", _Meeting.store),  # type: ignore[attr-defined]
@@ -198,7 +200,7 @@ def connect(*, cuda: bool, timeout: float) -> World:
 
 
 class _Meeting:
-    """Where the processes leave notes for each other before and after they are connected."""
+    """The rendezvous store. Ranks share keys in it even before and after the process group exists."""
 
     store: Any
 
@@ -211,11 +213,11 @@ def _first_to_speak() -> bool:
     try:
         return bool(_Meeting.store.add("spoken", 1) == 1)
     except RuntimeError:
-        # It was kept by the process that is lost. Our parent speaks, where there is one.
+        # The lost process hosted the store. The launcher reports the error, where there is one.
         return LAUNCHED not in os.environ
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether an error says that another process does not answer any more."""
-    # gloo and NCCL have no error types of their own for it.
+    """Whether an error means that a peer no longer answers."""
+    # gloo and NCCL have no error type for it, so the message decides.
     return isinstance(error, dist.DistNetworkError) or any(word in str(error) for word in SIGNS_OF_LOSS)
