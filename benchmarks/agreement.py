@@ -23,7 +23,8 @@ from our_side import build as build_ours
 from selfdistill.scoring.score import score_views
 from selfdistill.scoring.views import ViewSet
 from selfdistill.training.build import Parts
-from selfdistill.training.trainer import Clock, Trainer
+from selfdistill.training.clock import Clock
+from selfdistill.training.trainer import Trainer
 from selfdistill.types import Example, Rollout, RolloutGroup, View
 from their_side import build as build_theirs
 from workload import FixedFeedback, Workload, examples_of_step, workload_from

@@ -34,7 +34,8 @@ from selfdistill.models.check import allow_packing
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.tasks.build import build_task
-from selfdistill.training.trainer import Clock, Limits, Trainer
+from selfdistill.training.clock import Clock
+from selfdistill.training.trainer import Limits, Trainer
 from selfdistill.types import Example, Rollout, RolloutGroup, Verdict
 from sizing import SHAPES, Shape, Work, training_operations
 

@@ -10,7 +10,8 @@ from selfdistill.config.run import load_config
 from selfdistill.sampling.rollouts import collect
 from selfdistill.seeds import derive
 from selfdistill.training.build import Parts, assemble
-from selfdistill.training.trainer import Clock, StepResult
+from selfdistill.training.clock import Clock
+from selfdistill.training.trainer import StepResult
 from selfdistill.types import Completion, RolloutGroup, Sampler
 from workload import (
     CONFIG,

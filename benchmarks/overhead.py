@@ -38,7 +38,7 @@ from selfdistill.sampling.collecting import Collector
 from selfdistill.sampling.hf import HFSampler
 from selfdistill.seeds import derive
 from selfdistill.training.build import Parts, assemble
-from selfdistill.training.trainer import Clock
+from selfdistill.training.clock import Clock
 from selfdistill.types import STUDENT
 from workload import FixedFeedback, StepSample, StepTimer
 

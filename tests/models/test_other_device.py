@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfdistill.training.atomic import checkpoints
-from selfdistill.training.trainer import Clock
+from selfdistill.training.clock import Clock
 from support.apart import NAME, cases
 from support.runs import lines, metrics
 from support.tiny import save_tiny_model

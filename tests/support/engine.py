@@ -18,7 +18,8 @@ from selfdistill.distributed.world import World
 from selfdistill.methods import Method, build_method
 from selfdistill.models.policy import Lora, Policy, load_policy
 from selfdistill.models.teachers import Teachers
-from selfdistill.training.trainer import Clock, Limits, StepResult, Trainer
+from selfdistill.training.clock import Clock
+from selfdistill.training.trainer import Limits, StepResult, Trainer
 from selfdistill.types import Example, External, Message, Rollout, RolloutGroup, Verdict
 from support.tiny import keep_float64
 

@@ -15,7 +15,8 @@ from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.hf import Decoding, HFSampler
 from selfdistill.sampling.rollouts import collect
 from selfdistill.tasks.countdown.task import CountdownTask
-from selfdistill.training.trainer import Clock, Limits, Trainer
+from selfdistill.training.clock import Clock
+from selfdistill.training.trainer import Limits, Trainer
 
 LOOP = Path(__file__).parents[2] / "examples" / "minimal_loop.py"
 

@@ -25,8 +25,9 @@ from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
+from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import as_seen, described, drawn, separation, taught
-from selfdistill.training.trainer import Clock, StepResult
+from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
 PLACES = ("kind", "shards", "activation_checkpointing", "cpu_offload", "timeout")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +13,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template
 from selfdistill.distributed.fsdp import clip
 from selfdistill.distributed.world import ALONE, World
-from selfdistill.errors import ConfigError, TrainingError, is_full, out_of_memory
+from selfdistill.errors import ConfigError, TrainingError
 from selfdistill.methods.base import Method, Observation
 from selfdistill.models.head import ELEMENTS, Readout, SliceJob, SliceResult
 from selfdistill.models.policy import Policy
@@ -24,6 +22,7 @@ from selfdistill.scoring.batching import Turn, collate, concatenate, turns
 from selfdistill.scoring.score import readouts, score_roles, split, together
 from selfdistill.scoring.views import ViewSet, build_views
 from selfdistill.seeds import derive
+from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
 from selfdistill.training.movement import Movement
 from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, StepRecord, TokenLoss, TokenMetrics, View
@@ -83,33 +82,6 @@ class _Found:
         """Fit to be sent to other ranks."""
         scores = {role: {i: each.alone() for i, each in column.items()} for role, column in self.scores.items()}
         return _Found(self.loss, self.sums, scores)
-
-
-class Clock:
-    """Seconds by phase, of a device that is waited for: a GPU has barely begun when its work has been handed over."""
-
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.device = device if device is not None and device.type != "cpu" else None
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time inside to a phase.
-
-        Raises:
-            OutOfMemory: the phase asks for more memory than there is.
-        """
-        began = time.perf_counter()
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_full(error):
-                raise
-            raise out_of_memory(error, name) from error
-        finally:
-            if self.device is not None:
-                torch.accelerator.synchronize(self.device)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 class Trainer:
