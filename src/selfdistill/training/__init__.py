@@ -1,1 +1,1 @@
-"""The loop, one optimiser step, checkpoints."""
+"""The training loop, one training step, checkpoints."""

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and recognised when torn."""
+"""Atomic folders: written completely or not at all, and checked for corruption when read."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from selfdistill.files import sync, write_json
 
 MANIFEST = "manifest.json"
 ROOM = 1 << 20
-"""Bytes: with fewer left, a disk is full. A write that fails takes what there was."""
+"""Bytes. A disk with less free space counts as full, because a failed write uses up most of what is left."""
 
 
 @contextmanager
 def told_when_full(folder: Path) -> Iterator[None]:
-    """Say so in a sentence where what failed inside failed for want of room, which each library words in its own way.
+    """Turn any error caused by a full disk into one clear message, because each library words it differently.
 
     Raises:
-        CheckpointError: nothing can be written to the folder's disk any more.
+        CheckpointError: the disk of the folder is full.
     """
     try:
         yield
@@ -36,10 +36,10 @@ def told_when_full(folder: Path) -> Iterator[None]:
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = ALONE) -> None:
-    """Let ``fill`` write into a folder aside, list its files with their hashes, and rename it to ``target``.
+    """Let ``fill`` write a temporary folder, add a manifest of file hashes, and rename the folder to ``target``.
 
-    An older folder of that name is replaced; a crash at any moment leaves either it or the new one recognisable. Every
-    rank of ``world`` must call, on a disk that all share: each fills, and hashes some of the files.
+    An older ``target`` is replaced. A crash at any moment leaves the old or the new folder whole. Every rank of
+    ``world`` must call, on a shared disk: each rank fills the folder and hashes its share of the files.
     """
     aside, old = target.with_name(target.name + ".tmp"), target.with_name(target.name + ".old")
     if world.first:
@@ -69,14 +69,14 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = A
 
 
 def repair(target: Path) -> None:
-    """Bring back the older folder when a crash fell between the two renames of :func:`write_folder`."""
+    """Restore the older folder after a crash between the two renames of :func:`write_folder`."""
     old = target.with_name(target.name + ".old")
     if old.exists() and not target.exists():
         old.rename(target)
 
 
 def torn(folder: Path) -> str | None:
-    """Why a folder is not what :func:`write_folder` wrote, or None when it is whole."""
+    """Why a folder differs from what :func:`write_folder` wrote, or None if it is valid."""
     try:
         manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -91,20 +91,20 @@ def torn(folder: Path) -> str | None:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lives."""
+    """Path of the checkpoint of a step."""
     return folder / f"step-{step:06d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints by step, oldest first, torn ones included."""
+    """Paths of all checkpoints, oldest first, corrupt ones included."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix == "")
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and one sentence for every newer one that is not.
+    """The newest valid checkpoint, or None; and one sentence for every newer one that is corrupt.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is whole.
+        CheckpointError: there are checkpoints, but none is valid.
     """
     remarks: list[str] = []
     for path in reversed(checkpoints(folder)):
@@ -118,7 +118,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def prune(folder: Path, keep: int, *, last: Path) -> None:
-    """Remove all but the newest ``keep`` checkpoints up to ``last``; later ones can only be torn and count for none."""
+    """Remove all but the newest ``keep`` checkpoints up to ``last``. Later ones are corrupt and do not count."""
     for path in [path for path in checkpoints(folder) if path.name <= last.name][:-keep]:
         shutil.rmtree(path)
 

@@ -1,6 +1,6 @@
-"""From a configuration to the parts of a run.
+"""Build the parts of a run from its config.
 
-Everything that can be refused is refused here, before a file is written.
+All checks of config, data and model happen here, before a file is written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DTYPES = ("param_dtype", "reduce_dtype")
 
 @dataclass(slots=True)
 class Parts:
-    """All that the loop needs, ready to run."""
+    """The parts that the training loop uses."""
 
     config: RunConfig
     task: Task
@@ -71,18 +71,18 @@ def assemble(
 ) -> Parts:
     """Build every part of a run.
 
-    ``folder`` is the run's own, for weights on their way to an engine; without one no engine is used. ``say`` hears of
-    servers that fail. ``task`` is used instead of the one that ``config.task`` describes.
+    ``folder`` is the run folder, in which weights are written for a sampling engine; None uses no engine. ``say``
+    receives messages for the user, such as a failing server. ``task`` replaces the task of ``config.task``.
 
     Raises:
-        UserError: one sentence for the first thing that cannot be right.
+        UserError: names the first problem of config, data or model.
     """
     method = method_of(config)
     config = resolve(config, method)
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, str(config.method["name"]))
     if config.reward:
-        # A function that answers nonsense does so now, before anything is written.
+        # Call the user's reward function once, so that a faulty one fails before anything is written.
         probed = task.examples("train")[:2]
         verify_all(task, [(one, one.fields.get("solution", ""), True) for one in probed])
     templates = load_templates(config.contexts or task.contexts)
@@ -93,7 +93,7 @@ def assemble(
     parallel.check(world.size)
     if config.model.compile:
         check_compiler(device)
-    # Weights that are sharded never meet whole on a device that may not hold them.
+    # Load on the CPU before sharding, because the whole model may not fit on one device.
     loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
     policy, chat = build_policy(loaded_on, seed=config.seed)
     teachers, origin = build_teachers(loaded_on, method, policy, chat, place=lambda p: p.place(parallel, device))
@@ -123,13 +123,13 @@ def assemble(
 
 
 def method_of(config: RunConfig) -> Method:
-    """The method with its knobs."""
+    """The method with the hyperparameters of ``config.method``."""
     knobs = {key: value for key, value in config.method.items() if key != "name"}
     return build_method(str(config.method["name"]), knobs)
 
 
 def resolve(config: RunConfig, method: Method) -> RunConfig:
-    """Fill what the config leaves to the method, so that ``config.json`` says what was really used."""
+    """Fill unset keys with the method's recommended settings, so that ``config.json`` holds all values in use."""
     advice = method.recommended
     rate = advice.lora_learning_rate if config.model.lora else advice.learning_rate
     sampling = {
@@ -151,16 +151,17 @@ def resolve(config: RunConfig, method: Method) -> RunConfig:
 
 
 def _limits(limits: LimitsConfig, device: str) -> LimitsConfig:
-    """On a CPU small micro-batches of similar lengths pad little and stay in the cache (docs/log.md).
+    """Default limits per device.
 
-    Elsewhere a larger block of logits makes up for adding to a head gradient that lies in slow memory.
+    On a CPU small micro-batches of similar lengths have little padding and fit the cache (docs/log.md). On a GPU larger
+    chunks of logits make up for the accumulation of the head's gradient in slow memory.
     """
     tokens, elements = (4096, 1 << 26) if device == "cpu" else (16384, 1 << 28)
     return limits.model_copy(update={"tokens": limits.tokens or tokens, "elements": limits.elements or elements})
 
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
-    """The student with its chat template; ``seed`` draws a new adapter's weights."""
+    """Load the student and its chat template. ``seed`` initialises a new LoRA adapter."""
     lora = config.lora
     policy, chat = load_policy(
         config.path,
@@ -176,7 +177,7 @@ def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
 def build_trainer(
     config: RunConfig, policy: Policy, teachers: Teachers, method: Method, templates: Mapping[str, Template], chat: Chat
 ) -> Trainer:
-    """What makes the steps; its optimiser holds the weights as they are now placed."""
+    """The trainer. Call it after placing the policy, because the optimiser holds references to the placed weights."""
     return Trainer(
         policy,
         teachers,
@@ -205,9 +206,9 @@ def build_samplers(
     teachers: Teachers,
     say: Callable[[str], None],
 ) -> tuple[Collector, HFSampler]:
-    """What draws the completions to learn from, and what draws those to evaluate."""
+    """The collector for training rollouts, and the sampler for evaluation."""
     sampling = config.sampling
-    # The first rank's voice is the run's; what happens to another one's memory is said too.
+    # Rank 0 logs through the run; other ranks report a smaller batch size on stderr.
     rows = Rows(sampling.max_rows, say if World.current().first else to_stderr)
     decoding = Decoding(_known(sampling.temperature), _known(sampling.top_p), _known(sampling.top_k))
     sampler, evaluator = (
@@ -232,7 +233,7 @@ def build_samplers(
 
 
 def build_parallel(config: ParallelConfig) -> Parallel:
-    """How the ranks share the model."""
+    """The settings by which the ranks share the model."""
     types = {key: parse_dtype(value) for key in DTYPES if (value := getattr(config, key)) is not None}
     return Parallel(
         kind=config.kind,
@@ -246,7 +247,7 @@ def build_parallel(config: ParallelConfig) -> Parallel:
 def build_drawer(
     config: RunConfig, collector: Collector, policy: Policy, folder: Path | None, say: Callable[[str], None]
 ) -> Drawer:
-    """What a run takes its completions from: the learner itself, or the engine that the config names."""
+    """The source of training rollouts: the learner itself, or the sampling engine of the config."""
     sampler = config.sampler
     if folder is None or not isinstance(sampler, EngineConfig):
         return Drawer(collector, policy, None, seed=config.seed)
@@ -269,12 +270,12 @@ def build_drawer(
 def build_teachers(
     config: ModelConfig, method: Method, policy: Policy, chat: Chat, *, place: Callable[[Policy], None]
 ) -> tuple[Teachers, str]:
-    """The teachers that a method needs, and a name for all weights that the run begins from.
+    """The teachers that a method needs, and a fingerprint of all initial weights.
 
-    ``place`` gives each its place among the ranks.
+    ``place`` moves each teacher to its device, or shards it.
 
     Raises:
-        ModelError: an external teacher does not fit the student.
+        ModelError: an external teacher cannot be used with the student.
     """
     needed = {role.weights for role in method.roles().values()}
     external = {
@@ -292,10 +293,10 @@ def build_teachers(
 def choose_examples(
     config: RunConfig, task: Task, method: Method, chat: Chat
 ) -> tuple[list[Example], list[Example], Counter[str]]:
-    """Examples to train on and held-out ones, as far as they fit the window, and the others by reason.
+    """Training and held-out examples that fit the context window, and counts of the others by reason.
 
     Raises:
-        DataError: none fits, or a method that learns from solutions finds none.
+        DataError: no example fits, or a method that learns from solutions finds none.
     """
     max_tokens, thinking = _known(config.sampling.max_tokens), config.sampling.thinking
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)[: config.evaluation.problems]
@@ -311,7 +312,7 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
     """Refuse a method that needs rewards on a task that gives none.
 
     Raises:
-        ConfigError: with the two ways out.
+        ConfigError: names the two settings that would give rewards.
     """
     if method.needs_rewards() and not task.judges:
         raise ConfigError(
@@ -321,11 +322,12 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
 
 
 def check_contexts(method: Method, templates: Mapping[str, Template], example: Example, *, prompts: int) -> None:
-    """Refuse a context that the file lacks, or that can never be rendered: the data has no such field, or a step has
-    too few questions to contrast.
+    """Refuse a context that does not exist or can never be rendered.
+
+    A context cannot be rendered when the data lacks a field, or when a step has too few questions to contrast.
 
     Raises:
-        ConfigError, DataError: which context, and what it needs.
+        ConfigError, DataError: names the context and what it needs.
     """
     grown = dict.fromkeys((name for name in HINDSIGHT if name != "other_question"), "")
     for name, role in method.roles().items():
@@ -358,7 +360,7 @@ def build_optimiser(policy: Policy, config: OptimiserConfig) -> torch.optim.Opti
 
 
 def schedule(config: OptimiserConfig, steps: int) -> Callable[[int], float]:
-    """Learning rate as a function of the step (from 1), so that a resume needs no scheduler state."""
+    """The learning rate as a function of the step, counted from 1. A resume then needs no scheduler state."""
     peak = float(_known(config.learning_rate))
 
     def rate(step: int) -> float:
@@ -375,10 +377,10 @@ def schedule(config: OptimiserConfig, steps: int) -> Callable[[int], float]:
 
 
 def parse_device(name: str) -> torch.device:
-    """A torch device that this machine has; where several processes share a machine, "cuda" is each one's own.
+    """The torch device of a name. ``"cuda"`` is the GPU of this process's local rank.
 
     Raises:
-        ConfigError: unknown or absent.
+        ConfigError: the device is unknown or missing on this machine.
     """
     try:
         device = torch.device(f"cuda:{World.current().local_rank}" if name == "cuda" else name)

@@ -1,7 +1,7 @@
-"""A run's weights, optimiser and averaged teacher on disk and back, whatever the number of ranks.
+"""Save and load the weights, the optimiser state and the averaged teacher, at any number of ranks.
 
-Whole weights are written as one file by rank 0, beside the model's own directory. Shards are written by every rank in
-the format of ``torch.distributed.checkpoint``, which is read again at any number of ranks, sharded or whole.
+Without sharding rank 0 writes one file beside the model directory. With sharding every rank writes its shards in the
+format of ``torch.distributed.checkpoint``, which can be loaded at any number of ranks, sharded or not.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ SHARDS = "shards"
 def save_state(
     folder: Path, policy: Policy, optimiser: torch.optim.Optimizer, teachers: Teachers, world: World
 ) -> None:
-    """Write what a resume needs besides the model's directory, and of shards also the weights. Every rank must call."""
+    """Write the state that a resume needs besides the model directory; sharded weights too. Every rank must call."""
     if policy.sharded:
         sharded = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
         with _one_process_is_meant():
             state_dict_saver.save(sharded, checkpoint_id=folder / SHARDS, no_dist=world.size == 1)
     elif world.first:
-        # The model's directory has them in its own number type.
+        # The model directory holds these weights in a narrower number type.
         masters = {name: master.detach() for name, master in policy.masters.weights.items()}
         stored = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
         torch.save(stored, folder / WHOLE)
@@ -44,7 +44,7 @@ def save_state(
 def load_state(
     folder: Path, policy: Policy, optimiser: torch.optim.Optimizer, teachers: Teachers, world: World
 ) -> None:
-    """Put back what :func:`save_state` and the model's directory hold, bit for bit. Every rank must call."""
+    """Load what :func:`save_state` wrote and the model directory, bit for bit. Every rank must call."""
     if (folder / SHARDS).is_dir():
         _make_room(folder, policy, optimiser)
         sharded = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
@@ -53,7 +53,7 @@ def load_state(
         teachers.refresh()
         return
     load_weights(policy, folder / "model")
-    # Each rank moves what it reads to its own device; as they were saved, all of them would fill the first one's.
+    # Load on the CPU: with the saved devices, all ranks would load onto the first GPU.
     stored: dict[str, Any] = torch.load(folder / WHOLE, map_location="cpu", weights_only=True)
     _put_masters(policy, stored)
     teachers.load_state_dict(stored["teachers"])
@@ -68,7 +68,7 @@ def load_state(
 
 
 def load_trained(folder: Path, policy: Policy) -> None:
-    """Put a checkpoint's weights alone, sharded or not, into a whole policy, as wide as its own are."""
+    """Load only the weights of a checkpoint, sharded or not, into an unsharded policy of any number type."""
     if (folder / SHARDS).is_dir():
         _load(_weights(policy), folder, ALONE)
         policy.refresh()
@@ -78,7 +78,7 @@ def load_trained(folder: Path, policy: Policy) -> None:
 
 
 def _put_masters(policy: Policy, stored: Mapping[str, Any]) -> None:
-    """Where a checkpoint of whole weights has wider ones than its model's directory, those."""
+    """Load the master weights, which are wider than those of the model directory, if the checkpoint has any."""
     kept = policy.kept()
     for name, value in stored.get("masters", {}).items():
         put(kept[name], value)
@@ -86,26 +86,26 @@ def _put_masters(policy: Policy, stored: Mapping[str, Any]) -> None:
 
 
 def _load(state: dict[str, Tensor], folder: Path, world: World) -> None:
-    """Fill the tensors in place."""
+    """Load the shards into these tensors in place."""
     with _one_process_is_meant():
         state_dict_loader.load(state, checkpoint_id=folder / SHARDS, no_dist=world.size == 1)
 
 
 @contextmanager
 def _one_process_is_meant() -> Iterator[None]:
-    """Also where ``no_dist`` says so, torch warns that it assumes a single process."""
+    """Silence torch's warning that it assumes a single process, which ``no_dist`` already states."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
         yield
 
 
 def _weights(policy: Policy) -> dict[str, Tensor]:
-    """What is trained; the rest is as it was loaded."""
+    """The trained weights. All other weights are still as loaded from the base model."""
     return {f"model.{name}": parameter.detach() for name, parameter in policy.trained().items()}
 
 
 def _moments(policy: Policy, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's numbers, by the names of their parameters: indices would mean another thing in another model."""
+    """The optimiser state by parameter name, because parameter indices depend on how the model is placed."""
     return {
         f"optimiser.{name}.{key}": value
         for name, parameter in policy.trained().items()
@@ -118,7 +118,7 @@ def _averages(teachers: Teachers) -> dict[str, Tensor]:
 
 
 def _make_room(folder: Path, policy: Policy, optimiser: torch.optim.Optimizer) -> None:
-    """Give the fresh optimiser the numbers that the stored one has, all zero: what is loaded is loaded into them."""
+    """Allocate the optimiser state that the checkpoint holds, as zeros: shards are loaded into existing tensors."""
     stored: Mapping[str, Any] = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
     for name, parameter in policy.trained().items():
         start = f"optimiser.{name}."

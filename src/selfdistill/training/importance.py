@@ -1,7 +1,7 @@
-"""Completions that another engine drew, or older weights: what their tokens weigh, and how far the two policies are.
+"""Importance weights for completions that another engine or older weights sampled, and the gap between the policies.
 
-At the first update on a batch the learner's own log-probabilities are those that the loss computes anyway, so the
-correction costs no forward pass; later updates are given them. Axis letters: ``N`` scored tokens.
+At the first update on a batch the loss computes the learner's log-probabilities anyway, so the correction costs no
+forward pass. Later updates reuse them. Axis letters: ``N`` scored tokens.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from selfdistill.objectives import truncated_importance_weight
 from selfdistill.types import STUDENT, Scores, TokenLoss, TokenMetrics, TokenSlice, View
 
 SAMPLER = "sampler_logprob"
-"""Input of a token: its log-probability where it was drawn; NaN where no other engine drew it."""
+"""Input per token: its log-probability in the sampling engine; NaN if no other engine sampled it."""
 LEARNER = "learner_logprob"
-"""Input of a token: its log-probability under the learner before the first update on this batch."""
+"""Input per token: its log-probability under the learner before the first update on this batch."""
 
 
 def drawn_logprobs(view: View) -> Sequence[float]:
-    """What :data:`SAMPLER` holds for a view: a teacher that draws does so with weights that are at hand."""
+    """Values of :data:`SAMPLER` for a view: NaN for a teacher's samples, whose sampling weights are at hand."""
     return view.old_logprobs if view.source == STUDENT else [math.nan] * len(view.completion_ids)
 
 
 def corrected(loss: TokenLoss, *, cap: float) -> TokenLoss:
-    """The loss times each token's importance weight, min(learner / sampler, cap).
+    """A loss that multiplies each token's loss by its importance weight, min(learner / sampler, cap).
 
-    The loss itself sees the learner's own log-probabilities as the old ones: what the engines differ by is corrected
-    once, by the weight, and ratios within the loss measure the updates on this batch alone.
+    The inner loss gets the learner's log-probabilities as the old ones. The weight then corrects the gap between the
+    engines once, and ratios inside the loss measure only the updates on this batch.
     """
 
     def weighted(tokens: TokenSlice) -> Tensor:
@@ -43,7 +43,7 @@ def corrected(loss: TokenLoss, *, cap: float) -> TokenLoss:
 
 
 def seen_by(metrics: TokenMetrics) -> TokenMetrics:
-    """The metrics of the tokens as the corrected loss sees them."""
+    """The metrics, computed on the same inputs as the corrected loss."""
 
     def measured(tokens: TokenSlice) -> Mapping[str, Tensor]:
         return metrics(_at_the_learner(tokens)[0])
@@ -60,10 +60,10 @@ def _at_the_learner(tokens: TokenSlice) -> tuple[TokenSlice, Tensor]:
 
 
 def gaps(views: Sequence[View], learner: Sequence[Scores | None], *, cap: float) -> dict[str, float]:
-    """Means over the tokens that another engine drew; empty where there are none.
+    """Statistics over the student's tokens that another engine sampled; empty if there are none.
 
-    ``sampler_gap`` is |log p_learner − log p_sampler| in nats and ``sampler_gap_max`` the largest, ``importance`` the
-    weight and ``importance_capped`` the share of weights at the cap.
+    ``sampler_gap`` is the mean of |log p_learner − log p_sampler| in nats, and ``sampler_gap_max`` its maximum.
+    ``importance`` is the mean weight, and ``importance_capped`` the share of weights at the cap.
     """
     pairs = [(v, s) for v, s in zip(views, learner, strict=True) if s is not None and v.source == STUDENT]
     if not pairs:

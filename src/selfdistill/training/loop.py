@@ -1,4 +1,4 @@
-"""A run: the loop on one screen, and what it leaves in its folder."""
+"""The training loop of a run, its checkpoints, and the files that it writes to its folder."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 PLACES = ("kind", "shards", "activation_checkpointing", "cpu_offload", "timeout")
 CUTS = ("limits.tokens", "limits.elements", "sampling.max_rows")
 MAY_CHANGE = ("steps", "checkpoint", "sinks", "stop_on", *CUTS, *(f"parallel.{key}" for key in PLACES))
-"""Config keys that a resume may change: they alter no step that was made, and later ones by rounding at most."""
+"""Config keys that a resume may change. They leave past steps as they are and change later ones by rounding at most."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """What a run has come to; part of every checkpoint."""
+    """Progress of a run: steps, tokens, seconds and evaluations. Part of every checkpoint."""
 
     step: int = 0
     tokens: int = 0
@@ -63,13 +63,13 @@ class Run:
         task: Task | None = None,
         on_step: Callable[[StepRecord], object] = lambda record: None,
     ) -> None:
-        """Assemble everything, then open the folder; nothing is written when something is wrong.
+        """Build all parts, then open the folder, so that a wrong config leaves no files behind.
 
-        Without ``progress`` the run is silent. ``task`` replaces the one that ``config.task`` describes. ``on_step``
-        is called after every step, when its lines have been written.
+        ``progress`` prints to the user; None prints nothing. ``task`` replaces the task of ``config.task``. ``on_step``
+        is called after every step, once the step's lines are written.
 
         Raises:
-            UserError: one sentence.
+            UserError: the config, the data, the model or the folder cannot be used.
         """
         self.folder = folder
         self.progress = progress = progress or Progress()
@@ -100,7 +100,7 @@ class Run:
         self.trackers = Trackers(config.sinks if self.world.first else [], begin, warn=progress.say)
 
     def train(self, stop: StopRequest | None = None) -> dict[str, Any]:
-        """Train to the last step or until asked to stop; returns the summary."""
+        """Train to the last step, or until a stop request or an alarm of ``stop_on``; returns the summary."""
         stop = stop or StopRequest()
         try:
             with checkpoint.told_when_full(self.folder):
@@ -114,15 +114,13 @@ class Run:
 
     def _train(self, stop: StopRequest) -> dict[str, Any]:
         parts, config, now = self.parts, self.config, self.counters
+        # Tell the user what is unusual about the data, the model and the method.
         for remark in parts.remarks:
             self.progress.say(f"data: {remark}")
         for remark in parts.chat.remarks():
             self.progress.say(f"model: {remark}")
         if not parts.teachers.pack:
-            self.progress.say(
-                "model: its tokens meet elsewhere than in full or sliding attention, so batches are padded, "
-                "and a prompt that completions share is computed for each of them"
-            )
+            self.progress.say("model: it mixes tokens outside attention, so batches are padded and no prompt is shared")
         if parts.unfit:
             self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
         if parts.method.one_update and config.optimiser.updates > 1:
@@ -130,6 +128,7 @@ class Run:
                 f"warning: {config.method['name']} is meant for one optimiser step a batch, "
                 f"optimiser.updates is {config.optimiser.updates}"
             )
+        # Evaluate the untrained model once: later evaluations are compared with it.
         if now.before is None:
             clock = Clock(parts.policy.device)
             with clock.phase("evaluation"):
@@ -139,42 +138,47 @@ class Run:
         lessons = pairwise(self._lessons())
         while now.step < config.steps and not self._stopped(stop) and not self._alarmed():
             clock = Clock(parts.policy.device)
+            # Sample completions and verify them: one group of rollouts per example.
             with clock.phase("generation"):
                 groups = self._collect(*next(lessons))
+            # Score the rollouts under the method's contexts and make the optimiser updates.
             try:
                 result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
             except TrainingError as error:
                 raise self._set_aside(groups, now.step + 1, error) from error
-            # As large as the weights, and of no use to what evaluates and draws next.
+            # Free the gradients: they are as large as the weights, and evaluation and sampling need the memory.
             parts.trainer.optimiser.zero_grad(set_to_none=True)
             now.step += 1
+            # Collect the metrics, evaluate if due, and check the alarms.
             line = self._measure(groups, result, clock)
             if now.step % config.evaluation.every == 0 or now.step == config.steps:
                 with clock.phase("evaluation"):
                     line["evaluation"] = self._evaluate()
             self._note_seconds(clock, line)
             self._listen(line)
+            # Write the step to rollouts.jsonl, metrics.jsonl, the trackers and the terminal.
             completions = list(described(groups, result, parts.chat))
             self.rollouts.append(*completions)
             self.metrics.append(line)
             self.trackers.step(line, completions)
             self.progress.step(line, total=config.steps)
+            # Call the user's function, then save a checkpoint if due.
             self._call_back(as_seen(result.record, line))
             if now.step % config.checkpoint.every == 0:
                 self._save(export=now.step == config.steps)
+        # Save the last step in any case, then write summary.json and the report.
         if now.step > self.saved_step:
             self._save(export=True)
         return self._finish()
 
     def _stopped(self, stop: StopRequest) -> bool:
-        """Whether any rank was asked to stop: all then stop after the same step."""
+        """Whether any rank got a stop request. An all-reduce lets all ranks stop after the same step."""
         stop.signal = self.world.max(stop.signal or 0) or None
         return stop.requested
 
     def _lessons(self) -> Iterator[list[Example]]:
-        """Every step's examples, from the next step on."""
-        per_step, examples = self.config.sampling.prompts, self.parts.examples
-        first = self.counters.step
+        """The examples of each step, starting with the next step."""
+        per_step, examples, first = self.config.sampling.prompts, self.parts.examples, self.counters.step
         order = batches(len(examples), per_step, seed=self.config.seed, first_step=first + 1)
         for step, indices in enumerate(order, start=first):
             yield epoch_examples(examples, indices, first=step * per_step)
@@ -184,13 +188,13 @@ class Run:
         try:
             return self.parts.drawer.groups(step, examples, following if step < self.config.steps else None)
         except SamplerError:
-            # All that was learnt up to here is kept, however long ago the last checkpoint was due.
+            # The weights are fine, only the sampler failed: save the steps since the last checkpoint.
             if self.counters.step > self.saved_step:
                 self._save(export=True)
             raise
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate the student, keep it if it is the best so far, and write both down."""
+        """Evaluate the student, export it if it is the best so far, and log the result; returns the result."""
         now, parts, sampling = self.counters, self.parts, self.config.sampling
         assert sampling.max_tokens is not None
         result = evaluate(
@@ -214,7 +218,7 @@ class Run:
         return result
 
     def _measure(self, groups: Sequence[RolloutGroup], result: StepResult, clock: Clock) -> dict[str, Any]:
-        """The step's line of metrics, seconds aside."""
+        """The step's line of ``metrics.jsonl``, without its seconds."""
         generated = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
         self.counters.tokens += generated
         line = flatten(result.record)
@@ -228,7 +232,7 @@ class Run:
         return line
 
     def _listen(self, line: dict[str, Any]) -> None:
-        """Let the alarms look at the step's line, and note in it which of them stand."""
+        """Check the alarms against the step's line, report new ones, and add the active ones to the line."""
         sounded = self.watch.look(line)
         line["alarms"] = sorted(self.watch.standing)
         for alarm in sounded:
@@ -236,13 +240,13 @@ class Run:
         self.alarms.append(*(alarm.to_json() for alarm in sounded))
 
     def _alarmed(self) -> list[str]:
-        """The alarms that end the run: those of ``stop_on`` that the newest step has set off."""
+        """Names of the alarms that end the run: those listed in ``stop_on`` that the newest step has triggered."""
         return [alarm.name for alarm in self.watch.sounded if alarm.name in self.config.stop_on]
 
     def _call_back(self, record: StepRecord) -> None:
         try:
             self.on_step(record)
-        except BaseException:  # KeyboardInterrupt too: the run ends, and can be resumed from this very step
+        except BaseException:  # KeyboardInterrupt too: the run ends, and can be resumed from this step
             self._save(export=True)
             raise
 
@@ -256,7 +260,7 @@ class Run:
         save_policy(self.parts.policy, self.parts.chat, folder, writes=self.world.first)
 
     def _save(self, *, export: bool) -> None:
-        """Write a checkpoint. Of sharded weights a model directory is made only where ``export`` says so."""
+        """Write a checkpoint. Sharded weights are also written as a model directory only if ``export`` is set."""
         parts, now = self.parts, self.counters
 
         def fill(folder: Path) -> None:
@@ -267,8 +271,7 @@ class Run:
             if self.world.first:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 counters = {name: getattr(now, name) for name in now.__slots__}
-                state = {"counters": counters, "method": method, "origin": parts.origin}
-                write_json(folder / "state.json", state)
+                write_json(folder / "state.json", {"counters": counters, "method": method, "origin": parts.origin})
 
         path = checkpoint.checkpoint_path(self.saved, now.step)
         checkpoint.write_folder(path, fill, world=self.world)
@@ -277,7 +280,7 @@ class Run:
         self.saved_step = now.step
 
     def _restore(self) -> None:
-        """Go back to the newest whole checkpoint, and cut the files back to it."""
+        """Load the newest valid checkpoint, and cut the log files back to its step."""
         if self.world.first:
             checkpoint.repair(self.saved / "best")
         path, remarks = self.world.from_first(lambda: checkpoint.newest_whole(self.saved))
@@ -288,8 +291,7 @@ class Run:
             stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
             if stored["origin"] != parts.origin:
                 raise CheckpointError(
-                    f"{self.folder} began from other weights than {self.config.model.path} holds now: "
-                    "the run cannot go on"
+                    f"{self.folder} began from other weights than {self.config.model.path} holds now: it cannot resume"
                 )
             self.counters = Counters(**stored["counters"])
             self.saved_step = self.counters.step
@@ -304,16 +306,14 @@ class Run:
             lines.cut(after_step=self.counters.step if path is not None else -1)
         self.world.barrier()
         if path is not None:
-            # The alarms know no more than the lines say, so that the lines are all the state they need.
+            # Alarms have no state besides these lines, so replaying the lines restores them.
             for line in ({"step": 0, "evaluation": self.counters.before}, *self.metrics.read()):
                 self.watch.look(line)
 
     def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
-        name = f"bad-batch-{step:06d}.jsonl"
-        empty = StepResult(StepRecord(step), [])
-        lines = JsonLines(self.folder / name, writes=self.world.first)
-        lines.append(*described(groups, empty, self.parts.chat))
-        return TrainingError(f"{error}; the batch is in {self.folder / name}, the last checkpoint is kept")
+        path, empty = self.folder / f"bad-batch-{step:06d}.jsonl", StepResult(StepRecord(step), [])
+        JsonLines(path, writes=self.world.first).append(*described(groups, empty, self.parts.chat))
+        return TrainingError(f"{error}; the batch is in {path}, the last checkpoint is kept")
 
     def _finish(self) -> dict[str, Any]:
         now = self.counters
@@ -342,10 +342,10 @@ class Run:
 
 
 def holds_run(folder: Path, *, resume: bool) -> bool:
-    """Whether a folder holds a run that may go on.
+    """Whether a folder holds a run to resume.
 
     Raises:
-        CheckpointError: it holds a run that may not, or other things.
+        CheckpointError: it holds a run and ``resume`` is not set, or it holds other files.
     """
     exists = (folder / "config.json").exists()
     if exists and not resume:
@@ -356,23 +356,23 @@ def holds_run(folder: Path, *, resume: bool) -> bool:
 
 
 def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
-    """A step's examples as they are asked in their epoch; ``first`` counts those that earlier steps have taken."""
+    """The examples of a step in the form of their epoch. ``first`` is the number of examples used by earlier steps."""
     return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]
 
 
 def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[str] = MAY_CHANGE) -> None:
-    """Refuse to go on in the folder of a run that was made with another config.
+    """Refuse to resume a run with another config than its own.
 
     Raises:
-        CheckpointError: the first key that differs.
+        CheckpointError: names the first key that differs.
     """
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     ours = json.loads(json.dumps(config.model_dump()))
-    # A table that the folder's config lacks is younger than the run, which was made as its defaults say.
+    # A table missing from the stored config is newer than the run; the run behaved as the defaults do.
     defaults = json.loads(json.dumps(RunConfig(method={}).model_dump()))
     stored = {**{key: defaults[key] for key in ("alarms", "parallel", "sampler", "sinks", "stop_on")}, **stored}
     stored["alarms"] = {**defaults["alarms"], **stored["alarms"]}
-    # Where servers are and how patient a run is with them changes no step either.
+    # Addresses and timeouts of servers change no step.
     stored, ours = ({**table, "sampler": _numeric(table["sampler"])} for table in (stored, ours))
     for path in may_change:
         table, _, key = path.rpartition(".")
@@ -387,7 +387,7 @@ def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[s
 
 
 def _numeric(sampler: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a ``sampler`` table what changes the steps."""
+    """The keys of a ``sampler`` table that change the steps."""
     return {key: sampler[key] for key in ("kind", "importance_cap", "overlap") if key in sampler}
 
 

@@ -1,4 +1,4 @@
-"""A step in numbers, beside the loss: what was drawn, what was left out, whether u tells right from wrong."""
+"""Metrics of a step besides the loss: rewards, lengths, completions without signal, and u of correct and wrong ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from selfdistill.types import STUDENT, RolloutGroup, StepRecord
 
 
 def as_seen(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
-    """The record for a callback: with the seconds, and every single value of the step's line of metrics."""
+    """The record for the user's callback: adds the seconds and all scalars of the step's metrics line."""
     values = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
     return replace(record, values={**record.values, **values}, seconds=line["phase_seconds"])
 
 
 def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
-    """Mean reward, length, share cut and words of deliberation of what one source drew; None where nothing was."""
+    """Mean reward, length in tokens, share truncated and deliberation words of one role's samples; None without any."""
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
     words = sum(len(deliberation_pattern().findall(rollout.text)) for rollout, _ in pairs)
@@ -32,10 +32,10 @@ def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None
 
 
 def taught(groups: Sequence[RolloutGroup], result: StepResult, *, needs_rewards: bool) -> dict[str, float | None]:
-    """Share of completions left out of the loss, and of groups that teach nothing.
+    """Share of completions left out of the loss, and of groups without a training signal.
 
-    A group teaches when one of its completions has an advantage or is scored by a teacher, or when the method
-    ``needs_rewards`` for nothing and the completion itself is the lesson.
+    A group has a signal when one of its completions has a nonzero advantage or is scored by a teacher. If the method
+    needs no rewards, every scored completion is a signal.
     """
     drawn_in_all = sum(len(group.rollouts) for group in groups)
     teaching = {view.group for view in result.views if view.advantage or len(view.prompts) > 1 or not needs_rewards}
@@ -46,7 +46,7 @@ def taught(groups: Sequence[RolloutGroup], result: StepResult, *, needs_rewards:
 
 
 def separation(result: StepResult) -> dict[str, float | None]:
-    """Mean u a token of the student's correct and of its wrong completions; empty where no teacher was scored."""
+    """Mean u in nats per token of the student's correct and wrong completions; empty without a scored teacher."""
     student, teacher = result.scores.get(STUDENT), result.scores.get("teacher")
     if student is None or teacher is None:
         return {}
@@ -61,7 +61,7 @@ def separation(result: StepResult) -> dict[str, float | None]:
 
 
 def described(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat) -> Iterator[dict[str, Any]]:
-    """Every completion of the step as it goes into ``rollouts.jsonl``."""
+    """The lines of ``rollouts.jsonl``, one for every completion of the step."""
     place = {(view.group, view.index): n for n, view in enumerate(result.views)}
     student, teacher = result.scores.get(STUDENT), result.scores.get("teacher")
     for g, group in enumerate(groups):

@@ -1,6 +1,6 @@
-"""The share of weights that an update changes: what rounding swallows does not move.
+"""The share of weights that an update changes. Rounding to the weights' number type swallows small updates.
 
-It is counted on a sample, evenly spaced over every parameter, so that shards are counted as the whole is.
+The share is estimated on evenly spaced weights of every parameter, so it is the same for sharded and whole weights.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.distributed.tensor import DTensor, Shard
 from selfdistill.distributed.world import World
 
 SAMPLE = 1 << 20
-"""Weights that are looked at, of all together: a share of 10 % is then known to 0.03 points, for 4 MiB in float32."""
+"""Sampled weights over all parameters. They give a share of 10 % to 0.03 points and take 4 MiB in float32."""
 
 
 class Movement:
-    """Weights before an update, to be held against what they are after it."""
+    """Sampled weights before an update, for comparison with those after it."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         self.weights = weights
@@ -26,14 +26,14 @@ class Movement:
         self.before = self.sample(weights)
 
     def sample(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
-        """The numbers at the places looked at, of tensors in the shapes of the weights; None has none."""
+        """The sampled elements of tensors in the shapes of the weights; an empty tensor for None."""
         return [torch.zeros(0) if tensor is None else _every(tensor, self.stride) for tensor in tensors]
 
     def share(self, pulls: Sequence[Tensor], world: World) -> float | None:
-        """The share that has changed of the weights that were to: those whose pull is not 0. None where none was.
+        """Share of changed weights among those with a nonzero pull; None if no pull is nonzero.
 
-        ``pulls`` are numbers at the places looked at, or none for a weight that nothing pulls at. The ranks of
-        ``world`` hold shards and add up.
+        ``pulls`` are the sampled gradients, or differences to the target, of each weight; empty for a weight without
+        one. The counts are summed over the ranks of ``world``, which hold shards.
         """
         counted = [
             torch.stack([((now != then) & (pull != 0)).sum(), (pull != 0).sum()])
@@ -47,10 +47,10 @@ class Movement:
 
 @torch.no_grad()
 def _every(tensor: Tensor, stride: int) -> Tensor:
-    """Every ``stride``-th number of a whole tensor, as far as this rank holds them."""
+    """Every ``stride``-th element of a whole tensor, restricted to this rank's shard."""
     start = 0
     if isinstance(tensor, DTensor):
-        # Shards are cut along the first axis: a rank's numbers follow each other in the whole.
+        # Tensors are sharded along the first axis, so a rank's elements are contiguous in the whole tensor.
         axis = tensor.placements.index(Shard(0))
         rows = -(-tensor.shape[0] // tensor.device_mesh.size(axis))
         start = rows * tensor.device_mesh.get_local_rank(axis) * (tensor.numel() // tensor.shape[0])

@@ -1,4 +1,4 @@
-"""A run's folder, or a model, that is looked at and not trained: its config, its weights, its export."""
+"""Read a run folder or a model without training: its config, its weights, its export."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from selfdistill.training.checkpoint import load_trained
 def load_model(
     model: str, config: RunConfig, loaded: tuple[Policy, Chat] | None = None
 ) -> tuple[Policy, Chat, str, list[str]]:
-    """The model that is looked at, where its weights are, and remarks on them; ``loaded`` where it is in memory.
+    """Load a model or a run's newest checkpoint; returns policy, chat, path of the weights, and remarks for the user.
+
+    ``loaded`` is returned as it is if the model is already in memory.
 
     Raises:
-        UserError: it cannot be found or used.
+        UserError: the model cannot be found or used.
     """
     if loaded is not None:
         return (*loaded, loaded[1].name, [])
@@ -33,7 +35,7 @@ def load_model(
 
 
 def model_path(model: str) -> tuple[str, list[str]]:
-    """Where the weights are: a run's newest whole checkpoint, a checkpoint's model folder, or the path itself."""
+    """Path of the weights, and remarks. Takes a run's newest valid checkpoint, a checkpoint's model, or the path."""
     folder = Path(model)
     if (folder / "checkpoints").is_dir():
         newest, remarks = checkpoint.newest_whole(folder / "checkpoints")
@@ -48,14 +50,14 @@ def model_path(model: str) -> tuple[str, list[str]]:
 
 
 def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None) -> Path:
-    """Write a checkpoint's model, sharded or whole, as a directory that transformers reads; the checkpoint's path.
+    """Write a checkpoint's model, sharded or not, as a transformers directory; returns the checkpoint's path.
 
-    ``step`` names the checkpoint; None is the newest whole one. ``dtype`` is the weights' number type; None is the
-    run's ``model.dtype``, in which the model computes.
+    ``step`` selects the checkpoint; None is the newest valid one. ``dtype`` is the number type of the written weights;
+    None is the run's ``model.dtype``.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is torn, or ``out`` holds something.
-        ConfigError: no such number type.
+        CheckpointError: there is no such checkpoint, it is corrupt, or ``out`` is not empty.
+        ConfigError: the number type is unknown.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype!r} is no number type: write one of {', '.join(DTYPES)}")
@@ -89,10 +91,10 @@ def config_for(
     *,
     command: str,
 ) -> RunConfig:
-    """The config of a model that is looked at and not trained: its run's own task, the kind that is named, or a table.
+    """The config for a command that does not train. ``task`` is a kind or a table; None takes the run's own task.
 
     Raises:
-        UserError: neither names a task, the run's config cannot be read, or an override cannot be.
+        UserError: no task is given, the run's config cannot be read, or an override is invalid.
     """
     for override in overrides:
         if override.partition("=")[0].strip().partition(".")[0] == "method":

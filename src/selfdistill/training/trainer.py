@@ -1,4 +1,4 @@
-"""One optimiser step: advantages, views, scores, loss, gradient, update."""
+"""One training step: advantages, views, teacher scores, loss, backward pass, optimiser update."""
 
 from __future__ import annotations
 
@@ -30,48 +30,48 @@ from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, Ste
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Memory bounds. They change how the work is cut, never its result.
-
-    ``tokens`` that one forward pass computes: padding included, a prompt that several completions share counted once;
-    ``elements`` logits at once, of all roles together.
-    """
+    """Memory bounds. They change how the work is split into micro-batches, not its result."""
 
     tokens: int = 16384
+    """Tokens per forward pass, padding included. A prompt that several packed completions share counts once."""
     elements: int = ELEMENTS
+    """Logits that exist at once, over all roles."""
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step leaves: its record, and per-token scores by role for each view (None where not scored)."""
+    """Result of a step."""
 
     record: StepRecord
     views: list[View]
     scores: dict[str, list[Scores | None]] = field(default_factory=dict)
+    """Per-token scores by role, one entry per view; None where the view lacks the role's prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known before the loss: scores by role, numbers of the step, numbers of each view.
-
-    ``learner`` is the student's scores at the batch's first update; None while that is being made.
-    """
+    """Inputs of the loss that are computed before the backward pass."""
 
     scores: Mapping[str, list[Scores | None]]
+    """Scores by role, one entry per view."""
     values: Mapping[str, float]
+    """Numbers of the whole batch, such as a gate."""
     per_view: Mapping[str, Tensor]
+    """Numbers [views] by name."""
     learner: Sequence[Scores | None] | None = None
+    """The student's scores at the first update on this batch; None during that update."""
 
 
 @dataclass(slots=True)
 class _Found:
-    """What a rank's micro-batches have come to: loss, weighted sums of metrics, scores by role and view."""
+    """Totals of this rank's micro-batches: loss, weighted sums of metrics, scores by role and view."""
 
     loss: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[int, Scores]] = field(default_factory=dict)
 
     def add(self, chosen: Sequence[int], result: SliceResult, views: Sequence[View]) -> None:
-        """One more micro-batch, over the views of these indices."""
+        """Add the result of one micro-batch over the views of these indices."""
         self.loss += float(result.loss.detach())
         for name, value in result.metric_sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -79,13 +79,13 @@ class _Found:
             self.scores.setdefault(role, {}).update(zip(chosen, split(scores, views), strict=True))
 
     def alone(self) -> _Found:
-        """Fit to be sent to other ranks."""
+        """A CPU copy for all_gather."""
         scores = {role: {i: each.alone() for i, each in column.items()} for role, column in self.scores.items()}
         return _Found(self.loss, self.sums, scores)
 
 
 class Trainer:
-    """The student, its teachers, its optimiser, and what to do with a batch of groups."""
+    """Makes training steps: holds the student, its teachers, the method and the optimiser."""
 
     def __init__(
         self,
@@ -105,10 +105,12 @@ class Trainer:
         updates: int = 1,
         importance_cap: float | None = None,
     ) -> None:
-        """``updates`` optimiser steps are made on each batch; ``seed`` draws what contrasts show.
+        """Build a trainer.
 
-        ``teachers`` None: those that the method asks for, copied from the student as it is now. ``importance_cap``
-        corrects for completions that another engine or older weights drew; None where the student itself does.
+        ``updates`` is the number of optimiser updates per batch. ``seed`` orders the texts of contrast contexts.
+        ``teachers`` None makes the teachers that the method needs, copied from the student as it is now.
+        ``importance_cap`` caps the importance weights of completions that another engine or older weights sampled;
+        None makes no correction, for completions that the student itself sampled.
         """
         self.policy = policy
         self.teachers = teachers or teachers_of(method, policy)
@@ -127,21 +129,27 @@ class Trainer:
         self.state = method.new_state()
 
     def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock | None = None) -> StepResult:
-        """The student's updates on these groups, each followed by one of its teachers; the last one is reported.
+        """Make the optimiser updates on these groups; returns the record and scores of the last update.
+
+        The averaged teacher follows the student after every update.
 
         Raises:
-            TrainingError: the loss or its gradient is not a number; that update has not been made then.
+            TrainingError: the loss or the gradient norm is not finite; that update is not made.
         """
         clock = clock or Clock(self.policy.device)
+        # Compute the advantages, and render each completion under the prompt of every role.
         with clock.phase("views"):
             prepared = self.views(groups, step=step)
+        # Set the learning rate of this step.
         rate = self.learning_rate(step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        # Update the student; keep its scores before the first update for the importance weights.
         first: Sequence[Scores | None] | None = None
         for update in range(self.updates):
             measured, scores = self._update(prepared.views, step, update, clock, first)
             first = first or scores.get(STUDENT)
+        # Record the step: sums with the counts that divide them, and plain values.
         weight = measured.pop("weight")
         record = StepRecord(
             step=step,
@@ -160,11 +168,11 @@ class Trainer:
         return StepResult(record, prepared.views, scores)
 
     def _gaps(self, views: Sequence[View], learner: Sequence[Scores | None]) -> dict[str, float]:
-        """How far the learner was from the engine that drew; nothing where it drew itself."""
+        """Gap between the log-probabilities of learner and sampling engine; empty if the student itself sampled."""
         return {} if self.importance_cap is None else gaps(views, learner, cap=self.importance_cap)
 
     def views(self, groups: Sequence[RolloutGroup], *, step: int) -> ViewSet:
-        """The views that a step over these groups would score."""
+        """The views of these groups that a step scores, with their advantages."""
         return build_views(
             groups,
             self.method,
@@ -178,7 +186,7 @@ class Trainer:
     def _update(
         self, views: Sequence[View], step: int, update: int, clock: Clock, first: Sequence[Scores | None] | None
     ) -> tuple[dict[str, float], dict[str, list[Scores | None]]]:
-        """One optimiser step: what was measured, and every role's scores."""
+        """Make one optimiser update; returns its metrics and the scores of every role."""
         with clock.phase("teacher"):
             beforehand = self._score_beforehand(views)
             told = self.method.observe(self.state, Observation(beforehand, views, update))
@@ -198,7 +206,10 @@ class Trainer:
         return {"loss": loss, "grad_norm": norm, "weight": weight, **moved, **values, **metrics}, scores
 
     def _move(self) -> dict[str, float]:
-        """Update the student and then its average; the share of each that has changed of what should have."""
+        """Update the student, then the averaged teacher; returns the share of weights that changed, for each.
+
+        Not counted: weights with gradient 0, and averages that equal the student. Rounding may swallow others.
+        """
         weights, world = self.policy.trainable(), self.world if self.policy.sharded else ALONE
         student = Movement(weights)
         self.optimiser.step()
@@ -231,29 +242,35 @@ class Trainer:
         known: _Known,
         clock: Clock,
     ) -> tuple[float, dict[str, list[Scores | None]], dict[str, float], float]:
-        """Gradient of the weighted mean over all views; loss, scores by role, weighted metrics, total weight.
+        """Backward pass of the weighted mean loss over all views; returns loss, scores by role, metrics, total weight.
 
-        Every rank takes its share of the views, and is told what the others found.
+        The views are split over ranks, gradients are all-reduced, and all other results are all-gathered.
         """
+        # Each token's loss is divided by the total weight of the batch, so splitting it does not change the mean.
         total_weight = math.fsum(weight for view in views for weight in view.weights)
         found, packed = _Found(), self.teachers.pack
+        # Roles without scores yet enter the loss with their whole distribution; they run beside the student.
         compared = {name: role.weights for name, role in self.method.roles().items() if name not in known.scores}
         forwards = [[STUDENT], *together(compared, packed=packed)]
+        # Split the views over ranks, and this rank's share into micro-batches.
         with clock.phase("views"):
             mine = turns(views, max_tokens=self.limits.tokens, forwards=forwards, packed=packed, world=self.world)
         for turn in mine:
+            # Compute the hidden states of the teacher roles, without gradient.
             picked = [views[i] for i in turn.chosen]
             with clock.phase("student"):
                 batch = collate(picked, STUDENT, packed=packed)
             with clock.phase("teacher"):
                 others = readouts(self.teachers, picked, compared, batch.target_N)
+            # Forward and backward pass of the student; the head makes logits in slices.
             with clock.phase("student"):
                 job = self._job(picked, batch.target_N, others, turn, known, total_weight)
                 result = self.policy(batch, job)
                 result.loss.backward()
                 if turn.counts:
                     found.add(turn.chosen, result, picked)
-        with clock.phase("update"):  # waiting for the slowest rank included
+        # All-reduce gradients, which FSDP2 has done already, and all-gather results. Waits for the slowest rank.
+        with clock.phase("update"):
             self.teachers.release()
             if not self.policy.sharded:
                 self.world.add_gradients(self.policy.trainable())
@@ -269,27 +286,34 @@ class Trainer:
         known: _Known,
         total_weight: float,
     ) -> SliceJob:
+        """Inputs of the loss [N] for one micro-batch, in the order of its completion tokens."""
         device, wide = self.policy.device, _wide(self.policy)
+        # Per token: the advantage of its completion, and its log-probability when it was sampled.
         inputs = {
             "advantage": concatenate([[view.advantage] * len(view.completion_ids) for view in picked], wide),
             "old_logprob": concatenate([view.old_logprobs for view in picked], wide),
         }
         inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
+        # Log-probability of the token under each role that was scored before the backward pass.
         for role, column in known.scores.items():
-            if role == STUDENT:  # the loss has its whole distribution, with gradient
+            if role == STUDENT:  # the loss has the student's whole distribution, with gradient
                 continue
             inputs[role] = _told(column, turn, picked, device, wide)
+        # Numbers of each completion that the method computed from the whole batch, repeated per token.
         lengths = torch.tensor([len(view.completion_ids) for view in picked])
         for name, number in known.per_view.items():
             inputs[name] = number[turn.chosen].to(wide).repeat_interleave(lengths).to(device)
+        # Token weights that sum to 1 over the batch.
         weight_N = concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0)
         loss: TokenLoss = self.method.loss
         metrics: TokenMetrics = self.method.metrics
+        # Correct for completions that another engine or older weights sampled.
         if self.importance_cap is not None:
             inputs[SAMPLER] = concatenate([drawn_logprobs(view) for view in picked], wide).to(device)
             if known.learner is not None:
                 inputs[LEARNER] = _told(known.learner, turn, picked, device, wide)
             loss, metrics = corrected(loss, cap=self.importance_cap), seen_by(metrics)
+        # A dummy micro-batch, which only keeps ranks in step, gets weight 0.
         return SliceJob(
             target_N=target_N.to(device),
             weight_N=weight_N if turn.counts else torch.zeros_like(weight_N),
@@ -303,10 +327,10 @@ class Trainer:
 
 
 def teachers_of(method: Method, policy: Policy) -> Teachers:
-    """The teachers that a method asks for, beside a student that is not sharded.
+    """The teachers that a method needs, for a student that is not sharded.
 
     Raises:
-        ConfigError: another model is among them, which has to be loaded first.
+        ConfigError: the method has an external teacher, whose model has to be loaded first.
     """
     needed = {role.weights for role in method.roles().values()}
     if any(isinstance(weights, External) for weights in needed):
@@ -315,7 +339,7 @@ def teachers_of(method: Method, policy: Policy) -> Teachers:
 
 
 def _together(mine: _Found, views: int, world: World) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
-    """Loss, scores by role for each view, and metrics of all ranks."""
+    """All-gather the totals of the ranks; returns loss, scores by role for each view, and sums of metrics."""
     parts = world.gather(mine.alone()) if world.size > 1 else [mine]
     sums: dict[str, float] = {}
     scores: dict[str, list[Scores | None]] = {}
@@ -330,7 +354,7 @@ def _together(mine: _Found, views: int, world: World) -> tuple[float, dict[str, 
 
 
 def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
-    """Rewards [P, G] of the student's own completions; NaN where there is no verdict, or another drew it."""
+    """Rewards [P, G] of the student's completions; NaN without a reward, or where another role sampled."""
     rewards_PG = torch.full((len(groups), max((len(g.rollouts) for g in groups), default=0)), math.nan).double()
     for p, group in enumerate(groups):
         for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
@@ -346,7 +370,7 @@ def _wide(policy: Policy) -> torch.dtype:
 def _told(
     column: Sequence[Scores | None], turn: Turn, picked: Sequence[View], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """A role's log-probabilities [N] of the tokens of a turn's views, NaN where a view lacks its prompt."""
+    """Log-probabilities [N] of a micro-batch's tokens under a role; NaN where a view lacks the role's prompt."""
     return torch.cat(
         [
             torch.full((len(view.completion_ids),), math.nan, dtype=dtype, device=device)
@@ -358,7 +382,7 @@ def _told(
 
 
 def _sums(scores: Mapping[str, Sequence[Scores | None]]) -> dict[str, float]:
-    """Sums over tokens: entropy and number of tokens of each role, and u of each teacher."""
+    """Sums over tokens, in nats: the entropy of each role and u of each teacher; and the number of tokens."""
     sums: dict[str, float] = {}
     student = scores.get(STUDENT, [])
     for role, column in scores.items():
