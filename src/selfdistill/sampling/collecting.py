@@ -1,4 +1,4 @@
-"""A step's groups: completions of the student, and of every other role that a method lets sample."""
+"""Rollout groups of a step: sampled by the student and by every other role that a method samples from."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from selfdistill.types import STUDENT, Example, RolloutGroup, Sampler, Task
 
 
 def check_sources(method: Method, templates: Mapping[str, Template], example: Example, *, name: str) -> None:
-    """Refuse a role that draws from what only a drawn step can tell; ``name`` is the method's.
+    """Refuse a sampling role whose context shows fields that exist only after sampling. ``name`` is the method's.
 
     Raises:
-        ConfigError: which role, context and field.
+        ConfigError: names the role, the context and the field.
     """
     roles = method.roles()
     for source in method.sources():
@@ -48,7 +48,7 @@ def check_sources(method: Method, templates: Mapping[str, Template], example: Ex
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """Everything that sampling needs: who draws, how much, and who judges."""
+    """Samples and verifies the rollout groups of a step."""
 
     task: Task
     method: Method
@@ -72,18 +72,21 @@ class Collector:
         completions: int | None = None,
         prompts: Sequence[tuple[int, ...]] | None = None,
     ) -> list[RolloutGroup]:
-        """Judged completions of every example, from every source of the method; ``seed`` is the step's own.
+        """Verified rollouts of every example, from every sampling role of the method; every rank gets all groups.
 
-        The ranks share the sampling and the judging, and every one of them gets all groups. ``prompts`` are the
-        student's where they were rendered earlier.
+        Sampling and verification are split over the ranks. ``seed`` is the step's own. ``prompts`` are the student's
+        prompts if they were rendered earlier.
 
         Raises:
-            ConfigError: a role would draw from what only a drawn step can tell.
+            ConfigError: the context of a sampling role shows fields that exist only after sampling.
         """
+        # Refuse contexts that cannot be rendered before sampling.
         for example in examples:
             check_sources(self.method, self.templates, example, name=type(self.method).__name__)
+        # Off-policy methods take the data's own responses as completions and sample nothing.
         if not self.method.on_policy:
             return from_solutions(examples, self.chat, thinking=self.thinking)
+        # Sample and verify the student's completions of this rank's share of the examples.
         count = completions or self.completions
         sources = self.method.sources()
         mine = self.world.share(len(examples))
@@ -95,11 +98,13 @@ class Collector:
             ordinals=mine,
             prompts=None if prompts is None else [prompts[i] for i in mine],
         )
+        # Add the completions of the other sampling roles, each from its own context and weights.
         for source in sources:
             if source != STUDENT:
                 groups = self.drawn_by(
                     source, groups, count=count, seed=derive(seed, source), version=version, ordinals=mine
                 )
+        # All-gather the groups of all ranks.
         return everyones(groups, examples, self.world)
 
     def student_groups(
@@ -112,7 +117,7 @@ class Collector:
         ordinals: Sequence[int] | None = None,
         prompts: Sequence[tuple[int, ...]] | None = None,
     ) -> list[RolloutGroup]:
-        """Judged completions of the student alone; with ``count`` 0 groups that are still empty."""
+        """Verified completions of the student only. With ``count`` 0 the groups are empty."""
         return collect(
             examples,
             self.task,
@@ -137,7 +142,7 @@ class Collector:
         version: int,
         ordinals: Sequence[int] | None = None,
     ) -> list[RolloutGroup]:
-        """The groups with completions of one role besides, drawn under its weights from its context."""
+        """The groups, each extended by completions that one role samples with its weights from its context."""
         role = self.method.roles()[source]
         prompts = [
             role_prompt(

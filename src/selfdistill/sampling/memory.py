@@ -12,20 +12,20 @@ from selfdistill.distributed.world import World
 
 
 def to_stderr(sentence: str) -> None:
-    """Say something, of several ranks with the number of the one that says it."""
+    """Print a message to stderr, with the rank if there are several."""
     world = World.current()
     print(f"rank {world.rank}: {sentence}" if world.size > 1 else sentence, file=sys.stderr)
 
 
 @dataclass(slots=True)
 class Rows:
-    """A bound on the rows of a batch, shared by all that draw from one device."""
+    """Maximum batch size of sampling, shared by all samplers of a device."""
 
     most: int
     say: Callable[[str], None] = to_stderr
 
     def halve(self, tried: int) -> None:
-        """So many were too many."""
+        """Halve the batch size after running out of memory."""
         self.most = max(1, tried // 2)
         self.say(
             f"sampling.max_rows: memory does not suffice for {tried} completions at once; from here on "
@@ -34,6 +34,6 @@ class Rows:
 
 
 def give_back(device: torch.device) -> None:
-    """Let go of memory that is kept for later tensors, for others that share the device."""
+    """Empty torch's memory cache, for other processes on the same device."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()

@@ -1,8 +1,8 @@
-"""Random numbers by name instead of by turn: number t of a row is a hash of the row's seed and t.
+"""Counter-based random numbers: number t of row i is a hash of (seed_i, t).
 
-A generator deals its numbers in the order in which they are asked for, so a row that finishes, or is drawn on another
-machine, would change what all others say. Hashed numbers need no state, are the same on every device, and cost a few
-operations on one number a row.
+A stateful generator returns its numbers in the order of the calls, so a row that finishes, or is sampled on another
+machine, would change all other rows. Hashed numbers need no state and are the same on every device. They cost a few
+integer operations per row and token.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def uniform(seed_B: Tensor, number: int) -> Tensor:
-    """Number ``number`` of every row, in [0, 1) with 53 random bits: output ``number`` of SplitMix64(seed).
+    """Random number ``number`` of every row, in [0, 1) with 53 random bits: output ``number`` of SplitMix64(seed).
 
-    ``seed_B`` is int64, whose products wrap around as those of unsigned numbers do.
+    ``seed_B`` is int64; its products wrap around like those of unsigned integers.
     """
     state = seed_B + _signed((number + 1) * GOLDEN)
     for shift, factor in MIX:
@@ -34,5 +34,5 @@ def _signed(value: int) -> int:
 
 
 def _shifted(state: Tensor, bits: int) -> Tensor:
-    """The unsigned shift to the right."""
+    """Logical right shift. The operator of torch shifts int64 arithmetically."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
