@@ -1,4 +1,4 @@
-"""torch.compile, where a run asks for it."""
+"""torch.compile for runs with ``model.compile``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ R = TypeVar("R")
 
 @cache
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, compiled when it is first called, for tensors of any length.
+    """A function that is compiled at its first call, for tensors of any length.
 
     Raises:
-        ModelError: when called, where torch cannot compile.
+        ModelError: on a call, if torch cannot compile here.
     """
-    # Not at the top: it takes a second, and few runs compile.
+    # Imported here because it takes a second and few runs compile.
     from torch._dynamo.exc import TorchDynamoException
 
     made = torch.compile(function, dynamic=True)
@@ -46,10 +46,10 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Find out at the door whether torch can compile.
+    """Check torch.compile on the training device only, before the run starts.
 
     Raises:
-        ModelError: it cannot.
+        ModelError: torch cannot compile for this device.
     """
     compiled(_probe)(torch.ones(2, device=device))
 
@@ -60,7 +60,10 @@ def _probe(values: Tensor) -> Tensor:
 
 @contextmanager
 def _compiler_undisturbed() -> Iterator[None]:
-    """Signals wait. Ctrl-C reaches a compiler at work too, and the run means to go on to the end of its step."""
+    """Block SIGINT and SIGTERM during compilation.
+
+    Ctrl-C in a terminal would also kill the C++ compiler, but the run still has to finish its step.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

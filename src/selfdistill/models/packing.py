@@ -1,7 +1,7 @@
-"""Sequences as a forest: tokens that several of them begin with stand, and are computed, once.
+"""Prefix trees: tokens shared by several sequences are stored and computed once.
 
-A *segment* is a run of tokens behind a parent segment; a sequence is the path from a root to one of them. Packed, all
-segments stand one behind the other without padding, and a layout tells attention who belongs to whom.
+A *segment* is a run of tokens that follows a parent segment. A sequence is the path from a root to a segment. Packing
+concatenates all segments without padding; the layout tells attention which tokens precede a segment.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from selfdistill.types import Cohort, Layout
 
 SHARE_FROM = 64
-"""Tokens that sharing must save. Another cohort costs attention a few calls a layer: about as much as 4 tokens
-of the shipped models on a CPU, and as 100 of one with eight billion weights on a GPU."""
+"""Minimum number of tokens that sharing a prefix must save. One more cohort costs a few attention calls per layer: as
+much as 4 tokens of the shipped models on a CPU, or 100 tokens of a model with 8B weights on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens ``start`` … ``start + len(ids)`` of one or more sequences, behind ``parent`` (None: a root)."""
+    """Tokens ``start`` … ``start + len(ids)`` of one or more sequences. ``parent`` is None for a root."""
 
     ids: tuple[int, ...]
     start: int
@@ -31,18 +31,18 @@ class Segment:
 
 @dataclass(slots=True)
 class Forest:
-    """Segments, parents before children, and the one in which each sequence ends."""
+    """Prefix trees: segments, parents before children; and the index of each sequence's last segment."""
 
     segments: list[Segment] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
-        """How many tokens are computed."""
+        """Number of tokens that a forward pass computes."""
         return sum(len(segment.ids) for segment in self.segments)
 
     def path(self, sequence: int) -> list[int]:
-        """A sequence's segments, from the root."""
+        """Indices of a sequence's segments, starting at the root."""
         found: list[int] = []
         at: int | None = self.ends[sequence]
         while at is not None:
@@ -52,21 +52,21 @@ class Forest:
 
 
 def grow(sequences: Sequence[tuple[int, ...]], *, share_from: int | None = None) -> Forest:
-    """The forest of some sequences; a common beginning stands once where that saves ``share_from`` tokens or more.
+    """Build the prefix trees of sequences. A common prefix is shared if that saves at least ``share_from`` tokens.
 
-    Unset, ``share_from`` is :data:`SHARE_FROM`; 1 shares whatever can be shared.
+    ``share_from`` None is :data:`SHARE_FROM`; 1 shares every common prefix.
     """
     least = SHARE_FROM if share_from is None else share_from
     forest = Forest(ends=[0] * len(sequences))
     ordered = sorted(range(len(sequences)), key=sequences.__getitem__)
-    # Sequences that agree on their first tokens, up to where a common parent ends.
+    # Each entry: sequences that agree up to ``start``, the length of their path so far, and their parent segment.
     todo: list[tuple[list[int], int, int | None]] = [(same, 0, None) for same in _split(sequences, ordered, 0)[::-1]]
     while todo:
         members, start, parent = todo.pop()
         first = sequences[members[0]]
         common = _common(first, sequences[members[-1]], start)
         if len(members) > 1 and (len(members) - 1) * (common - start) < least:
-            # They part too soon, but some of them may go on together.
+            # The common prefix is too short to share, but subsets may share a longer one.
             todo += [(same, start, parent) for same in _split(sequences, members, common)[::-1]]
             continue
         here = len(forest.segments)
@@ -79,7 +79,7 @@ def grow(sequences: Sequence[tuple[int, ...]], *, share_from: int | None = None)
 
 
 def _common(first: tuple[int, ...], last: tuple[int, ...], start: int) -> int:
-    """Length of the common beginning of two sequences that agree on their first ``start`` tokens."""
+    """Length of the common prefix of two sequences that agree on their first ``start`` tokens."""
     shorter = min(len(first), len(last))
     if first[start:shorter] == last[start:shorter]:
         return shorter
@@ -87,7 +87,7 @@ def _common(first: tuple[int, ...], last: tuple[int, ...], start: int) -> int:
 
 
 def _split(sequences: Sequence[tuple[int, ...]], members: Sequence[int], at: int) -> list[list[int]]:
-    """Ordered members by their token at a place; those that end there stand alone."""
+    """Sorted sequences grouped by their token at a position. A sequence that ends there is its own group."""
     parts: dict[int, list[int]] = {}
     for member in members:
         ended = len(sequences[member]) == at
@@ -97,7 +97,7 @@ def _split(sequences: Sequence[tuple[int, ...]], members: Sequence[int], at: int
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Tokens of a forest in one row: their ids and positions, their layout, and where each sequence's tokens stand."""
+    """Tokens of prefix trees in one row: ids, positions, layout, and the indices of each sequence's tokens."""
 
     ids_T: Tensor
     position_T: Tensor
@@ -106,7 +106,7 @@ class Packed:
 
 
 def pack(forest: Forest) -> Packed:
-    """One row of tokens without padding."""
+    """Concatenate all segments into one row of tokens without padding."""
     offsets, generations = [0], dict[int, list[int]]()
     for number, segment in enumerate(forest.segments):
         offsets.append(offsets[-1] + len(segment.ids))
@@ -118,7 +118,7 @@ def pack(forest: Forest) -> Packed:
     restore_T = torch.empty(offsets[-1], dtype=torch.long)
     cohorts: list[Cohort] = []
     filled = 0
-    # Attention takes segments together that have as many tokens before them, whoever their parents are.
+    # Segments with equally many tokens before them form one attention batch, also with different parents.
     for start, members in generations.items():
         for alike in _alike(members, [len(piece) for piece in own]):
             own_SL = torch.nn.utils.rnn.pad_sequence([own[child] for child in alike], batch_first=True)
@@ -136,7 +136,10 @@ def pack(forest: Forest) -> Packed:
 
 
 def _alike(children: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Longest first, cut where one is shorter than half of the first: attention alone is padded, and by no more."""
+    """Group segments by length, longest first, so that each is at least half as long as its group's first.
+
+    This bounds the padding to a factor of two. Only attention is padded.
+    """
     cut: list[list[int]] = []
     for child in sorted(children, key=lambda child: (-lengths[child], child)):
         if cut and 2 * lengths[child] >= lengths[cut[-1][0]]:
