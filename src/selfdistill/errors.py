@@ -1,14 +1,17 @@
-"""Errors that a user can mend: one sentence each, shown without a traceback."""
+"""Errors that a user can fix, and messages for running out of memory. Torch is not imported here.
+
+The command line prints a ``UserError`` as one sentence, without a traceback.
+"""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake in the user's input: what is wrong, where, and what would be right, in one sentence."""
+    """A mistake in the user's input. The message says in one sentence what is wrong, where, and what would be right."""
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run."""
+    """A config that cannot be run."""
 
 
 class DataError(UserError):
@@ -24,19 +27,19 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """A run that cannot go on (for example a loss that is not a number)."""
+    """A run that cannot continue, for example because the loss is not finite."""
 
 
 class OutOfMemory(UserError):
-    """A device or machine whose memory does not suffice."""
+    """A device or machine that ran out of memory."""
 
 
 class SamplerError(UserError):
-    """An engine that cannot be used, or no longer answers."""
+    """A sampling engine that cannot be used or no longer answers."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its class where it says nothing."""
+    """The first line of an error's message, or the name of its class if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
@@ -55,23 +58,24 @@ REMEDIES = {
     "student": PASSES,
     "update": 'train an adapter (model.lora), or cut the weights over several GPUs (parallel.kind = "fsdp2")',
 }
-"""By phase of a step."""
+"""Settings that reduce memory, by phase of a step."""
 ANYWHERE = f"{PASSES}, or take a smaller model, another model.dtype or an adapter (model.lora)"
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that there was no memory, on a GPU or for tensors of a CPU.
+    """Whether an error means out of memory, on a GPU or a CPU.
 
-    Known by its name, so that nobody loads torch to ask. What the CPU's allocator raises has no name of its own.
+    The class is compared by name, so that torch need not be imported. torch's CPU allocator raises a plain
+    RuntimeError, which is known by its message.
     """
     named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
     return named or "can't allocate memory" in str(error)
 
 
 def out_of_memory(error: BaseException, phase: str | None = None) -> OutOfMemory:
-    """The sentence for such an error."""
+    """An out-of-memory message: which phase ran out, and which setting reduces it."""
     where = f" in the phase {phase!r} of a step" if phase else ""
     remedy = REMEDIES.get(phase, ANYWHERE) if phase else ANYWHERE
-    # torch goes on with pages of advice on its allocator.
+    # Keep two sentences: torch appends long advice on its allocator.
     found = ". ".join(str(error).strip().splitlines()[0].split(". ")[:2]) if str(error).strip() else "MemoryError"
     return OutOfMemory(f"not enough memory{where} ({found}): {remedy}")

@@ -247,7 +247,7 @@ class Scores:
         return self.entropy_N
 
     def alone(self) -> Scores:
-        """The same numbers in the machine's own memory, apart from those of other views that were scored with them."""
+        """A CPU copy that does not keep the whole batch's storage alive."""
         return Scores(self.target_N.cpu().clone(), self.entropy_N.cpu().clone())
 
 

@@ -435,7 +435,7 @@ WRONG: dict[str, tuple[Callable[[tuple[sd.Policy, sd.Chat]], object], str]] = {
     ),
     "inspected": (lambda m: sd.inspect(m, "countdown", methods=["antsd"]), "did you mean 'antisd'?"),
     "inspect list": (lambda m: sd.inspect(m, "countdown", methods="antisd"), "write methods=['antisd']"),
-    "inspect none": (lambda m: sd.inspect(m, "countdown", methods=[]), "nothing to look at"),
+    "inspect none": (lambda m: sd.inspect(m, "countdown", methods=[]), "Nothing to inspect"),
     "no task": (lambda m: sd.evaluate("countdown-base"), "add --task"),
     "pair": (lambda m: sd.evaluate(m[0], "countdown"), "the pair (policy, chat) from load_policy"),  # type: ignore[arg-type]
     "split": (lambda m: sd.evaluate(m, "countdown", split="tset"), "tset"),

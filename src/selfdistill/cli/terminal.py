@@ -1,4 +1,4 @@
-"""Manners of the command line: Ctrl-C is answered, and other libraries keep quiet."""
+"""Ctrl-C handling and log levels of the command line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typer.core import TyperGroup
 
 
 class Commands(TyperGroup):
-    """Typer itself ends at Ctrl-C without a word."""
+    """A Typer group that prints a message on Ctrl-C. Typer itself exits silently."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the chosen command; exits with code 130 on Ctrl-C."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -23,13 +23,13 @@ class Commands(TyperGroup):
 
 
 def no_bars() -> None:
-    """Progress bars of other libraries would run through our one line."""
+    """Turn off the progress bars of other libraries, which would overwrite the run's progress line."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def quiet() -> None:
-    """No progress bars, and no log lines below an error."""
+    """Turn off progress bars, and all log messages of transformers below errors."""
     no_bars()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""Things of the user's own by import path: ``package.module:name``, found in the working folder as well."""
+"""Load user objects by import path, ``package.module:name``. The working directory is searched too."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from selfdistill.errors import ConfigError
 
 
 def load_named(spec: str, what: str, kind: str) -> Any:
-    """What ``"package.module:name"`` names; messages say ``what`` it is for, and what ``kind`` of thing it should be.
+    """The object at ``"package.module:name"``. Error messages name its purpose ``what`` and its ``kind``.
 
     Raises:
-        ConfigError: the text is no such path, or module or name are missing.
+        ConfigError: the path is malformed, or the module or name does not exist.
     """
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute):

@@ -153,7 +153,7 @@ def _check_contexts(wish: Wish, templates: Mapping[str, Template]) -> None:
         if name not in templates:
             raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
     if wish.methods == [] and not (wish.built or wish.configs or wish.contexts):
-        raise ConfigError("nothing to look at: name --methods, --config or --contexts")
+        raise ConfigError("Nothing to inspect: pass --methods, --config or --contexts.")
 
 
 def _sampled(

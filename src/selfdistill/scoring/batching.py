@@ -81,7 +81,7 @@ def _dealt(views: Sequence[View], ranks: int) -> list[list[int]]:
     shares: list[list[int]] = [[] for _ in range(ranks)]
     total, before = sum(map(_length, views)), 0
     for i in sorted(range(len(views)), key=lambda i: (_prompts(views[i]), i)):
-        # Whose stretch of the total the middle of the view falls into.
+        # Assign the view to the rank whose share of the tokens contains its midpoint.
         shares[(2 * before + _length(views[i])) * ranks // (2 * total)].append(i)
         before += _length(views[i])
     return shares

@@ -1,7 +1,7 @@
 """Sinks that people follow runs with: TensorBoard, Weights & Biases, trackio.
 
-``metrics.jsonl`` stays the truth. A sink gets the numbers of every step and evaluation, and at evaluations a table of
-completions; whatever it does, the run goes on: its failures are said once and counted.
+``metrics.jsonl`` remains the source of truth. A tracker gets the metrics of every step and evaluation, and at
+evaluations a table of completions. A failing tracker never stops the run; failures are logged once and counted.
 """
 
 from __future__ import annotations
