@@ -1,1 +1,1 @@
-"""Engines that sample completions, and their verification."""
+"""Sampling engines, and the verification of their completions."""

@@ -1,4 +1,4 @@
-"""From the ``[sampler]`` table to the engine that draws a run's completions."""
+"""Build the sampling engine of the ``[sampler]`` table."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def build_engine(
     say: Callable[[str], None],
     ranks: int = 1,
 ) -> Engine:
-    """The engine that a config names, not started yet; ``folder`` is where weights are written for it.
+    """The engine of a config, not started yet. Weights are written for it into ``folder``.
 
     Raises:
-        UserError: its package is missing, or it cannot hold this student.
+        UserError: the engine's package is missing, or it cannot run this student.
     """
     _refuse_what_vllm_lacks(policy, model, dtype)
     if ranks > 1 and isinstance(config, VLLMConfig):

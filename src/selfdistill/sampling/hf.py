@@ -1,7 +1,7 @@
-"""Sampling with the learner's own transformers model: no other engine, no copy of the weights.
+"""Sampling with the learner's own transformers model, without another engine or a copy of the weights.
 
-What it does that ``generate`` does not: a prompt's completions share one prefill, finished rows leave the batch, the
-cache is written in place, and the log-probability of every sampled token comes back for nothing.
+In contrast to ``generate``, completions of a prompt share one prefill, finished rows leave the batch, the cache is
+written in place, and the log-probability of every sampled token is returned at no extra cost.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from selfdistill.seeds import derive
 from selfdistill.types import Completion
 
 COMPACT_BELOW = 0.95
-"""Share of unfinished rows under which finished ones leave the batch: so few at a time that moving others into their
-places costs less than decoding them on."""
+"""Share of unfinished rows below which finished rows leave the batch. Above it, moving rows in the cache would cost
+more than decoding the finished rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How the next token is drawn: temperature 0 is greedy, ``top_k`` 0 and ``top_p`` 1 leave it whole."""
+    """Decoding parameters. Temperature 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate the distribution."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -36,12 +36,12 @@ class Decoding:
 
 
 class HFSampler:
-    """Draws completions from a :class:`~selfdistill.models.policy.Policy`."""
+    """Samples completions from a :class:`~selfdistill.models.policy.Policy`."""
 
     def __init__(
         self, policy: Policy, *, stop_ids: Sequence[int], decoding: Decoding | None = None, max_rows: int | Rows = 512
     ) -> None:
-        """``decoding`` unset: the model's own distribution. ``max_rows`` completions are decoded at once."""
+        """``decoding`` None samples from the model's own distribution. ``max_rows`` is the maximum batch size."""
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
         self.decoding = decoding or Decoding()
@@ -59,12 +59,12 @@ class HFSampler:
     ) -> list[list[Completion]]:
         """``count`` completions of at most ``max_tokens`` tokens for every prompt, in order.
 
-        Log-probabilities are the model's own at temperature 1, whatever the decoding: they are what training compares
-        with. Every completion has random numbers of its own, named by the seed, its prompt's ordinal and its place
-        among the prompt's completions: what it says does not depend on ``max_rows`` or on who is drawn beside it.
+        Log-probabilities are the model's own at temperature 1 for any decoding, because training compares with them.
+        The random numbers of a completion are a function of the seed, its prompt's ordinal and its index among the
+        prompt's completions. A completion therefore does not depend on ``max_rows`` or on the rest of the batch.
         """
         ordinals = range(len(prompts)) if ordinals is None else ordinals
-        # Prompts of one length need no padding and no mask; a model that honours none has them to themselves.
+        # Prompts of one length need no padding. A model that decodes padded prompts wrongly gets one batch per length.
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batches = [order] if self.policy.pads else [list(same) for _, same in groupby(order, lambda i: len(prompts[i]))]
         drawn: list[Completion] = []
@@ -78,16 +78,16 @@ class HFSampler:
     def _within_memory(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: int
     ) -> list[Completion]:
-        """A completion for each seed, as many seeds for every prompt; in halves, where they are too many at once."""
+        """One completion per seed, with equally many seeds per prompt. Halves the batch when memory runs out."""
         if len(seeds) <= self.rows.most or len(seeds) == 1:
             try:
-                # Cheaper than no_grad in every operation; shards keep what was made of them beyond sampling.
+                # inference_mode is faster than no_grad, but FSDP2 keeps tensors made here for later passes.
                 with torch.inference_mode(not self.policy.sharded):
                     return self._sample_batch(prompts, seeds, max_tokens)
             except (RuntimeError, MemoryError) as error:
                 if len(seeds) == 1 or not is_full(error):
                     raise
-            # Here the error is gone, and what it held with it.
+            # Outside the except block, so that the error has released the tensors of its traceback.
             self.rows.halve(len(seeds))
             give_back(self.policy.device)
         if len(prompts) > 1:
@@ -135,7 +135,7 @@ class HFSampler:
 
 
 def draw(logprobs_BV: Tensor, decoding: Decoding, uniform_B: Tensor) -> Tensor:
-    """One token id per row: where a uniform number in [0, 1) falls among the row's cumulative probabilities."""
+    """Sample one token id per row by inverting the cumulative probabilities at a uniform number in [0, 1)."""
     if decoding.temperature == 0:
         return logprobs_BV.argmax(-1)
     scaled = torch.log_softmax(logprobs_BV / decoding.temperature, -1)
@@ -144,14 +144,14 @@ def draw(logprobs_BV: Tensor, decoding: Decoding, uniform_B: Tensor) -> Tensor:
         scaled = scaled.masked_fill(scaled < lowest, float("-inf"))
     if decoding.top_p < 1:
         ordered, index = scaled.softmax(-1).sort(-1, descending=True)
-        # The token that crosses the threshold stays: the nucleus is the smallest set with at least that mass.
+        # Keep the token that crosses the threshold: the nucleus is the smallest set with at least that mass.
         beyond = ordered.cumsum(-1) - ordered >= decoding.top_p
         scaled = scaled.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), float("-inf"))
     cumulative = scaled.softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
-    # Below the total also where rounding says otherwise, so that the token found has a probability above 0.
+    # Rounding must not bring the number up to the total: the sampled token needs a probability above 0.
     wanted = (uniform_B[:, None].to(total.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
-    # Nothing lies above a number that is none; an id beyond the vocabulary would end a GPU's process.
+    # With NaN probabilities the search returns an index past the vocabulary, which would crash a CUDA process.
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp_max(cumulative.shape[-1] - 1)
 
 

@@ -1,8 +1,8 @@
-"""Where a step's completions come from: drawn by an engine when they are needed, or one step ahead of that.
+"""Rollouts of a step, sampled when they are needed or one step ahead (``overlap``).
 
-One step ahead (``overlap``) means: while the learner makes step k + 1, the engine draws the completions of step k + 2
-with the weights of version k. Problems, seeds and their order are those of a run without overlap; what is being drawn
-when a checkpoint is written becomes part of it.
+With overlap, the engine samples the completions of step k + 2 with the weights of version k, while the learner makes
+step k + 1. Examples, seeds and their order are the same as without overlap. A checkpoint includes the completions that
+are being sampled when it is written.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from selfdistill.seeds import derive
 from selfdistill.types import STUDENT, Completion, Example, RolloutGroup
 
 PENDING = "pending.json"
-"""The file of a checkpoint that holds what was drawn ahead."""
+"""The checkpoint's file of completions sampled ahead."""
 
 
 @dataclass(slots=True)
 class Pending:
-    """Completions of a step that are drawn, or being drawn, with the weights of a version."""
+    """Completions of a later step, sampled or being sampled with the weights of a version."""
 
     step: int
     version: int
@@ -37,7 +37,7 @@ class Pending:
 
 
 class Drawer:
-    """Draws every step's groups with the weights that they are due."""
+    """Samples the rollout groups of every step, with the current weights or those of one step before."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Drawer:
         overlap: bool = False,
         max_staleness: int = 0,
     ) -> None:
-        """``engine`` None: the collector's own sampler, the learner itself, draws; ``seed`` is the run's."""
+        """``engine`` None samples with the collector's own sampler, the learner itself. ``seed`` is the run's."""
         self.collector = collector
         self.policy = policy
         method = collector.method
@@ -61,10 +61,12 @@ class Drawer:
         self.pool = ThreadPoolExecutor(1)
 
     def groups(self, step: int, examples: Sequence[Example], following: Sequence[Example] | None) -> list[RolloutGroup]:
-        """The judged completions of a step; ``following`` are the examples of the step after it, None after the last.
+        """The verified rollout groups of a step; starts sampling the next step if overlap is on.
+
+        ``following`` are the examples of the next step; None after the last step.
 
         Raises:
-            SamplerError: the engine fails for good.
+            SamplerError: the engine fails after all retries.
             TrainingError: the completions are older than ``max_staleness`` allows.
         """
         seed, version = derive(self.seed, "sampling", step), step - 1
@@ -75,7 +77,7 @@ class Drawer:
         if ahead is not None and ahead.step == step:
             version = ahead.version
             prompts, drawn = world.from_first(lambda: (ahead.prompts, ahead.completions.result()))
-            # Only now: the engine must not change its weights in the middle of a completion.
+            # Update after sampling has finished: the weights must not change in the middle of a completion.
             engine.update(self.policy, step - 1, world)
         else:
             engine.update(self.policy, version, world)
@@ -89,13 +91,13 @@ class Drawer:
         if self.overlap and following is not None:
             later = self._prompts(following)
             self.pending = Pending(step + 1, step - 1, later, self._ahead(engine, step + 1, later))
-        # The prompts that drew: rendered again, another day's would differ where a template shows the date.
+        # Reuse the prompts that were sampled from: a template may show the date, so rendering again could differ.
         return replace(self.collector, sampler=_Drawn(drawn)).groups(
             examples, seed=seed, version=version, prompts=prompts
         )
 
     def save(self, folder: Path) -> None:
-        """Write what was drawn ahead into a checkpoint, once it is there; what failed is drawn again after a resume."""
+        """Wait for the completions sampled ahead and save them. After a failure a resume samples them again."""
         if (
             not self.collector.world.first
             or self.pending is None
@@ -107,7 +109,7 @@ class Drawer:
         write_json(folder / PENDING, {**ahead, "drawn": drawn})
 
     def load(self, folder: Path) -> None:
-        """Take up what :meth:`save` wrote."""
+        """Load the completions that :meth:`save` wrote."""
         path = folder / PENDING
         if not path.exists():
             return
@@ -118,7 +120,7 @@ class Drawer:
         self.pending = Pending(stored["step"], stored["version"], prompts, future)
 
     def close(self) -> None:
-        """End the engine and what it is still drawing."""
+        """Stop the engine, and drop completions that it is still sampling."""
         self.pool.shutdown(cancel_futures=True)
         if self.engine is not None and self.collector.world.first:
             self.engine.close()
@@ -128,7 +130,7 @@ class Drawer:
         return [collector.chat.encode(example.prompt, thinking=collector.thinking) for example in examples]
 
     def _ahead(self, engine: Engine, step: int, prompts: Sequence[tuple[int, ...]]) -> Future[list[list[Completion]]]:
-        """Completions to come; ranks other than the first are told of them when they are there."""
+        """A future of the completions on rank 0. Other ranks get the completions by broadcast when they are used."""
         if self.collector.world.first:
             return self.pool.submit(self._draw, engine, step, prompts)
         told: Future[list[list[Completion]]] = Future()
@@ -146,7 +148,7 @@ class Drawer:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """A sampler that hands over what was drawn elsewhere."""
+    """A sampler that returns completions sampled by the engine."""
 
     completions: list[list[Completion]]
 
@@ -159,7 +161,7 @@ class _Drawn:
         seed: int,
         ordinals: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """The completions that belong to these prompts, by their places in the step."""
+        """The completions of these prompts, by the prompts' indices in the step."""
         places = range(len(prompts)) if ordinals is None else ordinals
         return [self.completions[place] for place in places]
 

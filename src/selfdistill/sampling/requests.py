@@ -1,4 +1,4 @@
-"""What an engine with weights of its own is asked and answers: one request a completion, tokens in and tokens out."""
+"""Requests to engines with their own copy of the weights: one request per completion, token ids in and out."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from selfdistill.types import Completion, Sampler
 
 
 class Engine(Sampler, Protocol):
-    """A sampler that holds a copy of the weights and must be told of new ones.
+    """A sampler with its own copy of the weights, which needs a weight sync after every update.
 
-    Of several ranks the first one alone has to do with the engine; all must call :meth:`update`, where the weights may
-    have to be put together.
+    Only rank 0 talks to the engine. All ranks must call :meth:`update`, because it may all-gather sharded weights.
     """
 
     def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
-        """Draw from these weights from now on; what is drawn afterwards is stamped with their version."""
+        """Sync the weights. Completions sampled from now on carry this version."""
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Release the resources of the engine."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One completion that is wanted: its prompt, and a seed that no other completion of the step has."""
+    """Request for one completion: its prompt, and a seed that is unique within the step."""
 
     prompt: tuple[int, ...]
     seed: int
@@ -42,10 +41,10 @@ class Question:
 def questions(
     prompts: Sequence[Sequence[int]], *, count: int, seed: int, ordinals: Sequence[int] | None
 ) -> list[Question]:
-    """``count`` questions for every prompt, one after another.
+    """``count`` requests for every prompt, prompt by prompt.
 
-    Seeds follow from the step's seed, the prompt's ordinal and the completion's place, so that an answer does not
-    depend on which server gives it or on what else it is asked.
+    Each seed is derived from the step's seed, the prompt's ordinal and the completion's index, so that a completion
+    does not depend on the server or on its other requests.
     """
     places = range(len(prompts)) if ordinals is None else ordinals
     return [
@@ -56,16 +55,16 @@ def questions(
 
 
 def by_prompt(completions: Sequence[Completion], count: int) -> list[list[Completion]]:
-    """The answers to :func:`questions`, a list for every prompt."""
+    """The completions of the requests of :func:`questions`, as one list per prompt."""
     return [list(completions[i : i + count]) for i in range(0, len(completions), count)]
 
 
 def parameters(
     decoding: Decoding, *, stop_ids: Sequence[int], max_tokens: int, seed: int, padding: range
 ) -> dict[str, Any]:
-    """vLLM's sampling parameters, every default of a server or a generation config overruled.
+    """vLLM's sampling parameters. They override every default of the server and of the generation config.
 
-    ``padding`` are vocabulary rows that no token has: they are never drawn.
+    ``padding`` are vocabulary rows without a token, which must never be sampled.
     """
     return {
         "temperature": decoding.temperature,
@@ -89,10 +88,10 @@ def parameters(
 def completion(
     ids: Sequence[int], logprobs: Sequence[float], *, stop_ids: Sequence[int], max_tokens: int, engine: str
 ) -> Completion:
-    """An answer, checked.
+    """Check the tokens of an engine and return them as a completion.
 
     Raises:
-        SamplerError: a log-probability is missing or not a number, or the engine has cut the completion too early.
+        SamplerError: a log-probability is missing or not finite, or the engine stopped too early.
     """
     if len(ids) != len(logprobs) or not all(math.isfinite(number) for number in logprobs):
         raise SamplerError(
@@ -108,5 +107,5 @@ def completion(
 
 
 def padding_rows(policy: Policy) -> range:
-    """Vocabulary rows of the head that no token has."""
+    """Rows of the LM head without a token."""
     return range(policy.real_vocabulary, policy.causal_lm.get_output_embeddings().weight.shape[0])

@@ -1,4 +1,4 @@
-"""Examples to groups of verified rollouts."""
+"""Sample completions of examples and verify them: examples to rollout groups."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from selfdistill.types import Completion, Example, Rollout, RolloutGroup, Sample
 def fitting(
     examples: Sequence[Example], chat: Chat, *, max_tokens: int, thinking: bool | None
 ) -> tuple[list[Example], Counter[str]]:
-    """Examples whose prompt leaves room for a whole completion in the model's window, and the others by reason.
+    """Examples whose prompt and longest completion fit the context window, and counts of the others by reason.
 
     Raises:
-        DataError: none fits.
+        DataError: no example fits.
     """
     kept: list[Example] = []
     skipped: Counter[str] = Counter()
@@ -52,10 +52,11 @@ def collect(
     ordinals: Sequence[int] | None = None,
     prompts: Sequence[tuple[int, ...]] | None = None,
 ) -> list[RolloutGroup]:
-    """Sample ``count`` completions of every example and judge them. ``version`` is the policy's, for the record.
+    """Sample ``count`` completions of every example and verify them; returns one group per example.
 
-    ``ordinals`` are the examples' places in the whole step, of which they may be this rank's share. ``prompts`` are
-    the examples' where they were rendered earlier: a template may show the date, and rendered again it would differ.
+    ``version`` of the policy is stored in every rollout. ``ordinals`` are the indices of the examples in the whole
+    step, of which these may be one rank's share. ``prompts`` are the examples' prompts if they were rendered earlier: a
+    template may show the date, so rendering again could differ.
     """
     if prompts is None:
         prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
@@ -71,7 +72,7 @@ def collect(
 
 
 def verify_rollouts(task: Task, made: Sequence[tuple[Example, tuple[Rollout, ...]]]) -> list[tuple[Verdict, ...]]:
-    """The verdicts on every example's rollouts; in one call where the task judges many at once."""
+    """The verdicts on every example's rollouts, in one batch if the task can."""
     asked = [(example, rollout.text, rollout.finished) for example, rollouts in made for rollout in rollouts]
     found = iter(verify_all(task, asked))
     return [tuple(next(found) for _ in rollouts) for _, rollouts in made]
@@ -92,13 +93,13 @@ def extend(
     version: int,
     ordinals: Sequence[int] | None = None,
 ) -> list[RolloutGroup]:
-    """The groups with ``count`` further completions each, drawn by role ``source`` from its own prompts and judged.
+    """Add ``count`` verified completions to each group, sampled by role ``source`` from its own prompts.
 
-    A group whose prompt is skipped stays as it is. ``ordinals`` are the groups' places in the whole step.
+    A group whose prompt is skipped is unchanged. ``ordinals`` are the groups' indices in the whole step.
     """
     places = range(len(groups)) if ordinals is None else ordinals
     shown = {n: prompt for n, prompt in zip(places, prompts, strict=True) if not isinstance(prompt, Skipped)}
-    # Also without a prompt: sharded weights become whole for all ranks together.
+    # Every rank calls the sampler, even without prompts, because it all-gathers sharded weights.
     drawn = iter(sampler.sample([*shown.values()], count=count, max_tokens=max_tokens, seed=seed, ordinals=[*shown]))
     made: list[tuple[Rollout, ...]] = []
     for group, prompt in zip(groups, prompts, strict=True):
@@ -123,20 +124,20 @@ def extend(
 
 
 def everyones(groups: Sequence[RolloutGroup], examples: Sequence[Example], world: World) -> list[RolloutGroup]:
-    """The groups of all ``examples``, of which each rank has made those of its share."""
-    # Examples stay where they are: they may hold functions, and every rank has them all.
+    """All-gather the groups: each rank has made those of its share of ``examples``."""
+    # Examples are not sent: they may hold functions, and every rank has all of them.
     made = {place: (g.rollouts, g.verdicts) for place, g in zip(world.share(len(examples)), groups, strict=True)}
     parts = world.merge(made, len(examples))
     return [RolloutGroup(example, *part) for example, part in zip(examples, parts, strict=True)]
 
 
 def from_solutions(examples: Sequence[Example], chat: Chat, *, thinking: bool | None) -> list[RolloutGroup]:
-    """The data's own responses as completions, for methods that do not sample.
+    """Groups with the data's own response as the only completion, for methods that do not sample.
 
-    The field ``response`` is taken where the task has one, else ``solution``; log-probabilities are unknown (NaN).
+    The response is the field ``response``, or ``solution`` without one. Its log-probabilities are NaN.
 
     Raises:
-        DataError: an example has neither.
+        DataError: an example has neither field.
     """
     groups = []
     for example in examples:
@@ -150,10 +151,10 @@ def from_solutions(examples: Sequence[Example], chat: Chat, *, thinking: bool | 
 def fitting_solutions(
     examples: Sequence[Example], chat: Chat, *, thinking: bool | None
 ) -> tuple[list[Example], Counter[str]]:
-    """Examples whose prompt and response fit the model's window, and the others by reason.
+    """Examples whose prompt and response fit the context window, and counts of the others by reason.
 
     Raises:
-        DataError: an example has no response, or none fits.
+        DataError: an example has no response, or no example fits.
     """
     kept: list[Example] = []
     skipped: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""A sampler that says what it was told: the shipped fake, for tests and for replaying rollouts."""
+"""A sampler that returns given completions, for tests and for replaying rollouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from selfdistill.types import Completion
 
 
 class ScriptedSampler:
-    """Returns prepared completions by prompt; asks for more than the script holds are errors."""
+    """Returns prepared completions by prompt. Requests beyond the script are errors."""
 
     def __init__(self, script: Mapping[tuple[int, ...], Sequence[Completion]]) -> None:
         self.script = script
@@ -22,11 +22,11 @@ class ScriptedSampler:
         seed: int,
         ordinals: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """The first ``count`` completions written for each prompt, cut at ``max_tokens``.
+        """The first ``count`` prepared completions of each prompt, truncated at ``max_tokens``.
 
         Raises:
-            KeyError: a prompt without a script.
-            ValueError: fewer than ``count`` completions in it.
+            KeyError: the script lacks a prompt.
+            ValueError: the script has fewer than ``count`` completions of a prompt.
         """
         drawn = []
         for prompt in prompts:

@@ -1,7 +1,7 @@
-"""vLLM servers over HTTP: completions from whichever answer, and new weights to all of them.
+"""Sampling from vLLM servers over HTTP, with weight sync to all of them.
 
-Nothing but the standard library: a request is one POST. Every answer names the weights that it was drawn from, so a
-server that was started anew in the middle is noticed, given the weights again, and asked again.
+Only the standard library is used: a request is one POST. Every answer names the version of the weights that it was
+sampled with. A server that was restarted is recognised by it, gets the weights again, and is asked again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from selfdistill.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How servers are spoken to; see the config's ``sampler`` table."""
+    """Connection settings of the servers; see the config's ``sampler`` table."""
 
     urls: tuple[str, ...]
     receiver: bool
@@ -43,11 +43,11 @@ class ServerOptions:
 
 
 class _Failed(Exception):
-    """One request failed in a way that another try, or another server, may mend."""
+    """A request failed, but a retry or another server may succeed."""
 
 
 class ServedSampler:
-    """Draws completions from one or several servers that hold the same weights."""
+    """Samples completions from one or several servers with the same weights."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class ServedSampler:
         self.lora = False
         self.padding = range(0)
         self.holding: dict[str, str] = {}
-        """The label of the weights that each server holds, as far as is known."""
+        """Label of the weights of each server, if known."""
         self.asleep: set[str] = set()
 
     def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
-        """Hand these weights to every server that answers; the others get them when they are back.
+        """Sync the weights to every server that answers. The others get them once they answer again.
 
         Raises:
-            SamplerError: no server takes them, after all retries.
+            SamplerError: no server could load them, after all retries.
         """
         self.lora, self.padding = policy.is_lora, padding_rows(policy)
         self.path = self.handover.write(policy, version, world)
@@ -96,7 +96,7 @@ class ServedSampler:
     ) -> list[list[Completion]]:
         """``count`` completions for every prompt from the weights of the last :meth:`update`.
 
-        What failed on one server is asked of the others, or again after a pause.
+        A failed request is sent to another server, or again after a pause.
 
         Raises:
             SamplerError: a server refuses a request for good, or none answers after all retries.
@@ -108,7 +108,7 @@ class ServedSampler:
         def once() -> bool:
             left = [(place, one) for place, one in enumerate(asked) if place not in drawn]
             servers = self._ready()
-            # One that fails again and again must not use up the others' tries.
+            # Leave out failing servers, which would use up the retries of the others.
             servers = [url for url in servers if url not in shunned] or servers
             if servers:
                 drawn.update(self._ask(servers, left, max_tokens))
@@ -121,11 +121,11 @@ class ServedSampler:
         return by_prompt([drawn[place] for place in range(len(asked))], count)
 
     def close(self) -> None:
-        """Remove what was written for the servers; they go on with the last weights."""
+        """Remove the weights written for the servers. The servers keep running with the last ones."""
         self.handover.clear()
 
     def _patiently(self, attempt: Callable[[], bool], goal: str) -> None:
-        """Try until it is done: at once where a server is left, after a growing pause where none is."""
+        """Retry until ``attempt`` succeeds: immediately while a server is left, else after a growing pause."""
         pause = self.options.wait
         for tries_left in range(self.options.retries, -1, -1):
             if attempt():
@@ -142,7 +142,7 @@ class ServedSampler:
         )
 
     def _ready(self) -> list[str]:
-        """The servers that answer and hold the newest weights, handed to them where they do not."""
+        """URLs of the servers that answer, after syncing the newest weights to those that lack them."""
         with ThreadPoolExecutor(len(self.options.urls)) as pool:
             fine = list(pool.map(self._prepare, self.options.urls))
         return [url for url, ok in zip(self.options.urls, fine, strict=True) if ok]
@@ -168,7 +168,7 @@ class ServedSampler:
         return self.handover.label(self.version)
 
     def _held(self, url: str) -> str | None:
-        """What the server says it holds; None where that is to be replaced in any case."""
+        """The label of the weights that the server reports; None if they must be replaced in any case."""
         if url not in self.holding or url in self.asleep:
             return None
         if self.lora:
@@ -188,7 +188,7 @@ class ServedSampler:
             self.asleep.discard(url)
 
     def _hand_over_weights(self, url: str) -> None:
-        # Were it to fail half-way, the server must not go on under the old name.
+        # If loading fails half-way, the server must not keep the old label.
         self._call(url, "POST", "/update_weight_version", {"new_version": "loading"})
         if self.options.receiver:
             answer = self._call(url, "POST", "/collective_rpc", {"method": "receive_weights", "args": [str(self.path)]})
@@ -209,7 +209,7 @@ class ServedSampler:
     def _put_to_sleep(self) -> None:
         for url in [*self.holding]:
             try:
-                # An adapter's base must stay somewhere; whole weights come anew with the next version.
+                # Level 1 keeps the adapter's base in CPU memory. Level 2 drops whole weights; the next sync loads them.
                 self._call(url, "POST", f"/sleep?level={1 if self.lora else 2}")
                 self.asleep.add(url)
             except _Failed as failure:
@@ -218,7 +218,7 @@ class ServedSampler:
     def _ask(
         self, servers: Sequence[str], asked: Sequence[tuple[int, Question]], max_tokens: int
     ) -> dict[int, Completion]:
-        """What the servers answer, dealt out in turn; what failed is left out, and its server named."""
+        """Send the requests to the servers in turn; returns the completions, and the failure of each failing server."""
         drawn: dict[int, Completion] = {}
         failures: dict[str, _Failed] = {}
 
@@ -250,7 +250,7 @@ class ServedSampler:
             "model": self._label if self.lora else None,
             "token_ids": question.prompt,
             "sampling_params": how,
-            # The salt keeps what earlier weights left in the prefix cache from being read under these.
+            # The salt separates the prefix caches of different versions of the weights.
             "cache_salt": self._label,
         }
         answer = self._call(url, "POST", "/inference/v1/generate", body)
@@ -263,11 +263,11 @@ class ServedSampler:
             ) from error
 
     def _checked(self, url: str, choice: Mapping[str, Any], max_tokens: int) -> Completion:
-        """An answer as a completion, from the weights and with the numbers that were asked for."""
+        """Check an answer's weights and log-probabilities and return it as a completion."""
         if choice["finish_reason"] not in ("stop", "length"):
             raise _Failed(f"ended a completion with {choice['finish_reason']!r}")
         versions = {span["version"] for span in choice["weight_versions"]}
-        # An adapter's version is its name; the weights below it must be those that the server began with.
+        # The adapter's name is its version. Its base must be the weights that the server was started with.
         if self.lora and versions != {UNTOUCHED}:
             raise SamplerError(
                 f"sampler {url} holds other weights ({', '.join(sorted(versions))}) than the model that the adapter "
@@ -287,10 +287,10 @@ class ServedSampler:
         )
 
     def _call(self, url: str, verb: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """A server's answer.
+        """Send one request; returns the server's answer.
 
         Raises:
-            _Failed: it cannot be reached, breaks off, or fails inside.
+            _Failed: the server cannot be reached, closes the connection, or has an internal error.
             SamplerError: it refuses what it was asked, and will refuse it again.
         """
         request = urllib.request.Request(
@@ -305,7 +305,7 @@ class ServedSampler:
         except urllib.error.HTTPError as error:
             with error:
                 said = _said(error.read().decode(errors="replace"))
-            # 404 to an adapter's name: the server was started anew and has forgotten it.
+            # 404 for an adapter's name: the server was restarted and no longer has the adapter.
             if error.code >= 500 or (error.code == 404 and path.startswith("/inference") and self.lora):
                 raise _Failed(f"failed with {error.code} at {path}: {said}") from error
             raise SamplerError(
@@ -317,7 +317,7 @@ class ServedSampler:
 
 
 UNTOUCHED = "default"
-"""vLLM's label of the weights that a server began with."""
+"""vLLM's label of the weights that a server was started with."""
 HINTS = {
     "/weight_info": "needs vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1",
     "/update_weight_version": "needs vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1",
@@ -326,7 +326,7 @@ HINTS = {
     "/v1/load_lora_adapter": "needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora",
     "/inference/v1/generate": "needs vLLM 0.32 or newer",
 }
-"""What a server lacks that does not know a path."""
+"""What to change on a server that does not know a path."""
 
 
 def _hint(path: str, code: int) -> str:
@@ -335,7 +335,7 @@ def _hint(path: str, code: int) -> str:
 
 
 def _said(text: str) -> str:
-    """The sentence in an error's body."""
+    """The message in the body of an HTTP error."""
     try:
         body = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A vLLM engine that the run owns: started at the first step, fed with every new version of the weights."""
+"""A vLLM engine owned by the run. It starts at the first step and gets every new version of the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECEIVER = "selfdistill.sampling.vllm_worker.Receiver"
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How vLLM is started; the names are its own."""
+    """Start options of vLLM, under vLLM's own names."""
 
     dtype: str
     gpu_memory_utilization: float
@@ -35,10 +35,10 @@ class EngineOptions:
 
 
 def require_vllm() -> None:
-    """Refuse to begin without the package.
+    """Check that vLLM is installed.
 
     Raises:
-        SamplerError: what to install.
+        SamplerError: it is not; the message says what to install.
     """
     if find_spec("vllm") is None:
         raise SamplerError(
@@ -48,7 +48,7 @@ def require_vllm() -> None:
 
 
 class VLLMSampler:
-    """Draws completions from an engine in a process of its own (or, where vLLM is told so, in this one)."""
+    """Samples completions from an engine in a child process, or in this process if vLLM is configured so."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class VLLMSampler:
         folder: Path,
         sleep: bool,
     ) -> None:
-        """``base`` is the model that an adapter is trained on; whole weights are started from their own directory."""
+        """``base`` is the base model of a LoRA adapter. Without an adapter the engine loads the synced weights."""
         self.base = resolve_model(base)
         self.chat = chat
         self.decoding = decoding
@@ -74,7 +74,7 @@ class VLLMSampler:
         self.padding = range(0)
 
     def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
-        """Take these weights; the first time start the engine with them.
+        """Sync these weights; the first call starts the engine with them.
 
         Raises:
             SamplerError: the engine cannot be started or cannot load them.
@@ -97,7 +97,7 @@ class VLLMSampler:
 
             if self.adapter is not None:
                 self.engine.llm_engine.remove_lora(self.adapter.lora_int_id)
-            # vLLM caches adapters by their number, and knows none of number 0.
+            # vLLM caches adapters by number, and 0 is not a valid number.
             self.adapter = LoRARequest(self.handover.label(version), version + 1, str(path))
         self.engine.update_weight_version(self.handover.label(version))
         self.version = version
@@ -114,7 +114,7 @@ class VLLMSampler:
         """``count`` completions for every prompt from the weights of the last :meth:`update`.
 
         Raises:
-            SamplerError: a completion is cut short by the engine, or comes from other weights.
+            SamplerError: the engine stopped a completion too early, or used other weights.
         """
         assert self.version is not None, "an engine is updated before it samples"
         from vllm import SamplingParams
@@ -133,18 +133,18 @@ class VLLMSampler:
             )
             for one in asked
         ]
-        # The salt keeps what earlier weights left in the prefix cache from being read under these.
+        # The salt separates the prefix caches of different versions of the weights.
         shown = [{"prompt_token_ids": list(one.prompt), "cache_salt": label} for one in asked]
         answers = self.engine.generate(shown, how, use_tqdm=False, lora_request=self.adapter)
         drawn = [self._completion(answer.outputs[0], label, max_tokens) for answer in answers]
         if self.sleep:
-            # An adapter's base must stay somewhere; whole weights come anew with the next version.
+            # Level 1 keeps the adapter's base in CPU memory. Level 2 drops whole weights; the next sync loads them.
             self.engine.sleep(level=1 if self.adapter is not None else 2)
             self.asleep = True
         return by_prompt(drawn, count)
 
     def close(self) -> None:
-        """End the engine and remove what was written for it."""
+        """Stop the engine and remove the weights written for it."""
         if self.engine is not None:
             self.engine.llm_engine.engine_core.shutdown()
             self.engine = None
@@ -180,7 +180,7 @@ class VLLMSampler:
             enable_sleep_mode=self.sleep,
             worker_extension_cls=RECEIVER,
             logprobs_mode="raw_logprobs",
-            # The model's own defaults (a temperature, a repetition penalty) must not slip in.
+            # Do not use the model's generation defaults, such as a temperature or a repetition penalty.
             generation_config="vllm",
             **lora,
         )
@@ -199,7 +199,7 @@ class VLLMSampler:
 
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The bounds on an adapter's rank that vLLM knows."""
+"""Values that vLLM accepts as the maximum rank of an adapter."""
 
 
 def _lora_rank(policy: Policy) -> int:

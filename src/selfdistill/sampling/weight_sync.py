@@ -1,4 +1,4 @@
-"""Weights on their way to an engine: directories that it can load, each with the label of its version."""
+"""Weight sync to an engine through model directories, each labelled with its version."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from selfdistill.models.policy import Policy, save_policy
 
 
 class Handover:
-    """Writes every version into a folder that the engine sees too, and keeps the newest two."""
+    """Writes every version into a folder shared with the engine, and keeps the newest two."""
 
     def __init__(self, folder: Path, chat: Chat) -> None:
         self.folder = folder.absolute()
         self.chat = chat
         self.run = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
-        """A name of the run, so that a server tells its weights from another run's."""
+        """Identifies the run, so that a server can tell its weights from those of another run."""
 
     @property
     def prefix(self) -> str:
-        """How the labels of all this run's versions begin."""
+        """Common prefix of the labels of this run's versions."""
         return f"selfdistill-{self.run}-"
 
     def label(self, version: int) -> str:
-        """What the engine calls these weights."""
+        """The engine's label of a version."""
         return f"{self.prefix}{version}"
 
     def write(self, policy: Policy, version: int, world: World = ALONE) -> Path:
-        """The directory of a version: whole weights, or the adapter alone. All ranks call, the first one writes."""
+        """Write a version, the whole weights or only the adapter; returns its directory.
+
+        All ranks must call. Only rank 0 writes.
+        """
         path = self.folder / f"version-{version:06d}"
         kept = {path.name, f"version-{version - 1:06d}"}
         if world.first:
@@ -43,6 +46,6 @@ class Handover:
         return path
 
     def clear(self) -> None:
-        """Remove all versions."""
+        """Remove the directories of all versions."""
         for path in self.folder.glob("version-*"):
             shutil.rmtree(path)
