@@ -1,4 +1,4 @@
-"""Views to tensors: cutting by a token budget, packing or padding, and the only shift by one."""
+"""Views to batches: micro-batches within a token budget, packing or padding, and the shift by one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def micro_batches(
     forwards: Sequence[Sequence[str]] | None = None,
     packed: bool = False,
 ) -> list[list[int]]:
-    """Indices of the views, cut so that no forward pass computes more than ``max_tokens`` tokens.
+    """Split views into micro-batches, as indices, so that no forward pass computes more than ``max_tokens`` tokens.
 
-    ``forwards`` lists the roles that run together; unset, each role runs by itself. Padded rows are ordered longest
-    first: similar lengths come together, so little is padded. Packed ones are ordered by their prompts: what shares a
-    beginning comes together, so that it is computed, and counted, once. A view beyond the budget stands alone.
+    ``forwards`` lists the roles that share a forward pass; None runs each role separately. Padded views are ordered
+    longest first, so that similar lengths share a batch and padding is small. Packed views are ordered by prompt, so
+    that a shared prefix is computed, and counted, once. A view larger than the budget is its own micro-batch.
     """
     if forwards is None:
         forwards = [[role] for role in dict.fromkeys(role for view in views for role in view.prompts)]
@@ -42,7 +42,7 @@ def micro_batches(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A micro-batch of this rank, by the indices of its views; one that does not count only keeps step with others."""
+    """A micro-batch of this rank, by the indices of its views. ``counts`` is False for a dummy micro-batch."""
 
     chosen: list[int]
     counts: bool = True
@@ -56,11 +56,11 @@ def turns(
     packed: bool = False,
     world: World,
 ) -> list[Turn]:
-    """This rank's micro-batches of the views that all ranks know: as many as every other rank has.
+    """This rank's micro-batches of views that all ranks know. Every rank gets the same number.
 
-    Sharded weights are gathered in every forward pass, so ranks that made different numbers of them would read each
-    other's weights wrongly. A rank with fewer micro-batches scores the shortest view once more, for nothing. The views
-    of a group may go to several ranks. The rest is as for :func:`micro_batches`.
+    Every forward pass all-gathers sharded weights, so ranks must make the same number of passes. A rank with fewer
+    micro-batches adds dummies of the shortest view, which do not count. The views of a group may go to several ranks.
+    The other arguments are those of :func:`micro_batches`.
     """
     shares = _dealt(views, world.size)
     cut = [
@@ -75,7 +75,7 @@ def turns(
 
 
 def _dealt(views: Sequence[View], ranks: int) -> list[list[int]]:
-    """Indices of the views for each rank: about as many tokens for each, and what shares a prompt to the same."""
+    """Indices of the views for each rank. Ranks get about equally many tokens; views with one prompt stay together."""
     if ranks == 1:
         return [list(range(len(views)))]
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -88,19 +88,19 @@ def _dealt(views: Sequence[View], ranks: int) -> list[list[int]]:
 
 
 def _length(view: View) -> int:
-    """Tokens of the view's longest sequence."""
+    """Length of the view's longest sequence, in tokens."""
     return max((len(ids) for ids in view.prompts.values()), default=0) + len(view.completion_ids)
 
 
 def collate(views: Sequence[View], *roles: str, packed: bool = False) -> SequenceBatch:
-    """Sequences of one role or several, role by role, and where each completion token is predicted.
+    """Batch the sequences of one or several roles, role by role, with the position that predicts each completion token.
 
-    A view without one of the roles is passed over there. Padded on the right, causal attention needs no mask; packed,
-    a common beginning stands once. Every role of the same views yields the same ``target_N`` in the same order: that
-    is what makes their scores comparable.
+    A view that lacks a role is skipped for that role. Rows are padded on the right, so causal attention needs no mask;
+    packed sequences store a common prefix once. Every role of the same views has the same ``target_N`` in the same
+    order, which makes their scores comparable.
 
     Raises:
-        ValueError: an empty prompt, whose completion's first token nothing predicts.
+        ValueError: a prompt is empty, so no position predicts the first completion token.
     """
     shown = [(role, view) for role in roles for view in views if role in view.prompts]
     sequences = [(*view.prompts[role], *view.completion_ids) for role, view in shown]
@@ -120,12 +120,12 @@ def collate(views: Sequence[View], *roles: str, packed: bool = False) -> Sequenc
 
 
 def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
-    """Per-token numbers of several views, in the order of :func:`collate`'s targets."""
+    """Concatenate per-token numbers of several views, in the order of :func:`collate`'s targets."""
     return torch.tensor([number for sequence in values for number in sequence], dtype=dtype)
 
 
 def _computed(views: Sequence[View], roles: Sequence[str], *, packed: bool) -> int:
-    """Tokens that a forward pass over these roles computes: padding included, a shared beginning counted once."""
+    """Tokens that a forward pass over these roles computes: padding included, a packed shared prefix counted once."""
     sequences = [
         (*view.prompts[role], *view.completion_ids) for view in views for role in roles if role in view.prompts
     ]
@@ -135,7 +135,7 @@ def _computed(views: Sequence[View], roles: Sequence[str], *, packed: bool) -> i
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 1 to ``most`` that fits, 1 if none does; by doubling, then by halves."""
+    """The largest number from 1 to ``most`` that fits, or 1. Doubles first and then bisects."""
     size = 1
     while size < most and fits(min(2 * size, most)):
         size = min(2 * size, most)
@@ -147,6 +147,6 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _prompts(view: View) -> tuple[tuple[int, ...], ...]:
-    """What views are ordered by: the student's prompt, which a group shares, and then the others."""
+    """Sort key of views: the student's prompt, which a group shares, then the other prompts."""
     others = sorted(role for role in view.prompts if role != STUDENT)
     return (view.prompts.get(STUDENT, ()), *(view.prompts[role] for role in others))

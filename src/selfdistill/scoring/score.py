@@ -1,4 +1,4 @@
-"""Views under a role's weights to scores: the one path by which training, inspection and evaluation score."""
+"""Score views under a role's prompt and weights. Training, inspection and evaluation all score here."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from selfdistill.types import STUDENT, Scores, View, Weights
 def score_views(
     policy: Policy, views: Sequence[View], role: str, *, max_tokens: int, elements: int, world: World = ALONE
 ) -> list[Scores]:
-    """Log-probability and entropy of every completion token under one role's prompts, view by view.
+    """Log-probability and entropy of every completion token under one role's prompts; one entry per view.
 
-    The ranks of ``world`` share the work, and every one of them gets all scores.
+    The work is split over the ranks of ``world``, and every rank gets all scores.
     """
     return _score(policy, [_alone(view, role) for view in views], max_tokens=max_tokens, elements=elements, world=world)
 
 
 def _alone(view: View, role: str) -> View:
-    """What scoring a role's prompt needs of a view, and no more."""
+    """A view with only this role's prompt, as the student's."""
     return View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0)
 
 
@@ -52,9 +52,9 @@ def score_roles(
     elements: int,
     world: World = ALONE,
 ) -> dict[str, list[Scores | None]]:
-    """Scores of several roles, each a column with one entry a view, None where it lacks the role's prompt.
+    """Scores by role, each a list with one entry per view; None where the view lacks the role's prompt.
 
-    Roles under the same weights are scored together: what their prompts have in common is computed once.
+    Roles with the same weights share forward passes, so a common prefix of their prompts is computed once.
     """
     columns: dict[str, list[Scores | None]] = {role: [None] * len(views) for role in weights}
     for kind in dict.fromkeys(weights.values()):
@@ -69,14 +69,14 @@ def score_roles(
 
 
 def split(scores: Scores, views: Sequence[View]) -> list[Scores]:
-    """Scores of a batch, cut into those of its views."""
+    """Split the scores of a batch into one entry per view."""
     lengths = [len(view.completion_ids) for view in views]
     pairs = zip(scores.target_N.split(lengths), scores.entropy_N.split(lengths), strict=True)
     return [Scores(target, entropy) for target, entropy in pairs]
 
 
 def together(weights: Mapping[str, Weights], *, packed: bool) -> list[list[str]]:
-    """Roles of one forward pass: with packing all those under the same weights, padded each by itself."""
+    """Roles grouped by forward pass: roles with the same weights when packed, one role each when padded."""
     if not packed:
         return [[role] for role in weights]
     return [[role for role in weights if weights[role] == kind] for kind in dict.fromkeys(weights.values())]
@@ -85,10 +85,10 @@ def together(weights: Mapping[str, Weights], *, packed: bool) -> list[list[str]]
 def readouts(
     teachers: Teachers, views: Sequence[View], weights: Mapping[str, Weights], target_N: Tensor
 ) -> dict[str, Readout]:
-    """Hidden states of every role of a micro-batch, without gradient, for losses that compare distributions.
+    """Hidden states and LM head of every role of a micro-batch, without gradient. Losses over distributions use them.
 
     Raises:
-        RuntimeError: a role's target ids differ from the student's; scores would not be comparable.
+        RuntimeError: a role's target ids differ from the student's, so scores would not be comparable.
     """
     result: dict[str, Readout] = {}
     for roles in together(weights, packed=teachers.pack):
@@ -104,7 +104,7 @@ def readouts(
 def readout_roles(
     policy: Policy, views: Sequence[View], roles: Sequence[str], *, packed: bool
 ) -> dict[str, tuple[Readout, Tensor]]:
-    """Hidden states and target ids of each role, in one forward pass; a view without a role has no tokens there."""
+    """Hidden states and target ids by role, from one forward pass. A view that lacks a role has no tokens there."""
     batch = collate(views, *roles, packed=packed)
     whole = policy.readout(batch)
     sizes = [sum(len(view.completion_ids) for view in views if role in view.prompts) for role in roles]

@@ -1,4 +1,4 @@
-"""Groups of rollouts to views: every completion under the prompts that a method wants to score it with."""
+"""Rollout groups to views: each completion with the prompt of every role of the method."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from selfdistill.types import STUDENT, RolloutGroup, Skipped, View
 
 @dataclass(slots=True)
 class ViewSet:
-    """Views of one step, and what was left out, by reason.
-
-    ``skipped`` counts contexts that could not be shown; ``dropped`` completions that left the loss for it.
-    """
+    """Views of one step, with counts of what was left out."""
 
     views: list[View] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    """Contexts that could not be rendered, by reason."""
     dropped: int = 0
+    """Completions that are left out of the loss."""
 
 
 def build_views(
@@ -37,10 +36,10 @@ def build_views(
     thinking: bool | None,
     seed: int = 0,
 ) -> ViewSet:
-    """Render every role of every completion. A context that is missing or does not fit is counted, never cut.
+    """Render the prompt of every role for every completion. A context that is missing or too long is counted, not cut.
 
-    A role that draws has one prompt a group: that which drew its completions, or, where none is known, what it would
-    draw from. ``seed`` orders what contrasts are drawn from.
+    A sampling role has one prompt per group: the prompt that its completions were sampled from, or else the prompt that
+    it would sample from. ``seed`` orders the texts of contrast contexts.
     """
     result = ViewSet()
     roles, sources = method.roles(), method.sources()
