@@ -1,8 +1,8 @@
-"""The records that travel through a training step, from a row of data to a line of metrics.
+"""The record types of a training step, from a row of data to a line of metrics.
 
     Example ── sampled ──> Rollout ── verified ──> RolloutGroup ── contexts ──> View ── packed ──> SequenceBatch
 
-What belongs together travels together: a rollout keeps its token ids, and nothing downstream tokenises text again.
+A rollout keeps its token ids, so no later stage tokenises text again.
 Axis letters on tensors: ``B`` sequences, ``L`` length, ``N`` scored tokens, ``K`` top-k, ``V`` vocabulary, ``D``
 hidden.
 """
@@ -30,30 +30,29 @@ class External:
 
 
 Weights: TypeAlias = Literal["live", "frozen", "ema"] | External
-"""Whose weights a context is scored under: the student's own, those of step 0, an average of the student's path, or
-another model's."""
+"""Weights that score a context: the student's current weights, those of step 0, their average, or another model's."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Where rows are read from: a file, a folder that ``datasets`` saved, or a data set of the hub.
-
-    ``config`` names a configuration of a hub data set, ``split`` one of its splits, ``revision`` a commit, tag or
-    branch. ``first`` reads only so many rows; those of the hub are then streamed and the rest is never fetched.
-    """
+    """Source of rows: a file, a folder that ``datasets`` saved, or a data set of the hub."""
 
     path: str
     config: str | None = None
+    """Configuration of a hub data set."""
     split: str | None = None
+    """Split of a hub data set."""
     revision: str | None = None
+    """Commit, tag or branch of a hub data set."""
     first: int | None = None
+    """Number of rows to read. A hub data set is then streamed, and the rest is not downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One chat message, for example ``Message("user", "use the numbers 3 5 7 to make 26 .")``.
 
-    The role ``"tools"`` is no turn: its content is the JSON list of tool schemas that the chat template is handed.
+    The role ``"tools"`` is not a turn. Its content is the JSON list of tool schemas for the chat template.
     """
 
     role: str
@@ -62,36 +61,32 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A problem: what the student is asked, and the texts that contexts may show in hindsight.
-
-    ``fields`` holds text for context templates (``solution`` where the data has one, and any other column mapped
-    to a name). ``columns`` is the raw row, for verifiers and reward functions. ``redraw`` makes the same problem as
-    it is asked in a later epoch, for tasks that ask it in another form each time (options in another order).
-    """
+    """A problem: the student's prompt, and the texts that contexts may show in hindsight."""
 
     id: str
     prompt: tuple[Message, ...]
     fields: Mapping[str, str] = field(default_factory=dict)
+    """Texts for context templates by name: ``solution`` if the data has one, and every other mapped column."""
     columns: Mapping[str, Any] = field(default_factory=dict)
+    """The raw row, for verifiers and reward functions."""
     redraw: Callable[[int], Example] | None = field(default=None, compare=False, repr=False)
+    """Returns the problem in its form of an epoch, for example with answer options in another order."""
 
     def in_epoch(self, epoch: int) -> Example:
-        """The problem as it is asked in an epoch of training, counted from 0."""
+        """The problem in its form of an epoch of training, counted from 0."""
         return self if self.redraw is None else self.redraw(epoch)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier says of one completion.
-
-    ``reward`` is None where the verifier does not judge (such a completion takes no part in group statistics).
-    ``answer`` is the canonical form of the answer found, equal for equal answers (maj@k votes with it); None if none.
-    ``feedback`` is the environment's text about a failure, None where it has nothing to say.
-    """
+    """A verifier's result for one completion."""
 
     reward: float | None
+    """None if the verifier does not judge the completion, which then takes no part in group statistics."""
     answer: str | None = None
+    """Canonical form of the final answer, equal for equal answers (maj@k votes with it); None without an answer."""
     feedback: str | None = None
+    """The environment's text about a failure, or None."""
     details: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -102,19 +97,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Token ids that a sampler drew, stop id included, with the log-probability of each at temperature 1.
-
-    ``finished`` is False when the token limit cut the completion.
-    """
+    """A sampled completion."""
 
     ids: tuple[int, ...]
+    """Token ids, stop id included."""
     logprobs: tuple[float, ...]
+    """Log-probability of each token at temperature 1."""
     finished: bool
+    """False if the token limit truncated the completion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A completion together with the prompt that it answers.
+    """A completion with its prompt.
 
     Example: ``Rollout(prompt_ids=(1, 40, 41), completion_ids=(7, 9, 2), logprobs=(-0.1, -1.2, 0.0), finished=True,
     text="so 24", policy_version=12)``.
@@ -127,20 +122,20 @@ class Rollout:
     text: str
     policy_version: int
     source: str = "student"
-    """The role whose prompt and weights drew it; ``prompt_ids`` is the student's prompt in any case."""
+    """The role that sampled it. ``prompt_ids`` is the student's prompt also for other roles."""
     role_prompt_ids: tuple[int, ...] | None = None
-    """The prompt that drew it where a role besides the student did: it is scored for that role under these ids."""
+    """The prompt of the role that sampled it, if not the student. That role is scored under these ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutGroup:
-    """All rollouts of one example with their verdicts, index by index."""
+    """All rollouts of one example, with one verdict each."""
 
     example: Example
     rollouts: tuple[Rollout, ...]
     verdicts: tuple[Verdict, ...]
     contexts: str | None = field(default=None, compare=False, repr=False)
-    """The context file of the task that judged them, where that is to be remembered."""
+    """Name of the context file of the task that verified them, or None."""
 
     def __post_init__(self) -> None:
         if len(self.rollouts) != len(self.verdicts):
@@ -151,27 +146,30 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Why something was left out; counted by its reason and shown, never silent."""
+    """Returned in place of something that was left out. The reason is counted and reported."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One completion under several prompts: role name → prompt ids. ``"student"`` is always among the roles.
-
-    ``weights`` is each token's share in the loss (0 = not scored); ``advantage`` the completion's group advantage.
-    ``group`` and ``index`` say which rollout of the step this is, ``source`` who drew it, ``reward`` what it earned.
-    """
+    """One completion under the prompts of several roles."""
 
     prompts: Mapping[str, tuple[int, ...]]
+    """Prompt ids by role. ``"student"`` is always among the roles."""
     completion_ids: tuple[int, ...]
     weights: tuple[float, ...]
+    """Weight of each token in the loss; 0 leaves it out."""
     old_logprobs: tuple[float, ...]
+    """Log-probability of each token when it was sampled."""
     advantage: float
+    """Group advantage of the completion."""
     group: int
+    """Index of the rollout group in the step."""
     index: int
+    """Index of the rollout in its group."""
     source: str = "student"
+    """The role that sampled the completion."""
     reward: float | None = None
 
 
@@ -253,13 +251,16 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step reports, of all ranks together: sums, the counts that divide them, and plain values."""
+    """Metrics of one step, over all ranks."""
 
     step: int
     sums: Mapping[str, float] = field(default_factory=dict)
+    """Sums over tokens; ``counts`` divide them."""
     counts: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[str, float | bool | str | None] = field(default_factory=dict)
+    """Numbers that are no sums, such as the loss."""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by phase."""
 
 
 class Task(Protocol):
@@ -315,32 +316,31 @@ STUDENT = "student"
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A context scored under some weights.
-
-    ``context`` names a template; None is the student's own prompt. ``thinking`` sets the chat template's switch for
-    this role. ``contrast`` = k says that ``$other_question`` and ``$wrong_sibling`` are the k-th of a seeded order of
-    the other questions of the batch, and of the wrong completions of the group.
-    """
+    """A context and the weights that score it."""
 
     context: str | None
+    """Name of a template; None is the student's own prompt."""
     weights: Weights = "live"
     thinking: bool | None = None
+    """Thinking switch of the chat template for this role."""
     contrast: int = 0
+    """k selects the k-th ``$other_question`` and ``$wrong_sibling``, in a seeded order of the batch's other questions
+    and the group's wrong completions."""
 
 
 @dataclass(slots=True)
 class TokenSlice:
-    """Some scored tokens as a loss sees them. N tokens, V vocabulary.
-
-    ``roles`` maps a role to its log-probabilities [N, V]; gradient flows through ``"student"`` alone. ``inputs`` holds
-    per-token numbers known beforehand (``advantage``, ``old_logprob``, and the token's log-probability under every
-    role that was scored beforehand), ``values`` numbers of the whole step (a gate, a batch mean).
-    """
+    """Inputs of a loss for a slice of N scored tokens; V is the vocabulary size."""
 
     target_N: Tensor
+    """Token ids."""
     roles: Mapping[str, Tensor]
+    """Log-probabilities [N, V] by role. Gradient flows only through ``"student"``."""
     inputs: Mapping[str, Tensor]
+    """Per-token numbers [N] computed before the backward pass: ``advantage``, ``old_logprob``, and the token's
+    log-probability under every role that was scored then."""
     values: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the whole batch, such as a gate or a mean."""
 
     @property
     def student(self) -> Tensor:
