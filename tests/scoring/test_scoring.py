@@ -171,7 +171,7 @@ def test_a_step_is_the_same_packed_shared_and_padded(
 
 # --- models that cannot be packed -------------------------------------------------------------------------------------
 
-TOLD = "a prompt that completions share is computed for each of them"
+TOLD = "so batches are padded and no prompt is shared"
 UNFIT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "short convolutions": ("Lfm2ForCausalLM", "Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "its own attention": ("BloomForCausalLM", "BloomConfig", {"n_layer": 2, "n_head": 4}),

@@ -120,7 +120,7 @@ class Run:
         for remark in parts.chat.remarks():
             self.progress.say(f"model: {remark}")
         if not parts.teachers.pack:
-            self.progress.say("model: it mixes tokens outside attention, so batches are padded and no prompt is shared")
+            self.progress.say("model: its layers do not support packing, so batches are padded and no prompt is shared")
         if parts.unfit:
             self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
         if parts.method.one_update and config.optimiser.updates > 1:
