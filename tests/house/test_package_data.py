@@ -36,7 +36,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "folder", ["contexts", "config/shipped", "tasks/presets", "models/shipped", "report/templates"]
+    "folder",
+    [
+        "contexts",
+        "config/shipped",
+        "tasks/presets",
+        "models/shipped",
+        "report/templates",
+        "comparison/templates",
+        "inspection/templates",
+    ],
 )
 def test_a_data_folder_is_packed(wheel: set[str], folder: str) -> None:
     assert [name for name in wheel if name.startswith(f"selfdistill/{folder}/")]

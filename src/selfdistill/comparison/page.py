@@ -82,7 +82,8 @@ def render_comparison(result: Row, name: str) -> str:
     short = short_names([numbers.printable(arm["name"]) for arm in arms])
     sizes = ((680, max(360, min(110 * len(arms), 640))), (380, 260))  # as high as the list of arms beside it
     return render(
-        "versus.html",
+        "compare.html",
+        room="comparison",
         name=numbers.printable(name),
         facts=_facts(result),
         arms=[_arm(arm, place, result) for place, arm in enumerate(arms)],

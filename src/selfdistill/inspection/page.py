@@ -74,6 +74,7 @@ def render_microscope(lens: Lens) -> str:
     data, blocks = _pack(lens, columns)
     return render(
         "microscope.html",
+        room="inspection",
         scripts=("page.js", "microscope.js"),
         model=numbers.printable(str(summary.get("model", numbers.MISSING))),
         facts=_facts(summary),

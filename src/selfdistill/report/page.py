@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -158,16 +159,23 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
 
 
 def render(
-    template: str, *, refresh: int | None = None, scripts: Sequence[str] = ("page.js",), **values: object
+    template: str,
+    *,
+    room: str = "report",
+    refresh: int | None = None,
+    scripts: Sequence[str] = ("page.js",),
+    **values: object,
 ) -> str:
-    """Fill a template of this package: every value is escaped, and only the page's own ``scripts`` may run.
+    """Fill a template: every value is escaped, and only the page's own ``scripts`` may run.
 
+    Templates and scripts come from the ``templates`` folder of ``room``, or from the shared parts in report/templates.
     ``refresh``: seconds after which a browser asks for the page again.
     """
-    script = "".join(map(_source, scripts))
+    source = partial(_source, room=room)
+    script = "".join(map(source, scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source),
+        loader=jinja2.FunctionLoader(source),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -176,7 +184,7 @@ def render(
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters["coordinate"] = lambda value: f"{value:.1f}"
     return environment.get_template(template).render(
-        style=Markup(_source("page.css")), script=Markup(script), script_digest=digest, refresh=refresh, **values
+        style=Markup(source("page.css")), script=Markup(script), script_digest=digest, refresh=refresh, **values
     )
 
 
@@ -251,5 +259,7 @@ def _smoothed(part: Part, series: Series) -> list[Series]:
     return [mean, Series("one step", series.x, series.y, look="faint", tone=part.tone)]
 
 
-def _source(name: str) -> str:
-    return (resources.files("selfdistill.report") / "templates" / name).read_text(encoding="utf-8")
+def _source(name: str, *, room: str) -> str:
+    package = resources.files("selfdistill")
+    own = package / room / "templates" / name
+    return (own if own.is_file() else package / "report" / "templates" / name).read_text(encoding="utf-8")
