@@ -25,7 +25,8 @@ from selfdistill.models.head import ELEMENTS, SliceJob, SliceResult
 from selfdistill.models.policy import Policy
 from selfdistill.seeds import derive
 from selfdistill.training import trainer as training
-from selfdistill.training.trainer import Clock, Limits, StepResult, Trainer
+from selfdistill.training.clock import Clock
+from selfdistill.training.trainer import Limits, StepResult, Trainer
 from selfdistill.types import STUDENT, Role, Scores, StepRecord, TokenSlice
 from support.engine import Bench, invent_groups, load_exact, make_bench, parameters, perturb
 
