@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +62,7 @@ class Browser:
         self.port = port
 
     def __call__(self, path: str = "/", *, method: str = "GET", host: str | None = None) -> tuple[HTTPResponse, str]:
-        connection = HTTPConnection("127.0.0.1", self.port)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.putrequest(method, path, skip_host=host is not None)
             if host is not None:
@@ -284,3 +287,50 @@ def test_ctrl_c_ends_it_cleanly(host: str, warned: bool, run: Path) -> None:
     assert output == "no longer served; the run itself goes on\n"
     assert ("there is no password" in errors) == warned
     assert "Traceback" not in errors
+
+
+def open_idle(port: int, count: int) -> list[socket.socket]:
+    return [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(count)]
+
+
+def test_visitors_who_say_nothing_keep_nobody_out(browse: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "MAX_CONNECTIONS", 4)
+    idle = open_idle(browse.port, 12)
+    response, text = browse()
+    assert (response.status, "number1" in text) == (200, True)
+    assert [one.recv(1) for one in idle[:8]] == [b""] * 8, "the oldest connections were closed"
+    for one in idle:
+        one.close()
+
+
+def test_a_connection_that_sends_no_request_is_closed(browse: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watching._Answer.timeout == watching.IDLE < float("inf")
+    monkeypatch.setattr(watching._Answer, "timeout", 0.05)
+    (idle,) = open_idle(browse.port, 1)
+    assert idle.recv(1) == b""
+    idle.close()
+
+
+def test_a_full_table_of_descriptors_is_survived(browse: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    (idle,) = open_idle(browse.port, 1)
+    browse()  # after this the server has accepted the idle connection
+    accept, refusals = HTTPServer.get_request, iter(range(3))
+
+    def full(server: HTTPServer) -> Any:
+        if next(refusals, None) is not None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(server)
+
+    monkeypatch.setattr(HTTPServer, "get_request", full)
+    assert browse()[0].status == 200
+    assert idle.recv(1) == b"", "the oldest connection was closed to make room"
+    idle.close()
+
+
+def test_a_file_that_cannot_be_opened_is_a_sentence(browse: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, completions: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(folder))
+
+    monkeypatch.setattr(watching, "read_run", full)
+    response, text = browse("/still")
+    assert (response.status, "Too many open files" in text) == (500, True)

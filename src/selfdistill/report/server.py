@@ -7,11 +7,14 @@ otherwise, and then only to requests that name this machine: a page on the net w
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
 import socket
 import sys
+import time
+from contextlib import suppress
 from functools import partial
 from html import escape
 from http import HTTPStatus
@@ -26,6 +29,10 @@ from selfdistill.report.page import Live, render_run
 
 EVERY = 5
 """Seconds between two drawings: a step rarely takes less."""
+IDLE = 10.0
+"""Seconds that a connection may take to send its request, and each write of the answer may take."""
+MAX_CONNECTIONS = 32
+"""Open connections, a thread each. One more closes the oldest."""
 FOLLOWED = ("config.json", "metrics.jsonl", "evaluations.jsonl", "rollouts.jsonl", "alarms.jsonl", "summary.json")
 
 
@@ -96,6 +103,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 class _Answer(BaseHTTPRequestHandler):
     """``/`` follows the run, ``/still`` holds; there is nothing else."""
 
+    timeout = IDLE
     server_version = "selfdistill"
     sys_version = ""
 
@@ -114,7 +122,7 @@ class _Answer(BaseHTTPRequestHandler):
             return
         try:
             page = self.follower.page(still=self.path == "/still")
-        except DataError as error:
+        except (DataError, OSError) as error:
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), again=True)
             return
         self._send(HTTPStatus.OK, page, html=True)
@@ -135,8 +143,8 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             self.wfile.write(body)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the browser went away, which is its right
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # The browser went away, or does not read its answer.
 
     def log_message(self, format: str, *args: Any) -> None:
         """The terminal belongs to the address of the page; requests are not listed."""
@@ -156,11 +164,54 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(ThreadingHTTPServer):
+    """Connections are bounded: visitors who say nothing cannot keep others out, nor exhaust threads or descriptors."""
+
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: dict[socket.socket, None] = {}  # in order of arrival
+        self._open_lock = Lock()
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; where the table of descriptors is full, make room for the next attempt."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._close_oldest()
+                # The connection is still pending, and the caller's loop would ask for it again at once.
+                time.sleep(0.1)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, and close the oldest connection if there are too many."""
+        with self._open_lock:
+            self._open[request] = None
+            full = len(self._open) > MAX_CONNECTIONS
+        if full:
+            self._close_oldest()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a connection that has been answered or has ended."""
+        with self._open_lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def _close_oldest(self) -> None:
+        with self._open_lock:
+            oldest = next(iter(self._open), None)
+            if oldest is None:
+                return
+            del self._open[oldest]
+            # Its thread reads the end of the connection and closes the socket. The lock keeps it open until then.
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks off is the visitor's affair; anything else is shown."""
-        if not isinstance(sys.exception(), ConnectionError):
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
