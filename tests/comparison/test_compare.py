@@ -17,7 +17,8 @@ import pytest
 
 from selfdistill.cli.app import main
 from selfdistill.comparison.compare import plan
-from selfdistill.config.run import load_config, shipped_configs
+from selfdistill.config.run import load_config
+from selfdistill.config.sources import shipped_configs
 from selfdistill.errors import ConfigError
 from support.runs import as_toml, lines, tiny_run, train
 

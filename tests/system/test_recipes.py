@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from selfdistill.config.run import RunConfig, load_config, shipped_configs
+from selfdistill.config.run import RunConfig, load_config
+from selfdistill.config.sources import shipped_configs
 from selfdistill.config.tasks import CodeConfig, RowsConfig, SourceConfig
 from selfdistill.tasks.rows import RowTask
 from selfdistill.training.build import Parts, assemble

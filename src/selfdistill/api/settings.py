@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from selfdistill.config.run import SHORT, RunConfig, apply_overrides, parse_config, read_config
+from selfdistill.config.run import SHORT, RunConfig, apply_overrides, parse_config
+from selfdistill.config.sources import read_config
 from selfdistill.errors import ConfigError
 
 ConfigLike: TypeAlias = str | Path | RunConfig | Mapping[str, Any]

@@ -360,7 +360,7 @@ def watch(
 @app.command()
 def configs() -> None:
     """List the shipped configs."""
-    from selfdistill.config.run import shipped_configs
+    from selfdistill.config.sources import shipped_configs
 
     for name in shipped_configs():
         typer.echo(name)

@@ -6,16 +6,14 @@ Only ``run``, ``compare`` and ``cli`` know this module; all else takes plain arg
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
 from selfdistill.config.sampler import SAMPLER_KINDS, HFConfig, SamplerConfig
+from selfdistill.config.sources import read_config
 from selfdistill.config.tasks import CountdownConfig, Strict, TaskConfig, fill_from_preset, task_configs
 from selfdistill.errors import ConfigError
 
@@ -223,12 +221,6 @@ class RunConfig(Strict):
     stop_on: list[str] = Field([], description="Alarms that end the run, for example ['entropy_collapse'].")
 
 
-def shipped_configs() -> list[str]:
-    """Names of the configs in the package."""
-    folder = resources.files("selfdistill.config") / "shipped"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """A shipped config by name or a TOML file by path, with ``a.b=value`` overrides (values in TOML syntax).
 
@@ -278,31 +270,6 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         return RunConfig.model_validate(table)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_sentence(error)}") from error
-
-
-def read_config(source: str) -> dict[str, Any]:
-    """The tables of a shipped config by name, or of a TOML or JSON file by path (a run's ``config.json``), unchecked.
-
-    Raises:
-        ConfigError: it is missing or malformed.
-    """
-    shipped = resources.files("selfdistill.config") / "shipped" / f"{source}.toml"
-    path = shipped if "/" not in source and shipped.is_file() else Path(source)
-    if not path.is_file():
-        close = difflib.get_close_matches(source, shipped_configs(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(
-            f"config {source!r} not found; {hint}shipped: {', '.join(shipped_configs())}; or give a path to a TOML file"
-        )
-    is_json = source.endswith(".json")
-    try:
-        text = path.read_text(encoding="utf-8")
-        table = json.loads(text) if is_json else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {source} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
-    if not isinstance(table, dict):
-        raise ConfigError(f"config {source} holds no table of keys")
-    return table
 
 
 def _set(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
