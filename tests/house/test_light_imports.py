@@ -38,6 +38,28 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     assert not HEAVY & set(modules)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["train"], ["train", "--launch", "2"], ["contexts"], ["teachers"], ["compare", "countdown-grpo", "--out", "none"]],
+    ids=" ".join,
+)
+def test_a_mistake_in_a_config_is_reported_before_anything_heavy_is_loaded(arguments: list[str]) -> None:
+    """A user waits for the sentence, not for torch."""
+    command = [*arguments[:1], "countdown-opsd", *arguments[1:], "--set", "stps=3"]
+    code = f"""
+import sys
+from selfdistill.cli.app import main
+try:
+    main({command!r})
+except SystemExit as end:
+    assert end.code == 2, end.code
+print("loaded:", *sys.modules)
+"""
+    modules = run_python("-c", code).split()
+    assert "selfdistill.config.run" in modules
+    assert not HEAVY & set(modules)
+
+
 def test_help_is_shown() -> None:
     assert "train" in run_python("-m", "selfdistill", "--help")
 

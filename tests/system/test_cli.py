@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.cli.app import main
+from selfdistill.config.run import load_config
 from support.runs import as_toml, lines, tiny_run
 from support.tiny import tiny_tokenizer
 
@@ -690,6 +692,34 @@ def test_configs_lists_the_shipped_ones(run: Terminal) -> None:
     said = run("configs")
     assert said.code == 0
     assert {"countdown-grpo", "countdown-antisd", "countdown-sdpo", "countdown-sft"} <= set(said.out.split())
+
+
+def test_a_shipped_config_is_printed_to_start_from(run: Terminal, tmp_path: Path) -> None:
+    said = run("configs", "countdown-grpo")
+    (tmp_path / "mine.toml").write_text(said.out, encoding="utf-8")
+    assert (said.code, load_config(str(tmp_path / "mine.toml"))) == (0, load_config("countdown-grpo"))
+    assert "did you mean 'countdown-grpo'?" in refused(run("configs", "countdown-grp"))
+
+
+def test_the_version_is_printed(run: Terminal) -> None:
+    said = run("--version")
+    assert (said.code, said.out) == (0, f"selfdistill {version('selfdistill')}\n")
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("data",), ("data", "check")], ids=" ".join)
+def test_help_has_a_short_name_and_shows_flags_without_a_type(command: tuple[str, ...], run: Terminal) -> None:
+    short, long = run(*command, "-h"), run(*command, "--help")
+    assert (short.code, short.out) == (0, long.out)
+    assert "bool" not in long.out
+
+
+def test_resume_needs_no_more_than_the_folder(run: Terminal, countdown: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("train", countdown, "--out", out).code == 0
+    assert refused(run("train", out)) == f"{out} holds another run: choose another --out, or continue it with --resume"
+    assert run("train", out, "--resume", "--set", "steps=4").code == 0
+    assert [line["step"] for line in lines(out / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert refused(run("train", tmp_path)).startswith(f"config {str(tmp_path)!r} not found")
 
 
 def test_the_module_runs_as_a_program() -> None:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from selfdistill.cli.terminal import Commands, no_bars, quiet
+from selfdistill import __version__
+from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, no_bars, quiet
 from selfdistill.errors import UserError, is_full, out_of_memory
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP_OPTIONS,
     pretty_exceptions_enable=False,
     help="On-policy self-distillation: a model that knows the answer in hindsight teaches itself.",
 )
 
-data_app = typer.Typer(no_args_is_help=True, help="Rows of data before anything is trained on them.")
+data_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Rows of data before anything is trained on them.")
 app.add_typer(data_app, name="data")
+command = partial(app.command, cls=Command, context_settings=HELP_OPTIONS)
 
+Config = Annotated[str, typer.Argument(help="A shipped config by name, a TOML file, or the folder of a run.")]
 Model = Annotated[str, typer.Argument(help="Model directory, checkpoint, run folder, hub id or shipped name.")]
 TaskKind = Annotated[
     str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
@@ -36,11 +40,28 @@ Set = Annotated[
 ]
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"selfdistill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@command()
 def train(
-    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    config: Config,
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: runs/NAME, or the run folder given as config.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder if there is one.")] = False,
     processes: Annotated[
         int | None, typer.Option("--launch", min=1, metavar="N", help="Train with N processes on this machine.")
@@ -49,16 +70,17 @@ def train(
     """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
     from selfdistill.cli import train as starting
 
-    folder = out or Path("runs") / Path(config).stem
+    folder = out or (Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem)
     if processes is not None:
         raise typer.Exit(starting.train_with(processes, config, set_ or [], folder, resume=resume))
-    quiet()
     raise typer.Exit(starting.train(config, set_ or [], folder, resume=resume))
 
 
-@app.command()
+@command()
 def compare(
-    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...", help="Shipped configs by name, or TOML files.")],
+    configs: Annotated[
+        list[str], typer.Argument(metavar="CONFIG...", help="Shipped configs by name, TOML files or run folders.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")],
     seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds: every config is run once with each.")] = "0",
     set_: Set = None,
@@ -74,6 +96,11 @@ def compare(
     ] = None,
 ) -> None:
     """Train several configs on equal terms, several seeds each: one table and one page. Goes on where it stopped."""
+    from selfdistill.config.run import load_config
+
+    # A mistake in a config is reported before torch is imported, which takes seconds.
+    for config in configs:
+        load_config(config, set_ or [])
     from rich.console import Console
 
     from selfdistill.comparison.compare import find_arm, parse_seeds, plan, run_comparison, write_results
@@ -94,7 +121,7 @@ def compare(
     typer.echo(f"page: {out / 'compare.html'}")
 
 
-@app.command()
+@command()
 def evaluate(
     model: Model,
     task: TaskKind = None,
@@ -132,7 +159,7 @@ def evaluate(
         typer.echo(f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}")
 
 
-@app.command()
+@command()
 def inspect(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for tokens.parquet, summary.json and index.html.")],
@@ -195,26 +222,28 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
-@app.command()
+@command()
 def contexts(
-    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    config: Config,
     examples: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 2,
     completions: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
     set_: Set = None,
 ) -> None:
     """Print every prompt that would be scored, rendered, with token counts and the shared prefix."""
-    from selfdistill.cli.contexts import audit
     from selfdistill.config.run import load_config
 
+    # A mistake in the config is reported before torch is imported, which takes seconds.
     settings = load_config(config, set_ or [])
     quiet()
+    from selfdistill.cli.contexts import audit
+
     for line in audit(settings, examples=examples, completions=completions):
         typer.echo(line)
 
 
-@app.command()
+@command()
 def teachers(
-    config: Annotated[str, typer.Argument(help="A shipped config by name, or a TOML file.")],
+    config: Config,
     problems: Annotated[int, typer.Option(min=1, help="Training problems to measure on.")] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
@@ -222,11 +251,13 @@ def teachers(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """How much more often each teacher is right than the student, and how far apart they are."""
-    from selfdistill.cli.teachers import describe_lesson, teach
     from selfdistill.config.run import load_config
 
+    # A mistake in the config is reported before torch is imported, which takes seconds.
     settings = load_config(config, set_ or [])
     quiet()
+    from selfdistill.cli.teachers import describe_lesson, teach
+
     report = teach(settings, problems=problems, samples=samples, seed=seed)
     if json:
         typer.echo(jsonlib.dumps(report))
@@ -236,7 +267,7 @@ def teachers(
             typer.echo(line)
 
 
-@app.command()
+@command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
@@ -256,7 +287,7 @@ def export(
     typer.echo(f"{path.name} of {run} is in {out}")
 
 
-@app.command()
+@command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method; unset: all.")] = None,
 ) -> None:
@@ -270,23 +301,17 @@ def methods(
         typer.echo("\n".join(section(known)))
 
 
-@app.command()
+@command()
 def tasks(json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
     """List the tasks: what each is, the keys it needs, and the presets that fill the others."""
-    from selfdistill.tasks.check import list_tasks
+    from selfdistill.tasks.check import describe_tasks, list_tasks
 
     found = list_tasks()
-    if json:
-        typer.echo(jsonlib.dumps(found))
-        return
-    for task in found:
-        typer.echo(f"{task['kind']}: {task['description']}")
-        typer.echo(f"  needs: {', '.join(task['needs']) or 'nothing'}")
-        for name, description in task["presets"].items():
-            typer.echo(f"  preset {name}: {description}")
+    for line in [jsonlib.dumps(found)] if json else describe_tasks(found):
+        typer.echo(line)
 
 
-@data_app.command("check")
+@data_app.command("check", cls=Command, context_settings=HELP_OPTIONS)
 def check(
     path: Annotated[str, typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name.")],
     task: Annotated[str | None, typer.Option(help="Task by kind; unset: the preset's.")] = None,
@@ -312,7 +337,7 @@ def check(
         typer.echo(line)
 
 
-@app.command()
+@command()
 def doctor(
     thorough: Annotated[bool, typer.Option("--thorough", help="Run every attack, not one of each kind.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -326,7 +351,7 @@ def doctor(
     raise typer.Exit(0 if found["safe"] else 1)
 
 
-@app.command()
+@command()
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, finished or still going.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8642,
@@ -336,34 +361,23 @@ def watch(
     static: Annotated[bool, typer.Option("--static", help="Write the page as report.html instead.")] = False,
 ) -> None:
     """Follow a run in the browser: curves, alarms and the latest completions, drawn anew as its files grow."""
+    from selfdistill.cli.watch import serve
     from selfdistill.report.page import write_report
-    from selfdistill.report.server import is_loopback, server_of
 
     if static:
         typer.echo(f"page: {write_report(folder)}")
-        return
-    with server_of(folder, host=host, port=port) as server:
-        if not is_loopback(host):
-            typer.echo(
-                f"warning: at {host} anybody who can reach this machine reads the run's prompts and completions; "
-                "there is no password",
-                err=True,
-            )
-        name = f"[{host}]" if ":" in host else host
-        typer.echo(f"page: http://{name}:{server.server_address[1]}/ (Ctrl-C ends)")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            typer.echo("no longer served; the run itself goes on")
+    else:
+        serve(folder, host=host, port=port)
 
 
-@app.command()
-def configs() -> None:
-    """List the shipped configs."""
-    from selfdistill.config.sources import shipped_configs
+@command()
+def configs(
+    name: Annotated[str | None, typer.Argument(help="One config, printed as TOML; unset: the list of all.")] = None,
+) -> None:
+    """List the shipped configs, or print one to start from: selfdistill configs countdown-grpo > mine.toml."""
+    from selfdistill.config.sources import config_text, shipped_configs
 
-    for name in shipped_configs():
-        typer.echo(name)
+    typer.echo("\n".join(shipped_configs()) + "\n" if name is None else config_text(name), nl=False)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -7,11 +7,26 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+"""Context settings of every command."""
+
+
+class Command(TyperCommand):
+    """A command whose help shows a flag without the type of a value, since it takes none."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Arguments and options, ``--help`` among them."""
+        return _without_flag_types(super().get_params(ctx))
 
 
 class Commands(TyperGroup):
     """A Typer group that prints a message on Ctrl-C. Typer itself exits silently."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options of the group, ``--help`` among them."""
+        return _without_flag_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; exits with code 130 on Ctrl-C."""
@@ -20,6 +35,13 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             print("selfdistill: stopped", file=sys.stderr)
             raise typer.Exit(130) from None
+
+
+def _without_flag_types(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
 
 
 def no_bars() -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from selfdistill.cli.terminal import quiet
 from selfdistill.config.run import load_config
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, stop_on_signals
 from selfdistill.errors import ConfigError
@@ -17,6 +18,10 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) 
     Raises:
         UserError: one sentence; of several processes one raises it, the others exit.
     """
+    if "WORLD_SIZE" not in os.environ:
+        # A mistake in the config is reported before torch is imported, which takes seconds.
+        load_config(config, overrides)
+    quiet()
     from rich.console import Console
 
     from selfdistill.distributed.world import connect, one_voice

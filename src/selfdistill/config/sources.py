@@ -6,6 +6,7 @@ import difflib
 import json
 import tomllib
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,43 @@ def shipped_configs() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def read_config(source: str) -> dict[str, Any]:
-    """The tables of a shipped config by name, or of a TOML or JSON file by path (a run's ``config.json``), unchecked.
+def config_text(source: str) -> str:
+    """The text of a shipped config by name, of a TOML or JSON file by path, or of the config in a run's folder.
 
     Raises:
-        ConfigError: it is missing or malformed.
+        ConfigError: there is no such file, or it is not UTF-8 text.
     """
-    shipped = resources.files("selfdistill.config") / "shipped" / f"{source}.toml"
-    path = shipped if "/" not in source and shipped.is_file() else Path(source)
+    path = _config_path(source)
     if not path.is_file():
         close = difflib.get_close_matches(source, shipped_configs(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(
             f"config {source!r} not found; {hint}shipped: {', '.join(shipped_configs())}; or give a path to a TOML file"
         )
-    is_json = source.endswith(".json")
     try:
-        text = path.read_text(encoding="utf-8")
-        table = json.loads(text) if is_json else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {source} is not UTF-8 text: {error}") from error
+
+
+def _config_path(source: str) -> Traversable:
+    shipped = resources.files("selfdistill.config") / "shipped" / f"{source}.toml"
+    if "/" not in source and shipped.is_file():
+        return shipped
+    path = Path(source)
+    return path / "config.json" if path.is_dir() else path
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """The tables of a config named as in :func:`config_text`, unchecked.
+
+    Raises:
+        ConfigError: it is missing or malformed.
+    """
+    is_json = _config_path(source).name.endswith(".json")
+    try:
+        table = json.loads(config_text(source)) if is_json else tomllib.loads(config_text(source))
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"config {source} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     if not isinstance(table, dict):
         raise ConfigError(f"config {source} holds no table of keys")

@@ -83,6 +83,15 @@ def list_tasks() -> list[dict[str, Any]]:
     return [*found, custom]
 
 
+def describe_tasks(tasks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines for the terminal from :func:`list_tasks`."""
+    for task in tasks:
+        yield f"{task['kind']}: {task['description']}"
+        yield f"  needs: {', '.join(task['needs']) or 'nothing'}"
+        for name, description in task["presets"].items():
+            yield f"  preset {name}: {description}"
+
+
 def _row_kinds() -> list[str]:
     return [kind for kind, table in task_configs().items() if issubclass(table, RowsConfig)]
 

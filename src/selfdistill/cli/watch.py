@@ -1,0 +1,30 @@
+"""``watch``: the page of a run, served until Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from selfdistill.report.server import is_loopback, server_of
+
+
+def serve(folder: Path, *, host: str, port: int) -> None:
+    """Serve the page of a run and print its address; returns after Ctrl-C.
+
+    Raises:
+        UserError: there is no run in the folder, or the address cannot be had.
+    """
+    with server_of(folder, host=host, port=port) as server:
+        if not is_loopback(host):
+            typer.echo(
+                f"warning: at {host} anybody who can reach this machine reads the run's prompts and completions; "
+                "there is no password",
+                err=True,
+            )
+        name = f"[{host}]" if ":" in host else host
+        typer.echo(f"page: http://{name}:{server.server_address[1]}/ (Ctrl-C ends)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("no longer served; the run itself goes on")
