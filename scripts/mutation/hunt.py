@@ -14,6 +14,7 @@ import gc
 import importlib.abc
 import importlib.machinery
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -29,6 +30,8 @@ import pytest
 
 from mutation.edits import Mutant
 
+MEMORY = 6 << 30
+"""Bytes that a fork may take beyond what it shares."""
 Place = tuple[str, str]
 """A file and the qualified name of a function in it."""
 
@@ -169,6 +172,9 @@ class Hunt:
     def _child(self, mutant: Mutant, items: Sequence[pytest.Item], pipe: int) -> None:
         """In the fork: never returns. Writes the test that failed."""
         os.setsid()
+        # A change that asks for far more memory raises MemoryError here, instead of taking the machine's.
+        if used := _address_space():
+            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         quiet = os.open(os.devnull, os.O_RDWR)
         for stream in (1, 2):
             os.dup2(quiet, stream)
@@ -190,12 +196,21 @@ class Hunt:
                 late = time.monotonic() > deadline
                 if late:
                     os.killpg(child, signal.SIGKILL)
-                if os.waitpid(child, 0 if late else os.WNOHANG)[0]:
+                ended, status = os.waitpid(child, 0 if late else os.WNOHANG)
+                if ended:
                     said = os.read(pipe, 4000).decode()
                     os.close(pipe)
                     del running[child]
-                    return mutant, "time" if late else said
+                    # A fork that was killed has said nothing, which is not the silence of one that passed.
+                    killed = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else ""
+                    return mutant, "time" if late else said or killed
             time.sleep(0.005)
+
+
+def _address_space() -> int:
+    """Bytes of address space that this process uses; 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[0]) * resource.getpagesize() if status.exists() else 0
 
 
 def _functions(package: Path) -> dict[Place, list[FunctionType]]:
