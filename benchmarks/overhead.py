@@ -34,8 +34,8 @@ from our_side import TimedSampler
 from processes import origin, say, write
 from selfdistill.config.run import load_config
 from selfdistill.methods import METHODS
-from selfdistill.sampling.collecting import Collector
 from selfdistill.sampling.hf import HFSampler
+from selfdistill.sampling.rollouts import Collector
 from selfdistill.seeds import derive
 from selfdistill.training.build import Parts, assemble
 from selfdistill.training.clock import Clock

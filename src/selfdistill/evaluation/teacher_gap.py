@@ -20,8 +20,8 @@ from selfdistill.contexts.fields import hindsight, role_prompt
 from selfdistill.contexts.templates import Template
 from selfdistill.evaluation.statistics import Estimate, average_per_problem, bootstrap, paired_difference
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.collecting import Collector
 from selfdistill.sampling.hf import HFSampler
+from selfdistill.sampling.rollouts import Collector
 from selfdistill.scoring.score import score_views
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all

@@ -17,8 +17,8 @@ from typing import Any
 from selfdistill.errors import SamplerError, TrainingError
 from selfdistill.files import write_json
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.collecting import Collector
 from selfdistill.sampling.requests import Engine
+from selfdistill.sampling.rollouts import Collector
 from selfdistill.seeds import derive
 from selfdistill.types import STUDENT, Completion, Example, RolloutGroup
 

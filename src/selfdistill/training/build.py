@@ -26,11 +26,10 @@ from selfdistill.models.compile import check_compiler
 from selfdistill.models.policy import Lora, Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.build import build_engine
-from selfdistill.sampling.collecting import Collector, check_sources
 from selfdistill.sampling.hf import Decoding, HFSampler
 from selfdistill.sampling.memory import Rows, to_stderr
 from selfdistill.sampling.prefetch import Drawer
-from selfdistill.sampling.rollouts import fitting, fitting_solutions
+from selfdistill.sampling.rollouts import Collector, check_sources, fitting, fitting_solutions
 from selfdistill.tasks.build import build_task, remarks_on
 from selfdistill.tasks.judging import verify_all
 from selfdistill.training.trainer import Limits, Trainer
