@@ -19,7 +19,7 @@ from docs_site.commands import cell
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Models": ("load_policy", "save_policy", "Policy", "Chat"),
     "Tasks": ("load_task", "Task"),
-    "Completions": ("rollout", "HFSampler", "ScriptedSampler", "Sampler"),
+    "Completions": ("rollout", "HFSampler", "ScriptedSampler", "Sampler", "SamplingParams"),
     "Scores": ("score", "Template", "load_templates", "Scores"),
     "Training": ("train", "load_config", "RunConfig", "Trainer"),
     "Looking and comparing": ("evaluate", "inspect", "compare"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from selfdistill.errors import UserError
     from selfdistill.methods import METHODS, Method, build_method
     from selfdistill.models.policy import Policy
+    from selfdistill.sampling.base import Sampler, SamplingParams
     from selfdistill.sampling.hf import HFSampler
     from selfdistill.sampling.scripted import ScriptedSampler
     from selfdistill.training.trainer import Trainer
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
         Role,
         Rollout,
         RolloutGroup,
-        Sampler,
         Scores,
         Task,
         TokenSlice,
@@ -60,6 +60,7 @@ __all__ = [
     "RolloutGroup",
     "RunConfig",
     "Sampler",
+    "SamplingParams",
     "Scores",
     "ScriptedSampler",
     "Task",
@@ -100,6 +101,7 @@ _ROOMS = {
     "selfdistill.errors": ("UserError",),
     "selfdistill.methods": ("METHODS", "Method", "build_method"),
     "selfdistill.models.policy": ("Policy",),
+    "selfdistill.sampling.base": ("Sampler", "SamplingParams"),
     "selfdistill.sampling.hf": ("HFSampler",),
     "selfdistill.sampling.scripted": ("ScriptedSampler",),
     "selfdistill.training.trainer": ("Trainer",),
@@ -110,7 +112,6 @@ _ROOMS = {
         "Role",
         "Rollout",
         "RolloutGroup",
-        "Sampler",
         "Scores",
         "Task",
         "TokenSlice",

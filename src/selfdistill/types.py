@@ -290,26 +290,6 @@ class JudgesMany(Protocol):
         ...
 
 
-class Sampler(Protocol):
-    """An engine that draws completions."""
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        count: int,
-        max_tokens: int,
-        seed: int,
-        ordinals: Sequence[int] | None = None,
-    ) -> list[list[Completion]]:
-        """``count`` completions for every prompt, in order; the same seed draws the same completions.
-
-        ``ordinals`` are the prompts' places among all that are drawn with this seed, here or on other machines; unset:
-        these are all. What is drawn follows from the seed and the ordinal, not from the company.
-        """
-        ...
-
-
 STUDENT = "student"
 """The role of the model under the bare question."""
 

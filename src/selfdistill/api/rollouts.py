@@ -10,12 +10,13 @@ from typing import Any
 from selfdistill.api.settings import check_counts
 from selfdistill.api.tasks import Prompts, as_examples, as_task
 from selfdistill.contexts.chat import Chat, usual_length
-from selfdistill.errors import ConfigError, DataError, ModelError
+from selfdistill.errors import DataError, ModelError
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.rollouts import collect, fitting, verify_rollouts
+from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.rollouts import fitting, sample_and_verify, verify
 from selfdistill.seeds import derive
-from selfdistill.types import Example, Rollout, RolloutGroup, Sampler, Task
+from selfdistill.types import Example, Rollout, RolloutGroup, Task
 
 
 def rollout(
@@ -33,7 +34,7 @@ def rollout(
     seed: int = 0,
     reward: Any = None,
     sampler: Sampler | None = None,
-    max_rows: int = 512,
+    max_batch_size: int = 512,
 ) -> list[RolloutGroup]:
     """Sample completions of every problem and judge them: what ``selfdistill inspect`` draws with the same seed.
 
@@ -44,12 +45,12 @@ def rollout(
             prompts, each a text or a list of messages; or a task, whose training problems are taken.
         completions: of every problem.
         max_tokens: longest completion; unset: 1024, or half the window of a small model.
-        temperature, top_p, top_k: how a token is drawn; temperature 0 is greedy, ``top_k`` 0 keeps all tokens.
+        temperature, top_p, top_k: how a token is sampled; temperature 0 is greedy, ``top_k`` 0 keeps all tokens.
         thinking: switch of chat templates that have one; unset: the template's default.
         seed: the same seed draws the same completions.
         reward: a function in the place of the task's reward, as for :func:`load_task`.
-        sampler: another engine, for example a :class:`ScriptedSampler`; decoding is then its own affair.
-        max_rows: completions decoded at once. It does not change what they say.
+        sampler: another engine, for example a :class:`ScriptedSampler`; it gets the same parameters.
+        max_batch_size: completions decoded at once. It does not change what they say.
 
     Returns:
         One :class:`RolloutGroup` a problem, in order: ``group.rollouts[i].text``, ``group.verdicts[i].reward``.
@@ -62,31 +63,20 @@ def rollout(
     problems = as_examples(examples, judge)
     if not problems:
         raise DataError("there are no problems to sample completions of")
-    check_counts(completions=completions, max_tokens=max_tokens, max_rows=max_rows)
+    check_counts(completions=completions, max_tokens=max_tokens, max_batch_size=max_batch_size)
     tokens = max_tokens or usual_length(chat)
-    _check_room(problems, chat, tokens, thinking)
-    decoding = _decoding(temperature, top_p, top_k)
-    groups = collect(
-        problems,
-        judge,
-        sampler or HFSampler(policy, stop_ids=chat.stop_ids, decoding=decoding, max_rows=max_rows),
-        chat,
+    params = SamplingParams(
         count=completions,
         max_tokens=tokens,
-        thinking=thinking,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
         seed=derive(seed, "sampling", 1),
-        version=0,
     )
+    _check_room(problems, chat, tokens, thinking)
+    sampler = sampler or policy_sampler(policy, chat, max_batch_size=max_batch_size)
+    groups = sample_and_verify(problems, judge, sampler, chat, params, thinking=thinking)
     return [replace(group, contexts=judge.contexts) for group in groups]
-
-
-def _decoding(temperature: float, top_p: float, top_k: int) -> Decoding:
-    if not (temperature >= 0 and 0 < top_p <= 1 and top_k >= 0):
-        raise ConfigError(
-            "temperature must be at least 0, top_p above 0 and at most 1, top_k at least 0; got "
-            f"temperature={temperature}, top_p={top_p}, top_k={top_k}"
-        )
-    return Decoding(temperature, top_p, top_k)
 
 
 def _check_room(problems: Sequence[Example], chat: Chat, tokens: int, thinking: bool | None) -> None:
@@ -126,8 +116,7 @@ def written(
                 )
             rollouts.append(Rollout(prompt, ids, (math.nan,) * len(ids), True, text, 0))
         made.append(tuple(rollouts))
-    judged = verify_rollouts(judge, list(zip(examples, made, strict=True)))
-    return [RolloutGroup(*parts, judge.contexts) for parts in zip(examples, made, judged, strict=True)]
+    return [replace(group, contexts=judge.contexts) for group in verify(judge, examples, made)]
 
 
 def check_pair(policy: object, chat: object) -> None:

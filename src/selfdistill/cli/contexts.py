@@ -20,7 +20,7 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
     """
     parts = assemble(config)
     seed = derive(parts.config.seed, "audit")
-    groups = parts.collector.groups(parts.examples[:examples], seed=seed, version=0, completions=completions)
+    groups = parts.worker.rollout(parts.examples[:examples], seed=seed, version=0, count=completions)
     views = parts.trainer.views(groups, step=1)
     for view in views.views:
         group = groups[view.group]

@@ -8,7 +8,8 @@ from typing import Any
 from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.evaluation.evaluate import evaluate
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task
@@ -42,19 +43,9 @@ def evaluate_model(
     policy, chat, path, remarks = load_model(model, config, loaded)
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     tokens = max_tokens or config.sampling.max_tokens or usual_length(chat)
+    params = SamplingParams(count=samples, max_tokens=tokens, temperature=temperature, seed=derive(seed, "evaluation"))
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking)
-    sampler = HFSampler(
-        policy, stop_ids=chat.stop_ids, decoding=Decoding(temperature), max_rows=config.sampling.max_rows
-    )
-    result = evaluate(
-        examples,
-        judge,
-        sampler,
-        chat,
-        samples=samples,
-        max_tokens=tokens,
-        thinking=config.sampling.thinking,
-        seed=derive(seed, "evaluation"),
-    ).to_json()
+    sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
+    result = evaluate(examples, judge, sampler, chat, params, thinking=config.sampling.thinking).to_json()
     origin = {"model": model, "weights": path, "task": config.task.kind, "split": split, "max_tokens": tokens}
     return {**origin, "temperature": temperature, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}

@@ -29,7 +29,7 @@ def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[
     for name, role in roles.items():
         lesson = lesson_of(
             role,
-            parts.collector,
+            parts.worker,
             parts.examples[:problems],
             samples=samples,
             seed=derive(seed, "teaching"),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
+from selfdistill.config.renamed import RENAMED
 from selfdistill.config.sampler import SAMPLER_KINDS, HFConfig, SamplerConfig
 from selfdistill.config.sources import read_config
 from selfdistill.config.tasks import CountdownConfig, Strict, TaskConfig, fill_from_preset, task_configs
@@ -76,7 +77,7 @@ class SamplingConfig(Strict):
     thinking: bool | None = Field(
         None, description="Thinking switch of the chat template; unset: the template's own default."
     )
-    max_rows: int = Field(512, ge=1, description="Completions decoded at once.")
+    max_batch_size: int = Field(512, ge=1, description="Completions decoded at once.")
 
 
 class OptimiserConfig(Strict):
@@ -299,6 +300,8 @@ def _refuse_unknown(model: type[BaseModel], table: Mapping[str, Any], where: tup
     """Name the nearest known key, which pydantic's own message does not."""
     for key, value in table.items():
         name = ".".join([*where, str(key)])
+        if name in RENAMED:
+            raise ConfigError(f"{source}: {name!r} is now called {RENAMED[name]!r}")
         if key not in model.model_fields:
             close = difflib.get_close_matches(str(key), model.model_fields, n=1)
             hint = (

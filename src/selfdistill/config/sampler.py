@@ -1,4 +1,4 @@
-"""What may be written into the ``[sampler]`` table: which engine draws the completions, and how."""
+"""What may be written into the ``[sampler]`` table: which engine samples the completions, and how."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfdistill.config.tasks import Strict
 
 
 class HFConfig(Strict):
-    """The learner's own model draws: no other engine, no copy of the weights."""
+    """The learner's own model samples: no other engine, no copy of the weights."""
 
     kind: Literal["hf"] = "hf"
 
@@ -22,7 +22,7 @@ class EngineConfig(Strict):
         2.0, ge=1, description="Most that a token's importance weight, learner against sampler, may be."
     )
     overlap: bool = Field(
-        False, description="Draw the next step's completions with the weights before this step's update, during it."
+        False, description="Sample the next step's completions with the weights before this step's update, during it."
     )
     max_staleness: int = Field(
         1, ge=0, description="Updates that completions may be older than the weights that learn from them."
@@ -39,7 +39,7 @@ class EngineConfig(Strict):
         if self.overlap and self.max_staleness < 1:
             raise ValueError("overlap learns from completions that are one update old: max_staleness must be 1 or more")
         if self.overlap and self.sleep:
-            raise ValueError("overlap draws while the learner trains, and sleep forbids that: choose one of them")
+            raise ValueError("overlap samples while the learner trains, and sleep forbids that: choose one of them")
         return self
 
 
@@ -59,14 +59,14 @@ class VLLMConfig(EngineConfig):
 
 
 class ServerConfig(EngineConfig):
-    """vLLM servers that were started by hand; the run asks them for completions and hands them every new weights."""
+    """vLLM servers that were started by hand; the run sends them requests and syncs the weights after every update."""
 
     kind: Literal["server"]
     urls: list[str] = Field(min_length=1, description="Servers, for example ['http://127.0.0.1:8000'].")
-    receiver: bool = Field(
+    worker_extension: bool = Field(
         True,
-        description="Whether they run with --worker-extension-cls selfdistill.sampling.vllm_worker.Receiver; false: "
-        "vLLM's own reload_weights, which leaves a tied head behind on CPUs.",
+        description="Whether they run with --worker-extension-cls selfdistill.sampling.vllm_worker.WorkerExtension; "
+        "false: vLLM's own reload_weights, which leaves a tied head behind on CPUs.",
     )
     timeout: float = Field(600.0, gt=0, description="Seconds to wait for one answer.")
     retries: int = Field(5, ge=0, description="How often completions that failed are asked for again.")
@@ -86,7 +86,7 @@ class ServerConfig(EngineConfig):
 
 SamplerConfig = Annotated[
     HFConfig | VLLMConfig | ServerConfig,
-    Field(discriminator="kind", description="Which engine draws the completions to learn from."),
+    Field(discriminator="kind", description="Which engine samples the completions to learn from."),
 ]
 
 SAMPLER_KINDS = ("hf", "vllm", "server")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.evaluation.statistics import Estimate, average, majority, pass_at
 from selfdistill.evaluation.words import deliberation_pattern
-from selfdistill.sampling.rollouts import collect, everyones
-from selfdistill.types import Example, RolloutGroup, Sampler, Task
+from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.sampling.rollouts import gather_groups, sample_and_verify
+from selfdistill.types import Example, RolloutGroup, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +56,16 @@ def evaluate(
     task: Task,
     sampler: Sampler,
     chat: Chat,
+    params: SamplingParams,
     *,
-    samples: int,
-    max_tokens: int,
     thinking: bool | None,
-    seed: int,
     world: World = ALONE,
 ) -> Evaluation:
-    """Sample every problem ``samples`` times and judge; the ranks of ``world`` share the problems."""
-    mine = world.share(len(examples))
-    groups = collect(
-        [examples[i] for i in mine],
-        task,
-        sampler,
-        chat,
-        count=samples,
-        max_tokens=max_tokens,
-        thinking=thinking,
-        seed=seed,
-        version=0,
-        ordinals=mine,
-    )
-    return summarise(everyones(groups, examples, world), samples=samples)
+    """Sample ``params.count`` completions of every problem and judge them; the ranks of ``world`` share them."""
+    indices = world.share(len(examples))
+    share, params = [examples[i] for i in indices], replace(params, ordinals=indices)
+    groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
+    return summarise(gather_groups(groups, examples, world), samples=params.count)
 
 
 def summarise(groups: Sequence[RolloutGroup], *, samples: int) -> Evaluation:

@@ -20,8 +20,9 @@ from selfdistill.contexts.fields import hindsight, role_prompt
 from selfdistill.contexts.templates import Template
 from selfdistill.evaluation.statistics import Estimate, average_per_problem, bootstrap, paired_difference
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.hf import HFSampler
-from selfdistill.sampling.rollouts import Collector
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.rollouts import RolloutWorker, sample_and_verify
 from selfdistill.scoring.score import score_views
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
@@ -63,31 +64,29 @@ class Lesson:
 
 
 def lesson_of(
-    role: Role, collector: Collector, examples: Sequence[Example], *, samples: int, seed: int, max_tokens: int
+    role: Role, worker: RolloutWorker, examples: Sequence[Example], *, samples: int, seed: int, max_tokens: int
 ) -> Lesson | Skipped:
     """Measure one teacher: for every completion of the student, one of the teacher that is shown the same hindsight.
 
     Both are drawn at temperature 1, where a mean of log-probability differences estimates a divergence. ``max_tokens``
     bounds a micro-batch. Skipped where no completion has the context.
     """
-    student = replace(collector, decoding=replace(collector.decoding, temperature=1.0, top_p=1.0, top_k=0))
-    policy = student.teachers.policy
-    plain = HFSampler(policy, stop_ids=student.chat.stop_ids, decoding=student.decoding, max_rows=student.max_rows)
-    groups = replace(student, sampler=plain).student_groups(
-        examples, count=samples, seed=derive(seed, STUDENT), version=0
-    )
-    prompts, skipped = _prompts(role, groups, student.templates, student.chat, student.thinking, student.max_tokens)
+    policy = worker.teachers.policy
+    params = SamplingParams(count=samples, max_tokens=worker.params.max_tokens, seed=derive(seed, STUDENT))
+    sampler = policy_sampler(policy, worker.chat, max_batch_size=worker.max_batch_size)
+    groups = sample_and_verify(examples, worker.task, sampler, worker.chat, params, thinking=worker.thinking)
+    prompts, skipped = _prompts(role, groups, worker.templates, worker.chat, worker.thinking, params.max_tokens)
     shown = sorted(prompts)
     if not shown:
         return Skipped("; ".join(f"{count} × {reason}" for reason, count in sorted(skipped.items())))
-    drawn = _taught(role, student, groups, prompts, seed=derive(seed, "teacher"))
+    drawn = _taught(role, worker, groups, prompts, replace(params, count=1, seed=derive(seed, "teacher")))
     own = [groups[g].rollouts[i] for g, i in shown]
     theirs = [drawn[place] for place in shown]
     right = [groups[g].verdicts[i].correct for g, i in shown]
     asked = [(groups[g].example, r.text, r.finished) for (g, _), r in zip(shown, theirs, strict=True)]
-    judged = [verdict.correct for verdict in verify_all(student.task, asked)]
+    judged = [verdict.correct for verdict in verify_all(worker.task, asked)]
     shifts = [
-        _log_ratios(role, student, policy, rollouts, [prompts[place] for place in shown], sign, max_tokens)
+        _log_ratios(role, worker, policy, rollouts, [prompts[place] for place in shown], sign, max_tokens)
         for rollouts, sign in ((own, 1.0), (theirs, -1.0))
     ]
     return _summary(shown, right, judged, shifts, own, theirs, skipped)
@@ -117,17 +116,16 @@ def _prompts(
 
 def _taught(
     role: Role,
-    collector: Collector,
+    worker: RolloutWorker,
     groups: Sequence[RolloutGroup],
     prompts: Mapping[tuple[int, int], tuple[int, ...]],
-    *,
-    seed: int,
+    params: SamplingParams,
 ) -> dict[tuple[int, int], Rollout]:
     shown = sorted(prompts)
-    chat = collector.chat
-    with collector.teachers.weights(role.weights) as policy:
-        sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=collector.decoding, max_rows=collector.max_rows)
-        drawn = sampler.sample([prompts[place] for place in shown], count=1, max_tokens=collector.max_tokens, seed=seed)
+    chat = worker.chat
+    with worker.teachers.weights(role.weights) as policy:
+        sampler = policy_sampler(policy, chat, max_batch_size=worker.max_batch_size)
+        drawn = sampler.sample([prompts[place] for place in shown], params)
     return {
         (g, i): Rollout(
             groups[g].rollouts[i].prompt_ids,
@@ -145,7 +143,7 @@ def _taught(
 
 def _log_ratios(
     role: Role,
-    collector: Collector,
+    worker: RolloutWorker,
     policy: Policy,
     rollouts: Sequence[Rollout],
     prompts: Sequence[tuple[int, ...]],
@@ -159,7 +157,7 @@ def _log_ratios(
     ]
     with torch.no_grad():
         mine = score_views(policy, views, STUDENT, max_tokens=max_tokens, elements=1 << 24)
-    with collector.teachers.weights(role.weights) as teacher:
+    with worker.teachers.weights(role.weights) as teacher:
         theirs = score_views(teacher, views, "teacher", max_tokens=max_tokens, elements=1 << 24)
     pairs = zip(mine, theirs, strict=True)
     return [sign * float((s.target_N.double() - t.target_N.double()).sum()) for s, t in pairs]

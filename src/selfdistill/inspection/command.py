@@ -20,8 +20,9 @@ from selfdistill.inspection.plan import choose_methods, knobs
 from selfdistill.methods.base import Method
 from selfdistill.models.policy import Policy
 from selfdistill.report.files import read_lines
-from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.rollouts import collect, fitting
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.rollouts import fitting, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task
 from selfdistill.training.run_folder import config_for, load_model
@@ -162,21 +163,11 @@ def _sampled(
     tokens = wish.max_tokens or config.sampling.max_tokens or usual_length(chat)
     thinking = config.sampling.thinking
     examples, unfit = fitting(judge.examples(wish.split)[: wish.problems], chat, max_tokens=tokens, thinking=thinking)
-    sampler = HFSampler(
-        policy, stop_ids=chat.stop_ids, decoding=Decoding(wish.temperature), max_rows=config.sampling.max_rows
+    params = SamplingParams(
+        count=wish.samples, max_tokens=tokens, temperature=wish.temperature, seed=derive(wish.seed, "sampling", 1)
     )
-    groups = collect(
-        examples,
-        judge,
-        sampler,
-        chat,
-        count=wish.samples,
-        max_tokens=tokens,
-        thinking=thinking,
-        seed=derive(wish.seed, "sampling", 1),
-        version=0,
-    )
-    return groups, unfit
+    sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
+    return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit
 
 
 def read_groups(

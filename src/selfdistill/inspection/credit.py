@@ -90,7 +90,7 @@ def plan(
 def _unfit(method: Method, templates: Mapping[str, Template]) -> str | None:
     if not method.on_policy:
         return "it learns from reference solutions and not from sampled completions"
-    if tuple(method.sources()) != (STUDENT,):
+    if tuple(method.sampling_roles()) != (STUDENT,):
         return "it learns from samples of its teacher too, and only the student's are looked at"
     for role in method.roles().values():
         if isinstance(role.weights, External):

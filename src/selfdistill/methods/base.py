@@ -98,8 +98,8 @@ class Method(Strict):
         """Whether the loss depends on verdicts."""
         return True
 
-    def sources(self) -> Sequence[str]:
-        """Roles that draw completions. A role besides the student must have a context that examples alone can fill."""
+    def sampling_roles(self) -> Sequence[str]:
+        """Roles that sample completions. A role besides the student must have a context that examples can fill."""
         return (STUDENT,)
 
     def beforehand(self) -> Sequence[str]:

@@ -44,7 +44,7 @@ class PBSD(Method):
         """The teacher: frozen weights, the solution."""
         return {TEACHER: self.teacher(self.context, "frozen")}
 
-    def sources(self) -> Sequence[str]:
+    def sampling_roles(self) -> Sequence[str]:
         """Both sides sample."""
         return (STUDENT, TEACHER)
 

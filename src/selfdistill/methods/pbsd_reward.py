@@ -36,7 +36,7 @@ class PBSDReward(Method):
         """The teacher: frozen weights, the solution."""
         return {TEACHER: self.teacher(self.context, "frozen")}
 
-    def sources(self) -> Sequence[str]:
+    def sampling_roles(self) -> Sequence[str]:
         """The teacher samples, the student does not."""
         return (TEACHER,)
 

@@ -28,8 +28,8 @@ def section(name: str) -> Iterator[str]:
     for role, shown in method.roles().items():
         context = f"context `{shown.context}`" if shown.context else "the student's own prompt"
         yield f"- *{role}*: {context}, {weights_word(shown.weights)} weights"
-    if method.sources() != ("student",):
-        yield f"- completions are drawn by: {', '.join(method.sources())}"
+    if method.sampling_roles() != ("student",):
+        yield f"- completions are sampled by: {', '.join(method.sampling_roles())}"
     needs = "needs rewards" if method.needs_rewards() else "needs no rewards"
     yield (
         f"- {needs}; learning rate {advice.learning_rate:g} (LoRA {advice.lora_learning_rate:g}), "

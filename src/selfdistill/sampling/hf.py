@@ -7,18 +7,18 @@ written in place, and the log-probability of every sampled token is returned at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ModelError, is_full
 from selfdistill.models.policy import Policy
 from selfdistill.models.prefill import Prefill, closed_up
-from selfdistill.sampling.memory import Rows, give_back
+from selfdistill.sampling.base import SamplingParams, group_by_prompt
+from selfdistill.sampling.memory import BatchSizeLimit, empty_cache
 from selfdistill.sampling.rng import uniform
-from selfdistill.seeds import derive
 from selfdistill.types import Completion
 
 COMPACT_BELOW = 0.95
@@ -26,70 +26,49 @@ COMPACT_BELOW = 0.95
 more than decoding the finished rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """Decoding parameters. Temperature 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate the distribution."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-
 class HFSampler:
     """Samples completions from a :class:`~selfdistill.models.policy.Policy`."""
 
-    def __init__(
-        self, policy: Policy, *, stop_ids: Sequence[int], decoding: Decoding | None = None, max_rows: int | Rows = 512
-    ) -> None:
-        """``decoding`` None samples from the model's own distribution. ``max_rows`` is the maximum batch size."""
+    def __init__(self, policy: Policy, *, stop_ids: Sequence[int], max_batch_size: int | BatchSizeLimit = 512) -> None:
+        """``stop_ids`` end a completion. ``max_batch_size`` bounds the completions that are decoded at once."""
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
-        self.decoding = decoding or Decoding()
-        self.rows = max_rows if isinstance(max_rows, Rows) else Rows(max_rows)
+        self.limit = max_batch_size if isinstance(max_batch_size, BatchSizeLimit) else BatchSizeLimit(max_batch_size)
 
     @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        count: int,
-        max_tokens: int,
-        seed: int,
-        ordinals: Sequence[int] | None = None,
-    ) -> list[list[Completion]]:
-        """``count`` completions of at most ``max_tokens`` tokens for every prompt, in order.
+    def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
+        """``params.count`` completions for every prompt, in order.
 
-        Log-probabilities are the model's own at temperature 1 for any decoding, because training compares with them.
-        The random numbers of a completion are a function of the seed, its prompt's ordinal and its index among the
-        prompt's completions. A completion therefore does not depend on ``max_rows`` or on the rest of the batch.
+        Log-probabilities are the model's own at temperature 1 whatever the parameters, because training compares with
+        them. A completion does not depend on ``max_batch_size`` or on the rest of the batch.
         """
-        ordinals = range(len(prompts)) if ordinals is None else ordinals
+        seeds = params.seeds(len(prompts))
         # Prompts of one length need no padding. A model that decodes padded prompts wrongly gets one batch per length.
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batches = [order] if self.policy.pads else [list(same) for _, same in groupby(order, lambda i: len(prompts[i]))]
-        drawn: list[Completion] = []
+        sampled: list[Completion] = []
         with self.policy.whole():
             for batch in filter(None, batches):
-                seeds = [derive(seed, ordinals[i], k) for i in batch for k in range(count)]
-                drawn += self._within_memory([prompts[i] for i in batch], seeds, max_tokens)
-        results = {i: drawn[place * count : (place + 1) * count] for place, i in enumerate(order)}
-        return [results[i] for i in range(len(prompts))]
+                batch_seeds = [seed for i in batch for seed in seeds[i]]
+                sampled += self._within_memory([prompts[i] for i in batch], batch_seeds, params)
+        rows = dict(zip(order, group_by_prompt(sampled, params.count), strict=True))
+        return [rows[i] for i in range(len(prompts))]
 
     def _within_memory(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: int
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: SamplingParams
     ) -> list[Completion]:
         """One completion per seed, with equally many seeds per prompt. Halves the batch when memory runs out."""
-        if len(seeds) <= self.rows.most or len(seeds) == 1:
+        if len(seeds) <= self.limit.value or len(seeds) == 1:
             try:
                 # inference_mode is faster than no_grad, but FSDP2 keeps tensors made here for later passes.
                 with torch.inference_mode(not self.policy.sharded):
-                    return self._sample_batch(prompts, seeds, max_tokens)
+                    return self._sample_batch(prompts, seeds, params)
             except (RuntimeError, MemoryError) as error:
                 if len(seeds) == 1 or not is_full(error):
                     raise
             # Outside the except block, so that the error has released the tensors of its traceback.
-            self.rows.halve(len(seeds))
-            give_back(self.policy.device)
+            self.limit.halve(len(seeds))
+            empty_cache(self.policy.device)
         if len(prompts) > 1:
             middle = (len(prompts) + 1) // 2
             cut = middle * (len(seeds) // len(prompts))
@@ -97,12 +76,16 @@ class HFSampler:
         else:
             cut = (len(seeds) + 1) // 2
             halves = (prompts, seeds[:cut]), (prompts, seeds[cut:])
-        return [one for shown, some in halves for one in self._within_memory(shown, some, max_tokens)]
+        return [
+            completion
+            for half_prompts, half_seeds in halves
+            for completion in self._within_memory(half_prompts, half_seeds, params)
+        ]
 
     def _sample_batch(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_tokens: int
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: SamplingParams
     ) -> list[Completion]:
-        device, rows = self.policy.device, len(seeds)
+        device, rows, max_tokens = self.policy.device, len(seeds), params.max_tokens
         stops = torch.tensor(self.stop_ids, device=device)
         state = Prefill.of(self.policy, prompts, rows // len(prompts))
         seed_B = torch.tensor(seeds, device=device)
@@ -113,7 +96,7 @@ class HFSampler:
         alive = torch.arange(rows, device=device)
         logprobs = state.logprobs
         for t in range(max_tokens):
-            token = draw(logprobs, self.decoding, uniform(seed_B[alive], t))
+            token = sample_token(logprobs, params, uniform(seed_B[alive], t))
             ids_BT[alive, t] = token
             logprob_BT[alive, t] = logprobs.gather(-1, token[:, None]).squeeze(-1).double()
             stopped = torch.isin(token, stops) & ~done_B[alive]
@@ -134,18 +117,23 @@ class HFSampler:
         return _completions(ids_BT, logprob_BT, length_B, done_B)
 
 
-def draw(logprobs_BV: Tensor, decoding: Decoding, uniform_B: Tensor) -> Tensor:
+def policy_sampler(policy: Policy, chat: Chat, *, max_batch_size: int | BatchSizeLimit = 512) -> HFSampler:
+    """The sampler of a policy that stops where its chat template ends a turn."""
+    return HFSampler(policy, stop_ids=chat.stop_ids, max_batch_size=max_batch_size)
+
+
+def sample_token(logprobs_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> Tensor:
     """Sample one token id per row by inverting the cumulative probabilities at a uniform number in [0, 1)."""
-    if decoding.temperature == 0:
+    if params.temperature == 0:
         return logprobs_BV.argmax(-1)
-    scaled = torch.log_softmax(logprobs_BV / decoding.temperature, -1)
-    if decoding.top_k:
-        lowest = scaled.topk(min(decoding.top_k, scaled.shape[-1]), -1).values[:, -1:]
+    scaled = torch.log_softmax(logprobs_BV / params.temperature, -1)
+    if params.top_k:
+        lowest = scaled.topk(min(params.top_k, scaled.shape[-1]), -1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < lowest, float("-inf"))
-    if decoding.top_p < 1:
+    if params.top_p < 1:
         ordered, index = scaled.softmax(-1).sort(-1, descending=True)
         # Keep the token that crosses the threshold: the nucleus is the smallest set with at least that mass.
-        beyond = ordered.cumsum(-1) - ordered >= decoding.top_p
+        beyond = ordered.cumsum(-1) - ordered >= params.top_p
         scaled = scaled.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), float("-inf"))
     cumulative = scaled.softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]

@@ -10,9 +10,8 @@ from typing import Any, Protocol
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.hf import Decoding
-from selfdistill.seeds import derive
-from selfdistill.types import Completion, Sampler
+from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.types import Completion
 
 
 class Engine(Sampler, Protocol):
@@ -31,50 +30,33 @@ class Engine(Sampler, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SamplingRequest:
     """Request for one completion: its prompt, and a seed that is unique within the step."""
 
     prompt: tuple[int, ...]
     seed: int
 
 
-def questions(
-    prompts: Sequence[Sequence[int]], *, count: int, seed: int, ordinals: Sequence[int] | None
-) -> list[Question]:
-    """``count`` requests for every prompt, prompt by prompt.
-
-    Each seed is derived from the step's seed, the prompt's ordinal and the completion's index, so that a completion
-    does not depend on the server or on its other requests.
-    """
-    places = range(len(prompts)) if ordinals is None else ordinals
-    return [
-        Question(tuple(prompt), derive(seed, place, k))
-        for prompt, place in zip(prompts, places, strict=True)
-        for k in range(count)
-    ]
+def sampling_requests(prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[SamplingRequest]:
+    """``params.count`` requests for every prompt, prompt by prompt."""
+    seeds = params.seeds(len(prompts))
+    return [SamplingRequest(tuple(prompt), seed) for prompt, row in zip(prompts, seeds, strict=True) for seed in row]
 
 
-def by_prompt(completions: Sequence[Completion], count: int) -> list[list[Completion]]:
-    """The completions of the requests of :func:`questions`, as one list per prompt."""
-    return [list(completions[i : i + count]) for i in range(0, len(completions), count)]
-
-
-def parameters(
-    decoding: Decoding, *, stop_ids: Sequence[int], max_tokens: int, seed: int, padding: range
-) -> dict[str, Any]:
-    """vLLM's sampling parameters. They override every default of the server and of the generation config.
+def vllm_params(params: SamplingParams, *, stop_ids: Sequence[int], seed: int, padding: range) -> dict[str, Any]:
+    """vLLM's parameters of one request. They override every default of the server and of the generation config.
 
     ``padding`` are vocabulary rows without a token, which must never be sampled.
     """
     return {
-        "temperature": decoding.temperature,
-        "top_p": decoding.top_p,
-        "top_k": decoding.top_k,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "max_tokens": max_tokens,
+        "max_tokens": params.max_tokens,
         "seed": seed,
         # Only the ids that stop the Transformers sampler stop this one.
         "ignore_eos": True,
@@ -85,7 +67,7 @@ def parameters(
     }
 
 
-def completion(
+def checked_completion(
     ids: Sequence[int], logprobs: Sequence[float], *, stop_ids: Sequence[int], max_tokens: int, engine: str
 ) -> Completion:
     """Check the tokens of an engine and return them as a completion.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.fields import role_prompt
@@ -13,8 +13,9 @@ from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods.base import Method
 from selfdistill.models.teachers import Teachers
-from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.memory import Rows
+from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
 from selfdistill.types import (
@@ -23,7 +24,6 @@ from selfdistill.types import (
     Example,
     Rollout,
     RolloutGroup,
-    Sampler,
     Skipped,
     Task,
     Verdict,
@@ -56,96 +56,86 @@ def fitting(
     return kept, skipped
 
 
-def collect(
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Completions of some prompts, not verified yet."""
+
+    prompts: Sequence[tuple[int, ...]]
+    completions: Sequence[Sequence[Completion]]
+    """One list for every prompt."""
+    version: int = 0
+    """Version of the weights that sampled them."""
+
+    def select(self, indices: Sequence[int]) -> Sampled:
+        """The prompts at these indices, with their completions."""
+        return Sampled([self.prompts[i] for i in indices], [self.completions[i] for i in indices], self.version)
+
+    def rollouts(
+        self, chat: Chat, *, source: str = STUDENT, student_prompts: Sequence[tuple[int, ...]] | None = None
+    ) -> list[tuple[Rollout, ...]]:
+        """The completions of every prompt, decoded.
+
+        ``source`` is the role that sampled them. For a role besides the student, ``student_prompts`` are the prompts
+        under which the student is scored.
+        """
+        own = source == STUDENT
+        return [
+            tuple(
+                Rollout(
+                    prompt_ids=student_prompt,
+                    completion_ids=completion.ids,
+                    logprobs=completion.logprobs,
+                    finished=completion.finished,
+                    text=chat.decode(completion.ids),
+                    policy_version=self.version,
+                    source=source,
+                    role_prompt_ids=None if own else prompt,
+                )
+                for completion in completions
+            )
+            for student_prompt, prompt, completions in zip(
+                student_prompts or self.prompts, self.prompts, self.completions, strict=True
+            )
+        ]
+
+
+def sample_and_verify(
     examples: Sequence[Example],
     task: Task,
     sampler: Sampler,
     chat: Chat,
+    params: SamplingParams,
     *,
-    count: int,
-    max_tokens: int,
-    thinking: bool | None,
-    seed: int,
-    version: int,
-    ordinals: Sequence[int] | None = None,
-    prompts: Sequence[tuple[int, ...]] | None = None,
+    thinking: bool | None = None,
 ) -> list[RolloutGroup]:
-    """Sample ``count`` completions of every example and verify them; returns one group per example.
-
-    ``version`` of the policy is stored in every rollout. ``ordinals`` are the indices of the examples in the whole
-    step, of which these may be one rank's share. ``prompts`` are the examples' prompts if they were rendered earlier: a
-    template may show the date, so rendering again could differ.
-    """
-    if prompts is None:
-        prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
-    drawn: list[list[Completion]] = [[] for _ in prompts]
-    if count:
-        drawn = sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed, ordinals=ordinals)
-    made = [
-        tuple(Rollout(prompt, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version) for c in completions)
-        for prompt, completions in zip(prompts, drawn, strict=True)
-    ]
-    judged = verify_rollouts(task, list(zip(examples, made, strict=True)))
-    return [RolloutGroup(*parts) for parts in zip(examples, made, judged, strict=True)]
+    """Sample ``params.count`` completions of every example and verify them; returns one group per example."""
+    prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
+    return verify(task, examples, Sampled(prompts, sampler.sample(prompts, params)).rollouts(chat))
 
 
-def verify_rollouts(task: Task, made: Sequence[tuple[Example, tuple[Rollout, ...]]]) -> list[tuple[Verdict, ...]]:
-    """The verdicts on every example's rollouts, in one batch if the task can."""
-    asked = [(example, rollout.text, rollout.finished) for example, rollouts in made for rollout in rollouts]
-    found = iter(verify_all(task, asked))
-    return [tuple(next(found) for _ in rollouts) for _, rollouts in made]
+def verify(task: Task, examples: Sequence[Example], rollouts: Sequence[Sequence[Rollout]]) -> list[RolloutGroup]:
+    """Judge the rollouts of every example, in one batch if the task can; returns one group per example."""
+    pairs = list(zip(examples, rollouts, strict=True))
+    verdicts = iter(verify_all(task, [(example, r.text, r.finished) for example, row in pairs for r in row]))
+    return [RolloutGroup(example, tuple(row), tuple(next(verdicts) for _ in row)) for example, row in pairs]
 
 
-def extend(
-    groups: Sequence[RolloutGroup],
-    prompts: Sequence[tuple[int, ...] | Skipped],
-    source: str,
-    task: Task,
-    sampler: Sampler,
-    chat: Chat,
-    *,
-    count: int,
-    max_tokens: int,
-    thinking: bool | None,
-    seed: int,
-    version: int,
-    ordinals: Sequence[int] | None = None,
+def add_rollouts(
+    task: Task, groups: Sequence[RolloutGroup], rollouts: Sequence[Sequence[Rollout]]
 ) -> list[RolloutGroup]:
-    """Add ``count`` verified completions to each group, sampled by role ``source`` from its own prompts.
-
-    A group whose prompt is skipped is unchanged. ``ordinals`` are the groups' indices in the whole step.
-    """
-    places = range(len(groups)) if ordinals is None else ordinals
-    shown = {n: prompt for n, prompt in zip(places, prompts, strict=True) if not isinstance(prompt, Skipped)}
-    # Every rank calls the sampler, even without prompts, because it all-gathers sharded weights.
-    drawn = iter(sampler.sample([*shown.values()], count=count, max_tokens=max_tokens, seed=seed, ordinals=[*shown]))
-    made: list[tuple[Rollout, ...]] = []
-    for group, prompt in zip(groups, prompts, strict=True):
-        if isinstance(prompt, Skipped):
-            made.append(())
-            continue
-        # The group's samples share the student's prompt too, so that both sides of a pair are scored under the same.
-        student = next((one.prompt_ids for one in group.rollouts), None)
-        if student is None:
-            student = chat.encode(group.example.prompt, thinking=thinking)
-        made.append(
-            tuple(
-                Rollout(student, c.ids, c.logprobs, c.finished, chat.decode(c.ids), version, source, prompt)
-                for c in next(drawn)
-            )
-        )
-    judged = verify_rollouts(task, [(group.example, rollouts) for group, rollouts in zip(groups, made, strict=True)])
+    """Verify further rollouts of each group's example and add them to the group."""
+    added = verify(task, [group.example for group in groups], rollouts)
     return [
-        RolloutGroup(group.example, group.rollouts + rollouts, group.verdicts + verdicts)
-        for group, rollouts, verdicts in zip(groups, made, judged, strict=True)
+        RolloutGroup(group.example, group.rollouts + new.rollouts, group.verdicts + new.verdicts)
+        for group, new in zip(groups, added, strict=True)
     ]
 
 
-def everyones(groups: Sequence[RolloutGroup], examples: Sequence[Example], world: World) -> list[RolloutGroup]:
+def gather_groups(groups: Sequence[RolloutGroup], examples: Sequence[Example], world: World) -> list[RolloutGroup]:
     """All-gather the groups: each rank has made those of its share of ``examples``."""
     # Examples are not sent: they may hold functions, and every rank has all of them.
-    made = {place: (g.rollouts, g.verdicts) for place, g in zip(world.share(len(examples)), groups, strict=True)}
-    parts = world.merge(made, len(examples))
+    own = {index: (g.rollouts, g.verdicts) for index, g in zip(world.share(len(examples)), groups, strict=True)}
+    parts = world.merge(own, len(examples))
     return [RolloutGroup(example, *part) for example, part in zip(examples, parts, strict=True)]
 
 
@@ -194,156 +184,134 @@ def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:
     return text, chat.response(text)
 
 
-def check_sources(method: Method, templates: Mapping[str, Template], example: Example, *, name: str) -> None:
+def check_sampling_roles(method: Method, templates: Mapping[str, Template], example: Example, *, name: str) -> None:
     """Refuse a sampling role whose context shows fields that exist only after sampling. ``name`` is the method's.
 
     Raises:
         ConfigError: names the role, the context and the field.
     """
     roles = method.roles()
-    for source in method.sources():
-        if source == STUDENT:
+    for role in method.sampling_roles():
+        if role == STUDENT:
             continue
-        if source not in roles:
+        if role not in roles:
             raise ConfigError(
-                f"method {name!r} lets {source!r} draw completions, which is none of its roles: "
+                f"method {name!r} lets {role!r} sample completions, which is none of its roles: "
                 f"{', '.join(sorted({STUDENT, *roles}))}"
             )
-        context = roles[source].context
+        context = roles[role].context
         if context is None or context not in templates:
             continue
-        late = [one for one in may_show(templates, context) if one in HINDSIGHT and one not in example.fields]
+        late = [
+            field_name
+            for field_name in may_show(templates, context)
+            if field_name in HINDSIGHT and field_name not in example.fields
+        ]
         if late:
             raise ConfigError(
-                f"method {name!r} draws completions from its role {source!r}, whose context {context!r} may show "
-                f"${late[0]}, which is not known before a step is drawn: name a context that shows fields of the "
+                f"method {name!r} samples completions from its role {role!r}, whose context {context!r} may show "
+                f"${late[0]}, which is not known before a step is sampled: name a context that shows fields of the "
                 "example alone, such as $solution"
             )
 
 
 @dataclass(frozen=True, slots=True)
-class Collector:
+class RolloutWorker:
     """Samples and verifies the rollout groups of a step."""
 
     task: Task
     method: Method
     templates: Mapping[str, Template]
     chat: Chat
-    sampler: Sampler
     teachers: Teachers
-    decoding: Decoding
-    completions: int
-    max_tokens: int
-    max_rows: Rows
+    sampler: Sampler
+    """Samples the student's completions with the learner's own weights."""
+    params: SamplingParams
+    """Parameters of every step, which only replaces the seed."""
+    max_batch_size: BatchSizeLimit
     thinking: bool | None
     world: World = field(default_factory=World)
 
-    def groups(
+    def rollout(
         self,
         examples: Sequence[Example],
         *,
         seed: int,
         version: int,
-        completions: int | None = None,
-        prompts: Sequence[tuple[int, ...]] | None = None,
+        count: int | None = None,
+        sampled: Sampled | None = None,
     ) -> list[RolloutGroup]:
         """Verified rollouts of every example, from every sampling role of the method; every rank gets all groups.
 
-        Sampling and verification are split over the ranks. ``seed`` is the step's own. ``prompts`` are the student's
-        prompts if they were rendered earlier.
+        Sampling and verification are split over the ranks. ``seed`` is the step's own. ``sampled`` are the student's
+        completions of all examples if an engine has sampled them.
 
         Raises:
             ConfigError: the context of a sampling role shows fields that exist only after sampling.
         """
         # Refuse contexts that cannot be rendered before sampling.
         for example in examples:
-            check_sources(self.method, self.templates, example, name=type(self.method).__name__)
+            check_sampling_roles(self.method, self.templates, example, name=type(self.method).__name__)
         # Off-policy methods take the data's own responses as completions and sample nothing.
         if not self.method.on_policy:
             return from_solutions(examples, self.chat, thinking=self.thinking)
         # Sample and verify the student's completions of this rank's share of the examples.
-        count = completions or self.completions
-        sources = self.method.sources()
-        mine = self.world.share(len(examples))
-        groups = self.student_groups(
-            [examples[i] for i in mine],
-            count=count if STUDENT in sources else 0,
-            seed=seed,
-            version=version,
-            ordinals=mine,
-            prompts=None if prompts is None else [prompts[i] for i in mine],
-        )
+        indices = self.world.share(len(examples))
+        params = replace(self.params, count=count or self.params.count, seed=seed, ordinals=indices)
+        share = [examples[i] for i in indices]
+        groups = [RolloutGroup(example, (), ()) for example in share]
+        roles = self.method.sampling_roles()
+        if STUDENT in roles:
+            if sampled is None:
+                prompts = self.prompts(share)
+                own = Sampled(prompts, self.sampler.sample(prompts, params), version)
+            else:
+                own = sampled.select(indices)
+            groups = verify(self.task, share, own.rollouts(self.chat))
         # Add the completions of the other sampling roles, each from its own context and weights.
-        for source in sources:
-            if source != STUDENT:
-                groups = self.drawn_by(
-                    source, groups, count=count, seed=derive(seed, source), version=version, ordinals=mine
-                )
+        for role in roles:
+            if role != STUDENT:
+                groups = self._add_role(role, groups, replace(params, seed=derive(seed, role)), version)
         # All-gather the groups of all ranks.
-        return everyones(groups, examples, self.world)
+        return gather_groups(groups, examples, self.world)
 
-    def student_groups(
-        self,
-        examples: Sequence[Example],
-        *,
-        count: int,
-        seed: int,
-        version: int,
-        ordinals: Sequence[int] | None = None,
-        prompts: Sequence[tuple[int, ...]] | None = None,
-    ) -> list[RolloutGroup]:
-        """Verified completions of the student only. With ``count`` 0 the groups are empty."""
-        return collect(
-            examples,
-            self.task,
-            self.sampler,
-            self.chat,
-            count=count,
-            max_tokens=self.max_tokens,
-            thinking=self.thinking,
-            seed=seed,
-            version=version,
-            ordinals=ordinals,
-            prompts=prompts,
-        )
+    def prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
+        """The student's prompts."""
+        return [self.chat.encode(example.prompt, thinking=self.thinking) for example in examples]
 
-    def drawn_by(
-        self,
-        source: str,
-        groups: Sequence[RolloutGroup],
-        *,
-        count: int,
-        seed: int,
-        version: int,
-        ordinals: Sequence[int] | None = None,
+    def _add_role(
+        self, name: str, groups: Sequence[RolloutGroup], params: SamplingParams, version: int
     ) -> list[RolloutGroup]:
-        """The groups, each extended by completions that one role samples with its weights from its context."""
-        role = self.method.roles()[source]
-        prompts = [
-            role_prompt(
+        """The groups with the completions that one role samples with its weights from its context.
+
+        A group whose context cannot be rendered is unchanged. ``params.ordinals`` are the groups' indices in the step.
+        """
+        role = self.method.roles()[name]
+        prompts: dict[int, tuple[int, ...]] = {}
+        for i, group in enumerate(groups):
+            prompt = role_prompt(
                 role,
                 group.example,
                 group.example.fields,
                 self.templates,
                 self.chat,
                 thinking=self.thinking,
-                room=self.max_tokens,
+                room=params.max_tokens,
             )
-            for group in groups
-        ]
+            if not isinstance(prompt, Skipped):
+                prompts[i] = prompt
+        ordinals = params.ordinals or range(len(groups))
+        params = replace(params, ordinals=[ordinals[i] for i in prompts])
+        # Every rank calls the sampler, even without prompts, because it all-gathers sharded weights.
         with self.teachers.weights(role.weights) as policy:
-            sampler = HFSampler(policy, stop_ids=self.chat.stop_ids, decoding=self.decoding, max_rows=self.max_rows)
-            return extend(
-                groups,
-                prompts,
-                source,
-                self.task,
-                sampler,
-                self.chat,
-                count=count,
-                max_tokens=self.max_tokens,
-                thinking=self.thinking,
-                seed=seed,
-                version=version,
-                ordinals=ordinals,
-            )
+            sampler = policy_sampler(policy, self.chat, max_batch_size=self.max_batch_size)
+            sampled = Sampled([*prompts.values()], sampler.sample([*prompts.values()], params), version)
+        # A group's samples share the student's prompt, so that both sides of a pair are scored under the same one.
+        student_prompts = [
+            groups[i].rollouts[0].prompt_ids if groups[i].rollouts else self.prompts([groups[i].example])[0]
+            for i in prompts
+        ]
+        rollouts = dict(
+            zip(prompts, sampled.rollouts(self.chat, source=name, student_prompts=student_prompts), strict=True)
+        )
+        return add_rollouts(self.task, groups, [rollouts.get(i, ()) for i in range(len(groups))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from selfdistill.sampling.base import SamplingParams
 from selfdistill.types import Completion
 
 
@@ -13,33 +14,25 @@ class ScriptedSampler:
     def __init__(self, script: Mapping[tuple[int, ...], Sequence[Completion]]) -> None:
         self.script = script
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        count: int,
-        max_tokens: int,
-        seed: int,
-        ordinals: Sequence[int] | None = None,
-    ) -> list[list[Completion]]:
-        """The first ``count`` prepared completions of each prompt, truncated at ``max_tokens``.
+    def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
+        """The first ``params.count`` prepared completions of each prompt, truncated at ``params.max_tokens``.
 
         Raises:
             KeyError: the script lacks a prompt.
-            ValueError: the script has fewer than ``count`` completions of a prompt.
+            ValueError: the script has fewer than ``params.count`` completions of a prompt.
         """
-        drawn = []
+        sampled = []
         for prompt in prompts:
-            completions = self.script[tuple(prompt)][:count]
-            if len(completions) < count:
+            completions = self.script[tuple(prompt)][: params.count]
+            if len(completions) < params.count:
                 raise ValueError(
-                    f"the script holds {len(completions)} completions for this prompt, {count} were asked for"
+                    f"the script holds {len(completions)} completions for this prompt, {params.count} were asked for"
                 )
-            drawn.append([_cut(completion, max_tokens) for completion in completions])
-        return drawn
+            sampled.append([_truncated(completion, params.max_tokens) for completion in completions])
+        return sampled
 
 
-def _cut(completion: Completion, max_tokens: int) -> Completion:
+def _truncated(completion: Completion, max_tokens: int) -> Completion:
     if len(completion.ids) <= max_tokens:
         return completion
     return Completion(completion.ids[:max_tokens], completion.logprobs[:max_tokens], finished=False)

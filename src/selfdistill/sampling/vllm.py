@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from selfdistill.config.sampler import VLLMConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
 from selfdistill.models.loading import resolve_model
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.hf import Decoding
-from selfdistill.sampling.memory import give_back
-from selfdistill.sampling.requests import by_prompt, completion, padding_rows, parameters, questions
-from selfdistill.sampling.weight_sync import Handover
+from selfdistill.sampling.base import SamplingParams, group_by_prompt
+from selfdistill.sampling.memory import empty_cache
+from selfdistill.sampling.requests import checked_completion, padding_rows, sampling_requests, vllm_params
+from selfdistill.sampling.weight_sync import WeightSync
 from selfdistill.types import Completion
 
-RECEIVER = "selfdistill.sampling.vllm_worker.Receiver"
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Start options of vLLM, under vLLM's own names."""
-
-    dtype: str
-    gpu_memory_utilization: float
-    tensor_parallel_size: int
-    max_model_len: int
-    max_num_seqs: int
-    enforce_eager: bool
+WORKER_EXTENSION = "selfdistill.sampling.vllm_worker.WorkerExtension"
 
 
 def require_vllm() -> None:
@@ -50,23 +38,13 @@ def require_vllm() -> None:
 class VLLMSampler:
     """Samples completions from an engine in a child process, or in this process if vLLM is configured so."""
 
-    def __init__(
-        self,
-        base: str,
-        chat: Chat,
-        *,
-        decoding: Decoding,
-        options: EngineOptions,
-        folder: Path,
-        sleep: bool,
-    ) -> None:
+    def __init__(self, base: str, chat: Chat, config: VLLMConfig, *, dtype: str, folder: Path) -> None:
         """``base`` is the base model of a LoRA adapter. Without an adapter the engine loads the synced weights."""
         self.base = resolve_model(base)
         self.chat = chat
-        self.decoding = decoding
-        self.options = options
-        self.handover = Handover(folder, chat)
-        self.sleep = sleep
+        self.config = config
+        self.dtype = dtype
+        self.weight_sync = WeightSync(folder, chat)
         self.engine: Any = None
         self.adapter: Any = None
         self.asleep = False
@@ -80,9 +58,9 @@ class VLLMSampler:
             SamplerError: the engine cannot be started or cannot load them.
         """
         self.padding = padding_rows(policy)
-        path = self.handover.write(policy, version, world)
+        path = self.weight_sync.write(policy, version, world)
         if self.engine is None or self.asleep:
-            give_back(policy.device)  # the engine is about to take its share
+            empty_cache(policy.device)  # the engine is about to take its share
         try:
             if self.engine is None:
                 self._start(policy, path)
@@ -98,87 +76,75 @@ class VLLMSampler:
             if self.adapter is not None:
                 self.engine.llm_engine.remove_lora(self.adapter.lora_int_id)
             # vLLM caches adapters by number, and 0 is not a valid number.
-            self.adapter = LoRARequest(self.handover.label(version), version + 1, str(path))
-        self.engine.update_weight_version(self.handover.label(version))
+            self.adapter = LoRARequest(self.weight_sync.label(version), version + 1, str(path))
+        self.engine.update_weight_version(self.weight_sync.label(version))
         self.version = version
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        count: int,
-        max_tokens: int,
-        seed: int,
-        ordinals: Sequence[int] | None = None,
-    ) -> list[list[Completion]]:
-        """``count`` completions for every prompt from the weights of the last :meth:`update`.
+    def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
+        """``params.count`` completions for every prompt from the weights of the last :meth:`update`.
 
         Raises:
             SamplerError: the engine stopped a completion too early, or used other weights.
         """
         assert self.version is not None, "an engine is updated before it samples"
-        from vllm import SamplingParams
+        import vllm
 
-        label = self.handover.label(self.version)
-        asked = questions(prompts, count=count, seed=seed, ordinals=ordinals)
-        how = [
-            SamplingParams(
-                **parameters(
-                    self.decoding,
-                    stop_ids=self.chat.stop_ids,
-                    max_tokens=max_tokens,
-                    seed=one.seed,
-                    padding=self.padding,
-                )
+        label = self.weight_sync.label(self.version)
+        requests = sampling_requests(prompts, params)
+        request_params = [
+            vllm.SamplingParams(
+                **vllm_params(params, stop_ids=self.chat.stop_ids, seed=request.seed, padding=self.padding)
             )
-            for one in asked
+            for request in requests
         ]
         # The salt separates the prefix caches of different versions of the weights.
-        shown = [{"prompt_token_ids": list(one.prompt), "cache_salt": label} for one in asked]
-        answers = self.engine.generate(shown, how, use_tqdm=False, lora_request=self.adapter)
-        drawn = [self._completion(answer.outputs[0], label, max_tokens) for answer in answers]
-        if self.sleep:
+        inputs = [{"prompt_token_ids": list(request.prompt), "cache_salt": label} for request in requests]
+        outputs = self.engine.generate(inputs, request_params, use_tqdm=False, lora_request=self.adapter)
+        completions = [self._completion(output.outputs[0], label, params.max_tokens) for output in outputs]
+        if self.config.sleep:
             # Level 1 keeps the adapter's base in CPU memory. Level 2 drops whole weights; the next sync loads them.
             self.engine.sleep(level=1 if self.adapter is not None else 2)
             self.asleep = True
-        return by_prompt(drawn, count)
+        return group_by_prompt(completions, params.count)
 
     def close(self) -> None:
         """Stop the engine and remove the weights written for it."""
         if self.engine is not None:
             self.engine.llm_engine.engine_core.shutdown()
             self.engine = None
-        self.handover.clear()
+        self.weight_sync.clear()
 
     def _completion(self, output: Any, label: str, max_tokens: int) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             raise SamplerError(f"vLLM ended a completion with {output.finish_reason!r}")
         versions = {span.version for span in output.weight_versions}
         if versions != {label}:
-            raise SamplerError(f"vLLM drew from weights {sorted(versions)}, {label} were asked for")
+            raise SamplerError(f"vLLM sampled from weights {sorted(versions)}, {label} were asked for")
         logprobs = [entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True)]
-        return completion(output.token_ids, logprobs, stop_ids=self.chat.stop_ids, max_tokens=max_tokens, engine="vLLM")
+        return checked_completion(
+            output.token_ids, logprobs, stop_ids=self.chat.stop_ids, max_tokens=max_tokens, engine="vLLM"
+        )
 
     def _start(self, policy: Policy, path: Path) -> None:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        if self.sleep and current_platform.is_cpu():
+        if self.config.sleep and current_platform.is_cpu():
             raise SamplerError("sampler.sleep needs a GPU: vLLM's CPU engine cannot sleep")
-        options = self.options
+        config = self.config
         lora: dict[str, Any] = {}
         if policy.is_lora:
             lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(policy)}
         self.engine = LLM(
             model=self.base if policy.is_lora else str(path),
-            dtype=options.dtype,
-            gpu_memory_utilization=options.gpu_memory_utilization,
-            tensor_parallel_size=options.tensor_parallel_size,
-            max_model_len=options.max_model_len,
-            max_num_seqs=options.max_num_seqs,
-            enforce_eager=options.enforce_eager,
-            enable_sleep_mode=self.sleep,
-            worker_extension_cls=RECEIVER,
+            dtype=self.dtype,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            tensor_parallel_size=config.tensor_parallel_size,
+            max_model_len=config.max_model_len or self.chat.window,
+            max_num_seqs=config.max_num_seqs,
+            enforce_eager=config.enforce_eager,
+            enable_sleep_mode=config.sleep,
+            worker_extension_cls=WORKER_EXTENSION,
             logprobs_mode="raw_logprobs",
             # Do not use the model's generation defaults, such as a temperature or a repetition penalty.
             generation_config="vllm",
@@ -195,7 +161,7 @@ class VLLMSampler:
     def _load(self, path: Path) -> None:
         read = self.engine.collective_rpc("receive_weights", args=(str(path),))
         if set(read) != {str(path)}:
-            raise SamplerError(f"vLLM was handed the weights in {path} and read {read}")
+            raise SamplerError(f"vLLM was sent the weights in {path} and read {read}")
 
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -1,4 +1,4 @@
-"""Worker extension of vLLM: ``--worker-extension-cls selfdistill.sampling.vllm_worker.Receiver``.
+"""Worker extension of vLLM: ``--worker-extension-cls selfdistill.sampling.vllm_worker.WorkerExtension``.
 
 vLLM mixes the class into its worker. It imports nothing else of this package, so a server needs only its source.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Receiver:
+class WorkerExtension:
     """Loads new weights from a directory."""
 
     def receive_weights(self, path: str) -> str:

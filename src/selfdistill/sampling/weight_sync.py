@@ -11,7 +11,7 @@ from selfdistill.distributed.world import ALONE, World
 from selfdistill.models.policy import Policy, save_policy
 
 
-class Handover:
+class WeightSync:
     """Writes every version into a folder shared with the engine, and keeps the newest two."""
 
     def __init__(self, folder: Path, chat: Chat) -> None:

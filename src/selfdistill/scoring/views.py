@@ -42,7 +42,7 @@ def build_views(
     it would sample from. ``seed`` orders the texts of contrast contexts.
     """
     result = ViewSet()
-    roles, sources = method.roles(), method.sources()
+    roles, sampling_roles = method.roles(), method.sampling_roles()
     for g, group in enumerate(groups):
         keep = method.keep(group)
         drew = {r.source: r.role_prompt_ids for r in group.rollouts if r.role_prompt_ids is not None}
@@ -58,7 +58,7 @@ def build_views(
                     ids = drew[name]
                 else:
                     known = group.example.fields
-                    if name not in sources:
+                    if name not in sampling_roles:
                         known = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
                     room = len(rollout.completion_ids)
                     ids = role_prompt(role, group.example, known, templates, chat, thinking=thinking, room=room)

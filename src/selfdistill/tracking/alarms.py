@@ -372,8 +372,8 @@ ALARMS: Mapping[str, Rule] = {
     "sampler_gap": Rule(
         "the engine that samples and the learner disagree on the same tokens",
         _sampler,
-        "look whether the engine holds the learner's weights (a CPU server: sampler.receiver), and compare number "
-        "types and kernels; with sampler.overlap lower the learning rate",
+        "look whether the engine holds the learner's weights (a CPU server: sampler.worker_extension), and compare "
+        "number types and kernels; with sampler.overlap lower the learning rate",
     ),
     "teacher_worse": Rule(
         "what the teacher knows does not help",

@@ -25,15 +25,16 @@ from selfdistill.methods import Method, build_method
 from selfdistill.models.compile import check_compiler
 from selfdistill.models.policy import Lora, Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
+from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.build import build_engine
-from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.memory import Rows, to_stderr
-from selfdistill.sampling.prefetch import Drawer
-from selfdistill.sampling.rollouts import Collector, check_sources, fitting, fitting_solutions
+from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
+from selfdistill.sampling.prefetch import Prefetcher
+from selfdistill.sampling.rollouts import RolloutWorker, check_sampling_roles, fitting, fitting_solutions
 from selfdistill.tasks.build import build_task, remarks_on
 from selfdistill.tasks.judging import verify_all
 from selfdistill.training.trainer import Limits, Trainer
-from selfdistill.types import Example, External, Message, Sampler, Skipped, Task
+from selfdistill.types import STUDENT, Example, External, Message, Skipped, Task
 
 DTYPES = ("param_dtype", "reduce_dtype")
 
@@ -50,10 +51,9 @@ class Parts:
     chat: Chat
     teachers: Teachers
     trainer: Trainer
-    collector: Collector
-    sampler: Sampler
-    evaluator: HFSampler
-    drawer: Drawer
+    worker: RolloutWorker
+    prefetcher: Prefetcher | None
+    """None if the learner samples with its own weights."""
     examples: list[Example]
     held_out: list[Example]
     unfit: Counter[str]
@@ -86,7 +86,7 @@ def assemble(
         verify_all(task, [(one, one.fields.get("solution", ""), True) for one in probed])
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
-    check_sources(method, templates, example, name=str(config.method["name"]))
+    check_sampling_roles(method, templates, example, name=str(config.method["name"]))
     check_contexts(method, templates, example, prompts=config.sampling.prompts)
     world, parallel, device = World.current(), build_parallel(config.parallel), parse_device(config.model.device)
     parallel.check(world.size)
@@ -99,7 +99,7 @@ def assemble(
     policy.place(parallel, device)
     examples, held_out, unfit = choose_examples(config, task, method, chat)
     trainer = build_trainer(config, policy, teachers, method, templates, chat)
-    collector, evaluator = build_samplers(config, task, method, templates, policy, chat, teachers, say)
+    worker = build_rollout_worker(config, task, method, templates, policy, chat, teachers, say)
     return Parts(
         config=config,
         task=task,
@@ -109,10 +109,8 @@ def assemble(
         chat=chat,
         teachers=teachers,
         trainer=trainer,
-        collector=collector,
-        sampler=collector.sampler,
-        evaluator=evaluator,
-        drawer=build_drawer(config, collector, policy, folder, say),
+        worker=worker,
+        prefetcher=build_prefetcher(config, worker, policy, folder, say),
         examples=examples,
         held_out=held_out,
         unfit=unfit,
@@ -195,7 +193,7 @@ def build_trainer(
     )
 
 
-def build_samplers(
+def build_rollout_worker(
     config: RunConfig,
     task: Task,
     method: Method,
@@ -204,31 +202,29 @@ def build_samplers(
     chat: Chat,
     teachers: Teachers,
     say: Callable[[str], None],
-) -> tuple[Collector, HFSampler]:
-    """The collector for training rollouts, and the sampler for evaluation."""
+) -> RolloutWorker:
+    """The part that samples and verifies the rollouts of a step. Its sampler also serves evaluation."""
     sampling = config.sampling
     # Rank 0 logs through the run; other ranks report a smaller batch size on stderr.
-    rows = Rows(sampling.max_rows, say if World.current().first else to_stderr)
-    decoding = Decoding(_known(sampling.temperature), _known(sampling.top_p), _known(sampling.top_k))
-    sampler, evaluator = (
-        HFSampler(policy, stop_ids=chat.stop_ids, decoding=how, max_rows=rows)
-        for how in (decoding, Decoding(config.evaluation.temperature))
-    )
-    collector = Collector(
+    limit = BatchSizeLimit(sampling.max_batch_size, say if World.current().first else log_to_stderr)
+    return RolloutWorker(
         task=task,
         method=method,
         templates=templates,
         chat=chat,
-        sampler=sampler,
         teachers=teachers,
-        decoding=decoding,
-        completions=_known(sampling.completions),
-        max_tokens=_known(sampling.max_tokens),
-        max_rows=rows,
+        sampler=policy_sampler(policy, chat, max_batch_size=limit),
+        params=SamplingParams(
+            count=_known(sampling.completions),
+            max_tokens=_known(sampling.max_tokens),
+            temperature=_known(sampling.temperature),
+            top_p=_known(sampling.top_p),
+            top_k=_known(sampling.top_k),
+        ),
+        max_batch_size=limit,
         thinking=sampling.thinking,
         world=World.current(),
     )
-    return collector, evaluator
 
 
 def build_parallel(config: ParallelConfig) -> Parallel:
@@ -243,27 +239,26 @@ def build_parallel(config: ParallelConfig) -> Parallel:
     )
 
 
-def build_drawer(
-    config: RunConfig, collector: Collector, policy: Policy, folder: Path | None, say: Callable[[str], None]
-) -> Drawer:
-    """The source of training rollouts: the learner itself, or the sampling engine of the config."""
+def build_prefetcher(
+    config: RunConfig, worker: RolloutWorker, policy: Policy, folder: Path | None, say: Callable[[str], None]
+) -> Prefetcher | None:
+    """The sampling engine of the config with its prefetcher, or None if the student does not sample with an engine."""
     sampler = config.sampler
     if folder is None or not isinstance(sampler, EngineConfig):
-        return Drawer(collector, policy, None, seed=config.seed)
+        return None
     engine = build_engine(
         sampler,
         policy,
-        collector.chat,
-        collector.decoding,
+        worker.chat,
         model=config.model.path,
         dtype=config.model.dtype,
         folder=folder / "weights",
-        say=say,
-        ranks=collector.world.size,
+        log=say,
+        ranks=worker.world.size,
     )
-    return Drawer(
-        collector, policy, engine, seed=config.seed, overlap=sampler.overlap, max_staleness=sampler.max_staleness
-    )
+    if not worker.method.on_policy or STUDENT not in worker.method.sampling_roles():
+        return None
+    return Prefetcher(engine, policy, worker, sampler, seed=config.seed)
 
 
 def build_teachers(
@@ -332,8 +327,8 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
     for name, role in method.roles().items():
         if role.context is None:
             continue
-        known = dict(example.fields) if name in method.sources() else {**grown, **example.fields}
-        if name not in method.sources() and role.contrast < prompts - 1:
+        known = dict(example.fields) if name in method.sampling_roles() else {**grown, **example.fields}
+        if name not in method.sampling_roles() and role.contrast < prompts - 1:
             known["other_question"] = ""
         shown = apply(templates, role.context, (Message("user", ""),), known)
         if isinstance(shown, Skipped) and "other_question" in str(shown.reason):

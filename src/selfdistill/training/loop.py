@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from selfdistill.config.renamed import with_new_names
 from selfdistill.config.run import RunConfig
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
@@ -18,6 +19,7 @@ from selfdistill.evaluation.evaluate import evaluate
 from selfdistill.files import JsonLines, flatten, write_json
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
+from selfdistill.sampling.base import SamplingParams
 from selfdistill.seeds import batches, derive
 from selfdistill.tracking.alarms import AlarmWatch, Thresholds
 from selfdistill.tracking.progress import Progress
@@ -31,7 +33,7 @@ from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
 PLACES = ("kind", "shards", "activation_checkpointing", "cpu_offload", "timeout")
-CUTS = ("limits.tokens", "limits.elements", "sampling.max_rows")
+CUTS = ("limits.tokens", "limits.elements", "sampling.max_batch_size")
 MAY_CHANGE = ("steps", "checkpoint", "sinks", "stop_on", *CUTS, *(f"parallel.{key}" for key in PLACES))
 """Config keys that a resume may change. They leave past steps as they are and change later ones by rounding at most."""
 
@@ -110,7 +112,8 @@ class Run:
             kept = f"step {at} is kept, and --resume goes on from it" if at else "no step was saved yet"
             raise OutOfMemory(f"{error}; {kept}") from error
         finally:
-            self.parts.drawer.close()
+            if self.parts.prefetcher is not None:
+                self.parts.prefetcher.close()
 
     def _train(self, stop: StopRequest) -> dict[str, Any]:
         parts, config, now = self.parts, self.config, self.counters
@@ -184,14 +187,18 @@ class Run:
             yield epoch_examples(examples, indices, first=step * per_step)
 
     def _collect(self, examples: Sequence[Example], following: Sequence[Example]) -> list[RolloutGroup]:
-        step = self.counters.step + 1
-        try:
-            return self.parts.drawer.groups(step, examples, following if step < self.config.steps else None)
-        except SamplerError:
-            # The weights are fine, only the sampler failed: save the steps since the last checkpoint.
-            if self.counters.step > self.saved_step:
-                self._save(export=True)
-            raise
+        """The verified rollouts of the next step. ``following`` are the examples of the step after it."""
+        step, parts, sampled = self.counters.step + 1, self.parts, None
+        if parts.prefetcher is not None:
+            try:
+                sampled = parts.prefetcher.sample(step, examples, following if step < self.config.steps else None)
+            except SamplerError:
+                # The weights are fine, only the sampler failed: save the steps since the last checkpoint.
+                if self.counters.step > self.saved_step:
+                    self._save(export=True)
+                raise
+        seed = derive(self.config.seed, "sampling", step)
+        return parts.worker.rollout(examples, seed=seed, version=step - 1, sampled=sampled)
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the student, export it if it is the best so far, and log the result; returns the result."""
@@ -200,12 +207,15 @@ class Run:
         result = evaluate(
             parts.held_out,
             parts.task,
-            parts.evaluator,
+            parts.worker.sampler,
             parts.chat,
-            samples=self.config.evaluation.samples,
-            max_tokens=sampling.max_tokens,
+            SamplingParams(
+                count=self.config.evaluation.samples,
+                max_tokens=sampling.max_tokens,
+                temperature=self.config.evaluation.temperature,
+                seed=derive(self.config.seed, "evaluation"),
+            ),
             thinking=sampling.thinking,
-            seed=derive(self.config.seed, "evaluation"),
             world=self.world,
         ).to_json()
         now.latest, now.latest_step = result, now.step
@@ -224,7 +234,7 @@ class Run:
         line = flatten(result.record)
         line["generated"] = generated
         line.update(drawn(groups, STUDENT))
-        for source in self.parts.method.sources():
+        for source in self.parts.method.sampling_roles():
             if source != STUDENT:
                 line.update({f"{source}_{name}": value for name, value in drawn(groups, source).items()})
         line.update(taught(groups, result, needs_rewards=self.parts.method.needs_rewards()))
@@ -267,7 +277,8 @@ class Run:
             if export or not parts.policy.sharded:
                 self._export(folder / "model")
             save_state(folder, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
-            parts.drawer.save(folder)
+            if parts.prefetcher is not None:
+                parts.prefetcher.save(folder)
             if self.world.first:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 counters = {name: getattr(now, name) for name in now.__slots__}
@@ -296,7 +307,8 @@ class Run:
             self.counters = Counters(**stored["counters"])
             self.saved_step = self.counters.step
             load_state(path, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
-            parts.drawer.load(path)
+            if parts.prefetcher is not None:
+                parts.prefetcher.load(path)
             if parts.trainer.state is not None:
                 parts.trainer.state.load_state_dict(stored["method"])
             self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
@@ -366,7 +378,7 @@ def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[s
     Raises:
         CheckpointError: names the first key that differs.
     """
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored = with_new_names(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     ours = json.loads(json.dumps(config.model_dump()))
     # A table missing from the stored config is newer than the run; the run behaved as the defaults do.
     defaults = json.loads(json.dumps(RunConfig(method={}).model_dump()))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfdistill.config.renamed import with_new_names
 from selfdistill.config.run import RunConfig, apply_overrides, parse_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError, ConfigError, DataError
@@ -105,12 +106,14 @@ def config_for(
             raise ConfigError(
                 f"{model} is no run folder, so it names no task: add --task, for example --task countdown"
             )
-        run = read_object(Path(model) / "config.json")
+        run = with_new_names(read_object(Path(model) / "config.json"))
         if "task" not in run:
             raise DataError(f"{model} is no run folder: its config.json is missing or names no task")
         raw.update({key: run[key] for key in ("task", "reward", "contexts") if key in run})
         sampling = run.get("sampling", {})
-        raw["sampling"] = {key: sampling[key] for key in ("max_tokens", "thinking", "max_rows") if key in sampling}
+        raw["sampling"] = {
+            key: sampling[key] for key in ("max_tokens", "thinking", "max_batch_size") if key in sampling
+        }
     else:
         raw["task"] = {"kind": task} if isinstance(task, str) else dict(task)
     apply_overrides(raw, overrides)

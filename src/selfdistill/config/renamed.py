@@ -1,0 +1,19 @@
+"""Config keys that have a new name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {"sampling.max_rows": "sampling.max_batch_size", "sampler.receiver": "sampler.worker_extension"}
+"""Keys of earlier versions and their new names. A config with an old key is refused with the new name."""
+
+
+def with_new_names(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a run's ``config.json`` with the keys of earlier versions under their new names."""
+    renamed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    for old, new in RENAMED.items():
+        room, _, key = old.partition(".")
+        if isinstance(renamed.get(room), dict) and key in renamed[room]:
+            renamed[room][new.partition(".")[2]] = renamed[room].pop(key)
+    return renamed
