@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from selfdistill.config.run import load_config
-from selfdistill.sampling.rollouts import collect
+from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.training.build import Parts, assemble
 from selfdistill.training.clock import Clock
 from selfdistill.training.trainer import StepResult
-from selfdistill.types import Completion, RolloutGroup, Sampler
+from selfdistill.types import Completion, RolloutGroup
 from workload import (
     CONFIG,
     FixedFeedback,
@@ -36,18 +38,10 @@ class TimedSampler:
         self.sampler = sampler
         self.phases = phases
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        count: int,
-        max_tokens: int,
-        seed: int,
-        ordinals: Sequence[int] | None = None,
-    ) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
         """The sampler's own."""
         with self.phases.phase("generation"):
-            return self.sampler.sample(prompts, count=count, max_tokens=max_tokens, seed=seed, ordinals=ordinals)
+            return self.sampler.sample(prompts, params)
 
 
 def build(workload: Workload) -> Parts:
@@ -60,17 +54,14 @@ def one_step(parts: Parts, task: FixedFeedback, workload: Workload, step: int) -
     examples = examples_of_step(parts.examples, workload, step)
     timer, clock = StepTimer(), Clock()
     with timer.phases.phase("views"):
-        groups = collect(
-            examples,
-            task,
-            TimedSampler(parts.sampler, timer.phases),
-            parts.chat,
+        params = replace(
+            parts.worker.params,
             count=workload.completions,
             max_tokens=workload.max_tokens,
-            thinking=None,
             seed=derive(workload.seed, "sampling", step),
-            version=step,
         )
+        sampler = TimedSampler(parts.worker.sampler, timer.phases)
+        groups = sample_and_verify(examples, task, sampler, parts.chat, params)
     result = parts.trainer.step(groups, step=step + 1, clock=clock)
     for name, seconds in clock.seconds.items():
         timer.phases.seconds[name] = timer.phases.seconds.get(name, 0.0) + seconds

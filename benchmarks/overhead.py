@@ -35,7 +35,7 @@ from processes import origin, say, write
 from selfdistill.config.run import load_config
 from selfdistill.methods import METHODS
 from selfdistill.sampling.hf import HFSampler
-from selfdistill.sampling.rollouts import Collector
+from selfdistill.sampling.rollouts import RolloutWorker
 from selfdistill.seeds import derive
 from selfdistill.training.build import Parts, assemble
 from selfdistill.training.clock import Clock
@@ -65,7 +65,7 @@ class Arm:
     """A method ready to make steps."""
 
     parts: Parts
-    collector: Collector
+    worker: RolloutWorker
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -104,7 +104,7 @@ def model_of(case: str) -> Iterator[str]:
 
 def build(method: str, case: str, model: str, options: argparse.Namespace) -> Arm:
     """The shipped config of a method with weights that stand still."""
-    sources = len(METHODS[method]().sources())
+    sources = len(METHODS[method]().sampling_roles())
     pairs = {
         "model.path": model,
         "seed": options.seed,
@@ -117,10 +117,10 @@ def build(method: str, case: str, model: str, options: argparse.Namespace) -> Ar
     parts = assemble(
         load_config(f"countdown-{method.replace('_', '-')}", [f"{key}={value}" for key, value in pairs.items()])
     )
-    if case != "short" and isinstance(parts.collector.sampler, HFSampler):
-        parts.collector.sampler.stop_ids = ()
+    if case != "short" and isinstance(parts.worker.sampler, HFSampler):
+        parts.worker.sampler.stop_ids = ()
         parts.chat.stop_ids = ()
-    return Arm(parts, replace(parts.collector, task=FixedFeedback(parts.task)))
+    return Arm(parts, replace(parts.worker, task=FixedFeedback(parts.task)))
 
 
 def one_step(arm: Arm, options: argparse.Namespace, number: int) -> StepSample:
@@ -129,9 +129,9 @@ def one_step(arm: Arm, options: argparse.Namespace, number: int) -> StepSample:
     examples = [arm.parts.examples[(first + i) % len(arm.parts.examples)] for i in range(options.prompts)]
     timer, clock = StepTimer(), Clock()
     with timer.phases.phase("views"):
-        sampler = TimedSampler(arm.collector.sampler, timer.phases)
-        collector = replace(arm.collector, sampler=sampler)
-        groups = collector.groups(examples, seed=derive(options.seed, "sampling", number), version=number)
+        sampler = TimedSampler(arm.worker.sampler, timer.phases)
+        worker = replace(arm.worker, sampler=sampler)
+        groups = worker.rollout(examples, seed=derive(options.seed, "sampling", number), version=number)
     result = arm.parts.trainer.step(groups, step=number + 1, clock=clock)
     for name, seconds in clock.seconds.items():
         timer.phases.seconds[name] = timer.phases.seconds.get(name, 0.0) + seconds
@@ -165,7 +165,7 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, list[StepSample
 
 def alike(samples: Mapping[str, StepSample]) -> dict[str, StepSample]:
     """A round's steps by method, with one time of sampling for all whose completions are the student's alone."""
-    same = [name for name in samples if set(METHODS[name]().sources()) == {STUDENT}]
+    same = [name for name in samples if set(METHODS[name]().sampling_roles()) == {STUDENT}]
     drawn = {(samples[name].work["completions"], samples[name].work["completion tokens"]) for name in same}
     if len(drawn) > 1:
         raise SystemExit(f"methods drew differently from the same seed: {drawn}")

@@ -23,7 +23,8 @@ from random_model import random_model
 from selfdistill.models.check import allow_packing
 from selfdistill.models.head import SliceJob
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import HFSampler
 from selfdistill.scoring.batching import collate
 from selfdistill.types import STUDENT, View
 from sizing import FLOAT32, Device, Shape, Work, sampling_seconds, training_seconds
@@ -86,8 +87,8 @@ def update(policy: Policy, views: list[View]) -> None:
 
 def draw(policy: Policy, views: list[View]) -> None:
     """Completions that never stop."""
-    sampler = HFSampler(policy, stop_ids=(), decoding=Decoding(), max_rows=len(views))
-    sampler.sample([view.prompts[STUDENT] for view in views], count=1, max_tokens=DRAWN.completion, seed=0)
+    sampler = HFSampler(policy, stop_ids=(), max_batch_size=len(views))
+    sampler.sample([view.prompts[STUDENT] for view in views], SamplingParams(count=1, max_tokens=DRAWN.completion))
 
 
 def measure() -> dict[str, Any]:

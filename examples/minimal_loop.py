@@ -45,7 +45,7 @@ def main(steps: int, prompts_per_step: int = 8) -> sd.Policy:
         first = step * prompts_per_step
         batch = [examples[i % len(examples)] for i in range(first, first + prompts_per_step)]
         prompts = [chat.encode(example.prompt) for example in batch]
-        groups = sampler.sample(prompts, count=COMPLETIONS, max_tokens=MAX_TOKENS, seed=step)
+        groups = sampler.sample(prompts, sd.SamplingParams(count=COMPLETIONS, max_tokens=MAX_TOKENS, seed=step))
 
         # 2. Verify, and compare within the group.
         verdicts = [

@@ -24,12 +24,13 @@ from selfdistill.inspection.credit import look, plan
 from selfdistill.inspection.files import Slides, prepare
 from selfdistill.methods import build_method
 from selfdistill.objectives import preference_loss, preference_margin
-from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.rollouts import collect, extend, from_solutions
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.rollouts import Sampled, add_rollouts, from_solutions, sample_and_verify
 from selfdistill.tasks.build import build_task
 from selfdistill.training.build import build_policy
 from selfdistill.training.run_folder import config_for
-from selfdistill.types import Role, RolloutGroup
+from selfdistill.types import Role, RolloutGroup, Skipped
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")
@@ -51,10 +52,7 @@ class Bench:
         self.templates = load_templates(self.task.contexts)
         self.policy, self.chat = build_policy(config.model, seed=config.seed)
         self.examples = self.task.examples("train")[:PROBLEMS]
-
-    def sampler(self) -> HFSampler:
-        """At temperature 1."""
-        return HFSampler(self.policy, stop_ids=self.chat.stop_ids, decoding=Decoding(1.0), max_rows=512)
+        self.sampler = policy_sampler(self.policy, self.chat)
 
     def slides(self, groups: Sequence[RolloutGroup], methods: Sequence[str]) -> Slides:
         """What the microscope sees of some groups, u under the solution first."""
@@ -66,25 +64,25 @@ class Bench:
         return prepare(found, self.chat, load_classes(None))
 
     def students(self) -> list[RolloutGroup]:
-        """Completions that the student draws."""
-        return collect(
-            self.examples, self.task, self.sampler(), self.chat,
-            count=SAMPLES, max_tokens=256, thinking=None, seed=SEED, version=0,
-        )  # fmt: skip
+        """Completions that the student samples."""
+        params = SamplingParams(count=SAMPLES, max_tokens=256, seed=SEED)
+        return sample_and_verify(self.examples, self.task, self.sampler, self.chat, params)
 
     def teachers(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-        """Completions of the same problems that the teacher draws, its solution in sight."""
-        prompts = [
-            role_prompt(
-                Role(TEACHER), one.example, one.example.fields, self.templates, self.chat, thinking=None, room=256
+        """Completions of the same problems that the teacher samples from the context with the solution."""
+        prompts = []
+        for group in groups:
+            prompt = role_prompt(
+                Role(TEACHER), group.example, group.example.fields, self.templates, self.chat, thinking=None, room=256
             )
-            for one in groups
-        ]
-        bare = [RolloutGroup(one.example, (), ()) for one in groups]
-        return extend(
-            bare, prompts, "teacher", self.task, self.sampler(), self.chat,
-            count=SAMPLES, max_tokens=256, thinking=None, seed=SEED + 1, version=0,
-        )  # fmt: skip
+            assert not isinstance(prompt, Skipped), prompt
+            prompts.append(prompt)
+        params = SamplingParams(count=SAMPLES, max_tokens=256, seed=SEED + 1)
+        sampled = Sampled(prompts, self.sampler.sample(prompts, params))
+        students = [self.chat.encode(group.example.prompt) for group in groups]
+        empty = [RolloutGroup(group.example, (), ()) for group in groups]
+        rollouts = sampled.rollouts(self.chat, source="teacher", student_prompts=students)
+        return add_rollouts(self.task, empty, rollouts)
 
 
 def parts_of(slides: Slides, values: Numbers) -> list[Numbers]:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -18,19 +18,22 @@ from typing import IO
 import pytest
 import torch
 
+from selfdistill.config.sampler import ServerConfig, VLLMConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Lora, Policy, load_policy
-from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.requests import Engine
-from selfdistill.sampling.server import ServedSampler, ServerOptions
-from selfdistill.sampling.vllm import RECEIVER, EngineOptions, VLLMSampler
+from selfdistill.sampling.server import ServerSampler
+from selfdistill.sampling.vllm import WORKER_EXTENSION, VLLMSampler
 from selfdistill.types import Completion
 from support.runs import lines, open_run, recorder, tiny_run
 from support.tiny import save_tiny_model
 
 PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40] * 20, [20, 21, 22])
 WINDOW = 64
+ENGINE = VLLMConfig(kind="vllm", gpu_memory_utilization=0.1, max_model_len=WINDOW, max_num_seqs=32, enforce_eager=True)
 LORA = Lora(rank=4, alpha=8)
 # The adapter first: new weights replace the base that it belongs to.
 WEIGHTS = pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "all weights"])
@@ -60,7 +63,7 @@ class Server:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
         command += ["--max-model-len", str(WINDOW), "--gpu-memory-utilization", "0.1", "--enable-scale-out"]
-        command += ["--enable-lora", "--max-lora-rank", "8", "--worker-extension-cls", RECEIVER]
+        command += ["--enable-lora", "--max-lora-rank", "8", "--worker-extension-cls", WORKER_EXTENSION]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
 
     def wait(self) -> None:
@@ -112,8 +115,8 @@ def move(policy: Policy, seed: int) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def greedy(engine: Engine | HFSampler) -> list[list[Completion]]:
-    return engine.sample(PROMPTS, count=2, max_tokens=12, seed=3)
+def greedy(engine: Sampler) -> list[list[Completion]]:
+    return engine.sample(PROMPTS, SamplingParams(count=2, max_tokens=12, temperature=0.0, seed=3))
 
 
 def ids(drawn: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
@@ -122,7 +125,7 @@ def ids(drawn: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
 
 def check_against_transformers(engine: Engine, policy: Policy, chat: Chat) -> None:
     """Through three versions of the weights: the same tokens, and log-probabilities to rounding."""
-    own = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(0.0), max_rows=64)
+    own = policy_sampler(policy, chat, max_batch_size=64)
     said = []
     for version in range(3):
         engine.update(policy, version)
@@ -138,10 +141,11 @@ def check_against_transformers(engine: Engine, policy: Policy, chat: Chat) -> No
 
 def check_seeds(engine: Engine) -> None:
     """What is drawn follows from the seed and the place of prompt and completion, not from the company."""
-    whole = ids(engine.sample(PROMPTS, count=3, max_tokens=12, seed=5))
-    assert ids(engine.sample(PROMPTS, count=3, max_tokens=12, seed=5)) == whole
-    assert ids(engine.sample(PROMPTS, count=3, max_tokens=12, seed=6)) != whole
-    alone = engine.sample([PROMPTS[3], PROMPTS[1]], count=3, max_tokens=12, seed=5, ordinals=[3, 1])
+    params = SamplingParams(count=3, max_tokens=12, seed=5)
+    whole = ids(engine.sample(PROMPTS, params))
+    assert ids(engine.sample(PROMPTS, params)) == whole
+    assert ids(engine.sample(PROMPTS, replace(params, seed=6))) != whole
+    alone = engine.sample([PROMPTS[3], PROMPTS[1]], replace(params, ordinals=[3, 1]))
     assert ids(alone) == [whole[3], whole[1]]
     assert len({one for row in whole for one in row}) == 12
 
@@ -149,48 +153,42 @@ def check_seeds(engine: Engine) -> None:
 @WEIGHTS
 def test_an_engine_of_the_runs_own(lora: Lora | None, model: Path, tmp_path: Path) -> None:
     policy, chat = load(model, lora)
-    options = EngineOptions("float32", 0.1, 1, WINDOW, 32, enforce_eager=True)
-    engine = VLLMSampler(
-        str(model), chat, decoding=Decoding(0.0), options=options, folder=tmp_path / "weights", sleep=False
-    )
+    engine = VLLMSampler(str(model), chat, ENGINE, dtype="float32", folder=tmp_path / "weights")
     try:
         check_against_transformers(engine, policy, chat)
-        engine.decoding = Decoding()
         check_seeds(engine)
         with pytest.raises(SamplerError, match=r"cut a completion after \d+ of 50 tokens: its max_model_len must hold"):
-            engine.sample([[40] * 40], count=8, max_tokens=50, seed=0)
+            engine.sample([[40] * 40], SamplingParams(count=8, max_tokens=50))
     finally:
         engine.close()
 
 
 def test_sleep_is_refused_where_the_engine_cannot(model: Path, tmp_path: Path) -> None:
     policy, chat = load(model, None)
-    options = EngineOptions("float32", 0.1, 1, WINDOW, 32, enforce_eager=True)
-    engine = VLLMSampler(str(model), chat, decoding=Decoding(), options=options, folder=tmp_path, sleep=True)
+    sleeping = ENGINE.model_copy(update={"sleep": True})
+    engine = VLLMSampler(str(model), chat, sleeping, dtype="float32", folder=tmp_path)
     with pytest.raises(SamplerError, match="needs a GPU: vLLM's CPU engine cannot sleep"):
         engine.update(policy, 0)
 
 
-def served(servers: Sequence[Server], chat: Chat, folder: Path, said: list[str], decoding: Decoding) -> ServedSampler:
-    urls = tuple(server.url for server in servers)
-    options = ServerOptions(urls=urls, receiver=True, timeout=300.0, retries=2, wait=0.1, concurrency=8, sleep=False)
-    return ServedSampler(chat, decoding=decoding, options=options, folder=folder, say=said.append)
+def served(servers: Sequence[Server], chat: Chat, folder: Path, said: list[str]) -> ServerSampler:
+    urls = [server.url for server in servers]
+    config = ServerConfig(kind="server", urls=urls, timeout=300.0, retries=2, wait=0.1, concurrency=8)
+    return ServerSampler(chat, config, folder=folder, log=said.append)
 
 
 @WEIGHTS
 def test_two_servers(lora: Lora | None, servers: list[Server], model: Path, tmp_path: Path) -> None:
     policy, chat = load(model, lora)
     said: list[str] = []
-    engine = served(servers, chat, tmp_path / "weights", said, Decoding(0.0))
+    engine = served(servers, chat, tmp_path / "weights", said)
     check_against_transformers(engine, policy, chat)
-    engine.decoding = Decoding()
     check_seeds(engine)
-    one = served(servers[:1], chat, tmp_path / "weights", said, Decoding())
+    one = served(servers[:1], chat, tmp_path / "weights", said)
     one.update(policy, 9)
     engine.update(policy, 9)
-    assert ids(one.sample(PROMPTS, count=2, max_tokens=12, seed=1)) == ids(
-        engine.sample(PROMPTS, count=2, max_tokens=12, seed=1)
-    )
+    params = SamplingParams(count=2, max_tokens=12, seed=1)
+    assert ids(one.sample(PROMPTS, params)) == ids(engine.sample(PROMPTS, params))
     assert said == []
 
 
@@ -213,7 +211,7 @@ def test_a_dead_server_is_one_sentence_and_the_step_is_drawn_again(
 ) -> None:
     policy, chat = load(model, None)
     said: list[str] = []
-    engine = served(servers, chat, tmp_path / "weights", said, Decoding(0.0))
+    engine = served(servers, chat, tmp_path / "weights", said)
     engine.update(policy, 0)
     whole = ids(greedy(engine))
     servers[0].kill()

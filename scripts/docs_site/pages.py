@@ -80,7 +80,7 @@ def methods_table() -> str:
     for name, kind in METHODS.items():
         method = kind.model_validate({})
         shown = [f"`{role.context or 'student'}` ({weights_word(role.weights)})" for role in method.roles().values()]
-        drawn = " and ".join(method.sources()) if method.on_policy else "nobody: the data's responses"
+        drawn = " and ".join(method.sampling_roles()) if method.on_policy else "nobody: the data's responses"
         rewards = "yes" if method.needs_rewards() else "no"
         rows.append(f"| [`{name}`]({name}.md) | {', '.join(shown) or '–'} | {rewards} | {drawn} |")
     return _rows(

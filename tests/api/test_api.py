@@ -424,7 +424,7 @@ WRONG: dict[str, tuple[Callable[[tuple[sd.Policy, sd.Chat]], object], str]] = {
     "prompt": (lambda m: sd.rollout(*m, None, [[{"text": "a"}]]), "prompt 1 is neither a text nor a list of messages"),
     "too long": (lambda m: sd.rollout(*m, None, ["1", "1 " * 300]), "1 of 2 prompts leave no room for"),
     "count": (lambda m: sd.rollout(*m, None, ["1"], completions=0), "completions must be a whole number of at least 1"),
-    "top_p": (lambda m: sd.rollout(*m, None, ["1"], top_p=0), "top_p above 0"),
+    "top_p": (lambda m: sd.rollout(*m, None, ["1"], top_p=0), "top_p must be a number above 0"),
     "no groups": (lambda m: sd.score(*m, ["1"], contexts=[]), "prompts together with completions="),
     "too few": (lambda m: sd.score(*m, ["1", "2"], completions=["1"], contexts=[]), "each of the 2 prompts, got 1"),
     "context": (lambda m: sd.score(*m, ["1"], completions=["1"], contexts=["sol"]), "unknown context 'sol'; known: "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from selfdistill.cli.app import main
 from selfdistill.errors import ModelError
 from selfdistill.evaluation.teacher_gap import Lesson, lesson_of
 from selfdistill.models.policy import load_external
-from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.training.build import assemble
 from selfdistill.types import Role, Skipped
@@ -31,7 +34,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(model: Path, role: Role, method: Any = "opsd") -> Lesson:
     parts = assemble(tiny_run(model, method))
-    lesson = lesson_of(role, parts.collector, parts.examples[:4], samples=3, seed=1, max_tokens=200)
+    lesson = lesson_of(role, parts.worker, parts.examples[:4], samples=3, seed=1, max_tokens=200)
     assert isinstance(lesson, Lesson)
     return lesson
 
@@ -54,9 +57,11 @@ def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) 
     plain = ("sampling.temperature=1", "sampling.top_p=1", "sampling.top_k=0")
     parts = assemble(tiny_run(model, "opsd", *plain))
     examples = parts.examples[:2]
-    lesson = lesson_of(Role("solution", "frozen"), parts.collector, examples, samples=2, seed=1, max_tokens=1)
+    lesson = lesson_of(Role("solution", "frozen"), parts.worker, examples, samples=2, seed=1, max_tokens=1)
     assert isinstance(lesson, Lesson)
-    groups = parts.collector.student_groups(examples, count=2, seed=derive(1, "student"), version=0)
+    params = SamplingParams(count=2, max_tokens=parts.worker.params.max_tokens, seed=derive(1, "student"))
+    sampler = policy_sampler(parts.policy, parts.chat)
+    groups = sample_and_verify(examples, parts.task, sampler, parts.chat, params)
     prompts, pairs = [], []
     for group in groups:
         text = group.example.prompt[-1].content
@@ -65,8 +70,7 @@ def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) 
         for rollout in group.rollouts:
             prompts.append(tuple(prompt["input_ids"]))
             pairs.append((rollout.prompt_ids, rollout.completion_ids))
-    sampler = HFSampler(parts.policy, stop_ids=parts.chat.stop_ids, decoding=Decoding(), max_rows=512)
-    drawn = sampler.sample(prompts, count=1, max_tokens=parts.collector.max_tokens, seed=derive(1, "teacher"))
+    drawn = sampler.sample(prompts, replace(params, count=1, seed=derive(1, "teacher")))
     taught = [(own, completion.ids) for (own, _), [completion] in zip(pairs, drawn, strict=True)]
     for sign, side, shift, per_token in (
         (1.0, pairs, lesson.shift_on_student, lesson.per_token_on_student),
@@ -86,7 +90,7 @@ def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) 
 def test_a_context_that_nothing_can_fill_is_said(model: Path) -> None:
     parts = assemble(tiny_run(model, "opsd", "reward=support.rewards:never"))
     role = Role("sibling", "frozen")
-    lesson = lesson_of(role, parts.collector, parts.examples[:2], samples=2, seed=1, max_tokens=200)
+    lesson = lesson_of(role, parts.worker, parts.examples[:2], samples=2, seed=1, max_tokens=200)
     assert lesson == Skipped("4 × context sibling: no sibling")
 
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 NAMES = (
     "Message Example Verdict Completion Rollout RolloutGroup View Scores TokenSlice Role Task Sampler "
     "RunConfig load_config Policy load_policy save_policy Chat Template load_templates load_task HFSampler "
-    "ScriptedSampler rollout score Method METHODS build_method Trainer train evaluate inspect compare UserError "
-    "objectives"
+    "ScriptedSampler SamplingParams rollout score Method METHODS build_method Trainer train evaluate inspect compare "
+    "UserError objectives"
 ).split()
 SOURCE = ast.parse((ROOT / "src" / "selfdistill" / "__init__.py").read_text(encoding="utf-8"))
 

@@ -433,7 +433,7 @@ def test_rewards_tilt_the_teachers_samples(length: str) -> None:
     assert told.tolist() == pytest.approx(expected, rel=1e-12)
     assert method.loss(tokens(tilt=[0.5], said=[1])).tolist() == pytest.approx([-0.5 * LN(0.3)])
     assert list(method.keep(drawn(("teacher", 1.0), ("teacher", None)))) == [True, False]
-    assert (method.sources(), method.beforehand()) == (("teacher",), ("teacher",))
+    assert (method.sampling_roles(), method.beforehand()) == (("teacher",), ("teacher",))
 
 
 # --- what a method declares ------------------------------------------------------------------------------------------

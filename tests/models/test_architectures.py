@@ -20,7 +20,8 @@ from selfdistill.methods import build_method
 from selfdistill.models.architecture import cache_argument
 from selfdistill.models.head import SliceJob
 from selfdistill.models.policy import Policy, load_external, load_policy
-from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import HFSampler
 from selfdistill.scoring.batching import collate
 from selfdistill.types import STUDENT, Message, View
 from support.engine import token_logprobs
@@ -283,8 +284,8 @@ def off_the_whole_model(policy: Policy) -> float:
 
     Prompts of unequal length stand in one batch, and completions end at different times.
     """
-    sampler = HFSampler(policy, stop_ids=[STOP, *range(8, 90, 9)], decoding=Decoding(), max_rows=512)
-    drawn = sampler.sample(PROMPTS, count=3, max_tokens=20, seed=9)
+    sampler = HFSampler(policy, stop_ids=[STOP, *range(8, 90, 9)])
+    drawn = sampler.sample(PROMPTS, SamplingParams(count=3, max_tokens=20, seed=9))
     assert len({len(one.ids) for row in drawn for one in row}) > 3
     apart = [
         (torch.tensor(one.logprobs) - token_logprobs(policy.causal_lm, prompt, one.ids, policy.real_vocabulary)).abs()
@@ -500,7 +501,7 @@ def test_a_student_that_does_not_think_under_a_teacher_that_does(tmp_path: Path)
     )
     run = open_run(config, tmp_path / "run")
     run.train(recorder(run).stop)
-    groups = run.parts.collector.groups(run.parts.examples[:1], seed=0, version=0)
+    groups = run.parts.worker.rollout(run.parts.examples[:1], seed=0, version=0)
     view = run.parts.trainer.views(groups, step=1).views[0]
     shown = {role: run.parts.chat.tokenizer.decode(ids).split() for role, ids in view.prompts.items()}
     assert shown["student"][-2:] == ["<think>", "</think>"]

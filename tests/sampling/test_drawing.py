@@ -14,7 +14,6 @@ from selfdistill.config.sampler import VLLMConfig
 from selfdistill.errors import CheckpointError, ConfigError, SamplerError, TrainingError
 from selfdistill.models.policy import load_policy
 from selfdistill.sampling.build import build_engine
-from selfdistill.sampling.hf import Decoding
 from support.fake_vllm import FakeVLLM, serving
 from support.ranks import WholeRun, run_cases
 from support.runs import STEPS, lines, metrics, open_run, outcome, recorder, tiny_run, train
@@ -117,11 +116,12 @@ def test_a_dead_server_ends_the_run_in_one_sentence_and_loses_nothing(
 
 def test_completions_older_than_allowed_are_refused(model: Path, fake: FakeVLLM, tmp_path: Path) -> None:
     run = open_run(served(model, fake, "grpo", "sampler.overlap=true"), tmp_path)
-    run.parts.drawer.max_staleness = 0
+    assert run.parts.prefetcher is not None
+    run.parts.prefetcher.config = run.parts.prefetcher.config.model_copy(update={"max_staleness": 0})
     with pytest.raises(TrainingError) as error:
         run.train(recorder(run).stop)
     assert str(error.value) == (
-        "step 2: its completions were drawn by the weights of version 0, 1 updates ago; sampler.max_staleness is 0"
+        "step 2: its completions were sampled by the weights of version 0, 1 updates ago; sampler.max_staleness is 0"
     )
 
 
@@ -166,11 +166,10 @@ def test_an_engine_of_its_own_is_refused_to_a_run_of_several_processes(
             VLLMConfig(kind="vllm"),
             policy,
             chat,
-            Decoding(),
             model=str(model),
             dtype="float32",
             folder=tmp_path,
-            say=print,
+            log=print,
             ranks=2,
         )
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from selfdistill.config.sampler import ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Lora, Policy, load_policy
-from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.server import ServedSampler, ServerOptions
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import HFSampler
+from selfdistill.sampling.server import ServerSampler
 from selfdistill.seeds import derive
 from selfdistill.types import Completion
 from support.fake_vllm import FakeVLLM, fresh_folder, serving
 from support.tiny import STOP
 
 PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40], [20, 21, 22])
-OPTIONS = ServerOptions(urls=(), receiver=True, timeout=60.0, retries=3, wait=0.0, concurrency=3, sleep=False)
+PARAMS = SamplingParams(count=2, max_tokens=9, seed=3)
+GREEDY = replace(PARAMS, temperature=0.0)
 
 
 @pytest.fixture
@@ -35,31 +39,30 @@ def three() -> Iterator[list[FakeVLLM]]:
         yield fakes
 
 
-Make = Callable[..., ServedSampler]
+Make = Callable[..., ServerSampler]
 
 
 @pytest.fixture
 def make(student: tuple[Policy, Chat], tmp_path: Path) -> Make:
-    def made(fakes: Sequence[FakeVLLM], *, decoding: Decoding | None = None, **changes: object) -> ServedSampler:
-        options = replace(OPTIONS, urls=tuple(fake.url for fake in fakes), **changes)  # type: ignore[arg-type]
+    def made(fakes: Sequence[FakeVLLM], **settings: Any) -> ServerSampler:
+        given = {"timeout": 60.0, "retries": 3, "wait": 0.0, "concurrency": 3, **settings}
+        config = ServerConfig(kind="server", urls=[fake.url for fake in fakes], **given)
         said: list[str] = []
-        sampler = ServedSampler(
-            student[1], decoding=decoding or Decoding(), options=options, folder=tmp_path / "weights", say=said.append
-        )
+        sampler = ServerSampler(student[1], config, folder=tmp_path / "weights", log=said.append)
         sampler.said = said  # type: ignore[attr-defined]
         return sampler
 
     return made
 
 
-def draw(sampler: ServedSampler, *, seed: int = 3, ordinals: Sequence[int] | None = None) -> list[list[Completion]]:
-    shown = PROMPTS if ordinals is None else [PROMPTS[place] for place in ordinals]
-    return sampler.sample(shown, count=2, max_tokens=9, seed=seed, ordinals=ordinals)
+def draw(sampler: ServerSampler, params: SamplingParams = PARAMS) -> list[list[Completion]]:
+    ordinals = range(len(PROMPTS)) if params.ordinals is None else params.ordinals
+    return sampler.sample([PROMPTS[ordinal] for ordinal in ordinals], params)
 
 
 def greedy(policy: Policy) -> list[list[tuple[int, ...]]]:
-    sampler = HFSampler(policy, stop_ids=[STOP], decoding=Decoding(0.0), max_rows=64)
-    return [[one.ids for one in row] for row in sampler.sample(PROMPTS, count=2, max_tokens=9, seed=0)]
+    sampler = HFSampler(policy, stop_ids=[STOP], max_batch_size=64)
+    return [[completion.ids for completion in row] for row in sampler.sample(PROMPTS, GREEDY)]
 
 
 def move(policy: Policy, seed: int) -> None:
@@ -91,16 +94,16 @@ def test_a_share_of_the_prompts_gets_what_it_gets_among_all(
     sampler = make(three)
     sampler.update(student[0], 0)
     whole = draw(sampler)
-    assert draw(sampler, ordinals=[3, 1]) == [whole[3], whole[1]]
-    assert draw(sampler, seed=4) != whole
+    assert draw(sampler, replace(PARAMS, ordinals=[3, 1])) == [whole[3], whole[1]]
+    assert draw(sampler, replace(PARAMS, seed=4)) != whole
 
 
 def test_a_request_says_everything_that_a_server_could_have_other_ideas_about(
     make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
 ) -> None:
-    sampler = make(three[:1], decoding=Decoding(0.7, 0.9, 5), concurrency=1)
+    sampler = make(three[:1], concurrency=1)
     sampler.update(student[0], 4)
-    draw(sampler)
+    draw(sampler, replace(PARAMS, temperature=0.7, top_p=0.9, top_k=5))
     first, second, *_ = three[0].bodies
     assert first["token_ids"] == PROMPTS[0]
     assert (first["model"], first["cache_salt"]) == (None, three[0].version)
@@ -128,16 +131,16 @@ def test_a_request_says_everything_that_a_server_could_have_other_ideas_about(
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4)])
-@pytest.mark.parametrize("receiver", [True, False])
+@pytest.mark.parametrize("worker_extension", [True, False])
 def test_after_an_update_every_server_draws_from_the_new_weights(
-    lora: Lora | None, receiver: bool, make: Make, three: list[FakeVLLM], model: Path, tmp_path: Path
+    lora: Lora | None, worker_extension: bool, make: Make, three: list[FakeVLLM], model: Path, tmp_path: Path
 ) -> None:
     policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=lora)
-    sampler = make(three, decoding=Decoding(0.0), receiver=receiver)
+    sampler = make(three, worker_extension=worker_extension)
     seen = []
     for version in range(3):
         sampler.update(policy, version)
-        seen.append([[one.ids for one in row] for row in draw(sampler)])
+        seen.append([[one.ids for one in row] for row in draw(sampler, GREEDY)])
         assert seen[-1] == greedy(policy)
         move(policy, version)
     assert seen[0] != seen[1] != seen[2]
@@ -153,13 +156,13 @@ def test_servers_sleep_between_their_turns(
 ) -> None:
     fake = three[0]
     monkeypatch.setattr(
-        "selfdistill.sampling.server.give_back", lambda device: fake.calls.append("the learner gives memory back")
+        "selfdistill.sampling.server.empty_cache", lambda device: fake.calls.append("the learner gives memory back")
     )
     sampler = make([fake], sleep=True, concurrency=1)
     for version in range(2):
         fake.calls.clear()
         sampler.update(student[0], version)
-        sampler.sample([[20]], count=1, max_tokens=4, seed=0)
+        sampler.sample([[20]], SamplingParams(count=1, max_tokens=4))
     assert fake.calls == [
         "the learner gives memory back",
         "/wake_up?tags=weights",
@@ -193,15 +196,15 @@ def test_what_a_dead_server_leaves_undone_the_others_do(
 def test_a_server_that_is_back_gets_the_weights_again(
     make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
 ) -> None:
-    sampler = make(three[:2], decoding=Decoding(0.0))
+    sampler = make(three[:2])
     sampler.update(student[0], 0)
     three[0].dies_after = 0
     move(student[0], 1)
     sampler.update(student[0], 1)
-    assert [[one.ids for one in row] for row in draw(sampler)] == greedy(student[0])
+    assert [[one.ids for one in row] for row in draw(sampler, GREEDY)] == greedy(student[0])
     three[0].restart()
     three[0].bodies.clear()
-    assert [[one.ids for one in row] for row in draw(sampler)] == greedy(student[0])
+    assert [[one.ids for one in row] for row in draw(sampler, GREEDY)] == greedy(student[0])
     assert three[0].bodies
     assert three[0].version == three[1].version
 
@@ -211,10 +214,10 @@ def test_a_server_that_was_started_anew_unseen_gets_the_weights_again(
     lora: Lora | None, make: Make, three: list[FakeVLLM], model: Path
 ) -> None:
     policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=lora)
-    sampler = make(three[:1], decoding=Decoding(0.0))
+    sampler = make(three[:1])
     sampler.update(policy, 7)
     three[0].restart()
-    assert [[one.ids for one in row] for row in draw(sampler)] == greedy(policy)
+    assert [[one.ids for one in row] for row in draw(sampler, GREEDY)] == greedy(policy)
 
 
 def test_completions_from_other_weights_are_not_taken(
@@ -225,7 +228,7 @@ def test_completions_from_other_weights_are_not_taken(
     whole = draw(sampler)
     three[0].label_override = "another-run-3"
     assert draw(sampler) == whole
-    assert any("drew from weights another-run-3, not selfdistill-" in sentence for sentence in said(sampler))
+    assert any("sampled from weights another-run-3, not selfdistill-" in sentence for sentence in said(sampler))
 
 
 def test_an_adapter_is_not_drawn_from_on_another_base(make: Make, three: list[FakeVLLM], model: Path) -> None:
@@ -246,7 +249,7 @@ def test_no_server_left_is_one_sentence_after_all_retries(
     with pytest.raises(SamplerError) as error:
         draw(sampler)
     assert str(error.value) == (
-        f"{three[0].url} did not draw the 8 completions of this step, after 3 tries: "
+        f"{three[0].url} did not sample the 8 completions of this step, after 3 tries: "
         "start the servers again and continue the run with --resume"
     )
     pauses = [sentence for sentence in said(sampler) if sentence.startswith("no sampler server answers")]
@@ -264,11 +267,11 @@ def test_a_refusal_is_not_tried_again(make: Make, three: list[FakeVLLM], student
 def test_a_completion_that_the_servers_window_cuts_is_not_taken(
     make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
 ) -> None:
-    sampler = make(three[:1], decoding=Decoding(0.0))
+    sampler = make(three[:1])
     sampler.update(student[0], 0)
     three[0].window = 12
     with pytest.raises(SamplerError, match=r"cut a completion after 7 of 9 tokens: its max_model_len must hold the"):
-        sampler.sample([[30, 31, 9, 9, 9]], count=1, max_tokens=9, seed=0)
+        sampler.sample([[30, 31, 9, 9, 9]], replace(GREEDY, count=1))
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,6 @@ def test_a_server_that_lacks_a_switch_is_told_which(
     assert str(error.value) == f"sampler {three[0].url} refuses {missing} (404): Not Found; {hint}"
 
 
-def said(sampler: ServedSampler) -> list[str]:
+def said(sampler: ServerSampler) -> list[str]:
     """What the run would have been told."""
     return sampler.said  # type: ignore[attr-defined,no-any-return]

@@ -13,6 +13,7 @@ import pytest
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.methods import METHODS, build_method
+from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
 from selfdistill.training.build import Parts, assemble
 from selfdistill.training.trainer import StepResult, Trainer
@@ -23,7 +24,9 @@ from support.tiny import TEMPLATE, save_tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
-DRAWING = sorted(name for name, kind in METHODS.items() if tuple(kind.model_validate({}).sources()) != ("student",))
+DRAWING = sorted(
+    name for name, kind in METHODS.items() if tuple(kind.model_validate({}).sampling_roles()) != ("student",)
+)
 COACHED, NAMELESS = "support.methods:Coached", "support.methods:Nameless"
 SWITCHED = TEMPLATE.replace(
     "'<|assistant|> <think> '",
@@ -45,8 +48,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, ...]]:
     found: dict[int, tuple[int, ...]] = {}
     plain = HFSampler.sample
 
-    def sample(self: HFSampler, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[Completion]]:
-        rows = plain(self, prompts, **how)
+    def sample(self: HFSampler, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
+        rows = plain(self, prompts, params)
         found.update({id(one.ids): tuple(ids) for ids, row in zip(prompts, rows, strict=True) for one in row})
         return rows
 
@@ -72,7 +75,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def views_of(parts: Parts) -> tuple[list[RolloutGroup], list[View]]:
-    groups = parts.collector.groups(parts.examples[:4], seed=7, version=0, completions=4)
+    groups = parts.worker.rollout(parts.examples[:4], seed=7, version=0, count=4)
     return groups, parts.trainer.views(groups, step=1).views
 
 
@@ -95,7 +98,7 @@ def test_every_sample_is_scored_under_the_prompt_that_drew_it(
     name: str, context: str, model: Path, drawn: dict[int, tuple[int, ...]]
 ) -> None:
     parts = assemble(tiny_run(model, {"name": name, "context": context}))
-    assert check(*views_of(parts), drawn) == set(parts.method.sources())
+    assert check(*views_of(parts), drawn) == set(parts.method.sampling_roles())
 
 
 @pytest.mark.usefixtures("forgetful")
@@ -107,7 +110,7 @@ def test_also_with_a_switch_for_thinking_and_a_template_that_shows_the_date(
     parts = assemble(tiny_run(folder, {"name": name, "teacher_thinking": True}, "sampling.thinking=false"))
     each_day_another(parts.chat, monkeypatch)
     groups, views = views_of(parts)
-    assert check(groups, views, drawn) == set(parts.method.sources())
+    assert check(groups, views, drawn) == set(parts.method.sampling_roles())
     ends = {role: parts.chat.tokenizer.decode(views[0].prompts[role][-2:]) for role in ("student", "teacher")}
     assert ends["student"] == "<think> </think>"
     assert ends["teacher"] == "<|assistant|> <think>"
@@ -165,7 +168,8 @@ def test_what_was_drawn_ahead_keeps_its_prompts_through_a_resume(
         train(config, tmp_path / "run", stop_after=2)
         stored = json.loads((tmp_path / "run" / "checkpoints" / "step-000002" / "pending.json").read_text())
         run = open_run(config, tmp_path / "run", resume=True)
-        pending = run.parts.drawer.pending
+        assert run.parts.prefetcher is not None
+        pending = run.parts.prefetcher.pending
         assert pending is not None
         assert [list(ids) for ids in pending.prompts] == stored["prompts"]
         assert {tuple(ids) for ids in stored["prompts"]} <= {tuple(body["token_ids"]) for body in fake.bodies}
@@ -202,8 +206,8 @@ LATE = {
 
 def sentence(name: str, context: str, field: str) -> str:
     return (
-        f"method {name!r} draws completions from its role 'teacher', whose context {context!r} may show ${field}, "
-        "which is not known before a step is drawn: name a context that shows fields of the example alone, "
+        f"method {name!r} samples completions from its role 'teacher', whose context {context!r} may show ${field}, "
+        "which is not known before a step is sampled: name a context that shows fields of the example alone, "
         "such as $solution"
     )
 
@@ -231,11 +235,13 @@ def test_so_is_a_choice_of_ones_own_that_comes_to_it_only_where_the_data_lack_so
     assert str(error.value) == sentence(name, "first_the_data", "sibling")
 
 
-def test_a_collector_of_ones_own_refuses_it_before_it_samples(model: Path, drawn: dict[int, tuple[int, ...]]) -> None:
+def test_a_rollout_worker_of_ones_own_refuses_it_before_it_samples(
+    model: Path, drawn: dict[int, tuple[int, ...]]
+) -> None:
     parts = assemble(tiny_run(model, "pbsd"))
     method = build_method("pbsd", {"context": "sibling_or_solution"})
     with pytest.raises(ConfigError) as error:
-        replace(parts.collector, method=method).groups(parts.examples[:2], seed=0, version=0)
+        replace(parts.worker, method=method).rollout(parts.examples[:2], seed=0, version=0)
     assert str(error.value) == sentence("PBSD", "sibling_or_solution", "sibling")
     assert not drawn
 
@@ -244,12 +250,12 @@ def test_a_source_that_is_no_role_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         assemble(tiny_run(Path("no such model"), NAMELESS))
     assert str(error.value) == (
-        f"method {NAMELESS!r} lets 'coach' draw completions, which is none of its roles: student, teacher"
+        f"method {NAMELESS!r} lets 'coach' sample completions, which is none of its roles: student, teacher"
     )
 
 
 def test_contexts_of_hindsight_stay_where_nobody_draws_from_them(model: Path) -> None:
     for name, kind in METHODS.items():
         method = kind.model_validate({})
-        if kind.on_policy and tuple(method.sources()) == ("student",) and "context" in kind.model_fields:
+        if kind.on_policy and tuple(method.sampling_roles()) == ("student",) and "context" in kind.model_fields:
             assemble(tiny_run(model, {"name": name, "context": "sibling_or_solution"}))

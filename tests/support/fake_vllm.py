@@ -1,6 +1,6 @@
 """A server that speaks the part of vLLM's protocol that the library uses, with a Transformers model behind it.
 
-What it answers is drawn by the library's own sampler from the directory that it was handed, so tests can compare; it
+What it answers is sampled by the library's own sampler from the directory that it was sent, so tests can compare; it
 can die, forget its weights, fail and refuse.
 """
 
@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import torch
 
 from selfdistill.models.policy import Policy, load_policy
-from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import HFSampler
 
 
 class FakeVLLM:
@@ -87,12 +88,17 @@ class FakeVLLM:
         if policy is None:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         how = body["sampling_params"]
-        decoding = Decoding(how["temperature"], how["top_p"], how["top_k"])
-        sampler = HFSampler(policy, stop_ids=how["stop_token_ids"], decoding=decoding, max_rows=8)
+        sampler = HFSampler(policy, stop_ids=how["stop_token_ids"], max_batch_size=8)
+        params = SamplingParams(
+            count=1,
+            max_tokens=min(how["max_tokens"], self.window - len(body["token_ids"])),
+            temperature=how["temperature"],
+            top_p=how["top_p"],
+            top_k=how["top_k"],
+            seed=how["seed"],
+        )
         with self.lock:
-            room = min(how["max_tokens"], self.window - len(body["token_ids"]))
-            drawn = sampler.sample([body["token_ids"]], count=1, max_tokens=room, seed=how["seed"])
-        one = drawn[0][0]
+            [[one]] = sampler.sample([body["token_ids"]], params)
         label = self.label_override or self.version
         choice = {
             "token_ids": one.ids,

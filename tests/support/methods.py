@@ -61,6 +61,6 @@ class Coached(PBSD):
 class Nameless(PBSD):
     """PBSD that lets a role draw which it does not have."""
 
-    def sources(self) -> Sequence[str]:
+    def sampling_roles(self) -> Sequence[str]:
         """The student, and nobody that is known."""
         return ("student", "coach")

@@ -12,8 +12,9 @@ from selfdistill.distributed.world import World
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.models.policy import load_policy
 from selfdistill.models.teachers import Teachers
-from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.rollouts import collect
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.tasks.countdown.task import CountdownTask
 from selfdistill.training.clock import Clock
 from selfdistill.training.trainer import Limits, Trainer
@@ -28,18 +29,8 @@ def test_the_minimal_loop_has_the_gradient_of_the_trainer() -> None:
 
     policy, chat = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
     task, method = CountdownTask(), AntiSD(gated=False, strength=example["STRENGTH"], context="solution_verdict")
-    sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(1.0), max_rows=512)
-    groups = collect(
-        task.examples("train")[:2],
-        task,
-        sampler,
-        chat,
-        count=example["COMPLETIONS"],
-        max_tokens=example["MAX_TOKENS"],
-        thinking=None,
-        seed=0,
-        version=0,
-    )
+    params = SamplingParams(count=example["COMPLETIONS"], max_tokens=example["MAX_TOKENS"])
+    groups = sample_and_verify(task.examples("train")[:2], task, policy_sampler(policy, chat), chat, params)
     trainer = Trainer(
         policy,
         Teachers(policy, needed={"live"}, rate=0.0),

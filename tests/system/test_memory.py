@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from selfdistill.cli.app import main
+from selfdistill.config.sampler import VLLMConfig
 from selfdistill.distributed.world import World
 from selfdistill.errors import OutOfMemory, is_full, out_of_memory
 from selfdistill.models.policy import Policy, load_policy
-from selfdistill.sampling.hf import Decoding, HFSampler
-from selfdistill.sampling.memory import Rows, give_back
-from selfdistill.sampling.vllm import EngineOptions, VLLMSampler
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import HFSampler
+from selfdistill.sampling.memory import BatchSizeLimit, empty_cache
+from selfdistill.sampling.vllm import VLLMSampler
 from selfdistill.types import Completion
 from support.runs import lines, metrics, open_run, recorder, tiny_run, train
 
@@ -78,7 +80,7 @@ def test_a_run_without_memory_says_what_to_lower_and_goes_on_with_it(
     assert done > 0
     assert f"step {done} is kept, and --resume goes on from it" in said
     assert not list((tmp_path / "run").glob("bad-batch*"))
-    lower = ("checkpoint.every=1", "limits.tokens=64", "limits.elements=2048", "sampling.max_rows=6")
+    lower = ("checkpoint.every=1", "limits.tokens=64", "limits.elements=2048", "sampling.max_batch_size=6")
     train(tiny_run(model, "grpo", *lower), tmp_path / "run", resume=True)
     train(tiny_run(model, "grpo", "checkpoint.every=1"), tmp_path / "whole")
     for mine, whole in zip(metrics(tmp_path / "run"), metrics(tmp_path / "whole"), strict=True):
@@ -88,9 +90,9 @@ def test_a_run_without_memory_says_what_to_lower_and_goes_on_with_it(
 
 
 @pytest.mark.parametrize("fit", [1, 3, 4, 7, 23])
-@pytest.mark.parametrize("max_rows", [2, 512])
+@pytest.mark.parametrize("max_batch_size", [2, 512])
 def test_completions_are_drawn_in_smaller_batches_where_a_large_one_does_not_fit(
-    fit: int, max_rows: int, model: Path, monkeypatch: pytest.MonkeyPatch
+    fit: int, max_batch_size: int, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
     prompts = [[20, 21], [22], [23, 24, 25], [26], [27, 28]]
@@ -98,29 +100,29 @@ def test_completions_are_drawn_in_smaller_batches_where_a_large_one_does_not_fit
     said: list[str] = []
     draw = HFSampler._sample_batch
 
-    def limited(self: HFSampler, shown: Any, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+    def limited(self: HFSampler, shown: Any, seeds: Sequence[int], params: SamplingParams) -> list[Completion]:
         tried.append(len(seeds))
         if len(seeds) > fit:
             raise ON_A_GPU
-        return draw(self, shown, seeds, max_tokens)
+        return draw(self, shown, seeds, params)
 
-    def drawn(rows: int | Rows) -> list[list[Completion]]:
-        sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(), max_rows=rows)
-        return sampler.sample(prompts, count=5, max_tokens=12, seed=3)
+    def drawn(limit: int | BatchSizeLimit) -> list[list[Completion]]:
+        sampler = HFSampler(policy, stop_ids=chat.stop_ids, max_batch_size=limit)
+        return sampler.sample(prompts, SamplingParams(count=5, max_tokens=12, seed=3))
 
     expected = drawn(512)
     monkeypatch.setattr(HFSampler, "_sample_batch", limited)
-    rows = Rows(max_rows, said.append)
-    for mine, whole in zip(drawn(rows), expected, strict=True):
+    limit = BatchSizeLimit(max_batch_size, said.append)
+    for mine, whole in zip(drawn(limit), expected, strict=True):
         for one, other in zip(mine, whole, strict=True):
             assert one.ids == other.ids
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
     failed = [size for size in tried if size > fit]
-    assert all(size <= max_rows for size in tried)
+    assert all(size <= max_batch_size for size in tried)
     assert len(said) == len(failed)
-    assert rows.most == min(max_rows, failed[-1] // 2 if failed else max_rows)
+    assert limit.value == min(max_batch_size, failed[-1] // 2 if failed else max_batch_size)
     tried.clear()
-    drawn(rows)
+    drawn(limit)
     assert max(tried) <= fit, "what did not fit is not tried again"
 
 
@@ -133,16 +135,16 @@ def test_what_did_not_fit_is_said_once_and_tried_by_no_other_phase(
     tried: list[int] = []
     draw = HFSampler._sample_batch
 
-    def limited(self: HFSampler, shown: Any, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+    def limited(self: HFSampler, shown: Any, seeds: Sequence[int], params: SamplingParams) -> list[Completion]:
         tried.append(len(seeds))
         if len(seeds) > 2:
             raise ON_A_GPU
-        return draw(self, shown, seeds, max_tokens)
+        return draw(self, shown, seeds, params)
 
     monkeypatch.setattr(HFSampler, "_sample_batch", limited)
     run = open_run(config, tmp_path / "run")
     run.train(recorder(run).stop)
-    said = [sentence for sentence in recorder(run).said if "sampling.max_rows" in sentence]
+    said = [sentence for sentence in recorder(run).said if "sampling.max_batch_size" in sentence]
     assert [size for size in tried if size > 2] == [6, 3]
     assert [sentence.split(";")[0].split(" for ")[1] for sentence in said] == [
         "6 completions at once",
@@ -155,11 +157,11 @@ def test_what_did_not_fit_is_said_once_and_tried_by_no_other_phase(
 def test_a_rank_other_than_the_first_names_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Rows(8).halve(8)
-    assert capsys.readouterr().err.startswith("sampling.max_rows: ")
+    BatchSizeLimit(8).halve(8)
+    assert capsys.readouterr().err.startswith("sampling.max_batch_size: ")
     monkeypatch.setattr("selfdistill.sampling.memory.World.current", lambda: World(rank=3, size=4))
-    Rows(8).halve(8)
-    assert capsys.readouterr().err.startswith("rank 3: sampling.max_rows: ")
+    BatchSizeLimit(8).halve(8)
+    assert capsys.readouterr().err.startswith("rank 3: sampling.max_batch_size: ")
 
 
 def test_a_single_completion_that_does_not_fit_and_other_errors_are_not_tried_again(
@@ -167,7 +169,7 @@ def test_a_single_completion_that_does_not_fit_and_other_errors_are_not_tried_ag
 ) -> None:
     policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
     said: list[str] = []
-    sampler = HFSampler(policy, stop_ids=chat.stop_ids, decoding=Decoding(), max_rows=Rows(4, said.append))
+    sampler = HFSampler(policy, stop_ids=chat.stop_ids, max_batch_size=BatchSizeLimit(4, said.append))
     tried: list[int] = []
     for error, sizes in ((ON_A_GPU, [4, 2, 1]), (RuntimeError("shapes differ"), [1])):
 
@@ -178,7 +180,7 @@ def test_a_single_completion_that_does_not_fit_and_other_errors_are_not_tried_ag
         monkeypatch.setattr(HFSampler, "_sample_batch", fails)
         tried.clear()
         with pytest.raises(type(error)) as caught:
-            sampler.sample([[20]], count=4, max_tokens=3, seed=0)
+            sampler.sample([[20]], SamplingParams(count=4, max_tokens=3))
         assert caught.value is error
         assert tried == sizes
 
@@ -203,9 +205,9 @@ def test_no_gradient_is_kept_while_completions_are_drawn(
 def test_memory_is_given_back_where_it_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied: list[bool] = []
     monkeypatch.setattr("torch.accelerator.empty_cache", lambda: emptied.append(True))
-    give_back(torch.device("cpu"))
+    empty_cache(torch.device("cpu"))
     assert not emptied
-    give_back(torch.device("cuda"))
+    empty_cache(torch.device("cuda"))
     assert emptied
 
 
@@ -214,14 +216,14 @@ def test_an_engine_that_wakes_finds_the_memory_that_the_learner_has_given_back(
     asleep: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
-    options = EngineOptions("float32", 0.4, 1, 64, 8, True)
-    sampler = VLLMSampler(str(model), chat, decoding=Decoding(), options=options, folder=tmp_path, sleep=True)
+    config = VLLMConfig(kind="vllm", sleep=True)
+    sampler = VLLMSampler(str(model), chat, config, dtype="float32", folder=tmp_path)
     calls = Mock()
     calls.collective_rpc.side_effect = lambda name, args: [args[0]]
-    monkeypatch.setattr("selfdistill.sampling.vllm.give_back", calls.give_back)
+    monkeypatch.setattr("selfdistill.sampling.vllm.empty_cache", calls.empty_cache)
     sampler.engine, sampler.asleep = calls, asleep
     sampler.update(policy, 1)
-    woken = ["give_back", "wake_up", "collective_rpc", "wake_up", "update_weight_version"]
+    woken = ["empty_cache", "wake_up", "collective_rpc", "wake_up", "update_weight_version"]
     assert [call[0] for call in calls.mock_calls] == (woken if asleep else ["collective_rpc", "update_weight_version"])
 
 

@@ -82,7 +82,7 @@ def group(parts: Parts, example: Example) -> RolloutGroup:
     assert isinstance(parts.task, RowTask)
     right, wrong = parts.task.reference(example), WRONG[parts.task.name]
     rollouts = []
-    for source in parts.method.sources():
+    for source in parts.method.sampling_roles():
         for text in (right, f"So.\n{right}", wrong, f"Hm.\n{wrong}"):
             ids = parts.chat.response(text)
             prompt = parts.chat.encode(example.prompt)

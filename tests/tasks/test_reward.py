@@ -10,7 +10,7 @@ import pytest
 import selfdistill as sd
 from selfdistill.api.tasks import Chosen
 from selfdistill.errors import UserError
-from selfdistill.sampling.rollouts import verify_rollouts
+from selfdistill.sampling.rollouts import verify
 from selfdistill.tasks.reward import RewardedTask
 from selfdistill.types import Example, Message, Rollout, Verdict
 
@@ -44,7 +44,8 @@ class Batched:
 
 def judge(task: Any, made: Sequence[tuple[Example, tuple[str, ...]]] = MADE) -> list[tuple[Verdict, ...]]:
     """As a step does it; a text of two signs was cut."""
-    return verify_rollouts(task, [(one, tuple(map(rollout, texts))) for one, texts in made])
+    groups = verify(task, [example for example, _ in made], [tuple(map(rollout, texts)) for _, texts in made])
+    return [group.verdicts for group in groups]
 
 
 def rollout(text: str) -> Rollout:
