@@ -16,7 +16,7 @@ from selfdistill.config.run import parse_config
 from selfdistill.errors import ConfigError
 from selfdistill.files import write_json
 from selfdistill.seeds import derive
-from selfdistill.training.run_folder import config_for
+from selfdistill.training.run_folder import config_for, export_model
 from support.runs import lines, tiny_run, train
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -104,5 +104,7 @@ def test_a_run_with_old_keys_goes_on_and_can_be_read(model: Path, tmp_path: Path
     stored["sampling"]["max_rows"] = stored["sampling"].pop("max_batch_size")
     write_json(tmp_path / "config.json", stored)
     assert config_for(str(tmp_path), None, [], command="evaluate").sampling.max_batch_size == 5
+    assert sd.load_config(tmp_path).sampling.max_batch_size == 5
     train(config, tmp_path, resume=True, stop_after=2)
+    export_model(tmp_path, tmp_path.parent / "exported", step=None, dtype="float32")
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]

@@ -175,7 +175,10 @@ def test_what_was_drawn_ahead_keeps_its_prompts_through_a_resume(
         assert {tuple(ids) for ids in stored["prompts"]} <= {tuple(body["token_ids"]) for body in fake.bodies}
         run.train(recorder(run).stop)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-    assert lines(tmp_path / "run" / "rollouts.jsonl") == lines(tmp_path / "whole" / "rollouts.jsonl")
+    rollouts = lines(tmp_path / "run" / "rollouts.jsonl")
+    assert rollouts == lines(tmp_path / "whole" / "rollouts.jsonl")
+    versions = {(rollout["step"], rollout["policy_version"]) for rollout in rollouts}
+    assert versions == {(1, 0), (2, 0), (3, 1), (4, 2), (5, 3)}, "one version a step, of the teacher's rollouts too"
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from selfdistill.config.renamed import with_new_names
 from selfdistill.errors import ConfigError
 
 
@@ -59,4 +60,5 @@ def read_config(source: str) -> dict[str, Any]:
         raise ConfigError(f"config {source} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     if not isinstance(table, dict):
         raise ConfigError(f"config {source} holds no table of keys")
-    return table
+    # A run that an earlier version wrote can be continued from its folder alone.
+    return with_new_names(table) if Path(source).is_dir() else table

@@ -243,8 +243,9 @@ class RolloutWorker:
     ) -> list[RolloutGroup]:
         """Verified rollouts of every example, from every sampling role of the method; every rank gets all groups.
 
-        Sampling and verification are split over the ranks. ``seed`` is the step's own. ``sampled`` are the student's
-        completions of all examples if an engine has sampled them.
+        Sampling and verification are split over the ranks. ``seed`` is the step's own. ``version`` of the weights is
+        stored in every rollout. ``sampled`` are the student's completions of all examples if an engine has sampled
+        them; their version then is the step's.
 
         Raises:
             ConfigError: the context of a sampling role shows fields that exist only after sampling.
@@ -261,13 +262,13 @@ class RolloutWorker:
         share = [examples[i] for i in indices]
         groups = [RolloutGroup(example, (), ()) for example in share]
         roles = self.method.sampling_roles()
-        if STUDENT in roles:
-            if sampled is None:
-                prompts = self.prompts(share)
-                own = Sampled(prompts, self.sampler.sample(prompts, params), version)
-            else:
-                own = sampled.select(indices)
-            groups = verify(self.task, share, own.rollouts(self.chat))
+        if sampled is not None:
+            groups = verify(self.task, share, sampled.select(indices).rollouts(self.chat))
+            version = sampled.version
+        elif STUDENT in roles:
+            prompts = self.prompts(share)
+            completions = self.sampler.sample(prompts, params)
+            groups = verify(self.task, share, Sampled(prompts, completions, version).rollouts(self.chat))
         # Add the completions of the other sampling roles, each from its own context and weights.
         for role in roles:
             if role != STUDENT:

@@ -77,7 +77,7 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     if (path / "model").is_dir() and dtype is None:
         shutil.copytree(path / "model", out, dirs_exist_ok=True)
         return path
-    config = RunConfig.model_validate(read_object(run / "config.json"))
+    config = RunConfig.model_validate(with_new_names(read_object(run / "config.json")))
     wanted = {"device": "cpu", "dtype": dtype or config.model.dtype}
     policy, chat = build_policy(config.model.model_copy(update=wanted), seed=config.seed)
     load_trained(path, policy)
