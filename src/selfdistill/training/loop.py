@@ -29,6 +29,7 @@ from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import as_seen, described, drawn, separation, taught
+from selfdistill.training.run_folder import holds_run
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
@@ -351,20 +352,6 @@ class Run:
             write_json(self.folder / "summary.json", summary)
             write_report(self.folder)
         return summary
-
-
-def holds_run(folder: Path, *, resume: bool) -> bool:
-    """Whether a folder holds a run to resume.
-
-    Raises:
-        CheckpointError: it holds a run and ``resume`` is not set, or it holds other files.
-    """
-    exists = (folder / "config.json").exists()
-    if exists and not resume:
-        raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
-    if not exists and folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
-    return exists
 
 
 def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
