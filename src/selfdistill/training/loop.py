@@ -203,22 +203,16 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the student, export it if it is the best so far, and log the result; returns the result."""
-        now, parts, sampling = self.counters, self.parts, self.config.sampling
-        assert sampling.max_tokens is not None
-        result = evaluate(
-            parts.held_out,
-            parts.task,
-            parts.worker.sampler,
-            parts.chat,
-            SamplingParams(
-                count=self.config.evaluation.samples,
-                max_tokens=sampling.max_tokens,
-                temperature=self.config.evaluation.temperature,
-                seed=derive(self.config.seed, "evaluation"),
-            ),
-            thinking=sampling.thinking,
-            world=self.world,
-        ).to_json()
+        now, parts = self.counters, self.parts
+        params = SamplingParams(
+            count=self.config.evaluation.samples,
+            max_tokens=parts.worker.params.max_tokens,
+            temperature=self.config.evaluation.temperature,
+            seed=derive(self.config.seed, "evaluation"),
+        )
+        problems, sampler, thinking = parts.held_out, parts.worker.sampler, parts.worker.thinking
+        evaluation = evaluate(problems, parts.task, sampler, parts.chat, params, thinking=thinking, world=self.world)
+        result = evaluation.to_json()
         now.latest, now.latest_step = result, now.step
         if now.best is None or result["avg"]["value"] > now.best["avg"]["value"]:
             now.best, now.best_step = result, now.step
