@@ -105,6 +105,6 @@ def test_a_run_with_old_keys_goes_on_and_can_be_read(model: Path, tmp_path: Path
     write_json(tmp_path / "config.json", stored)
     assert config_for(str(tmp_path), None, [], command="evaluate").sampling.max_batch_size == 5
     assert sd.load_config(tmp_path).sampling.max_batch_size == 5
-    train(config, tmp_path, resume=True, stop_after=2)
     export_model(tmp_path, tmp_path.parent / "exported", step=None, dtype="float32")
+    train(config, tmp_path, resume=True, stop_after=2)
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
