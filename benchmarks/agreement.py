@@ -105,7 +105,13 @@ def on_policy(groups: Sequence[RolloutGroup], parts: Parts) -> list[RolloutGroup
     """The groups with the log-probabilities under which the student would have sampled them."""
     views = parts.trainer.views(groups, step=1).views
     limits = parts.trainer.limits
-    scores = score_views(parts.policy, views, "student", max_tokens=limits.tokens, elements=limits.elements)
+    scores = score_views(
+        parts.policy,
+        views,
+        "student",
+        max_tokens=limits.max_tokens_per_microbatch,
+        max_logits_per_chunk=limits.max_logits_per_chunk,
+    )
     known = {(v.group, v.index): tuple(s.target_N.tolist()) for v, s in zip(views, scores, strict=True)}
     return [
         replace(group, rollouts=tuple(replace(r, logprobs=known[g, i]) for i, r in enumerate(group.rollouts)))

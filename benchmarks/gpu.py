@@ -183,7 +183,7 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
                 torch.optim.AdamW(policy.trainable(), lr=1e-12, fused=True),
                 learning_rate=lambda step: 1e-12,
                 clip_norm=1.0,
-                limits=Limits(elements=1 << 26 if options.device == "cpu" else 1 << 28),
+                limits=Limits(max_logits_per_chunk=1 << 26 if options.device == "cpu" else 1 << 28),
                 thinking=None,
                 world=World.current(),
             )

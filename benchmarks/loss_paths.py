@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.errors import ModelError
-from selfdistill.models.head import ELEMENTS, Readout, SliceJob, sliced_loss
+from selfdistill.models.head import MAX_LOGITS_PER_CHUNK, HeadInput, LossInputs, sliced_loss
 from selfdistill.objectives import credit_target, jensen_shannon, reverse_kl
 from selfdistill.types import TokenSlice
 
@@ -89,17 +89,17 @@ def ours(problem: Problem, *, compiled: bool = False) -> Tensor:
         return _compare(problem.divergence, tokens.student, [tokens.roles[name] for name in names])
 
     count = len(problem.target_N)
-    job = SliceJob(
+    job = LossInputs(
         target_N=problem.target_N,
         weight_N=torch.full((count,), 1.0 / count, device=problem.target_N.device),
         loss=loss,
-        readouts={
-            name: Readout(hidden, frozen, None, vocabulary)
+        head_inputs={
+            name: HeadInput(hidden, frozen, None, vocabulary)
             for name, hidden in zip(names, problem.others_ND, strict=True)
         },
-        elements=problem.elements or ELEMENTS,
+        max_logits_per_chunk=problem.elements or MAX_LOGITS_PER_CHUNK,
     )
-    return sliced_loss(Readout(problem.hidden_ND, problem.weight_VD, None, vocabulary, compiled=compiled), job).loss
+    return sliced_loss(HeadInput(problem.hidden_ND, problem.weight_VD, None, vocabulary, compiled=compiled), job).loss
 
 
 def naive(problem: Problem) -> Tensor:

@@ -25,7 +25,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from processes import origin, say, write
 from selfdistill.models.check import allow_packing
-from selfdistill.models.head import SliceJob
+from selfdistill.models.head import LossInputs
 from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import collate
 from selfdistill.types import STUDENT, View
@@ -89,9 +89,9 @@ def ways(policy: Policy, group: Sequence[View]) -> dict[str, Callable[[bool], Te
     def forward(views: Sequence[View], *, packed: bool, gradient: bool) -> Tensor:
         batch = collate(views, STUDENT, packed=packed)
         if not gradient:
-            return policy.score(batch, elements=1 << 22).target_N
+            return policy.score(batch, max_logits_per_chunk=1 << 22).target_N
         weight_N = torch.full((len(batch.target_N),), 1.0 / sum(len(view.completion_ids) for view in group))
-        job = SliceJob(batch.target_N, weight_N, lambda tokens: -tokens.target(STUDENT), elements=1 << 22)
+        job = LossInputs(batch.target_N, weight_N, lambda tokens: -tokens.target(STUDENT), max_logits_per_chunk=1 << 22)
         result = policy(batch, job)
         result.loss.backward()
         scored: Tensor = result.scores[STUDENT].target_N

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from random_model import random_model
 from selfdistill.distributed.fsdp import recompute
-from selfdistill.models.head import PIECE_ON_CPU, Readout, SliceJob, sliced_loss
+from selfdistill.models.head import PIECE_ON_CPU, HeadInput, LossInputs, sliced_loss
 from selfdistill.objectives import jensen_shannon
 from selfdistill.types import TokenSlice
 from sizing import FLOAT32, Plan, Shape, cache, memory
@@ -105,14 +105,14 @@ def loss_of(hidden_ND: Tensor, weight_VD: Tensor, theirs_ND: Tensor, ids_BL: Ten
     def loss(tokens: TokenSlice) -> Tensor:
         return jensen_shannon(tokens.student, tokens.roles["teacher"])
 
-    job = SliceJob(
+    job = LossInputs(
         target_N,
         torch.full((len(target_N),), 1 / len(target_N)),
         loss,
-        readouts={"teacher": Readout(theirs_ND, weight_VD.detach(), None, rows)},
-        elements=1 << 22,
+        head_inputs={"teacher": HeadInput(theirs_ND, weight_VD.detach(), None, rows)},
+        max_logits_per_chunk=1 << 22,
     )
-    sliced_loss(Readout(hidden_ND, weight_VD, None, rows), job).loss.backward()
+    sliced_loss(HeadInput(hidden_ND, weight_VD, None, rows), job).loss.backward()
 
 
 def fill_gradients(model: Any) -> None:

@@ -21,7 +21,7 @@ import torch
 
 from random_model import random_model
 from selfdistill.models.check import allow_packing
-from selfdistill.models.head import SliceJob
+from selfdistill.models.head import LossInputs
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
@@ -78,10 +78,10 @@ def views_of(shape: Shape, work: Work) -> list[View]:
 def update(policy: Policy, views: list[View]) -> None:
     """The teacher's scores, and the student's forward and backward."""
     policy.zero_grad(set_to_none=True)
-    policy.score(collate(views, "teacher", packed=True), elements=ELEMENTS)
+    policy.score(collate(views, "teacher", packed=True), max_logits_per_chunk=ELEMENTS)
     batch = collate(views, STUDENT, packed=True)
     weight_N = torch.full((len(batch.target_N),), 1.0 / len(batch.target_N))
-    job = SliceJob(batch.target_N, weight_N, lambda tokens: -tokens.target(STUDENT), elements=ELEMENTS)
+    job = LossInputs(batch.target_N, weight_N, lambda tokens: -tokens.target(STUDENT), max_logits_per_chunk=ELEMENTS)
     policy(batch, job).loss.backward()
 
 

@@ -59,7 +59,7 @@ class Bench:
         wanted = plan({name: build_method(name, {}) for name in methods}, [TEACHER], self.templates)
         found = look(
             self.policy, self.chat, groups, wanted, self.templates,
-            thinking=None, prompts=PROBLEMS, max_tokens=4096, elements=1 << 24, seed=SEED,
+            thinking=None, prompts=PROBLEMS, max_tokens=4096, max_logits_per_chunk=1 << 24, seed=SEED,
         )  # fmt: skip
         return prepare(found, self.chat, load_classes(None))
 

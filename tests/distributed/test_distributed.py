@@ -21,7 +21,7 @@ from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.methods import METHODS
 from selfdistill.models.policy import load_policy
-from selfdistill.scoring.batching import Turn, turns
+from selfdistill.scoring.batching import MicroBatch, micro_batches
 from selfdistill.training.run_folder import export_model
 from selfdistill.types import View
 from support.ranks import Case, Gradient, Sampled, WholeRun, run_cases
@@ -283,14 +283,14 @@ def view(group: int, index: int, prompt: int, completion: int) -> View:
 
 def test_views_are_dealt_evenly_and_every_rank_takes_as_many_turns() -> None:
     views = [view(0, index, 10, 2 + 3 * index) for index in range(5)]
-    dealt = [turns(views, max_tokens=25, world=World(rank, 3)) for rank in range(3)]
+    dealt = [micro_batches(views, max_tokens=25, world=World(rank, 3)) for rank in range(3)]
     assert len({len(mine) for mine in dealt}) == 1
-    counted = [[i for turn in mine if turn.counts for i in turn.chosen] for mine in dealt]
+    counted = [[i for micro_batch in mine if not micro_batch.is_dummy for i in micro_batch.indices] for mine in dealt]
     assert sorted(i for mine in counted for i in mine) == list(range(5)), "each view once, the group on all ranks"
     assert all(counted)
-    assert turns([], max_tokens=25, world=World(1, 2)) == []
-    shared = [turns(views[:1], max_tokens=25, world=World(rank, 2)) for rank in range(2)]
-    assert shared == [[Turn([0], counts=False)], [Turn([0])]]
+    assert micro_batches([], max_tokens=25, world=World(1, 2)) == []
+    shared = [micro_batches(views[:1], max_tokens=25, world=World(rank, 2)) for rank in range(2)]
+    assert shared == [[MicroBatch([0], is_dummy=True)], [MicroBatch([0])]]
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------

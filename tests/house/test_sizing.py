@@ -86,7 +86,7 @@ def test_the_state_of_a_bf16_step_is_what_its_tensors_take(frozen: int) -> None:
     policy.place(Parallel(), policy.device)
     optimiser = torch.optim.AdamW(policy.trainable())
     places = torch.arange(4)
-    policy.readout(SequenceBatch(places[None], 0 * places, places, places)).real_logits(slice(None)).sum().backward()
+    policy.head_input(SequenceBatch(places[None], 0 * places, places, places)).real_logits(slice(None)).sum().backward()
     optimiser.step()
 
     def size(tensors: Iterable[torch.Tensor | None]) -> int:

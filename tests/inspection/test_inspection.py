@@ -52,7 +52,18 @@ def test_every_context_scores_as_a_plain_forward_and_cutting_changes_nothing(mod
     templates, groups = own_templates(tmp_path), invent_groups(policy, chat)
     wanted = plan({name: build_method(name, {}) for name in NAMES}, ["bare"], templates)
     whole, pieces = (
-        look(policy, chat, groups, wanted, templates, thinking=None, prompts=3, max_tokens=m, elements=e, seed=1)
+        look(
+            policy,
+            chat,
+            groups,
+            wanted,
+            templates,
+            thinking=None,
+            prompts=3,
+            max_tokens=m,
+            max_logits_per_chunk=e,
+            seed=1,
+        )
         for m, e in ((10_000, 1 << 24), (60, 300))
     )
     assert (whole.teacher, whole.contexts[:2]) == ("bare", ["student", "bare"])

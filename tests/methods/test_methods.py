@@ -174,10 +174,10 @@ def test_the_gradient_of_a_step_is_that_of_brute_force(
 
 INVARIANT = ["grpo", "sft", "opsd", "sdpo top 5", "sd", "antisd"]
 CUTS = {
-    "one view a micro-batch": Limits(tokens=1),
-    "some views a micro-batch": Limits(tokens=70),
-    "one token a slice": Limits(elements=1),
-    "five tokens a slice": Limits(elements=5 * 96),
+    "one view a micro-batch": Limits(max_tokens_per_microbatch=1),
+    "some views a micro-batch": Limits(max_tokens_per_microbatch=70),
+    "one token a slice": Limits(max_logits_per_chunk=1),
+    "five tokens a slice": Limits(max_logits_per_chunk=5 * 96),
 }
 
 
@@ -430,10 +430,12 @@ def test_a_context_beyond_the_window_is_counted_and_never_cut(
 def test_a_step_never_holds_all_tokens_times_the_vocabulary(
     case: str, tmp_path: Path, templates: Mapping[str, Template]
 ) -> None:
-    vocabulary, elements = 4000, 4 * 4000
+    vocabulary, max_logits = 4000, 4 * 4000
     policy, chat = load_exact(save_tiny_model(tmp_path / "wide", vocab_size=vocabulary, hidden_size=8))
     name, knobs, *_ = CASES[case]
-    bench = make_bench(policy, chat, templates, name, knobs, limits=Limits(elements=elements), move=small_move)
+    bench = make_bench(
+        policy, chat, templates, name, knobs, limits=Limits(max_logits_per_chunk=max_logits), move=small_move
+    )
     groups = invent_groups(policy, chat)
     tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
     watched = LargestOutput()
@@ -441,7 +443,7 @@ def test_a_step_never_holds_all_tokens_times_the_vocabulary(
         result = bench.step(groups)
     assert result.record.values["grad_norm"] > 0  # type: ignore[operator]
     # The largest things are the embedding's own gradient [V, D] and one slice [4, V].
-    assert watched.numel == max(8 * vocabulary, elements)
+    assert watched.numel == max(8 * vocabulary, max_logits)
     assert tokens * vocabulary > 2 * watched.numel
 
 

@@ -138,7 +138,10 @@ def test_the_sampled_token_form_of_credit_is_centred(folder: Path, templates: Ma
     measured.compare(hand.credit_advantage(completions, 0.4, contrasts=2))
 
 
-@pytest.mark.parametrize("limits", [Limits(tokens=1), Limits(tokens=70), Limits(elements=96)])
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(max_tokens_per_microbatch=1), Limits(max_tokens_per_microbatch=70), Limits(max_logits_per_chunk=96)],
+)
 @pytest.mark.parametrize(
     ("name", "knobs", "sides"),
     [
@@ -327,7 +330,7 @@ def test_two_updates_on_a_batch_are_two_steps_and_one_look_at_the_gate(
     def moved(updates: int, calls: int) -> tuple[dict[str, torch.Tensor], Any]:
         policy, chat = load_exact(folder)
         bench = make_bench(policy, chat, templates, "antisd", {"warmup": 2})
-        bench.trainer.updates = updates
+        bench.trainer.updates_per_batch = updates
         bench.trainer.learning_rate = lambda step: 0.05
         groups = invent_groups(policy, chat)
         for step in range(calls):

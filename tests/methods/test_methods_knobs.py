@@ -18,11 +18,11 @@ from torch import Tensor
 from selfdistill.errors import ConfigError, TrainingError
 from selfdistill.methods import METHODS, Method, build_method
 from selfdistill.methods.base import (
+    BatchScores,
     ClippedForwardKL,
     ForwardKL,
     Full,
     JensenShannon,
-    Observation,
     ReverseKL,
     TopK,
     at_temperature,
@@ -123,7 +123,7 @@ def test_self_distillation_adds_strength_times_the_teachers_gain() -> None:
     # Without a context there is no gain: NaN stands for the missing score.
     shown = tokens(old_logprob=[LN(0.5)], advantage=[2.0], teacher=[math.nan])
     assert loss("sd", shown, strength=0.25) == pytest.approx([-2.0])
-    assert build_method("sd", {}).beforehand() == build_method("antisd", {}).beforehand() == ("teacher",)
+    assert build_method("sd", {}).precompute() == build_method("antisd", {}).precompute() == ("teacher",)
 
 
 def test_a_gain_has_no_gradient() -> None:
@@ -170,7 +170,7 @@ def test_without_hindsight_the_teacher_is_uniform_over_the_real_vocabulary() -> 
     expected = [-(2.0 - 0.25 * phi(LN(0.5 / 0.8))), -(-1.0 - 0.25 * phi(LN(1 / 3 / 0.6)))]
     assert loss("antisd", shown, strength=0.25, hindsight=False) == pytest.approx(expected, rel=1e-12)
     method = build_method("antisd", {"hindsight": False})
-    assert (dict(method.roles()), method.beforehand(), method.new_state()) == ({}, (), None)
+    assert (dict(method.roles()), method.precompute(), method.new_state()) == ({}, (), None)
 
 
 def scores_of(*entropies: float) -> Scores:
@@ -182,19 +182,19 @@ def test_the_gate_watches_the_median_entropy_once_a_batch() -> None:
     state = method.new_state()
 
     def seen(update: int, *entropies: float) -> dict[str, Any]:
-        return dict(method.observe(state, Observation({"teacher": [scores_of(*entropies), None]}, (), update)))
+        return dict(method.on_batch(state, BatchScores({"teacher": [scores_of(*entropies), None]}, (), update)))
 
     assert seen(0, 1.0, 3.0, 2.0) == {"gate": 0.0, "gate_entropy": 2.0}
     assert seen(1, 9.0, 9.0, 9.0) == {"gate": 0.0, "gate_entropy": 9.0}  # a second update on the batch: no news
     assert seen(0, 5.0, 1.0, 3.0, 8.0) == {"gate": 0.0, "gate_entropy": 4.0}  # of an even number, the middle of two
     # Warm-up over, its median 3: open down to half of that, and again from 3 on.
     assert [seen(0, entropy)["gate"] for entropy in (1.5, 1.4, 2.9, 3.0)] == [1.0, 0.0, 0.0, 1.0]
-    assert method.observe(state, Observation({"teacher": [None]})) == {"gate": 1.0}
+    assert method.on_batch(state, BatchScores({"teacher": [None]})) == {"gate": 1.0}
     with pytest.raises(TrainingError, match=r"the teacher's entropy is nan"):
         seen(0, 1.0, 2.0, 3.0, math.nan)
     ungated = build_method("antisd", {"gated": False})
     assert ungated.new_state() is None
-    assert ungated.observe(None, Observation({"teacher": [scores_of(2.0)]})) == {"gate": 1.0, "gate_entropy": 2.0}
+    assert ungated.on_batch(None, BatchScores({"teacher": [scores_of(2.0)]})) == {"gate": 1.0, "gate_entropy": 2.0}
 
 
 # --- divergences and their supports ----------------------------------------------------------------------------------
@@ -289,17 +289,17 @@ def test_credit_takes_the_mean_of_its_contrasts_out_of_the_teacher() -> None:
 def test_the_sampled_token_form_of_credit_is_centred_by_the_batch() -> None:
     method = build_method("credit", {"form": "advantage", "strength": 0.5, "contrasts": 2})
     one, other = (Scores(torch.tensor(row).double(), torch.zeros(len(row))) for row in ([-1.0, -2.0], [-6.0]))
-    mean = method.observe(None, Observation({"contrast_0": [one, None], "contrast_1": [other, None]}))
+    mean = method.on_batch(None, BatchScores({"contrast_0": [one, None], "contrast_1": [other, None]}))
     assert mean == {"contrast_mean": -3.0}
-    assert method.observe(None, Observation({"contrast_0": [None]})) == {}
+    assert method.on_batch(None, BatchScores({"contrast_0": [None]})) == {}
     single = Scores(torch.tensor([-(2.0**24), -1.0]), torch.zeros(2))  # in float32 their sum would lose the 1
-    assert method.observe(None, Observation({"contrast_0": [single]})) == {"contrast_mean": -(2.0**24 + 1) / 2}
-    assert build_method("credit", {}).beforehand() == ()
+    assert method.on_batch(None, BatchScores({"contrast_0": [single]})) == {"contrast_mean": -(2.0**24 + 1) / 2}
+    assert build_method("credit", {}).precompute() == ()
     shown = tokens(
         old_logprob=[LN(0.5)], teacher=[LN(0.8)], contrast_0=[-1.0], contrast_1=[-4.0], values={"contrast_mean": -3.0}
     )
     assert method.loss(shown).tolist() == pytest.approx([-(U - 0.5 * (-2.5 + 3.0))])
-    assert method.beforehand() == ("teacher", "contrast_0", "contrast_1")
+    assert method.precompute() == ("teacher", "contrast_0", "contrast_1")
     assert [role.contrast for role in method.roles().values()] == [0, 0, 1]
 
 
@@ -357,7 +357,7 @@ def test_a_pair_prefers_the_teachers_sample(length: str) -> None:
     student: list[Scores | None] = [summed(-0.5), summed(-0.25), summed(-3.0, -1.0), summed(-1.0, -2.0)]
     teacher: list[Scores | None] = [summed(-0.25), summed(-4.0), summed(-1.0, -1.0), summed(-2.0, -3.0)]
     method = build_method("pbsd", {"beta": 0.5, "length": length})
-    told = method.observe(None, Observation({"student": student, "teacher": teacher}, views))
+    told = method.on_batch(None, BatchScores({"student": student, "teacher": teacher}, views))
     share = 0.5 if length == "mean" else 1.0  # of a completion of two tokens
     margins = [0.5 * (-0.25 - share * 2.0), 0.5 * (share * -2.0 - 3.75)]
     losses = [math.log1p(math.exp(-m)) for m in margins]
@@ -383,16 +383,16 @@ def test_a_margin_above_nothing_is_a_preference() -> None:
     views = [view(0, 0, "teacher", 1), view(0, 1, "student", 1), view(1, 0, "teacher", 1), view(1, 1, "student", 1)]
     student: list[Scores | None] = [summed(-1.0)] * 4
     teacher: list[Scores | None] = [summed(-2.0), summed(-1.0), summed(-1.0), summed(-1.0)]
-    told = build_method("pbsd", {}).observe(None, Observation({"student": student, "teacher": teacher}, views))
+    told = build_method("pbsd", {}).on_batch(None, BatchScores({"student": student, "teacher": teacher}, views))
     assert (told["preferred"], told["pairs"]) == (0.5, 2.0)  # a margin of 0 prefers nothing
     # Sums of single precision are taken in double: the 1 is lost otherwise.
     ends = (torch.tensor([-(2.0**24), -1.0]), torch.tensor([-(2.0**24)]))
     far: list[Scores | None] = [Scores(end, torch.zeros(len(end))) for end in ends]
     wide = [view(0, 0, "teacher", 2), view(0, 1, "student", 1)]
     none: list[Scores | None] = [Scores(torch.zeros(len(end)), torch.zeros(len(end))) for end in ends]
-    margin = build_method("pbsd", {"beta": 1.0}).observe(None, Observation({"student": far, "teacher": none}, wide))
+    margin = build_method("pbsd", {"beta": 1.0}).on_batch(None, BatchScores({"student": far, "teacher": none}, wide))
     assert margin["margin"] == -1.0
-    nothing = build_method("pbsd", {}).observe(None, Observation({}, []))
+    nothing = build_method("pbsd", {}).on_batch(None, BatchScores({}, []))
     assert {name: value.tolist() for name, value in nothing.items() if isinstance(value, Tensor)} == {
         "preference": [],
         "slope": [],
@@ -425,7 +425,7 @@ def test_rewards_tilt_the_teachers_samples(length: str) -> None:
         view(2, 1, "teacher", 1, 0.4),
         view(8, 0, "teacher", 1, 0.0),
     ]
-    told = method.observe(None, Observation({}, views))["tilt"]
+    told = method.on_batch(None, BatchScores({}, views))["tilt"]
     assert isinstance(told, Tensor)
     share = [1 / (1 + math.exp(-1.2)), 1.0, 1 / (1 + math.exp(1.2)), 1.0]
     lengths = [3, 2, 1, 1] if length == "sum" else [1, 1, 1, 1]
@@ -433,7 +433,7 @@ def test_rewards_tilt_the_teachers_samples(length: str) -> None:
     assert told.tolist() == pytest.approx(expected, rel=1e-12)
     assert method.loss(tokens(tilt=[0.5], said=[1])).tolist() == pytest.approx([-0.5 * LN(0.3)])
     assert list(method.keep(drawn(("teacher", 1.0), ("teacher", None)))) == [True, False]
-    assert (method.sampling_roles(), method.beforehand()) == (("teacher",), ("teacher",))
+    assert (method.sampling_roles(), method.precompute()) == (("teacher",), ("teacher",))
 
 
 # --- what a method declares ------------------------------------------------------------------------------------------
@@ -563,8 +563,8 @@ def test_a_knob_cannot_be_changed_after_it_was_checked() -> None:
 
 def test_roles_and_observations_that_say_nothing_else() -> None:
     assert Role("solution") == Role("solution", "live", None, 0)
-    assert Observation() == Observation({}, (), 0)
-    assert build_method("antisd", {}).observe(None, Observation()) == {"gate": 1.0}
+    assert BatchScores() == BatchScores({}, (), 0)
+    assert build_method("antisd", {}).on_batch(None, BatchScores()) == {"gate": 1.0}
 
 
 def test_what_a_name_or_a_knob_was_meant_to_be() -> None:

@@ -18,7 +18,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ModelError
 from selfdistill.methods import build_method
 from selfdistill.models.architecture import cache_argument
-from selfdistill.models.head import SliceJob
+from selfdistill.models.head import LossInputs
 from selfdistill.models.policy import Policy, load_external, load_policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
@@ -88,11 +88,13 @@ def test_scores_and_gradients_are_those_of_the_whole_model(
     batch = collate(views(), STUDENT, packed=packed)
     with torch.no_grad():
         expected = torch.cat([plain_logprobs(policy.model, view, policy.real_vocabulary) for view in views()])
-    torch.testing.assert_close(policy.score(batch, elements=400).target_N, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(policy.score(batch, max_logits_per_chunk=400).target_N, expected, rtol=1e-4, atol=1e-4)
 
     count = len(batch.target_N)
     method = build_method("sft", {})
-    policy(batch, SliceJob(batch.target_N, torch.full((count,), 1 / count), method.loss, elements=400)).loss.backward()
+    policy(
+        batch, LossInputs(batch.target_N, torch.full((count,), 1 / count), method.loss, max_logits_per_chunk=400)
+    ).loss.backward()
     sliced = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad(set_to_none=True)
     whole = torch.cat([plain_logprobs(policy.model, view, policy.real_vocabulary) for view in views()])
@@ -118,14 +120,15 @@ def test_a_run_trains_saves_and_is_loaded_again(
     again, _ = load(tmp_path / "run" / "checkpoints" / "step-000002" / "model")
     batch = collate(views(), STUDENT)
     torch.testing.assert_close(
-        again.score(batch, elements=1 << 20).target_N,
-        trained.score(batch, elements=1 << 20).target_N,
+        again.score(batch, max_logits_per_chunk=1 << 20).target_N,
+        trained.score(batch, max_logits_per_chunk=1 << 20).target_N,
         rtol=1e-4,
         atol=1e-4,
     )
     start, _ = load(folders[name])
     assert not torch.allclose(
-        start.score(batch, elements=1 << 20).target_N, again.score(batch, elements=1 << 20).target_N
+        start.score(batch, max_logits_per_chunk=1 << 20).target_N,
+        again.score(batch, max_logits_per_chunk=1 << 20).target_N,
     )
 
 
@@ -314,7 +317,7 @@ def test_a_recurrent_model_trains_and_is_still_sampled_as_it_is_scored(
     trained, batch = run.parts.policy, collate(views(), STUDENT, packed=False)
     assert off_the_whole_model(trained) < 1e-4
     again, _ = load(tmp_path / "run" / "checkpoints" / "step-000002" / "model")
-    scores = [policy.score(batch, elements=1 << 20).target_N for policy in (again, trained)]
+    scores = [policy.score(batch, max_logits_per_chunk=1 << 20).target_N for policy in (again, trained)]
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
 
 
@@ -322,13 +325,13 @@ def test_a_copy_of_a_model_limits_time_steps_by_its_own_weights(tmp_path: Path) 
     """A frozen teacher is a copy: what the student learns must not reach it."""
     policy, _ = load(saved(tmp_path, "nemotron-h, time steps with a limit"))
     copied, batch = copy.deepcopy(policy), collate(views(), STUDENT, packed=False)
-    before = copied.score(batch, elements=1 << 20).target_N
+    before = copied.score(batch, max_logits_per_chunk=1 << 20).target_N
     with torch.no_grad():
         for parameter_name, parameter in policy.named_parameters():
             if parameter_name.endswith("dt_bias"):
                 parameter.add_(1.0)
-    assert torch.equal(copied.score(batch, elements=1 << 20).target_N, before)
-    assert not torch.allclose(policy.score(batch, elements=1 << 20).target_N, before, atol=1e-3)
+    assert torch.equal(copied.score(batch, max_logits_per_chunk=1 << 20).target_N, before)
+    assert not torch.allclose(policy.score(batch, max_logits_per_chunk=1 << 20).target_N, before, atol=1e-3)
 
 
 def test_mamba_in_half_precision_keeps_its_residuals_wide_and_is_loaded(tmp_path: Path) -> None:
@@ -446,7 +449,7 @@ def test_a_model_that_only_teaches_need_not_be_sampled(tmp_path: Path, monkeypat
     folder = save_tiny_model(tmp_path / "teacher", seed=1)
     stub(monkeypatch, renamed)
     teacher = load_external(str(folder), student, chat, dtype=torch.float32, device=torch.device("cpu"))
-    assert teacher.score(collate(views(), STUDENT), elements=400).target_N.isfinite().all()
+    assert teacher.score(collate(views(), STUDENT), max_logits_per_chunk=400).target_N.isfinite().all()
 
 
 def test_a_model_that_heeds_no_mask_has_no_pads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

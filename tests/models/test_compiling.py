@@ -27,7 +27,7 @@ from selfdistill.errors import ModelError
 from selfdistill.methods import build_method
 from selfdistill.models import head
 from selfdistill.models.compile import compiled
-from selfdistill.models.head import Readout, SliceJob, score_readout, sliced_loss
+from selfdistill.models.head import HeadInput, LossInputs, score_head_input, sliced_loss
 from selfdistill.models.policy import load_policy
 from selfdistill.objectives import jensen_shannon
 from selfdistill.training.build import assemble
@@ -61,15 +61,15 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def readout(*, hidden: int, rows: int = V, real: int = V, grad: bool = False) -> Readout:
+def head_input(*, hidden: int, rows: int = V, real: int = V, grad: bool = False) -> HeadInput:
     generator = torch.Generator().manual_seed(hidden)
     states, weight = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (N, rows))
     bias = torch.randn(rows, generator=generator, dtype=torch.float64)
     leaves = [each.requires_grad_(grad) for each in (states, weight, bias)]
-    return Readout(leaves[0], leaves[1], leaves[2], real, width=V)
+    return HeadInput(leaves[0], leaves[1], leaves[2], real, width=V)
 
 
-def job(**others: Any) -> SliceJob:
+def job(**others: Any) -> LossInputs:
     """A teacher with a head of its own, five padded rows longer, and numbers of tokens and of the step."""
 
     def loss(tokens: TokenSlice) -> Tensor:
@@ -81,15 +81,15 @@ def job(**others: Any) -> SliceJob:
         "weight_N": torch.linspace(0.1, 1.0, N, dtype=torch.float64),
         "loss": loss,
         "metrics": lambda tokens: {"teacher": tokens.target("teacher")},
-        "readouts": {"teacher": readout(hidden=1, rows=V + 5, real=V - 3)},
+        "head_inputs": {"teacher": head_input(hidden=1, rows=V + 5, real=V - 3)},
         "inputs": {"advantage": torch.linspace(-1.0, 1.0, N, dtype=torch.float64)},
         "values": {"gate": 0.5},
-        "elements": 5 * (2 * V + 5),
+        "max_logits_per_chunk": 5 * (2 * V + 5),
     }
-    return SliceJob(**(fields | others))
+    return LossInputs(**(fields | others))
 
 
-def found(student: Readout, work: SliceJob) -> dict[str, Any]:
+def found(student: HeadInput, work: LossInputs) -> dict[str, Any]:
     """All that a sliced loss comes to."""
     result = sliced_loss(student, work)
     assert student.bias_V is not None
@@ -109,7 +109,7 @@ def same(one: Any, other: Any) -> None:
 def test_a_compiled_slice_gives_the_numbers_of_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of several tokens in pieces of two and one, heads with padded rows and of different length."""
     monkeypatch.setattr(head, "PIECE_ON_CPU", 2 * V)
-    student = readout(hidden=0, real=V - 3, grad=True)
+    student = head_input(hidden=0, real=V - 3, grad=True)
     plain, fast = found(student, job()), found(replace(student, compiled=True), job())
     assert graphs()
     for name in ("loss", "gradients", "sums"):
@@ -117,17 +117,17 @@ def test_a_compiled_slice_gives_the_numbers_of_the_plain_one(monkeypatch: pytest
     for role, scores in plain["scores"].items():
         same(both(fast["scores"][role]), both(scores))
     so_far = graphs()
-    alone = score_readout(replace(readout(hidden=1), compiled=True), job().target_N, elements=5 * V)
-    same(both(alone), both(score_readout(readout(hidden=1), job().target_N, elements=5 * V)))
+    alone = score_head_input(replace(head_input(hidden=1), compiled=True), job().target_N, max_logits_per_chunk=5 * V)
+    same(both(alone), both(score_head_input(head_input(hidden=1), job().target_N, max_logits_per_chunk=5 * V)))
     assert graphs() > so_far
 
 
 def test_neither_lengths_nor_numbers_of_the_step_compile_it_again(traced: None) -> None:
-    student = readout(hidden=0, grad=True)
+    student = head_input(hidden=0, grad=True)
     fast = replace(student, compiled=True)
     for gate in (0.0, 1.0, 0.25, -3.0):
         for tokens in (2, 3, 5, 7, 11):
-            work = job(values={"gate": gate}, elements=tokens * (2 * V + 5))
+            work = job(values={"gate": gate}, max_logits_per_chunk=tokens * (2 * V + 5))
             same(found(fast, work)["gradients"], found(student, work)["gradients"])
     # A single token, several, and their first number: what torch tells apart.
     assert 1 <= graphs() <= 3
@@ -138,10 +138,10 @@ def test_a_correction_for_another_engine_is_compiled_once(traced: None) -> None:
     method = build_method("grpo", {})
     numbers = {name: torch.linspace(-2.0, -1.0, N, dtype=torch.float64) for name in ("old_logprob", SAMPLER)}
     inputs = {"advantage": torch.linspace(-1.0, 1.0, N, dtype=torch.float64), **numbers}
-    student = readout(hidden=0, grad=True)
+    student = head_input(hidden=0, grad=True)
     for _ in range(4):
         wrapped = {"loss": corrected(method.loss, cap=2.0), "metrics": seen_by(method.metrics)}
-        work = job(inputs=inputs, readouts={}, elements=N * V, **wrapped)
+        work = job(inputs=inputs, head_inputs={}, max_logits_per_chunk=N * V, **wrapped)
         same(found(replace(student, compiled=True), work)["gradients"], found(student, work)["gradients"])
     assert graphs() == 1
 

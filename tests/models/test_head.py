@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.models import head
-from selfdistill.models.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
+from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_head_input, sliced_loss
 from selfdistill.types import TokenSlice
 from support.memory import LargestOutput
 
@@ -28,10 +28,10 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def readout(seed: int, *, real: int = V, dtype: torch.dtype = torch.float64, bias: bool = True) -> Readout:
+def head_input(seed: int, *, real: int = V, dtype: torch.dtype = torch.float64, bias: bool = True) -> HeadInput:
     parts = random(N, D, seed=seed, dtype=dtype), random(V, D, seed=seed + 1, dtype=dtype)
     offset = random(V, seed=seed + 2, dtype=dtype).requires_grad_() if bias else None
-    return Readout(parts[0].requires_grad_(), parts[1].requires_grad_(), offset, real)
+    return HeadInput(parts[0].requires_grad_(), parts[1].requires_grad_(), offset, real)
 
 
 def targets(real: int = V) -> Tensor:
@@ -47,52 +47,52 @@ def odd_loss(tokens: TokenSlice) -> Tensor:
     return mixed_NV.sum(-1) * tokens.inputs["advantage"] - tokens.values["gate"] * tokens.target("student").exp()
 
 
-def job(elements: int, *, real: int = V, dtype: torch.dtype = torch.float64) -> SliceJob:
+def job(max_logits: int, *, real: int = V, dtype: torch.dtype = torch.float64) -> LossInputs:
     wide = torch.promote_types(dtype, torch.float32)
-    return SliceJob(
+    return LossInputs(
         target_N=targets(real),
         weight_N=random(N, seed=3, dtype=wide).abs(),
         loss=odd_loss,
         metrics=lambda tokens: {"probability": tokens.target("student").exp(), "far": tokens.target("far")},
-        readouts={name: readout(seed, real=real, dtype=dtype) for name, seed in (("near", 20), ("far", 30))},
+        head_inputs={name: head_input(seed, real=real, dtype=dtype) for name, seed in (("near", 20), ("far", 30))},
         inputs={"advantage": random(N, seed=4, dtype=wide)},
         values={"gate": 0.7},
-        elements=elements,
+        max_logits_per_chunk=max_logits,
     )
 
 
-def whole(student: Readout, work: SliceJob) -> tuple[Tensor, TokenSlice]:
+def whole(student: HeadInput, work: LossInputs) -> tuple[Tensor, TokenSlice]:
     """The same loss in one piece, by plain autograd on all logits."""
 
-    def logprobs(role: Readout) -> Tensor:
+    def logprobs(role: HeadInput) -> Tensor:
         logits = role.hidden_ND @ role.weight_VD.T
         logits = logits if role.bias_V is None else logits + role.bias_V
         keep = torch.arange(logits.shape[-1]) < role.real_vocabulary
         return torch.log_softmax(logits.masked_fill(~keep, -math.inf), -1)
 
-    roles = {"student": logprobs(student), **{name: logprobs(one).detach() for name, one in work.readouts.items()}}
+    roles = {"student": logprobs(student), **{name: logprobs(one).detach() for name, one in work.head_inputs.items()}}
     tokens = TokenSlice(work.target_N, roles, work.inputs, work.values)
     return (odd_loss(tokens) * work.weight_N).sum(), tokens
 
 
-def leaves(student: Readout) -> list[Tensor]:
+def leaves(student: HeadInput) -> list[Tensor]:
     return [t for t in (student.hidden_ND, student.weight_VD, student.bias_V) if t is not None]
 
 
 @pytest.mark.parametrize("real", [V, V - 3], ids=["all rows real", "three padded rows"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("elements", SLICES.values(), ids=SLICES.keys())
-def test_value_and_gradients_are_those_of_the_whole_computation(elements: int, bias: bool, real: int) -> None:
-    student = readout(10, real=real, bias=bias)
-    expected, tokens = whole(student, job(elements, real=real))
+@pytest.mark.parametrize("max_logits", SLICES.values(), ids=SLICES.keys())
+def test_value_and_gradients_are_those_of_the_whole_computation(max_logits: int, bias: bool, real: int) -> None:
+    student = head_input(10, real=real, bias=bias)
+    expected, tokens = whole(student, job(max_logits, real=real))
     # 3 · loss: the gradients stored by the forward pass must still be multiplied by what comes from above.
     expected_gradients = torch.autograd.grad(3 * expected, leaves(student))
-    result = sliced_loss(student, job(elements, real=real))
+    result = sliced_loss(student, job(max_logits, real=real))
     gradients = torch.autograd.grad(3 * result.loss, leaves(student))
     torch.testing.assert_close(result.loss, expected, rtol=1e-12, atol=0)
     for actual, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-13)
-    weight_N = job(elements).weight_N
+    weight_N = job(max_logits).weight_N
     wanted_sums = {
         "probability": float((tokens.target("student").exp() * weight_N).sum().detach()),
         "far": float((tokens.target("far") * weight_N).sum()),
@@ -103,7 +103,7 @@ def test_value_and_gradients_are_those_of_the_whole_computation(elements: int, b
 def test_a_loss_that_sees_pieces_of_a_block_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of five tokens (the last of two) in pieces of two."""
     monkeypatch.setattr(head, "PIECE_ON_CPU", 2 * V)
-    student = readout(10, real=V - 3)
+    student = head_input(10, real=V - 3)
     expected, tokens = whole(student, job(3 * 5 * V, real=V - 3))
     wanted = torch.autograd.grad(expected, leaves(student))
     result = sliced_loss(student, job(3 * 5 * V, real=V - 3))
@@ -114,16 +114,16 @@ def test_a_loss_that_sees_pieces_of_a_block_gives_the_same_gradients(monkeypatch
 
 
 def test_a_second_backward_is_refused_instead_of_scaling_the_gradients_twice() -> None:
-    result = sliced_loss(readout(10), job(3 * V))
+    result = sliced_loss(head_input(10), job(3 * V))
     result.loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.loss.backward()
 
 
-@pytest.mark.parametrize("elements", SLICES.values(), ids=SLICES.keys())
-def test_scores_of_every_role_come_in_the_order_of_the_tokens(elements: int) -> None:
-    student = readout(10, real=V - 3)
-    work = job(elements, real=V - 3)
+@pytest.mark.parametrize("max_logits", SLICES.values(), ids=SLICES.keys())
+def test_scores_of_every_role_come_in_the_order_of_the_tokens(max_logits: int) -> None:
+    student = head_input(10, real=V - 3)
+    work = job(max_logits, real=V - 3)
     _, tokens = whole(student, work)
     result = sliced_loss(student, work)
     assert set(result.scores) == {"student", "near", "far"}
@@ -133,7 +133,9 @@ def test_scores_of_every_role_come_in_the_order_of_the_tokens(elements: int) -> 
         torch.testing.assert_close(scores.target_N, tokens.target(role).detach(), rtol=1e-12, atol=0)
         torch.testing.assert_close(scores.entropy_N, entropy_N.detach(), rtol=1e-12, atol=0)
         # A third of the logits for one role of three: slices of the same tokens.
-        alone = score_readout({"student": student, **work.readouts}[role], work.target_N, elements=elements // 3)
+        alone = score_head_input(
+            {"student": student, **work.head_inputs}[role], work.target_N, max_logits_per_chunk=max_logits // 3
+        )
         assert torch.equal(alone.target_N, scores.target_N)
         assert torch.equal(alone.entropy_N, scores.entropy_N)
         assert not scores.target_N.requires_grad
@@ -141,7 +143,7 @@ def test_scores_of_every_role_come_in_the_order_of_the_tokens(elements: int) -> 
 
 def test_padded_rows_have_probability_zero_and_gradient_exactly_zero() -> None:
     real = V - 3
-    student = readout(10, real=real)
+    student = head_input(10, real=real)
     with torch.no_grad():
         student.weight_VD[real:] += 50.0  # unmasked, these rows would take all the probability
     logprobs_NV = student.logprobs(slice(None))
@@ -155,7 +157,7 @@ def test_padded_rows_have_probability_zero_and_gradient_exactly_zero() -> None:
 
 
 def test_a_frozen_head_gets_no_gradient_and_hidden_states_still_do() -> None:
-    student = readout(10)
+    student = head_input(10)
     frozen = replace(student, weight_VD=student.weight_VD.detach(), bias_V=None)
     expected, _ = whole(frozen, job(3 * V))
     (wanted,) = torch.autograd.grad(expected, [frozen.hidden_ND])
@@ -165,7 +167,7 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_still_do() -> None:
 
 
 def test_a_loss_that_ignores_the_student_has_gradient_zero() -> None:
-    student = readout(10)
+    student = head_input(10)
     work = replace(job(3 * V), loss=lambda tokens: tokens.inputs["advantage"], metrics=None)
     result = sliced_loss(student, work)
     result.loss.backward()
@@ -181,13 +183,13 @@ def test_a_token_of_weight_0_takes_no_part_whatever_its_loss(absent: float) -> N
     def explosive(tokens: TokenSlice) -> Tensor:
         return -tokens.target("student") * tokens.inputs["factor"]
 
-    student = Readout(
+    student = HeadInput(
         torch.tensor([[0.0], [2.0]], dtype=torch.float64, requires_grad=True),
         torch.tensor([[0.5], [-0.5], [1.0], [0.0]], dtype=torch.float64, requires_grad=True),
         torch.zeros(4, dtype=torch.float64, requires_grad=True),
         4,
     )
-    work = SliceJob(
+    work = LossInputs(
         target_N=torch.tensor([0, 1]),
         weight_N=torch.tensor([1.0, 0.0], dtype=torch.float64),
         loss=explosive,
@@ -206,7 +208,7 @@ def test_a_token_of_weight_0_takes_no_part_whatever_its_loss(absent: float) -> N
     assert weight.flatten().tolist() == [0.0] * 4
     assert bias.tolist() == pytest.approx([-0.75, 0.25, 0.25, 0.25])
     # Alone the token is as absent as beside another one: in a slice of its own, or where no token has weight.
-    cut = sliced_loss(student, replace(work, elements=4))
+    cut = sliced_loss(student, replace(work, max_logits_per_chunk=4))
     assert (cut.loss, cut.metric_sums) == (result.loss, result.metric_sums)
     for grad, one in zip(torch.autograd.grad(cut.loss, leaves(student)), (hidden, weight, bias), strict=True):
         torch.testing.assert_close(grad, one)
@@ -218,17 +220,17 @@ def test_a_token_of_weight_0_takes_no_part_whatever_its_loss(absent: float) -> N
 
 def test_an_infinite_loss_that_has_weight_stays_infinite() -> None:
     work = replace(job(3 * V), loss=lambda tokens: -tokens.target("student") * math.inf, metrics=None)
-    assert float(sliced_loss(readout(10), work).loss.detach()) == math.inf
+    assert float(sliced_loss(head_input(10), work).loss.detach()) == math.inf
 
 
 def test_no_tokens_are_a_loss_of_zero() -> None:
-    student = Readout(torch.zeros(0, D, requires_grad=True), random(V, D, seed=1, dtype=torch.float32), None, V)
+    student = HeadInput(torch.zeros(0, D, requires_grad=True), random(V, D, seed=1, dtype=torch.float32), None, V)
     nothing = torch.zeros(0, dtype=torch.long)
-    work = SliceJob(nothing, torch.zeros(0), loss=lambda tokens: -tokens.target("student"))
+    work = LossInputs(nothing, torch.zeros(0), loss=lambda tokens: -tokens.target("student"))
     result = sliced_loss(student, work)
     result.loss.backward()
     assert float(result.loss.detach()) == 0.0
-    assert score_readout(student, nothing, elements=V).target_N.shape == (0,)
+    assert score_head_input(student, nothing, max_logits_per_chunk=V).target_N.shape == (0,)
 
 
 def test_bf16_adds_up_slices_in_float32() -> None:
@@ -236,13 +238,13 @@ def test_bf16_adds_up_slices_in_float32() -> None:
     tokens = 512
     hidden = torch.ones(tokens, 1, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    work = SliceJob(
+    work = LossInputs(
         target_N=torch.zeros(tokens, dtype=torch.long),
         weight_N=torch.full((tokens,), 2.0),
         loss=lambda seen: -seen.target("student"),
-        elements=2,
+        max_logits_per_chunk=2,
     )
-    result = sliced_loss(Readout(hidden, weight, None, 2), work)
+    result = sliced_loss(HeadInput(hidden, weight, None, 2), work)
     result.loss.backward()
     assert result.loss.dtype == torch.float32
     assert float(result.loss.detach()) == pytest.approx(2 * tokens * math.log(2), rel=1e-5)
@@ -251,7 +253,7 @@ def test_bf16_adds_up_slices_in_float32() -> None:
 
 
 def test_bf16_log_probabilities_are_float32_of_the_bf16_logits() -> None:
-    student = readout(10, dtype=torch.bfloat16, bias=False)
+    student = head_input(10, dtype=torch.bfloat16, bias=False)
     logits_NV = (student.hidden_ND @ student.weight_VD.T).float()
     expected_NV = torch.log_softmax(logits_NV, -1).detach()
     actual_NV = student.logprobs(slice(None)).detach()
@@ -267,28 +269,28 @@ def wide_loss(tokens: TokenSlice) -> Tensor:
 def test_no_tensor_of_all_tokens_and_the_vocabulary_exists(slice_tokens: int) -> None:
     tokens, vocabulary, width = 128, 1000, 8
 
-    def wide_readout(seed: int) -> Readout:
+    def wide_head_input(seed: int) -> HeadInput:
         hidden, weight = random(tokens, width, seed=seed), random(vocabulary, width, seed=seed + 1)
-        return Readout(hidden.requires_grad_(), weight.requires_grad_(), None, vocabulary - 10)
+        return HeadInput(hidden.requires_grad_(), weight.requires_grad_(), None, vocabulary - 10)
 
-    student = wide_readout(0)
-    work = SliceJob(
+    student = wide_head_input(0)
+    work = LossInputs(
         target_N=torch.zeros(tokens, dtype=torch.long),
         weight_N=torch.ones(tokens, dtype=torch.float64),
         loss=wide_loss,
-        readouts={"near": wide_readout(2)},
-        elements=2 * slice_tokens * vocabulary,
+        head_inputs={"near": wide_head_input(2)},
+        max_logits_per_chunk=2 * slice_tokens * vocabulary,
     )
     finished = run_watched(lambda: sliced_loss(student, work))
     # The head's own gradient [V, D] is the largest thing where a slice is smaller than it.
     assert finished == max(slice_tokens, width) * vocabulary < tokens * vocabulary
     watched = LargestOutput()
     with watched:
-        score_readout(student, work.target_N, elements=slice_tokens * vocabulary)
+        score_head_input(student, work.target_N, max_logits_per_chunk=slice_tokens * vocabulary)
     assert watched.numel == slice_tokens * vocabulary
 
 
-def run_watched(make: Callable[[], SliceResult]) -> int:
+def run_watched(make: Callable[[], LossOutput]) -> int:
     watched = LargestOutput()
     with watched:
         result: Any = make()

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from selfdistill.models.attention import attend
 from selfdistill.models.packing import Segment, grow, pack
-from selfdistill.scoring.batching import collate, micro_batches
+from selfdistill.scoring.batching import collate, cut_by_tokens
 from selfdistill.types import STUDENT, View
 
 Ids = tuple[int, ...]
@@ -146,22 +146,22 @@ def view(prompt: Ids, completion: Ids, **others: Ids) -> View:
 
 def test_a_shared_prompt_counts_once_against_the_budget() -> None:
     views = [view(tuple(range(100)), tuple(range(200 + 10 * i, 210 + 10 * i))) for i in range(8)]
-    cut = {budget: micro_batches(views, max_tokens=budget, packed=True) for budget in (180, 179, 110, 1)}
+    cut = {budget: cut_by_tokens(views, max_tokens=budget, packed=True) for budget in (180, 179, 110, 1)}
     assert [len(batch) for batch in cut[180]] == [8]
     assert [len(batch) for batch in cut[179]] == [7, 1]
     assert [len(batch) for batch in cut[110]] == [1] * 8 == [len(batch) for batch in cut[1]]
-    assert [len(batch) for batch in micro_batches(views, max_tokens=880)] == [8]
-    assert [len(batch) for batch in micro_batches(views, max_tokens=879)] == [7, 1]
+    assert [len(batch) for batch in cut_by_tokens(views, max_tokens=880)] == [8]
+    assert [len(batch) for batch in cut_by_tokens(views, max_tokens=879)] == [7, 1]
 
 
 def test_roles_of_one_forward_share_its_budget() -> None:
     prompt = tuple(range(70))
     views = [view(prompt, (200 + i,) * 10, teacher=(*prompt, 90, 91), base=prompt) for i in range(4)]
-    apart = micro_batches(views, max_tokens=112, packed=True)
+    apart = cut_by_tokens(views, max_tokens=112, packed=True)
     assert [len(batch) for batch in apart] == [4]
     # A prompt once, two tokens more of the teacher's for each of its completions, and every completion twice.
     whole = 70 + 4 * (10 + 12)
-    joint = [micro_batches(views, max_tokens=whole - n, forwards=[["teacher", "base"]], packed=True) for n in (0, 1)]
+    joint = [cut_by_tokens(views, max_tokens=whole - n, forwards=[["teacher", "base"]], packed=True) for n in (0, 1)]
     assert [[len(batch) for batch in cut] for cut in joint] == [[4], [3, 1]]
 
 
@@ -170,7 +170,7 @@ def test_roles_of_one_forward_share_its_budget() -> None:
 def test_cuts_keep_every_view_and_the_budget(budget: int, packed: bool) -> None:
     prompts, completions = drawn(3, count=9, longest=30), drawn(4, count=9, longest=20)
     views = [view(p, c, teacher=p[::-1]) for p, c in zip(prompts, completions, strict=True)]
-    batches = micro_batches(views, max_tokens=budget, packed=packed)
+    batches = cut_by_tokens(views, max_tokens=budget, packed=packed)
     assert sorted(i for batch in batches for i in batch) == list(range(9))
     for batch in batches:
         for role in (STUDENT, "teacher"):

@@ -38,7 +38,7 @@ def student(request: pytest.FixtureRequest, folder: Path) -> tuple[Policy, Chat]
 def scored(policy: Policy) -> Tensor:
     ones = (1.0,) * len(COMPLETION)
     view = View({"student": PROMPT}, COMPLETION, ones, ones, 0.0, 0, 0)
-    return policy.score(collate([view], "student"), elements=1 << 20).target_N
+    return policy.score(collate([view], "student"), max_logits_per_chunk=1 << 20).target_N
 
 
 def under(teachers: Teachers, kind: Weights) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfdistill.models.head import Readout, SliceJob, sliced_loss
+from selfdistill.models.head import HeadInput, LossInputs, sliced_loss
 from selfdistill.objectives import jensen_shannon
 from selfdistill.types import TokenSlice
 
@@ -27,14 +27,14 @@ def test_sliced_loss_and_its_gradients_are_those_of_ligers_fused_linear_jsd(teac
     def loss_of(tokens: TokenSlice) -> torch.Tensor:
         return jensen_shannon(tokens.student, tokens.roles["teacher"], teacher_weight=teacher_weight)
 
-    job = SliceJob(
+    job = LossInputs(
         target_N,
         torch.full((37,), 1 / 37, dtype=torch.float64),
         loss_of,
-        readouts={"teacher": Readout(theirs_ND, theirs_VD, None, 50)},
-        elements=50 * 10,
+        head_inputs={"teacher": HeadInput(theirs_ND, theirs_VD, None, 50)},
+        max_logits_per_chunk=50 * 10,
     )
-    mine = sliced_loss(Readout(ours[0], ours[1], None, 50), job).loss
+    mine = sliced_loss(HeadInput(ours[0], ours[1], None, 50), job).loss
     fused = liger.LigerFusedLinearJSDLoss(0.0, 1.0, beta=teacher_weight, compiled=False, chunk_size=10)
     expected = fused(others[0], others[1], theirs_ND, theirs_VD, target_N)
     # Liger adds its chunks up in float32, whatever it is given.

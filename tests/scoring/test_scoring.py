@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfdistill.models.policy import Lora, Policy, load_external, load_policy
 from selfdistill.models.teachers import Teachers
-from selfdistill.scoring.score import readouts, score_roles, score_views
+from selfdistill.scoring.score import head_inputs, score_roles, score_views
 from selfdistill.training.trainer import Limits
 from selfdistill.types import STUDENT, External, View, Weights
 from support.engine import (
@@ -89,7 +89,9 @@ def test_scores_of_every_role_are_those_of_plain_rows_however_they_are_cut(
     assert teachers.pack
     order = random.Random(1).sample(range(8), 8)
     for budget in (1, 100, 10_000):
-        found = score_roles(teachers, [views()[i] for i in order], ROLES, max_tokens=budget, elements=5 * 96)
+        found = score_roles(
+            teachers, [views()[i] for i in order], ROLES, max_tokens=budget, max_logits_per_chunk=5 * 96
+        )
         for role in ROLES:
             expected = by_rows(teachers, role)
             for place, i in enumerate(order):
@@ -101,7 +103,7 @@ def test_scores_of_every_role_are_those_of_plain_rows_however_they_are_cut(
 
 def test_scores_in_float32_are_those_of_plain_rows(folder: Path) -> None:
     policy, _ = load_policy(str(folder), dtype=torch.float32, device=torch.device("cpu"))
-    found = score_views(policy, views(), "teacher", max_tokens=10_000, elements=1 << 20)
+    found = score_views(policy, views(), "teacher", max_tokens=10_000, max_logits_per_chunk=1 << 20)
     for score, view in zip(found, views(), strict=True):
         plain = token_logprobs(policy.model, view.prompts["teacher"], view.completion_ids, policy.real_vocabulary)
         torch.testing.assert_close(score.target_N, plain, rtol=1e-5, atol=1e-5)
@@ -122,8 +124,8 @@ def test_a_group_scores_its_prompt_once(folder: Path) -> None:
     group = [view for view in views() if view.group == 0]
     completions = sum(len(view.completion_ids) for view in group)
     with forwards(policy) as tokens:
-        score_views(policy, group, "teacher", max_tokens=10_000, elements=1 << 20)
-        score_views(policy, views(), "teacher", max_tokens=10_000, elements=1 << 20)
+        score_views(policy, group, "teacher", max_tokens=10_000, max_logits_per_chunk=1 << 20)
+        score_views(policy, views(), "teacher", max_tokens=10_000, max_logits_per_chunk=1 << 20)
     # Two prompts of 64 and 65 tokens that begin alike for 30.
     both = sum(len(view.completion_ids) for view in views())
     assert tokens == [64 + completions, 30 + 34 + 35 + both]
@@ -137,8 +139,8 @@ def test_roles_under_the_same_weights_are_one_forward_and_share_what_their_promp
     completions = sum(len(view.completion_ids) for view in group)
     target_N = torch.tensor([token for view in group for token in view.completion_ids])
     with forwards(teachers.copies["frozen"]) as frozen, forwards(policy) as live:
-        readouts(teachers, group, weights, target_N)
-        score_roles(teachers, group, weights, max_tokens=10_000, elements=1 << 20)
+        head_inputs(teachers, group, weights, target_N)
+        score_roles(teachers, group, weights, max_tokens=10_000, max_logits_per_chunk=1 << 20)
     assert frozen == [41 + 24 + 2 * completions] * 2
     assert live == [41 + completions] * 2
 
@@ -153,7 +155,7 @@ def test_a_step_is_the_same_packed_shared_and_padded(
         (False, 64, None),
         (True, 10**6, None),
         (True, 1, None),
-        (True, 1, Limits(tokens=90, elements=7 * 96)),
+        (True, 1, Limits(max_tokens_per_microbatch=90, max_logits_per_chunk=7 * 96)),
     ):
         monkeypatch.setattr("selfdistill.models.packing.SHARE_FROM", share_from)
         policy, chat = load_exact(folder, lora=lora)
@@ -185,7 +187,7 @@ def test_a_model_whose_tokens_meet_elsewhere_is_scored_row_by_row(kind: str, tmp
     made = getattr(transformers, model)(getattr(transformers, config)(**tiny_settings(**own)))
     policy, _ = load_policy(str(save_model(tmp_path, made)), dtype=torch.float32, device=torch.device("cpu"))
     assert not policy.packs
-    found = score_views(policy, views(), "teacher", max_tokens=150, elements=1 << 20)
+    found = score_views(policy, views(), "teacher", max_tokens=150, max_logits_per_chunk=1 << 20)
     for score, view in zip(found, views(), strict=True):
         plain = token_logprobs(policy.model, view.prompts["teacher"], view.completion_ids, policy.real_vocabulary)
         torch.testing.assert_close(score.target_N, plain, rtol=1e-4, atol=1e-4)

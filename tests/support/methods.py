@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import Observation, State
+from selfdistill.methods.base import BatchScores, State
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.pbsd import PBSD
 from selfdistill.types import Role, TokenSlice
@@ -39,7 +39,7 @@ class Poisoned(GRPO):
         """A counter of steps."""
         return Count()
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float]:
         """NaN at the poisoned step."""
         assert isinstance(state, Count)
         state.steps += 1

@@ -58,7 +58,7 @@ class Gradient:
             chat,
             own_templates(folder / os.environ["RANK"]),
             *self.method,
-            limits=Limits(tokens=self.tokens),
+            limits=Limits(max_tokens_per_microbatch=self.tokens),
             move=perturb,
             parallel=self.parallel,
         )

@@ -143,7 +143,7 @@ def test_later_updates_on_a_batch_keep_the_weights_of_the_first(folder: Path, te
     """Half the learning rate on twice the gradient moves the same way, twice in a row."""
 
     def moved(cap: float | None, off: float, rate: float) -> Policy:
-        bench = bench_of(folder, templates, "grpo", cap, updates=2, learning_rate=lambda step: rate)
+        bench = bench_of(folder, templates, "grpo", cap, updates_per_batch=2, learning_rate=lambda step: rate)
         measured(bench, off)
         return bench.policy
 

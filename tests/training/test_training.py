@@ -18,10 +18,10 @@ from selfdistill.contexts.templates import Template
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, OutOfMemory, TrainingError
 from selfdistill.methods import Method, build_method
-from selfdistill.methods.base import Observation, State
+from selfdistill.methods.base import BatchScores, State
 from selfdistill.methods.sd import SD
 from selfdistill.methods.sft import SFT
-from selfdistill.models.head import ELEMENTS, SliceJob, SliceResult
+from selfdistill.models.head import MAX_LOGITS_PER_CHUNK, LossInputs, LossOutput
 from selfdistill.models.policy import Policy
 from selfdistill.seeds import derive
 from selfdistill.training import trainer as training
@@ -78,7 +78,7 @@ def test_the_average_moves_by_its_rate_after_each_update(
     for each in (bench, alone):
         each.trainer.learning_rate = lambda step: 0.05
     average = {name: values.clone() for name, values in bench.trainer.teachers.state_dict().items()}
-    bench.trainer.updates = updates
+    bench.trainer.updates_per_batch = updates
     bench.step(groups)
     for _ in range(updates):
         alone.step(groups)
@@ -94,7 +94,7 @@ def test_of_several_updates_the_last_is_reported(model: Path, templates: Mapping
     groups = invent_groups(bench.policy, bench.chat)
     for each in (bench, alone):
         each.trainer.learning_rate = lambda step: 0.05
-    bench.trainer.updates = 3
+    bench.trainer.updates_per_batch = 3
     reported = bench.step(groups, step=2).record
     losses = [alone.step(groups, step=2).record.values["loss"] for _ in range(3)]
     assert reported.values["loss"] == pytest.approx(losses[2], rel=1e-12)
@@ -218,7 +218,7 @@ def test_two_ranks_report_and_learn_what_one_does(
 def test_micro_batches_add_up_to_the_whole_record(method: str, model: Path, templates: Mapping[str, Template]) -> None:
     whole, cut = (open_bench(model, templates, method, {}) for _ in range(2))
     groups = invent_groups(whole.policy, whole.chat)
-    cut.trainer.limits = Limits(tokens=60, elements=500)
+    cut.trainer.limits = Limits(max_tokens_per_microbatch=60, max_logits_per_chunk=500)
     one, other = whole.step(groups).record, cut.step(groups).record
     assert other.values == pytest.approx(dict(one.values), rel=1e-9)
     assert other.sums == pytest.approx(dict(one.sums), rel=1e-9)
@@ -271,7 +271,7 @@ def test_a_rank_without_a_completion_adds_nothing(model: Path, templates: Mappin
 class Looking(SD):
     """SD that remembers what it was shown before each update, and marks every completion by its place."""
 
-    def beforehand(self) -> Sequence[str]:
+    def precompute(self) -> Sequence[str]:
         """The student too, before the teacher."""
         return (STUDENT, "teacher")
 
@@ -279,12 +279,12 @@ class Looking(SD):
         """A list in a state's clothes."""
         return Looks()
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """Nothing but the looking."""
         assert isinstance(state, Looks)
-        assert list(seen.scores) == [STUDENT, "teacher"]
-        state.updates.append(seen.update)
-        marks = [100.0 * view.group + view.index for view in seen.views]
+        assert list(batch.scores) == [STUDENT, "teacher"]
+        state.updates.append(batch.update)
+        marks = [100.0 * view.group + view.index for view in batch.views]
         return {"looked": float(len(state.updates)), "mark": torch.tensor(marks, dtype=torch.float32)}
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
@@ -310,7 +310,7 @@ class Looks:
 
 def test_a_method_is_told_which_update_on_the_batch_comes(model: Path, templates: Mapping[str, Template]) -> None:
     bench = open_bench(model, templates, "test_training:Looking", {})
-    bench.trainer.updates = 3
+    bench.trainer.updates_per_batch = 3
     groups = invent_groups(bench.policy, bench.chat)
     for step in (1, 2):
         reported = bench.step(groups, step=step).record
@@ -348,11 +348,11 @@ def test_all_that_the_loss_is_handed_lies_on_the_students_device(
         role: [single(each, float(role == "teacher")) for each in measured[role]] for role in (STUDENT, "teacher")
     }
     lengths = [len(each.target_N) for each in scores["teacher"] if each is not None]
-    jobs: list[SliceJob] = []
+    jobs: list[LossInputs] = []
 
-    def look(self: Policy, batch: object, job: SliceJob) -> SliceResult:
+    def look(self: Policy, batch: object, job: LossInputs) -> LossOutput:
         jobs.append(job)
-        return SliceResult(sum(((p * 0.0).sum() for p in self.trainable()), torch.zeros(())), {}, {})
+        return LossOutput(sum(((p * 0.0).sum() for p in self.trainable()), torch.zeros(())), {}, {})
 
     asked: list[dict[str, object]] = []
 
@@ -363,9 +363,9 @@ def test_all_that_the_loss_is_handed_lies_on_the_students_device(
     monkeypatch.setattr(training, "score_roles", score_roles)
     monkeypatch.setattr(Policy, "forward", look)
     monkeypatch.setattr(bench.policy, "device", torch.device("meta"))
-    bench.trainer.importance_cap, bench.trainer.updates = 2.0, 2
+    bench.trainer.importance_cap, bench.trainer.updates_per_batch = 2.0, 2
     # One completion at a time: some without any of the teacher's scores, the others with all.
-    bench.trainer.limits, bench.trainer.world = Limits(tokens=1, elements=777), Asked()
+    bench.trainer.limits, bench.trainer.world = Limits(max_tokens_per_microbatch=1, max_logits_per_chunk=777), Asked()
     clocks: list[torch.device] = []
 
     def timed(device: torch.device) -> Clock:
@@ -376,7 +376,7 @@ def test_all_that_the_loss_is_handed_lies_on_the_students_device(
     record = bench.trainer.step(groups, step=1).record
     whole = sum(2.0**24 + length - 1 for length in lengths)
     assert (record.sums["teacher_u"], record.sums["teacher_entropy"]) == (whole, whole)
-    assert asked == [{"max_tokens": 1, "elements": 777, "world": bench.trainer.world}] * 2
+    assert asked == [{"max_tokens": 1, "max_logits_per_chunk": 777, "world": bench.trainer.world}] * 2
     assert asked[0]["world"] is bench.trainer.world
     assert clocks == [torch.device("meta")]
     assert len(jobs) == 2 * 12
@@ -386,7 +386,7 @@ def test_all_that_the_loss_is_handed_lies_on_the_students_device(
         handed = {**job.inputs, "weight": job.weight_N}
         assert {(values.device.type, values.dtype) for values in handed.values()} == {("meta", torch.float64)}
         assert job.target_N.device.type == "meta"
-        assert job.elements == 777
+        assert job.max_logits_per_chunk == 777
 
 
 def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, Template]) -> None:
@@ -394,17 +394,17 @@ def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, 
     given = {"clip_norm": 0.5, "limits": Limits(7, 8), "thinking": False, "world": World.current()}
     corrected = Trainer(
         bench.policy, bench.trainer.teachers, bench.method, templates, bench.chat, bench.trainer.optimiser,
-        learning_rate=float, importance_cap=1.5, updates=4, seed=9, **given,  # type: ignore[arg-type]
+        learning_rate=float, importance_cap=1.5, updates_per_batch=4, seed=9, **given,  # type: ignore[arg-type]
     )  # fmt: skip
-    assert (corrected.importance_cap, corrected.updates, corrected.seed) == (1.5, 4, 9)
+    assert (corrected.importance_cap, corrected.updates_per_batch, corrected.seed) == (1.5, 4, 9)
     assert StepResult(StepRecord(step=1), []).scores == {}
     made = Trainer(
         bench.policy, bench.trainer.teachers, bench.method, templates, bench.chat, bench.trainer.optimiser,
         learning_rate=float, **given,  # type: ignore[arg-type]
     )  # fmt: skip
     assert {name: getattr(made, name) for name in given} == given
-    assert (made.seed, made.updates, made.importance_cap, made.learning_rate) == (0, 1, None, float)
-    assert (Limits().tokens, Limits().elements) == (16384, ELEMENTS)
+    assert (made.seed, made.updates_per_batch, made.importance_cap, made.learning_rate) == (0, 1, None, float)
+    assert (Limits().max_tokens_per_microbatch, Limits().max_logits_per_chunk) == (16384, MAX_LOGITS_PER_CHUNK)
 
 
 def test_the_views_of_a_step_depend_on_its_seed_its_number_and_the_switch_of_thinking(

@@ -33,7 +33,7 @@ def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[
             parts.examples[:problems],
             samples=samples,
             seed=derive(seed, "teaching"),
-            max_tokens=parts.trainer.limits.tokens,
+            max_tokens=parts.trainer.limits.max_tokens_per_microbatch,
         )
         if isinstance(lesson, Skipped):
             raise DataError(f"teacher {name!r} could be shown beside no completion: {lesson.reason}")

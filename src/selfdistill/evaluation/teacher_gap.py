@@ -156,9 +156,9 @@ def _log_ratios(
         for n, (r, prompt) in enumerate(zip(rollouts, prompts, strict=True))
     ]
     with torch.no_grad():
-        mine = score_views(policy, views, STUDENT, max_tokens=max_tokens, elements=1 << 24)
+        mine = score_views(policy, views, STUDENT, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
     with worker.teachers.weights(role.weights) as teacher:
-        theirs = score_views(teacher, views, "teacher", max_tokens=max_tokens, elements=1 << 24)
+        theirs = score_views(teacher, views, "teacher", max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
     pairs = zip(mine, theirs, strict=True)
     return [sign * float((s.target_N.double() - t.target_N.double()).sum()) for s, t in pairs]
 

@@ -14,7 +14,7 @@ from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.words import load_classes
-from selfdistill.inspection.credit import ELEMENTS, TOKENS, look, plan
+from selfdistill.inspection.credit import MAX_LOGITS_PER_CHUNK, TOKENS, look, plan
 from selfdistill.inspection.files import ANSWER_ONLY, Slides, check_place, prepare, summarise, write_findings
 from selfdistill.inspection.plan import choose_methods, knobs
 from selfdistill.methods.base import Method
@@ -132,7 +132,7 @@ def examine(
         seed=derive(wish.seed, "contrast", 1),
         prompts=config.sampling.prompts,
         max_tokens=config.limits.tokens or TOKENS,
-        elements=config.limits.elements or ELEMENTS,
+        max_logits_per_chunk=config.limits.elements or MAX_LOGITS_PER_CHUNK,
     )
     found.skipped += unused
     slides = prepare(found, chat, patterns)

@@ -21,14 +21,14 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.fields import hindsight, role_prompt
 from selfdistill.contexts.templates import Template
 from selfdistill.inspection.findings import Findings, Floats, columns, join
-from selfdistill.methods.base import Method, Observation
-from selfdistill.models.head import Readout, score_readout, token_credit, token_slices
+from selfdistill.methods.base import BatchScores, Method
+from selfdistill.models.head import HeadInput, score_head_input, token_credit, token_slices
 from selfdistill.models.policy import Policy
-from selfdistill.scoring.batching import collate, micro_batches
-from selfdistill.scoring.score import readout_roles, together
+from selfdistill.scoring.batching import collate, cut_by_tokens
+from selfdistill.scoring.score import head_inputs_of, together
 from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, Skipped, TokenSlice, View
 
-TOKENS, ELEMENTS, PROMPTS = 4096, 1 << 24, 16
+TOKENS, MAX_LOGITS_PER_CHUNK, PROMPTS = 4096, 1 << 24, 16
 """Tokens of one forward pass, logits that exist at once, and problems of a step, where nobody sets them."""
 ALTERNATIVES = 3
 """Likeliest tokens kept under student and teacher."""
@@ -54,7 +54,7 @@ class _Batch:
 
     chosen: list[int]
     target_N: Tensor
-    readouts: dict[str, Readout]
+    head_inputs: dict[str, HeadInput]
     shown_N: dict[str, Tensor]
 
 
@@ -116,7 +116,7 @@ def look(
     seed: int,
     prompts: int = PROMPTS,
     max_tokens: int = TOKENS,
-    elements: int = ELEMENTS,
+    max_logits_per_chunk: int = MAX_LOGITS_PER_CHUNK,
 ) -> Findings:
     """Score every context of every completion and ask every method for its credits.
 
@@ -130,7 +130,9 @@ def look(
     for start in range(0, len(groups), prompts):
         step = list(groups[start : start + prompts])
         views, skipped = _render(step, wanted, templates, chat, thinking=thinking, seed=seed)
-        parts.append(_look_at_step(policy, step, views, wanted, max_tokens=max_tokens, elements=elements))
+        parts.append(
+            _look_at_step(policy, step, views, wanted, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk)
+        )
         parts[-1].skipped = skipped
     found = join(parts)
     found.left_out = dict(wanted.left_out)
@@ -175,13 +177,19 @@ def _render(
 
 @torch.no_grad()
 def _look_at_step(
-    policy: Policy, groups: list[RolloutGroup], views: list[View], wanted: Plan, *, max_tokens: int, elements: int
+    policy: Policy,
+    groups: list[RolloutGroup],
+    views: list[View],
+    wanted: Plan,
+    *,
+    max_tokens: int,
+    max_logits_per_chunk: int,
 ) -> Findings:
     forwards = together(dict.fromkeys(wanted.roles, "live"), packed=policy.packs)
-    cut = micro_batches(views, max_tokens=max_tokens, forwards=forwards, packed=policy.packs)
+    cut = cut_by_tokens(views, max_tokens=max_tokens, forwards=forwards, packed=policy.packs)
     batches = [_scored_batch(policy, views, chosen) for chosen in cut]
     contexts = list(wanted.roles)
-    scores = {label: _scores(batches, views, label, elements) for label in contexts}
+    scores = {label: _scores(batches, views, label, max_logits_per_chunk) for label in contexts}
     order = _order(batches, views)
     found = Findings(
         groups=groups,
@@ -198,14 +206,14 @@ def _look_at_step(
         credits={},
         metrics={},
         alternatives={
-            name: _alternatives(batches, label, order, elements)
+            name: _alternatives(batches, label, order, max_logits_per_chunk)
             for name, label in ((STUDENT, STUDENT), ("teacher", wanted.teacher))
             if label is not None
         },
         prompts=[dict(view.prompts) for view in views],
     )
     for name, method in wanted.methods.items():
-        credit, metrics = _ask(method, wanted.role_contexts[name], groups, views, scores, batches, elements)
+        credit, metrics = _ask(method, wanted.role_contexts[name], groups, views, scores, batches, max_logits_per_chunk)
         found.credits[name] = credit[order].numpy()
         found.metrics[name] = {key: value[order].numpy() for key, value in metrics.items()}
     return found
@@ -216,28 +224,30 @@ def _scored_batch(policy: Policy, views: Sequence[View], chosen: list[int]) -> _
     picked = [views[i] for i in chosen]
     lengths = torch.tensor([len(view.completion_ids) for view in picked])
     target_N = collate(picked, STUDENT).target_N.to(policy.device)
-    readouts: dict[str, Readout] = {}
+    head_inputs: dict[str, HeadInput] = {}
     shown_N: dict[str, Tensor] = {}
     labels = list(dict.fromkeys(label for view in picked for label in view.prompts))
     found = {}
     for roles in together(dict.fromkeys(labels, "live"), packed=policy.packs):
-        found.update(readout_roles(policy, picked, roles, packed=policy.packs))
-    for label, (readout, _) in found.items():
+        found.update(head_inputs_of(policy, picked, roles, packed=policy.packs))
+    for label, (head_input, _) in found.items():
         shown = torch.tensor([label in view.prompts for view in picked])
         shown_N[label] = shown.repeat_interleave(lengths).to(policy.device)
-        hidden_ND = readout.hidden_ND.new_zeros(len(target_N), readout.hidden_ND.shape[1])
-        hidden_ND[shown_N[label]] = readout.hidden_ND
-        readouts[label] = replace(readout, hidden_ND=hidden_ND)
-    return _Batch(chosen, target_N, readouts, shown_N)
+        hidden_ND = head_input.hidden_ND.new_zeros(len(target_N), head_input.hidden_ND.shape[1])
+        hidden_ND[shown_N[label]] = head_input.hidden_ND
+        head_inputs[label] = replace(head_input, hidden_ND=hidden_ND)
+    return _Batch(chosen, target_N, head_inputs, shown_N)
 
 
-def _scores(batches: Sequence[_Batch], views: Sequence[View], label: str, elements: int) -> list[Scores | None]:
+def _scores(
+    batches: Sequence[_Batch], views: Sequence[View], label: str, max_logits_per_chunk: int
+) -> list[Scores | None]:
     """One entry a view, None where the context could not be shown."""
     result: list[Scores | None] = [None] * len(views)
     for batch in batches:
-        if label not in batch.readouts:
+        if label not in batch.head_inputs:
             continue
-        scores = score_readout(batch.readouts[label], batch.target_N, elements=elements)
+        scores = score_head_input(batch.head_inputs[label], batch.target_N, max_logits_per_chunk=max_logits_per_chunk)
         lengths = [len(views[i].completion_ids) for i in batch.chosen]
         pairs = zip(batch.chosen, scores.target_N.split(lengths), scores.entropy_N.split(lengths), strict=True)
         for i, target_N, entropy_N in pairs:
@@ -253,18 +263,18 @@ def _ask(
     views: Sequence[View],
     scores: Mapping[str, list[Scores | None]],
     batches: Sequence[_Batch],
-    elements: int,
+    max_logits_per_chunk: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A method's credit and metrics of every token, in the order of the batches."""
     keep = [method.keep(group) for group in groups]
-    beforehand = {role: role_contexts.get(role, STUDENT) for role in method.beforehand()}
+    beforehand = {role: role_contexts.get(role, STUDENT) for role in method.precompute()}
     compared = {role: label for role, label in role_contexts.items() if role not in beforehand}
     # A method may do without a context whose sampled token it reads, never without one that it compares.
     needed = compared.values() if method.without_context == "keep" else role_contexts.values()
     entered = [keep[view.group][view.index] and all(label in view.prompts for label in needed) for view in views]
     inside = [i for i, enters in enumerate(entered) if enters]
     seen = {role: [scores[label][i] for i in inside] for role, label in beforehand.items()}
-    told = method.observe(None, Observation(seen, [views[i] for i in inside]))
+    told = method.on_batch(None, BatchScores(seen, [views[i] for i in inside]))
     values = {name: value for name, value in told.items() if not isinstance(value, Tensor)}
     advantage_PG = method.advantages(_rewards(groups))
     per_view = {"advantage": torch.stack([advantage_PG[view.group, view.index] for view in views])}
@@ -280,7 +290,9 @@ def _ask(
             credits.append(torch.full(enters_N.shape, math.nan))
             metrics.append({})
             continue
-        credit_N, found = _ask_batch(method, compared, beforehand, batch, views, scores, per_view, values, elements)
+        credit_N, found = _ask_batch(
+            method, compared, beforehand, batch, views, scores, per_view, values, max_logits_per_chunk
+        )
         credits.append(torch.where(enters_N, credit_N, math.nan))
         metrics.append({name: torch.where(enters_N, value_N, math.nan) for name, value_N in found.items()})
     sizes = [len(credit_N) for credit_N in credits]
@@ -296,7 +308,7 @@ def _ask_batch(
     scores: Mapping[str, list[Scores | None]],
     per_view: Mapping[str, Tensor],
     values: Mapping[str, float],
-    elements: int,
+    max_logits_per_chunk: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The method's loss and metrics on the tokens of a batch, slice by slice."""
     device = batch.target_N.device
@@ -305,12 +317,12 @@ def _ask_batch(
     for name, label in known.items():
         inputs[name] = _flat_tensor([(scores[label][i], views[i]) for i in batch.chosen])
     inputs = {name: value.to(device, torch.float32) for name, value in inputs.items()}
-    student = batch.readouts[STUDENT]
+    student = batch.head_inputs[STUDENT]
     credits: list[Tensor] = []
     metrics: dict[str, list[Tensor]] = {}
-    for rows in token_slices(len(batch.target_N), student.weight_VD.shape[0], elements):
+    for rows in token_slices(len(batch.target_N), student.weight_VD.shape[0], max_logits_per_chunk):
         roles = {STUDENT: student.logprobs(rows)}
-        roles.update({role: batch.readouts[label].logprobs(rows) for role, label in compared.items()})
+        roles.update({role: batch.head_inputs[label].logprobs(rows) for role, label in compared.items()})
         tokens = TokenSlice(batch.target_N[rows], roles, {name: v[rows] for name, v in inputs.items()}, values)
         credits.append(token_credit(method.loss, tokens).float().cpu())
         for name, value_N in method.metrics(tokens).items():
@@ -328,18 +340,20 @@ def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
 
 
 def _alternatives(
-    batches: Sequence[_Batch], label: str, order: Tensor, elements: int
+    batches: Sequence[_Batch], label: str, order: Tensor, max_logits_per_chunk: int
 ) -> tuple[NDArray[np.int32], Floats]:
     """The likeliest tokens of every position; where the context is missing their log-probability is NaN."""
     ids, logprobs = [], []
     for batch in batches:
-        readout = batch.readouts.get(label)
-        for rows in token_slices(len(batch.target_N), batch.readouts[STUDENT].weight_VD.shape[0], elements):
-            if readout is None:
+        head_input = batch.head_inputs.get(label)
+        for rows in token_slices(
+            len(batch.target_N), batch.head_inputs[STUDENT].weight_VD.shape[0], max_logits_per_chunk
+        ):
+            if head_input is None:
                 ids.append(torch.zeros(rows.stop - rows.start, ALTERNATIVES, dtype=torch.long))
                 logprobs.append(torch.full((rows.stop - rows.start, ALTERNATIVES), math.nan))
                 continue
-            best = readout.logprobs(rows).topk(ALTERNATIVES, -1)
+            best = head_input.logprobs(rows).topk(ALTERNATIVES, -1)
             ids.append(best.indices.cpu())
             logprobs.append(best.values.masked_fill(~batch.shown_N[label][rows, None], math.nan).float().cpu())
     return torch.cat(ids)[order].int().numpy(), torch.cat(logprobs)[order].numpy()

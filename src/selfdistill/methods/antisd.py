@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from selfdistill.errors import TrainingError
-from selfdistill.methods.base import Observation, State, gain
+from selfdistill.methods.base import BatchScores, State, gain
 from selfdistill.methods.entropy_gate import EntropyGate
 from selfdistill.methods.grpo import GRPO
 from selfdistill.objectives import antisd_advantage
@@ -45,7 +45,7 @@ class AntiSD(GRPO):
         """The teacher: live weights, hindsight context."""
         return {"teacher": self.teacher(self.context, "live")} if self.hindsight else {}
 
-    def beforehand(self) -> Sequence[str]:
+    def precompute(self) -> Sequence[str]:
         """The sampled token's log-probability, and the teacher's entropy, before the loss: the gate needs them all."""
         return tuple(self.roles())
 
@@ -53,15 +53,15 @@ class AntiSD(GRPO):
         """The gate, closed."""
         return EntropyGate(warmup=self.warmup, ratio=self.gate_ratio) if self.gated and self.hindsight else None
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """Update the gate with the median entropy of the teacher over all response tokens of the batch."""
-        entropies = [scores.entropy_N for scores in seen.scores.get("teacher", []) if scores is not None]
+        entropies = [scores.entropy_N for scores in batch.scores.get("teacher", []) if scores is not None]
         measured = {"gate_entropy": _median(torch.cat(entropies))} if entropies else {}
         if not all(map(math.isfinite, measured.values())):
             raise TrainingError(f"the teacher's entropy is {measured['gate_entropy']}: its scores are not numbers")
         if not isinstance(state, EntropyGate):
             return {"gate": 1.0, **measured}
-        if measured and seen.update == 0:
+        if measured and batch.update == 0:
             state.update(measured["gate_entropy"])
         return {"gate": float(state.open), **measured}
 

@@ -53,7 +53,7 @@ class State(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class BatchScores:
     """What a method may look at before the loss: the scores of the roles that it asked for beforehand, and the views.
 
     ``scores`` maps a role to one entry a view, None where the view could not be rendered for it. ``update`` counts the
@@ -102,7 +102,7 @@ class Method(Strict):
         """Roles that sample completions. A role besides the student must have a context that examples can fill."""
         return (STUDENT,)
 
-    def beforehand(self) -> Sequence[str]:
+    def precompute(self) -> Sequence[str]:
         """Roles that are scored before the loss and reach it as per-token inputs; ``"student"`` may be among them.
 
         The loss sees the whole distributions of all other roles.
@@ -118,10 +118,10 @@ class Method(Strict):
         return rewards_PG.new_zeros(rewards_PG.shape)
 
     def new_state(self) -> State | None:
-        """State that the engine keeps, checkpoints and hands back to :meth:`observe`."""
+        """State that the engine keeps, checkpoints and hands back to :meth:`on_batch`."""
         return None
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """What the loss needs to know of the whole step.
 
         A float reaches it as ``tokens.values[name]`` and is logged; a tensor of one number a view reaches every token

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import Observation, Recommended, State, gain, on_support
+from selfdistill.methods.base import BatchScores, Recommended, State, gain, on_support
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.objectives import clipped_policy_gradient, credit_target
 from selfdistill.types import STUDENT, Role, TokenSlice
@@ -46,13 +46,13 @@ class CREDIT(SDPO):
         contrasts = {name: self.teacher(self.contrast, "ema", k) for k, name in enumerate(self._names())}
         return {**super().roles(), **contrasts}
 
-    def beforehand(self) -> Sequence[str]:
+    def precompute(self) -> Sequence[str]:
         """The sampled-token form needs no distributions."""
         return tuple(self.roles()) if self.form == "advantage" else ()
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """Ḡ, the mean of the contrasts' log-probabilities over all tokens (sampled-token form)."""
-        found = [scores.target_N for name in self._names() for scores in seen.scores.get(name, []) if scores]
+        found = [scores.target_N for name in self._names() for scores in batch.scores.get(name, []) if scores]
         return {"contrast_mean": float(torch.cat(found).double().mean())} if found else {}
 
     def loss(self, tokens: TokenSlice) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import Method, Observation, Recommended, State
+from selfdistill.methods.base import BatchScores, Method, Recommended, State
 from selfdistill.objectives import preference_loss, preference_margin, preference_slope
 from selfdistill.types import STUDENT, Role, RolloutGroup, TokenSlice, View
 
@@ -48,7 +48,7 @@ class PBSD(Method):
         """Both sides sample."""
         return (STUDENT, TEACHER)
 
-    def beforehand(self) -> Sequence[str]:
+    def precompute(self) -> Sequence[str]:
         """Both sides score both samples before the loss."""
         return (STUDENT, TEACHER)
 
@@ -60,19 +60,19 @@ class PBSD(Method):
                 chosen |= {plus, minus}
         return [index in chosen for index in range(len(group.rollouts))]
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """Each pair's loss, and the weight that its tokens carry."""
-        pairs = _pairs(seen.views)
-        loss_of, weight_of = torch.zeros(2, len(seen.views), dtype=torch.float64)
+        pairs = _pairs(batch.views)
+        loss_of, weight_of = torch.zeros(2, len(batch.views), dtype=torch.float64)
         if not pairs:
             return {"preference": loss_of, "slope": weight_of}
         plus, minus = ([pair[side] for pair in pairs] for side in (0, 1))
-        deltas = [(self._total(seen, STUDENT, side), self._total(seen, TEACHER, side)) for side in (plus, minus)]
+        deltas = [(self._total(batch, STUDENT, side), self._total(batch, TEACHER, side)) for side in (plus, minus)]
         margin_P = preference_margin(*deltas[0], *deltas[1], beta=self.beta)
         # A completion's tokens share the weight 1/|y|, and pairs are half as many as completions.
         slope_P = 2.0 * self.beta * preference_slope(margin_P)
         for side, sign in ((plus, 1.0), (minus, -1.0)):
-            length = [len(seen.views[i].completion_ids) if self.length == "sum" else 1 for i in side]
+            length = [len(batch.views[i].completion_ids) if self.length == "sum" else 1 for i in side]
             loss_of[side] = preference_loss(margin_P)
             weight_of[side] = sign * slope_P * torch.tensor(length, dtype=torch.float64)
         logged = {"margin": float(margin_P.mean()), "preferred": float((margin_P > 0).double().mean())}
@@ -83,9 +83,9 @@ class PBSD(Method):
         logprob_N = tokens.target(STUDENT)
         return tokens.inputs["preference"] + tokens.inputs["slope"] * (logprob_N - logprob_N.detach())
 
-    def _total(self, seen: Observation, role: str, side: Sequence[int]) -> Tensor:
+    def _total(self, batch: BatchScores, role: str, side: Sequence[int]) -> Tensor:
         """log-probability [P] of each completion of one side: summed, or its mean."""
-        scores = [seen.scores[role][i] for i in side]
+        scores = [batch.scores[role][i] for i in side]
         each = [one.target_N.double() for one in scores if one is not None]
         # A number a completion: from here on it is about pairs, wherever the tokens were scored.
         return torch.stack([one.sum() if self.length == "sum" else one.mean() for one in each]).cpu()

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import Method, Observation, Recommended, State
+from selfdistill.methods.base import BatchScores, Method, Recommended, State
 from selfdistill.types import STUDENT, Role, RolloutGroup, TokenSlice
 
 TEACHER = "teacher"
@@ -40,7 +40,7 @@ class PBSDReward(Method):
         """The teacher samples, the student does not."""
         return (TEACHER,)
 
-    def beforehand(self) -> Sequence[str]:
+    def precompute(self) -> Sequence[str]:
         """The loss needs no distribution of the teacher; its scores are for the record."""
         return (TEACHER,)
 
@@ -48,15 +48,15 @@ class PBSDReward(Method):
         """What was judged."""
         return [verdict.reward is not None for verdict in group.verdicts]
 
-    def observe(self, state: State | None, seen: Observation) -> Mapping[str, float | Tensor]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """Each completion's tilt, scaled so that the mean over completions is the mean over prompts of Σ w_i …"""
-        tilt = torch.zeros(len(seen.views), dtype=torch.float64)
-        groups = sorted({view.group for view in seen.views})
+        tilt = torch.zeros(len(batch.views), dtype=torch.float64)
+        groups = sorted({view.group for view in batch.views})
         for group in groups:
-            places = [place for place, view in enumerate(seen.views) if view.group == group]
-            rewards = torch.tensor([seen.views[place].reward for place in places], dtype=torch.float64)
-            length = [len(seen.views[place].completion_ids) if self.length == "sum" else 1 for place in places]
-            share = len(seen.views) / len(groups)
+            places = [place for place, view in enumerate(batch.views) if view.group == group]
+            rewards = torch.tensor([batch.views[place].reward for place in places], dtype=torch.float64)
+            length = [len(batch.views[place].completion_ids) if self.length == "sum" else 1 for place in places]
+            share = len(batch.views) / len(groups)
             tilt[places] = (rewards / self.beta).softmax(0) * torch.tensor(length, dtype=torch.float64) * share
         return {"tilt": tilt}
 

@@ -28,7 +28,7 @@ class SD(GRPO):
         """The teacher: live weights, hindsight context."""
         return {"teacher": self.teacher(self.context, "live")}
 
-    def beforehand(self) -> Sequence[str]:
+    def precompute(self) -> Sequence[str]:
         """Only the sampled token's log-probability is needed."""
         return ("teacher",)
 

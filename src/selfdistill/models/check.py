@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfdistill.errors import ModelError, first_line, is_full
 from selfdistill.models.attention import install, packable, uninstall
-from selfdistill.models.head import Readout
+from selfdistill.models.head import HeadInput
 from selfdistill.models.packing import grow, pack
 from selfdistill.models.prefill import Decoder, Prefill, closed_up
 from selfdistill.types import SequenceBatch
@@ -48,7 +48,7 @@ class Checked(Decoder, Protocol):
     def decoder(self) -> nn.Module:
         """The model below its head."""
 
-    def readout(self, batch: SequenceBatch) -> Readout:
+    def head_input(self, batch: SequenceBatch) -> HeadInput:
         """Hidden states of scored tokens with the head."""
 
 
@@ -56,7 +56,7 @@ class Checked(Decoder, Protocol):
 def check_head(policy: Checked, path: str) -> None:
     """Refuse a model whose logits are not a plain linear map of its last hidden state (soft-capping, scaling)."""
     batch = probe(policy.device)
-    largest = float(policy.readout(batch).logits(slice(0, 4)).abs().max())
+    largest = float(policy.head_input(batch).logits(slice(0, 4)).abs().max())
     if not largest < float("inf"):
         raise ModelError(
             f"{path} gives logits that are not numbers: its weights are broken, or too large for its dtype"
@@ -69,7 +69,7 @@ def check_head(policy: Checked, path: str) -> None:
     hook = policy.decoder.register_forward_hook(enlarge)
     try:
         expected = policy.causal_lm(input_ids=batch.ids_BL, use_cache=False).logits[0]
-        actual = policy.readout(batch).logits(slice(0, 4))
+        actual = policy.head_input(batch).logits(slice(0, 4))
     finally:
         hook.remove()
     if not _same(actual, expected):
@@ -93,7 +93,7 @@ def allow_packing(policy: Checked) -> None:
         made.ids_T[None], torch.zeros_like(places), places, places, made.position_T[None], made.layout
     )
     install(policy.causal_lm)
-    policy.packs = _same(policy.readout(batch).hidden_ND, expected)
+    policy.packs = _same(policy.head_input(batch).hidden_ND, expected)
     if not policy.packs:
         uninstall(policy.causal_lm)
 
@@ -178,7 +178,7 @@ def _scored(policy: Checked, sequences: Sequence[Said]) -> Tensor:
     columns = [len(prompt) - 1 + t for prompt, said in sequences for t in range(len(said))]
     targets = [token for _, said in sequences for token in said]
     batch = SequenceBatch(torch.tensor(ids), torch.tensor(rows), torch.tensor(columns), torch.tensor(targets))
-    return policy.readout(batch).logprobs(slice(None)).float()
+    return policy.head_input(batch).logprobs(slice(None)).float()
 
 
 def _decoded(policy: Checked, sequences: Sequence[Said]) -> Tensor:

@@ -6,9 +6,9 @@ the spot and folds it into gradients of hidden states and head weight. So no [to
 batch exists, forward or backward, for any number of roles.
 
 Slices are cut twice. Matrix products want many tokens: a *block* holds the logits of all roles for as many as
-``elements`` allows, and the more roles, the fewer. What a loss does with them, a dozen passes over the vocabulary, is
-fastest on few: it sees *pieces* of a block, and each piece of the student's logits makes room for its own gradient.
-Compiled, those passes become two or three (:mod:`selfdistill.models.compile`).
+``max_logits_per_chunk`` allows, and the more roles, the fewer. What a loss does with them, a dozen passes over the
+vocabulary, is fastest on few: it sees *pieces* of a block, and each piece of the student's logits makes room for its
+own gradient. Compiled, those passes become two or three (:mod:`selfdistill.models.compile`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfdistill.models.compile import compiled
 from selfdistill.objectives import entropy
 from selfdistill.types import STUDENT, Scores, TokenLoss, TokenMetrics, TokenSlice
 
-ELEMENTS = 1 << 26
+MAX_LOGITS_PER_CHUNK = 1 << 26
 """Logits that exist at once unless told otherwise."""
 PIECE_ON_CPU = 1 << 22
 """Numbers in one tensor that a loss works on. 16 MiB of float32 are handed out again by the allocator; larger ones come
@@ -34,7 +34,7 @@ PIECE = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
-class Readout:
+class HeadInput:
     """Hidden states of one role's scored tokens, and the head that turns them into logits.
 
     ``real_vocabulary`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf. ``width`` is the
@@ -70,26 +70,26 @@ class Readout:
 
 
 @dataclass(frozen=True, slots=True)
-class SliceJob:
-    """What to do with every slice.
+class LossInputs:
+    """Loss, metrics and their inputs for the scored tokens of a micro-batch.
 
     ``weight_N`` is each token's weight already divided by the global denominator. A token of weight 0 takes no part:
-    its loss and the slope of its loss may be infinite or NaN. ``readouts`` are the other roles whose distributions the
-    loss compares; ``inputs`` and ``values`` are handed to the loss as they are.
-    ``elements`` bounds the logits that exist at once, all roles together.
+    its loss and the slope of its loss may be infinite or NaN. ``head_inputs`` are the other roles whose
+    distributions the loss compares; ``inputs`` and ``values`` are handed to the loss as they are.
+    ``max_logits_per_chunk`` bounds the logits that exist at once, all roles together.
     """
 
     target_N: Tensor
     weight_N: Tensor
     loss: TokenLoss
     metrics: TokenMetrics | None = None
-    readouts: Mapping[str, Readout] = field(default_factory=dict)
+    head_inputs: Mapping[str, HeadInput] = field(default_factory=dict)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
-    elements: int = ELEMENTS
+    max_logits_per_chunk: int = MAX_LOGITS_PER_CHUNK
 
 
-class SliceResult(NamedTuple):
+class LossOutput(NamedTuple):
     """The weighted loss (a scalar with gradient), the detached scores of every role, and weighted sums of metrics.
 
     A tuple, because wrappers of a module look for tensors with gradient in what its forward returns.
@@ -100,29 +100,29 @@ class SliceResult(NamedTuple):
     metric_sums: dict[str, float]
 
 
-def score_readout(readout: Readout, target_N: Tensor, *, elements: int) -> Scores:
+def score_head_input(head_input: HeadInput, target_N: Tensor, *, max_logits_per_chunk: int) -> Scores:
     """Log-probability and entropy (nats) of every token, without gradient, slice by slice."""
-    scores = _room_for_scores(readout)
-    score = compiled(_score_of_piece) if readout.compiled else _score_of_piece
+    scores = _room_for_scores(head_input)
+    score = compiled(_score_of_piece) if head_input.compiled else _score_of_piece
     with torch.no_grad():
-        for block in token_slices(len(target_N), readout.weight_VD.shape[0], elements):
-            logits = readout.real_logits(block)
+        for block in token_slices(len(target_N), head_input.weight_VD.shape[0], max_logits_per_chunk):
+            logits = head_input.real_logits(block)
             for rows in _pieces(logits):
                 at = slice(block.start + rows.start, block.start + rows.stop)
                 scores.target_N[at], scores.entropy_N[at] = score(logits[rows], target_N[at])
     return scores
 
 
-def sliced_loss(student: Readout, job: SliceJob) -> SliceResult:
+def sliced_loss(student: HeadInput, job: LossInputs) -> LossOutput:
     """The loss of ``job`` summed over tokens, with gradient to the student's hidden states and head."""
-    scores = {name: _room_for_scores(readout) for name, readout in {STUDENT: student, **job.readouts}.items()}
+    scores = {name: _room_for_scores(head_input) for name, head_input in {STUDENT: student, **job.head_inputs}.items()}
     sums: dict[str, Tensor] = {}
     bias = student.bias_V if student.bias_V is not None else student.weight_VD.new_zeros(0)
     loss = _SlicedLoss.apply(  # type: ignore[no-untyped-call]
         student.hidden_ND, student.weight_VD, bias, student, job, scores, sums
     )
     assert isinstance(loss, Tensor)
-    return SliceResult(loss, scores, {name: float(value) for name, value in sums.items()})
+    return LossOutput(loss, scores, {name: float(value) for name, value in sums.items()})
 
 
 def token_credit(loss: TokenLoss, tokens: TokenSlice) -> Tensor:
@@ -149,13 +149,13 @@ class _SlicedLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias: Tensor,
-        readout: Readout,
-        job: SliceJob,
+        head_input: HeadInput,
+        job: LossInputs,
         scores: Mapping[str, Scores],
         sums: dict[str, Tensor],
     ) -> Tensor:
         bias_V = bias if bias.numel() else None
-        student = replace(readout, hidden_ND=hidden_ND.detach(), weight_VD=weight_VD.detach(), bias_V=bias_V)
+        student = replace(head_input, hidden_ND=hidden_ND.detach(), weight_VD=weight_VD.detach(), bias_V=bias_V)
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = hidden_ND.new_zeros((), dtype=wide)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -163,12 +163,12 @@ class _SlicedLoss(torch.autograd.Function):
         # Many slices are added up: in bf16 their sum would lose the small ones.
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias.numel() else None
-        roles = 1 + len(job.readouts)
+        roles = 1 + len(job.head_inputs)
         absent_N = job.weight_N == 0.0
         some_absent = bool(absent_N.any())
-        for block in token_slices(len(job.target_N), roles * weight_VD.shape[0], job.elements):
+        for block in token_slices(len(job.target_N), roles * weight_VD.shape[0], job.max_logits_per_chunk):
             logits = student.real_logits(block)
-            others = {name: readout.real_logits(block) for name, readout in job.readouts.items()}
+            others = {name: head_input.real_logits(block) for name, head_input in job.head_inputs.items()}
             for rows in _pieces(logits):
                 total += _piece_of_loss(student, block, rows, logits, others, job, scores, sums)
             if some_absent:
@@ -195,12 +195,12 @@ class _SlicedLoss(torch.autograd.Function):
 
 
 def _piece_of_loss(
-    student: Readout,
+    student: HeadInput,
     block: slice,
     rows: slice,
     logits: Tensor,
     others: Mapping[str, Tensor],
-    job: SliceJob,
+    job: LossInputs,
     scores: Mapping[str, Scores],
     sums: dict[str, Tensor],
 ) -> Tensor:
@@ -208,7 +208,7 @@ def _piece_of_loss(
     at = slice(block.start + rows.start, block.start + rows.stop)
     leaf = logits[rows].requires_grad_()
     pieces = {STUDENT: leaf, **{name: values[rows] for name, values in others.items()}}
-    widths = {STUDENT: student.width, **{name: readout.width for name, readout in job.readouts.items()}}
+    widths = {STUDENT: student.width, **{name: head_input.width for name, head_input in job.head_inputs.items()}}
     inputs = {name: values[at] for name, values in job.inputs.items()}
     look = compiled(_look_at_piece) if student.compiled else _look_at_piece
     with torch.enable_grad():
@@ -281,16 +281,16 @@ def _pieces(logits_nV: Tensor) -> Iterator[slice]:
     return token_slices(tokens, vocabulary, PIECE_ON_CPU if logits_nV.device.type == "cpu" else PIECE)
 
 
-def token_slices(tokens: int, vocabulary: int, elements: int) -> Iterator[slice]:
-    """Rows cut so that no [slice, vocabulary] tensor holds more than ``elements`` numbers."""
-    size = max(1, elements // vocabulary)
+def token_slices(tokens: int, vocabulary: int, max_logits_per_chunk: int) -> Iterator[slice]:
+    """Rows cut so that no [slice, vocabulary] tensor holds more than ``max_logits_per_chunk`` numbers."""
+    size = max(1, max_logits_per_chunk // vocabulary)
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
-def _room_for_scores(readout: Readout) -> Scores:
+def _room_for_scores(head_input: HeadInput) -> Scores:
     """Numbers to be filled in. Made beforehand: small results that stay, allocated between large ones that go, would
     leave a heap in which the next large one fits nowhere (1.8 GiB where 1.1 do, at 1024 tokens and 151,936 entries).
     """
-    dtype = torch.promote_types(readout.hidden_ND.dtype, torch.float32)
-    target_N, entropy_N = (readout.hidden_ND.new_empty(len(readout.hidden_ND), dtype=dtype) for _ in range(2))
+    dtype = torch.promote_types(head_input.hidden_ND.dtype, torch.float32)
+    target_N, entropy_N = (head_input.hidden_ND.new_empty(len(head_input.hidden_ND), dtype=dtype) for _ in range(2))
     return Scores(target_N, entropy_N)

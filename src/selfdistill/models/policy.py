@@ -20,7 +20,7 @@ from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import cache_argument, decoder_of, fused_outputs, limit_time_steps
 from selfdistill.models.attention import mask_of_nothing
 from selfdistill.models.check import allow_packing, check_head, check_sampling, check_scoring, probe
-from selfdistill.models.head import Readout, SliceJob, SliceResult, score_readout, sliced_loss
+from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_head_input, sliced_loss
 from selfdistill.models.loading import (
     TOKENIZER_FILES,
     quiet_peft,
@@ -98,7 +98,7 @@ class Policy(nn.Module):
                 return list(child)
         raise ModelError(f"{type(self.causal_lm).__name__} has no list of layers: they cannot be sharded or recomputed")
 
-    def readout(self, batch: SequenceBatch) -> Readout:
+    def head_input(self, batch: SequenceBatch) -> HeadInput:
         """Hidden states [N, D] of the batch's scored tokens, with the head: one forward pass, packed or padded."""
         batch = batch.to(self.device)
         layout: dict[str, Any] = {}
@@ -110,22 +110,24 @@ class Policy(nn.Module):
         place_N = batch.row_N * states_BLD.shape[1] + batch.column_N
         return self.head_of(states_BLD.flatten(0, 1).index_select(0, place_N))
 
-    def head_of(self, hidden_ND: Tensor) -> Readout:
+    def head_of(self, hidden_ND: Tensor) -> HeadInput:
         """Hidden states with the head that reads them."""
         head = self.causal_lm.get_output_embeddings()
         bias = getattr(head, "bias", None)
         # Mamba keeps its residuals, and so its last states, in float32 whatever its weights are.
         hidden_ND = hidden_ND.to(head.weight.dtype)
-        return Readout(hidden_ND, head.weight, bias, self.real_vocabulary, self.width, self.compiled)
+        return HeadInput(hidden_ND, head.weight, bias, self.real_vocabulary, self.width, self.compiled)
 
-    def forward(self, batch: SequenceBatch, job: SliceJob) -> SliceResult:
+    def forward(self, batch: SequenceBatch, job: LossInputs) -> LossOutput:
         """The job's loss over the batch. One ordinary forward, so that wrappers of the module see all of it."""
-        return sliced_loss(self.readout(batch), job)
+        return sliced_loss(self.head_input(batch), job)
 
     @torch.no_grad()
-    def score(self, batch: SequenceBatch, *, elements: int) -> Scores:
+    def score(self, batch: SequenceBatch, *, max_logits_per_chunk: int) -> Scores:
         """Log-probability and entropy of every scored token, without gradient."""
-        return score_readout(self.readout(batch), batch.target_N.to(self.device), elements=elements)
+        return score_head_input(
+            self.head_input(batch), batch.target_N.to(self.device), max_logits_per_chunk=max_logits_per_chunk
+        )
 
     def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
         """Log-probabilities [B, V] of what follows the last of these ids, which are appended to the cache."""
@@ -157,14 +159,14 @@ class Policy(nn.Module):
         if self.dtype is not None and parallel.param_dtype is None:
             parallel = replace(parallel, param_dtype=self.dtype)
         dtype = next(self.model.parameters()).dtype
-        shard(self, self.layers, parallel, device=device, dtype=dtype, doors=("readout", "score", "next_token"))
+        shard(self, self.layers, parallel, device=device, dtype=dtype, doors=("head_input", "score", "next_token"))
         with self.whole():  # a forward from the root settles who belongs to whom
             pass
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """All weights on this rank, as sampling needs them: ranks then make as many forwards as each likes."""
-        with whole(self, lambda: self.readout(probe(self.device))):
+        with whole(self, lambda: self.head_input(probe(self.device))):
             yield
 
     @property

@@ -12,7 +12,7 @@ from selfdistill.models.packing import grow, pack
 from selfdistill.types import STUDENT, SequenceBatch, View
 
 
-def micro_batches(
+def cut_by_tokens(
     views: Sequence[View],
     *,
     max_tokens: int,
@@ -41,36 +41,38 @@ def micro_batches(
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class MicroBatch:
     """A micro-batch of this rank, by the indices of its views. ``counts`` is False for a dummy micro-batch."""
 
-    chosen: list[int]
-    counts: bool = True
+    indices: list[int]
+    is_dummy: bool = False
 
 
-def turns(
+def micro_batches(
     views: Sequence[View],
     *,
     max_tokens: int,
     forwards: Sequence[Sequence[str]] | None = None,
     packed: bool = False,
     world: World,
-) -> list[Turn]:
+) -> list[MicroBatch]:
     """This rank's micro-batches of views that all ranks know. Every rank gets the same number.
 
     Every forward pass all-gathers sharded weights, so ranks must make the same number of passes. A rank with fewer
     micro-batches adds dummies of the shortest view, which do not count. The views of a group may go to several ranks.
-    The other arguments are those of :func:`micro_batches`.
+    The other arguments are those of :func:`cut_by_tokens`.
     """
     shares = _dealt(views, world.size)
     cut = [
-        micro_batches([views[i] for i in share], max_tokens=max_tokens, forwards=forwards, packed=packed)
+        cut_by_tokens([views[i] for i in share], max_tokens=max_tokens, forwards=forwards, packed=packed)
         for share in shares
     ]
-    mine = [Turn([shares[world.rank][i] for i in batch]) for batch in cut[world.rank]]
+    mine = [MicroBatch([shares[world.rank][i] for i in batch]) for batch in cut[world.rank]]
     idle = max(map(len, cut)) - len(mine)
     return (
-        mine + [Turn([min(range(len(views)), key=lambda i: _length(views[i]))], counts=False)] * idle if idle else mine
+        mine + [MicroBatch([min(range(len(views)), key=lambda i: _length(views[i]))], is_dummy=True)] * idle
+        if idle
+        else mine
     )
 
 

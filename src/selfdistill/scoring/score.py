@@ -9,21 +9,33 @@ import torch
 from torch import Tensor
 
 from selfdistill.distributed.world import ALONE, World
-from selfdistill.models.head import Readout
+from selfdistill.models.head import HeadInput
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
-from selfdistill.scoring.batching import collate, turns
+from selfdistill.scoring.batching import collate, micro_batches
 from selfdistill.types import STUDENT, Scores, View, Weights
 
 
 def score_views(
-    policy: Policy, views: Sequence[View], role: str, *, max_tokens: int, elements: int, world: World = ALONE
+    policy: Policy,
+    views: Sequence[View],
+    role: str,
+    *,
+    max_tokens: int,
+    max_logits_per_chunk: int,
+    world: World = ALONE,
 ) -> list[Scores]:
     """Log-probability and entropy of every completion token under one role's prompts; one entry per view.
 
     The work is split over the ranks of ``world``, and every rank gets all scores.
     """
-    return _score(policy, [_alone(view, role) for view in views], max_tokens=max_tokens, elements=elements, world=world)
+    return _score(
+        policy,
+        [_alone(view, role) for view in views],
+        max_tokens=max_tokens,
+        max_logits_per_chunk=max_logits_per_chunk,
+        world=world,
+    )
 
 
 def _alone(view: View, role: str) -> View:
@@ -31,13 +43,15 @@ def _alone(view: View, role: str) -> View:
     return View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0)
 
 
-def _score(policy: Policy, alone: Sequence[View], *, max_tokens: int, elements: int, world: World) -> list[Scores]:
+def _score(
+    policy: Policy, alone: Sequence[View], *, max_tokens: int, max_logits_per_chunk: int, world: World
+) -> list[Scores]:
     results: dict[int, Scores] = {}
-    for turn in turns(alone, max_tokens=max_tokens, packed=policy.packs, world=world):
-        picked = [alone[i] for i in turn.chosen]
-        scores = policy.score(collate(picked, STUDENT, packed=policy.packs), elements=elements)
-        if turn.counts:
-            results.update(zip(turn.chosen, split(scores, picked), strict=True))
+    for micro_batch in micro_batches(alone, max_tokens=max_tokens, packed=policy.packs, world=world):
+        picked = [alone[i] for i in micro_batch.indices]
+        scores = policy.score(collate(picked, STUDENT, packed=policy.packs), max_logits_per_chunk=max_logits_per_chunk)
+        if not micro_batch.is_dummy:
+            results.update(zip(micro_batch.indices, split(scores, picked), strict=True))
     if world.size > 1:
         results = {i: found.alone() for i, found in results.items()}
     return world.merge(results, len(alone))
@@ -49,7 +63,7 @@ def score_roles(
     weights: Mapping[str, Weights],
     *,
     max_tokens: int,
-    elements: int,
+    max_logits_per_chunk: int,
     world: World = ALONE,
 ) -> dict[str, list[Scores | None]]:
     """Scores by role, each a list with one entry per view; None where the view lacks the role's prompt.
@@ -62,7 +76,9 @@ def score_roles(
         shown = [(role, i) for role, i in places if role in views[i].prompts]
         alone = [_alone(views[i], role) for role, i in shown]
         with teachers.weights(kind) as policy:
-            scores = _score(policy, alone, max_tokens=max_tokens, elements=elements, world=world)
+            scores = _score(
+                policy, alone, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk, world=world
+            )
         for (role, i), score in zip(shown, scores, strict=True):
             columns[role][i] = score
     return columns
@@ -82,31 +98,31 @@ def together(weights: Mapping[str, Weights], *, packed: bool) -> list[list[str]]
     return [[role for role in weights if weights[role] == kind] for kind in dict.fromkeys(weights.values())]
 
 
-def readouts(
+def head_inputs(
     teachers: Teachers, views: Sequence[View], weights: Mapping[str, Weights], target_N: Tensor
-) -> dict[str, Readout]:
+) -> dict[str, HeadInput]:
     """Hidden states and LM head of every role of a micro-batch, without gradient. Losses over distributions use them.
 
     Raises:
         RuntimeError: a role's target ids differ from the student's, so scores would not be comparable.
     """
-    result: dict[str, Readout] = {}
+    result: dict[str, HeadInput] = {}
     for roles in together(weights, packed=teachers.pack):
         with teachers.weights(weights[roles[0]]) as policy:
-            found = readout_roles(policy, views, roles, packed=teachers.pack)
-        for role, (readout, targets) in found.items():
+            found = head_inputs_of(policy, views, roles, packed=teachers.pack)
+        for role, (head_input, targets) in found.items():
             if not torch.equal(targets, target_N):
                 raise RuntimeError(f"role {role!r} scores other tokens than the student")
-            result[role] = readout
+            result[role] = head_input
     return result
 
 
-def readout_roles(
+def head_inputs_of(
     policy: Policy, views: Sequence[View], roles: Sequence[str], *, packed: bool
-) -> dict[str, tuple[Readout, Tensor]]:
+) -> dict[str, tuple[HeadInput, Tensor]]:
     """Hidden states and target ids by role, from one forward pass. A view that lacks a role has no tokens there."""
     batch = collate(views, *roles, packed=packed)
-    whole = policy.readout(batch)
+    whole = policy.head_input(batch)
     sizes = [sum(len(view.completion_ids) for view in views if role in view.prompts) for role in roles]
     parts = zip(whole.hidden_ND.split(sizes), batch.target_N.split(sizes), strict=True)
     return {

@@ -188,7 +188,7 @@ def build_trainer(
         thinking=config.sampling.thinking,
         world=World.current(),
         seed=config.seed,
-        updates=config.optimiser.updates,
+        updates_per_batch=config.optimiser.updates,
         importance_cap=config.sampler.importance_cap if isinstance(config.sampler, EngineConfig) else None,
     )
 

@@ -14,12 +14,12 @@ from selfdistill.contexts.templates import Template
 from selfdistill.distributed.fsdp import clip
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ConfigError, TrainingError
-from selfdistill.methods.base import Method, Observation
-from selfdistill.models.head import ELEMENTS, Readout, SliceJob, SliceResult
+from selfdistill.methods.base import BatchScores, Method
+from selfdistill.models.head import MAX_LOGITS_PER_CHUNK, HeadInput, LossInputs, LossOutput
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
-from selfdistill.scoring.batching import Turn, collate, concatenate, turns
-from selfdistill.scoring.score import readouts, score_roles, split, together
+from selfdistill.scoring.batching import MicroBatch, collate, concatenate, micro_batches
+from selfdistill.scoring.score import head_inputs, score_roles, split, together
 from selfdistill.scoring.views import ViewSet, build_views
 from selfdistill.seeds import derive
 from selfdistill.training.clock import Clock
@@ -32,9 +32,9 @@ from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, Ste
 class Limits:
     """Memory bounds. They change how the work is split into micro-batches, not its result."""
 
-    tokens: int = 16384
+    max_tokens_per_microbatch: int = 16384
     """Tokens per forward pass, padding included. A prompt that several packed completions share counts once."""
-    elements: int = ELEMENTS
+    max_logits_per_chunk: int = MAX_LOGITS_PER_CHUNK
     """Logits that exist at once, over all roles."""
 
 
@@ -70,7 +70,7 @@ class _Found:
     sums: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[int, Scores]] = field(default_factory=dict)
 
-    def add(self, chosen: Sequence[int], result: SliceResult, views: Sequence[View]) -> None:
+    def add(self, chosen: Sequence[int], result: LossOutput, views: Sequence[View]) -> None:
         """Add the result of one micro-batch over the views of these indices."""
         self.loss += float(result.loss.detach())
         for name, value in result.metric_sums.items():
@@ -102,12 +102,13 @@ class Trainer:
         thinking: bool | None = None,
         world: World | None = None,
         seed: int = 0,
-        updates: int = 1,
+        updates_per_batch: int = 1,
         importance_cap: float | None = None,
     ) -> None:
         """Build a trainer.
 
-        ``updates`` is the number of optimiser updates per batch. ``seed`` orders the texts of contrast contexts.
+        ``updates_per_batch`` is the number of optimiser updates on each batch. ``seed`` orders the texts of contrast
+        contexts.
         ``teachers`` None makes the teachers that the method needs, copied from the student as it is now.
         ``importance_cap`` caps the importance weights of completions that another engine or older weights sampled;
         None makes no correction, for completions that the student itself sampled.
@@ -124,7 +125,7 @@ class Trainer:
         self.thinking = thinking
         self.world = world or World()
         self.seed = seed
-        self.updates = updates
+        self.updates_per_batch = updates_per_batch
         self.importance_cap = importance_cap
         self.state = method.new_state()
 
@@ -146,7 +147,7 @@ class Trainer:
             group["lr"] = rate
         # Update the student; keep its scores before the first update for the importance weights.
         first: Sequence[Scores | None] | None = None
-        for update in range(self.updates):
+        for update in range(self.updates_per_batch):
             measured, scores = self._update(prepared.views, step, update, clock, first)
             first = first or scores.get(STUDENT)
         # Record the step: sums with the counts that divide them, and plain values.
@@ -189,7 +190,7 @@ class Trainer:
         """Make one optimiser update; returns its metrics and the scores of every role."""
         with clock.phase("teacher"):
             beforehand = self._score_beforehand(views)
-            told = self.method.observe(self.state, Observation(beforehand, views, update))
+            told = self.method.on_batch(self.state, BatchScores(beforehand, views, update))
         values = {name: value for name, value in told.items() if not isinstance(value, Tensor)}
         per_view = {name: value for name, value in told.items() if isinstance(value, Tensor)}
         self.optimiser.zero_grad(set_to_none=True)
@@ -224,13 +225,13 @@ class Trainer:
 
     def _score_beforehand(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
         roles = {STUDENT: Role(None), **self.method.roles()}
-        weights = {name: roles[name].weights for name in self.method.beforehand()}
+        weights = {name: roles[name].weights for name in self.method.precompute()}
         scores = score_roles(
             self.teachers,
             views,
             weights,
-            max_tokens=self.limits.tokens,
-            elements=self.limits.elements,
+            max_tokens=self.limits.max_tokens_per_microbatch,
+            max_logits_per_chunk=self.limits.max_logits_per_chunk,
             world=self.world,
         )
         self.teachers.release()
@@ -254,21 +255,27 @@ class Trainer:
         forwards = [[STUDENT], *together(compared, packed=packed)]
         # Split the views over ranks, and this rank's share into micro-batches.
         with clock.phase("views"):
-            mine = turns(views, max_tokens=self.limits.tokens, forwards=forwards, packed=packed, world=self.world)
-        for turn in mine:
+            mine = micro_batches(
+                views,
+                max_tokens=self.limits.max_tokens_per_microbatch,
+                forwards=forwards,
+                packed=packed,
+                world=self.world,
+            )
+        for micro_batch in mine:
             # Compute the hidden states of the teacher roles, without gradient.
-            picked = [views[i] for i in turn.chosen]
+            picked = [views[i] for i in micro_batch.indices]
             with clock.phase("student"):
                 batch = collate(picked, STUDENT, packed=packed)
             with clock.phase("teacher"):
-                others = readouts(self.teachers, picked, compared, batch.target_N)
+                others = head_inputs(self.teachers, picked, compared, batch.target_N)
             # Forward and backward pass of the student; the head makes logits in slices.
             with clock.phase("student"):
-                job = self._job(picked, batch.target_N, others, turn, known, total_weight)
+                job = self._job(picked, batch.target_N, others, micro_batch, known, total_weight)
                 result = self.policy(batch, job)
                 result.loss.backward()
-                if turn.counts:
-                    found.add(turn.chosen, result, picked)
+                if not micro_batch.is_dummy:
+                    found.add(micro_batch.indices, result, picked)
         # All-reduce gradients, which FSDP2 has done already, and all-gather results. Waits for the slowest rank.
         with clock.phase("update"):
             self.teachers.release()
@@ -281,11 +288,11 @@ class Trainer:
         self,
         picked: Sequence[View],
         target_N: Tensor,
-        others: Mapping[str, Readout],
-        turn: Turn,
+        others: Mapping[str, HeadInput],
+        micro_batch: MicroBatch,
         known: _Known,
         total_weight: float,
-    ) -> SliceJob:
+    ) -> LossInputs:
         """Inputs of the loss [N] for one micro-batch, in the order of its completion tokens."""
         device, wide = self.policy.device, _wide(self.policy)
         # Per token: the advantage of its completion, and its log-probability when it was sampled.
@@ -298,11 +305,11 @@ class Trainer:
         for role, column in known.scores.items():
             if role == STUDENT:  # the loss has the student's whole distribution, with gradient
                 continue
-            inputs[role] = _told(column, turn, picked, device, wide)
+            inputs[role] = _told(column, micro_batch, picked, device, wide)
         # Numbers of each completion that the method computed from the whole batch, repeated per token.
         lengths = torch.tensor([len(view.completion_ids) for view in picked])
         for name, number in known.per_view.items():
-            inputs[name] = number[turn.chosen].to(wide).repeat_interleave(lengths).to(device)
+            inputs[name] = number[micro_batch.indices].to(wide).repeat_interleave(lengths).to(device)
         # Token weights that sum to 1 over the batch.
         weight_N = concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0)
         loss: TokenLoss = self.method.loss
@@ -311,18 +318,18 @@ class Trainer:
         if self.importance_cap is not None:
             inputs[SAMPLER] = concatenate([drawn_logprobs(view) for view in picked], wide).to(device)
             if known.learner is not None:
-                inputs[LEARNER] = _told(known.learner, turn, picked, device, wide)
+                inputs[LEARNER] = _told(known.learner, micro_batch, picked, device, wide)
             loss, metrics = corrected(loss, cap=self.importance_cap), seen_by(metrics)
         # A dummy micro-batch, which only keeps ranks in step, gets weight 0.
-        return SliceJob(
+        return LossInputs(
             target_N=target_N.to(device),
-            weight_N=weight_N if turn.counts else torch.zeros_like(weight_N),
+            weight_N=weight_N if not micro_batch.is_dummy else torch.zeros_like(weight_N),
             loss=loss,
             metrics=metrics,
-            readouts=others,
+            head_inputs=others,
             inputs=inputs,
             values=known.values,
-            elements=self.limits.elements,
+            max_logits_per_chunk=self.limits.max_logits_per_chunk,
         )
 
 
@@ -368,7 +375,11 @@ def _wide(policy: Policy) -> torch.dtype:
 
 
 def _told(
-    column: Sequence[Scores | None], turn: Turn, picked: Sequence[View], device: torch.device, dtype: torch.dtype
+    column: Sequence[Scores | None],
+    micro_batch: MicroBatch,
+    picked: Sequence[View],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Log-probabilities [N] of a micro-batch's tokens under a role; NaN where a view lacks the role's prompt."""
     return torch.cat(
@@ -376,7 +387,7 @@ def _told(
             torch.full((len(view.completion_ids),), math.nan, dtype=dtype, device=device)
             if scores is None
             else scores.target_N.to(device, dtype)
-            for scores, view in zip([column[i] for i in turn.chosen], picked, strict=True)
+            for scores, view in zip([column[i] for i in micro_batch.indices], picked, strict=True)
         ]
     )
 
