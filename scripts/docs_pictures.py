@@ -20,8 +20,8 @@ from docs_site.strips import Strip, draw
 from selfdistill.contexts.fields import role_prompt
 from selfdistill.contexts.templates import load_templates
 from selfdistill.evaluation.words import load_classes
-from selfdistill.inspection.credit import look, plan
-from selfdistill.inspection.files import Slides, prepare
+from selfdistill.inspection.credit import inspect_groups, plan
+from selfdistill.inspection.files import TokenTable, token_table
 from selfdistill.methods import build_method
 from selfdistill.objectives import preference_loss, preference_margin
 from selfdistill.sampling.base import SamplingParams
@@ -54,14 +54,14 @@ class Bench:
         self.examples = self.task.examples("train")[:PROBLEMS]
         self.sampler = policy_sampler(self.policy, self.chat)
 
-    def slides(self, groups: Sequence[RolloutGroup], methods: Sequence[str]) -> Slides:
+    def table(self, groups: Sequence[RolloutGroup], methods: Sequence[str]) -> TokenTable:
         """What the microscope sees of some groups, u under the solution first."""
         wanted = plan({name: build_method(name, {}) for name in methods}, [TEACHER], self.templates)
-        found = look(
+        found = inspect_groups(
             self.policy, self.chat, groups, wanted, self.templates,
             thinking=None, prompts=PROBLEMS, max_tokens=4096, max_logits_per_chunk=1 << 24, seed=SEED,
         )  # fmt: skip
-        return prepare(found, self.chat, load_classes(None))
+        return token_table(found, self.chat, load_classes(None))
 
     def students(self) -> list[RolloutGroup]:
         """Completions that the student samples."""
@@ -85,111 +85,111 @@ class Bench:
         return add_rollouts(self.task, empty, rollouts)
 
 
-def parts_of(slides: Slides, values: Numbers) -> list[Numbers]:
+def parts_of(table: TokenTable, values: Numbers) -> list[Numbers]:
     """Numbers of every token, completion by completion."""
-    return np.split(values, np.cumsum(slides.findings.lengths)[:-1])
+    return np.split(values, np.cumsum(table.findings.lengths)[:-1])
 
 
-def choose_pair(slides: Slides) -> tuple[int, int]:
+def choose_pair(table: TokenTable) -> tuple[int, int]:
     """A correct and a wrong completion of one problem that both deliberate and are short enough to be read.
 
     The problem is the one that is solved nearest to half of the time, so that reward and blame are of one size.
     """
     by_problem: dict[int, dict[bool, int]] = {}
-    for c, (one, length) in enumerate(zip(slides.specimens, slides.findings.lengths, strict=True)):
+    for c, (one, length) in enumerate(zip(table.samples, table.findings.lengths, strict=True)):
         tries = sum(piece.body == "try" for piece in one.pieces)
         if one.finished and tries >= 2 and length <= LONGEST:
-            by_problem.setdefault(slides.findings.place[c][0], {}).setdefault(one.reward == 1, c)
+            by_problem.setdefault(table.findings.place[c][0], {}).setdefault(one.reward == 1, c)
 
     def unevenness(problem: int) -> float:
-        verdicts = slides.findings.groups[problem].verdicts
+        verdicts = table.findings.groups[problem].verdicts
         return abs(sum(verdict.correct for verdict in verdicts) / len(verdicts) - 0.5)
 
     best = min((problem for problem, pair in by_problem.items() if len(pair) == 2), key=unevenness)
     return by_problem[best][True], by_problem[best][False]
 
 
-def strip(slides: Slides, c: int, values: Numbers, caption: str) -> Strip:
+def strip(table: TokenTable, c: int, values: Numbers, caption: str) -> Strip:
     """Completion ``c`` with its share of the numbers of all tokens."""
-    return Strip(caption, slides.specimens[c].pieces, parts_of(slides, values)[c].tolist())
+    return Strip(caption, table.samples[c].pieces, parts_of(table, values)[c].tolist())
 
 
-def caption_of(slides: Slides, c: int) -> str:
+def caption_of(table: TokenTable, c: int) -> str:
     """Its problem and its verdict."""
-    one = slides.specimens[c]
+    one = table.samples[c]
     return f"{one.prompt.strip(' .')}: {'correct' if one.reward == 1 else 'wrong'}, reward {one.reward:g}"
 
 
-def credit_pictures(slides: Slides) -> dict[str, str]:
+def credit_pictures(table: TokenTable) -> dict[str, str]:
     """A picture for u, and one for every method that has a credit of sampled completions."""
-    pair = choose_pair(slides)
+    pair = choose_pair(table)
     drawn = {
         "u": draw(
             "u of two completions under a solution, token by token",
             ("less likely with hindsight", "more likely with hindsight"),
-            [strip(slides, c, slides.signals[f"u {TEACHER}"], caption_of(slides, c)) for c in pair],
+            [strip(table, c, table.signals[f"u {TEACHER}"], caption_of(table, c)) for c in pair],
             " nats",
         )
     }
     for name in METHODS:
-        strips = [strip(slides, c, slides.signals[f"credit {name}"], caption_of(slides, c)) for c in pair]
+        strips = [strip(table, c, table.signals[f"credit {name}"], caption_of(table, c)) for c in pair]
         drawn[name] = draw(f"The credit that {name} gives to each token of two completions", CREDIT, strips)
     return drawn
 
 
 def sft_picture(bench: Bench, example: int) -> str:
     """Credit 1 − S(y) of a solution's tokens."""
-    slides = bench.slides(from_solutions(bench.examples[example : example + 1], bench.chat, thinking=None), ())
-    credit = -np.expm1(slides.findings.logprobs["student"].astype(np.float64))
-    prompt = slides.specimens[0].prompt.strip(" .")
+    table = bench.table(from_solutions(bench.examples[example : example + 1], bench.chat, thinking=None), ())
+    credit = -np.expm1(table.findings.logprobs["student"].astype(np.float64))
+    prompt = table.samples[0].prompt.strip(" .")
     return draw(
         "The credit that sft gives to each token of a solution",
         CREDIT,
-        [strip(slides, 0, credit, f"{prompt}: the data's own response")],
+        [strip(table, 0, credit, f"{prompt}: the data's own response")],
     )
 
 
-def pbsd_picture(students: Slides, teachers: Slides, beta: float) -> str:
+def pbsd_picture(students: TokenTable, teachers: TokenTable, beta: float) -> str:
     """A teacher's and a student's completion of one problem, and the weight that their tokens carry."""
     _, minus = choose_pair(students)
     problem = students.findings.place[minus][0]
     plus = next(c for c, place in enumerate(teachers.findings.place) if place[0] == problem)
     scores = [
-        torch.tensor([parts_of(slides, slides.findings.logprobs[name].astype(np.float64))[c].sum()])
-        for slides, c in ((teachers, plus), (students, minus))
+        torch.tensor([parts_of(table, table.findings.logprobs[name].astype(np.float64))[c].sum()])
+        for table, c in ((teachers, plus), (students, minus))
         for name in ("student", TEACHER)
     ]
     margin = preference_margin(*scores, beta=beta)
     slope = beta * torch.sigmoid(-margin).item()
     strips = []
-    for slides, c, sign, who in (
+    for table, c, sign, who in (
         (teachers, plus, 1, "the teacher's sample y⁺"),
         (students, minus, -1, "the student's sample y⁻"),
     ):
-        logprobs = slides.findings.logprobs["student"].astype(np.float64)
+        logprobs = table.findings.logprobs["student"].astype(np.float64)
         weight = f"{'+' if sign > 0 else '−'}{slope:.3f}"
         strips.append(
             strip(
-                slides,
+                table,
                 c,
                 sign * slope * -np.expm1(logprobs),
-                f"{who}, each token's weight {weight} ({caption_of(slides, c)})",
+                f"{who}, each token's weight {weight} ({caption_of(table, c)})",
             )
         )
     title = f"A pair of pbsd: margin {margin.item():.2f}, loss {preference_loss(margin).item():.2f}"
     return draw(title, CREDIT, strips)
 
 
-def pbsd_reward_picture(teachers: Slides, beta: float) -> str:
+def pbsd_reward_picture(teachers: TokenTable, beta: float) -> str:
     """Two of the teacher's samples of one problem, one of them wrong, with their weights."""
     by_problem: dict[int, list[int]] = {}
     for c, (problem, _) in enumerate(teachers.findings.place):
         by_problem.setdefault(problem, []).append(c)
-    members = next(m for m in by_problem.values() if len({teachers.specimens[c].reward for c in m}) > 1)
-    rewards = torch.tensor([teachers.specimens[c].reward for c in members], dtype=torch.float64)
+    members = next(m for m in by_problem.values() if len({teachers.samples[c].reward for c in m}) > 1)
+    rewards = torch.tensor([teachers.samples[c].reward for c in members], dtype=torch.float64)
     weights = dict(zip(members, (rewards / beta).softmax(0).tolist(), strict=True))
     logprobs = teachers.findings.logprobs["student"].astype(np.float64)
-    shown = [next(c for c in members if teachers.specimens[c].reward == reward) for reward in (1.0, 0.0)]
+    shown = [next(c for c in members if teachers.samples[c].reward == reward) for reward in (1.0, 0.0)]
     strips = [
         strip(teachers, c, -weights[c] * np.expm1(logprobs), f"weight {weights[c]:.5f} ({caption_of(teachers, c)})")
         for c in shown
@@ -202,7 +202,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     bench = Bench()
     groups = bench.students()
-    students, teachers = bench.slides(groups, METHODS), bench.slides(bench.teachers(groups), ())
+    students, teachers = bench.table(groups, METHODS), bench.table(bench.teachers(groups), ())
     pictures: Mapping[str, str] = {
         **credit_pictures(students),
         "sft": sft_picture(bench, students.findings.place[choose_pair(students)[0]][0]),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from selfdistill.cli.app import main
-from selfdistill.inspection.credit import look, plan
+from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.methods import build_method
 from selfdistill.models.head import token_credit
 from selfdistill.types import TokenSlice
@@ -52,7 +52,7 @@ def test_every_context_scores_as_a_plain_forward_and_cutting_changes_nothing(mod
     templates, groups = own_templates(tmp_path), invent_groups(policy, chat)
     wanted = plan({name: build_method(name, {}) for name in NAMES}, ["bare"], templates)
     whole, pieces = (
-        look(
+        inspect_groups(
             policy,
             chat,
             groups,

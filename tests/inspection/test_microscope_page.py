@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfdistill.inspection.page import Lens, Specimen, render_microscope
+from selfdistill.inspection.page import PageData, Sample, render_microscope
 from selfdistill.report.tokens import Piece
 
 CHROMIUM = shutil.which("chromium")
@@ -32,12 +32,12 @@ needs_browser = pytest.mark.skipif(
 )
 
 
-def lens(completions: int, tokens: int, bodies: tuple[str, ...]) -> Lens:
+def page_data(completions: int, tokens: int, bodies: tuple[str, ...]) -> PageData:
     """Numbers that rise from −1 to 1 within each completion."""
     count = completions * tokens
     ramp = np.tile(np.linspace(-1, 1, tokens), completions)
     pieces = [Piece(" " if n else "", bodies[n % len(bodies)]) for n in range(tokens)]
-    specimens = [Specimen(f"p{c}<b>", 0, "<i>what</i>?", "", float(c % 2), True, pieces) for c in range(completions)]
+    samples = [Sample(f"p{c}<b>", 0, "<i>what</i>?", "", float(c % 2), True, pieces) for c in range(completions)]
     names = ("u solution", "u feedback", "credit sd", "credit antisd")
     table = [{"name": "other", "tokens": count, "mean": 0.0, "sum": 0.0, "positive": 0.5, "share": 1.0}]
     tables = dict.fromkeys(("by_class", "by_position", "by_entropy", "by_outcome"), table)
@@ -68,9 +68,9 @@ def lens(completions: int, tokens: int, bodies: tuple[str, ...]) -> Lens:
         },
     }
     likely = np.tile(np.array([[0, 1, 2]], dtype=np.int32), (count, 1)), np.full((count, 3), -1.0, dtype=np.float32)
-    return Lens(
+    return PageData(
         summary=summary,
-        specimens=specimens,
+        samples=samples,
         contexts=contexts,
         teacher="solution",
         methods=["sd", "antisd"],
@@ -86,7 +86,7 @@ def lens(completions: int, tokens: int, bodies: tuple[str, ...]) -> Lens:
 
 
 def test_model_text_stands_in_the_file_as_text_only() -> None:
-    page = render_microscope(lens(2, 7, HOSTILE))
+    page = render_microscope(page_data(2, 7, HOSTILE))
     assert "document.title='taken'</script>" not in page
     assert "<img" not in page
     assert "\u202e" not in page
@@ -119,7 +119,7 @@ def opened(browser: Any, page: str, folder: Path) -> tuple[Any, list[str]]:
 
 @needs_browser
 def test_picking_hover_and_keyboard(browser: Any, tmp_path: Path) -> None:
-    tab, trouble = opened(browser, render_microscope(lens(3, 7, HOSTILE)), tmp_path)
+    tab, trouble = opened(browser, render_microscope(page_data(3, 7, HOSTILE)), tmp_path)
     tokens = tab.locator("#left .t")
     assert tokens.count() == 7
     assert tokens.nth(0).text_content() == HOSTILE[0]
@@ -159,7 +159,7 @@ def test_picking_hover_and_keyboard(browser: Any, tmp_path: Path) -> None:
 @needs_browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_no_width_makes_the_page_scroll_sideways(width: int, browser: Any, tmp_path: Path) -> None:
-    tab, _ = opened(browser, render_microscope(lens(2, 7, ("word",))), tmp_path)
+    tab, _ = opened(browser, render_microscope(page_data(2, 7, ("word",))), tmp_path)
     tab.set_viewport_size({"width": width, "height": 800})
     tab.select_option("#beside", label="credit antisd")
     assert tab.evaluate("document.documentElement.scrollWidth") == width
@@ -168,7 +168,7 @@ def test_no_width_makes_the_page_scroll_sideways(width: int, browser: Any, tmp_p
 
 @needs_browser
 def test_400_000_tokens_stay_within_the_budget(browser: Any, tmp_path: Path) -> None:
-    page = render_microscope(lens(200, 2000, tuple(f"word{n}" for n in range(1500))))
+    page = render_microscope(page_data(200, 2000, tuple(f"word{n}" for n in range(1500))))
     assert len(page.encode()) < BUDGET_BYTES * 400_000
     tab, trouble = opened(browser, page, tmp_path)
     tab.select_option("#beside", label="credit sd")

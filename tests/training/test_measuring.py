@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfdistill.training.metrics import as_seen, described, drawn, separation, taught
+from selfdistill.training.metrics import as_seen, described, drawn, separation, signal_shares
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View
 from support.engine import load_exact
@@ -63,9 +63,9 @@ def test_what_taught_and_what_was_left_out() -> None:
     # Of four completions three became views, one by a teacher, one by its advantage, and the last teaches nothing.
     views = [view(0, 0, 4), view(1, 0, 2, advantage=-0.5, taught=False), view(2, 0, 2, taught=False)]
     groups = [*GROUPS[1:], *GROUPS[1:], *GROUPS[1:], *GROUPS[1:]]
-    assert taught(groups, result(views), needs_rewards=True) == {"left_out": 0.25, "no_signal": 0.5}
-    assert taught(groups, result(views), needs_rewards=False) == {"left_out": 0.25, "no_signal": 0.25}
-    assert taught([], result([]), needs_rewards=True) == {"left_out": None, "no_signal": None}
+    assert signal_shares(groups, result(views), needs_rewards=True) == {"left_out": 0.25, "no_signal": 0.5}
+    assert signal_shares(groups, result(views), needs_rewards=False) == {"left_out": 0.25, "no_signal": 0.25}
+    assert signal_shares([], result([]), needs_rewards=True) == {"left_out": None, "no_signal": None}
 
 
 def test_u_of_right_and_of_wrong_completions() -> None:

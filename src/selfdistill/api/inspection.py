@@ -10,8 +10,9 @@ from selfdistill.api.evaluation import ModelLike, TaskLike, model_of, task_of
 from selfdistill.api.quiet import silenced
 from selfdistill.api.settings import Overrides, as_pairs, check_counts
 from selfdistill.errors import ConfigError
-from selfdistill.inspection.command import Look, Wish, examine
-from selfdistill.inspection.files import check_place, token_table
+from selfdistill.inspection import command
+from selfdistill.inspection.command import InspectOptions, InspectResult
+from selfdistill.inspection.files import arrow_table, check_place
 from selfdistill.methods import Method
 from selfdistill.types import RolloutGroup
 
@@ -19,26 +20,26 @@ from selfdistill.types import RolloutGroup
 class Inspection:
     """What was seen: a table of tokens, a summary, and figures."""
 
-    def __init__(self, look: Look) -> None:
-        self._look = look
-        self.summary = look.summary
+    def __init__(self, result: InspectResult) -> None:
+        self._result = result
+        self.summary = result.summary
         """What ``summary.json`` holds: tables by class, position, entropy and outcome; separation; checks."""
-        self.remarks = list(look.remarks)
+        self.remarks = list(result.remarks)
         """What is to be known of a run's checkpoints, a sentence each."""
 
     @property
     def groups(self) -> list[RolloutGroup]:
         """The problems with the completions that were looked at."""
-        return self._look.slides.findings.groups
+        return self._result.table.findings.groups
 
     @property
     def signals(self) -> list[str]:
         """Names of the columns that hold u of a context or a method's credit."""
-        return list(self._look.slides.signals)
+        return list(self._result.table.signals)
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame`` with one row a token: what ``tokens.parquet`` holds."""
-        return token_table(self._look.slides).to_pandas()
+        return arrow_table(self._result.table).to_pandas()
 
     def save(self, folder: str | Path) -> Path:
         """Write ``tokens.parquet``, ``summary.json`` and ``index.html``, as the command does; the page's path.
@@ -46,22 +47,22 @@ class Inspection:
         Raises:
             UserError: the folder holds other things.
         """
-        self._look.write(Path(folder))
+        self._result.write(Path(folder))
         return Path(folder) / "index.html"
 
     def plot(self, signal: str, *, completion: int = 0, ax: Any = None) -> Any:
         """One signal over one completion's tokens as bars on matplotlib axes, which are returned."""
         from selfdistill.api.figures import token_bars
 
-        slides = self._look.slides
-        lengths = slides.findings.lengths
-        if signal not in slides.signals:
-            raise ConfigError(f"unknown signal {signal!r}; there are: {', '.join(slides.signals)}")
+        table = self._result.table
+        lengths = table.findings.lengths
+        if signal not in table.signals:
+            raise ConfigError(f"unknown signal {signal!r}; there are: {', '.join(table.signals)}")
         if not 0 <= completion < len(lengths):
             raise ConfigError(f"completion {completion} is not among the {len(lengths)} that were looked at")
         begin = sum(lengths[:completion])
-        values = slides.signals[signal][begin : begin + lengths[completion]].tolist()
-        words = [piece.body for piece in slides.specimens[completion].pieces]
+        values = table.signals[signal][begin : begin + lengths[completion]].tolist()
+        words = [piece.body for piece in table.samples[completion].pieces]
         return token_bars(words, values, signal, ax=ax)
 
     def __repr__(self) -> str:
@@ -112,7 +113,7 @@ def inspect(
     check_counts(problems=problems, samples=samples, max_tokens=max_tokens)
     (name, loaded), (table, judge) = model_of(model), task_of(task)
     named, built = _methods(methods)
-    wish = Wish(
+    options = InspectOptions(
         named,
         configs=[str(one) for one in configs],
         contexts=list(contexts),
@@ -127,7 +128,9 @@ def inspect(
         built=built,
     )
     with silenced():
-        seen = Inspection(examine(name, table, wish, overrides=as_pairs(overrides), loaded=loaded, judge=judge))
+        seen = Inspection(
+            command.inspect(name, table, options, overrides=as_pairs(overrides), loaded=loaded, judge=judge)
+        )
     if out is not None:
         seen.save(out)
     return seen

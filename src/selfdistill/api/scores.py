@@ -14,7 +14,7 @@ from selfdistill.api.tasks import Prompts, as_examples, as_task
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, load_templates, parse_template
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.inspection.credit import look, plan
+from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.findings import Findings
 from selfdistill.models.policy import Policy
 from selfdistill.seeds import derive
@@ -152,7 +152,7 @@ def score(
         raise DataError("there is no completion to score")
     known = _templates(groups, judge, templates)
     names = _named(contexts, known)
-    found = look(
+    found = inspect_groups(
         policy, chat, groups, plan({}, names, known), known, thinking=thinking, seed=derive(seed, "contrast", 1)
     )
     ids = [token for g, i in found.place for token in groups[g].rollouts[i].completion_ids]

@@ -194,10 +194,10 @@ def inspect(
     set_: Set = None,
 ) -> None:
     """What each method would reward and punish, token by token, without training: a table, a summary and a page."""
-    from selfdistill.inspection.command import Wish, inspect_model
+    from selfdistill.inspection.command import InspectOptions, inspect_model
 
     quiet()
-    wish = Wish(
+    options = InspectOptions(
         methods=None if methods is None else _names(methods),
         configs=config or [],
         contexts=_names(contexts),
@@ -210,7 +210,7 @@ def inspect(
         rollouts=rollouts,
         words=words,
     )
-    summary = inspect_model(model, task, wish, out, overrides=set_ or [], say=typer.echo)
+    summary = inspect_model(model, task, options, out, overrides=set_ or [], say=typer.echo)
     for name, reason in summary["left_out"].items():
         typer.echo(f"left out: {name}, because {reason}")
     for remark in summary["templates"]["remarks"]:
@@ -256,14 +256,14 @@ def teachers(
     # A mistake in the config is reported before torch is imported, which takes seconds.
     settings = load_config(config, set_ or [])
     quiet()
-    from selfdistill.cli.teachers import describe_lesson, teach
+    from selfdistill.cli.teachers import describe_gap, measure
 
-    report = teach(settings, problems=problems, samples=samples, seed=seed)
+    report = measure(settings, problems=problems, samples=samples, seed=seed)
     if json:
         typer.echo(jsonlib.dumps(report))
         return
     for name, found in report.items():
-        for line in describe_lesson(name, found):
+        for line in describe_gap(name, found):
             typer.echo(line)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.evaluation.teacher_gap import lesson_of
+from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
 from selfdistill.training.build import assemble
 from selfdistill.types import External, Role, Skipped
 
 
-def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
+def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
     """Preference gap and shift of every teacher of a method, on its training problems.
 
     Raises:
@@ -27,7 +27,7 @@ def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
     report: dict[str, Any] = {}
     for name, role in roles.items():
-        lesson = lesson_of(
+        gap = measure_teacher_gap(
             role,
             parts.worker,
             parts.examples[:problems],
@@ -35,13 +35,13 @@ def teach(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[
             seed=derive(seed, "teaching"),
             max_tokens=parts.trainer.limits.max_tokens_per_microbatch,
         )
-        if isinstance(lesson, Skipped):
-            raise DataError(f"teacher {name!r} could be shown beside no completion: {lesson.reason}")
-        report[name] = {"what": described(role), **lesson.to_json()}
+        if isinstance(gap, Skipped):
+            raise DataError(f"teacher {name!r} could be shown beside no completion: {gap.reason}")
+        report[name] = {"what": described(role), **gap.to_json()}
     return report
 
 
-def describe_lesson(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+def describe_gap(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """A teacher's numbers in words."""
 
     def shown(estimate: Mapping[str, float], digits: int = 3) -> str:

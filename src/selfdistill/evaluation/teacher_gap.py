@@ -32,7 +32,7 @@ RESAMPLES = 10_000
 
 
 @dataclass(slots=True)
-class Lesson:
+class TeacherGap:
     """What one teacher's context does, over the problems on which it could be shown at all.
 
     ``student`` and ``teacher`` are shares of right completions, ``gap`` their paired difference; the shifts are
@@ -63,9 +63,9 @@ class Lesson:
         }
 
 
-def lesson_of(
+def measure_teacher_gap(
     role: Role, worker: RolloutWorker, examples: Sequence[Example], *, samples: int, seed: int, max_tokens: int
-) -> Lesson | Skipped:
+) -> TeacherGap | Skipped:
     """Measure one teacher: for every completion of the student, one of the teacher that is shown the same hindsight.
 
     Both are drawn at temperature 1, where a mean of log-probability differences estimates a divergence. ``max_tokens``
@@ -171,7 +171,7 @@ def _summary(
     own: Sequence[Rollout],
     theirs: Sequence[Rollout],
     skipped: Counter[str],
-) -> Lesson:
+) -> TeacherGap:
     """Means over problems of means over their completions, with intervals over problems."""
     problems = sorted({g for g, _ in shown})
     most = max(sum(1 for g, _ in shown if g == problem) for problem in problems)
@@ -184,7 +184,7 @@ def _summary(
         return bootstrap(each(values), k=most, seed=0, confidence=0.95, resamples=RESAMPLES)
 
     student, teacher = [float(x) for x in right], [float(x) for x in judged]
-    return Lesson(
+    return TeacherGap(
         student=estimate(student),
         teacher=estimate(teacher),
         gap=paired_difference(each(student), each(teacher), k=most, seed=0, resamples=RESAMPLES),

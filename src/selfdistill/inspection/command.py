@@ -14,8 +14,8 @@ from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.words import load_classes
-from selfdistill.inspection.credit import MAX_LOGITS_PER_CHUNK, TOKENS, look, plan
-from selfdistill.inspection.files import ANSWER_ONLY, Slides, check_place, prepare, summarise, write_findings
+from selfdistill.inspection.credit import MAX_LOGITS_PER_CHUNK, TOKENS, inspect_groups, plan
+from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
 from selfdistill.inspection.plan import choose_methods, knobs
 from selfdistill.methods.base import Method
 from selfdistill.models.policy import Policy
@@ -33,7 +33,7 @@ MOST_EPOCHS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class InspectOptions:
     """What to look at: sampled completions of some problems, or those of a run's ``rollouts.jsonl``.
 
     ``methods`` and ``configs`` as :func:`~selfdistill.inspection.plan.choose_methods` takes them; ``built`` are further
@@ -55,10 +55,10 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class InspectResult:
     """What was seen: every token's numbers, what they come to, and the tokenizer that spells them."""
 
-    slides: Slides
+    table: TokenTable
     summary: dict[str, Any]
     chat: Chat
     remarks: Sequence[str] = ()
@@ -70,11 +70,17 @@ class Look:
             ConfigError: the folder holds other things.
         """
         check_place(out)
-        write_findings(out, self.slides, self.summary, self.chat)
+        write_findings(out, self.table, self.summary, self.chat)
 
 
 def inspect_model(
-    model: str, task: str | None, wish: Wish, out: Path, *, overrides: Sequence[str], say: Callable[[str], None]
+    model: str,
+    task: str | None,
+    options: InspectOptions,
+    out: Path,
+    *,
+    overrides: Sequence[str],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Look at a model with the methods' eyes and write what was seen into ``out``; returns the summary.
 
@@ -82,21 +88,21 @@ def inspect_model(
         UserError: one sentence.
     """
     check_place(out)
-    seen = examine(model, task, wish, overrides=overrides, say=say)
+    seen = inspect(model, task, options, overrides=overrides, say=say)
     seen.write(out)
     return seen.summary
 
 
-def examine(
+def inspect(
     model: str,
     task: str | Mapping[str, Any] | None,
-    wish: Wish,
+    options: InspectOptions,
     *,
     overrides: Sequence[str],
     say: Callable[[str], None] = lambda sentence: None,
     loaded: tuple[Policy, Chat] | None = None,
     judge: Task | None = None,
-) -> Look:
+) -> InspectResult:
     """Look at a model with the methods' eyes; nothing is written.
 
     ``loaded`` is a model in memory, which ``model`` then only names; ``judge`` a task object, which ``task`` names.
@@ -104,74 +110,74 @@ def examine(
     Raises:
         UserError: one sentence.
     """
-    methods, rest = choose_methods(wish.methods, wish.configs, overrides)
-    methods.update(wish.built)
-    patterns = load_classes(wish.words)
+    methods, rest = choose_methods(options.methods, options.configs, overrides)
+    methods.update(options.built)
+    patterns = load_classes(options.words)
     config = config_for(model, task, rest, command="inspect")
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = load_templates(config.contexts or judge.contexts)
-    _check_contexts(wish, templates)
+    _check_contexts(options, templates)
     policy, chat, path, remarks = load_model(model, config, loaded)
     for remark in remarks:
         say(remark)
-    if wish.rollouts is not None:
-        groups, unused = read_groups(wish.rollouts, judge, wish, chat, policy, config.sampling.thinking)
+    if options.rollouts is not None:
+        groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
-        groups, unused = _sampled(config, judge, wish, chat, policy)
+        groups, unused = _sampled(config, judge, options, chat, policy)
     count = sum(len(group.rollouts) for group in groups)
     also = [ANSWER_ONLY] if ANSWER_ONLY in templates else []
-    wanted = plan(methods, wish.contexts, templates, also=also)
+    wanted = plan(methods, options.contexts, templates, also=also)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
-    found = look(
+    found = inspect_groups(
         policy,
         chat,
         groups,
         wanted,
         templates,
         thinking=config.sampling.thinking,
-        seed=derive(wish.seed, "contrast", 1),
+        seed=derive(options.seed, "contrast", 1),
         prompts=config.sampling.prompts,
         max_tokens=config.limits.tokens or TOKENS,
         max_logits_per_chunk=config.limits.elements or MAX_LOGITS_PER_CHUNK,
     )
     found.skipped += unused
-    slides = prepare(found, chat, patterns)
+    table = token_table(found, chat, patterns)
     origin = {
         "model": model,
         "weights": path,
         "task": config.task.kind,
-        "split": wish.split,
-        "rollouts": str(wish.rollouts) if wish.rollouts else None,
-        "temperature": None if wish.rollouts else wish.temperature,
-        "seed": wish.seed,
+        "split": options.split,
+        "rollouts": str(options.rollouts) if options.rollouts else None,
+        "temperature": None if options.rollouts else options.temperature,
+        "seed": options.seed,
         "knobs": knobs(methods, found.credits),
     }
-    return Look(slides, summarise(slides, origin, chat), chat, remarks)
+    return InspectResult(table, summarise(table, origin, chat), chat, remarks)
 
 
-def _check_contexts(wish: Wish, templates: Mapping[str, Template]) -> None:
-    for name in wish.contexts:
+def _check_contexts(options: InspectOptions, templates: Mapping[str, Template]) -> None:
+    for name in options.contexts:
         if name not in templates:
             raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
-    if wish.methods == [] and not (wish.built or wish.configs or wish.contexts):
+    if options.methods == [] and not (options.built or options.configs or options.contexts):
         raise ConfigError("Nothing to inspect: pass --methods, --config or --contexts.")
 
 
 def _sampled(
-    config: RunConfig, judge: Task, wish: Wish, chat: Chat, policy: Policy
+    config: RunConfig, judge: Task, options: InspectOptions, chat: Chat, policy: Policy
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    tokens = wish.max_tokens or config.sampling.max_tokens or usual_length(chat)
+    tokens = options.max_tokens or config.sampling.max_tokens or usual_length(chat)
     thinking = config.sampling.thinking
-    examples, unfit = fitting(judge.examples(wish.split)[: wish.problems], chat, max_tokens=tokens, thinking=thinking)
+    examples, unfit = fitting(judge.examples(options.split)[: options.problems], chat, max_tokens=tokens, thinking=thinking)
     params = SamplingParams(
-        count=wish.samples, max_tokens=tokens, temperature=wish.temperature, seed=derive(wish.seed, "sampling", 1)
+        count=options.samples, max_tokens=tokens, temperature=options.temperature, seed=derive(options.seed, "sampling", 1)
     )
     sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
     return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit
 
 
 def read_groups(
-    path: Path, judge: Task, wish: Wish, chat: Chat, policy: Policy, thinking: bool | None
+    path: Path, judge: Task, options: InspectOptions, chat: Chat, policy: Policy, thinking: bool | None
 ) -> tuple[list[RolloutGroup], Counter[str]]:
     """The newest groups of the student's completions in a ``rollouts.jsonl``, and what could not be used, by reason.
 
@@ -192,21 +198,21 @@ def read_groups(
         rows.setdefault((row.get("step"), row["example"]), []).append(row)
     if not rows:
         raise DataError(f"{path} holds no completion of the student")
-    examples = {example.id: example for example in judge.examples(wish.split)}
+    examples = {example.id: example for example in judge.examples(options.split)}
     groups: list[RolloutGroup] = []
     for (_, name), members in reversed(rows.items()):
-        if len(groups) == wish.problems:
+        if len(groups) == options.problems:
             break
         example = _as_asked(examples.get(str(name)), str(members[0]["prompt"]))
         if example is None:
             unused["a stored completion's problem is not among the task's"] += len(members)
             continue
-        groups.append(_stored(example, members[: wish.samples], chat, policy, thinking, path))
+        groups.append(_stored(example, members[: options.samples], chat, policy, thinking, path))
     if not groups:
         asked, known = next(iter(rows))[1], next(iter(examples), "none")
         raise DataError(
-            f"{path} holds no completion of a problem in the {wish.split} split of this task: it is of another task, "
-            f"its sizes or its seed (problems as {asked} there, as {known} here)"
+            f"{path} holds no completion of a problem in the {options.split} split of this task: it is of another "
+            f"task, its sizes or its seed (problems as {asked} there, as {known} here)"
         )
     return groups[::-1], unused
 

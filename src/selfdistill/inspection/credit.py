@@ -105,7 +105,7 @@ def _label(role: Role) -> str:
     return (role.context or STUDENT) + (f" {role.contrast + 1}" if role.contrast else "") + thinking
 
 
-def look(
+def inspect_groups(
     policy: Policy,
     chat: Chat,
     groups: Sequence[RolloutGroup],
@@ -131,7 +131,7 @@ def look(
         step = list(groups[start : start + prompts])
         views, skipped = _render(step, wanted, templates, chat, thinking=thinking, seed=seed)
         parts.append(
-            _look_at_step(policy, step, views, wanted, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk)
+            _inspect_step(policy, step, views, wanted, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk)
         )
         parts[-1].skipped = skipped
     found = join(parts)
@@ -176,7 +176,7 @@ def _render(
 
 
 @torch.no_grad()
-def _look_at_step(
+def _inspect_step(
     policy: Policy,
     groups: list[RolloutGroup],
     views: list[View],

@@ -19,7 +19,7 @@ from selfdistill.evaluation.words import ALL_CLASSES, classify
 from selfdistill.files import write_json
 from selfdistill.inspection import tables
 from selfdistill.inspection.findings import Findings
-from selfdistill.inspection.page import Lens, Specimen, render_microscope
+from selfdistill.inspection.page import PageData, Sample, render_microscope
 from selfdistill.report.tokens import align
 from selfdistill.types import STUDENT, Verdict
 
@@ -37,11 +37,11 @@ _LEAST_END = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Slides:
+class TokenTable:
     """The findings with what the page and the tables need besides: texts, classes and outcomes of tokens."""
 
     findings: Findings
-    specimens: list[Specimen]
+    samples: list[Sample]
     class_N: NDArray[np.str_]
     outcome_C: list[str]
 
@@ -53,9 +53,9 @@ class Slides:
         return {**gains, **credits}
 
 
-def prepare(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> Slides:
+def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> TokenTable:
     """Decode every token and find its class."""
-    specimens: list[Specimen] = []
+    samples: list[Sample] = []
     classes: list[str] = []
     outcomes: list[str] = []
     texts: dict[int, str] = {}
@@ -76,8 +76,8 @@ def prepare(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> Slid
             at = end
         classes += classify(shown, spans, patterns)
         outcomes.append(outcome(verdict))
-        specimens.append(
-            Specimen(
+        samples.append(
+            Sample(
                 example=group.example.id,
                 index=i,
                 prompt=group.example.prompt[-1].content,
@@ -87,7 +87,7 @@ def prepare(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> Slid
                 pieces=pieces,
             )
         )
-    return Slides(findings, specimens, np.array(classes, dtype=np.str_), outcomes)
+    return TokenTable(findings, samples, np.array(classes, dtype=np.str_), outcomes)
 
 
 def outcome(verdict: Verdict) -> str:
@@ -95,48 +95,48 @@ def outcome(verdict: Verdict) -> str:
     return "not judged" if verdict.reward is None else "correct" if verdict.correct else "wrong"
 
 
-def summarise(slides: Slides, origin: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
+def summarise(table: TokenTable, origin: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
     """Everything but the single tokens, as plain JSON."""
-    found = slides.findings
-    gains, signals = found.gains(), slides.signals
+    found = table.findings
+    gains, signals = found.gains(), table.signals
     lengths = found.lengths
-    judged = [c for c, name in enumerate(slides.outcome_C) if name != "not judged"]
-    correct_C = np.array([slides.outcome_C[c] == "correct" for c in judged], dtype=np.bool_)
+    judged = [c for c, name in enumerate(table.outcome_C) if name != "not judged"]
+    correct_C = np.array([table.outcome_C[c] == "correct" for c in judged], dtype=np.bool_)
     problem_C = np.array([found.place[c][0] for c in judged], dtype=np.int64)
     return {
         **origin,
         "problems": len(found.groups),
         "completions": len(lengths),
         "tokens": sum(lengths),
-        "outcomes": {name: slides.outcome_C.count(name) for name in OUTCOMES},
+        "outcomes": {name: table.outcome_C.count(name) for name in OUTCOMES},
         "contexts": found.contexts,
         "teacher": found.teacher,
         "methods": list(found.credits),
         "left_out": found.left_out,
         "skipped": dict(sorted(found.skipped.items())),
-        "signals": _signal_tables(slides, signals),
+        "signals": _signal_tables(table, signals),
         "separation": {
             name: tables.separation(tables.totals(u_N, lengths)[judged], correct_C, problem_C)
             for name, u_N in gains.items()
         },
-        "metrics": _metric_tables(slides),
+        "metrics": _metric_tables(table),
         "agreement": tables.agreement(gains),
         "answer_leak": _leak(found, gains),
-        "templates": template_checks(slides, chat),
+        "templates": template_checks(table, chat),
     }
 
 
-def _signal_tables(slides: Slides, signals: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
-    found = slides.findings
+def _signal_tables(table: TokenTable, signals: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    found = table.findings
     decile_N = tables.deciles(found.lengths)
     part_N, parts = tables.entropy_parts(found.entropies[STUDENT].astype(np.float64))
-    outcome_N = np.repeat(np.array(slides.outcome_C), found.lengths)
+    outcome_N = np.repeat(np.array(table.outcome_C), found.lengths)
     result: dict[str, Any] = {}
     for name, values_N in signals.items():
         by_position = tables.by_label(values_N, decile_N, range(tables.DECILES))
         by_entropy = tables.by_label(values_N, part_N, range(len(parts)))
         result[name] = {
-            "by_class": tables.by_label(values_N, slides.class_N, ALL_CLASSES),
+            "by_class": tables.by_label(values_N, table.class_N, ALL_CLASSES),
             "by_position": [{**row, "name": f"{10 * d}–{10 * d + 10}%"} for d, row in enumerate(by_position)],
             "by_entropy": [{**row, "name": label} for row, label in zip(by_entropy, parts, strict=True)],
             "by_outcome": tables.by_label(values_N, outcome_N, OUTCOMES),
@@ -145,17 +145,17 @@ def _signal_tables(slides: Slides, signals: Mapping[str, NDArray[np.float64]]) -
     return result
 
 
-def _metric_tables(slides: Slides) -> dict[str, Any]:
+def _metric_tables(table: TokenTable) -> dict[str, Any]:
     """Each method's own metrics: among them CREDIT's split and the decomposition of purified."""
     return {
         method: {
             name: {
                 **tables.describe(values_N.astype(np.float64)),
-                "by_class": tables.by_label(values_N.astype(np.float64), slides.class_N, ALL_CLASSES),
+                "by_class": tables.by_label(values_N.astype(np.float64), table.class_N, ALL_CLASSES),
             }
             for name, values_N in metrics.items()
         }
-        for method, metrics in slides.findings.metrics.items()
+        for method, metrics in table.findings.metrics.items()
         if metrics
     }
 
@@ -173,9 +173,9 @@ def _leak(found: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[str
     return {"available": True, "reason": None, "same": same, "rows": tables.answer_leak(gains, ANSWER_ONLY)}
 
 
-def template_checks(slides: Slides, chat: Chat) -> dict[str, Any]:
+def template_checks(table: TokenTable, chat: Chat) -> dict[str, Any]:
     """What a wrong template would show: at the first token, at the end, in how prompts end, in open thinking."""
-    found = slides.findings
+    found = table.findings
     lengths = np.array(found.lengths)
     first = np.cumsum(lengths) - lengths
     rest = np.setdiff1d(np.arange(lengths.sum()), first)
@@ -241,13 +241,13 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return math.fsum(known) / len(known) if len(known) else None
 
 
-def write_findings(folder: Path, slides: Slides, summary: Mapping[str, Any], chat: Chat) -> None:
+def write_findings(folder: Path, table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> None:
     """Write the three files into a folder, which is made if need be; older ones give way when all three are whole."""
-    page = render_microscope(lens_of(slides, summary, chat))
+    page = render_microscope(page_data_of(table, summary, chat))
     folder.mkdir(parents=True, exist_ok=True)
     aside = [folder / f"{name}.part" for name in FILES]
     try:
-        write_tokens(aside[0], slides)
+        write_tokens(aside[0], table)
         write_json(aside[1], dict(summary))
         aside[2].write_bytes(page.encode("utf-8", errors="replace"))
     except BaseException:
@@ -272,41 +272,41 @@ def check_place(folder: Path) -> None:
         raise ConfigError(f"--out {folder} holds other things ({others[0]}): choose another --out")
 
 
-def lens_of(slides: Slides, summary: Mapping[str, Any], chat: Chat) -> Lens:
+def page_data_of(table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> PageData:
     """The findings in the form that the page takes."""
-    found = slides.findings
+    found = table.findings
     words: dict[int, str] = {}
     for ids_NK, _ in found.alternatives.values():
         words.update({int(token): chat.tokens([int(token)])[0] for token in np.unique(ids_NK)})
-    return Lens(
+    return PageData(
         summary=summary,
-        specimens=slides.specimens,
+        samples=table.samples,
         contexts=found.contexts,
         teacher=found.teacher,
         methods=list(found.credits),
-        signals=slides.signals,
+        signals=table.signals,
         logprobs=found.logprobs,
         entropies=found.entropies,
         class_names=list(ALL_CLASSES),
-        class_N=np.array([ALL_CLASSES.index(name) for name in slides.class_N], dtype=np.uint8),
+        class_N=np.array([ALL_CLASSES.index(name) for name in table.class_N], dtype=np.uint8),
         alternatives=found.alternatives,
         words=words,
-        outcome_C=slides.outcome_C,
+        outcome_C=table.outcome_C,
     )
 
 
-def write_tokens(path: Path, slides: Slides) -> None:
-    """Write :func:`token_table` as Parquet."""
+def write_tokens(path: Path, table: TokenTable) -> None:
+    """Write :func:`arrow_table` as Parquet."""
     import pyarrow.parquet as pq
 
-    pq.write_table(token_table(slides), path)
+    pq.write_table(arrow_table(table), path)
 
 
-def token_table(slides: Slides) -> Any:
+def arrow_table(table: TokenTable) -> Any:
     """A ``pyarrow.Table`` with one row a token; null where a number is missing."""
     import pyarrow as pa
 
-    found = slides.findings
+    found = table.findings
     lengths = found.lengths
     rollouts = [found.groups[g].rollouts[i] for g, i in found.place]
 
@@ -318,17 +318,17 @@ def token_table(slides: Slides) -> Any:
 
     columns: dict[str, Any] = {
         "completion": pa.array(repeated(range(len(lengths))), pa.int32()),
-        "example": pa.array(repeated([one.example for one in slides.specimens]), pa.string()),
-        "index": pa.array(repeated([one.index for one in slides.specimens]), pa.int32()),
+        "example": pa.array(repeated([one.example for one in table.samples]), pa.string()),
+        "index": pa.array(repeated([one.index for one in table.samples]), pa.int32()),
         "position": pa.array([place for n in lengths for place in range(n)], pa.int32()),
         "id": pa.array([token for rollout in rollouts for token in rollout.completion_ids], pa.int32()),
-        "text": pa.array([_sound(piece.body) for one in slides.specimens for piece in one.pieces], pa.string()),
-        "class": pa.array(slides.class_N.tolist(), pa.string()),
-        "reward": pa.array(repeated([one.reward for one in slides.specimens]), pa.float64()),
+        "text": pa.array([_sound(piece.body) for one in table.samples for piece in one.pieces], pa.string()),
+        "class": pa.array(table.class_N.tolist(), pa.string()),
+        "reward": pa.array(repeated([one.reward for one in table.samples]), pa.float64()),
     }
     columns |= {f"logprob {name}": number(values) for name, values in found.logprobs.items()}
     columns |= {f"entropy {name}": number(values) for name, values in found.entropies.items()}
-    columns |= {name: number(values.astype(np.float32)) for name, values in slides.signals.items()}
+    columns |= {name: number(values.astype(np.float32)) for name, values in table.signals.items()}
     for method, metrics in found.metrics.items():
         columns |= {f"{method} {name}": number(values) for name, values in metrics.items()}
     for name, (ids_NK, logprobs_NK) in found.alternatives.items():

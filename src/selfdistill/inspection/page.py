@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfdistill.inspection.sheets import sheets
+from selfdistill.inspection.page_tables import page_tables
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Series, curve_chart
 from selfdistill.report.outcome import flat
@@ -32,7 +32,7 @@ DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
-class Specimen:
+class Sample:
     """A completion in words: its problem, its judgement and its tokens as the text shows them."""
 
     example: str
@@ -45,15 +45,15 @@ class Specimen:
 
 
 @dataclass(frozen=True, slots=True)
-class Lens:
-    """All that the page shows. Arrays hold the tokens of all specimens, one after the other; NaN is missing.
+class PageData:
+    """All that the page shows. Arrays hold the tokens of all samples, one after the other; NaN is missing.
 
     ``signals`` are what tokens can be coloured by; ``alternatives`` ids and log-probabilities [N, K] under
     ``"student"`` and ``"teacher"``; ``words`` the text of each of those ids.
     """
 
     summary: Mapping[str, Any]
-    specimens: Sequence[Specimen]
+    samples: Sequence[Sample]
     contexts: Sequence[str]
     teacher: str | None
     methods: Sequence[str]
@@ -67,11 +67,11 @@ class Lens:
     outcome_C: Sequence[str]
 
 
-def render_microscope(lens: Lens) -> str:
+def render_microscope(page_data: PageData) -> str:
     """The page as text."""
-    summary = lens.summary
-    columns = _columns(lens)
-    data, blocks = _pack(lens, columns)
+    summary = page_data.summary
+    columns = _columns(page_data)
+    data, blocks = _pack(page_data, columns)
     return render(
         "microscope.html",
         room="inspection",
@@ -80,13 +80,13 @@ def render_microscope(lens: Lens) -> str:
         facts=_facts(summary),
         data=data,
         blocks=blocks,
-        options=[_option(lens, c, one) for c, one in enumerate(lens.specimens)],
-        teacher=lens.teacher,
+        options=[_option(page_data, c, one) for c, one in enumerate(page_data.samples)],
+        teacher=page_data.teacher,
         shades=data["shades"],
-        quantiles=_quantile_charts(lens),
-        positions=_position_charts(lens),
-        totals=_total_charts(lens),
-        sheets=sheets(summary),
+        quantiles=_quantile_charts(page_data),
+        positions=_position_charts(page_data),
+        totals=_total_charts(page_data),
+        page_tables=page_tables(summary),
         remarks=list(summary["templates"]["remarks"]),
         variants=_variants(summary),
         left_out=[(name, reason) for name, reason in summary["left_out"].items()],
@@ -95,34 +95,34 @@ def render_microscope(lens: Lens) -> str:
     )
 
 
-def _columns(lens: Lens) -> dict[str, NDArray[Any]]:
+def _columns(page_data: PageData) -> dict[str, NDArray[Any]]:
     """Every number of a token, by the name that the page uses."""
-    columns: dict[str, NDArray[Any]] = {f"logprob {STUDENT}": lens.logprobs[STUDENT]}
-    columns.update(lens.signals)
-    columns.update({f"entropy {name}": values for name, values in lens.entropies.items()})
+    columns: dict[str, NDArray[Any]] = {f"logprob {STUDENT}": page_data.logprobs[STUDENT]}
+    columns.update(page_data.signals)
+    columns.update({f"entropy {name}": values for name, values in page_data.entropies.items()})
     return columns
 
 
-def _pack(lens: Lens, columns: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[str]]:
+def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[str]]:
     """What the script needs once, and a block of base64 for every completion."""
     pieces: dict[tuple[str, str, bool], int] = {}
-    lengths = [len(one.pieces) for one in lens.specimens]
+    lengths = [len(one.pieces) for one in page_data.samples]
     piece_N = np.array(
         [
             pieces.setdefault((piece.before, numbers.printable(piece.body), piece.unseen), len(pieces))
-            for one in lens.specimens
+            for one in page_data.samples
             for piece in one.pieces
         ],
         dtype=np.int64,
     )
-    place = {token: n for n, token in enumerate(lens.words)}
-    known = np.zeros(max(lens.words, default=-1) + 1, dtype=np.int64)
+    place = {token: n for n, token in enumerate(page_data.words)}
+    known = np.zeros(max(page_data.words, default=-1) + 1, dtype=np.int64)
     known[list(place)] = list(place.values())
-    sides = list(lens.alternatives)
-    ids = [piece_N[:, None], *(known[lens.alternatives[side][0]] for side in sides)]
+    sides = list(page_data.alternatives)
+    ids = [piece_N[:, None], *(known[page_data.alternatives[side][0]] for side in sides)]
     wide = max(len(pieces), len(place)) > 1 << 16
     numbers_CN = np.stack([_half(values) for values in columns.values()])
-    chances = [_half(lens.alternatives[side][1]) for side in sides]
+    chances = [_half(page_data.alternatives[side][1]) for side in sides]
     blocks: list[str] = []
     begin = 0
     for n in lengths:
@@ -130,7 +130,7 @@ def _pack(lens: Lens, columns: Mapping[str, NDArray[Any]]) -> tuple[dict[str, An
         parts = [numbers_CN[:, rows].tobytes()]
         parts += [one[rows].astype("<u4" if wide else "<u2").tobytes() for one in ids]
         parts += [one[rows].tobytes() for one in chances]
-        parts.append(lens.class_N[rows].tobytes())
+        parts.append(page_data.class_N[rows].tobytes())
         blocks.append(base64.b64encode(b"".join(parts)).decode("ascii"))
         begin += n
     data = {
@@ -138,16 +138,16 @@ def _pack(lens: Lens, columns: Mapping[str, NDArray[Any]]) -> tuple[dict[str, An
         "columns": list(columns),
         "wide": wide,
         "pieces": [[before, body, unseen] for before, body, unseen in pieces],
-        "words": [numbers.printable(word) for word in lens.words.values()],
-        "sides": [side if side == STUDENT else str(lens.teacher) for side in sides],
-        "alternatives": lens.alternatives[sides[0]][0].shape[1] if sides else 0,
-        "classes": list(lens.class_names),
-        "contexts": list(lens.contexts),
-        "methods": list(lens.methods),
+        "words": [numbers.printable(word) for word in page_data.words.values()],
+        "sides": [side if side == STUDENT else str(page_data.teacher) for side in sides],
+        "alternatives": page_data.alternatives[sides[0]][0].shape[1] if sides else 0,
+        "classes": list(page_data.class_names),
+        "contexts": list(page_data.contexts),
+        "methods": list(page_data.methods),
         "shades": [{"name": name, "limit": scale_limit(_known(values).tolist())} for name, values in columns.items()],
         "texts": [
             {"prompt": numbers.printable(one.prompt).strip(), "feedback": numbers.printable(one.feedback).strip()}
-            for one in lens.specimens
+            for one in page_data.samples
         ],
     }
     return data, blocks
@@ -161,11 +161,11 @@ def _known(values: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(values[~np.isnan(values)])
 
 
-def _option(lens: Lens, place: int, one: Specimen) -> str:
+def _option(page_data: PageData, place: int, one: Sample) -> str:
     reward = "" if one.reward is None else f", reward {one.reward:.3g}".replace("-", numbers.MINUS)
     cut = "" if one.finished else ", cut"
     return (
-        f"{place + 1}. {lens.outcome_C[place]}{reward}, {len(one.pieces):,} tokens{cut}: "
+        f"{place + 1}. {page_data.outcome_C[place]}{reward}, {len(one.pieces):,} tokens{cut}: "
         f"{numbers.printable(one.example)} · {one.index}"
     )
 
@@ -192,25 +192,27 @@ def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(numbers.printable(label), numbers.printable(name), word) for label, name, word in rows] if told else []
 
 
-def _quantile_charts(lens: Lens) -> list[Chart]:
+def _quantile_charts(page_data: PageData) -> list[Chart]:
     """Each signal's quantile function, correct and wrong completions apart: tails, signs and shifts in one line."""
-    outcome_N = np.repeat(np.array(lens.outcome_C), [len(one.pieces) for one in lens.specimens])
+    outcome_N = np.repeat(np.array(page_data.outcome_C), [len(one.pieces) for one in page_data.samples])
     percentiles = list(range(1, 100))
     return [
         chart
-        for name, values in lens.signals.items()
+        for name, values in page_data.signals.items()
         if (chart := _by_outcome(name, values, outcome_N, percentiles, "quantiles over tokens"))
     ]
 
 
-def _total_charts(lens: Lens) -> list[Chart]:
-    lengths = [len(one.pieces) for one in lens.specimens]
+def _total_charts(page_data: PageData) -> list[Chart]:
+    lengths = [len(one.pieces) for one in page_data.samples]
     charts = []
-    for name, values in lens.signals.items():
+    for name, values in page_data.signals.items():
         if not name.startswith("u "):
             continue
         total_C = np.array([part.sum() for part in np.split(values, np.cumsum(lengths)[:-1])])
-        chart = _by_outcome(f"Σ{name}", total_C, np.array(lens.outcome_C), list(range(0, 101, 5)), "over completions")
+        chart = _by_outcome(
+            f"Σ{name}", total_C, np.array(page_data.outcome_C), list(range(0, 101, 5)), "over completions"
+        )
         charts += [chart] if chart else []
     return charts
 
@@ -227,10 +229,10 @@ def _by_outcome(
     return curve_chart(title, series, unit=unit, x_name="percentile", rivals=True) if series else None
 
 
-def _position_charts(lens: Lens) -> list[Chart]:
+def _position_charts(page_data: PageData) -> list[Chart]:
     """Each signal's mean by the tenth of the completion."""
     charts = []
-    for name, found in lens.summary["signals"].items():
+    for name, found in page_data.summary["signals"].items():
         means = [None if row["mean"] is None else round(row["mean"], DIGITS) for row in found["by_position"]]
         if any(mean is not None for mean in means):
             x = [10.0 * (d + 1) for d in range(len(means))]

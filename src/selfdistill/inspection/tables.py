@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Vector: TypeAlias = NDArray[np.float64]
 Places: TypeAlias = NDArray[np.int64]
-Table: TypeAlias = dict[str, Any]
+Statistics: TypeAlias = dict[str, Any]
 
 DECILES = 10
 ENTROPY_PARTS = 5
@@ -24,7 +24,7 @@ TAIL = (0.5, 0.9, 0.99, 0.999)
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 
-def describe(values_N: Vector) -> Table:
+def describe(values_N: Vector) -> Statistics:
     """Number, mean and sum of the known values, and what share of them is positive."""
     known = values_N[~np.isnan(values_N)]
     if not len(known):
@@ -37,7 +37,7 @@ def describe(values_N: Vector) -> Table:
     }
 
 
-def by_label(values_N: Vector, label_N: NDArray[Any], labels: Sequence[Any]) -> list[Table]:
+def by_label(values_N: Vector, label_N: NDArray[Any], labels: Sequence[Any]) -> list[Statistics]:
     """:func:`describe` for every label, with the label's share of the absolute sum."""
     total = math.fsum(np.abs(values_N[~np.isnan(values_N)]))
     rows = []
@@ -65,7 +65,7 @@ def entropy_parts(entropy_N: Vector, parts: int = ENTROPY_PARTS) -> tuple[Places
     return part_N, names
 
 
-def balance(values_N: Vector) -> Table:
+def balance(values_N: Vector) -> Statistics:
     """Signs and tails: shares of positive, negative and zero; quantiles; the share of the largest one per cent.
 
     ``top_share`` is the part of Σ|x| that the largest 1 % of the tokens (one at least) hold.
@@ -90,7 +90,7 @@ def balance(values_N: Vector) -> Table:
     }
 
 
-def correlation(left_N: Vector, right_N: Vector) -> Table:
+def correlation(left_N: Vector, right_N: Vector) -> Statistics:
     """Pearson's r over the tokens that have both numbers; None where one of them is constant."""
     both = ~(np.isnan(left_N) | np.isnan(right_N))
     left, right = left_N[both], right_N[both]
@@ -101,7 +101,7 @@ def correlation(left_N: Vector, right_N: Vector) -> Table:
     return {"tokens": len(left), "r": float(left @ right) / size if size else None}
 
 
-def agreement(u: Mapping[str, Vector]) -> list[Table]:
+def agreement(u: Mapping[str, Vector]) -> list[Statistics]:
     """Pearson's r of u between every two contexts."""
     names = list(u)
     return [
@@ -111,7 +111,7 @@ def agreement(u: Mapping[str, Vector]) -> list[Table]:
     ]
 
 
-def answer_leak(u: Mapping[str, Vector], answer: str) -> list[Table]:
+def answer_leak(u: Mapping[str, Vector], answer: str) -> list[Statistics]:
     """How much of each context's u the answer alone explains: R² of u on the u of the context ``answer``."""
     rows = []
     for name, values_N in u.items():
@@ -134,7 +134,7 @@ def split(values_N: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
 
 def separation(
     total_C: Vector, correct_C: NDArray[np.bool_], problem_C: Places, *, seed: int = 0, resamples: int = 2000
-) -> Table:
+) -> Statistics:
     """Whether a completion's sum tells right from wrong: the AUC, over all pairs and over pairs of one problem.
 
     The AUC is the chance that a right completion has the larger sum than a wrong one, ties counting half. Intervals
@@ -145,7 +145,13 @@ def separation(
     total_C, correct_C = total_C[known], correct_C[known]
     problems, place_C = np.unique(problem_C[known], return_inverse=True)
     right, wrong = np.flatnonzero(correct_C), np.flatnonzero(~correct_C)
-    result: Table = {"correct": len(right), "wrong": len(wrong), "problems": len(problems), "auc": None, "within": None}
+    result: Statistics = {
+        "correct": len(right),
+        "wrong": len(wrong),
+        "problems": len(problems),
+        "auc": None,
+        "within": None,
+    }
     if not len(right) or not len(wrong):
         return result
     # Won points between the right completions of problem p and the wrong ones of problem q, and how many pairs.
@@ -164,7 +170,7 @@ def separation(
     return result
 
 
-def _auc(points_PP: Vector, pairs_PP: Vector, count_RP: Vector, *, within: bool) -> Table:
+def _auc(points_PP: Vector, pairs_PP: Vector, count_RP: Vector, *, within: bool) -> Statistics:
     """Points by pairs, with the interval over draws of problems; no interval where there is but one problem."""
 
     def drawn(values_PP: Vector) -> Vector:
@@ -175,7 +181,7 @@ def _auc(points_PP: Vector, pairs_PP: Vector, count_RP: Vector, *, within: bool)
 
     value = float(points_PP.sum() / pairs_PP.sum())
     pairs_R = drawn(pairs_PP)
-    found: Table = {"value": value, "low": None, "high": None, "pairs": int(pairs_PP.sum())}
+    found: Statistics = {"value": value, "low": None, "high": None, "pairs": int(pairs_PP.sum())}
     if len(points_PP) > 1:
         kept = pairs_R > 0
         low, high = np.quantile(drawn(points_PP)[kept] / pairs_R[kept], [0.025, 0.975])

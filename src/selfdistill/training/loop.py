@@ -28,7 +28,7 @@ from selfdistill.training import atomic as checkpoint
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
-from selfdistill.training.metrics import as_seen, described, drawn, separation, taught
+from selfdistill.training.metrics import as_seen, described, drawn, separation, signal_shares
 from selfdistill.training.run_folder import holds_run
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
@@ -139,12 +139,12 @@ class Run:
                 now.before = self._evaluate()
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
-        lessons = pairwise(self._lessons())
+        batches_of_examples = pairwise(self._batches_of_examples())
         while now.step < config.steps and not self._stopped(stop) and not self._alarmed():
             clock = Clock(parts.policy.device)
             # Sample completions and verify them: one group of rollouts per example.
             with clock.phase("generation"):
-                groups = self._collect(*next(lessons))
+                groups = self._collect(*next(batches_of_examples))
             # Score the rollouts under the method's contexts and make the optimiser updates.
             try:
                 result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
@@ -180,7 +180,7 @@ class Run:
         stop.signal = self.world.max(stop.signal or 0) or None
         return stop.requested
 
-    def _lessons(self) -> Iterator[list[Example]]:
+    def _batches_of_examples(self) -> Iterator[list[Example]]:
         """The examples of each step, starting with the next step."""
         per_step, examples, first = self.config.sampling.prompts, self.parts.examples, self.counters.step
         order = batches(len(examples), per_step, seed=self.config.seed, first_step=first + 1)
@@ -232,7 +232,7 @@ class Run:
         for source in self.parts.method.sampling_roles():
             if source != STUDENT:
                 line.update({f"{source}_{name}": value for name, value in drawn(groups, source).items()})
-        line.update(taught(groups, result, needs_rewards=self.parts.method.needs_rewards()))
+        line.update(signal_shares(groups, result, needs_rewards=self.parts.method.needs_rewards()))
         line.update(separation(result))
         return line
 

@@ -31,7 +31,9 @@ def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None
     }
 
 
-def taught(groups: Sequence[RolloutGroup], result: StepResult, *, needs_rewards: bool) -> dict[str, float | None]:
+def signal_shares(
+    groups: Sequence[RolloutGroup], result: StepResult, *, needs_rewards: bool
+) -> dict[str, float | None]:
     """Share of completions left out of the loss, and of groups without a training signal.
 
     A group has a signal when one of its completions has a nonzero advantage or is scored by a teacher. If the method

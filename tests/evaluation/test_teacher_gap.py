@@ -13,7 +13,7 @@ import torch
 import methods_by_hand as hand
 from selfdistill.cli.app import main
 from selfdistill.errors import ModelError
-from selfdistill.evaluation.teacher_gap import Lesson, lesson_of
+from selfdistill.evaluation.teacher_gap import TeacherGap, measure_teacher_gap
 from selfdistill.models.policy import load_external
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
@@ -32,24 +32,24 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("other"), seed=9, vocab_size=110)
 
 
-def measured(model: Path, role: Role, method: Any = "opsd") -> Lesson:
+def measured(model: Path, role: Role, method: Any = "opsd") -> TeacherGap:
     parts = assemble(tiny_run(model, method))
-    lesson = lesson_of(role, parts.worker, parts.examples[:4], samples=3, seed=1, max_tokens=200)
-    assert isinstance(lesson, Lesson)
-    return lesson
+    gap = measure_teacher_gap(role, parts.worker, parts.examples[:4], samples=3, seed=1, max_tokens=200)
+    assert isinstance(gap, TeacherGap)
+    return gap
 
 
 def test_a_teacher_that_sees_the_same_is_nowhere_else(model: Path) -> None:
-    lesson = measured(model, Role(None, "frozen"))
-    for shift in (lesson.shift_on_student, lesson.shift_on_teacher):
+    gap = measured(model, Role(None, "frozen"))
+    for shift in (gap.shift_on_student, gap.shift_on_teacher):
         assert (shift.value, shift.low, shift.high) == pytest.approx((0.0, 0.0, 0.0), abs=1e-5)
-    assert (lesson.problems, lesson.completions, dict(lesson.skipped)) == (4, 12, {})
+    assert (gap.problems, gap.completions, dict(gap.skipped)) == (4, 12, {})
 
 
 def test_the_gap_is_the_difference_of_the_shares(model: Path) -> None:
-    lesson = measured(model, Role("solution", "frozen"))
-    assert lesson.gap.value == pytest.approx(lesson.teacher.value - lesson.student.value, abs=1e-12)
-    assert lesson.gap.low <= lesson.gap.value <= lesson.gap.high
+    gap = measured(model, Role("solution", "frozen"))
+    assert gap.gap.value == pytest.approx(gap.teacher.value - gap.student.value, abs=1e-12)
+    assert gap.gap.low <= gap.gap.value <= gap.gap.high
 
 
 def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) -> None:
@@ -57,8 +57,8 @@ def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) 
     plain = ("sampling.temperature=1", "sampling.top_p=1", "sampling.top_k=0")
     parts = assemble(tiny_run(model, "opsd", *plain))
     examples = parts.examples[:2]
-    lesson = lesson_of(Role("solution", "frozen"), parts.worker, examples, samples=2, seed=1, max_tokens=1)
-    assert isinstance(lesson, Lesson)
+    gap = measure_teacher_gap(Role("solution", "frozen"), parts.worker, examples, samples=2, seed=1, max_tokens=1)
+    assert isinstance(gap, TeacherGap)
     params = SamplingParams(count=2, max_tokens=parts.worker.params.max_tokens, seed=derive(1, "student"))
     sampler = policy_sampler(parts.policy, parts.chat)
     groups = sample_and_verify(examples, parts.task, sampler, parts.chat, params)
@@ -73,8 +73,8 @@ def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) 
     drawn = sampler.sample(prompts, replace(params, count=1, seed=derive(1, "teacher")))
     taught = [(own, completion.ids) for (own, _), [completion] in zip(pairs, drawn, strict=True)]
     for sign, side, shift, per_token in (
-        (1.0, pairs, lesson.shift_on_student, lesson.per_token_on_student),
-        (-1.0, taught, lesson.shift_on_teacher, lesson.per_token_on_teacher),
+        (1.0, pairs, gap.shift_on_student, gap.per_token_on_student),
+        (-1.0, taught, gap.shift_on_teacher, gap.per_token_on_teacher),
     ):
         ratios = []
         for (own, ids), prompt in zip(side, prompts, strict=True):
@@ -90,8 +90,8 @@ def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) 
 def test_a_context_that_nothing_can_fill_is_said(model: Path) -> None:
     parts = assemble(tiny_run(model, "opsd", "reward=support.rewards:never"))
     role = Role("sibling", "frozen")
-    lesson = lesson_of(role, parts.worker, parts.examples[:2], samples=2, seed=1, max_tokens=200)
-    assert lesson == Skipped("4 × context sibling: no sibling")
+    gap = measure_teacher_gap(role, parts.worker, parts.examples[:2], samples=2, seed=1, max_tokens=200)
+    assert gap == Skipped("4 × context sibling: no sibling")
 
 
 def test_the_command_reports_every_teacher(

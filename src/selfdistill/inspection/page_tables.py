@@ -23,7 +23,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class Table:
     """A table of the page."""
 
     caption: str
@@ -32,7 +32,7 @@ class Sheet:
     note: str = ""
 
 
-def sheets(summary: Mapping[str, Any]) -> list[Sheet]:
+def page_tables(summary: Mapping[str, Any]) -> list[Table]:
     """Every table of the page, in its order."""
     signals = summary["signals"]
     found = []
@@ -59,7 +59,7 @@ def sheets(summary: Mapping[str, Any]) -> list[Sheet]:
     return found
 
 
-def _means(signals: Mapping[str, Any], key: str, caption: str, note: str) -> Sheet:
+def _means(signals: Mapping[str, Any], key: str, caption: str, note: str) -> Table:
     """A row a group of tokens, a column a signal; colours are full at the largest mean of a column."""
     names = list(signals)
     groups = [row["name"] for row in signals[names[0]][key]]
@@ -71,10 +71,10 @@ def _means(signals: Mapping[str, Any], key: str, caption: str, note: str) -> She
         for n, group in enumerate(groups)
         if tokens[n]
     ]
-    return Sheet(caption, ["", "Tokens", *names], rows, note)
+    return Table(caption, ["", "Tokens", *names], rows, note)
 
 
-def _shares(signals: Mapping[str, Any]) -> Sheet:
+def _shares(signals: Mapping[str, Any]) -> Table:
     names = list(signals)
     groups = [row["name"] for row in signals[names[0]]["by_class"]]
     rows = [
@@ -82,10 +82,10 @@ def _shares(signals: Mapping[str, Any]) -> Sheet:
         for n, group in enumerate(groups)
         if any(signals[name]["by_class"][n]["tokens"] for name in names)
     ]
-    return Sheet("Share of the absolute signal by token class", ["", *names], rows)
+    return Table("Share of the absolute signal by token class", ["", *names], rows)
 
 
-def _balance(signals: Mapping[str, Any]) -> Sheet:
+def _balance(signals: Mapping[str, Any]) -> Table:
     head = ["", "Positive", "Negative", "Zero", "Σ positive", "Σ negative", "Median |x|", "90% |x|", "99% |x|",
             "Largest", "In the top 1%"]  # fmt: skip
     rows = []
@@ -97,12 +97,12 @@ def _balance(signals: Mapping[str, Any]) -> Sheet:
             cells += [numbers.signed(one["positive_sum"]), numbers.signed(one["negative_sum"])]
             cells += [numbers.plain(value) for value in (sizes["0.5"], sizes["0.9"], sizes["0.99"], one["largest"])]
             rows.append((name, [Cell(text) for text in (*cells, numbers.percent(one["top_share"]))]))
-    return Sheet(
+    return Table(
         "Signs and tails", head, rows, "The last column is the share of Σ|x| that the largest 1 % of tokens hold."
     )
 
 
-def _separation(found: Mapping[str, Any]) -> Sheet:
+def _separation(found: Mapping[str, Any]) -> Table:
     def shown(one: Mapping[str, Any] | None) -> Cell:
         if one is None:
             return Cell(numbers.MISSING)
@@ -117,27 +117,27 @@ def _separation(found: Mapping[str, Any]) -> Sheet:
         "The chance that a correct completion has the larger Σu than a wrong one; 0.5 is none the wiser. "
         "A context that states the verdict knows it."
     )
-    return Sheet(
+    return Table(
         "Σu against reward: AUC", ["Context", "All pairs", "Pairs of one problem", "Correct", "Wrong"], rows, note
     )
 
 
-def _agreement(summary: Mapping[str, Any]) -> Sheet:
+def _agreement(summary: Mapping[str, Any]) -> Table:
     names = [name for name in summary["contexts"] if name != STUDENT]
     r = {(row["left"], row["right"]): row["r"] for row in summary["agreement"]}
     r |= {(right, left): value for (left, right), value in r.items()}
     rows = [(left, [Cell("1") if left == right else _tinted(r[left, right], 1.0) for right in names]) for left in names]
-    return Sheet("Agreement of contexts: Pearson's r of u over tokens", ["", *names], rows)
+    return Table("Agreement of contexts: Pearson's r of u over tokens", ["", *names], rows)
 
 
-def _leak(found: Mapping[str, Any]) -> Sheet:
+def _leak(found: Mapping[str, Any]) -> Table:
     rows = [(row["context"], [_plain(row["r2"]), _count(row["tokens"])]) for row in found["rows"]]
     same = " and ".join(found["same"])
     note = f"The answer-only prompt is that of {same}: a solution is but its answer here." if same else ""
-    return Sheet("Answer leak: R² of u on the u of an answer-only context", ["Context", "R²", "Tokens"], rows, note)
+    return Table("Answer leak: R² of u on the u of an answer-only context", ["Context", "R²", "Tokens"], rows, note)
 
 
-def _metrics(method: str, found: Mapping[str, Any]) -> Sheet:
+def _metrics(method: str, found: Mapping[str, Any]) -> Table:
     names = list(found)
     groups = [row["name"] for row in found[names[0]]["by_class"]]
     rows = [("all tokens", [_plain(found[name]["mean"]) for name in names])]
@@ -146,10 +146,10 @@ def _metrics(method: str, found: Mapping[str, Any]) -> Sheet:
         for n, group in enumerate(groups)
         if any(found[name]["by_class"][n]["tokens"] for name in names)
     ]
-    return Sheet(f"What {method} measures of itself: means of its own metrics", ["", *names], rows)
+    return Table(f"What {method} measures of itself: means of its own metrics", ["", *names], rows)
 
 
-def _templates(found: Mapping[str, Any]) -> Sheet:
+def _templates(found: Mapping[str, Any]) -> Table:
     rows = [
         (
             row["context"],
@@ -176,7 +176,7 @@ def _templates(found: Mapping[str, Any]) -> Sheet:
         "Log-prob of the end",
         "Last prompt tokens shared",
     ]
-    return Sheet("Templates", head, rows, note)
+    return Table("Templates", head, rows, note)
 
 
 def _tinted(value: float | None, limit: float) -> Cell:
