@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from our_side import build as build_ours
+from selfdistill.scoring.prepare import ViewSet
 from selfdistill.scoring.score import score_views
-from selfdistill.scoring.views import ViewSet
 from selfdistill.training.build import Parts
 from selfdistill.training.clock import Clock
 from selfdistill.training.trainer import Trainer

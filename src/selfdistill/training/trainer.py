@@ -19,8 +19,8 @@ from selfdistill.models.head import MAX_LOGITS_PER_CHUNK, HeadInput, LossInputs,
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.batching import MicroBatch, collate, concatenate, micro_batches
+from selfdistill.scoring.prepare import ViewSet, build_views
 from selfdistill.scoring.score import head_inputs, score_roles, split, together
-from selfdistill.scoring.views import ViewSet, build_views
 from selfdistill.seeds import derive
 from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
