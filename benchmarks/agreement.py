@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from our_side import build as build_ours
-from selfdistill.scoring.prepare import ViewSet
+from selfdistill.scoring.prepare import Prepared
 from selfdistill.scoring.score import score_views
 from selfdistill.training.build import Parts
 from selfdistill.training.clock import Clock
@@ -53,9 +53,9 @@ class Catch(TrainerCallback):
 class PerSequence(Trainer):
     """Our trainer with every completion's tokens weighing 1 together, as TRL averages."""
 
-    def views(self, groups: Sequence[RolloutGroup], *, step: int) -> ViewSet:
+    def prepare(self, groups: Sequence[RolloutGroup], *, step: int) -> Prepared:
         """The views of :class:`Trainer`, weighed anew."""
-        made = super().views(groups, step=step)
+        made = super().prepare(groups, step=step)
         made.views = [replace(v, weights=tuple(w / len(v.weights) for w in v.weights)) for v in made.views]
         return made
 
@@ -103,7 +103,7 @@ def groups_from(batch: dict[str, Any], examples: Sequence[Example], parts: Parts
 
 def on_policy(groups: Sequence[RolloutGroup], parts: Parts) -> list[RolloutGroup]:
     """The groups with the log-probabilities under which the student would have sampled them."""
-    views = parts.trainer.views(groups, step=1).views
+    views = parts.trainer.prepare(groups, step=1).views
     limits = parts.trainer.limits
     scores = score_views(
         parts.policy,

@@ -187,7 +187,7 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
                 thinking=None,
                 world=World.current(),
             )
-            views = trainer.views(groups, step=1).views
+            views = trainer.prepare(groups, step=1).views
             case |= _sizes(views)
             losses: list[float] = []
 

@@ -413,7 +413,7 @@ def test_a_context_beyond_the_window_is_counted_and_never_cut(
     policy, chat = load_exact(folder)
     bench = make_bench(policy, chat, templates, "opsd", {})
     groups = invent_groups(policy, chat)
-    views = bench.trainer.views(groups, step=1)
+    views = bench.trainer.prepare(groups, step=1)
     reason = "context solution: prompt and completion do not fit the window"
     assert views.skipped[reason] == views.dropped > 0
     assert len(views.views) + views.dropped == 12

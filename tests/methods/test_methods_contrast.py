@@ -175,7 +175,7 @@ def test_a_contrast_follows_from_the_seed_and_the_example_and_never_from_the_ord
     groups = invent_groups(policy, chat)
 
     def chosen(order: Sequence[int], step: int) -> dict[int, str]:
-        views = bench.trainer.views([groups[g] for g in order], step=step).views
+        views = bench.trainer.prepare([groups[g] for g in order], step=step).views
         shown = {order[view.group]: chat.tokenizer.decode(view.prompts["contrast_0"]) for view in views}
         return {g: next(q for q in QUESTIONS if q in text) for g, text in sorted(shown.items())}
 
@@ -190,7 +190,7 @@ def test_the_wrong_siblings_contrast_shows_a_wrong_answer_other_than_the_scored_
 ) -> None:
     policy, chat = load_exact(folder)
     bench = make_bench(policy, chat, templates, "credit", {"contrast": "wrong_sibling"})
-    views = bench.trainer.views(invent_groups(policy, chat), step=1).views
+    views = bench.trainer.prepare(invent_groups(policy, chat), step=1).views
     for view in views:
         own = SAID[view.group][view.index][0].rpartition("</think>")[2].strip()
         wrong = {

@@ -505,7 +505,7 @@ def test_a_student_that_does_not_think_under_a_teacher_that_does(tmp_path: Path)
     run = open_run(config, tmp_path / "run")
     run.train(recorder(run).stop)
     groups = run.parts.worker.rollout(run.parts.examples[:1], seed=0, version=0)
-    view = run.parts.trainer.views(groups, step=1).views[0]
+    view = run.parts.trainer.prepare(groups, step=1).views[0]
     shown = {role: run.parts.chat.tokenizer.decode(ids).split() for role, ids in view.prompts.items()}
     assert shown["student"][-2:] == ["<think>", "</think>"]
     assert shown["teacher"][-1] == "<think>"

@@ -76,7 +76,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def views_of(parts: Parts) -> tuple[list[RolloutGroup], list[View]]:
     groups = parts.worker.rollout(parts.examples[:4], seed=7, version=0, count=4)
-    return groups, parts.trainer.views(groups, step=1).views
+    return groups, parts.trainer.prepare(groups, step=1).views
 
 
 def check(groups: Sequence[RolloutGroup], views: Sequence[View], drawn: Mapping[int, tuple[int, ...]]) -> set[str]:

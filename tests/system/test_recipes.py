@@ -121,7 +121,7 @@ def test_every_context_of_a_recipe_is_rendered(name: str, model: Path, tmp_path:
     rewards = [[verdict.reward for verdict in one.verdicts[:4]] for one in groups]
     assert rewards == [[1.0, 1.0, 0.0, 0.0]] * 3
 
-    views = parts.trainer.views(groups, step=1)
+    views = parts.trainer.prepare(groups, step=1)
     wrong = next(view for view in views.views if view.reward == 0.0)
     question = groups[wrong.group].example.prompt[-1].content
     shown = {role: parts.chat.tokenizer.decode(ids) for role, ids in wrong.prompts.items()}

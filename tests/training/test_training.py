@@ -410,15 +410,22 @@ def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, 
 def test_the_views_of_a_step_depend_on_its_seed_its_number_and_the_switch_of_thinking(
     model: Path, templates: Mapping[str, Template], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(training, "build_views", lambda *given, **named: seen.append(named))
+    asked: list[dict[str, Any]] = []
+
+    def render(*given: object, **named: Any) -> None:
+        asked.append(named)
+        raise LookupError("rendered nothing")
+
+    monkeypatch.setattr(training, "render", render)
     bench = open_bench(model, templates, "credit", {})
     bench.trainer.seed, bench.trainer.thinking = 5, False
-    bench.trainer.views(invent_groups(bench.policy, bench.chat), step=3)
-    assert seen == [{"thinking": False, "seed": derive(5, "contrast", 3)}]
-    with pytest.raises(AttributeError):  # a step asks for the same, and finds no views here
-        bench.step(invent_groups(bench.policy, bench.chat), step=4)
-    assert seen[1] == {"thinking": False, "seed": derive(5, "contrast", 4)}
+    groups = invent_groups(bench.policy, bench.chat)
+    with pytest.raises(LookupError):
+        bench.trainer.prepare(groups, step=3)
+    with pytest.raises(LookupError):  # a step asks for the same
+        bench.step(groups, step=4)
+    same = {"thinking": False, "sampling_roles": ("student",)}
+    assert asked == [{**same, "seed": derive(5, "contrast", step)} for step in (3, 4)]
 
 
 def test_sharded_weights_are_let_go_and_their_gradients_left_to_the_shards(

@@ -21,16 +21,16 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
     parts = assemble(config)
     seed = derive(parts.config.seed, "audit")
     groups = parts.worker.rollout(parts.examples[:examples], seed=seed, version=0, count=completions)
-    views = parts.trainer.views(groups, step=1)
-    for view in views.views:
+    prepared = parts.trainer.prepare(groups, step=1)
+    for view in prepared.views:
         group = groups[view.group]
         reward = group.verdicts[view.index].reward
         yield f"══ {group.example.id}  completion {view.index}  reward {reward}  {len(view.completion_ids)} tokens"
         yield from _prompts(view, parts.method.roles(), parts.chat)
         yield f"── completion (the same ids under every prompt)\n{parts.chat.decode(view.completion_ids)}\n"
-    for reason, count in sorted((views.skipped + parts.unfit).items()):
+    for reason, count in sorted((prepared.skipped + parts.unfit).items()):
         yield f"skipped: {count} × {reason}"
-    yield f"{len(views.views)} completions scored, {views.dropped} left out of the loss"
+    yield f"{len(prepared.views)} completions scored, {prepared.dropped} left out of the loss"
 
 
 def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> Iterator[str]:

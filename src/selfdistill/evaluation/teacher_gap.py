@@ -15,20 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import hindsight, role_prompt
-from selfdistill.contexts.templates import Template
 from selfdistill.evaluation.statistics import Estimate, average_per_problem, bootstrap, paired_difference
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import RolloutWorker, sample_and_verify
+from selfdistill.scoring.prepare import render
 from selfdistill.scoring.score import score_views
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
 from selfdistill.types import STUDENT, Example, Role, Rollout, RolloutGroup, Skipped, View
 
 RESAMPLES = 10_000
+TEACHER = "teacher"
 
 
 @dataclass(slots=True)
@@ -75,7 +74,18 @@ def measure_teacher_gap(
     params = SamplingParams(count=samples, max_tokens=worker.params.max_tokens, seed=derive(seed, STUDENT))
     sampler = policy_sampler(policy, worker.chat, max_batch_size=worker.max_batch_size)
     groups = sample_and_verify(examples, worker.task, sampler, worker.chat, params, thinking=worker.thinking)
-    prompts, skipped = _prompts(role, groups, worker.templates, worker.chat, worker.thinking, params.max_tokens)
+    rendered = render(
+        groups,
+        {TEACHER: role},
+        worker.templates,
+        worker.chat,
+        thinking=worker.thinking,
+        seed=0,
+        room=params.max_tokens,
+    )
+    by_place = {(g, i): row[i][TEACHER] for g, row in enumerate(rendered) for i in range(len(row))}
+    prompts = {place: ids for place, ids in by_place.items() if not isinstance(ids, Skipped)}
+    skipped = Counter(ids.reason for ids in by_place.values() if isinstance(ids, Skipped))
     shown = sorted(prompts)
     if not shown:
         return Skipped("; ".join(f"{count} × {reason}" for reason, count in sorted(skipped.items())))
@@ -90,28 +100,6 @@ def measure_teacher_gap(
         for rollouts, sign in ((own, 1.0), (theirs, -1.0))
     ]
     return _summary(shown, right, judged, shifts, own, theirs, skipped)
-
-
-def _prompts(
-    role: Role,
-    groups: Sequence[RolloutGroup],
-    templates: Mapping[str, Template],
-    chat: Chat,
-    thinking: bool | None,
-    room: int,
-) -> tuple[dict[tuple[int, int], tuple[int, ...]], Counter[str]]:
-    """The teacher's prompt beside every completion of the student, and how many have none."""
-    prompts: dict[tuple[int, int], tuple[int, ...]] = {}
-    skipped: Counter[str] = Counter()
-    for g, group in enumerate(groups):
-        for i in range(len(group.rollouts)):
-            fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=0)
-            ids = role_prompt(role, group.example, fields, templates, chat, thinking=thinking, room=room)
-            if isinstance(ids, Skipped):
-                skipped[ids.reason] += 1
-            else:
-                prompts[g, i] = ids
-    return prompts, skipped
 
 
 def _taught(
@@ -134,7 +122,7 @@ def _taught(
             c.finished,
             chat.decode(c.ids),
             0,
-            "teacher",
+            TEACHER,
             prompts[g, i],
         )
         for (g, i), (c,) in zip(shown, drawn, strict=True)
@@ -152,13 +140,13 @@ def _log_ratios(
 ) -> list[float]:
     """sign · (log S − log T) of each completion."""
     views = [
-        View({STUDENT: r.prompt_ids, "teacher": prompt}, r.completion_ids, (), (), 0.0, n, 0)
+        View({STUDENT: r.prompt_ids, TEACHER: prompt}, r.completion_ids, (), (), 0.0, n, 0)
         for n, (r, prompt) in enumerate(zip(rollouts, prompts, strict=True))
     ]
     with torch.no_grad():
         mine = score_views(policy, views, STUDENT, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
     with worker.teachers.weights(role.weights) as teacher:
-        theirs = score_views(teacher, views, "teacher", max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
+        theirs = score_views(teacher, views, TEACHER, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
     pairs = zip(mine, theirs, strict=True)
     return [sign * float((s.target_N.double() - t.target_N.double()).sum()) for s, t in pairs]
 

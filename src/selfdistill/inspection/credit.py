@@ -8,9 +8,9 @@ from it: the policy ratio is 1. A method's *credit* of a token is −∂loss/∂
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import hindsight, role_prompt
 from selfdistill.contexts.templates import Template
+from selfdistill.distributed.world import ALONE
 from selfdistill.inspection.findings import Findings, Floats, columns, join
-from selfdistill.methods.base import BatchScores, Method
-from selfdistill.models.head import HeadInput, score_head_input, token_credit, token_slices
+from selfdistill.methods.base import Method
+from selfdistill.models.head import HeadInput, score_head_input, token_credit, token_metrics, token_slices
 from selfdistill.models.policy import Policy
-from selfdistill.scoring.batching import collate, cut_by_tokens
-from selfdistill.scoring.score import head_inputs_of, together
-from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, Skipped, TokenSlice, View
+from selfdistill.scoring.batching import MicroBatch, collate, micro_batches
+from selfdistill.scoring.prepare import Rendered, batch_inputs, loss_inputs, prepare, render
+from selfdistill.scoring.score import head_inputs_of, split, together
+from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, View
 
 TOKENS, MAX_LOGITS_PER_CHUNK, PROMPTS = 4096, 1 << 24, 16
 """Tokens of one forward pass, logits that exist at once, and problems of a step, where nobody sets them."""
+CREDIT = "token credit"
+"""The credit among a method's own metrics, whose names hold no space."""
 ALTERNATIVES = 3
 """Likeliest tokens kept under student and teacher."""
 
@@ -48,11 +51,27 @@ class Plan:
     left_out: Mapping[str, str]
 
 
+class _Contexts(Method):
+    """Every context of the microscope as a role, so that one view per completion holds all prompts."""
+
+    without_context: ClassVar[Literal["drop", "keep"]] = "keep"
+
+    shown: Mapping[str, Role]
+
+    def roles(self) -> Mapping[str, Role]:
+        """The contexts by name."""
+        return self.shown
+
+    def precompute(self) -> Sequence[str]:
+        """All of them: a completion is looked at whether or not a context can be shown beside it."""
+        return tuple(self.shown)
+
+
 @dataclass(slots=True)
 class _Batch:
     """Some completions with the hidden states of all their contexts. ``shown_N`` says which tokens have a context."""
 
-    chosen: list[int]
+    micro_batch: MicroBatch
     target_N: Tensor
     head_inputs: dict[str, HeadInput]
     shown_N: dict[str, Tensor]
@@ -129,11 +148,12 @@ def inspect_groups(
     parts: list[Findings] = []
     for start in range(0, len(groups), prompts):
         step = list(groups[start : start + prompts])
-        views, skipped = _render(step, wanted, templates, chat, thinking=thinking, seed=seed)
+        rendered = render(step, wanted.roles, templates, chat, thinking=thinking, seed=seed)
         parts.append(
-            _inspect_step(policy, step, views, wanted, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk)
+            _inspect_step(
+                policy, step, rendered, wanted, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk
+            )
         )
-        parts[-1].skipped = skipped
     found = join(parts)
     found.left_out = dict(wanted.left_out)
     # A context that could be shown beside no completion is counted among the skipped, and has no column.
@@ -146,48 +166,22 @@ def inspect_groups(
     return found
 
 
-def _render(
-    groups: Sequence[RolloutGroup],
-    wanted: Plan,
-    templates: Mapping[str, Template],
-    chat: Chat,
-    *,
-    thinking: bool | None,
-    seed: int,
-) -> tuple[list[View], Counter[str]]:
-    """Every completion under every context that can be shown beside it."""
-    views: list[View] = []
-    skipped: Counter[str] = Counter()
-    for g, group in enumerate(groups):
-        for i, rollout in enumerate(group.rollouts):
-            prompts: dict[str, tuple[int, ...]] = {}
-            for label, role in wanted.roles.items():
-                fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
-                room = len(rollout.completion_ids)
-                ids = role_prompt(role, group.example, fields, templates, chat, thinking=thinking, room=room)
-                if label == STUDENT:
-                    prompts[label] = rollout.prompt_ids
-                elif isinstance(ids, Skipped):
-                    skipped[ids.reason] += 1
-                else:
-                    prompts[label] = ids
-            views.append(View(prompts, rollout.completion_ids, (), (), 0.0, g, i, reward=group.verdicts[i].reward))
-    return views, skipped
-
-
 @torch.no_grad()
 def _inspect_step(
     policy: Policy,
     groups: list[RolloutGroup],
-    views: list[View],
+    rendered: Rendered,
     wanted: Plan,
     *,
     max_tokens: int,
     max_logits_per_chunk: int,
 ) -> Findings:
+    # One view per completion, with every context that could be rendered for it.
+    prepared = prepare(groups, _Contexts(shown=wanted.roles), rendered)
+    views = prepared.views
     forwards = together(dict.fromkeys(wanted.roles, "live"), packed=policy.packs)
-    cut = cut_by_tokens(views, max_tokens=max_tokens, forwards=forwards, packed=policy.packs)
-    batches = [_scored_batch(policy, views, chosen) for chosen in cut]
+    cut = micro_batches(views, max_tokens=max_tokens, forwards=forwards, packed=policy.packs, world=ALONE)
+    batches = [_scored_batch(policy, views, micro_batch) for micro_batch in cut]
     contexts = list(wanted.roles)
     scores = {label: _scores(batches, views, label, max_logits_per_chunk) for label in contexts}
     order = _order(batches, views)
@@ -211,17 +205,31 @@ def _inspect_step(
             if label is not None
         },
         prompts=[dict(view.prompts) for view in views],
+        skipped=prepared.skipped,
     )
     for name, method in wanted.methods.items():
-        credit, metrics = _ask(method, wanted.role_contexts[name], groups, views, scores, batches, max_logits_per_chunk)
+        # The method sees the same prompts, scores and hidden states by the names of its roles.
+        labels = wanted.role_contexts[name]
+        by_role = [[{role: prompts[label] for role, label in labels.items()} for prompts in row] for row in rendered]
+        method_views = prepare(groups, method, by_role, with_left_out=True).views
+        known = {role: scores[labels.get(role, STUDENT)] for role in method.precompute()}
+        credit, metrics = _credit(
+            policy, method, labels, on_policy(method_views, scores[STUDENT]), known, batches, max_logits_per_chunk
+        )
         found.credits[name] = credit[order].numpy()
         found.metrics[name] = {key: value[order].numpy() for key, value in metrics.items()}
     return found
 
 
-def _scored_batch(policy: Policy, views: Sequence[View], chosen: list[int]) -> _Batch:
+def on_policy(views: Sequence[View], scores: Sequence[Scores | None]) -> list[View]:
+    """The views as if the student had just sampled them: its scores are the old log-probabilities."""
+    pairs = zip(views, scores, strict=True)
+    return [replace(view, old_logprobs=tuple(score.target_N.tolist())) if score else view for view, score in pairs]
+
+
+def _scored_batch(policy: Policy, views: Sequence[View], micro_batch: MicroBatch) -> _Batch:
     """Hidden states of every context; zeros stand where a completion lacks one, and ``shown_N`` says so."""
-    picked = [views[i] for i in chosen]
+    picked = [views[i] for i in micro_batch.indices]
     lengths = torch.tensor([len(view.completion_ids) for view in picked])
     target_N = collate(picked, STUDENT).target_N.to(policy.device)
     head_inputs: dict[str, HeadInput] = {}
@@ -236,7 +244,7 @@ def _scored_batch(policy: Policy, views: Sequence[View], chosen: list[int]) -> _
         hidden_ND = head_input.hidden_ND.new_zeros(len(target_N), head_input.hidden_ND.shape[1])
         hidden_ND[shown_N[label]] = head_input.hidden_ND
         head_inputs[label] = replace(head_input, hidden_ND=hidden_ND)
-    return _Batch(chosen, target_N, head_inputs, shown_N)
+    return _Batch(micro_batch, target_N, head_inputs, shown_N)
 
 
 def _scores(
@@ -248,95 +256,48 @@ def _scores(
         if label not in batch.head_inputs:
             continue
         scores = score_head_input(batch.head_inputs[label], batch.target_N, max_logits_per_chunk=max_logits_per_chunk)
-        lengths = [len(views[i].completion_ids) for i in batch.chosen]
-        pairs = zip(batch.chosen, scores.target_N.split(lengths), scores.entropy_N.split(lengths), strict=True)
-        for i, target_N, entropy_N in pairs:
+        indices = batch.micro_batch.indices
+        for i, score in zip(indices, split(scores, [views[i] for i in indices]), strict=True):
             if label in views[i].prompts:
-                result[i] = Scores(target_N.cpu(), entropy_N.cpu())
+                result[i] = Scores(score.target_N.cpu(), score.entropy_N.cpu())
     return result
 
 
-def _ask(
+def _credit(
+    policy: Policy,
     method: Method,
-    role_contexts: Mapping[str, str],
-    groups: Sequence[RolloutGroup],
+    labels: Mapping[str, str],
     views: Sequence[View],
-    scores: Mapping[str, list[Scores | None]],
+    scores: Mapping[str, Sequence[Scores | None]],
     batches: Sequence[_Batch],
     max_logits_per_chunk: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A method's credit and metrics of every token, in the order of the batches."""
-    keep = [method.keep(group) for group in groups]
-    beforehand = {role: role_contexts.get(role, STUDENT) for role in method.precompute()}
-    compared = {role: label for role, label in role_contexts.items() if role not in beforehand}
-    # A method may do without a context whose sampled token it reads, never without one that it compares.
-    needed = compared.values() if method.without_context == "keep" else role_contexts.values()
-    entered = [keep[view.group][view.index] and all(label in view.prompts for label in needed) for view in views]
-    inside = [i for i, enters in enumerate(entered) if enters]
-    seen = {role: [scores[label][i] for i in inside] for role, label in beforehand.items()}
-    told = method.on_batch(None, BatchScores(seen, [views[i] for i in inside]))
-    values = {name: value for name, value in told.items() if not isinstance(value, Tensor)}
-    advantage_PG = method.advantages(_rewards(groups))
-    per_view = {"advantage": torch.stack([advantage_PG[view.group, view.index] for view in views])}
-    for name, value in told.items():
-        if isinstance(value, Tensor):
-            per_view[name] = torch.full((len(views),), math.nan, dtype=torch.float64)
-            per_view[name][inside] = value.double().cpu()
-    credits: list[Tensor] = []
-    metrics: list[dict[str, Tensor]] = []
+    """A method's credit and metrics of every token, in the order of the batches; NaN outside its loss.
+
+    The head gets the job that training would give it, with the credit among its metrics.
+    """
+    inputs = batch_inputs(method, None, views, scores)
+    parts: list[dict[str, Tensor]] = []
     for batch in batches:
-        enters_N = _per_token([float(entered[i]) for i in batch.chosen], batch, views) > 0
-        if not enters_N.any():
-            credits.append(torch.full(enters_N.shape, math.nan))
-            metrics.append({})
+        if not any(weight for i in batch.micro_batch.indices for weight in views[i].weights):
+            parts.append({})
             continue
-        credit_N, found = _ask_batch(
-            method, compared, beforehand, batch, views, scores, per_view, values, max_logits_per_chunk
+        compared = {role: batch.head_inputs[label] for role, label in labels.items() if role not in scores}
+        job = loss_inputs(
+            method,
+            inputs,
+            batch.micro_batch,
+            batch.target_N,
+            compared,
+            policy,
+            max_logits_per_chunk=max_logits_per_chunk,
         )
-        credits.append(torch.where(enters_N, credit_N, math.nan))
-        metrics.append({name: torch.where(enters_N, value_N, math.nan) for name, value_N in found.items()})
-    sizes = [len(credit_N) for credit_N in credits]
-    return torch.cat(credits), columns(metrics, sizes)
-
-
-def _ask_batch(
-    method: Method,
-    compared: Mapping[str, str],
-    beforehand: Mapping[str, str],
-    batch: _Batch,
-    views: Sequence[View],
-    scores: Mapping[str, list[Scores | None]],
-    per_view: Mapping[str, Tensor],
-    values: Mapping[str, float],
-    max_logits_per_chunk: int,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The method's loss and metrics on the tokens of a batch, slice by slice."""
-    device = batch.target_N.device
-    inputs = {name: _per_token(column[batch.chosen].tolist(), batch, views) for name, column in per_view.items()}
-    known = {**{role: label for role, label in beforehand.items() if role != STUDENT}, "old_logprob": STUDENT}
-    for name, label in known.items():
-        inputs[name] = _flat_tensor([(scores[label][i], views[i]) for i in batch.chosen])
-    inputs = {name: value.to(device, torch.float32) for name, value in inputs.items()}
-    student = batch.head_inputs[STUDENT]
-    credits: list[Tensor] = []
-    metrics: dict[str, list[Tensor]] = {}
-    for rows in token_slices(len(batch.target_N), student.weight_VD.shape[0], max_logits_per_chunk):
-        roles = {STUDENT: student.logprobs(rows)}
-        roles.update({role: batch.head_inputs[label].logprobs(rows) for role, label in compared.items()})
-        tokens = TokenSlice(batch.target_N[rows], roles, {name: v[rows] for name, v in inputs.items()}, values)
-        credits.append(token_credit(method.loss, tokens).float().cpu())
-        for name, value_N in method.metrics(tokens).items():
-            metrics.setdefault(name, []).append(value_N.float().cpu())
-    return torch.cat(credits), {name: torch.cat(column) for name, column in metrics.items()}
-
-
-def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
-    """Rewards [P, G], NaN where there is no verdict."""
-    rewards_PG = torch.full((len(groups), max((len(group.rollouts) for group in groups), default=0)), math.nan).double()
-    for p, group in enumerate(groups):
-        for i, verdict in enumerate(group.verdicts):
-            rewards_PG[p, i] = math.nan if verdict.reward is None else verdict.reward
-    return rewards_PG
+        job = replace(job, metrics=lambda tokens: {CREDIT: token_credit(method.loss, tokens), **method.metrics(tokens)})
+        measured = token_metrics(batch.head_inputs[STUDENT], job)
+        parts.append({name: value_N.cpu() for name, value_N in measured.items()})
+    sizes = [len(batch.target_N) for batch in batches]
+    metrics = columns(parts, sizes)
+    return metrics.pop(CREDIT, torch.full((sum(sizes),), math.nan)), metrics
 
 
 def _alternatives(
@@ -364,21 +325,10 @@ def _order(batches: Sequence[_Batch], views: Sequence[View]) -> Tensor:
     begins: dict[int, int] = {}
     at = 0
     for batch in batches:
-        for i in batch.chosen:
+        for i in batch.micro_batch.indices:
             begins[i] = at
             at += len(views[i].completion_ids)
     return torch.cat([torch.arange(begins[i], begins[i] + len(view.completion_ids)) for i, view in enumerate(views)])
-
-
-def _per_token(values: Sequence[float], batch: _Batch, views: Sequence[View]) -> Tensor:
-    lengths = torch.tensor([len(views[i].completion_ids) for i in batch.chosen])
-    return torch.tensor(values).repeat_interleave(lengths)
-
-
-def _flat_tensor(columns: Sequence[tuple[Scores | None, View]]) -> Tensor:
-    return torch.cat(
-        [torch.full((len(view.completion_ids),), math.nan) if s is None else s.target_N.float() for s, view in columns]
-    )
 
 
 def _flat(columns: Sequence[Tensor | None], views: Sequence[View]) -> Floats:

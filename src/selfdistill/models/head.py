@@ -125,6 +125,22 @@ def sliced_loss(student: HeadInput, job: LossInputs) -> LossOutput:
     return LossOutput(loss, scores, {name: float(value) for name, value in sums.items()})
 
 
+def token_metrics(student: HeadInput, job: LossInputs) -> dict[str, Tensor]:
+    """The metrics of ``job`` at every token [N], without gradient, slice by slice; NaN for a token of weight 0."""
+    measured: dict[str, list[Tensor]] = {}
+    head_inputs = {STUDENT: student, **job.head_inputs}
+    vocabulary = student.weight_VD.shape[0]
+    with torch.no_grad():
+        for rows in token_slices(len(job.target_N), len(head_inputs) * vocabulary, job.max_logits_per_chunk):
+            roles = {name: head_input.logprobs(rows) for name, head_input in head_inputs.items()}
+            inputs = {name: values_N[rows] for name, values_N in job.inputs.items()}
+            tokens = TokenSlice(job.target_N[rows], roles, inputs, job.values)
+            for name, value_N in (job.metrics(tokens) if job.metrics else {}).items():
+                missing_N = job.weight_N[rows] == 0.0
+                measured.setdefault(name, []).append(value_N.float().masked_fill(missing_N, float("nan")))
+    return {name: torch.cat(parts) for name, parts in measured.items()}
+
+
 def token_credit(loss: TokenLoss, tokens: TokenSlice) -> Tensor:
     """−∂loss/∂logit [N] of each sampled token: how hard the loss pushes the token that was sampled, and which way.
 

@@ -1,23 +1,39 @@
-"""Rollout groups to views: each completion with the prompt of every role of the method."""
+"""The one preparation of a batch: the prompts of every role, who enters the loss, and what the loss is given.
+
+Training, the microscope, the teacher measurement and the ``contexts`` command all prepare here. In order:
+:func:`render` the prompts, :func:`prepare` the views, score the roles of ``precompute()``, then :func:`batch_inputs`,
+and for every micro-batch :func:`loss_inputs`.
+
+Axis letters: ``P`` problems, ``G`` completions of a problem, ``N`` scored tokens.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.fields import hindsight, role_prompt
 from selfdistill.contexts.templates import Template
-from selfdistill.methods.base import Method
-from selfdistill.types import STUDENT, RolloutGroup, Skipped, View
+from selfdistill.methods.base import BatchScores, Method, State
+from selfdistill.models.head import HeadInput, LossInputs
+from selfdistill.models.policy import Policy
+from selfdistill.scoring.batching import MicroBatch, concatenate
+from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, Skipped, View
+
+Rendered: TypeAlias = "list[list[dict[str, tuple[int, ...] | Skipped]]]"
+"""By group, completion and role: the prompt ids, or why there are none."""
 
 
 @dataclass(slots=True)
-class ViewSet:
-    """Views of one step, with counts of what was left out."""
+class Prepared:
+    """The views of one step, with counts of what was left out."""
 
     views: list[View] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -26,54 +42,99 @@ class ViewSet:
     """Completions that are left out of the loss."""
 
 
-def build_views(
+@dataclass(frozen=True, slots=True)
+class BatchInputs:
+    """What the loss is given besides distributions, computed from the whole batch before the backward pass."""
+
+    views: Sequence[View]
+    scores: Mapping[str, Sequence[Scores | None]]
+    """Scores by role of ``precompute()``, one entry per view; None where the view lacks the role's prompt."""
+    values: Mapping[str, float]
+    """Numbers of the whole batch, such as a gate."""
+    per_view: Mapping[str, Tensor]
+    """Numbers [views] by name."""
+    total_weight: float
+    """Sum of all token weights. It divides every token's loss, so splitting the batch does not change the mean."""
+
+
+def render(
     groups: Sequence[RolloutGroup],
-    method: Method,
+    roles: Mapping[str, Role],
     templates: Mapping[str, Template],
     chat: Chat,
-    advantages_PG: Tensor,
     *,
     thinking: bool | None,
-    seed: int = 0,
-) -> ViewSet:
-    """Render the prompt of every role for every completion. A context that is missing or too long is counted, not cut.
+    seed: int,
+    sampling_roles: Sequence[str] = (),
+    room: int | None = None,
+) -> Rendered:
+    """Render the prompt of every role for every completion. A context that is missing or too long is not cut.
 
-    A sampling role has one prompt per group: the prompt that its completions were sampled from, or else the prompt that
-    it would sample from. ``seed`` orders the texts of contrast contexts.
+    One of ``sampling_roles`` has one prompt per group: the prompt that its completions were sampled from, or else the
+    prompt that it would sample from. ``seed`` orders the texts of contrast contexts. ``room`` is the number of tokens
+    that must fit behind a prompt; None is the completion's own length.
     """
-    result = ViewSet()
-    roles, sampling_roles = method.roles(), method.sampling_roles()
+    rendered: Rendered = []
+    for g, group in enumerate(groups):
+        prompt_of = {r.source: r.role_prompt_ids for r in group.rollouts if r.role_prompt_ids is not None}
+        sampled_from = {name: ids for name, ids in prompt_of.items() if name in sampling_roles}
+        rendered.append([])
+        for i, rollout in enumerate(group.rollouts):
+            prompts: dict[str, tuple[int, ...] | Skipped] = {}
+            for name, role in roles.items():
+                if name == STUDENT:
+                    prompts[name] = rollout.prompt_ids
+                elif (ids := sampled_from.get(name)) is not None:
+                    prompts[name] = ids
+                else:
+                    fields = group.example.fields
+                    if name not in sampling_roles:
+                        fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
+                    space = len(rollout.completion_ids) if room is None else room
+                    prompts[name] = role_prompt(
+                        role, group.example, fields, templates, chat, thinking=thinking, room=space
+                    )
+            rendered[g].append(prompts)
+    return rendered
+
+
+def prepare(
+    groups: Sequence[RolloutGroup], method: Method, rendered: Rendered, *, with_left_out: bool = False
+) -> Prepared:
+    """Decide which completions enter the loss, and return their views with prompts, token weights and advantages.
+
+    A completion enters if the method keeps it and its contexts could be rendered: all of them, or for a method that
+    works without a context those whose whole distribution the loss compares. ``with_left_out`` also returns the other
+    completions, with weight 0, so that there is one view per completion.
+    """
+    result = Prepared()
+    roles = tuple(method.roles())
+    compared = [name for name in roles if name not in method.precompute()]
+    needed = compared if method.without_context == "keep" else roles
+    advantages_PG = method.advantages(_rewards(groups))
     for g, group in enumerate(groups):
         keep = method.keep(group)
-        drew = {r.source: r.role_prompt_ids for r in group.rollouts if r.role_prompt_ids is not None}
         for i, rollout in enumerate(group.rollouts):
+            prompts: dict[str, tuple[int, ...]] = {STUDENT: rollout.prompt_ids}
             if not keep[i]:
                 result.skipped["left out by the method"] += 1
-                result.dropped += 1
-                continue
-            prompts: dict[str, tuple[int, ...]] = {STUDENT: rollout.prompt_ids}
-            for name, role in roles.items():
-                ids: tuple[int, ...] | Skipped
-                if name in drew:
-                    ids = drew[name]
-                else:
-                    known = group.example.fields
-                    if name not in sampling_roles:
-                        known = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
-                    room = len(rollout.completion_ids)
-                    ids = role_prompt(role, group.example, known, templates, chat, thinking=thinking, room=room)
+            for name in roles if keep[i] else ():
+                ids = rendered[g][i][name]
                 if isinstance(ids, Skipped):
                     result.skipped[ids.reason] += 1
                 else:
                     prompts[name] = ids
-            if len(prompts) <= len(roles) and method.without_context == "drop":
-                result.dropped += 1
+            enters = keep[i] and all(name in prompts for name in needed)
+            result.dropped += not enters
+            if not (enters or with_left_out):
                 continue
+            tokens = len(rollout.completion_ids)
+            weight = 1.0 if method.weighting == "token" else 1.0 / tokens
             result.views.append(
                 View(
                     prompts=prompts,
                     completion_ids=rollout.completion_ids,
-                    weights=_weights(method, len(rollout.completion_ids)),
+                    weights=(weight if enters else 0.0,) * tokens,
                     old_logprobs=rollout.logprobs,
                     advantage=float(advantages_PG[g, i]),
                     group=g,
@@ -85,5 +146,101 @@ def build_views(
     return result
 
 
-def _weights(method: Method, tokens: int) -> tuple[float, ...]:
-    return (1.0 if method.weighting == "token" else 1.0 / tokens,) * tokens
+def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
+    """Rewards [P, G] of the student's completions; NaN without a reward, or where another role sampled."""
+    rewards_PG = torch.full((len(groups), max((len(g.rollouts) for g in groups), default=0)), math.nan).double()
+    for p, group in enumerate(groups):
+        for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+            if verdict.reward is not None and rollout.source == STUDENT:
+                rewards_PG[p, i] = verdict.reward
+    return rewards_PG
+
+
+def batch_inputs(
+    method: Method,
+    state: State | None,
+    views: Sequence[View],
+    scores: Mapping[str, Sequence[Scores | None]],
+    *,
+    update: int = 0,
+) -> BatchInputs:
+    """Call the method's ``on_batch`` with the views that enter the loss and their scores.
+
+    ``update`` counts the optimiser updates already made on this batch. Views of weight 0 have NaN in ``per_view``.
+    """
+    inside = [n for n, view in enumerate(views) if any(view.weights) or not view.weights]
+    entering = {role: [column[n] for n in inside] for role, column in scores.items()}
+    computed = method.on_batch(state, BatchScores(entering, [views[n] for n in inside], update))
+    values = {name: value for name, value in computed.items() if not isinstance(value, Tensor)}
+    per_view = {name: value for name, value in computed.items() if isinstance(value, Tensor)}
+    if len(inside) < len(views):
+        for name, number in per_view.items():
+            per_view[name] = torch.full((len(views),), math.nan, dtype=torch.float64)
+            per_view[name][inside] = number.double().cpu()
+    total_weight = math.fsum(weight for view in views for weight in view.weights)
+    return BatchInputs(views, scores, values, per_view, total_weight)
+
+
+def loss_inputs(
+    method: Method,
+    batch: BatchInputs,
+    micro_batch: MicroBatch,
+    target_N: Tensor,
+    head_inputs: Mapping[str, HeadInput],
+    policy: Policy,
+    *,
+    max_logits_per_chunk: int,
+) -> LossInputs:
+    """Inputs of the loss [N] for one micro-batch, in the order of its completion tokens.
+
+    ``head_inputs`` are the roles whose whole distributions the loss compares. The weights of all micro-batches sum
+    to 1; a dummy micro-batch, which only keeps ranks in step, gets weight 0.
+    """
+    device, dtype = policy.device, wide_dtype(policy)
+    views = [batch.views[i] for i in micro_batch.indices]
+    # Per token: the advantage of its completion, and its log-probability when it was sampled.
+    inputs = {
+        "advantage": concatenate([[view.advantage] * len(view.completion_ids) for view in views], dtype),
+        "old_logprob": concatenate([view.old_logprobs for view in views], dtype),
+    }
+    inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
+    # Log-probability of the token under each role that was scored before the backward pass. The loss has the student's
+    # whole distribution, with gradient.
+    for role, column in batch.scores.items():
+        if role != STUDENT:
+            inputs[role] = logprobs_of(column, batch.views, micro_batch, policy)
+    # Numbers of each completion that the method computed from the whole batch, repeated per token.
+    lengths = torch.tensor([len(view.completion_ids) for view in views])
+    for name, number in batch.per_view.items():
+        inputs[name] = number[micro_batch.indices].to(dtype).repeat_interleave(lengths).to(device)
+    weight_N = concatenate([view.weights for view in views], dtype).to(device) / (batch.total_weight or 1.0)
+    return LossInputs(
+        target_N=target_N.to(device),
+        weight_N=torch.zeros_like(weight_N) if micro_batch.is_dummy else weight_N,
+        loss=method.loss,
+        metrics=method.metrics,
+        head_inputs=head_inputs,
+        inputs=inputs,
+        values=batch.values,
+        max_logits_per_chunk=max_logits_per_chunk,
+    )
+
+
+def logprobs_of(
+    column: Sequence[Scores | None], views: Sequence[View], micro_batch: MicroBatch, policy: Policy
+) -> Tensor:
+    """Log-probabilities [N] of a micro-batch's tokens under a role; NaN where a view lacks the role's prompt."""
+    device, dtype = policy.device, wide_dtype(policy)
+    return torch.cat(
+        [
+            torch.full((len(views[i].completion_ids),), math.nan, dtype=dtype, device=device)
+            if scores is None
+            else scores.target_N.to(device, dtype)
+            for i, scores in ((i, column[i]) for i in micro_batch.indices)
+        ]
+    )
+
+
+def wide_dtype(policy: Policy) -> torch.dtype:
+    """The number type of the loss: the weights' own, in float32 at least."""
+    return torch.promote_types(next(policy.parameters()).dtype, torch.float32)

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template
 from selfdistill.distributed.fsdp import clip
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ConfigError, TrainingError
-from selfdistill.methods.base import BatchScores, Method
-from selfdistill.models.head import MAX_LOGITS_PER_CHUNK, HeadInput, LossInputs, LossOutput
+from selfdistill.methods.base import Method
+from selfdistill.models.head import MAX_LOGITS_PER_CHUNK, LossInputs, LossOutput
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.batching import MicroBatch, collate, concatenate, micro_batches
-from selfdistill.scoring.prepare import ViewSet, build_views
+from selfdistill.scoring.prepare import (
+    BatchInputs,
+    Prepared,
+    batch_inputs,
+    logprobs_of,
+    loss_inputs,
+    prepare,
+    render,
+    wide_dtype,
+)
 from selfdistill.scoring.score import head_inputs, score_roles, split, together
 from selfdistill.seeds import derive
 from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
 from selfdistill.training.movement import Movement
-from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, StepRecord, TokenLoss, TokenMetrics, View
+from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, StepRecord, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +56,8 @@ class StepResult:
     """Per-token scores by role, one entry per view; None where the view lacks the role's prompt."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """Inputs of the loss that are computed before the backward pass."""
-
-    scores: Mapping[str, list[Scores | None]]
-    """Scores by role, one entry per view."""
-    values: Mapping[str, float]
-    """Numbers of the whole batch, such as a gate."""
-    per_view: Mapping[str, Tensor]
-    """Numbers [views] by name."""
-    learner: Sequence[Scores | None] | None = None
-    """The student's scores at the first update on this batch; None during that update."""
-
-
 @dataclass(slots=True)
-class _Found:
+class _Totals:
     """Totals of this rank's micro-batches: loss, weighted sums of metrics, scores by role and view."""
 
     loss: float = 0.0
@@ -78,10 +72,10 @@ class _Found:
         for role, scores in result.scores.items():
             self.scores.setdefault(role, {}).update(zip(chosen, split(scores, views), strict=True))
 
-    def alone(self) -> _Found:
+    def alone(self) -> _Totals:
         """A CPU copy for all_gather."""
         scores = {role: {i: each.alone() for i, each in column.items()} for role, column in self.scores.items()}
-        return _Found(self.loss, self.sums, scores)
+        return _Totals(self.loss, self.sums, scores)
 
 
 class Trainer:
@@ -140,7 +134,7 @@ class Trainer:
         clock = clock or Clock(self.policy.device)
         # Compute the advantages, and render each completion under the prompt of every role.
         with clock.phase("views"):
-            prepared = self.views(groups, step=step)
+            prepared = self.prepare(groups, step=step)
         # Set the learning rate of this step.
         rate = self.learning_rate(step)
         for group in self.optimiser.param_groups:
@@ -172,30 +166,28 @@ class Trainer:
         """Gap between the log-probabilities of learner and sampling engine; empty if the student itself sampled."""
         return {} if self.importance_cap is None else gaps(views, learner, cap=self.importance_cap)
 
-    def views(self, groups: Sequence[RolloutGroup], *, step: int) -> ViewSet:
+    def prepare(self, groups: Sequence[RolloutGroup], *, step: int) -> Prepared:
         """The views of these groups that a step scores, with their advantages."""
-        return build_views(
+        rendered = render(
             groups,
-            self.method,
+            self.method.roles(),
             self.templates,
             self.chat,
-            self.method.advantages(_rewards(groups)),
             thinking=self.thinking,
             seed=derive(self.seed, "contrast", step),
+            sampling_roles=self.method.sampling_roles(),
         )
+        return prepare(groups, self.method, rendered)
 
     def _update(
         self, views: Sequence[View], step: int, update: int, clock: Clock, first: Sequence[Scores | None] | None
     ) -> tuple[dict[str, float], dict[str, list[Scores | None]]]:
         """Make one optimiser update; returns its metrics and the scores of every role."""
         with clock.phase("teacher"):
-            beforehand = self._score_beforehand(views)
-            told = self.method.on_batch(self.state, BatchScores(beforehand, views, update))
-        values = {name: value for name, value in told.items() if not isinstance(value, Tensor)}
-        per_view = {name: value for name, value in told.items() if isinstance(value, Tensor)}
+            precomputed = self._precompute(views)
+            batch = batch_inputs(self.method, self.state, views, precomputed, update=update)
         self.optimiser.zero_grad(set_to_none=True)
-        known = _Known(beforehand, values, per_view, first)
-        loss, scores, metrics, weight = self._backward(views, known, clock)
+        loss, scores, metrics = self._backward(batch, first, clock)
         with clock.phase("update"):
             norm = clip(self.policy.trainable(), self.clip_norm or math.inf)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -203,8 +195,9 @@ class Trainer:
                     f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated"
                 )
             moved = self._move()
-        scores.update(beforehand)
-        return {"loss": loss, "grad_norm": norm, "weight": weight, **moved, **values, **metrics}, scores
+        scores.update(precomputed)
+        numbers = {"loss": loss, "grad_norm": norm, "weight": batch.total_weight}
+        return {**numbers, **moved, **batch.values, **metrics}, scores
 
     def _move(self) -> dict[str, float]:
         """Update the student, then the averaged teacher; returns the share of weights that changed, for each.
@@ -223,7 +216,8 @@ class Trainer:
         found["average_moved"] = average.share(gaps_to_close, world)
         return {name: share for name, share in found.items() if share is not None}
 
-    def _score_beforehand(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
+    def _precompute(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
+        """Score the roles that the method needs before the loss."""
         roles = {STUDENT: Role(None), **self.method.roles()}
         weights = {name: roles[name].weights for name in self.method.precompute()}
         scores = score_roles(
@@ -238,99 +232,73 @@ class Trainer:
         return scores
 
     def _backward(
-        self,
-        views: Sequence[View],
-        known: _Known,
-        clock: Clock,
-    ) -> tuple[float, dict[str, list[Scores | None]], dict[str, float], float]:
-        """Backward pass of the weighted mean loss over all views; returns loss, scores by role, metrics, total weight.
+        self, batch: BatchInputs, first: Sequence[Scores | None] | None, clock: Clock
+    ) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
+        """Backward pass of the weighted mean loss over all views; returns loss, scores by role and metrics.
 
-        The views are split over ranks, gradients are all-reduced, and all other results are all-gathered.
+        ``first`` are the student's scores at the first update on this batch, None during that update. The views are
+        split over ranks, gradients are all-reduced, and all other results are all-gathered.
         """
-        # Each token's loss is divided by the total weight of the batch, so splitting it does not change the mean.
-        total_weight = math.fsum(weight for view in views for weight in view.weights)
-        found, packed = _Found(), self.teachers.pack
+        views, packed = batch.views, self.teachers.pack
+        totals = _Totals()
         # Roles without scores yet enter the loss with their whole distribution; they run beside the student.
-        compared = {name: role.weights for name, role in self.method.roles().items() if name not in known.scores}
+        compared = {name: role.weights for name, role in self.method.roles().items() if name not in batch.scores}
         forwards = [[STUDENT], *together(compared, packed=packed)]
         # Split the views over ranks, and this rank's share into micro-batches.
         with clock.phase("views"):
-            mine = micro_batches(
+            own = micro_batches(
                 views,
                 max_tokens=self.limits.max_tokens_per_microbatch,
                 forwards=forwards,
                 packed=packed,
                 world=self.world,
             )
-        for micro_batch in mine:
+        for micro_batch in own:
             # Compute the hidden states of the teacher roles, without gradient.
             picked = [views[i] for i in micro_batch.indices]
             with clock.phase("student"):
-                batch = collate(picked, STUDENT, packed=packed)
+                sequences = collate(picked, STUDENT, packed=packed)
             with clock.phase("teacher"):
-                others = head_inputs(self.teachers, picked, compared, batch.target_N)
+                others = head_inputs(self.teachers, picked, compared, sequences.target_N)
             # Forward and backward pass of the student; the head makes logits in slices.
             with clock.phase("student"):
-                job = self._job(picked, batch.target_N, others, micro_batch, known, total_weight)
-                result = self.policy(batch, job)
+                job = loss_inputs(
+                    self.method,
+                    batch,
+                    micro_batch,
+                    sequences.target_N,
+                    others,
+                    self.policy,
+                    max_logits_per_chunk=self.limits.max_logits_per_chunk,
+                )
+                result = self.policy(sequences, self._corrected(job, batch.views, micro_batch, first))
                 result.loss.backward()
                 if not micro_batch.is_dummy:
-                    found.add(micro_batch.indices, result, picked)
+                    totals.add(micro_batch.indices, result, picked)
         # All-reduce gradients, which FSDP2 has done already, and all-gather results. Waits for the slowest rank.
         with clock.phase("update"):
             self.teachers.release()
             if not self.policy.sharded:
                 self.world.add_gradients(self.policy.trainable())
-            loss, scores, metrics = _together(found, len(views), self.world)
-        return loss, scores, metrics, total_weight
+            loss, scores, metrics = _together(totals, len(views), self.world)
+        return loss, scores, metrics
 
-    def _job(
+    def _corrected(
         self,
-        picked: Sequence[View],
-        target_N: Tensor,
-        others: Mapping[str, HeadInput],
+        job: LossInputs,
+        views: Sequence[View],
         micro_batch: MicroBatch,
-        known: _Known,
-        total_weight: float,
+        first: Sequence[Scores | None] | None,
     ) -> LossInputs:
-        """Inputs of the loss [N] for one micro-batch, in the order of its completion tokens."""
-        device, wide = self.policy.device, _wide(self.policy)
-        # Per token: the advantage of its completion, and its log-probability when it was sampled.
-        inputs = {
-            "advantage": concatenate([[view.advantage] * len(view.completion_ids) for view in picked], wide),
-            "old_logprob": concatenate([view.old_logprobs for view in picked], wide),
-        }
-        inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
-        # Log-probability of the token under each role that was scored before the backward pass.
-        for role, column in known.scores.items():
-            if role == STUDENT:  # the loss has the student's whole distribution, with gradient
-                continue
-            inputs[role] = _told(column, micro_batch, picked, device, wide)
-        # Numbers of each completion that the method computed from the whole batch, repeated per token.
-        lengths = torch.tensor([len(view.completion_ids) for view in picked])
-        for name, number in known.per_view.items():
-            inputs[name] = number[micro_batch.indices].to(wide).repeat_interleave(lengths).to(device)
-        # Token weights that sum to 1 over the batch.
-        weight_N = concatenate([view.weights for view in picked], wide).to(device) / (total_weight or 1.0)
-        loss: TokenLoss = self.method.loss
-        metrics: TokenMetrics = self.method.metrics
-        # Correct for completions that another engine or older weights sampled.
-        if self.importance_cap is not None:
-            inputs[SAMPLER] = concatenate([drawn_logprobs(view) for view in picked], wide).to(device)
-            if known.learner is not None:
-                inputs[LEARNER] = _told(known.learner, micro_batch, picked, device, wide)
-            loss, metrics = corrected(loss, cap=self.importance_cap), seen_by(metrics)
-        # A dummy micro-batch, which only keeps ranks in step, gets weight 0.
-        return LossInputs(
-            target_N=target_N.to(device),
-            weight_N=weight_N if not micro_batch.is_dummy else torch.zeros_like(weight_N),
-            loss=loss,
-            metrics=metrics,
-            head_inputs=others,
-            inputs=inputs,
-            values=known.values,
-            max_logits_per_chunk=self.limits.max_logits_per_chunk,
-        )
+        """The same job with importance weights for completions that another engine or older weights sampled."""
+        if self.importance_cap is None:
+            return job
+        sampled = concatenate([drawn_logprobs(views[i]) for i in micro_batch.indices], wide_dtype(self.policy))
+        inputs = {**job.inputs, SAMPLER: sampled.to(self.policy.device)}
+        if first is not None:
+            inputs[LEARNER] = logprobs_of(first, views, micro_batch, self.policy)
+        loss, metrics = corrected(self.method.loss, cap=self.importance_cap), seen_by(self.method.metrics)
+        return replace(job, loss=loss, metrics=metrics, inputs=inputs)
 
 
 def teachers_of(method: Method, policy: Policy) -> Teachers:
@@ -345,9 +313,9 @@ def teachers_of(method: Method, policy: Policy) -> Teachers:
     return Teachers(policy, needed=needed, rate=method.teacher_rate)
 
 
-def _together(mine: _Found, views: int, world: World) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
+def _together(own: _Totals, views: int, world: World) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
     """All-gather the totals of the ranks; returns loss, scores by role for each view, and sums of metrics."""
-    parts = world.gather(mine.alone()) if world.size > 1 else [mine]
+    parts = world.gather(own.alone()) if world.size > 1 else [own]
     sums: dict[str, float] = {}
     scores: dict[str, list[Scores | None]] = {}
     for part in parts:
@@ -358,38 +326,6 @@ def _together(mine: _Found, views: int, world: World) -> tuple[float, dict[str, 
             for i, each in column.items():
                 everyones[i] = each
     return math.fsum(part.loss for part in parts), scores, sums
-
-
-def _rewards(groups: Sequence[RolloutGroup]) -> Tensor:
-    """Rewards [P, G] of the student's completions; NaN without a reward, or where another role sampled."""
-    rewards_PG = torch.full((len(groups), max((len(g.rollouts) for g in groups), default=0)), math.nan).double()
-    for p, group in enumerate(groups):
-        for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
-            if verdict.reward is not None and rollout.source == STUDENT:
-                rewards_PG[p, i] = verdict.reward
-    return rewards_PG
-
-
-def _wide(policy: Policy) -> torch.dtype:
-    return torch.promote_types(next(policy.parameters()).dtype, torch.float32)
-
-
-def _told(
-    column: Sequence[Scores | None],
-    micro_batch: MicroBatch,
-    picked: Sequence[View],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Log-probabilities [N] of a micro-batch's tokens under a role; NaN where a view lacks the role's prompt."""
-    return torch.cat(
-        [
-            torch.full((len(view.completion_ids),), math.nan, dtype=dtype, device=device)
-            if scores is None
-            else scores.target_N.to(device, dtype)
-            for scores, view in zip([column[i] for i in micro_batch.indices], picked, strict=True)
-        ]
-    )
 
 
 def _sums(scores: Mapping[str, Sequence[Scores | None]]) -> dict[str, float]:

@@ -1,0 +1,175 @@
+"""Who enters the loss and what the loss is given, decided once for training and the microscope."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+
+from selfdistill.contexts.templates import Template
+from selfdistill.inspection.credit import inspect_groups, plan
+from selfdistill.methods import Method, build_method
+from selfdistill.methods.base import BatchScores, State
+from selfdistill.methods.opsd import OPSD
+from selfdistill.methods.sdpo import SDPO
+from selfdistill.models.head import HeadInput, LossInputs, sliced_loss, token_metrics
+from selfdistill.scoring.batching import MicroBatch
+from selfdistill.scoring.prepare import batch_inputs, loss_inputs, prepare, render
+from selfdistill.seeds import derive
+from selfdistill.types import Role, Scores, Skipped, View
+from support.engine import invent_groups, load_exact, make_bench
+
+KNOBS: Mapping[str, dict[str, Any]] = {
+    "grpo": {},
+    "antisd": {"gated": False},
+    "sdpo": {},
+    "credit": {},
+    "credit in advantage form": {"form": "advantage"},
+    "purified": {},
+}
+
+
+class Lenient(SDPO):
+    """SDPO that would rather keep completions without a context, and compares whole distributions."""
+
+    without_context: ClassVar[Literal["drop", "keep"]] = "keep"
+
+
+class Marked(OPSD):
+    """Numbers the views of a batch."""
+
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | torch.Tensor]:
+        """1, 2, 3 … by view, and how many there are."""
+        return {"mark": torch.arange(1, len(batch.views) + 1), "count": float(len(batch.views))}
+
+
+@pytest.mark.parametrize("case", KNOBS)
+def test_the_microscope_measures_what_a_training_step_measures(
+    case: str, model: Path, templates: Mapping[str, Template]
+) -> None:
+    name, knobs = case.partition(" ")[0], KNOBS[case]
+    policy, chat = load_exact(model)
+    groups = invent_groups(policy, chat, off=0.0)
+    found = inspect_groups(
+        policy, chat, groups, plan({"m": build_method(name, knobs)}, [], templates), templates,
+        thinking=None, seed=derive(0, "contrast", 1),
+    )  # fmt: skip
+    trained = make_bench(policy, chat, templates, name, knobs).step(groups)
+    credit_N = torch.from_numpy(found.credits["m"])
+    assert int((~credit_N.isnan()).sum()) == sum(len(view.completion_ids) for view in trained.views)
+    assert found.metrics["m"]
+    for metric, values in found.metrics["m"].items():
+        entering_N = torch.from_numpy(values)[~credit_N.isnan()]
+        assert float(entering_N.double().mean()) == pytest.approx(trained.record.values[metric], rel=1e-4, abs=1e-6)
+
+
+def test_a_compared_context_that_is_missing_leaves_the_loss_even_if_the_method_could_do_without(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(model)
+    groups = invent_groups(policy, chat)
+    results = [make_bench(policy, chat, templates, name, {}).step(groups) for name in ("test_prepare:Lenient", "sdpo")]
+    lenient, plain = results
+    assert lenient.record.values["dropped"] == plain.record.values["dropped"] == 3.0
+    assert lenient.record.values["loss"] == plain.record.values["loss"]
+
+
+def test_completions_outside_the_loss_come_along_with_weight_zero(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(model)
+    groups = invent_groups(policy, chat)
+    method = build_method("sdpo", {})
+    rendered = render(groups, method.roles(), templates, chat, thinking=None, seed=0)
+    inside = prepare(groups, method, rendered)
+    everyone = prepare(groups, method, rendered, with_left_out=True)
+    assert [(view.group, view.index) for view in everyone.views] == [(g, i) for g in range(3) for i in range(4)]
+    assert [view for view in everyone.views if any(view.weights)] == inside.views
+    assert (everyone.skipped, everyone.dropped) == (inside.skipped, inside.dropped) == (inside.skipped, 3)
+    assert {weight for view in everyone.views for weight in view.weights} == {0.0, 1.0}
+
+
+def test_a_method_sees_only_completions_that_enter_and_the_loss_gets_its_numbers_per_token(model: Path) -> None:
+    policy, _ = load_exact(model)
+    views = [view(2, 1.0, group=0), view(3, 0.0, group=1), view(1, 1.0, group=2)]
+    scores: list[Scores | None] = [Scores(torch.full((n,), -float(n)), torch.zeros(n)) for n in (2, 3, 1)]
+    scores[1] = None
+    batch = batch_inputs(Marked(), None, views, {"teacher": scores, "student": scores})
+    assert (batch.values, batch.total_weight) == ({"count": 2.0}, 3.0)
+    micro_batch = MicroBatch([2, 1, 0])
+    target_N = torch.arange(6)
+    job = loss_inputs(Marked(), batch, micro_batch, target_N, {}, policy, max_logits_per_chunk=7)
+    nan = math.nan
+    assert job.inputs.keys() == {"advantage", "old_logprob", "mark", "teacher"}
+    same(job.inputs["mark"], [2, nan, nan, nan, 1, 1])
+    same(job.inputs["teacher"], [-1, nan, nan, nan, -2, -2])
+    same(job.inputs["advantage"], [2, 1, 1, 1, 0, 0])
+    same(job.weight_N, [1 / 3, 0, 0, 0, 1 / 3, 1 / 3])
+    dummy = loss_inputs(
+        Marked(), batch, MicroBatch([0], is_dummy=True), target_N[:2], {}, policy, max_logits_per_chunk=7
+    )
+    same(dummy.weight_N, [0, 0])
+
+
+def view(length: int, weight: float, *, group: int) -> View:
+    """A completion whose advantage is its group's number."""
+    return View({"student": (1,)}, (5,) * length, (weight,) * length, (-1.0,) * length, float(group), group, 0)
+
+
+def same(values_N: torch.Tensor, expected: Sequence[float]) -> None:
+    torch.testing.assert_close(values_N.double(), torch.tensor(expected, dtype=torch.float64), equal_nan=True)
+
+
+def test_only_a_sampling_role_is_scored_under_the_prompt_that_it_sampled_from(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(model)
+    groups = [mark_prompt(group) for group in invent_groups(policy, chat)]
+    roles = {"teacher": Role("solution")}
+    [sampled, hindsight] = [
+        render(groups, roles, templates, chat, thinking=None, seed=0, sampling_roles=sampling)[0][0]["teacher"]
+        for sampling in (("student", "teacher"), ())
+    ]
+    assert sampled == (7, 8, 9)
+    assert (
+        hindsight == render(invent_groups(policy, chat), roles, templates, chat, thinking=None, seed=0)[0][0]["teacher"]
+    )
+    too_long = render(groups, roles, templates, chat, thinking=None, seed=0, room=chat.window)[0][0]["teacher"]
+    assert isinstance(too_long, Skipped)
+
+
+def mark_prompt(group: Any) -> Any:
+    """The same group, whose last rollout its teacher has sampled from a prompt of its own."""
+    last = replace(group.rollouts[-1], source="teacher", role_prompt_ids=(7, 8, 9))
+    return replace(group, rollouts=(*group.rollouts[:-1], last))
+
+
+@pytest.mark.parametrize("max_logits", [1, 20, 1 << 20])
+def test_metrics_of_each_token_add_up_to_the_weighted_sums_of_the_loss(max_logits: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND, teacher_ND = (torch.randn(6, 4, generator=generator) for _ in range(2))
+    weight_VD = torch.randn(5, 4, generator=generator)
+    student, teacher = (HeadInput(hidden, weight_VD, None, 5) for hidden in (hidden_ND, teacher_ND))
+    method: Method = build_method("sdpo", {})
+    job = LossInputs(
+        target_N=torch.tensor([0, 1, 2, 3, 4, 0]),
+        weight_N=torch.tensor([0.25, 0.25, 0.0, 0.125, 0.125, 0.25]),
+        loss=method.loss,
+        metrics=method.metrics,
+        head_inputs={"teacher": teacher},
+        inputs={"old_logprob": torch.full((6,), -1.5)},
+        max_logits_per_chunk=max_logits,
+    )
+    measured = token_metrics(student, job)
+    sums = sliced_loss(student, job).metric_sums
+    assert measured.keys() == sums.keys() == {"ratio", "ratio_capped"}
+    for name, values_N in measured.items():
+        assert values_N.isnan().tolist() == [False, False, True, False, False, False]
+        assert float((values_N.nan_to_num() * job.weight_N).sum()) == pytest.approx(sums[name], rel=1e-6)
+    ratio_N = (torch.log_softmax(hidden_ND @ weight_VD.T, -1)[torch.arange(6), job.target_N] + 1.5).exp().clamp_max(2)
+    torch.testing.assert_close(measured["ratio"][[0, 1, 3, 4, 5]], ratio_N[[0, 1, 3, 4, 5]])
