@@ -156,7 +156,7 @@ def compare(workload: Workload) -> dict[str, float]:
     groups = on_policy(groups_from(theirs.batch, examples, parts, workload.completions), parts)
     result = our_trainer(parts).step(groups, step=1, clock=Clock())
     ours = flat_gradient(parts.policy.model.parameters())
-    loss = float(result.record.values["loss"] or 0.0)
+    loss = result.record.loss
     return {
         "completions": float(workload.rows),
         "different teacher prompts": float(different_prompts(theirs.batch, result.views, workload.completions)),

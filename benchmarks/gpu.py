@@ -192,7 +192,7 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
             losses: list[float] = []
 
             def once(trainer: Trainer = trainer, losses: list[float] = losses) -> None:
-                loss = trainer.step(groups, step=1, clock=Clock()).record.values["loss"]
+                loss = trainer.step(groups, step=1, clock=Clock()).record.loss
                 assert isinstance(loss, float)
                 losses.append(loss)
 

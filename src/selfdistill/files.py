@@ -13,19 +13,16 @@ from selfdistill.types import StepRecord
 
 
 def flatten(record: StepRecord) -> dict[str, Any]:
-    """One flat object: sums divided by their counts, then plain values, then seconds."""
-    sums = record.sums
+    """The step's line of ``metrics.jsonl``: means of each role over its tokens, then plain numbers, then seconds."""
     flat: dict[str, Any] = {"step": record.step}
-    for role in sorted(name.removesuffix("_tokens") for name in sums if name.endswith("_tokens")):
-        tokens = sums[f"{role}_tokens"]
-        if tokens:
-            flat[f"{role}_entropy"] = sums[f"{role}_entropy"] / tokens
-            if f"{role}_u" in sums:
-                flat["pmi" if role == "teacher" else f"{role}_u"] = sums[f"{role}_u"] / tokens
-    flat.update(record.counts)
-    skipped = {k.removeprefix("skipped: "): v for k, v in record.values.items() if k.startswith("skipped: ")}
-    flat.update({k: v for k, v in record.values.items() if not k.startswith("skipped: ")})
-    flat["skipped"] = skipped
+    for role, sums in sorted(record.roles.items()):
+        if sums.tokens:
+            flat[f"{role}_entropy"] = sums.entropy / sums.tokens
+            if sums.u is not None:
+                flat["pmi" if role == "teacher" else f"{role}_u"] = sums.u / sums.tokens
+    flat |= {"tokens": float(record.tokens), "weight": record.weight}
+    flat |= {"loss": record.loss, "grad_norm": record.grad_norm, **record.values}
+    flat["skipped"] = {reason: float(count) for reason, count in sorted(record.skipped.items())}
     flat["seconds"] = sum(record.seconds.values())
     flat["phase_seconds"] = dict(record.seconds)
     return flat

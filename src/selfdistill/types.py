@@ -9,6 +9,7 @@ hidden.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
@@ -146,9 +147,22 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Returned in place of something that was left out. The reason is counted and reported."""
+    """Returned in place of a context's prompt that could not be rendered. The reason is counted and reported."""
 
-    reason: str
+    context: str
+    missing: tuple[str, ...] = ()
+    """Fields that its text shows and that the completion does not have; empty if the prompt does not fit the window."""
+    tried: tuple[str, ...] = ()
+    """The templates of a ``first_of``, none of which could be rendered; ``missing`` holds the fields of all of them."""
+
+    @property
+    def reason(self) -> str:
+        """The reason in words, as counts of skipped contexts show it."""
+        if self.tried:
+            return f"context {self.context}: none of {', '.join(self.tried)} can be rendered"
+        if self.missing:
+            return f"context {self.context}: no {' and no '.join(self.missing)}"
+        return f"context {self.context}: prompt and completion do not fit the window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,17 +264,39 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleSums:
+    """Sums over the tokens that the student and a role both scored."""
+
+    tokens: int
+    """Number of tokens."""
+    entropy: float
+    """Entropy of the role's distributions, in nats."""
+    u: float | None = None
+    """u = log T(y) − log S(y), in nats; None for the student itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepRecord:
-    """Metrics of one step, over all ranks."""
+    """Metrics of one step, over all ranks. With several updates, loss and norm are those of the last one."""
 
     step: int
-    sums: Mapping[str, float] = field(default_factory=dict)
-    """Sums over tokens; ``counts`` divide them."""
-    counts: Mapping[str, float] = field(default_factory=dict)
+    loss: float = 0.0
+    """Weighted mean over tokens, before the update."""
+    grad_norm: float = 0.0
+    """Norm of the gradient, before clipping."""
+    weight: float = 0.0
+    """Sum of the token weights."""
+    tokens: int = 0
+    """Completion tokens in the loss."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Contexts and completions that were left out, by reason."""
+    roles: Mapping[str, RoleSums] = field(default_factory=dict)
+    """Sums by role, the student among them."""
     values: Mapping[str, float | bool | str | None] = field(default_factory=dict)
-    """Numbers that are no sums, such as the loss."""
+    """Other numbers by name: the learning rate and what the method measures. A callback of a run finds every single
+    number of the step's line in ``metrics.jsonl`` here."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall-clock seconds by phase."""
+    """Wall-clock seconds by phase, filled by the run."""
 
 
 class Task(Protocol):

@@ -102,8 +102,9 @@ def test_needs_are_the_fields_in_order_without_the_question() -> None:
 
 def test_a_missing_field_skips_and_says_which() -> None:
     templates = load_templates("default")
-    assert apply(templates, "solution", PROMPT, {}) == Skipped("context solution: no solution")
-    assert apply(templates, "solution_verdict", PROMPT, {}) == Skipped(
+    assert apply(templates, "solution", PROMPT, {}) == Skipped("solution", ("solution",))
+    assert apply(templates, "solution_verdict", PROMPT, {}) == Skipped("solution_verdict", ("solution", "verdict"))
+    assert Skipped("solution_verdict", ("solution", "verdict")).reason == (
         "context solution_verdict: no solution and no verdict"
     )
 
@@ -113,7 +114,9 @@ def test_the_first_that_can_be_rendered_is_shown() -> None:
     assert shown("sibling_or_feedback", both) == shown("sibling", both)
     assert shown("sibling_or_feedback", {"feedback": "<feedback>"}) == shown("feedback", both)
     nothing = apply(load_templates("default"), "sibling_or_feedback", PROMPT, {"solution": "<solution>"})
-    assert nothing == Skipped("context sibling_or_feedback: none of sibling, feedback can be rendered")
+    assert nothing == Skipped("sibling_or_feedback", ("sibling", "feedback"), ("sibling", "feedback"))
+    assert nothing.reason == "context sibling_or_feedback: none of sibling, feedback can be rendered"
+    assert Skipped("solution").reason == "context solution: prompt and completion do not fit the window"
 
 
 def test_a_system_text_takes_the_place_of_what_stood_before(tmp_path: Path) -> None:

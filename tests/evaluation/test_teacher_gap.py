@@ -12,15 +12,17 @@ import torch
 
 import methods_by_hand as hand
 from selfdistill.cli.app import main
-from selfdistill.errors import ModelError
+from selfdistill.contexts.templates import Template
+from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.evaluation.teacher_gap import TeacherGap, measure_teacher_gap
+from selfdistill.methods import build_method
 from selfdistill.models.policy import load_external
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.seeds import derive
-from selfdistill.training.build import assemble
-from selfdistill.types import Role, Skipped
+from selfdistill.training.build import assemble, check_contexts
+from selfdistill.types import Example, Message, Role
 from support.engine import load_exact
 from support.runs import as_toml, lines, open_run, recorder, tiny_run, train
 from support.tiny import save_tiny_model, tiny_tokenizer
@@ -91,7 +93,7 @@ def test_a_context_that_nothing_can_fill_is_said(model: Path) -> None:
     parts = assemble(tiny_run(model, "opsd", "reward=support.rewards:never"))
     role = Role("sibling", "frozen")
     gap = measure_teacher_gap(role, parts.worker, parts.examples[:2], samples=2, seed=1, max_tokens=200)
-    assert gap == Skipped("4 × context sibling: no sibling")
+    assert gap == {"context sibling: no sibling": 4}
 
 
 def test_the_command_reports_every_teacher(
@@ -230,3 +232,20 @@ def test_a_contrast_needs_as_many_questions(model: Path, tmp_path: Path, capsys:
         main(["train", str(config), "--set", "method.contrasts=3", "--out", str(tmp_path / "run")])
     assert end.value.code == 2
     assert "contrast 3 needs 4 questions a step, sampling.prompts is 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts", "error", "said"),
+    [
+        # The field that is missing decides, not the name of the template.
+        ("$question $hint", 9, DataError, "context other_question_hint: no hint in the data"),
+        ("$other_question", 1, ConfigError, "contrast 1 needs 2 questions a step, sampling.prompts is 1"),
+    ],
+)
+def test_a_context_is_refused_for_the_field_that_it_lacks(
+    text: str, prompts: int, error: type[Exception], said: str
+) -> None:
+    templates = {"other_question_hint": Template("other_question_hint", "", text=text)}
+    method = build_method("sdpo", {"context": "other_question_hint"})
+    with pytest.raises(error, match=said):
+        check_contexts(method, templates, Example("one", (Message("user", "?"),), {}), prompts=prompts)

@@ -24,6 +24,7 @@ from support.engine import (
     invent_groups,
     load_exact,
     make_bench,
+    numbers_of,
     only_correct,
     parameters,
     perturb,
@@ -160,13 +161,13 @@ def test_the_gradient_of_a_step_is_that_of_brute_force(
         model, teacher, groups, chat, policy.real_vocabulary, shown=shown, temperature=temperature, drop=drop
     )
     loss = hand.mean_over_tokens(completions, token_loss)
-    assert result.record.values["loss"] == pytest.approx(float(loss.detach()), rel=1e-9)
+    assert result.record.loss == pytest.approx(float(loss.detach()), rel=1e-9)
     assert result.record.values["dropped"] == 12 - len(completions)
     expected = hand.gradient(model, loss)
     assert size_of(expected) > 1e-5
     assert distance(bench.gradient(), expected) < 1e-8
     norm = sum(float(value.square().sum()) for value in expected.values()) ** 0.5
-    assert result.record.values["grad_norm"] == pytest.approx(norm, rel=1e-8)
+    assert result.record.grad_norm == pytest.approx(norm, rel=1e-8)
 
 
 # --- what a gradient must not depend on ------------------------------------------------------------------------------
@@ -202,9 +203,7 @@ def test_no_cut_into_micro_batches_and_slices_changes_anything(
         bench = ready(folder, templates, case, limits)
         record = bench.step(groups).record
         assert distance(bench.gradient(), whole.gradient()) < 1e-10
-        assert record.counts == expected.counts
-        assert record.values == pytest.approx(dict(expected.values), rel=1e-10)
-        assert record.sums == pytest.approx(dict(expected.sums), rel=1e-10)
+        assert numbers_of(record) == pytest.approx(numbers_of(expected), rel=1e-10)
 
 
 @pytest.mark.parametrize("case", INVARIANT)
@@ -285,10 +284,10 @@ def test_a_teacher_that_sees_what_the_student_sees_teaches_nothing(
     bench.step(groups)
     result = bench.step(groups, step=2)
     assert result.record.values.get("gate", 1.0) == 1.0
-    assert result.record.values["loss"] == pytest.approx(0.0, abs=1e-14)
+    assert result.record.loss == pytest.approx(0.0, abs=1e-14)
     assert size_of(bench.gradient()) < 1e-14
-    assert result.record.sums["teacher_u"] == pytest.approx(0.0, abs=1e-12)
-    assert result.record.sums["teacher_entropy"] == pytest.approx(result.record.sums["student_entropy"], rel=1e-12)
+    assert result.record.roles["teacher"].u == pytest.approx(0.0, abs=1e-12)
+    assert result.record.roles["teacher"].entropy == pytest.approx(result.record.roles["student"].entropy, rel=1e-12)
 
 
 def test_the_clipped_divergence_of_equal_distributions_is_zero_and_so_is_its_gradient(
@@ -298,7 +297,7 @@ def test_the_clipped_divergence_of_equal_distributions_is_zero_and_so_is_its_gra
     policy, chat = load_exact(folder)
     bench = make_bench(policy, chat, templates, "opsd", {"context": "bare"})
     result = bench.step(invent_groups(policy, chat))
-    assert result.record.values["loss"] == 0.0
+    assert result.record.loss == 0.0
     assert size_of(bench.gradient()) < 1e-14
 
 
@@ -347,8 +346,7 @@ def test_sdpo_drops_and_counts_completions_without_a_context(folder: Path, templ
     result = bench.step(invent_groups(policy, chat))
     # Of the second group, two have feedback; of the third, the correct one has no sibling and no feedback.
     assert result.record.values["dropped"] == 3.0
-    reason = "skipped: context sibling_or_feedback: none of sibling, feedback can be rendered"
-    assert result.record.values[reason] == 3.0
+    assert result.record.skipped == {"context sibling_or_feedback: none of sibling, feedback can be rendered": 3}
     assert {(view.group, view.index) for view in result.views} == {
         *((0, i) for i in range(4)),
         (1, 0),
@@ -357,7 +355,7 @@ def test_sdpo_drops_and_counts_completions_without_a_context(folder: Path, templ
         (2, 2),
         (2, 3),
     }
-    assert result.record.counts["tokens"] == sum(len(view.completion_ids) for view in result.views)
+    assert result.record.tokens == sum(len(view.completion_ids) for view in result.views)
 
 
 def test_antisd_keeps_completions_without_a_context_with_their_plain_advantage(
@@ -389,8 +387,8 @@ def test_a_step_without_any_context_changes_nothing_and_says_so(
     bench = make_bench(policy, chat, templates, "sdpo", {"context": "sibling"})
     groups = invent_groups(policy, chat)
     result = bench.step([replace(g, verdicts=tuple(replace(v, reward=0.0) for v in g.verdicts)) for g in groups])
-    assert (result.record.values["loss"], result.record.values["grad_norm"]) == (0.0, 0.0)
-    assert (result.record.values["dropped"], result.record.counts["tokens"]) == (12.0, 0.0)
+    assert (result.record.loss, result.record.grad_norm) == (0.0, 0.0)
+    assert (result.record.values["dropped"], result.record.tokens) == (12.0, 0.0)
     assert result.views == []
 
 
@@ -441,7 +439,7 @@ def test_a_step_never_holds_all_tokens_times_the_vocabulary(
     watched = LargestOutput()
     with watched:
         result = bench.step(groups)
-    assert result.record.values["grad_norm"] > 0  # type: ignore[operator]
+    assert result.record.grad_norm > 0
     # The largest things are the embedding's own gradient [V, D] and one slice [4, V].
     assert watched.numel == max(8 * vocabulary, max_logits)
     assert tokens * vocabulary > 2 * watched.numel

@@ -76,7 +76,7 @@ def test_a_compared_context_that_is_missing_leaves_the_loss_even_if_the_method_c
     results = [make_bench(policy, chat, templates, name, {}).step(groups) for name in ("test_prepare:Lenient", "sdpo")]
     lenient, plain = results
     assert lenient.record.values["dropped"] == plain.record.values["dropped"] == 3.0
-    assert lenient.record.values["loss"] == plain.record.values["loss"]
+    assert lenient.record.loss == plain.record.loss
 
 
 def test_completions_outside_the_loss_come_along_with_weight_zero(

@@ -15,12 +15,13 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.distributed.fsdp import Parallel
 from selfdistill.distributed.world import World
+from selfdistill.files import flatten
 from selfdistill.methods import Method, build_method
 from selfdistill.models.policy import Lora, Policy, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.training.clock import Clock
 from selfdistill.training.trainer import Limits, StepResult, Trainer
-from selfdistill.types import Example, External, Message, Rollout, RolloutGroup, Verdict
+from selfdistill.types import Example, External, Message, Rollout, RolloutGroup, StepRecord, Verdict
 from support.tiny import keep_float64
 
 CONTEXTS = """
@@ -153,6 +154,12 @@ class Bench:
             for name, parameter in named
             if parameter.requires_grad
         }
+
+
+def numbers_of(record: StepRecord) -> dict[str, Any]:
+    """Every number of a step: its line of ``metrics.jsonl``, and what was skipped by reason."""
+    line = flatten(record)
+    return {**{name: value for name, value in line.items() if not isinstance(value, dict)}, **line["skipped"]}
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from selfdistill.distributed.world import World
 from selfdistill.training.movement import Movement
 from selfdistill.training.trainer import Limits
 from selfdistill.types import Rollout
-from support.engine import invent_groups, load_exact, make_bench, own_templates, perturb
+from support.engine import invent_groups, load_exact, make_bench, numbers_of, own_templates, perturb
 from support.runs import tiny_run, train
 
 
@@ -67,7 +67,7 @@ class Gradient:
             role: [None if one is None else (one.target_N, one.entropy_N) for one in column]
             for role, column in sorted(result.scores.items())
         }
-        return bench.gradient(), result.record.sums, result.record.counts, result.record.values, scores
+        return bench.gradient(), numbers_of(result.record), scores
 
 
 def half_drawn(rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:

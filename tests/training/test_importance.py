@@ -15,7 +15,7 @@ from selfdistill.contexts.templates import Template
 from selfdistill.models.policy import Policy
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, gaps, seen_by
 from selfdistill.types import RolloutGroup, Scores, TokenSlice, View
-from support.engine import Bench, distance, invent_groups, load_exact, make_bench, perturb
+from support.engine import Bench, distance, invent_groups, load_exact, make_bench, numbers_of, perturb
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "grpo": {},
@@ -118,7 +118,7 @@ def bench_of(folder: Path, templates: Mapping[str, Template], name: str, cap: fl
 def measured(bench: Bench, off: float) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The gradient of a step, and its record, where the sampler is off by this much."""
     groups = shifted(invent_groups(bench.policy, bench.chat, off=0.0), off)
-    values = dict(bench.step(groups).record.values)
+    values = numbers_of(bench.step(groups).record)
     return bench.gradient(), values
 
 
@@ -168,8 +168,8 @@ def test_only_the_students_own_completions_are_weighted(folder: Path, templates:
             )
             for group in invent_groups(bench.policy, bench.chat, off=0.0)
         ]
-        values = bench.step(shifted(groups, -LOG(weight))).record.values
-        losses[weight] = float(values["loss"] or 0)
+        values = numbers_of(bench.step(shifted(groups, -LOG(weight))).record)
+        losses[weight] = values["loss"]
         assert values["importance"] == pytest.approx(weight)
     assert losses[2.0] - losses[1.5] == pytest.approx(losses[1.5] - losses[1.0], rel=1e-9)
     assert losses[1.0] < losses[2.0] < 1.9 * losses[1.0]

@@ -137,8 +137,8 @@ def test_the_order_of_the_views_does_not_matter_to_their_lines(model: Path) -> N
 
 
 def test_a_callback_sees_the_seconds_and_every_single_value_of_the_line() -> None:
-    record = StepRecord(step=3, sums={"student_u": 1.0}, values={"loss": 0.5, "reward": 0.0})
+    record = StepRecord(step=3, loss=0.5, tokens=7, values={"loss": 0.5, "reward": 0.0})
     line = {"step": 3, "reward": 0.25, "finished": None, "alarms": ["one"], "phase_seconds": {"student": 2.0}}
     seen = as_seen(record, line)
     assert seen.values == {"loss": 0.5, "step": 3, "reward": 0.25, "finished": None}
-    assert (seen.step, seen.sums, seen.seconds) == (3, {"student_u": 1.0}, {"student": 2.0})
+    assert (seen.step, seen.tokens, seen.seconds) == (3, 7, {"student": 2.0})

@@ -28,7 +28,7 @@ from selfdistill.training import trainer as training
 from selfdistill.training.clock import Clock
 from selfdistill.training.trainer import Limits, StepResult, Trainer
 from selfdistill.types import STUDENT, Role, Scores, StepRecord, TokenSlice
-from support.engine import Bench, invent_groups, load_exact, make_bench, parameters, perturb
+from support.engine import Bench, invent_groups, load_exact, make_bench, numbers_of, parameters, perturb
 
 ETA = 0.25
 
@@ -54,7 +54,7 @@ def test_the_weights_move_by_the_rate_times_the_clipped_gradient(
     still = bench.step(groups)
     gradient = bench.gradient()
     norm = math.sqrt(sum(float(values.square().sum()) for values in gradient.values()))
-    assert still.record.values["grad_norm"] == pytest.approx(norm, rel=1e-12)
+    assert still.record.grad_norm == pytest.approx(norm, rel=1e-12)
     assert still.record.values["learning_rate"] == 0.0
     before = parameters(bench.policy.model)
     bench.trainer.clip_norm = share * norm
@@ -64,7 +64,7 @@ def test_the_weights_move_by_the_rate_times_the_clipped_gradient(
     # torch divides by the norm plus 1e-6.
     assert far(parameters(bench.policy.model), expected) < 1e-5 * far(before, expected)
     # What is reported is the norm before the clip.
-    assert moved.record.values["grad_norm"] == pytest.approx(norm, rel=1e-12)
+    assert moved.record.grad_norm == pytest.approx(norm, rel=1e-12)
     assert moved.record.values["learning_rate"] == 0.03
 
 
@@ -96,8 +96,8 @@ def test_of_several_updates_the_last_is_reported(model: Path, templates: Mapping
         each.trainer.learning_rate = lambda step: 0.05
     bench.trainer.updates_per_batch = 3
     reported = bench.step(groups, step=2).record
-    losses = [alone.step(groups, step=2).record.values["loss"] for _ in range(3)]
-    assert reported.values["loss"] == pytest.approx(losses[2], rel=1e-12)
+    losses = [alone.step(groups, step=2).record.loss for _ in range(3)]
+    assert reported.loss == pytest.approx(losses[2], rel=1e-12)
     assert losses[2] != pytest.approx(losses[0], rel=1e-3)
     assert reported.step == 2
 
@@ -108,20 +108,21 @@ def test_a_step_reports_sums_and_counts_over_its_tokens(model: Path, templates: 
     result = bench.step(groups)
     tokens = [len(view.completion_ids) for view in result.views]
     record = result.record
-    assert set(record.sums) == {"student_tokens", "student_entropy", "teacher_tokens", "teacher_entropy", "teacher_u"}
-    assert record.counts["tokens"] == sum(tokens)
-    assert record.counts["weight"] == sum(sum(view.weights) for view in result.views)
-    assert record.sums["student_tokens"] == sum(tokens)
+    assert set(record.roles) == {"student", "teacher"}
+    assert record.roles["student"].u is None
+    assert record.tokens == sum(tokens)
+    assert record.weight == sum(sum(view.weights) for view in result.views)
+    assert record.roles["student"].tokens == sum(tokens)
     student, teacher = result.scores["student"], result.scores["teacher"]
     assert all(scores is not None for scores in student)
     both = [(s, t) for s, t in zip(student, teacher, strict=True) if s is not None and t is not None]
     assert len(both) < len(student)
-    assert record.sums["teacher_tokens"] == sum(len(t.target_N) for _, t in both)
+    assert record.roles["teacher"].tokens == sum(len(t.target_N) for _, t in both)
     gain = sum(float((t.target_N - s.target_N).sum()) for s, t in both)
-    assert record.sums["teacher_u"] == pytest.approx(gain, rel=1e-12)
-    assert record.sums["teacher_entropy"] == pytest.approx(sum(float(t.entropy_N.sum()) for _, t in both), rel=1e-12)
+    assert record.roles["teacher"].u == pytest.approx(gain, rel=1e-12)
+    assert record.roles["teacher"].entropy == pytest.approx(sum(float(t.entropy_N.sum()) for _, t in both), rel=1e-12)
     whole = sum(float(s.entropy_N.sum()) for s in student if s is not None)
-    assert record.sums["student_entropy"] == pytest.approx(whole, rel=1e-12)
+    assert record.roles["student"].entropy == pytest.approx(whole, rel=1e-12)
 
 
 def test_the_students_reward_alone_enters_the_advantage(model: Path, templates: Mapping[str, Template]) -> None:
@@ -154,7 +155,7 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_alone(
             bench.step(groups, step=4)
     assert far(parameters(bench.policy.model), before) == 0.0
     # The next step is not spoilt.
-    assert math.isfinite(float(bench.step(groups).record.values["loss"] or 0.0))
+    assert math.isfinite(bench.step(groups).record.loss)
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,7 @@ def test_two_ranks_report_and_learn_what_one_does(
         late = other.submit(ranks[1].step, groups)
         found = [ranks[0].step(groups), late.result(timeout=60)]
     for result, bench in zip(found, ranks, strict=True):
-        assert result.record.values == pytest.approx(dict(expected.record.values), rel=1e-9)
-        assert result.record.sums == pytest.approx(dict(expected.record.sums), rel=1e-9)
-        assert result.record.counts == expected.record.counts
+        assert numbers_of(result.record) == pytest.approx(numbers_of(expected.record), rel=1e-9)
         assert far(bench.gradient(), alone.gradient()) < 1e-12
         assert result.scores.keys() == expected.scores.keys()
         for role, column in expected.scores.items():
@@ -220,17 +219,15 @@ def test_micro_batches_add_up_to_the_whole_record(method: str, model: Path, temp
     groups = invent_groups(whole.policy, whole.chat)
     cut.trainer.limits = Limits(max_tokens_per_microbatch=60, max_logits_per_chunk=500)
     one, other = whole.step(groups).record, cut.step(groups).record
-    assert other.values == pytest.approx(dict(one.values), rel=1e-9)
-    assert other.sums == pytest.approx(dict(one.sums), rel=1e-9)
-    assert (other.counts, other.step) == (one.counts, 1)
+    assert numbers_of(other) == pytest.approx(numbers_of(one), rel=1e-9)
+    assert (other.tokens, other.step) == (one.tokens, 1)
 
 
 def test_what_was_left_out_is_counted_by_reason(model: Path, templates: Mapping[str, Template]) -> None:
     bench = open_bench(model, templates, "sdpo", {})
     result = bench.step(invent_groups(bench.policy, bench.chat))
-    values = result.record.values
-    skipped = {name: value for name, value in values.items() if name.startswith("skipped: ")}
-    assert values["dropped"] == sum(float(value or 0) for value in skipped.values()) == 12 - len(result.views) > 0
+    record = result.record
+    assert record.values["dropped"] == record.skipped.total() == 12 - len(result.views) > 0
 
 
 def test_groups_may_differ_in_size_and_there_may_be_none(model: Path, templates: Mapping[str, Template]) -> None:
@@ -244,10 +241,10 @@ def test_groups_may_differ_in_size_and_there_may_be_none(model: Path, templates:
         mine = [view.advantage for view in result.views if groups[view.group] is pair]
         assert mine == pytest.approx([-half, half], rel=1e-12)
     nothing = open_bench(model, templates, "opsd", {}).step([])
-    assert (nothing.views, nothing.record.values["loss"], nothing.record.counts["tokens"]) == ([], 0.0, 0.0)
+    assert (nothing.views, nothing.record.loss, nothing.record.tokens) == ([], 0.0, 0.0)
     # Teachers that are asked beforehand have then been asked about nothing, and the student not at all.
     unasked = open_bench(model, templates, "credit", {"form": "advantage"}).step([])
-    assert unasked.record.sums["teacher_tokens"] == 0.0
+    assert unasked.record.roles["teacher"].tokens == 0.0
 
 
 def test_a_rank_without_a_completion_adds_nothing(model: Path, templates: Mapping[str, Template]) -> None:
@@ -263,8 +260,7 @@ def test_a_rank_without_a_completion_adds_nothing(model: Path, templates: Mappin
         late = other.submit(ranks[1].step, groups)
         found = [ranks[0].step(groups), late.result(timeout=60)]
     for result, bench in zip(found, ranks, strict=True):
-        assert result.record.values == pytest.approx(dict(expected.record.values), rel=1e-9)
-        assert result.record.sums == pytest.approx(dict(expected.record.sums), rel=1e-9)
+        assert numbers_of(result.record) == pytest.approx(numbers_of(expected.record), rel=1e-9)
         assert far(bench.gradient(), alone.gradient()) < 1e-12
 
 
@@ -375,7 +371,7 @@ def test_all_that_the_loss_is_handed_lies_on_the_students_device(
     monkeypatch.setattr(training, "Clock", timed)
     record = bench.trainer.step(groups, step=1).record
     whole = sum(2.0**24 + length - 1 for length in lengths)
-    assert (record.sums["teacher_u"], record.sums["teacher_entropy"]) == (whole, whole)
+    assert (record.roles["teacher"].u, record.roles["teacher"].entropy) == (whole, whole)
     assert asked == [{"max_tokens": 1, "max_logits_per_chunk": 777, "world": bench.trainer.world}] * 2
     assert asked[0]["world"] is bench.trainer.world
     assert clocks == [torch.device("meta")]
@@ -455,7 +451,7 @@ def test_the_loss_that_is_reported_is_the_mean_over_tokens_in_double(
         for now, then in zip(scores.target_N.tolist(), view.old_logprobs, strict=True):
             ratio = math.exp(now - then)
             losses.append(-min(ratio * view.advantage, min(max(ratio, 0.8), 1.2) * view.advantage))
-    assert result.record.values["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    assert result.record.loss == pytest.approx(sum(losses) / len(losses), rel=1e-12)
 
 
 def test_a_clock_adds_up_each_phase_and_waits_for_another_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
 from selfdistill.training.build import assemble
-from selfdistill.types import External, Role, Skipped
+from selfdistill.types import External, Role
 
 
 def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
@@ -35,8 +36,9 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
             seed=derive(seed, "teaching"),
             max_tokens=parts.trainer.limits.max_tokens_per_microbatch,
         )
-        if isinstance(gap, Skipped):
-            raise DataError(f"teacher {name!r} could be shown beside no completion: {gap.reason}")
+        if isinstance(gap, Counter):
+            reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))
+            raise DataError(f"teacher {name!r} could be shown beside no completion: {reasons}")
         report[name] = {"what": described(role), **gap.to_json()}
     return report
 

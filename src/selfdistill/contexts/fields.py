@@ -60,5 +60,5 @@ def role_prompt(
         return messages
     ids = chat.encode(messages, thinking=thinking if role.thinking is None else role.thinking)
     if len(ids) + room > chat.window:
-        return Skipped(f"context {name}: prompt and completion do not fit the window")
+        return Skipped(name)
     return ids

@@ -57,7 +57,7 @@ class Template:
         """
         missing = [field for field in self.needs if field not in fields]
         if missing:
-            return Skipped(f"context {self.name}: no {' and no '.join(missing)}")
+            return Skipped(self.name, tuple(missing))
         if not prompt or prompt[-1].role != "user":
             raise ConfigError(f"context {self.name}: the prompt must end with a user message")
         text = string.Template(self.text or "").substitute(fields, question=prompt[-1].content)
@@ -113,7 +113,8 @@ def apply(
     if template.first_of:
         tried = [apply(templates, choice, prompt, fields) for choice in template.first_of]
         usable = next((result for result in tried if not isinstance(result, Skipped)), None)
-        return usable or Skipped(f"context {name}: none of {', '.join(template.first_of)} can be rendered")
+        missing = dict.fromkeys(field for result in tried if isinstance(result, Skipped) for field in result.missing)
+        return usable or Skipped(name, tuple(missing), template.first_of)
     return template.render(prompt, fields)
 
 

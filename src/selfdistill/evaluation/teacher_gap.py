@@ -64,11 +64,11 @@ class TeacherGap:
 
 def measure_teacher_gap(
     role: Role, worker: RolloutWorker, examples: Sequence[Example], *, samples: int, seed: int, max_tokens: int
-) -> TeacherGap | Skipped:
+) -> TeacherGap | Counter[str]:
     """Measure one teacher: for every completion of the student, one of the teacher that is shown the same hindsight.
 
     Both are drawn at temperature 1, where a mean of log-probability differences estimates a divergence. ``max_tokens``
-    bounds a micro-batch. Skipped where no completion has the context.
+    bounds a micro-batch. If no completion has the context, the reasons are returned with their counts.
     """
     policy = worker.teachers.policy
     params = SamplingParams(count=samples, max_tokens=worker.params.max_tokens, seed=derive(seed, STUDENT))
@@ -88,7 +88,7 @@ def measure_teacher_gap(
     skipped = Counter(ids.reason for ids in by_place.values() if isinstance(ids, Skipped))
     shown = sorted(prompts)
     if not shown:
-        return Skipped("; ".join(f"{count} × {reason}" for reason, count in sorted(skipped.items())))
+        return skipped
     drawn = _taught(role, worker, groups, prompts, replace(params, count=1, seed=derive(seed, "teacher")))
     own = [groups[g].rollouts[i] for g, i in shown]
     theirs = [drawn[place] for place in shown]

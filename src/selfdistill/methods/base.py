@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from selfdistill.errors import ConfigError
 from selfdistill.objectives import (
     clipped_forward_kl,
     forward_kl,
@@ -54,15 +55,18 @@ class State(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchScores:
-    """What a method may look at before the loss: the scores of the roles that it asked for beforehand, and the views.
-
-    ``scores`` maps a role to one entry a view, None where the view could not be rendered for it. ``update`` counts the
-    optimiser steps already made on this batch: a state that moves once a batch moves at 0.
-    """
+    """A batch as :meth:`Method.on_batch` sees it, before the loss."""
 
     scores: Mapping[str, list[Scores | None]] = field(default_factory=dict)
+    """Scores by role of ``precompute()``, one entry per view; None where the view lacks the role's prompt."""
     views: Sequence[View] = ()
+    """The completions that enter the loss."""
     update: int = 0
+    """Optimiser updates already made on this batch. A state that moves once a batch moves at 0."""
+
+
+RENAMED_HOOKS = {"beforehand": "precompute()", "observe": "on_batch(state, batch)"}
+"""Hooks of a method by their old names."""
 
 
 class Method(Strict):
@@ -77,6 +81,18 @@ class Method(Strict):
     """What the loss is a mean over: all tokens alike, or all completions alike."""
     one_update: ClassVar[bool] = False
     """Whether more than one optimiser step on a batch leaves the method's own theory; a run then warns."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a hook under its old name, which nothing would call.
+
+        Raises:
+            ConfigError: names the hook and its new name.
+        """
+        super().__pydantic_init_subclass__(**kwargs)
+        for old, new in RENAMED_HOOKS.items():
+            if old in vars(cls):
+                raise ConfigError(f"method {cls.__name__}: {old}() is now called {new}; rename it")
 
     weights: Weights | None = Field(
         None,

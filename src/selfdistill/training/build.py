@@ -331,7 +331,7 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
         if name not in method.sampling_roles() and role.contrast < prompts - 1:
             known["other_question"] = ""
         shown = apply(templates, role.context, (Message("user", ""),), known)
-        if isinstance(shown, Skipped) and "other_question" in str(shown.reason):
+        if isinstance(shown, Skipped) and "other_question" in shown.missing:
             raise ConfigError(
                 f"{shown.reason}: contrast {role.contrast + 1} needs {role.contrast + 2} questions a step, "
                 f"sampling.prompts is {prompts}"

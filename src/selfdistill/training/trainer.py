@@ -33,7 +33,7 @@ from selfdistill.seeds import derive
 from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
 from selfdistill.training.movement import Movement
-from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, StepRecord, View
+from selfdistill.types import STUDENT, External, Role, RoleSums, RolloutGroup, Scores, StepRecord, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,17 @@ class StepResult:
     views: list[View]
     scores: dict[str, list[Scores | None]] = field(default_factory=dict)
     """Per-token scores by role, one entry per view; None where the view lacks the role's prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """Result of one optimiser update: ``values`` are all other numbers, ``scores`` those of every role."""
+
+    loss: float
+    grad_norm: float
+    weight: float
+    values: Mapping[str, float]
+    scores: dict[str, list[Scores | None]]
 
 
 @dataclass(slots=True)
@@ -142,25 +153,24 @@ class Trainer:
         # Update the student; keep its scores before the first update for the importance weights.
         first: Sequence[Scores | None] | None = None
         for update in range(self.updates_per_batch):
-            measured, scores = self._update(prepared.views, step, update, clock, first)
-            first = first or scores.get(STUDENT)
-        # Record the step: sums with the counts that divide them, and plain values.
-        weight = measured.pop("weight")
+            last = self._update(prepared.views, step, update, clock, first)
+            first = first or last.scores.get(STUDENT)
         record = StepRecord(
             step=step,
-            sums=_sums(scores),
-            counts={"tokens": float(sum(len(v.completion_ids) for v in prepared.views)), "weight": weight},
+            loss=last.loss,
+            grad_norm=last.grad_norm,
+            weight=last.weight,
+            tokens=sum(len(view.completion_ids) for view in prepared.views),
+            skipped=prepared.skipped,
+            roles=_role_sums(last.scores),
             values={
-                "loss": measured.pop("loss"),
-                "grad_norm": measured.pop("grad_norm"),
                 "learning_rate": rate,
                 "dropped": float(prepared.dropped),
-                **{f"skipped: {reason}": float(count) for reason, count in sorted(prepared.skipped.items())},
-                **measured,
+                **last.values,
                 **self._gaps(prepared.views, first or ()),
             },
         )
-        return StepResult(record, prepared.views, scores)
+        return StepResult(record, prepared.views, last.scores)
 
     def _gaps(self, views: Sequence[View], learner: Sequence[Scores | None]) -> dict[str, float]:
         """Gap between the log-probabilities of learner and sampling engine; empty if the student itself sampled."""
@@ -181,8 +191,8 @@ class Trainer:
 
     def _update(
         self, views: Sequence[View], step: int, update: int, clock: Clock, first: Sequence[Scores | None] | None
-    ) -> tuple[dict[str, float], dict[str, list[Scores | None]]]:
-        """Make one optimiser update; returns its metrics and the scores of every role."""
+    ) -> _Update:
+        """Make one optimiser update."""
         with clock.phase("teacher"):
             precomputed = self._precompute(views)
             batch = batch_inputs(self.method, self.state, views, precomputed, update=update)
@@ -196,8 +206,7 @@ class Trainer:
                 )
             moved = self._move()
         scores.update(precomputed)
-        numbers = {"loss": loss, "grad_norm": norm, "weight": batch.total_weight}
-        return {**numbers, **moved, **batch.values, **metrics}, scores
+        return _Update(loss, norm, batch.total_weight, {**moved, **batch.values, **metrics}, scores)
 
     def _move(self) -> dict[str, float]:
         """Update the student, then the averaged teacher; returns the share of weights that changed, for each.
@@ -328,14 +337,17 @@ def _together(own: _Totals, views: int, world: World) -> tuple[float, dict[str, 
     return math.fsum(part.loss for part in parts), scores, sums
 
 
-def _sums(scores: Mapping[str, Sequence[Scores | None]]) -> dict[str, float]:
-    """Sums over tokens, in nats: the entropy of each role and u of each teacher; and the number of tokens."""
-    sums: dict[str, float] = {}
-    student = scores.get(STUDENT, [])
+def _role_sums(scores: Mapping[str, Sequence[Scores | None]]) -> dict[str, RoleSums]:
+    """Sums over tokens by role: entropy, and for each teacher u."""
+    result: dict[str, RoleSums] = {}
+    students = scores.get(STUDENT, [])
     for role, column in scores.items():
-        present = [(mine, theirs) for mine, theirs in zip(student, column, strict=True) if mine and theirs]
-        sums[f"{role}_tokens"] = float(sum(len(theirs.target_N) for _, theirs in present))
-        sums[f"{role}_entropy"] = math.fsum(float(theirs.entropy_N.double().sum()) for _, theirs in present)
-        if role != STUDENT:
-            sums[f"{role}_u"] = math.fsum(float((t.target_N - s.target_N).double().sum()) for s, t in present)
-    return sums
+        pairs = [(student, other) for student, other in zip(students, column, strict=True) if student and other]
+        result[role] = RoleSums(
+            tokens=sum(len(other.target_N) for _, other in pairs),
+            entropy=math.fsum(float(other.entropy_N.double().sum()) for _, other in pairs),
+            u=None
+            if role == STUDENT
+            else math.fsum(float((other.target_N - student.target_N).double().sum()) for student, other in pairs),
+        )
+    return result
