@@ -9,7 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfdistill.errors import DataError
 from selfdistill.types import StepRecord
+
+Row = Mapping[str, Any]
+"""A JSON object of a file."""
 
 
 def flatten(record: StepRecord) -> dict[str, Any]:
@@ -97,3 +101,45 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """Objects of a JSONL file, one at a time; nothing where the file is missing.
+
+    The last line may be torn (a run stopped while writing it) and is then left out.
+
+    Raises:
+        DataError: another line is not a JSON object.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for place, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if not line.endswith("\n"):
+                    return
+                raise DataError(f"{path}, line {place}: not valid JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {place}: not a JSON object")
+            yield row
+
+
+def read_object(path: Path) -> Row:
+    """A JSON file's object; empty where the file is missing.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} does not hold a JSON object")
+    return value

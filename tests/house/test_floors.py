@@ -21,7 +21,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "seeds", "objectives"),
-    ("config", "contexts", "distributed", "sandbox", "files", "report"),
+    ("files",),
+    ("config", "contexts", "distributed", "sandbox", "report"),
     ("methods", "models", "tasks", "tracking"),
     ("sampling", "scoring"),
     ("evaluation",),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from selfdistill.errors import DataError
+from selfdistill.files import read_lines
 from selfdistill.report import numbers
 from selfdistill.report.charts import (
     Series,
@@ -20,7 +21,7 @@ from selfdistill.report.charts import (
     thin,
     tick_words,
 )
-from selfdistill.report.files import outer_steps, read_lines
+from selfdistill.report.files import outer_steps
 from selfdistill.report.outcome import flat, headline
 from selfdistill.report.tokens import Piece, align, choose, colour, scale_limit, tint
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from selfdistill.files import Row
 from selfdistill.report import numbers
-from selfdistill.report.files import Row
 from selfdistill.report.outcome import spoken
 
 Cell = tuple[str, str]

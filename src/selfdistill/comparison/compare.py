@@ -24,8 +24,7 @@ from selfdistill.config.run import RunConfig, load_config
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
-from selfdistill.files import JsonLines, write_json
-from selfdistill.report.files import read_lines
+from selfdistill.files import JsonLines, read_lines, write_json
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.build import method_of, resolve

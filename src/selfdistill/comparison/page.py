@@ -21,9 +21,9 @@ from selfdistill.comparison.tables import (
     short_names,
     verdict,
 )
+from selfdistill.files import Row
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart
-from selfdistill.report.files import Row
 from selfdistill.report.outcome import flat
 from selfdistill.report.page import render
 

@@ -19,8 +19,8 @@ from selfdistill.comparison.alarm_tables import (
     alarm_words,
     ending,
 )
+from selfdistill.files import Row
 from selfdistill.report import numbers
-from selfdistill.report.files import Row
 from selfdistill.report.outcome import points
 
 

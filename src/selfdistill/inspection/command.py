@@ -14,12 +14,12 @@ from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.words import load_classes
+from selfdistill.files import read_lines
 from selfdistill.inspection.credit import MAX_LOGITS_PER_CHUNK, TOKENS, inspect_groups, plan
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
 from selfdistill.inspection.plan import choose_methods, knobs
 from selfdistill.methods.base import Method
 from selfdistill.models.policy import Policy
-from selfdistill.report.files import read_lines
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, sample_and_verify

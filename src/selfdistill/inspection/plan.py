@@ -8,8 +8,8 @@ from typing import Any
 
 from selfdistill.config.run import RunConfig, apply_overrides, load_config
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files import read_object
 from selfdistill.methods import METHODS, Method, build_method
-from selfdistill.report.files import read_object
 
 LOOKED_AT = ("grpo", "sd", "antisd", "opsd", "sdpo", "credit", "purified")
 """What is looked at unless told otherwise: methods that learn from the student's own completions."""

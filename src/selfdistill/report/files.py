@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from selfdistill.errors import DataError
+from selfdistill.files import Row, read_lines, read_object
 from selfdistill.report.numbers import number
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,31 +76,6 @@ def _before_training(run_dir: Path) -> Iterator[Row]:
             yield {"step": 0, "evaluation": row}
 
 
-def read_lines(path: Path) -> Iterator[Row]:
-    """Objects of a JSONL file, one at a time; nothing where the file is missing.
-
-    The last line may be torn (a run stopped while writing it) and is then left out.
-
-    Raises:
-        DataError: another line is not a JSON object.
-    """
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for place, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                if not line.endswith("\n"):
-                    return
-                raise DataError(f"{path}, line {place}: not valid JSON ({error.msg})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {place}: not a JSON object")
-            yield row
-
-
 class OuterSteps:
     """Completions of the first and of the last step, holding no more than those two steps.
 
@@ -138,20 +110,3 @@ def outer_steps(rows: Iterable[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     for row in rows:
         steps.add(row)
     return steps.found()
-
-
-def read_object(path: Path) -> Row:
-    """A JSON file's object; empty where the file is missing.
-
-    Raises:
-        DataError: it holds something else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} does not hold a JSON object")
-    return value

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from selfdistill.files import Row
 from selfdistill.report import numbers
-from selfdistill.report.files import Row, RunFiles
+from selfdistill.report.files import RunFiles
 
 ACCURACY = ("avg", "pass", "maj")
 

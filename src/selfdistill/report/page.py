@@ -19,9 +19,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from selfdistill.files import Row
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart, running_mean
-from selfdistill.report.files import Row, RunFiles, read_run
+from selfdistill.report.files import RunFiles, read_run
 from selfdistill.report.outcome import (
     alarm_rows,
     comparison_rows,
