@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from selfdistill.errors import DataError
-from selfdistill.files import read_lines
+from selfdistill.files import RolloutLine, read_lines
 from selfdistill.report import numbers
 from selfdistill.report.charts import (
     Series,
@@ -26,6 +26,10 @@ from selfdistill.report.outcome import flat, headline
 from selfdistill.report.tokens import Piece, align, choose, colour, scale_limit, tint
 
 
+def line(step: int, **more: Any) -> RolloutLine:
+    return RolloutLine(**{"example": "a", "prompt": "use 3", "text": "3", "step": step, **more})
+
+
 def test_a_torn_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.jsonl").write_text('{"step": 1}\n{"step": 2')
     assert list(read_lines(tmp_path / "torn.jsonl")) == [{"step": 1}]
@@ -35,18 +39,17 @@ def test_a_torn_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) 
 
 
 def test_the_first_and_the_last_scored_step_are_kept() -> None:
-    rows: list[dict[str, Any]] = [{"step": 1}, {"step": 2, "u": [0.1]}, {"step": 2, "u": [0.2]}, {"step": 2}]
-    rows += [{"step": 3, "u": [0.3]}, {"step": 4, "u": [0.4]}, {"step": 5}]
+    rows = [line(1), line(2, u=(0.1,)), line(2, u=(0.2,)), line(2), line(3, u=(0.3,)), line(4, u=(0.4,)), line(5)]
     assert outer_steps(rows) == ((rows[1], rows[2]), (rows[5],))
-    assert outer_steps([{"step": 1}, {"step": 2}, {"step": 3}]) == (({"step": 1},), ({"step": 3},))
+    assert outer_steps([line(1), line(2), line(3)]) == ((line(1),), (line(3),))
     assert outer_steps([]) == ((), ())
 
 
 def test_a_correct_and_a_wrong_answer_to_one_problem_come_first() -> None:
     rewards = [("a", 0.0), ("a", 0.0), ("b", 1.0), ("b", 0.0), ("c", 1.0), ("c", 1.0)]
-    rows = [{"example": example, "reward": reward, "index": place} for place, (example, reward) in enumerate(rewards)]
-    assert [row["index"] for row in choose(rows, 4)] == [2, 3, 4, 0]
-    assert [row["index"] for row in choose(rows, 6)] == [2, 3, 4, 0, 5, 1]
+    rows = [line(1, example=example, reward=reward, index=n) for n, (example, reward) in enumerate(rewards)]
+    assert [row.index for row in choose(rows, 4)] == [2, 3, 4, 0]
+    assert [row.index for row in choose(rows, 6)] == [2, 3, 4, 0, 5, 1]
 
 
 def test_tokens_find_their_spaces_again() -> None:
@@ -81,11 +84,11 @@ def test_colour_is_linear_in_u_and_full_at_the_limit() -> None:
 
 
 def test_values_that_do_not_fit_the_tokens_are_said_not_drawn() -> None:
-    shown = colour({"text": "a b c", "tokens": ["a", "b", "c"], "reward": 0.5, "u": [1.0]}, 1.0)
+    shown = colour(line(1, text="a b c", tokens=("a", "b", "c"), reward=0.5, u=(1.0,)), 1.0)
     assert shown.note == "u has 1 values for 3 tokens and is not shown."
     assert (shown.verdict, shown.reward, shown.total_u) == ("partly", "0.5", "")
     assert {token.side for token in shown.tokens} == {""}
-    plain = colour({"text": "so 24", "reward": None}, 1.0)
+    plain = colour(line(1, text="so 24"), 1.0)
     assert [token.piece for token in plain.tokens] == [Piece("", "so 24")]
     assert (plain.verdict, plain.reward) == ("unjudged", "–")
 

@@ -20,6 +20,7 @@ import pytest
 
 from selfdistill.cli.app import main
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files import RolloutLine
 from selfdistill.report import server as watching
 from selfdistill.report.page import write_report
 from selfdistill.report.server import Follower, is_loopback, server_of
@@ -124,14 +125,14 @@ def test_the_page_grows_with_the_files_and_reads_each_completion_once(
     browse: Browser, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    row = watching._row
+    rollout = watching._rollout
 
-    def counted(line: bytes, path: Path) -> dict[str, Any]:
-        found = row(line, path)
-        read.append(found["step"])
+    def counted(line: bytes, path: Path) -> RolloutLine:
+        found = rollout(line, path)
+        read.append(found.step)
         return found
 
-    monkeypatch.setattr(watching, "_row", counted)
+    monkeypatch.setattr(watching, "_rollout", counted)
     browse()
     assert read == [], "nothing has changed since the server began"
     append(run / "metrics.jsonl", measured(3))

@@ -18,6 +18,7 @@ import pytest
 from selfdistill.config import run as config
 from selfdistill.config.run import parse_config
 from selfdistill.errors import ConfigError
+from selfdistill.files import RolloutLine
 from selfdistill.tracking import trackers
 from selfdistill.tracking.trackers import COLUMNS, Begin, Trackers, evaluation_numbers, step_numbers, table_of
 from support.runs import lines, metrics, open_run, outcome, recorder, tiny_run, train
@@ -100,8 +101,9 @@ def test_a_line_becomes_numbers_by_name_and_what_is_none_is_left_out() -> None:
     assert evaluation_numbers(EVALUATION) == {"evaluation/problems": 3.0, "evaluation/length": 8.0, **means, **ends}
 
 
-def completion(step: int, **more: Any) -> dict[str, Any]:
-    return {"step": step, "example": "a", "reward": 1.0, "prompt": "use 3", "text": "3", "u": [0.5, -0.25], **more}
+def completion(step: int, **more: Any) -> RolloutLine:
+    values = {"step": step, "example": "a", "reward": 1.0, "prompt": "use 3", "text": "3", "u": (0.5, -0.25), **more}
+    return RolloutLine(**values)
 
 
 def test_completions_become_rows_of_a_few_right_and_wrong_ones() -> None:
@@ -226,12 +228,13 @@ def test_a_config_names_the_sinks_that_there_are() -> None:
 def write(name: str, folder: Path, **environment: str) -> str:
     """Two steps, an evaluation and a table, in a process of its own: these libraries keep threads and globals."""
     program = (
-        "import sys, json; from pathlib import Path; from selfdistill.tracking.trackers import Begin, Trackers\n"
+        "import sys, json; from pathlib import Path; from selfdistill.files import RolloutLine\n"
+        "from selfdistill.tracking.trackers import Begin, Trackers\n"
         "name, folder, line, evaluation, row = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])\n"
         "sinks = Trackers([name], Begin(folder, {'seed': 7}, 0), warn=print)\n"
         "sinks.evaluation(0, evaluation)\n"
         "sinks.step({**line, 'step': 1}, [row])\n"
-        "sinks.step({**line, 'step': 2, 'loss': 0.25, 'evaluation': evaluation}, [row])\n"
+        "sinks.step({**line, 'step': 2, 'loss': 0.25, 'evaluation': evaluation}, [RolloutLine.from_json(row, '')])\n"
         "sinks.close(); print('failures', sum(sinks.failures.values()))\n"
     )
     folder.mkdir()
@@ -242,7 +245,7 @@ def write(name: str, folder: Path, **environment: str) -> str:
             program,
             name,
             folder,
-            *map(json.dumps, (LINE, EVALUATION, completion(2, text=HOSTILE))),
+            *map(json.dumps, (LINE, EVALUATION, completion(2, text=HOSTILE).to_json())),
         ],
         capture_output=True,
         text=True,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from selfdistill.training.metrics import as_seen, described, drawn, separation, signal_shares
+from selfdistill.files import LINE_KEYS, RolloutLine
+from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separation, signal_shares
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View
 from support.engine import load_exact
@@ -98,21 +100,22 @@ def test_every_completion_is_written_down_with_its_u(model: Path) -> None:
     views = [view(0, 1, 2), view(1, 0, 6)]
     student: list[Scores | None] = [scores(-1.0, -1.0), scores(*[-1.0] * 6)]
     teacher: list[Scores | None] = [scores(-0.5, -2.1234567), None]
-    lines = list(described(GROUPS, result(views, student=student, teacher=teacher), chat))
-    assert [(line["index"], line.get("u")) for line in lines] == [
+    lines = list(rollout_lines(GROUPS, result(views, student=student, teacher=teacher), chat))
+    assert [(line.index, line.u) for line in lines] == [
         (0, None),
-        (1, [0.5, -1.12346]),
+        (1, (0.5, -1.12346)),
         (2, None),
         (0, None),
     ]
-    assert lines[1] == {
+    written = json.loads(json.dumps(lines[1].to_json()))
+    assert written == {
         "step": 7,
         "example": "three",
         "index": 1,
         "source": "student",
         "prompt": "make 9 .",
         "text": "9",
-        "ids": (8, 9),
+        "ids": [8, 9],
         "tokens": chat.tokens((8, 9)),
         "logprobs": [0.0, -0.123457],
         "finished": False,
@@ -121,10 +124,12 @@ def test_every_completion_is_written_down_with_its_u(model: Path) -> None:
         "feedback": None,
         "u": [0.5, -1.12346],
     }
-    assert (lines[2]["source"], lines[3]["feedback"], lines[3]["reward"]) == ("teacher", "no answer", None)
+    assert list(written) == [*LINE_KEYS, "u"]
+    assert RolloutLine.from_json(written, "here") == lines[1]
+    assert (lines[2].source, lines[3].feedback, lines[3].reward) == ("teacher", "no answer", None)
     # Without a teacher there is no u at all.
-    assert all("u" not in line for line in described(GROUPS, result(views, student=student), chat))
-    assert all("u" not in line for line in described(GROUPS, result(views, teacher=teacher), chat))
+    assert all("u" not in line.to_json() for line in rollout_lines(GROUPS, result(views, student=student), chat))
+    assert all("u" not in line.to_json() for line in rollout_lines(GROUPS, result(views, teacher=teacher), chat))
 
 
 def test_the_order_of_the_views_does_not_matter_to_their_lines(model: Path) -> None:
@@ -132,8 +137,8 @@ def test_the_order_of_the_views_does_not_matter_to_their_lines(model: Path) -> N
     views = [view(1, 0, 6), view(0, 1, 2)]
     both: list[Scores | None] = [scores(*[-1.0] * 6), scores(-1.0, -1.0)]
     other: list[Scores | None] = [scores(*[-2.0] * 6), scores(-0.5, -0.5)]
-    lines = list(described(GROUPS, result(views, student=both, teacher=other), chat))
-    assert [line.get("u") for line in lines] == [None, [0.5, 0.5], None, pytest.approx([-1.0] * 6)]
+    lines = list(rollout_lines(GROUPS, result(views, student=both, teacher=other), chat))
+    assert [line.u for line in lines] == [None, (0.5, 0.5), None, pytest.approx((-1.0,) * 6)]
 
 
 def test_a_callback_sees_the_seconds_and_every_single_value_of_the_line() -> None:

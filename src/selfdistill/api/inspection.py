@@ -128,12 +128,10 @@ def inspect(
         built=built,
     )
     with silenced():
-        seen = Inspection(
-            command.inspect(name, table, options, overrides=as_pairs(overrides), loaded=loaded, judge=judge)
-        )
+        result = command.inspect(name, table, options, overrides=as_pairs(overrides), loaded=loaded, judge=judge)
     if out is not None:
-        seen.save(out)
-    return seen
+        result.write(Path(out))
+    return Inspection(result)
 
 
 def _check(out: str | Path | None, *lists: object) -> None:

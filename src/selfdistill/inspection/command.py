@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.words import load_classes
-from selfdistill.files import read_lines
+from selfdistill.files import RolloutLine, read_rollouts
 from selfdistill.inspection.credit import MAX_LOGITS_PER_CHUNK, TOKENS, inspect_groups, plan
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
 from selfdistill.inspection.plan import choose_methods, knobs
@@ -26,7 +25,7 @@ from selfdistill.sampling.rollouts import fitting, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task
 from selfdistill.training.run_folder import config_for, load_model
-from selfdistill.types import Example, Rollout, RolloutGroup, Task, Verdict
+from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
 MOST_EPOCHS = 100
 """In so many epochs the form is looked for in which a stored completion's problem was asked."""
@@ -186,50 +185,34 @@ def read_groups(
     """
     if not path.is_file():
         raise DataError(f"{path} is no file; a run writes its completions to rollouts.jsonl")
-    rows: dict[tuple[object, object], list[Mapping[str, Any]]] = {}
+    lines: dict[tuple[int, str], list[RolloutLine]] = {}
     unused: Counter[str] = Counter()
-    for place, row in enumerate(read_lines(path), start=1):
-        _check_row(row, f"{path}, completion {place}")
-        if row.get("source", "student") != "student":
+    for line in read_rollouts(path):
+        if line.source != STUDENT:
             continue
-        if not row["ids"]:
+        if not line.ids:
             unused["a stored completion has no tokens"] += 1
             continue
-        rows.setdefault((row.get("step"), row["example"]), []).append(row)
-    if not rows:
+        lines.setdefault((line.step, line.example), []).append(line)
+    if not lines:
         raise DataError(f"{path} holds no completion of the student")
     examples = {example.id: example for example in judge.examples(options.split)}
     groups: list[RolloutGroup] = []
-    for (_, name), members in reversed(rows.items()):
+    for (_, name), members in reversed(lines.items()):
         if len(groups) == options.problems:
             break
-        example = _as_asked(examples.get(str(name)), str(members[0]["prompt"]))
+        example = _as_asked(examples.get(name), members[0].prompt)
         if example is None:
             unused["a stored completion's problem is not among the task's"] += len(members)
             continue
         groups.append(_stored(example, members[: options.samples], chat, policy, thinking, path))
     if not groups:
-        asked, known = next(iter(rows))[1], next(iter(examples), "none")
+        asked, known = next(iter(lines))[1], next(iter(examples), "none")
         raise DataError(
             f"{path} holds no completion of a problem in the {options.split} split of this task: it is of another "
             f"task, its sizes or its seed (problems as {asked} there, as {known} here)"
         )
     return groups[::-1], unused
-
-
-def _check_row(row: Mapping[str, Any], where: str) -> None:
-    """Refuse a line that no run wrote, before anything is made of it."""
-    ids, reward = row.get("ids"), row.get("reward")
-    whole = isinstance(ids, list) and all(isinstance(token, int) and token >= 0 for token in ids)
-    for key, fits in (
-        ("example", isinstance(row.get("example"), str)),
-        ("prompt", isinstance(row.get("prompt"), str)),
-        ("text", isinstance(row.get("text"), str)),
-        ("ids", whole),
-        ("reward", reward is None or (isinstance(reward, int | float) and math.isfinite(reward))),
-    ):
-        if not fits:
-            raise DataError(f"{where}: {key!r} is not what a run writes (got {str(row.get(key))[:40]!r})")
 
 
 def _as_asked(example: Example | None, prompt: str) -> Example | None:
@@ -240,16 +223,15 @@ def _as_asked(example: Example | None, prompt: str) -> Example | None:
 
 
 def _stored(
-    example: Example, rows: Sequence[Mapping[str, Any]], chat: Chat, policy: Policy, thinking: bool | None, path: Path
+    example: Example, lines: Sequence[RolloutLine], chat: Chat, policy: Policy, thinking: bool | None, path: Path
 ) -> RolloutGroup:
     rollouts, verdicts = [], []
-    for row in rows:
-        ids, text = tuple(row["ids"]), row["text"]
-        if max(ids) >= policy.real_vocabulary or chat.decode(ids) != text:
+    for line in lines:
+        if max(line.ids) >= policy.real_vocabulary or chat.decode(line.ids) != line.text:
             raise DataError(f"{path}: the ids of {example.id} do not spell its text in this model's tokenizer")
         prompt = chat.encode(example.prompt, thinking=thinking)
         # Nothing is known of the policy that drew it, and nothing is asked: the ratio counts as 1.
-        unknown = (float("nan"),) * len(ids)
-        rollouts.append(Rollout(prompt, ids, unknown, bool(row.get("finished", True)), text, 0))
-        verdicts.append(Verdict(row.get("reward"), feedback=row.get("feedback")))
+        unknown = (float("nan"),) * len(line.ids)
+        rollouts.append(Rollout(prompt, line.ids, unknown, line.finished, line.text, 0))
+        verdicts.append(Verdict(line.reward, feedback=line.feedback))
     return RolloutGroup(example, tuple(rollouts), tuple(verdicts))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfdistill.errors import DataError
-from selfdistill.files import Row, read_lines, read_object
+from selfdistill.files import RolloutLine, Row, read_lines, read_object, read_rollouts
 from selfdistill.report.numbers import number
 
 
@@ -22,8 +22,8 @@ class RunFiles:
     config: Row
     metrics: tuple[Row, ...]
     summary: Row
-    first: tuple[Row, ...]
-    last: tuple[Row, ...]
+    first: tuple[RolloutLine, ...]
+    last: tuple[RolloutLine, ...]
     alarms: tuple[Row, ...] = ()
 
 
@@ -37,7 +37,7 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
     """
     if not (run_dir / "config.json").is_file():
         raise DataError(_no_run(run_dir))
-    first, last = outer_steps(read_lines(run_dir / "rollouts.jsonl")) if completions is None else completions.found()
+    first, last = outer_steps(read_rollouts(run_dir / "rollouts.jsonl")) if completions is None else completions.found()
     metrics = tuple(read_lines(run_dir / "metrics.jsonl"))
     place = run_dir.resolve()
     return RunFiles(
@@ -84,29 +84,29 @@ class OuterSteps:
     """
 
     def __init__(self) -> None:
-        self._first: dict[bool, list[Row]] = {True: [], False: []}
-        self._last: dict[bool, list[Row]] = {True: [], False: []}
+        self._first: dict[bool, list[RolloutLine]] = {True: [], False: []}
+        self._last: dict[bool, list[RolloutLine]] = {True: [], False: []}
 
-    def add(self, row: Row) -> None:
+    def add(self, line: RolloutLine) -> None:
         """One more line of ``rollouts.jsonl``."""
-        scored, step = bool(row.get("u")), row.get("step")
+        scored = bool(line.u)
         first, last = self._first[scored], self._last[scored]
-        if not first or first[0].get("step") == step:
-            first.append(row)
-        elif last and last[0].get("step") == step:
-            last.append(row)
+        if not first or first[0].step == line.step:
+            first.append(line)
+        elif last and last[0].step == line.step:
+            last.append(line)
         else:
-            self._last[scored] = [row]
+            self._last[scored] = [line]
 
-    def found(self) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    def found(self) -> tuple[tuple[RolloutLine, ...], tuple[RolloutLine, ...]]:
         """The first and the last step so far."""
         kind = bool(self._first[True])
         return tuple(self._first[kind]), tuple(self._last[kind])
 
 
-def outer_steps(rows: Iterable[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """:class:`OuterSteps` of all rows, in one pass."""
+def outer_steps(lines: Iterable[RolloutLine]) -> tuple[tuple[RolloutLine, ...], tuple[RolloutLine, ...]]:
+    """:class:`OuterSteps` of all lines, in one pass."""
     steps = OuterSteps()
-    for row in rows:
-        steps.add(row)
+    for line in lines:
+        steps.add(line)
     return steps.found()

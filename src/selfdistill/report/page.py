@@ -19,7 +19,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from selfdistill.files import Row
+from selfdistill.files import RolloutLine, Row
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart, running_mean
 from selfdistill.report.files import RunFiles, read_run
@@ -242,10 +242,10 @@ def accuracy_charts(evaluations: Sequence[tuple[float, Row]], best_step: object)
     return [curve_chart("Held-out accuracy", [series], unit=name, share=True, size=size, marks=marks) for size in sizes]
 
 
-def _step_of(rows: Sequence[Row], limit: float) -> dict[str, object]:
-    completions: list[Coloured] = [colour(row, limit) for row in rows]
+def _step_of(lines: Sequence[RolloutLine], limit: float) -> dict[str, object]:
+    completions: list[Coloured] = [colour(line, limit) for line in lines]
     return {
-        "step": numbers.whole(numbers.number(rows[0].get("step"))),
+        "step": numbers.whole(lines[0].step),
         "completions": completions,
         "scored": any(completion.total_u for completion in completions),
     }

@@ -24,6 +24,7 @@ from threading import Lock
 from typing import Any
 
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files import RolloutLine
 from selfdistill.report.files import OuterSteps, read_run
 from selfdistill.report.page import Live, render_run
 
@@ -78,18 +79,18 @@ class Follower:
             for line in file:
                 if not line.endswith(b"\n"):  # the run is writing it just now
                     break
-                self._completions.add(_row(line, path))
+                self._completions.add(_rollout(line, path))
                 self._offset += len(line)
 
 
-def _row(line: bytes, path: Path) -> dict[str, Any]:
+def _rollout(line: bytes, path: Path) -> RolloutLine:
     try:
         row = json.loads(line.decode("utf-8", errors="replace"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: a line is not valid JSON ({error.msg})") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}: a line is not a JSON object")
-    return row
+    return RolloutLine.from_json(row, f"{path}, a line")
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

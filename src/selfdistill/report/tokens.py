@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from selfdistill.files import RolloutLine
 from selfdistill.report import numbers
 
 MOST_TOKENS = 3000
@@ -89,27 +89,27 @@ def tint(u: float | None, limit: float) -> tuple[str, int]:
     return ("p" if u > 0 else "n"), round(100 * min(1.0, abs(u) / limit))
 
 
-def colour(row: Mapping[str, Any], limit: float) -> Coloured:
+def colour(line: RolloutLine, limit: float) -> Coloured:
     """Make one line of ``rollouts.jsonl`` ready to be written; what does not fit together is said, not drawn."""
-    text = numbers.printable(str(row.get("text") or ""))
-    words = [numbers.printable(str(token)) for token in row.get("tokens") or ()]
+    text = numbers.printable(line.text)
+    words = [numbers.printable(token) for token in line.tokens]
     pieces = align(text, words) if words else [Piece("", text)]
     notes: list[str] = []
     if not words:
         notes.append("This completion was written without its tokens, so it has no colours.")
-    u = _per_token(row, "u", len(words), notes)
-    logprobs = _per_token(row, "logprobs", len(words), notes)
+    u = _per_token(line.u, "u", len(words), notes)
+    logprobs = _per_token(line.logprobs or None, "logprobs", len(words), notes)
     if len(pieces) > MOST_TOKENS:
         notes.append(f"Only the first {MOST_TOKENS:,} of {len(pieces):,} tokens are shown.")
     known = [value for value in u if value is not None]
-    reward = numbers.number(row.get("reward"))
+    reward = line.reward
     return Coloured(
-        example=numbers.printable(str(row.get("example", numbers.MISSING))),
-        index=str(row.get("index", numbers.MISSING)),
+        example=numbers.printable(line.example),
+        index=str(line.index),
         verdict="unjudged" if reward is None else "correct" if reward >= 1 else "wrong" if reward <= 0 else "partly",
         reward=numbers.MISSING if reward is None else f"{reward:.3g}".replace("-", numbers.MINUS),
-        prompt=numbers.printable(str(row.get("prompt") or "")).strip(),
-        feedback=numbers.printable(str(row.get("feedback") or "")).strip(),
+        prompt=numbers.printable(line.prompt).strip(),
+        feedback=numbers.printable(line.feedback or "").strip(),
         length=len(words),
         total_u=numbers.signed(sum(known)) if known else "",
         tokens=tuple(
@@ -120,37 +120,35 @@ def colour(row: Mapping[str, Any], limit: float) -> Coloured:
     )
 
 
-def token_values(row: Mapping[str, Any]) -> list[float]:
-    """The finite u of a row; empty where no teacher was scored."""
-    return [value for value in map(numbers.number, row.get("u") or ()) if value is not None]
+def token_values(line: RolloutLine) -> list[float]:
+    """The finite u of a completion; empty if no teacher scored it."""
+    return [value for value in line.u or () if value is not None]
 
 
-def choose(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+def choose(lines: Sequence[RolloutLine], count: int) -> list[RolloutLine]:
     """A fixed choice of completions: a correct and a wrong one of the same problem first, then both kinds in turn.
 
     Two answers to one problem show the signal best; everything goes by the order of the file, so that the same run
     always gives the same page.
     """
-    by_example: dict[str, tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]] = {}
-    for row in rows:
-        reward = numbers.number(row.get("reward"))
-        right, wrong = by_example.setdefault(str(row.get("example")), ([], []))
-        (right if reward is not None and reward >= 1 else wrong).append(row)
+    by_example: dict[str, tuple[list[RolloutLine], list[RolloutLine]]] = {}
+    for line in lines:
+        right, wrong = by_example.setdefault(line.example, ([], []))
+        (right if line.reward is not None and line.reward >= 1 else wrong).append(line)
     pairs = [(right[0], wrong[0]) for right, wrong in by_example.values() if right and wrong]
-    chosen = [row for pair in pairs for row in pair][:count]
-    taken = {id(row) for row in chosen}
-    right = [row for kind, _ in by_example.values() for row in kind if id(row) not in taken]
-    wrong = [row for _, kind in by_example.values() for row in kind if id(row) not in taken]
+    chosen = [line for pair in pairs for line in pair][:count]
+    taken = {id(line) for line in chosen}
+    right = [line for kind, _ in by_example.values() for line in kind if id(line) not in taken]
+    wrong = [line for _, kind in by_example.values() for line in kind if id(line) not in taken]
     for place in range(max(len(right), len(wrong))):
         chosen += right[place : place + 1] + wrong[place : place + 1]
     return chosen[:count]
 
 
-def _per_token(row: Mapping[str, Any], key: str, length: int, notes: list[str]) -> list[float | None]:
-    values = row.get(key)
+def _per_token(values: Sequence[float | None] | None, key: str, length: int, notes: list[str]) -> list[float | None]:
     if values is None or not length:
         return [None] * max(length, 1)
     if len(values) != length:
         notes.append(f"{key} has {len(values)} values for {length} tokens and is not shown.")
         return [None] * length
-    return [numbers.number(value) for value in values]
+    return list(values)

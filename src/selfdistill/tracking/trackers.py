@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selfdistill.errors import ConfigError, UserError
+from selfdistill.files import RolloutLine
 from selfdistill.report.numbers import number, printable
-from selfdistill.report.tokens import choose
+from selfdistill.report.tokens import choose, token_values
 
 SHOWN = 8
 """Completions in a table: enough to see what the model does, little beside the numbers."""
@@ -164,7 +165,7 @@ class Trackers:
         for name in dict.fromkeys(names):
             self._guarded(name, partial(self._begin, name, begin))
 
-    def step(self, line: Mapping[str, Any], completions: Sequence[Mapping[str, Any]]) -> None:
+    def step(self, line: Mapping[str, Any], completions: Sequence[RolloutLine]) -> None:
         """A line of metrics, and the step's completions, which are sent where the step was evaluated."""
         values, rows = step_numbers(line), table_of(completions) if "evaluation" in line else []
         for name, tracker in self._open.items():
@@ -221,18 +222,18 @@ def evaluation_numbers(result: Mapping[str, Any]) -> dict[str, float]:
     return _finite(found)
 
 
-def table_of(completions: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+def table_of(completions: Sequence[RolloutLine]) -> list[list[Any]]:
     """Rows of :data:`COLUMNS` for a choice of lines of ``rollouts.jsonl``: right and wrong in turn."""
     return [
         [
-            row["step"],
-            printable(str(row["example"])),
-            number(row["reward"]),
-            round(sum(row["u"]), 4) if row.get("u") else None,
-            printable(str(row["prompt"])),
-            printable(str(row["text"])),
+            line.step,
+            printable(line.example),
+            number(line.reward),
+            round(sum(token_values(line)), 4) if line.u else None,
+            printable(line.prompt),
+            printable(line.text),
         ]
-        for row in choose(completions, SHOWN)
+        for line in choose(completions, SHOWN)
     ]
 
 

@@ -28,7 +28,7 @@ from selfdistill.training import atomic as checkpoint
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
-from selfdistill.training.metrics import as_seen, described, drawn, separation, signal_shares
+from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separation, signal_shares
 from selfdistill.training.run_folder import holds_run
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
@@ -161,8 +161,8 @@ class Run:
             self._note_seconds(clock, line)
             self._listen(line)
             # Write the step to rollouts.jsonl, metrics.jsonl, the trackers and the terminal.
-            completions = list(described(groups, result, parts.chat))
-            self.rollouts.append(*completions)
+            completions = list(rollout_lines(groups, result, parts.chat))
+            self.rollouts.append(*(completion.to_json() for completion in completions))
             self.metrics.append(line)
             self.trackers.step(line, completions)
             self.progress.step(line, total=config.steps)
@@ -319,7 +319,8 @@ class Run:
 
     def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
         path, empty = self.folder / f"bad-batch-{step:06d}.jsonl", StepResult(StepRecord(step), [])
-        JsonLines(path, writes=self.world.first).append(*described(groups, empty, self.parts.chat))
+        lines = rollout_lines(groups, empty, self.parts.chat)
+        JsonLines(path, writes=self.world.first).append(*(line.to_json() for line in lines))
         return TrainingError(f"{error}; the batch is in {path}, the last checkpoint is kept")
 
     def _finish(self) -> dict[str, Any]:

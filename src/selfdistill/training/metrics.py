@@ -8,6 +8,7 @@ from typing import Any
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.evaluation.words import deliberation_pattern
+from selfdistill.files import RolloutLine
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, RolloutGroup, StepRecord
 
@@ -53,39 +54,39 @@ def separation(result: StepResult) -> dict[str, float | None]:
     if student is None or teacher is None:
         return {}
     totals = {"u_correct": [0.0, 0.0], "u_wrong": [0.0, 0.0]}
-    for view, mine, theirs in zip(result.views, student, teacher, strict=True):
-        if mine is None or theirs is None or view.reward is None or view.source != STUDENT:
+    for view, own, other in zip(result.views, student, teacher, strict=True):
+        if own is None or other is None or view.reward is None or view.source != STUDENT:
             continue
         total = totals["u_correct" if view.reward >= 1 else "u_wrong"]
-        total[0] += float((theirs.target_N - mine.target_N).double().sum())
+        total[0] += float((other.target_N - own.target_N).double().sum())
         total[1] += len(view.completion_ids)
     return {name: total / tokens if tokens else None for name, (total, tokens) in totals.items()}
 
 
-def described(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat) -> Iterator[dict[str, Any]]:
+def rollout_lines(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat) -> Iterator[RolloutLine]:
     """The lines of ``rollouts.jsonl``, one for every completion of the step."""
-    place = {(view.group, view.index): n for n, view in enumerate(result.views)}
-    student, teacher = result.scores.get(STUDENT), result.scores.get("teacher")
+    index_of = {(view.group, view.index): n for n, view in enumerate(result.views)}
+    students, teachers = result.scores.get(STUDENT), result.scores.get("teacher")
     for g, group in enumerate(groups):
         for i, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
-            line: dict[str, Any] = {
-                "step": result.record.step,
-                "example": group.example.id,
-                "index": i,
-                "source": rollout.source,
-                "prompt": group.example.prompt[-1].content,
-                "text": rollout.text,
-                "ids": rollout.completion_ids,
-                "tokens": chat.tokens(rollout.completion_ids),
-                "logprobs": [round(number, 6) for number in rollout.logprobs],
-                "finished": rollout.finished,
-                "policy_version": rollout.policy_version,
-                "reward": verdict.reward,
-                "feedback": verdict.feedback,
-            }
-            n = place.get((g, i))
-            mine = student[n] if student and n is not None else None
-            theirs = teacher[n] if teacher and n is not None else None
-            if mine is not None and theirs is not None:
-                line["u"] = [round(u, 5) for u in (theirs.target_N - mine.target_N).tolist()]
-            yield line
+            n = index_of.get((g, i))
+            student = students[n] if students and n is not None else None
+            teacher = teachers[n] if teachers and n is not None else None
+            yield RolloutLine(
+                example=group.example.id,
+                prompt=group.example.prompt[-1].content,
+                text=rollout.text,
+                ids=rollout.completion_ids,
+                step=result.record.step,
+                index=i,
+                source=rollout.source,
+                tokens=tuple(chat.tokens(rollout.completion_ids)),
+                logprobs=tuple(round(number, 6) for number in rollout.logprobs),
+                finished=rollout.finished,
+                policy_version=rollout.policy_version,
+                reward=verdict.reward,
+                feedback=verdict.feedback,
+                u=tuple(round(u, 5) for u in (teacher.target_N - student.target_N).tolist())
+                if student is not None and teacher is not None
+                else None,
+            )
