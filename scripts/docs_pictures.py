@@ -99,7 +99,7 @@ def choose_pair(table: TokenTable) -> tuple[int, int]:
     for c, (one, length) in enumerate(zip(table.samples, table.findings.lengths, strict=True)):
         tries = sum(piece.body == "try" for piece in one.pieces)
         if one.finished and tries >= 2 and length <= LONGEST:
-            by_problem.setdefault(table.findings.place[c][0], {}).setdefault(one.reward == 1, c)
+            by_problem.setdefault(table.findings.places[c][0], {}).setdefault(one.reward == 1, c)
 
     def unevenness(problem: int) -> float:
         verdicts = table.findings.groups[problem].verdicts
@@ -152,8 +152,8 @@ def sft_picture(bench: Bench, example: int) -> str:
 def pbsd_picture(students: TokenTable, teachers: TokenTable, beta: float) -> str:
     """A teacher's and a student's completion of one problem, and the weight that their tokens carry."""
     _, minus = choose_pair(students)
-    problem = students.findings.place[minus][0]
-    plus = next(c for c, place in enumerate(teachers.findings.place) if place[0] == problem)
+    problem = students.findings.places[minus][0]
+    plus = next(c for c, place in enumerate(teachers.findings.places) if place[0] == problem)
     scores = [
         torch.tensor([parts_of(table, table.findings.logprobs[name].astype(np.float64))[c].sum()])
         for table, c in ((teachers, plus), (students, minus))
@@ -183,7 +183,7 @@ def pbsd_picture(students: TokenTable, teachers: TokenTable, beta: float) -> str
 def pbsd_reward_picture(teachers: TokenTable, beta: float) -> str:
     """Two of the teacher's samples of one problem, one of them wrong, with their weights."""
     by_problem: dict[int, list[int]] = {}
-    for c, (problem, _) in enumerate(teachers.findings.place):
+    for c, (problem, _) in enumerate(teachers.findings.places):
         by_problem.setdefault(problem, []).append(c)
     members = next(m for m in by_problem.values() if len({teachers.samples[c].reward for c in m}) > 1)
     rewards = torch.tensor([teachers.samples[c].reward for c in members], dtype=torch.float64)
@@ -205,7 +205,7 @@ def main() -> None:
     students, teachers = bench.table(groups, METHODS), bench.table(bench.teachers(groups), ())
     pictures: Mapping[str, str] = {
         **credit_pictures(students),
-        "sft": sft_picture(bench, students.findings.place[choose_pair(students)[0]][0]),
+        "sft": sft_picture(bench, students.findings.places[choose_pair(students)[0]][0]),
         "pbsd": pbsd_picture(students, teachers, beta=0.1),
         "pbsd_reward": pbsd_reward_picture(teachers, beta=0.1),
     }

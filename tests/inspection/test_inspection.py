@@ -68,7 +68,7 @@ def test_every_context_scores_as_a_plain_forward_and_cutting_changes_nothing(mod
     )
     assert (whole.teacher, whole.contexts[:2]) == ("bare", ["student", "bare"])
     at = 0
-    for (g, i), prompts in zip(whole.place, whole.prompts, strict=True):
+    for (g, i), prompts in zip(whole.places, whole.prompts, strict=True):
         ids = groups[g].rollouts[i].completion_ids
         rows = slice(at, at + len(ids))
         for name in whole.contexts:

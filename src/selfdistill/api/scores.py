@@ -31,7 +31,7 @@ class ScoreTable(Mapping[str, Scores]):
     def __init__(self, findings: Findings, contexts: Sequence[str], tokens: Sequence[str]) -> None:
         self.groups = findings.groups
         """The problems with their completions."""
-        self.places = list(findings.place)
+        self.places = list(findings.places)
         """(group, index) of each completion, in the order of the numbers."""
         self.lengths = findings.lengths
         """Tokens of each completion."""
@@ -155,7 +155,7 @@ def score(
     found = inspect_groups(
         policy, chat, groups, plan({}, names, known), known, thinking=thinking, seed=derive(seed, "contrast", 1)
     )
-    ids = [token for g, i in found.place for token in groups[g].rollouts[i].completion_ids]
+    ids = [token for g, i in found.places for token in groups[g].rollouts[i].completion_ids]
     return ScoreTable(found, names, chat.tokens(ids))
 
 

@@ -84,48 +84,50 @@ def measure_teacher_gap(
         room=params.max_tokens,
     )
     by_place = {(g, i): row[i][TEACHER] for g, row in enumerate(rendered) for i in range(len(row))}
-    prompts = {place: ids for place, ids in by_place.items() if not isinstance(ids, Skipped)}
+    prompts = {at: ids for at, ids in by_place.items() if not isinstance(ids, Skipped)}
     skipped = Counter(ids.reason for ids in by_place.values() if isinstance(ids, Skipped))
-    shown = sorted(prompts)
-    if not shown:
+    places_with_prompt = sorted(prompts)
+    if not places_with_prompt:
         return skipped
-    drawn = _taught(role, worker, groups, prompts, replace(params, count=1, seed=derive(seed, "teacher")))
-    own = [groups[g].rollouts[i] for g, i in shown]
-    theirs = [drawn[place] for place in shown]
-    right = [groups[g].verdicts[i].correct for g, i in shown]
-    asked = [(groups[g].example, r.text, r.finished) for (g, _), r in zip(shown, theirs, strict=True)]
+    drawn = _sample_teacher(role, worker, groups, prompts, replace(params, count=1, seed=derive(seed, "teacher")))
+    student_rollouts = [groups[g].rollouts[i] for g, i in places_with_prompt]
+    teacher_rollouts = [drawn[at] for at in places_with_prompt]
+    right = [groups[g].verdicts[i].correct for g, i in places_with_prompt]
+    asked = [
+        (groups[g].example, r.text, r.finished) for (g, _), r in zip(places_with_prompt, teacher_rollouts, strict=True)
+    ]
     judged = [verdict.correct for verdict in verify_all(worker.task, asked)]
     shifts = [
-        _log_ratios(role, worker, policy, rollouts, [prompts[place] for place in shown], sign, max_tokens)
-        for rollouts, sign in ((own, 1.0), (theirs, -1.0))
+        _log_ratios(role, worker, policy, rollouts, [prompts[at] for at in places_with_prompt], sign, max_tokens)
+        for rollouts, sign in ((student_rollouts, 1.0), (teacher_rollouts, -1.0))
     ]
-    return _summary(shown, right, judged, shifts, own, theirs, skipped)
+    return _summary(places_with_prompt, right, judged, shifts, student_rollouts, teacher_rollouts, skipped)
 
 
-def _taught(
+def _sample_teacher(
     role: Role,
     worker: RolloutWorker,
     groups: Sequence[RolloutGroup],
     prompts: Mapping[tuple[int, int], tuple[int, ...]],
     params: SamplingParams,
 ) -> dict[tuple[int, int], Rollout]:
-    shown = sorted(prompts)
+    places_with_prompt = sorted(prompts)
     chat = worker.chat
     with worker.teachers.weights(role.weights) as policy:
         sampler = policy_sampler(policy, chat, max_batch_size=worker.max_batch_size)
-        drawn = sampler.sample([prompts[place] for place in shown], params)
+        completions = sampler.sample([prompts[at] for at in places_with_prompt], params)
     return {
         (g, i): Rollout(
             groups[g].rollouts[i].prompt_ids,
-            c.ids,
-            c.logprobs,
-            c.finished,
-            chat.decode(c.ids),
+            completion.ids,
+            completion.logprobs,
+            completion.finished,
+            chat.decode(completion.ids),
             0,
             TEACHER,
             prompts[g, i],
         )
-        for (g, i), (c,) in zip(shown, drawn, strict=True)
+        for (g, i), (completion,) in zip(places_with_prompt, completions, strict=True)
     }
 
 
@@ -144,28 +146,28 @@ def _log_ratios(
         for n, (r, prompt) in enumerate(zip(rollouts, prompts, strict=True))
     ]
     with torch.no_grad():
-        mine = score_views(policy, views, STUDENT, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
+        student_scores = score_views(policy, views, STUDENT, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
     with worker.teachers.weights(role.weights) as teacher:
-        theirs = score_views(teacher, views, TEACHER, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
-    pairs = zip(mine, theirs, strict=True)
+        teacher_scores = score_views(teacher, views, TEACHER, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
+    pairs = zip(student_scores, teacher_scores, strict=True)
     return [sign * float((s.target_N.double() - t.target_N.double()).sum()) for s, t in pairs]
 
 
 def _summary(
-    shown: Sequence[tuple[int, int]],
+    places: Sequence[tuple[int, int]],
     right: Sequence[bool],
     judged: Sequence[bool],
     shifts: Sequence[Sequence[float]],
-    own: Sequence[Rollout],
-    theirs: Sequence[Rollout],
+    student_rollouts: Sequence[Rollout],
+    teacher_rollouts: Sequence[Rollout],
     skipped: Counter[str],
 ) -> TeacherGap:
     """Means over problems of means over their completions, with intervals over problems."""
-    problems = sorted({g for g, _ in shown})
-    most = max(sum(1 for g, _ in shown if g == problem) for problem in problems)
+    problems = sorted({g for g, _ in places})
+    most = max(sum(1 for g, _ in places if g == problem) for problem in problems)
 
     def each(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        rows = [[value for (g, _), value in zip(shown, values, strict=True) if g == problem] for problem in problems]
+        rows = [[value for (g, _), value in zip(places, values, strict=True) if g == problem] for problem in problems]
         return np.concatenate([average_per_problem([row]) for row in rows])
 
     def estimate(values: Sequence[float]) -> Estimate:
@@ -178,9 +180,9 @@ def _summary(
         gap=paired_difference(each(student), each(teacher), k=most, seed=0, resamples=RESAMPLES),
         shift_on_student=estimate(shifts[0]),
         shift_on_teacher=estimate(shifts[1]),
-        per_token_on_student=sum(shifts[0]) / sum(len(r.completion_ids) for r in own),
-        per_token_on_teacher=sum(shifts[1]) / sum(len(r.completion_ids) for r in theirs),
+        per_token_on_student=sum(shifts[0]) / sum(len(r.completion_ids) for r in student_rollouts),
+        per_token_on_teacher=sum(shifts[1]) / sum(len(r.completion_ids) for r in teacher_rollouts),
         problems=len(problems),
-        completions=len(shown),
+        completions=len(places),
         skipped=skipped,
     )

@@ -127,7 +127,7 @@ def inspect(
     also = [ANSWER_ONLY] if ANSWER_ONLY in templates else []
     wanted = plan(methods, options.contexts, templates, also=also)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
-    found = inspect_groups(
+    findings = inspect_groups(
         policy,
         chat,
         groups,
@@ -139,8 +139,8 @@ def inspect(
         max_tokens=config.limits.tokens or TOKENS,
         max_logits_per_chunk=config.limits.elements or MAX_LOGITS_PER_CHUNK,
     )
-    found.skipped += unused
-    table = token_table(found, chat, patterns)
+    findings.skipped += unused
+    table = token_table(findings, chat, patterns)
     origin = {
         "model": model,
         "weights": path,
@@ -149,7 +149,7 @@ def inspect(
         "rollouts": str(options.rollouts) if options.rollouts else None,
         "temperature": None if options.rollouts else options.temperature,
         "seed": options.seed,
-        "knobs": knobs(methods, found.credits),
+        "knobs": knobs(methods, findings.credits),
     }
     return InspectResult(table, summarise(table, origin, chat), chat, remarks)
 

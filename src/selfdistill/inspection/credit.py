@@ -99,8 +99,9 @@ def plan(
             left_out[name] = reason
             continue
         kept[name] = method
-        mapped[name] = {role: _label(one) for role, one in method.roles().items()}
-        roles.update({_label(one): one for one in method.roles().values()})
+        method_roles = method.roles()
+        mapped[name] = {role_name: _label(role) for role_name, role in method_roles.items()}
+        roles.update({_label(role): role for role in method_roles.values()})
     roles.update({name: Role(name) for name in also})
     own = [label for labels in mapped.values() for label in labels.values() if label != STUDENT]
     return Plan(roles, next(iter([*contexts, *own]), None), kept, mapped, left_out)
@@ -154,16 +155,16 @@ def inspect_groups(
                 policy, step, rendered, wanted, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk
             )
         )
-    found = join(parts)
-    found.left_out = dict(wanted.left_out)
+    findings = join(parts)
+    findings.left_out = dict(wanted.left_out)
     # A context that could be shown beside no completion is counted among the skipped, and has no column.
-    found.contexts = [name for name in found.contexts if not np.isnan(found.logprobs[name]).all()]
-    if found.teacher not in found.contexts:
-        found.teacher = None
-        found.alternatives.pop("teacher", None)
-    found.logprobs = {name: found.logprobs[name] for name in found.contexts}
-    found.entropies = {name: found.entropies[name] for name in found.contexts}
-    return found
+    findings.contexts = [name for name in findings.contexts if not np.isnan(findings.logprobs[name]).all()]
+    if findings.teacher not in findings.contexts:
+        findings.teacher = None
+        findings.alternatives.pop("teacher", None)
+    findings.logprobs = {name: findings.logprobs[name] for name in findings.contexts}
+    findings.entropies = {name: findings.entropies[name] for name in findings.contexts}
+    return findings
 
 
 @torch.no_grad()
@@ -185,9 +186,9 @@ def _inspect_step(
     contexts = list(wanted.roles)
     scores = {label: _scores(batches, views, label, max_logits_per_chunk) for label in contexts}
     order = _order(batches, views)
-    found = Findings(
+    findings = Findings(
         groups=groups,
-        place=[(view.group, view.index) for view in views],
+        places=[(view.group, view.index) for view in views],
         contexts=contexts,
         teacher=wanted.teacher,
         logprobs={
@@ -216,9 +217,9 @@ def _inspect_step(
         credit, metrics = _credit(
             policy, method, labels, on_policy(method_views, scores[STUDENT]), known, batches, max_logits_per_chunk
         )
-        found.credits[name] = credit[order].numpy()
-        found.metrics[name] = {key: value[order].numpy() for key, value in metrics.items()}
-    return found
+        findings.credits[name] = credit[order].numpy()
+        findings.metrics[name] = {key: value[order].numpy() for key, value in metrics.items()}
+    return findings
 
 
 def on_policy(views: Sequence[View], scores: Sequence[Scores | None]) -> list[View]:
@@ -235,12 +236,12 @@ def _scored_batch(policy: Policy, views: Sequence[View], micro_batch: MicroBatch
     head_inputs: dict[str, HeadInput] = {}
     shown_N: dict[str, Tensor] = {}
     labels = list(dict.fromkeys(label for view in picked for label in view.prompts))
-    found = {}
+    by_label = {}
     for roles in together(dict.fromkeys(labels, "live"), packed=policy.packs):
-        found.update(head_inputs_of(policy, picked, roles, packed=policy.packs))
-    for label, (head_input, _) in found.items():
-        shown = torch.tensor([label in view.prompts for view in picked])
-        shown_N[label] = shown.repeat_interleave(lengths).to(policy.device)
+        by_label.update(head_inputs_of(policy, picked, roles, packed=policy.packs))
+    for label, (head_input, _) in by_label.items():
+        has_context = torch.tensor([label in view.prompts for view in picked])
+        shown_N[label] = has_context.repeat_interleave(lengths).to(policy.device)
         hidden_ND = head_input.hidden_ND.new_zeros(len(target_N), head_input.hidden_ND.shape[1])
         hidden_ND[shown_N[label]] = head_input.hidden_ND
         head_inputs[label] = replace(head_input, hidden_ND=hidden_ND)
@@ -333,7 +334,7 @@ def _order(batches: Sequence[_Batch], views: Sequence[View]) -> Tensor:
 
 def _flat(columns: Sequence[Tensor | None], views: Sequence[View]) -> Floats:
     parts = [
-        np.full(len(view.completion_ids), math.nan, dtype=np.float32) if one is None else one.float().numpy()
-        for one, view in zip(columns, views, strict=True)
+        np.full(len(view.completion_ids), math.nan, dtype=np.float32) if values is None else values.float().numpy()
+        for values, view in zip(columns, views, strict=True)
     ]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)

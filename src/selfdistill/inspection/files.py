@@ -59,7 +59,7 @@ def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> 
     classes: list[str] = []
     outcomes: list[str] = []
     texts: dict[int, str] = {}
-    for g, i in findings.place:
+    for g, i in findings.places:
         group = findings.groups[g]
         rollout, verdict = group.rollouts[i], group.verdicts[i]
         for token in rollout.completion_ids:
@@ -67,14 +67,14 @@ def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> 
                 texts[token] = chat.tokens([token])[0]
         tokens = [texts[token] for token in rollout.completion_ids]
         pieces = align(rollout.text, tokens)
-        spans, at, shown = [], 0, ""
+        spans, at, text = [], 0, ""
         for piece in pieces:
             at += len(piece.before)
             end = at if piece.unseen else at + len(piece.body)
             spans.append((at, end))
-            shown += piece.before + ("" if piece.unseen else piece.body)
+            text += piece.before + ("" if piece.unseen else piece.body)
             at = end
-        classes += classify(shown, spans, patterns)
+        classes += classify(text, spans, patterns)
         outcomes.append(outcome(verdict))
         samples.append(
             Sample(
@@ -97,23 +97,23 @@ def outcome(verdict: Verdict) -> str:
 
 def summarise(table: TokenTable, origin: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
     """Everything but the single tokens, as plain JSON."""
-    found = table.findings
-    gains, signals = found.gains(), table.signals
-    lengths = found.lengths
+    findings = table.findings
+    gains, signals = findings.gains(), table.signals
+    lengths = findings.lengths
     judged = [c for c, name in enumerate(table.outcome_C) if name != "not judged"]
     correct_C = np.array([table.outcome_C[c] == "correct" for c in judged], dtype=np.bool_)
-    problem_C = np.array([found.place[c][0] for c in judged], dtype=np.int64)
+    problem_C = np.array([findings.places[c][0] for c in judged], dtype=np.int64)
     return {
         **origin,
-        "problems": len(found.groups),
+        "problems": len(findings.groups),
         "completions": len(lengths),
         "tokens": sum(lengths),
         "outcomes": {name: table.outcome_C.count(name) for name in OUTCOMES},
-        "contexts": found.contexts,
-        "teacher": found.teacher,
-        "methods": list(found.credits),
-        "left_out": found.left_out,
-        "skipped": dict(sorted(found.skipped.items())),
+        "contexts": findings.contexts,
+        "teacher": findings.teacher,
+        "methods": list(findings.credits),
+        "left_out": findings.left_out,
+        "skipped": dict(sorted(findings.skipped.items())),
         "signals": _signal_tables(table, signals),
         "separation": {
             name: tables.separation(tables.totals(u_N, lengths)[judged], correct_C, problem_C)
@@ -121,16 +121,16 @@ def summarise(table: TokenTable, origin: Mapping[str, Any], chat: Chat) -> dict[
         },
         "metrics": _metric_tables(table),
         "agreement": tables.agreement(gains),
-        "answer_leak": _leak(found, gains),
+        "answer_leak": _leak(findings, gains),
         "templates": template_checks(table, chat),
     }
 
 
 def _signal_tables(table: TokenTable, signals: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
-    found = table.findings
-    decile_N = tables.deciles(found.lengths)
-    part_N, parts = tables.entropy_parts(found.entropies[STUDENT].astype(np.float64))
-    outcome_N = np.repeat(np.array(table.outcome_C), found.lengths)
+    findings = table.findings
+    decile_N = tables.deciles(findings.lengths)
+    part_N, parts = tables.entropy_parts(findings.entropies[STUDENT].astype(np.float64))
+    outcome_N = np.repeat(np.array(table.outcome_C), findings.lengths)
     result: dict[str, Any] = {}
     for name, values_N in signals.items():
         by_position = tables.by_label(values_N, decile_N, range(tables.DECILES))
@@ -160,7 +160,7 @@ def _metric_tables(table: TokenTable) -> dict[str, Any]:
     }
 
 
-def _leak(found: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+def _leak(findings: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
     """``same`` are the contexts whose every prompt is the answer-only one, as where a solution is but its answer."""
     if ANSWER_ONLY not in gains:
         reason = f"no completion could be shown the context {ANSWER_ONLY}; in shipped files it needs the field 'answer'"
@@ -168,32 +168,32 @@ def _leak(found: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[str
     same = [
         name
         for name in gains
-        if name != ANSWER_ONLY and all(shown.get(name) == shown.get(ANSWER_ONLY) for shown in found.prompts)
+        if name != ANSWER_ONLY and all(prompts.get(name) == prompts.get(ANSWER_ONLY) for prompts in findings.prompts)
     ]
     return {"available": True, "reason": None, "same": same, "rows": tables.answer_leak(gains, ANSWER_ONLY)}
 
 
 def template_checks(table: TokenTable, chat: Chat) -> dict[str, Any]:
     """What a wrong template would show: at the first token, at the end, in how prompts end, in open thinking."""
-    found = table.findings
-    lengths = np.array(found.lengths)
+    findings = table.findings
+    lengths = np.array(findings.lengths)
     first = np.cumsum(lengths) - lengths
     rest = np.setdiff1d(np.arange(lengths.sum()), first)
-    rollouts = [found.groups[g].rollouts[i] for g, i in found.place]
+    rollouts = [findings.groups[g].rollouts[i] for g, i in findings.places]
     ended = [n for n, r in enumerate(rollouts) if r.finished and r.completion_ids[-1] in chat.stop_ids]
     ends = (first + lengths - 1)[ended]
-    gains = found.gains()
+    gains = findings.gains()
     rows = []
-    for name in found.contexts:
+    for name in findings.contexts:
         sizes = np.abs(gains[name]) if name in gains else None
-        shared = [_shared_ending(prompts[STUDENT], prompts[name]) for prompts in found.prompts if name in prompts]
+        shared = [_shared_ending(prompts[STUDENT], prompts[name]) for prompts in findings.prompts if name in prompts]
         rows.append(
             {
                 "context": name,
                 "completions": len(shared),
                 "first_token": None if sizes is None else _mean(sizes[first]),
                 "other_tokens": None if sizes is None else _mean(sizes[rest]),
-                "end": _mean(found.logprobs[name][ends].astype(np.float64)),
+                "end": _mean(findings.logprobs[name][ends].astype(np.float64)),
                 "shared_ending": min(shared, default=None),
             }
         )
@@ -274,22 +274,22 @@ def check_place(folder: Path) -> None:
 
 def page_data_of(table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> PageData:
     """The findings in the form that the page takes."""
-    found = table.findings
+    findings = table.findings
     words: dict[int, str] = {}
-    for ids_NK, _ in found.alternatives.values():
+    for ids_NK, _ in findings.alternatives.values():
         words.update({int(token): chat.tokens([int(token)])[0] for token in np.unique(ids_NK)})
     return PageData(
         summary=summary,
         samples=table.samples,
-        contexts=found.contexts,
-        teacher=found.teacher,
-        methods=list(found.credits),
+        contexts=findings.contexts,
+        teacher=findings.teacher,
+        methods=list(findings.credits),
         signals=table.signals,
-        logprobs=found.logprobs,
-        entropies=found.entropies,
+        logprobs=findings.logprobs,
+        entropies=findings.entropies,
         class_names=list(ALL_CLASSES),
         class_N=np.array([ALL_CLASSES.index(name) for name in table.class_N], dtype=np.uint8),
-        alternatives=found.alternatives,
+        alternatives=findings.alternatives,
         words=words,
         outcome_C=table.outcome_C,
     )
@@ -306,9 +306,9 @@ def arrow_table(table: TokenTable) -> Any:
     """A ``pyarrow.Table`` with one row a token; null where a number is missing."""
     import pyarrow as pa
 
-    found = table.findings
-    lengths = found.lengths
-    rollouts = [found.groups[g].rollouts[i] for g, i in found.place]
+    findings = table.findings
+    lengths = findings.lengths
+    rollouts = [findings.groups[g].rollouts[i] for g, i in findings.places]
 
     def repeated(values: Sequence[object]) -> list[object]:
         return [value for value, n in zip(values, lengths, strict=True) for _ in range(n)]
@@ -318,20 +318,20 @@ def arrow_table(table: TokenTable) -> Any:
 
     columns: dict[str, Any] = {
         "completion": pa.array(repeated(range(len(lengths))), pa.int32()),
-        "example": pa.array(repeated([one.example for one in table.samples]), pa.string()),
-        "index": pa.array(repeated([one.index for one in table.samples]), pa.int32()),
-        "position": pa.array([place for n in lengths for place in range(n)], pa.int32()),
+        "example": pa.array(repeated([sample.example for sample in table.samples]), pa.string()),
+        "index": pa.array(repeated([sample.index for sample in table.samples]), pa.int32()),
+        "position": pa.array([position for n in lengths for position in range(n)], pa.int32()),
         "id": pa.array([token for rollout in rollouts for token in rollout.completion_ids], pa.int32()),
-        "text": pa.array([_sound(piece.body) for one in table.samples for piece in one.pieces], pa.string()),
+        "text": pa.array([_sound(piece.body) for sample in table.samples for piece in sample.pieces], pa.string()),
         "class": pa.array(table.class_N.tolist(), pa.string()),
-        "reward": pa.array(repeated([one.reward for one in table.samples]), pa.float64()),
+        "reward": pa.array(repeated([sample.reward for sample in table.samples]), pa.float64()),
     }
-    columns |= {f"logprob {name}": number(values) for name, values in found.logprobs.items()}
-    columns |= {f"entropy {name}": number(values) for name, values in found.entropies.items()}
+    columns |= {f"logprob {name}": number(values) for name, values in findings.logprobs.items()}
+    columns |= {f"entropy {name}": number(values) for name, values in findings.entropies.items()}
     columns |= {name: number(values.astype(np.float32)) for name, values in table.signals.items()}
-    for method, metrics in found.metrics.items():
+    for method, metrics in findings.metrics.items():
         columns |= {f"{method} {name}": number(values) for name, values in metrics.items()}
-    for name, (ids_NK, logprobs_NK) in found.alternatives.items():
+    for name, (ids_NK, logprobs_NK) in findings.alternatives.items():
         columns[f"top ids {name}"] = pa.array(ids_NK.tolist(), pa.list_(pa.int32()))
         columns[f"top logprobs {name}"] = pa.array(
             [None if np.isnan(row).any() else row for row in logprobs_NK.tolist()], pa.list_(pa.float32())

@@ -27,7 +27,7 @@ class Findings:
     """
 
     groups: list[RolloutGroup]
-    place: list[tuple[int, int]]
+    places: list[tuple[int, int]]
     contexts: list[str]
     teacher: str | None
     logprobs: dict[str, Floats]
@@ -42,7 +42,7 @@ class Findings:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each completion."""
-        return [len(self.groups[g].rollouts[i].completion_ids) for g, i in self.place]
+        return [len(self.groups[g].rollouts[i].completion_ids) for g, i in self.places]
 
     def gains(self) -> dict[str, NDArray[np.float64]]:
         """u [N] = log T(y) − log S(y) of every context besides the student's own."""
@@ -68,21 +68,21 @@ def join(parts: Sequence[Findings]) -> Findings:
     whole = replace(parts[0])
     for part in parts[1:]:
         shift = len(whole.groups)
-        whole.place = [*whole.place, *((g + shift, i) for g, i in part.place)]
+        whole.places = [*whole.places, *((g + shift, i) for g, i in part.places)]
         whole.groups = [*whole.groups, *part.groups]
         sizes = [len(whole.logprobs[STUDENT]), len(part.logprobs[STUDENT])]
         whole.metrics = {
             name: {
                 key: value.numpy()
-                for key, value in columns([_tensors(mine), _tensors(part.metrics[name])], sizes).items()
+                for key, value in columns([_tensors(left), _tensors(part.metrics[name])], sizes).items()
             }
-            for name, mine in whole.metrics.items()
+            for name, left in whole.metrics.items()
         }
         whole.prompts = [*whole.prompts, *part.prompts]
         whole.skipped = whole.skipped + part.skipped
         for name in ("logprobs", "entropies", "credits"):
-            mine, theirs = getattr(whole, name), getattr(part, name)
-            setattr(whole, name, {key: np.concatenate([mine[key], theirs[key]]) for key in mine})
+            left, right = getattr(whole, name), getattr(part, name)
+            setattr(whole, name, {key: np.concatenate([left[key], right[key]]) for key in left})
         whole.alternatives = {
             key: (np.concatenate([ids, part.alternatives[key][0]]), np.concatenate([p, part.alternatives[key][1]]))
             for key, (ids, p) in whole.alternatives.items()

@@ -80,7 +80,7 @@ def render_microscope(page_data: PageData) -> str:
         facts=_facts(summary),
         data=data,
         blocks=blocks,
-        options=[_option(page_data, c, one) for c, one in enumerate(page_data.samples)],
+        options=[_option(page_data, c, sample) for c, sample in enumerate(page_data.samples)],
         teacher=page_data.teacher,
         shades=data["shades"],
         quantiles=_quantile_charts(page_data),
@@ -106,21 +106,21 @@ def _columns(page_data: PageData) -> dict[str, NDArray[Any]]:
 def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[str]]:
     """What the script needs once, and a block of base64 for every completion."""
     pieces: dict[tuple[str, str, bool], int] = {}
-    lengths = [len(one.pieces) for one in page_data.samples]
+    lengths = [len(sample.pieces) for sample in page_data.samples]
     piece_N = np.array(
         [
             pieces.setdefault((piece.before, numbers.printable(piece.body), piece.unseen), len(pieces))
-            for one in page_data.samples
-            for piece in one.pieces
+            for sample in page_data.samples
+            for piece in sample.pieces
         ],
         dtype=np.int64,
     )
-    place = {token: n for n, token in enumerate(page_data.words)}
+    index = {token: n for n, token in enumerate(page_data.words)}
     known = np.zeros(max(page_data.words, default=-1) + 1, dtype=np.int64)
-    known[list(place)] = list(place.values())
+    known[list(index)] = list(index.values())
     sides = list(page_data.alternatives)
     ids = [piece_N[:, None], *(known[page_data.alternatives[side][0]] for side in sides)]
-    wide = max(len(pieces), len(place)) > 1 << 16
+    wide = max(len(pieces), len(index)) > 1 << 16
     numbers_CN = np.stack([_half(values) for values in columns.values()])
     chances = [_half(page_data.alternatives[side][1]) for side in sides]
     blocks: list[str] = []
@@ -128,8 +128,8 @@ def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dic
     for n in lengths:
         rows = slice(begin, begin + n)
         parts = [numbers_CN[:, rows].tobytes()]
-        parts += [one[rows].astype("<u4" if wide else "<u2").tobytes() for one in ids]
-        parts += [one[rows].tobytes() for one in chances]
+        parts += [values[rows].astype("<u4" if wide else "<u2").tobytes() for values in ids]
+        parts += [values[rows].tobytes() for values in chances]
         parts.append(page_data.class_N[rows].tobytes())
         blocks.append(base64.b64encode(b"".join(parts)).decode("ascii"))
         begin += n
@@ -146,8 +146,8 @@ def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dic
         "methods": list(page_data.methods),
         "shades": [{"name": name, "limit": scale_limit(_known(values).tolist())} for name, values in columns.items()],
         "texts": [
-            {"prompt": numbers.printable(one.prompt).strip(), "feedback": numbers.printable(one.feedback).strip()}
-            for one in page_data.samples
+            {"prompt": numbers.printable(sample.prompt).strip(), "feedback": numbers.printable(sample.feedback).strip()}
+            for sample in page_data.samples
         ],
     }
     return data, blocks
@@ -161,12 +161,12 @@ def _known(values: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(values[~np.isnan(values)])
 
 
-def _option(page_data: PageData, place: int, one: Sample) -> str:
-    reward = "" if one.reward is None else f", reward {one.reward:.3g}".replace("-", numbers.MINUS)
-    cut = "" if one.finished else ", cut"
+def _option(page_data: PageData, index: int, sample: Sample) -> str:
+    reward = "" if sample.reward is None else f", reward {sample.reward:.3g}".replace("-", numbers.MINUS)
+    cut = "" if sample.finished else ", cut"
     return (
-        f"{place + 1}. {page_data.outcome_C[place]}{reward}, {len(one.pieces):,} tokens{cut}: "
-        f"{numbers.printable(one.example)} · {one.index}"
+        f"{index + 1}. {page_data.outcome_C[index]}{reward}, {len(sample.pieces):,} tokens{cut}: "
+        f"{numbers.printable(sample.example)} · {sample.index}"
     )
 
 
@@ -185,16 +185,20 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Each label with its method and the knobs that are not as they come; no rows where there are none."""
     rows = [
-        (label, one["method"], ", ".join(f"{key} = {word}" for key, word in flat(one["knobs"])) or "as they come")
-        for label, one in summary["knobs"].items()
+        (
+            label,
+            variant["method"],
+            ", ".join(f"{key} = {word}" for key, word in flat(variant["knobs"])) or "as they come",
+        )
+        for label, variant in summary["knobs"].items()
     ]
-    told = any(one["knobs"] or label != one["method"] for label, one in summary["knobs"].items())
+    told = any(variant["knobs"] or label != variant["method"] for label, variant in summary["knobs"].items())
     return [(numbers.printable(label), numbers.printable(name), word) for label, name, word in rows] if told else []
 
 
 def _quantile_charts(page_data: PageData) -> list[Chart]:
     """Each signal's quantile function, correct and wrong completions apart: tails, signs and shifts in one line."""
-    outcome_N = np.repeat(np.array(page_data.outcome_C), [len(one.pieces) for one in page_data.samples])
+    outcome_N = np.repeat(np.array(page_data.outcome_C), [len(sample.pieces) for sample in page_data.samples])
     percentiles = list(range(1, 100))
     return [
         chart
@@ -204,7 +208,7 @@ def _quantile_charts(page_data: PageData) -> list[Chart]:
 
 
 def _total_charts(page_data: PageData) -> list[Chart]:
-    lengths = [len(one.pieces) for one in page_data.samples]
+    lengths = [len(sample.pieces) for sample in page_data.samples]
     charts = []
     for name, values in page_data.signals.items():
         if not name.startswith("u "):
@@ -232,8 +236,8 @@ def _by_outcome(
 def _position_charts(page_data: PageData) -> list[Chart]:
     """Each signal's mean by the tenth of the completion."""
     charts = []
-    for name, found in page_data.summary["signals"].items():
-        means = [None if row["mean"] is None else round(row["mean"], DIGITS) for row in found["by_position"]]
+    for name, tables in page_data.summary["signals"].items():
+        means = [None if row["mean"] is None else round(row["mean"], DIGITS) for row in tables["by_position"]]
         if any(mean is not None for mean in means):
             x = [10.0 * (d + 1) for d in range(len(means))]
             series = [Series(name, x, means, tone="teacher" if name.startswith("u ") else "student", look="points")]

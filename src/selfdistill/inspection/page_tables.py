@@ -35,7 +35,7 @@ class Table:
 def page_tables(summary: Mapping[str, Any]) -> list[Table]:
     """Every table of the page, in its order."""
     signals = summary["signals"]
-    found = []
+    tables = []
     if signals:
         for key, caption, note in (
             (
@@ -46,17 +46,17 @@ def page_tables(summary: Mapping[str, Any]) -> list[Table]:
             ("by_entropy", "Mean by the student's entropy, in nats", ""),
             ("by_outcome", "Mean by outcome of the completion", ""),
         ):
-            found.append(_means(signals, key, caption, note))
-        found += [_shares(signals), _balance(signals)]
+            tables.append(_means(signals, key, caption, note))
+        tables += [_shares(signals), _balance(signals)]
     if summary["separation"]:
-        found.append(_separation(summary["separation"]))
+        tables.append(_separation(summary["separation"]))
     if summary["agreement"]:
-        found.append(_agreement(summary))
+        tables.append(_agreement(summary))
     if summary["answer_leak"]["rows"]:
-        found.append(_leak(summary["answer_leak"]))
-    found += [_metrics(name, values) for name, values in summary["metrics"].items()]
-    found.append(_templates(summary["templates"]))
-    return found
+        tables.append(_leak(summary["answer_leak"]))
+    tables += [_metrics(name, values) for name, values in summary["metrics"].items()]
+    tables.append(_templates(summary["templates"]))
+    return tables
 
 
 def _means(signals: Mapping[str, Any], key: str, caption: str, note: str) -> Table:
@@ -89,29 +89,29 @@ def _balance(signals: Mapping[str, Any]) -> Table:
     head = ["", "Positive", "Negative", "Zero", "Σ positive", "Σ negative", "Median |x|", "90% |x|", "99% |x|",
             "Largest", "In the top 1%"]  # fmt: skip
     rows = []
-    for name, found in signals.items():
-        one = found["balance"]
-        if one["tokens"]:
-            sizes = one["absolute_quantiles"]
-            cells = [numbers.percent(one[key]) for key in ("positive", "negative", "zero")]
-            cells += [numbers.signed(one["positive_sum"]), numbers.signed(one["negative_sum"])]
-            cells += [numbers.plain(value) for value in (sizes["0.5"], sizes["0.9"], sizes["0.99"], one["largest"])]
-            rows.append((name, [Cell(text) for text in (*cells, numbers.percent(one["top_share"]))]))
+    for name, signal in signals.items():
+        balance = signal["balance"]
+        if balance["tokens"]:
+            sizes = balance["absolute_quantiles"]
+            cells = [numbers.percent(balance[key]) for key in ("positive", "negative", "zero")]
+            cells += [numbers.signed(balance["positive_sum"]), numbers.signed(balance["negative_sum"])]
+            cells += [numbers.plain(value) for value in (sizes["0.5"], sizes["0.9"], sizes["0.99"], balance["largest"])]
+            rows.append((name, [Cell(text) for text in (*cells, numbers.percent(balance["top_share"]))]))
     return Table(
         "Signs and tails", head, rows, "The last column is the share of Σ|x| that the largest 1 % of tokens hold."
     )
 
 
-def _separation(found: Mapping[str, Any]) -> Table:
-    def shown(one: Mapping[str, Any] | None) -> Cell:
-        if one is None:
+def _separation(separation: Mapping[str, Any]) -> Table:
+    def cell(auc: Mapping[str, Any] | None) -> Cell:
+        if auc is None:
             return Cell(numbers.MISSING)
-        ends = f" ({one['low']:.3f}–{one['high']:.3f})" if one["low"] is not None else ""
-        return Cell(f"{one['value']:.3f}{ends}")
+        ends = f" ({auc['low']:.3f}–{auc['high']:.3f})" if auc["low"] is not None else ""
+        return Cell(f"{auc['value']:.3f}{ends}")
 
     rows = [
-        (name, [shown(one["auc"]), shown(one["within"]), _count(one["correct"]), _count(one["wrong"])])
-        for name, one in found.items()
+        (name, [cell(row["auc"]), cell(row["within"]), _count(row["correct"]), _count(row["wrong"])])
+        for name, row in separation.items()
     ]
     note = (
         "The chance that a correct completion has the larger Σu than a wrong one; 0.5 is none the wiser. "
@@ -130,26 +130,26 @@ def _agreement(summary: Mapping[str, Any]) -> Table:
     return Table("Agreement of contexts: Pearson's r of u over tokens", ["", *names], rows)
 
 
-def _leak(found: Mapping[str, Any]) -> Table:
-    rows = [(row["context"], [_plain(row["r2"]), _count(row["tokens"])]) for row in found["rows"]]
-    same = " and ".join(found["same"])
+def _leak(leak: Mapping[str, Any]) -> Table:
+    rows = [(row["context"], [_plain(row["r2"]), _count(row["tokens"])]) for row in leak["rows"]]
+    same = " and ".join(leak["same"])
     note = f"The answer-only prompt is that of {same}: a solution is but its answer here." if same else ""
     return Table("Answer leak: R² of u on the u of an answer-only context", ["Context", "R²", "Tokens"], rows, note)
 
 
-def _metrics(method: str, found: Mapping[str, Any]) -> Table:
-    names = list(found)
-    groups = [row["name"] for row in found[names[0]]["by_class"]]
-    rows = [("all tokens", [_plain(found[name]["mean"]) for name in names])]
+def _metrics(method: str, metrics: Mapping[str, Any]) -> Table:
+    names = list(metrics)
+    groups = [row["name"] for row in metrics[names[0]]["by_class"]]
+    rows = [("all tokens", [_plain(metrics[name]["mean"]) for name in names])]
     rows += [
-        (group, [_plain(found[name]["by_class"][n]["mean"]) for name in names])
+        (group, [_plain(metrics[name]["by_class"][n]["mean"]) for name in names])
         for n, group in enumerate(groups)
-        if any(found[name]["by_class"][n]["tokens"] for name in names)
+        if any(metrics[name]["by_class"][n]["tokens"] for name in names)
     ]
     return Table(f"What {method} measures of itself: means of its own metrics", ["", *names], rows)
 
 
-def _templates(found: Mapping[str, Any]) -> Table:
+def _templates(checks: Mapping[str, Any]) -> Table:
     rows = [
         (
             row["context"],
@@ -161,11 +161,11 @@ def _templates(found: Mapping[str, Any]) -> Table:
                 _count(row["shared_ending"]),
             ],
         )
-        for row in found["contexts"]
+        for row in checks["contexts"]
     ]
-    thinking = found["thinking"]
+    thinking = checks["thinking"]
     note = (
-        f"{numbers.percent(found['finished'])} of the completions are finished; of {thinking['opened']} that think, "
+        f"{numbers.percent(checks['finished'])} of the completions are finished; of {thinking['opened']} that think, "
         f"{thinking['closed']} close their thinking."
     )
     head = [

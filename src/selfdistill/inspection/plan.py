@@ -49,13 +49,13 @@ def choose_methods(
 
 def knobs(methods: Mapping[str, Method], names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """For each label the method's name and the knobs that are not as they come, ready for JSON."""
-    found = {}
+    changed = {}
     for label in names:
         method = methods[label]
         whole = method.model_dump(mode="json")
         given = {key: whole[key] for key in method.model_dump(exclude_defaults=True)}
-        found[label] = {"method": name_of(type(method)), "knobs": given}
-    return found
+        changed[label] = {"method": name_of(type(method)), "knobs": given}
+    return changed
 
 
 def name_of(kind: type[Method]) -> str:
@@ -93,6 +93,6 @@ def _set_knob(tables: Mapping[str, dict[str, Any]], override: str) -> bool:
         return True
     first = key.strip().partition(".")[0]
     if first == "method" or first in METHODS:
-        shown = ", ".join(tables) or "none"
-        raise ConfigError(f"--set {override}: write LABEL.knob=value, with one of the methods looked at: {shown}")
+        labels = ", ".join(tables) or "none"
+        raise ConfigError(f"--set {override}: write LABEL.knob=value, with one of the methods looked at: {labels}")
     return False

@@ -106,8 +106,8 @@ def agreement(u: Mapping[str, Vector]) -> list[Statistics]:
     names = list(u)
     return [
         {"left": left, "right": right, **correlation(u[left], u[right])}
-        for place, left in enumerate(names)
-        for right in names[place + 1 :]
+        for index, left in enumerate(names)
+        for right in names[index + 1 :]
     ]
 
 
@@ -116,9 +116,9 @@ def answer_leak(u: Mapping[str, Vector], answer: str) -> list[Statistics]:
     rows = []
     for name, values_N in u.items():
         if name != answer:
-            found = correlation(values_N, u[answer])
-            r = found["r"]
-            rows.append({"context": name, "tokens": found["tokens"], "r2": None if r is None else r * r})
+            fit = correlation(values_N, u[answer])
+            r = fit["r"]
+            rows.append({"context": name, "tokens": fit["tokens"], "r2": None if r is None else r * r})
     return rows
 
 
@@ -181,9 +181,9 @@ def _auc(points_PP: Vector, pairs_PP: Vector, count_RP: Vector, *, within: bool)
 
     value = float(points_PP.sum() / pairs_PP.sum())
     pairs_R = drawn(pairs_PP)
-    found: Statistics = {"value": value, "low": None, "high": None, "pairs": int(pairs_PP.sum())}
+    result: Statistics = {"value": value, "low": None, "high": None, "pairs": int(pairs_PP.sum())}
     if len(points_PP) > 1:
         kept = pairs_R > 0
         low, high = np.quantile(drawn(points_PP)[kept] / pairs_R[kept], [0.025, 0.975])
-        found |= {"low": float(low), "high": float(high)}
-    return found
+        result |= {"low": float(low), "high": float(high)}
+    return result

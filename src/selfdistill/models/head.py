@@ -226,12 +226,12 @@ def _piece_of_loss(
     pieces = {STUDENT: leaf, **{name: values[rows] for name, values in others.items()}}
     widths = {STUDENT: student.width, **{name: head_input.width for name, head_input in job.head_inputs.items()}}
     inputs = {name: values[at] for name, values in job.inputs.items()}
-    look = compiled(_look_at_piece) if student.compiled else _look_at_piece
+    evaluate = compiled(_evaluate_piece) if student.compiled else _evaluate_piece
     with torch.enable_grad():
-        loss, found, measured = look(
+        loss, piece_scores, measured = evaluate(
             pieces, widths, job.target_N[at], job.weight_N[at], inputs, job.values, job.loss, job.metrics
         )
-    for role, (target_N, entropy_N) in found.items():
+    for role, (target_N, entropy_N) in piece_scores.items():
         scores[role].target_N[at], scores[role].entropy_N[at] = target_N, entropy_N
     for name, value in measured.items():
         sums[name] = sums[name] + value.double() if name in sums else value.double()
@@ -244,7 +244,7 @@ def _piece_of_loss(
     return loss.detach()
 
 
-def _look_at_piece(
+def _evaluate_piece(
     logits: Mapping[str, Tensor],
     widths: Mapping[str, int | None],
     target_N: Tensor,
@@ -259,12 +259,12 @@ def _look_at_piece(
     It is compiled as it stands.
     """
     roles = {name: _logprobs(values_nV, widths[name]) for name, values_nV in logits.items()}
-    seen = TokenSlice(target_N, roles, inputs, values)
-    loss = _weighted_sum(loss_of(seen), weight_N)
+    tokens = TokenSlice(target_N, roles, inputs, values)
+    loss = _weighted_sum(loss_of(tokens), weight_N)
     with torch.no_grad():
-        found = {role: (seen.target(role).detach(), entropy(logprobs.detach())) for role, logprobs in roles.items()}
-        measured = metrics_of(seen) if metrics_of else {}
-        return loss, found, {name: _weighted_sum(value, weight_N) for name, value in measured.items()}
+        scores = {role: (tokens.target(role).detach(), entropy(logprobs.detach())) for role, logprobs in roles.items()}
+        measured = metrics_of(tokens) if metrics_of else {}
+        return loss, scores, {name: _weighted_sum(value, weight_N) for name, value in measured.items()}
 
 
 def _weighted_sum(values_N: Tensor, weight_N: Tensor) -> Tensor:

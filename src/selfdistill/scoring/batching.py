@@ -67,12 +67,12 @@ def micro_batches(
         cut_by_tokens([views[i] for i in share], max_tokens=max_tokens, forwards=forwards, packed=packed)
         for share in shares
     ]
-    mine = [MicroBatch([shares[world.rank][i] for i in batch]) for batch in cut[world.rank]]
-    idle = max(map(len, cut)) - len(mine)
+    own = [MicroBatch([shares[world.rank][i] for i in batch]) for batch in cut[world.rank]]
+    idle = max(map(len, cut)) - len(own)
     return (
-        mine + [MicroBatch([min(range(len(views)), key=lambda i: _length(views[i]))], is_dummy=True)] * idle
+        own + [MicroBatch([min(range(len(views)), key=lambda i: _length(views[i]))], is_dummy=True)] * idle
         if idle
-        else mine
+        else own
     )
 
 
@@ -104,21 +104,21 @@ def collate(views: Sequence[View], *roles: str, packed: bool = False) -> Sequenc
     Raises:
         ValueError: a prompt is empty, so no position predicts the first completion token.
     """
-    shown = [(role, view) for role in roles for view in views if role in view.prompts]
-    sequences = [(*view.prompts[role], *view.completion_ids) for role, view in shown]
-    prompts = [len(view.prompts[role]) for role, view in shown]
+    pairs = [(role, view) for role in roles for view in views if role in view.prompts]
+    sequences = [(*view.prompts[role], *view.completion_ids) for role, view in pairs]
+    prompts = [len(view.prompts[role]) for role, view in pairs]
     if not all(prompts):
-        raise ValueError(f"role {shown[prompts.index(0)][0]!r} has an empty prompt")
-    target_N = torch.tensor([token for _, view in shown for token in view.completion_ids], dtype=torch.long)
+        raise ValueError(f"role {pairs[prompts.index(0)][0]!r} has an empty prompt")
+    target_N = torch.tensor([token for _, view in pairs for token in view.completion_ids], dtype=torch.long)
     if packed:
         made = pack(grow(sequences))
         column_N = torch.cat([places[prompt - 1 : -1] for places, prompt in zip(made.places, prompts, strict=True)])
         row_N = torch.zeros_like(column_N)
         return SequenceBatch(made.ids_T[None], row_N, column_N, target_N, made.position_T[None], made.layout)
     ids_BL = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
-    lengths = torch.tensor([len(view.completion_ids) for _, view in shown])
+    lengths = torch.tensor([len(view.completion_ids) for _, view in pairs])
     column_N = torch.cat([torch.arange(p - 1, len(ids) - 1) for p, ids in zip(prompts, sequences, strict=True)])
-    return SequenceBatch(ids_BL, torch.arange(len(shown)).repeat_interleave(lengths), column_N, target_N)
+    return SequenceBatch(ids_BL, torch.arange(len(pairs)).repeat_interleave(lengths), column_N, target_N)
 
 
 def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:

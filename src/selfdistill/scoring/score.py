@@ -53,7 +53,7 @@ def _score(
         if not micro_batch.is_dummy:
             results.update(zip(micro_batch.indices, split(scores, picked), strict=True))
     if world.size > 1:
-        results = {i: found.alone() for i, found in results.items()}
+        results = {i: scores_of_view.alone() for i, scores_of_view in results.items()}
     return world.merge(results, len(alone))
 
 
@@ -72,14 +72,14 @@ def score_roles(
     """
     columns: dict[str, list[Scores | None]] = {role: [None] * len(views) for role in weights}
     for kind in dict.fromkeys(weights.values()):
-        places = [(role, i) for role in weights if weights[role] == kind for i in range(len(views))]
-        shown = [(role, i) for role, i in places if role in views[i].prompts]
-        alone = [_alone(views[i], role) for role, i in shown]
+        pairs = [(role, i) for role in weights if weights[role] == kind for i in range(len(views))]
+        with_prompt = [(role, i) for role, i in pairs if role in views[i].prompts]
+        alone = [_alone(views[i], role) for role, i in with_prompt]
         with teachers.weights(kind) as policy:
             scores = _score(
                 policy, alone, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk, world=world
             )
-        for (role, i), score in zip(shown, scores, strict=True):
+        for (role, i), score in zip(with_prompt, scores, strict=True):
             columns[role][i] = score
     return columns
 
@@ -109,8 +109,8 @@ def head_inputs(
     result: dict[str, HeadInput] = {}
     for roles in together(weights, packed=teachers.pack):
         with teachers.weights(weights[roles[0]]) as policy:
-            found = head_inputs_of(policy, views, roles, packed=teachers.pack)
-        for role, (head_input, targets) in found.items():
+            by_role = head_inputs_of(policy, views, roles, packed=teachers.pack)
+        for role, (head_input, targets) in by_role.items():
             if not torch.equal(targets, target_N):
                 raise RuntimeError(f"role {role!r} scores other tokens than the student")
             result[role] = head_input

@@ -217,13 +217,13 @@ class Trainer:
         student = Movement(weights)
         self.optimiser.step()
         self.policy.refresh()
-        found = {"moved": student.share(student.sample([weight.grad for weight in weights]), world)}
+        shares = {"moved": student.share(student.sample([weight.grad for weight in weights]), world)}
         averages, students = self.teachers.averaged()
         average = Movement(averages)
         self.teachers.update()
         gaps_to_close = [s - a for s, a in zip(average.sample(students), average.before, strict=True)]
-        found["average_moved"] = average.share(gaps_to_close, world)
-        return {name: share for name, share in found.items() if share is not None}
+        shares["average_moved"] = average.share(gaps_to_close, world)
+        return {name: share for name, share in shares.items() if share is not None}
 
     def _precompute(self, views: Sequence[View]) -> dict[str, list[Scores | None]]:
         """Score the roles that the method needs before the loss."""
