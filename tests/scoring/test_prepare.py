@@ -54,9 +54,10 @@ def test_the_microscope_measures_what_a_training_step_measures(
 ) -> None:
     name, knobs = case.partition(" ")[0], KNOBS[case]
     policy, chat = load_exact(model)
-    groups = invent_groups(policy, chat, off=0.0)
+    # The microscope takes completions as just sampled by the student, whatever their log-probabilities were.
+    groups, others = (invent_groups(policy, chat, off=off) for off in (0.0, 0.4))
     found = inspect_groups(
-        policy, chat, groups, plan({"m": build_method(name, knobs)}, [], templates), templates,
+        policy, chat, others, plan({"m": build_method(name, knobs)}, [], templates), templates,
         thinking=None, seed=derive(0, "contrast", 1),
     )  # fmt: skip
     trained = make_bench(policy, chat, templates, name, knobs).step(groups)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from selfdistill.files import LINE_KEYS, RolloutLine
+from selfdistill.files import LINE_KEYS, RolloutLine, flatten
 from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separation, signal_shares
 from selfdistill.training.trainer import StepResult
-from selfdistill.types import Example, Message, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View
+from selfdistill.types import Example, Message, RoleSums, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View
 from support.engine import load_exact
 
 EXAMPLE = Example("three", (Message("system", "be brief"), Message("user", "make 9 .")), {})
@@ -147,3 +148,37 @@ def test_a_callback_sees_the_seconds_and_every_single_value_of_the_line() -> Non
     seen = as_seen(record, line)
     assert seen.values == {"loss": 0.5, "step": 3, "reward": 0.25, "finished": None}
     assert (seen.step, seen.tokens, seen.seconds) == (3, 7, {"student": 2.0})
+
+
+def test_a_steps_line_holds_means_by_role_and_then_the_other_numbers_in_order() -> None:
+    record = StepRecord(
+        step=2,
+        loss=0.5,
+        grad_norm=1.5,
+        weight=3.0,
+        tokens=4,
+        skipped=Counter({"b": 1, "a": 2}),
+        roles={
+            "teacher": RoleSums(tokens=2, entropy=3.0, u=-1.0),
+            "student": RoleSums(tokens=4, entropy=2.0),
+            "other": RoleSums(tokens=4, entropy=1.0, u=2.0),
+            "nobody": RoleSums(tokens=0, entropy=0.0, u=0.0),
+        },
+        values={"learning_rate": 0.25},
+    )
+    assert list(flatten(record).items()) == [
+        ("step", 2),
+        ("other_entropy", 0.25),
+        ("other_u", 0.5),
+        ("student_entropy", 0.5),
+        ("teacher_entropy", 1.5),
+        ("pmi", -0.5),
+        ("tokens", 4.0),
+        ("weight", 3.0),
+        ("loss", 0.5),
+        ("grad_norm", 1.5),
+        ("learning_rate", 0.25),
+        ("skipped", {"a": 2.0, "b": 1.0}),
+        ("seconds", 0),
+        ("phase_seconds", {}),
+    ]
