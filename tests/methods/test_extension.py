@@ -78,7 +78,10 @@ def test_praise_goes_where_the_evidence_is(folder: Path) -> None:
     torch.testing.assert_close(found, torch.tensor([2.0 * spread, -2.0 / spread, 2.0]))
 
 
-@pytest.mark.parametrize(("old", "new"), [("beforehand", "precompute()"), ("observe", "on_batch(state, batch)")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("beforehand", "precompute()"), ("observe", "on_batch(state, batch)"), ("sources", "sampling_roles()")],
+)
 def test_a_hook_under_its_old_name_is_answered_by_the_new_one(
     old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,9 +167,14 @@ def _sampled(
 ) -> tuple[list[RolloutGroup], Counter[str]]:
     tokens = options.max_tokens or config.sampling.max_tokens or usual_length(chat)
     thinking = config.sampling.thinking
-    examples, unfit = fitting(judge.examples(options.split)[: options.problems], chat, max_tokens=tokens, thinking=thinking)
+    examples, unfit = fitting(
+        judge.examples(options.split)[: options.problems], chat, max_tokens=tokens, thinking=thinking
+    )
     params = SamplingParams(
-        count=options.samples, max_tokens=tokens, temperature=options.temperature, seed=derive(options.seed, "sampling", 1)
+        count=options.samples,
+        max_tokens=tokens,
+        temperature=options.temperature,
+        seed=derive(options.seed, "sampling", 1),
     )
     sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
     return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit

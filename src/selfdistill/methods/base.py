@@ -65,7 +65,11 @@ class BatchScores:
     """Optimiser updates already made on this batch. A state that moves once a batch moves at 0."""
 
 
-RENAMED_HOOKS = {"beforehand": "precompute()", "observe": "on_batch(state, batch)"}
+RENAMED_HOOKS = {
+    "beforehand": "precompute()",
+    "observe": "on_batch(state, batch)",
+    "sources": "sampling_roles()",
+}
 """Hooks of a method by their old names."""
 
 
