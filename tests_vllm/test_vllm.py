@@ -21,7 +21,8 @@ import torch
 from selfdistill.config.sampler import ServerConfig, VLLMConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import SamplerError
-from selfdistill.models.policy import Lora, Policy, load_policy
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy, load_policy
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.requests import Engine

@@ -15,7 +15,8 @@ import torch
 
 import methods_by_hand as hand
 from selfdistill.contexts.templates import Template
-from selfdistill.models.policy import Lora, Policy
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy
 from selfdistill.training.trainer import Limits
 from selfdistill.types import RolloutGroup
 from support.engine import (

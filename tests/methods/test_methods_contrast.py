@@ -14,7 +14,7 @@ import torch
 
 import methods_by_hand as hand
 from selfdistill.contexts.templates import Template
-from selfdistill.models.policy import Lora
+from selfdistill.models.lora import Lora
 from selfdistill.training.trainer import Limits, StepResult
 from selfdistill.types import RolloutGroup
 from support.engine import (

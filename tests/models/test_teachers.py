@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.models.policy import Lora, Policy, load_weights, save_policy
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy, load_weights, save_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.batching import collate
 from selfdistill.types import View, Weights

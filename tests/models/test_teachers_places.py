@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfdistill.models.policy import Lora, Policy
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.types import External, Weights
 from support.engine import load_exact

@@ -13,7 +13,8 @@ import torch
 from selfdistill.config.sampler import ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import SamplerError
-from selfdistill.models.policy import Lora, Policy, load_policy
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy, load_policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
 from selfdistill.sampling.server import ServerSampler

@@ -13,7 +13,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from selfdistill.models.policy import Lora, Policy, load_external, load_policy
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy, load_external, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.score import head_inputs, score_roles, score_views
 from selfdistill.training.trainer import Limits

@@ -17,7 +17,8 @@ from selfdistill.distributed.fsdp import Parallel
 from selfdistill.distributed.world import World
 from selfdistill.files import flatten
 from selfdistill.methods import Method, build_method
-from selfdistill.models.policy import Lora, Policy, load_policy
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.training.clock import Clock
 from selfdistill.training.trainer import Limits, StepResult, Trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -17,31 +17,20 @@ from torch import Tensor, nn
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.fsdp import Parallel, gathered, is_sharded, put, recompute, release, shard, whole
 from selfdistill.errors import ModelError, first_line
-from selfdistill.models.architecture import cache_argument, decoder_of, fused_outputs, limit_time_steps
+from selfdistill.models.architecture import cache_argument, decoder_of, limit_time_steps
 from selfdistill.models.attention import mask_of_nothing
 from selfdistill.models.check import allow_packing, check_head, check_sampling, check_scoring, probe
 from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_head_input, sliced_loss
 from selfdistill.models.loading import (
     TOKENIZER_FILES,
-    quiet_peft,
     read_model,
     resolve_model,
     stop_ids,
     window_of,
 )
+from selfdistill.models.lora import STUDENT_ADAPTER, Lora, add_lora
 from selfdistill.models.masters import Masters, widen
 from selfdistill.types import Scores, SequenceBatch
-
-STUDENT_ADAPTER = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """Low-rank adaptation. No dropout: student and sampler must be the same function of the weights."""
-
-    rank: int
-    alpha: float
-    target_modules: str | list[str] = "all-linear"
 
 
 class Policy(nn.Module):
@@ -239,7 +228,7 @@ def load_policy(
         )
     chat = Chat(tokenizer, stop_ids=stop_ids(model, tokenizer), window=window_of(model), name=path)
     if lora is not None:
-        model = _add_lora(model, lora, path, seed)
+        model = add_lora(model, lora, path, seed)
     limit_time_steps(model)
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
     check_head(policy, path)
@@ -339,24 +328,3 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 def parse_dtype(name: str) -> torch.dtype:
     """One of :data:`DTYPES`."""
     return DTYPES[name]
-
-
-def _add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        target_modules=lora.target_modules,
-        exclude_modules=(lora.target_modules == "all-linear" and fused_outputs(model)) or None,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]), quiet_peft():
-        torch.manual_seed(seed)
-        try:
-            wrapped: Any = get_peft_model(model, config)
-        except ValueError as error:
-            raise ModelError(f"{path} takes no adapter on {lora.target_modules!r}: {first_line(error)}") from error
-    # The name that the user wrote finds the base again, also where the package lies elsewhere.
-    wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
-    return wrapped

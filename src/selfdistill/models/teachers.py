@@ -17,8 +17,9 @@ from torch import Tensor
 
 from selfdistill.distributed.fsdp import put
 from selfdistill.models.loading import quiet_peft
+from selfdistill.models.lora import STUDENT_ADAPTER
 from selfdistill.models.masters import Masters
-from selfdistill.models.policy import STUDENT_ADAPTER, Policy
+from selfdistill.models.policy import Policy
 from selfdistill.types import External, Weights
 
 EMA_ADAPTER = "ema"

@@ -23,7 +23,8 @@ from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import Method, build_method
 from selfdistill.models.compile import check_compiler
-from selfdistill.models.policy import Lora, Policy, fingerprint, load_external, load_policy, parse_dtype
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.build import build_engine
