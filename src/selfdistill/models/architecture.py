@@ -61,6 +61,45 @@ def fused_outputs(model: nn.Module) -> list[str]:
     return names
 
 
+def outside_decoder(causal_lm: Any) -> list[str]:
+    """Names of the linear maps that no scored token passes through: towers for images and sound, their projectors."""
+    head, inside = causal_lm.get_output_embeddings(), set(decoder_of(causal_lm).modules())
+    return [
+        name
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and module not in inside
+    ]
+
+
+@torch.no_grad()
+def not_linear(causal_lm: Any) -> list[str]:
+    """Names of modules that are linear layers by their class and give something else than their linear map.
+
+    Routers of Llama-4 and Phimoe give a choice of experts. They are found by running a few tokens, since other classes
+    of transformers (Falcon's) write the same map another way.
+    """
+    suspects = {
+        module: name
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models.")
+    }
+    found: dict[str, bool] = {}
+
+    def compare(module: nn.Module, args: Any, output: Any) -> None:
+        expected = nn.functional.linear(args[0], module.weight, module.bias)  # type: ignore[arg-type]
+        same = isinstance(output, Tensor) and output.shape == expected.shape and torch.allclose(output, expected)
+        found[suspects[module]] = same  # type: ignore[index]
+
+    hooks = [module.register_forward_hook(compare) for module in suspects]
+    try:
+        if suspects:
+            decoder_of(causal_lm)(input_ids=torch.arange(4, device=causal_lm.device)[None], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name, same in found.items() if not same]
+
+
 def limit_time_steps(model: nn.Module) -> None:
     """Hold the time steps of every Mamba-2 layer to its limits before the layer sees them, however it runs.
 

@@ -5,7 +5,8 @@ Each check runs a few tokens through the very functions that training uses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +51,39 @@ class Checked(Decoder, Protocol):
 
     def head_input(self, batch: SequenceBatch) -> HeadInput:
         """Hidden states of scored tokens with the head."""
+
+
+@contextmanager
+def runs(policy: Checked, path: str) -> Iterator[None]:
+    """Say in one sentence that a model's own forward fails, whatever it fails with.
+
+    Raises:
+        ModelError: with the first line of what the library says.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, ImportError) as error:
+        if is_full(error):
+            raise
+        raise ModelError(
+            f"{type(policy.causal_lm).__name__} of {path} cannot be run on a few tokens "
+            f"({type(error).__name__}: {first_line(error).rstrip('.')}): use another model or release of transformers"
+        ) from error
+
+
+@torch.no_grad()
+def check_weights(policy: Checked, path: str) -> None:
+    """Refuse weights that are not numbers, also where no probe would meet them: in an expert, or a token's embedding.
+
+    Raises:
+        ModelError: it names the first such tensor.
+    """
+    for name, parameter in policy.causal_lm.named_parameters():
+        # A sum is finite where all its terms are, and needs no second tensor of this size.
+        if not torch.isfinite(parameter.sum(dtype=torch.promote_types(parameter.dtype, torch.float32))):
+            raise ModelError(
+                f"{path} holds weights that are not numbers (NaN or infinite), in {name}: download or save it again"
+            )
 
 
 @torch.no_grad()

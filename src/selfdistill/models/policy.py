@@ -19,7 +19,15 @@ from selfdistill.distributed.fsdp import Parallel, gathered, is_sharded, put, re
 from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import cache_argument, decoder_of, limit_time_steps
 from selfdistill.models.attention import mask_of_nothing
-from selfdistill.models.check import allow_packing, check_head, check_sampling, check_scoring, probe
+from selfdistill.models.check import (
+    allow_packing,
+    check_head,
+    check_sampling,
+    check_scoring,
+    check_weights,
+    probe,
+    runs,
+)
 from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_head_input, sliced_loss
 from selfdistill.models.loading import (
     TOKENIZER_FILES,
@@ -231,11 +239,13 @@ def load_policy(
         model = add_lora(model, lora, path, seed)
     limit_time_steps(model)
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
-    check_head(policy, path)
-    allow_packing(policy)
-    rounding = check_scoring(policy, path)
-    if sampled:
-        check_sampling(policy, path, rounding=rounding)
+    check_weights(policy, path)
+    with runs(policy, path):
+        check_head(policy, path)
+        allow_packing(policy)
+        rounding = check_scoring(policy, path)
+        if sampled:
+            check_sampling(policy, path, rounding=rounding)
     return policy, chat
 
 
