@@ -278,12 +278,15 @@ def export(
             help="Number type of the weights: float32 are those that a bfloat16 run trains; unset: model.dtype."
         ),
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Add an adapter to its base: a plain model directory.")
+    ] = False,
 ) -> None:
     """Write a checkpoint's model as a plain Hugging Face directory, also where its weights were sharded."""
     from selfdistill.training.run_folder import export_model
 
     quiet()
-    path = export_model(run, out, step=step, dtype=dtype)
+    path = export_model(run, out, step=step, dtype=dtype, merge=merge)
     typer.echo(f"{path.name} of {run} is in {out}")
 
 

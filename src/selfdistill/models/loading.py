@@ -26,6 +26,11 @@ def resolve_model(path: str) -> str:
     return str(shipped) if "/" not in path and shipped.is_dir() else path
 
 
+def lasting_name(path: str) -> str:
+    """The name by which a model is found from any folder: a directory's absolute path, anything else as it stands."""
+    return str(Path(path).absolute()) if resolve_model(path) == path and Path(path).is_dir() else path
+
+
 def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
     """The transformers model in a directory, an adapter merged into its base; ``path`` is what the user calls it.
 
@@ -41,9 +46,8 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
         if adapter.is_file():
             from peft import PeftModel
 
-            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
             # The base may itself be an adapter, where one run went on from another.
-            below = read_model(resolve_model(base), base, dtype)
+            below = _read_base(adapter, path, dtype)
             with quiet_peft():
                 adapted: Any = PeftModel.from_pretrained(below, source)
             return adapted.merge_and_unload()
@@ -56,6 +60,27 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} of its weights, the first is {missing[0]}")
     return model
+
+
+def _read_base(adapter: Path, path: str, dtype: torch.dtype) -> Any:
+    """The model below the adapter that a peft config describes.
+
+    Raises:
+        ModelError: it is not where the adapter's config says, or cannot be read.
+    """
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    remedy = f"write where it is now as base_model_name_or_path in {adapter}"
+    if not base:
+        raise ModelError(f"the adapter in {path} names no base model: {remedy}")
+    source = resolve_model(base)
+    if not Path(source).is_dir() and ("/" not in base or Path(base).is_absolute() or base.startswith(".")):
+        raise ModelError(f"the adapter in {path} belongs to the model in {base}, which is not there: {remedy}")
+    try:
+        return read_model(source, base, dtype)
+    except ModelError as error:
+        raise ModelError(
+            f"the adapter in {path} cannot be put on its base model: {error}; if it has moved, {remedy}"
+        ) from error
 
 
 @contextmanager

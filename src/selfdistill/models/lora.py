@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import fused_outputs, not_linear, outside_decoder
-from selfdistill.models.loading import quiet_peft
+from selfdistill.models.loading import lasting_name, quiet_peft
 
 STUDENT_ADAPTER = "default"
 
@@ -56,8 +56,8 @@ def add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
             wrapped: Any = get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"{path} takes no adapter on {lora.target_modules!r}: {first_line(error)}") from error
-    # The name that the user wrote finds the base again, also where the package lies elsewhere.
-    wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = path
+    # Not transformers' own name of it: that of a shipped model is found where the package lies elsewhere.
+    wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = lasting_name(path)
     return wrapped
 
 

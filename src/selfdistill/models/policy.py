@@ -40,6 +40,9 @@ from selfdistill.models.lora import STUDENT_ADAPTER, Lora, add_lora
 from selfdistill.models.masters import Masters, widen
 from selfdistill.types import Scores, SequenceBatch
 
+ADAPTER = "adapter"
+"""Folder in a model directory: the adapter by itself, where the directory holds merged weights."""
+
 
 class Policy(nn.Module):
     """A causal language model as this library uses it: hidden states of scored tokens, read by a sliced head."""
@@ -56,6 +59,8 @@ class Policy(nn.Module):
         """Whether prompts of unequal length may be decoded together, padded on the left."""
         self.packs = False
         """Whether batches may be packed: the model's tokens meet in attention alone, which keeps sequences apart."""
+        self.on_adapter = False
+        """Whether the base below the trained adapter is itself a model with an adapter, merged in memory alone."""
         self.compiled = False
         """Whether the head's passes over the vocabulary are compiled."""
         self.masters = Masters()
@@ -239,6 +244,7 @@ def load_policy(
         model = add_lora(model, lora, path, seed)
     limit_time_steps(model)
     policy = Policy(model.to(device), real_vocabulary=ids).eval()
+    policy.on_adapter = lora is not None and (folder / "adapter_config.json").is_file()
     check_weights(policy, path)
     with runs(policy, path):
         check_head(policy, path)
@@ -280,20 +286,28 @@ def shipped_models() -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
-def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True) -> None:
+def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True, adapter_only: bool = False) -> None:
     """Write a directory that :func:`load_policy` and transformers read: full weights, or the adapter alone.
 
-    Of several ranks one ``writes``; the others must call it too.
+    An adapter that was trained on top of another adapter has no directory as its base that transformers and peft would
+    read right. It is written merged, as full weights, and by itself into a folder :data:`ADAPTER` for a resume;
+    ``adapter_only`` leaves the merged weights out. Of several ranks one ``writes``; the others must call it too.
     """
     state = gathered(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
     if not writes:
         return
     folder.mkdir(parents=True, exist_ok=True)
     if policy.is_lora:
+        merged = policy.on_adapter and not adapter_only
+        own = folder / ADAPTER if merged else folder
         # Embeddings are never trained beside an adapter; to find out, peft would ask the hub for the base's config.
         policy.model.save_pretrained(
-            folder, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False, state_dict=state
+            own, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False, state_dict=state
         )
+        if merged:
+            # From the files: merging in memory and undoing it would round the base's weights.
+            dtype = policy.dtype or next(policy.causal_lm.parameters()).dtype
+            read_model(str(own), str(own), dtype).save_pretrained(folder)
     else:
         policy.model.save_pretrained(folder, state_dict=state)
         if policy.dtype is not None:
@@ -308,7 +322,8 @@ def load_weights(policy: Policy, folder: Path) -> None:
     if policy.is_lora:
         from safetensors.torch import load_file
 
-        stored = load_file(folder / "adapter_model.safetensors")
+        own = folder / ADAPTER if policy.on_adapter else folder
+        stored = load_file(own / "adapter_model.safetensors")
         ours = {n: p for n, p in policy.model.named_parameters() if f".{STUDENT_ADAPTER}." in n}
         for name, parameter in ours.items():
             put(parameter, stored[name.replace(f".{STUDENT_ADAPTER}.", ".")])

@@ -42,7 +42,7 @@ class WeightSync:
                     shutil.rmtree(old)
             # What a stopped run left half-written must not be read.
             shutil.rmtree(path, ignore_errors=True)
-        save_policy(policy, self.chat, path, writes=world.first)
+        save_policy(policy, self.chat, path, writes=world.first, adapter_only=True)
         return path
 
     def clear(self) -> None:

@@ -23,6 +23,7 @@ from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import Method, build_method
 from selfdistill.models.compile import check_compiler
+from selfdistill.models.loading import lasting_name
 from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
@@ -140,6 +141,7 @@ def resolve(config: RunConfig, method: Method) -> RunConfig:
     given = {k: v for k, v in config.sampling.model_dump().items() if v is not None}
     return config.model_copy(
         update={
+            "model": config.model.model_copy(update={"path": lasting_name(config.model.path)}),
             "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
             "sampling": config.sampling.model_copy(update={**sampling, **given}),
             "limits": _limits(config.limits, config.model.device),

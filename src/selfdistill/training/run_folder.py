@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from selfdistill.config.renamed import with_new_names
@@ -12,7 +13,7 @@ from selfdistill.config.run import RunConfig, apply_overrides, parse_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.files import read_object
-from selfdistill.models.policy import DTYPES, Policy, save_policy
+from selfdistill.models.policy import ADAPTER, DTYPES, Policy, save_policy
 from selfdistill.training import atomic as checkpoint
 from selfdistill.training.build import build_policy
 from selfdistill.training.checkpoint import load_trained
@@ -64,8 +65,10 @@ def model_path(model: str) -> tuple[str, list[str]]:
     return (str(folder / "model") if (folder / "model").is_dir() else model), []
 
 
-def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None) -> Path:
+def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None, merge: bool = False) -> Path:
     """Write a checkpoint's model, sharded or not, as a transformers directory; returns the checkpoint's path.
+
+    ``merge`` adds an adapter to its base, so that the directory is a plain model and needs no other.
 
     ``step`` selects the checkpoint; None is the newest valid one. ``dtype`` is the number type of the written weights;
     None is the run's ``model.dtype``.
@@ -88,14 +91,23 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     reason = checkpoint.torn(path)
     if reason is not None:
         raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
-    if (path / "model").is_dir() and dtype is None:
-        shutil.copytree(path / "model", out, dirs_exist_ok=True)
+    stored = path / "model"
+    adapter = (stored / "adapter_config.json").is_file()
+    if stored.is_dir() and dtype is None and not (merge and adapter):
+        # A merged model stands beside its own adapter, which only a resume needs.
+        shutil.copytree(stored, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ADAPTER))
         return path
     config = RunConfig.model_validate(with_new_names(read_object(run / "config.json")))
     wanted = {"device": "cpu", "dtype": dtype or config.model.dtype}
     policy, chat = build_policy(config.model.model_copy(update=wanted), seed=config.seed)
     load_trained(path, policy)
-    save_policy(policy, chat, out)
+    if not merge or not policy.is_lora:
+        save_policy(policy, chat, out)
+        return path
+    with TemporaryDirectory(prefix="selfdistill-export-") as aside:
+        save_policy(policy, chat, Path(aside), adapter_only=True)
+        merged = {"path": aside, "lora": None, **wanted}
+        save_policy(*build_policy(config.model.model_copy(update=merged), seed=config.seed), out)
     return path
 
 
