@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.fields import hindsight
-from selfdistill.contexts.thinking import after_thinking
+from selfdistill.contexts.thinking import MARKS, Marks, after_thinking
 from selfdistill.tasks.countdown.task import final_answer
 from selfdistill.tasks.toolbox.task import final_call
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
 from support.engine import load_exact
+from support.tiny import STOP
 
 OPEN = "<|assistant|> <think>"
 SHUT = "<|assistant|> <think> </think>"
@@ -28,12 +31,40 @@ SHUT = "<|assistant|> <think> </think>"
         ("<think> try </think> wait <think> no </think> answer 5", " answer 5"),
         ("<think> try </think> answer 5 <think> no , let me", ""),
         ("", ""),
+        ("[THINK] let me [/THINK] answer 5", " answer 5"),
+        ("<seed:think> let me </seed:think> answer 5", " answer 5"),
+        ("◁think▷ let me ◁/think▷ answer 5", " answer 5"),
+        ("<reasoning> let me answer 5", ""),
+        ("[THINK] try answer 5", ""),
+        ("try answer 7 </seed:think> answer 5", " answer 5"),
+        ("<|channel|>analysis<|message|> try answer 7", ""),
+        (
+            "<|channel|>analysis<|message|> answer 7 <|end|> <|start|>assistant<|channel|>final<|message|> answer 5",
+            " answer 5",
+        ),
+        ("<|channel|>final<|message|> answer 5", " answer 5"),
+        ("<|channel>thought\n let me <channel|> answer 5", " answer 5"),
     ],
 )
 def test_an_unfinished_thought_is_no_answer(text: str, answer: str) -> None:
     assert after_thinking(text) == answer
     assert final_answer(text) == ("5" if "answer" in answer else None)
     assert final_call(text.replace("answer 5", "call : f ( 5 )")) == ("f ( 5 )" if "answer" in answer else None)
+
+
+@pytest.mark.parametrize("marks", MARKS, ids=lambda marks: marks.begin)
+def test_every_kind_of_marks_opens_and_closes_a_thought(marks: Marks, folder: Path) -> None:
+    """Through a tokenizer that spells the marks in whole words, as prompts end with them."""
+    tokenizer = load_exact(folder)[1].tokenizer
+    tokenizer.add_tokens([marks.begin, *marks.ends])
+    chat = Chat(tokenizer, stop_ids=[STOP], window=256, name="marked")
+    opened = tuple(tokenizer(f"<|assistant|> {marks.begin}")["input_ids"])
+    assert chat.opens_thinking(opened)
+    assert not chat.opens_thinking((*opened, *tokenizer(f"wait {marks.ends[0]}")["input_ids"]))
+    cut = Rollout(opened, (8,), (0.0,), False, "let me answer 5", 0)
+    assert chat.answer_part(cut) == ""
+    for end in marks.ends:
+        assert chat.answer_part(replace(cut, text=f"let me answer 7 {end} answer 5")) == "answer 5"
 
 
 @pytest.mark.parametrize(

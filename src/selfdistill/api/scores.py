@@ -155,8 +155,8 @@ def score(
     found = inspect_groups(
         policy, chat, groups, plan({}, names, known), known, thinking=thinking, seed=derive(seed, "contrast", 1)
     )
-    ids = [token for g, i in found.places for token in groups[g].rollouts[i].completion_ids]
-    return ScoreTable(found, names, chat.tokens(ids))
+    tokens = [token for g, i in found.places for token in chat.tokens(groups[g].rollouts[i].completion_ids)]
+    return ScoreTable(found, names, tokens)
 
 
 def _templates(

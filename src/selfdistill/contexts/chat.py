@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from selfdistill.contexts.thinking import THINK_BEGIN, THINK_END, after_thinking
+from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
 from selfdistill.contexts.turns import turn_end
 from selfdistill.errors import ModelError
 from selfdistill.types import Message, Rollout
 
 REMEMBERED = 4096
 """Rendered prompts that are kept: those of a step under all its contexts, and not those of a whole run."""
+
+PIECES = 1 << 15
+"""Short runs of ids whose text is kept: most pairs of neighbours come again."""
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+LONGEST_CHARACTER = 4
+"""Bytes of the longest character in UTF-8."""
 
 
 class Chat:
@@ -44,6 +50,7 @@ class Chat:
         self.window = window
         self.name = name
         self._rendered = lru_cache(maxsize=REMEMBERED)(self._render)
+        self._decoded = lru_cache(maxsize=PIECES)(self._decode)
 
     def encode(self, messages: Sequence[Message], *, thinking: bool | None = None) -> tuple[int, ...]:
         """Prompt ids up to where the assistant begins; ``thinking`` is passed to templates that have the switch.
@@ -93,24 +100,50 @@ class Chat:
             body = body[:-1]
         return str(self.tokenizer.decode(body, skip_special_tokens=False)).strip()
 
+    def _decode(self, ids: tuple[int, ...]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
     def opens_thinking(self, prompt_ids: Sequence[int]) -> bool:
-        """Whether a prompt ends with an opened ``<think>``, so that its completion begins inside the thinking."""
-        return str(self.tokenizer.decode(prompt_ids[-8:])).rstrip().endswith(THINK_BEGIN)
+        """Whether a prompt ends with the begin of a thought, so that its completion begins inside the thinking."""
+        # A mark that is no token of its own is spelled in several.
+        return is_left_thinking(str(self.tokenizer.decode(prompt_ids[-16:])))
 
     def answer_part(self, rollout: Rollout) -> str:
         """What a rollout says after its thinking; nothing where the thinking was never finished.
 
-        A completion that the token limit cut inside a block which its prompt opened holds no tag at all.
+        A completion that the token limit cut inside a block which its prompt opened holds no mark at all.
         """
-        if not rollout.finished and THINK_END not in rollout.text:
+        if not rollout.finished and not ends_thinking(rollout.text):
             prompt_ids = rollout.prompt_ids if rollout.role_prompt_ids is None else rollout.role_prompt_ids
             if self.opens_thinking(prompt_ids):
                 return ""
         return after_thinking(rollout.text).strip()
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Each id as text of its own, for display."""
-        return [str(self.tokenizer.decode([token])) for token in ids]
+        """The text that each id adds to the ids before it; together they are the text of all of them.
+
+        Alone a token may lose its space (sentencepiece), or be a part of a character: the text is then that of the
+        token that completes it, and the parts before add nothing.
+        """
+        found: list[str] = []
+        begin = done = 0
+        for place in range(len(ids)):
+            told = self._decoded(tuple(ids[begin:done]))
+            text = self._decoded(tuple(ids[begin : place + 1]))
+            pending = place + 1 - done
+            if text.endswith(BROKEN) and pending < LONGEST_CHARACTER and place + 1 < len(ids):
+                found.append("")
+                continue
+            found.append(text[len(told) :])
+            begin, done = done, place + 1
+        return found
+
+    def word(self, token: int) -> str:
+        """An id as text of its own, space included, behind some other word; a part of a character by its name."""
+        ahead = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        text = self._decoded((*ahead, token))[len(self._decoded(tuple(ahead))) :]
+        name = str(self.tokenizer.convert_ids_to_tokens(token))
+        return name if BROKEN in text and name.startswith("<0x") else text
 
     def remarks(self) -> list[str]:
         """What a user should know of the template: sampling cannot stop at a turn end in plain words."""

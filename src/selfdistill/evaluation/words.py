@@ -13,7 +13,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from selfdistill.contexts.thinking import THINK_END
+from selfdistill.contexts.thinking import answer_start
 from selfdistill.errors import ConfigError
 
 CLASSES = ("answer", "deliberation", "connective", "number", "operator")
@@ -48,7 +48,7 @@ def classify(text: str, spans: Sequence[tuple[int, int]], patterns: Mapping[str,
     for name in CLASSES:
         found = [match.span() for match in patterns[name].finditer(text)]
         if name == "answer":
-            begin = max(text.rfind(THINK_END), 0)
+            begin = answer_start(text) or 0
             last = [start for start, _ in found if start >= begin]
             found = [(last[-1], len(text))] if last else []
         for start, end in found:

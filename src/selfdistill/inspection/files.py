@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.thinking import THINK_BEGIN, THINK_END
+from selfdistill.contexts.thinking import begins_thinking, ends_thinking
 from selfdistill.errors import ConfigError
 from selfdistill.evaluation.words import ALL_CLASSES, classify
 from selfdistill.files import write_json
@@ -58,15 +58,10 @@ def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> 
     samples: list[Sample] = []
     classes: list[str] = []
     outcomes: list[str] = []
-    texts: dict[int, str] = {}
     for g, i in findings.places:
         group = findings.groups[g]
         rollout, verdict = group.rollouts[i], group.verdicts[i]
-        for token in rollout.completion_ids:
-            if token not in texts:
-                texts[token] = chat.tokens([token])[0]
-        tokens = [texts[token] for token in rollout.completion_ids]
-        pieces = align(rollout.text, tokens)
+        pieces = align(rollout.text, chat.tokens(rollout.completion_ids))
         spans, at, text = [], 0, ""
         for piece in pieces:
             at += len(piece.before)
@@ -197,8 +192,11 @@ def template_checks(table: TokenTable, chat: Chat) -> dict[str, Any]:
                 "shared_ending": min(shared, default=None),
             }
         )
-    opened = [THINK_END in r.text or THINK_BEGIN in r.text or chat.opens_thinking(r.prompt_ids) for r in rollouts]
-    closed = [THINK_END in r.text for r in rollouts]
+    closed = [ends_thinking(r.text) for r in rollouts]
+    opened = [
+        end or begins_thinking(r.text) or chat.opens_thinking(r.prompt_ids)
+        for r, end in zip(rollouts, closed, strict=True)
+    ]
     return {
         "contexts": rows,
         "finished": sum(r.finished for r in rollouts) / len(rollouts),
@@ -277,7 +275,7 @@ def page_data_of(table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> P
     findings = table.findings
     words: dict[int, str] = {}
     for ids_NK, _ in findings.alternatives.values():
-        words.update({int(token): chat.tokens([int(token)])[0] for token in np.unique(ids_NK)})
+        words.update({int(token): chat.word(int(token)) for token in np.unique(ids_NK)})
     return PageData(
         summary=summary,
         samples=table.samples,
