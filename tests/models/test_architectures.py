@@ -350,11 +350,11 @@ def test_a_model_without_positions_has_no_window(tmp_path: Path) -> None:
 # --- refused in one sentence -----------------------------------------------------------------------------------------
 
 REFUSED: Mapping[str, tuple[str, str, dict[str, Any], str]] = {
-    "recurrent gemma, whose cap has another name": (
+    "recurrent gemma, a state of its own": (
         "RecurrentGemmaForCausalLM",
         "RecurrentGemmaConfig",
         {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 6},
-        "not a plain linear map of its last hidden state",
+        "RecurrentGemmaForCausalLM of .* is sampled with other probabilities than it is scored with",
     ),
     "minimax, a cache of its own": (
         "MiniMaxForCausalLM",
@@ -378,9 +378,17 @@ REFUSED: Mapping[str, tuple[str, str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_that_cannot_be_used_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    """Also where the logits are so small that no cap shows."""
     with pytest.raises(ModelError, match=REFUSED[name][3]):
         load(saved(tmp_path, name, initializer_range=0.002))
+
+
+def test_a_head_that_the_config_does_not_describe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the logits are so small that no cap shows."""
+    folder = saved(tmp_path, "gemma4, keys of other layers", final_logit_softcapping=30.0, initializer_range=0.002)
+    assert load(folder)[0].cap == 30.0
+    monkeypatch.setattr("selfdistill.models.check.head_shape", lambda model: (1.0, 31.0))
+    with pytest.raises(ModelError, match="neither a linear map of its last hidden state nor that map with the scale"):
+        load(folder)
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, forward: Callable[..., Any]) -> None:

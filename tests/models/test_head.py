@@ -66,7 +66,8 @@ def whole(student: HeadInput, work: LossInputs) -> tuple[Tensor, TokenSlice]:
 
     def logprobs(role: HeadInput) -> Tensor:
         logits = role.hidden_ND @ role.weight_VD.T
-        logits = logits if role.bias_V is None else logits + role.bias_V
+        logits = role.scale * (logits if role.bias_V is None else logits + role.bias_V)
+        logits = logits if role.cap is None else role.cap * torch.tanh(logits / role.cap)
         keep = torch.arange(logits.shape[-1]) < role.real_vocabulary
         return torch.log_softmax(logits.masked_fill(~keep, -math.inf), -1)
 
@@ -98,6 +99,19 @@ def test_value_and_gradients_are_those_of_the_whole_computation(max_logits: int,
         "far": float((tokens.target("far") * weight_N).sum()),
     }
     assert result.metric_sums == pytest.approx(wanted_sums, rel=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(0.5, None), (1.0, 2.0), (3.0, 2.0)])
+def test_scaled_and_capped_logits_have_the_gradients_of_the_whole_computation(scale: float, cap: float | None) -> None:
+    student = replace(readout(10, real=V - 3), scale=scale, cap=cap)
+    work = job(3 * 3 * V, real=V - 3)
+    work = replace(work, readouts={**work.readouts, "near": replace(work.readouts["near"], scale=scale, cap=cap)})
+    expected, _ = whole(student, work)
+    wanted = torch.autograd.grad(expected, leaves(student))
+    result = sliced_loss(student, work)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-12, atol=0)
+    for actual, one in zip(torch.autograd.grad(result.loss, leaves(student)), wanted, strict=True):
+        torch.testing.assert_close(actual, one, rtol=1e-11, atol=1e-13)
 
 
 def test_a_loss_that_sees_pieces_of_a_block_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

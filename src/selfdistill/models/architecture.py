@@ -27,6 +27,14 @@ def decoder_of(causal_lm: Any) -> Any:
     )
 
 
+def head_shape(causal_lm: Any) -> tuple[float, float | None]:
+    """Scale and soft cap of a model's logits, as far as its config names them: Gemma, Granite, Cohere, Falcon-H1."""
+    named = causal_lm.config.get_text_config().to_dict()
+    scale = named.get("logit_scale") or named.get("lm_head_multiplier") or 1.0
+    cap = named.get("final_logit_softcapping") or named.get("logits_soft_cap")
+    return float(scale) / float(named.get("logits_scaling") or 1.0), None if cap is None else float(cap)
+
+
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 """Names of the key-value cache in a decoder's forward, newest first (transformers 5.24 renamed it)."""
 

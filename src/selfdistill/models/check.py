@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.errors import ModelError, first_line, is_full
+from selfdistill.models.architecture import head_shape
 from selfdistill.models.attention import install, packable, uninstall
 from selfdistill.models.head import HeadInput
 from selfdistill.models.packing import grow, pack
@@ -44,6 +45,8 @@ class Checked(Decoder, Protocol):
     real_vocabulary: int
     packs: bool
     pads: bool
+    scale: float
+    cap: float | None
 
     @property
     def decoder(self) -> nn.Module:
@@ -88,7 +91,13 @@ def check_weights(policy: Checked, path: str) -> None:
 
 @torch.no_grad()
 def check_head(policy: Checked, path: str) -> None:
-    """Refuse a model whose logits are not a plain linear map of its last hidden state (soft-capping, scaling)."""
+    """Find out whether a model's logits are a linear map of its last hidden state, or that map scaled and capped.
+
+    Its config is asked only where the plain map is not right, so that a name which a model does not use does no harm.
+
+    Raises:
+        ModelError: they are something else, or no numbers.
+    """
     batch = probe(policy.device)
     largest = float(policy.head_input(batch).logits(slice(0, 4)).abs().max())
     if not largest < float("inf"):
@@ -103,13 +112,15 @@ def check_head(policy: Checked, path: str) -> None:
     hook = policy.decoder.register_forward_hook(enlarge)
     try:
         expected = policy.causal_lm(input_ids=batch.ids_BL, use_cache=False).logits[0]
+        if not _same(policy.head_input(batch).logits(slice(0, 4)), expected):
+            policy.scale, policy.cap = head_shape(policy.causal_lm)
         actual = policy.head_input(batch).logits(slice(0, 4))
     finally:
         hook.remove()
     if not _same(actual, expected):
         raise ModelError(
-            f"the head of {path} is not a plain linear map of its last hidden state "
-            "(logit soft-capping or scaling), which the sliced loss cannot reproduce"
+            f"the head of {path} is neither a linear map of its last hidden state nor that map with the scale and soft "
+            "cap that its config names, so the sliced loss cannot reproduce it: use another model"
         )
 
 

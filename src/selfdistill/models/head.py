@@ -39,7 +39,8 @@ class HeadInput:
 
     ``real_vocabulary`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf. ``width`` is the
     number of rows that log-probabilities should have, where another model's head is padded to another number.
-    ``compiled`` says whether what is done with the logits is.
+    ``compiled`` says whether what is done with the logits is. Some families scale their logits, or cap them softly:
+    ``cap`` · tanh(``scale`` · logit / ``cap``).
     """
 
     hidden_ND: Tensor
@@ -48,6 +49,8 @@ class HeadInput:
     real_vocabulary: int
     width: int | None = None
     compiled: bool = False
+    scale: float = 1.0
+    cap: float | None = None
 
     def logprobs(self, rows: slice) -> Tensor:
         """Log-probabilities [n, V] of some tokens, in float32 at least."""
@@ -65,8 +68,15 @@ class HeadInput:
         return logits
 
     def logits(self, rows: slice) -> Tensor:
-        """Raw logits [n, V] of some tokens."""
-        return torch.nn.functional.linear(self.hidden_ND[rows], self.weight_VD, self.bias_V)
+        """Logits [n, V] of some tokens, scaled and capped, padding included."""
+        logits = torch.nn.functional.linear(self.hidden_ND[rows], self.weight_VD, self.bias_V)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def slope(self, logits_nV: Tensor) -> Tensor | float:
+        """Derivative of these logits with respect to those of the linear map."""
+        return self.scale if self.cap is None else self.scale * (1.0 - (logits_nV / self.cap) ** 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +247,7 @@ def _piece_of_loss(
         sums[name] = sums[name] + value.double() if name in sums else value.double()
     if loss.requires_grad:
         (grad,) = torch.autograd.grad(loss, leaf)
-        logits[rows] = grad
+        logits[rows] = grad if student.scale == 1.0 and student.cap is None else grad * student.slope(leaf.detach())
         logits[rows, student.real_vocabulary :] = 0.0
     else:
         logits[rows] = 0.0

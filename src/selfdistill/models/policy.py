@@ -55,6 +55,9 @@ class Policy(nn.Module):
         """Where forward passes run; weights that are offloaded are elsewhere between them."""
         self.width: int | None = None
         """Rows of the log-probabilities, where they must match another model's; None: as many as the head has."""
+        self.scale = 1.0
+        self.cap: float | None = None
+        """What the model does to its logits: see :class:`Readout`."""
         self.pads = True
         """Whether prompts of unequal length may be decoded together, padded on the left."""
         self.packs = False
@@ -118,7 +121,9 @@ class Policy(nn.Module):
         bias = getattr(head, "bias", None)
         # Mamba keeps its residuals, and so its last states, in float32 whatever its weights are.
         hidden_ND = hidden_ND.to(head.weight.dtype)
-        return HeadInput(hidden_ND, head.weight, bias, self.real_vocabulary, self.width, self.compiled)
+        return HeadInput(
+            hidden_ND, head.weight, bias, self.real_vocabulary, self.width, self.compiled, self.scale, self.cap
+        )
 
     def forward(self, batch: SequenceBatch, job: LossInputs) -> LossOutput:
         """The job's loss over the batch. One ordinary forward, so that wrappers of the module see all of it."""
