@@ -26,7 +26,7 @@ from selfdistill.scoring.batching import collate
 from selfdistill.types import STUDENT, Message, View
 from support.engine import token_logprobs
 from support.families import MODELS, REFUSED, SAMPLED, saved
-from support.runs import lines, open_run, recorder, tiny_run
+from support.runs import open_run, recorder, tiny_run
 from support.tiny import STOP, TEMPLATE, save_model, save_tiny_model, tiny_settings, tiny_tokenizer
 
 
@@ -94,32 +94,6 @@ def test_scores_and_gradients_are_those_of_the_whole_model(
         assert other is not None
         torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-7)
     assert len(sliced) > 10
-
-
-@pytest.mark.parametrize("adapter", [(), ("model.lora.rank=2", "model.lora.alpha=4")], ids=["full", "lora"])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_run_trains_saves_and_is_loaded_again(
-    name: str, adapter: tuple[str, ...], folders: Mapping[str, Path], tmp_path: Path
-) -> None:
-    config = tiny_run(folders[name], "sdft", "steps=2", "sampling.prompts=2", "sampling.completions=2", *adapter)
-    run = open_run(config, tmp_path / "run")
-    run.train(recorder(run).stop)
-    steps = lines(tmp_path / "run" / "metrics.jsonl")
-    assert all(step["grad_norm"] > 0 for step in steps)
-    trained = run.parts.policy
-    again, _ = load(tmp_path / "run" / "checkpoints" / "step-000002" / "model")
-    batch = collate(views(), STUDENT)
-    torch.testing.assert_close(
-        again.score(batch, max_logits_per_chunk=1 << 20).target_N,
-        trained.score(batch, max_logits_per_chunk=1 << 20).target_N,
-        rtol=1e-4,
-        atol=1e-4,
-    )
-    start, _ = load(folders[name])
-    assert not torch.allclose(
-        start.score(batch, max_logits_per_chunk=1 << 20).target_N,
-        again.score(batch, max_logits_per_chunk=1 << 20).target_N,
-    )
 
 
 # --- sampled as scored -----------------------------------------------------------------------------------------------

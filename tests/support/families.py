@@ -186,6 +186,76 @@ REFUSED: Mapping[str, tuple[str, str, dict[str, Any], str]] = {
 }
 
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CURRENT: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "Qwen3": ("qwen3", {}),
+    "Qwen3-MoE": ("qwen3 mixture of experts", {}),
+    "Qwen3.5": ("qwen3.5", {}),
+    "Qwen3.5-MoE": ("qwen3.5 mixture of experts", {}),
+    "Qwen3-Next": ("qwen3-next", {}),
+    "Llama-3": ("llama, head of its own", {"rope_parameters": LLAMA3_ROPE}),
+    "Llama-4": ("llama4, chunks and a decoder that is the model", {}),
+    "Gemma-3": ("gemma3", {}),
+    "Gemma-4": ("gemma4, keys of other layers", {"final_logit_softcapping": 30.0}),
+    "GPT-OSS": ("gpt-oss, sinks", {}),
+    "OLMo-3": ("olmo3", {}),
+    "SmolLM3": ("smollm3", {}),
+    "LFM2": ("lfm2", {}),
+    "GLM-4-MoE": ("glm4 mixture of experts", {}),
+    "DeepSeek-V3": ("deepseek v3, latent attention", {}),
+}
+"""The families that people train now, with the settings that their published models have and the others lack."""
+
+EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+GRID = {**EYE, "image_size": 28, "patch_size": 14}
+DEEP_EYE = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+PLACES = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+SEEING = {"vision_config": DEEP_EYE, "tie_word_embeddings": True, **PLACES}
+TOWERS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "Gemma-3": (
+        "Gemma3ForConditionalGeneration",
+        "Gemma3Config",
+        {"vision_config": {**GRID, "model_type": "siglip_vision_model"}, "mm_tokens_per_image": 4},
+    ),
+    "Llama-4": (
+        "Llama4ForConditionalGeneration",
+        "Llama4Config",
+        {
+            "vision_config": {
+                **GRID,
+                "vision_output_dim": 16,
+                "projector_input_dim": 16,
+                "projector_output_dim": 16,
+                "pixel_shuffle_ratio": 1.0,
+            }
+        },
+    ),
+    "Gemma-4": ("Gemma4ForConditionalGeneration", "Gemma4Config", {"vision_config": None, "audio_config": None}),
+    "Qwen3.5": ("Qwen3_5ForConditionalGeneration", "Qwen3_5Config", SEEING),
+    "Qwen3.5-MoE": ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeConfig", SEEING),
+}
+"""Families whose checkpoints hold a model for images as well, as it is published."""
+
+
+def save_current(folder: Path, family: str, *, tower: bool = False) -> Path:
+    """A random model of one of :data:`CURRENT` in a folder, or of its checkpoint in :data:`TOWERS`."""
+    name, changes = CURRENT[family]
+    if not tower:
+        return saved(folder, name, **changes)
+    _, config, own = SAMPLED[name]
+    text = getattr(transformers, config)(**tiny_settings(**{**own, **changes})).to_dict()
+    kind, config, own = TOWERS[family]
+    torch.manual_seed(0)
+    return save_model(folder, getattr(transformers, kind)(getattr(transformers, config)(text_config=text, **own)))
+
+
 def saved(folder: Path, name: str, **changes: Any) -> Path:
     """A random model of a family in a folder."""
     kind, config, own = SAMPLED[name] if name in SAMPLED else REFUSED[name][:3]

@@ -1,0 +1,114 @@
+"""Write the table of families in docs/models.md: what replicas with random weights do when they are loaded.
+
+    PYTHONPATH=scripts:tests python -m docs_site.families
+
+What stands between ``<!-- families -->`` and ``<!-- end families -->`` is made anew, nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+
+from selfdistill.contexts.thinking import MARKS
+from selfdistill.errors import ModelError
+from selfdistill.models.lora import Lora
+from selfdistill.models.policy import Policy, load_policy
+from support.families import CURRENT, REFUSED, SAMPLED, TOWERS, save_current, saved
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+HEADER = ("family", "class", "loads", "packs", "LoRA", "thinking", "remarks")
+THINKING = {
+    "Qwen3": "<think>",
+    "Qwen3-MoE": "<think>",
+    "Qwen3.5": "<think>",
+    "Qwen3.5-MoE": "<think>",
+    "Qwen3-Next": "<think>",
+    "Gemma-4": "<|channel>thought",
+    "GPT-OSS": "<|channel|>analysis<|message|>",
+    "OLMo-3": "<think>",
+    "SmolLM3": "<think>",
+    "GLM-4-MoE": "<think>",
+    "DeepSeek-V3": "<think>",
+}
+"""What the published models of a family write before their thinking, where they do: a begin among the known marks."""
+OTHERS = {
+    "OLMo-2": "olmo2",
+    "Mixtral": "mixtral",
+    "Phi-3": "phi3",
+    "OLMo-Hybrid": "olmo hybrid",
+    "Mamba": "mamba",
+    "FalconMamba": "falcon mamba",
+    "Mamba-2": "mamba2",
+    "Nemotron-H": "nemotron-h, time steps with a limit",
+    "Zamba2": "zamba2",
+    "Jamba": "jamba",
+    "Bamba": "bamba",
+    "Falcon-H1": "falcon-h1",
+    "Granite hybrid": "granite hybrid",
+    "RecurrentGemma": "recurrent gemma, a state of its own",
+    "MiniMax-01": "minimax, a cache of its own",
+    "RWKV": "rwkv, a state",
+}
+"""Further replicas by the name of their family; the last ones are refused."""
+FAMILIES = (*CURRENT, *OTHERS)
+_PLACE = re.compile(r"(<!-- families -->\n).*?(<!-- end families -->)", re.DOTALL)
+
+
+def line(family: str) -> str:
+    """A family's row of the table, found by loading its replica as it is, with an adapter, and with its tower."""
+    with tempfile.TemporaryDirectory() as folder:
+        if family in CURRENT:
+            path, kind = save_current(Path(folder), family), SAMPLED[CURRENT[family][0]][0]
+        else:
+            path, kind = saved(Path(folder), OTHERS[family]), {**SAMPLED, **REFUSED}[OTHERS[family]][0]
+        remarks = []
+        try:
+            plain = _load(path)
+            adapted = _load(path, lora=Lora(2, 4.0))
+        except ModelError as error:
+            # The reason alone: what the library says in brackets, and the advice, change with its releases.
+            said = re.sub(r" \(.*\)", "", str(error).replace(f" of {path}", "")).partition(": ")[0]
+            return _row(family, f"`{kind}`", "refused", "–", "–", "–", said)
+    if family in TOWERS:
+        remarks.append("a tower for images is left out of adapters")
+    if plain.cap is not None:
+        remarks.append("logits softly capped")
+    spared = sorted(_linear(plain) - _adapted(adapted))
+    if spared:
+        remarks.append(f"`all-linear` spares {', '.join(f'`{name}`' for name in spared)}")
+    marks = THINKING.get(family, "")
+    if marks and marks not in {known.begin for known in MARKS}:
+        raise ValueError(f"{family}: {marks} is among no known marks of thinking")
+    shown = f"`{marks}`".replace("|", "\\|") if marks else "–"
+    return _row(family, f"`{kind}`", "yes", "yes" if plain.packs else "padded", "yes", shown, "; ".join(remarks))
+
+
+def _load(path: Path, lora: Lora | None = None) -> Policy:
+    return load_policy(str(path), dtype=torch.float32, device=torch.device("cpu"), lora=lora)[0]
+
+
+def _linear(policy: Policy) -> set[str]:
+    """Last names of the linear layers below the head."""
+    return {n.rpartition(".")[2] for n, m in policy.decoder.named_modules() if isinstance(m, torch.nn.Linear)}
+
+
+def _adapted(policy: Policy) -> set[str]:
+    return {name.split(".lora_")[0].rpartition(".")[2] for name in policy.trained()}
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def filled(page: str) -> str:
+    """The page with its table made anew."""
+    table = "\n".join([_row(*HEADER), f"|{'---|' * len(HEADER)}", *map(line, FAMILIES)])
+    return _PLACE.sub(lambda place: f"{place[1]}\n{table}\n\n{place[2]}", page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
