@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from selfdistill.contexts.rendering import render
 from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
 from selfdistill.contexts.turns import turn_end
 from selfdistill.errors import ModelError
@@ -74,18 +75,21 @@ class Chat:
             switch["tools"] = schemas
         try:
             try:
-                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch)
+                text = render(self.tokenizer, turns, prompt=True, **switch)
             except TemplateError:
                 # A template without a system role (Gemma's) raises: the text then stands before the first question.
                 folded = _without_system(turns)
                 if folded == turns:
                     raise
-                text = self.tokenizer.apply_chat_template(folded, tokenize=False, add_generation_prompt=True, **switch)
+                text = render(self.tokenizer, folded, prompt=True, **switch)
         except TemplateError as error:
             raise ModelError(
                 f"the chat template of {self.name} cannot render {[m.role for m in messages]}: {error}"
             ) from error
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise ModelError(f"the chat template of {self.name} writes nothing of {[m.role for m in messages]}")
+        return ids
 
     def response(self, text: str) -> tuple[int, ...]:
         """Ids of a completion that says this text and ends its turn as the template does."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from selfdistill.contexts.rendering import render
+
 SENTINEL = "sentinel0answer"
 """An answer that no template rewrites: one word without a tag, a space or a sign."""
 QUESTION = "sentinel0question"
@@ -49,9 +51,8 @@ def _tail(tokenizer: Any, following: Sequence[dict[str, str]]) -> str:
 
     turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": SENTINEL}, *following]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
-    # A template may also add up what a plain turn lacks, such as its reasoning.
-    except (TemplateError, TypeError):
+        text = render(tokenizer, turns, prompt=False)
+    except TemplateError:
         return ""
     _, shown, tail = text.rpartition(SENTINEL)
     return tail if shown else ""

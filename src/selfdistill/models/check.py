@@ -65,7 +65,9 @@ def runs(policy: Checked, path: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, ImportError) as error:
+    except ModelError:
+        raise
+    except Exception as error:
         if is_full(error):
             raise
         raise ModelError(

@@ -9,15 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
-from selfdistill.errors import ModelError, first_line
+from selfdistill.errors import ModelError, first_line, is_full
 from selfdistill.models.prefill import keeps_keys, new_cache
 
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
 """What some file of a model directory is called if there is a tokenizer; an adapter may leave it to its base."""
+
+
+def _reason(error: Exception) -> str:
+    """One sentence on why a library could not read a model."""
+    if isinstance(error, PickleError):
+        return "its .bin files hold more than tensors, or are damaged, and are not opened: save it as safetensors"
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config.json says"
+    if isinstance(error, StrictDataclassError):
+        return "; ".join(line.strip().removesuffix(":") for line in str(error).splitlines() if line.strip())
+    if isinstance(error, LookupError | ArithmeticError):
+        return f"{type(error).__name__}: {first_line(error)}; see its config.json"
+    return first_line(error)
 
 
 def resolve_model(path: str) -> str:
@@ -37,7 +52,6 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: it cannot be read, or lacks weights.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     loaded: Any
@@ -48,12 +62,22 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
 
             # The base may itself be an adapter, where one run went on from another.
             below = _read_base(adapter, path, dtype)
+            if not any(True for _ in Path(source).glob("adapter_model.*")):
+                raise ModelError(f"{path} holds an adapter_config.json and no adapter_model.safetensors beside it")
             with quiet_peft():
                 adapted: Any = PeftModel.from_pretrained(below, source)
             return adapted.merge_and_unload()
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load a causal language model from {path}: {first_line(error)}") from error
+        # Without a word on code that comes with a model, transformers asks at the terminal whether to run it.
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    except ModelError:
+        raise
+    # Each reader of transformers, peft, torch and their packages raises what it likes.
+    except Exception as error:
+        if is_full(error):
+            raise
+        raise ModelError(f"cannot load a causal language model from {path}: {_reason(error)}") from error
     model, report = loaded
     # transformers fills them with random numbers and says so only in a log.
     missing = sorted(report["missing_keys"])

@@ -234,7 +234,8 @@ def load_policy(
         raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    # The tokenizers library raises a bare Exception over a file that it cannot read.
+    except Exception as error:
         raise ModelError(f"no usable tokenizer in {path}: {first_line(error)}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     # Not len(tokenizer): where ids have gaps, the last ones lie beyond their number.
