@@ -82,7 +82,7 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "weights of another shape": (config(hidden_size=64), "other shapes than its config.json says"),
     "weights that are no numbers": (spoiled, r"not numbers \(NaN or infinite\), in model.embed_tokens.weight"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
-    "a word for a number": (config(hidden_size="many"), "field 'hidden_size'; TypeError: .* expected int, got str"),
+    "a word for a number": (config(hidden_size="many"), "field 'hidden_size': TypeError: .* expected int, got str"),
     "no heads": (config(num_attention_heads=0), "ZeroDivisionError: .*; see its config.json"),
     "an unknown activation": (config(hidden_act="nope"), "KeyError: 'nope'; see its config.json"),
     "code of its own": (

@@ -13,7 +13,6 @@ from pickle import PickleError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from selfdistill.errors import ModelError, first_line, is_full
 from selfdistill.models.prefill import keeps_keys, new_cache
@@ -28,11 +27,11 @@ def _reason(error: Exception) -> str:
         return "its .bin files hold more than tensors, or are damaged, and are not opened: save it as safetensors"
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config.json says"
-    if isinstance(error, StrictDataclassError):
-        return "; ".join(line.strip().removesuffix(":") for line in str(error).splitlines() if line.strip())
     if isinstance(error, LookupError | ArithmeticError):
         return f"{type(error).__name__}: {first_line(error)}; see its config.json"
-    return first_line(error)
+    # A config's own checks put the field into the first line, and what is wrong with it into the second.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines and lines[0].endswith(":") else first_line(error)
 
 
 def resolve_model(path: str) -> str:
