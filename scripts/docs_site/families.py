@@ -64,7 +64,10 @@ def line(family: str) -> str:
         if family in CURRENT:
             path, kind = save_current(Path(folder), family), SAMPLED[CURRENT[family][0]][0]
         else:
-            path, kind = saved(Path(folder), OTHERS[family]), {**SAMPLED, **REFUSED}[OTHERS[family]][0]
+            path, kind = (
+                saved(Path(folder), OTHERS[family]),
+                (SAMPLED.get(OTHERS[family]) or REFUSED[OTHERS[family]])[0],
+            )
         remarks = []
         try:
             plain = _load(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -45,7 +47,7 @@ def byte_level() -> Chat:
 
 @pytest.mark.parametrize("made", [mistral_like, byte_level])
 @pytest.mark.parametrize("said", ["the dog says the", "the  dog, 好 the 🐕s", "é好🐕", "a好"])
-def test_the_texts_of_tokens_are_together_the_text(said: str, made: type[Chat]) -> None:
+def test_the_texts_of_tokens_are_together_the_text(said: str, made: Callable[[], Chat]) -> None:
     chat = made()
     ids = chat.response(said)
     told = chat.tokens(ids)

@@ -17,7 +17,7 @@ from selfdistill.cli.evaluate import evaluate_model
 from selfdistill.errors import ModelError
 from selfdistill.models.loading import quiet_peft
 from selfdistill.models.lora import Lora
-from selfdistill.models.policy import load_policy
+from selfdistill.models.policy import load_policy, save_policy
 from selfdistill.training.run_folder import export_model
 from support.runs import open_run, outcome, tiny_run, train
 from support.tiny import save_tiny_model
@@ -64,6 +64,17 @@ def test_an_adapter_on_a_relative_path_is_read_from_any_folder(
     torch.testing.assert_close(logits(tmp_path / "plain", AutoPeftModelForCausalLM), expected)
     export_model(first / "run", tmp_path / "wide", step=None, dtype="float32")
     torch.testing.assert_close(logits(tmp_path / "wide"), expected)
+
+
+def test_an_adapter_that_no_run_trained_names_its_base_by_its_place(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(first)
+    policy, chat = load_policy("./qwen3", dtype=torch.float32, device=torch.device("cpu"), lora=Lora(2, 4.0))
+    save_policy(policy, chat, tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    # A new adapter changes nothing yet.
+    torch.testing.assert_close(logits(tmp_path / "saved"), logits(first / "qwen3"))
 
 
 @pytest.mark.parametrize("dtype", [None, "float32"])
