@@ -62,6 +62,8 @@ def load_policy(
 def save_policy(policy: Policy, chat: Chat, folder: str | Path) -> Path:
     """Write a directory that :func:`load_policy` and transformers read: full weights, or the adapter alone.
 
+    An adapter on another adapter is written merged, as full weights.
+
     Returns:
         The folder.
 
