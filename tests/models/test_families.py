@@ -14,7 +14,8 @@ from docs_site import families
 from selfdistill.errors import ModelError
 from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, load_policy
-from selfdistill.sampling.hf import Decoding, HFSampler
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.hf import HFSampler
 from selfdistill.scoring.batching import collate
 from selfdistill.training.run_folder import export_model
 from selfdistill.types import STUDENT, View
@@ -48,8 +49,10 @@ def check_scores_and_samples(policy: Policy, model: Any) -> None:
     """Compare with a plain forward: what is scored, and what is sampled."""
     real = policy.real_vocabulary
     torch.testing.assert_close(scores(policy), plain_scores(model, real), rtol=0, atol=2e-5)
-    sampler = HFSampler(policy, stop_ids=[STOP, *range(8, 90, 9)], decoding=Decoding(), max_rows=64)
-    for prompt, row in zip(PROMPTS, sampler.sample(PROMPTS, count=2, max_tokens=12, seed=9), strict=True):
+    sampler = HFSampler(policy, stop_ids=[STOP, *range(8, 90, 9)])
+    for prompt, row in zip(
+        PROMPTS, sampler.sample(PROMPTS, SamplingParams(count=2, max_tokens=12, seed=9)), strict=True
+    ):
         for one in row:
             with torch.no_grad():
                 expected = token_logprobs(model, prompt, one.ids, real)
