@@ -1,0 +1,26 @@
+"""Write the tables of docs/verdicts.md: ``python scripts/docs_verdicts.py``.
+
+What stands between ``<!-- verdicts: KIND -->`` and ``<!-- end -->`` is made anew from the cases in ``tests/cases``;
+nothing else is touched. A kind of task is one function of ``KINDS``, in a module of ``scripts/verdicts``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from verdicts import mathematics
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "verdicts.md"
+KINDS: Mapping[str, Callable[[], str]] = {"mathematics": mathematics.table}
+_PLACE = re.compile(r"(<!-- verdicts: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """The page with its tables made anew."""
+    return _PLACE.sub(lambda match: f"{match[1]}\n{KINDS[match[2]]()}\n\n{match[3]}", page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,95 @@
+"""Verdicts on answers of mathematics: ours, math-verify alone, and the published rule of Minerva."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import sympy
+from latex2sympy2_extended import latex2sympy
+from math_verify import parse, verify
+
+from selfdistill.tasks.data import MemoryRows
+from selfdistill.tasks.math.answers import boxed_answer, stated_answer
+from selfdistill.tasks.math.task import MathTask
+from verdicts.agreement import agreement
+
+CASES = Path(__file__).resolve().parents[2] / "tests" / "cases" / "math.json"
+
+# Units and typography that Minerva takes out of an answer, as its appendix D describes.
+_WORDS = re.compile(
+    r"square|ways|integers|dollars|mph|inches|ft|hours|km|units|points|feet|minutes|digits|cents|degrees|cm|gm"
+    r"|pounds|meters|meals|edges|students|multiples"
+)
+_TYPOGRAPHY = re.compile(r"\\ |\\;|,\\!|\{,\}|\\\$|\^\\circ|\^\{\\circ\}|\\l?dots|\"|\$|\s|\\mathrm\{th\}")
+_TEXT = re.compile(r"\\(?:text|textbf|mbox|overline)\{([^{}]*)\}(?:\^[23])?")
+
+
+def table() -> str:
+    """The table of mathematics."""
+    gold, completions, right, arguable = zip(*json.loads(CASES.read_text(encoding="utf-8"))["cases"], strict=True)
+    with _quiet():
+        judges = {
+            "selfdistill": ours(gold, completions),
+            "math-verify alone": [_math_verify(*pair) for pair in zip(gold, completions, strict=True)],
+            "strings, then sympy (Minerva)": [_minerva(*pair) for pair in zip(gold, completions, strict=True)],
+        }
+    return agreement(right, arguable, judges)
+
+
+def ours(gold: Sequence[str], completions: Sequence[str]) -> list[bool]:
+    """The verdicts of :class:`MathTask` on completions for rows with these answers."""
+    rows = [{"question": f"case {i}", "answer": one} for i, one in enumerate(gold)]
+    task = MathTask(MemoryRows(rows, "cases"), validation_share=0.0, test_share=0.0)
+    try:
+        examples = task.examples("train")
+        pairs = zip(examples, completions, strict=True)
+        return [task.verify(example, completion, finished=True).correct for example, completion in pairs]
+    finally:
+        task.close()
+
+
+def _math_verify(gold: str, completion: str) -> bool:
+    """math-verify with its own defaults; the gold as written or, where that cannot be read, in a box."""
+    return bool(verify(parse(gold) or parse(f"\\boxed{{{gold}}}"), parse(completion)))
+
+
+def _minerva(gold: str, completion: str) -> bool:
+    """Equal strings without units and typography, else a difference that sympy simplifies to 0.
+
+    The rule of Lewkowycz et al. 2022 (arXiv 2206.14858, appendix D), which lm-evaluation-harness's ``minerva_math``
+    follows; the answer is found by us, as these completions are no few-shot replies.
+    """
+    given = boxed_answer(completion) or stated_answer(completion)
+    if given is None:
+        return False
+    left, right = (_stripped(one) for one in (gold, given))
+    if left == right:
+        return True
+    try:
+        return bool(sympy.simplify(latex2sympy(left) - latex2sympy(right)) == 0)
+    except Exception:  # as in the rule: what sympy cannot read or subtract is unequal
+        return False
+
+
+def _stripped(answer: str) -> str:
+    answer = answer.split("=")[-1]
+    answer = _TEXT.sub(r"\1", _TYPOGRAPHY.sub("", answer))
+    answer = _WORDS.sub("", answer)
+    answer = re.sub(r"frac([^{])(.)", r"frac{\1}{\2}", answer)
+    answer = re.sub(r"sqrt([^{])", r"sqrt{\1}", answer)
+    return answer.replace(",", "") if answer.replace(",", "").isdigit() else answer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without math-verify's warnings on answers that it cannot read."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
