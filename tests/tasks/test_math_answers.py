@@ -11,13 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from selfdistill.tasks.math.answers import (
-    AnswerChecker,
-    Comparison,
-    boxed_answer,
-    canonical,
-    stated_answer,
-)
+from selfdistill.tasks.math.answers import boxed_answer, stated_answer
+from selfdistill.tasks.math.checker import AnswerChecker, Comparison
+from selfdistill.tasks.math.forms import canonical
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +142,7 @@ def test_checks_work_in_a_thread(checker: AnswerChecker) -> None:
 def test_no_process_is_left_behind(ending: str) -> None:
     script = f"""
 import atexit, os
-from selfdistill.tasks.math.answers import AnswerChecker
+from selfdistill.tasks.math.checker import AnswerChecker
 
 def no_children():
     try:

@@ -13,13 +13,9 @@ from typing import Unpack
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.data import Row
-from selfdistill.tasks.math.answers import (
-    AnswerChecker,
-    boxed_answer,
-    canonical,
-    marked_answer,
-    stated_answer,
-)
+from selfdistill.tasks.math.answers import boxed_answer, marked_answer, stated_answer
+from selfdistill.tasks.math.checker import AnswerChecker
+from selfdistill.tasks.math.forms import canonical
 from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
 
