@@ -1,8 +1,8 @@
-"""Whether two answers are equal.
+"""Whether two answers are equal, with limits on what algebra may cost.
 
-Two answers that read the same, or are both plain numbers, are compared here. Everything else goes to ``math-verify`` in
-one worker process (``worker.py``) that is killed and started afresh when a check takes too long: symbolic algebra
-can run for ever, and a thread cannot be stopped.
+What an answer is made of is compared here (``equality.py``). Symbolic algebra goes to ``math-verify`` in one worker
+process (``worker.py``) that is killed and started afresh when a check takes too long: algebra can run for ever, and a
+thread cannot be stopped.
 """
 
 from __future__ import annotations
@@ -16,15 +16,24 @@ import sys
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from selfdistill.errors import UserError
-from selfdistill.tasks.math.forms import WORD, canonical, number, plain
+from selfdistill.tasks.math.equality import Reply, equal
+from selfdistill.tasks.math.forms import canonical, number
+from selfdistill.tasks.math.typography import bare, tidy
+from selfdistill.tasks.math.units import split_unit
 
 _WORKER = Path(__file__).with_name("worker.py")
 _START_SECONDS = 120.0
 _REMEMBERED = 65_536
+
+
+class GivenUp(Exception):
+    """A check ran out of time or memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +57,31 @@ class AnswerChecker:
         if timeout <= 0:
             raise UserError(f"the timeout of an answer check must be above 0 seconds, got {timeout}")
         self.timeout = timeout
-        self._known: OrderedDict[tuple[str, str], Comparison] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], tuple[Reply, str] | None] = OrderedDict()
         self._lock = Lock()
         self._worker: subprocess.Popen[str] | None = None
         self._ending: weakref.finalize[[subprocess.Popen[str]], AnswerChecker] | None = None
 
     def compare(self, gold: str, given: str) -> Comparison:
         """Whether ``given`` equals ``gold``; a check that ran out of time or memory is unequal and ``unchecked``."""
-        quick = _at_a_glance(gold, given)
-        if quick is not None:
-            return quick
+        asked: dict[str, str] = {}
+
+        def ask(one: str, other: str) -> Reply:
+            reply, form = self._remembered(one, other)
+            asked[other] = form
+            return reply
+
+        try:
+            same = equal(gold, given, ask)
+        except GivenUp:
+            return Comparison(equal=False, canonical=canonical(given), unchecked=True)
+        if same:
+            return Comparison(equal=True, canonical=canonical(gold))
+        form = asked.get(split_unit(tidy(given))[0])
+        known = len(asked) == 1 and form is not None and number(given) is None
+        return Comparison(equal=False, canonical=form if known and form is not None else canonical(given))
+
+    def _remembered(self, gold: str, given: str) -> tuple[Reply, str]:
         key = (gold, given)
         with self._lock:
             if key not in self._known:
@@ -65,7 +89,10 @@ class AnswerChecker:
             self._known.move_to_end(key)
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-            return self._known[key]
+            known = self._known[key]
+        if known is None:
+            raise GivenUp
+        return known
 
     def close(self) -> None:
         """End the worker; the next check would start another."""
@@ -73,22 +100,23 @@ class AnswerChecker:
             self._ending()
         self._worker = None
 
-    def _ask(self, gold: str, given: str) -> Comparison:
+    def _ask(self, gold: str, given: str) -> tuple[Reply, str] | None:
+        """The worker's reply, and the canonical form of what was given; None for a check that was given up."""
         worker = self._start()
         request = {"gold": _as_latex(gold), "given": _as_latex(given), "timeout": self.timeout}
         verdict = _exchange(worker, json.dumps(request))
         if verdict is None:
             self.close()
-            return Comparison(equal=False, canonical=canonical(given), unchecked=True)
-        if verdict["equal"]:
-            return Comparison(equal=True, canonical=canonical(gold))
+            return None
+        values = [None if value is None else Fraction(value) for value in verdict["values"]]
+        reply = Reply(bool(verdict["equal"]), *values)
+        if reply.equal:
+            return reply, canonical(gold)
         # The canonical form is a second answer, so that an algebra that cannot be brought into form is still judged.
         form = _receive(worker)
         if form is None:
             self.close()
-        if form is None or number(given) is not None:
-            return Comparison(equal=False, canonical=canonical(given))
-        return Comparison(equal=False, canonical=str(form["canonical"]))
+        return reply, canonical(given) if form is None else str(form["canonical"])
 
     def _start(self) -> subprocess.Popen[str]:
         if self._worker is not None and self._worker.poll() is None:
@@ -110,27 +138,13 @@ class AnswerChecker:
         return self._worker
 
 
-def _at_a_glance(gold: str, given: str) -> Comparison | None:
-    form = canonical(given)
-    if canonical(gold) == form:
-        return Comparison(equal=True, canonical=form)
-    # A word is no product of its letters: math-verify would call "silent" and "listen" equal.
-    if WORD.fullmatch(canonical(gold)):
-        return Comparison(equal=False, canonical=form)
-    # Decimals may be rounded ("0.3333333" for 1/3): how far is math-verify's to say.
-    exact = "." not in gold + given
-    if exact and number(gold) is not None and number(given) is not None:
-        return Comparison(equal=False, canonical=form)
-    return None
-
-
 def _as_latex(answer: str) -> str:
-    """The answer as math-verify reads it: no units (to it a product of letters), "pi" and "sqrt(2)" as commands."""
-    answer = re.sub(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi ", plain(answer))
-    return re.sub(r"(?<![\\a-zA-Z])sqrt\(([^()]*)\)", r"\\sqrt{\1}", answer)
+    """The answer as math-verify reads it: 4.5e33 as a product, i apart from the number before it."""
+    answer = re.sub(r"(?<=[0-9.])[eE]([-+]?[0-9]{1,4})(?![0-9])", r" \\times 10^{\1}", bare(answer))
+    return re.sub(r"(?<=[0-9}])i(?![a-zA-Z])", " i", answer)
 
 
-def _exchange(worker: subprocess.Popen[str], line: str) -> dict[str, object] | None:
+def _exchange(worker: subprocess.Popen[str], line: str) -> dict[str, Any] | None:
     assert worker.stdin is not None
     try:
         worker.stdin.write(line + "\n")
@@ -140,11 +154,11 @@ def _exchange(worker: subprocess.Popen[str], line: str) -> dict[str, object] | N
     return _receive(worker)
 
 
-def _receive(worker: subprocess.Popen[str]) -> dict[str, object] | None:
+def _receive(worker: subprocess.Popen[str]) -> dict[str, Any] | None:
     """The worker's next line; None when it has ended: the system's own timer kills it, so this read cannot hang."""
     assert worker.stdout is not None
     line = worker.stdout.readline()
-    reply: dict[str, object] | None = json.loads(line) if line.endswith("\n") else None
+    reply: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
     return reply
 
 

@@ -1,64 +1,207 @@
-"""Forms of a final answer: its plain text, its number, and one text for answers that are equal at a glance."""
+"""Numbers of final answers, how far two of them may differ, and one text for answers that are equal at a glance."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,12}|\d{1,40})"
-_DECIMAL = re.compile(rf"(?P<sign>[-+]?)\s*(?P<whole>{_DIGITS})?(?P<decimals>\.\d{{0,40}})?")
-_RATIO = re.compile(r"(?P<sign>[-+]?)\s*(?:(?P<whole>\d{1,40})\s+)?(?P<top>\d{1,40})\s*/\s*(?P<bottom>\d{1,40})")
-_FRAC = re.compile(
-    r"(?P<sign>[-+]?)\s*(?P<whole>\d{1,40})?\s*\\[dt]?frac\s*"
-    r"(?:\{\s*(?P<top>\d{1,40})\s*\}\s*\{\s*(?P<bottom>\d{1,40})\s*\}|(?P<top1>\d)\s*(?P<bottom1>\d))"
+from selfdistill.tasks.math.typography import bare, foreign_digits, tidy
+from selfdistill.tasks.math.units import split_unit
+
+_GROUPED = r"[0-9]{1,3}(?:(?:,[0-9]{3}){1,12}|(?: [0-9]{3}){1,12})(?![0-9])|[0-9]{1,400}"
+_DECIMAL = re.compile(
+    rf"(?P<sign>[-+]?)\s*(?P<whole>{_GROUPED})?(?P<point>\.(?P<decimals>[0-9]{{0,400}}))?"
+    r"(?:\s*[eE]\s*\{?(?P<e>[-+]?[0-9]{1,4})\}?|\s*(?:\\times|\\cdot|[xX*])\s*10\s*\^\s*(?:\{\s*)?(?P<ten>[-+]?\s*[0-9]{1,4})\s*\}?)?"
+    r"(?P<scale>\s*(?:hundred|thousand|million|billion|trillion|dozen))?"
+    r"(?P<percent>\s*(?:%|percent|per cent|pct))?",
 )
-# A unit is words after a number. Words that change the number are none: "5 million" is not 5.
-_UNIT = re.compile(r"(?<=[\d}])\s+(?P<words>[a-z]{2,}(?:[ /][a-z]+)*)$", re.IGNORECASE)
-_NO_UNITS = {"dozen", "hundred", "thousand", "million", "billion", "trillion", "percent", "and", "or", "over"} | {
-    *("pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp"),
+_TEN = re.compile(r"(?P<sign>[-+]?)\s*10\s*\^\s*(?:\{\s*)?(?P<ten>[-+]?\s*[0-9]{1,4})\s*\}?")
+_RATIO = re.compile(
+    r"(?P<sign>[-+]?)\s*(?:(?P<whole>[0-9]{1,40})(?:\s+|\s*-\s*))?(?P<top>[0-9]{1,40})\s*/\s*(?P<bottom>[0-9]{1,40})"
+    r"(?P<percent>\s*(?:%|percent))?"
+)
+_FRAC = re.compile(
+    r"(?P<sign>[-+]?)\s*(?P<whole>[0-9]{1,40})?\s*\\frac\s*"
+    r"(?:\{\s*(?P<minus>-?)\s*(?P<top>[0-9]{1,40})\s*\}\s*\{\s*(?P<bottom>[0-9]{1,40})\s*\}|(?P<top1>[0-9])\s*(?P<bottom1>[0-9]))"
+    r"(?P<percent>\s*(?:%|percent))?"
+)
+_REPEATED = re.compile(
+    r"(?P<sign>[-+]?)\s*(?P<whole>[0-9]{1,40})?\.(?P<fixed>[0-9]{0,40})"
+    r"(?:\\(?:overline|bar|dot)\s*\{?\s*(?P<period>[0-9]{1,40})\s*\}?|\((?P<aside>[0-9]{1,40})\))(?P<percent>\s*%)?"
+)
+_GOES_ON = re.compile(r"(?P<sign>[-+]?)\s*(?P<whole>[0-9]{1,40})?\.(?P<digits>[0-9]{2,60})\s*(?:\\ldots|\.\.\.+)")
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
+_NUMERALS = {word: i for i, word in enumerate(f"{_ONES} eighteen nineteen".split())} | {
+    word: 10 * i for i, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
 }
-_SPACE = re.compile(r"(?<!\d) | (?!\d)")  # not between digits: "1 00" is no 100
-WORD = re.compile(r"[a-z' -]*[a-z]{4}[a-z' -]*")
-_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+
+_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")  # not between digits: "1 00" is no 100
+_LONG_WORDS = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}")
 
 
-def plain(answer: str) -> str:
-    """The answer without what does not change its meaning: dollar signs, spacing, text commands, units in words."""
-    answer = answer.replace("\u2212", "-").replace("\\$", "").replace("$", "")
-    answer = re.sub(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})", "", answer)
-    answer = re.sub(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[()\[\]]", "", answer)
-    answer = re.sub(r"\\[,;:! ]", " ", answer)
-    answer = _TEXT.sub(r" \1", answer)
-    answer = re.sub(r"\s+", " ", answer).strip()
-    answer = answer.rstrip(".").strip()
-    unit = _UNIT.search(answer)
-    if unit and not _NO_UNITS & set(re.split(r"[ /]", unit["words"].lower())):
-        answer = answer[: unit.start()]
-    return answer
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A plain number as it is written: ``6.70e-5`` is 6.7e-5 with 3 ``digits``, the last of which counts 1e-7."""
+
+    value: Fraction
+    digits: int | None = None
+    """Significant digits of a decimal; None for what is written exactly: an integer, a fraction, a period."""
+    last: Fraction | None = None
+    """What one of the last digit counts."""
+    percent: bool = False
+    endless: bool = False
+    """Whether ``value`` only approximates what has no end, such as the square root of 2."""
 
 
-def number(answer: str) -> Fraction | None:
-    """The value of a plain number (``1,234``, ``-0.5``, ``3/4``, ``1\\frac{1}{2}``), None for anything else."""
-    answer = plain(answer)
-    if len(answer) > 120:
+def number(answer: str) -> Number | None:
+    r"""The number that an answer writes (``1,234``, ``4.5 \times 10^{33}``, ``2\frac13``, ``8\%``, ``twelve``)."""
+    value, _ = split_unit(tidy(answer))
+    return _number(value)
+
+
+@lru_cache(maxsize=8192)
+def _number(text: str) -> Number | None:
+    text = bare(text)
+    if len(text) > 500:
         return None
-    match = _DECIMAL.fullmatch(answer)
-    if match and (match["whole"] or len(match["decimals"] or "") > 1):
-        whole = (match["whole"] or "0").replace(",", "")
-        value = Fraction(f"{whole}{(match['decimals'] or '.').removesuffix('.')}")
-        return -value if match["sign"] == "-" else value
-    ratio = _RATIO.fullmatch(answer) or _FRAC.fullmatch(answer)
-    if ratio is None:
+    text = text.replace("- ", "-") if text.startswith("- ") else text
+    if text.startswith("(") and text.endswith(")") and "," not in text:
+        text = text[1:-1].strip()
+    match = _DECIMAL.fullmatch(text)
+    if match and (match["whole"] or match["decimals"]):
+        return _decimal(match)
+    if match := _TEN.fullmatch(text):
+        return Number(_signed(match, Fraction(10) ** int(match["ten"].replace(" ", ""))))
+    if match := _RATIO.fullmatch(text) or _FRAC.fullmatch(text):
+        parts = match.groupdict()
+        bottom = int(parts["bottom"] or parts["bottom1"])
+        if bottom == 0:
+            return None
+        value = int(parts["whole"] or 0) + Fraction(int(parts["top"] or parts["top1"]), bottom)
+        return Number(_signed(match, -value if parts.get("minus") else value), percent=bool(parts["percent"]))
+    if match := _REPEATED.fullmatch(text):
+        fixed, period = match["fixed"], match["period"] or match["aside"]
+        return Number(_signed(match, _periodic(match["whole"], fixed, period)), percent=bool(match["percent"]))
+    if match := _GOES_ON.fullmatch(text):
+        return _going_on(match)
+    return _in_words(text.lower())
+
+
+def _decimal(match: re.Match[str]) -> Number:
+    whole = re.sub("[, ]", "", match["whole"] or "0")
+    decimals = match["decimals"] or ""
+    ten = int((match["e"] or match["ten"] or "0").replace(" ", ""))
+    last = Fraction(10) ** (ten - len(decimals))
+    scale = _SCALES[match["scale"].strip()] if match["scale"] else 1
+    value = _signed(match, int(whole + decimals) * last * scale)
+    percent = bool(match["percent"])
+    written = bool(decimals) or match["e"] is not None or match["ten"] is not None
+    if not written:
+        return Number(value, percent=percent)
+    return Number(value, len((whole + decimals).lstrip("0")) or 1, last * scale, percent)
+
+
+def _going_on(match: re.Match[str]) -> Number:
+    """Digits that go on: their period where one shows (0.333..., 0.1666..., 0.142857142857...), else a rounded number."""
+    digits = match["digits"]
+    for length in range(1, 7):
+        repeats = 3 if length == 1 else 2
+        period = digits[-length:]
+        if digits.endswith(period * repeats):
+            fixed = digits
+            while fixed.endswith(period):
+                fixed = fixed[:-length]
+            return Number(_signed(match, _periodic(match["whole"], fixed, period)))
+    last = Fraction(10) ** -len(digits)
+    value = int((match["whole"] or "0") + digits) * last
+    return Number(_signed(match, value), len(((match["whole"] or "") + digits).lstrip("0")) or 1, last)
+
+
+def _periodic(whole: str | None, fixed: str, period: str) -> Fraction:
+    before = int((whole or "0") + fixed)
+    return (before + Fraction(int(period), 10 ** len(period) - 1)) / 10 ** len(fixed)
+
+
+def _signed(match: re.Match[str], value: Fraction) -> Fraction:
+    return -value if match["sign"] == "-" else value
+
+
+def _in_words(text: str) -> Number | None:
+    """``twenty-five``, ``one hundred``, ``two thirds``: numerals up to the hundreds, and what scales them."""
+    total = 0
+    words = re.split(r"[ -]+", text)
+    if not 0 < len(words) <= 6:
         return None
-    parts = ratio.groupdict()
-    bottom = int(parts["bottom"] or parts["bottom1"])
-    if bottom == 0:
-        return None
-    value = int(parts["whole"] or 0) + Fraction(int(parts["top"] or parts["top1"]), bottom)
-    return -value if parts["sign"] == "-" else value
+    for word in words:
+        if word in _SCALES and total:
+            total *= _SCALES[word]
+        elif word in _NUMERALS and (total % 10 == 0 and (total == 0 or total % 100 >= 20 or total % 100 == 0)):
+            total += _NUMERALS[word]
+        elif word != "and" or not total:
+            return None
+    return Number(Fraction(total))
+
+
+def same_number(gold: Number, given: Number) -> bool:
+    """Whether two numbers are the same answer: equal, or one is the other rounded to enough digits.
+
+    8 % is 8 and 0.08 where the row's answer has the sign; where only the given one has, 20 % is 20 and 50 % is 0.5.
+    """
+    if gold.percent == given.percent:
+        return _close(gold, given)
+    if gold.percent:
+        return _close(gold, given) or _close(_per_cent(gold), given)
+    return _close(gold, given) or _close(gold, _per_cent(given))
+
+
+def _per_cent(number: Number) -> Number:
+    return Number(number.value / 100, number.digits, number.last and number.last / 100)
+
+
+def _close(gold: Number, given: Number) -> bool:
+    if gold.value == given.value:
+        return True
+    if gold.last is None and given.last is None:
+        return False
+    apart = abs(gold.value - given.value)
+    if max(gold.digits or 0, given.digits or 0) >= 15 and apart <= Fraction(1, 10**12) * abs(gold.value):
+        return True  # the noise of binary floats: 0.30000000000000004
+    # The one with the coarser last digit may be the other one rounded.
+    coarse, fine = (gold, given) if (gold.last or 0) > (given.last or 0) else (given, gold)
+    assert coarse.last is not None and coarse.digits is not None
+    if 2 * apart > coarse.last:
+        return False
+    if fine.last is not None or (not fine.endless and _terminates(fine.value)):
+        # Both can be written out. Six digits are what math-verify asks for; an integer is never a rounded number.
+        return coarse.digits >= 6 and fine.value.denominator > 1 and coarse.last < 1
+    return coarse.digits >= (3 if coarse is gold else 4)
+
+
+def _terminates(value: Fraction) -> bool:
+    bottom = value.denominator
+    for prime in (2, 5):
+        while bottom % prime == 0:
+            bottom //= prime
+    return bottom == 1
+
+
+def fold(text: str) -> str:
+    r"""The text without spacing and text commands, words in lower case; ``\Delta`` and ``\delta`` stay apart."""
+    text = _SPACE.sub("", bare(text))
+    return text.lower() if len(text.strip("().")) == 1 else _LONG_WORDS.sub(lambda word: word.group().lower(), text)
 
 
 def canonical(answer: str) -> str:
     """One text for answers that are equal at a glance: numbers as fractions in lowest terms, words in lower case."""
-    value = number(answer)
-    return _SPACE.sub("", plain(answer)).lower() if value is None else str(value)
+    text = tidy(answer)
+    value, _ = split_unit(text)
+    found = None if foreign_digits(text) else _number(value)
+    if found is None:
+        return fold(value)
+    return f"{found.value}%" if found.percent else str(found.value)

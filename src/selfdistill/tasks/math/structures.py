@@ -1,0 +1,314 @@
+"""What final answers are made of: lists, intervals, matrices, times, bases and ratios, read off their text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from selfdistill.tasks.math.typography import bare
+
+_OPEN, _CLOSE = "([{", ")]}"
+_ASSIGNED = re.compile(
+    r"(?:\(?[a-zA-Z](?:_\{?\w\}?)?(?:\s*,\s*[a-zA-Z](?:_\{?\w\}?)?)*\)?|\\[a-z]+|[a-zA-Z]\([a-z]\))\s*(?:=|\\in(?![a-z]))\s*"
+)
+_VARIABLE = r"(?:[a-zA-Z]|\\(?:theta|alpha|beta|lambda|mu|phi|omega|epsilon|delta|gamma))(?:_\{?\w\}?)?"
+_RELATION = re.compile(r"(<|>|\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z]))")
+_MATRIX = re.compile(
+    r"(?:[A-Za-z]\s*=\s*)?(?:[(\[]\s*)?\\begin\s*\{(?P<kind>[pb]?(?:small)?matrix|array)\}\s*(?:\{[lcr|\s]*\})?"
+    r"(?P<body>.*?)\\end\s*\{(?P=kind)\}(?:\s*[)\]])?",
+    re.DOTALL,
+)
+_TIME = re.compile(
+    r"(?:at )?(?P<hour>[0-9]{1,2})(?:[:.](?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?)?\s*"
+    r"(?P<half>a\.?\s?m\.?|p\.?\s?m\.?|noon|midnight|o'clock)?",
+    re.IGNORECASE,
+)
+_BASE = re.compile(
+    r"\(?(?P<digits>[0-9A-F]{1,200})\)?\s*(?:_\s*\{?\s*(?P<base>[0-9]{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}?"
+    r"|\(?\s*_?\s*\{?\s*(?:in )?base[ -](?P<named>[0-9]{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}?\s*\)?)"
+)
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10} | {
+    "twelve": 12,
+    "sixteen": 16,
+}
+_LABEL = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?(?P<open>\()?(?P<letter>[A-Ha-h])(?P<close>[).:])?(?:(?<=[).:])\s*(?P<rest>\S.*))?",
+    re.IGNORECASE,
+)
+LONGEST_LIST = 24
+
+Kind = Literal["", "set", "tuple", "square", "vector"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Several values: ``kind`` says what encloses them ("" for nothing), which decides whether their order counts."""
+
+    kind: Kind
+    items: tuple[str, ...]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order counts."""
+        return self.kind in ("tuple", "square", "vector")
+
+
+def split(text: str, separator: re.Pattern[str]) -> list[str]:
+    """The parts between separators that stand in no bracket."""
+    parts, depth, place, i = [], 0, 0, 0
+    while i < len(text):
+        character = text[i]
+        if character == "\\" and text[i + 1 : i + 2] not in ("{", "}"):
+            match = separator.match(text, i) if depth == 0 else None
+            if match is None:
+                i += 2
+                continue
+        else:
+            match = separator.match(text, i) if depth == 0 else None
+        if match is not None and match.end() > i:
+            parts.append(text[place:i])
+            place = i = match.end()
+            continue
+        depth += (character in _OPEN) - (character in _CLOSE)
+        i += 1
+    return [part.strip() for part in [*parts, text[place:]]]
+
+
+_SEPARATOR = re.compile(
+    r"\s*(?:[,;]\s*)?(?:\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:vee|lor|wedge|land)(?![a-zA-Z]))\s*|\s*[,;]\s*"
+)
+
+
+def listed(text: str) -> Listed:
+    r"""The values of a tidy answer, one or several; ``2 \pm \sqrt{3}`` is two."""
+    assigned = _ASSIGNED.match(text)
+    rest = text[assigned.end() :] if assigned else text
+    if rest != text and (enclosed(rest) or not _has_relation(rest)) and (_several(rest) or enclosed(rest)):
+        text = rest
+    text = re.sub(r"^(?:either|both)\s+", "", text)
+    kind = enclosed(text)
+    inner = text
+    if kind:
+        size = {"set": 2, "vector": 0}.get(kind, 1)
+        inner = re.sub(r"^\\langle\s*|\s*\\rangle$", "", text) if kind == "vector" else text[size:-size]
+        if kind == "set" and re.search(r"\\mid|\||(?<![0-9]):", inner):
+            return Listed("", (text,))
+    parts = split(inner, _SEPARATOR)
+    if not all(parts):
+        parts = [part for part in parts if part]
+    if len(parts) == 1 and kind != "set":
+        return Listed("", tuple(_both_signs(text)))
+    items = [signed for part in parts for signed in _both_signs(part)]
+    return Listed(kind, tuple(items))
+
+
+def _several(text: str) -> bool:
+    return len(split(text, _SEPARATOR)) > 1
+
+
+def _has_relation(text: str) -> bool:
+    return re.search(r"=|<|>|\\(?:le|ge|ne|in)(?![a-z])", text) is not None
+
+
+def enclosed(text: str) -> Kind:
+    """What encloses the whole text."""
+    if text.startswith("\\langle") and text.endswith("\\rangle"):
+        return "vector"
+    size, kind = (2, "set") if text.startswith("\\{") else (1, {"(": "tuple", "[": "square"}.get(text[:1], ""))
+    if not kind or not text.endswith("\\}" if kind == "set" else (")", "]")[kind == "square"]):
+        return ""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character in _OPEN) - (character in _CLOSE)
+        if depth == 0 and i >= size - 1 and i < len(text) - 1:
+            return ""
+    return kind  # type: ignore[return-value]  # one of the names above
+
+
+def _both_signs(item: str) -> list[str]:
+    if item.count("\\pm") + item.count("\\mp") != 1 or "\\mp" in item:
+        return [item]
+    assigned = _ASSIGNED.match(item)
+    item = item[assigned.end() :] if assigned else item
+    before, after = item.split("\\pm")
+    return [
+        f"{before.strip()}+{after.strip()}" if before.strip() else after.strip(),
+        f"{before.strip()}-{after.strip()}",
+    ]
+
+
+def assigned(item: str) -> tuple[str | None, str]:
+    """``x = 5`` as its variable and value; (None, item) where nothing is assigned."""
+    match = re.fullmatch(rf"(?P<name>{_VARIABLE})\s*=\s*(?P<value>[^=<>]+)", item)
+    return (match["name"], match["value"]) if match else (None, item)
+
+
+def matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
+    """The rows of a matrix; None for anything else, determinants included."""
+    match = _MATRIX.fullmatch(text)
+    if match is None:
+        nested = listed(text)
+        rows = [listed(item) for item in nested.items]
+        if nested.kind == "square" and len(rows) > 1 and all(row.kind == "square" for row in rows):
+            return tuple(row.items for row in rows)
+        return None
+    body = re.sub(r"\\hline", "", match["body"])
+    rows_ = [tuple(cell.strip() for cell in row.split("&")) for row in re.split(r"\\\\", body) if row.strip()]
+    return tuple(rows_) if rows_ else None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """An interval between two ends; brackets at infinity are open."""
+
+    low: str
+    low_closed: bool
+    high: str
+    high_closed: bool
+
+
+def intervals(text: str) -> tuple[str | None, tuple[Piece, ...]] | None:
+    """An inequality or a union of intervals as (its variable, its pieces); None for anything else."""
+    builder = re.fullmatch(
+        rf"\\\{{\s*{_VARIABLE}(?:\s*\\in\s*\\mathbb\{{R\}})?\s*(?:\\mid|\||:)\s*(?P<condition>.*)\\\}}", text
+    )
+    text = builder["condition"].strip() if builder else text
+    name = None
+    member = re.match(rf"({_VARIABLE})\s*\\in(?![a-z])\s*", text)
+    if member:
+        name, text = member[1], text[member.end() :]
+    if bare(text).lower() in ("\\mathbb{r}", "all real numbers", "all reals", "all real"):
+        return name, (Piece("-\\infty", False, "\\infty", False),)
+    pieces: list[Piece] = []
+    parts = split(
+        text,
+        re.compile(
+            r"\s*(?:\\cup(?![a-z])|\\text\s*\{\s*or\s*\}|(?<![a-zA-Z])(?:or|U)(?![a-zA-Z])|\\(?:lor|vee)(?![a-z]))\s*"
+        ),
+    )
+    for part in parts:
+        found = _inequality(part)
+        if found is None:
+            piece = _interval(part)
+            if piece is None:
+                return None
+            pieces.append(piece)
+            continue
+        if name is not None and found[0] != name:
+            return None
+        name = found[0]
+        pieces += found[1]
+    return name, tuple(pieces)
+
+
+def _interval(text: str) -> Piece | None:
+    if text[:1] not in "([" or text[-1:] not in ")]" or not text:
+        return None
+    ends = split(text[1:-1], re.compile(r"\s*[,;]\s*"))
+    if len(ends) != 2 or not all(ends):
+        return None
+    return _piece(ends[0], text[0] == "[", ends[1], text[-1] == "]")
+
+
+def _piece(low: str, low_closed: bool, high: str, high_closed: bool) -> Piece:
+    low, high = (re.sub(r"^\+\s*(?=\\infty)|\s+", "", end) for end in (low, high))
+    return Piece(low, low_closed and "\\infty" not in low, high, high_closed and "\\infty" not in high)
+
+
+def _inequality(text: str) -> tuple[str, list[Piece]] | None:
+    both = split(
+        text, re.compile(r"\s*(?:\\text\s*\{\s*and\s*\}|(?<![a-zA-Z])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-z]))\s*")
+    )
+    if len(both) == 2:
+        halves = [_inequality(one) for one in both]
+        if (
+            halves[0] is None
+            or halves[1] is None
+            or halves[0][0] != halves[1][0]
+            or len(halves[0][1] + halves[1][1]) != 2
+        ):
+            return None
+        one, other = halves[0][1][0], halves[1][1][0]
+        low, high = (one, other) if one.high == "\\infty" else (other, one)
+        if high.low != "-\\infty" or low.high != "\\infty":
+            return None
+        return halves[0][0], [Piece(low.low, low.low_closed, high.high, high.high_closed)]
+    parts = [part.strip() for part in _RELATION.split(text)]
+    if len(parts) == 3:
+        left, relation, right = parts
+        if not re.fullmatch(_VARIABLE, left):
+            left, right = right, left
+            relation = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}.get(relation, relation)
+        if not re.fullmatch(_VARIABLE, left) or not right or re.fullmatch(_VARIABLE, right):
+            return None
+        if relation == "\\ne":
+            return left, [_piece("-\\infty", False, right, False), _piece(right, False, "\\infty", False)]
+        if relation in ("<", "\\le"):
+            return left, [_piece("-\\infty", False, right, relation == "\\le")]
+        return left, [_piece(right, relation == "\\ge", "\\infty", False)]
+    if len(parts) == 5:
+        low, first, name, second, high = parts
+        if not re.fullmatch(_VARIABLE, name) or not low or not high:
+            return None
+        if {first, second} <= {">", "\\ge"}:
+            low, first, second, high = high, second.replace("\\ge", "\\le"), first.replace("\\ge", "\\le"), low
+            first, second = first.replace(">", "<"), second.replace(">", "<")
+        if {first, second} <= {"<", "\\le"}:
+            return name, [_piece(low, first == "\\le", high, second == "\\le")]
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """A time of day: seconds since midnight, or since midnight or noon where nothing says which."""
+
+    seconds: int
+    half: bool
+    """Whether it says which half of the day."""
+    clock: bool
+    """Whether it has minutes."""
+
+
+def time_of_day(text: str) -> Time | None:
+    """``8:30 p.m.`` as a time; a bare number reads as an hour."""
+    match = _TIME.fullmatch(bare(text))
+    if match is None or int(match["hour"]) > 24:
+        return None
+    hour, half = int(match["hour"]), (match["half"] or "").lower().replace(".", "").replace(" ", "")
+    seconds = 3600 * hour + 60 * int(match["minute"] or 0) + int(match["second"] or 0)
+    if half in ("am", "midnight", "pm", "noon"):
+        if not 1 <= hour <= 12:
+            return None
+        seconds = seconds % 43200 + (43200 if half in ("pm", "noon") else 0)
+    return Time(seconds, bool(half) and half != "o'clock", match["minute"] is not None)
+
+
+def numeral(text: str) -> tuple[str, int] | None:
+    """``2516_8`` as its digits and its base."""
+    match = _BASE.fullmatch(bare(text))
+    if match is None:
+        return None
+    named = match["base"] or match["named"]
+    base = _BASES.get(named) or int(named)
+    if not 2 <= base <= 36 or (match["digits"].isalpha() and (base < 11 or len(match["digits"]) < 2)):
+        return None
+    return match["digits"].lstrip("0") or "0", base
+
+
+def proportion(text: str) -> list[str] | None:
+    """The terms of ``3:4``, ``3 to 4`` or ``2:3:5``."""
+    terms = split(bare(text), re.compile(r"\s*(?::|(?<![a-zA-Z])to(?![a-zA-Z]))\s*"))
+    simple = all(re.fullmatch(r"[-0-9./a-z\\{}()^ ]{1,60}", term) for term in terms)
+    return terms if 2 <= len(terms) <= 5 and all(terms) and simple else None
+
+
+def label(text: str) -> tuple[str, bool, str | None] | None:
+    """The letter of an option, whether it is marked as one, and the text behind it: ``D) 12`` is ("D", True, "12")."""
+    match = _LABEL.fullmatch(bare(text).removeprefix("\\text"))
+    if match is None:
+        return None
+    marked = bool(match["close"]) or bool(match["open"]) or bare(text).lower().startswith(("option", "choice"))
+    if bool(match["open"]) and match["close"] != ")":
+        return None
+    return match["letter"].upper(), marked, match["rest"]

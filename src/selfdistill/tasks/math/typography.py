@@ -1,0 +1,162 @@
+"""One spelling for what a final answer looks like: Unicode, spacing and markup brought to plain LaTeX.
+
+Only the looks change here, never the value. Digits of other scripts stay as they are: a full-width ``６`` is not ``6``,
+since a model that writes it does not write the row's language.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+LONGEST = 1000
+"""Characters of an answer beyond which only its text is compared."""
+
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon"
+)
+_UNICODE = {
+    **{chr(ord("α") + i): f"\\{name} " for i, name in enumerate(f"{_GREEK} phi chi psi omega".split())},
+    "Γ": "\\Gamma ", "Δ": "\\Delta ", "Θ": "\\Theta ", "Λ": "\\Lambda ", "Π": "\\Pi ", "Σ": "\\Sigma ", "Φ": "\\Phi ",
+    "Ψ": "\\Psi ", "Ω": "\\Omega ", "ϕ": "\\phi ", "µ": "\\mu ",
+    "−": "-", "–": "-", "‑": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "\\div ",
+    "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∼": "\\sim ", "±": "\\pm ",
+    "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "∖": "\\setminus ",
+    "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "→": "\\to ", "⟨": "\\langle ", "⟩": "\\rangle ",
+    "°": "^\\circ ", "º": "^\\circ ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "…": "\\ldots ", "∶": ":", "＝": "=",
+    "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
+    "⅕": "\\frac{1}{5}", "⅖": "\\frac{2}{5}", "⅗": "\\frac{3}{5}", "⅘": "\\frac{4}{5}", "⅙": "\\frac{1}{6}", "⅛": "\\frac{1}{8}",
+    **dict.fromkeys("\u00a0\u2002\u2003\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
+    **dict.fromkeys("\u200b\u2060\ufeff\u200e\u200f", ""),
+}  # fmt: skip
+_TABLE = str.maketrans(_UNICODE)
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
+_RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
+_LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
+_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|([0-9]+|[A-Za-z]))")
+
+_SUBSTITUTIONS = tuple(
+    (re.compile(pattern), by)
+    for pattern, by in (
+        (r"\\\\\s*\[[^\]]*\]", r"\\\\"),  # a row's end with a skip
+        (r",?\\!\s*|\{\s*,\s*\}(?=[0-9]{3}(?![0-9]))|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ""),
+        (r"\\(?:q?quad|thinspace|enspace|space|medspace|thickspace|nobreakspace)(?![a-zA-Z])|(?<!\\)\\[,;:> ]|~", " "),
+        (r"\\[hv]space\*?\s*\{[^{}]*\}|\\(?:phantom|label|tag)\s*\{[^{}]*\}", " "),
+        (r"\\(?:left|right)\s*\.", ""),
+        (r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|,)(?![a-zA-Z])", ""),
+        (r"\\(?:bf|rm|it|sf|tt|bfseries|large|Large|huge|Huge|normalsize|centering|color)(?![a-zA-Z{\s])", " "),
+        (r"\\(?:text)?color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}", ""),
+        (r"\{\s*\\(?:bf|rm|it)\s", "{"),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:leqslant|leqq|leq|le)(?![a-zA-Z])|<=|=<", r"\\le "),
+        (r"\\(?:geqslant|geqq|geq|ge)(?![a-zA-Z])|>=", r"\\ge "),
+        (r"\\(?:neq|ne)(?![a-zA-Z])|!=", r"\\ne "),
+        (r"\\lt(?![a-zA-Z])", "<"),
+        (r"\\gt(?![a-zA-Z])", ">"),
+        (r"\\(?:varnothing|emptyset|O)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
+        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+        (r"\\[lr]?vert(?![a-zA-Z])|\\[lr]vert", "|"),
+        (r"\\(?:cdots|dots|dotsc|dotsb)(?![a-zA-Z])", r"\\ldots "),
+        (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![a-zA-Z])|\^\s*\\circ(?![a-zA-Z])", r"^\\circ "),
+        (r"\\colon(?![a-zA-Z])", ":"),
+        (r"\\(?:R|Reals)(?![a-zA-Z])|\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"\\mathbb{R}"),
+        (r"\\%", "%"),
+        (r"\\&", " and "),
+        (r"\\cent(?![a-zA-Z])", "¢"),
+        (r"\\pounds(?![a-zA-Z])", "£"),
+        (r"\\euro(?![a-zA-Z])", "€"),
+        (r"\\(?:text|textbf|textrm|textit|textnormal|textsf|mathrm|mathsf|mathtt|mbox|hbox|operatorname\*?|texttt)(?=\s*\{)", r"\\text"),
+        (r"\\?(?<![a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"(?<![\\a-zA-Z])sqrt(?=\s*\{|\s*[0-9])", r"\\sqrt"),
+        (r"(?<![\\a-zA-Z])(?:pi|Pi|PI)(?![a-zA-Z])", r"\\pi "),
+        (r"(?<![\\a-zA-Z])(?:infinity|Infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
+        (r"\\text\s*\{\s*\}", " "),
+        (r"\*\*(?=[\w({-])", "^"),
+        (r"(?<=[\w)}])\s*\*\s*(?=[\w({\\-])", r" \\cdot "),
+    )
+)  # fmt: skip
+_UNWRAPPED = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|underline|boxed|fbox|ensuremath|mathit|emph|mathstrut|pmb)\s*(?=\{)"
+)
+_LONE_BRACES = re.compile(r"(?<![\\a-zA-Z}\]^_])\{([0-9a-zA-Z.]+)\}")
+_LEAD = re.compile(
+    r"(?:=|:|\\(?:approx|sim|simeq|cong|therefore|implies|Rightarrow)(?![a-zA-Z])"
+    r"|(?:(?:is )?(?:about|approximately|approx\.?|roughly|around|exactly|only|just|precisely)|"
+    r"\\text\s*\{\s*(?:about|approximately|approx\.?|roughly|around|exactly)\s*\})(?![a-zA-Z]))\s*",
+    re.IGNORECASE,
+)
+
+
+@lru_cache(maxsize=8192)
+def tidy(answer: str) -> str:
+    r"""The answer in plain LaTeX: ``x²`` is ``x^{2}``, ``\dfrac`` is ``\frac``, every text command is ``\text``."""
+    if len(answer) > LONGEST:
+        return " ".join(answer.split())
+    text = _RAISED_RUN.sub(lambda run: f"^{{{''.join(_RAISED[c] for c in run.group())}}}", answer)
+    text = _LOWERED_RUN.sub(lambda run: f"_{{{''.join(_LOWERED[c] for c in run.group())}}}", text)
+    text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2]}}}", text).translate(_TABLE)
+    text = _without_markup(text)
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
+        text = re.sub(r"\\\\\s*$", "", text)
+    for pattern, by in _SUBSTITUTIONS:
+        text = pattern.sub(by, text)
+    text = _LONE_BRACES.sub(r"\1", _unwrap(text, _UNWRAPPED))
+    text = re.sub(r"\s+", " ", text).strip()
+    while True:
+        before = text
+        text = text if text.endswith(("...", "\\ldots")) else text.rstrip(" .,;:")
+        lead = _LEAD.match(text)
+        text = text[lead.end() :] if lead else text
+        if text.startswith("{") and closing(text, 0) == len(text) - 1:
+            text = text[1:-1].strip()
+        if text == before:
+            return text
+
+
+def bare(text: str) -> str:
+    r"""A tidy answer without its text commands: ``\text{Evelyn}`` is ``Evelyn``."""
+    text = _unwrap(text, re.compile(r"\\text\s*(?=\{)"), space=True)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def foreign_digits(text: str) -> bool:
+    """Whether the text has digits other than 0 to 9, such as full-width ones."""
+    return not text.isascii() and any(unicodedata.category(c) == "Nd" and not c.isascii() for c in text)
+
+
+def closing(text: str, start: int) -> int | None:
+    r"""Where the brace that opens at ``start`` closes; ``\{`` and ``\}`` are no braces."""
+    depth = 0
+    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return match.start()
+    return None
+
+
+def _without_markup(text: str) -> str:
+    r"""Without dollar signs of mathematics, ``\(…\)``, backticks, quotes and bold; ``\$`` stays as a currency."""
+    text = re.sub(r"(?<!\\)\$(?=\s*[0-9])(?![^$]*(?<!\\)\$)", r"\\$", text)
+    text = re.sub(r"(?<!\\)\$|(?<!\\)\\[()\[\]](?!\s*[0-9.]+\s*(?:pt|em|ex)\])|`|\"", "", text).strip()
+    for mark in ("**", "__", "*", "'"):
+        while len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
+            text = text[len(mark) : -len(mark)].strip()
+    return text
+
+
+def _unwrap(text: str, command: re.Pattern[str], *, space: bool = False) -> str:
+    """The text with the contents of these commands in their place."""
+    parts, place = [], 0
+    for match in command.finditer(text):
+        if match.start() < place:
+            continue
+        end = closing(text, match.end())
+        if end is not None:
+            inner = _unwrap(text[match.end() + 1 : end], command, space=space)
+            parts += [text[place : match.start()], f" {inner} " if space else f"{{{inner}}}"]
+            place = end + 1
+    return "".join([*parts, text[place:]])

@@ -1,0 +1,172 @@
+"""Units behind and before a number: what belongs to a quantity, and how many of one make another."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+_KNOWN = {
+    "length": "m meter metre 1; mm millimeter millimetre 1/1000; cm centimeter centimetre 1/100; dm decimeter 1/10; "
+    "km kilometer kilometre 1000; inch inche in 127/5000; ft foot feet 381/1250; yd yard 1143/1250; mi mile 201168/125; "
+    "nm nanometer 1/1000000000; um micrometer micron 1/1000000",
+    "mass": "g gram gm 1; kg kilogram kilo 1000; mg milligram 1/1000; lb lbs pound 45359237/100000; oz ounce "
+    "45359237/1600000; tonne 1000000",
+    "time": "s sec second 1; ms millisecond 1/1000; min minute 60; h hr hour 3600; day d 86400; week wk 604800; "
+    "month 2629800; yr year 31557600",
+    "volume": "l liter litre 1; ml milliliter millilitre cc 1/1000; gal gallon 1; quart qt 1/4; pint pt 1/8",
+    "money": "dollar buck usd 1; cent ¢ penny pennie 1/100",
+    "angle": "degree deg 1",
+    "solid": "rad radian 1",
+    "speed": "mph 1; kph kmph kmh 1",
+    "energy": "j joule 1; kj kilojoule 1000; erg 1/10000000",
+}
+_TABLE: dict[str, tuple[str, Fraction]] = {}
+for _dimension, _rows in _KNOWN.items():
+    for _row in _rows.split("; "):
+        *_names, _size = _row.split()
+        for _name in _names:
+            _kind = (
+                _name
+                if _dimension in ("volume", "speed") and _name not in ("l", "liter", "litre", "ml")
+                else _dimension
+            )
+            _TABLE[_name] = (_kind, Fraction(_size))
+_SINGLE = frozenset("m g s h d l L J N W V A K C F T".split())
+"""Letters that are units behind a number and a space; any other letter is a variable."""
+NO_UNITS = frozenset(
+    "hundred thousand million billion trillion percent percentage and or over pi sqrt sin cos tan sec csc cot log ln exp "
+    "mod base if for where when with a.m p.m am pm noon midnight to is not but else otherwise times plus minus least "
+    "most more less than infty dozen cup cap in arcsin arccos arctan sinh cosh max min all".split()
+)
+"""Words that change what stands before them, so that none of them is a unit."""
+
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?"
+_TEXT_UNIT = rf"\\text\s*\{{[^{{}}]*\}}{_POWER}"
+_WORD_UNIT = rf"(?:[a-zA-Zµ]+\.?|¢){_POWER}"
+_JOIN = r"(?:\s*(?:/|\\cdot)\s*|\s+)"
+_BEHIND = re.compile(
+    rf"(?:(?<=[0-9}})%a-zA-Z.])\s*(?P<text>\(?{_TEXT_UNIT}(?:\s*(?:/|\\cdot)?\s*(?:{_TEXT_UNIT}|{_WORD_UNIT}))*\)?)"
+    rf"|(?<=[0-9}})])(?P<degrees>\s*\^\s*\\circ\s*(?:\\text\s*\{{\s*[CFK]\s*\}}|[CFK])?)"
+    rf"|(?<=[0-9}}i)])\s+(?P<words>{_WORD_UNIT}(?:{_JOIN}{_WORD_UNIT})*)"
+    rf"|(?<=[0-9}}])(?P<sign>¢|€|£|¥)"
+    rf"|(?<=[0-9])(?P<close>(?:cm|mm|km|kg|mph|ft|mL|ml|kmh|lbs|lb|kWh|km/h|m/s){_POWER})"
+    r"|(?<=[0-9}])\s+\((?P<aside>[a-zA-Z][a-zA-Z ]*)\))$"
+)  # fmt: skip
+_BEFORE = re.compile(
+    r"(?P<sign>[-+]?)\s*(?:\\text\s*\{\s*)?(?P<currency>(?:US|CA|AU)?\\\$|€|£|¥|₹|USD|EUR|GBP|Rs\.?|\\text\s*\{Rs\.?\s*\})"
+    r"(?![a-zA-Z])\s*(?:\}\s*)?(?=[-0-9.\\])"
+)
+_CALLED = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:(?:the|a|an|its|total|area|volume|perimeter|length|width|height|radius|distance|speed|cost|sum"
+    r"|price|profit|age|ratio|slope|probability|minimum|maximum|average|mean|median|number|answer|time|of|is|result|value"
+    r"|surface|in)\b[ ]*)+\s*(?:\}\s*)?(?:\s*[:=]\s*|(?=\s*[-0-9\\(]))(?:\\text\s*\{\s*(?:is|of)\s*\})?\s*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit: its ``dimensions`` with powers and its ``size``, both None where its words are not known."""
+
+    words: str
+    dimensions: tuple[tuple[str, int], ...] | None = None
+    size: Fraction | None = None
+
+
+@lru_cache(maxsize=8192)
+def split_unit(text: str) -> tuple[str, Unit | None]:
+    """A tidy answer as its value and its unit; words like "area =" before the value are dropped with it."""
+    called = _CALLED.match(text)
+    if called and called.end() < len(text):
+        text = text[called.end() :]
+    before = _BEFORE.match(text)
+    if before:
+        named = "dollar" if before["currency"].endswith(("$", "USD")) else before["currency"].lower()
+        rest, unit = split_unit(before["sign"] + text[before.end() :])
+        return rest, unit or _unit(named)
+    behind = _BEHIND.search(text)
+    if behind is None or not text[: behind.start()].strip():
+        return text, None
+    kind = behind.lastgroup or "words"
+    said = behind[kind].strip()
+    value = text[: behind.start()].strip()
+    words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", said).strip(" .,()")
+    names = re.findall(r"[a-zA-Z.]+", words)
+    if kind == "degrees":
+        return value, _unit("degree" if words.endswith("circ") else words[-1])
+    if any(name.lower().strip(".") in NO_UNITS - {"in"} or name.lower() in NO_UNITS - {"in"} for name in names):
+        return text, None
+    if names and names[0].lower() == "in" and len(names) > 1:  # "5 in total", "25 in square inches"
+        words, names = words[2:].strip(), names[1:]
+    if kind == "text" and re.search(r"[=<>&]|[+*/^(-]\s*$", value):
+        return (text, None) if not re.search(r"[0-9}a-zA-Z)]$", value) else (value, _unit(words))
+    single = len(names) == 1 and len(names[0].rstrip(".")) == 1
+    plain_value = re.fullmatch(r"[-+]?[0-9][0-9.,/ ]*", value) is not None
+    if kind == "words" and any(len(name) == 1 for name in names) and not (plain_value and set(names) & _SINGLE):
+        return text, None
+    if kind == "words" and single and not (plain_value and names[0] in _SINGLE):
+        return text, None
+    if kind == "text" and (
+        words in ("i", "e", "d", "th", "T") or not words or (re.fullmatch(r"[(]?[A-E][)]?", words) and not plain_value)
+    ):
+        return text, None
+    if (
+        kind == "text"
+        and re.search(r"[a-zA-Z]$", value)
+        and not re.search(r"(?<![a-zA-Z])[a-zA-Z]$|\\[a-zA-Z]+$", value)
+    ):
+        return text, None  # "no \text{solution}"
+    return value, _unit(words)
+
+
+def ratio(gold: Unit | None, given: Unit | None) -> Fraction | None:
+    """How many of the gold's unit one of the given is; 1 where one is missing or not known, None where they clash."""
+    if gold is None or given is None or gold.dimensions is None or given.dimensions is None:
+        return Fraction(1)
+    if gold.dimensions != given.dimensions:
+        return None
+    assert gold.size is not None and given.size is not None
+    return given.size / gold.size
+
+
+@lru_cache(maxsize=2048)
+def _unit(words: str) -> Unit:
+    tokens = re.findall(r"[a-zA-Z¢µ]+|/|\^\s*\{?\s*-?[0-9]|per\b", words)
+    powers: dict[str, int] = {}
+    size = Fraction(1)
+    sign, raised = 1, 1
+    last: tuple[str, Fraction, int] | None = None
+    for token in tokens:
+        if token.startswith("^"):
+            power = int(token.lstrip("^ {"))
+            if last is None or abs(power) > 4:
+                return Unit(words)
+            kind, one, by = last
+            powers[kind] += by * (power - 1)
+            size *= one ** (by * (power - 1))
+            continue
+        lower = token.lower()
+        if lower in ("/", "per"):
+            sign = -1
+        elif lower in ("square", "sq", "cubic", "cu"):
+            raised = 2 if lower.startswith("s") else 3
+        elif lower in ("squared", "cubed") and last is not None:
+            kind, one, by = last
+            more = 1 if lower == "squared" else 2
+            powers[kind] += by * more
+            size *= one ** (by * more)
+        else:
+            known = _TABLE.get(token if len(token) == 1 and token not in "LJ" else lower) or _TABLE.get(
+                lower.removesuffix("s")
+            )
+            if known is None:
+                return Unit(words)
+            by = sign * raised
+            powers[known[0]] = powers.get(known[0], 0) + by
+            size *= known[1] ** by
+            last, raised = (known[0], known[1], by), 1
+    if not powers:
+        return Unit(words)
+    return Unit(words, tuple(sorted(item for item in powers.items() if item[1])), size)
