@@ -1,54 +1,154 @@
-"""Final answers of mathematical texts: where a completion or a solution states one."""
+r"""Final answers of mathematical texts: where a completion or a solution states one.
+
+Every search takes time linear in the text: braces are matched in one pass, lines are walked, and a phrase is looked for
+in a short stretch behind the word "answer" alone.
+"""
 
 from __future__ import annotations
 
 import re
 
-BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*\{")
-"""Where a box begins. Published solutions also write ``\\framebox``."""
-_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,[\s$]*)?(?:(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})?[\s$]*")
-_LINE = re.compile(r"^\s*####[ \t]*(.+?)\s*$", re.MULTILINE)
-_PHRASE = re.compile(
-    r"\banswer(?:\s+is\b\s*:?|\s*:|\s*=)[\s*]*(.+?)[\s*]*(?:[.!](?=\s|$)|\*\*|,?\s(?=so\b|which\b|because\b|since\b)|$)",
-    re.IGNORECASE | re.MULTILINE,
+BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)(?:\s*\{|(?=\s*[-+0-9A-Za-z\\]))")
+r"""Where a box begins. Published solutions also write ``\framebox``, and TeX lets ``\boxed 6`` go without braces."""
+_TOKEN = re.compile(r"(?P<box>\\(?:f?boxed|fbox|framebox)\s*\{)|\\(?!(?:f?boxed|fbox|framebox)).|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(
+    r"\\(?:f?boxed|fbox)(?![a-zA-Z])\s*(?P<content>[-+]?[0-9]+(?:[.,/][0-9]+)*|[A-Za-z](?![A-Za-z])"
+    r"|\\[a-zA-Z]+(?:\{[^{}]{0,80}\}){0,2})"
 )
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,[\s$]*)?(?:(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})?[\s$]*")
+_LONGEST_BETWEEN = 60
+
+_WORD = re.compile(r"\banswer\b", re.IGNORECASE)
+_LEADING = r"(?:[*_\s:`]|\\\[|\$\$)*"
+_STATES = re.compile(
+    rf"(?:[*_\s]*[:=]{_LEADING}"
+    r"|\s+(?:to (?:the|this|your) (?:question|problem)\s+)?"
+    r"(?:is|are|was|equals|(?:should|would|will|must|has to|can only)(?:\s+\w+ly)?\s+be|(?:comes|turns) out to be)\b"
+    r"(?:[*_\s]*[:=]|\s*,?\s*(?:therefore|thus|then|hence|so|simply|just|now|indeed|clearly|given by|equal to)\b,?)*"
+    rf"{_LEADING}"
+    rf"|(?P<below>[*_:\s]*\n{_LEADING}))"
+    r"(?P<answer>[^\n]{1,300}?)[\s*_]*"
+    r"(?:[.!](?=\s|$)|\*\*|,?\s(?=(?:so|which|because|since|as|not|but|where|when)\b)|\n|$)",
+    re.IGNORECASE,
+)
+_BEHIND = re.compile(
+    r"(?P<answer>\S{0,60}[0-9]\S{0,60})\s+is\s+(?:the|our|my)\s+(?:(?:final|correct|required)\s+)?$", re.IGNORECASE
+)
+_HEADING = re.compile(r"[#*_\s>]*(?:(?:the|my|our|final|correct)\s+)*", re.IGNORECASE)
+_NEGATED = re.compile(r"(?:not|no|unknown|unclear|wrong)\b(?!\s+solution)", re.IGNORECASE)
+_WINDOW = 600
+_TAG = re.compile(r"<(?P<end>/?)answer>", re.IGNORECASE)
 
 
-def boxed_answer(text: str) -> str | None:
-    r"""The content of the last ``\boxed{…}``; boxes that only "and" or a comma separates make one answer."""
-    boxes: list[tuple[int, int, str]] = []
-    for match in BOX.finditer(text):
-        end = _closing_brace(text, match.end())
-        if end is not None and text[match.end() : end].strip():
-            boxes.append((match.start(), end + 1, text[match.end() : end].strip()))
+def boxed_answer(text: str, *, finished: bool = True) -> str | None:
+    r"""The content of the last ``\boxed{…}``; boxes that only "and" or a comma separates make one answer.
+
+    A box without braces, ``\boxed 6``, at the end of a text that was cut is not believed.
+    """
+    boxes = _boxes(text, finished=finished)
     if not boxes:
         return None
     answer = [boxes[-1][2]]
     for (_, end, content), (start, _, _) in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
-        separator = text[end:start]
-        if not separator.strip(" \n$") or not _BETWEEN_BOXES.fullmatch(separator):
+        separator = text[end : min(start, end + _LONGEST_BETWEEN)]
+        close = start - end < _LONGEST_BETWEEN and separator.strip(" \n$") != ""
+        if not close or not _BETWEEN_BOXES.fullmatch(separator):
             break
         if content not in answer:
             answer.insert(0, content)
     return ", ".join(answer)
 
 
+def tagged_answer(text: str) -> str | None:
+    """What the last closed ``<answer>…</answer>`` holds; a box in it is opened."""
+    place = _last_tag(text)
+    if place is None:
+        return None
+    content = text[place[0] : place[1]].strip()
+    return boxed_answer(content) or stated_answer(content) or content or None
+
+
+def final_answer(text: str, *, finished: bool = True) -> str | None:
+    r"""The last box or ``<answer>`` tag, else, where the text is ``finished``, what it states."""
+    tag, boxes = _last_tag(text), _boxes(text, finished=finished)
+    if tag is not None and (not boxes or tag[1] > boxes[-1][0]):
+        answer = tagged_answer(text)
+        if answer is not None:
+            return answer
+    if boxes:
+        return boxed_answer(text, finished=finished)
+    return stated_answer(text) if finished else None
+
+
 def stated_answer(text: str) -> str | None:
     """What the last ``#### …`` line, "answer is …" or "answer: …" states, whichever begins last."""
-    stated = [match for pattern in (_LINE, _PHRASE) for match in pattern.finditer(text)]
-    return max(stated, key=lambda match: match.start()).group(1).strip() or None if stated else None
+    marked = _marked(text)
+    for word in reversed(list(_WORD.finditer(text))):
+        if marked is not None and word.start() < marked[0]:
+            break
+        stated = _stated_beside(text, word)
+        if stated is not None:
+            return stated
+    return None if marked is None else marked[1]
+
+
+def _stated_beside(text: str, word: re.Match[str]) -> str | None:
+    """What stands behind or before one mention of the word "answer"; None where it states nothing."""
+    match = _STATES.match(text[word.end() : word.end() + _WINDOW])
+    if match and not _NEGATED.match(match["answer"]):
+        line = text.rfind("\n", max(0, word.start() - _LONGEST_BETWEEN), word.start()) + 1
+        if match["below"] is None or _HEADING.fullmatch(text[line : word.start()]):
+            return match["answer"].strip() or None
+    before = _BEHIND.search(text[max(0, word.start() - 160) : word.start()])
+    return before["answer"] if before else None
 
 
 def marked_answer(text: str) -> str | None:
     """What the last ``#### …`` line holds, the mark of GSM8K."""
-    lines = _LINE.findall(text)
-    return lines[-1] if lines else None
+    marked = _marked(text)
+    return None if marked is None else marked[1]
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth == 0:
-            return match.start()
+def _marked(text: str) -> tuple[int, str] | None:
+    """Where the last ``####`` line begins, and what it holds; a heading "#### Answer" holds nothing."""
+    place = len(text)
+    for line in reversed(text.splitlines(keepends=True)):
+        place -= len(line)
+        said = line.strip()
+        content = said[4:].strip(" \t*")
+        if said.startswith("####") and content and not said.startswith("#####") and not _WORD.search(content):
+            return place, content
+    return None
+
+
+def _boxes(text: str, *, finished: bool = True) -> list[tuple[int, int, str]]:
+    """(begin, end, content) of every box that is closed and not empty, the outer one of a nest, in the text's order."""
+    opened: list[tuple[int, int] | None] = []
+    found: list[tuple[int, int, str]] = []
+    for token in _TOKEN.finditer(text):
+        if token["box"]:
+            opened.append((token.start(), token.end()))
+        elif token.group() == "{":
+            opened.append(None)
+        elif token.group() == "}" and opened:
+            box = opened.pop()
+            content = "" if box is None else text[box[1] : token.start()].strip()
+            if box is not None and content:
+                while found and found[-1][0] > box[0]:
+                    found.pop()
+                found.append((box[0], token.end(), content))
+    for match in _BARE_BOX.finditer(text):
+        if finished or match.end() < len(text):
+            found.append((match.start(), match.end(), match["content"]))
+    return sorted(found)
+
+
+def _last_tag(text: str) -> tuple[int, int] | None:
+    """Where the content of the last closed tag begins and ends."""
+    end = None
+    for tag in reversed(list(_TAG.finditer(text))):
+        if tag["end"]:
+            end = end if end is not None else tag.start()
+        elif end is not None:
+            return tag.end(), end
     return None

@@ -13,7 +13,7 @@ from typing import Unpack
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.data import Row
-from selfdistill.tasks.math.answers import boxed_answer, marked_answer, stated_answer
+from selfdistill.tasks.math.answers import boxed_answer, final_answer, marked_answer, stated_answer, tagged_answer
 from selfdistill.tasks.math.checker import AnswerChecker
 from selfdistill.tasks.math.forms import canonical
 from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
@@ -22,6 +22,10 @@ from selfdistill.types import Example, Message, Verdict
 SUFFIX = "\nReason step by step and put the final answer in \\boxed{}."
 
 _LONGEST_ANSWER = 300
+_PROSE = frozenset(
+    "is are was were has have had be been so then therefore thus hence we she he they it there since because find get "
+    "gets gives make makes need needs must can will would sold bought take takes total".split()
+)
 
 
 class MathTask(RowTask):
@@ -113,11 +117,7 @@ class MathTask(RowTask):
 
     def _find(self, text: str, *, finished: bool) -> str | None:
         said = after_thinking(text)
-        boxed = boxed_answer(said)
-        if boxed is not None or self._boxed_only or not finished:
-            return boxed
-        stated = stated_answer(said)
-        return None if stated is None or len(stated) > _LONGEST_ANSWER else stated
+        return (boxed_answer if self._boxed_only else final_answer)(said, finished=finished)
 
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's question, and the example that asks it with the suffix."""
@@ -136,16 +136,25 @@ class MathTask(RowTask):
                 raise DataError(f"{row.place}: no answer matches {self._answer_pattern.pattern!r}")
             gold = (matches[-1].group(1) if self._answer_pattern.groups else matches[-1].group()) or ""
         else:
-            gold = boxed_answer(text) or marked_answer(text) or text
+            gold = boxed_answer(text) or marked_answer(text) or tagged_answer(text) or text
+            if gold is text and _is_prose(text):
+                gold = stated_answer(text) or text
         gold = gold.strip()
         if not canonical(gold):
             raise DataError(f"{row.place}: the answer is empty")
-        if len(gold) > _LONGEST_ANSWER or "\n" in gold:
+        if len(gold) > _LONGEST_ANSWER or "\n" in gold or (self._answer_pattern is None and _is_prose(gold)):
             marks = "no \\boxed{} and no '####' line"
             raise DataError(
                 f"{row.place}: the answer is a long text with {marks}; give an answer_pattern that finds it"
             )
         return gold
+
+
+def _is_prose(text: str) -> bool:
+    """Whether a text is sentences about an answer and not one: five words at least, a verb or "so", and a number."""
+    words = [word.lower() for word in re.findall(r"(?<![\\a-zA-Z])[a-zA-Z']+", text)]
+    long = len([word for word in words if len(word) > 1])
+    return long >= 5 and bool(_PROSE & set(words)) and re.search("[0-9=]", text) is not None
 
 
 def _compile(name: str, pattern: str) -> re.Pattern[str]:
