@@ -52,6 +52,9 @@ _SAME_WORDS = {
     "infinite": "infinitely many", "infinitely many solutions": "infinitely many", "empty set": "\\emptyset",
     "the empty set": "\\emptyset",
 }  # fmt: skip
+_MONTH = re.compile(
+    r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b", re.IGNORECASE
+)
 _NOTHING = {"\\emptyset", "no solution"}
 
 
@@ -62,7 +65,7 @@ def equal(gold: str, given: str, ask: Ask) -> bool:
         return True
     if max(len(gold), len(given)) > LONGEST or foreign_digits(given) or not given:
         return False
-    for rule in (_label, _time, _numeral, _matrix, _interval, _list, _ratio, _word):
+    for rule in (_label, _date, _time, _numeral, _matrix, _interval, _list, _ratio, _word):
         verdict = rule(gold, given, ask)
         if verdict is not None:
             return verdict
@@ -87,13 +90,14 @@ def _quantity(gold: str, given: str, ask: Ask) -> bool:
     if all(long_words) and long_words[0] != long_words[1]:
         return False
     reply = ask(gold, given)
-    # A decimal may be what the other side is rounded to: 3.4641 for 2\\sqrt{3}.
-    sides = [
-        known or (None if found is None else Number(found, endless=True))
-        for known, found in ((one, reply.gold_value), (other, reply.given_value))
-    ]
-    rounded = sides[0] is not None and sides[1] is not None and same_number(sides[0], sides[1])
-    return reply.equal or rounded
+    if reply.equal:
+        return True
+    # A decimal may be what the other side is rounded to: 3.4641 for 2\sqrt{3}.
+    if one is not None and one.last is not None and reply.given_value is not None:
+        return same_number(one, Number(reply.given_value, endless=True))
+    if other is not None and other.last is not None and reply.gold_value is not None:
+        return same_number(Number(reply.gold_value, endless=True), other)
+    return False
 
 
 def _scaled(one: Number, scale: Fraction) -> Number:
@@ -223,7 +227,7 @@ def _list(gold: str, given: str, ask: Ask) -> bool | None:
             return name == given_name and equal(value, given_value, ask)
         return equal(value, given_value, ask)
 
-    return _matched(_distinct(one.items, ask), _distinct(other.items, ask), same)
+    return _matched(_distinct(one.items), _distinct(other.items), same)
 
 
 def _in_terms(one: Listed, other: Listed) -> tuple[Sequence[str], Sequence[str]]:
@@ -292,11 +296,20 @@ def _matched(gold: Sequence[T], given: Sequence[T], same: Callable[[T, T], bool]
     return True
 
 
-def _distinct(items: Sequence[str], ask: Ask) -> list[str]:
-    found: list[str] = []
+def _distinct(items: Sequence[str]) -> list[str]:
+    found: dict[object, str] = {}
     for item in items:
         value = number(item)
-        known = (number(other) for other in found)
-        if item not in found and (value is None or all(value != other for other in known)):
-            found.append(item)
-    return found
+        found.setdefault(item if value is None or value.percent else value.value, item)
+    return list(found.values())
+
+
+def _date(gold: str, given: str, ask: Ask) -> bool | None:
+    """Days of the year in any order: ``June 20`` is ``20th of June``."""
+    if not _MONTH.search(bare(gold)):
+        return None
+    one, other = (
+        Counter(re.findall(r"[a-z]{3,}|[0-9]+", re.sub(r"(?<=[0-9])(?:st|nd|rd|th)\b|\bthe\b", "", bare(text).lower())))
+        for text in (gold, given)
+    )
+    return one == other

@@ -272,6 +272,7 @@ class Time:
 
 def time_of_day(text: str) -> Time | None:
     """``8:30 p.m.`` as a time; a bare number reads as an hour."""
+    text = {"noon": "12 noon", "midnight": "12 midnight"}.get(bare(text).lower(), text)
     match = _TIME.fullmatch(bare(text))
     if match is None or int(match["hour"]) > 24:
         return None

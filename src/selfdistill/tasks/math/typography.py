@@ -61,7 +61,8 @@ _SUBSTITUTIONS = tuple(
         (r"\\[lr]?vert(?![a-zA-Z])|\\[lr]vert", "|"),
         (r"\\(?:cdots|dots|dotsc|dotsb)(?![a-zA-Z])", r"\\ldots "),
         (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![a-zA-Z])|\^\s*\\circ(?![a-zA-Z])", r"^\\circ "),
-        (r"\\colon(?![a-zA-Z])", ":"),
+        (r"\\colon(?![a-zA-Z])|\{\s*:\s*\}", ":"),
+        (r"\^\s*\{\s*([0-9a-zA-Z])\s*\}", r"^\1"),
         (r"\\(?:R|Reals)(?![a-zA-Z])|\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"\\mathbb{R}"),
         (r"\\%", "%"),
         (r"\\&", " and "),
@@ -108,7 +109,7 @@ def tidy(answer: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     while True:
         before = text
-        text = text if text.endswith(("...", "\\ldots")) else text.rstrip(" .,;:")
+        text = text if text.endswith(("...", "\\ldots")) else text.rstrip(" .,;:\\")
         lead = _LEAD.match(text)
         text = text[lead.end() :] if lead else text
         if text.startswith("{") and closing(text, 0) == len(text) - 1:

@@ -19,31 +19,29 @@ _KNOWN = {
     "money": "dollar buck usd 1; cent ¢ penny pennie 1/100",
     "angle": "degree deg 1",
     "solid": "rad radian 1",
-    "speed": "mph 1; kph kmph kmh 1",
+    "temperature": "celsius 1; fahrenheit 1; kelvin 1",
     "energy": "j joule 1; kj kilojoule 1000; erg 1/10000000",
 }
+_APART = ("gal", "quart", "pint", "celsius", "fahrenheit", "kelvin")
+"""Units that nobody wants converted: each is a dimension of its own."""
 _TABLE: dict[str, tuple[str, Fraction]] = {}
 for _dimension, _rows in _KNOWN.items():
     for _row in _rows.split("; "):
         *_names, _size = _row.split()
-        for _name in _names:
-            _kind = (
-                _name
-                if _dimension in ("volume", "speed") and _name not in ("l", "liter", "litre", "ml")
-                else _dimension
-            )
-            _TABLE[_name] = (_kind, Fraction(_size))
+        _kind = _names[0] if _names[0] in _APART else _dimension
+        _TABLE.update(dict.fromkeys(_names, (_kind, Fraction(_size))))
+_SHORT = {"mph": "mi/h", "kph": "km/h", "kmph": "km/h", "kmh": "km/h", "C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 _SINGLE = frozenset("m g s h d l L J N W V A K C F T".split())
 """Letters that are units behind a number and a space; any other letter is a variable."""
 NO_UNITS = frozenset(
     "hundred thousand million billion trillion percent percentage and or over pi sqrt sin cos tan sec csc cot log ln exp "
-    "mod base if for where when with a.m p.m am pm noon midnight to is not but else otherwise times plus minus least "
+    "mod base if for where when with a.m p.m am pm noon midnight to is not but else otherwise plus minus least "
     "most more less than infty dozen cup cap in arcsin arccos arctan sinh cosh max min all".split()
 )
 """Words that change what stands before them, so that none of them is a unit."""
 
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?"
-_TEXT_UNIT = rf"\\text\s*\{{[^{{}}]*\}}{_POWER}"
+_TEXT_UNIT = rf"\\text\s*\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*\}}{_POWER}"
 _WORD_UNIT = rf"(?:[a-zA-Zµ]+\.?|¢){_POWER}"
 _JOIN = r"(?:\s*(?:/|\\cdot)\s*|\s+)"
 _BEHIND = re.compile(
@@ -54,6 +52,7 @@ _BEHIND = re.compile(
     rf"|(?<=[0-9])(?P<close>(?:cm|mm|km|kg|mph|ft|mL|ml|kmh|lbs|lb|kWh|km/h|m/s){_POWER})"
     r"|(?<=[0-9}])\s+\((?P<aside>[a-zA-Z][a-zA-Z ]*)\))$"
 )  # fmt: skip
+_OVER = re.compile(rf"\\frac\s*\{{\s*({_TEXT_UNIT})\s*\}}\s*\{{\s*({_TEXT_UNIT})\s*\}}")
 _BEFORE = re.compile(
     r"(?P<sign>[-+]?)\s*(?:\\text\s*\{\s*)?(?P<currency>(?:US|CA|AU)?\\\$|€|£|¥|₹|USD|EUR|GBP|Rs\.?|\\text\s*\{Rs\.?\s*\})"
     r"(?![a-zA-Z])\s*(?:\}\s*)?(?=[-0-9.\\])"
@@ -61,7 +60,7 @@ _BEFORE = re.compile(
 _CALLED = re.compile(
     r"(?:\\text\s*\{\s*)?(?:(?:the|a|an|its|total|area|volume|perimeter|length|width|height|radius|distance|speed|cost|sum"
     r"|price|profit|age|ratio|slope|probability|minimum|maximum|average|mean|median|number|answer|time|of|is|result|value"
-    r"|surface|in)\b[ ]*)+\s*(?:\}\s*)?(?:\s*[:=]\s*|(?=\s*[-0-9\\(]))(?:\\text\s*\{\s*(?:is|of)\s*\})?\s*",
+    r"|surface|in)\b[ ]*)+\s*(?:\}\s*)?(?:[:=]\s*(?:\}\s*)?|(?=\s*[-0-9\\(]))(?:\\text\s*\{\s*(?:is|of)\s*\})?\s*",
     re.IGNORECASE,
 )
 
@@ -81,6 +80,7 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     called = _CALLED.match(text)
     if called and called.end() < len(text):
         text = text[called.end() :]
+    text = _OVER.sub(r"\1/\2", text)
     before = _BEFORE.match(text)
     if before:
         named = "dollar" if before["currency"].endswith(("$", "USD")) else before["currency"].lower()
@@ -126,13 +126,16 @@ def ratio(gold: Unit | None, given: Unit | None) -> Fraction | None:
     if gold is None or given is None or gold.dimensions is None or given.dimensions is None:
         return Fraction(1)
     if gold.dimensions != given.dimensions:
-        return None
+        kinds = {kind for kind, _ in gold.dimensions + given.dimensions}
+        # "30°" is a temperature where the other side says of which scale.
+        return Fraction(1) if "angle" in kinds and kinds & {"celsius", "fahrenheit"} else None
     assert gold.size is not None and given.size is not None
     return given.size / gold.size
 
 
 @lru_cache(maxsize=2048)
 def _unit(words: str) -> Unit:
+    words = re.sub(r"(?<![a-zA-Z])[a-zA-Z]+(?![a-zA-Z])", lambda word: _SHORT.get(word.group(), word.group()), words)
     tokens = re.findall(r"[a-zA-Z¢µ]+|/|\^\s*\{?\s*-?[0-9]|per\b", words)
     powers: dict[str, int] = {}
     size = Fraction(1)

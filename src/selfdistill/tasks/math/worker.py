@@ -109,22 +109,49 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
     """Whether math-verify finds a pair equal, corrected by values where both sides have them."""
     from math_verify import verify
 
-    one, other = (side[0] if side and not isinstance(side[0], str) else None for side in (gold, given))
-    if one is not None and other is not None:
-        one, other = _right_side(one), other if getattr(one, "rel_op", None) == "==" else _last_side(other)
-        left, right = _closed(one), _closed(other)
-        values = [_digits(left), _digits(right)]
-        if left is not None and right is not None:
-            equal = _same_value(left, right) or (percent and bool(verify(gold, given, timeout_seconds=None)))
-            return {"equal": equal, "values": values}
-    else:
-        left = right = None
-        values = [None, None]
+    one, other = (_imaginary(side[0]) if side and not isinstance(side[0], str) else None for side in (gold, given))
+    values: list[str | None] = [None, None]
+    if one is None or other is None:
+        return {"equal": bool(verify(gold, given, timeout_seconds=None)), "values": values}
+    sides = _conditions(one), _conditions(other)
+    if _right_side(one) is not one:
+        same_name = getattr(other, "lhs", None) == one.lhs
+        one, other = _right_side(one), _right_side(other) if same_name else other
+    elif getattr(one, "rel_op", None) != "==":
+        other = _last_side(other)
+    left, right = _closed(one), _closed(other)
+    values = [_digits(left), _digits(right)]
+    if left is not None and right is not None:
+        return {
+            "equal": _same_value(left, right) or (percent and bool(verify(gold, given, timeout_seconds=None))),
+            "values": values,
+        }
     equal = bool(verify(gold, given, timeout_seconds=None, allow_set_relation_comp=True))
-    if one is not None and other is not None:
-        differ, agree = _spots(one, other)
-        equal = (equal and not differ) or agree
+    differ, agree = _spots(one, other)
+    equal = (equal and not differ) or agree or (sides[0] is not None and sides[0] == sides[1])
     return {"equal": equal, "values": values}
+
+
+def _imaginary(expression: Any) -> Any:
+    """With the letter i as the imaginary unit where nothing else is unknown: the parser reads some i as a variable."""
+    free = getattr(expression, "free_symbols", set())
+    if [str(symbol) for symbol in free] != ["i"]:
+        return expression
+    return expression.subs(dict.fromkeys(free, sympy_names().I))
+
+
+def _conditions(expression: Any) -> Any:
+    """The numbers that satisfy an inequality of one variable; None for anything else."""
+    operators = {"<", "<=", ">", ">="}
+    parts = expression.args if type(expression).__name__ == "And" else (expression,)
+    if len(getattr(expression, "free_symbols", ())) != 1 or not all(
+        getattr(part, "rel_op", None) in operators for part in parts
+    ):
+        return None
+    try:
+        return sympy_names().And(*parts).as_set()
+    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
+        return None
 
 
 def _last_side(expression: Any) -> Any:
