@@ -22,7 +22,7 @@ _WORD = re.compile(r"\banswer\b", re.IGNORECASE)
 _LEADING = r"(?:[*_\s:`]|\\\[|\$\$)*"
 _STATES = re.compile(
     rf"(?:[*_\s]*[:=]{_LEADING}"
-    r"|\s+(?:to (?:the|this|your) (?:question|problem)\s+)?"
+    r"|(?:\s*,\s*(?:therefore|thus|then|hence),)?\s+(?:to (?:the|this|your) (?:question|problem)\s+)?"
     r"(?:is|are|was|equals|(?:should|would|will|must|has to|can only)(?:\s+\w+ly)?\s+be|(?:comes|turns) out to be)\b"
     r"(?:[*_\s]*[:=]|\s*,?\s*(?:therefore|thus|then|hence|so|simply|just|now|indeed|clearly|given by|equal to)\b,?)*"
     rf"{_LEADING}"
@@ -99,8 +99,9 @@ def _stated_beside(text: str, word: re.Match[str]) -> str | None:
         line = text.rfind("\n", max(0, word.start() - _LONGEST_BETWEEN), word.start()) + 1
         if match["below"] is None or _HEADING.fullmatch(text[line : word.start()]):
             return match["answer"].strip() or None
-    before = _BEHIND.search(text[max(0, word.start() - 160) : word.start()])
-    return before["answer"] if before else None
+    before = text[max(0, word.start() - 160) : word.start()]
+    behind = _BEHIND.search(before) if " is " in before else None
+    return behind["answer"] if behind else None
 
 
 def marked_answer(text: str) -> str | None:

@@ -48,13 +48,15 @@ Ask = Callable[[str, str], Reply]
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]")
 _LONG = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{4,}")
 _SAME_WORDS = {
-    "no solutions": "no solution", "no real solutions": "no real solution", "dne": "does not exist", "t": "true", "f": "false",
+    "no solutions": "no solution", "no real solutions": "no real solution", "dne": "does not exist",
     "infinite": "infinitely many", "infinitely many solutions": "infinitely many", "empty set": "\\emptyset",
     "the empty set": "\\emptyset",
 }  # fmt: skip
 _MONTH = re.compile(
     r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b", re.IGNORECASE
 )
+_RELATION = re.compile(r"<|>|\\(?:le|ge|ne)(?![a-z])")
+_RELATION_FIRST = re.compile(r"<|>|\\(?:le|ge|ne|not)(?![a-z])|(?:not|at least|at most|more than|less than)\b")
 _NOTHING = {"\\emptyset", "no solution"}
 
 
@@ -65,6 +67,8 @@ def equal(gold: str, given: str, ask: Ask) -> bool:
         return True
     if max(len(gold), len(given)) > LONGEST or foreign_digits(given) or not given:
         return False
+    if bool(_RELATION_FIRST.match(gold)) != bool(_RELATION_FIRST.match(given)):
+        return False  # algebra would drop the sign: "> 5" is not 5
     for rule in (_label, _date, _time, _numeral, _matrix, _interval, _list, _ratio, _word):
         verdict = rule(gold, given, ask)
         if verdict is not None:
@@ -209,6 +213,8 @@ def _list(gold: str, given: str, ask: Ask) -> bool | None:
         )
     if max(len(one.items), len(other.items)) > LONGEST_LIST:
         return None
+    if 1 in (len(one.items), len(other.items)) and _RELATION.search(gold) is None is not _RELATION.search(given):
+        return None  # an interval, perhaps, and an inequality that only algebra can solve
     if {one.kind, other.kind} == {"tuple", "square"} and len(one.items) == 2:
         return False  # an open interval and a closed one
     if {one.kind, other.kind} in ({"tuple", "set"}, {"vector", "set"}):

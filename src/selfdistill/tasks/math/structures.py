@@ -25,7 +25,7 @@ _TIME = re.compile(
     re.IGNORECASE,
 )
 _BASE = re.compile(
-    r"\(?(?P<digits>[0-9A-F]{1,200})\)?\s*(?:_\s*\{?\s*(?P<base>[0-9]{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}?"
+    r"\(?(?P<digits>[0-9A-Fa-f]{1,200})\)?\s*(?:_\s*\{?\s*(?P<base>[0-9]{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}?"
     r"|\(?\s*_?\s*\{?\s*(?:in )?base[ -](?P<named>[0-9]{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}?\s*\)?)"
 )
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10} | {
@@ -33,7 +33,7 @@ _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eig
     "sixteen": 16,
 }
 _LABEL = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?(?P<open>\()?(?P<letter>[A-Ha-h])(?P<close>[).:])?(?:(?<=[).:])\s*(?P<rest>\S.*))?",
+    r"(?:(?:option|choice|answer)\s+)?(?P<open>\()?(?P<letter>[A-Ha-h])(?P<close>[).:])?(?:(?<=[).:])\s*(?!(?:and|or)\b|[,;&/])(?P<rest>\S.*))?",
     re.IGNORECASE,
 )
 LONGEST_LIST = 24
@@ -292,9 +292,10 @@ def numeral(text: str) -> tuple[str, int] | None:
         return None
     named = match["base"] or match["named"]
     base = _BASES.get(named) or int(named)
-    if not 2 <= base <= 36 or (match["digits"].isalpha() and (base < 11 or len(match["digits"]) < 2)):
+    letters = re.search("[A-Fa-f]", match["digits"]) is not None
+    if not 2 <= base <= 36 or (letters and (base < 11 or len(match["digits"]) < 2)):
         return None
-    return match["digits"].lstrip("0") or "0", base
+    return match["digits"].upper().lstrip("0") or "0", base
 
 
 def proportion(text: str) -> list[str] | None:

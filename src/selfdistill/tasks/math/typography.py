@@ -10,7 +10,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-LONGEST = 1000
+LONGEST = 400
 """Characters of an answer beyond which only its text is compared."""
 
 _GREEK = (
@@ -62,6 +62,7 @@ _SUBSTITUTIONS = tuple(
         (r"\\(?:cdots|dots|dotsc|dotsb)(?![a-zA-Z])", r"\\ldots "),
         (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![a-zA-Z])|\^\s*\\circ(?![a-zA-Z])", r"^\\circ "),
         (r"\\colon(?![a-zA-Z])|\{\s*:\s*\}", ":"),
+        (r"\{\s*(\\(?:times|cdot)|[-+=<>])\s*\}", r"\1 "),
         (r"\^\s*\{\s*([0-9a-zA-Z])\s*\}", r"^\1"),
         (r"\\(?:R|Reals)(?![a-zA-Z])|\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"\\mathbb{R}"),
         (r"\\%", "%"),
@@ -109,7 +110,7 @@ def tidy(answer: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     while True:
         before = text
-        text = text if text.endswith(("...", "\\ldots")) else text.rstrip(" .,;:\\")
+        text = text if text.endswith(("...", "\\ldots")) else text.rstrip(" .,;:?\\")
         lead = _LEAD.match(text)
         text = text[lead.end() :] if lead else text
         if text.startswith("{") and closing(text, 0) == len(text) - 1:

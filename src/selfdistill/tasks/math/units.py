@@ -52,6 +52,7 @@ _BEHIND = re.compile(
     rf"|(?<=[0-9])(?P<close>(?:cm|mm|km|kg|mph|ft|mL|ml|kmh|lbs|lb|kWh|km/h|m/s){_POWER})"
     r"|(?<=[0-9}])\s+\((?P<aside>[a-zA-Z][a-zA-Z ]*)\))$"
 )  # fmt: skip
+_NUMERIC = re.compile(r"(?:[-+0-9.,/ ^{}]|\\(?:times|cdot|frac)|[eE](?=[-+0-9]))+")
 _OVER = re.compile(rf"\\frac\s*\{{\s*({_TEXT_UNIT})\s*\}}\s*\{{\s*({_TEXT_UNIT})\s*\}}")
 _BEFORE = re.compile(
     r"(?P<sign>[-+]?)\s*(?:\\text\s*\{\s*)?(?P<currency>(?:US|CA|AU)?\\\$|€|£|¥|₹|USD|EUR|GBP|Rs\.?|\\text\s*\{Rs\.?\s*\})"
@@ -103,7 +104,7 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     if kind == "text" and re.search(r"[=<>&]|[+*/^(-]\s*$", value):
         return (text, None) if not re.search(r"[0-9}a-zA-Z)]$", value) else (value, _unit(words))
     single = len(names) == 1 and len(names[0].rstrip(".")) == 1
-    plain_value = re.fullmatch(r"[-+]?[0-9][0-9.,/ ]*", value) is not None
+    plain_value = _NUMERIC.fullmatch(value) is not None
     if kind == "words" and any(len(name) == 1 for name in names) and not (plain_value and set(names) & _SINGLE):
         return text, None
     if kind == "words" and single and not (plain_value and names[0] in _SINGLE):

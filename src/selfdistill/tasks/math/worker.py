@@ -119,6 +119,8 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
         one, other = _right_side(one), _right_side(other) if same_name else other
     elif getattr(one, "rel_op", None) != "==":
         other = _last_side(other)
+    elif one.rhs == 0 and getattr(other, "rel_op", None) != "==":
+        return {"equal": False, "values": values}  # "x + y = 0" is an equation and no 0
     left, right = _closed(one), _closed(other)
     values = [_digits(left), _digits(right)]
     if left is not None and right is not None:
@@ -141,7 +143,9 @@ def _imaginary(expression: Any) -> Any:
 
 
 def _conditions(expression: Any) -> Any:
-    """The numbers that satisfy an inequality of one variable; None for anything else."""
+    """A set, or the numbers that satisfy an inequality of one variable; None for anything else."""
+    if getattr(expression, "is_Interval", False) or getattr(expression, "is_Union", False):
+        return expression
     operators = {"<", "<=", ">", ">="}
     parts = expression.args if type(expression).__name__ == "And" else (expression,)
     if len(getattr(expression, "free_symbols", ())) != 1 or not all(
