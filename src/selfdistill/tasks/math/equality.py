@@ -67,6 +67,8 @@ def equal(gold: str, given: str, ask: Ask) -> bool:
         return True
     if max(len(gold), len(given)) > LONGEST or foreign_digits(given) or not given:
         return False
+    if number(gold) is not None and number(given) is not None:
+        return _quantity(gold, given, ask)
     if bool(_RELATION_FIRST.match(gold)) != bool(_RELATION_FIRST.match(given)):
         return False  # algebra would drop the sign: "> 5" is not 5
     for rule in (_label, _date, _time, _numeral, _matrix, _interval, _list, _ratio, _word):
@@ -198,8 +200,6 @@ def _interval(gold: str, given: str, ask: Ask) -> bool | None:
 
 def _list(gold: str, given: str, ask: Ask) -> bool | None:
     """Several values: in order within parentheses, in any order within braces and without brackets."""
-    if number(gold) is not None and number(given) is not None:
-        return None
     one, other = listed(gold), listed(given)
     if number(gold) is not None:
         one = Listed("", (gold,))

@@ -80,6 +80,8 @@ _SUBSTITUTIONS = tuple(
         (r"(?<=[\w)}])\s*\*\s*(?=[\w({\\-])", r" \\cdot "),
     )
 )  # fmt: skip
+# Most answers are numbers and words, which need none of the substitutions.
+_SIMPLE = re.compile(r"(?!.*(?:pi|inf|oo|sqrt))[0-9A-Za-z ,.%/:;()+=-]*", re.IGNORECASE)
 _UNWRAPPED = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|underline|boxed|fbox|ensuremath|mathit|emph|mathstrut|pmb)\s*(?=\{)"
 )
@@ -97,16 +99,7 @@ def tidy(answer: str) -> str:
     r"""The answer in plain LaTeX: ``x²`` is ``x^{2}``, ``\dfrac`` is ``\frac``, every text command is ``\text``."""
     if len(answer) > LONGEST:
         return " ".join(answer.split())
-    text = _RAISED_RUN.sub(lambda run: f"^{{{''.join(_RAISED[c] for c in run.group())}}}", answer)
-    text = _LOWERED_RUN.sub(lambda run: f"_{{{''.join(_LOWERED[c] for c in run.group())}}}", text)
-    text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2]}}}", text).translate(_TABLE)
-    text = _without_markup(text)
-    if "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
-        text = re.sub(r"\\\\\s*$", "", text)
-    for pattern, by in _SUBSTITUTIONS:
-        text = pattern.sub(by, text)
-    text = _LONE_BRACES.sub(r"\1", _unwrap(text, _UNWRAPPED))
+    text = answer if _SIMPLE.fullmatch(answer) else _in_plain_latex(answer)
     text = re.sub(r"\s+", " ", text).strip()
     while True:
         before = text
@@ -119,8 +112,24 @@ def tidy(answer: str) -> str:
             return text
 
 
+def _in_plain_latex(answer: str) -> str:
+    text = _RAISED_RUN.sub(lambda run: f"^{{{''.join(_RAISED[c] for c in run.group())}}}", answer)
+    text = _LOWERED_RUN.sub(lambda run: f"_{{{''.join(_LOWERED[c] for c in run.group())}}}", text)
+    text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2]}}}", text).translate(_TABLE)
+    text = _without_markup(text)
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
+        text = re.sub(r"\\\\\s*$", "", text)
+    for pattern, by in _SUBSTITUTIONS:
+        text = pattern.sub(by, text)
+    text = _LONE_BRACES.sub(r"\1", _unwrap(text, _UNWRAPPED))
+    return text
+
+
 def bare(text: str) -> str:
     r"""A tidy answer without its text commands: ``\text{Evelyn}`` is ``Evelyn``."""
+    if "\\text" not in text:
+        return text
     text = _unwrap(text, re.compile(r"\\text\s*(?=\{)"), space=True)
     return re.sub(r"\s+", " ", text).strip()
 
