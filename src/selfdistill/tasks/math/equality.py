@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import TypeVar
 
 from selfdistill.tasks.math.forms import Number, fold, number, same_number
@@ -48,10 +49,14 @@ Ask = Callable[[str, str], Reply]
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]")
 _LONG = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{4,}")
 _SAME_WORDS = {
-    "no solutions": "no solution", "no real solutions": "no real solution", "dne": "does not exist",
-    "infinite": "infinitely many", "infinitely many solutions": "infinitely many", "empty set": "\\emptyset",
+    "no solutions": "no solution",
+    "no real solutions": "no real solution",
+    "dne": "does not exist",
+    "infinite": "infinitely many",
+    "infinitely many solutions": "infinitely many",
+    "empty set": "\\emptyset",
     "the empty set": "\\emptyset",
-}  # fmt: skip
+}
 _MONTH = re.compile(
     r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b", re.IGNORECASE
 )
@@ -131,13 +136,10 @@ def _time(gold: str, given: str, ask: Ask) -> bool | None:
         return None
     if ":" not in gold + given and not (one.half or other.half):
         return None  # 8.30 is a number
-    if one.half and other.half:
+    if one.seconds == other.seconds or (one.half and other.half):
         return one.seconds == other.seconds
-    return (
-        one.seconds == other.seconds
-        or (one.seconds % 43200 == other.seconds % 43200 != 0 and (one.half or other.half))
-        or ({one.seconds, other.seconds} <= {0, 43200, 86400} and (one.half or other.half))
-    )
+    # Where one leaves the half of the day open, 4:35 is 4:35 p.m.
+    return (one.half or other.half) and one.seconds % 43200 == other.seconds % 43200 and max(one.hour, other.hour) <= 12
 
 
 def _numeral(gold: str, given: str, ask: Ask) -> bool | None:
@@ -146,20 +148,10 @@ def _numeral(gold: str, given: str, ask: Ask) -> bool | None:
     if one is None and other is None:
         return None
     if one is not None and other is not None:
-        if one[1] == other[1]:
-            return one[0] == other[0]
-        return (
-            None
-            if not (_digits_of(one) and _digits_of(other))
-            else int(*one) == int(*other) and 10 in (one[1], other[1])
-        )
+        return one == other
     based, plain = (one, given) if one is not None else (other, gold)
     assert based is not None
     return bare(plain).replace(" ", "").replace(",", "").lstrip("0") == based[0]
-
-
-def _digits_of(one: tuple[str, int]) -> bool:
-    return all(int(digit, 36) < one[1] for digit in one[0])
 
 
 def _matrix(gold: str, given: str, ask: Ask) -> bool | None:
@@ -174,7 +166,7 @@ def _matrix(gold: str, given: str, ask: Ask) -> bool | None:
             return None
         items = [cell for row in rows for cell in row]
         pairs = (items, listed(text).items) if one is not None else (listed(text).items, items)
-        return _pairwise(*pairs, ask)
+        return _pairwise(pairs[0], pairs[1], ask)
     if [len(row) for row in one] != [len(row) for row in other]:
         return False
     return all(_pairwise(row, other_row, ask) for row, other_row in zip(one, other, strict=True))
@@ -257,8 +249,8 @@ def _ratio(gold: str, given: str, ask: Ask) -> bool | None:
         if terms is None:
             sides.append([text])
         else:
-            sides.append([f"\\frac{{{top}}}{{{bottom}}}" for top, bottom in zip(terms, terms[1:], strict=False)])
-    return len(sides[0]) == len(sides[1]) and _pairwise(*sides, ask)
+            sides.append([f"\\frac{{{top}}}{{{bottom}}}" for top, bottom in pairwise(terms)])
+    return len(sides[0]) == len(sides[1]) and _pairwise(sides[0], sides[1], ask)
 
 
 def _word(gold: str, given: str, ask: Ask) -> bool | None:

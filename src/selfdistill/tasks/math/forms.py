@@ -108,7 +108,7 @@ def _decimal(match: re.Match[str]) -> Number:
 
 
 def _going_on(match: re.Match[str]) -> Number:
-    """Digits that go on: their period where one shows (0.333..., 0.1666..., 0.142857142857...), else a rounded number."""
+    """Digits that go on: their period where one shows (0.333..., 0.1666..., 0.1212...), else a rounded number."""
     digits = match["digits"]
     for length in range(1, 7):
         repeats = 3 if length == 1 else 2
@@ -125,7 +125,7 @@ def _going_on(match: re.Match[str]) -> Number:
 
 def _periodic(whole: str | None, fixed: str, period: str) -> Fraction:
     before = int((whole or "0") + fixed)
-    return (before + Fraction(int(period), 10 ** len(period) - 1)) / 10 ** len(fixed)
+    return (before + Fraction(int(period), 10 ** len(period) - 1)) / Fraction(10) ** len(fixed)
 
 
 def _signed(match: re.Match[str], value: Fraction) -> Fraction:

@@ -24,14 +24,15 @@ _TIME = re.compile(
     r"(?P<half>a\.?\s?m\.?|p\.?\s?m\.?|noon|midnight|o'clock)?",
     re.IGNORECASE,
 )
-_BASE = re.compile(
-    r"\(?(?P<digits>[0-9A-Fa-f]{1,200})\)?\s*(?:_\s*\{?\s*(?P<base>[0-9]{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}?"
-    r"|\(?\s*_?\s*\{?\s*(?:in )?base[ -](?P<named>[0-9]{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}?\s*\)?)"
-)
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10} | {
     "twelve": 12,
     "sixteen": 16,
 }
+_RADIX = f"[0-9]{{1,2}}|{'|'.join(_BASES)}"
+_BASE = re.compile(
+    rf"\(?(?P<digits>[0-9A-Fa-f]{{1,200}})\)?\s*(?:_\s*\{{?\s*(?P<base>{_RADIX})\s*\}}?"
+    rf"|\(?\s*_?\s*\{{?\s*(?:in )?base[ -](?P<named>{_RADIX})\s*\}}?\s*\)?)"
+)
 _LABEL = re.compile(
     r"(?:(?:option|choice|answer)\s+)?(?P<open>\()?(?P<letter>[A-Ha-h])(?P<close>[).:])?(?:(?<=[).:])\s*(?!(?:and|or)\b|[,;&/])(?P<rest>\S.*))?",
     re.IGNORECASE,
@@ -75,9 +76,17 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
     return [part.strip() for part in [*parts, text[place:]]]
 
 
-_SEPARATOR = re.compile(
-    r"\s*(?:[,;]\s*)?(?:\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:vee|lor|wedge|land)(?![a-zA-Z]))\s*|\s*[,;]\s*"
+_AND, _OR = (
+    rf"\\text\s*\{{\s*,?\s*{word}\s*,?\s*\}}|(?<![a-zA-Z\\]){word}(?![a-zA-Z])|\\(?:{signs})(?![a-zA-Z])"
+    for word, signs in (("and", "wedge|land"), ("or", "vee|lor"))
 )
+_SEPARATOR = re.compile(rf"\s*(?:[,;]\s*)?(?:{_AND}|{_OR})\s*|\s*[,;]\s*")
+_UNION = re.compile(rf"\s*(?:\\cup(?![a-z])|(?<![a-zA-Z])U(?![a-zA-Z])|{_OR})\s*")
+_BOTH = re.compile(rf"\s*(?:{_AND})\s*")
+_BUILDER = re.compile(
+    rf"\\\{{\s*{_VARIABLE}(?:\s*\\in\s*\\mathbb\{{R\}})?\s*(?:\\mid|\||:)\s*(?P<condition>.*)\\\}}", re.DOTALL
+)
+_FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
 def listed(text: str) -> Listed:
@@ -170,9 +179,7 @@ class Piece:
 
 def intervals(text: str) -> tuple[str | None, tuple[Piece, ...]] | None:
     """An inequality or a union of intervals as (its variable, its pieces); None for anything else."""
-    builder = re.fullmatch(
-        rf"\\\{{\s*{_VARIABLE}(?:\s*\\in\s*\\mathbb\{{R\}})?\s*(?:\\mid|\||:)\s*(?P<condition>.*)\\\}}", text
-    )
+    builder = _BUILDER.fullmatch(text)
     text = builder["condition"].strip() if builder else text
     name = None
     member = re.match(rf"({_VARIABLE})\s*\\in(?![a-z])\s*", text)
@@ -181,13 +188,7 @@ def intervals(text: str) -> tuple[str | None, tuple[Piece, ...]] | None:
     if bare(text).lower() in ("\\mathbb{r}", "all real numbers", "all reals", "all real"):
         return name, (Piece("-\\infty", False, "\\infty", False),)
     pieces: list[Piece] = []
-    parts = split(
-        text,
-        re.compile(
-            r"\s*(?:\\cup(?![a-z])|\\text\s*\{\s*or\s*\}|(?<![a-zA-Z])(?:or|U)(?![a-zA-Z])|\\(?:lor|vee)(?![a-z]))\s*"
-        ),
-    )
-    for part in parts:
+    for part in split(text, _UNION):
         found = _inequality(part)
         if found is None:
             piece = _interval(part)
@@ -217,44 +218,39 @@ def _piece(low: str, low_closed: bool, high: str, high_closed: bool) -> Piece:
 
 
 def _inequality(text: str) -> tuple[str, list[Piece]] | None:
-    both = split(
-        text, re.compile(r"\s*(?:\\text\s*\{\s*and\s*\}|(?<![a-zA-Z])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-z]))\s*")
-    )
-    if len(both) == 2:
-        halves = [_inequality(one) for one in both]
-        if (
-            halves[0] is None
-            or halves[1] is None
-            or halves[0][0] != halves[1][0]
-            or len(halves[0][1] + halves[1][1]) != 2
-        ):
-            return None
-        one, other = halves[0][1][0], halves[1][1][0]
-        low, high = (one, other) if one.high == "\\infty" else (other, one)
-        if high.low != "-\\infty" or low.high != "\\infty":
-            return None
-        return halves[0][0], [Piece(low.low, low.low_closed, high.high, high.high_closed)]
+    halves = [_chain(half) for half in split(text, _BOTH)]
+    if len(halves) == 1 or len(halves) > 2:
+        return halves[0] if len(halves) == 1 else None
+    if halves[0] is None or halves[1] is None or halves[0][0] != halves[1][0] or len(halves[0][1] + halves[1][1]) != 2:
+        return None
+    one, other = halves[0][1][0], halves[1][1][0]
+    low, high = (one, other) if one.high == "\\infty" else (other, one)
+    if high.low != "-\\infty" or low.high != "\\infty":
+        return None
+    return halves[0][0], [Piece(low.low, low.low_closed, high.high, high.high_closed)]
+
+
+def _chain(text: str) -> tuple[str, list[Piece]] | None:
+    """``x < 2`` or ``1 \\le x < 2`` as its variable and its pieces."""
     parts = [part.strip() for part in _RELATION.split(text)]
+    if not all(parts):
+        return None
     if len(parts) == 3:
         left, relation, right = parts
         if not re.fullmatch(_VARIABLE, left):
-            left, right = right, left
-            relation = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}.get(relation, relation)
-        if not re.fullmatch(_VARIABLE, left) or not right or re.fullmatch(_VARIABLE, right):
+            left, relation, right = right, _FLIPPED.get(relation, relation), left
+        if not re.fullmatch(_VARIABLE, left) or re.fullmatch(_VARIABLE, right):
             return None
+        below, above = ("-\\infty", False), ("\\infty", False)
+        end, closed = right, relation in ("\\le", "\\ge")
         if relation == "\\ne":
-            return left, [_piece("-\\infty", False, right, False), _piece(right, False, "\\infty", False)]
-        if relation in ("<", "\\le"):
-            return left, [_piece("-\\infty", False, right, relation == "\\le")]
-        return left, [_piece(right, relation == "\\ge", "\\infty", False)]
+            return left, [_piece(*below, end, False), _piece(end, False, *above)]
+        return left, [_piece(*below, end, closed) if relation in ("<", "\\le") else _piece(end, closed, *above)]
     if len(parts) == 5:
         low, first, name, second, high = parts
-        if not re.fullmatch(_VARIABLE, name) or not low or not high:
-            return None
         if {first, second} <= {">", "\\ge"}:
-            low, first, second, high = high, second.replace("\\ge", "\\le"), first.replace("\\ge", "\\le"), low
-            first, second = first.replace(">", "<"), second.replace(">", "<")
-        if {first, second} <= {"<", "\\le"}:
+            low, first, second, high = high, _FLIPPED[second], _FLIPPED[first], low
+        if re.fullmatch(_VARIABLE, name) and {first, second} <= {"<", "\\le"}:
             return name, [_piece(low, first == "\\le", high, second == "\\le")]
     return None
 
@@ -268,6 +264,7 @@ class Time:
     """Whether it says which half of the day."""
     clock: bool
     """Whether it has minutes."""
+    hour: int
 
 
 def time_of_day(text: str) -> Time | None:
@@ -282,7 +279,7 @@ def time_of_day(text: str) -> Time | None:
         if not 1 <= hour <= 12:
             return None
         seconds = seconds % 43200 + (43200 if half in ("pm", "noon") else 0)
-    return Time(seconds, bool(half) and half != "o'clock", match["minute"] is not None)
+    return Time(seconds, bool(half) and half != "o'clock", match["minute"] is not None, hour)
 
 
 def numeral(text: str) -> tuple[str, int] | None:

@@ -17,19 +17,71 @@ _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon"
 )
 _UNICODE = {
-    **{chr(ord("α") + i): f"\\{name} " for i, name in enumerate(f"{_GREEK} phi chi psi omega".split())},
-    "Γ": "\\Gamma ", "Δ": "\\Delta ", "Θ": "\\Theta ", "Λ": "\\Lambda ", "Π": "\\Pi ", "Σ": "\\Sigma ", "Φ": "\\Phi ",
-    "Ψ": "\\Psi ", "Ω": "\\Omega ", "ϕ": "\\phi ", "µ": "\\mu ",
-    "−": "-", "–": "-", "‑": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "\\div ",
-    "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∼": "\\sim ", "±": "\\pm ",
-    "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "∖": "\\setminus ",
-    "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "→": "\\to ", "⟨": "\\langle ", "⟩": "\\rangle ",
-    "°": "^\\circ ", "º": "^\\circ ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "…": "\\ldots ", "∶": ":", "＝": "=",
-    "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
-    "⅕": "\\frac{1}{5}", "⅖": "\\frac{2}{5}", "⅗": "\\frac{3}{5}", "⅘": "\\frac{4}{5}", "⅙": "\\frac{1}{6}", "⅛": "\\frac{1}{8}",
+    **{chr(ord("α") + i): f"\\{name} " for i, name in enumerate(f"{_GREEK} upsilon phi chi psi omega".split())},
+    "Γ": "\\Gamma ",
+    "Δ": "\\Delta ",
+    "Θ": "\\Theta ",
+    "Λ": "\\Lambda ",
+    "Π": "\\Pi ",
+    "Σ": "\\Sigma ",
+    "Φ": "\\Phi ",
+    "Ψ": "\\Psi ",
+    "Ω": "\\Omega ",
+    "ϕ": "\\phi ",
+    "µ": "\\mu ",
+    "−": "-",
+    "–": "-",
+    "‑": "-",
+    "×": "\\times ",
+    "·": "\\cdot ",
+    "⋅": "\\cdot ",
+    "∙": "\\cdot ",
+    "÷": "\\div ",
+    "≤": "\\le ",
+    "⩽": "\\le ",
+    "≥": "\\ge ",
+    "⩾": "\\ge ",
+    "≠": "\\ne ",
+    "≈": "\\approx ",
+    "∼": "\\sim ",
+    "±": "\\pm ",
+    "∞": "\\infty ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "∈": "\\in ",
+    "∅": "\\emptyset ",
+    "∖": "\\setminus ",
+    "ℝ": "\\mathbb{R}",
+    "ℤ": "\\mathbb{Z}",
+    "ℕ": "\\mathbb{N}",
+    "ℚ": "\\mathbb{Q}",
+    "ℂ": "\\mathbb{C}",
+    "→": "\\to ",
+    "⟨": "\\langle ",
+    "⟩": "\\rangle ",
+    "°": "^\\circ ",
+    "º": "^\\circ ",
+    "…": "\\ldots ",
+    "′": "'",
+    "’": "'",
+    "‘": "'",
+    "“": '"',
+    "”": '"',
+    "∶": ":",
+    "＝": "=",
+    "½": "\\frac{1}{2}",
+    "⅓": "\\frac{1}{3}",
+    "⅔": "\\frac{2}{3}",
+    "¼": "\\frac{1}{4}",
+    "¾": "\\frac{3}{4}",
+    "⅕": "\\frac{1}{5}",
+    "⅖": "\\frac{2}{5}",
+    "⅗": "\\frac{3}{5}",
+    "⅘": "\\frac{4}{5}",
+    "⅛": "\\frac{1}{8}",
     **dict.fromkeys("\u00a0\u2002\u2003\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
     **dict.fromkeys("\u200b\u2060\ufeff\u200e\u200f", ""),
-}  # fmt: skip
+}
 _TABLE = str.maketrans(_UNICODE)
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
@@ -70,7 +122,7 @@ _SUBSTITUTIONS = tuple(
         (r"\\cent(?![a-zA-Z])", "¢"),
         (r"\\pounds(?![a-zA-Z])", "£"),
         (r"\\euro(?![a-zA-Z])", "€"),
-        (r"\\(?:text|textbf|textrm|textit|textnormal|textsf|mathrm|mathsf|mathtt|mbox|hbox|operatorname\*?|texttt)(?=\s*\{)", r"\\text"),
+        (r"\\(?:text(?:bf|rm|it|normal|sf|tt)?|math(?:rm|sf|tt)|[mh]box|operatorname\*?)(?=\s*\{)", r"\\text"),
         (r"\\?(?<![a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\a-zA-Z])sqrt(?=\s*\{|\s*[0-9])", r"\\sqrt"),
         (r"(?<![\\a-zA-Z])(?:pi|Pi|PI)(?![a-zA-Z])", r"\\pi "),
@@ -122,8 +174,7 @@ def _in_plain_latex(answer: str) -> str:
         text = re.sub(r"\\\\\s*$", "", text)
     for pattern, by in _SUBSTITUTIONS:
         text = pattern.sub(by, text)
-    text = _LONE_BRACES.sub(r"\1", _unwrap(text, _UNWRAPPED))
-    return text
+    return _LONE_BRACES.sub(r"\1", _unwrap(text, _UNWRAPPED))
 
 
 def bare(text: str) -> str:

@@ -9,8 +9,8 @@ from functools import lru_cache
 
 _KNOWN = {
     "length": "m meter metre 1; mm millimeter millimetre 1/1000; cm centimeter centimetre 1/100; dm decimeter 1/10; "
-    "km kilometer kilometre 1000; inch inche in 127/5000; ft foot feet 381/1250; yd yard 1143/1250; mi mile 201168/125; "
-    "nm nanometer 1/1000000000; um micrometer micron 1/1000000",
+    "km kilometer kilometre 1000; inch inche in 127/5000; ft foot feet 381/1250; yd yard 1143/1250; "
+    "mi mile 201168/125; nm nanometer 1/1000000000; um micrometer micron 1/1000000",
     "mass": "g gram gm 1; kg kilogram kilo 1000; mg milligram 1/1000; lb lbs pound 45359237/100000; oz ounce "
     "45359237/1600000; tonne 1000000",
     "time": "s sec second 1; ms millisecond 1/1000; min minute 60; h hr hour 3600; day d 86400; week wk 604800; "
@@ -34,8 +34,8 @@ _SHORT = {"mph": "mi/h", "kph": "km/h", "kmph": "km/h", "kmh": "km/h", "C": "cel
 _SINGLE = frozenset("m g s h d l L J N W V A K C F T".split())
 """Letters that are units behind a number and a space; any other letter is a variable."""
 NO_UNITS = frozenset(
-    "hundred thousand million billion trillion percent percentage and or over pi sqrt sin cos tan sec csc cot log ln exp "
-    "mod base if for where when with a.m p.m am pm noon midnight to is not but else otherwise plus minus least "
+    "hundred thousand million billion trillion percent percentage and or over pi sqrt sin cos tan sec csc cot log ln "
+    "exp mod base if for where when with a.m p.m am pm noon midnight to is not but else otherwise plus minus least "
     "most more less than infty dozen cup cap in arcsin arccos arctan sinh cosh max min all".split()
 )
 """Words that change what stands before them, so that none of them is a unit."""

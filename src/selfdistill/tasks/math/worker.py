@@ -67,7 +67,9 @@ def _same_value(gold: Any, given: Any) -> bool:
     """
     if gold.is_Rational and given.is_Rational:
         return bool(gold == given)
-    decimal = gold.atoms(sympy_names().Float) or given.atoms(sympy_names().Float)
+    import sympy
+
+    decimal = gold.atoms(sympy.Float) or given.atoms(sympy.Float)
     apart, size = abs((gold - given).evalf(60)), abs(gold.evalf(60))
     return bool(apart <= size * 10 ** (-12 if decimal else -50) or apart == 0)
 
@@ -78,19 +80,21 @@ def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
     Values that are computed are a second opinion: math-verify takes x/3^{40} + 1e-20 y for x/3^{40}, and simplification
     misses identities.
     """
-    expr = sympy_names().Expr
+    import sympy
+
     symbols = (
         sorted(gold.free_symbols | given.free_symbols, key=str)
-        if isinstance(gold, expr) and isinstance(given, expr)
+        if isinstance(gold, sympy.Expr) and isinstance(given, sympy.Expr)
         else []
     )
     if not symbols or len(symbols) > 8:
         return False, False
-    rational = sympy_names().Rational
     signs = ((1, 1), (1, 1), (-1, 1), (1, -1))
     differs, agrees = False, 0
     for spot, pair in enumerate(signs):
-        at = {symbol: rational(pair[i % 2] * (1009 + 271 * i + 613 * spot), 997) for i, symbol in enumerate(symbols)}
+        at = {
+            symbol: sympy.Rational(pair[i % 2] * (1009 + 271 * i + 613 * spot), 997) for i, symbol in enumerate(symbols)
+        }
         try:
             one, other = (side.doit().subs(at).evalf(30) for side in (gold, given))
             apart, size = abs(one - other), abs(one) + abs(other)
@@ -136,16 +140,20 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
 
 def _imaginary(expression: Any) -> Any:
     """With the letter i as the imaginary unit where nothing else is unknown: the parser reads some i as a variable."""
-    free = getattr(expression, "free_symbols", set())
+    import sympy
+
+    free: set[Any] = getattr(expression, "free_symbols", set())
     if [str(symbol) for symbol in free] != ["i"]:
         return expression
-    return expression.subs(dict.fromkeys(free, sympy_names().I))
+    return expression.subs(dict.fromkeys(free, sympy.I))
 
 
 def _conditions(expression: Any) -> Any:
     """A set, or the numbers that satisfy an inequality of one variable; None for anything else."""
     if getattr(expression, "is_Interval", False) or getattr(expression, "is_Union", False):
         return expression
+    import sympy
+
     operators = {"<", "<=", ">", ">="}
     parts = expression.args if type(expression).__name__ == "And" else (expression,)
     if len(getattr(expression, "free_symbols", ())) != 1 or not all(
@@ -153,7 +161,7 @@ def _conditions(expression: Any) -> Any:
     ):
         return None
     try:
-        return sympy_names().And(*parts).as_set()
+        return sympy.And(*parts).as_set()
     except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
         return None
 
@@ -161,13 +169,6 @@ def _conditions(expression: Any) -> Any:
 def _last_side(expression: Any) -> Any:
     """The right side of any equation, since the row's answer is none: "m + n = 204" says 204."""
     return expression.rhs if getattr(expression, "rel_op", None) == "==" else expression
-
-
-def sympy_names() -> Any:
-    """The module ``sympy``, imported with the first request: this process starts under a timer."""
-    import sympy
-
-    return sympy
 
 
 def main() -> None:
