@@ -75,8 +75,8 @@ def test_a_stated_answer_is_what_stands_behind_the_words(text: str, answer: str 
         ("10\\text{ cm}", "10"),
         ("\\text{Monday}", "monday"),
         ("\\left( 1, 2 \\right)", "(1,2)"),
-        # Words that change a number are no unit, spaces between digits no typography, a pole no number.
-        ("5 million", "5million"),
+        # Words that scale a number are no unit, spaces between digits no typography, a pole no number.
+        ("5 million", "5000000"),
         ("1 00", "1 00"),
         ("1/0", "1/0"),
     ],
