@@ -141,6 +141,8 @@ class AnswerChecker:
 def _as_latex(answer: str) -> str:
     """The answer as math-verify reads it: 4.5e33 as a product, i apart from the number before it."""
     answer = re.sub(r"(?<=[0-9.])[eE]([-+]?[0-9]{1,4})(?![0-9])", r" \\times 10^{\1}", bare(answer))
+    if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", answer):  # to math-verify 30° is 30 radians
+        answer = re.sub(r"([0-9.]+)\s*\^\s*\\circ", r"\\frac{\1\\pi}{180}", answer)
     return re.sub(r"(?<=[0-9}])i(?![a-zA-Z])", " i", answer)
 
 

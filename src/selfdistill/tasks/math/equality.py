@@ -61,13 +61,14 @@ _MONTH = re.compile(
     r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b", re.IGNORECASE
 )
 _RELATION = re.compile(r"<|>|\\(?:le|ge|ne)(?![a-z])")
+_SEVERAL_WORDS = re.compile(r"^\\text\s*\{([^{}]*(?:[,;]|\band\b|\bor\b)[^{}]*)\}$")
 _RELATION_FIRST = re.compile(r"<|>|\\(?:le|ge|ne|not)(?![a-z])|(?:not|at least|at most|more than|less than)\b")
 _NOTHING = {"\\emptyset", "no solution"}
 
 
 def equal(gold: str, given: str, ask: Ask) -> bool:
     """Whether the given answer is the gold one."""
-    gold, given = tidy(gold), tidy(given)
+    gold, given = (_SEVERAL_WORDS.sub(r"\1", tidy(text)) for text in (gold, given))
     if fold(gold) == fold(given):
         return True
     if max(len(gold), len(given)) > LONGEST or foreign_digits(given) or not given:

@@ -127,7 +127,10 @@ _SUBSTITUTIONS = tuple(
         (r"(?<![\\a-zA-Z])sqrt(?=\s*\{|\s*[0-9])", r"\\sqrt"),
         (r"(?<![\\a-zA-Z])(?:pi|Pi|PI)(?![a-zA-Z])", r"\\pi "),
         (r"(?<![\\a-zA-Z])(?:infinity|Infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
-        (r"\\text\s*\{\s*\}", " "),
+        (r"\\text\s*\{[\s.,;:]*\}", " "),
+        (r"\\[dt]?binom\s*([0-9])\s*([0-9])", r"\\binom{\1}{\2}"),
+        (r"\{?\s*([0-9a-zA-Z]+)\s*\\choose\s*([0-9a-zA-Z]+)\s*\}?", r"\\binom{\1}{\2}"),
+        (r"\.\.\.+", r"\\ldots "),
         (r"\*\*(?=[\w({-])", "^"),
         (r"(?<=[\w)}])\s*\*\s*(?=[\w({\\-])", r" \\cdot "),
     )

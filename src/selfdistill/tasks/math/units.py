@@ -49,7 +49,7 @@ _BEHIND = re.compile(
     rf"|(?<=[0-9}})])(?P<degrees>\s*\^\s*\\circ\s*(?:\\text\s*\{{\s*[CFK]\s*\}}|[CFK])?)"
     rf"|(?<=[0-9}}i)])\s+(?P<words>{_WORD_UNIT}(?:{_JOIN}{_WORD_UNIT})*)"
     rf"|(?<=[0-9}}])(?P<sign>¢|€|£|¥)"
-    rf"|(?<=[0-9])(?P<close>(?:cm|mm|km|kg|mph|ft|mL|ml|kmh|lbs|lb|kWh|km/h|m/s){_POWER})"
+    rf"|(?<=[0-9])(?P<close>(?:[mgshLJNWV]|cm|mm|km|kg|mph|ft|mL|ml|kmh|lbs|lb|kWh|km/h|m/s){_POWER})"
     r"|(?<=[0-9}])\s+\((?P<aside>[a-zA-Z][a-zA-Z ]*)\))$"
 )  # fmt: skip
 _NUMERIC = re.compile(r"(?:[-+0-9.,/ ^{}]|\\(?:times|cdot|frac)|[eE](?=[-+0-9]))+")
@@ -95,6 +95,8 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     value = text[: behind.start()].strip()
     words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", said).strip(" .,()")
     names = re.findall(r"[a-zA-Z.]+", words)
+    if kind == "degrees" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value):
+        return text, None  # the degrees of an angle within
     if kind == "degrees":
         return value, _unit("degree" if words.endswith("circ") else words[-1])
     if any(name.lower().strip(".") in NO_UNITS - {"in"} or name.lower() in NO_UNITS - {"in"} for name in names):
@@ -105,7 +107,11 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         return (text, None) if not re.search(r"[0-9}a-zA-Z)]$", value) else (value, _unit(words))
     single = len(names) == 1 and len(names[0].rstrip(".")) == 1
     plain_value = _NUMERIC.fullmatch(value) is not None
-    if kind == "words" and any(len(name) == 1 for name in names) and not (plain_value and set(names) & _SINGLE):
+    if (
+        kind == "words"
+        and any(len(name) == 1 for name in names)
+        and not (plain_value and {name for name in names if len(name) == 1} <= _SINGLE)
+    ):
         return text, None
     if kind == "words" and single and not (plain_value and names[0] in _SINGLE):
         return text, None

@@ -182,15 +182,21 @@ def main() -> None:
     # Replies go to the real stdout; whatever a library prints goes to stderr.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    from math_verify import parse
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     replies.write('{"ready": true}\n')
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
+    # Units are gone before an answer comes here; math-verify's own would take the t of "v_0 t" for one.
+    rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    reading = [LatexExtractionConfig(normalization_config=rules), ExprExtractionConfig()]
     for line in sys.stdin:
         request = json.loads(line)
         _arm(request["timeout"])
-        gold, given = (parse(rf"\boxed{{{request[side]}}}", parsing_timeout=None) for side in ("gold", "given"))
+        gold, given = (
+            parse(rf"\boxed{{{request[side]}}}", reading, parsing_timeout=None) for side in ("gold", "given")
+        )
         verdict = _verdict(gold, given, "%" in request["gold"] + request["given"])
         replies.write(json.dumps(verdict) + "\n")
         if not verdict["equal"]:
