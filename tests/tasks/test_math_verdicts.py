@@ -65,6 +65,7 @@ def test_an_answer_equals_itself(checker: AnswerChecker) -> None:
         ("## Answer\n\n**34**", "34"),
         ("**Final Answer:**\n\n\\[\n34\n\\]", "34"),
         ("I do not know the answer.\nIt has 5 apples", None),
+        ("We look for the answer\n5 apples are left", None),
         ("34 is the answer.", "34"),
         ("The answer is not 5.", None),
         ("The answer is 5, not 6.", "5"),

@@ -20,9 +20,7 @@ MARKS = (
     Marks("<thought>", ("</thought>",)),  # EXAONE Deep
     Marks("<thinking>", ("</thinking>",)),  # dots, and prompts that ask for it
     Marks("<reasoning>", ("</reasoning>",)),  # prompts that ask for it
-    Marks(
-        "<|begin_of_thought|>", ("<|end_of_thought|>",)
-    ),  # Sky-T1, Bespoke-Stratos and others trained on their traces
+    Marks("<|begin_of_thought|>", ("<|end_of_thought|>",)),  # Sky-T1 and others trained on such traces
     Marks("<|START_THINKING|>", ("<|END_THINKING|>",)),  # Command A
     Marks("<|inner_prefix|>", ("<|inner_suffix|>",)),  # Apertus
     Marks("<|channel>thought", ("<channel|>",)),  # Gemma-4

@@ -28,7 +28,7 @@ from selfdistill.tasks.math.structures import (
     proportion,
     time_of_day,
 )
-from selfdistill.tasks.math.typography import LONGEST, bare, foreign_digits, tidy
+from selfdistill.tasks.math.typography import LONGEST, bare, tidy
 from selfdistill.tasks.math.units import ratio, split_unit
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def equal(gold: str, given: str, ask: Ask) -> bool:
     gold, given = (_SEVERAL_WORDS.sub(r"\1", tidy(text)) for text in (gold, given))
     if fold(gold) == fold(given):
         return True
-    if max(len(gold), len(given)) > LONGEST or foreign_digits(given) or not given:
+    if max(len(gold), len(given)) > LONGEST or not given:
         return False
     if number(gold) is not None and number(given) is not None:
         return _quantity(gold, given, ask)

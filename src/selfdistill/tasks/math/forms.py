@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from selfdistill.tasks.math.typography import bare, foreign_digits, tidy
+from selfdistill.tasks.math.typography import bare, tidy
 from selfdistill.tasks.math.units import split_unit
 
 _GROUPED = r"[0-9]{1,3}(?:(?:,[0-9]{3}){1,12}|(?: [0-9]{3}){1,12})(?![0-9])|[0-9]{1,400}"
@@ -199,9 +199,8 @@ def fold(text: str) -> str:
 
 def canonical(answer: str) -> str:
     """One text for answers that are equal at a glance: numbers as fractions in lowest terms, words in lower case."""
-    text = tidy(answer)
-    value, _ = split_unit(text)
-    found = None if foreign_digits(text) else _number(value)
+    value, _ = split_unit(tidy(answer))
+    found = _number(value)
     if found is None:
         return fold(value)
     return f"{found.value}%" if found.percent else str(found.value)

@@ -7,7 +7,6 @@ since a model that writes it does not write the row's language.
 from __future__ import annotations
 
 import re
-import unicodedata
 from functools import lru_cache
 
 LONGEST = 400
@@ -186,11 +185,6 @@ def bare(text: str) -> str:
         return text
     text = _unwrap(text, re.compile(r"\\text\s*(?=\{)"), space=True)
     return re.sub(r"\s+", " ", text).strip()
-
-
-def foreign_digits(text: str) -> bool:
-    """Whether the text has digits other than 0 to 9, such as full-width ones."""
-    return not text.isascii() and any(unicodedata.category(c) == "Nd" and not c.isascii() for c in text)
 
 
 def closing(text: str, start: int) -> int | None:
