@@ -109,6 +109,15 @@ def test_numbers_have_one_form_in_every_spelling(answer: str, form: str) -> None
     assert canonical(answer) == form
 
 
+@pytest.mark.parametrize(
+    "answer", ["1e9999", "1e-9999", "10^{9999}", "1" * 400, "(" * 90 + "5" + ")" * 90, "\\pm", "\ud800"]
+)
+def test_no_answer_is_too_odd_to_be_judged(checker: AnswerChecker, answer: str) -> None:
+    # Python refuses to write integers of more than 4,300 digits, and a surrogate has no UTF-8.
+    assert not checker.compare("7", answer).equal
+    assert canonical(answer)
+
+
 def test_a_number_remembers_how_many_digits_were_written() -> None:
     written = number("6.70e-5")
     assert written is not None

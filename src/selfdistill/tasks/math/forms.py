@@ -13,11 +13,11 @@ from selfdistill.tasks.math.units import split_unit
 _GROUPED = r"[0-9]{1,3}(?:(?:,[0-9]{3}){1,12}|(?: [0-9]{3}){1,12})(?![0-9])|[0-9]{1,400}"
 _DECIMAL = re.compile(
     rf"(?P<sign>[-+]?)\s*(?P<whole>{_GROUPED})?(?P<point>\.(?P<decimals>[0-9]{{0,400}}))?"
-    r"(?:\s*[eE]\s*\{?(?P<e>[-+]?[0-9]{1,4})\}?|\s*(?:\\times|\\cdot|[xX*])\s*10\s*\^\s*(?:\{\s*)?(?P<ten>[-+]?\s*[0-9]{1,4})\s*\}?)?"
+    r"(?:\s*[eE]\s*\{?(?P<e>[-+]?[0-9]{1,3})\}?|\s*(?:\\times|\\cdot|[xX*])\s*10\s*\^\s*(?:\{\s*)?(?P<ten>[-+]?\s*[0-9]{1,3})\s*\}?)?"
     r"(?P<scale>\s*(?:hundred|thousand|million|billion|trillion|dozen))?"
     r"(?P<percent>\s*(?:%|percent|per cent|pct))?",
 )
-_TEN = re.compile(r"(?P<sign>[-+]?)\s*10\s*\^\s*(?:\{\s*)?(?P<ten>[-+]?\s*[0-9]{1,4})\s*\}?")
+_TEN = re.compile(r"(?P<sign>[-+]?)\s*10\s*\^\s*(?:\{\s*)?(?P<ten>[-+]?\s*[0-9]{1,3})\s*\}?")
 _RATIO = re.compile(
     r"(?P<sign>[-+]?)\s*(?:(?P<whole>[0-9]{1,40})(?:\s+|\s*-\s*))?(?P<top>[0-9]{1,40})\s*/\s*(?P<bottom>[0-9]{1,40})"
     r"(?P<percent>\s*(?:%|percent))?"
