@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -52,6 +53,10 @@ class Chat:
         self.name = name
         self._rendered = lru_cache(maxsize=REMEMBERED)(self._render)
         self._decoded = lru_cache(maxsize=PIECES)(self._decode)
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        # The longest first, so that a token which another one begins is found whole.
+        longest_first = sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def encode(self, messages: Sequence[Message], *, thinking: bool | None = None) -> tuple[int, ...]:
         """Prompt ids up to where the assistant begins; ``thinking`` is passed to templates that have the switch.
@@ -67,6 +72,7 @@ class Chat:
         switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
         if switch and "enable_thinking" not in str(self.tokenizer.chat_template):
             raise ModelError(f"the chat template of {self.name} has no enable_thinking switch: leave 'thinking' unset")
+        messages, marks = self._marked(messages)
         turns = [{"role": message.role, "content": message.content} for message in messages if message.role != "tools"]
         schemas = [schema for message in messages if message.role == "tools" for schema in json.loads(message.content)]
         if schemas and "tools" not in str(self.tokenizer.chat_template):
@@ -86,10 +92,61 @@ class Chat:
             raise ModelError(
                 f"the chat template of {self.name} cannot render {[m.role for m in messages]}: {error}"
             ) from error
-        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self._ids(text, marks)
         if not ids:
             raise ModelError(f"the chat template of {self.name} writes nothing of {[m.role for m in messages]}")
         return ids
+
+    def control_tokens(self, messages: Sequence[Message]) -> int:
+        """How many special tokens of the tokenizer the messages spell out; :meth:`encode` makes plain text of them."""
+        return sum(len(self._special.findall(message.content)) for message in messages)
+
+    def _marked(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+        """The messages with a private character for every special token that they spell out, and what each stands for.
+
+        The special tokens of the rendered text are then those that the template itself has written.
+        """
+        # Schemas are read back by json.loads, so a token must not hide behind an escape such as \u003c.
+        readable = [
+            Message(m.role, json.dumps(json.loads(m.content), ensure_ascii=False)) if m.role == "tools" else m
+            for m in messages
+        ]
+        found = sorted({token for m in readable for token in self._special.findall(m.content)})
+        if not found:
+            return list(messages), {}
+        written = "".join(m.content for m in readable)
+        unused = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in written)
+        mark_of = dict(zip(found, unused, strict=False))
+        marked = [Message(m.role, self._special.sub(lambda hit: mark_of[hit.group()], m.content)) for m in readable]
+        return marked, {mark: token for token, mark in mark_of.items()}
+
+    def _ids(self, text: str, marks: dict[str, str]) -> tuple[int, ...]:
+        """Ids of a rendered text. A stretch between two of the template's tokens that holds a mark is encoded alone,
+        with the recognition of special tokens switched off.
+
+        Raises:
+            ModelError: the tokenizer makes a special token of plain text.
+        """
+        if not any(mark in text for mark in marks):
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        marked = re.compile("|".join(marks))
+        ids: list[int] = []
+        ordinary = ""
+        bounds = [place for hit in self._special.finditer(text) for place in hit.span()]
+        for start, end in zip([0, *bounds], [*bounds, len(text)], strict=True):
+            stretch = text[start:end]
+            if not marked.search(stretch):
+                ordinary += stretch
+                continue
+            ids += self.tokenizer(ordinary, add_special_tokens=False)["input_ids"] if ordinary else []
+            ordinary = ""
+            words = marked.sub(lambda hit: marks[hit.group()], stretch)
+            plain = self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            forged = {*plain} & {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
+            if forged:
+                raise ModelError(f"the tokenizer of {self.name} makes the special token {min(forged)} of plain text")
+            ids += plain
+        return (*ids, *(self.tokenizer(ordinary, add_special_tokens=False)["input_ids"] if ordinary else ()))
 
     def response(self, text: str) -> tuple[int, ...]:
         """Ids of a completion that says this text and ends its turn as the template does."""
