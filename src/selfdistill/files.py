@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import DataError
+from selfdistill.text import printable_json
 from selfdistill.types import STUDENT, StepRecord
 
 Row = Mapping[str, Any]
@@ -149,7 +150,7 @@ class JsonLines:
             return
         with self.path.open("a", encoding="utf-8") as file:
             for value in objects:
-                file.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+                file.write(printable_json(json.dumps(_finite(value), ensure_ascii=False)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -193,7 +194,7 @@ def _finite(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON aside and rename it, so that a reader never sees half of it."""
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.write_text(printable_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
     sync(aside)
     aside.replace(path)
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from selfdistill import __version__
-from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, no_bars, quiet
+from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, no_bars, quiet, say
 from selfdistill.errors import UserError, is_full, out_of_memory
+from selfdistill.text import printable
 
 app = typer.Typer(
     cls=Commands,
@@ -42,7 +43,7 @@ Set = Annotated[
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"selfdistill {__version__}")
+        say(f"selfdistill {__version__}")
         raise typer.Exit
 
 
@@ -117,8 +118,8 @@ def compare(
         progress.say(f"stopped; the same command goes on where the runs in {out} are")
         raise typer.Exit(128 + (stop.signal or 0))
     for line in closing(write_results(comparison, main=main)):
-        typer.echo(line)
-    typer.echo(f"page: {out / 'compare.html'}")
+        say(line)
+    say(f"page: {out / 'compare.html'}")
 
 
 @command()
@@ -153,10 +154,10 @@ def evaluate(
         overrides=set_ or [],
     )
     if json:
-        typer.echo(jsonlib.dumps(result))
+        say(jsonlib.dumps(result))
     else:
         Progress(Console()).evaluation(0, result)
-        typer.echo(f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}")
+        say(f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}")
 
 
 @command()
@@ -210,12 +211,12 @@ def inspect(
         rollouts=rollouts,
         words=words,
     )
-    summary = inspect_model(model, task, options, out, overrides=set_ or [], say=typer.echo)
+    summary = inspect_model(model, task, options, out, overrides=set_ or [], say=say)
     for name, reason in summary["left_out"].items():
-        typer.echo(f"left out: {name}, because {reason}")
+        say(f"left out: {name}, because {reason}")
     for remark in summary["templates"]["remarks"]:
-        typer.echo(f"remark: {remark}")
-    typer.echo(f"page: {out / 'index.html'}")
+        say(f"remark: {remark}")
+    say(f"page: {out / 'index.html'}")
 
 
 def _names(text: str) -> list[str]:
@@ -238,7 +239,7 @@ def contexts(
     from selfdistill.cli.contexts import audit
 
     for line in audit(settings, examples=examples, completions=completions):
-        typer.echo(line)
+        say(line)
 
 
 @command()
@@ -260,11 +261,11 @@ def teachers(
 
     report = measure(settings, problems=problems, samples=samples, seed=seed)
     if json:
-        typer.echo(jsonlib.dumps(report))
+        say(jsonlib.dumps(report))
         return
     for name, found in report.items():
         for line in describe_gap(name, found):
-            typer.echo(line)
+            say(line)
 
 
 @command()
@@ -287,7 +288,7 @@ def export(
 
     quiet()
     path = export_model(run, out, step=step, dtype=dtype, merge=merge)
-    typer.echo(f"{path.name} of {run} is in {out}")
+    say(f"{path.name} of {run} is in {out}")
 
 
 @command()
@@ -301,7 +302,7 @@ def methods(
     if name is not None:
         build_method(name, {})
     for known in METHODS if name is None else [name]:
-        typer.echo("\n".join(section(known)))
+        say("\n".join(section(known)))
 
 
 @command()
@@ -311,7 +312,7 @@ def tasks(json: Annotated[bool, typer.Option("--json", help="Print one JSON list
 
     found = list_tasks()
     for line in [jsonlib.dumps(found)] if json else describe_tasks(found):
-        typer.echo(line)
+        say(line)
 
 
 @data_app.command("check", cls=Command, context_settings=HELP_OPTIONS)
@@ -334,10 +335,10 @@ def check(
     source = {"path": path, **given} if given else path
     report = check_data(source, task=task, preset=preset, overrides=set_ or [])
     if json:
-        typer.echo(jsonlib.dumps(report, ensure_ascii=False))
+        say(jsonlib.dumps(report))
         return
     for line in describe_check(report):
-        typer.echo(line)
+        say(line)
 
 
 @command()
@@ -350,7 +351,7 @@ def doctor(
 
     found = examine(thorough=thorough)
     for line in [jsonlib.dumps(found)] if json else describe(found):
-        typer.echo(line)
+        say(line)
     raise typer.Exit(0 if found["safe"] else 1)
 
 
@@ -368,7 +369,7 @@ def watch(
     from selfdistill.report.page import write_report
 
     if static:
-        typer.echo(f"page: {write_report(folder)}")
+        say(f"page: {write_report(folder)}")
     else:
         serve(folder, host=host, port=port)
 
@@ -396,5 +397,5 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _refuse(error: UserError) -> NoReturn:
-    print(f"selfdistill: {error}", file=sys.stderr)
+    print(printable(f"selfdistill: {error}"), file=sys.stderr)
     sys.exit(2)

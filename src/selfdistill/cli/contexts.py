@@ -28,6 +28,9 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
         yield f"══ {group.example.id}  completion {view.index}  reward {reward}  {len(view.completion_ids)} tokens"
         yield from _prompts(view, parts.method.roles(), parts.chat)
         yield f"── completion (the same ids under every prompt)\n{parts.chat.decode(view.completion_ids)}\n"
+    spelled = sum(parts.chat.control_tokens(group.example.prompt) for group in groups)
+    if spelled:
+        yield f"{spelled} control tokens in the prompts of these examples are encoded as text"
     for reason, count in sorted((prepared.skipped + parts.unfit).items()):
         yield f"skipped: {count} × {reason}"
     yield f"{len(prepared.views)} completions scored, {prepared.dropped} left out of the loss"

@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from selfdistill.text import printable
+
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 """Context settings of every command."""
 
@@ -42,6 +44,11 @@ def _without_flag_types(parameters: list[Any]) -> list[Any]:
         if getattr(parameter, "is_flag", False) and parameter.metavar is None:
             parameter.metavar = ""
     return parameters
+
+
+def say(text: str) -> None:
+    """Print a line. Text of rows and models may be part of it, so nothing in it can steer the terminal."""
+    typer.echo(printable(text))
 
 
 def no_bars() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
-
+from selfdistill.cli.terminal import say
 from selfdistill.report.server import is_loopback, server_of
 
 
@@ -17,14 +16,14 @@ def serve(folder: Path, *, host: str, port: int) -> None:
     """
     with server_of(folder, host=host, port=port) as server:
         if not is_loopback(host):
-            typer.echo(
+            say(
                 f"warning: at {host} anybody who can reach this machine reads the run's prompts and completions; "
                 "there is no password",
                 err=True,
             )
         name = f"[{host}]" if ":" in host else host
-        typer.echo(f"page: http://{name}:{server.server_address[1]}/ (Ctrl-C ends)")
+        say(f"page: http://{name}:{server.server_address[1]}/ (Ctrl-C ends)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("no longer served; the run itself goes on")
+            say("no longer served; the run itself goes on")

@@ -12,6 +12,7 @@ from selfdistill.contexts.rendering import render
 from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
 from selfdistill.contexts.turns import turn_end
 from selfdistill.errors import ModelError
+from selfdistill.text import well_formed
 from selfdistill.types import Message, Rollout
 
 REMEMBERED = 4096
@@ -159,10 +160,10 @@ class Chat:
             body = body[: -len(self.turn_end)]
         elif body and body[-1] in self.stop_ids:
             body = body[:-1]
-        return str(self.tokenizer.decode(body, skip_special_tokens=False)).strip()
+        return well_formed(str(self.tokenizer.decode(body, skip_special_tokens=False))).strip()
 
     def _decode(self, ids: tuple[int, ...]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+        return well_formed(str(self.tokenizer.decode(ids, skip_special_tokens=False)))
 
     def opens_thinking(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends with the begin of a thought, so that its completion begins inside the thinking."""
@@ -206,17 +207,24 @@ class Chat:
         name = str(self.tokenizer.convert_ids_to_tokens(token))
         return name if BROKEN in text and name.startswith("<0x") else text
 
-    def remarks(self) -> list[str]:
-        """What a user should know of the template: sampling cannot stop at a turn end in plain words."""
+    def remarks(self, prompts: Sequence[Sequence[Message]] = ()) -> list[str]:
+        """What a user should know: sampling cannot stop at a turn end in plain words; prompts spell control tokens."""
+        found = []
         plain = [token for token in self.turn_end[:-1] if token not in self.tokenizer.added_tokens_decoder]
         words = str(self.tokenizer.decode(plain)).strip()
-        if not words:
-            return []
-        end = self.tokenizer.decode([self.turn_end[-1]])
-        return [
-            f"the chat template of {self.name} ends a turn with {words!r}, which is no single token: "
-            f"completions end at {end!r} alone, which sft teaches behind those words"
-        ]
+        if words:
+            end = self.tokenizer.decode([self.turn_end[-1]])
+            found.append(
+                f"the chat template of {self.name} ends a turn with {words!r}, which is no single token: "
+                f"completions end at {end!r} alone, which sft teaches behind those words"
+            )
+        counts = [count for count in map(self.control_tokens, prompts) if count]
+        if counts:
+            found.append(
+                f"{len(counts)} of {len(prompts)} prompts spell out {sum(counts)} control tokens of {self.name}, "
+                "which are encoded as text"
+            )
+        return found
 
 
 def usual_length(chat: Chat) -> int:

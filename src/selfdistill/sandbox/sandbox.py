@@ -20,6 +20,7 @@ from typing import Any
 from selfdistill.sandbox.codec import Encoder, Untransferable, decode
 from selfdistill.sandbox.isolation import find_isolation
 from selfdistill.sandbox.process import End, Ended, Limits, Process, judge_code
+from selfdistill.text import well_formed
 
 __all__ = ["Called", "Failure", "Limits", "Outcome", "Sandbox", "Tally", "Untransferable"]
 
@@ -254,10 +255,10 @@ def failure_of(raised: dict[str, Any]) -> Failure:
     line = raised.get("line")
     return Failure(
         "raised",
-        name=str(raised.get("name", ""))[:60],
-        message=str(raised.get("message", ""))[:2000],
+        name=well_formed(str(raised.get("name", ""))[:60]),
+        message=well_formed(str(raised.get("message", ""))[:2000]),
         line=line if isinstance(line, int) else None,
-        builtin=str(raised.get("type", ""))[:60],
+        builtin=well_formed(str(raised.get("type", ""))[:60]),
     )
 
 

@@ -6,24 +6,27 @@ A field's source is one of three things:
 - a dotted path into a column: ``"meta.answer"``, ``"choices.0"``;
 - a template: ``"$question\\nAnswer: ${meta.answer}"`` (``$$`` is a dollar sign).
 
-A column or path that ends in ``?`` may be absent or null: the row then lacks the field. Rows come from JSONL and
-Parquet files, from folders that ``datasets`` saved, and from the hub.
+A column or path that ends in ``?`` may be absent or null: the row then lacks the field. Rows come from JSONL
+(also ``.jsonl.gz``), JSON, CSV and Parquet files, from folders that ``datasets`` saved, and from the hub.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
 import json
 import math
 import string
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from selfdistill.errors import DataError
+from selfdistill.errors import DataError, first_line
 from selfdistill.types import DataSource
 
 FieldMapping = Mapping[str, str]
@@ -95,7 +98,8 @@ def read_rows(source: str | Path | DataSource) -> list[Row]:
 
 
 def scan_rows(source: str | Path | DataSource | MemoryRows) -> Iterator[Row | Rejected]:
-    """Every row of a JSONL file (one object a line, empty lines skipped), a ``.parquet`` file, a folder that
+    """Every row of a JSONL file (one object a line, empty lines skipped), also packed as ``.gz``, of a ``.json`` array,
+    a ``.csv`` table, a ``.parquet`` file, a folder that
     ``datasets`` saved, a split of a hub data set, or of a list in memory; a malformed line in its place.
 
     Raises:
@@ -116,8 +120,12 @@ def scan_rows(source: str | Path | DataSource | MemoryRows) -> Iterator[Row | Re
 
 
 def _memory_rows(source: MemoryRows) -> Iterator[Row | Rejected]:
+    # A Dataset holds tables as Parquet does; a None in a list of dicts is the user's own.
+    tables = type(source.rows).__module__.partition(".")[0] == "datasets"
     for line, values in enumerate(source.rows, start=1):
-        if isinstance(values, Mapping):
+        if tables:
+            yield Row(line, _without_struct_nulls(values), source.path)
+        elif isinstance(values, Mapping):
             yield Row(line, values, source.path)
         else:
             yield Rejected(line, f"a row must be a dict, this is {_kind(values)}", source.path)
@@ -126,7 +134,8 @@ def _memory_rows(source: MemoryRows) -> Iterator[Row | Rejected]:
 def _stored_rows(source: DataSource) -> Iterator[Row | Rejected]:
     path = Path(source.path)
     if path.is_file():
-        return _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
+        readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".json": _json_rows}
+        return readers.get(path.suffix.lower(), _jsonl_rows)(path)
     if path.is_dir() or source.split is not None:
         return _dataset_rows(source)
     hint = "" if path.suffix else '; a data set of the hub needs its split: path = { path = "…", split = "train" }'
@@ -202,16 +211,62 @@ def _position(prompt: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
+def _text_of(path: Path) -> Iterator[str]:
+    """The lines of a text file, unpacked where its name ends in ``.gz``.
+
+    Raises:
+        DataError: it is no UTF-8 text, or no whole gzip file.
+    """
     # utf-8-sig: tables saved on Windows begin with a byte-order mark, which is no JSON.
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            for line, text in enumerate(file, start=1):
-                if text.strip():
-                    values = _parse(text)
-                    yield Rejected(line, values, str(path)) if isinstance(values, str) else Row(line, values, str(path))
-        except UnicodeDecodeError as error:
-            raise DataError(f"data file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    opener: Callable[..., IO[str]] = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise DataError(f"data file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise DataError(f"data file {path} cannot be read: {first_line(error)}") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
+    for line, text in enumerate(_text_of(path), start=1):
+        if text.strip():
+            values = _parse(text)
+            yield Rejected(line, values, str(path)) if isinstance(values, str) else Row(line, values, str(path))
+
+
+def _json_rows(path: Path) -> Iterator[Row | Rejected]:
+    """The objects of one JSON array, numbered from 1, or of JSON lines under another name."""
+    text = "".join(_text_of(path))
+    if not text.lstrip().startswith("["):
+        yield from _jsonl_rows(path)
+        return
+    try:
+        listed = json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"data file {path} is no JSON array of objects: {first_line(error)}") from error
+    for place, values in enumerate(listed, start=1):
+        if isinstance(values, dict):
+            yield Row(place, values, str(path))
+        else:
+            yield Rejected(place, f"a row must be a JSON object, this is {_kind(values)}", str(path))
+
+
+def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
+    """The rows of a table whose first line names the columns; every value is text. A row's line is its last one."""
+    reader = csv.reader(_text_of(path), strict=True)
+    try:
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            raise DataError(f"data file {path} names a column twice in its first line: {', '.join(names)}")
+        for values in reader:
+            if len(values) == len(names):
+                yield Row(reader.line_num, dict(zip(names, values, strict=True)), str(path))
+            elif values:
+                reason = f"a row must have the {len(names)} columns of the first line, this has {len(values)}"
+                yield Rejected(reader.line_num, reason, str(path))
+    except csv.Error as error:
+        raise DataError(f"data file {path} is no CSV table: line {reader.line_num}: {error}") from error
 
 
 def _parse(text: str) -> dict[str, Any] | str:
@@ -235,9 +290,21 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches():
                 for values in batch.to_pylist():
                     line += 1
-                    yield Row(line, values, str(path))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"data file {path} is not valid Parquet: {str(error).splitlines()[0]}") from error
+                    yield Row(line, _without_struct_nulls(values), str(path))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data file {path} is not valid Parquet: {first_line(error)}") from error
+
+
+def _without_struct_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table without the nulls inside its columns: a struct has every key that any row has, so that one
+    call's arguments would be another's."""
+    return {name: _without_nulls(value) for name, value in values.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _dataset_rows(source: DataSource) -> Iterator[Row]:
@@ -263,7 +330,7 @@ def _dataset_rows(source: DataSource) -> Iterator[Row]:
         found = found[source.split]
     label = source.path if source.split is None else f"{source.path}:{source.split}"
     for line, values in enumerate(found, start=1):
-        yield Row(line, values, label)
+        yield Row(line, _without_struct_nulls(values), label)
 
 
 def _render(row: Row, name: str, source: str) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from selfdistill.errors import UserError
+from selfdistill.text import well_formed
 from selfdistill.types import Example, JudgesMany, Task, Verdict
 
 
@@ -17,7 +19,7 @@ def verify_all(task: Task, asked: Sequence[tuple[Example, str, bool]]) -> list[V
         UserError: the task's ``verify_many`` returns another number of verdicts.
     """
     if not isinstance(task, JudgesMany):
-        return [task.verify(example, text, finished=finished) for example, text, finished in asked]
+        return [_clean(task.verify(example, text, finished=finished)) for example, text, finished in asked]
     if not asked:
         return []
     verdicts = task.verify_many(asked)
@@ -25,4 +27,12 @@ def verify_all(task: Task, asked: Sequence[tuple[Example, str, bool]]) -> list[V
         raise UserError(
             f"verify_many of task {task.name!r} must return one verdict a completion: {len(verdicts)} for {len(asked)}"
         )
-    return verdicts
+    return [_clean(verdict) for verdict in verdicts]
+
+
+def _clean(verdict: Verdict) -> Verdict:
+    """The verdict with texts that a tokenizer and a file can take: a task may quote what a program wrote."""
+    answer, feedback = (text if text is None else well_formed(text) for text in (verdict.answer, verdict.feedback))
+    if (answer, feedback) == (verdict.answer, verdict.feedback):
+        return verdict
+    return replace(verdict, answer=answer, feedback=feedback)

@@ -25,6 +25,7 @@ from selfdistill.tasks.data import (
     scan_rows,
     split_prompts,
 )
+from selfdistill.text import lone_surrogate
 from selfdistill.types import DataSource, Example, Message, Verdict
 
 Source = str | Path | DataSource | MemoryRows
@@ -148,9 +149,20 @@ class RowTask(ABC):
                 rejected.append(row)
                 continue
             try:
-                yield self.example_of(row)
+                question, example = self.example_of(row)
+                _check_unicode(row, example)
+                yield question, example
             except DataError as error:
                 rejected.append(Rejected(row.line, str(error).removeprefix(f"{row.place}: "), row.file))
+
+
+def _check_unicode(row: Row, example: Example) -> None:
+    texts = {message.role: message.content for message in example.prompt} | dict(example.fields)
+    for name, text in texts.items():
+        surrogate = lone_surrogate(text)
+        if surrogate is not None:
+            what = "the prompt" if name == "user" else f"{name!r}"
+            raise DataError(f"{row.place}: {what} holds half a character ({surrogate}), which no tokenizer can encode")
 
 
 def question_and_fields(row: Row, mapping: FieldMapping) -> tuple[str, dict[str, str]]:

@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from selfdistill.text import printable
+
 PLAIN_EVERY = 10.0
 """Seconds between lines where the output is no terminal (a log file, CI)."""
 
@@ -40,12 +42,12 @@ class Progress:
 
     def say(self, sentence: str) -> None:
         """One sentence of its own."""
-        self.console.print(Text(sentence), soft_wrap=True)
+        self.console.print(Text(printable(sentence)), soft_wrap=True)
 
     def status(self, line: str) -> None:
         """The live line; nothing where the output is no terminal."""
         if self.live is not None:
-            self.live.update(Text(line, overflow="ellipsis", no_wrap=True))
+            self.live.update(Text(printable(line), overflow="ellipsis", no_wrap=True))
 
     def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
         """An evaluation on held-out problems."""

@@ -121,7 +121,7 @@ class Run:
         # Tell the user what is unusual about the data, the model and the method.
         for remark in parts.remarks:
             self.progress.say(f"data: {remark}")
-        for remark in parts.chat.remarks():
+        for remark in parts.chat.remarks([example.prompt for example in parts.examples]):
             self.progress.say(f"model: {remark}")
         if not parts.teachers.pack:
             self.progress.say("model: its layers do not support packing, so batches are padded and no prompt is shared")

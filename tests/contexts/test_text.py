@@ -1,0 +1,53 @@
+"""Text made safe: for a file, for a tokenizer, for a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from selfdistill.cli.terminal import say
+from selfdistill.files import JsonLines
+from selfdistill.tasks.judging import verify_all
+from selfdistill.text import printable, well_formed
+from selfdistill.tracking.progress import Progress
+from selfdistill.types import Example, Message, Verdict
+
+STEERING = "\x1b]0;owned\x07 \u202eabc \x9b31m \ud800\r"
+SHOWN = r"\x1b]0;owned\x07 \u202eabc \x9b31m \ud800\x0d"
+
+
+def test_what_steers_a_terminal_is_shown_as_an_escape(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable(STEERING) == SHOWN
+    assert printable("a\tb\r\nc é 中 👍") == "a\tb\nc é 中 👍"
+    say(STEERING)
+    assert capsys.readouterr().out == SHOWN + "\n"
+    log = io.StringIO()
+    Progress(Console(file=log, width=200)).say(STEERING)
+    assert log.getvalue() == SHOWN + "\n"
+
+
+def test_json_lines_hold_any_text_and_no_raw_mark(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    lines.append({"text": STEERING, "é": "中"})
+    assert list(lines.read()) == [{"text": STEERING, "é": "中"}]
+    stored = lines.path.read_text(encoding="utf-8")
+    assert printable(stored) == stored and '"é": "中"' in stored
+    assert json.loads(stored)["text"] == STEERING
+
+
+class Quoting:
+    name = "quoting"
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        return Verdict(0.0, answer=text, feedback=f"ValueError: {text}")
+
+
+def test_what_a_task_quotes_can_be_encoded() -> None:
+    asked = [(Example("1", (Message("user", "?"),), {}), "a\udc80b", True)]
+    [verdict] = verify_all(Quoting(), asked)  # type: ignore[arg-type]
+    assert (verdict.answer, verdict.feedback) == ("a\ufffdb", "ValueError: a\ufffdb")
+    assert well_formed("👍 é") == "👍 é"
