@@ -46,9 +46,9 @@ def _without_flag_types(parameters: list[Any]) -> list[Any]:
     return parameters
 
 
-def say(text: str) -> None:
+def say(text: str, *, err: bool = False) -> None:
     """Print a line. Text of rows and models may be part of it, so nothing in it can steer the terminal."""
-    typer.echo(printable(text))
+    typer.echo(printable(text), err=err)
 
 
 def no_bars() -> None:
