@@ -19,9 +19,7 @@ def chat_of(tokenizer: Tokenizer) -> Chat:
     """A chat around a tokenizer, whose end of sequence is ``</s>``."""
     tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    fast.chat_template = (
-        "{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}"
-    )
+    fast.chat_template = "{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}"
     return Chat(fast, stop_ids=[fast.eos_token_id], window=256, name="a tokenizer")
 
 

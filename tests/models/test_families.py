@@ -36,7 +36,7 @@ def scores(policy: Policy) -> Tensor:
         View({STUDENT: prompt}, said, (1.0,) * len(said), (0.0,) * len(said), 0.0, 0, i)
         for i, (prompt, said) in enumerate(zip(PROMPTS, SAID, strict=True))
     ]
-    return policy.score(collate(views, STUDENT, packed=policy.packs), elements=1 << 20).target_N
+    return policy.score(collate(views, STUDENT, packed=policy.packs), max_logits_per_chunk=1 << 20).target_N
 
 
 @torch.no_grad()
@@ -103,7 +103,9 @@ def test_an_adapter_leaves_towers_alone(family: str, tmp_path: Path) -> None:
     """Every adapted layer gets a gradient: nothing that no token of a text passes through is trained."""
     folder = save_current(tmp_path, family, tower=True)
     policy, _ = load_policy(str(folder), dtype=torch.float32, device=CPU, lora=Lora(2, 4.0))
-    head = policy.readout(collate([View({STUDENT: PROMPTS[1]}, SAID[2], (1.0,) * 20, (0.0,) * 20, 0.0, 0, 0)], STUDENT))
+    head = policy.head_input(
+        collate([View({STUDENT: PROMPTS[1]}, SAID[2], (1.0,) * 20, (0.0,) * 20, 0.0, 0, 0)], STUDENT)
+    )
     head.logprobs(slice(None))[:, 8].sum().backward()
     assert policy.trained()
     assert not [name for name, parameter in policy.trained().items() if parameter.grad is None]

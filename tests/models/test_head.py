@@ -103,9 +103,11 @@ def test_value_and_gradients_are_those_of_the_whole_computation(max_logits: int,
 
 @pytest.mark.parametrize(("scale", "cap"), [(0.5, None), (1.0, 2.0), (3.0, 2.0)])
 def test_scaled_and_capped_logits_have_the_gradients_of_the_whole_computation(scale: float, cap: float | None) -> None:
-    student = replace(readout(10, real=V - 3), scale=scale, cap=cap)
+    student = replace(head_input(10, real=V - 3), scale=scale, cap=cap)
     work = job(3 * 3 * V, real=V - 3)
-    work = replace(work, readouts={**work.readouts, "near": replace(work.readouts["near"], scale=scale, cap=cap)})
+    work = replace(
+        work, head_inputs={**work.head_inputs, "near": replace(work.head_inputs["near"], scale=scale, cap=cap)}
+    )
     expected, _ = whole(student, work)
     wanted = torch.autograd.grad(expected, leaves(student))
     result = sliced_loss(student, work)
