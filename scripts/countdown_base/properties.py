@@ -14,6 +14,7 @@ import base_models.subject
 from base_models.subject import MODELS, Said, mean, share
 from countdown_base.reading import CLASSES, SpokenAttempt, attempts_in, token_classes
 from countdown_base.traces import DELIBERATION, MOST_ATTEMPTS
+from selfdistill.config.tasks import CountdownConfig
 from selfdistill.tasks.countdown.arithmetic import normal_form, parse
 from selfdistill.tasks.countdown.task import CountdownTask
 from selfdistill.types import Example
@@ -25,7 +26,7 @@ class Subject(base_models.subject.Subject):
     """A Countdown model under examination, with its task and contexts."""
 
     def __init__(self, model_dir: Path, difficulty: str) -> None:
-        super().__init__(model_dir, CountdownTask(difficulty))
+        super().__init__(model_dir, CountdownTask(CountdownConfig(difficulty=difficulty)))
 
 
 def attempts_of(one: Said) -> list[SpokenAttempt]:

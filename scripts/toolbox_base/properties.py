@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from base_models.subject import MODELS, Said, Subject, mean, share
+from selfdistill.config.tasks import ToolboxConfig
 from selfdistill.tasks.toolbox.calls import DIMENSIONS, TOOLS, MalformedCall, complain, parse
 from selfdistill.tasks.toolbox.task import ToolboxTask
 from selfdistill.types import Example
@@ -23,7 +24,7 @@ MODEL_DIR = MODELS / "toolbox-base"
 
 def subject_under(model_dir: Path, conventions: int) -> Subject:
     """The model beside the task with these conventions."""
-    return Subject(model_dir, ToolboxTask(conventions=conventions))
+    return Subject(model_dir, ToolboxTask(ToolboxConfig(conventions=conventions)))
 
 
 def conventions_in(one: Said) -> dict[str, str] | None:

@@ -35,21 +35,6 @@ Weights: TypeAlias = Literal["live", "frozen", "ema"] | External
 
 
 @dataclass(frozen=True, slots=True)
-class DataSource:
-    """Source of rows: a file, a folder that ``datasets`` saved, or a data set of the hub."""
-
-    path: str
-    config: str | None = None
-    """Configuration of a hub data set."""
-    split: str | None = None
-    """Split of a hub data set."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub data set."""
-    first: int | None = None
-    """Number of rows to read. A hub data set is then streamed, and the rest is not downloaded."""
-
-
-@dataclass(frozen=True, slots=True)
 class Message:
     """One chat message, for example ``Message("user", "use the numbers 3 5 7 to make 26 .")``.
 

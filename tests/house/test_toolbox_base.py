@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from base_models.subject import Said, Subject, share
+from selfdistill.config.tasks import ToolboxConfig
 from selfdistill.contexts.templates import FIELDS, load_templates
 from selfdistill.tasks.toolbox.calls import DIMENSIONS, TOOLS
 from selfdistill.tasks.toolbox.task import PROMPT, ToolboxTask
@@ -89,7 +90,7 @@ CALLS = [
 @pytest.mark.parametrize("finished", [True, False])
 def test_every_word_of_feedback_is_in_the_vocabulary(subject: Subject, text: str, finished: bool) -> None:
     for conventions in range(4):
-        task = ToolboxTask(conventions=conventions)
+        task = ToolboxTask(ToolboxConfig(conventions=conventions))
         for example in task.examples("train")[:16]:
             verdict = task.verify(example, text, finished=finished)
             assert verdict.feedback is not None

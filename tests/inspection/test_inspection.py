@@ -126,10 +126,11 @@ def test_the_command_writes_table_summary_and_page(
 
 
 def test_stored_completions_are_looked_at_again(model: Path, tmp_path: Path) -> None:
+    from selfdistill.config.tasks import CountdownConfig
     from selfdistill.tasks.countdown.task import CountdownTask
     from support.tiny import tiny_tokenizer
 
-    example = CountdownTask("easy").examples("train")[0]
+    example = CountdownTask(CountdownConfig(difficulty="easy")).examples("train")[0]
     text = "try 3 + 4 = 7 . </think> answer 3 + 4"
     ids = [*tiny_tokenizer()(text, add_special_tokens=False)["input_ids"], 2]
     row = {"step": 1, "example": example.id, "index": 0, "prompt": example.prompt[-1].content, "text": text,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from selfdistill.config.tasks import CodeConfig
 from selfdistill.sandbox.attacks import Range, attack_names, attacking
 from selfdistill.sandbox.isolation import trouble
 from selfdistill.sandbox.sandbox import Limits, Sandbox
@@ -299,7 +300,9 @@ def save(path: Path, row: Mapping[str, object]) -> Path:
 def task_of(folder: Path, row: Mapping[str, object], **options: str) -> CodeTask:
     path = save(folder / "rows.jsonl", row)
     shares = {"validation_share": 0.0, "test_share": 0.0}
-    return CodeTask(path, hidden_tests="test", reward="share", timeout=1.0, memory=256, **options, **shares)  # type: ignore[arg-type]
+    return CodeTask(
+        CodeConfig(path=str(path), hidden_tests="test", reward="share", timeout=1.0, memory=256, **options, **shares)  # type: ignore[arg-type]
+    )
 
 
 @pytest.fixture(scope="module")

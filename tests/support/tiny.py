@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from selfdistill.config.tasks import CountdownConfig
 from selfdistill.models.policy import Policy
 from selfdistill.tasks.countdown.task import CountdownTask
 
@@ -95,4 +96,4 @@ def keep_float64(policy: Policy) -> Policy:
 
 def tiny_task() -> CountdownTask:
     """A few easy problems."""
-    return CountdownTask("easy", train=8, validation=4, test=4)
+    return CountdownTask(CountdownConfig(difficulty="easy", train=8, validation=4, test=4))

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from selfdistill.config.tasks import ChoiceConfig
 from selfdistill.errors import DataError
 from selfdistill.tasks.choice.letters import Chosen, chosen_letter, names_letter, option_lines
-from selfdistill.tasks.choice.task import SUFFIX, ChoiceTask
+from selfdistill.tasks.choice.task import ChoiceTask
 from selfdistill.training.loop import epoch_examples
 from selfdistill.types import Example, Message, Verdict
 
@@ -28,8 +29,9 @@ def save(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def all_of(path: Path, **arguments: Any) -> ChoiceTask:
-    return ChoiceTask(path, validation_share=0.0, test_share=0.0, **arguments)
+def all_of(path: Path, *, seed: int = 0, **arguments: Any) -> ChoiceTask:
+    config = ChoiceConfig(path=str(path), validation_share=0.0, test_share=0.0, **arguments)
+    return ChoiceTask(config, seed=seed)
 
 
 def one_of(path: Path, row: dict[str, Any], **arguments: Any) -> tuple[ChoiceTask, Example]:
@@ -101,11 +103,11 @@ def test_verdicts(tmp_path: Path) -> None:
 
 def test_options_of_columns_are_listed_and_the_answer_may_be_a_text(tmp_path: Path) -> None:
     task, example = one_of(tmp_path, COLUMNS, prompt="Question", choices=SOURCES, answer="Correct Answer")
-    assert example.prompt[-1].content == "2 + 2 = ?\n\nA: 4\nB: 3\nC: 5" + SUFFIX
+    assert example.prompt[-1].content == "2 + 2 = ?\n\nA: 4\nB: 3\nC: 5" + ChoiceConfig.model_fields["suffix"].default
     assert task.verify(example, "<answer>A</answer>", finished=True).correct
     listed = {"question": "q", "choices": {"text": ["x", "y"]}, "answerKey": "B"}
     task, example = one_of(tmp_path, listed, choices="choices.text", answer="answerKey")
-    assert example.prompt[-1].content == "q\n\nA: x\nB: y" + SUFFIX
+    assert example.prompt[-1].content == "q\n\nA: x\nB: y" + ChoiceConfig.model_fields["suffix"].default
     assert example.fields == {"answer": "B", "option": "y"}
 
 
@@ -211,5 +213,5 @@ def test_options_of_several_lines_are_read_and_keep_their_places(tmp_path: Path)
 def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], arguments: dict[str, Any], sentence: str) -> None:
     path = save(tmp_path / "rows.jsonl", row)
     with pytest.raises(DataError) as raised:
-        ChoiceTask(path, **arguments)
+        ChoiceTask(ChoiceConfig(path=str(path), **arguments))
     assert str(raised.value) == f"{path}, line 1: {sentence}"

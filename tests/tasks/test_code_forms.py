@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from selfdistill.config.tasks import CodeConfig
 from selfdistill.errors import DataError
 from selfdistill.sandbox.isolation import trouble
 from selfdistill.tasks.check import check_data
@@ -157,8 +158,15 @@ def rows_file(folder: Path, *rows: Mapping[str, object]) -> Path:
 
 def task_of(folder: Path, *rows: Mapping[str, object], **options: Any) -> CodeTask:
     """A task on rows with their tests in ``test``, and perhaps a solution in ``code``."""
-    table = {"solution": "code?", "timeout": 2.0, "validation_share": 0.0, "test_share": 0.0, **options}
-    return CodeTask(rows_file(folder, *rows), hidden_tests="test", **table)
+    table = {
+        "hidden_tests": "test",
+        "solution": "code?",
+        "timeout": 2.0,
+        "validation_share": 0.0,
+        "test_share": 0.0,
+        **options,
+    }
+    return CodeTask(CodeConfig(path=str(rows_file(folder, *rows)), **table))
 
 
 def judged(task: CodeTask, example: Example, code: str) -> Verdict:
@@ -379,7 +387,7 @@ def test_a_function_that_nothing_names_is_refused_or_must_be_the_only_one(tmp_pa
 
 def test_the_feedback_on_a_public_test_of_a_framework_names_what_failed(tmp_path: Path) -> None:
     rows = [{"test": UNITTEST}, {"test": PYTEST}]
-    task = CodeTask(rows_file(tmp_path, *rows), public_tests="test", validation_share=0.0, test_share=0.0)
+    task = task_of(tmp_path, *rows, public_tests="test", hidden_tests=None)
     told = [judged(task, example, WRONG["nonsense"]).feedback for example in task.examples("train")]
 
     assert told == [

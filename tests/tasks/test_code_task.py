@@ -14,6 +14,7 @@ import pytest
 
 from selfdistill.cli.app import main
 from selfdistill.config.run import parse_config
+from selfdistill.config.tasks import CodeConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.sandbox.isolation import trouble
 from selfdistill.tasks.build import build_row_task
@@ -217,7 +218,7 @@ def test_rows_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], compl
 
 def test_a_task_without_tests_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="public_tests"):
-        CodeTask(tmp_path / "rows.jsonl")
+        CodeTask(CodeConfig(path="rows.jsonl"))
 
 
 def test_a_pickle_that_names_a_function_is_not_opened() -> None:

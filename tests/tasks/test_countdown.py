@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import selfdistill
+from selfdistill.config.run import parse_config
+from selfdistill.config.tasks import CountdownConfig
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.countdown.arithmetic import (
     LARGEST,
@@ -186,7 +188,7 @@ def test_simple_attempts_reach_every_value_that_whole_positive_steps_reach() -> 
 
 @pytest.mark.parametrize("difficulty", list(DIFFICULTIES))
 def test_every_problem_belongs_to_its_difficulty_and_its_reference_solves_it(difficulty: str) -> None:
-    task = CountdownTask(difficulty, train=60, validation=40, test=40)
+    task = CountdownTask(CountdownConfig(difficulty=difficulty, train=60, validation=40, test=40))
     rules = DIFFICULTIES[difficulty]
     for split in SPLITS:
         for example in task.examples(split):
@@ -206,7 +208,8 @@ def test_no_problem_is_in_two_splits_whatever_the_difficulty_seed_and_size() -> 
     split_of: dict[tuple[tuple[int, ...], int], str] = {}
     for difficulty in ("easy", "default", "single"):
         for seed, size in ((0, 5000), (1, 300)):
-            task = CountdownTask(difficulty, seed=seed, train=size, validation=size, test=size)
+            config = CountdownConfig(difficulty=difficulty, train=size, validation=size, test=size)
+            task = CountdownTask(config, seed=seed)
             for split in SPLITS:
                 for example in task.examples(split):
                     key = (tuple(sorted(example.columns["numbers"])), example.columns["target"])
@@ -220,7 +223,7 @@ def test_a_problems_split_never_changes() -> None:
 
 
 def test_examples_are_distinct_repeatable_and_decided_by_the_seed() -> None:
-    one, same, other = (CountdownTask(seed=seed, train=200) for seed in (3, 3, 4))
+    one, same, other = (CountdownTask(CountdownConfig(train=200), seed=seed) for seed in (3, 3, 4))
     assert one.examples("train") == same.examples("train")
     assert one.examples("train") != other.examples("train")
     assert len({example.id for example in one.examples("train")}) == 200
@@ -233,9 +236,9 @@ def test_default_sizes_are_met_at_the_default_difficulty() -> None:
 
 def test_a_bad_difficulty_size_or_split_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match="unknown countdown difficulty 'hard'; known: easy, default, single, four"):
-        CountdownTask("hard")
-    with pytest.raises(ConfigError, match="at least one validation example"):
-        CountdownTask(validation=0)
+        CountdownTask(CountdownConfig(difficulty="hard"))
+    with pytest.raises(ConfigError, match=r"task\.validation: input should be greater than or equal to 1"):
+        parse_config({"method": "grpo", "task": {"kind": "countdown", "validation": 0}}, "here")
     with pytest.raises(ConfigError, match="unknown split 'dev'"):
         CountdownTask().examples("dev")
 

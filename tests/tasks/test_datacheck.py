@@ -12,14 +12,13 @@ import pytest
 
 from selfdistill.cli.app import main
 from selfdistill.config.run import parse_config
-from selfdistill.config.tasks import RowsConfig, load_preset, shipped_presets, task_configs
+from selfdistill.config.tasks import MathConfig, RowsConfig, SourceConfig, load_preset, shipped_presets, task_configs
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks import data
 from selfdistill.tasks.build import build_row_task, build_task, remarks_on
 from selfdistill.tasks.check import check_data, describe_check, list_tasks
 from selfdistill.tasks.data import Rejected, Row, map_row, read_rows, scan_rows
 from selfdistill.tasks.math.task import MathTask
-from selfdistill.types import DataSource
 
 CALLS = json.dumps([{"Action": "f", "Action_Input": '{"a": 1}'}])
 DOCUMENTED = 'f: A tool.\nParameters: {"a": "integer. A number."}\nOutput: ok\n\nBegin!\nQuestion: one?'
@@ -154,14 +153,14 @@ def bad_file(folder: Path) -> Path:
 def test_all_bad_rows_are_refused_at_once_and_named_by_line(tmp_path: Path) -> None:
     path = bad_file(tmp_path)
     with pytest.raises(DataError) as raised:
-        MathTask(path)
+        MathTask(MathConfig(path=str(path)))
     assert str(raised.value) == (
         f"4 of 8 rows cannot be used: {path}, line 2: malformed JSON (Expecting property name enclosed in double "
         f"quotes at column 1); {path}, line 3: no 'answer', which field 'answer' needs; the row has question; "
         f"{path}, line 4: no 'answer', which field 'answer' needs; the row has question; and 1 more "
         '(selfdistill data check lists all; bad_rows = "skip" leaves them out)'
     )
-    task = MathTask(path, bad_rows="skip", validation_share=0.0, test_share=0.0)
+    task = MathTask(MathConfig(path=str(path), bad_rows="skip", validation_share=0.0, test_share=0.0))
     assert [example.id for example in task.examples("train")] == ["rows:1", "rows:6", "rows:7", "rows:8"]
     assert remarks_on(task) == [f"4 of 8 rows are left out, the first: {task.rejected[0]}"]
 
@@ -243,12 +242,12 @@ def test_a_saved_data_set_and_its_splits(tmp_path: Path) -> None:
     one.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": one, "test": one.select([1])}).save_to_disk(str(tmp_path / "two"))
     assert [row.values for row in read_rows(tmp_path / "one")] == [{"q": "a", "n": 1}, {"q": "b", "n": 2}]
-    (row,) = read_rows(DataSource(str(tmp_path / "two"), split="test"))
+    (row,) = read_rows(SourceConfig(path=str(tmp_path / "two"), split="test"))
     assert row == Row(1, {"q": "b", "n": 2}, f"{tmp_path / 'two'}:test")
     for source, sentence in (
-        (DataSource(str(tmp_path / "two")), "has several splits; name one of train, test as its split"),
-        (DataSource(str(tmp_path / "two"), split="dev"), "has no split 'dev'; name one of train, test"),
-        (DataSource(str(tmp_path)), "cannot be read as a folder saved by datasets: "),
+        (SourceConfig(path=str(tmp_path / "two")), "has several splits; name one of train, test as its split"),
+        (SourceConfig(path=str(tmp_path / "two"), split="dev"), "has no split 'dev'; name one of train, test"),
+        (SourceConfig(path=str(tmp_path)), "cannot be read as a folder saved by datasets: "),
     ):
         with pytest.raises(DataError, match=sentence):
             read_rows(source)
@@ -274,13 +273,16 @@ def test_a_hub_data_set_is_asked_for_by_name_split_and_revision(monkeypatch: pyt
 
 def test_a_hub_data_set_that_cannot_be_reached_is_one_sentence() -> None:
     with pytest.raises(DataError, match=r"data set no/such cannot be read from the hub: "):
-        read_rows(DataSource("no/such", split="train"))
+        read_rows(SourceConfig(path="no/such", split="train"))
 
 
 def test_parquet_is_read_batch_by_batch_and_first_stops_early(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     datasets.Dataset.from_list([{"q": n} for n in range(10)]).to_parquet(str(path))
-    assert [row.line for row in scan_rows(DataSource(str(path), first=2)) if not isinstance(row, Rejected)] == [1, 2]
+    assert [row.line for row in scan_rows(SourceConfig(path=str(path), first=2)) if not isinstance(row, Rejected)] == [
+        1,
+        2,
+    ]
     assert len(data.read_rows(path)) == 10
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from selfdistill.config.run import parse_config
+from selfdistill.config.tasks import MathConfig
 from selfdistill.errors import ConfigError, DataError, UserError
 from selfdistill.tasks.data import SPLITS
 from selfdistill.tasks.math.task import MathTask
@@ -24,8 +26,12 @@ def save(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
+def task_on(path: Path, **arguments: Any) -> MathTask:
+    return MathTask(MathConfig(path=str(path), **arguments))
+
+
 def all_of(path: Path, **arguments: Any) -> MathTask:
-    return MathTask(path, validation_share=0.0, test_share=0.0, **arguments)
+    return task_on(path, validation_share=0.0, test_share=0.0, **arguments)
 
 
 def test_a_task_of_gsm8k_rows(tmp_path: Path) -> None:
@@ -118,9 +124,9 @@ def test_a_check_given_up_is_no_reward_and_says_so(tmp_path: Path) -> None:
 def test_splits_hold_every_row_once_whatever_the_order_suffix_and_limit(tmp_path: Path) -> None:
     rows = [{"question": f"{i} + 1", "answer": str(i + 1)} for i in range(40)]
     rows.append(rows[7])
-    forwards = MathTask(save(tmp_path / "a.jsonl", *rows))
-    backwards = MathTask(save(tmp_path / "b.jsonl", *rows[::-1]), suffix=" = ?")
-    limited = MathTask(tmp_path / "a.jsonl", limit=1)
+    forwards = task_on(save(tmp_path / "a.jsonl", *rows))
+    backwards = task_on(save(tmp_path / "b.jsonl", *rows[::-1]), suffix=" = ?")
+    limited = task_on(tmp_path / "a.jsonl", limit=1)
     assert (forwards.duplicates.rows, forwards.duplicates.distinct, forwards.duplicates.repeated) == (41, 40, 1)
     seen = []
     for split in SPLITS:
@@ -137,7 +143,7 @@ def test_splits_hold_every_row_once_whatever_the_order_suffix_and_limit(tmp_path
 def test_a_split_may_have_its_own_file(tmp_path: Path) -> None:
     train = save(tmp_path / "train.jsonl", *({"question": f"{i} + 1", "answer": str(i + 1)} for i in range(20)))
     test = save(tmp_path / "test.jsonl", {"question": "0 + 1", "answer": "1"}, {"question": "x", "answer": "2"})
-    task = MathTask(train, test_path=test, validation_share=0.25)
+    task = task_on(train, test_path=str(test), validation_share=0.25)
     assert [example.id for example in task.examples("test")] == ["test:1", "test:2"]
     assert len(task.examples("train")) + len(task.examples("validation")) == 20
     assert task.duplicates.repeated == 1, "a question of both files is counted"
@@ -180,20 +186,20 @@ def test_a_bad_row_is_named_with_its_line(
 ) -> None:
     path = save(tmp_path / "rows.jsonl", {"question": "q", "answer": "#### 1", "proof": "clear"}, row)
     with pytest.raises(DataError) as raised:
-        MathTask(path, **arguments)
+        task_on(path, **arguments)
     assert str(raised.value) == sentence.format(path=path)
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "rows.jsonl", APPLES)
     with pytest.raises(ConfigError, match=r"answer_pattern '\(' is not a regular expression"):
-        MathTask(path, answer_pattern="(")
-    with pytest.raises(ConfigError, match="limit must be at least 1, got 0"):
-        MathTask(path, limit=0)
-    with pytest.raises(UserError, match="timeout of an answer check must be above 0 seconds, got 0"):
-        MathTask(path, timeout=0)
+        task_on(path, answer_pattern="(")
+    for key, bound in (("limit", "greater than or equal to 1"), ("timeout", "greater than 0")):
+        table = {"kind": "math", "path": str(path), key: 0}
+        with pytest.raises(ConfigError, match=rf"task.{key}: input should be {bound} \(got 0\)"):
+            parse_config({"method": "grpo", "task": table}, "here")
     with pytest.raises(ConfigError, match="unknown split 'tset'; known: train, validation, test"):
-        MathTask(path).examples("tset")
+        task_on(path).examples("tset")
     with pytest.raises(
         DataError, match=r"no row of .*rows\.jsonl is in the test split: give it a file or a larger share"
     ):

@@ -12,6 +12,7 @@ import pytest
 
 import selfdistill
 from selfdistill.config.run import parse_config
+from selfdistill.config.tasks import ToolboxConfig
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.toolbox.calls import (
@@ -227,14 +228,14 @@ def test_what_is_no_call_is_told_so() -> None:
 
 @pytest.mark.parametrize("conventions", [0, 5, HELD_OUT_CONVENTIONS[0]])
 def test_solutions_and_responses_are_right_under_their_conventions(conventions: int) -> None:
-    task = ToolboxTask(conventions=conventions, train=64, validation=8, test=8)
+    task = ToolboxTask(ToolboxConfig(conventions=conventions, train=64, validation=8, test=8))
     for example in task.examples("train"):
         assert task.verify(example, example.fields["response"], finished=True).correct
         assert task.verify(example, f"call : {example.fields['solution']} . done", finished=True).correct
 
 
 def test_conventions_are_common_to_all_splits_and_change_nothing_but_the_calls() -> None:
-    one, other = ToolboxTask(conventions=0), ToolboxTask(conventions=1)
+    one, other = (ToolboxTask(ToolboxConfig(conventions=seed)) for seed in (0, 1))
     assert one.conventions == conventions_of(0) != other.conventions
     for split in SPLITS:
         for mine, theirs in zip(one.examples(split), other.examples(split), strict=True):
@@ -255,7 +256,7 @@ def test_splits_share_no_problem_whatever_the_seed() -> None:
     ids = {split: set[str]() for split in SPLITS}
     for seed in (0, 1):
         task = ToolboxTask(seed=seed)
-        for split, size in task.sizes.items():
+        for split, size in zip(SPLITS, (1024, 256, 256), strict=True):
             examples = task.examples(split)
             assert len({example.id for example in examples}) == len(examples) == size
             ids[split] |= {example.id for example in examples}
@@ -275,8 +276,10 @@ def test_topics_are_even_and_the_wording_decides_no_split() -> None:
 
 def test_the_same_seed_draws_the_same_examples_in_another_process() -> None:
     code = (
+        "from selfdistill.config.tasks import ToolboxConfig\n"
         "from selfdistill.tasks.toolbox.task import ToolboxTask\n"
-        "for e in ToolboxTask(conventions=3, seed=4, train=20).examples('train'): print(e.id, e.fields['response'])"
+        "task = ToolboxTask(ToolboxConfig(conventions=3, train=20), seed=4)\n"
+        "for e in task.examples('train'): print(e.id, e.fields['response'])"
     )
     output = subprocess.run(
         [sys.executable, "-c", code],
@@ -286,13 +289,13 @@ def test_the_same_seed_draws_the_same_examples_in_another_process() -> None:
         cwd=Path(selfdistill.__file__).parents[1],
         env={"PYTHONHASHSEED": "123"},
     ).stdout
-    here = ToolboxTask(conventions=3, seed=4, train=20).examples("train")
+    here = ToolboxTask(ToolboxConfig(conventions=3, train=20), seed=4).examples("train")
     assert output.splitlines() == [f"{example.id} {example.fields['response']}" for example in here]
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least one test example, not 0"):
-        ToolboxTask(test=0)
+    with pytest.raises(ConfigError, match=r"task\.test: input should be greater than or equal to 1"):
+        parse_config({"method": "grpo", "task": {"kind": "toolbox", "test": 0}}, "here")
     with pytest.raises(ConfigError, match="unknown split 'holdout'; known: train, validation, test"):
         ToolboxTask().examples("holdout")
 
@@ -301,6 +304,6 @@ def test_a_config_builds_the_task() -> None:
     config = parse_config({"method": "sdpo", "task": {"kind": "toolbox", "conventions": 7, "train": 8}}, "here")
     task = build_task(config.task, seed=3, reward=None)
     assert isinstance(task, ToolboxTask)
-    assert (task.conventions, task.seed, task.sizes["train"]) == (conventions_of(7), 3, 8)
+    assert (task.conventions, task.seed, task.config.train) == (conventions_of(7), 3, 8)
     with pytest.raises(ConfigError, match=r"unknown key 'task.convention'; did you mean 'task.conventions'\?"):
         parse_config({"method": "sdpo", "task": {"kind": "toolbox", "convention": 7}}, "here")

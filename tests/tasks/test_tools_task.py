@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from selfdistill.config.run import parse_config
+from selfdistill.config.tasks import ToolsConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, apply
 from selfdistill.errors import ConfigError, DataError, ModelError
@@ -41,7 +43,7 @@ def one_of(path: Path, *calls: dict[str, Any], **arguments: Any) -> tuple[ToolsT
     row = {"prompt": DOCUMENTATION + "Bern, three days?", "answer": json.dumps(calls), "system": None}
     file = path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    task = ToolsTask(file, validation_share=0.0, test_share=0.0, **arguments)
+    task = ToolsTask(ToolsConfig(path=str(file), validation_share=0.0, test_share=0.0, **arguments))
     (example,) = task.examples("train")
     return task, example
 
@@ -257,7 +259,7 @@ def test_a_bad_row_is_named(tmp_path: Path, answer: str, sentence: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "q", "answer": answer}), encoding="utf-8")
     with pytest.raises(DataError) as raised:
-        ToolsTask(path)
+        ToolsTask(ToolsConfig(path=str(path)))
     assert str(raised.value).startswith(f"{path}, line 1: {sentence}")
 
 
@@ -266,11 +268,9 @@ def test_other_spellings_of_calls_and_bad_settings(tmp_path: Path) -> None:
     assert read_calls([{"type": "function", "function": {"name": "f", "arguments": "{}"}}]) == [Call("f", {})]
     with pytest.raises(MalformedCall, match="the tools are no list of JSON objects"):
         read_schemas("{}")
-    with pytest.raises(
-        ConfigError, match=r"partial must be at least 0 and below 1, the reward of a right answer, got 1"
-    ):
-        one_of(tmp_path, BERN, partial=1.0)
+    with pytest.raises(ConfigError, match=r"task\.partial: input should be less than 1 \(got 1.0\)"):
+        parse_config({"method": "grpo", "task": {"kind": "tools", "path": "rows.jsonl", "partial": 1.0}}, "here")
     path = tmp_path / "bare.jsonl"
     path.write_text(json.dumps({"prompt": "q", "answer": json.dumps([TOWNS])}), encoding="utf-8")
     with pytest.raises(DataError, match=r"the template form needs tool schemas; name their column \(task.tools\)"):
-        ToolsTask(path, form="template")
+        ToolsTask(ToolsConfig(path=str(path), form="template"))

@@ -28,7 +28,7 @@ class Strict(BaseModel):
 class CountdownConfig(Strict):
     """The embedded task."""
 
-    kind: Literal["countdown"]
+    kind: Literal["countdown"] = "countdown"
     difficulty: str = Field("default", description="Which problems are generated.")
     train: int = Field(1024, ge=1, description="Training problems.")
     validation: int = Field(256, ge=1, description="Validation problems.")
@@ -38,7 +38,7 @@ class CountdownConfig(Strict):
 class ToolboxConfig(Strict):
     """The embedded task whose problems share conventions, so that hindsight transfers."""
 
-    kind: Literal["toolbox"]
+    kind: Literal["toolbox"] = "toolbox"
     conventions: int = Field(0, ge=0, description="Seed of the conventions; 1000 to 1999 are for final results alone.")
     train: int = Field(1024, ge=1, description="Training problems.")
     validation: int = Field(256, ge=1, description="Validation problems.")
@@ -88,7 +88,7 @@ class RowsConfig(Strict):
 class MathConfig(RowsConfig):
     """Rows of problems with checkable answers, verified by math-verify."""
 
-    kind: Literal["math"]
+    kind: Literal["math"] = "math"
     prompt: str = Field("question", description="Column, dotted path or $-template of the problem.")
     answer: str | None = Field(
         "answer", description='Column, dotted path or $-template of the final answer; "" for rows without answers.'
@@ -115,7 +115,7 @@ class MathConfig(RowsConfig):
 class ChoiceConfig(RowsConfig):
     """Rows of multiple choice, verified by the letter."""
 
-    kind: Literal["choice"]
+    kind: Literal["choice"] = "choice"
     prompt: str = Field("question", description="Column, dotted path or $-template of the question.")
     choices: str | list[str] | None = Field(
         None, description="Column that lists the options, or one source for each; unset: lines 'A: …' of the prompt."
@@ -135,7 +135,7 @@ class ChoiceConfig(RowsConfig):
 class ToolsConfig(RowsConfig):
     """Rows of requests that calls of tools answer, verified call by call."""
 
-    kind: Literal["tools"]
+    kind: Literal["tools"] = "tools"
     prompt: str = Field("prompt", description="Column, dotted path or $-template of the request.")
     answer: str = Field("answer", description="Column or dotted path of the calls, a list of objects or its JSON text.")
     form: Literal["react", "template"] = Field(
@@ -156,7 +156,7 @@ class ToolsConfig(RowsConfig):
 class CodeConfig(RowsConfig):
     """Rows of programming problems, verified by running tests in a sandbox."""
 
-    kind: Literal["code"]
+    kind: Literal["code"] = "code"
     prompt: str = Field("prompt", description="Column, dotted path or $-template of the problem.")
     public_tests: str | None = Field(None, description="Column of tests that may be shown.")
     hidden_tests: str | None = Field(None, description="Column of tests of which only the kind of a failure is told.")

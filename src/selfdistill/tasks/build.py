@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from selfdistill.config.tasks import (
     ChoiceConfig,
     CodeConfig,
-    CountdownConfig,
     MathConfig,
     ObjectConfig,
     RowsConfig,
-    SourceConfig,
     TaskConfig,
     ToolboxConfig,
     ToolsConfig,
@@ -27,7 +24,7 @@ from selfdistill.tasks.reward import RewardedTask, RewardFunction, load_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.tasks.toolbox.task import ToolboxTask
 from selfdistill.tasks.tools.task import ToolsTask
-from selfdistill.types import DataSource, Task
+from selfdistill.types import Task
 
 
 def build_task(
@@ -50,8 +47,10 @@ def build_task(
             f"task {config.kind!r} makes its own problems and reads no rows: name a task that does, for example "
             "task={'kind': 'math', 'prompt': 'question', 'answer': 'answer'}"
         )
+    elif isinstance(config, ToolboxConfig):
+        task = ToolboxTask(config, seed=seed)
     else:
-        task = _generated(config, seed)
+        task = CountdownTask(config, seed=seed)
     if not reward:
         return task
     return RewardedTask(task, load_reward(reward) if isinstance(reward, str) else reward)
@@ -68,34 +67,16 @@ def build_row_task(
     Raises:
         UserError: as for :func:`build_task`.
     """
-    options = {**_options(config), **(rows or {})}
     if isinstance(config, ChoiceConfig):
-        return ChoiceTask(seed=seed, **options)
+        return ChoiceTask(config, rows, seed=seed)
     if isinstance(config, ToolsConfig):
-        return ToolsTask(**options)
+        return ToolsTask(config, rows)
     if isinstance(config, CodeConfig):
-        return CodeTask(**options)
-    return MathTask(**options)
+        return CodeTask(config, rows)
+    return MathTask(config, rows)
 
 
 def remarks_on(task: Task) -> list[str]:
     """What a user should know of a task's rows, a sentence each."""
     inner = task.task if isinstance(task, RewardedTask) else task
     return inner.remarks() if isinstance(inner, RowTask) else []
-
-
-def _generated(config: CountdownConfig | ToolboxConfig, seed: int) -> Task:
-    options = config.model_dump(exclude={"kind"})
-    return (
-        CountdownTask(seed=seed, **options)
-        if isinstance(config, CountdownConfig)
-        else ToolboxTask(seed=seed, **options)
-    )
-
-
-def _options(config: RowsConfig) -> dict[str, Any]:
-    given = {name: getattr(config, name) for name in type(config).model_fields if name not in ("kind", "preset")}
-    return {
-        name: DataSource(**value.model_dump()) if isinstance(value, SourceConfig) else value
-        for name, value in given.items()
-    }

@@ -26,8 +26,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from selfdistill.config.tasks import SourceConfig
 from selfdistill.errors import DataError, first_line
-from selfdistill.types import DataSource
 
 FieldMapping = Mapping[str, str]
 """Field name → source (a column, a dotted path or a ``$`` template)."""
@@ -83,7 +83,7 @@ class _RowTemplate(string.Template):
     braceidpattern = r"[\w. -]+"
 
 
-def read_rows(source: str | Path | DataSource) -> list[Row]:
+def read_rows(source: str | Path | SourceConfig) -> list[Row]:
     """All rows of a source.
 
     Raises:
@@ -97,7 +97,7 @@ def read_rows(source: str | Path | DataSource) -> list[Row]:
     return rows
 
 
-def scan_rows(source: str | Path | DataSource | MemoryRows) -> Iterator[Row | Rejected]:
+def scan_rows(source: str | Path | SourceConfig | MemoryRows) -> Iterator[Row | Rejected]:
     """Every row of a JSONL file (one object a line, empty lines skipped), also packed as ``.gz``, of a ``.json`` array,
     a ``.csv`` table, a ``.parquet`` file, a folder that
     ``datasets`` saved, a split of a hub data set, or of a list in memory; a malformed line in its place.
@@ -108,7 +108,7 @@ def scan_rows(source: str | Path | DataSource | MemoryRows) -> Iterator[Row | Re
     if isinstance(source, MemoryRows):
         found, first = _memory_rows(source), None
     else:
-        source = source if isinstance(source, DataSource) else DataSource(str(source))
+        source = source if isinstance(source, SourceConfig) else SourceConfig(path=str(source))
         found, first = _stored_rows(source), source.first
     empty = True
     for one in islice(found, first):
@@ -131,7 +131,7 @@ def _memory_rows(source: MemoryRows) -> Iterator[Row | Rejected]:
             yield Rejected(line, f"a row must be a dict, this is {_kind(values)}", source.path)
 
 
-def _stored_rows(source: DataSource) -> Iterator[Row | Rejected]:
+def _stored_rows(source: SourceConfig) -> Iterator[Row | Rejected]:
     path = Path(source.path)
     if path.is_file():
         readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".json": _json_rows}
@@ -307,7 +307,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _dataset_rows(source: DataSource) -> Iterator[Row]:
+def _dataset_rows(source: SourceConfig) -> Iterator[Row]:
     import datasets  # a second to import
 
     local = Path(source.path).is_dir()

@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
 
+from selfdistill.config.tasks import RowsConfig, SourceConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.data import (
     SPLITS,
@@ -26,34 +26,20 @@ from selfdistill.tasks.data import (
     split_prompts,
 )
 from selfdistill.text import lone_surrogate
-from selfdistill.types import DataSource, Example, Message, Verdict
-
-Source = str | Path | DataSource | MemoryRows
-BadRows = Literal["refuse", "skip"]
+from selfdistill.types import Example, Message, Verdict
 
 _SHOWN = 3
-
-
-class RowOptions(TypedDict, total=False):
-    """Where a task's rows come from besides its ``path``, under the names of :class:`RowTask`'s arguments."""
-
-    validation_path: Source | None
-    test_path: Source | None
-    validation_share: float
-    test_share: float
-    limit: int | None
-    bad_rows: BadRows
 
 
 class RowTask(ABC):
     """Examples made of rows. A subclass says how a row becomes a question and an example, and judges.
 
+    ``path`` is the source of every split that has none of its own: a share of it, by a stable hash. ``limit`` keeps the
+    first examples of a split in the file's order.
+
     Args:
-        path: rows to train on; also the source of every split that has none of its own.
-        validation_path, test_path: sources of these splits; without them shares of ``path`` by a stable hash.
-        validation_share, test_share: parts of ``path``; of no account for a split that has its own source.
-        limit: at most so many examples a split, the first in the file's order.
-        bad_rows: ``"refuse"`` raises when a row is rejected, ``"skip"`` leaves it out and keeps the reason.
+        config: the task's table.
+        rows: rows in memory by the key of the table that they take the place of (``path``, ``test_path`` …).
 
     Raises:
         DataError: a source or a row that cannot be used, with its line number.
@@ -63,39 +49,27 @@ class RowTask(ABC):
     contexts = "default"
     judges = True
 
-    def __init__(
-        self,
-        path: Source,
-        *,
-        validation_path: Source | None = None,
-        test_path: Source | None = None,
-        validation_share: float = 0.1,
-        test_share: float = 0.1,
-        limit: int | None = None,
-        bad_rows: BadRows = "refuse",
-    ) -> None:
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit must be at least 1, got {limit}")
-        self._label = path.path if isinstance(path, DataSource | MemoryRows) else str(path)
+    def __init__(self, config: RowsConfig, rows: Mapping[str, MemoryRows] | None = None) -> None:
+        keys = {"train": "path", "validation": "validation_path", "test": "test_path"}
+        sources = {split: (rows or {}).get(key, getattr(config, key)) for split, key in keys.items()}
+        self._label = sources["train"] if isinstance(sources["train"], str) else sources["train"].path
         self.rows = 0
         """How many rows were read, rejected ones included."""
         rejected: list[Rejected] = []
-        files = {"validation": validation_path, "test": test_path}
-        shares = {"validation": validation_share, "test": test_share}
-        shares = {split: 0.0 if files[split] else share for split, share in shares.items()}
-        pairs = _split(list(self._read(path, rejected)), **shares)
-        for split, file in files.items():
-            if file:
-                pairs[split] = list(self._read(file, rejected))
+        own = [split for split in ("validation", "test") if sources[split]]
+        shares = {"validation": config.validation_share, "test": config.test_share} | dict.fromkeys(own, 0.0)
+        pairs = _split(list(self._read(sources["train"], rejected)), **shares)
+        for split in own:
+            pairs[split] = list(self._read(sources[split], rejected))
         self.rejected: Sequence[Rejected] = tuple(rejected)
         """Rows that cannot be used."""
-        if rejected and bad_rows == "refuse":
+        if rejected and config.bad_rows == "refuse":
             raise DataError(_refusal(rejected, self.rows))
         self.duplicates: Duplicates = count_duplicates([question for split in SPLITS for question, _ in pairs[split]])
         """How often questions repeat, over all splits."""
         self.leaks: Mapping[str, int] = _leaks({split: [question for question, _ in pairs[split]] for split in SPLITS})
         """``"train in test"`` → how many questions of both splits there are, spacing and case aside."""
-        self._examples = {split: tuple(example for _, example in pairs[split][:limit]) for split in SPLITS}
+        self._examples = {split: tuple(example for _, example in pairs[split][: config.limit]) for split in SPLITS}
 
     @abstractmethod
     def example_of(self, row: Row) -> tuple[str, Example]:
@@ -142,7 +116,7 @@ class RowTask(ABC):
         ]
         return found
 
-    def _read(self, source: Source, rejected: list[Rejected]) -> Iterator[tuple[str, Example]]:
+    def _read(self, source: str | SourceConfig | MemoryRows, rejected: list[Rejected]) -> Iterator[tuple[str, Example]]:
         for row in scan_rows(source):
             self.rows += 1
             if isinstance(row, Rejected):

@@ -11,18 +11,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_uppercase
-from typing import Any, Literal, Unpack
+from typing import Any
 
+from selfdistill.config.tasks import ChoiceConfig
 from selfdistill.errors import DataError
 from selfdistill.seeds import derive
 from selfdistill.tasks.choice.letters import OptionLines, chosen_letter, names_letter, option_lines, with_options
-from selfdistill.tasks.data import Row, lookup, map_row
-from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
+from selfdistill.tasks.data import MemoryRows, Row, lookup, map_row
+from selfdistill.tasks.rows import RowTask, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
-
-SUFFIX = "\nReason step by step and give the letter of the right option as <answer>X</answer>."
-
-Shuffle = Literal["never", "once", "epoch"]
 
 # Such an option means others by their place, so it must keep its own.
 _REFERS = re.compile(
@@ -48,19 +45,13 @@ class _Problem:
 class ChoiceTask(RowTask):
     r"""Questions with options, verified by the letter.
 
+    Where options are shuffled, a solution that names a letter would name a wrong one, so it is left out. Options that
+    refer to each other or span lines stay in place. Held-out problems stay as they are in the first epoch.
+
     Args:
-        path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
-        prompt: source of the question.
-        choices: a column that holds the list of options, or a list of sources, one an option. None: they are the lines
-            ``A: …`` of the prompt.
-        answer: source of the right option: its letter, or its text.
-        solution: source of a worked solution, shown in hindsight as ``$solution``. Where options are shuffled, a
-            solution that names a letter would name a wrong one, so it is left out.
-        fields, system, suffix: as for the math task.
-        shuffle: ``"never"``, ``"once"`` (seeded, by example) or ``"epoch"`` (anew in every epoch of training; held-out
-            problems stay as they are in the first). Options that refer to each other or span lines stay in place.
+        config: the task's table.
+        rows: rows in memory; see :class:`~selfdistill.tasks.rows.RowTask`.
         seed: of the shuffling.
-        tell_wrong: whether feedback names a wrong letter; else a wrong answer has no feedback.
 
     Raises:
         DataError: a source or a row that cannot be used, with its line number.
@@ -68,46 +59,27 @@ class ChoiceTask(RowTask):
 
     name = "choice"
 
-    def __init__(
-        self,
-        path: Source,
-        *,
-        prompt: str = "question",
-        choices: str | Sequence[str] | None = None,
-        answer: str = "answer",
-        solution: str | None = None,
-        fields: Mapping[str, str] | None = None,
-        system: str | None = None,
-        suffix: str = SUFFIX,
-        shuffle: Shuffle = "never",
-        seed: int = 0,
-        tell_wrong: bool = False,
-        **options: Unpack[RowOptions],
-    ) -> None:
-        self._mapping = {"prompt": prompt, "answer": answer, **(fields or {})}
-        if solution is not None:
-            self._mapping["solution"] = solution
-        self._choices = choices
-        self._system = system
-        self._suffix = suffix
-        self._shuffle = shuffle
+    def __init__(self, config: ChoiceConfig, rows: Mapping[str, MemoryRows] | None = None, *, seed: int = 0) -> None:
+        self.config = config
+        self._mapping = {"prompt": config.prompt, "answer": config.answer, **config.fields}
+        if config.solution is not None:
+            self._mapping["solution"] = config.solution
         self._seed = seed
-        self._tell_wrong = tell_wrong
-        super().__init__(path, **options)
+        super().__init__(config, rows)
 
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's question, and the example with its options in the first epoch's order."""
         question, fields = question_and_fields(row, self._mapping)
-        lines = option_lines(question) if self._choices is None else None
+        lines = option_lines(question) if self.config.choices is None else None
         texts = lines.texts if lines else self._texts(row)
         answer = fields.pop("answer", "")
         right = _place(answer, texts)
         if right is None:
             raise DataError(f"{row.place}: the answer {answer[:80]!r} is neither a letter nor a text of its options")
-        problem = _Problem(question, texts, right, lines, fields, system_messages(row, self._system))
+        problem = _Problem(question, texts, right, lines, fields, system_messages(row, self.config.system))
         example = Example(example_id(row), columns=row.values, prompt=())
         fixed = (lines is not None and not lines.movable) or any(_REFERS.search(text) for text in texts)
-        if self._shuffle == "never" or fixed:
+        if self.config.shuffle == "never" or fixed:
             return question, self._shown(problem, example, tuple(range(len(texts))))
 
         def in_epoch(epoch: int) -> Example:
@@ -116,7 +88,7 @@ class ChoiceTask(RowTask):
             return self._shown(problem, example, tuple(order))
 
         first = in_epoch(0)
-        return question, replace(first, redraw=in_epoch) if self._shuffle == "epoch" else first
+        return question, replace(first, redraw=in_epoch) if self.config.shuffle == "epoch" else first
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """Reward 1 for the right letter, else 0; feedback where there is no letter, or none of the options."""
@@ -135,7 +107,9 @@ class ChoiceTask(RowTask):
         if shown[letters.index(chosen.letter)] == example.fields["option"]:
             return Verdict(1.0, answer=chosen.letter)
         return Verdict(
-            0.0, answer=chosen.letter, feedback=f"the answer {chosen.letter} is wrong" if self._tell_wrong else None
+            0.0,
+            answer=chosen.letter,
+            feedback=f"the answer {chosen.letter} is wrong" if self.config.tell_wrong else None,
         )
 
     def reference(self, example: Example) -> str:
@@ -143,15 +117,15 @@ class ChoiceTask(RowTask):
         return f"<answer>{example.fields['answer']}</answer>"
 
     def _texts(self, row: Row) -> tuple[str, ...]:
-        if self._choices is None:
+        if self.config.choices is None:
             raise DataError(f"{row.place}: the prompt has no lines 'A: …', 'B: …'; name the columns of the options")
-        if isinstance(self._choices, str):
-            listed = lookup(row, "choices", self._choices)
+        if isinstance(self.config.choices, str):
+            listed = lookup(row, "choices", self.config.choices)
             if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-                raise DataError(f"{row.place}: {self._choices!r} is no list of texts, but the options need one")
+                raise DataError(f"{row.place}: {self.config.choices!r} is no list of texts, but the options need one")
             texts = tuple(listed)
         else:
-            named = {f"choices.{n}": source for n, source in enumerate(self._choices)}
+            named = {f"choices.{n}": source for n, source in enumerate(self.config.choices)}
             texts = tuple(map_row(row, named).values())
         if not 2 <= len(texts) <= len(ascii_uppercase):
             raise DataError(f"{row.place}: a question needs 2 to {len(ascii_uppercase)} options, this has {len(texts)}")
@@ -175,7 +149,7 @@ class ChoiceTask(RowTask):
         columns: dict[str, Any] = {**example.columns, "shown_options": shown, "shown_letter": letter}
         return replace(
             example,
-            prompt=(*problem.system, Message("user", question + self._suffix)),
+            prompt=(*problem.system, Message("user", question + self.config.suffix)),
             fields=fields,
             columns=columns,
         )

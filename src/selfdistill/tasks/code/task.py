@@ -14,19 +14,17 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Literal, Unpack
 
+from selfdistill.config.tasks import CodeConfig
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.sandbox.sandbox import Limits, Sandbox
 from selfdistill.tasks.code.reach import Reading, defined_functions, likely_entry, read_test_code
 from selfdistill.tasks.code.runner import Result, Runner, describe
 from selfdistill.tasks.code.suites import Suite, documented, find_code, read_tests
-from selfdistill.tasks.data import Row, lookup, map_row
-from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
+from selfdistill.tasks.data import MemoryRows, Row, lookup, map_row
+from selfdistill.tasks.rows import RowTask, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
-
-SUFFIX = "\n\nReply with the whole program in one ```python block."
 
 NO_CODE = "no code block was found"
 CUT = "the completion was cut off before the end of its code"
@@ -60,27 +58,12 @@ class CodeExample(Example):
 class CodeTask(RowTask):
     """Programming problems, verified by running their tests.
 
+    Tests come in any form of ``tasks/code/suites.py``. A completion that does not define the entry point continues the
+    ``prefix``, such as HumanEval's prompt. A row's solution is shown in hindsight in a fenced block.
+
     Args:
-        path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
-        prompt: source of the question.
-        public_tests, hidden_tests: columns of tests, in any form of ``code_tests``. At least one of them.
-        entry_point: source of the name of the function under test, or JSON that holds it as ``func_name``. Without it
-            tests that need one (``check(candidate)``) get what the prompt declares, or the solution's only function.
-        prefix: source of code that stands in front of the completion's, such as HumanEval's prompt; a completion that
-            does not define the entry point continues it.
-        preamble: code in front of everything, for example imports that a platform makes.
-        setup: column of code that the tests need.
-        starter: source of starter code, shown behind the question.
-        examples: source of ``>>>`` examples. They never count; the first that fails is told.
-        show_public: whether the prompt shows public test code.
-        solution: source of a solution's code, shown in hindsight as ``$solution``, in a fenced block.
-        fields, system, suffix: as for the math task.
-        reward: ``"all"`` is 1 if every test holds, else 0; ``"share"`` is the share of tests that hold.
-        feedback_chars: about so many characters of a failing test are told.
-        timeout: processor seconds of one program, or of all calls that one suite makes.
-        memory: MiB of one program and all it starts.
-        workers: how many programs run at once.
-        unsafe: run without a sandbox where none works.
+        config: the task's table.
+        rows: rows in memory; see :class:`~selfdistill.tasks.rows.RowTask`.
 
     Raises:
         DataError: a source or a row that cannot be used, with its line number.
@@ -89,52 +72,25 @@ class CodeTask(RowTask):
 
     name = "code"
 
-    def __init__(
-        self,
-        path: Source,
-        *,
-        prompt: str = "prompt",
-        public_tests: str | None = None,
-        hidden_tests: str | None = None,
-        entry_point: str | None = None,
-        prefix: str | None = None,
-        preamble: str = "",
-        setup: str | None = None,
-        starter: str | None = None,
-        examples: str | None = None,
-        show_public: bool = False,
-        solution: str | None = None,
-        fields: Mapping[str, str] | None = None,
-        system: str | None = None,
-        suffix: str = SUFFIX,
-        reward: Literal["all", "share"] = "all",
-        feedback_chars: int = 1000,
-        timeout: float = 5.0,
-        memory: int = 512,
-        workers: int = 2,
-        unsafe: bool = False,
-        **options: Unpack[RowOptions],
-    ) -> None:
-        if public_tests is None and hidden_tests is None:
+    def __init__(self, config: CodeConfig, rows: Mapping[str, MemoryRows] | None = None) -> None:
+        if config.public_tests is None and config.hidden_tests is None:
             raise ConfigError("the code task needs public_tests, hidden_tests or both: columns that hold tests")
-        texts = {"prompt": prompt, "solution": solution, "entry": entry_point, "prefix": prefix, "starter": starter}
+        self.config = config
+        texts = {
+            "prompt": config.prompt,
+            "solution": config.solution,
+            "entry": config.entry_point,
+            "prefix": config.prefix,
+            "starter": config.starter,
+            "examples": config.examples,
+        }
         self._mapping = {name: source for name, source in texts.items() if source is not None}
-        if examples is not None:
-            self._mapping["examples"] = examples
-        self._fields = dict(fields or {})
-        self._columns = {"public_tests": public_tests, "hidden_tests": hidden_tests, "setup": setup}
-        self._preamble = preamble
-        self._show_public = show_public
-        self._system = system
-        self._suffix = suffix
-        self._reward = reward
-        self._budget = feedback_chars
-        limits = Limits(cpu=ceil(timeout), seconds=2 * timeout + 2, memory=memory * 2**20)
-        self._sandbox = Sandbox(limits, workers=workers, unsafe=unsafe)
-        self._runner = Runner(self._sandbox, stop_early=reward == "all")
+        limits = Limits(cpu=ceil(config.timeout), seconds=2 * config.timeout + 2, memory=config.memory * 2**20)
+        self._sandbox = Sandbox(limits, workers=config.workers, unsafe=config.unsafe)
+        self._runner = Runner(self._sandbox, stop_early=config.reward == "all")
         self._packages: dict[str, bool] = {}
         self._sound: dict[int, bool] = {}
-        super().__init__(path, **options)
+        super().__init__(config, rows)
 
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's question, and the example; its tests are read and kept aside."""
@@ -145,11 +101,11 @@ class CodeTask(RowTask):
         if (job.public.cases or job.hidden.cases) and not job.function and _is_function(job):
             raise DataError(f"{row.place}: the tests call a function, and entry_point does not name it")
         self._refuse_unreached(row, job, texts.get("solution", ""))
-        fields = map_row(row, self._fields)
+        fields = map_row(row, self.config.fields)
         if texts.get("solution"):
             fields["solution"] = _fenced(texts["solution"])
-        asked = question + self._shown_tests(job) + _shown_starter(texts.get("starter", ""), job) + self._suffix
-        prompt = (*system_messages(row, self._system), Message("user", asked))
+        asked = question + self._shown_tests(job) + _shown_starter(texts.get("starter", ""), job) + self.config.suffix
+        prompt = (*system_messages(row, self.config.system), Message("user", asked))
         return question, CodeExample(example_id(row), prompt, fields, row.values, job=job)
 
     def reference(self, example: Example) -> str:
@@ -168,14 +124,14 @@ class CodeTask(RowTask):
             return Verdict(0.0, feedback=NOT_ONE)
         source = self._whole(job, code)
         public = self._run(job, job.public, source)
-        told_already = self._reward == "all" and public.problem is not None
+        told_already = self.config.reward == "all" and public.problem is not None
         hidden = Result() if told_already else self._run(job, job.hidden, source)
         share = (public.passed + hidden.passed) / (public.total + hidden.total or 1)
         if public.problem is None and hidden.problem is None:
             if not public.total + hidden.total:
                 return Verdict(0.0, feedback=UNREACHED, details={"tests": 0.0})
             return Verdict(1.0, details={"tests": share})
-        reward = share if self._reward == "share" else 0.0
+        reward = share if self.config.reward == "share" else 0.0
         return Verdict(reward, feedback=self._feedback(example, job, source, public, hidden), details={"tests": share})
 
     def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
@@ -184,7 +140,8 @@ class CodeTask(RowTask):
             return list(pool.map(lambda one: self.verify(one[0], one[1], finished=one[2]), asked))
 
     def _job(self, row: Row, question: str, texts: Mapping[str, str]) -> _Job:
-        raw = {name: _raw(row, name, source) for name, source in self._columns.items()}
+        columns = ("public_tests", "hidden_tests", "setup")
+        raw = {name: _raw(row, name, getattr(self.config, name)) for name in columns}
         public, hidden = (read_tests(raw[name], f"{row.place}, {name}") for name in ("public_tests", "hidden_tests"))
         given = raw["setup"]
         setup = "\n".join(map(str, given)) if isinstance(given, list) else str(given or "")
@@ -248,7 +205,7 @@ class CodeTask(RowTask):
         return f"{_complete(job.prefix)}\n{job.setup}" if job.prefix else job.setup
 
     def _shown_tests(self, job: _Job) -> str:
-        if not self._show_public or not job.public.code:
+        if not self.config.show_public or not job.public.code:
             return ""
         return f"\n\nThe code must pass these tests:\n\n```python\n{job.public.code.strip()}\n```"
 
@@ -258,7 +215,7 @@ class CodeTask(RowTask):
             name = re.escape(job.function[-1]) if job.function else r"\w+"
             defined = re.search(rf"^(?:async\s+)?def\s+{name}\b|^{name}\s*=|^class\s+{name}\b", code, re.MULTILINE)
             code = f"{_complete(job.prefix)}\n{code}" if defined else job.prefix + code
-        return f"{self._preamble}\n{code}" if self._preamble else code
+        return f"{self.config.preamble}\n{code}" if self.config.preamble else code
 
     def _run(self, job: _Job, suite: Suite, source: str) -> Result:
         return self._runner.run(suite, source, setup=self._setup(job), function=job.function)
@@ -268,12 +225,12 @@ class CodeTask(RowTask):
         problem = public.problem or hidden.problem
         assert problem is not None
         if public.problem or problem.loading:
-            return describe(problem, self._budget)
+            return describe(problem, self.config.feedback_chars)
         told = f"a hidden test failed: {problem.kind_in_words}"
         shown = self._run(job, job.examples, source).problem
         if shown is None or not self._examples_hold(example, job):
             return told
-        return f"{told}\nOf the examples in the question this one fails.\n{describe(shown, self._budget)}"
+        return f"{told}\nOf the examples in the question this one fails.\n{describe(shown, self.config.feedback_chars)}"
 
     def _examples_hold(self, example: Example, job: _Job) -> bool:
         """Whether the row's own solution passes the question's examples: HumanEval/47 has a wrong one."""

@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import combinations_with_replacement
 
+from selfdistill.config.tasks import CountdownConfig
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.countdown.arithmetic import (
@@ -120,40 +121,37 @@ class CountdownTask:
     """Seeded Countdown problems, their exact verifier and its feedback.
 
     Args:
-        difficulty: a key of :data:`DIFFICULTIES`.
+        config: the task's table; a small difficulty may have fewer problems than it asks for.
         seed: decides which problems are drawn, their order and the order of their numbers.
-        train, validation, test: at most so many examples in each split; a small difficulty has fewer.
+
+    Raises:
+        ConfigError: the difficulty is no key of :data:`DIFFICULTIES`.
     """
 
     name = "countdown"
     contexts = "countdown"
     judges = True
 
-    def __init__(
-        self, difficulty: str = "default", *, seed: int = 0, train: int = 1024, validation: int = 256, test: int = 256
-    ) -> None:
-        if difficulty not in DIFFICULTIES:
-            raise ConfigError(f"unknown countdown difficulty {difficulty!r}; known: {', '.join(DIFFICULTIES)}")
-        self.difficulty = difficulty
+    def __init__(self, config: CountdownConfig | None = None, *, seed: int = 0) -> None:
+        self.config = config or CountdownConfig()
         self.seed = seed
-        self.sizes = dict(zip(SPLITS, (train, validation, test), strict=True))
-        for split, size in self.sizes.items():
-            if size < 1:
-                raise ConfigError(f"countdown needs at least one {split} example, not {size}")
+        if self.config.difficulty not in DIFFICULTIES:
+            known = ", ".join(DIFFICULTIES)
+            raise ConfigError(f"unknown countdown difficulty {self.config.difficulty!r}; known: {known}")
         self._examples: dict[str, tuple[Example, ...]] = {}
 
     def examples(self, split: str) -> Sequence[Example]:
         """Examples of ``"train"``, ``"validation"`` or ``"test"``, always the same in the same order."""
-        if split not in self.sizes:
+        if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         if split not in self._examples:
             self._examples[split] = tuple(self._draw(split))
         return self._examples[split]
 
     def _draw(self, split: str) -> Iterator[Example]:
-        size = self.sizes[split]
-        pool = candidates(DIFFICULTIES[self.difficulty], split, self.seed, _CANDIDATES_PER_EXAMPLE * size)
-        rng = random.Random(f"countdown {self.difficulty} {split} {self.seed}")
+        size: int = getattr(self.config, split)
+        pool = candidates(DIFFICULTIES[self.config.difficulty], split, self.seed, _CANDIDATES_PER_EXAMPLE * size)
+        rng = random.Random(f"countdown {self.config.difficulty} {split} {self.seed}")
         for problem in rng.sample(pool, min(size, len(pool))):
             yield self._example(problem, rng)
 

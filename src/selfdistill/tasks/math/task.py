@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Unpack
 
+from selfdistill.config.tasks import MathConfig
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.tasks.data import Row
+from selfdistill.tasks.data import MemoryRows, Row
 from selfdistill.tasks.math.answers import boxed_answer, final_answer, marked_answer, stated_answer, tagged_answer
 from selfdistill.tasks.math.checker import AnswerChecker
 from selfdistill.tasks.math.forms import canonical
-from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
+from selfdistill.tasks.rows import RowTask, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
-
-SUFFIX = "\nReason step by step and put the final answer in \\boxed{}."
 
 _LONGEST_ANSWER = 300
 _PROSE = frozenset(
@@ -31,20 +29,13 @@ _PROSE = frozenset(
 class MathTask(RowTask):
     r"""Problems with a final answer, verified by symbolic equality.
 
+    The answer of a row is the last ``\boxed{…}`` or ``#### …`` line of its text, else all of it; ``answer_pattern``
+    finds it instead (group 1 of the last match). Without ``answer`` nothing is judged (``judges`` is False), and a
+    reward function must. Unless ``boxed_only``, ``#### 72`` and "the answer is 72" count like a box.
+
     Args:
-        path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
-        prompt: source of the question.
-        answer: source of the final answer: the last ``\boxed{…}`` or ``#### …`` line of its text, else all of it.
-            None for rows without answers: nothing is judged (``judges`` is False), and a reward function must.
-        solution: source of a worked solution, shown in hindsight as ``$solution``.
-        fields: further fields for context templates, name → source.
-        system: system message, a ``$`` template over the row's columns (``"$system"`` is the column of that name).
-        suffix: added to every question.
-        answer_pattern: regular expression that finds the answer in its source instead (group 1 of the last match).
-        solution_remove: regular expression of what solutions are shown without, e.g. ``<<[^>]*>>`` for GSM8K's sums.
-        boxed_only: whether a completion must box its answer; else ``#### 72`` and "the answer is 72" count as well.
-        tell_wrong: whether feedback names a wrong answer; else a wrong answer has no feedback.
-        timeout: seconds for one symbolic check.
+        config: the task's table.
+        rows: rows in memory; see :class:`~selfdistill.tasks.rows.RowTask`.
 
     Raises:
         DataError: a file or a row that cannot be used, with its line number.
@@ -53,34 +44,15 @@ class MathTask(RowTask):
 
     name = "math"
 
-    def __init__(
-        self,
-        path: Source,
-        *,
-        prompt: str = "question",
-        answer: str | None = "answer",
-        solution: str | None = None,
-        fields: Mapping[str, str] | None = None,
-        system: str | None = None,
-        suffix: str = SUFFIX,
-        answer_pattern: str | None = None,
-        solution_remove: str | None = None,
-        boxed_only: bool = False,
-        tell_wrong: bool = False,
-        timeout: float = 5.0,
-        **options: Unpack[RowOptions],
-    ) -> None:
-        named = {"prompt": prompt, "answer": answer, "solution": solution}
-        self._mapping = {**{name: source for name, source in named.items() if source is not None}, **(fields or {})}
-        self.judges = answer is not None
-        self._system = system
-        self._suffix = suffix
-        self._answer_pattern = None if answer_pattern is None else _compile("answer_pattern", answer_pattern)
-        self._solution_remove = None if solution_remove is None else _compile("solution_remove", solution_remove)
-        self._boxed_only = boxed_only
-        self._tell_wrong = tell_wrong
-        self._checker = AnswerChecker(timeout=timeout)
-        super().__init__(path, **options)
+    def __init__(self, config: MathConfig, rows: Mapping[str, MemoryRows] | None = None) -> None:
+        self.config = config
+        named = {"prompt": config.prompt, "answer": config.answer, "solution": config.solution}
+        self._mapping = {**{name: source for name, source in named.items() if source is not None}, **config.fields}
+        self.judges = config.answer is not None
+        self._answer_pattern = _compile("answer_pattern", config.answer_pattern)
+        self._solution_remove = _compile("solution_remove", config.solution_remove)
+        self._checker = AnswerChecker(timeout=config.timeout)
+        super().__init__(config, rows)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         r"""Reward 1 for an answer equal to the row's, else 0.
@@ -104,7 +76,7 @@ class MathTask(RowTask):
         return Verdict(
             reward=0.0,
             answer=found.canonical,
-            feedback=f"the final answer {given[:100]} is wrong" if self._tell_wrong else None,
+            feedback=f"the final answer {given[:100]} is wrong" if self.config.tell_wrong else None,
         )
 
     def reference(self, example: Example) -> str:
@@ -117,7 +89,7 @@ class MathTask(RowTask):
 
     def _find(self, text: str, *, finished: bool) -> str | None:
         said = after_thinking(text)
-        return (boxed_answer if self._boxed_only else final_answer)(said, finished=finished)
+        return (boxed_answer if self.config.boxed_only else final_answer)(said, finished=finished)
 
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's question, and the example that asks it with the suffix."""
@@ -126,7 +98,7 @@ class MathTask(RowTask):
             fields["answer"] = self._gold(row, fields.get("answer", ""))
         if self._solution_remove is not None and "solution" in fields:
             fields["solution"] = self._solution_remove.sub("", fields["solution"])
-        prompt = (*system_messages(row, self._system), Message("user", question + self._suffix))
+        prompt = (*system_messages(row, self.config.system), Message("user", question + self.config.suffix))
         return question, Example(example_id(row), prompt, fields, row.values)
 
     def _gold(self, row: Row, text: str) -> str:
@@ -157,8 +129,8 @@ def _is_prose(text: str) -> bool:
     return long >= 5 and bool(_PROSE & set(words)) and re.search("[0-9=]", text) is not None
 
 
-def _compile(name: str, pattern: str) -> re.Pattern[str]:
+def _compile(name: str, pattern: str | None) -> re.Pattern[str] | None:
     try:
-        return re.compile(pattern, re.MULTILINE)
+        return None if pattern is None else re.compile(pattern, re.MULTILINE)
     except re.error as error:
         raise ConfigError(f"{name} {pattern!r} is not a regular expression: {error}") from error

@@ -14,6 +14,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from selfdistill.config.tasks import ToolboxConfig
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.toolbox.calls import (
@@ -104,29 +105,23 @@ class ToolboxTask:
     """Seeded requests, the exact verifier of calls and its feedback.
 
     Args:
-        conventions: the seed of the conventions that hold for every split; see :data:`HELD_OUT_CONVENTIONS`.
+        config: the task's table; for its conventions see :data:`HELD_OUT_CONVENTIONS`.
         seed: decides which requests are drawn, and their order.
-        train, validation, test: examples in each split.
     """
 
     name = "toolbox"
     contexts = "toolbox"
     judges = True
 
-    def __init__(
-        self, *, conventions: int = 0, seed: int = 0, train: int = 1024, validation: int = 256, test: int = 256
-    ) -> None:
-        self.conventions = conventions_of(conventions)
+    def __init__(self, config: ToolboxConfig | None = None, *, seed: int = 0) -> None:
+        self.config = config or ToolboxConfig()
+        self.conventions = conventions_of(self.config.conventions)
         self.seed = seed
-        self.sizes = dict(zip(SPLITS, (train, validation, test), strict=True))
-        for split, size in self.sizes.items():
-            if size < 1:
-                raise ConfigError(f"toolbox needs at least one {split} example, not {size}")
         self._examples: dict[str, tuple[Example, ...]] = {}
 
     def examples(self, split: str) -> Sequence[Example]:
         """Examples of ``"train"``, ``"validation"`` or ``"test"``, always the same in the same order."""
-        if split not in self.sizes:
+        if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         if split not in self._examples:
             self._examples[split] = tuple(self._draw(split))
@@ -137,7 +132,7 @@ class ToolboxTask:
         topics: list[str] = []
         seen: set[str] = set()
         misses = 0
-        while len(seen) < self.sizes[split] and misses < _PATIENCE:
+        while len(seen) < getattr(self.config, split) and misses < _PATIENCE:
             # All topics in turn, in a new order each round: as even as the size allows.
             topics = topics or rng.sample(list(TOOLS), len(TOOLS))
             problem = draw_problem(rng, topics[-1:])

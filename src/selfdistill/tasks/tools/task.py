@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any
 
+from selfdistill.config.tasks import ToolsConfig
 from selfdistill.contexts.thinking import after_thinking
-from selfdistill.errors import ConfigError, DataError
-from selfdistill.tasks.data import Row, lookup
-from selfdistill.tasks.rows import RowOptions, RowTask, Source, example_id, question_and_fields, system_messages
+from selfdistill.errors import DataError
+from selfdistill.tasks.data import MemoryRows, Row, lookup
+from selfdistill.tasks.rows import RowTask, example_id, question_and_fields, system_messages
 from selfdistill.tasks.tools.calls import (
     Call,
-    Form,
     MalformedCall,
     asked_question,
     canonical,
@@ -38,21 +38,14 @@ _NO_CALL = {
 class ToolsTask(RowTask):
     """Requests answered by calls.
 
+    A row's answer is a JSON list of ``{name, arguments}`` or ``{Action, Action_Input}``. A call whose name begins with
+    ``[Optional]`` may be left out. In the template form the schemas go through the chat template's ``tools``;
+    where they come from a documentation in the prompt, the prompt is then the request alone.
+    ``partial`` is given half for a call's tool and half for its arguments.
+
     Args:
-        path, options: where the rows are; see :class:`~selfdistill.tasks.rows.RowTask`.
-        prompt: source of the request, in ToolAlpaca with the tools' documentation and the form of the answer.
-        answer: source of the calls: a JSON list of ``{name, arguments}`` or ``{Action, Action_Input}``. A call whose
-            name begins with ``[Optional]`` may be left out.
-        form: ``"react"`` (``Action:``, ``Action Input:``) or ``"template"``: the schemas go through the chat template's
-            ``tools``, and calls are read from ``<tool_call>``.
-        tools: source of the schemas. Without it they are read from a ToolAlpaca documentation in the prompt; in the
-            template form the prompt is then the request alone, since the schemas say the rest.
-        solution: source of a worked solution, shown in hindsight as ``$solution``; without it the calls as text.
-        fields, system: as for the math task. suffix: added to every request.
-        ordered: whether the order of calls counts.
-        ignore_empty: whether an argument of ``""``, ``null``, ``[]`` or ``{}`` is the same as none.
-        partial: reward of an answer that is right in part, times the part: half a call's share for its tool, half for
-            its arguments.
+        config: the task's table.
+        rows: rows in memory; see :class:`~selfdistill.tasks.rows.RowTask`.
 
     Raises:
         DataError: a source or a row that cannot be used, with its line number.
@@ -60,66 +53,46 @@ class ToolsTask(RowTask):
 
     name = "tools"
 
-    def __init__(
-        self,
-        path: Source,
-        *,
-        prompt: str = "prompt",
-        answer: str = "answer",
-        form: Form = "react",
-        tools: str | None = None,
-        solution: str | None = None,
-        fields: Mapping[str, str] | None = None,
-        system: str | None = None,
-        suffix: str = "",
-        ordered: bool = False,
-        ignore_empty: bool = False,
-        partial: float = 0.0,
-        **options: Unpack[RowOptions],
-    ) -> None:
-        if not 0 <= partial < 1:
-            raise ConfigError(f"partial must be at least 0 and below 1, the reward of a right answer, got {partial}")
-        self._mapping = {"prompt": prompt, **(fields or {})}
-        if solution is not None:
-            self._mapping["solution"] = solution
-        self._answer, self._tools = answer, tools
-        self._form: Form = form
-        self._system, self._suffix = system, suffix
-        self._ordered, self._ignore_empty, self._partial = ordered, ignore_empty, partial
-        super().__init__(path, **options)
+    def __init__(self, config: ToolsConfig, rows: Mapping[str, MemoryRows] | None = None) -> None:
+        self.config = config
+        self._mapping = {"prompt": config.prompt, **config.fields}
+        if config.solution is not None:
+            self._mapping["solution"] = config.solution
+        super().__init__(config, rows)
 
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's request, and the example that asks it."""
         question, fields = question_and_fields(row, self._mapping)
         try:
-            wanted = read_calls(lookup(row, "answer", self._answer))
-            schemas = read_schemas(lookup(row, "tools", self._tools)) if self._tools else documented_schemas(question)
+            wanted = read_calls(lookup(row, "answer", self.config.answer))
+            column = self.config.tools
+            schemas = read_schemas(lookup(row, "tools", column)) if column else documented_schemas(question)
         except MalformedCall as error:
             raise DataError(f"{row.place}: {error}") from error
         if all(call.optional for call in wanted):
             raise DataError(f"{row.place}: every call of the answer is optional, so there is nothing to ask for")
-        asked, head = question, system_messages(row, self._system)
-        if self._form == "template":
+        asked, head = question, system_messages(row, self.config.system)
+        if self.config.form == "template":
             if not schemas:
                 raise DataError(f"{row.place}: the template form needs tool schemas; name their column (task.tools)")
-            asked = question if self._tools else asked_question(question) or question
+            asked = question if column else asked_question(question) or question
             head = (Message("tools", json.dumps(schemas, ensure_ascii=False)), *head)
         required = [call for call in wanted if not call.optional]
-        fields = {"solution": written(required, self._form), **fields, "answer": canonical(required)}
+        fields = {"solution": written(required, self.config.form), **fields, "answer": canonical(required)}
         names = [schema["function"]["name"] for schema in schemas]
         columns = {**row.values, "wanted_calls": wanted, "tool_names": names}
-        return question, Example(example_id(row), (*head, Message("user", asked + self._suffix)), fields, columns)
+        return question, Example(example_id(row), (*head, Message("user", asked + self.config.suffix)), fields, columns)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """Reward 1 for the same calls, else ``partial`` times the share that is right."""
         if not finished:
             return Verdict(0.0, feedback="the completion was cut off before its calls ended", details={"no_call": 1.0})
         try:
-            given = find_calls(after_thinking(text), self._form)
+            given = find_calls(after_thinking(text), self.config.form)
         except MalformedCall as error:
             return Verdict(0.0, feedback=str(error), details={"malformed": 1.0})
         if not given:
-            return Verdict(0.0, feedback=_NO_CALL[self._form], details={"no_call": 1.0})
+            return Verdict(0.0, feedback=_NO_CALL[self.config.form], details={"no_call": 1.0})
         pairs = self._paired(given, example.columns["wanted_calls"])
         tools = example.columns["tool_names"]
         share = sum(self._share(*pair) for pair in pairs) / len(pairs)
@@ -127,7 +100,7 @@ class ToolsTask(RowTask):
         if not complaints:
             return Verdict(1.0, answer=canonical(self._sorted(given)), details={"share": 1.0})
         return Verdict(
-            self._partial * share,
+            self.config.partial * share,
             answer=canonical(self._sorted(given)),
             feedback="; ".join(complaints),
             details={"share": share},
@@ -135,10 +108,10 @@ class ToolsTask(RowTask):
 
     def reference(self, example: Example) -> str:
         """The calls that must be made, in the task's form."""
-        return written([call for call in example.columns["wanted_calls"] if not call.optional], self._form)
+        return written([call for call in example.columns["wanted_calls"] if not call.optional], self.config.form)
 
     def _sorted(self, calls: Sequence[Call]) -> list[Call]:
-        return list(calls) if self._ordered else sorted(calls, key=lambda call: canonical([call]))
+        return list(calls) if self.config.ordered else sorted(calls, key=lambda call: canonical([call]))
 
     def _paired(self, given: Sequence[Call], wanted: Sequence[Call]) -> list[tuple[Call | None, Call | None]]:
         """Every given call beside the wanted one that it is nearest to; None where one side has none."""
@@ -146,7 +119,7 @@ class ToolsTask(RowTask):
         names = [call.name for call in given]
         needed = [call for call in wanted if not call.optional or call.name in names]
         pairs: list[tuple[Call | None, Call | None]] = []
-        if self._ordered:
+        if self.config.ordered:
             pairs = [(mine, theirs) for mine, theirs in zip(given, needed, strict=False)]
             pairs += [(None, theirs) for theirs in needed[len(given) :]]
             return pairs + [(mine, None) for mine in given[len(needed) :]]
@@ -197,6 +170,6 @@ class ToolsTask(RowTask):
         ]
 
     def _kept(self, call: Call) -> Mapping[str, Any]:
-        if not self._ignore_empty:
+        if not self.config.ignore_empty:
             return call.arguments
         return {name: value for name, value in call.arguments.items() if value not in ("", None, [], {})}
