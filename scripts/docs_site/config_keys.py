@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from selfdistill.config.tasks import Strict
+from selfdistill.config.sections import Strict
 from selfdistill.methods.reference import bounds, described
 
 WORDS: Mapping[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field
 
 from docs_site.commands import cell
 from docs_site.config_keys import Table, tables
-from selfdistill.config.run import AlarmsConfig, RunConfig
+from selfdistill.config.run import RunConfig
+from selfdistill.config.sections import AlarmsConfig
 from selfdistill.config.sources import shipped_configs
 from selfdistill.contexts.templates import FIELDS, load_templates
 from selfdistill.methods import METHODS

@@ -18,7 +18,8 @@ from docs_site.commands import cli_page
 from docs_site.config_keys import Key, tables, undescribed
 from docs_site.pages import Divergences, alarms_table, config_page
 from selfdistill.config.run import RunConfig
-from selfdistill.config.tasks import Strict, task_configs
+from selfdistill.config.sections import Strict
+from selfdistill.config.tasks import task_configs
 from selfdistill.methods import METHODS
 from selfdistill.tracking.alarms import ALARMS
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from selfdistill.cli.app import main
-from selfdistill.config.run import ALARM_NAMES, AlarmsConfig, parse_config
+from selfdistill.config.run import ALARM_NAMES, parse_config
+from selfdistill.config.sections import AlarmsConfig
 from selfdistill.distributed.signals import STOPPED_BY_ALARM
 from selfdistill.errors import ConfigError
 from selfdistill.tracking.alarms import ALARMS, Alarm, AlarmWatch, Thresholds

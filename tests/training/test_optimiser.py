@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfdistill.config.run import OptimiserConfig
+from selfdistill.config.sections import OptimiserConfig
 from selfdistill.models.policy import Policy
 from selfdistill.training.build import build_optimiser, schedule
 from support.runs import open_run, tiny_run

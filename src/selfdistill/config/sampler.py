@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from selfdistill.config.tasks import Strict
+from selfdistill.config.sections import Strict
 
 
 class HFConfig(Strict):

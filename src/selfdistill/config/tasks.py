@@ -14,15 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
+from selfdistill.config.sections import Strict
 from selfdistill.errors import ConfigError
-
-
-class Strict(BaseModel):
-    """A table that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CountdownConfig(Strict):

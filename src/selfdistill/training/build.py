@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from selfdistill.config.run import LimitsConfig, ModelConfig, OptimiserConfig, ParallelConfig, RunConfig
+from selfdistill.config.run import RunConfig
 from selfdistill.config.sampler import EngineConfig
+from selfdistill.config.sections import LimitsConfig, ModelConfig, OptimiserConfig, ParallelConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates
 from selfdistill.distributed.fsdp import Parallel

@@ -1,0 +1,165 @@
+"""The sections of a config that rooms take as they are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """A table that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(Strict):
+    """Train an adapter instead of all weights."""
+
+    rank: int = Field(64, ge=1, description="Rank of the adapter's factors.")
+    alpha: float = Field(128, gt=0, description="Scale: the adapter adds alpha / rank · B A.")
+    target_modules: str | list[str] = Field("all-linear", description="Layers that get an adapter, as peft names them.")
+
+
+class ModelConfig(Strict):
+    """The student."""
+
+    path: str = Field("countdown-base", description="Model directory, hub id, or the name of a shipped model.")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32",
+        description="Number type that the model computes in. Weights that are trained or averaged are kept in float32 "
+        "behind bfloat16 ones.",
+    )
+    device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
+    lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
+    compile: bool = Field(
+        False,
+        description="Compile what is done with logits (torch.compile). Results agree to rounding; the first step takes "
+        "longer.",
+    )
+
+
+class SamplingConfig(Strict):
+    """How completions are drawn."""
+
+    prompts: int = Field(16, ge=1, description="Problems per step.")
+    completions: int | None = Field(None, ge=1, description="Completions per problem; unset: the method's own.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest completion; unset: the method's own.")
+    temperature: float | None = Field(None, gt=0, description="Sampling temperature; unset: the method's own.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus; unset: the method's own.")
+    top_k: int | None = Field(
+        None, ge=0, description="Keep the k likeliest tokens, 0 for all; unset: the method's own."
+    )
+    thinking: bool | None = Field(
+        None, description="Thinking switch of the chat template; unset: the template's own default."
+    )
+    max_batch_size: int = Field(512, ge=1, description="Completions decoded at once.")
+
+
+class OptimiserConfig(Strict):
+    """AdamW."""
+
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; unset: the method's own.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Shape after the warm-up.")
+    warmup: int = Field(0, ge=0, description="Steps over which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
+    clip_norm: float = Field(1.0, ge=0, description="Gradient norm to clip at; 0 leaves it alone.")
+    updates: int = Field(1, ge=1, description="Optimiser steps on each batch of completions.")
+
+
+class LimitsConfig(Strict):
+    """Bounds on memory. They change how the work is cut, never its result."""
+
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens that one forward pass computes; unset: 4096 on a CPU, whose cache holds no more, "
+        "16384 elsewhere.",
+    )
+    elements: int | None = Field(
+        None,
+        ge=1,
+        description="Logits that exist at once, those of all contexts together; unset: 2^26 on a CPU, 2^28 elsewhere.",
+    )
+
+
+class EvaluationConfig(Strict):
+    """Accuracy on held-out problems, before, during and after training."""
+
+    every: int = Field(20, ge=1, description="Steps between evaluations.")
+    problems: int = Field(128, ge=1, description="Held-out problems, the first of the split.")
+    samples: int = Field(8, ge=1, description="Completions per problem.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    split: Literal["validation", "test"] = Field("validation", description="Split that is evaluated.")
+
+
+class ParallelConfig(Strict):
+    """How several processes share the model. One process needs none of it."""
+
+    kind: Literal["none", "ddp", "fsdp2", "hsdp"] = Field(
+        "ddp",
+        description='"ddp": each process holds the whole model; "fsdp2": a shard of it; "hsdp": shards within groups '
+        "of processes, whole copies across them.",
+    )
+    shards: int | None = Field(
+        None, ge=1, description="hsdp: processes that hold one copy together; unset: those of a machine."
+    )
+    param_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="Number type that sharded weights are computed with, whatever model.dtype is; unset: that."
+    )
+    reduce_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="Number type that sharded gradients are summed in; unset: model.dtype, float32 at least."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute the layers' activations again in the backward instead of keeping them."
+    )
+    cpu_offload: bool = Field(
+        False, description="Keep shards of weights, gradients and optimiser in the machine's memory."
+    )
+    timeout: float = Field(
+        1800.0, gt=0, description="Seconds that a process waits for the others before it gives the run up."
+    )
+
+
+class CheckpointConfig(Strict):
+    """When to save."""
+
+    every: int = Field(20, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept; the best by validation is kept besides.")
+
+
+class AlarmsConfig(Strict):
+    """Where the alarms sound. "At the start" are the first ``window`` steps, "now" the last."""
+
+    window: int = Field(5, ge=1, description="Steps that are averaged, so that one odd step rings no alarm.")
+    entropy: float = Field(
+        0.25, ge=0, lt=1, description="entropy_collapse, teacher_entropy_collapse: share of the entropy at the start."
+    )
+    length_growth: float = Field(2.0, gt=1, description="length_explosion: multiple of the length at the start.")
+    length_fall: float = Field(0.5, gt=0, lt=1, description="length_shrinkage: share of the length at the start.")
+    deliberation: float = Field(
+        0.5, ge=0, lt=1, description="deliberation_vanishing: share of the deliberation words at the start."
+    )
+    truncated: float = Field(0.3, gt=0, le=1, description="truncated_completions: share of completions cut.")
+    skipped: float = Field(0.5, gt=0, le=1, description="skipped_completions: share left out of the loss.")
+    no_signal: float = Field(0.8, gt=0, le=1, description="no_signal: share of groups that teach nothing.")
+    ratio: float = Field(0.1, gt=0, description="importance_ratios: distance of the mean ratio from 1.")
+    clipped: float = Field(0.2, gt=0, le=1, description="importance_ratios: share of tokens outside the clip range.")
+    sampler_gap: float = Field(
+        0.1, gt=0, description="sampler_gap: nats a token between the learner and another engine that samples."
+    )
+    u_gap: float = Field(
+        0.0, description="teacher_worse: mean u a token of correct completions above that of wrong ones, in nats."
+    )
+    reward_gap: float = Field(
+        0.05, gt=0, description="teacher_worse: reward of the student above that of a teacher that draws completions."
+    )
+    gradient: float = Field(10.0, gt=1, description="gradient_jump: multiple of the median of the steps before.")
+    moved: float = Field(
+        0.2, ge=0, lt=1, description="vanishing_updates: share of the weights with a gradient that an update changes."
+    )
+    validation: float = Field(
+        0.03, gt=0, le=1, description="validation_falls: accuracy lost since the best evaluation, reward rising."
+    )
