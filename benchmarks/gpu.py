@@ -25,9 +25,9 @@ from loss_paths import ONE_CONTEXT, PATHS, Unavailable, make_problem
 from processes import origin, say, write
 from random_model import random_model
 from selfdistill.config.run import load_config
+from selfdistill.config.sections import ParallelConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import load_templates
-from selfdistill.distributed.fsdp import Parallel
 from selfdistill.distributed.world import World
 from selfdistill.methods import build_method
 from selfdistill.models.check import allow_packing
@@ -166,7 +166,7 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
     task = build_task(config.task, seed=0, reward=None)
     policy, chat = random_policy(shape, options.device, dtype, window)
     policy.compiled = options.compile
-    policy.place(Parallel(activation_checkpointing=True), torch.device(options.device))
+    policy.place(ParallelConfig(activation_checkpointing=True), torch.device(options.device))
     groups = groups_of(list(task.examples("train")[:2]), chat, options.completions, options.tokens)
     peak = next((flops for word, flops in PEAKS.items() if word in device_words(options.device)), None)
     for name in options.methods:

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from selfdistill.config.sampler import ServerConfig, VLLMConfig
+from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import SamplerError
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.hf import policy_sampler
@@ -35,7 +35,7 @@ from support.tiny import save_tiny_model
 PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40] * 20, [20, 21, 22])
 WINDOW = 64
 ENGINE = VLLMConfig(kind="vllm", gpu_memory_utilization=0.1, max_model_len=WINDOW, max_num_seqs=32, enforce_eager=True)
-LORA = Lora(rank=4, alpha=8)
+LORA = LoraConfig(rank=4, alpha=8)
 # The adapter first: new weights replace the base that it belongs to.
 WEIGHTS = pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "all weights"])
 
@@ -104,7 +104,7 @@ def servers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
             server.log.close()
 
 
-def load(model: Path, lora: Lora | None) -> tuple[Policy, Chat]:
+def load(model: Path, lora: LoraConfig | None) -> tuple[Policy, Chat]:
     return load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=lora)
 
 
@@ -152,7 +152,7 @@ def check_seeds(engine: Engine) -> None:
 
 
 @WEIGHTS
-def test_an_engine_of_the_runs_own(lora: Lora | None, model: Path, tmp_path: Path) -> None:
+def test_an_engine_of_the_runs_own(lora: LoraConfig | None, model: Path, tmp_path: Path) -> None:
     policy, chat = load(model, lora)
     engine = VLLMSampler(str(model), chat, ENGINE, dtype="float32", folder=tmp_path / "weights")
     try:
@@ -179,7 +179,7 @@ def served(servers: Sequence[Server], chat: Chat, folder: Path, said: list[str])
 
 
 @WEIGHTS
-def test_two_servers(lora: Lora | None, servers: list[Server], model: Path, tmp_path: Path) -> None:
+def test_two_servers(lora: LoraConfig | None, servers: list[Server], model: Path, tmp_path: Path) -> None:
     policy, chat = load(model, lora)
     said: list[str] = []
     engine = served(servers, chat, tmp_path / "weights", said)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.thinking import MARKS
 from selfdistill.errors import ModelError
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, load_policy
 from support.families import CURRENT, REFUSED, SAMPLED, TOWERS, save_current, saved
 
@@ -71,7 +71,7 @@ def line(family: str) -> str:
         remarks = []
         try:
             plain = _load(path)
-            adapted = _load(path, lora=Lora(2, 4.0))
+            adapted = _load(path, lora=LoraConfig(rank=2, alpha=4.0))
         except ModelError as error:
             # The reason alone: what the library says in brackets, and the advice, change with its releases.
             said = re.sub(r" \(.*\)", "", str(error).replace(f" of {path}", "")).partition(": ")[0]
@@ -90,7 +90,7 @@ def line(family: str) -> str:
     return _row(family, f"`{kind}`", "yes", "yes" if plain.packs else "padded", "yes", shown, "; ".join(remarks))
 
 
-def _load(path: Path, lora: Lora | None = None) -> Policy:
+def _load(path: Path, lora: LoraConfig | None = None) -> Policy:
     return load_policy(str(path), dtype=torch.float32, device=torch.device("cpu"), lora=lora)[0]
 
 

@@ -16,7 +16,8 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selfdistill.distributed.fsdp import Parallel
+from selfdistill.config.sections import ParallelConfig
+from selfdistill.distributed.fsdp import check_parallel
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.methods import METHODS
@@ -38,19 +39,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, KNOBS.get(name, {})) for name in METHODS},
     "credit, sampled": ("credit", {"form": "advantage"}),
 }
-SHARED = {"ddp": Parallel("ddp"), "fsdp2": Parallel("fsdp2")}
+SHARED = {"ddp": ParallelConfig(kind="ddp"), "fsdp2": ParallelConfig(kind="fsdp2")}
 RUNS = [*((name, "fsdp2") for name in METHODS), *((name, "ddp") for name in ("grpo", "sft", "sdpo", "antisd", "pbsd"))]
 """Whole runs on two ranks; single steps are compared for every method either way."""
 LORA = ("model.lora.rank=2", "model.lora.alpha=4", "model.lora.target_modules=['q_proj', 'down_proj']")
 EXACT = ("model.dtype=float64", "steps=2")
 SHORT = 60
 """Tokens of a micro-batch so small that two ranks need different numbers of them."""
-FEATURES: dict[str, Parallel] = {
-    "activation checkpointing, ddp": Parallel("ddp", activation_checkpointing=True),
-    "activation checkpointing, fsdp2": Parallel("fsdp2", activation_checkpointing=True),
-    "cpu offload": Parallel("fsdp2", cpu_offload=True),
-    "hsdp of two shards": Parallel("hsdp", shards=2),
-    "hsdp of two copies": Parallel("hsdp", shards=1),
+FEATURES: dict[str, ParallelConfig] = {
+    "activation checkpointing, ddp": ParallelConfig(kind="ddp", activation_checkpointing=True),
+    "activation checkpointing, fsdp2": ParallelConfig(kind="fsdp2", activation_checkpointing=True),
+    "cpu offload": ParallelConfig(kind="fsdp2", cpu_offload=True),
+    "hsdp of two shards": ParallelConfig(kind="hsdp", shards=2),
+    "hsdp of two copies": ParallelConfig(kind="hsdp", shards=1),
 }
 FLOAT32: dict[str, tuple[Any, tuple[str, ...]]] = {
     "lora ddp": ("sdpo", ("parallel=ddp", *LORA)),
@@ -71,7 +72,7 @@ def named(method: str) -> dict[str, Any]:
 def all_cases() -> list[Case]:
     cases: list[Case] = []
     for name, method in VARIANTS.items():
-        cases.append(Gradient(f"gradient {name} alone", 1, method, Parallel("ddp"), tokens=SHORT))
+        cases.append(Gradient(f"gradient {name} alone", 1, method, ParallelConfig(kind="ddp"), tokens=SHORT))
         cases += [Gradient(f"gradient {name} {kind}", 2, method, how, tokens=SHORT) for kind, how in SHARED.items()]
     for name in METHODS:
         cases.append(WholeRun(f"run {name} alone", 1, "exact", named(name), EXACT))
@@ -79,7 +80,7 @@ def all_cases() -> list[Case]:
         cases.append(WholeRun(f"run {name} {kind}", 2, "exact", named(name), (*EXACT, f"parallel={kind}")))
     for name, how in FEATURES.items():
         cases.append(Gradient(f"feature {name}", 2, VARIANTS["sdpo"], how, tokens=SHORT))
-    for kind, how in {"alone": Parallel(), **SHARED}.items():
+    for kind, how in {"alone": ParallelConfig(), **SHARED}.items():
         ranks = 1 if kind == "alone" else 2
         cases.append(Gradient(f"one completion {kind}", ranks, VARIANTS["sdpo"], how, first=1))
     for name, (method, overrides) in FLOAT32.items():
@@ -299,15 +300,19 @@ def test_views_are_dealt_evenly_and_every_rank_takes_as_many_turns() -> None:
 @pytest.mark.parametrize(
     ("parallel", "size", "sentence"),
     [
-        (Parallel("none"), 2, 'parallel.kind is "none", but 2 processes were started'),
-        (Parallel("ddp", cpu_offload=True), 2, "parallel.cpu_offload needs sharded weights"),
-        (Parallel("ddp", param_dtype=torch.bfloat16), 1, "parallel.param_dtype needs sharded weights"),
-        (Parallel("fsdp2", shards=2), 2, 'parallel.shards is for parallel.kind = "hsdp"'),
-        (Parallel("hsdp", shards=3), 4, "parallel.shards is 3, which does not divide the number of processes, 4"),
+        (ParallelConfig(kind="none"), 2, 'parallel.kind is "none", but 2 processes were started'),
+        (ParallelConfig(kind="ddp", cpu_offload=True), 2, "parallel.cpu_offload needs sharded weights"),
+        (ParallelConfig(kind="ddp", param_dtype="bfloat16"), 1, "parallel.param_dtype needs sharded weights"),
+        (ParallelConfig(kind="fsdp2", shards=2), 2, 'parallel.shards is for parallel.kind = "hsdp"'),
+        (
+            ParallelConfig(kind="hsdp", shards=3),
+            4,
+            "parallel.shards is 3, which does not divide the number of processes, 4",
+        ),
     ],
 )
-def test_what_cannot_be_shared_is_refused(parallel: Parallel, size: int, sentence: str) -> None:
+def test_what_cannot_be_shared_is_refused(parallel: ParallelConfig, size: int, sentence: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parallel.check(size)
+        check_parallel(parallel, size)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)

@@ -21,8 +21,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "seeds", "text", "objectives"),
-    ("files",),
-    ("config", "contexts", "distributed", "sandbox", "report"),
+    ("config", "files"),
+    ("contexts", "distributed", "sandbox", "report"),
     ("methods", "models", "tasks", "tracking"),
     ("sampling", "scoring"),
     ("evaluation",),

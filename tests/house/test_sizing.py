@@ -10,7 +10,7 @@ import torch
 
 import sizing
 from random_model import random_model
-from selfdistill.distributed.fsdp import Parallel
+from selfdistill.config.sections import ParallelConfig
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.types import SequenceBatch, Weights
@@ -82,8 +82,8 @@ def test_the_state_of_a_bf16_step_is_what_its_tensors_take(frozen: int) -> None:
     model: Any = random_model(TINY)
     policy = Policy(model.to(torch.bfloat16), real_vocabulary=TINY.V)
     kind: Weights = "frozen" if frozen else "ema"
-    teachers = Teachers(policy, needed={kind}, rate=0.5, place=lambda one: one.place(Parallel(), one.device))
-    policy.place(Parallel(), policy.device)
+    teachers = Teachers(policy, needed={kind}, rate=0.5, place=lambda one: one.place(ParallelConfig(), one.device))
+    policy.place(ParallelConfig(), policy.device)
     optimiser = torch.optim.AdamW(policy.trainable())
     places = torch.arange(4)
     policy.head_input(SequenceBatch(places[None], 0 * places, places, places)).real_logits(slice(None)).sum().backward()

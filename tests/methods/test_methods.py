@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import methods_by_hand as hand
+from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.templates import Template
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy
 from selfdistill.training.trainer import Limits
 from selfdistill.types import RolloutGroup
@@ -35,7 +35,7 @@ from support.hindsight import Shown, scored, sibling_or_feedback, sibling_or_sol
 from support.memory import LargestOutput
 from support.tiny import save_tiny_model
 
-LORA = Lora(rank=3, alpha=6)
+LORA = LoraConfig(rank=3, alpha=6)
 REVERSE = {"kind": "reverse_kl", "support": {"kind": "top_k", "k": 20}}
 JSD_5 = {"kind": "jensen_shannon", "support": {"kind": "top_k", "k": 5}}
 FIRST_RELEASE = {"divergence": {"kind": "jensen_shannon"}, "score_temperature": 1.1}
@@ -142,7 +142,7 @@ WITH_LORA = ("opsd", "sdpo top 5", "antisd")
     ids=[*CASES, *(f"{case} with lora" for case in WITH_LORA)],
 )
 def test_the_gradient_of_a_step_is_that_of_brute_force(
-    case: str, lora: Lora | None, folder: Path, templates: Mapping[str, Template]
+    case: str, lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
 ) -> None:
     name, knobs, shown, drop, weights, temperature, token_loss = CASES[case]
     policy, chat = load_exact(folder, lora=lora)

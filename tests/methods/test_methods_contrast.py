@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import methods_by_hand as hand
+from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.templates import Template
-from selfdistill.models.lora import Lora
 from selfdistill.training.trainer import Limits, StepResult
 from selfdistill.types import RolloutGroup
 from support.engine import (
@@ -40,7 +40,7 @@ from support.hindsight import (
 )
 from support.tiny import save_tiny_model
 
-LORA = Lora(rank=3, alpha=6)
+LORA = LoraConfig(rank=3, alpha=6)
 JSD_5 = {"kind": "jensen_shannon", "support": {"kind": "top_k", "k": 5}}
 REVERSE = {"kind": "reverse_kl", "support": {"kind": "full"}}
 
@@ -56,7 +56,7 @@ class Measured:
         knobs: Mapping[str, Any],
         *,
         sides: bool = False,
-        lora: Lora | None = None,
+        lora: LoraConfig | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.policy, self.chat = load_exact(folder, lora=lora)
@@ -117,7 +117,7 @@ CREDIT_CASES: dict[str, tuple[Mapping[str, Any], Any, int | None, int]] = {
 @pytest.mark.parametrize("case", CREDIT_CASES)
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_credit_is_the_divergence_to_the_debiased_teacher(
-    case: str, lora: Lora | None, folder: Path, templates: Mapping[str, Template]
+    case: str, lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
 ) -> None:
     knobs, divergence, k, count = CREDIT_CASES[case]
     measured = Measured(folder, templates, "credit", knobs, lora=lora)
@@ -214,7 +214,7 @@ def test_the_wrong_siblings_contrast_shows_a_wrong_answer_other_than_the_scored_
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("knobs", [{}, {"beta": 0.5, "clip": 0.7}], ids=["defaults", "clipped"])
 def test_purified_is_jensen_shannon_to_the_target_without_the_reference(
-    knobs: dict[str, float], lora: Lora | None, folder: Path, templates: Mapping[str, Template]
+    knobs: dict[str, float], lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
 ) -> None:
     measured = Measured(folder, templates, "purified", knobs, lora=lora)
     others = {"reference_only": reference_only, "base": question_alone}
@@ -253,7 +253,7 @@ def test_the_decomposition_is_logged_as_means_over_tokens(folder: Path, template
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("length", ["sum", "mean"])
 def test_pbsd_is_the_preference_loss_of_whole_pairs(
-    length: str, lora: Lora | None, folder: Path, templates: Mapping[str, Template]
+    length: str, lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
 ) -> None:
     measured = Measured(folder, templates, "pbsd", {"length": length, "beta": 0.3}, sides=True, lora=lora)
     completions = measured.scored(shown=solution)

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from selfdistill.cli.evaluate import evaluate_model
+from selfdistill.config.sections import LoraConfig
 from selfdistill.errors import ModelError
 from selfdistill.models.loading import quiet_peft
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import load_policy, save_policy
 from selfdistill.training.run_folder import export_model
 from support.runs import open_run, outcome, tiny_run, train
@@ -70,7 +70,9 @@ def test_an_adapter_that_no_run_trained_names_its_base_by_its_place(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(first)
-    policy, chat = load_policy("./qwen3", dtype=torch.float32, device=torch.device("cpu"), lora=Lora(2, 4.0))
+    policy, chat = load_policy(
+        "./qwen3", dtype=torch.float32, device=torch.device("cpu"), lora=LoraConfig(rank=2, alpha=4.0)
+    )
     save_policy(policy, chat, tmp_path / "saved")
     monkeypatch.chdir(tmp_path)
     # A new adapter changes nothing yet.
@@ -145,5 +147,10 @@ def test_a_run_on_an_adapter_resumes_bit_for_bit(first: Path, tmp_path: Path) ->
 )
 def test_targets_that_take_no_adapter_are_one_sentence(targets: str | list[str], said: str, model: Path) -> None:
     with pytest.raises(ModelError, match=said) as caught:
-        load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=Lora(2, 4.0, targets))
+        load_policy(
+            str(model),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            lora=LoraConfig(rank=2, alpha=4.0, target_modules=targets),
+        )
     assert "\n" not in str(caught.value)

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from docs_site import families
+from selfdistill.config.sections import LoraConfig
 from selfdistill.errors import ModelError
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
@@ -102,7 +102,7 @@ def test_a_checkpoint_with_a_tower_for_images_is_trained_on_texts(
 def test_an_adapter_leaves_towers_alone(family: str, tmp_path: Path) -> None:
     """Every adapted layer gets a gradient: nothing that no token of a text passes through is trained."""
     folder = save_current(tmp_path, family, tower=True)
-    policy, _ = load_policy(str(folder), dtype=torch.float32, device=CPU, lora=Lora(2, 4.0))
+    policy, _ = load_policy(str(folder), dtype=torch.float32, device=CPU, lora=LoraConfig(rank=2, alpha=4.0))
     head = policy.head_input(
         collate([View({STUDENT: PROMPTS[1]}, SAID[2], (1.0,) * 20, (0.0,) * 20, 0.0, 0, 0)], STUDENT)
     )
@@ -121,7 +121,7 @@ def test_all_linear_on_a_state_space_model_is_trained_and_exported(name: str, tm
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_that_is_refused_is_refused_with_an_adapter_too(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=REFUSED[name][3]) as caught:
-        load_policy(str(saved(tmp_path, name)), dtype=torch.float32, device=CPU, lora=Lora(2, 4.0))
+        load_policy(str(saved(tmp_path, name)), dtype=torch.float32, device=CPU, lora=LoraConfig(rank=2, alpha=4.0))
     assert "\n" not in str(caught.value)
 
 

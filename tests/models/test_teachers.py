@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.chat import Chat
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, load_weights, save_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.batching import collate
@@ -19,7 +19,7 @@ from selfdistill.types import View, Weights
 from support.engine import load_exact, parameters, perturb, token_logprobs
 from support.tiny import save_tiny_model
 
-LORA = Lora(rank=3, alpha=6)
+LORA = LoraConfig(rank=3, alpha=6)
 PROMPT, COMPLETION = (3, 20, 21, 22, 2, 5), (30, 31, 7, 32, 2)
 
 

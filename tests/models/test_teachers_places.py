@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfdistill.models.lora import Lora
+from selfdistill.config.sections import LoraConfig
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.types import External, Weights
@@ -46,7 +46,7 @@ def test_a_full_student_is_copied_once_for_each_kind_that_is_needed(
 
 @pytest.mark.parametrize("needed", [set(), {"frozen"}, {"ema"}], ids=str)
 def test_an_adapter_is_averaged_only_where_that_is_asked(needed: set[Weights], model: Path) -> None:
-    policy, _ = load_exact(model, lora=Lora(rank=2, alpha=4))
+    policy, _ = load_exact(model, lora=LoraConfig(rank=2, alpha=4))
     teachers = Teachers(policy, needed=needed, rate=0.5)
     names = [name for name, _ in policy.model.named_parameters() if ".ema." in name]
     assert bool(names) == ("ema" in needed)

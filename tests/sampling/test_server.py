@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from selfdistill.config.sampler import ServerConfig
+from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import SamplerError
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
@@ -131,10 +131,10 @@ def test_a_request_says_everything_that_a_server_could_have_other_ideas_about(
 # --- new weights -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4)])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4)])
 @pytest.mark.parametrize("worker_extension", [True, False])
 def test_after_an_update_every_server_draws_from_the_new_weights(
-    lora: Lora | None, worker_extension: bool, make: Make, three: list[FakeVLLM], model: Path, tmp_path: Path
+    lora: LoraConfig | None, worker_extension: bool, make: Make, three: list[FakeVLLM], model: Path, tmp_path: Path
 ) -> None:
     policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=lora)
     sampler = make(three, worker_extension=worker_extension)
@@ -210,9 +210,9 @@ def test_a_server_that_is_back_gets_the_weights_again(
     assert three[0].version == three[1].version
 
 
-@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4)])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4)])
 def test_a_server_that_was_started_anew_unseen_gets_the_weights_again(
-    lora: Lora | None, make: Make, three: list[FakeVLLM], model: Path
+    lora: LoraConfig | None, make: Make, three: list[FakeVLLM], model: Path
 ) -> None:
     policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=lora)
     sampler = make(three[:1])
@@ -233,7 +233,9 @@ def test_completions_from_other_weights_are_not_taken(
 
 
 def test_an_adapter_is_not_drawn_from_on_another_base(make: Make, three: list[FakeVLLM], model: Path) -> None:
-    policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=Lora(2, 4))
+    policy, _ = load_policy(
+        str(model), dtype=torch.float32, device=torch.device("cpu"), lora=LoraConfig(rank=2, alpha=4)
+    )
     sampler = make(three[:1])
     sampler.update(policy, 0)
     three[0].version = "another-run-3"
@@ -279,11 +281,15 @@ def test_a_completion_that_the_servers_window_cuts_is_not_taken(
     ("missing", "lora", "hint"),
     [
         ("/update_weight_version", None, "it needs vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1"),
-        ("/v1/load_lora_adapter", Lora(2, 4), "it needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora"),
+        (
+            "/v1/load_lora_adapter",
+            LoraConfig(rank=2, alpha=4),
+            "it needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora",
+        ),
     ],
 )
 def test_a_server_that_lacks_a_switch_is_told_which(
-    missing: str, lora: Lora | None, hint: str, make: Make, three: list[FakeVLLM], model: Path
+    missing: str, lora: LoraConfig | None, hint: str, make: Make, three: list[FakeVLLM], model: Path
 ) -> None:
     policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=lora)
     three[0].missing.add(missing)

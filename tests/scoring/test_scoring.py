@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from selfdistill.models.lora import Lora
+from selfdistill.config.sections import LoraConfig
 from selfdistill.models.policy import Policy, load_external, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.score import head_inputs, score_roles, score_views
@@ -32,7 +32,7 @@ from support.engine import (
 from support.runs import open_run, recorder, tiny_run
 from support.tiny import keep_float64, save_model, save_tiny_model, tiny_settings
 
-LORA = Lora(rank=3, alpha=6)
+LORA = LoraConfig(rank=3, alpha=6)
 OTHER = External("another model")
 ROLES: dict[str, Weights] = {STUDENT: "live", "teacher": "frozen", "base": "frozen", "average": "ema", "other": OTHER}
 
@@ -59,7 +59,7 @@ def views() -> list[View]:
     return made
 
 
-def teachers_of(folder: Path, other: Path, lora: Lora | None) -> Teachers:
+def teachers_of(folder: Path, other: Path, lora: LoraConfig | None) -> Teachers:
     """Every kind of weights, all different."""
     policy, chat = load_exact(folder, lora=lora)
     stranger = load_external(str(other), policy, chat, dtype=torch.float64, device=torch.device("cpu"))
@@ -85,7 +85,7 @@ def by_rows(teachers: Teachers, role: str) -> list[Tensor | None]:
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_scores_of_every_role_are_those_of_plain_rows_however_they_are_cut(
-    lora: Lora | None, folder: Path, other: Path
+    lora: LoraConfig | None, folder: Path, other: Path
 ) -> None:
     teachers = teachers_of(folder, other, lora)
     assert teachers.pack
@@ -150,7 +150,7 @@ def test_roles_under_the_same_weights_are_one_forward_and_share_what_their_promp
 @pytest.mark.parametrize("name", ["grpo", "sdpo", "antisd", "credit", "purified", "opsd"])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_a_step_is_the_same_packed_shared_and_padded(
-    name: str, lora: Lora | None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, lora: LoraConfig | None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for packs, share_from, limits in (

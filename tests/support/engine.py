@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from selfdistill.config.sections import LoraConfig, ParallelConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, load_templates
-from selfdistill.distributed.fsdp import Parallel
 from selfdistill.distributed.world import World
 from selfdistill.files import flatten
 from selfdistill.methods import Method, build_method
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.training.clock import Clock
@@ -82,7 +81,7 @@ SAID: tuple[tuple[tuple[str, float | None, str | None], ...], ...] = (
 (no sibling, no feedback: no context), the third partly not judged."""
 
 
-def load_exact(folder: Path, *, lora: Lora | None = None, seed: int = 0) -> tuple[Policy, Chat]:
+def load_exact(folder: Path, *, lora: LoraConfig | None = None, seed: int = 0) -> tuple[Policy, Chat]:
     """A model directory in float64 throughout."""
     policy, chat = load_policy(str(folder), dtype=torch.float64, device=torch.device("cpu"), lora=lora, seed=seed)
     return keep_float64(policy).double(), chat
@@ -178,14 +177,14 @@ def make_bench(
     limits: Limits | None = None,
     move: Callable[[Policy], None] | None = None,
     external: Mapping[External, Policy] | None = None,
-    parallel: Parallel | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> Bench:
     """A trainer around a policy. ``move`` changes the student after its teachers have been copied."""
     method = build_method(name, knobs)
     needed = {role.weights for role in method.roles().values()}
 
     def place(one: Policy) -> None:
-        one.place(parallel or Parallel(), torch.device("cpu"))
+        one.place(parallel or ParallelConfig(), torch.device("cpu"))
 
     teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, place=place)
     if move is not None:

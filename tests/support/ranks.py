@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from selfdistill.distributed.fsdp import Parallel
+from selfdistill.config.sections import ParallelConfig
 from selfdistill.distributed.world import World
 from selfdistill.training.movement import Movement
 from selfdistill.training.trainer import Limits
@@ -37,7 +37,7 @@ class Gradient:
     name: str
     ranks: int
     method: tuple[str, dict[str, Any]]
-    parallel: Parallel
+    parallel: ParallelConfig
     tokens: int = 16384
     first: int | None = None
     """Only so many completions of the first group."""

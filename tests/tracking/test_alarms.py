@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ from selfdistill.config.run import ALARM_NAMES, parse_config
 from selfdistill.config.sections import AlarmsConfig
 from selfdistill.distributed.signals import STOPPED_BY_ALARM
 from selfdistill.errors import ConfigError
-from selfdistill.tracking.alarms import ALARMS, Alarm, AlarmWatch, Thresholds
+from selfdistill.tracking.alarms import ALARMS, Alarm, AlarmWatch
 from support.runs import as_toml, lines, metrics, open_run, outcome, recorder, tiny_run, train
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
-DEFAULTS = Thresholds(**{**AlarmsConfig().model_dump(), "window": 2})
+DEFAULTS = AlarmsConfig(window=2)
 """The shipped limits over two steps, which is little enough to add up by hand."""
 
 
-def heard(*history: Mapping[str, Any], thresholds: Thresholds = DEFAULTS) -> list[Alarm]:
+def heard(*history: Mapping[str, Any], thresholds: AlarmsConfig = DEFAULTS) -> list[Alarm]:
     watch = AlarmWatch(thresholds)
     return [alarm for step, line in enumerate(history, start=1) for alarm in watch.look({"step": step, **line})]
 
@@ -251,10 +250,6 @@ def test_an_alarm_stands_until_its_number_is_back_by_a_tenth_of_the_limit() -> N
     assert standing == [False, True, True, True, False, False]
 
 
-def test_thresholds_and_their_config_have_the_same_fields() -> None:
-    assert [field.name for field in fields(Thresholds)] == list(AlarmsConfig.model_fields)
-
-
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
@@ -283,7 +278,7 @@ def test_alarms_are_said_and_written_and_stand_in_the_metrics(model: Path, tmp_p
     assert written
     assert summary["alarms"] == written
     assert summary["stopped_by"] == []
-    again = AlarmWatch(Thresholds(**run.config.alarms.model_dump()))
+    again = AlarmWatch(run.config.alarms)
     for line in lines(tmp_path / "metrics.jsonl"):
         found = again.look(line)
         assert [one for one in written if one["step"] == line["step"]] == [alarm.to_json() for alarm in found]

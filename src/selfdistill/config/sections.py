@@ -122,6 +122,11 @@ class ParallelConfig(Strict):
         1800.0, gt=0, description="Seconds that a process waits for the others before it gives the run up."
     )
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are sharded: every rank, or under ``"hsdp"`` every group of ranks, holds one copy."""
+        return self.kind in ("fsdp2", "hsdp")
+
 
 class CheckpointConfig(Strict):
     """When to save."""

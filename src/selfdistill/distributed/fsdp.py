@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -28,98 +27,81 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from selfdistill.config.sections import ParallelConfig
 from selfdistill.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True)
-class Parallel:
-    """How the ranks share a model."""
+def check_parallel(config: ParallelConfig, size: int) -> None:
+    """Refuse settings that do not fit each other or a world of ``size`` ranks.
 
-    kind: Literal["none", "ddp", "fsdp2", "hsdp"] = "ddp"
-    """``"ddp"``: every rank holds the whole model. ``"fsdp2"``: every rank holds a shard of every weight. ``"hsdp"``:
-    every group of ``shards`` ranks holds one sharded copy. Gradients are summed over all ranks."""
-    param_dtype: torch.dtype | None = None
-    """Number type in which sharded weights are computed; None is their own."""
-    reduce_dtype: torch.dtype | None = None
-    """Number type of the gradient reduction of sharded weights; None is float32, or wider for wider weights."""
-    activation_checkpointing: bool = False
-    """Whether the backward pass recomputes the activations of each layer."""
-    cpu_offload: bool = False
-    """Whether shards and optimiser state stay in CPU memory."""
-    shards: int | None = None
-    """Ranks per sharded copy under ``"hsdp"``; None is the number of ranks of this machine."""
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the weights are sharded."""
-        return self.kind in ("fsdp2", "hsdp")
-
-    def check(self, size: int) -> None:
-        """Refuse settings that do not fit each other or a world of ``size`` ranks.
-
-        Raises:
-            ConfigError: names the setting and what would be right.
-        """
-        if self.kind == "none" and size > 1:
+    Raises:
+        ConfigError: names the setting and what would be right.
+    """
+    if config.kind == "none" and size > 1:
+        raise ConfigError(
+            f'parallel.kind is "none", but {size} processes were started: set it to "ddp", "fsdp2" or "hsdp"'
+        )
+    for key in ("param_dtype", "reduce_dtype", "cpu_offload"):
+        if getattr(config, key) and not config.sharded:
             raise ConfigError(
-                f'parallel.kind is "none", but {size} processes were started: set it to "ddp", "fsdp2" or "hsdp"'
+                f'parallel.{key} needs sharded weights: set parallel.kind to "fsdp2", or to "hsdp" '
+                "with parallel.shards = 1 for a whole copy on every rank"
             )
-        given = {"param_dtype": self.param_dtype, "reduce_dtype": self.reduce_dtype, "cpu_offload": self.cpu_offload}
-        for key, value in given.items():
-            if value and not self.sharded:
-                raise ConfigError(
-                    f'parallel.{key} needs sharded weights: set parallel.kind to "fsdp2", or to "hsdp" '
-                    "with parallel.shards = 1 for a whole copy on every rank"
-                )
-        if self.shards is not None and self.kind != "hsdp":
-            raise ConfigError(f'parallel.shards is for parallel.kind = "hsdp", which is {self.kind!r} here')
-        if self.kind == "hsdp" and size % self._shards(size):
-            raise ConfigError(
-                f"parallel.shards is {self._shards(size)}, which does not divide the number of processes, {size}"
-            )
+    if config.shards is not None and config.kind != "hsdp":
+        raise ConfigError(f'parallel.shards is for parallel.kind = "hsdp", which is {config.kind!r} here')
+    if config.kind == "hsdp" and size % _shards(config, size):
+        raise ConfigError(
+            f"parallel.shards is {_shards(config, size)}, which does not divide the number of processes, {size}"
+        )
 
-    def mesh(self, device: torch.device) -> DeviceMesh:
-        """The device mesh: one axis for ``"fsdp2"``, replicas × shards for ``"hsdp"``.
 
-        A single process gets a process group of size one first, because FSDP2 needs a group.
-        """
-        if not dist.is_initialized():
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-        size = dist.get_world_size()
-        if self.kind == "fsdp2":
-            return init_device_mesh(device.type, (size,))
-        shards = self._shards(size)
-        return init_device_mesh(device.type, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
+def _mesh(config: ParallelConfig, device: torch.device) -> DeviceMesh:
+    """The device mesh: one axis for ``"fsdp2"``, replicas × shards for ``"hsdp"``.
 
-    def _shards(self, size: int) -> int:
-        return self.shards or int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    A single process gets a process group of size one first, because FSDP2 needs a group.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    size = dist.get_world_size()
+    if config.kind == "fsdp2":
+        return init_device_mesh(device.type, (size,))
+    shards = _shards(config, size)
+    return init_device_mesh(device.type, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+
+def _shards(config: ParallelConfig, size: int) -> int:
+    return config.shards or int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
 
 
 def shard(
     module: nn.Module,
     layers: Sequence[nn.Module],
-    parallel: Parallel,
+    config: ParallelConfig,
     *,
     device: torch.device,
     dtype: torch.dtype,
+    computes: torch.dtype | None,
     doors: Sequence[str],
 ) -> None:
     """Shard each layer as one unit, and all remaining weights as another.
 
     Gradients are then summed over ranks, not averaged, because each rank's loss is its share of the total.
-    ``doors`` are the methods besides ``forward`` that use weights. ``dtype`` is the number type of the model.
+    ``doors`` are the methods besides ``forward`` that use weights. ``dtype`` is the number type of the weights, and
+    ``computes`` that of the forward pass where ``config.param_dtype`` is unset; None is their own.
 
     Raises:
         ConfigError: this torch is too old.
     """
     if "reset_iter_state" not in vars(FSDPModule):
-        raise ConfigError(f"parallel.kind = {parallel.kind!r} needs torch 2.13 or newer; this is {torch.__version__}")
-    mesh = parallel.mesh(device)
+        raise ConfigError(f"parallel.kind = {config.kind!r} needs torch 2.13 or newer; this is {torch.__version__}")
+    mesh = _mesh(config, device)
     precision = MixedPrecisionPolicy(
-        param_dtype=parallel.param_dtype,
-        reduce_dtype=parallel.reduce_dtype or torch.promote_types(dtype, torch.float32),
+        param_dtype=getattr(torch, config.param_dtype) if config.param_dtype else computes,
+        reduce_dtype=getattr(torch, config.reduce_dtype)
+        if config.reduce_dtype
+        else torch.promote_types(dtype, torch.float32),
     )
-    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if parallel.cpu_offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
     # The root module is called with token ids, log-probabilities and loss weights, which must not be rounded.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from selfdistill.config.sections import LoraConfig
 from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import fused_outputs, not_linear, outside_decoder
 from selfdistill.models.loading import lasting_name, quiet_peft
@@ -18,32 +18,24 @@ from selfdistill.models.loading import lasting_name, quiet_peft
 STUDENT_ADAPTER = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """Low-rank adaptation. No dropout: student and sampler must be the same function of the weights."""
-
-    rank: int
-    alpha: float
-    target_modules: str | list[str] = "all-linear"
-
-
-def add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
+def add_lora(model: Any, lora: LoraConfig, path: str, seed: int) -> Any:
     """Wrap a model with a new adapter, drawn with a seed.
 
     "all-linear" means every linear map that scoring passes through, but for the head. Towers for images and sound get
-    no adapter by any name, as nothing that is scored passes through them.
+    no adapter by any name, as nothing that is scored passes through them. There is no dropout: student and sampler must
+    be the same function of the weights.
 
     Raises:
         ModelError: the model takes no adapter there, in one sentence.
     """
-    from peft import LoraConfig, get_peft_model
+    import peft
 
     everywhere = lora.target_modules == "all-linear"
     unusual = not_linear(model)
     outside, fused = outside_decoder(model), fused_outputs(model)
     _check_targets(model, lora.target_modules, unusual, {*outside, *fused, *unusual}, path)
     left_out = [*outside, *([*fused, *unusual] if everywhere else [])]
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules=lora.target_modules,
@@ -53,7 +45,7 @@ def add_lora(model: Any, lora: Lora, path: str, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
         try:
-            wrapped: Any = get_peft_model(model, config)
+            wrapped: Any = peft.get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"{path} takes no adapter on {lora.target_modules!r}: {first_line(error)}") from error
     # Not transformers' own name of it: that of a shipped model is found where the package lies elsewhere.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfdistill.config.sections import LoraConfig, ParallelConfig
 from selfdistill.contexts.chat import Chat
-from selfdistill.distributed.fsdp import Parallel, gathered, is_sharded, put, recompute, release, shard, whole
+from selfdistill.distributed.fsdp import gathered, is_sharded, put, recompute, release, shard, whole
 from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import cache_argument, decoder_of, limit_time_steps
 from selfdistill.models.attention import mask_of_nothing
@@ -36,7 +36,7 @@ from selfdistill.models.loading import (
     stop_ids,
     window_of,
 )
-from selfdistill.models.lora import STUDENT_ADAPTER, Lora, add_lora
+from selfdistill.models.lora import STUDENT_ADAPTER, add_lora
 from selfdistill.models.masters import Masters, widen
 from selfdistill.types import Scores, SequenceBatch
 
@@ -147,7 +147,7 @@ class Policy(nn.Module):
         )
         return self.head_of(output.last_hidden_state[:, -1]).logprobs(slice(None))
 
-    def place(self, parallel: Parallel, device: torch.device) -> None:
+    def place(self, parallel: ParallelConfig, device: torch.device) -> None:
         """Take its place among the ranks, on a device: sharded or whole, as ``parallel`` says.
 
         What requires a gradient now is kept in float32 at least from here on, whatever the model computes with.
@@ -163,10 +163,16 @@ class Policy(nn.Module):
             self.masters = Masters(self.model)
             return
         self.dtype = widen(self.model)
-        if self.dtype is not None and parallel.param_dtype is None:
-            parallel = replace(parallel, param_dtype=self.dtype)
-        dtype = next(self.model.parameters()).dtype
-        shard(self, self.layers, parallel, device=device, dtype=dtype, doors=("head_input", "score", "next_token"))
+        weights = next(self.model.parameters()).dtype
+        shard(
+            self,
+            self.layers,
+            parallel,
+            device=device,
+            dtype=weights,
+            computes=self.dtype,
+            doors=("head_input", "score", "next_token"),
+        )
         with self.whole():  # a forward from the root settles who belongs to whom
             pass
 
@@ -207,7 +213,7 @@ def load_policy(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    lora: Lora | None = None,
+    lora: LoraConfig | None = None,
     seed: int = 0,
     sampled: bool = True,
 ) -> tuple[Policy, Chat]:

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
+from selfdistill.config.sections import AlarmsConfig
+
 SLACK = 0.1
 """How far past its limit a number must come back, as a share of the limit, before the alarm clears."""
 
@@ -38,28 +40,6 @@ class Alarm:
     def sentence(self) -> str:
         """As it is said in the terminal."""
         return f"alarm {self.name}, step {self.step}: {self.evidence}; {self.suggestion}"
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """Where the alarms sound; the config's ``alarms`` table, which describes each."""
-
-    window: int
-    entropy: float
-    length_growth: float
-    length_fall: float
-    deliberation: float
-    truncated: float
-    skipped: float
-    no_signal: float
-    ratio: float
-    clipped: float
-    sampler_gap: float
-    u_gap: float
-    reward_gap: float
-    gradient: float
-    moved: float
-    validation: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +120,15 @@ class Rule:
     """What an alarm watches, how it reads it, and what it advises."""
 
     about: str
-    read: Callable[[History, Thresholds], Reading | None]
+    read: Callable[[History, AlarmsConfig], Reading | None]
     suggestion: str
 
 
 class AlarmWatch:
     """All alarms of a run, fed line by line."""
 
-    def __init__(self, thresholds: Thresholds) -> None:
-        self.thresholds = thresholds
+    def __init__(self, config: AlarmsConfig) -> None:
+        self.config = config
         self.history = History()
         self.standing: set[str] = set()
         self.sounded: tuple[Alarm, ...] = ()
@@ -156,10 +136,10 @@ class AlarmWatch:
 
     def look(self, line: Mapping[str, Any]) -> tuple[Alarm, ...]:
         """The alarms that sound at this line; afterwards ``standing`` holds these and those not yet cleared."""
-        self.history.add(line, window=self.thresholds.window)
+        self.history.add(line, window=self.config.window)
         sounded = []
         for name, rule in ALARMS.items():
-            reading = rule.read(self.history, self.thresholds)
+            reading = rule.read(self.history, self.config)
             if reading is None:
                 continue
             if name in self.standing:
@@ -172,8 +152,8 @@ class AlarmWatch:
         return self.sounded
 
 
-def _entropy(who: str) -> Callable[[History, Thresholds], Reading | None]:
-    def read(history: History, at: Thresholds) -> Reading | None:
+def _entropy(who: str) -> Callable[[History, AlarmsConfig], Reading | None]:
+    def read(history: History, at: AlarmsConfig) -> Reading | None:
         numbers = history.of(f"{who}_entropy", least=2 * at.window)
         start, now = _ends(numbers, at.window)
         if not start:
@@ -187,8 +167,8 @@ def _entropy(who: str) -> Callable[[History, Thresholds], Reading | None]:
     return read
 
 
-def _length(*, growth: bool) -> Callable[[History, Thresholds], Reading | None]:
-    def read(history: History, at: Thresholds) -> Reading | None:
+def _length(*, growth: bool) -> Callable[[History, AlarmsConfig], Reading | None]:
+    def read(history: History, at: AlarmsConfig) -> Reading | None:
         start, now = _ends(history.of("length", least=2 * at.window), at.window)
         if not start:
             return None
@@ -202,7 +182,7 @@ def _length(*, growth: bool) -> Callable[[History, Thresholds], Reading | None]:
     return read
 
 
-def _deliberation(history: History, at: Thresholds) -> Reading | None:
+def _deliberation(history: History, at: AlarmsConfig) -> Reading | None:
     start, now = _ends(history.of("deliberation", least=2 * at.window), at.window)
     if not start:
         return None
@@ -213,8 +193,8 @@ def _deliberation(history: History, at: Thresholds) -> Reading | None:
     return Reading(now, at.deliberation * start, evidence, low=True)
 
 
-def _share(key: str, name: str, words: str) -> Callable[[History, Thresholds], Reading | None]:
-    def read(history: History, at: Thresholds) -> Reading | None:
+def _share(key: str, name: str, words: str) -> Callable[[History, AlarmsConfig], Reading | None]:
+    def read(history: History, at: AlarmsConfig) -> Reading | None:
         numbers = history.of(key, least=at.window)
         if not numbers:
             return None
@@ -225,7 +205,7 @@ def _share(key: str, name: str, words: str) -> Callable[[History, Thresholds], R
     return read
 
 
-def _ratio(history: History, at: Thresholds) -> Reading | None:
+def _ratio(history: History, at: AlarmsConfig) -> Reading | None:
     ratios, clipped = history.of("ratio"), history.of("clip_share")
     readings = []
     if ratios:
@@ -238,7 +218,7 @@ def _ratio(history: History, at: Thresholds) -> Reading | None:
     return max(readings, key=lambda one: one.value / one.limit, default=None)
 
 
-def _sampler(history: History, at: Thresholds) -> Reading | None:
+def _sampler(history: History, at: AlarmsConfig) -> Reading | None:
     numbers = history.of("sampler_gap", least=at.window)
     if not numbers:
         return None
@@ -250,7 +230,7 @@ def _sampler(history: History, at: Thresholds) -> Reading | None:
     return Reading(now, at.sampler_gap, evidence)
 
 
-def _teacher(history: History, at: Thresholds) -> Reading | None:
+def _teacher(history: History, at: AlarmsConfig) -> Reading | None:
     theirs, ours = history.of("teacher_reward", least=at.window), history.of("reward", least=at.window)
     if theirs and ours:
         teacher, student = fmean(theirs[-at.window :]), fmean(ours[-at.window :])
@@ -271,7 +251,7 @@ def _teacher(history: History, at: Thresholds) -> Reading | None:
     return Reading(correct - incorrect, at.u_gap, evidence, low=True, slack=SLACK * abs(incorrect))
 
 
-def _gradient(history: History, at: Thresholds) -> Reading | None:
+def _gradient(history: History, at: AlarmsConfig) -> Reading | None:
     numbers = history.of("grad_norm", least=2 * at.window + 1)
     usual = median(numbers[-4 * at.window - 1 : -1]) if numbers else 0.0
     if not usual:
@@ -283,7 +263,7 @@ def _gradient(history: History, at: Thresholds) -> Reading | None:
     return Reading(numbers[-1], at.gradient * usual, evidence)
 
 
-def _moved(history: History, at: Thresholds) -> Reading | None:
+def _moved(history: History, at: AlarmsConfig) -> Reading | None:
     rates = history.of("learning_rate")
     # Where a schedule ends in nothing (a tenth of its peak is left), an update that rounds to nothing is no loss.
     if rates and rates[-1] <= 0.1 * max(rates):
@@ -298,7 +278,7 @@ def _moved(history: History, at: Thresholds) -> Reading | None:
     return min(readings, key=lambda one: one.value, default=None)
 
 
-def _validation(history: History, at: Thresholds) -> Reading | None:
+def _validation(history: History, at: AlarmsConfig) -> Reading | None:
     if not history.new("evaluation") or len(history.evaluations) < 2:
         return None
     *earlier, now = history.evaluations

@@ -16,16 +16,15 @@ import torch
 
 from selfdistill.config.run import RunConfig
 from selfdistill.config.sampler import EngineConfig
-from selfdistill.config.sections import LimitsConfig, ModelConfig, OptimiserConfig, ParallelConfig
+from selfdistill.config.sections import LimitsConfig, ModelConfig, OptimiserConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates
-from selfdistill.distributed.fsdp import Parallel
+from selfdistill.distributed.fsdp import check_parallel
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import Method, build_method
 from selfdistill.models.compile import check_compiler
 from selfdistill.models.loading import lasting_name
-from selfdistill.models.lora import Lora
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
@@ -38,8 +37,6 @@ from selfdistill.tasks.build import build_task, remarks_on
 from selfdistill.tasks.judging import verify_all
 from selfdistill.training.trainer import Limits, Trainer
 from selfdistill.types import STUDENT, Example, External, Message, Skipped, Task
-
-DTYPES = ("param_dtype", "reduce_dtype")
 
 
 @dataclass(slots=True)
@@ -91,8 +88,8 @@ def assemble(
     example = task.examples("train")[0]
     check_sampling_roles(method, templates, example, name=str(config.method["name"]))
     check_contexts(method, templates, example, prompts=config.sampling.prompts)
-    world, parallel, device = World.current(), build_parallel(config.parallel), parse_device(config.model.device)
-    parallel.check(world.size)
+    world, parallel, device = World.current(), config.parallel, parse_device(config.model.device)
+    check_parallel(parallel, world.size)
     if config.model.compile:
         check_compiler(device)
     # Load on the CPU before sharding, because the whole model may not fit on one device.
@@ -163,12 +160,11 @@ def _limits(limits: LimitsConfig, device: str) -> LimitsConfig:
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
     """Load the student and its chat template. ``seed`` initialises a new LoRA adapter."""
-    lora = config.lora
     policy, chat = load_policy(
         config.path,
         dtype=parse_dtype(config.dtype),
         device=parse_device(config.device),
-        lora=Lora(lora.rank, lora.alpha, lora.target_modules) if lora else None,
+        lora=config.lora,
         seed=seed,
     )
     policy.compiled = config.compile
@@ -228,18 +224,6 @@ def build_rollout_worker(
         max_batch_size=limit,
         thinking=sampling.thinking,
         world=World.current(),
-    )
-
-
-def build_parallel(config: ParallelConfig) -> Parallel:
-    """The settings by which the ranks share the model."""
-    types = {key: parse_dtype(value) for key in DTYPES if (value := getattr(config, key)) is not None}
-    return Parallel(
-        kind=config.kind,
-        shards=config.shards,
-        activation_checkpointing=config.activation_checkpointing,
-        cpu_offload=config.cpu_offload,
-        **types,
     )
 
 

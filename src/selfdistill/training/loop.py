@@ -21,7 +21,7 @@ from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.seeds import batches, derive
-from selfdistill.tracking.alarms import AlarmWatch, Thresholds
+from selfdistill.tracking.alarms import AlarmWatch
 from selfdistill.tracking.progress import Progress
 from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
@@ -91,7 +91,7 @@ class Run:
             JsonLines(folder / f"{name}.jsonl", writes=self.world.first)
             for name in ("metrics", "evaluations", "rollouts", "alarms")
         )
-        self.watch = AlarmWatch(Thresholds(**self.config.alarms.model_dump()))
+        self.watch = AlarmWatch(self.config.alarms)
         if exists:
             check_same_config(folder, self.config)
             self._restore()
