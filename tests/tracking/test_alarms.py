@@ -6,13 +6,13 @@ import json
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from selfdistill.cli.app import main
-from selfdistill.config.run import ALARM_NAMES, parse_config
-from selfdistill.config.sections import AlarmsConfig
+from selfdistill.config.run import parse_config
+from selfdistill.config.sections import AlarmName, AlarmsConfig
 from selfdistill.distributed.signals import STOPPED_BY_ALARM
 from selfdistill.errors import ConfigError
 from selfdistill.tracking.alarms import ALARMS, Alarm, AlarmWatch
@@ -342,4 +342,4 @@ def test_the_command_says_which_alarm_ended_it_and_exits_with_3(
 
 
 def test_a_config_may_stop_on_every_alarm() -> None:
-    assert tuple(ALARMS) == ALARM_NAMES
+    assert tuple(ALARMS) == get_args(AlarmName)

@@ -1,20 +1,19 @@
 """The configuration of a run: what may be written, and one sentence for everything that may not.
 
-Only ``run``, ``compare`` and ``cli`` know this module; all else takes plain arguments.
+Only what builds a run, compares runs or speaks with the user knows ``RunConfig``; a room takes its own section.
 """
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from selfdistill.config.renamed import RENAMED
-from selfdistill.config.sampler import SAMPLER_KINDS, HFConfig, SamplerConfig
+from selfdistill.config.sampler import HFConfig, SamplerConfig
 from selfdistill.config.sections import (
+    AlarmName,
     AlarmsConfig,
     CheckpointConfig,
     EvaluationConfig,
@@ -23,35 +22,16 @@ from selfdistill.config.sections import (
     OptimiserConfig,
     ParallelConfig,
     SamplingConfig,
+    Sink,
     Strict,
 )
 from selfdistill.config.sources import read_config
-from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset, task_configs
+from selfdistill.config.suggest import suggest
+from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset
 from selfdistill.errors import ConfigError
-
-ALARM_NAMES = (
-    "entropy_collapse",
-    "teacher_entropy_collapse",
-    "length_explosion",
-    "length_shrinkage",
-    "deliberation_vanishing",
-    "truncated_completions",
-    "skipped_completions",
-    "no_signal",
-    "importance_ratios",
-    "sampler_gap",
-    "teacher_worse",
-    "gradient_jump",
-    "vanishing_updates",
-    "validation_falls",
-)
-"""What ``stop_on`` may name: the alarms of ``tracking/alarms.py``, which a test holds to be the same."""
-
 
 SHORT = {"method": "name", "parallel": "kind"}
 """Tables that may be written as one word, and the key that it is then the value of."""
-
-SINKS = ("tensorboard", "wandb", "trackio")
 
 
 class RunConfig(Strict):
@@ -65,6 +45,7 @@ class RunConfig(Strict):
     )
     contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")
     reward: str | None = Field(None, description="Reward function of one's own, as 'package.module:function'.")
+    # A table of any keys, because a method checks its own: methods import torch, and may stand in the user's code.
     method: dict[str, Any] = Field(description="name, and the method's knobs.")
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerConfig = HFConfig()
@@ -74,11 +55,11 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     parallel: ParallelConfig = ParallelConfig()
     alarms: AlarmsConfig = AlarmsConfig()
-    sinks: list[str] = Field(
+    sinks: list[Sink] = Field(
         [],
         description="Where numbers and completions also go: 'tensorboard', 'wandb', 'trackio', each with its package.",
     )
-    stop_on: list[str] = Field([], description="Alarms that end the run, for example ['entropy_collapse'].")
+    stop_on: list[AlarmName] = Field([], description="Alarms that end the run, for example ['entropy_collapse'].")
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -123,13 +104,10 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         raise ConfigError(f'{source}: no method: write for example method.name = "antisd"')
     if isinstance(table.get("task"), Mapping):
         table["task"] = fill_from_preset(table["task"])
-    _refuse_unknown(RunConfig, table, (), source)
-    _refuse_unknown_names("stop_on", table.get("stop_on"), ALARM_NAMES, source)
-    _refuse_unknown_names("sinks", table.get("sinks"), SINKS, source)
     try:
         return RunConfig.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_sentence(error)}") from error
+        raise ConfigError(f"{source}: {suggest(error, RunConfig)}") from error
 
 
 def _set(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
@@ -153,68 +131,3 @@ def _value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         # A bare word is a string: --set method.name=grpo needs no quotes.
         return text
-
-
-def _refuse_unknown(model: type[BaseModel], table: Mapping[str, Any], where: tuple[str, ...], source: str) -> None:
-    """Name the nearest known key, which pydantic's own message does not."""
-    for key, value in table.items():
-        name = ".".join([*where, str(key)])
-        if name in RENAMED:
-            raise ConfigError(f"{source}: {name!r} is now called {RENAMED[name]!r}")
-        if key not in model.model_fields:
-            close = difflib.get_close_matches(str(key), model.model_fields, n=1)
-            hint = (
-                f"did you mean {'.'.join([*where, close[0]])!r}?"
-                if close
-                else f"known there: {', '.join(model.model_fields)}"
-            )
-            raise ConfigError(f"{source}: unknown key {name!r}; {hint}")
-        if isinstance(value, Mapping):
-            below = _table_type(model.model_fields[key].annotation, value)
-            if below is not None:
-                _refuse_unknown(below, value, (*where, key), source)
-
-
-def _refuse_unknown_names(key: str, names: object, known: Collection[str], source: str) -> None:
-    """Name the nearest known word of a list; what is no list of words is left to pydantic."""
-    for name in names if isinstance(names, list | tuple) else ():
-        if isinstance(name, str) and name not in known:
-            close = difflib.get_close_matches(name, [*known], n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-            raise ConfigError(f"{source}: {key}: unknown name {name!r}; {hint}")
-
-
-def _table_type(annotation: Any, value: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The model class that a table will be checked against, unions decided by their ``kind``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) is Annotated:
-        return _table_type(get_args(annotation)[0], value)
-    members = get_args(annotation) if _is_union(annotation) else ()
-    members = tuple(get_args(one)[0] if get_origin(one) is Annotated else one for one in members)
-    if any(_is_union(one) for one in members):  # a source is a union of its own, and may be unset
-        return next((_table_type(one, value) for one in members if _is_union(one)), None)
-    choices = [one for one in members if isinstance(one, type) and issubclass(one, BaseModel)]
-    if len(choices) > 1:
-        choices = [c for c in choices if value.get("kind") in get_args(c.model_fields["kind"].annotation)]
-    return choices[0] if choices else None
-
-
-def _is_union(annotation: Any) -> bool:
-    import types
-
-    return get_origin(annotation) in (Union, types.UnionType)
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    kinds = {*task_configs(), "text", "source", *SAMPLER_KINDS}
-    where = ".".join(str(part) for part in first["loc"] if part not in kinds)
-    if first["type"] == "union_tag_not_found":
-        example = "vllm" if where == "sampler" else "countdown"
-        return f'{where}: no kind; write for example {where}.kind = "{example}"'
-    if first["type"] == "union_tag_invalid":
-        return f"{where}: unknown kind {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}"
-    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{where}: {message}{got}"

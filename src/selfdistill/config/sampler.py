@@ -88,6 +88,3 @@ SamplerConfig = Annotated[
     HFConfig | VLLMConfig | ServerConfig,
     Field(discriminator="kind", description="Which engine samples the completions to learn from."),
 ]
-
-SAMPLER_KINDS = ("hf", "vllm", "server")
-"""What ``sampler.kind`` may be."""

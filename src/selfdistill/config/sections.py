@@ -13,6 +13,28 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+AlarmName = Literal[
+    "entropy_collapse",
+    "teacher_entropy_collapse",
+    "length_explosion",
+    "length_shrinkage",
+    "deliberation_vanishing",
+    "truncated_completions",
+    "skipped_completions",
+    "no_signal",
+    "importance_ratios",
+    "sampler_gap",
+    "teacher_worse",
+    "gradient_jump",
+    "vanishing_updates",
+    "validation_falls",
+]
+"""An alarm of ``tracking/alarms.py``. The config loads nothing of tracking; a test holds the names to be the same."""
+
+Sink = Literal["tensorboard", "wandb", "trackio"]
+"""A tracker of ``tracking/trackers.py``, likewise."""
+
+
 class LoraConfig(Strict):
     """Train an adapter instead of all weights."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from importlib import resources
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.config.renamed import with_new_names
+from selfdistill.config.suggest import near
 from selfdistill.errors import ConfigError
 
 
@@ -28,11 +28,9 @@ def config_text(source: str) -> str:
     """
     path = _config_path(source)
     if not path.is_file():
-        close = difflib.get_close_matches(source, shipped_configs(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(
-            f"config {source!r} not found; {hint}shipped: {', '.join(shipped_configs())}; or give a path to a TOML file"
-        )
+        known = shipped_configs()
+        hint = f"{near(source, known)} shipped: {', '.join(known)}; or give a path to a TOML file".lstrip()
+        raise ConfigError(f"config {source!r} not found; {hint}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -6,7 +6,6 @@ besides it wins.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from selfdistill.config.sections import Strict
+from selfdistill.config.suggest import near
 from selfdistill.errors import ConfigError
 
 
@@ -224,11 +224,9 @@ def load_preset(source: str) -> Preset:
     shipped = resources.files("selfdistill.tasks") / "presets" / f"{source}.toml"
     path = shipped if "/" not in source and shipped.is_file() else Path(source)
     if not path.is_file():
-        close = difflib.get_close_matches(source, shipped_presets(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(
-            f"preset {source!r} not found; {hint}shipped: {', '.join(shipped_presets())}; or give a path to a TOML file"
-        )
+        known = shipped_presets()
+        hint = f"{near(source, known)} shipped: {', '.join(known)}; or give a path to a TOML file".lstrip()
+        raise ConfigError(f"preset {source!r} not found; {hint}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

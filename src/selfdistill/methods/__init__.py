@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from selfdistill.config.base import load_named
+from selfdistill.config.suggest import near
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
@@ -49,8 +49,7 @@ def build_method(name: str, knobs: Mapping[str, Any] | None = None) -> Method:
     for key in knobs:
         if key not in kind.model_fields or key == "name":
             known = [field for field in kind.model_fields if field != "name"]
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            hint = near(key, known) or f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"unknown key method.{key} for method {name!r}; {hint}")
     try:
         return kind.model_validate(dict(knobs))
@@ -64,9 +63,8 @@ def _resolve(name: str) -> type[Method]:
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
-        close = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"unknown method {name!r}; {hint}known: {', '.join(sorted(METHODS))}; or module:Class")
+        hint = f"{near(name, METHODS)} known: {', '.join(sorted(METHODS))}; or module:Class".lstrip()
+        raise ConfigError(f"unknown method {name!r}; {hint}")
     found = load_named(name, "method", "Class")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ConfigError(f"method {name!r} is not a subclass of selfdistill.methods.Method")
