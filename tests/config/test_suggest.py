@@ -1,0 +1,56 @@
+"""What a config may not hold is one sentence: what, where, and what would be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from selfdistill.config.run import parse_config
+from selfdistill.errors import ConfigError
+
+MATH: dict[str, Any] = {"kind": "math", "path": "rows.jsonl"}
+
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "at the top": ({"step": 3}, "unknown key 'step'; did you mean 'steps'?"),
+    "of an optional table": ({"model": {"lora": {"rnk": 3}}}, "unknown key 'model.lora.rnk'; did you mean 'model.lora"),
+    "of a kind that is also another kind's key": (
+        {"task": {"kind": "tools", "path": "rows.jsonl", "anser": "a"}},
+        "unknown key 'task.anser'; did you mean 'task.answer'?",
+    ),
+    "of a source of rows": (
+        {"task": {**MATH, "test_path": {"path": "x", "splt": "test"}}},
+        "unknown key 'task.test_path.splt'; did you mean 'task.test_path.split'?",
+    ),
+    "another kind's key": (
+        {"sampler": {"kind": "hf", "overlap": True}},
+        "unknown key 'sampler.overlap'; known there: kind",
+    ),
+    "before what is missing": ({"task": {"kind": "math", "anser": "a"}}, "unknown key 'task.anser'; did you mean"),
+    "a field called like a kind of task": ({"task": {**MATH, "fields": {"code": 3}}}, "task.fields.code: input should"),
+    "a field called like a step of pydantic's": (
+        {"task": {**MATH, "fields": {"source": 3}}},
+        "task.fields.source: input should be a valid string (got 3)",
+    ),
+    "a source that is neither": ({"task": {**MATH, "path": 3}}, "task.path: input should be a valid dictionary"),
+    "a missing key of a kind": ({"sampler": {"kind": "server"}}, "sampler.urls: field required"),
+    "a rule of a whole table": (
+        {"sampler": {"kind": "vllm", "overlap": True, "max_staleness": 0}},
+        "sampler: value error, overlap learns from completions that are one update old",
+    ),
+    "a literal": (
+        {"model": {"dtype": "f8"}},
+        "model.dtype: input should be 'float32', 'bfloat16' or 'float64' (got 'f",
+    ),
+    "a word of a list": ({"sinks": ["wandd"]}, "sinks: unknown name 'wandd'; did you mean 'wandb'?"),
+    "no word in a list": ({"sinks": [3]}, "sinks.0: input should be 'tensorboard', 'wandb' or 'trackio' (got 3)"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_may_not_be_written_is_one_sentence(case: str) -> None:
+    table, sentence = CASES[case]
+    with pytest.raises(ConfigError) as error:
+        parse_config({"method": "grpo", **table}, "here")
+    assert str(error.value).startswith(f"here: {sentence}")
+    assert "\n" not in str(error.value)
