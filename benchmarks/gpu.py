@@ -25,7 +25,7 @@ from loss_paths import ONE_CONTEXT, PATHS, Unavailable, make_problem
 from processes import origin, say, write
 from random_model import random_model
 from selfdistill.config.run import load_config
-from selfdistill.config.sections import ParallelConfig
+from selfdistill.config.sections import ParallelConfig, limits_on
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import load_templates
 from selfdistill.distributed.world import World
@@ -35,7 +35,7 @@ from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.tasks.build import build_task
 from selfdistill.training.clock import Clock
-from selfdistill.training.trainer import Limits, Trainer
+from selfdistill.training.trainer import Trainer
 from selfdistill.types import Example, Rollout, RolloutGroup, Verdict
 from sizing import SHAPES, Shape, Work, training_operations
 
@@ -183,7 +183,7 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
                 torch.optim.AdamW(policy.trainable(), lr=1e-12, fused=True),
                 learning_rate=lambda step: 1e-12,
                 clip_norm=1.0,
-                limits=Limits(max_logits_per_chunk=1 << 26 if options.device == "cpu" else 1 << 28),
+                limits=limits_on(options.device),
                 thinking=None,
                 world=World.current(),
             )

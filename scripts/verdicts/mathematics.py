@@ -13,6 +13,7 @@ import sympy
 from latex2sympy2_extended import latex2sympy
 from math_verify import parse, verify
 
+from selfdistill.config.tasks import MathConfig
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.math.answers import boxed_answer, stated_answer
 from selfdistill.tasks.math.task import MathTask
@@ -44,7 +45,7 @@ def table() -> str:
 def ours(gold: Sequence[str], completions: Sequence[str]) -> list[bool]:
     """The verdicts of :class:`MathTask` on completions for rows with these answers."""
     rows = [{"question": f"case {i}", "answer": one} for i, one in enumerate(gold)]
-    task = MathTask(MemoryRows(rows, "cases"), validation_share=0.0, test_share=0.0)
+    task = MathTask(MathConfig(path="cases", validation_share=0.0, test_share=0.0), {"path": MemoryRows(rows, "cases")})
     try:
         examples = task.examples("train")
         pairs = zip(examples, completions, strict=True)

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 import methods_by_hand as hand
-from selfdistill.config.sections import LoraConfig
+from selfdistill.config.sections import Limits, LimitsConfig, LoraConfig, limits_on
 from selfdistill.contexts.templates import Template
 from selfdistill.models.policy import Policy
-from selfdistill.training.trainer import Limits
 from selfdistill.types import RolloutGroup
 from support.engine import (
     Bench,
@@ -176,10 +175,10 @@ def test_the_gradient_of_a_step_is_that_of_brute_force(
 
 INVARIANT = ["grpo", "sft", "opsd", "sdpo top 5", "sd", "antisd"]
 CUTS = {
-    "one view a micro-batch": Limits(max_tokens_per_microbatch=1),
-    "some views a micro-batch": Limits(max_tokens_per_microbatch=70),
-    "one token a slice": Limits(max_logits_per_chunk=1),
-    "five tokens a slice": Limits(max_logits_per_chunk=5 * 96),
+    "one view a micro-batch": limits_on("cpu", LimitsConfig(tokens=1)),
+    "some views a micro-batch": limits_on("cpu", LimitsConfig(tokens=70)),
+    "one token a slice": limits_on("cpu", LimitsConfig(elements=1)),
+    "five tokens a slice": limits_on("cpu", LimitsConfig(elements=5 * 96)),
 }
 
 
@@ -433,7 +432,13 @@ def test_a_step_never_holds_all_tokens_times_the_vocabulary(
     policy, chat = load_exact(save_tiny_model(tmp_path / "wide", vocab_size=vocabulary, hidden_size=8))
     name, knobs, *_ = CASES[case]
     bench = make_bench(
-        policy, chat, templates, name, knobs, limits=Limits(max_logits_per_chunk=max_logits), move=small_move
+        policy,
+        chat,
+        templates,
+        name,
+        knobs,
+        limits=limits_on("cpu", LimitsConfig(elements=max_logits)),
+        move=small_move,
     )
     groups = invent_groups(policy, chat)
     tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)

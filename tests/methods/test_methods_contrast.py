@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import methods_by_hand as hand
-from selfdistill.config.sections import LoraConfig
+from selfdistill.config.sections import Limits, LimitsConfig, LoraConfig, limits_on
 from selfdistill.contexts.templates import Template
-from selfdistill.training.trainer import Limits, StepResult
+from selfdistill.training.trainer import StepResult
 from selfdistill.types import RolloutGroup
 from support.engine import (
     QUESTIONS,
@@ -140,7 +140,11 @@ def test_the_sampled_token_form_of_credit_is_centred(folder: Path, templates: Ma
 
 @pytest.mark.parametrize(
     "limits",
-    [Limits(max_tokens_per_microbatch=1), Limits(max_tokens_per_microbatch=70), Limits(max_logits_per_chunk=96)],
+    [
+        limits_on("cpu", LimitsConfig(tokens=1)),
+        limits_on("cpu", LimitsConfig(tokens=70)),
+        limits_on("cpu", LimitsConfig(elements=96)),
+    ],
 )
 @pytest.mark.parametrize(
     ("name", "knobs", "sides"),

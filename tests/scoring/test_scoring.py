@@ -13,11 +13,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from selfdistill.config.sections import LoraConfig
+from selfdistill.config.sections import Limits, LoraConfig
 from selfdistill.models.policy import Policy, load_external, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.score import head_inputs, score_roles, score_views
-from selfdistill.training.trainer import Limits
 from selfdistill.types import STUDENT, External, View, Weights
 from support.engine import (
     distance,
@@ -157,7 +156,7 @@ def test_a_step_is_the_same_packed_shared_and_padded(
         (False, 64, None),
         (True, 10**6, None),
         (True, 1, None),
-        (True, 1, Limits(max_tokens_per_microbatch=90, max_logits_per_chunk=7 * 96)),
+        (True, 1, Limits(tokens=90, elements=7 * 96)),
     ):
         monkeypatch.setattr("selfdistill.models.packing.SHARE_FROM", share_from)
         policy, chat = load_exact(folder, lora=lora)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from selfdistill.config.sections import LoraConfig, ParallelConfig
+from selfdistill.config.sections import Limits, LoraConfig, ParallelConfig, limits_on
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.distributed.world import World
@@ -20,7 +20,7 @@ from selfdistill.methods import Method, build_method
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.training.clock import Clock
-from selfdistill.training.trainer import Limits, StepResult, Trainer
+from selfdistill.training.trainer import StepResult, Trainer
 from selfdistill.types import Example, External, Message, Rollout, RolloutGroup, StepRecord, Verdict
 from support.tiny import keep_float64
 
@@ -199,7 +199,7 @@ def make_bench(
         torch.optim.SGD(policy.trainable(), lr=0.0),
         learning_rate=lambda step: 0.0,
         clip_norm=0.0,
-        limits=limits or Limits(),
+        limits=limits or limits_on("cpu"),
         thinking=None,
         world=World.current(),
     )

@@ -21,10 +21,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from selfdistill.config.sections import ParallelConfig
+from selfdistill.config.sections import LimitsConfig, ParallelConfig, limits_on
 from selfdistill.distributed.world import World
 from selfdistill.training.movement import Movement
-from selfdistill.training.trainer import Limits
 from selfdistill.types import Rollout
 from support.engine import invent_groups, load_exact, make_bench, numbers_of, own_templates, perturb
 from support.runs import tiny_run, train
@@ -58,7 +57,7 @@ class Gradient:
             chat,
             own_templates(folder / os.environ["RANK"]),
             *self.method,
-            limits=Limits(max_tokens_per_microbatch=self.tokens),
+            limits=limits_on("cpu", LimitsConfig(tokens=self.tokens)),
             move=perturb,
             parallel=self.parallel,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from selfdistill.config.sections import limits_on
 from selfdistill.contexts.templates import load_templates
 from selfdistill.distributed.world import World
 from selfdistill.methods.antisd import AntiSD
@@ -17,7 +18,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.tasks.countdown.task import CountdownTask
 from selfdistill.training.clock import Clock
-from selfdistill.training.trainer import Limits, Trainer
+from selfdistill.training.trainer import Trainer
 
 LOOP = Path(__file__).parents[2] / "examples" / "minimal_loop.py"
 
@@ -40,7 +41,7 @@ def test_the_minimal_loop_has_the_gradient_of_the_trainer() -> None:
         torch.optim.AdamW(policy.trainable(), lr=example["LEARNING_RATE"], weight_decay=0.0),
         learning_rate=lambda step: example["LEARNING_RATE"],
         clip_norm=1.0,
-        limits=Limits(),
+        limits=limits_on("cpu"),
         thinking=None,
         world=World(),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from selfdistill.config.tasks import MathConfig
 from selfdistill.errors import DataError
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.math.answers import boxed_answer, final_answer, stated_answer
@@ -30,7 +31,7 @@ def checker() -> Iterator[AnswerChecker]:
 
 def task_of(*answers: str) -> MathTask:
     rows = [{"question": f"question {i}", "answer": answer} for i, answer in enumerate(answers)]
-    return MathTask(MemoryRows(rows, "rows"), validation_share=0.0, test_share=0.0)
+    return MathTask(MathConfig(path="rows", validation_share=0.0, test_share=0.0), {"path": MemoryRows(rows, "rows")})
 
 
 def test_every_clear_case_gets_the_verdict_of_a_careful_reader() -> None:

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from selfdistill.config.tasks import MathConfig
 from selfdistill.errors import UserError
 from selfdistill.tasks.check import check_data
 from selfdistill.tasks.data import read_rows
@@ -94,7 +95,7 @@ def checked(path: Path) -> str:
 
 def built(path: Path) -> str:
     try:
-        MathTask(path, validation_share=0.0, test_share=0.0)
+        MathTask(MathConfig(path=str(path), validation_share=0.0, test_share=0.0))
     except UserError as error:
         return str(error)
     return ""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfdistill.config.sections import OptimiserConfig
+from selfdistill.config.sections import Optimiser
 from selfdistill.models.policy import Policy
 from selfdistill.training.build import build_optimiser, schedule
 from support.runs import open_run, tiny_run
@@ -30,7 +30,7 @@ class One:
 def test_two_steps_of_adamw_by_hand() -> None:
     """θ ← θ (1 − lr · wd) − lr · m̂ / (√v̂ + ε), with every knob off its default."""
     one = One(2.0)
-    config = OptimiserConfig(learning_rate=0.1, weight_decay=0.5, beta1=0.6, beta2=0.9)
+    config = Optimiser(learning_rate=0.1, weight_decay=0.5, beta1=0.6, beta2=0.9)
     optimiser = build_optimiser(cast(Policy, one), config)
     first, second, epsilon = 0.5, -3.0, 1e-8
     after_one = 2.0 * (1 - 0.1 * 0.5) - 0.1 * first / (first + epsilon)
@@ -54,7 +54,7 @@ RATES = {
 
 @pytest.mark.parametrize("shape", RATES)
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing(shape: Any) -> None:
-    rate = schedule(OptimiserConfig(learning_rate=0.02, schedule=shape, warmup=4), 8)
+    rate = schedule(Optimiser(learning_rate=0.02, schedule=shape, warmup=4), 8)
     assert [rate(step) for step in range(1, 9)] == pytest.approx([0.02 * each for each in RATES[shape]], abs=1e-15)
     if shape != "constant":
         assert rate(9) == pytest.approx(0.0, abs=1e-15)
@@ -62,9 +62,9 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing(shape: Any) -> None:
 
 @pytest.mark.parametrize("shape", RATES)
 def test_without_a_warm_up_the_first_step_has_the_peak(shape: Any) -> None:
-    assert schedule(OptimiserConfig(learning_rate=0.02, schedule=shape), 8)(1) == 0.02
+    assert schedule(Optimiser(learning_rate=0.02, schedule=shape), 8)(1) == 0.02
     # A run that is warm-up and nothing else ends at its peak.
-    assert schedule(OptimiserConfig(learning_rate=0.02, schedule=shape, warmup=2), 2)(2) == 0.02
+    assert schedule(Optimiser(learning_rate=0.02, schedule=shape, warmup=2), 2)(2) == 0.02
 
 
 def test_a_run_hands_every_knob_to_what_uses_it(model: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_run_hands_every_knob_to_what_uses_it(model: Path, tmp_path: Path) -> 
     [group] = trainer.optimiser.param_groups
     assert (group["weight_decay"], group["betas"]) == (0.125, (0.5, 0.75))
     assert (trainer.clip_norm, trainer.updates_per_batch, trainer.seed) == (0.25, 2, 7)
-    assert (trainer.limits.max_tokens_per_microbatch, trainer.limits.max_logits_per_chunk) == (1000, 2000)
+    assert (trainer.limits.tokens, trainer.limits.elements) == (1000, 2000)
     assert trainer.teachers.rate == 0.3
     assert trainer.importance_cap is None
     # tiny_run: five steps, two of them warm-up, then linear.

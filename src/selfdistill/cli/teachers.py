@@ -34,7 +34,7 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
             parts.examples[:problems],
             samples=samples,
             seed=derive(seed, "teaching"),
-            max_tokens=parts.trainer.limits.max_tokens_per_microbatch,
+            max_tokens=parts.trainer.limits.tokens,
         )
         if isinstance(gap, Counter):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))

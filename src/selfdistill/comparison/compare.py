@@ -20,7 +20,7 @@ from typing import Any
 
 from selfdistill.comparison.analysis import ArmRuns, analyse
 from selfdistill.comparison.page import write_comparison
-from selfdistill.config.run import RunConfig, load_config
+from selfdistill.config.run import ResolvedConfig, load_config
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
@@ -44,7 +44,7 @@ class Arm:
 
     name: str
     source: str
-    config: RunConfig
+    config: ResolvedConfig
     on_policy: bool
 
 
@@ -142,7 +142,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     for arm, seed, folder in runs.values():
         if (folder / "config.json").exists():
             config = arm.config.model_copy(update={"seed": seed})
-            check_same_config(folder, config, may_change=("checkpoint",))
+            check_same_config(folder, config, kept=lambda one: one.model_dump(exclude={"checkpoint"}))
     children = [
         Child(name, _command(comparison, arm, seed, folder), folder.with_name(f"{folder.name}.log"))
         for name, (arm, seed, folder) in runs.items()
@@ -248,9 +248,8 @@ def cores() -> int:
 
 
 def _load_arm(source: str, overrides: Sequence[str], *, seed: int) -> Arm:
-    config = load_config(source, [*overrides, f"seed={seed}"])
-    method = method_of(config)
-    return Arm(Path(source).stem, source, resolve(config, method), method.on_policy)
+    config = resolve(load_config(source, [*overrides, f"seed={seed}"]))
+    return Arm(Path(source).stem, source, config, method_of(config).on_policy)
 
 
 def _terms(arm: Arm) -> dict[str, Any]:

@@ -9,18 +9,22 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from selfdistill.config.sampler import HFConfig, SamplerConfig
 from selfdistill.config.sections import (
+    MAY_CHANGE,
     AlarmName,
     AlarmsConfig,
     CheckpointConfig,
     EvaluationConfig,
+    Limits,
     LimitsConfig,
     ModelConfig,
+    Optimiser,
     OptimiserConfig,
     ParallelConfig,
+    Sampling,
     SamplingConfig,
     Sink,
     Strict,
@@ -38,7 +42,7 @@ class RunConfig(Strict):
     """The config of a whole run: every key is checked when it is built, and none can be changed afterwards."""
 
     seed: int = Field(0, ge=0, description="Everything random follows from it.")
-    steps: int = Field(100, ge=1, description="Optimiser steps.")
+    steps: int = Field(100, ge=1, description="Optimiser steps.", json_schema_extra=MAY_CHANGE)
     model: ModelConfig = ModelConfig()
     task: TaskConfig = Field(
         CountdownConfig(kind="countdown"), description="What is learnt, from which data, and who judges."
@@ -58,8 +62,31 @@ class RunConfig(Strict):
     sinks: list[Sink] = Field(
         [],
         description="Where numbers and completions also go: 'tensorboard', 'wandb', 'trackio', each with its package.",
+        json_schema_extra=MAY_CHANGE,
     )
-    stop_on: list[AlarmName] = Field([], description="Alarms that end the run, for example ['entropy_collapse'].")
+    stop_on: list[AlarmName] = Field(
+        [], description="Alarms that end the run, for example ['entropy_collapse'].", json_schema_extra=MAY_CHANGE
+    )
+
+
+class ResolvedConfig(RunConfig):
+    """The config of a run as it is made, and as ``config.json`` holds it: what a config leaves open to the method and
+    the device is decided."""
+
+    sampling: Sampling
+    optimiser: Optimiser
+    limits: Limits
+
+
+def lasting(config: BaseModel) -> dict[str, Any]:
+    """The keys that must stay as they are when a run is taken up again: all that are not marked ``MAY_CHANGE``."""
+    table = type(config).model_config.get("json_schema_extra")
+    found: dict[str, Any] = {}
+    for key, field in type(config).model_fields.items():
+        value = getattr(config, key)
+        if (field.json_schema_extra or table) != MAY_CHANGE:
+            found[key] = lasting(value) if isinstance(value, BaseModel) else value
+    return found
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:

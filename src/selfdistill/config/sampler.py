@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from selfdistill.config.sections import Strict
+from selfdistill.config.sections import MAY_CHANGE, STAYS, Strict
 
 
 class HFConfig(Strict):
@@ -18,11 +18,18 @@ class HFConfig(Strict):
 class EngineConfig(Strict):
     """What holds for every engine that has a copy of the weights."""
 
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
+
     importance_cap: float = Field(
-        2.0, ge=1, description="Most that a token's importance weight, learner against sampler, may be."
+        2.0,
+        ge=1,
+        description="Most that a token's importance weight, learner against sampler, may be.",
+        json_schema_extra=STAYS,
     )
     overlap: bool = Field(
-        False, description="Sample the next step's completions with the weights before this step's update, during it."
+        False,
+        description="Sample the next step's completions with the weights before this step's update, during it.",
+        json_schema_extra=STAYS,
     )
     max_staleness: int = Field(
         1, ge=0, description="Updates that completions may be older than the weights that learn from them."
@@ -46,7 +53,7 @@ class EngineConfig(Strict):
 class VLLMConfig(EngineConfig):
     """A vLLM engine that the run starts and ends itself."""
 
-    kind: Literal["vllm"]
+    kind: Literal["vllm"] = Field(json_schema_extra=STAYS)
     gpu_memory_utilization: float = Field(
         0.4, gt=0, le=1, description="Share of the GPU's memory (on a CPU: of the machine's) for the engine."
     )
@@ -61,7 +68,7 @@ class VLLMConfig(EngineConfig):
 class ServerConfig(EngineConfig):
     """vLLM servers that were started by hand; the run sends them requests and syncs the weights after every update."""
 
-    kind: Literal["server"]
+    kind: Literal["server"] = Field(json_schema_extra=STAYS)
     urls: list[str] = Field(min_length=1, description="Servers, for example ['http://127.0.0.1:8000'].")
     worker_extension: bool = Field(
         True,

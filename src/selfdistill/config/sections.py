@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 
 class Strict(BaseModel):
@@ -33,6 +34,13 @@ AlarmName = Literal[
 
 Sink = Literal["tensorboard", "wandb", "trackio"]
 """A tracker of ``tracking/trackers.py``, likewise."""
+
+
+MAY_CHANGE: JsonDict = {"resume": "may change"}
+"""Marks a key, or all keys of a table, with which a run may be taken up again under another value: it leaves past steps
+as they are and changes later ones by rounding at most."""
+STAYS: JsonDict = {"resume": "stays"}
+"""Marks a key that stays as it is in a table whose other keys may change."""
 
 
 class LoraConfig(Strict):
@@ -75,7 +83,17 @@ class SamplingConfig(Strict):
     thinking: bool | None = Field(
         None, description="Thinking switch of the chat template; unset: the template's own default."
     )
-    max_batch_size: int = Field(512, ge=1, description="Completions decoded at once.")
+    max_batch_size: int = Field(512, ge=1, description="Completions decoded at once.", json_schema_extra=MAY_CHANGE)
+
+
+class Sampling(SamplingConfig):
+    """How completions are drawn, with what was left open decided."""
+
+    completions: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
 
 
 class OptimiserConfig(Strict):
@@ -91,8 +109,16 @@ class OptimiserConfig(Strict):
     updates: int = Field(1, ge=1, description="Optimiser steps on each batch of completions.")
 
 
+class Optimiser(OptimiserConfig):
+    """AdamW, with what was left open decided."""
+
+    learning_rate: float
+
+
 class LimitsConfig(Strict):
     """Bounds on memory. They change how the work is cut, never its result."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     tokens: int | None = Field(
         None,
@@ -105,6 +131,24 @@ class LimitsConfig(Strict):
         ge=1,
         description="Logits that exist at once, those of all contexts together; unset: 2^26 on a CPU, 2^28 elsewhere.",
     )
+
+
+class Limits(LimitsConfig):
+    """Bounds on memory, with what was left open decided."""
+
+    tokens: int
+    elements: int
+
+
+def limits_on(device: str, given: LimitsConfig | None = None) -> Limits:
+    """The bounds on a device, by its name, where ``given`` leaves them open.
+
+    On a CPU small micro-batches of similar lengths have little padding and fit the cache (docs/log.md). On a GPU larger
+    chunks of logits make up for the accumulation of the head's gradient in slow memory.
+    """
+    tokens, elements = (4096, 1 << 26) if device.partition(":")[0] == "cpu" else (16384, 1 << 28)
+    given = given or LimitsConfig()
+    return Limits(tokens=given.tokens or tokens, elements=given.elements or elements)
 
 
 class EvaluationConfig(Strict):
@@ -120,6 +164,8 @@ class EvaluationConfig(Strict):
 class ParallelConfig(Strict):
     """How several processes share the model. One process needs none of it."""
 
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
+
     kind: Literal["none", "ddp", "fsdp2", "hsdp"] = Field(
         "ddp",
         description='"ddp": each process holds the whole model; "fsdp2": a shard of it; "hsdp": shards within groups '
@@ -129,10 +175,14 @@ class ParallelConfig(Strict):
         None, ge=1, description="hsdp: processes that hold one copy together; unset: those of a machine."
     )
     param_dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="Number type that sharded weights are computed with, whatever model.dtype is; unset: that."
+        None,
+        description="Number type that sharded weights are computed with, whatever model.dtype is; unset: that.",
+        json_schema_extra=STAYS,
     )
     reduce_dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="Number type that sharded gradients are summed in; unset: model.dtype, float32 at least."
+        None,
+        description="Number type that sharded gradients are summed in; unset: model.dtype, float32 at least.",
+        json_schema_extra=STAYS,
     )
     activation_checkpointing: bool = Field(
         False, description="Compute the layers' activations again in the backward instead of keeping them."
@@ -152,6 +202,8 @@ class ParallelConfig(Strict):
 
 class CheckpointConfig(Strict):
     """When to save."""
+
+    model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     every: int = Field(20, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Newest checkpoints kept; the best by validation is kept besides.")

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfdistill.config.run import RunConfig
+from selfdistill.config.sections import SamplingConfig, limits_on
 from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.words import load_classes
 from selfdistill.files import RolloutLine, read_rollouts
-from selfdistill.inspection.credit import MAX_LOGITS_PER_CHUNK, TOKENS, inspect_groups, plan
+from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
 from selfdistill.inspection.plan import choose_methods, knobs
 from selfdistill.methods.base import Method
@@ -122,11 +122,12 @@ def inspect(
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
-        groups, unused = _sampled(config, judge, options, chat, policy)
+        groups, unused = _sampled(config.sampling, judge, options, chat, policy)
     count = sum(len(group.rollouts) for group in groups)
     also = [ANSWER_ONLY] if ANSWER_ONLY in templates else []
     wanted = plan(methods, options.contexts, templates, also=also)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
+    limits = limits_on(config.model.device, config.limits)
     findings = inspect_groups(
         policy,
         chat,
@@ -136,8 +137,8 @@ def inspect(
         thinking=config.sampling.thinking,
         seed=derive(options.seed, "contrast", 1),
         prompts=config.sampling.prompts,
-        max_tokens=config.limits.tokens or TOKENS,
-        max_logits_per_chunk=config.limits.elements or MAX_LOGITS_PER_CHUNK,
+        max_tokens=limits.tokens,
+        max_logits_per_chunk=limits.elements,
     )
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
@@ -163,10 +164,10 @@ def _check_contexts(options: InspectOptions, templates: Mapping[str, Template]) 
 
 
 def _sampled(
-    config: RunConfig, judge: Task, options: InspectOptions, chat: Chat, policy: Policy
+    config: SamplingConfig, judge: Task, options: InspectOptions, chat: Chat, policy: Policy
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    tokens = options.max_tokens or config.sampling.max_tokens or usual_length(chat)
-    thinking = config.sampling.thinking
+    tokens = options.max_tokens or config.max_tokens or usual_length(chat)
+    thinking = config.thinking
     examples, unfit = fitting(
         judge.examples(options.split)[: options.problems], chat, max_tokens=tokens, thinking=thinking
     )
@@ -176,7 +177,7 @@ def _sampled(
         temperature=options.temperature,
         seed=derive(options.seed, "sampling", 1),
     )
-    sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
+    sampler = policy_sampler(policy, chat, max_batch_size=config.max_batch_size)
     return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit
 
 

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from selfdistill.config.run import RunConfig
+from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig
-from selfdistill.config.sections import LimitsConfig, ModelConfig, OptimiserConfig
+from selfdistill.config.sections import ModelConfig, Optimiser, Sampling, limits_on
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates
 from selfdistill.distributed.fsdp import check_parallel
@@ -35,7 +34,7 @@ from selfdistill.sampling.prefetch import Prefetcher
 from selfdistill.sampling.rollouts import RolloutWorker, check_sampling_roles, fitting, fitting_solutions
 from selfdistill.tasks.build import build_task, remarks_on
 from selfdistill.tasks.judging import verify_all
-from selfdistill.training.trainer import Limits, Trainer
+from selfdistill.training.trainer import Trainer
 from selfdistill.types import STUDENT, Example, External, Message, Skipped, Task
 
 
@@ -43,7 +42,7 @@ from selfdistill.types import STUDENT, Example, External, Message, Skipped, Task
 class Parts:
     """The parts that the training loop uses."""
 
-    config: RunConfig
+    config: ResolvedConfig
     task: Task
     method: Method
     templates: Mapping[str, Template]
@@ -76,8 +75,8 @@ def assemble(
     Raises:
         UserError: names the first problem of config, data or model.
     """
+    config = resolve(config)
     method = method_of(config)
-    config = resolve(config, method)
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, str(config.method["name"]))
     if config.reward:
@@ -125,8 +124,13 @@ def method_of(config: RunConfig) -> Method:
     return build_method(str(config.method["name"]), knobs)
 
 
-def resolve(config: RunConfig, method: Method) -> RunConfig:
-    """Fill unset keys with the method's recommended settings, so that ``config.json`` holds all values in use."""
+def resolve(config: RunConfig) -> ResolvedConfig:
+    """Decide what is left open, by the method's recommended settings and the device.
+
+    Raises:
+        ConfigError: the method or one of its hyperparameters is unknown or out of range.
+    """
+    method = method_of(config)
     advice = method.recommended
     rate = advice.lora_learning_rate if config.model.lora else advice.learning_rate
     sampling = {
@@ -135,27 +139,16 @@ def resolve(config: RunConfig, method: Method) -> RunConfig:
         "temperature": advice.temperature,
         "top_p": advice.top_p,
         "top_k": advice.top_k,
+        **config.sampling.model_dump(exclude_none=True),
     }
-    given = {k: v for k, v in config.sampling.model_dump().items() if v is not None}
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"path": lasting_name(config.model.path)}),
-            "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
-            "sampling": config.sampling.model_copy(update={**sampling, **given}),
-            "limits": _limits(config.limits, config.model.device),
-            "optimiser": config.optimiser.model_copy(update={"learning_rate": config.optimiser.learning_rate or rate}),
-        }
-    )
-
-
-def _limits(limits: LimitsConfig, device: str) -> LimitsConfig:
-    """Default limits per device.
-
-    On a CPU small micro-batches of similar lengths have little padding and fit the cache (docs/log.md). On a GPU larger
-    chunks of logits make up for the accumulation of the head's gradient in slow memory.
-    """
-    tokens, elements = (4096, 1 << 26) if device == "cpu" else (16384, 1 << 28)
-    return limits.model_copy(update={"tokens": limits.tokens or tokens, "elements": limits.elements or elements})
+    decided = {
+        "model": config.model.model_copy(update={"path": lasting_name(config.model.path)}),
+        "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
+        "sampling": Sampling(**sampling),
+        "optimiser": Optimiser(**{"learning_rate": rate, **config.optimiser.model_dump(exclude_none=True)}),
+        "limits": limits_on(config.model.device, config.limits),
+    }
+    return ResolvedConfig(**{key: getattr(config, key) for key in RunConfig.model_fields} | decided)
 
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
@@ -172,7 +165,12 @@ def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
 
 
 def build_trainer(
-    config: RunConfig, policy: Policy, teachers: Teachers, method: Method, templates: Mapping[str, Template], chat: Chat
+    config: ResolvedConfig,
+    policy: Policy,
+    teachers: Teachers,
+    method: Method,
+    templates: Mapping[str, Template],
+    chat: Chat,
 ) -> Trainer:
     """The trainer. Call it after placing the policy, because the optimiser holds references to the placed weights."""
     return Trainer(
@@ -184,7 +182,7 @@ def build_trainer(
         build_optimiser(policy, config.optimiser),
         learning_rate=schedule(config.optimiser, config.steps),
         clip_norm=config.optimiser.clip_norm,
-        limits=Limits(_known(config.limits.tokens), _known(config.limits.elements)),
+        limits=config.limits,
         thinking=config.sampling.thinking,
         world=World.current(),
         seed=config.seed,
@@ -194,7 +192,7 @@ def build_trainer(
 
 
 def build_rollout_worker(
-    config: RunConfig,
+    config: ResolvedConfig,
     task: Task,
     method: Method,
     templates: Mapping[str, Template],
@@ -215,11 +213,11 @@ def build_rollout_worker(
         teachers=teachers,
         sampler=policy_sampler(policy, chat, max_batch_size=limit),
         params=SamplingParams(
-            count=_known(sampling.completions),
-            max_tokens=_known(sampling.max_tokens),
-            temperature=_known(sampling.temperature),
-            top_p=_known(sampling.top_p),
-            top_k=_known(sampling.top_k),
+            count=sampling.completions,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
         ),
         max_batch_size=limit,
         thinking=sampling.thinking,
@@ -228,7 +226,7 @@ def build_rollout_worker(
 
 
 def build_prefetcher(
-    config: RunConfig, worker: RolloutWorker, policy: Policy, folder: Path | None, say: Callable[[str], None]
+    config: ResolvedConfig, worker: RolloutWorker, policy: Policy, folder: Path | None, say: Callable[[str], None]
 ) -> Prefetcher | None:
     """The sampling engine of the config with its prefetcher, or None if the student does not sample with an engine."""
     sampler = config.sampler
@@ -273,14 +271,14 @@ def build_teachers(
 
 
 def choose_examples(
-    config: RunConfig, task: Task, method: Method, chat: Chat
+    config: ResolvedConfig, task: Task, method: Method, chat: Chat
 ) -> tuple[list[Example], list[Example], Counter[str]]:
     """Training and held-out examples that fit the context window, and counts of the others by reason.
 
     Raises:
         DataError: no example fits, or a method that learns from solutions finds none.
     """
-    max_tokens, thinking = _known(config.sampling.max_tokens), config.sampling.thinking
+    max_tokens, thinking = config.sampling.max_tokens, config.sampling.thinking
     train, held_out = task.examples("train"), task.examples(config.evaluation.split)[: config.evaluation.problems]
     if method.on_policy:
         kept, unfit = fitting(train, chat, max_tokens=max_tokens, thinking=thinking)
@@ -331,19 +329,19 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
             )
 
 
-def build_optimiser(policy: Policy, config: OptimiserConfig) -> torch.optim.Optimizer:
+def build_optimiser(policy: Policy, config: Optimiser) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters."""
     return torch.optim.AdamW(
         policy.trainable(),
-        lr=_known(config.learning_rate),
+        lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
     )
 
 
-def schedule(config: OptimiserConfig, steps: int) -> Callable[[int], float]:
+def schedule(config: Optimiser, steps: int) -> Callable[[int], float]:
     """The learning rate as a function of the step, counted from 1. A resume then needs no scheduler state."""
-    peak = float(_known(config.learning_rate))
+    peak = config.learning_rate
 
     def rate(step: int) -> float:
         if step <= config.warmup:
@@ -370,9 +368,3 @@ def parse_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _known(value: Any) -> Any:
-    if value is None:
-        raise ConfigError("internal: a setting was left open; resolve() must run first")
-    return value

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from selfdistill.config.renamed import with_new_names
-from selfdistill.config.run import RunConfig
+from selfdistill.config.run import ResolvedConfig, RunConfig, lasting
+from selfdistill.config.suggest import suggest
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
@@ -32,11 +35,6 @@ from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separati
 from selfdistill.training.run_folder import holds_run
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
-
-PLACES = ("kind", "shards", "activation_checkpointing", "cpu_offload", "timeout")
-CUTS = ("limits.tokens", "limits.elements", "sampling.max_batch_size")
-MAY_CHANGE = ("steps", "checkpoint", "sinks", "stop_on", *CUTS, *(f"parallel.{key}" for key in PLACES))
-"""Config keys that a resume may change. They leave past steps as they are and change later ones by rounding at most."""
 
 
 @dataclass(slots=True)
@@ -354,35 +352,32 @@ def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first
     return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]
 
 
-def check_same_config(folder: Path, config: RunConfig, *, may_change: Sequence[str] = MAY_CHANGE) -> None:
-    """Refuse to resume a run with another config than its own.
+def check_same_config(
+    folder: Path, config: ResolvedConfig, *, kept: Callable[[ResolvedConfig], dict[str, Any]] = lasting
+) -> None:
+    """Refuse to resume a run with another config than its own. ``kept`` are the keys of a config that must be the same.
+
+    A key missing from the stored config is newer than the run, which behaved as the default does.
 
     Raises:
         CheckpointError: names the first key that differs.
     """
-    stored = with_new_names(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    ours = json.loads(json.dumps(config.model_dump()))
-    # A table missing from the stored config is newer than the run; the run behaved as the defaults do.
-    defaults = json.loads(json.dumps(RunConfig(method={}).model_dump()))
-    stored = {**{key: defaults[key] for key in ("alarms", "parallel", "sampler", "sinks", "stop_on")}, **stored}
-    stored["alarms"] = {**defaults["alarms"], **stored["alarms"]}
-    # Addresses and timeouts of servers change no step.
-    stored, ours = ({**table, "sampler": _numeric(table["sampler"])} for table in (stored, ours))
-    for path in may_change:
-        table, _, key = path.rpartition(".")
-        for settings in (stored, ours):
-            (settings[table] if table else settings).pop(key, None)
+    try:
+        made = ResolvedConfig.model_validate(
+            with_new_names(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        )
+    except ValidationError as error:
+        raise _another_config(folder, suggest(error, ResolvedConfig)) from error
+    stored, ours = (json.loads(json.dumps(kept(one))) for one in (made, config))
     for key in sorted({*stored, *ours}):
         if stored.get(key) != ours.get(key):
-            where = _difference(key, stored.get(key), ours.get(key))
-            raise CheckpointError(
-                f"{folder} was made with another config: {where}; resume with the same, or choose another --out"
-            )
+            raise _another_config(folder, _difference(key, stored.get(key), ours.get(key)))
 
 
-def _numeric(sampler: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a ``sampler`` table that change the steps."""
-    return {key: sampler[key] for key in ("kind", "importance_cap", "overlap") if key in sampler}
+def _another_config(folder: Path, where: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} was made with another config: {where}; resume with the same, or choose another --out"
+    )
 
 
 def _difference(key: str, stored: Any, ours: Any) -> str:

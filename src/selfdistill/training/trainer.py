@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from selfdistill.config.sections import Limits, limits_on
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template
 from selfdistill.distributed.fsdp import clip
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ConfigError, TrainingError
 from selfdistill.methods.base import Method
-from selfdistill.models.head import MAX_LOGITS_PER_CHUNK, LossInputs, LossOutput
+from selfdistill.models.head import LossInputs, LossOutput
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.batching import MicroBatch, collate, concatenate, micro_batches
@@ -34,16 +35,6 @@ from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
 from selfdistill.training.movement import Movement
 from selfdistill.types import STUDENT, External, Role, RoleSums, RolloutGroup, Scores, StepRecord, View
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Memory bounds. They change how the work is split into micro-batches, not its result."""
-
-    max_tokens_per_microbatch: int = 16384
-    """Tokens per forward pass, padding included. A prompt that several packed completions share counts once."""
-    max_logits_per_chunk: int = MAX_LOGITS_PER_CHUNK
-    """Logits that exist at once, over all roles."""
 
 
 @dataclass(slots=True)
@@ -126,7 +117,7 @@ class Trainer:
         self.optimiser = optimiser
         self.learning_rate = learning_rate if callable(learning_rate) else lambda step: learning_rate
         self.clip_norm = clip_norm
-        self.limits = limits or Limits()
+        self.limits = limits or limits_on(policy.device.type)
         self.thinking = thinking
         self.world = world or World()
         self.seed = seed
@@ -233,8 +224,8 @@ class Trainer:
             self.teachers,
             views,
             weights,
-            max_tokens=self.limits.max_tokens_per_microbatch,
-            max_logits_per_chunk=self.limits.max_logits_per_chunk,
+            max_tokens=self.limits.tokens,
+            max_logits_per_chunk=self.limits.elements,
             world=self.world,
         )
         self.teachers.release()
@@ -257,7 +248,7 @@ class Trainer:
         with clock.phase("views"):
             own = micro_batches(
                 views,
-                max_tokens=self.limits.max_tokens_per_microbatch,
+                max_tokens=self.limits.tokens,
                 forwards=forwards,
                 packed=packed,
                 world=self.world,
@@ -278,7 +269,7 @@ class Trainer:
                     sequences.target_N,
                     others,
                     self.policy,
-                    max_logits_per_chunk=self.limits.max_logits_per_chunk,
+                    max_logits_per_chunk=self.limits.elements,
                 )
                 result = self.policy(sequences, self._corrected(job, batch.views, micro_batch, first))
                 result.loss.backward()
