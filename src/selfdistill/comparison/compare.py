@@ -27,8 +27,8 @@ from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files import JsonLines, read_lines, write_json
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import Progress
-from selfdistill.training.build import method_of, resolve
 from selfdistill.training.loop import check_same_config
+from selfdistill.training.problem import method_of, resolve
 
 MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")
 """Config tables that belong to an arm, or change no result. All others must be equal."""

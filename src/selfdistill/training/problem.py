@@ -1,0 +1,87 @@
+"""What a run learns: its config resolved, and the checks that need no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from selfdistill.config.run import ResolvedConfig, RunConfig
+from selfdistill.config.sections import Optimiser, Sampling, limits_on
+from selfdistill.contexts.templates import HINDSIGHT, Template, apply
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.methods import Method, build_method
+from selfdistill.models.loading import lasting_name
+from selfdistill.types import Example, Message, Skipped, Task
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method with the hyperparameters of ``config.method``."""
+    knobs = {key: value for key, value in config.method.items() if key != "name"}
+    return build_method(str(config.method["name"]), knobs)
+
+
+def resolve(config: RunConfig) -> ResolvedConfig:
+    """Decide what is left open, by the method's recommended settings and the device.
+
+    Raises:
+        ConfigError: the method or one of its hyperparameters is unknown or out of range.
+    """
+    method = method_of(config)
+    advice = method.recommended
+    rate = advice.lora_learning_rate if config.model.lora else advice.learning_rate
+    sampling = {
+        "completions": advice.completions,
+        "max_tokens": advice.max_tokens,
+        "temperature": advice.temperature,
+        "top_p": advice.top_p,
+        "top_k": advice.top_k,
+        **config.sampling.model_dump(exclude_none=True),
+    }
+    decided = {
+        "model": config.model.model_copy(update={"path": lasting_name(config.model.path)}),
+        "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
+        "sampling": Sampling(**sampling),
+        "optimiser": Optimiser(**{"learning_rate": rate, **config.optimiser.model_dump(exclude_none=True)}),
+        "limits": limits_on(config.model.device, config.limits),
+    }
+    return ResolvedConfig(**{key: getattr(config, key) for key in RunConfig.model_fields} | decided)
+
+
+def check_rewards(method: Method, task: Task, name: str) -> None:
+    """Refuse a method that needs rewards on a task that gives none.
+
+    Raises:
+        ConfigError: names the two settings that would give rewards.
+    """
+    if method.needs_rewards() and not task.judges:
+        raise ConfigError(
+            f"method {name!r} needs rewards, but the task has no verifier: "
+            'name the answer column (task.answer) or a reward function (reward = "module:function")'
+        )
+
+
+def check_contexts(method: Method, templates: Mapping[str, Template], example: Example, *, prompts: int) -> None:
+    """Refuse a context that does not exist or can never be rendered.
+
+    A context cannot be rendered when the data lacks a field, or when a step has too few questions to contrast.
+
+    Raises:
+        ConfigError, DataError: names the context and what it needs.
+    """
+    grown = dict.fromkeys((name for name in HINDSIGHT if name != "other_question"), "")
+    for name, role in method.roles().items():
+        if role.context is None:
+            continue
+        known = dict(example.fields) if name in method.sampling_roles() else {**grown, **example.fields}
+        if name not in method.sampling_roles() and role.contrast < prompts - 1:
+            known["other_question"] = ""
+        shown = apply(templates, role.context, (Message("user", ""),), known)
+        if isinstance(shown, Skipped) and "other_question" in shown.missing:
+            raise ConfigError(
+                f"{shown.reason}: contrast {role.contrast + 1} needs {role.contrast + 2} questions a step, "
+                f"sampling.prompts is {prompts}"
+            )
+        if isinstance(shown, Skipped):
+            raise DataError(
+                f"{shown.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
+                'map a column to it, for example task.solution = "answer"'
+            )
