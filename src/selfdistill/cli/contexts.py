@@ -9,7 +9,9 @@ from typing import Any
 from selfdistill.cli.teachers import described
 from selfdistill.config.run import RunConfig
 from selfdistill.seeds import derive
-from selfdistill.training.build import assemble
+from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
+from selfdistill.training.problem import build_problem
+from selfdistill.training.trainer import prepare_step
 from selfdistill.types import Role, View
 
 
@@ -18,20 +20,22 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
 
     Completions are sampled from the model, as in training, so siblings and feedback are real.
     """
-    parts = assemble(config)
-    seed = derive(parts.config.seed, "audit")
-    groups = parts.worker.rollout(parts.examples[:examples], seed=seed, version=0, count=completions)
-    prepared = parts.trainer.prepare(groups, step=1)
+    models = build_models(build_problem(config))
+    chosen, _, unfit = choose_examples(models)
+    seed = derive(config.seed, "audit")
+    groups = build_rollout_worker(models).rollout(chosen[:examples], seed=seed, version=0, count=completions)
+    method, chat, thinking = models.method, models.chat, config.sampling.thinking
+    prepared = prepare_step(groups, method, models.templates, chat, thinking=thinking, seed=config.seed, step=1)
     for view in prepared.views:
         group = groups[view.group]
         reward = group.verdicts[view.index].reward
         yield f"══ {group.example.id}  completion {view.index}  reward {reward}  {len(view.completion_ids)} tokens"
-        yield from _prompts(view, parts.method.roles(), parts.chat)
-        yield f"── completion (the same ids under every prompt)\n{parts.chat.decode(view.completion_ids)}\n"
-    spelled = sum(parts.chat.control_tokens(group.example.prompt) for group in groups)
+        yield from _prompts(view, method.roles(), chat)
+        yield f"── completion (the same ids under every prompt)\n{chat.decode(view.completion_ids)}\n"
+    spelled = sum(chat.control_tokens(group.example.prompt) for group in groups)
     if spelled:
         yield f"{spelled} control tokens in the prompts of these examples are encoded as text"
-    for reason, count in sorted((prepared.skipped + parts.unfit).items()):
+    for reason, count in sorted((prepared.skipped + unfit).items()):
         yield f"skipped: {count} × {reason}"
     yield f"{len(prepared.views)} completions scored, {prepared.dropped} left out of the loss"
 

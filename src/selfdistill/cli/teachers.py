@@ -10,7 +10,8 @@ from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
-from selfdistill.training.build import assemble
+from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
+from selfdistill.training.problem import build_problem
 from selfdistill.types import External, Role
 
 
@@ -20,21 +21,24 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
     Raises:
         UserError: one sentence; among them that the task judges nothing, or the method has no teacher.
     """
-    parts = assemble(config)
-    if not parts.task.judges:
+    problem = build_problem(config)
+    if not problem.task.judges:
         raise ConfigError("without a verifier no sample is right or wrong, so there is no preference gap to measure")
-    roles = {name: role for name, role in parts.method.roles().items() if role.context is not None}
+    roles = {name: role for name, role in problem.method.roles().items() if role.context is not None}
     if not roles:
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
+    models = build_models(problem)
+    chosen, _, _ = choose_examples(models)
+    worker = build_rollout_worker(models)
     report: dict[str, Any] = {}
     for name, role in roles.items():
         gap = measure_teacher_gap(
             role,
-            parts.worker,
-            parts.examples[:problems],
+            worker,
+            chosen[:problems],
             samples=samples,
             seed=derive(seed, "teaching"),
-            max_tokens=parts.trainer.limits.tokens,
+            max_tokens=models.config.limits.tokens,
         )
         if isinstance(gap, Counter):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))

@@ -1,4 +1,4 @@
-"""Build the parts of a run from its config.
+"""Build a run from its config in three steps: the problem, the models that learn it, and the parts of the loop.
 
 All checks of config, data and model happen here, before a file is written.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,6 @@ from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig
 from selfdistill.config.sections import ModelConfig, Optimiser
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.distributed.fsdp import check_parallel
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError
@@ -30,25 +30,27 @@ from selfdistill.sampling.build import build_engine
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
-from selfdistill.sampling.rollouts import RolloutWorker, check_sampling_roles, fitting, fitting_solutions
-from selfdistill.tasks.build import build_task, remarks_on
-from selfdistill.tasks.judging import verify_all
-from selfdistill.training.problem import check_contexts, check_rewards, method_of, resolve
+from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions
+from selfdistill.training.problem import Problem, build_problem
 from selfdistill.training.trainer import Trainer
 from selfdistill.types import STUDENT, Example, External, Task
 
 
-@dataclass(slots=True)
-class Parts:
-    """The parts that the training loop uses."""
+@dataclass(slots=True, kw_only=True)
+class Models(Problem):
+    """A problem with the models that learn it, each in its place among the ranks."""
 
-    config: ResolvedConfig
-    task: Task
-    method: Method
-    templates: Mapping[str, Template]
     policy: Policy
     chat: Chat
     teachers: Teachers
+    origin: str
+    """Fingerprint of all initial weights."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts(Models):
+    """A problem and its models with all else that the training loop uses."""
+
     trainer: Trainer
     worker: RolloutWorker
     prefetcher: Prefetcher | None
@@ -56,8 +58,7 @@ class Parts:
     examples: list[Example]
     held_out: list[Example]
     unfit: Counter[str]
-    remarks: list[str]
-    origin: str
+    """Counts of the examples that do not fit the context window, by reason."""
 
 
 def assemble(
@@ -75,47 +76,44 @@ def assemble(
     Raises:
         UserError: names the first problem of config, data or model.
     """
-    config = resolve(config)
-    method = method_of(config)
-    task = task or build_task(config.task, seed=config.seed, reward=config.reward)
-    check_rewards(method, task, str(config.method["name"]))
-    if config.reward:
-        # Call the user's reward function once, so that a faulty one fails before anything is written.
-        probed = task.examples("train")[:2]
-        verify_all(task, [(one, one.fields.get("solution", ""), True) for one in probed])
-    templates = load_templates(config.contexts or task.contexts)
-    example = task.examples("train")[0]
-    check_sampling_roles(method, templates, example, name=str(config.method["name"]))
-    check_contexts(method, templates, example, prompts=config.sampling.prompts)
-    world, parallel, device = World.current(), config.parallel, parse_device(config.model.device)
-    check_parallel(parallel, world.size)
+    models = build_models(build_problem(config, task))
+    examples, held_out, unfit = choose_examples(models)
+    trainer = build_trainer(models)
+    worker = build_rollout_worker(models, say)
+    return Parts(
+        **_fields(models),
+        trainer=trainer,
+        worker=worker,
+        prefetcher=build_prefetcher(models.config, worker, models.policy, folder, say),
+        examples=examples,
+        held_out=held_out,
+        unfit=unfit,
+    )
+
+
+def build_models(problem: Problem) -> Models:
+    """Load the student and the teachers of a problem's method, and place them on their device or shard them.
+
+    Raises:
+        UserError: the device, the ranks or a model cannot be used.
+    """
+    config = problem.config
+    parallel, device = config.parallel, parse_device(config.model.device)
+    check_parallel(parallel, World.current().size)
     if config.model.compile:
         check_compiler(device)
     # Load on the CPU before sharding, because the whole model may not fit on one device.
     loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
     policy, chat = build_policy(loaded_on, seed=config.seed)
-    teachers, origin = build_teachers(loaded_on, method, policy, chat, place=lambda p: p.place(parallel, device))
-    policy.place(parallel, device)
-    examples, held_out, unfit = choose_examples(config, task, method, chat)
-    trainer = build_trainer(config, policy, teachers, method, templates, chat)
-    worker = build_rollout_worker(config, task, method, templates, policy, chat, teachers, say)
-    return Parts(
-        config=config,
-        task=task,
-        method=method,
-        templates=templates,
-        policy=policy,
-        chat=chat,
-        teachers=teachers,
-        trainer=trainer,
-        worker=worker,
-        prefetcher=build_prefetcher(config, worker, policy, folder, say),
-        examples=examples,
-        held_out=held_out,
-        unfit=unfit,
-        remarks=remarks_on(task),
-        origin=origin,
+    teachers, origin = build_teachers(
+        loaded_on, problem.method, policy, chat, place=lambda p: p.place(parallel, device)
     )
+    policy.place(parallel, device)
+    return Models(**_fields(problem), policy=policy, chat=chat, teachers=teachers, origin=origin)
+
+
+def _fields(stage: Problem) -> dict[str, Any]:
+    return {one.name: getattr(stage, one.name) for one in fields(stage)}
 
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
@@ -131,22 +129,16 @@ def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
     return policy, chat
 
 
-def build_trainer(
-    config: ResolvedConfig,
-    policy: Policy,
-    teachers: Teachers,
-    method: Method,
-    templates: Mapping[str, Template],
-    chat: Chat,
-) -> Trainer:
-    """The trainer. Call it after placing the policy, because the optimiser holds references to the placed weights."""
+def build_trainer(models: Models) -> Trainer:
+    """The trainer. Its optimiser holds references to the placed weights."""
+    config = models.config
     return Trainer(
-        policy,
-        teachers,
-        method,
-        templates,
-        chat,
-        build_optimiser(policy, config.optimiser),
+        models.policy,
+        models.teachers,
+        models.method,
+        models.templates,
+        models.chat,
+        build_optimiser(models.policy, config.optimiser),
         learning_rate=schedule(config.optimiser, config.steps),
         clip_norm=config.optimiser.clip_norm,
         limits=config.limits,
@@ -158,27 +150,21 @@ def build_trainer(
     )
 
 
-def build_rollout_worker(
-    config: ResolvedConfig,
-    task: Task,
-    method: Method,
-    templates: Mapping[str, Template],
-    policy: Policy,
-    chat: Chat,
-    teachers: Teachers,
-    say: Callable[[str], None],
-) -> RolloutWorker:
-    """The part that samples and verifies the rollouts of a step. Its sampler also serves evaluation."""
-    sampling = config.sampling
+def build_rollout_worker(models: Models, say: Callable[[str], None] = lambda sentence: None) -> RolloutWorker:
+    """The part that samples and verifies the rollouts of a step. Its sampler also serves evaluation.
+
+    ``say`` receives messages for the user.
+    """
+    sampling = models.config.sampling
     # Rank 0 logs through the run; other ranks report a smaller batch size on stderr.
     limit = BatchSizeLimit(sampling.max_batch_size, say if World.current().first else log_to_stderr)
     return RolloutWorker(
-        task=task,
-        method=method,
-        templates=templates,
-        chat=chat,
-        teachers=teachers,
-        sampler=policy_sampler(policy, chat, max_batch_size=limit),
+        task=models.task,
+        method=models.method,
+        templates=models.templates,
+        chat=models.chat,
+        teachers=models.teachers,
+        sampler=policy_sampler(models.policy, models.chat, max_batch_size=limit),
         params=SamplingParams(
             count=sampling.completions,
             max_tokens=sampling.max_tokens,
@@ -237,17 +223,16 @@ def build_teachers(
     return teachers, origin
 
 
-def choose_examples(
-    config: ResolvedConfig, task: Task, method: Method, chat: Chat
-) -> tuple[list[Example], list[Example], Counter[str]]:
+def choose_examples(models: Models) -> tuple[list[Example], list[Example], Counter[str]]:
     """Training and held-out examples that fit the context window, and counts of the others by reason.
 
     Raises:
         DataError: no example fits, or a method that learns from solutions finds none.
     """
-    max_tokens, thinking = config.sampling.max_tokens, config.sampling.thinking
-    train, held_out = task.examples("train"), task.examples(config.evaluation.split)[: config.evaluation.problems]
-    if method.on_policy:
+    chat, evaluation = models.chat, models.config.evaluation
+    max_tokens, thinking = models.config.sampling.max_tokens, models.config.sampling.thinking
+    train, held_out = models.task.examples("train"), models.task.examples(evaluation.split)[: evaluation.problems]
+    if models.method.on_policy:
         kept, unfit = fitting(train, chat, max_tokens=max_tokens, thinking=thinking)
     else:
         kept, unfit = fitting_solutions(train, chat, thinking=thinking)

@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sections import Optimiser, Sampling, limits_on
-from selfdistill.contexts.templates import HINDSIGHT, Template, apply
+from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import Method, build_method
 from selfdistill.models.loading import lasting_name
+from selfdistill.sampling.rollouts import check_sampling_roles
+from selfdistill.tasks.build import build_task
+from selfdistill.tasks.judging import verify_all
 from selfdistill.types import Example, Message, Skipped, Task
+
+
+@dataclass(slots=True, kw_only=True)
+class Problem:
+    """What a run learns: everything that needs no model."""
+
+    config: ResolvedConfig
+    task: Task
+    method: Method
+    templates: Mapping[str, Template]
+
+
+def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
+    """Build the task, the method and the contexts of a config. ``task`` replaces the task of ``config.task``.
+
+    Raises:
+        UserError: names the first problem of config or data.
+    """
+    config = resolve(config)
+    method, name = method_of(config), str(config.method["name"])
+    task = task or build_task(config.task, seed=config.seed, reward=config.reward)
+    check_rewards(method, task, name)
+    if config.reward:
+        # Call the user's reward function once, so that a faulty one fails before anything is written.
+        probed = task.examples("train")[:2]
+        verify_all(task, [(one, one.fields.get("solution", ""), True) for one in probed])
+    # Refuse contexts that cannot be rendered.
+    templates = load_templates(config.contexts or task.contexts)
+    example = task.examples("train")[0]
+    check_sampling_roles(method, templates, example, name=name)
+    check_contexts(method, templates, example, prompts=config.sampling.prompts)
+    return Problem(config=config, task=task, method=method, templates=templates)
 
 
 def method_of(config: RunConfig) -> Method:

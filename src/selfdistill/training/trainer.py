@@ -169,16 +169,9 @@ class Trainer:
 
     def prepare(self, groups: Sequence[RolloutGroup], *, step: int) -> Prepared:
         """The views of these groups that a step scores, with their advantages."""
-        rendered = render(
-            groups,
-            self.method.roles(),
-            self.templates,
-            self.chat,
-            thinking=self.thinking,
-            seed=derive(self.seed, "contrast", step),
-            sampling_roles=self.method.sampling_roles(),
+        return prepare_step(
+            groups, self.method, self.templates, self.chat, thinking=self.thinking, seed=self.seed, step=step
         )
-        return prepare(groups, self.method, rendered)
 
     def _update(
         self, views: Sequence[View], step: int, update: int, clock: Clock, first: Sequence[Scores | None] | None
@@ -299,6 +292,29 @@ class Trainer:
             inputs[LEARNER] = logprobs_of(first, views, micro_batch, self.policy)
         loss, metrics = corrected(self.method.loss, cap=self.importance_cap), seen_by(self.method.metrics)
         return replace(job, loss=loss, metrics=metrics, inputs=inputs)
+
+
+def prepare_step(
+    groups: Sequence[RolloutGroup],
+    method: Method,
+    templates: Mapping[str, Template],
+    chat: Chat,
+    *,
+    thinking: bool | None,
+    seed: int,
+    step: int,
+) -> Prepared:
+    """The views of these groups that a step of a run scores, with their advantages. ``seed`` is the run's."""
+    rendered = render(
+        groups,
+        method.roles(),
+        templates,
+        chat,
+        thinking=thinking,
+        seed=derive(seed, "contrast", step),
+        sampling_roles=method.sampling_roles(),
+    )
+    return prepare(groups, method, rendered)
 
 
 def teachers_of(method: Method, policy: Policy) -> Teachers:
