@@ -35,8 +35,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 ROOMS = {room for floor in FLOORS for room in floor}
 
-KNOW_THE_WHOLE_CONFIG = {"config", "training", "comparison", "inspection", "cli", "api"}
-"""The rooms that may import ``RunConfig``. Every other room is handed its own section."""
+WHOLE_CONFIGS = {"RunConfig", "ResolvedConfig"}
+KNOW_THE_WHOLE_CONFIG = {
+    "comparison",
+    "cli",
+    "api",
+    *(f"training/{name}.py" for name in ("problem", "build", "loop", "run_folder")),
+}
+"""Rooms and modules that may import a whole config: what builds a run, compares runs or speaks with the user. Every
+other room takes its own section."""
 
 FACADE = "__init__"
 """``selfdistill/__init__.py`` stands outside the house: it may import every room, no room may import it."""
@@ -120,6 +127,19 @@ def _is_module(source: Path, name: str) -> bool:
     return bool(name) and ((source / f"{name}.py").is_file() or (source / name).is_dir())
 
 
+def knowers(source: Path) -> list[str]:
+    """Imports of a whole config by rooms and modules that are to take a section of it."""
+    found = []
+    for path in sorted(source.rglob("*.py")):
+        place = path.relative_to(source)
+        if {place.parts[0], place.as_posix()} & {*KNOW_THE_WHOLE_CONFIG, "config", f"{FACADE}.py"}:
+            continue
+        for node in _nodes(path):
+            if isinstance(node, ast.ImportFrom) and WHOLE_CONFIGS & {alias.name for alias in node.names}:
+                found.append(f"{place}:{node.lineno}")
+    return found
+
+
 STRANGERS_CODE = {"sandbox/guest.py", "sandbox/judge.py"}
 """They run code that may raise anything, and what it raises is their result."""
 
@@ -172,13 +192,24 @@ def test_modules_of_a_room_make_no_circle() -> None:
 
 
 def test_the_whole_config_is_known_where_a_run_is_built_and_nowhere_else() -> None:
-    knowing = {
-        path.relative_to(SOURCE).parts[0]
-        for path in MODULES
-        for node in _nodes(path)
-        if isinstance(node, ast.ImportFrom) and any(alias.name == "RunConfig" for alias in node.names)
-    }
-    assert knowing - {f"{FACADE}.py"} <= KNOW_THE_WHOLE_CONFIG
+    assert not knowers(SOURCE), "\n".join(["take a section of config/ instead:", *knowers(SOURCE)])
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "count"),
+    [
+        ("tasks/arithmetic.py", "from selfdistill.config.run import RunConfig", 1),
+        ("tasks/arithmetic.py", "if TYPE_CHECKING:\n    from selfdistill.config.run import ResolvedConfig", 1),
+        ("tasks/arithmetic.py", "from ..config.run import RunConfig as Config", 1),
+        ("training/trainer.py", "from selfdistill.config.run import ResolvedConfig", 1),
+        ("training/build.py", "from selfdistill.config.run import RunConfig", 0),
+        ("comparison/compare.py", "from selfdistill.config.run import ResolvedConfig", 0),
+        ("tasks/arithmetic.py", "from selfdistill.config.tasks import MathConfig", 0),
+    ],
+)
+def test_a_room_that_knows_the_whole_config_is_reported(tmp_path: Path, file: str, line: str, count: int) -> None:
+    _house(tmp_path, {file: line})
+    assert len(knowers(tmp_path)) == count
 
 
 @pytest.mark.parametrize(

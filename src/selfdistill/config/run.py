@@ -78,6 +78,10 @@ class ResolvedConfig(RunConfig):
     limits: Limits
 
 
+KEYS = frozenset(RunConfig.model_fields)
+"""The keys at a config's top level."""
+
+
 def lasting(config: BaseModel) -> dict[str, Any]:
     """The keys that must stay as they are when a run is taken up again: all that are not marked ``MAY_CHANGE``."""
     table = type(config).model_config.get("json_schema_extra")

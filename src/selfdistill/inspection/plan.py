@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfdistill.config.run import RunConfig, apply_overrides, load_config
+from selfdistill.config.run import KEYS, apply_overrides, load_config
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files import read_object
 from selfdistill.methods import METHODS, Method, build_method
@@ -31,7 +31,7 @@ def choose_methods(
     if named is None:
         named = () if configs else LOOKED_AT
     for label, table in [*map(_named, named), *map(_configured, configs)]:
-        if label in RunConfig.model_fields:
+        if label in KEYS:
             raise ConfigError(f"a method cannot be labelled {label!r}: --set would take it for that key of a config")
         if label in tables:
             raise ConfigError(f"two methods are labelled {label!r}: write another label, as in other={table['name']}")
