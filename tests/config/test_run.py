@@ -1,0 +1,56 @@
+"""The whole config: what resolving decides, and what must stay when a run is taken up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from selfdistill.config.run import KEYS, ResolvedConfig, lasting, parse_config
+from selfdistill.methods import METHODS
+from selfdistill.training.problem import resolve
+
+
+def resolved(**tables: Any) -> ResolvedConfig:
+    return resolve(parse_config({"method": "antisd", **tables}, "here"))
+
+
+def test_what_is_open_follows_the_method_and_what_is_given_stays() -> None:
+    advice = METHODS["antisd"].recommended
+    found = resolved(sampling={"completions": 3, "top_p": 0.5})
+    assert (found.sampling.completions, found.sampling.top_p) == (3, 0.5)
+    assert (found.sampling.max_tokens, found.sampling.temperature) == (advice.max_tokens, advice.temperature)
+    assert found.optimiser.learning_rate == advice.learning_rate
+    assert resolved(model={"lora": {}}).optimiser.learning_rate == advice.lora_learning_rate
+    assert resolved(optimiser={"learning_rate": 0.5}).optimiser.learning_rate == 0.5
+    assert found.method.keys() == METHODS["antisd"].model_fields.keys() | {"name"}
+
+
+def test_resolving_again_and_reading_what_was_written_change_nothing() -> None:
+    found = resolved(sampler={"kind": "vllm"}, limits={"tokens": 7})
+    assert resolve(found) == found
+    assert ResolvedConfig.model_validate_json(found.model_dump_json()) == found
+    assert [*found.model_dump()] == [*parse_config({"method": "antisd"}, "here").model_dump()]
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("", KEYS - {"steps", "sinks", "stop_on"}),
+        ("limits", set()),
+        ("checkpoint", set()),
+        ("parallel", {"param_dtype", "reduce_dtype"}),
+        ("sampler", {"kind", "importance_cap", "overlap"}),
+        ("sampling", {"prompts", "completions", "max_tokens", "temperature", "top_p", "top_k", "thinking"}),
+    ],
+)
+@pytest.mark.parametrize("sampler", [{"kind": "vllm"}, {"kind": "server", "urls": ["http://a"]}])
+def test_a_resume_may_change_what_is_marked_and_nothing_else(
+    path: str, kept: set[str], sampler: dict[str, Any]
+) -> None:
+    found = lasting(resolved(sampler=sampler))
+    assert (found[path] if path else found).keys() == kept
+
+
+def test_the_learners_own_sampler_stays() -> None:
+    assert lasting(resolved())["sampler"] == {"kind": "hf"}

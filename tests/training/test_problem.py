@@ -1,0 +1,40 @@
+"""A run is built in three steps, and what needs no trainer stops before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfdistill.cli.contexts import audit
+from selfdistill.cli.teachers import teach
+from selfdistill.errors import ConfigError
+from selfdistill.training import build
+from selfdistill.training.build import assemble, build_models
+from selfdistill.training.problem import build_problem
+from support.runs import tiny_run
+
+
+def test_contexts_and_teachers_build_no_trainer(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise AssertionError("a trainer was built")
+
+    monkeypatch.setattr(build, "build_trainer", refuse)
+    config = tiny_run(model, "opsd")
+    *_, last = audit(config, examples=1, completions=2)
+    assert last == "2 completions scored, 0 left out of the loss"
+    assert [*teach(config, problems=1, samples=1, seed=0)] == ["teacher"]
+
+
+def test_a_mistake_of_the_problem_is_said_before_a_model_is_looked_for() -> None:
+    nowhere = tiny_run(Path("no such model"), {"name": "sdpo", "context": "nowhere"})
+    for build_it in (assemble, lambda config: build_models(build_problem(config))):
+        with pytest.raises(ConfigError, match="unknown context 'nowhere'"):
+            build_it(nowhere)
+
+
+def test_every_step_adds_to_the_one_before(model: Path) -> None:
+    problem = build_problem(tiny_run(model, "grpo"))
+    models = build_models(problem)
+    assert (models.task, models.method, models.config) == (problem.task, problem.method, problem.config)
+    assert models.chat.window is not None
