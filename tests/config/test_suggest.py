@@ -18,6 +18,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"task": {"kind": "tools", "path": "rows.jsonl", "anser": "a"}},
         "unknown key 'task.anser'; did you mean 'task.answer'?",
     ),
+    "a key called like its table's kind": (
+        {"task": {"kind": "tools", "path": "rows.jsonl", "tools": 3}},
+        "task.tools: input should be a valid string (got 3)",
+    ),
     "of a source of rows": (
         {"task": {**MATH, "test_path": {"path": "x", "splt": "test"}}},
         "unknown key 'task.test_path.splt'; did you mean 'task.test_path.split'?",

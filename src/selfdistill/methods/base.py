@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from selfdistill.config.sections import Strict
 from selfdistill.errors import ConfigError
 from selfdistill.objectives import (
     clipped_forward_kl,
@@ -24,12 +25,6 @@ from selfdistill.objectives import (
     with_tail,
 )
 from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, TokenSlice, View, Weights
-
-
-class Strict(BaseModel):
-    """Knobs that refuse unknown names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
