@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from selfdistill.config.run import parse_config
+from selfdistill.config.run import RunConfig, parse_config
+from selfdistill.config.suggest import suggest
 from selfdistill.errors import ConfigError
 
 MATH: dict[str, Any] = {"kind": "math", "path": "rows.jsonl"}
@@ -58,3 +60,19 @@ def test_what_may_not_be_written_is_one_sentence(case: str) -> None:
         parse_config({"method": "grpo", **table}, "here")
     assert str(error.value).startswith(f"here: {sentence}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[]", "the config: input should be an object (got [])"),
+        (
+            '{"steps": 3',
+            "the config: invalid JSON: EOF while parsing an object at line 1 column 11 (got '{\"steps\": 3')",
+        ),
+    ],
+)
+def test_what_is_no_table_at_all_is_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        RunConfig.model_validate_json(text)
+    assert suggest(error.value, RunConfig) == sentence

@@ -27,7 +27,7 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
     """The sentence for the first error of a table checked by ``model``; a misspelt key comes before all others."""
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     given, kind = first["input"], first["type"]
-    *above, last = first["loc"]
+    *above, last = first["loc"] or ("",)
     path, known = _place(above, model)
     where = ".".join([*path, ""])
     if kind == "extra_forbidden":
@@ -44,8 +44,9 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
         return f'{where}: no kind; write for example {where}.kind = "{EXAMPLES[where]}"'
     if kind == "union_tag_invalid":
         return f"{where}: unknown kind {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}"
-    got = "" if kind == "missing" else f" (got {given!r})"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
+    # What is no table at all has no place; what is one may be long.
+    got = "" if kind == "missing" else f" (got {given!r:.80})"
+    return f"{where or 'the config'}: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
 
 
 def _place(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], list[str]]:
