@@ -21,7 +21,8 @@ from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.seeds import derive
-from selfdistill.training.build import assemble, check_contexts
+from selfdistill.training.build import assemble
+from selfdistill.training.problem import check_contexts
 from selfdistill.types import Example, Message, Role
 from support.engine import load_exact
 from support.runs import as_toml, lines, open_run, recorder, tiny_run, train

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.cli.contexts import audit
-from selfdistill.cli.teachers import teach
+from selfdistill.cli.teachers import measure
 from selfdistill.errors import ConfigError
 from selfdistill.training import build
 from selfdistill.training.build import assemble, build_models
@@ -23,7 +23,7 @@ def test_contexts_and_teachers_build_no_trainer(model: Path, monkeypatch: pytest
     config = tiny_run(model, "opsd")
     *_, last = audit(config, examples=1, completions=2)
     assert last == "2 completions scored, 0 left out of the loss"
-    assert [*teach(config, problems=1, samples=1, seed=0)] == ["teacher"]
+    assert [*measure(config, problems=1, samples=1, seed=0)] == ["teacher"]
 
 
 def test_a_mistake_of_the_problem_is_said_before_a_model_is_looked_for() -> None:
