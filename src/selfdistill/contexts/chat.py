@@ -124,9 +124,6 @@ class Chat:
     def _ids(self, text: str, marks: dict[str, str]) -> tuple[int, ...]:
         """Ids of a rendered text. A stretch between two of the template's tokens that holds a mark is encoded alone,
         with the recognition of special tokens switched off.
-
-        Raises:
-            ModelError: the tokenizer makes a special token of plain text.
         """
         if not any(mark in text for mark in marks):
             return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -143,9 +140,11 @@ class Chat:
             ordinary = ""
             words = marked.sub(lambda hit: marks[hit.group()], stretch)
             plain = self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            forged = {*plain} & {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
-            if forged:
-                raise ModelError(f"the tokenizer of {self.name} makes the special token {min(forged)} of plain text")
+            # A vocabulary of whole words holds its special tokens as words: the unknown word stands for them there.
+            unknown = self.tokenizer.unk_token_id
+            forged = {*self.tokenizer.all_special_ids} - {unknown}
+            plain = [unknown if token in forged else token for token in plain]
+            plain = [token for token in plain if token is not None]
             ids += plain
         return (*ids, *(self.tokenizer(ordinary, add_special_tokens=False)["input_ids"] if ordinary else ()))
 

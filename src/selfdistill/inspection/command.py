@@ -124,8 +124,7 @@ def inspect(
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
     count = sum(len(group.rollouts) for group in groups)
-    also = [ANSWER_ONLY] if ANSWER_ONLY in templates else []
-    wanted = plan(methods, options.contexts, templates, also=also)
+    wanted = plan(methods, options.contexts, templates, also=[name for name in (ANSWER_ONLY,) if name in templates])
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
     limits = limits_on(config.model.device, config.limits)
     findings = inspect_groups(
