@@ -1,32 +1,121 @@
-"""Letters of multiple choice: the options in a prompt, and the letter that a completion chose."""
+r"""Letters of multiple choice: the options in a prompt, and the letter that a completion chose.
+
+A completion chooses by a mark (``<answer>B</answer>``, ``\boxed{B}``), by a statement ("the answer is B", "so it must be
+B", "B is correct"), by a line that begins with the letter, or by the last letter that it names and does not deny. Two
+letters joined by "or", "and" or a slash choose nothing.
+
+Every expression takes time linear in the text: what repeats is bounded, or cannot begin again inside itself.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from string import ascii_uppercase
 
 from selfdistill.contexts.thinking import after_thinking
-from selfdistill.tasks.math.answers import BOX, boxed_answer
 
 _OPTION = re.compile(r"^(?P<before>[ \t]*\(?)(?P<letter>[A-Z])(?P<after>[:.)][ \t]*)(?P<text>\S.*?)[ \t]*$")
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-# Capitals alone: "the answer is a force" names no letter.
-_PHRASE = re.compile(r"\b[Aa]nswer(?:\s+is\b\s*:?|\s*:|\s*=)[\s*$]*\(?(?P<letter>[A-Z])(?![\w'])")
-_ONE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[\s*$(\[]*([A-Za-z])[\s*$)\].:}]*")
-_LABELLED = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[\s*$(\[]*([A-Z])[)\].:]\**\s+\S.*", re.DOTALL)
-# A formula's letters are variables: no "=", "^" or "\" beside them.
-_ALONE = re.compile(r"(?<![\w'’\\=^+/-])([A-Z])(?![\w'’=^+/-])")
+# A box becomes a tag, so that one expression finds both. Its braces may be nested three deep.
+_BRACED = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,400}+\}){0,400}+\}){0,800}+)\}"
+_BOX = re.compile(rf"\\(?:f?boxed|fbox|framebox)\s{{0,4}}(?:{_BRACED}|([A-Z])\b)")
+_TAG = re.compile(
+    r"<(?P<mark>answer|box)>(?P<content>(?:(?!<(?P=mark)>).){0,4000}?)</(?P=mark)>", re.DOTALL | re.IGNORECASE
+)
+# Commands that only set text, and marks of Markdown, quotation and mathematics that do not change a meaning.
+_SET_TEXT = re.compile(
+    r"\\(?:text|math|operatorname|boldsymbol|bm|bf|rm|mbox|displaystyle)[a-z]*\s{0,4}(?:\{([^{}]{0,400}+)\}|(?![a-z]))"
+)
+_DECORATION = re.compile(
+    r"[*`$\"“”„‘«»「」]|(?<!\w)_{1,3}|_{1,3}(?!\w)|\\[()\[\]]|\\(?=\s)|\\[,;:!]|^[ \t]{0,8}(?:[#>]{1,6}[ \t]{0,8}){1,4}",
+    re.MULTILINE,
+)
+
+# A letter is no part of a word or a formula. Other scripts write no spaces: "答案是C".
+_BEFORE = r"(?<![A-Za-z0-9_À-ɏ'’\\=^+/{-])"
+_BEHIND = r"(?![A-Za-z0-9_À-ɏ'’=^+/-]|[ ]=)"
+_CAPITAL = rf"{_BEFORE}(?P<letter>[A-Z]){_BEHIND}"
+# A small letter counts behind a colon or "is", where it ends a sentence or has a bracket: "answer: b", "is b) Paris".
+_EITHER = rf"(?:{_CAPITAL}|(?P<small>[a-z])(?=[)\]:]|[.]?[ \t]*(?:$|\n)|[.,;!][ \t\n]))"
+_ALONE = re.compile(_CAPITAL)
+
+_BE = r"(?:(?:is|was|be|est|ist|lautet|es|è)\b|(?:'s|’s)(?!\w)|[:=是为為])"
+_GO = r"(?:(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be|\s+should\s+be|\s+would\s+be)\b)"
+# Words between "the answer is" and its letter.
+_FILLERS = (
+    r"(?:[\s:(\[-]{0,12}(?:therefore|thus|hence|then|so|clearly|definitely|likely|most|probably|simply|indeed|actually|"
+    r"given|by|the|both|either|option|choice|letter|answer|final|correct|right|best|just|only|still|to|be|believe|"
+    r"think|I(?=\s+(?:think|believe))|obviously|certainly|also|is|as|follows|statement)\b){0,8}+[\s:(\[{<-]{0,12}"
+)
+_ANSWER = r"(?:answers?|antwort|réponse|respuesta|risposta|resposta|ответ|答案|正解|答え)"
+_BEST = r"(?:correct|right|best|final|only|chosen)\s+(?:\w+\s+)?(?:option|choice|letter|one)"
+_STATED = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # "The correct answer to the question is B", "Answer: b". What stands between is searched for a denial.
+        rf"(?<![a-z])(?:{_ANSWER}|{_BEST})(?P<gap>[^.\n。]{{0,80}}?){_BE}{_FILLERS}(?-i:{_EITHER})",
+        # "Answer B", a heading "Final Answer" above the letter.
+        rf"(?<![a-z])(?:answer|choice)[\s:(\[]{{1,12}}+(?:option\s)?(?-i:(?!I\s){_CAPITAL})(?!\s+[a-z])",
+        # "I would choose option B", "so C.", "Hence it must be B", "It is C."
+        r"\b(?:I|we)(?:['’](?:ll|d|m))?\s+(?:\w+\s+){0,3}?(?:choose|pick|select|go(?:ing)?\s+with|opt\s+for|settle\s+on)"
+        rf"\b{_FILLERS}(?-i:{_CAPITAL})",
+        rf"\b(?:(?:so|thus|hence|therefore|consequently|conclude)\b,?(?:\s+(?:it|this|that){_GO})?|(?:it|this|that){_GO})"
+        rf"{_FILLERS}(?-i:{_CAPITAL})(?=[)\].:,;!]|\s*$|\n|\s+(?:because|since|as|and|not)\b)",
+        # "Thus B is correct", "(C) must be the right answer".
+        rf"(?-i:{_CAPITAL})[)\]]?\s+(?:is|must\s+be|has\s+to\s+be|seems)\s+(?:\w+\s+){{0,2}}?"
+        r"(?:the\s+)?(?:correct|right|answer|best)\b",
+    )
+)
+_DENIAL = re.compile(
+    r"\b(?:not|never|cannot|neither|nor|incorrect|wrong|unlikely|eliminate[sd]?|exclude[sd]?)\b|n['’]t\b", re.I
+)
+# In front of a statement these make it none: "if B is correct", "I would not choose B", "statement A is correct".
+_SUPPOSED = re.compile(
+    r"\b(?:if|whether|why|suppos\w+|assum\w+|unless|statement|equation|group|point|when|how|not|never|cannot|neither|"
+    r"nor)\b[^.\n,;]{0,30}$|n['’]t\b[^.\n,;]{0,30}$",
+    re.IGNORECASE,
+)
+
+# Another letter behind one: "A or C", "A, B", "(A) and maybe (C)".
+_MORE = re.compile(
+    r"[\s)\]}.]{0,4}+(?:,\s*(?:or|and)\b|,|/|&|\+|\b(?:or|and|nor|und|oder|ou|et)\b|[或和])"
+    r"(?:[\s(\[{]|\b(?:maybe|perhaps|possibly|even|also|both|option|choice|answer)\b){0,8}+"
+    r"(?P<letter>[A-Z])(?![\w'’=^])(?!\s+(?:is|was|has|would|cannot|can|does|gives|fits|being|because|since|seems)\b)"
+)
+_DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|nor|neither|rather than|instead of|unlike|over|than|except|versus|vs\.?|against|"
+    r"(?:eliminat|exclud|reject|discard|dismiss)(?:es?|ed|ing|s)?|rul(?:es?|ed|ing) out)|n['’]t(?:\s+be)?)"
+    r"\s+(?:be\s+|both\s+)?(?:(?:option|choice|answer)s?\s+)?[(\[]?$",
+    re.IGNORECASE,
+)
+_DENIED_BEHIND = re.compile(
+    r"[\s)\].:-]{0,6}+(?:(?:is|are|was|were|seems?|looks?|can|could|would|does|do)\b\s*)?(?:(?:be|both|all|also|clearly)\s+){0,2}"
+    r"\(?(?:not\b|n['’]t\b|wrong\b|incorrect\b|false\b|out\b|impossible\b|ruled\b|eliminated\b|excluded\b|invalid\b|too\b|"
+    r"cannot\b|fails?\b|(?:isn|aren|wasn|doesn|don|can|couldn|wouldn)['’]t\b|[✗✘❌])",
+    re.IGNORECASE,
+)
+
 # "A gas expands" has an article, "I think" a pronoun; "A is right" has a letter.
-_ARTICLE = re.compile(r"\s+(?!(?:is|was|because|since|as|and|or|seems|must|fits)\b)[a-z]")
+_ARTICLE = re.compile(r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|fits|over|cannot|has)\b)[a-z]")
 _NAMED = re.compile(r"(?:option|choice|answer|select|choose|pick)s?\s*\(?$", re.IGNORECASE)
 _BY_NAME = re.compile(r"\b(?:[Oo]ption|[Cc]hoice)s?\s*\(?[A-Z]\b")
+
+_JOINED = re.compile(r"[\s.]{0,4}(?:,|/|or\b|and\b|,\s*or\b|,\s*and\b)[\s.]{0,8}")
+
+# A line that begins with its letter, or holds nothing else.
+_LINE = re.compile(
+    r"^[ \t•-]{0,12}(?:[Oo]ption |[Cc]hoice )?\(?([A-Z])(?:[).:]{1,2}(?:[ \t]+\S.*)?|\)?[ \t]*)$", re.MULTILINE
+)
+_LABEL = re.compile(
+    r"\s*(?:(?:option|choice|answer)\s*:?\s*)?[(\[]?\s*([A-Za-z])(?:\s*[)\].:].*)?\s*", re.DOTALL | re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What a completion chose: ``letter`` in capitals, or ``said``, the content of a tag that is no letter."""
+    """What a completion chose: ``letter`` in capitals, or ``said``, what stands where the letter should be."""
 
     letter: str | None
     said: str | None = None
@@ -45,31 +134,50 @@ class OptionLines:
     """Whether each is one line right below the other; where one spans several, the end of the last is unknown."""
 
 
-def chosen_letter(text: str, *, finished: bool = True) -> Chosen:
-    r"""The letter in the last ``<answer>…</answer>``, ``\boxed{…}`` or "answer: B", else the last standalone letter.
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A place that says which option is right; ``letters`` are several in a hedge, and none in a mark without one."""
 
-    Only what stands behind the thinking counts. Of a completion that was cut, only a closed tag or box is believed.
+    start: int
+    end: int
+    letters: str
+    said: str
+
+
+def chosen_letter(text: str, *, finished: bool = True, letters: str = ascii_uppercase) -> Chosen:
+    r"""The letter that a completion chose, or none.
+
+    The last mark or statement counts; without any a line that begins with its letter, then the last letter that is
+    named and not denied. Only what stands behind the thinking counts. Of a completion that was cut, only a closed tag
+    or box is believed. ``letters`` are those of the question: no other letter that merely stands alone is one.
     """
-    said = after_thinking(text)
-    tags = list(_TAG.finditer(said))
-    box = boxed_answer(said)
-    phrases = list(_PHRASE.finditer(said)) if finished else []
-    found = [(tag.start(), tag.group(1)) for tag in tags[-1:]]
-    found += [(list(BOX.finditer(said))[-1].start(), box)] if box is not None else []
-    found += [(phrase.start(), phrase["letter"]) for phrase in phrases[-1:]]
-    if found:
-        content = max(found)[1].strip()
-        one = _ONE.fullmatch(content) or _LABELLED.fullmatch(content)
-        return Chosen(one.group(1).upper()) if one else Chosen(None, content)
-    alone = [match for match in _ALONE.finditer(said) if not _is_word(said, match)] if finished else []
-    return Chosen(alone[-1].group(1) if alone else None)
+    said = _plain(after_thinking(text))
+    marked = _marked(said)
+    stated = _stated(said) if finished else []
+    # A box may hold a number on the way; a statement in letters then says more.
+    if stated:
+        marked = [claim for claim in marked if claim.letters or not said.startswith("<box>", claim.start)]
+    claims = sorted([*marked, *stated], key=lambda claim: claim.start)
+    if claims:
+        last = claims[-1]
+        if len(last.letters) == 1:
+            return Chosen(last.letters)
+        # What follows a hedge may settle it: "either A or C. Probably C".
+        after = _named(said[last.end :], letters) if finished and last.letters else Chosen(None)
+        return Chosen(after.letter, last.said if after.letter is None else None)
+    return _named(said, letters) if finished else Chosen(None)
+
+
+def read_label(text: str) -> str | None:
+    """The letter of a text that is one or begins with one: ``B``, ``(b)``, ``Option B``, ``B) Paris``; None if not."""
+    match = _LABEL.fullmatch(text)
+    return match.group(1).upper() if match else None
 
 
 def names_letter(text: str) -> bool:
     """Whether a text speaks of an option by its letter, in a tag, a box or words."""
-    box = boxed_answer(text)
-    boxed = box is not None and _ONE.fullmatch(box) is not None
-    return boxed or any(pattern.search(text) for pattern in (_TAG, _PHRASE, _BY_NAME))
+    plain = _plain(text)
+    return bool(_BY_NAME.search(plain)) or any(claim.letters for claim in (*_marked(plain), *_stated(plain)))
 
 
 def option_lines(prompt: str) -> OptionLines | None:
@@ -102,7 +210,93 @@ def with_options(prompt: str, lines: OptionLines, order: tuple[int, ...]) -> str
     return "\n".join(shown)
 
 
-def _is_word(text: str, match: re.Match[str]) -> bool:
-    if match.group(1) not in "AI" or _NAMED.search(text[: match.start()].rstrip(" (")):
+def _plain(text: str) -> str:
+    """The text without decoration; every box is a ``<box>…</box>``."""
+    text = _BOX.sub(lambda box: f"<box>{box.group(1) or box.group(2)}</box>", text.replace("：", ":"))
+    for _ in range(2):
+        text = _SET_TEXT.sub(lambda command: f" {command.group(1) or ''}", text)
+    return re.sub(r"(?<!\w)['‘]([A-Z])['’](?!\w)", r"\1", _DECORATION.sub("", text))
+
+
+def _marked(said: str) -> list[_Claim]:
+    """What stands in tags and boxes; marks that only "or", "and" or a comma separates are one."""
+    claims: list[_Claim] = []
+    for match in _TAG.finditer(said):
+        content = match["content"].strip().strip("{}").strip()
+        letter = read_label(content)
+        start = content.upper().find(letter) if letter else 0
+        letters = _with_more(content, letter, start + 1)[0] if letter else ""
+        stated = [] if letter else _stated(content)
+        if stated:
+            letters = stated[-1].letters
+        elif not letter and _ALONE.match(content):
+            letters = _with_more(content, content[0], 1)[0]
+            letters = letters if len(letters) > 1 else ""
+        claim = _Claim(match.start(), match.end(), letters, content)
+        before = claims[-1] if claims else None
+        if (
+            before
+            and letters
+            and before.letters
+            and _JOINED.fullmatch(said[before.end : min(match.start(), before.end + 20)])
+        ):
+            both = "".join(dict.fromkeys(before.letters + letters))
+            claims[-1] = _Claim(before.start, claim.end, both, f"{before.said}, {content}")
+        else:
+            claims.append(claim)
+    return claims
+
+
+def _stated(said: str) -> list[_Claim]:
+    """What sentences state, outside of tags and boxes."""
+    said = _TAG.sub(lambda mark: "." * len(mark.group()), said)
+    claims = []
+    for pattern in _STATED:
+        for match in pattern.finditer(said):
+            groups = match.groupdict()
+            name = "letter" if groups.get("letter") else "small"
+            start, end = match.span(name)
+            supposed = _SUPPOSED.search(said[max(0, match.start() - 40) : match.start()])
+            if supposed or _DENIAL.search(groups.get("gap") or ""):
+                continue
+            if "\n" in said[match.start() : start] and _is_word(said, start):
+                continue
+            letters, end = _with_more(said, groups[name].upper(), end)
+            if not _DENIED_BEHIND.match(said, end):
+                claims.append(_Claim(match.start(), end, letters, said[start:end]))
+    return claims
+
+
+def _named(said: str, letters: str) -> Chosen:
+    """The letter of the only line that begins with one and denies nothing, else the last that is not denied."""
+    lines = [line for line in _LINE.finditer(said) if line.group(1) in letters]
+    fit = {line.group(1) for line in lines if not _DENIAL.search(line.group())}
+    if len(fit) == 1:
+        return Chosen(*fit)
+    # Several such lines repeat the options, and only what stands around them chooses.
+    rest = _LINE.sub("", said) if lines else said
+    chosen, end = Chosen(None), 0
+    for match in _ALONE.finditer(rest):
+        start = match.start()
+        if start < end or match["letter"] not in letters or _is_word(rest, start):
+            continue
+        group, end = _with_more(rest, match["letter"], match.end())
+        if _DENIED_BEFORE.search(rest[max(0, start - 40) : start]) or _DENIED_BEHIND.match(rest, end):
+            continue
+        chosen = Chosen(group) if len(group) == 1 else Chosen(None, rest[start:end])
+    return chosen
+
+
+def _with_more(text: str, letter: str, end: int) -> tuple[str, int]:
+    """A letter with those that are joined to it, and where the last of them ends."""
+    letters = letter
+    while more := _MORE.match(text, end):
+        letters, end = letters + more["letter"] * (more["letter"] not in letters), more.end()
+    return letters, end
+
+
+def _is_word(text: str, start: int) -> bool:
+    letter = text[start]
+    if letter not in "AI" or _NAMED.search(text[max(0, start - 20) : start].rstrip(" (")):
         return False
-    return match.group(1) == "I" or bool(_ARTICLE.match(text, match.end()))
+    return letter == "I" or bool(_ARTICLE.match(text, start + 1))
