@@ -215,3 +215,19 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], arguments: dict
     with pytest.raises(DataError) as raised:
         ChoiceTask(ChoiceConfig(path=str(path), **arguments))
     assert str(raised.value) == f"{path}, line 1: {sentence}"
+
+
+CASES = Path(__file__).parents[1] / "cases" / "choice.json"
+
+
+def test_the_cases_are_read_as_a_careful_reader_reads_them() -> None:
+    cases = json.loads(CASES.read_text(encoding="utf-8"))["cases"]
+    wrong = [(text, letter, chosen_letter(text)) for text, letter in cases if chosen_letter(text).letter != letter]
+    assert len(cases) > 200 and not wrong
+
+
+def test_only_letters_of_the_options_stand_alone() -> None:
+    text = "Option B, at the temperature T"
+    assert chosen_letter(text, letters="ABCD") == Chosen("B")
+    assert chosen_letter(text) == Chosen("T")
+    assert chosen_letter("The answer is T", letters="ABCD") == Chosen("T"), "a statement is believed and refused later"

@@ -1,8 +1,8 @@
 r"""Letters of multiple choice: the options in a prompt, and the letter that a completion chose.
 
-A completion chooses by a mark (``<answer>B</answer>``, ``\boxed{B}``), by a statement ("the answer is B", "so it must be
-B", "B is correct"), by a line that begins with the letter, or by the last letter that it names and does not deny. Two
-letters joined by "or", "and" or a slash choose nothing.
+A completion chooses by a mark (``<answer>B</answer>``, ``\boxed{B}``), by a statement ("the answer is B", "B is
+correct"), by a line that begins with the letter, or by the last letter that it names and does not deny. Two letters
+joined by "or", "and" or a slash choose nothing.
 
 Every expression takes time linear in the text: what repeats is bounded, or cannot begin again inside itself.
 """
@@ -10,7 +10,6 @@ Every expression takes time linear in the text: what repeats is bounded, or cann
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from string import ascii_uppercase
 
@@ -24,17 +23,21 @@ _BOX = re.compile(rf"\\(?:f?boxed|fbox|framebox)\s{{0,4}}(?:{_BRACED}|([A-Z])\b)
 _TAG = re.compile(
     r"<(?P<mark>answer|box)>(?P<content>(?:(?!<(?P=mark)>).){0,4000}?)</(?P=mark)>", re.DOTALL | re.IGNORECASE
 )
+_TAG_MARK = re.compile(r"</?(?:answer|box)>", re.IGNORECASE)
 # Commands that only set text, and marks of Markdown, quotation and mathematics that do not change a meaning.
 _SET_TEXT = re.compile(
     r"\\(?:text|math|operatorname|boldsymbol|bm|bf|rm|mbox|displaystyle)[a-z]*\s{0,4}(?:\{([^{}]{0,400}+)\}|(?![a-z]))"
 )
 _DECORATION = re.compile(
-    r"[*`$\"“”„‘«»「」]|(?<!\w)_{1,3}|_{1,3}(?!\w)|\\[()\[\]]|\\(?=\s)|\\[,;:!]|^[ \t]{0,8}(?:[#>]{1,6}[ \t]{0,8}){1,4}",
+    r"[*`$\"“”„‘«»「」]|(?<!\w)_{1,3}|_{1,3}(?!\w)"
+    r"|\\[()\[\]]|\\(?=\s)|\\[,;:!]|^[ \t]{0,8}(?:[#>]{1,6}[ \t]{0,8}){1,4}",
     re.MULTILINE,
 )
 
-# A letter is no part of a word or a formula. Other scripts write no spaces: "答案是C".
-_BEFORE = r"(?<![A-Za-z0-9_À-ɏ'’\\=^+/{-])"
+_ENCLOSED = re.compile(r"(?<!\w)['‘]([A-Z])['’](?!\w)|(?<![\w}^])\{\s?([A-Z])\s?\}")
+
+# A letter is no part of a word or a formula, and no unit behind a number. Other scripts write no spaces: "答案是C".
+_BEFORE = r"(?<![A-Za-z0-9_À-ɏ'’\\=^+/{-])(?<!\d[ ])"
 _BEHIND = r"(?![A-Za-z0-9_À-ɏ'’=^+/-]|[ ]=)"
 _CAPITAL = rf"{_BEFORE}(?P<letter>[A-Z]){_BEHIND}"
 # A small letter counts behind a colon or "is", where it ends a sentence or has a bracket: "answer: b", "is b) Paris".
@@ -54,8 +57,8 @@ _BEST = r"(?:correct|right|best|final|only|chosen)\s+(?:\w+\s+)?(?:option|choice
 _STATED = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        # "The correct answer to the question is B", "Answer: b". What stands between is searched for a denial.
-        rf"(?<![a-z])(?:{_ANSWER}|{_BEST})(?P<gap>[^.\n。]{{0,80}}?){_BE}{_FILLERS}(?-i:{_EITHER})",
+        # "The correct answer to the question is B", "Answer: b". What stands between may deny it, which is asked below.
+        rf"(?<![a-z])(?:{_ANSWER}|{_BEST})[^.\n。]{{0,80}}?{_BE}{_FILLERS}(?-i:{_EITHER})",
         # "Answer B", a heading "Final Answer" above the letter.
         rf"(?<![a-z])(?:answer|choice)[\s:(\[]{{1,12}}+(?:option\s)?(?-i:(?!I\s){_CAPITAL})(?!\s+[a-z])",
         # "I would choose option B", "so C.", "Hence it must be B", "It is C."
@@ -80,7 +83,7 @@ _SUPPOSED = re.compile(
 
 # Another letter behind one: "A or C", "A, B", "(A) and maybe (C)".
 _MORE = re.compile(
-    r"[\s)\]}.]{0,4}+(?:,\s*(?:or|and)\b|,|/|&|\+|\b(?:or|and|nor|und|oder|ou|et)\b|[或和])"
+    r"(?:[\s)\]}.]{0,4}+|\s?\([^()\n]{1,40}\)\s?)(?:,\s*(?:or|and)\b|,|/|&|\+|\b(?:or|and|nor|und|oder|ou|et)\b|[或和])"
     r"(?:[\s(\[{]|\b(?:maybe|perhaps|possibly|even|also|both|option|choice|answer)\b){0,8}+"
     r"(?P<letter>[A-Z])(?![\w'’=^])(?!\s+(?:is|was|has|would|cannot|can|does|gives|fits|being|because|since|seems)\b)"
 )
@@ -90,16 +93,17 @@ _DENIED_BEFORE = re.compile(
     r"\s+(?:be\s+|both\s+)?(?:(?:option|choice|answer)s?\s+)?[(\[]?$",
     re.IGNORECASE,
 )
+_WRONG = r"(?:wrong|incorrect|false|out|impossible|ruled|eliminated|excluded|invalid|too)\b"
 _DENIED_BEHIND = re.compile(
-    r"[\s)\].:-]{0,6}+(?:(?:is|are|was|were|seems?|looks?|can|could|would|does|do)\b\s*)?(?:(?:be|both|all|also|clearly)\s+){0,2}"
-    r"\(?(?:not\b|n['’]t\b|wrong\b|incorrect\b|false\b|out\b|impossible\b|ruled\b|eliminated\b|excluded\b|invalid\b|too\b|"
-    r"cannot\b|fails?\b|(?:isn|aren|wasn|doesn|don|can|couldn|wouldn)['’]t\b|[✗✘❌])",
+    r"[\s)\].:-]{0,6}+(?:(?:is|are|was|were|seems?|looks?|can|could|would|does|do)\s+"
+    rf"(?:(?:be|both|all|also|clearly|the)\s+){{0,2}}(?:not\b|{_WRONG})|\(?{_WRONG}"
+    r"|cannot\b|fails?\b|(?:is|are|was|does|do|ca|could|would)n['’]t\b|[✗✘❌])",
     re.IGNORECASE,
 )
 
 # "A gas expands" has an article, "I think" a pronoun; "A is right" has a letter.
 _ARTICLE = re.compile(r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|fits|over|cannot|has)\b)[a-z]")
-_NAMED = re.compile(r"(?:option|choice|answer|select|choose|pick)s?\s*\(?$", re.IGNORECASE)
+_NAMED = re.compile(r"(?:option|choice|answer|select|choose|pick)s?[ \t]*\(?$", re.IGNORECASE)
 _BY_NAME = re.compile(r"\b(?:[Oo]ption|[Cc]hoice)s?\s*\(?[A-Z]\b")
 
 _JOINED = re.compile(r"[\s.]{0,4}(?:,|/|or\b|and\b|,\s*or\b|,\s*and\b)[\s.]{0,8}")
@@ -215,14 +219,14 @@ def _plain(text: str) -> str:
     text = _BOX.sub(lambda box: f"<box>{box.group(1) or box.group(2)}</box>", text.replace("：", ":"))
     for _ in range(2):
         text = _SET_TEXT.sub(lambda command: f" {command.group(1) or ''}", text)
-    return re.sub(r"(?<!\w)['‘]([A-Z])['’](?!\w)", r"\1", _DECORATION.sub("", text))
+    return _ENCLOSED.sub(lambda one: one.group(1) or one.group(2), _DECORATION.sub("", text))
 
 
 def _marked(said: str) -> list[_Claim]:
     """What stands in tags and boxes; marks that only "or", "and" or a comma separates are one."""
     claims: list[_Claim] = []
     for match in _TAG.finditer(said):
-        content = match["content"].strip().strip("{}").strip()
+        content = _TAG_MARK.sub("", match["content"]).strip().strip("{}").strip()
         letter = read_label(content)
         start = content.upper().find(letter) if letter else 0
         letters = _with_more(content, letter, start + 1)[0] if letter else ""
@@ -257,7 +261,7 @@ def _stated(said: str) -> list[_Claim]:
             name = "letter" if groups.get("letter") else "small"
             start, end = match.span(name)
             supposed = _SUPPOSED.search(said[max(0, match.start() - 40) : match.start()])
-            if supposed or _DENIAL.search(groups.get("gap") or ""):
+            if supposed or _DENIAL.search(match.group()):
                 continue
             if "\n" in said[match.start() : start] and _is_word(said, start):
                 continue

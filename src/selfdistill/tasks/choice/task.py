@@ -94,7 +94,7 @@ class ChoiceTask(RowTask):
         """Reward 1 for the right letter, else 0; feedback where there is no letter, or none of the options."""
         shown = example.columns["shown_options"]
         letters = ascii_uppercase[: len(shown)]
-        chosen = chosen_letter(text, finished=finished)
+        chosen = chosen_letter(text, finished=finished, letters=letters)
         if chosen.letter is None:
             missing = "no letter of an option was found" if finished else "the completion was cut off before an answer"
             if chosen.said is not None:
