@@ -231,3 +231,72 @@ def test_only_letters_of_the_options_stand_alone() -> None:
     assert chosen_letter(text, letters="ABCD") == Chosen("B")
     assert chosen_letter(text) == Chosen("T")
     assert chosen_letter("The answer is T", letters="ABCD") == Chosen("T"), "a statement is believed and refused later"
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "answer_is", "letter"),
+    [
+        (2, ["w", "x", "y", "z"], "index0", "C"),
+        (2, ["w", "x", "y", "z"], "index1", "B"),
+        ("2", ["1", "2", "3", "4"], "text", "B"),
+        ("2", ["1", "2", "3", "4"], "index0", "C"),
+        (0, ["x", "y"], None, "A"),
+        (4, ["w", "x", "y", "z"], None, "D"),
+        (3.0, ["w", "x", "y", "z"], "index0", "D"),
+        (7, ["6", "7"], None, "B"),
+        ("A", ["B", "A"], "letter", "A"),
+        ("A", ["B", "A"], "text", "B"),
+        ("(b)", ["x", "y"], None, "B"),
+    ],
+)
+def test_a_number_counts_as_the_config_says(
+    tmp_path: Path, answer: object, options: list[str], answer_is: str | None, letter: str
+) -> None:
+    row = {"question": "q", "options": options, "answer": answer}
+    _, example = one_of(tmp_path, row, choices="options", answer_is=answer_is)
+    assert example.fields["answer"] == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "answer_is", "sentence"),
+    [
+        (
+            1,
+            ["x", "y", "z"],
+            None,
+            'the answer \'1\' may mean different options: write task.answer_is as one of "index0" (B), "index1" (A)',
+        ),
+        (
+            "4",
+            ["3", "4", "5", "6"],
+            None,
+            'the answer \'4\' may mean different options: write task.answer_is as one of "index1" (D), "text" (B)',
+        ),
+        (
+            "A",
+            ["B", "A"],
+            None,
+            'the answer \'A\' may mean different options: write task.answer_is as one of "letter" (A), "text" (B)',
+        ),
+        (
+            2,
+            ["x", "y"],
+            "index0",
+            "the answer '2' is no number from 0 of its 2 options; the config says task.answer_is = \"index0\"",
+        ),
+        (
+            "C",
+            ["x", "y"],
+            "letter",
+            "the answer 'C' is no letter of its 2 options; the config says task.answer_is = \"letter\"",
+        ),
+        (7, ["x", "y"], None, "the answer '7' is neither a letter nor a text of its options"),
+    ],
+)
+def test_an_answer_that_may_mean_two_options_is_refused(
+    tmp_path: Path, answer: object, options: list[str], answer_is: str | None, sentence: str
+) -> None:
+    path = save(tmp_path / "rows.jsonl", {"question": "q", "options": options, "answer": answer})
+    with pytest.raises(DataError) as raised:
+        all_of(path, choices="options", answer_is=answer_is)
+    assert str(raised.value) == f"{path}, line 1: {sentence}"

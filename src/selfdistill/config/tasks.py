@@ -107,6 +107,10 @@ class MathConfig(RowsConfig):
         return value or None
 
 
+AnswerIs = Literal["index0", "index1", "letter", "text"]
+"""How an answer of multiple choice names its option."""
+
+
 class ChoiceConfig(RowsConfig):
     """Rows of multiple choice, verified by the letter."""
 
@@ -115,7 +119,14 @@ class ChoiceConfig(RowsConfig):
     choices: str | list[str] | None = Field(
         None, description="Column that lists the options, or one source for each; unset: lines 'A: …' of the prompt."
     )
-    answer: str = Field("answer", description="Column, dotted path or $-template of the right letter, or its text.")
+    answer: str = Field(
+        "answer", description="Column, dotted path or $-template of the right option: its letter, text or number."
+    )
+    answer_is: AnswerIs | None = Field(
+        None,
+        description="How answers name their option: its number from 0 or from 1, its letter or its text; unset: as a "
+        "row allows, and a row that allows several is refused.",
+    )
     solution: str | None = Field(None, description="Column, dotted path or $-template of a worked solution.")
     suffix: str = Field(
         "\nReason step by step and give the letter of the right option as <answer>X</answer>.",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Any
 
-from selfdistill.config.tasks import ChoiceConfig
+from selfdistill.config.tasks import AnswerIs, ChoiceConfig
 from selfdistill.errors import DataError
 from selfdistill.seeds import derive
 from selfdistill.tasks.choice.letters import OptionLines, chosen_letter, names_letter, option_lines, with_options
@@ -28,6 +28,14 @@ _REFERS = re.compile(
     r"|\b(?:all|none) (?:are|is|options|choices)\b",
     re.IGNORECASE,
 )
+
+
+_KINDS: Mapping[AnswerIs, str] = {
+    "index0": "number from 0",
+    "index1": "number from 1",
+    "letter": "letter",
+    "text": "text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +80,10 @@ class ChoiceTask(RowTask):
         question, fields = question_and_fields(row, self._mapping)
         lines = option_lines(question) if self.config.choices is None else None
         texts = lines.texts if lines else self._texts(row)
-        answer = fields.pop("answer", "")
-        right = _place(answer, texts)
-        if right is None:
-            raise DataError(f"{row.place}: the answer {answer[:80]!r} is neither a letter nor a text of its options")
+        try:
+            right = _place(fields.pop("answer", ""), texts, self.config.answer_is)
+        except ValueError as error:
+            raise DataError(f"{row.place}: {error}") from error
         problem = _Problem(question, texts, right, lines, fields, system_messages(row, self.config.system))
         example = Example(example_id(row), columns=row.values, prompt=())
         fixed = (lines is not None and not lines.movable) or any(_REFERS.search(text) for text in texts)
@@ -155,11 +163,32 @@ class ChoiceTask(RowTask):
         )
 
 
-def _place(answer: str, options: Sequence[str]) -> int | None:
-    """The place of the option that an answer means by its letter (``B``, ``(B)``, ``B.``) or its text."""
+def _place(answer: str, options: Sequence[str], answer_is: AnswerIs | None) -> int:
+    """The place of the option that an answer means: by its letter (``B``, ``(B)``), a number, or its text.
+
+    Raises:
+        ValueError: it means none, or may mean several and ``answer_is`` does not say which.
+    """
     answer = answer.strip()
-    letter = re.fullmatch(r"\(?([A-Za-z])[).:]?", answer)
-    if answer not in options and letter is not None:
-        place = ascii_uppercase.find(letter.group(1).upper())
-        return place if 0 <= place < len(options) else None
-    return options.index(answer) if answer in options else None
+    letter, number = re.fullmatch(r"\(?([A-Za-z])[).:]?", answer), re.fullmatch(r"[0-9]{1,3}", answer)
+    meant: dict[AnswerIs, int] = {}
+    if letter:
+        meant["letter"] = ascii_uppercase.find(letter.group(1).upper())
+    if number:
+        meant |= {"index0": int(answer), "index1": int(answer) - 1}
+    if answer in options:
+        meant["text"] = options.index(answer)
+    meant = {kind: place for kind, place in meant.items() if 0 <= place < len(options)}
+    if answer_is is not None:
+        if answer_is not in meant:
+            raise ValueError(
+                f"the answer {answer[:80]!r} is no {_KINDS[answer_is]} of its {len(options)} options; "
+                f'the config says task.answer_is = "{answer_is}"'
+            )
+        return meant[answer_is]
+    if not meant:
+        raise ValueError(f"the answer {answer[:80]!r} is neither a letter nor a text of its options")
+    if len(set(meant.values())) > 1:
+        readings = ", ".join(f'"{kind}" ({ascii_uppercase[place]})' for kind, place in meant.items())
+        raise ValueError(f"the answer {answer!r} may mean different options: write task.answer_is as one of {readings}")
+    return next(iter(meant.values()))
