@@ -15,15 +15,15 @@ from selfdistill.contexts.templates import Template, apply
 from selfdistill.errors import ConfigError, DataError, ModelError
 from selfdistill.tasks.tools.calls import (
     Call,
-    Form,
     MalformedCall,
     documented_schemas,
-    find_calls,
+    react_calls,
+    react_text,
     read_calls,
     read_schemas,
     same,
-    written,
 )
+from selfdistill.tasks.tools.syntax import find_calls, hermes_text
 from selfdistill.tasks.tools.task import ToolsTask
 from selfdistill.types import Example, Verdict
 from support.tiny import STOP, tiny_tokenizer
@@ -64,16 +64,15 @@ def react(name: str, arguments: str) -> str:
     ],
 )
 def test_a_react_call_is_read(text: str, call: Call) -> None:
-    assert find_calls(text, "react") == [call]
+    assert react_calls(text) == [call]
 
 
 def test_template_calls_are_read_and_written() -> None:
     calls = [Call("f", {"a": 1, "b": "é"}), Call("g", {})]
-    forms: tuple[Form, ...] = ("react", "template")
-    for form in forms:
-        assert find_calls(f"first\n{written(calls, form)} last", form) == calls
-    assert written(calls[1:], "template") == '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
-    assert find_calls('<tool_call>{"name": "g", "arguments": "{}"}</tool_call>', "template") == calls[1:]
+    assert react_calls(f"first\n{react_text(calls)} last") == calls
+    assert find_calls(f"first\n{hermes_text(calls)} last", []) == calls
+    assert hermes_text(calls[1:]) == '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
+    assert find_calls('<tool_call>{"name": "g", "arguments": "{}"}</tool_call>', []) == calls[1:]
 
 
 def test_equality_is_that_of_json_values() -> None:
@@ -229,9 +228,9 @@ def test_the_template_form_hands_the_schemas_to_the_chat_template(tmp_path: Path
     text = 'so <tool_call>{"name": "getWeather", "arguments": {"days": 3, "town": "Bern"}}</tool_call>'
     assert task.verify(example, text, finished=True).correct
     said = task.verify(example, '<tool_call>{"name": "getWeather"}</tool_call>', finished=True).feedback
-    assert said == "a call needs the keys name and arguments (or Action and Action_Input)"
+    assert said == "the call of getWeather lacks the argument 'town'; the call of getWeather lacks the argument 'days'"
     none = task.verify(example, react("getTowns", "{}"), finished=True).feedback
-    assert none == "no <tool_call> with a name and arguments was found"
+    assert none == 'no call of a tool was found; it is written <tool_call>{"name": …, "arguments": …}</tool_call>'
 
 
 def test_a_context_with_a_system_message_of_its_own_keeps_the_schemas(tmp_path: Path) -> None:
@@ -274,3 +273,24 @@ def test_other_spellings_of_calls_and_bad_settings(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "q", "answer": json.dumps([TOWNS])}), encoding="utf-8")
     with pytest.raises(DataError, match=r"the template form needs tool schemas; name their column \(task.tools\)"):
         ToolsTask(ToolsConfig(path=str(path), form="template"))
+
+
+def test_nulls_that_parquet_adds_are_no_arguments(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    other = {"name": "g", "parameters": {"type": "object", "properties": {"b": {"type": "string", "enum": ["x"]}}}}
+    rows = [
+        {"prompt": "one", "tools": [tool], "answer": [{"name": "f", "arguments": {"a": 1}}]},
+        {"prompt": "two", "tools": [other], "answer": [{"name": "g", "arguments": {"b": "x"}}]},
+    ]
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    config = ToolsConfig(path=str(path), form="template", tools="tools", validation_share=0.0, test_share=0.0)
+    one, two = ToolsTask(config).examples("train")
+    assert [one.columns["wanted_calls"], two.columns["wanted_calls"]] == [
+        [Call("f", {"a": 1})],
+        [Call("g", {"b": "x"})],
+    ]
+    assert one.columns["tool_schemas"][0]["function"]["parameters"]["properties"] == {"a": {"type": "integer"}}

@@ -16,6 +16,7 @@ from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, sample_and_verify, verify
 from selfdistill.seeds import derive
+from selfdistill.tasks.build import fitted
 from selfdistill.types import Example, Rollout, RolloutGroup, Task
 
 
@@ -59,7 +60,7 @@ def rollout(
         UserError: a prompt that does not fit the window, or an argument of the wrong kind.
     """
     check_pair(policy, chat)
-    judge = as_task(task, reward) or Prompts()
+    judge = fitted(as_task(task, reward) or Prompts(), chat)
     problems = as_examples(examples, judge)
     if not problems:
         raise DataError("there are no problems to sample completions of")

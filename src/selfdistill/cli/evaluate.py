@@ -12,7 +12,7 @@ from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting
 from selfdistill.seeds import derive
-from selfdistill.tasks.build import build_task
+from selfdistill.tasks.build import build_task, fitted
 from selfdistill.training.run_folder import config_for, load_model
 from selfdistill.types import Task
 
@@ -41,7 +41,7 @@ def evaluate_model(
     """
     config = config_for(model, task, overrides, command="evaluate")
     policy, chat, path, remarks = load_model(model, config, loaded)
-    judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
+    judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
     tokens = max_tokens or config.sampling.max_tokens or usual_length(chat)
     params = SamplingParams(count=samples, max_tokens=tokens, temperature=temperature, seed=derive(seed, "evaluation"))
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from selfdistill.contexts.rendering import render
 from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
-from selfdistill.contexts.turns import turn_end
+from selfdistill.contexts.turns import calls_turn, turn_end
 from selfdistill.errors import ModelError
 from selfdistill.text import well_formed
 from selfdistill.types import Message, Rollout
@@ -76,9 +76,8 @@ class Chat:
         messages, marks = self._marked(messages)
         turns = [{"role": message.role, "content": message.content} for message in messages if message.role != "tools"]
         schemas = [schema for message in messages if message.role == "tools" for schema in json.loads(message.content)]
-        if schemas and "tools" not in str(self.tokenizer.chat_template):
-            raise ModelError(f'the chat template of {self.name} takes no tools: write task.form = "react"')
         if schemas:
+            self._check_takes_tools()
             switch["tools"] = schemas
         try:
             try:
@@ -151,6 +150,23 @@ class Chat:
     def response(self, text: str) -> tuple[int, ...]:
         """Ids of a completion that says this text and ends its turn as the template does."""
         return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], *self.turn_end)
+
+    def calls_text(self, calls: Sequence[tuple[str, Mapping[str, Any]]], *, arguments_as_text: bool = False) -> str:
+        """Calls of tools, (name, arguments) each, as the template writes them: without thinking and the turn's end.
+
+        It is empty where the template refuses them; see :func:`~selfdistill.contexts.turns.calls_turn`.
+
+        Raises:
+            ModelError: the template takes no tools.
+        """
+        self._check_takes_tools()
+        text = after_thinking(calls_turn(self.tokenizer, calls, arguments_as_text=arguments_as_text)).strip()
+        end = str(self.tokenizer.decode(self.turn_end)).strip()
+        return text.removesuffix(end).strip()
+
+    def _check_takes_tools(self) -> None:
+        if "tools" not in str(self.tokenizer.chat_template):
+            raise ModelError(f'the chat template of {self.name} takes no tools: write task.form = "react"')
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion: the turn's end or the stop id left out, everything else as it stands."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfdistill.contexts.rendering import render
@@ -43,6 +44,40 @@ def turn_end(tokenizer: Any, stop_ids: Sequence[int]) -> tuple[int, ...]:
     # What the tokenizer cannot spell can be neither taught nor drawn; some use their end of sequence as unknown token.
     unknown = tokenizer.unk_token_id
     return (end_of_sequence,) if unknown in end and unknown not in stops else end
+
+
+def calls_turn(
+    tokenizer: Any, calls: Sequence[tuple[str, Mapping[str, Any]]], *, arguments_as_text: bool = False
+) -> str:
+    """What the template writes in an assistant's turn that calls tools, its end included.
+
+    It is empty where the template refuses the calls. Some templates want the arguments as a JSON text
+    (``arguments_as_text``).
+    """
+    from jinja2 import TemplateError
+
+    # Mistral's template asks for ids of nine letters and digits.
+    made = [
+        {
+            "id": f"call{number:05}",
+            "type": "function",
+            "function": {
+                "name": name,
+                "arguments": json.dumps(arguments, ensure_ascii=False) if arguments_as_text else dict(arguments),
+            },
+        }
+        for number, (name, arguments) in enumerate(calls)
+    ]
+    question = {"role": "user", "content": QUESTION}
+    turns = [question, {"role": "assistant", "content": "", "tool_calls": made}]
+    try:
+        begun = str(tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True))
+        whole = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
+    except (TemplateError, TypeError, ValueError):
+        return ""
+    head, tail = (text.rpartition(QUESTION)[2] for text in (begun, whole))
+    shared = next((n for n, (a, b) in enumerate(zip(head, tail, strict=False)) if a != b), min(len(head), len(tail)))
+    return tail[shared:]
 
 
 def _tail(tokenizer: Any, following: Sequence[dict[str, str]]) -> str:

@@ -23,7 +23,7 @@ from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, sample_and_verify
 from selfdistill.seeds import derive
-from selfdistill.tasks.build import build_task
+from selfdistill.tasks.build import build_task, fitted
 from selfdistill.training.run_folder import config_for, load_model
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
@@ -117,6 +117,7 @@ def inspect(
     templates = load_templates(config.contexts or judge.contexts)
     _check_contexts(options, templates)
     policy, chat, path, remarks = load_model(model, config, loaded)
+    judge = fitted(judge, chat)
     for remark in remarks:
         say(remark)
     if options.rollouts is not None:

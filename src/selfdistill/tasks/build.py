@@ -14,6 +14,7 @@ from selfdistill.config.tasks import (
     ToolboxConfig,
     ToolsConfig,
 )
+from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.choice.task import ChoiceTask
 from selfdistill.tasks.code.task import CodeTask
@@ -74,6 +75,17 @@ def build_row_task(
     if isinstance(config, CodeConfig):
         return CodeTask(config, rows)
     return MathTask(config, rows)
+
+
+def fitted(task: Task, chat: Chat) -> Task:
+    """The task as the chat template has it: calls of tools are read and written in the template's own syntax.
+
+    Raises:
+        UserError: the template writes calls that cannot be read back.
+    """
+    if isinstance(task, RewardedTask):
+        return RewardedTask(fitted(task.task, chat), task.reward)
+    return task.fitted(chat) if isinstance(task, ToolsTask) else task
 
 
 def remarks_on(task: Task) -> list[str]:

@@ -51,7 +51,8 @@ class RewardedTask:
         self.judges = True
         self.task = task
         """The task whose rewards are replaced."""
-        self._reward = reward
+        self.reward = reward
+        """The function in their place."""
         self._label = f"reward function {getattr(reward, '__name__', type(reward).__name__)!r}"
         parameters = inspect.signature(reward).parameters.values()
         self._accepts_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
@@ -86,7 +87,7 @@ class RewardedTask:
         if not asked:
             return []
         verdicts = verify_all(self.task, asked)
-        rewards = self._checked(self._reward(**self._arguments(asked)), [example for example, _, _ in asked])
+        rewards = self._checked(self.reward(**self._arguments(asked)), [example for example, _, _ in asked])
         return [replace(verdict, reward=reward) for verdict, reward in zip(verdicts, rewards, strict=True)]
 
     def _arguments(self, asked: Sequence[tuple[Example, str, bool]]) -> dict[str, list[Any]]:

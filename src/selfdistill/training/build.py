@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
 from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions
+from selfdistill.tasks.build import fitted
 from selfdistill.training.problem import Problem, build_problem
 from selfdistill.training.trainer import Trainer
 from selfdistill.types import STUDENT, Example, External, Task
@@ -105,6 +106,7 @@ def build_models(problem: Problem) -> Models:
     # Load on the CPU before sharding, because the whole model may not fit on one device.
     loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
     policy, chat = build_policy(loaded_on, seed=config.seed)
+    problem = replace(problem, task=fitted(problem.task, chat))
     teachers, origin = build_teachers(
         loaded_on, problem.method, policy, chat, place=lambda p: p.place(parallel, device)
     )

@@ -1,27 +1,35 @@
 """Calls of tools: reading them from a row, from a completion and from a documentation, and comparing them.
 
 A call is written in one of two forms. ``"react"`` is ToolAlpaca's: a line ``Action: name``, then ``Action Input:`` and
-a JSON object. ``"template"`` is what chat templates teach: ``<tool_call>{"name": …, "arguments": {…}}</tool_call>``.
+a JSON object. ``"template"`` is what the model's chat template teaches (``syntax.py``).
 """
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-Form = Literal["react", "template"]
+from typing import Any
 
 OPTIONAL = "[Optional]"
 """ToolAlpaca's mark of a call that a right answer may leave out."""
 
+# Markdown may decorate a line: "> **Action**: f", "1. Action: f", "Action 2: f".
 _REACT = re.compile(
-    r"^[ \t>*`-]*Action[ \t]*:[ \t]*(?P<name>[^\n]*?)[ \t]*(?=\n|[*`]*Action[ _]Input|\Z)", re.MULTILINE
+    r"^[ \t>*`#_-]{0,12}(?:\d{1,3}[.)][ \t*]{1,4})?Action(?:[ \t]\d{1,3})?[*`_]{0,3}[ \t]*:"
+    r"[ \t]*(?P<name>[^\n]*?)[ \t\r]*(?=\n|[*`]{0,3}Action[ _]Input|\Z)",
+    re.MULTILINE | re.IGNORECASE,
 )
-_INPUT = re.compile(r"\s*[*`]*Action[ _]Input[*`]*[ \t]*:[*` \t]*(?:\n?```(?:json)?[ \t]*\n?)?\s*", re.IGNORECASE)
-_TEMPLATE = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_INPUT = re.compile(
+    r"[\s>*`#_-]*Action[ _]Input(?:[ \t]\d{1,3})?[*`_]{0,3}[ \t]*:[*` \t]*(?:\s*```(?:json)?[ \t]*)?\s*", re.IGNORECASE
+)
+_QUOTE = re.compile(r"^[ \t]{0,8}>[ \t]?", re.MULTILINE)
+_NOTHING = re.compile(r"(?:none|null|n/a)?[ \t.`*]*(?=\r?\n|\Z)", re.IGNORECASE)
+# Marks that stand inside a quoted value are text: "a</think>b".
+_QUOTED_VALUE = re.compile(r"[:=][ \t]{0,8}\"(?:[^\"\\\n]|\\.)*+\"")
+_MARK = re.compile(r"<(?=/?(?:think|tool_call|function_calls|\|))")
 _DOCUMENTED = re.compile(r"^(?P<name>\w+): (?P<description>.*)\nParameters: (?P<parameters>\{.*\})$", re.MULTILINE)
 _ASKED = re.compile(r"^Question:[ \t]*(?P<question>.*)\Z", re.MULTILINE | re.DOTALL)
 _TYPES = {
@@ -47,37 +55,39 @@ class Call:
     optional: bool = False
 
 
-def written(calls: Sequence[Call], form: Form) -> str:
-    """Calls as a completion writes them."""
-    if form == "react":
-        return "\n".join(f"Action: {call.name}\nAction Input: {_json(call.arguments)}" for call in calls)
-    bodies = (_json({"name": call.name, "arguments": call.arguments}) for call in calls)
-    return "\n".join(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)
+def react_text(calls: Sequence[Call]) -> str:
+    """Calls as a completion writes them in the form ``"react"``."""
+    return "\n".join(f"Action: {call.name}\nAction Input: {_json(call.arguments)}" for call in calls)
 
 
-def find_calls(text: str, form: Form) -> list[Call]:
-    """Every call of a completion, thinking aside.
+def react_calls(text: str) -> list[Call]:
+    """Every call of a completion in the form ``"react"``, thinking aside.
 
     Raises:
         MalformedCall: one of them cannot be read.
     """
-    if form == "template":
-        return [_from_object(_loads(body, "the tool call")) for body in _TEMPLATE.findall(text)]
+    text = _QUOTE.sub("", text.replace("\r\n", "\n"))
     return [_react_call(text, match) for match in _REACT.finditer(text)]
+
+
+def shield_values(text: str) -> str:
+    """The text with the marks inside quoted values escaped as JSON and Python do, so that none ends a call."""
+    return _QUOTED_VALUE.sub(lambda value: _MARK.sub(r"\\u003c", value.group()), text)
 
 
 def read_calls(value: object) -> list[Call]:
     """The calls of a row: a list or one object, or JSON text of it, in any of the known spellings.
 
+    Of objects (not of JSON text) nulls are left out: Parquet gives every row the arguments of all rows.
+
     Raises:
         MalformedCall: it is none of them, or there is no call.
     """
-    if isinstance(value, str):
-        value = _loads(value, "the answer")
+    value = parse_json(value, "the answer") if isinstance(value, str) else _without_nulls(value)
     listed = value if isinstance(value, list) else [value]
     if not listed:
         raise MalformedCall("the answer holds no call")
-    return [_from_object(one) for one in listed]
+    return [call_of(one) for one in listed]
 
 
 def read_schemas(value: object) -> list[dict[str, Any]]:
@@ -86,8 +96,7 @@ def read_schemas(value: object) -> list[dict[str, Any]]:
     Raises:
         MalformedCall: it is no such list.
     """
-    if isinstance(value, str):
-        value = _loads(value, "the tools")
+    value = parse_json(value, "the tools") if isinstance(value, str) else _without_nulls(value)
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise MalformedCall("the tools are no list of JSON objects")
     return [_schema(one) for one in value]
@@ -112,13 +121,16 @@ def asked_question(prompt: str) -> str | None:
 
 
 def same(one: object, other: object) -> bool:
-    """Equality of JSON values: order of keys and spelling of numbers aside (1 is 1.0); True is no 1, "1" is no 1."""
+    """Equality of JSON values: order of keys and spelling aside (1 is 1.0); True is no 1, "1" is no 1."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, str) and isinstance(other, str):
+        # One letter with its accent may be one character or two.
+        return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
     numbers = isinstance(one, int | float) and isinstance(other, int | float)
     return (numbers or type(one) is type(other)) and one == other
 
@@ -133,34 +145,40 @@ def _plain(value: object) -> object:
         return {key: _plain(below) for key, below in value.items()}
     if isinstance(value, list):
         return [_plain(below) for below in value]
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _react_call(text: str, match: re.Match[str]) -> Call:
-    name = match["name"].strip("`*'\" ").removesuffix("()")
+    name = match["name"].strip("`*'\" \r").removesuffix("()").replace("\\_", "_")
     begins = _INPUT.match(text, match.end())
     if begins is None:
         raise MalformedCall(f"the action {name} has no 'Action Input:'")
     if text[begins.end() : begins.end() + 1] != "{":
+        if _NOTHING.match(text, begins.end()) or text.startswith(("Observation", "Thought"), begins.end()):
+            return Call(name, {})
         said = text[begins.end() :].partition("\n")[0]
         raise MalformedCall(f"the input of {name} is not a JSON object: {said[:60]!r}")
-    try:
-        # Strings may hold line breaks: models write them, and what they mean is plain.
-        arguments, _ = json.JSONDecoder(strict=False).raw_decode(text, begins.end())
-    except json.JSONDecodeError as error:
-        column = error.pos - begins.end() + 1
-        raise MalformedCall(f"the input of {name} is not valid JSON: {error.msg} at character {column}") from error
-    except (RecursionError, ValueError) as error:
-        raise MalformedCall(f"the input of {name} is not valid JSON: {error}") from error
+    arguments, _ = decode_json(text, begins.end(), f"the input of {name}")
+    assert isinstance(arguments, dict)
     return Call(name, arguments)
 
 
-def _from_object(value: object) -> Call:
-    """``{name, arguments}``, ``{function: {…}}`` or ``{Action, Action_Input}``; arguments may be JSON text."""
+def call_of(value: object, *, bare: bool = False) -> Call:
+    """``{name, arguments}``, ``{function: {…}}`` or ``{Action, Action_Input}``; arguments may be JSON text.
+
+    With ``bare`` a name alone is a call without arguments.
+
+    Raises:
+        MalformedCall: it is none of these.
+    """
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if not isinstance(value, dict):
         raise MalformedCall("a call must be a JSON object with a name and arguments")
+    if bare and "name" in value and value.keys().isdisjoint(("arguments", "parameters")):
+        value = {**value, "arguments": {}}
     for name_key, input_key in (("name", "arguments"), ("Action", "Action_Input"), ("name", "parameters")):
         if name_key in value and input_key in value:
             name, arguments = value[name_key], value[input_key]
@@ -171,19 +189,54 @@ def _from_object(value: object) -> Call:
         raise MalformedCall(f"the name of a call must be a text, this is {name!r}")
     name = name.strip()
     if isinstance(arguments, str):
-        arguments = _loads(arguments or "{}", f"the input of {name}")
+        arguments = parse_json(arguments or "{}", f"the input of {name}")
+    if bare and arguments is None:
+        arguments = {}
     if not isinstance(arguments, dict):
         raise MalformedCall(f"the input of {name} is not a JSON object")
     return Call(name.removeprefix(OPTIONAL).strip(), arguments, optional=name.startswith(OPTIONAL))
 
 
-def _loads(text: str, what: str) -> object:
+def parse_json(text: str, what: str) -> object:
+    """The value of a JSON text; ``what`` names it in messages.
+
+    Raises:
+        MalformedCall: it is no JSON, or a key stands twice in an object.
+    """
+    value, end = decode_json(text, len(text) - len(text.lstrip()), what)
+    if text[end:].strip():
+        raise MalformedCall(f"{what} is not valid JSON: Extra data at character {end + 1}")
+    return value
+
+
+def decode_json(text: str, start: int, what: str) -> tuple[object, int]:
+    """The JSON value that begins at ``start``, and where it ends.
+
+    Raises:
+        MalformedCall: as for :func:`parse_json`.
+    """
     try:
-        return json.loads(text, strict=False)
+        # Strings may hold line breaks: models write them, and what they mean is plain.
+        return json.JSONDecoder(strict=False, object_pairs_hook=_unique).raw_decode(text, start)
     except json.JSONDecodeError as error:
-        raise MalformedCall(f"{what} is not valid JSON: {error.msg} at character {error.pos + 1}") from error
+        column = error.pos - start + 1
+        raise MalformedCall(f"{what} is not valid JSON: {error.msg} at character {column}") from error
     except (RecursionError, ValueError) as error:
         raise MalformedCall(f"{what} is not valid JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"the key {twice!r} stands twice")
+    return values
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(below) for key, below in value.items() if below is not None}
+    return [_without_nulls(below) for below in value] if isinstance(value, list) else value
 
 
 def _schema(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,17 @@ calls are judged and never made.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from selfdistill.config.tasks import ToolsConfig
+from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.thinking import after_thinking
-from selfdistill.errors import DataError
-from selfdistill.tasks.data import MemoryRows, Row, lookup
+from selfdistill.errors import DataError, ModelError
+from selfdistill.tasks.data import SPLITS, MemoryRows, Row, lookup
 from selfdistill.tasks.rows import RowTask, example_id, question_and_fields, system_messages
 from selfdistill.tasks.tools.calls import (
     Call,
@@ -21,18 +25,15 @@ from selfdistill.tasks.tools.calls import (
     asked_question,
     canonical,
     documented_schemas,
-    find_calls,
+    react_calls,
+    react_text,
     read_calls,
     read_schemas,
     same,
-    written,
+    shield_values,
 )
+from selfdistill.tasks.tools.syntax import HERMES, Syntax, find_calls, hermes_text, syntax_of
 from selfdistill.types import Example, Message, Verdict
-
-_NO_CALL = {
-    "react": "no 'Action:' with an 'Action Input:' was found",
-    "template": "no <tool_call> with a name and arguments was found",
-}
 
 
 class ToolsTask(RowTask):
@@ -55,6 +56,8 @@ class ToolsTask(RowTask):
 
     def __init__(self, config: ToolsConfig, rows: Mapping[str, MemoryRows] | None = None) -> None:
         self.config = config
+        self._syntax: Syntax | None = None
+        self._write: Callable[[Sequence[Call]], str] = react_text if config.form == "react" else hermes_text
         self._mapping = {"prompt": config.prompt, **config.fields}
         if config.solution is not None:
             self._mapping["solution"] = config.solution
@@ -78,9 +81,9 @@ class ToolsTask(RowTask):
             asked = question if column else asked_question(question) or question
             head = (Message("tools", json.dumps(schemas, ensure_ascii=False)), *head)
         required = [call for call in wanted if not call.optional]
-        fields = {"solution": written(required, self.config.form), **fields, "answer": canonical(required)}
+        fields = {"solution": self._write(required), **fields, "answer": canonical(required)}
         names = [schema["function"]["name"] for schema in schemas]
-        columns = {**row.values, "wanted_calls": wanted, "tool_names": names}
+        columns = {**row.values, "wanted_calls": wanted, "tool_names": names, "tool_schemas": schemas}
         return question, Example(example_id(row), (*head, Message("user", asked + self.config.suffix)), fields, columns)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
@@ -88,11 +91,11 @@ class ToolsTask(RowTask):
         if not finished:
             return Verdict(0.0, feedback="the completion was cut off before its calls ended", details={"no_call": 1.0})
         try:
-            given = find_calls(after_thinking(text), self.config.form)
+            given = self._calls(text, example)
         except MalformedCall as error:
             return Verdict(0.0, feedback=str(error), details={"malformed": 1.0})
         if not given:
-            return Verdict(0.0, feedback=_NO_CALL[self.config.form], details={"no_call": 1.0})
+            return Verdict(0.0, feedback=self._no_call(), details={"no_call": 1.0})
         pairs = self._paired(given, example.columns["wanted_calls"])
         tools = example.columns["tool_names"]
         share = sum(self._share(*pair) for pair in pairs) / len(pairs)
@@ -108,7 +111,61 @@ class ToolsTask(RowTask):
 
     def reference(self, example: Example) -> str:
         """The calls that must be made, in the task's form."""
-        return written([call for call in example.columns["wanted_calls"] if not call.optional], self.config.form)
+        return self._write([call for call in example.columns["wanted_calls"] if not call.optional])
+
+    def fitted(self, chat: Chat) -> ToolsTask:
+        """The task in the syntax of a chat template: it reads calls so, and its solutions are written so.
+
+        Raises:
+            ConfigError: the template writes no calls, or calls that no known syntax reads back.
+        """
+        if self.config.form == "react":
+            return self
+        for arguments_as_text in (False, True):
+            write = partial(_written_by, chat, arguments_as_text)
+            syntax = syntax_of(write)
+            if syntax is not None:
+                break
+        else:
+            raise ModelError(
+                f"the chat template of {chat.name} writes calls of tools in no syntax that can be read back: "
+                'write task.form = "react"'
+            )
+        task = copy(self)
+        task._syntax, task._write = syntax, write
+        task._examples = {split: tuple(map(task._rewritten, self._examples[split])) for split in SPLITS}
+        return task
+
+    def _rewritten(self, example: Example) -> Example:
+        """An example whose calls are as the template can say them: XML writes ``3`` and ``"3"`` alike."""
+        assert self._syntax is not None
+        wanted: list[Call] = []
+        for call in example.columns["wanted_calls"]:
+            text = self._write([call])
+            try:
+                (said,) = find_calls(text, example.columns["tool_schemas"], self._syntax)
+            except (MalformedCall, ValueError) as error:
+                raise DataError(f"{example.id}: the chat template's call of {call.name} cannot be read back") from error
+            if said.name != call.name or said.arguments.keys() != call.arguments.keys():
+                raise DataError(f"{example.id}: the chat template's call of {call.name} is read back as {said.name}")
+            wanted.append(replace(said, optional=call.optional))
+        required = [call for call in example.columns["wanted_calls"] if not call.optional]
+        fields = {**example.fields, "answer": canonical([call for call in wanted if not call.optional])}
+        if fields["solution"] == hermes_text(required):
+            fields["solution"] = self._write(required)
+        return replace(example, fields=fields, columns={**example.columns, "wanted_calls": wanted})
+
+    def _calls(self, text: str, example: Example) -> list[Call]:
+        """The calls of a completion behind its thinking."""
+        said = after_thinking(shield_values(text))
+        if self.config.form == "react":
+            return react_calls(said)
+        return find_calls(said, example.columns["tool_schemas"], self._syntax)
+
+    def _no_call(self) -> str:
+        if self.config.form == "react":
+            return "no 'Action:' with an 'Action Input:' was found"
+        return f"no call of a tool was found; it is written {self._syntax.label if self._syntax else HERMES}"
 
     def _sorted(self, calls: Sequence[Call]) -> list[Call]:
         return list(calls) if self.config.ordered else sorted(calls, key=lambda call: canonical([call]))
@@ -173,3 +230,12 @@ class ToolsTask(RowTask):
         if not self.config.ignore_empty:
             return call.arguments
         return {name: value for name, value in call.arguments.items() if value not in ("", None, [], {})}
+
+
+def _written_by(chat: Chat, arguments_as_text: bool, calls: Sequence[Call]) -> str:
+    """Calls as the template writes them: in one turn, or where it refuses several, one by one."""
+    pairs = [(call.name, call.arguments) for call in calls]
+    together = chat.calls_text(pairs, arguments_as_text=arguments_as_text)
+    if together or len(pairs) == 1:
+        return together
+    return "\n".join(chat.calls_text([pair], arguments_as_text=arguments_as_text) for pair in pairs)

@@ -1,0 +1,241 @@
+"""Calls in the syntaxes that chat templates teach: found by asking the template, written by it, read back from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.config.tasks import ToolsConfig
+from selfdistill.contexts.chat import Chat
+from selfdistill.errors import ModelError
+from selfdistill.tasks.tools.calls import Call, MalformedCall
+from selfdistill.tasks.tools.syntax import find_calls, syntax_of
+from selfdistill.tasks.tools.task import ToolsTask
+from support.tiny import STOP, tiny_tokenizer
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "w",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string"},
+                    "days": {"type": "integer"},
+                    "detail": {"type": "boolean"},
+                    "places": {"type": "array"},
+                },
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {"name": "list_towns", "description": "l", "parameters": {"type": "object", "properties": {}}},
+    },
+]
+BERN = Call("get_weather", {"city": "Bern", "days": 3, "detail": True})
+TOWNS = Call("list_towns", {})
+
+HEAD = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ tools }}{{ m.content }}<|end|>"
+    "{% elif m.role == 'system' %}{{ m.content }}{% else %}<|assistant|>{{ m.content }}"
+)
+TAIL = "<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+EACH = "{% for c in m.tool_calls or [] %}{% set f = c.function %}"
+
+# The part of each family's template that writes the calls of an assistant's turn.
+TEMPLATES = {
+    "hermes": EACH + '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>\n'
+    "{% endfor %}",
+    "llama": "{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}"
+    + EACH
+    + '{"name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}{% endfor %}',
+    "qwen3-coder": EACH
+    + "<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments | items %}<parameter={{ k }}>\n{{ "
+    "v | tojson if v is mapping or (v is sequence and v is not string) else v | string }}\n</parameter>\n{% endfor %}"
+    "</function>\n</tool_call>{% endfor %}",
+    "mistral": "{% if m.tool_calls %}[TOOL_CALLS][{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ "
+    "raise_exception('id') }}{% endif %}{{ c.function | tojson }}{{ ', ' if not loop.last }}{% endfor %}]{% endif %}",
+    "mistral-11": EACH + "[TOOL_CALLS]{{ f.name }}[ARGS]{{ f.arguments | tojson }}{% endfor %}",
+    "olmo": "{% if m.tool_calls %}<function_calls>\n{% for c in m.tool_calls %}{{ c.function.name }}("
+    "{% for k, v in c.function.arguments | items %}{{ k }}={{ v | tojson }}{{ ', ' if not loop.last }}{% endfor %})\n"
+    "{% endfor %}</function_calls>{% endif %}",
+    "lfm2": "{% if m.tool_calls %}<|tool_call_start|>[{% for c in m.tool_calls %}{{ c.function.name }}("
+    "{% for k, v in c.function.arguments | items %}{{ k }}={{ v | tojson }}{{ ', ' if not loop.last }}{% endfor %})"
+    "{{ ', ' if not loop.last }}{% endfor %}]<|tool_call_end|>{% endif %}",
+    "glm": EACH + "<tool_call>{{ f.name }}\n{% for k, v in f.arguments | items %}<arg_key>{{ k }}</arg_key>\n"
+    "<arg_value>{{ v if v is string else v | tojson }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}",
+    "deepseek": "{% if m.tool_calls %}<｜tool▁calls▁begin｜>"
+    + EACH
+    + "{{ '<｜tool▁call▁begin｜>' + f.name + '<｜tool▁sep｜>' + f.arguments + '<｜tool▁call▁end｜>' }}{% endfor %}"
+    "<｜tool▁calls▁end｜>{% endif %}",
+    "harmony": EACH
+    + " to=functions.{{ f.name }}<|channel|>commentary json<|message|>{{ f.arguments | tojson }}<|call|>"
+    "{% endfor %}",
+    "thinking": "{% if m.tool_calls %}<think>\n\n</think>\n\n{% endif %}"
+    + EACH
+    + '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}',
+}
+
+
+def chat_of(calls: str) -> Chat:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = HEAD + calls + TAIL
+    return Chat(tokenizer, stop_ids=[STOP], window=256, name="toy")
+
+
+def tools_task(path: Path, *calls: Call, **options: Any) -> ToolsTask:
+    answers = [{"name": call.name, "arguments": call.arguments} for call in calls]
+    row = {"prompt": "Bern?", "answer": json.dumps(answers), "tools": json.dumps(TOOLS)}
+    file = path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return ToolsTask(
+        ToolsConfig(path=str(file), form="template", tools="tools", validation_share=0.0, test_share=0.0, **options)
+    )
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_a_task_reads_and_writes_calls_as_the_template_does(tmp_path: Path, family: str) -> None:
+    chat = chat_of(TEMPLATES[family])
+    plain = tools_task(tmp_path, BERN, TOWNS)
+    task = plain.fitted(chat)
+    (example,) = task.examples("train")
+    assert example.columns["wanted_calls"] == [BERN, TOWNS]
+    text = task.reference(example)
+    assert example.fields["solution"] == text
+    assert "<|end|>" not in text and "think" not in text
+    verdict = task.verify(example, f"I look.\n\n{text}", finished=True)
+    assert verdict.correct, (text, verdict)
+    assert not task.verify(example, text.replace("Bern", "Genf"), finished=True).correct
+    # A task that knows no template reads every syntax.
+    assert plain.verify(plain.examples("train")[0], text, finished=True).correct
+
+
+def test_calls_of_another_syntax_are_none_and_the_feedback_shows_the_template_s(tmp_path: Path) -> None:
+    task = tools_task(tmp_path, TOWNS).fitted(chat_of(TEMPLATES["qwen3-coder"]))
+    (example,) = task.examples("train")
+    verdict = task.verify(example, "[TOOL_CALLS]list_towns[ARGS]{}", finished=True)
+    assert verdict.feedback == "no call of a tool was found; it is written <tool_call><function=f></tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("calls", "sentence"),
+    [
+        (
+            EACH + "CALL {{ f.name }} WITH {{ f.arguments }}{% endfor %}",
+            "the chat template of toy writes calls of tools in no syntax that can be read back: "
+            'write task.form = "react"',
+        ),
+        (
+            "",
+            "the chat template of toy writes calls of tools in no syntax that can be read back: "
+            'write task.form = "react"',
+        ),
+    ],
+)
+def test_a_template_whose_calls_cannot_be_read_back_is_refused(tmp_path: Path, calls: str, sentence: str) -> None:
+    with pytest.raises(ModelError) as raised:
+        tools_task(tmp_path, TOWNS).fitted(chat_of(calls))
+    assert str(raised.value) == sentence
+
+
+def test_values_that_xml_cannot_tell_apart_are_compared_as_the_schema_types_them(tmp_path: Path) -> None:
+    task = tools_task(tmp_path, Call("get_weather", {"city": "3", "days": "3"})).fitted(
+        chat_of(TEMPLATES["qwen3-coder"])
+    )
+    (example,) = task.examples("train")
+    assert example.columns["wanted_calls"] == [Call("get_weather", {"city": "3", "days": 3})]
+    assert task.verify(example, task.reference(example), finished=True).correct
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('<tool_call>[{"name": "f", "arguments": {}}, {"name": "g"}]</tool_call>', [Call("f", {}), Call("g", {})]),
+        ('<tool_call>\n```json\n{"name": "f", "arguments": null}\n```\n</tool_call>', [Call("f", {})]),
+        (
+            '<tool_call>{"name": "f", "arguments": {"a": "b</tool_call>c"}}</tool_call>',
+            [Call("f", {"a": "b</tool_call>c"})],
+        ),
+        (
+            '{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}',
+            [Call("f", {"a": 1}), Call("g", {})],
+        ),
+        ('<|python_tag|>{"name": "f", "parameters": {"a": 1}}', [Call("f", {"a": 1})]),
+        ('```json\n{"name": "f", "parameters": {"a": 1}}\n```', [Call("f", {"a": 1})]),
+        ('[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]</s>', [Call("f", {"a": 1})]),
+        ('[TOOL_CALLS]f{"a": 1}[TOOL_CALLS]g{}', [Call("f", {"a": 1}), Call("g", {})]),
+        (
+            "<function_calls>f(a='x', b=[1, None], c=true)</function_calls>",
+            [Call("f", {"a": "x", "b": [1, None], "c": True})],
+        ),
+        ("<function_calls>\na.f(x=-1)\ng()\n</function_calls>", [Call("a.f", {"x": -1}), Call("g", {})]),
+        (
+            '<function_calls>\n<invoke name="get_weather">\n<parameter name="days">3</parameter>\n</invoke>\n'
+            "</function_calls>",
+            [Call("get_weather", {"days": 3})],
+        ),
+        (
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\n 3 \n</parameter>\n<parameter=places>\n[1, 2]\n"
+            "</parameter>\n<parameter=detail>\nFalse\n</parameter>\n</function>\n</tool_call>",
+            [Call("get_weather", {"city": " 3 ", "places": [1, 2], "detail": False})],
+        ),
+        ("<tool_call>\n<function=list_towns>\n</function>\n</tool_call>", [TOWNS]),
+        ("<tool_call>list_towns\n</tool_call>", [TOWNS]),
+        ("There are {braces} and [lists] here.", []),
+    ],
+)
+def test_calls_are_read(text: str, calls: list[Call]) -> None:
+    assert find_calls(text, TOOLS) == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "<tool_call>{'name': 'f'}</tool_call>",
+            "the tool call is not valid JSON: Expecting property name enclosed in",
+        ),
+        ('<tool_call>{"name": "f", "arguments": {"a": 1, "a": 2}}</tool_call>', "the key 'a' stands twice"),
+        ('<tool_call>{"name": "f"}', "the call behind <tool_call> is not closed by </tool_call>"),
+        ("<tool_call></tool_call>", "the tool call is empty"),
+        ("<function_calls>f(1)</function_calls>", "its arguments need names"),
+        ("<function_calls>f(a=1, a=2)</function_calls>", "an argument stands twice"),
+        ("<function_calls>f(a=open)</function_calls>", "an argument is no literal: open"),
+        (
+            "<tool_call><function=f><parameter=a>1</parameter><parameter=a>2</parameter></function></tool_call>",
+            "the argument 'a' of f stands twice",
+        ),
+    ],
+)
+def test_a_malformed_call_says_what_is_wrong(text: str, sentence: str) -> None:
+    with pytest.raises(MalformedCall, match=sentence):
+        find_calls(text, TOOLS)
+
+
+def test_a_template_that_writes_nothing_has_no_syntax() -> None:
+    assert syntax_of(lambda calls: "") is None
+
+
+CASES = Path(__file__).parents[1] / "cases" / "tools.json"
+
+
+def test_the_cases_are_judged_as_a_careful_reader_judges_them(tmp_path: Path) -> None:
+    told = json.loads(CASES.read_text(encoding="utf-8"))
+    wrong = []
+    for case in told["cases"]:
+        file = tmp_path / "rows.jsonl"
+        row = {"prompt": "p", "answer": case["answers"], "tools": told["tools"]}
+        file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        task = ToolsTask(
+            ToolsConfig(path=str(file), form=case["form"], tools="tools", validation_share=0.0, test_share=0.0)
+        )
+        verdict = task.verify(task.examples("train")[0], case["completion"], finished=True)
+        if verdict.correct != case["right"]:
+            wrong.append((case["label"], verdict))
+    assert len(told["cases"]) > 60 and not wrong
