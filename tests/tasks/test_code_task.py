@@ -248,7 +248,15 @@ def test_the_forms_of_tests() -> None:
         ("```\na\n```\n```\nb\n```", "b\n"),
         ("~~~python\na\n~~~", "a\n"),
         ("````python\n```\na\n```\n````", "```\na\n```\n"),
-        ("  ```python\n  a\n  ```", "  a\n"),
+        ("  ```python\n  a\n  ```", "a\n"),
+        ("  ```python\n a\n    b\n  ```", "a\n  b\n"),
+        ("1. So:\n   ```python\n   if a:\n       b\n\n   c\n   ```", "if a:\n    b\n\nc\n"),
+        ("- ```python\n  a\n  ```", "a\n"),
+        ("> ```python\n> a\n>   b\n> ```", "a\n  b\n"),
+        ("\t```python\n\ta\n\t```", "a\n"),
+        ("```{python}\na\n```", "a\n"),
+        ("```Python title='x'\na\n```", "a\n"),
+        ("```a = 1``` is short.\n```python\nb\n```", "b\n"),
         ("```python\na", "a\n"),
         ("a = 1", "a = 1"),
         ("   ", None),
@@ -270,6 +278,27 @@ def test_the_code_in_a_completion(text: str, found: str | None) -> None:
         ("1", "1 1", False),
         ("nan", "nan", True),
         ("", "0", False),
+        ("0.30000000000000004", "0.3", True),
+        ("3.14159", "3.14160", True),
+        ("3.1415", "3.1416", False),
+        ("-0.0", "0.0", True),
+        ("0.000000001", "0.0", True),
+        ("0.0001", "0.0", False),
+        ("100001", "100000", False),
+        ("1e5", "100001", False),
+        ("2.9999999999999996", "3", True),
+        ("3.0001", "3", False),
+        ("[0.1, 0.30000000000000004]", "[0.1, 0.3]", True),
+        ("[0.1,0.3]", "[0.1, 0.3]", True),
+        ("[0.1, 0.4]", "[0.1, 0.3]", False),
+        ("(1.0, 2)", "[1.0, 2]", False),
+        ("x = 0.50", "x = 0.5", True),
+        ("1_0", "10", False),
+        ("inf", "1e999", False),
+        ("5.0", "1e999", False),
+        ("7" * 5000, "7" * 5000, True),
+        ("7" * 4999 + "8", "7" * 5000, False),
+        ("0" + "7" * 5000, "7" * 5000, True),
     ],
 )
 def test_output_is_compared_line_by_line(said: str, expected: str, same: bool) -> None:
@@ -281,6 +310,11 @@ def test_values_are_compared_as_json_knows_them() -> None:
     assert same_value({"a": (1,)}, {"a": [1]})
     assert not same_value([1, 2], [2, 1])
     assert not same_value("1", 1)
+    assert same_value(0.1 + 0.2, 0.3) and same_value([1, (0.1 + 0.2,)], [1, [0.3]]) and same_value(2.0, 2)
+    assert same_value({"a": [0.1 + 0.2]}, {"a": [0.3]}) and not same_value(1.0, float("inf"))
+    assert not same_value([0.31], [0.3]) and not same_value(100001, 100000) and not same_value(100000.5, 100000)
+    assert not same_value(10**400, 1.0) and not same_value([0.3], [0.3, 0.3])
+    assert same_value(10**5000, 10**5000) and not same_value(10**5000 + 1, 10**5000)
 
 
 def test_cuts_are_marked() -> None:
@@ -312,3 +346,71 @@ def test_a_tiny_model_trains_on_code(tmp_path: Path) -> None:
     assert ended.value.code == 0
     rollouts = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text("utf-8").splitlines()]
     assert len(rollouts) == 8 and all(one["reward"] == 0.0 for one in rollouts)
+
+
+USAGE = "print(twice([1], 0))"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"```python\nclass Solution:\n{{body}}```\nFor example:\n```python\n{USAGE}\n```",
+        f"```python\n{USAGE}\n```\ncalls\n```python\nclass Solution:\n{{body}}```",
+        f"```\nclass Solution:\n{{body}}```\n```python\n{USAGE}\n```",
+        f"1. First:\n\n   ```python\n   class Solution:\n{{deeper}}   ```\n2. Then:\n   ```python\n   {USAGE}\n   ```",
+        f"```python\n    class Solution:\n{{indented}}```\n```python\n    {USAGE}\n```",
+    ],
+)
+def test_the_solution_is_the_block_that_defines_what_the_tests_call(tmp_path: Path, reply: str) -> None:
+    task = task_of(tmp_path, "livecodebench", FUNCTIONAL)
+    body = "    def twice(self, xs, n):\n        return [2 * x for x in xs] if n == 0 else [111]\n"
+    deeper = "".join(f"   {line}\n" for line in body.splitlines())
+    text = reply.format(body=body, deeper=deeper, indented="".join(f"    {line}\n" for line in body.splitlines()))
+    assert find_code(text, finished=True, names=["Solution"]) == "class Solution:\n" + body
+    assert task.verify(only(task), text, finished=True).correct
+
+
+def test_tests_that_are_asserts_name_what_they_call(tmp_path: Path) -> None:
+    task = task_of(
+        tmp_path, "mbpp-sanitized", {"prompt": "Double.", "test_list": ["assert double(2) == 4"], "code": ""}
+    )
+    text = "```python\ndef double(x):\n    return 2 * x\n```\nUse it:\n```python\nprint(double(4))\n```"
+    assert task.verify(only(task), text, finished=True).correct
+
+
+def test_a_program_is_the_block_that_reads_its_input(tmp_path: Path) -> None:
+    row = {"prompt": "Double.", "test_list": json.dumps([{"input": "4", "output": "8"}]), "code": ""}
+    task = task_of(tmp_path, "mbpp-sanitized", row)
+    text = "```python\nprint(2 * int(input()))\n```\nA trace:\n```python\nx = 4\nprint(2 * x)  # 8\n```"
+    assert task.verify(only(task), text, finished=True).correct
+    assert task.verify(only(task), "```python\nprint(8)\n```", finished=True).correct
+
+
+def test_integers_may_have_more_digits_than_python_writes_by_itself(tmp_path: Path) -> None:
+    big = "7" * 5000
+    row = {"prompt": "Double.", "test_list": json.dumps([{"input": big, "output": big}]), "code": ""}
+    program = task_of(tmp_path, "mbpp-sanitized", row)
+    assert program.verify(only(program), code("print(int(input()))"), finished=True).correct
+    assert program.verify(only(program), code(f"input()\nprint({big})"), finished=True).correct
+    cases = [{"input": f"{big}\n1", "output": big, "testtype": "functional"}]
+    metadata = json.dumps({"func_name": "twice"})
+    row = {**FUNCTIONAL, "public_test_cases": json.dumps(cases), "private_test_cases": "", "metadata": metadata}
+    function = task_of(tmp_path, "livecodebench", row)
+    assert function.verify(
+        only(function), code("class Solution:\n    def twice(self, x, n): return x"), finished=True
+    ).correct
+    wrong = function.verify(
+        only(function), code("class Solution:\n    def twice(self, x, n): return x + 1"), finished=True
+    )
+    assert wrong.feedback is not None and wrong.feedback.rpartition("got:\n")[2].startswith("7777")
+    apps = {
+        "prompt": "Double.",
+        "test_list": f'{{"inputs": [[{big}]], "outputs": [[{big}]], "fn_name": "same"}}',
+        "code": "",
+    }
+    task = task_of(tmp_path, "mbpp-sanitized", apps)
+    assert task.verify(only(task), code("def same(x): return x"), finished=True).correct
+    asserts = {"prompt": "Double.", "test_list": [f"assert same({big}) == {big}"], "code": ""}
+    task = task_of(tmp_path, "mbpp-sanitized", asserts)
+    assert task.verify(only(task), code("def same(x): return x"), finished=True).correct
+    assert not task.verify(only(task), code("def same(x): return x + 1"), finished=True).correct

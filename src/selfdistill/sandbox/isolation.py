@@ -35,9 +35,11 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONINTMAXSTRDIGITS": "0",
     "MALLOC_ARENA_MAX": "2",  # each arena reserves 64 MiB of address space, which is limited
 }
-"""All that the process knows of the environment; the fixed hash seed makes verdicts repeat."""
+"""All that the process knows of the environment; the fixed hash seed makes verdicts repeat. Integers of any length
+may be written: the limit on processor time holds for them too."""
 
 INSTALL = (
     "install bubblewrap (Debian and Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap) on a Linux that "

@@ -27,6 +27,8 @@ PACKAGES = frozenset(
 """Packages that tests import, so that their names are not taken for the module under test."""
 
 _LEAVES = {"exit", "quit", "_exit", "skip", "skipTest"}
+# Python reads no integer of more than 4300 digits, and which one stands in a test does not matter here.
+_LONG = re.compile(r"(?<![\w.])\d{4000,}(?![\w.])")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -40,6 +42,8 @@ class Reading:
     """Whether the tests take the function from outside: a ``check(candidate)`` that nobody calls."""
     packages: tuple[str, ...] = ()
     """Those of ``PACKAGES`` that are imported."""
+    called: frozenset[str] = frozenset()
+    """Names of the code under test that the tests use."""
 
 
 def read_test_code(code: str, setup: str, *, entry: str, place: str) -> Reading:
@@ -56,7 +60,7 @@ def read_test_code(code: str, setup: str, *, entry: str, place: str) -> Reading:
     reach: Reach = "perhaps" if module.may_check() else "never"
     if reach == "perhaps" and module.surely_checks():
         reach = "surely"
-    return Reading(reach, module.wants_entry, tuple(sorted(PACKAGES & module.imported_modules)))
+    return Reading(reach, module.wants_entry, tuple(sorted(PACKAGES & module.imported_modules)), module.called)
 
 
 def likely_entry(*, prefix: str, starter: str, question: str, solution: str) -> tuple[str, bool]:
@@ -81,7 +85,7 @@ def likely_entry(*, prefix: str, starter: str, question: str, solution: str) -> 
 def defined_functions(code: str) -> list[str]:
     """Names of the functions that code defines at its top, in order; none where it is no Python."""
     try:
-        tree = ast.parse(code)
+        tree = ast.parse(_LONG.sub("1", code))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     return [one.name for one in tree.body if isinstance(one, _Function)]
@@ -89,7 +93,7 @@ def defined_functions(code: str) -> list[str]:
 
 def _parsed(code: str, what: str) -> ast.Module:
     try:
-        return ast.parse(code)
+        return ast.parse(_LONG.sub("1", code))
     except SyntaxError as error:
         raise DataError(f"{what} are no Python: {error.msg} (their line {error.lineno})") from error
     except (ValueError, RecursionError, MemoryError) as error:
@@ -124,6 +128,7 @@ class _Module:
         given = any("candidate" in _arguments(one) for one in self._collected())
         self.wants_entry = self._takes or given or ("candidate" in self._read and "candidate" not in bound)
         self._given = {"candidate", entry} - {""}
+        self.called = frozenset({*foreign, entry, *(self._read - bound - vars(builtins).keys())} - {"", "candidate"})
         self._candidates = {*foreign, *self._given, *(self._read - bound - vars(builtins).keys())}
 
     def unsupported(self) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from selfdistill.errors import DataError
 from selfdistill.sandbox.sandbox import Failure, Outcome, Sandbox, Untransferable
-from selfdistill.tasks.code.suites import Case, Suite, same_output, same_value, share_out
+from selfdistill.tasks.code.suites import Case, Suite, same_output, same_value, share_out, written
 
 _KINDS = {
     "time": "the time limit",
@@ -175,6 +175,6 @@ def _is_exception(name: str) -> bool:
 
 def _shown(value: Any) -> str:
     try:
-        return repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+        return written(value)
+    except (ValueError, RecursionError):
         return f"<a {type(value).__name__} too large to show>"

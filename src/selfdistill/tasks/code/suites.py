@@ -19,13 +19,15 @@ import binascii
 import doctest
 import io
 import json
+import math
 import pickle
 import re
 import zlib
 from ast import literal_eval
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from textwrap import dedent
 from typing import Any
 
 from selfdistill.errors import DataError
@@ -117,8 +119,8 @@ def _unpacked(text: str, place: str) -> object:
     start = text.lstrip()[:1]
     if start in ("[", "{"):
         try:
-            return json.loads(text)
-        except ValueError:
+            return _json(text)
+        except (ValueError, RecursionError):
             return text
     if not re.fullmatch(r"[A-Za-z0-9+/\s]{16,}={0,2}\s*", text):
         return text
@@ -127,7 +129,7 @@ def _unpacked(text: str, place: str) -> object:
         stream = zlib.decompressobj()
         data = stream.decompress(packed, _UNPACKED)
         inner = _PlainUnpickler(io.BytesIO(data)).load() if data[:1] == b"\x80" else data.decode()
-        return json.loads(inner) if isinstance(inner, str) else inner
+        return _json(inner) if isinstance(inner, str) else inner
     except (binascii.Error, zlib.error, pickle.UnpicklingError, UnicodeDecodeError, ValueError, EOFError) as error:
         raise DataError(f"{place}: packed tests cannot be unpacked: {error}") from error
 
@@ -147,7 +149,7 @@ def _case(one: Any, place: str) -> Case:
         return Case(_text(given), _text(expected))
     try:
         lines = [line for line in str(given).split("\n") if line.strip()]
-        return Case(str(given), str(expected), tuple(json.loads(line) for line in lines), json.loads(str(expected)))
+        return Case(str(given), str(expected), tuple(_json(line) for line in lines), _json(str(expected)))
     except ValueError as error:
         raise DataError(f"{place}: a functional case must be JSON, an argument a line: {error}") from error
 
@@ -158,47 +160,89 @@ def _pair(given: Any, expected: Any, function: bool) -> Case:
     arguments = tuple(given) if isinstance(given, list) else (given,)
     # APPS wraps the expected value in a list of one.
     value = expected[0] if isinstance(expected, list) and len(expected) == 1 else expected
-    return Case(", ".join(map(repr, arguments)), repr(value), arguments, value)
+    return Case(", ".join(map(written, arguments)), written(value), arguments, value)
+
+
+def _json(text: str) -> Any:
+    """The value of JSON text; its integers may have more digits than Python reads by itself (4300)."""
+    return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
+
+
+def written(value: Any) -> str:
+    """``repr`` of a value, also of one with integers of more digits than Python writes by itself."""
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(written, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{written(key)}: {written(one)}" for key, one in value.items()) + "}"
+    return f"{Decimal(value):f}" if type(value) is int else repr(value)
 
 
 def _text(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "\n".join(map(_text, value))
+    return value if isinstance(value, str) else written(value)
 
 
 def same_output(said: str, expected: str) -> bool:
-    """Whether a program printed what it should: line by line, blanks at the ends aside, numbers by their value."""
-    one, other = (_lines(text) for text in (said, expected))
+    """Whether a program printed what it should: line by line, blanks at the ends aside, numbers by their value.
+
+    Numbers may stand in lists. They are compared as LiveCodeBench's first checker did (``np.allclose`` with its
+    defaults where not all are integers, in ``lcb_runner/evaluation/testing_util.py``; the present one compares decimals
+    exactly): a float may differ by 1e-8 and a relative 1e-5. Where the expected number is an integer, it may not differ
+    by more than 1e-8.
+    """
+    one, other = ([line.strip() for line in text.strip().splitlines()] for text in (said, expected))
     return len(one) == len(other) and all(_same_line(*pair) for pair in zip(one, other, strict=True))
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().splitlines()]
-
-
-def _same_line(one: str, other: str) -> bool:
-    if one == other:
-        return True
-    words = (one.split(), other.split())
-    if len(words[0]) != len(words[1]):
-        return False
+def _same_line(said: str, expected: str) -> bool:
+    words = [_WORDS.findall(line) for line in (said, expected)]
+    if said == expected or len(words[0]) != len(words[1]):
+        return said == expected
     return all(a == b or _same_number(a, b) for a, b in zip(*words, strict=True))
 
 
-def _same_number(one: str, other: str) -> bool:
-    if max(len(one), len(other)) > 400:
+def _same_number(said: str, expected: str) -> bool:
+    if not (_NUMBER.fullmatch(said) and _NUMBER.fullmatch(expected)):
         return False
-    try:
-        return Decimal(one) == Decimal(other)
-    except InvalidOperation:
+    if Decimal(said) == Decimal(expected):
+        return True
+    if _INTEGER.fullmatch(said) and _INTEGER.fullmatch(expected):
         return False
+    return _near(float(said), float(expected), whole=bool(_INTEGER.fullmatch(expected)))
 
 
 def same_value(got: Any, expected: Any) -> bool:
-    """Whether a function gave what it should; JSON knows no tuples, so they count as lists."""
+    """Whether a function gave what it should; JSON knows no tuples, so they count as lists.
+
+    Floats, in lists too, may differ as in :func:`same_output`.
+    """
     try:
-        return bool(_as_json(got) == expected)
+        return _alike(_as_json(got), expected)
     except RecursionError:
         return False
+
+
+def _alike(got: Any, expected: Any) -> bool:
+    if isinstance(got, list) and isinstance(expected, list):
+        return len(got) == len(expected) and all(map(_alike, got, expected))
+    if isinstance(got, dict) and isinstance(expected, dict):
+        return got.keys() == expected.keys() and all(_alike(got[key], expected[key]) for key in got)
+    numbers = (type(got), type(expected))
+    if float in numbers and set(numbers) <= {float, int} and got != expected:
+        try:
+            return _near(float(got), float(expected), whole=isinstance(expected, int))
+        except OverflowError:  # an integer beyond all floats
+            return False
+    return bool(got == expected)
+
+
+def _near(got: float, expected: float, *, whole: bool) -> bool:
+    """Whether two floats are equal up to rounding; ``whole`` says that an integer was expected."""
+    if not math.isfinite(expected):
+        return got == expected
+    return abs(got - expected) <= _ABSOLUTE + (0.0 if whole else _RELATIVE * abs(expected))
 
 
 def _as_json(value: Any) -> Any:
@@ -209,38 +253,70 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)")
+# What is no number separates numbers, blanks apart: "[1.0, 2]" has five words.
+_WORDS = re.compile(r"[\[\](){},;:]|[^\s\[\](){},;:]+")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6})?")
+_INTEGER = re.compile(r"[+-]?\d+")
+_ABSOLUTE, _RELATIVE = 1e-8, 1e-5
+
+_FENCE = re.compile(
+    r"(?P<lead>[ \t>]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?)"
+    r"(?P<mark>`{3,}(?=[^`]*$)|~{3,})[ \t]*\{?\.?(?P<language>[\w+#.-]*)"
+)
 _PYTHON = {"python", "py", "python3", "py3"}
+_READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*(?:0|['\"]/dev/stdin)")
 
 
-def find_code(text: str, *, finished: bool) -> str | None:
-    """The last fenced block that is marked as Python, else the last of any kind; without any fence the whole text.
+def find_code(text: str, *, finished: bool, names: Collection[str] = (), program: bool = False) -> str | None:
+    """The block of a completion that is its solution; without any fence the whole text.
 
-    A block that nothing closes counts where the completion is ``finished``; of one that the token limit cut, only
-    closed blocks are believed.
+    It is the last block that defines one of ``names``, which the tests call, or that reads input where the tests run a
+    ``program``: behind it an example of use may stand. Where none does, it is the last block that is marked as Python,
+    else the last of any kind. A block that nothing closes counts where the completion is ``finished``; of one that the
+    token limit cut, only closed blocks are believed.
     """
     blocks = _blocks(text)
     if not blocks:
         return text if finished and text.strip() else None
     usable = [(language, code) for language, code, closed in blocks if closed or finished]
     python = [code for language, code in usable if language in _PYTHON]
+    unmarked = [code for language, code in usable if not language]
+    for candidates in (python, unmarked):
+        for code in reversed(candidates):
+            for shown in (code, dedent(code)):
+                if any(defines(shown, name) for name in names) or (program and _READS_INPUT.search(shown)):
+                    return shown
     if python:
         return python[-1]
     return usable[-1][1] if usable else None
 
 
+def defines(code: str, name: str) -> bool:
+    """Whether code defines a name at its top level, as a function, a class or a value."""
+    name = re.escape(name)
+    return bool(re.search(rf"^(?:(?:async\s+)?def|class)\s+{name}\b|^{name}\s*(?::[^=\n]+)?=(?!=)", code, re.MULTILINE))
+
+
 def _blocks(text: str) -> list[tuple[str, str, bool]]:
+    """Language, code and whether it is closed, of every fenced block; its lines lose the indent of its fence."""
     found: list[tuple[str, str, bool]] = []
-    fence, language, inside = "", "", list[str]()
+    fence, language, quote, indent, inside = "", "", False, 0, list[str]()
     for line in text.splitlines():
-        mark = _FENCE.match(line)
-        if not fence and mark:
-            fence, language, inside = mark.group(1), mark.group(2).lower(), []
-        elif fence and line.strip().startswith(fence) and not line.strip().strip(fence[0]):
-            found.append((language, "\n".join(inside) + "\n", True))
-            fence = ""
+        mark = None if fence else _FENCE.match(line)
+        if mark:
+            fence, language, inside = mark["mark"], mark["language"].lower(), []
+            quote = ">" in mark["lead"]
+            inner = mark["lead"].rpartition(">")[2].removeprefix(" " if quote else "")
+            indent = len(inner.expandtabs(4))
         elif fence:
-            inside.append(line)
+            line = re.sub(r"^[ \t]*>[ ]?", "", line) if quote else line
+            if line.strip().startswith(fence) and not line.strip().strip(fence[0]):
+                found.append((language, "\n".join(inside) + "\n", True))
+                fence = ""
+            else:
+                # As Markdown has it, a line that is indented less loses what it has.
+                shown = line.expandtabs(4) if indent else line
+                inside.append(shown[min(indent, len(shown) - len(shown.lstrip(" "))) :])
     if fence:
         found.append((language, "\n".join(inside) + "\n", False))
     return found

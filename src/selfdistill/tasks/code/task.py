@@ -114,11 +114,11 @@ class CodeTask(RowTask):
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """Run public tests, then hidden ones. ``details`` holds the share of tests that hold."""
-        code = find_code(after_thinking(text), finished=finished)
-        if code is None:
-            return Verdict(0.0, feedback=NO_CODE if finished else CUT, details={"no_code": 1.0})
         assert isinstance(example, CodeExample) and example.job is not None, "an example of another task"
         job = example.job
+        code = _code(job, after_thinking(text), finished=finished)
+        if code is None:
+            return Verdict(0.0, feedback=NO_CODE if finished else CUT, details={"no_code": 1.0})
         job = self._named(job, code)
         if job.any_name and not job.function:
             return Verdict(0.0, feedback=NOT_ONE)
@@ -183,7 +183,7 @@ class CodeTask(RowTask):
             return
         if all(one.reach == "never" for one in job.readings):
             raise DataError(f"{row.place}: the tests check nothing that the code computes")
-        code = find_code(solution, finished=True)
+        code = _code(job, solution, finished=True)
         if code is None:
             return
         job = self._named(job, code)
@@ -234,12 +234,18 @@ class CodeTask(RowTask):
 
     def _examples_hold(self, example: Example, job: _Job) -> bool:
         """Whether the row's own solution passes the question's examples: HumanEval/47 has a wrong one."""
-        code = find_code(example.fields.get("solution", ""), finished=True)
+        code = _code(job, example.fields.get("solution", ""), finished=True)
         if code is None:
             return True
         if id(example) not in self._sound:
             self._sound[id(example)] = self._run(job, job.examples, self._whole(job, code)).problem is None
         return self._sound[id(example)]
+
+
+def _code(job: _Job, text: str, *, finished: bool) -> str | None:
+    """The code of a completion: the block that defines what the job's tests call."""
+    names = {*job.function[:1], *job.function[-1:], *(name for one in job.readings for name in one.called)}
+    return find_code(text, finished=finished, names=names, program=not names)
 
 
 def _complete(prefix: str) -> str:
