@@ -10,10 +10,17 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from verdicts import mathematics
+from verdicts import choice, code, mathematics, tools
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "verdicts.md"
-KINDS: Mapping[str, Callable[[], str]] = {"mathematics": mathematics.table}
+KINDS: Mapping[str, Callable[[], str]] = {
+    "mathematics": mathematics.table,
+    "choice": choice.table,
+    "tools": tools.table,
+    "tools-react": tools.react_table,
+    "code-outputs": code.outputs_table,
+    "code-blocks": code.blocks_table,
+}
 _PLACE = re.compile(r"(<!-- verdicts: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

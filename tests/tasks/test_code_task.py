@@ -414,3 +414,14 @@ def test_integers_may_have_more_digits_than_python_writes_by_itself(tmp_path: Pa
     task = task_of(tmp_path, "mbpp-sanitized", asserts)
     assert task.verify(only(task), code("def same(x): return x"), finished=True).correct
     assert not task.verify(only(task), code("def same(x): return x + 1"), finished=True).correct
+
+
+def test_the_cases_are_judged_as_a_careful_reader_judges_them() -> None:
+    told = json.loads((Path(__file__).parents[1] / "cases" / "code.json").read_text(encoding="utf-8"))
+    wrong = [case for case in told["outputs"] if same_output(case[0], case[1]) is not case[2]]
+    found = [
+        (label, find_code(text, finished=True, names=names, program=not names), code)
+        for label, text, names, code in told["blocks"]
+    ]
+    assert len(told["outputs"]) > 20 and not wrong
+    assert len(found) > 10 and [label for label, taken, code in found if taken != code] == []

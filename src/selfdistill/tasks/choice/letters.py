@@ -106,6 +106,7 @@ _ARTICLE = re.compile(r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|f
 _NAMED = re.compile(r"(?:option|choice|answer|select|choose|pick)s?[ \t]*\(?$", re.IGNORECASE)
 _BY_NAME = re.compile(r"\b(?:[Oo]ption|[Cc]hoice)s?\s*\(?[A-Z]\b")
 
+_REFUSED = re.compile(r"\b(?:wrong|incorrect|not (?:correct|right))\b|[✗✘❌]", re.IGNORECASE)
 _JOINED = re.compile(r"[\s.]{0,4}(?:,|/|or\b|and\b|,\s*or\b|,\s*and\b)[\s.]{0,8}")
 
 # A line that begins with its letter, or holds nothing else.
@@ -274,7 +275,7 @@ def _stated(said: str) -> list[_Claim]:
 def _named(said: str, letters: str) -> Chosen:
     """The letter of the only line that begins with one and denies nothing, else the last that is not denied."""
     lines = [line for line in _LINE.finditer(said) if line.group(1) in letters]
-    fit = {line.group(1) for line in lines if not _DENIAL.search(line.group())}
+    fit = {line.group(1) for line in lines if not _REFUSED.search(line.group())}
     if len(fit) == 1:
         return Chosen(*fit)
     # Several such lines repeat the options, and only what stands around them chooses.
