@@ -58,8 +58,7 @@ def ours(tools: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]])
     verdicts = []
     for case in cases:
         row = {"prompt": "p", "answer": json.dumps(case["answers"]), "tools": json.dumps(tools)}
-        shares = {"validation_share": 0.0, "test_share": 0.0}
-        config = ToolsConfig(path="cases", form=case["form"], tools="tools", **shares)
+        config = ToolsConfig(path="cases", form=case["form"], tools="tools", validation_share=0.0, test_share=0.0)
         task = ToolsTask(config, {"path": MemoryRows([row], "cases")})
         verdicts.append(task.verify(task.examples("train")[0], case["completion"], finished=True).correct)
     return verdicts

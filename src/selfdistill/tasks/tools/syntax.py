@@ -201,7 +201,8 @@ def _arguments(text: str, schemas: Schemas) -> list[Call]:
 
 def _typed(name: str, pairs: Any, schemas: Schemas) -> dict[str, Any]:
     """Arguments that are written as texts, as values of the types that the schema gives them."""
-    function = next((s["function"] for s in schemas if s["function"]["name"] == name), {})
+    functions: list[Mapping[str, Any]] = [schema["function"] for schema in schemas]
+    function: Mapping[str, Any] = next((one for one in functions if one["name"] == name), {})
     properties = function.get("parameters", {}).get("properties", {})
     values: dict[str, Any] = {}
     for match in pairs:
