@@ -125,7 +125,7 @@ def inspect(
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
     count = sum(len(group.rollouts) for group in groups)
-    wanted = plan(methods, options.contexts, templates, also=[name for name in (ANSWER_ONLY,) if name in templates])
+    wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
     limits = limits_on(config.model.device, config.limits)
     findings = inspect_groups(
