@@ -239,3 +239,16 @@ def test_the_cases_are_judged_as_a_careful_reader_judges_them(tmp_path: Path) ->
         if verdict.correct != case["right"]:
             wrong.append((case["label"], verdict))
     assert len(told["cases"]) > 60 and not wrong
+
+
+@pytest.mark.parametrize("family", ["hermes", "deepseek", "mistral", "qwen3-coder"])
+def test_a_prompt_that_opens_a_thought_takes_nothing_from_the_call(tmp_path: Path, family: str) -> None:
+    plain = chat_of(TEMPLATES[family])
+    thinking = chat_of(TEMPLATES[family])
+    thinking.tokenizer.chat_template = str(plain.tokenizer.chat_template).replace(
+        "<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}"
+    )
+    written = [
+        tools_task(tmp_path, BERN).fitted(chat).examples("train")[0].fields["solution"] for chat in (plain, thinking)
+    ]
+    assert written[0] == written[1]

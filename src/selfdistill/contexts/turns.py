@@ -77,6 +77,9 @@ def calls_turn(
         return ""
     head, tail = (text.rpartition(QUESTION)[2] for text in (begun, whole))
     shared = next((n for n, (a, b) in enumerate(zip(head, tail, strict=False)) if a != b), min(len(head), len(tail)))
+    if shared < len(head):
+        # The prompt may open a thought that this turn lacks: "<think>" and "<tool_call>" share their first letters.
+        shared = max(tail.rfind(mark, 0, shared) + 1 for mark in "\n >]")
     return tail[shared:]
 
 

@@ -60,6 +60,8 @@ _ARGUMENT = re.compile(
     r"<arg_key>(?P<name>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>(?:(?!<arg_key>).)*?)</arg_value>", re.DOTALL
 )
 _BARE = re.compile(r"^[ \t*`]{0,8}(?=\{\s*\"|\[\s*\{\s*\")", re.MULTILINE)
+_SEPARATOR = re.compile(r"[\s,;]*")
+_ANOTHER = re.compile(r"\s*[;,]\s*(?=\{)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,8 @@ def _json(text: str, schemas: Schemas) -> list[Call]:
     while position < len(text):
         value, position = decode_json(text, position, "the tool call")
         calls += [call_of(one, bare=True) for one in (value if isinstance(value, list) else [value])]
-        position += len(text[position:]) - len(text[position:].lstrip(" \t\n,;"))
+        separator = _SEPARATOR.match(text, position)
+        position = separator.end() if separator else position
         if position < len(text) and text[position] not in "{[":
             raise MalformedCall(f"the tool call is not valid JSON: Extra data at character {position + 1}")
     if not calls:
@@ -175,7 +178,7 @@ def _bare_json(text: str, schemas: Schemas) -> list[Call]:
         value, end = decode_json(text, match.end(), "the tool call")
         while True:
             calls += [call_of(one, bare=True) for one in (value if isinstance(value, list) else [value])]
-            more = re.compile(r"\s*[;,]\s*(?=\{)").match(text, end)
+            more = _ANOTHER.match(text, end)
             if more is None:
                 break
             value, end = decode_json(text, more.end(), "the tool call")
