@@ -77,6 +77,9 @@ TEMPLATES = {
     "harmony": EACH
     + " to=functions.{{ f.name }}<|channel|>commentary json<|message|>{{ f.arguments | tojson }}<|call|>"
     "{% endfor %}",
+    "gemma": EACH + "<|tool_call>call:{{ f.name }}{{ '{' }}{% for k, v in f.arguments | items %}{{ k }}:"
+    "{% if v is string %}<|\"|>{{ v }}<|\"|>{% else %}{{ v | tojson }}{% endif %}{{ ',' if not loop.last }}{% endfor %}"
+    "{{ '}' }}<tool_call|>{% endfor %}",
     "thinking": "{% if m.tool_calls %}<think>\n\n</think>\n\n{% endif %}"
     + EACH
     + '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}',

@@ -60,6 +60,9 @@ _ARGUMENT = re.compile(
     r"<arg_key>(?P<name>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>(?:(?!<arg_key>).)*?)</arg_value>", re.DOTALL
 )
 _BARE = re.compile(r"^[ \t*`]{0,8}(?=\{\s*\"|\[\s*\{\s*\")", re.MULTILINE)
+_GEMMA = re.compile(
+    r"<\|tool_call>call:(?P<name>[\w.-]+)(?P<body>\{(?:(?!<\|tool_call>).)*?\})<tool_call\|>", re.DOTALL
+)
 _SEPARATOR = re.compile(r"[\s,;]*")
 _ANOTHER = re.compile(r"\s*[;,]\s*(?=\{)")
 
@@ -91,6 +94,8 @@ def find_calls(text: str, schemas: Schemas, syntax: Syntax | None = None) -> lis
     for head in _HEADS.values():
         if calls := _headed(text, head):
             return calls
+    if calls := _gemma(text, schemas):
+        return calls
     if _FUNCTION.search(text):
         return _xml(text, schemas)
     return _bare_json(text, schemas) if re.match(r"[\s*`]*(?:json\b)?\s*[\[{]", text) else []
@@ -140,6 +145,20 @@ def _headed(text: str, head: str) -> list[Call]:
     for match in re.finditer(head, text):
         arguments, _ = decode_json(text, match.end(), f"the input of {match['name']}")
         calls.append(call_of({"name": match["name"], "arguments": arguments}))
+    return calls
+
+
+def _gemma(text: str, schemas: Schemas) -> list[Call]:
+    """Gemma-4's calls: JSON whose keys have no quotes and whose texts stand between marks of their own."""
+    calls = []
+    for match in _GEMMA.finditer(text):
+        # Every second piece is a text.
+        pieces = match["body"].split('<|"|>')
+        keyed = (
+            json.dumps(piece) if place % 2 else re.sub(r"([{,]\s*)(\w+)(\s*:)", r'\1"\2"\3', piece)
+            for place, piece in enumerate(pieces)
+        )
+        calls.append(call_of({"name": match["name"], "arguments": "".join(keyed)}))
     return calls
 
 
@@ -294,6 +313,7 @@ _SYNTAXES = (
     Syntax(
         "<function=f>", lambda text, schemas: _xml(text, schemas) if "<function" in text or "<invoke" in text else []
     ),
+    Syntax("<|tool_call>call:f{…}<tool_call|>", _gemma),
     Syntax('{"name": …}', _bare_json),
     Syntax("[f(…)]", lambda text, schemas: _python(text, schemas) if text.lstrip().startswith("[") else []),
 )
