@@ -24,8 +24,8 @@ MARKS = (
     Marks("<|START_THINKING|>", ("<|END_THINKING|>",)),  # Command A
     Marks("<|inner_prefix|>", ("<|inner_suffix|>",)),  # Apertus
     Marks("<|channel>thought", ("<channel|>",)),  # Gemma-4
-    # gpt-oss: other channels end the analysis; a call of a tool is said in the commentary.
-    Marks("<|channel|>analysis<|message|>", ("<|channel|>final<|message|>", "<|channel|>commentary")),
+    # gpt-oss: the next message ends the analysis. The header of a call names its tool, so it belongs to what is said.
+    Marks("<|channel|>analysis<|message|>", ("<|channel|>final<|message|>", "<|end|><|start|>assistant")),
 )
 """The one place for them: verdicts, contexts and pages all ask the functions below."""
 

@@ -114,8 +114,7 @@ def inspect(
     patterns = load_classes(options.words)
     config = config_for(model, task, rest, command="inspect")
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
-    templates = load_templates(config.contexts or judge.contexts)
-    _check_contexts(options, templates)
+    templates = _templates(config.contexts or judge.contexts, options)
     policy, chat, path, remarks = load_model(model, config, loaded)
     judge = fitted(judge, chat)
     for remark in remarks:
@@ -124,8 +123,8 @@ def inspect(
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
-    count = sum(len(group.rollouts) for group in groups)
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
+    count = sum(len(group.rollouts) for group in groups)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
     limits = limits_on(config.model.device, config.limits)
     findings = inspect_groups(
@@ -155,12 +154,15 @@ def inspect(
     return InspectResult(table, summarise(table, origin, chat), chat, remarks)
 
 
-def _check_contexts(options: InspectOptions, templates: Mapping[str, Template]) -> None:
+def _templates(source: str, options: InspectOptions) -> dict[str, Template]:
+    """The templates of a file; refuses options that name others, or nothing to inspect."""
+    templates = load_templates(source)
     for name in options.contexts:
         if name not in templates:
             raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
     if options.methods == [] and not (options.built or options.configs or options.contexts):
         raise ConfigError("Nothing to inspect: pass --methods, --config or --contexts.")
+    return templates
 
 
 def _sampled(
