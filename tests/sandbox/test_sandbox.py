@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from importlib import metadata
-from typing import Any
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -21,9 +20,18 @@ from selfdistill.sandbox import doctor, isolation
 from selfdistill.sandbox.codec import Encoder, Untransferable, decode
 from selfdistill.sandbox.guest import seccomp_program
 from selfdistill.sandbox.isolation import Isolation, Name, trouble
-from selfdistill.sandbox.sandbox import Failure, Limits, Sandbox, Tally
+from selfdistill.sandbox.sandbox import Compared, Failure, Limits, Sandbox, Tally
 
 WORKING: list[Name] = [name for name in ("bubblewrap", "namespaces") if trouble(name) is None]
+
+SEND = """
+import sys
+server = sys.modules["selfdistill.sandbox.guest"].Server
+honest = server._encode
+server._encode = lambda self, value: {} if value == 1 else honest(self, value)
+def f(): return 1
+"""
+"""A module that sends a tree of its own for the value of ``f()``."""
 
 needs_isolation = pytest.mark.skipif(not WORKING, reason="neither bubblewrap nor unprivileged namespaces work here")
 
@@ -82,25 +90,22 @@ def fail(x):
     raise LookupError(f"no {x}")
 def thing(): return object()
 """
-    calls: list[tuple[tuple[str, ...], list[Any]]] = [
-        (("Solution", "swap"), [[1, "a"]]),
-        (("fail",), [7]),
-        (("thing",), []),
-        (("absent",), []),
-    ]
-    swapped, failed, opaque, absent = sandbox.call(source, calls)
+    swapped = sandbox.compare(source, "Solution.swap", [([[1, "a"]], ["a", 1, 1]), ([[2, "b"]], ["b", 2, 1])])
+    failed = sandbox.compare(source, "fail", [([7], 7)])
+    opaque = sandbox.compare(source, "thing", [([], None)])
+    absent = sandbox.compare(source, "absent", [([], None)])
 
-    assert swapped.value == ("a", 1, 1)
+    assert swapped == Compared(2)
     assert failed.failure == Failure("raised", name="LookupError", message="no 7", line=6, builtin="LookupError")
-    assert repr(opaque.value) == "<object object>" and opaque.value != opaque
-    assert absent.failure is not None and absent.failure.name == "KeyError"
+    assert opaque == Compared(0, 0, "<object object>")
+    assert absent.failure is not None and absent.failure.name == "NameError"
 
 
 def test_a_failure_while_loading_is_told_as_such(sandbox: Sandbox) -> None:
-    (called,) = sandbox.call("import nonsense_that_is_not_there", [(("f",), [])])
+    found = sandbox.compare("import nonsense_that_is_not_there", "f", [([], None)])
 
-    assert called.failure is not None
-    assert (called.failure.name, called.failure.loading) == ("ModuleNotFoundError", True)
+    assert found.failure is not None
+    assert (found.failure.name, found.failure.loading) == ("ModuleNotFoundError", True)
 
 
 def test_test_code_calls_the_candidate_through_the_pipe(sandbox: Sandbox) -> None:
@@ -172,7 +177,75 @@ def test_verdicts_repeat_although_hashes_and_random_numbers_are_drawn() -> None:
     sandbox = Sandbox(Limits(cpu=2))
     source = "import random\ndef f(): return [list({'a', 'b', 'c', 'd'}), random.random()]"
 
-    assert sandbox.call(source, [(("f",), [])])[0].value == sandbox.call(source, [(("f",), [])])[0].value
+    assert sandbox.compare(source, "f", [([], None)]).got == sandbox.compare(source, "f", [([], None)]).got
+
+
+HOSTILE = {
+    "a signalling number": "from decimal import Decimal\ndef f(): return Decimal('sNaN')",
+    "signalling numbers in a set": "from decimal import Decimal\ndef f(): return [Decimal('sNaN'), {Decimal('NaN')}]",
+    "a fraction that is written as an exponent": (
+        "from fractions import Fraction\nFraction.__str__ = lambda self: '1e50000000'\ndef f(): return Fraction(1)"
+    ),
+    "a decimal of a large exponent": "from decimal import Decimal\ndef f(): return Decimal('1e50000000')",
+    "a set whose members collide": SEND.format("['s', [['i', hex(n * (2**61 - 1))] for n in range(40_000)]]"),
+    "a dict whose keys collide": SEND.format("['d', [[['i', hex(n * (2**61 - 1))], 1] for n in range(40_000)]]"),
+    "a deque of half a million": SEND.format("['dq', [[]] * 900_000]"),
+    "a tree that no encoder writes": SEND.format("['d', [[[], 1]]]"),
+    "an object that equals everything": "class A:\n    def __eq__(self, other): return True\ndef f(): return A()",
+    "a number that equals everything": "class A(int):\n    def __eq__(self, other): return True\ndef f(): return A(2)",
+    "an endless iterator": "import itertools\ndef f(): return itertools.count()",
+}
+
+
+@needs_isolation
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_result_is_a_wrong_answer(name: str) -> None:
+    sandbox = Sandbox(Limits(cpu=2))
+    found = sandbox.compare(HOSTILE[name], "f", [([], 1)])
+    judged = sandbox.judge(HOSTILE[name], tests="assert f() == 1\nassert f() != f", entry="f")
+
+    assert (found.passed, found.first) == (0, 0)
+    assert isinstance(judged, Failure) or judged.passed < judged.total
+
+
+FORGOTTEN = {
+    "math.isclose(f(2), 4.0)": "class math: isclose = lambda *_: True",
+    "isclose(f(2), 4.0)": "def isclose(*_): return True",
+    "Counter(f(2)) == Counter([4])": "class Counter:\n    def __new__(cls, *_): return 1",
+    "np.allclose(f(2), 4)": "class np: allclose = lambda *_: True",
+    "f(2) != 5": "",
+    "f(2) is not None": "",
+    "not f(2) is None": "",
+    "f(2) not in [5, 6]": "",
+    "str(f(2))": "",
+    "len({f(2), f(3)}) == 2": "",
+}
+
+
+@needs_isolation
+@pytest.mark.parametrize("check", FORGOTTEN)
+def test_nothing_of_the_candidates_stands_in_for_a_value_or_a_module(check: str) -> None:
+    sandbox = Sandbox(Limits(cpu=2))
+    forged = sandbox.judge(f"{FORGOTTEN[check]}\ndef f(x): return object()", tests=f"assert {check}", entry="f")
+    inside = f"def test():\n    if not ({check}): raise AssertionError"
+    asked = sandbox.judge(f"{FORGOTTEN[check]}\ndef f(x): return object()", tests=inside, entry="f")
+
+    for found in (forged, asked):
+        assert isinstance(found, Tally) and found.passed == 0 < found.total, found
+
+
+@needs_isolation
+def test_what_a_test_forgot_to_import_is_pythons_own() -> None:
+    sandbox = Sandbox(Limits(cpu=2))
+    tests = "assert math.isclose(f(2), 2.0)\nassert Counter([f(2)]) == Counter([2])\nassert bisect(f(3)) == 3"
+    source = "def f(x): return x\ndef bisect(x): return x"
+    node = "class Node:\n    def __init__(self, v): self.v = v\ndef f(x): return Node(x)"
+    cases = "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertIsNotNone(f(2))"
+
+    assert sandbox.judge(source, tests=tests) == Tally(3, 3, None)
+    assert sandbox.judge(node, tests="n = f(2)\nassert n is not None\nassert n.v == 2") == Tally(2, 2, None)
+    unused = sandbox.judge(node, tests=cases)
+    assert isinstance(unused, Tally) and (unused.passed, unused.total) == (0, 1)
 
 
 def test_without_isolation_nothing_is_run_unless_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,10 @@ from selfdistill.cli.app import main
 from selfdistill.config.run import parse_config
 from selfdistill.config.tasks import CodeConfig
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.sandbox.cases import same_value
 from selfdistill.sandbox.isolation import trouble
 from selfdistill.tasks.build import build_row_task
-from selfdistill.tasks.code.suites import Suite, find_code, read_tests, same_output, same_value, share_out, shorten
+from selfdistill.tasks.code.suites import Suite, find_code, read_tests, same_output, share_out, shorten
 from selfdistill.tasks.code.task import CUT, NO_CODE, CodeTask
 from selfdistill.types import Example
 from support.tiny import save_tiny_model

@@ -19,7 +19,10 @@ NODES = 200_000
 """Most values in one message: ``x = [x, x]`` forty times over is small in memory and endless in writing."""
 LONGEST = 4_000_000
 """Characters of one text, and digits of one number."""
-
+EXPONENT = 100_000
+"""Largest exponent of a decimal number: ``1e50000000`` is ten letters, and minutes of work as a fraction."""
+COLLISIONS = 1_000
+"""Most members of one set or dict whose hashes are equal: to build one of n takes n² comparisons."""
 
 _LATE = (("dec", "decimal", "Decimal"), ("fr", "fractions", "Fraction"))
 """Types of modules that take longer to import than most programs run; who has such a value has imported it."""
@@ -99,8 +102,10 @@ def decode(tree: Any, refer: Callable[[int, str], Any], depth: int = 0) -> Any:
     """The value of a tree, of exactly the types above; ``refer`` stands in for an object that stayed behind.
 
     Raises:
-        Untransferable: the tree is none that :class:`Encoder` writes.
+        Untransferable: the tree is none that :class:`Encoder` writes, or its value is out of the bounds above.
     """
+    if not depth and _has_too_many_nodes(tree):
+        raise Untransferable("a value too large")
     if depth > 2 * DEPTH:
         raise Untransferable("a value nested too deeply")
     if tree is None or isinstance(tree, bool | int | float | str):
@@ -111,8 +116,42 @@ def decode(tree: Any, refer: Callable[[int, str], Any], depth: int = 0) -> Any:
         raise Untransferable("a malformed value") from error
 
 
-def _late(module: str, name: str) -> Callable[[str], Any]:
-    return lambda text: getattr(importlib.import_module(module), name)(text)
+def _has_too_many_nodes(tree: Any) -> bool:
+    waiting, seen = [tree], 0
+    while waiting:
+        one = waiting.pop()
+        # A value is a tag and a list of its parts beside itself.
+        seen += 1
+        if seen > 4 * NODES:
+            return True
+        if isinstance(one, list):
+            waiting += one
+    return False
+
+
+def _decimal(text: str) -> Any:
+    number = importlib.import_module("decimal").Decimal(text)
+    if number.is_finite() and abs(number.adjusted()) > EXPONENT:
+        raise Untransferable("a number too large")
+    return number
+
+
+def _fraction(text: str) -> Any:
+    # The digits alone, which ``int`` bounds: Fraction itself reads exponents, and writes out what they stand for.
+    numerator, _, denominator = text.partition("/")
+    return importlib.import_module("fractions").Fraction(int(numerator), int(denominator or 1))
+
+
+def _hashed(kind: Callable[[Any], Any], items: list[Any], keys: list[Any]) -> Any:
+    """A container of hashed items, where few of their keys have the same hash."""
+    if len(keys) > COLLISIONS:
+        counts: dict[int, int] = {}
+        for key in keys:
+            place = hash(key)
+            counts[place] = counts.get(place, 0) + 1
+            if counts[place] > COLLISIONS:
+                raise Untransferable("a set or dict whose members' hashes are equal")
+    return kind(items)
 
 
 def _decode_tagged(tree: Any, refer: Callable[[int, str], Any], depth: int) -> Any:
@@ -124,25 +163,27 @@ def _decode_tagged(tree: Any, refer: Callable[[int, str], Any], depth: int) -> A
     containers: dict[str, Callable[[Any], Any]] = {
         "l": list,
         "t": tuple,
-        "s": set,
-        "fs": frozenset,
+        "s": lambda items: _hashed(set, items, items),
+        "fs": lambda items: _hashed(frozenset, items, items),
         "dq": deque,
         "it": iter,
-        "dk": lambda items: dict.fromkeys(items).keys(),
+        "dk": lambda items: _hashed(dict.fromkeys, items, items).keys(),
         "dv": lambda items: dict(enumerate(items)).values(),
-        "di": lambda items: dict(items).items(),
+        "di": lambda items: _hashed(dict, items, [key for key, _ in items]).items(),
     }
     texts: dict[str, Callable[[str], Any]] = {
         "i": lambda text: int(text, 16),
         "b": bytes.fromhex,
         "ba": bytearray.fromhex,
-        **{tag: _late(module, name) for tag, module, name in _LATE},
+        "dec": _decimal,
+        "fr": _fraction,
     }
     match tree:
         case [str(tag), list(items)] if tag in containers:
             return containers[tag](all_of(items))
         case ["d", list(pairs)]:
-            return dict(tuple(all_of(pair)) for pair in pairs)
+            entries = [tuple(all_of(pair)) for pair in pairs]
+            return _hashed(dict, entries, [key for key, _ in entries])
         case [str(tag), str(text)] if tag in texts:
             return texts[tag](text)
         case ["c", int() | float() as real, int() | float() as imaginary]:

@@ -189,6 +189,8 @@ def count_unittest(tally: Any) -> None:
         def method(self: Any, *arguments: Any, **named: Any) -> Any:
             inside[0] += 1
             holds = False
+            for one in arguments:
+                tally.doubt(one)
             try:
                 result = original(self, *arguments, **named)
                 holds = True

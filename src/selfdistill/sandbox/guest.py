@@ -288,4 +288,5 @@ def main() -> None:
         for name, text in job["judge"].items():
             module = sys.modules[name] = types.ModuleType(name)
             exec(compile(text, f"{name}.py", "exec"), vars(module))
-        channel.send({"verdict": sys.modules["selfdistill.sandbox.judge"].judge(channel, job)})
+        name, _, function = job["run"].partition(".")
+        channel.send({"verdict": getattr(sys.modules[f"selfdistill.sandbox.{name}"], function)(channel, job)})

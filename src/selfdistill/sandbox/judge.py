@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import importlib.util
 import random
 import sys
@@ -31,10 +32,25 @@ from selfdistill.sandbox.link import (
     Link,
     Remote,
     as_raised,
+    doubt,
     kind_of,
     shown,
 )
 from selfdistill.sandbox.rewriting import Rewriter
+
+_LENT = {
+    "collections": ("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple"),
+    "copy": ("deepcopy",),
+    "datetime": ("datetime", "timedelta"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "io": ("StringIO",),
+    "math": ("isclose", "isnan", "isinf"),
+    "typing": ("Any", "Dict", "List", "Optional", "Set", "Tuple", "Union"),
+}
+"""Names that tests use and forget to import. None is what a task asks a function to be called."""
+_PACKAGES = {"np", "numpy", "pd", "pandas", "scipy", "sympy", "torch"}
+"""Packages that the sandbox does not have; a candidate does not stand in for them."""
 
 
 class Tally:
@@ -51,6 +67,7 @@ class Tally:
         self.entered: set[str] = set()
         self.failure: dict[str, Any] | None = None
         self._excused = False
+        self._doubtful: list[tuple[str, frozenset[int]]] = []
 
     def count(self, test: str, holds: bool, error: BaseException | None = None) -> None:
         """Count one check. What holds before the candidate was ever asked says nothing of it, and is not counted."""
@@ -61,6 +78,16 @@ class Tally:
         self.passed += holds
         if not holds:
             self.fail(test, error)
+        elif self._link.doubted:
+            self._doubtful.append((test, frozenset(self._link.doubted)))
+        self._link.doubted.clear()
+
+    def settle(self) -> None:
+        """Take back the checks that hold of any object, where the tests have not used that object anywhere."""
+        for test, numbers in self._doubtful:
+            if not numbers <= self._link.used:
+                self.passed -= 1
+                self.fail(test)
 
     def case(self, number: int, left: Callable[[], Any], right: Callable[[], Any] | None = None) -> None:
         """Evaluate one assert."""
@@ -169,6 +196,10 @@ class Tally:
             found |= {"trouble": f"{type(error).__name__}: {error}"[:SHOWN]}
         self.failure = found
 
+    def doubt(self, value: Any) -> None:
+        """Note an object of the candidate's that is compared."""
+        doubt(value)
+
     def shown(self, value: Any) -> str:
         """A representation of bounded length."""
         return shown(value)
@@ -178,8 +209,9 @@ def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
     """Run ``job["setup"]`` and ``job["tests"]`` and return the tally.
 
     ``job["entry"]`` names the function that ``check(candidate)`` is called with, if the tests define ``check`` and do
-    not call it. Names that neither tests nor Python know are looked up in the candidate's module, and so is what tests
-    import from modules that do not exist here. ``total`` is 0 where no check was reached.
+    not call it. Names that neither tests nor Python know are those of Python's own modules where the tests forgot an
+    import; any other is looked up in the candidate's module, and so is what tests import from modules that do not
+    exist here. ``total`` is 0 where no check was reached.
     """
     random.seed(0)
     link = Link(channel)
@@ -194,11 +226,16 @@ def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
         **{f"__{hook.__name__}__": hook for hook in (tally.case, tally.plain, tally.guard, tally.called)},
         **{f"__{hook.__name__}__": hook for hook in (tally.failed, tally.expected, tally.swallowed)},
         "__entered__": tally.entered.add,
+        "__doubt__": doubt,
     }
     whole = False
     with tally.part():
         own = dict.fromkeys(("candidate", entry.rpartition(".")[2]), link.at(entry)) if entry else {}
-        names |= {name: link.get(name) for name in _unknown([setup, tests], {*names, *own})}
+        unknown = _unknown([setup, tests], {*names, *own})
+        lent = _lent([setup, tests], unknown)
+        if own or unknown - lent.keys():  # else the tests ask for nothing but what they seem to have forgotten
+            names |= lent
+        names |= {name: link.get(name) for name in unknown - names.keys()}
         exec(compile(setup, "setup", "exec"), names)
         names |= own  # behind the setup, which may hold a stub of the function
         exec(compile(tests, "tests", "exec"), names)
@@ -209,6 +246,7 @@ def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
             with tally.test("check", must_check=True), tally.part():
                 names["check"](names["candidate"])
         Session(tally, names, rewriter.checking).run(list(dict.fromkeys(defined)))
+    tally.settle()
     total = max(tally.reached, len(rewriter.sources), 1) if tally.stopped else tally.reached
     passed = tally.passed if tally.failure is None else min(tally.passed, total - 1)
     return {"passed": passed, "total": total, "failure": tally.failure}
@@ -249,3 +287,27 @@ def _unknown(trees: list[ast.Module], names: set[str]) -> set[str]:
             case ast.ExceptHandler(name=str(name)):
                 bound.add(name)
     return {name for name in read - bound if not name.startswith("__")}
+
+
+def _lent(trees: list[ast.Module], unknown: set[str]) -> dict[str, Any]:
+    """Unknown names that mean something of Python's own: what tests forgot to import is not the candidate's to define.
+
+    A module is meant where every use of the name is one of its attributes: ``math.isclose``, not ``bisect(xs, 3)``.
+    """
+    lent = {name: module for module, several in _LENT.items() for name in several}
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    found: dict[str, Any] = {}
+    for name in unknown:
+        uses = [node for node in nodes if isinstance(node, ast.Name) and node.id == name]
+        read = [one for one in nodes if isinstance(one, ast.Attribute) and one.value in uses]
+        if name in _PACKAGES and len(read) == len(uses):
+            found[name] = Absent(name)
+            continue
+        if name in sys.stdlib_module_names and len(read) == len(uses):
+            module = importlib.import_module(name)
+            if all(hasattr(module, one.attr) for one in read):
+                found[name] = module
+                continue
+        if name in lent:
+            found[name] = getattr(importlib.import_module(lent[name]), name)
+    return found

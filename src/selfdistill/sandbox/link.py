@@ -32,7 +32,11 @@ class CandidateLost(CandidateFailed):
 
 
 class Remote:
-    """An object of the candidate's. It can be called and its attributes used; it has no value here."""
+    """An object of the candidate's. It can be called and its attributes used; it has no value here.
+
+    It equals nothing but itself. A check that holds because of that (``!=``, ``is not None``, ``not in``) would hold
+    of any object, so it counts only where the tests use the object too; see :attr:`Link.doubted`.
+    """
 
     def __init__(self, link: Link, number: int, name: str) -> None:
         object.__setattr__(self, "_remote", (link, number, name))
@@ -48,11 +52,31 @@ class Remote:
     def __setattr__(self, name: str, value: Any) -> None:
         object.__getattribute__(self, "_remote")[0].ask("set", self, name, value)
 
+    def __eq__(self, other: object) -> bool:
+        return doubt(self) is other
+
+    def __ne__(self, other: object) -> bool:
+        return doubt(self) is not other
+
+    def __hash__(self) -> int:
+        return id(doubt(self))
+
+    def __str__(self) -> str:
+        return repr(doubt(self))
+
     def __bool__(self) -> bool:
         raise TypeError("an object of the candidate's has no truth value in a test")
 
     def __repr__(self) -> str:
         return f"<{object.__getattribute__(self, '_remote')[2]} object>"
+
+
+def doubt(value: Any) -> Any:
+    """The value; one of the candidate's objects is noted as compared."""
+    if type(value) is Remote:
+        link, number, _ = object.__getattribute__(value, "_remote")
+        link.doubted.add(number)
+    return value
 
 
 class Absent:
@@ -93,6 +117,10 @@ class Link:
         self.latest: dict[str, str] = {}
         self.consulted = False
         """Whether the tests have had anything of the candidate's yet but a reference to it."""
+        self.doubted: set[int] = set()
+        """Objects that were compared, by number; a check empties it first, and looks at it afterwards."""
+        self.used: set[int] = set()
+        """Objects that were called, or whose attributes were read or set, or that were handed back as an argument."""
 
     def get(self, name: str) -> Any:
         """A name of the candidate's module."""
@@ -124,10 +152,13 @@ class Link:
         """One request and its answer, an exception of the candidate's raised here as the built-in one it is."""
         self.consulted |= what != "get"
         self._channel.send({"ask": {"do": what, "with": [_Outgoing().encode(one) for one in arguments]}})
-        answer = self._channel.receive()
-        if answer is None:
-            raise CandidateLost({"type": "EOFError", "message": "the channel closed"})
-        if "raised" in answer:
+        try:
+            answer = self._channel.receive()
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise CandidateLost({"type": "EOFError", "message": "no answer"})
+        if isinstance(answer.get("raised"), dict):
             raise _rebuilt(answer["raised"])
         return decode(answer.get("value"), lambda number, name: Remote(self, number, name))
 
@@ -140,7 +171,8 @@ class _Outgoing(Encoder):
 
     def encode(self, value: Any, depth: int = 0) -> Any:
         if type(value) is Remote:
-            _, number, name = object.__getattribute__(value, "_remote")
+            link, number, name = object.__getattribute__(value, "_remote")
+            link.used.add(number)
             return ["h", number, name]
         return super().encode(value, depth)
 

@@ -70,10 +70,14 @@ def guest_code() -> str:
     )
 
 
+JUDGES = {"judge.judge": ("rewriting", "frameworks", "link", "judge"), "cases.compare": ("link", "cases")}
+"""What a process that judges runs, and the files that it needs, in the order to run them in."""
+
+
 @cache
-def judge_code() -> dict[str, str]:
-    """The texts of the judge and of what it imports, by module, in the order to run them in."""
-    return _texts("rewriting", "frameworks", "link", "judge")
+def judge_code(run: str) -> dict[str, str]:
+    """The texts of a judge and of what it imports, by module."""
+    return _texts(*JUDGES[run])
 
 
 def _texts(*names: str) -> dict[str, str]:
@@ -157,7 +161,10 @@ class Process:
 
     def send(self, message: dict[str, Any]) -> None:
         """Queue one message; it is written while an answer is waited for."""
-        payload = json.dumps(message).encode()
+        self.pass_on(json.dumps(message).encode())
+
+    def pass_on(self, payload: bytes) -> None:
+        """Queue the bytes of one message."""
         self.write(b"%d\n" % len(payload) + payload)
 
     def write(self, data: bytes, *, last: bool = False) -> None:
@@ -175,6 +182,20 @@ class Process:
         Raises:
             Ended: the process ended, ran into a limit, or wrote something that is no message.
         """
+        try:
+            message = json.loads(self.take())
+        except (ValueError, RecursionError) as error:
+            raise Ended("crash") from error
+        if not isinstance(message, dict):
+            raise Ended("crash")
+        return message
+
+    def take(self) -> bytes:
+        """The bytes of the next message, unread: what they cost a reader is for somebody under limits to pay.
+
+        Raises:
+            Ended: the process ended, ran into a limit, or wrote something that does not begin as a message.
+        """
         self._pump(lambda: b"\n" in self._output[:12] or len(self._output) > 12)
         header, newline, _ = bytes(self._output[:12]).partition(b"\n")
         if not newline or not header.isdigit():
@@ -185,13 +206,7 @@ class Process:
         self._pump(lambda: len(self._output) >= start + length)
         payload = bytes(self._output[start : start + length])
         del self._output[: start + length]
-        try:
-            message = json.loads(payload)
-        except (ValueError, RecursionError) as error:
-            raise Ended("crash") from error
-        if not isinstance(message, dict):
-            raise Ended("crash")
-        return message
+        return payload
 
     def finish(self) -> End:
         """Wait for the end; what was written before it stays in ``output`` and ``errors``."""

@@ -7,6 +7,7 @@ in test code                                      a check that is reached
 ``if f(2) != 4: raise AssertionError``            whenever the condition is evaluated; so with ``sys.exit(1)``, ``fail``
 ``try: f(-1); assert False``                      where the handler is entered (``except ValueError: pass``)
 ``numpy.testing.assert_allclose(f(2), 4)``        where the call returns or raises
+``f(2) is not None``, in any of them              an object of the candidate's is noted (``Link.doubted``)
 ================================================  ====================================================================
 
 Methods of ``unittest`` and ``pytest.raises`` count themselves (``frameworks.py``). A handler that would take a failed
@@ -120,11 +121,12 @@ class Rewriter(ast.NodeTransformer):
         if not _says_something(node.test):
             failed = ast.Expr(_hook("__failed__", self._number(node.test)))
             return ast.copy_location(ast.If(ast.UnaryOp(ast.Not(), node.test), [failed], []), node)
+        number = self._number(node.test)
+        self.generic_visit(node)
         parts = [node.test]
         match node.test:
             case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
                 parts = [left, right]
-        number = self._number(node.test)
         if any(isinstance(inner, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom) for inner in ast.walk(node)):
             # Not to be moved into a function: the assert is evaluated where it stands.
             return ast.copy_location(ast.Expr(_hook("__plain__", number, node.test)), node)
@@ -151,6 +153,17 @@ class Rewriter(ast.NodeTransformer):
                 if last_name(function).startswith("assert_") and last_name(function) not in self._defined:
                     node.value = _hook("__called__", self._number(node.value), function, *args)
                     node.value.keywords = keywords
+        return self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        """Identity cannot be answered by an object, so the objects that it is asked of are noted."""
+        self.generic_visit(node)
+        if any(isinstance(one, ast.Is | ast.IsNot) for one in node.ops):
+            sides = [
+                one if isinstance(one, ast.Constant) else _hook("__doubt__", one)
+                for one in (node.left, *node.comparators)
+            ]
+            node.left, node.comparators = sides[0], sides[1:]
         return node
 
     def visit_Try(self, node: ast.Try) -> ast.AST:

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfdistill.sandbox.codec import Encoder, Untransferable, decode
+from selfdistill.sandbox.codec import Encoder, Untransferable
 from selfdistill.sandbox.isolation import find_isolation
 from selfdistill.sandbox.process import End, Ended, Limits, Process, judge_code
 from selfdistill.text import well_formed
 
-__all__ = ["Called", "Failure", "Limits", "Outcome", "Sandbox", "Tally", "Untransferable"]
+__all__ = ["Compared", "Failure", "Limits", "Outcome", "Sandbox", "Tally", "Untransferable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,12 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Called:
-    """What one call gave: a value, rebuilt outside as plain types, or a failure."""
+class Compared:
+    """How many calls gave what they should, and of the first that did not its place, what it gave, and why."""
 
-    value: Any = None
+    passed: int
+    first: int | None = None
+    got: str = ""
     failure: Failure | None = None
 
 
@@ -71,16 +73,6 @@ class Tally:
     passed: int
     total: int
     failure: dict[str, Any] | None
-
-
-class Opaque:
-    """An object that stayed in the sandbox. It equals nothing."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __repr__(self) -> str:
-        return f"<{self._name} object>"
 
 
 class Sandbox:
@@ -118,44 +110,60 @@ class Sandbox:
         with ThreadPoolExecutor(min(self.workers, len(jobs))) as pool:
             return list(pool.map(lambda job: self.run(*job), jobs))
 
-    def call(self, source: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Called]:
-        """Load a module and call functions of it by path (``("Solution", "solve")`` calls ``Solution().solve``).
+    def compare(self, source: str, path: str, cases: Sequence[tuple[Sequence[Any], Any]]) -> Compared:
+        """Load a module and call the function at a path (``"Solution.solve"`` calls ``Solution().solve``) with the
+        arguments of each case; a second process compares the value with the expected one.
 
         The limits hold for all calls together; after a failure that ends the process the others fail in the same way.
+
+        Raises:
+            Untransferable: a case holds a value that is none of plain types.
         """
-        found: list[Called] = []
-        with self._slot() as slot, Process(self.isolation, self.limits, slot=2 * slot) as process:
-            caller = _Caller(process, self.limits)
-            try:
-                caller.load(source)
-                for path, arguments in calls:
-                    found.append(caller.call(path, arguments))
-            except Ended as ended:
-                found += [Called(failure=Failure(ended.end))] * (len(calls) - len(found))
-            except _Raised as raised:
-                found += [Called(failure=raised.failure)] * (len(calls) - len(found))
-        return found
+        trees = [[Encoder(_refuse).encode(list(given)), Encoder(_refuse).encode(value)] for given, value in cases]
+        found = self._beside(source, {"run": "cases.compare", "path": path, "cases": trees})
+        if isinstance(found, Failure):
+            return Compared(0, 0, failure=found)
+        verdict, ended = found
+        if "first" not in verdict:
+            return Compared(verdict["passed"])
+        failure = None
+        if "trouble" in verdict:
+            failure = Failure("value", message=verdict["trouble"])
+        elif "raised" in verdict:
+            lost = verdict["raised"].get("ended")
+            failure = Failure(ended.end) if ended and lost else failure_of(verdict["raised"])
+        return Compared(verdict["passed"], verdict["first"], verdict.get("got", ""), failure)
 
     def judge(self, source: str, *, tests: str, setup: str = "", entry: str = "") -> Tally | Failure:
         """Run test code against a module, each in a process of its own; see ``judge.py``."""
+        found = self._beside(source, {"run": "judge.judge", "tests": tests, "setup": setup, "entry": entry})
+        if isinstance(found, Failure):
+            return found
+        verdict, ended = found
+        failure = {**(verdict["failure"] or {}), "kind": ended.end} if ended else verdict["failure"]
+        return Tally(verdict["passed"], verdict["total"], failure)
+
+    def _beside(self, source: str, job: dict[str, Any]) -> tuple[dict[str, Any], Ended | None] | Failure:
+        """Load a module in one process and do a judge's job in another; its verdict, and how the module's one ended."""
         with (
             self._slot() as slot,
             Process(self.isolation, self.limits, slot=2 * slot) as process,
         ):
-            caller = _Caller(process, self.limits)
+            process.send({"mode": "serve"})
+            process.send({"do": "load", "with": [source]})
             try:
-                caller.load(source)
+                raised = process.receive().get("raised")
             except Ended as ended:
-                return Failure(ended.end)
-            except _Raised as raised:
-                return raised.failure
+                return Failure(ended.end, loading=True)
+            if isinstance(raised, dict):
+                return replace(failure_of(raised), loading=True)
             with Process(self.isolation, self.limits, slot=2 * slot + 1) as judge:
                 # It waits for the candidate, and must outlive it to say how far the tests came.
                 judge.allow(2 * self.limits.seconds)
-                judge.send({"mode": "judge", "judge": judge_code(), "tests": tests, "setup": setup, "entry": entry})
+                judge.send({"mode": "judge", "judge": judge_code(job["run"]), **job})
                 return self._relay(process, judge)
 
-    def _relay(self, process: Process, judge: Process) -> Tally | Failure:
+    def _relay(self, process: Process, judge: Process) -> tuple[dict[str, Any], Ended | None] | Failure:
         """Carry the judge's questions to the candidate and the answers back, until the verdict."""
         ended: Ended | None = None
         while True:
@@ -165,20 +173,16 @@ class Sandbox:
                 # Nothing but test code and plain values runs there: values that it cannot bear, or a test that exits.
                 return Failure(ended.end) if ended else Failure("unjudged", message=stopped.end)
             if "verdict" in message:
-                verdict = message["verdict"]
-                if ended:
-                    return Tally(verdict["passed"], verdict["total"], {**(verdict["failure"] or {}), "kind": ended.end})
-                return Tally(verdict["passed"], verdict["total"], verdict["failure"])
-            answer: dict[str, Any]
+                return message["verdict"], ended
             try:
                 if ended:
                     raise ended
                 process.send(message["ask"])
-                answer = process.receive()
+                judge.pass_on(process.take())
             except Ended as stopped:
                 ended = stopped
-                answer = {"raised": {"type": "SystemExit", "name": stopped.end, "message": "", "line": None}}
-            judge.send(answer)
+                lost = {"type": "SystemExit", "name": stopped.end, "message": "", "line": None, "ended": True}
+                judge.send({"raised": lost})
 
     @contextmanager
     def _slot(self) -> Iterator[int]:
@@ -187,67 +191,6 @@ class Sandbox:
             yield slot
         finally:
             self._slots.put(slot)
-
-
-class _Raised(Exception):
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.name)
-        self.failure = failure
-
-
-class _Caller:
-    """Requests to a process that holds a module."""
-
-    def __init__(self, process: Process, limits: Limits) -> None:
-        self._process = process
-        self._limits = limits
-        process.send({"mode": "serve"})
-
-    def ask(self, what: str, *arguments: Any) -> Any:
-        """The tree of an answer.
-
-        Raises:
-            Ended: the process is no more.
-            _Raised: the code raised an exception.
-        """
-        trees = [one.tree if isinstance(one, _Tree) else Encoder(_refuse).encode(one) for one in arguments]
-        self._process.send({"do": what, "with": trees})
-        answer = self._process.receive()
-        raised = answer.get("raised")
-        if isinstance(raised, dict):
-            raise _Raised(failure_of(raised))
-        return answer.get("value")
-
-    def load(self, source: str) -> None:
-        """Run the module's code.
-
-        Raises:
-            Ended, _Raised: as for :meth:`ask`.
-        """
-        try:
-            self.ask("load", source)
-        except _Raised as raised:
-            raise _Raised(replace(raised.failure, loading=True)) from raised
-
-    def call(self, path: Sequence[str], arguments: Sequence[Any]) -> Called:
-        """Call what stands at a path; a class on the way is instantiated."""
-        try:
-            target = _Tree(self.ask("get", path[0]))
-            for name in path[1:]:
-                target = _Tree(self.ask("attribute", _Tree(self.ask("call", target, [], {})), name))
-            tree = self.ask("call", target, list(arguments), {})
-            return Called(decode(tree, lambda _, name: Opaque(name[:60])))
-        except _Raised as raised:
-            return Called(failure=raised.failure)
-        except Untransferable as trouble:
-            return Called(failure=Failure("value", message=str(trouble)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Tree:
-    """An answer that goes back as it came."""
-
-    tree: Any
 
 
 def failure_of(raised: dict[str, Any]) -> Failure:

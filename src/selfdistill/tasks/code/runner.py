@@ -6,11 +6,10 @@ import builtins
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from selfdistill.errors import DataError
 from selfdistill.sandbox.sandbox import Failure, Outcome, Sandbox, Untransferable
-from selfdistill.tasks.code.suites import Case, Suite, same_output, same_value, share_out, written
+from selfdistill.tasks.code.suites import Case, Suite, same_output, share_out
 
 _KINDS = {
     "time": "the time limit",
@@ -98,17 +97,17 @@ class Runner:
         if len(function) == 1 and re.search(r"^class Solution\b", source, re.MULTILINE):
             function = ("Solution", *function)
         try:
-            called = self._sandbox.call(source, [(function, case.arguments or ()) for case in cases])
+            asked = [(case.arguments or (), case.value) for case in cases]
+            found = self._sandbox.compare(source, ".".join(function), asked)
         except Untransferable as trouble:
             raise DataError(f"a test's arguments cannot be handed over: {trouble}") from trouble
-        passed, first = 0, None
-        for case, one in zip(cases, called, strict=True):
-            if one.failure is None and same_value(one.value, case.value):
-                passed += 1
-            elif first is None:
-                found = _from_failure(one.failure) if one.failure else Problem("wrong", got=_shown(one.value))
-                first = replace(found, given=case.given, expected=case.expected)
-        return Result(passed, len(cases), first)
+        if found.first is None:
+            return Result(found.passed, len(cases))
+        first = _from_failure(found.failure) if found.failure else Problem("wrong", got=found.got)
+        # Code that fails at load fails before it knows any case, and must not be told one.
+        if not first.loading:
+            first = replace(first, given=cases[found.first].given, expected=cases[found.first].expected)
+        return Result(found.passed, len(cases), first)
 
     def _programs(self, cases: Sequence[Case], source: str) -> Result:
         """Every case is a process of its own."""
@@ -153,7 +152,7 @@ def _error(name: object, message: object, line: object) -> str:
 
 def _from_failure(failure: Failure) -> Problem:
     if failure.kind != "raised":
-        return Problem(failure.kind, got=failure.message)
+        return Problem(failure.kind, got=failure.message, loading=failure.loading)
     error = _error(failure.name, failure.message, failure.line)
     return Problem("raised", error=error, builtin=failure.builtin, loading=failure.loading)
 
@@ -171,10 +170,3 @@ def _from_outcome(outcome: Outcome) -> Problem:
 def _is_exception(name: str) -> bool:
     kind = getattr(builtins, name, None)
     return isinstance(kind, type) and issubclass(kind, BaseException)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return written(value)
-    except (ValueError, RecursionError):
-        return f"<a {type(value).__name__} too large to show>"

@@ -19,7 +19,6 @@ import binascii
 import doctest
 import io
 import json
-import math
 import pickle
 import re
 import zlib
@@ -31,6 +30,7 @@ from textwrap import dedent
 from typing import Any
 
 from selfdistill.errors import DataError
+from selfdistill.sandbox.cases import near
 
 _UNPACKED = 256 * 2**20
 """Most bytes that a packed column may unfold to."""
@@ -210,54 +210,13 @@ def _same_number(said: str, expected: str) -> bool:
         return True
     if _INTEGER.fullmatch(said) and _INTEGER.fullmatch(expected):
         return False
-    return _near(float(said), float(expected), whole=bool(_INTEGER.fullmatch(expected)))
-
-
-def same_value(got: Any, expected: Any) -> bool:
-    """Whether a function gave what it should; JSON knows no tuples, so they count as lists.
-
-    Floats, in lists too, may differ as in :func:`same_output`.
-    """
-    try:
-        return _alike(_as_json(got), expected)
-    except RecursionError:
-        return False
-
-
-def _alike(got: Any, expected: Any) -> bool:
-    if isinstance(got, list) and isinstance(expected, list):
-        return len(got) == len(expected) and all(map(_alike, got, expected))
-    if isinstance(got, dict) and isinstance(expected, dict):
-        return got.keys() == expected.keys() and all(_alike(got[key], expected[key]) for key in got)
-    numbers = (type(got), type(expected))
-    if float in numbers and set(numbers) <= {float, int} and got != expected:
-        try:
-            return _near(float(got), float(expected), whole=isinstance(expected, int))
-        except OverflowError:  # an integer beyond all floats
-            return False
-    return bool(got == expected)
-
-
-def _near(got: float, expected: float, *, whole: bool) -> bool:
-    """Whether two floats are equal up to rounding; ``whole`` says that an integer was expected."""
-    if not math.isfinite(expected):
-        return got == expected
-    return abs(got - expected) <= _ABSOLUTE + (0.0 if whole else _RELATIVE * abs(expected))
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_as_json(one) for one in value]
-    if isinstance(value, dict):
-        return {key: _as_json(one) for key, one in value.items()}
-    return value
+    return near(float(said), float(expected), whole=bool(_INTEGER.fullmatch(expected)))
 
 
 # What is no number separates numbers, blanks apart: "[1.0, 2]" has five words.
 _WORDS = re.compile(r"[\[\](){},;:]|[^\s\[\](){},;:]+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6})?")
 _INTEGER = re.compile(r"[+-]?\d+")
-_ABSOLUTE, _RELATIVE = 1e-8, 1e-5
 
 _FENCE = re.compile(
     r"(?P<lead>[ \t>]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?)"

@@ -1,0 +1,89 @@
+"""Calls of a candidate's function whose values are compared with the expected ones, in a process of their own.
+
+A value that a candidate returns can be made to take hours in being rebuilt, hashed, compared or written out. All four
+happen here, under the limits of the sandbox, and only counts and one short text leave. The candidate knows arguments
+and nothing else. The file is read as text and run inside the sandbox: the standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from selfdistill.sandbox.codec import Untransferable, decode
+from selfdistill.sandbox.link import CandidateFailed, Link, Remote, shown
+
+_ABSOLUTE, _RELATIVE = 1e-8, 1e-5
+
+
+def near(got: float, expected: float, *, whole: bool) -> bool:
+    """Whether two floats are equal up to rounding; ``whole`` says that an integer was expected."""
+    if not math.isfinite(expected):
+        return got == expected
+    return abs(got - expected) <= _ABSOLUTE + (0.0 if whole else _RELATIVE * abs(expected))
+
+
+def same_value(got: Any, expected: Any) -> bool:
+    """Whether a function gave what it should; JSON knows no tuples, so they count as lists.
+
+    Floats, in lists too, may differ as in :func:`near`. A comparison that raises has failed: ``Decimal("sNaN") == 1``
+    does.
+    """
+    try:
+        return _alike(_as_json(got), expected)
+    except (ArithmeticError, TypeError, ValueError, RecursionError):
+        return False
+
+
+def _alike(got: Any, expected: Any) -> bool:
+    if isinstance(got, list) and isinstance(expected, list):
+        return len(got) == len(expected) and all(map(_alike, got, expected))
+    if isinstance(got, dict) and isinstance(expected, dict):
+        return got.keys() == expected.keys() and all(_alike(got[key], expected[key]) for key in got)
+    numbers = (type(got), type(expected))
+    if float in numbers and set(numbers) <= {float, int} and got != expected:
+        try:
+            return near(float(got), float(expected), whole=isinstance(expected, int))
+        except OverflowError:  # an integer beyond all floats
+            return False
+    return bool(got == expected)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_json(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
+    return value
+
+
+def compare(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Call the function at ``job["path"]`` with the arguments of each of ``job["cases"]``.
+
+    Returns how many ``passed``, and of the first that did not its number (``first``) with what was ``got``, what was
+    ``raised``, or the ``trouble`` with a value that cannot be compared.
+    """
+    link = Link(channel)
+    passed, first = 0, None
+    for number, (arguments, expected) in enumerate(job["cases"]):
+        found: dict[str, Any]
+        try:
+            got = link.at(job["path"])(*decode(arguments, _none))
+            if not isinstance(got, Remote) and same_value(got, decode(expected, _none)):
+                passed += 1
+                continue
+            found = {"got": shown(got)}
+        except CandidateFailed as error:
+            found = {"raised": error.args[0]}
+        except Untransferable as trouble:
+            found = {"trouble": str(trouble)}
+        except Exception as error:  # the candidate's own, rebuilt as a built-in one, or a value that cannot be shown
+            raised = getattr(error, "candidate", None)
+            found = {"raised": raised} if raised else {"trouble": f"{type(error).__name__}: {error}"[:200]}
+        if first is None:
+            first = {"first": number, **found}
+    return {"passed": passed, **(first or {})}
+
+
+def _none(number: int, name: str) -> Any:
+    raise Untransferable("a test holds an object of the candidate's")
