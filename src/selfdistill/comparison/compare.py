@@ -27,7 +27,7 @@ from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files import JsonLines, read_lines, write_json
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import Progress
-from selfdistill.training.loop import check_same_config
+from selfdistill.training.opening import check_same_config
 from selfdistill.training.problem import method_of, resolve
 
 MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")

@@ -10,11 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from selfdistill.config.renamed import with_new_names
-from selfdistill.config.run import ResolvedConfig, RunConfig, lasting
-from selfdistill.config.suggest import suggest
+from selfdistill.config.run import RunConfig
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
@@ -33,7 +29,7 @@ from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separation, signal_shares
-from selfdistill.training.run_folder import holds_run
+from selfdistill.training.opening import check_same_config, holds_run
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
@@ -351,39 +347,3 @@ class Run:
 def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
     """The examples of a step in the form of their epoch. ``first`` is the number of examples used by earlier steps."""
     return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]
-
-
-def check_same_config(
-    folder: Path, config: ResolvedConfig, *, kept: Callable[[ResolvedConfig], dict[str, Any]] = lasting
-) -> None:
-    """Refuse to resume a run with another config than its own. ``kept`` are the keys of a config that must be the same.
-
-    A key missing from the stored config is newer than the run, which behaved as the default does.
-
-    Raises:
-        CheckpointError: names the first key that differs.
-    """
-    try:
-        made = ResolvedConfig.model_validate(
-            with_new_names(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        )
-    except ValidationError as error:
-        raise _another_config(folder, suggest(error, ResolvedConfig)) from error
-    stored, ours = (json.loads(json.dumps(kept(one))) for one in (made, config))
-    for key in sorted({*stored, *ours}):
-        if stored.get(key) != ours.get(key):
-            raise _another_config(folder, _difference(key, stored.get(key), ours.get(key)))
-
-
-def _another_config(folder: Path, where: str) -> CheckpointError:
-    return CheckpointError(
-        f"{folder} was made with another config: {where}; resume with the same, or choose another --out"
-    )
-
-
-def _difference(key: str, stored: Any, ours: Any) -> str:
-    if isinstance(stored, dict) and isinstance(ours, dict):
-        for below in sorted({*stored, *ours}):
-            if stored.get(below) != ours.get(below):
-                return _difference(f"{key}.{below}", stored.get(below), ours.get(below))
-    return f"{key} was {stored!r} and is now {ours!r}"

@@ -19,20 +19,6 @@ from selfdistill.training.build import build_policy
 from selfdistill.training.checkpoint import load_trained
 
 
-def holds_run(folder: Path, *, resume: bool) -> bool:
-    """Whether a folder holds a run to resume.
-
-    Raises:
-        CheckpointError: it holds a run and ``resume`` is not set, or it holds other files.
-    """
-    exists = (folder / "config.json").exists()
-    if exists and not resume:
-        raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
-    if not exists and folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
-    return exists
-
-
 def load_model(
     model: str, config: RunConfig, loaded: tuple[Policy, Chat] | None = None
 ) -> tuple[Policy, Chat, str, list[str]]:
