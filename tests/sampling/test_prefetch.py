@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,30 @@ def versions(folder: Path) -> list[int]:
     found = sorted(set(drawn(folder, "step", "policy_version")))
     assert [step for step, _ in found] == list(range(1, STEPS + 1)), "one version a step"
     return [version for _, version in found]
+
+
+def test_a_password_in_a_servers_address_is_used_and_never_told(
+    model: Path, fake: FakeVLLM, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake.password = "Basic " + base64.b64encode(b"me:s@cret/7").decode()
+    told = fake.url
+    fake.url = told.replace("://", "://me:s%40cret%2F7@")
+    config = served(model, fake, "grpo", "steps=1")
+    run = open_run(config, tmp_path / "run")
+    run.train()
+    assert run.config.sampler.urls == [told]  # type: ignore[union-attr]
+    fake.url = fake.url.replace("7@", "8@")
+    with pytest.raises(SamplerError, match=f"{told} refuses") as refused:
+        train(served(model, fake, "grpo", "steps=2"), tmp_path / "run", resume=True)
+    with pytest.raises(ConfigError) as wrong:
+        parse_config({"method": "grpo", "sampler": {"kind": "server", "urls": ["ftp://me:s%40cret@host"]}}, "a test")
+    captured = capfd.readouterr()
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    texts = [path.read_bytes().decode(errors="replace") for path in written]
+    texts += [str(refused.value), str(wrong.value), captured.out, captured.err, repr(config), *recorder(run).said]
+
+    assert len(written) > 5
+    assert not [text for text in texts if any(word in text for word in ("cret", "me:", fake.password))]
 
 
 def test_a_run_from_a_server_is_the_run_of_the_learners_own_sampler(

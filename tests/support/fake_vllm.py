@@ -41,6 +41,8 @@ class FakeVLLM:
         """Its max_model_len."""
         self.lock = threading.Lock()
         self.url = ""
+        self.password: str | None = None
+        """The ``Authorization`` header without which it refuses everything."""
 
     def restart(self) -> None:
         """A new process: alive, and without what the old one was handed."""
@@ -152,6 +154,8 @@ def _handler(fake: FakeVLLM) -> type[BaseHTTPRequestHandler]:
 
         def _reply(self, verb: str, body: Mapping[str, Any]) -> None:
             answer = fake.answer(verb, self.path, body)
+            if fake.password is not None and self.headers.get("Authorization") != fake.password:
+                answer = 401, {"detail": "Unauthorized"}
             if answer is None:
                 self.close_connection = True
                 return

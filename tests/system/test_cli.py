@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfdistill.cli.app import main
 from selfdistill.config.run import load_config
+from selfdistill.errors import ConfigError
 from support.runs import as_toml, lines, tiny_run
 from support.tiny import tiny_tokenizer
 
@@ -150,6 +151,14 @@ BAD_SETTINGS = {
     "a reward that is not there": ("reward=support.rewards:odd", "has no function 'odd'"),
     "no room for a completion": ("sampling.max_tokens=300", "no prompt fits: the longest of 8 has "),
 }
+
+
+@pytest.mark.parametrize("text", ["steps=1\nfoo=7", 'steps=1\n[model]\npath="x"', "model={}\nsteps=2"])
+def test_a_setting_of_two_lines_drops_no_key(text: str) -> None:
+    second = text.splitlines()[1].strip("[]").partition("=")[0]
+    with pytest.raises(ConfigError, match=f"sets '{second}' too: write a --set for each"):
+        load_config("countdown-grpo", [text])
+    assert load_config("countdown-grpo", ["steps=1 # one\n"]).steps == 1
 
 
 @pytest.mark.parametrize("case", BAD_SETTINGS)

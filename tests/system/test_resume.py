@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -151,45 +150,6 @@ def test_a_run_killed_at_any_moment_ends_where_an_uninterrupted_one_does(
     # Death between the last checkpoint and the removal of older ones leaves one too many.
     assert set(actual.pop("checkpoints")) >= set(expected.pop("checkpoints"))
     assert actual == expected
-
-
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
-    model: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    config = tiny_run(model, METHODS["sdpo"])
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise RuntimeError("unexpected pos 64 vs 0")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "save", fail)
-        with pytest.raises(RuntimeError, match="unexpected pos"):
-            train(config, tmp_path / "other")
-        patch.setattr(shutil, "disk_usage", lambda folder: Mock(free=0))
-        with pytest.raises(CheckpointError, match=r"no room is left on the disk of .*run: .* --resume"):
-            train(config, tmp_path / "run")
-    train(config, tmp_path / "run", resume=True)
-    assert outcome(tmp_path / "run") == outcome(uninterrupted)
-
-
-def test_a_run_killed_in_the_middle_of_a_step_ends_where_an_uninterrupted_one_does(
-    model: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the optimiser's part of step 4, before the teacher's."""
-    config = tiny_run(model, METHODS["sdpo"])
-    run = open_run(config, tmp_path / "run")
-    update, updates = run.parts.teachers.update, iter(range(1, STEPS + 1))
-
-    def deadly() -> None:
-        if next(updates) == 4:
-            raise Killed
-        update()
-
-    monkeypatch.setattr(run.parts.teachers, "update", deadly)
-    with pytest.raises(Killed):
-        run.train(recorder(run).stop)
-    train(config, tmp_path / "run", resume=True)
-    assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"])

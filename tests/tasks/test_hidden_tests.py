@@ -52,7 +52,7 @@ FAILING = {
     "its own argument": "def succ(x): return [x, [x]] if x > 1 else 2",
     "its argument, printed": "def succ(x):\n    print(x)\n    return 2",
     "raises its argument": "def succ(x):\n    if x > 1: raise ValueError(x)\n    return 2",
-    "an exception of that name": "def succ(x):\n    if x > 1: raise type('E' + str(x), (Exception,), {})(x)\n    return 2",
+    "an exception of that name": "def succ(x):\n    if x > 1: raise type(f'E{x}', (Exception,), {})(x)\n    return 2",
     "raises a syntax error": "def succ(x):\n    if x > 1: raise SyntaxError(x)\n    return 2",
     "exits with it": "import sys\ndef succ(x):\n    if x > 1: sys.exit(x)\n    return 2",
     "ends with it": "import os\ndef succ(x):\n    if x > 1: os._exit(x % 256)\n    return 2",

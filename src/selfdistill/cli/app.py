@@ -13,7 +13,8 @@ import typer
 from selfdistill import __version__
 from selfdistill.cli.listings import Set, data_app, listings
 from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, quiet, say
-from selfdistill.errors import UserError, is_full, out_of_memory
+from selfdistill.errors import CheckpointError, UserError, is_full, out_of_memory
+from selfdistill.files import disk_sentence
 from selfdistill.text import printable
 
 app = typer.Typer(
@@ -320,6 +321,11 @@ def main(arguments: list[str] | None = None) -> Any:
         if not is_full(error):
             raise
         _refuse(out_of_memory(error))
+    except OSError as error:
+        sentence = disk_sentence(error)
+        if sentence is None:
+            raise
+        _refuse(CheckpointError(sentence))
 
 
 def _refuse(error: UserError) -> NoReturn:

@@ -6,7 +6,6 @@ and resumed; ``compare.json`` is read from their files, and the table and the pa
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from selfdistill.config.run import ResolvedConfig, load_config
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
-from selfdistill.files import JsonLines, read_lines, write_json
+from selfdistill.files import JsonLines, check_name, lock_folder, read_lines, write_json
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.opening import check_same_config
@@ -166,13 +165,14 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
                 stop=stop,
                 watch=_Watch(progress, {name: folder for name, (_, _, folder) in runs.items()}, comparison, len(runs)),
                 fine=(0, STOPPED_BY_ALARM),
-                keep_open=[lock],
+                keep_open=lock,
             )
     return all(how_it_ended(folder) for _, _, folder in runs.values())
 
 
 def _check_place(folder: Path) -> None:
     """Refuse what would be spoilt, or spoil: a file, and the folder of a run, whose summary could be overwritten."""
+    check_name(folder)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file: choose another --out")
     if (folder / "config.json").exists():
@@ -282,23 +282,18 @@ def _command(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> tuple
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[int]:
+def _locked(folder: Path) -> Iterator[list[int]]:
     """A lock on the folder that children inherit: it holds until the last of them is gone, even without the parent.
 
     Two processes that wrote into one run would ruin it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    held = f"another comparison still runs in {folder}: wait for its runs to end, or choose another --out"
+    descriptor = lock_folder(folder, held)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"another comparison still runs in {folder}: wait for its runs to end, or choose another --out"
-            ) from error
-        yield descriptor
+        yield [] if descriptor is None else [descriptor]
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 class _Watch:

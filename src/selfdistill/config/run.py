@@ -158,7 +158,11 @@ def _set(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         # A bare word is a string: --set method.name=grpo needs no quotes.
         return text
+    if len(found) > 1:
+        second = next(key for key in found if key != "value")
+        raise ConfigError(f"--set takes one key, and a second line sets {second!r} too: write a --set for each")
+    return found["value"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import base64
+import urllib.parse
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from selfdistill.config.sections import MAY_CHANGE, STAYS, Strict
 
@@ -82,13 +84,36 @@ class ServerConfig(EngineConfig):
     )
     concurrency: int = Field(64, ge=1, description="Requests that one server has at a time.")
 
-    @field_validator("urls")
+    @field_validator("urls", mode="wrap")
     @classmethod
-    def _whole_urls(cls, urls: list[str]) -> list[str]:
-        for url in urls:
+    def _whole_urls(cls, given: Any, check: ValidatorFunctionWrapHandler) -> list[str]:
+        secrets = {str(one): one.authorization for one in given if isinstance(one, Address)} if given else {}
+        found = [Address.read(url) for url in check(given)]
+        for url in found:
             if not url.startswith(("http://", "https://")):
-                raise ValueError(f"a server is an http:// or https:// address, {url!r} is not")
-        return [url.rstrip("/") for url in urls]
+                raise ValueError(f"a server is an http:// or https:// address, {str(url)!r} is not")
+            url.authorization = url.authorization or secrets.get(str(url), "")
+        return list(found)
+
+
+class Address(str):
+    """A server's URL without the name and password in it, which are never shown or stored; they stand beside it."""
+
+    authorization: str = ""
+    """The value of the ``Authorization`` header; empty where the URL held no password."""
+
+    @classmethod
+    def read(cls, url: str) -> Address:
+        """The address in a URL that may hold ``name:password@``."""
+        scheme, separator, rest = url.rstrip("/").partition("://")
+        # The last @ of the host's part: a password may hold others.
+        host, slash, path = rest.partition("/")
+        login, _, host = host.rpartition("@")
+        found = cls(f"{scheme}{separator}{host}{slash}{path}" if separator else url)
+        if login:
+            raw = ":".join(urllib.parse.unquote(part) for part in login.split(":", 1))
+            found.authorization = f"Basic {base64.b64encode(raw.encode()).decode()}"
+        return found
 
 
 SamplerConfig = Annotated[

@@ -44,8 +44,9 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
         return f'{where}: no kind; write for example {where}.kind = "{EXAMPLES[where]}"'
     if kind == "union_tag_invalid":
         return f"{where}: unknown kind {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}"
-    # What is no table at all has no place; what is one may be long.
-    got = "" if kind == "missing" else f" (got {given!r:.80})"
+    # A server's URL may hold a password. What is no table at all has no place; what is one may be long.
+    shown = re.sub(r"(?<=//)[^/\s]*@", "", repr(given))
+    got = "" if kind == "missing" else f" (got {shown:.80})"
     return f"{where or 'the config'}: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
 
 

@@ -16,7 +16,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.thinking import begins_thinking, ends_thinking
 from selfdistill.errors import ConfigError
 from selfdistill.evaluation.words import ALL_CLASSES, classify
-from selfdistill.files import write_json
+from selfdistill.files import check_name, lock_folder, told_of_disk, write_json
 from selfdistill.inspection import tables
 from selfdistill.inspection.findings import Findings
 from selfdistill.inspection.page import PageData, Sample, render_microscope
@@ -242,18 +242,20 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 def write_findings(folder: Path, table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> None:
     """Write the three files into a folder, which is made if need be; older ones give way when all three are whole."""
     page = render_microscope(page_data_of(table, summary, chat))
-    folder.mkdir(parents=True, exist_ok=True)
     aside = [folder / f"{name}.part" for name in FILES]
-    try:
-        write_tokens(aside[0], table)
-        write_json(aside[1], dict(summary))
-        aside[2].write_bytes(page.encode("utf-8", errors="replace"))
-    except BaseException:
-        for path in aside:
-            path.unlink(missing_ok=True)
-        raise
-    for path in aside:
-        os.replace(path, path.with_suffix(""))
+    with told_of_disk(folder):
+        lock = lock_folder(folder, f"another inspection still writes to {folder}: wait for it, or choose another --out")
+        try:
+            write_tokens(aside[0], table)
+            write_json(aside[1], dict(summary))
+            aside[2].write_bytes(page.encode("utf-8", errors="replace"))
+            for path in aside:
+                os.replace(path, path.with_suffix(""))
+        finally:
+            for path in aside:
+                path.unlink(missing_ok=True)
+            if lock is not None:
+                os.close(lock)
 
 
 def check_place(folder: Path) -> None:
@@ -262,12 +264,14 @@ def check_place(folder: Path) -> None:
     Raises:
         ConfigError: what is in the way.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder} is a file: choose another --out")
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    others = sorted(names - {*FILES, *(f"{name}.part" for name in FILES)})
-    if others:
-        raise ConfigError(f"--out {folder} holds other things ({others[0]}): choose another --out")
+    with told_of_disk(folder):
+        check_name(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--out {folder} is a file: choose another --out")
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        others = sorted(names - {*FILES, *(f"{name}.part" for name in FILES)})
+        if others:
+            raise ConfigError(f"--out {folder} holds other things ({others[0]}): choose another --out")
 
 
 def page_data_of(table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> PageData:

@@ -17,7 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from selfdistill.config.sampler import ServerConfig
+from selfdistill.config.sampler import Address, ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
@@ -46,6 +46,8 @@ class ServerSampler:
         """Weights are written for the servers into ``folder``. ``log`` receives messages about failing servers."""
         self.chat = chat
         self.config = config
+        self.authorization = {url: url.authorization for url in config.urls if isinstance(url, Address)}
+        """The ``Authorization`` header of each server; empty where it wants no password."""
         self.weight_sync = WeightSync(folder, chat)
         self.log = log
         self.version: int | None = None
@@ -274,6 +276,8 @@ class ServerSampler:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
+        if self.authorization.get(url):
+            request.add_unredirected_header("Authorization", self.authorization[url])
         try:
             with urllib.request.urlopen(request, timeout=self.config.timeout) as answer:
                 text = answer.read().decode()

@@ -5,34 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from selfdistill.distributed.world import ALONE, World
-from selfdistill.errors import CheckpointError, UserError
+from selfdistill.errors import CheckpointError
 from selfdistill.files import sync, write_json
 
 MANIFEST = "manifest.json"
-ROOM = 1 << 20
-"""Bytes. A disk with less free space counts as full, because a failed write uses up most of what is left."""
-
-
-@contextmanager
-def told_when_full(folder: Path) -> Iterator[None]:
-    """Turn any error caused by a full disk into one clear message, because each library words it differently.
-
-    Raises:
-        CheckpointError: the disk of the folder is full.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) or shutil.disk_usage(folder).free >= ROOM:
-            raise
-        raise CheckpointError(
-            f"no room is left on the disk of {folder}: make some, and continue the run with --resume"
-        ) from error
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = ALONE) -> None:
@@ -78,9 +59,14 @@ def repair(target: Path) -> None:
 def torn(folder: Path) -> str | None:
     """Why a folder differs from what :func:`write_folder` wrote, or None if it is valid."""
     try:
-        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return "its manifest is missing or unreadable"
+    if not isinstance(manifest, dict) or not manifest:
+        return "its manifest names no files"
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    if extra := sorted(there - manifest.keys()):
+        return f"its manifest does not name {extra[0]}"
     for name, digest in manifest.items():
         path = folder / name
         if not path.is_file():
@@ -100,15 +86,19 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix == "")
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_whole(
+    folder: Path, objection: Callable[[Path], str | None] = lambda path: None
+) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint, or None; and one sentence for every newer one that is corrupt.
+
+    ``objection`` says what else is wrong with a valid one, for example that the files beside it do not fit.
 
     Raises:
         CheckpointError: there are checkpoints, but none is valid.
     """
     remarks: list[str] = []
     for path in reversed(checkpoints(folder)):
-        reason = torn(path)
+        reason = torn(path) or objection(path)
         if reason is None:
             return path, remarks
         remarks.append(f"checkpoint {path.name} is torn ({reason}); using the one before it")

@@ -38,7 +38,9 @@ def save_state(
         # The model directory holds these weights in a narrower number type.
         masters = {name: master.detach() for name, master in policy.masters.weights.items()}
         stored = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
-        torch.save(stored, folder / WHOLE)
+        # Through a file of Python's own: torch's says of a full disk no more than "unexpected pos 576 vs 534".
+        with (folder / WHOLE).open("wb") as file:
+            torch.save(stored, file)
 
 
 def load_state(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
 from selfdistill.evaluation.evaluate import evaluate
-from selfdistill.files import JsonLines, flatten, write_json
+from selfdistill.files import JsonLines, flatten, told_of_disk, write_json
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.sampling.base import SamplingParams
@@ -29,7 +29,7 @@ from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separation, signal_shares
-from selfdistill.training.opening import check_same_config, holds_run
+from selfdistill.training.opening import Hold, check_same_config, holds_run, logs_objection, mend_best
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
@@ -73,7 +73,10 @@ class Run:
         self.progress = progress = progress or Progress()
         self.on_step = on_step
         self.world = World.current()
+        self.hold = Hold(folder)
         exists = self.world.from_first(lambda: holds_run(folder, resume=resume))
+        if exists:
+            self.world.from_first(self.hold.take)
         if resume and not exists:
             progress.say(f"nothing to resume in {folder}: starting a new run")
         require(config.sinks)
@@ -86,22 +89,32 @@ class Run:
             JsonLines(folder / f"{name}.jsonl", writes=self.world.first)
             for name in ("metrics", "evaluations", "rollouts", "alarms")
         )
+        self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
         self.watch = AlarmWatch(self.config.alarms)
         if exists:
-            check_same_config(folder, self.config)
+            remark = check_same_config(folder, self.config)
+            if remark is not None:
+                progress.say(remark)
             self._restore()
         settings = self.config.model_dump()
-        if self.world.first:
-            self.saved.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", settings)
+        self.world.from_first(lambda: self._open(settings, new=not exists))
         begin = Begin(folder, settings, self.counters.step)
         self.trackers = Trackers(config.sinks if self.world.first else [], begin, warn=progress.say)
+
+    def _open(self, settings: Mapping[str, Any], *, new: bool) -> None:
+        self.hold.take()
+        if new:
+            # Another run may have taken the folder while this one loaded its model.
+            holds_run(self.folder, resume=False)
+        with told_of_disk(self.folder, resume="run the same command again"):
+            self.saved.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "config.json", settings)
 
     def train(self, stop: StopRequest | None = None) -> dict[str, Any]:
         """Train to the last step, or until a stop request or an alarm of ``stop_on``; returns the summary."""
         stop = stop or StopRequest()
         try:
-            with checkpoint.told_when_full(self.folder):
+            with told_of_disk(self.folder, resume="continue the run with --resume"):
                 return self._train(stop)
         except OutOfMemory as error:
             at = self.saved_step
@@ -110,6 +123,7 @@ class Run:
         finally:
             if self.parts.prefetcher is not None:
                 self.parts.prefetcher.close()
+            self.hold.release()
 
     def _train(self, stop: StopRequest) -> dict[str, Any]:
         parts, config, now = self.parts, self.config, self.counters
@@ -272,7 +286,9 @@ class Run:
             if self.world.first:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 counters = {name: getattr(now, name) for name in now.__slots__}
-                write_json(folder / "state.json", {"counters": counters, "method": method, "origin": parts.origin})
+                stored = {"counters": counters, "method": method, "origin": parts.origin}
+                stored |= {"config": self.config.model_dump(), "logs": {one.path.stem: one.mark() for one in self.logs}}
+                write_json(folder / "state.json", stored)
 
         path = checkpoint.checkpoint_path(self.saved, now.step)
         checkpoint.write_folder(path, fill, world=self.world)
@@ -284,7 +300,9 @@ class Run:
         """Load the newest valid checkpoint, and cut the log files back to its step."""
         if self.world.first:
             checkpoint.repair(self.saved / "best")
-        path, remarks = self.world.from_first(lambda: checkpoint.newest_whole(self.saved))
+        path, remarks = self.world.from_first(
+            lambda: checkpoint.newest_whole(self.saved, lambda found: logs_objection(found, self.logs))
+        )
         for remark in remarks:
             self.progress.say(remark)
         parts = self.parts
@@ -304,8 +322,12 @@ class Run:
             self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
         else:
             self.progress.say(f"{self.folder} has no checkpoint yet: starting over")
-        for lines in (self.metrics, self.evaluations, self.rollouts, self.alarms):
-            lines.cut(after_step=self.counters.step if path is not None else -1)
+        for lines in self.logs:
+            lines.cut(None if path is None else stored["logs"][lines.path.stem])
+        if path is not None and self.world.first and self.counters.best is not None:
+            remark = mend_best(self.saved, self.counters.best_step)
+            if remark is not None:
+                self.progress.say(remark)
         self.world.barrier()
         if path is not None:
             # Alarms have no state besides these lines, so replaying the lines restores them.

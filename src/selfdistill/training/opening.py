@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +16,119 @@ from selfdistill.config.renamed import with_new_names
 from selfdistill.config.run import ResolvedConfig, lasting
 from selfdistill.config.suggest import suggest
 from selfdistill.errors import CheckpointError
+from selfdistill.files import JsonLines, check_name, lock_folder, told_of_disk
+from selfdistill.training.atomic import checkpoint_path, checkpoints, torn, write_folder
+
+
+class Hold:
+    """A run's lock on its folder: two runs that write into one ruin both.
+
+    It ends when it is let go, when nobody knows it any more, and with the process, however that dies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._end: weakref.finalize[..., Hold] | None = None
+
+    def take(self) -> None:
+        """Make the folder if need be, and lock it unless it is held already.
+
+        Raises:
+            CheckpointError: another run holds it, or the folder cannot be made.
+        """
+        if self._end is None:
+            held = f"another run still writes to {self._folder}: wait for it to end, or choose another --out"
+            with told_of_disk(self._folder):
+                descriptor = lock_folder(self._folder, held)
+            if descriptor is not None:
+                self._end = weakref.finalize(self, os.close, descriptor)
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        if self._end is not None:
+            self._end()
+            self._end = None
 
 
 def holds_run(folder: Path, *, resume: bool) -> bool:
-    """Whether a folder holds a run to resume.
+    """Whether a folder holds a run to resume. What a run leaves that ended before its config was written is no run.
 
     Raises:
-        CheckpointError: it holds a run and ``resume`` is not set, or it holds other files.
+        CheckpointError: it holds a run and ``resume`` is not set, it holds other files, or it cannot be read.
     """
-    exists = (folder / "config.json").exists()
-    if exists and not resume:
-        raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
-    if not exists and folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
+    with told_of_disk(folder):
+        check_name(folder)
+        exists = (folder / "config.json").exists() or any((folder / "checkpoints").glob("step-*"))
+        if exists and not resume:
+            raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if "checkpoints" in found and not any((folder / "checkpoints").iterdir()):
+            found.remove("checkpoints")
+        if not exists and found - {"config.json.tmp"}:
+            raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
     return exists
+
+
+def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
+    """The config that a run was made with, and what to say where it had to be taken from a checkpoint.
+
+    Raises:
+        CheckpointError: ``config.json`` is no JSON object, and no whole checkpoint holds a copy.
+    """
+    path = folder / "config.json"
+    try:
+        stored: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        stored = None
+    if isinstance(stored, dict):
+        return stored, None
+    for one in reversed(checkpoints(folder / "checkpoints")):
+        if torn(one) is None:
+            state: dict[str, Any] = json.loads((one / "state.json").read_text(encoding="utf-8"))
+            return state["config"], f"{path} is damaged: it is written again from checkpoint {one.name}"
+    raise CheckpointError(f"{path} is damaged, and no whole checkpoint holds a copy of it: choose another --out")
+
+
+def logs_objection(checkpoint: Path, logs: Sequence[JsonLines]) -> str | None:
+    """Which of a run's files of lines does not begin with what was written before a checkpoint; None if all do."""
+    marks = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["logs"]
+    changed = [lines.path.name for lines in logs if lines.differs(marks[lines.path.stem])]
+    return f"{changed[0]} has lost or changed lines from before it" if changed else None
+
+
+def mend_best(saved: Path, step: int) -> str | None:
+    """Restore a damaged copy of the best weights from the checkpoint of its step; what to say, None if it is whole."""
+    best, source = saved / "best", checkpoint_path(saved, step)
+    reason = torn(best)
+    if reason is None:
+        return None
+    if not (source / "model").is_dir() or torn(source) is not None:
+        return f"{best} is damaged ({reason}), and the checkpoint of its step is gone: the next better one replaces it"
+    write_folder(best, lambda folder: shutil.copytree(source / "model", folder, dirs_exist_ok=True))
+    return f"{best} was damaged ({reason}): it is restored from checkpoint {source.name}"
 
 
 def check_same_config(
     folder: Path, config: ResolvedConfig, *, kept: Callable[[ResolvedConfig], dict[str, Any]] = lasting
-) -> None:
-    """Refuse to resume a run with another config than its own. ``kept`` are the keys of a config that must be the same.
+) -> str | None:
+    """Refuse to resume a run with another config than its own; returns what :func:`stored_config` says.
 
-    A key missing from the stored config is newer than the run, which behaved as the default does.
+    ``kept`` are the keys of a config that must be the same. A key missing from the stored config is newer than the run,
+    which behaved as the default does.
 
     Raises:
-        CheckpointError: names the first key that differs.
+        CheckpointError: names the first key that differs, or says that no config can be read.
     """
+    found, remark = stored_config(folder)
     try:
-        made = ResolvedConfig.model_validate(
-            with_new_names(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        )
+        made = ResolvedConfig.model_validate(with_new_names(found))
     except ValidationError as error:
         raise _another_config(folder, suggest(error, ResolvedConfig)) from error
     stored, ours = (json.loads(json.dumps(kept(one))) for one in (made, config))
     for key in sorted({*stored, *ours}):
         if stored.get(key) != ours.get(key):
             raise _another_config(folder, _difference(key, stored.get(key), ours.get(key)))
+    return remark
 
 
 def _another_config(folder: Path, where: str) -> CheckpointError:
