@@ -194,7 +194,7 @@ class JsonLines:
     def differs(self, mark: Mapping[str, Any]) -> bool:
         """Whether the file does not begin with what was written up to a mark: lines were lost, torn or doubled."""
         try:
-            return self._prefix(mark["bytes"])[1] != mark["sha256"]
+            return bool(self._prefix(mark["bytes"])[1] != mark["sha256"])
         except FileNotFoundError:
             return bool(mark["bytes"])
 

@@ -152,6 +152,26 @@ def test_a_run_killed_at_any_moment_ends_where_an_uninterrupted_one_does(
     assert actual == expected
 
 
+def test_a_run_killed_in_the_middle_of_a_step_ends_where_an_uninterrupted_one_does(
+    model: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the optimiser's part of step 4, before the teacher's."""
+    config = tiny_run(model, METHODS["sdpo"])
+    run = open_run(config, tmp_path / "run")
+    update, updates = run.parts.teachers.update, iter(range(1, STEPS + 1))
+
+    def deadly() -> None:
+        if next(updates) == 4:
+            raise Killed
+        update()
+
+    monkeypatch.setattr(run.parts.teachers, "update", deadly)
+    with pytest.raises(Killed):
+        run.train(recorder(run).stop)
+    train(config, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl"])
 def test_a_line_torn_in_the_middle_of_a_letter_is_dropped(
     name: str, model: Path, uninterrupted: Path, tmp_path: Path

@@ -159,7 +159,7 @@ class Rewriter(ast.NodeTransformer):
         """Identity cannot be answered by an object, so the objects that it is asked of are noted."""
         self.generic_visit(node)
         if any(isinstance(one, ast.Is | ast.IsNot) for one in node.ops):
-            sides = [
+            sides: list[ast.expr] = [
                 one if isinstance(one, ast.Constant) else _hook("__doubt__", one)
                 for one in (node.left, *node.comparators)
             ]

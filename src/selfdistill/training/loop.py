@@ -325,9 +325,9 @@ class Run:
         for lines in self.logs:
             lines.cut(None if path is None else stored["logs"][lines.path.stem])
         if path is not None and self.world.first and self.counters.best is not None:
-            remark = mend_best(self.saved, self.counters.best_step)
-            if remark is not None:
-                self.progress.say(remark)
+            mended = mend_best(self.saved, self.counters.best_step)
+            if mended is not None:
+                self.progress.say(mended)
         self.world.barrier()
         if path is not None:
             # Alarms have no state besides these lines, so replaying the lines restores them.

@@ -104,7 +104,11 @@ def mend_best(saved: Path, step: int) -> str | None:
         return None
     if not (source / "model").is_dir() or torn(source) is not None:
         return f"{best} is damaged ({reason}), and the checkpoint of its step is gone: the next better one replaces it"
-    write_folder(best, lambda folder: shutil.copytree(source / "model", folder, dirs_exist_ok=True))
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(source / "model", folder, dirs_exist_ok=True)
+
+    write_folder(best, fill)
     return f"{best} was damaged ({reason}): it is restored from checkpoint {source.name}"
 
 
