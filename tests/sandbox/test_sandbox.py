@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import secrets
+import subprocess
+import sys
 import threading
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -384,3 +391,63 @@ def test_the_filter_of_system_calls_is_known_for_two_processors() -> None:
         program = seccomp_program(machine)
         assert program is not None and len(program) % 8 == 0 and len(program) // 8 < 4096
     assert seccomp_program("riscv64") is None
+
+
+LINGERING = """
+import ctypes, os, signal, time
+ctypes.CDLL(None).prctl(15, {marker!r}.encode(), 0, 0, 0)
+for n in range(2):
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if os.fork() == 0: time.sleep(600)
+        os._exit(0)
+open("a file", "w").write("x")
+print("ready", flush=True)
+time.sleep(600)
+"""
+TRAINER = """
+import sys
+from selfdistill.sandbox.isolation import Isolation
+from selfdistill.sandbox.process import Process
+from selfdistill.sandbox.sandbox import Limits
+with Process(Isolation(sys.argv[1]), Limits(cpu=30, seconds=60.0), slot=0) as process:
+    process.send({"mode": "program", "source": sys.stdin.read()})
+    process._pump(lambda: b"ready" in process.output)
+    print("ready", flush=True)
+    if sys.argv[2] == "waits":
+        process.finish()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("trainer", ["waits", "ends"])
+@pytest.mark.parametrize("name", [kind("bubblewrap"), kind("namespaces"), kind("none")])
+def test_nothing_outlives_the_trainer_and_no_folder_stays(name: Name, trainer: str, tmp_path: Path) -> None:
+    """One that is killed, and one that ends by itself."""
+    marker = f"sd{secrets.token_hex(5)}"
+    command = [sys.executable, "-c", TRAINER, name, trainer]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(LINGERING.format(marker=marker).encode())
+        process.stdin.close()
+        assert process.stdout.readline() == b"ready\n"
+        if trainer == "waits":
+            assert alive(marker)
+            process.kill()
+        process.wait()
+    for _ in range(200):
+        if not alive(marker) and not list(tmp_path.iterdir()):
+            break
+        time.sleep(0.05)
+    assert not alive(marker) and not list(tmp_path.iterdir())
+
+
+def alive(marker: str) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "comm").read_text(encoding="utf-8").strip() == marker:
+                found.append(folder.name)
+    return found

@@ -88,6 +88,7 @@ class Range:
             "MARKER": self._marker,
             "MEMORY": self.sandbox.limits.memory,
             "PROCESSES": self.sandbox.limits.processes,
+            "HOST_NAME": socket.gethostname(),
         }
         lines = "".join(f"{key} = {value!r}\n" for key, value in values.items())
         outcome = self.sandbox.run(_TRY + lines + _read()[name]["program"])

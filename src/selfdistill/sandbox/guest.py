@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import struct
 import sys
 import types
@@ -67,8 +68,16 @@ _FORBIDDEN: dict[str, tuple[int, int]] = {
     "move_pages": (279, 239),
     "syslog": (103, 116),
     "fanotify_init": (300, 262),
+    "inotify_init": (253, 26),  # instances are counted for the machine's user, and see what others do to files
+    "inotify_init1": (294, 26),
+    "io_setup": (206, 0),  # slots that the whole machine shares
+    "flock": (73, 32),  # a file that may be read may be locked: the machine's own
+    "remap_file_pages": (216, 234),
 }
-_CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
+_CLONE, _CLONE3, _SOCKET, _MMAP, _FCNTL = (56, 220), (435, 435), (41, 198), (9, 222), (72, 25)
+_SHARED, _ANONYMOUS = 0x1, 0x20
+_COMMANDS = (1024, 1026, 1031)
+"""Of ``fcntl``: leases and notices on the machine's files, and pipes of a larger size, which no limit counts."""
 _NEW_NAMESPACES = 0x7E020000
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 _ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM; ENOSYS, at which libc falls back to clone
@@ -88,6 +97,12 @@ def seccomp_program(machine: str) -> bytes | None:
         steps += [(equal, 0, 1, numbers[place]), (result, 0, 0, _REFUSE)]
     steps += [(equal, 0, 1, _CLONE3[place]), (result, 0, 0, _UNKNOWN)]
     steps += [(equal, 0, 3, _CLONE[place]), (load, 0, 0, first), (bits, 0, 1, _NEW_NAMESPACES), (result, 0, 0, _REFUSE)]
+    # Shared memory without a file: once written, its pages stay though no process shows them (MADV_DONTNEED).
+    steps += [(load, 0, 0, number), (equal, 0, 4, _MMAP[place]), (load, 0, 0, first + 24)]
+    steps += [(bits, 0, 2, _ANONYMOUS), (bits, 0, 1, _SHARED), (result, 0, 0, _REFUSE)]
+    steps += [(load, 0, 0, number), (equal, 0, 1 + 2 * len(_COMMANDS), _FCNTL[place]), (load, 0, 0, first + 8)]
+    for command in _COMMANDS:
+        steps += [(equal, 0, 1, command), (result, 0, 0, _REFUSE)]
     # Sockets of the Unix kind only: AF_VSOCK reaches a hypervisor from any network namespace.
     steps += [(load, 0, 0, number), (equal, 0, 3, _SOCKET[place])]
     steps += [(load, 0, 0, first), (equal, 1, 0, 1), (result, 0, 0, _REFUSE), (result, 0, 0, _ALLOW)]
@@ -133,6 +148,60 @@ def _confine(limits: dict[str, Any]) -> None:
     os.closerange(3, 64)
     if sys.platform == "linux":
         _filter_calls()
+
+
+def _stay_above() -> None:
+    """Go on in a child. The process that was started stays above it, and nothing below outlives it or its parent.
+
+    For where no namespace of processes ends them. The child's end becomes its own.
+    """
+    parent, told = os.getppid(), {signal.SIGCHLD, signal.SIGTERM}
+    if ctypes.CDLL(None).prctl(36, 1, 0, 0, 0):  # PR_SET_CHILD_SUBREAPER: whoever loses its parent comes here
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, told)
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
+        return
+    folder = os.getcwd()
+    os.chdir("/")
+    os.closerange(0, 64)
+    status, wanted = 0, True
+    while wanted and os.getppid() == parent:
+        found = signal.sigtimedwait(told, 0.1)
+        wanted = found is None or found.si_signo != signal.SIGTERM
+        ended, code = os.waitpid(child, os.WNOHANG)
+        if ended:
+            status = code
+            break
+    _end_all_below()
+    if os.getppid() != parent:
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(OSError):  # nobody can say what to do at SIGKILL
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status) if wanted else 0)
+
+
+def _end_all_below() -> None:
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        below = []
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+                below += [int(one) for one in file.read().split()]
+        if not below:
+            return
+        # Their own children come here next.
+        for one in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
 
 
 def _leave_root(uid: int) -> None:
@@ -267,7 +336,10 @@ class Server:
 
 def main() -> None:
     """Confine this process, say so, and do the job that comes down the channel."""
-    _confine(json.loads(sys.argv[1]))
+    limits = json.loads(sys.argv[1])
+    if limits["stay_above"] and sys.platform == "linux":
+        _stay_above()
+    _confine(limits)
     program = Channel(0, 1)
     os.write(1, READY)
     job = program.receive()

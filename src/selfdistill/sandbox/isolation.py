@@ -1,20 +1,17 @@
 """What keeps a process apart from the machine: bubblewrap, else the namespaces of util-linux's ``unshare``.
 
 Both give the process a root of its own (the interpreter and the system's libraries, read-only, an empty scratch
-folder in memory, four devices; no ``/proc``), its own process tree, and no network. Started by root, the process is no
+folder in memory, three devices; no ``/proc``), its own process tree, and no network. Started by root, the process is no
 root inside and has a user id that nobody else has; started by a user, it lives in a user namespace.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import functools
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +45,13 @@ INSTALL = (
     "selfdistill doctor; or write task.unsafe = true to run model code without any isolation"
 )
 
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+# No /dev/zero: mapped, it is shared memory that nobody counts.
+_DEVICES = ("/dev/null", "/dev/random", "/dev/urandom")
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
 
-# $1: an empty folder, $2: the scratch folder, $3: its bytes, then the paths to show up to --, then the command. Every
-# mount vanishes with the mount namespace; /proc is there for umount alone; the shell stays as process 1, so that its
-# end ends all others.
+# $1: a folder to mount on, $2: the scratch folder, $3: its bytes, then the paths to show up to --, then the command.
+# Every mount vanishes with the mount namespace; /proc is there for umount and the name alone; the shell stays as
+# process 1, so that its end ends all others.
 _BUILD_ROOT = """
 set -e
 old_path=$PATH; PATH=/usr/sbin:/sbin:/usr/bin:/bin
@@ -76,6 +74,7 @@ shift
 cd "$root"
 pivot_root . .old
 umount -n -l /.old
+echo sandbox > /proc/sys/kernel/hostname || hostname sandbox || true
 umount -n -l /proc
 rmdir /.old /proc
 mount -n -o remount,bind,ro,nosuid,nodev none /
@@ -197,20 +196,19 @@ def _namespaces() -> list[str]:
     command = [setpriv, "--pdeathsig", "KILL", _which("unshare") or "unshare"]
     command += ["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--cgroup"]
     command += [] if is_root() else ["--user", "--map-root-user"]
-    command += [_which("sh") or "sh", "-c", _BUILD_ROOT, "sh", _empty_folder(), SCRATCH, str(SCRATCH_BYTES)]
+    command += [_which("sh") or "sh", "-c", _BUILD_ROOT, "sh", _mount_point(), SCRATCH, str(SCRATCH_BYTES)]
     command += [*_shown(), *_DEVICES, "--", setpriv, "--no-new-privs", "--inh-caps", "-all"]
     kept = "-all,+setuid,+setgid" if is_root() else "-all"
     return [*command, "--bounding-set", kept, "--"]
 
 
 @functools.cache
-def _empty_folder() -> str:
-    """A folder to mount roots on; each process has its own in its own mount namespace."""
-    folder = tempfile.mkdtemp(prefix="selfdistill-root-")
-
-    def remove() -> None:
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
-
-    atexit.register(remove)
-    return folder
+def _mount_point() -> str:
+    """A folder to mount roots on, each in its own mount namespace. One of the machine's own: nothing is left behind."""
+    shown = _shown()
+    places = ("/mnt", "/media", "/srv", "/opt", "/sys")
+    return next(
+        path
+        for path in places
+        if os.path.isdir(path) and not any(one == path or one.startswith(f"{path}/") for one in shown)
+    )

@@ -96,12 +96,18 @@ class Process:
 
     def __init__(self, isolation: Isolation, limits: Limits, *, slot: int) -> None:
         self._limits = limits
-        self._folder = tempfile.TemporaryDirectory(prefix="selfdistill-") if isolation.name == "none" else None
+        # Of a killed trainer the process removes it itself, which may leave nothing to remove here.
+        self._folder = (
+            tempfile.TemporaryDirectory(prefix="selfdistill-", ignore_cleanup_errors=True)
+            if isolation.name == "none"
+            else None
+        )
         own = isolation.counts_own_processes
         settings = {
             **asdict(limits),
             "uid": _user_id(slot) if own and is_root() else None,
             "processes": limits.processes if own else None,
+            "stay_above": not own,
         }
         self._process = subprocess.Popen(
             isolation.command(["-c", guest_code(), json.dumps(settings)]),
@@ -220,6 +226,11 @@ class Process:
         """End the whole tree and wait until it is gone."""
         # Where it ended by itself its tree can no longer be walked: what was last seen of it is waited for.
         below = _started(_tree(self._process.pid)[1:]) if self._process.poll() is None else self._below
+        if self._folder is not None:
+            # What stays above the others ends them first: of a tree that loses its root the kernel forgets the rest.
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
@@ -244,7 +255,8 @@ class Process:
                 watched = now
                 pids = _tree(self._process.pid)
                 self._below = _started(pids[1:])
-                if _memory(pids) > self._limits.memory or _files(pids) > _MOST_FILES:
+                held, files = _scratch(pids)
+                if _memory(pids) + held > self._limits.memory or files > _MOST_FILES:
                     raise Ended("memory")
             for key, _ in self._selector.select(_TICK):
                 self._move(cast(IO[bytes], key.fileobj))
@@ -336,21 +348,21 @@ def _memory(pids: list[int]) -> int:
     for pid in pids:
         with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/status", encoding="utf-8") as file:
             for line in file:
-                if line.startswith(("RssAnon:", "RssShmem:")):
+                if line.startswith("RssAnon:"):
                     total += int(line.split()[1]) * 1024
     return total
 
 
-def _files(pids: list[int]) -> int:
-    """How many files the sandbox's scratch folder holds; 0 where it has none of its own."""
+def _scratch(pids: list[int]) -> tuple[int, int]:
+    """Bytes and files in the sandbox's scratch folder, which is memory too, mapped or not; 0 where it has none."""
     own = os.stat(SCRATCH).st_dev
     for pid in reversed(pids):
         with contextlib.suppress(OSError):
             folder = f"/proc/{pid}/root{SCRATCH}"
             if os.stat(folder).st_dev != own:
                 found = os.statvfs(folder)
-                return found.f_files - found.f_ffree
-    return 0
+                return (found.f_blocks - found.f_bfree) * found.f_frsize, found.f_files - found.f_ffree
+    return 0, 0
 
 
 def _await_end(started: dict[int, str]) -> None:
