@@ -42,6 +42,21 @@ def test_a_summary_without_alarms_has_ended_by_none(tmp_path: Path) -> None:
         assert (run["ended_by"], run["alarms"]) == ([], None)
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        *(("metrics", steps) for steps in ((1, 1, 2), (2,), (1,), (2, 1))),
+        *(("evaluations", steps) for steps in ((0, 1, 1, 2), (0, 2, 1), (0, 1, 7))),
+    ],
+)
+def test_lost_and_doubled_lines_are_not_compared(name: str, steps: tuple[int, ...], tmp_path: Path) -> None:
+    rows = [evaluation(step, (1,)) for step in (steps if name == "evaluations" else (0, 1, 2))]
+    lines = [metrics(step) for step in (steps if name == "metrics" else (1, 2))]
+    run = write_run(tmp_path / "run", rows, lines, {"steps": 2})
+    with pytest.raises(DataError, match=r"run/\w+\.jsonl has lost, doubled or changed lines: train with --resume"):
+        analyse([arm("a", run)], baseline="a")
+
+
 def test_what_is_better_than_the_baseline_is_positive(tmp_path: Path) -> None:
     base = simple_run(tmp_path / "base", (1, 1), (2, 2), (1, 1))
     other = simple_run(tmp_path / "other", (1, 1), (3, 4), (2, 1))

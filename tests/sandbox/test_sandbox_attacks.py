@@ -315,11 +315,13 @@ def program_task(tmp_path_factory: pytest.TempPathFactory) -> CodeTask:
     return task_of(tmp_path_factory.mktemp("program"), ECHO)
 
 
-WORKING: list[Name] = [name for name in ("bubblewrap", "namespaces") if trouble(name) is None]
+KINDS: tuple[Name, ...] = ("bubblewrap", "namespaces")
 
 
-@pytest.fixture(scope="module", params=WORKING)
+@pytest.fixture(scope="module", params=KINDS)
 def target(request: pytest.FixtureRequest) -> Iterator[Range]:
+    if BROKEN[request.param] is not None:
+        pytest.skip(f"{request.param} does not work here: {BROKEN[request.param]}")
     sandbox = Sandbox(Limits(cpu=1, seconds=1.5, memory=192 * 2**20))
     sandbox.isolation = Isolation(request.param)
     with attacking(sandbox) as range_:
@@ -328,8 +330,6 @@ def target(request: pytest.FixtureRequest) -> Iterator[Range]:
 
 @pytest.mark.parametrize("name", attack_names())
 def test_nothing_gets_out(target: Range, name: str) -> None:
-    if target.sandbox.isolation.name != WORKING[0] and name not in attack_names(thorough=False):
-        pytest.skip("of the second isolation one attack of each kind is tried")
     found = target.attack(name)
 
     assert found.trouble is None, found.outcome

@@ -124,10 +124,20 @@ def _read(folder: Path, generates: bool) -> _Run:
             f"{folder}/evaluations.jsonl has no {lacking[0]!r} per problem (an older version wrote it): "
             "delete the run and let it be made again"
         )
-    steps = [0, *(row["step"] for row in metrics)]
+    summary = read_object(folder / "summary.json")
+    steps = [0, *(row.get("step") for row in metrics)]
+    evaluated = [row.get("step") for row in evaluations]
+    whole = {
+        "metrics": steps == [*range(summary.get("steps", len(metrics)) + 1)],
+        "evaluations": evaluated == [step for step in steps if step in evaluated],
+    }
+    for name, is_whole in whole.items():
+        if not is_whole:
+            raise DataError(
+                f"{folder}/{name}.jsonl has lost, doubled or changed lines: train with --resume, which mends it"
+            )
     tokens = [row["generated"] if generates else 0 for row in metrics]
     seconds = [_seconds(row, without="evaluation") for row in metrics]
-    summary = read_object(folder / "summary.json")
     return _Run(
         evaluations,
         metrics,

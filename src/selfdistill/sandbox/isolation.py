@@ -74,7 +74,7 @@ shift
 cd "$root"
 pivot_root . .old
 umount -n -l /.old
-echo sandbox > /proc/sys/kernel/hostname || hostname sandbox || true
+{ hostname sandbox || echo sandbox > /proc/sys/kernel/hostname || true; } 2>/dev/null
 umount -n -l /proc
 rmdir /.old /proc
 mount -n -o remount,bind,ro,nosuid,nodev none /

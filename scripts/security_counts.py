@@ -1,0 +1,61 @@
+"""Writes how many attacks, kills, faults and wrong inputs the suite tries into docs/security.md.
+
+The numbers are those of pytest's own collection, so that no table of cases has to be counted twice.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "security.md"
+COUNTED = {
+    "attempts to leave the sandbox": ("sandbox/test_sandbox_attacks.py", "test_nothing_gets_out"),
+    "programs that compute nothing and want a reward": ("sandbox/test_sandbox_attacks.py", "test_nothing_is_earned"),
+    "results that are hostile, and checks that a candidate would answer for": (
+        "sandbox/test_sandbox.py",
+        "test_a_hostile_result|test_nothing_of_the_candidates",
+    ),
+    "trainers that were killed or left with processes of the sandbox": (
+        "sandbox/test_sandbox.py",
+        "test_nothing_outlives",
+    ),
+    "runs that were killed": ("system/test_resume.py", "test_a_run_killed|test_kill_9|test_a_folder_is_replaced"),
+    "disks that were full or refused": (
+        "system/test_folders.py",
+        "test_a_disk_that_is_full|test_what_the_disk_refuses|test_a_file_that_cannot",
+    ),
+    "damaged files of a run": ("system/test_folders.py", "test_damage_is"),
+    "folders that cannot be written to": ("system/test_folders.py", "test_an_out_that"),
+    "settings that cannot be": ("system/test_cli.py", "test_a_setting"),
+    "rows that cannot be used": (
+        "tasks/test_datacheck.py|tasks/test_data.py|tasks/test_code_task.py",
+        "test_rows_that",
+    ),
+}
+"""(files of tests, names of tests, as patterns) of each kind."""
+
+
+def counts() -> dict[str, int]:
+    """How many cases the suite has of each kind."""
+    files = sorted({f"tests/{name}" for names, _ in COUNTED.values() for name in names.split("|")})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {
+        what: sum(bool(re.match(rf"tests/({names})::({tests})", line)) for line in listed)
+        for what, (names, tests) in COUNTED.items()
+    }
+
+
+def filled(page: str) -> str:
+    """The page with its table of counts."""
+    rows = "".join(f"| {what} | {number} |\n" for what, number in counts().items())
+    table = f"<!-- counts -->\n| tried | cases |\n|---|---|\n{rows}<!-- end -->"
+    return re.sub(r"<!-- counts -->.*?<!-- end -->", lambda _: table, page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
