@@ -6,15 +6,13 @@ import json as jsonlib
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from selfdistill import __version__
 from selfdistill.cli.listings import Set, data_app, listings
-from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, quiet, say
-from selfdistill.errors import CheckpointError, UserError, is_full, out_of_memory
-from selfdistill.files import disk_sentence
+from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, as_mistake, quiet, say
 from selfdistill.text import printable
 
 app = typer.Typer(
@@ -315,19 +313,9 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
     try:
         app(arguments)
-    except UserError as error:
-        _refuse(error)
-    except (RuntimeError, MemoryError) as error:
-        if not is_full(error):
+    except Exception as error:
+        mistake = as_mistake(error)
+        if mistake is None:
             raise
-        _refuse(out_of_memory(error))
-    except OSError as error:
-        sentence = disk_sentence(error)
-        if sentence is None:
-            raise
-        _refuse(CheckpointError(sentence))
-
-
-def _refuse(error: UserError) -> NoReturn:
-    print(printable(f"selfdistill: {error}"), file=sys.stderr)
-    sys.exit(2)
+        print(printable(f"selfdistill: {mistake}"), file=sys.stderr)
+        sys.exit(2)

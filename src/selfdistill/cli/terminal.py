@@ -1,4 +1,4 @@
-"""Ctrl-C handling and log levels of the command line."""
+"""Ctrl-C handling, log levels and the last word on errors of the command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from selfdistill.errors import CheckpointError, UserError, is_full, out_of_memory
+from selfdistill.files import disk_sentence
 from selfdistill.text import printable
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -65,3 +67,13 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def as_mistake(error: Exception) -> UserError | None:
+    """What to tell a user of an error that ends a command: one sentence, or None where it is no mistake of theirs."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, RuntimeError | MemoryError):
+        return out_of_memory(error) if is_full(error) else None
+    sentence = disk_sentence(error) if isinstance(error, OSError) else None
+    return None if sentence is None else CheckpointError(sentence)

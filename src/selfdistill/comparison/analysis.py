@@ -125,7 +125,7 @@ def _read(folder: Path, generates: bool) -> _Run:
             "delete the run and let it be made again"
         )
     summary = read_object(folder / "summary.json")
-    steps = [0, *(row.get("step") for row in metrics)]
+    steps: list[Any] = [0, *(row.get("step") for row in metrics)]
     evaluated = [row.get("step") for row in evaluations]
     whole = {
         "metrics": steps == [*range(summary.get("steps", len(metrics)) + 1)],

@@ -91,8 +91,10 @@ def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
 
 def logs_objection(checkpoint: Path, logs: Sequence[JsonLines]) -> str | None:
     """Which of a run's files of lines does not begin with what was written before a checkpoint; None if all do."""
-    marks = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["logs"]
-    changed = [lines.path.name for lines in logs if lines.differs(marks[lines.path.stem])]
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if "logs" not in state:
+        return "an older version wrote it, which kept no hashes of the run's lines"
+    changed = [lines.path.name for lines in logs if lines.differs(state["logs"][lines.path.stem])]
     return f"{changed[0]} has lost or changed lines from before it" if changed else None
 
 
