@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -63,8 +64,7 @@ def test_of_two_runs_that_began_together_one_is_refused(
 ) -> None:
     """Both found the folder empty, and loaded their models."""
     config, folder = tiny_run(model), tmp_path / "run"
-    from selfdistill.training import loop
-
+    loop: Any = importlib.import_module("selfdistill.training.loop")
     built = loop.assemble
 
     def slowly(*arguments: Any, **options: Any) -> Any:
@@ -243,7 +243,7 @@ def change_lines(change: Callable[[list[str]], list[str]]) -> Callable[[Path], N
     return apply
 
 
-LINES = {
+LINES: dict[str, Callable[[Path], Any]] = {
     "a lost first line": change_lines(lambda lines: lines[1:]),
     "a lost line": change_lines(lambda lines: [*lines[:1], *lines[2:]]),
     "a lost last line": change_lines(lambda lines: lines[:-1]),
@@ -259,7 +259,9 @@ LINES = {
     "no file": Path.unlink,
 }
 """Damage to a file of lines."""
-WHOLE = {name: LINES[name] for name in ("a flipped byte", "a flipped last byte", "no bytes at all", "zeros", "no file")}
+WHOLE: dict[str, Callable[[Path], Any]] = {
+    name: LINES[name] for name in ("a flipped byte", "a flipped last byte", "no bytes at all", "zeros", "no file")
+}
 WHOLE |= {
     "an empty object": lambda path: path.write_text("{}", encoding="utf-8"),
     "a list": lambda path: path.write_text("[]", encoding="utf-8"),
