@@ -374,6 +374,33 @@ def test_a_malformed_tree_is_refused(tree: object) -> None:
         decode(tree, lambda number, name: None)
 
 
+COLLIDING = [["i", hex(n * (2**61 - 1))] for n in range(2_000)]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        ["fr", "1e50000000"],
+        ["fr", "1/0"],
+        ["fr", "1." + "0" * 9],
+        ["dec", "1e50000000"],
+        ["dec", "1e-50000000"],
+        ["s", COLLIDING],
+        ["fs", COLLIDING],
+        ["dk", COLLIDING],
+        ["d", [[key, 1] for key in COLLIDING]],
+        ["di", [["t", [key, 1]] for key in COLLIDING]],
+        ["l", [["l", []]] * 400_000],
+    ],
+    ids=lambda tree: str(tree)[:20],
+)
+def test_a_small_tree_of_a_costly_value_is_refused(tree: object) -> None:
+    with pytest.raises(Untransferable):
+        decode(tree, lambda number, name: None)
+    honest = {n * 2**20 for n in range(3_000)}
+    assert decode(Encoder(lambda _: 0).encode(honest), lambda number, name: None) == honest
+
+
 def test_values_too_large_or_too_deep_are_refused() -> None:
     deep: list[object] = []
     for _ in range(100):

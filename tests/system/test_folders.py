@@ -82,10 +82,12 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     program = "import sys, pathlib, time\nfrom selfdistill.files import lock_folder\n"
     program += "lock_folder(pathlib.Path(sys.argv[1]), '')\nprint('held', flush=True)\ntime.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(CheckpointError, match="somebody has it"):
-            lock_folder(tmp_path, "somebody has it")
-        other.kill()
+        try:
+            assert other.stdout is not None and other.stdout.readline() == b"held\n"
+            with pytest.raises(CheckpointError, match="somebody has it"):
+                lock_folder(tmp_path, "somebody has it")
+        finally:
+            other.kill()
     descriptor = lock_folder(tmp_path, "somebody has it")
     assert descriptor is not None
     os.close(descriptor)
