@@ -5,6 +5,7 @@ Whatever a disk refuses becomes one sentence here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -190,6 +191,17 @@ class JsonLines:
     def mark(self) -> dict[str, Any]:
         """How much this object has written, and a hash of it: what :meth:`differs` compares the file with."""
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def mark_after(self, step: int) -> dict[str, Any]:
+        """The mark behind the lines up to a step, for a checkpoint of an older version, which holds none."""
+        digest, size = hashlib.sha256(), 0
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError), self.path.open("rb") as file:
+            for line in file:
+                if json.loads(line)["step"] > step:
+                    break
+                digest.update(line)
+                size += len(line)
+        return {"bytes": size, "sha256": digest.hexdigest()}
 
     def differs(self, mark: Mapping[str, Any]) -> bool:
         """Whether the file does not begin with what was written up to a mark: lines were lost, torn or doubled."""

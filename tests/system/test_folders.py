@@ -307,6 +307,22 @@ def test_damage_is_mended_with_a_sentence_or_refused(
         assert told, recorder(run).said
 
 
+def test_a_checkpoint_of_an_older_version_holds_no_hashes_of_lines(model: Path, finished: Path, damaged: Path) -> None:
+    expected, saved = outcome(finished), damaged / "checkpoints"
+    shutil.rmtree(saved / "step-000005")
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(finished / "checkpoints" / "step-000004", folder, dirs_exist_ok=True)
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state.pop("logs"), state.pop("config")
+        (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (folder / "manifest.json").unlink()
+
+    atomic.write_folder(saved / "step-000004", fill)
+    train(tiny_run(model, METHODS["sdpo"]), damaged, resume=True)
+    assert outcome(damaged) == expected
+
+
 def test_lines_of_one_file_are_as_its_mark_says(tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "x.jsonl")
     assert not log.differs(log.mark())

@@ -323,7 +323,9 @@ class Run:
         else:
             self.progress.say(f"{self.folder} has no checkpoint yet: starting over")
         for lines in self.logs:
-            lines.cut(None if path is None else stored["logs"][lines.path.stem])
+            marks = {} if path is None else stored.get("logs", {})
+            after = None if path is None else marks.get(lines.path.stem) or lines.mark_after(self.counters.step)
+            lines.cut(after)
         if path is not None and self.world.first and self.counters.best is not None:
             mended = mend_best(self.saved, self.counters.best_step)
             if mended is not None:

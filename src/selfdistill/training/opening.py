@@ -85,15 +85,16 @@ def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
     for one in reversed(checkpoints(folder / "checkpoints")):
         if torn(one) is None:
             state: dict[str, Any] = json.loads((one / "state.json").read_text(encoding="utf-8"))
-            return state["config"], f"{path} is damaged: it is written again from checkpoint {one.name}"
+            if "config" in state:
+                return state["config"], f"{path} is damaged: it is written again from checkpoint {one.name}"
     raise CheckpointError(f"{path} is damaged, and no whole checkpoint holds a copy of it: choose another --out")
 
 
 def logs_objection(checkpoint: Path, logs: Sequence[JsonLines]) -> str | None:
     """Which of a run's files of lines does not begin with what was written before a checkpoint; None if all do."""
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if "logs" not in state:
-        return "an older version wrote it, which kept no hashes of the run's lines"
+    if "logs" not in state:  # an older version wrote it
+        return None
     changed = [lines.path.name for lines in logs if lines.differs(state["logs"][lines.path.stem])]
     return f"{changed[0]} has lost or changed lines from before it" if changed else None
 
