@@ -46,7 +46,7 @@ class ServerSampler:
         """Weights are written for the servers into ``folder``. ``log`` receives messages about failing servers."""
         self.chat = chat
         self.config = config
-        self.authorization = {url: url.authorization for url in config.urls if isinstance(url, Address)}
+        self.authorization = {str(url): url.authorization for url in config.urls if isinstance(url, Address)}
         """The ``Authorization`` header of each server; empty where it wants no password."""
         self.weight_sync = WeightSync(folder, chat)
         self.log = log
