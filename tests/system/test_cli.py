@@ -191,7 +191,7 @@ def test_the_audit_refuses_with_the_same_sentence(case: str, run: Terminal, coun
         ('method = "grpo"\ntask = 3\n', "task: "),
         ('method = "grpo"\n[task]\npath = "x"\n', 'task: no kind; write for example task.kind = "countdown"'),
         ('method = "grpo"\n[task]\nkind = "math"\n', "task.path: field required"),
-        ("method = \"grpo\"\nname = '\xff'\n", "is not valid TOML: "),
+        ("method = \"grpo\"\nname = '\xff'\n", "is not UTF-8 text: "),
     ],
 )
 def test_a_config_file_that_cannot_be_is_one_sentence(text: str, sentence: str, run: Terminal, tmp_path: Path) -> None:

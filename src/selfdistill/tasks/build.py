@@ -83,8 +83,8 @@ def fitted(task: Task, chat: Chat) -> Task:
     Raises:
         UserError: the template writes calls that cannot be read back.
     """
-    if isinstance(task, RewardedTask):
-        return RewardedTask(fitted(task.task, chat), task.reward)
+    if isinstance(task, RewardedTask) and isinstance(task.task, ToolsTask):
+        return RewardedTask(task.task.fitted(chat), task.reward)
     return task.fitted(chat) if isinstance(task, ToolsTask) else task
 
 
