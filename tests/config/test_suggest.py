@@ -44,6 +44,23 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"sampler": {"kind": "vllm", "overlap": True, "max_staleness": 0}},
         "sampler: value error, overlap learns from completions that are one update old",
     ),
+    "a login of a server of another scheme": (
+        {"sampler": {"kind": "server", "urls": ["ftp://me:secret@host"]}},
+        "sampler.urls: value error, a server is an http:// or https:// address, 'ftp://host' is not (got ['ftp://host'])",
+    ),
+    "a login of a server without a scheme": (
+        {"sampler": {"kind": "server", "urls": ["me:secret@host:80"]}},
+        "sampler.urls: value error, a server is an http:// or https:// address, 'host:80' is not (got ['host:80'])",
+    ),
+    "a login of a server with a misspelt scheme": (
+        {"sampler": {"kind": "server", "urls": ["http:/me:secret@h"]}},
+        "sampler.urls: value error, a server is an http:// or https:// address, 'http:/h' is not (got ['http:/h'])",
+    ),
+    "a login in a rule of a whole table": (
+        {"sampler": {"kind": "server", "urls": ["http://me:secret@h"], "overlap": True, "sleep": True}},
+        "sampler: value error, overlap samples while the learner trains, and sleep forbids that: choose one of them "
+        "(got {'kind': 'server', 'urls': ['http://h']",
+    ),
     "a literal": (
         {"model": {"dtype": "f8"}},
         "model.dtype: input should be 'float32', 'bfloat16' or 'float64' (got 'f",

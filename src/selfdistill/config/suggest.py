@@ -15,6 +15,8 @@ EXAMPLES = {"sampler": "vllm", "task": "countdown"}
 """A kind of each table that comes in several kinds."""
 UNTAGGED = ("text", "source")
 """Steps into a source of rows, which is a path or a table: they stand in pydantic's errors and in no config."""
+LOGIN = re.compile(r"(?<=//)[^/\s]*@|(?<=['\"/])[^/\s'\":]*:[^/\s'\"]*@")
+"""The name and password of a server's URL, also where its scheme is misspelt or missing."""
 
 
 def near(name: str, known: Iterable[str], where: str = "") -> str:
@@ -45,9 +47,9 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
     if kind == "union_tag_invalid":
         return f"{where}: unknown kind {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}"
     # A server's URL may hold a password. What is no table at all has no place; what is one may be long.
-    shown = re.sub(r"(?<=//)[^/\s]*@", "", repr(given))
+    shown, message = LOGIN.sub("", repr(given)), LOGIN.sub("", first["msg"])
     got = "" if kind == "missing" else f" (got {shown:.80})"
-    return f"{where or 'the config'}: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
+    return f"{where or 'the config'}: {message[0].lower()}{message[1:]}{got}"
 
 
 def _place(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], list[str]]:
