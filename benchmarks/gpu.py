@@ -135,7 +135,7 @@ def random_policy(shape: Shape, device: str, dtype: torch.dtype, window: int) ->
     with torch.device(device):
         model: Any = random_model(shape, max_position_embeddings=window)
     _, shipped = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
-    policy = Policy(model.to(dtype), real_vocabulary=shape.V).eval()
+    policy = Policy(model.to(dtype), vocab_size=shape.V).eval()
     with torch.no_grad():
         allow_packing(policy)
     return policy, Chat(shipped.tokenizer, stop_ids=shipped.stop_ids, window=window, name="random")

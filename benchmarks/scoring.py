@@ -67,7 +67,7 @@ def random_policy(options: argparse.Namespace) -> Policy:
         max_position_embeddings=options.prompt + options.completion,
         tie_word_embeddings=True,
     )
-    policy = Policy(Qwen3ForCausalLM(config), real_vocabulary=options.vocabulary).eval()
+    policy = Policy(Qwen3ForCausalLM(config), vocab_size=options.vocabulary).eval()
     allow_packing(policy)
     if not policy.packs:
         raise SystemExit("the model's tokens cannot be packed with the installed transformers")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from random_model import random_model
-from selfdistill.distributed.fsdp import recompute
+from selfdistill.distributed.fsdp import checkpoint_activations
 from selfdistill.models.head import PIECE_ON_CPU, HeadInput, LossInputs, sliced_loss
 from selfdistill.objectives import jensen_shannon
 from selfdistill.types import TokenSlice
@@ -87,7 +87,7 @@ def measure(shape: Shape) -> dict[str, dict[str, float]]:
     plan = Plan(copies=1, micro=ROWS * LENGTH, scored=ROWS * LENGTH, elements=1 << 22, piece=PIECE_ON_CPU)
     terms = memory(shape, plan)
     model.zero_grad(set_to_none=True)
-    recompute(decoder.layers)
+    checkpoint_activations(decoder.layers)
     again = watch.adds("recomputed: kept", lambda: decoder(input_ids=ids_BL, use_cache=False).last_hidden_state)
     in_full = ROWS * LENGTH * shape.saved_bytes(FLOAT32)
     terms["recomputed: kept"] = memory(shape, replace(plan, recompute=True))["activations"] - in_full

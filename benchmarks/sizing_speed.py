@@ -97,7 +97,7 @@ def measure() -> dict[str, Any]:
     computed: dict[str, float] = {}
     device = rates()
     for name, shape in SHAPES.items():
-        policy = Policy(random_model(shape), real_vocabulary=shape.V).eval()
+        policy = Policy(random_model(shape), vocab_size=shape.V).eval()
         allow_packing(policy)
         for length, work in WORKS.items():
             views = views_of(shape, work)

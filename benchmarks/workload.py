@@ -138,7 +138,7 @@ class FixedFeedback:
         self.task = task
         self.name = task.name
         self.contexts = task.contexts
-        self.judges = task.judges
+        self.has_verifier = task.has_verifier
 
     def examples(self, split: str) -> Sequence[Example]:
         """The task's own."""

@@ -11,7 +11,7 @@ def agreement(right: Sequence[bool], arguable: Sequence[bool], judges: Mapping[s
     Args:
         right: what the reader says of each case.
         arguable: cases of which readers differ; they are counted in no column.
-        judges: name → the judge's verdict on each case.
+        has_verifier: name → the judge's verdict on each case.
     """
     clear = [reader for reader, open_ in zip(right, arguable, strict=True) if not open_]
     lines = [

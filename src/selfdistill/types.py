@@ -173,7 +173,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Cohort:
+class AttentionGroup:
     """Segments of packed tokens with as many tokens before them, for attention to see them as one batch.
 
     ``key_SK`` [S segments, A + L] holds places of each segment's A ancestors' tokens and then of its own, of which the
@@ -191,12 +191,12 @@ class Layout:
     ``restore_T`` says where each of the T packed tokens stands among all cohorts' own places, padding included.
     """
 
-    cohorts: tuple[Cohort, ...]
+    cohorts: tuple[AttentionGroup, ...]
     restore_T: Tensor
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        moved = tuple(Cohort(one.key_SK.to(device), one.own) for one in self.cohorts)
+        moved = tuple(AttentionGroup(one.key_SK.to(device), one.own) for one in self.cohorts)
         return Layout(moved, self.restore_T.to(device))
 
 
@@ -290,7 +290,7 @@ class Task(Protocol):
     name: str
     contexts: str
     """Name of the context file with this task's templates: ``"default"``, ``"countdown"`` …"""
-    judges: bool
+    has_verifier: bool
     """Whether :meth:`verify` gives rewards; without, only methods that need none can run."""
 
     def examples(self, split: str) -> Sequence[Example]:

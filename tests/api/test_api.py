@@ -242,7 +242,7 @@ def test_progress_speaks_when_asked(config: dict[str, Any], tmp_path: Path, caps
 def by_hand(policy: sd.Policy, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
     ids = torch.tensor([[*prompt, *completion]])
     with torch.no_grad():
-        logits = policy.causal_lm(input_ids=ids).logits[0, len(prompt) - 1 : -1, : policy.real_vocabulary]
+        logits = policy.causal_lm(input_ids=ids).logits[0, len(prompt) - 1 : -1, : policy.vocab_size]
     logprobs: torch.Tensor = logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
     return logprobs
 

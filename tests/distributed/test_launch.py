@@ -86,7 +86,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_a_stop(config: Pat
     assert errors == (
         f"selfdistill: rank 1 was killed by SIGKILL, and the others were ended; continue with --resume --out {run}\n"
     )
-    newest, _ = checkpoint.newest_whole(run / "checkpoints")
+    newest, _ = checkpoint.latest_valid(run / "checkpoints")
     assert newest is not None
     reached = int(newest.name[-6:])
 
@@ -100,7 +100,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_a_stop(config: Pat
     assert output.count("Finishing this step, then stopping") == 1
     assert f"stopped after step {done}; continue with --resume --out {run}" in output
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == list(range(1, done + 1))
-    newest, _ = checkpoint.newest_whole(run / "checkpoints")
+    newest, _ = checkpoint.latest_valid(run / "checkpoints")
     assert newest == checkpoint.checkpoint_path(run / "checkpoints", done)
     alone = tiny_run(config.parent / "model", "sdpo", *LONG)
     train(alone, tmp_path / "alone", stop_after=done)

@@ -82,7 +82,7 @@ def test_each_shift_is_the_mean_log_ratio_on_its_own_sides_samples(model: Path) 
         ratios = []
         for (own, ids), prompt in zip(side, prompts, strict=True):
             mine, theirs = (
-                hand.rows(parts.policy.model, before, ids, parts.policy.real_vocabulary) for before in (own, prompt)
+                hand.rows(parts.policy.model, before, ids, parts.policy.vocab_size) for before in (own, prompt)
             )
             each = zip(mine, theirs, ids, strict=True)
             ratios.append(sign * sum(float((s[token] - t[token]).detach()) for s, t, token in each))
@@ -138,8 +138,8 @@ def test_a_head_of_another_width_gives_the_same_probabilities(model: Path, other
     teacher.width = None
     wide = teacher.head_of(hidden).logprobs(slice(0, 5))
     assert (narrow.shape, wide.shape) == ((5, 96), (5, 110))
-    assert torch.equal(narrow[:, : policy.real_vocabulary], wide[:, : policy.real_vocabulary])
-    assert bool((narrow[:, policy.real_vocabulary :] == -torch.inf).all())
+    assert torch.equal(narrow[:, : policy.vocab_size], wide[:, : policy.vocab_size])
+    assert bool((narrow[:, policy.vocab_size :] == -torch.inf).all())
     teacher.width = 120
     padded = teacher.head_of(hidden).logprobs(slice(0, 5))
     assert torch.equal(padded[:, :110], wide) and bool((padded[:, 110:] == -torch.inf).all())

@@ -80,7 +80,7 @@ def test_memory_by_hand() -> None:
 def test_the_state_of_a_bf16_step_is_what_its_tensors_take(frozen: int) -> None:
     """Weights of both types, gradients, moments and the teacher's, by the bytes of the tensors themselves."""
     model: Any = random_model(TINY)
-    policy = Policy(model.to(torch.bfloat16), real_vocabulary=TINY.V)
+    policy = Policy(model.to(torch.bfloat16), vocab_size=TINY.V)
     kind: Weights = "frozen" if frozen else "ema"
     teachers = Teachers(policy, needed={kind}, rate=0.5, place=lambda one: one.place(ParallelConfig(), one.device))
     policy.place(ParallelConfig(), policy.device)

@@ -74,7 +74,7 @@ def test_every_context_scores_as_a_plain_forward_and_cutting_changes_nothing(mod
         for name in whole.contexts:
             found = torch.from_numpy(whole.logprobs[name][rows])
             if name in prompts:
-                exact = token_logprobs(policy.model, prompts[name], ids, policy.real_vocabulary)
+                exact = token_logprobs(policy.model, prompts[name], ids, policy.vocab_size)
                 assert torch.allclose(found.double(), exact, atol=1e-4)
             else:
                 assert found.isnan().all()

@@ -158,7 +158,7 @@ def test_the_gradient_of_a_step_is_that_of_brute_force(
     model.load_state_dict(moved)
     teacher = model if weights == "live" else start
     completions = scored(
-        model, teacher, groups, chat, policy.real_vocabulary, shown=shown, temperature=temperature, drop=drop
+        model, teacher, groups, chat, policy.vocab_size, shown=shown, temperature=temperature, drop=drop
     )
     loss = hand.mean_over_tokens(completions, token_loss)
     assert result.record.loss == pytest.approx(float(loss.detach()), rel=1e-9)
@@ -335,7 +335,7 @@ def test_the_gate_stays_closed_for_the_warm_up_and_records_the_median_entropy(
     assert gates == [0.0, 0.0, 0.0, 1.0, 1.0]
     with torch.no_grad():
         completions = scored(
-            policy.model, policy.model, groups, chat, policy.real_vocabulary, shown=sibling_or_solution_verdict
+            policy.model, policy.model, groups, chat, policy.vocab_size, shown=sibling_or_solution_verdict
         )
     assert record.values["gate_entropy"] == pytest.approx(hand.median_entropy(completions), rel=1e-12)
 
@@ -374,7 +374,7 @@ def test_antisd_keeps_completions_without_a_context_with_their_plain_advantage(
     missing = {(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2)}
     pairs = zip(result.views, result.scores["teacher"], strict=True)
     assert {(view.group, view.index) for view, scores in pairs if scores is None} == missing
-    completions = scored(policy.model, policy.model, groups, chat, policy.real_vocabulary, shown=sibling_verdict)
+    completions = scored(policy.model, policy.model, groups, chat, policy.vocab_size, shown=sibling_verdict)
     loss = hand.mean_over_tokens(completions, hand.antisd(0.5, 1.0))
     expected = hand.gradient(policy.model, loss)
     assert distance(bench.gradient(), expected) < 1e-8

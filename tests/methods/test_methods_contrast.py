@@ -72,7 +72,7 @@ class Measured:
         self.student.load_state_dict({n: p for n, p in self.policy.model.state_dict().items() if ".ema." not in n})
 
     def scored(self, **roles: Any) -> list[hand.Scored]:
-        real = self.policy.real_vocabulary
+        real = self.policy.vocab_size
         return scored(self.student, self.start, self.groups, self.chat, real, **roles)
 
     def compare(self, loss: torch.Tensor) -> None:
@@ -320,7 +320,7 @@ def test_at_the_start_pbsd_pushes_with_half_its_strength(folder: Path, templates
     result = bench.step(groups)
     assert result.record.loss == pytest.approx(float(torch.tensor(2.0, dtype=torch.float64).log()), rel=1e-12)
     assert result.record.values["margin"] == pytest.approx(0.0, abs=1e-12)
-    completions = scored(policy.model, policy.model, groups, chat, policy.real_vocabulary, shown=question_alone)
+    completions = scored(policy.model, policy.model, groups, chat, policy.vocab_size, shown=question_alone)
     total = sum(
         ((1 if one.source == "teacher" else -1) * hand.whole(one, one.student, False) for one in completions), hand.ZERO
     )
@@ -363,7 +363,7 @@ def test_teacher_weights_may_be_those_of_another_model(
     bench = make_bench(policy, chat, templates, "opsd", knobs, external={External(str(other)): teacher})
     groups = invent_groups(policy, chat)
     bench.step(groups)
-    completions = scored(policy.model, teacher.model, groups, chat, policy.real_vocabulary, shown=solution, drop=True)
+    completions = scored(policy.model, teacher.model, groups, chat, policy.vocab_size, shown=solution, drop=True)
     divergence = partial(hand.clipped_forward_kl, clip=0.05)
     loss = hand.mean_over_tokens(completions, hand.against_teacher(divergence))
     expected = hand.gradient(policy.model, loss)

@@ -77,7 +77,7 @@ def test_scores_and_gradients_are_those_of_the_whole_model(
     assert policy.packs
     batch = collate(views(), STUDENT, packed=packed)
     with torch.no_grad():
-        expected = torch.cat([plain_logprobs(policy.model, view, policy.real_vocabulary) for view in views()])
+        expected = torch.cat([plain_logprobs(policy.model, view, policy.vocab_size) for view in views()])
     torch.testing.assert_close(policy.score(batch, max_logits_per_chunk=400).target_N, expected, rtol=1e-4, atol=1e-4)
 
     count = len(batch.target_N)
@@ -87,7 +87,7 @@ def test_scores_and_gradients_are_those_of_the_whole_model(
     ).loss.backward()
     sliced = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad(set_to_none=True)
-    whole = torch.cat([plain_logprobs(policy.model, view, policy.real_vocabulary) for view in views()])
+    whole = torch.cat([plain_logprobs(policy.model, view, policy.vocab_size) for view in views()])
     (-whole.mean()).backward()
     for parameter, grad in sliced.items():
         other = policy.get_parameter(parameter).grad
@@ -110,7 +110,7 @@ def off_the_whole_model(policy: Policy) -> float:
     drawn = sampler.sample(PROMPTS, SamplingParams(count=3, max_tokens=20, seed=9))
     assert len({len(one.ids) for row in drawn for one in row}) > 3
     apart = [
-        (torch.tensor(one.logprobs) - token_logprobs(policy.causal_lm, prompt, one.ids, policy.real_vocabulary)).abs()
+        (torch.tensor(one.logprobs) - token_logprobs(policy.causal_lm, prompt, one.ids, policy.vocab_size)).abs()
         for prompt, row in zip(PROMPTS, drawn, strict=True)
         for one in row
     ]

@@ -47,7 +47,7 @@ def plain_scores(model: Any, real: int) -> Tensor:
 
 def check_scores_and_samples(policy: Policy, model: Any) -> None:
     """Compare with a plain forward: what is scored, and what is sampled."""
-    real = policy.real_vocabulary
+    real = policy.vocab_size
     torch.testing.assert_close(scores(policy), plain_scores(model, real), rtol=0, atol=2e-5)
     sampler = HFSampler(policy, stop_ids=[STOP, *range(8, 90, 9)])
     for prompt, row in zip(
@@ -80,7 +80,7 @@ def trained_and_exported(folder: Path, adapter: tuple[str, ...], tmp_path: Path,
     assert (trained - before).abs().max() > 1e-3
     export_model(tmp_path / "run", tmp_path / "exported", step=None, merge=True)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
-    torch.testing.assert_close(plain_scores(theirs, run.parts.policy.real_vocabulary), trained, rtol=0, atol=5e-5)
+    torch.testing.assert_close(plain_scores(theirs, run.parts.policy.vocab_size), trained, rtol=0, atol=5e-5)
     again, _ = load_policy(
         str(tmp_path / "run" / "checkpoints" / "step-000001" / "model"), dtype=torch.float32, device=CPU
     )

@@ -68,7 +68,7 @@ def whole(student: HeadInput, work: LossInputs) -> tuple[Tensor, TokenSlice]:
         logits = role.hidden_ND @ role.weight_VD.T
         logits = role.scale * (logits if role.bias_V is None else logits + role.bias_V)
         logits = logits if role.cap is None else role.cap * torch.tanh(logits / role.cap)
-        keep = torch.arange(logits.shape[-1]) < role.real_vocabulary
+        keep = torch.arange(logits.shape[-1]) < role.vocab_size
         return torch.log_softmax(logits.masked_fill(~keep, -math.inf), -1)
 
     roles = {"student": logprobs(student), **{name: logprobs(one).detach() for name, one in work.head_inputs.items()}}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from selfdistill.models.attention import attend
-from selfdistill.models.packing import Segment, grow, pack
+from selfdistill.models.packing import Segment, build_prefix_tree, pack
 from selfdistill.scoring.batching import collate, cut_by_tokens
 from selfdistill.types import STUDENT, View
 
@@ -20,7 +20,7 @@ BRANCHING: tuple[Ids, ...] = ((1, 2, 3, 4), (1, 9), (1, 2, 3, 5, 6), (1, 2, 3, 4
 
 
 def test_a_forest_by_hand() -> None:
-    forest = grow(BRANCHING, share_from=1)
+    forest = build_prefix_tree(BRANCHING, share_from=1)
     assert forest.segments == [
         Segment((1,), 0, None),
         Segment((2,), 1, 0),
@@ -39,9 +39,9 @@ def test_what_saves_too_little_is_not_shared() -> None:
     """A head of two tokens saves 2 · 3 = 6; the three tokens behind it, of two sequences, save 3, with the head 5."""
     head, tail = (1, 2), (3, 4, 5)
     sequences = [(*head, *tail, 6), (*head, *tail, 7), (*head, 8), (*head, 9)]
-    assert [grow(sequences, share_from=n).tokens for n in (1, 3, 4, 5, 6, 7)] == [9, 9, 12, 12, 12, 18]
+    assert [build_prefix_tree(sequences, share_from=n).tokens for n in (1, 3, 4, 5, 6, 7)] == [9, 9, 12, 12, 12, 18]
     # Were the head too dear by itself, the two would still share all five.
-    assert [grow([*sequences[:2], (1, 9)], share_from=n).tokens for n in (2, 3, 5, 6)] == [8, 9, 9, 14]
+    assert [build_prefix_tree([*sequences[:2], (1, 9)], share_from=n).tokens for n in (2, 3, 5, 6)] == [8, 9, 9, 14]
 
 
 def drawn(seed: int, *, count: int = 12, longest: int = 9) -> list[Ids]:
@@ -54,7 +54,7 @@ def drawn(seed: int, *, count: int = 12, longest: int = 9) -> list[Ids]:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sequence_stands_in_the_pack_in_order_and_from_position_0(seed: int, share_from: int) -> None:
     sequences = drawn(seed)
-    forest = grow(sequences, share_from=share_from)
+    forest = build_prefix_tree(sequences, share_from=share_from)
     made = pack(forest)
     for ids, places in zip(sequences, made.places, strict=True):
         assert tuple(made.ids_T[places].tolist()) == ids
@@ -84,7 +84,7 @@ def test_attention_over_the_pack_is_that_of_each_sequence_alone(
 ) -> None:
     monkeypatch.setattr("selfdistill.models.attention.QUERIES", queries)
     monkeypatch.setattr("selfdistill.models.attention.MASKS_ARE_CHEAP", cheap)
-    made = pack(grow(drawn(1), share_from=share_from))
+    made = pack(build_prefix_tree(drawn(1), share_from=share_from))
     generator = torch.Generator().manual_seed(0)
     states = [
         torch.randn(1, heads, len(made.ids_T), 5, generator=generator, dtype=torch.float64, requires_grad=True)

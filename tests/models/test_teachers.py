@@ -49,7 +49,7 @@ def under(teachers: Teachers, kind: Weights) -> Tensor:
 
 def by_hand(policy: Policy) -> Tensor:
     """Log-probabilities of the student by one plain forward of the transformers model."""
-    return token_logprobs(policy.model, PROMPT, COMPLETION, policy.real_vocabulary)
+    return token_logprobs(policy.model, PROMPT, COMPLETION, policy.vocab_size)
 
 
 def close(mine: Tensor, theirs: Tensor) -> bool:

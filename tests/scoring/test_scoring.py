@@ -75,7 +75,7 @@ def by_rows(teachers: Teachers, role: str) -> list[Tensor | None]:
     """One plain forward of the transformers model a row."""
     with teachers.weights(ROLES[role]) as policy:
         return [
-            token_logprobs(policy.model, view.prompts[role], view.completion_ids, policy.real_vocabulary)
+            token_logprobs(policy.model, view.prompts[role], view.completion_ids, policy.vocab_size)
             if role in view.prompts
             else None
             for view in views()
@@ -106,7 +106,7 @@ def test_scores_in_float32_are_those_of_plain_rows(folder: Path) -> None:
     policy, _ = load_policy(str(folder), dtype=torch.float32, device=torch.device("cpu"))
     found = score_views(policy, views(), "teacher", max_tokens=10_000, max_logits_per_chunk=1 << 20)
     for score, view in zip(found, views(), strict=True):
-        plain = token_logprobs(policy.model, view.prompts["teacher"], view.completion_ids, policy.real_vocabulary)
+        plain = token_logprobs(policy.model, view.prompts["teacher"], view.completion_ids, policy.vocab_size)
         torch.testing.assert_close(score.target_N, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -189,7 +189,7 @@ def test_a_model_whose_tokens_meet_elsewhere_is_scored_row_by_row(kind: str, tmp
     assert not policy.packs
     found = score_views(policy, views(), "teacher", max_tokens=150, max_logits_per_chunk=1 << 20)
     for score, view in zip(found, views(), strict=True):
-        plain = token_logprobs(policy.model, view.prompts["teacher"], view.completion_ids, policy.real_vocabulary)
+        plain = token_logprobs(policy.model, view.prompts["teacher"], view.completion_ids, policy.vocab_size)
         torch.testing.assert_close(score.target_N, plain, rtol=1e-4, atol=1e-4)
 
 

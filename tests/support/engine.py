@@ -107,7 +107,7 @@ def invent_groups(
         for text, _, _ in said:
             prompt_ids = chat.encode(prompt)
             ids = chat.response(text)
-            exact = token_logprobs(policy.model, prompt_ids, ids, policy.real_vocabulary)
+            exact = token_logprobs(policy.model, prompt_ids, ids, policy.vocab_size)
             noise = off * torch.randn(len(ids), generator=generator, dtype=torch.float64)
             rollouts.append(Rollout(prompt_ids, ids, tuple((exact + noise).tolist()), True, text, 0))
         verdicts = tuple(Verdict(reward, feedback=feedback) for _, reward, feedback in said)

@@ -339,8 +339,8 @@ def test_lines_of_one_file_are_as_its_mark_says(tmp_path: Path) -> None:
 
 def test_a_checkpoint_holds_what_its_manifest_names_and_nothing_else(damaged: Path) -> None:
     newest = atomic.checkpoints(damaged / "checkpoints")[-1]
-    assert atomic.torn(newest) is None
+    assert atomic.corruption(newest) is None
     manifest = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))
     manifest.pop("state.json")
     (newest / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert atomic.torn(newest) == "its manifest does not name state.json"
+    assert atomic.corruption(newest) == "its manifest does not name state.json"

@@ -201,7 +201,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all_whenever_the_process_dies(tmp_
             else:
                 break
         checkpoint.repair(target)
-        assert checkpoint.torn(target) is None
+        assert checkpoint.corruption(target) is None
         texts = {path.read_text(encoding="utf-8") for path in target.glob("*.txt")}
         assert texts in ({"old"}, {"new"})
         endings |= texts
@@ -260,7 +260,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_143(started: subprocess.
     done = summary["steps"]
     assert not summary["finished"]
     assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, done + 1))
-    newest, remarks = checkpoint.newest_whole(tmp_path / "run" / "checkpoints")
+    newest, remarks = checkpoint.latest_valid(tmp_path / "run" / "checkpoints")
     assert newest == checkpoint.checkpoint_path(tmp_path / "run" / "checkpoints", done)
     assert remarks == []
     assert "Finishing this step, then stopping" in output
@@ -308,7 +308,7 @@ def test_a_torn_checkpoint_is_recognised_and_the_one_before_is_used(
     ]
     run.train(recorder(run).stop)
     assert outcome(folder) == outcome(uninterrupted)
-    newest, remarks = checkpoint.newest_whole(folder / "checkpoints")
+    newest, remarks = checkpoint.latest_valid(folder / "checkpoints")
     assert newest is not None and newest.name == "step-000005"
     assert remarks == []
 
@@ -316,7 +316,7 @@ def test_a_torn_checkpoint_is_recognised_and_the_one_before_is_used(
 def test_a_checkpoint_without_one_of_its_files_is_torn(uninterrupted: Path, tmp_path: Path) -> None:
     folder = copied(uninterrupted, tmp_path)
     (folder / "checkpoints" / "step-000005" / "training.pt").unlink()
-    newest, remarks = checkpoint.newest_whole(folder / "checkpoints")
+    newest, remarks = checkpoint.latest_valid(folder / "checkpoints")
     assert newest is not None and newest.name == "step-000004"
     assert remarks == ["checkpoint step-000005 is torn (training.pt is missing); using the one before it"]
 
@@ -339,7 +339,7 @@ def test_a_torn_checkpoint_never_pushes_out_a_whole_one(model: Path, uninterrupt
     run.counters.step = 4
     recorder(run).stop.signal = signal.SIGINT
     run.train(recorder(run).stop)
-    newest, _ = checkpoint.newest_whole(folder / "checkpoints")
+    newest, _ = checkpoint.latest_valid(folder / "checkpoints")
     assert newest is not None and newest.name == "step-000004"
 
 
@@ -434,7 +434,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert len(batch) == 9
     assert {line["step"] for line in batch} == {4}
     assert all(line["ids"] and line["prompt"] for line in batch)
-    newest, remarks = checkpoint.newest_whole(folder / "checkpoints")
+    newest, remarks = checkpoint.latest_valid(folder / "checkpoints")
     assert (newest, remarks) == (folder / "checkpoints" / "step-000002", [])
 
 

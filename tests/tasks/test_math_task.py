@@ -152,7 +152,7 @@ def test_a_split_may_have_its_own_file(tmp_path: Path) -> None:
 def test_rows_without_answers_are_not_judged(tmp_path: Path) -> None:
     task = all_of(save(tmp_path / "rows.jsonl", {"question": "write a poem"}), answer=None)
     (example,) = task.examples("train")
-    assert not task.judges
+    assert not task.has_verifier
     assert task.verify(example, "\\boxed{0.5}", finished=True) == Verdict(None, "1/2")
 
 
@@ -227,7 +227,7 @@ def test_a_reward_by_import_path_replaces_the_reward_and_nothing_else(rewards: P
     path_before = list(sys.path)
     task, example = rewarded(rewards, load_reward("own_rewards:short"))
     assert sys.path == path_before
-    assert (task.name, task.contexts, task.judges) == ("math", "default", True)
+    assert (task.name, task.contexts, task.has_verifier) == ("math", "default", True)
     text = "\\boxed{7}"
     expected = Verdict(1 / 9, "7", "the final answer 7 is wrong")
     assert task.verify(example, text, finished=True) == expected

@@ -24,7 +24,7 @@ class Batched:
 
     name = "batched"
     contexts = "default"
-    judges = True
+    has_verifier = True
 
     def __init__(self, *, lost: int = 0) -> None:
         self.batches: list[int] = []

@@ -22,7 +22,7 @@ Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
 
 SOURCES = ("path", "validation_path", "test_path")
 """Keys of a task's table that name rows."""
-PARTS = ("name", "contexts", "judges", "examples", "verify")
+PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
 """What every task has."""
 
 
@@ -189,7 +189,7 @@ class Prompts:
 
     name = "prompts"
     contexts = "default"
-    judges = False
+    has_verifier = False
 
     def examples(self, split: str) -> Sequence[Example]:
         """None: the prompts are given with every call."""
@@ -206,7 +206,7 @@ class Chosen:
     def __init__(self, task: Task, examples: Sequence[Example]) -> None:
         self.task = task
         self.contexts = task.contexts
-        self.judges = task.judges
+        self.has_verifier = task.has_verifier
         self.chosen = tuple(examples)
         self.name = f"{task.name}: {len(self.chosen)} chosen examples, sha256 {_digest([e.id for e in self.chosen])}"
 

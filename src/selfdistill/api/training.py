@@ -16,7 +16,7 @@ from selfdistill.api.settings import ConfigLike, Overrides, config_name, raw_con
 from selfdistill.api.tasks import Chosen, as_task, checked_reward, checked_task, memory_rows, take_rows
 from selfdistill.config.run import RunConfig, parse_config
 from selfdistill.distributed.signals import StopRequest, stop_on_signals
-from selfdistill.distributed.world import connect, one_voice
+from selfdistill.distributed.world import connect, report_error_once
 from selfdistill.errors import ConfigError
 from selfdistill.files import read_lines
 from selfdistill.tasks.build import build_task
@@ -95,7 +95,7 @@ def train(
     build = _handed_over(raw, examples, reward)
     checked = parse_config(raw, config_name(config))
     folder, shown = Path(out), Progress(Console()) if progress is True else progress or Progress()
-    with silenced(), one_voice(resume=f"continue with resume=True, out={str(folder)!r}"):
+    with silenced(), report_error_once(resume=f"continue with resume=True, out={str(folder)!r}"):
         connect(cuda=checked.model.device != "cpu", timeout=checked.parallel.timeout)
         hook: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
         with shown, stopping(shown) as stop:

@@ -22,7 +22,7 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
         UserError: one sentence; among them that the task judges nothing, or the method has no teacher.
     """
     problem = build_problem(config)
-    if not problem.task.judges:
+    if not problem.task.has_verifier:
         raise ConfigError("without a verifier no sample is right or wrong, so there is no preference gap to measure")
     roles = {name: role for name, role in problem.method.roles().items() if role.context is not None}
     if not roles:

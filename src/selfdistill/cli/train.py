@@ -24,14 +24,14 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) 
     quiet()
     from rich.console import Console
 
-    from selfdistill.distributed.world import connect, one_voice
+    from selfdistill.distributed.world import connect, report_error_once
     from selfdistill.tracking.progress import Progress
     from selfdistill.training.loop import Run
 
-    with one_voice(resume=_go_on(folder)):
+    with report_error_once(resume=_go_on(folder)):
         settings = load_config(config, overrides)
         world = connect(cuda=settings.model.device != "cpu", timeout=settings.parallel.timeout)
-        with Progress(Console(quiet=not world.first)) as progress, stop_on_signals(progress.say) as stop:
+        with Progress(Console(quiet=not world.is_rank_zero)) as progress, stop_on_signals(progress.say) as stop:
             run = Run(settings, folder, resume=resume, progress=progress)
             summary = run.train(stop)
     progress.closing(summary, str(folder / "report.html"))

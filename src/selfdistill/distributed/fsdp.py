@@ -81,13 +81,13 @@ def shard(
     device: torch.device,
     dtype: torch.dtype,
     computes: torch.dtype | None,
-    doors: Sequence[str],
+    forward_methods: Sequence[str],
 ) -> None:
     """Shard each layer as one unit, and all remaining weights as another.
 
     Gradients are then summed over ranks, not averaged, because each rank's loss is its share of the total.
-    ``doors`` are the methods besides ``forward`` that use weights. ``dtype`` is the number type of the weights, and
-    ``computes`` that of the forward pass where ``config.param_dtype`` is unset; None is their own.
+    ``forward_methods`` are the methods besides ``forward`` that use weights. ``dtype`` is the number type of the
+    weights, and ``computes`` that of the forward pass where ``config.param_dtype`` is unset; None is their own.
 
     Raises:
         ConfigError: this torch is too old.
@@ -112,7 +112,7 @@ def shard(
             part.set_gradient_divide_factor(1.0)
             # gloo has no scaled reduction, which FSDP2 would use for the divide factor.
             part.set_force_sum_reduction_for_comms(True)
-    for name in doors:
+    for name in forward_methods:
         register_fsdp_forward_method(module, name)
 
 
@@ -122,7 +122,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 @contextmanager
-def whole(module: nn.Module, probe: Callable[[], object]) -> Iterator[None]:
+def unsharded(module: nn.Module, probe: Callable[[], object]) -> Iterator[None]:
     """Keep a module unsharded on every rank, so that ranks may call it different numbers of times.
 
     ``probe`` is a small forward pass that all-gathers them. Every rank must enter. Each rank needs memory for the whole
@@ -149,13 +149,13 @@ def release(module: nn.Module) -> None:
         module.reset_iter_state()
 
 
-def recompute(layers: Sequence[nn.Module]) -> None:
+def checkpoint_activations(layers: Sequence[nn.Module]) -> None:
     """Checkpoint the activations of these layers. The layers use no random numbers, so no random state is kept."""
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+def clip_grad_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
     """Clip the gradients to a total norm over all shards; returns the norm before clipping."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
@@ -165,15 +165,15 @@ def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
 
 
 @torch.no_grad()
-def put(room: Tensor, value: Tensor) -> None:
+def copy_into(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor, which every rank has, into a whole or sharded tensor."""
-    if isinstance(room, DTensor):
-        value = distribute_tensor(value.to(room.device), room.device_mesh, room.placements, src_data_rank=None)
-    room.copy_(value)
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(value)
 
 
 @torch.no_grad()
-def gathered(module: nn.Module, *, keep: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def full_state_dict(module: nn.Module, *, keep: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The state dict with whole tensors in CPU memory, on ranks that ``keep`` it; elsewhere the tensors are empty.
 
     Every rank must call, because shards are all-gathered. ``dtype`` is the number type of the parameters; None is their

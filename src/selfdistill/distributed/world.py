@@ -44,15 +44,15 @@ class World:
         return cls()
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is rank 0. Only rank 0 writes files and logs."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
+    def shard_indices(self, count: int) -> range:
         """Indices of this rank's share of ``count`` items. Neighbouring items go to different ranks."""
         return range(self.rank, count, self.size)
 
-    def gather(self, mine: T) -> list[T]:
+    def all_gather(self, mine: T) -> list[T]:
         """All-gather one object per rank; returns them in the order of ranks, on every rank."""
         if self.size == 1:
             return [mine]
@@ -60,9 +60,9 @@ class World:
         dist.all_gather_object(found, mine)
         return found  # type: ignore[return-value]
 
-    def merge(self, mine: Mapping[int, T], count: int) -> list[T]:
+    def all_gather_by_index(self, mine: Mapping[int, T], count: int) -> list[T]:
         """All-gather items by index: each rank gives those that it made. Returns items 0 to ``count`` − 1."""
-        known = {place: thing for part in self.gather(mine) for place, thing in part.items()}
+        known = {place: thing for part in self.all_gather(mine) for place, thing in part.items()}
         return [known[place] for place in range(count)]
 
     def max(self, value: int) -> int:
@@ -73,12 +73,12 @@ class World:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def from_first(self, ask: Callable[[], T]) -> T:
+    def broadcast_from_rank_zero(self, ask: Callable[[], T]) -> T:
         """The result of ``ask`` on rank 0, broadcast. A ``UserError`` that it raises is raised on every rank."""
         if self.size == 1:
             return ask()
         answer: list[T | UserError | None] = [None]
-        if self.first:
+        if self.is_rank_zero:
             try:
                 answer[0] = ask()
             except UserError as error:
@@ -134,7 +134,7 @@ def _add(grads: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def one_voice(*, resume: str) -> Iterator[None]:
+def report_error_once(*, resume: str) -> Iterator[None]:
     """Report a fatal error from one rank only.
 
     All ranks find the same user error, and all surviving ranks notice a lost peer; the user reads one message. The
@@ -155,13 +155,13 @@ def one_voice(*, resume: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if not _first_to_speak():
+        if not _is_first_to_report():
             raise SystemExit(2) from error
         raise
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        if LAUNCHED in os.environ or not _first_to_speak():
+        if LAUNCHED in os.environ or not _is_first_to_report():
             # Not sys.exit: gloo's destructors can abort the interpreter's shutdown when a peer is gone, and this rank
             # would then look like the one that was killed.
             sys.stdout.flush()
@@ -177,7 +177,7 @@ def connect(*, cuda: bool, timeout: float) -> World:
     """Initialise the process group from the environment that torchrun, ``--launch`` or a scheduler has set.
 
     Returns this process's world. ``timeout`` is in seconds: how long a rank waits in a collective for the others. Must
-    be called inside :func:`one_voice`, which makes the rendezvous.
+    be called inside :func:`report_error_once`, which makes the rendezvous.
 
     Raises:
         TrainingError: this machine has fewer GPUs than processes.
@@ -209,7 +209,7 @@ def _size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _first_to_speak() -> bool:
+def _is_first_to_report() -> bool:
     try:
         return bool(_Meeting.store.add("spoken", 1) == 1)
     except RuntimeError:

@@ -62,7 +62,7 @@ def evaluate(
     world: World = ALONE,
 ) -> Evaluation:
     """Sample ``params.count`` completions of every problem and judge them; the ranks of ``world`` share them."""
-    indices = world.share(len(examples))
+    indices = world.shard_indices(len(examples))
     share, params = [examples[i] for i in indices], replace(params, ordinals=indices)
     groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
     return summarise(gather_groups(groups, examples, world), samples=params.count)

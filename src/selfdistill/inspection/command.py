@@ -235,7 +235,7 @@ def _stored(
 ) -> RolloutGroup:
     rollouts, verdicts = [], []
     for line in lines:
-        if max(line.ids) >= policy.real_vocabulary or chat.decode(line.ids) != line.text:
+        if max(line.ids) >= policy.vocab_size or chat.decode(line.ids) != line.text:
             raise DataError(f"{path}: the ids of {example.id} do not spell its text in this model's tokenizer")
         prompt = chat.encode(example.prompt, thinking=thinking)
         # Nothing is known of the policy that drew it, and nothing is asked: the ratio counts as 1.

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from selfdistill.types import Cohort, Layout
+from selfdistill.types import AttentionGroup, Layout
 
 NAME = "packed_sdpa"
 LAYERS = {"full_attention", "sliding_attention"}
@@ -111,7 +111,7 @@ def mask_of_nothing(device: torch.device) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
-def _square(cohort: Cohort, window: int | None) -> bool:
+def _square(cohort: AttentionGroup, window: int | None) -> bool:
     """Whether a cohort's ancestors are to ask as well, so that no mask is needed.
 
     Where masks are not cheap, that is worth asking for few ancestors too, whose ancestors²/2 pairs nobody reads; behind
@@ -123,7 +123,7 @@ def _square(cohort: Cohort, window: int | None) -> bool:
 
 
 def _attend(
-    cohort: Cohort,
+    cohort: AttentionGroup,
     square: bool,
     query_SHLD: Tensor,
     key_SHKD: Tensor,

@@ -16,7 +16,7 @@ from selfdistill.errors import ModelError, first_line, is_full
 from selfdistill.models.architecture import head_shape
 from selfdistill.models.attention import install, packable, uninstall
 from selfdistill.models.head import HeadInput
-from selfdistill.models.packing import grow, pack
+from selfdistill.models.packing import build_prefix_tree, pack
 from selfdistill.models.prefill import Decoder, Prefill, closed_up
 from selfdistill.types import SequenceBatch
 
@@ -42,7 +42,7 @@ Said = tuple[list[int], list[int]]
 class Checked(Decoder, Protocol):
     """What the checks ask of a policy."""
 
-    real_vocabulary: int
+    vocab_size: int
     packs: bool
     pads: bool
     scale: float
@@ -131,10 +131,10 @@ def allow_packing(policy: Checked) -> None:
     """Let batches be packed if the model's layers allow it and packed tokens come out as they do row by row."""
     if not packable(policy.causal_lm):
         return
-    sequences = [tuple(n % policy.real_vocabulary for n in ids) for ids in ((4, 5, 6, 7, 8), (4, 5, 6, 1), (2, 3, 4))]
+    sequences = [tuple(n % policy.vocab_size for n in ids) for ids in ((4, 5, 6, 7, 8), (4, 5, 6, 1), (2, 3, 4))]
     rows = [torch.tensor([ids], device=policy.device) for ids in sequences]
     expected = torch.cat([policy.decoder(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows])
-    made = pack(grow(sequences, share_from=1))
+    made = pack(build_prefix_tree(sequences, share_from=1))
     places = torch.cat(made.places)
     batch = SequenceBatch(
         made.ids_T[None], torch.zeros_like(places), places, places, made.position_T[None], made.layout
@@ -207,7 +207,7 @@ def probe(device: torch.device) -> SequenceBatch:
 
 def _sequences(policy: Checked) -> list[Said]:
     """Prompt and completion of each row: every prompt's first completion ends before its others."""
-    real, rows = policy.real_vocabulary, [prompt for prompt in PROMPTS for _ in range(COUNT)]
+    real, rows = policy.vocab_size, [prompt for prompt in PROMPTS for _ in range(COUNT)]
     return [
         (
             [token % real for token in prompt],

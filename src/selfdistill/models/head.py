@@ -37,7 +37,7 @@ PIECE = 1 << 25
 class HeadInput:
     """Hidden states of one role's scored tokens, and the head that turns them into logits.
 
-    ``real_vocabulary`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf. ``width`` is the
+    ``vocab_size`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf. ``width`` is the
     number of rows that log-probabilities should have, where another model's head is padded to another number.
     ``compiled`` says whether what is done with the logits is. Some families scale their logits, or cap them softly:
     ``cap`` · tanh(``scale`` · logit / ``cap``).
@@ -46,7 +46,7 @@ class HeadInput:
     hidden_ND: Tensor
     weight_VD: Tensor
     bias_V: Tensor | None
-    real_vocabulary: int
+    vocab_size: int
     width: int | None = None
     compiled: bool = False
     scale: float = 1.0
@@ -59,12 +59,12 @@ class HeadInput:
     def real_logits(self, rows: slice) -> Tensor:
         """Logits [n, V] of some tokens, −inf where the vocabulary is padded."""
         logits = self.logits(rows)
-        if self.real_vocabulary == logits.shape[-1]:
+        if self.vocab_size == logits.shape[-1]:
             return logits
         if logits.requires_grad:
-            padded = torch.arange(logits.shape[-1], device=logits.device) >= self.real_vocabulary
+            padded = torch.arange(logits.shape[-1], device=logits.device) >= self.vocab_size
             return logits.masked_fill(padded, float("-inf"))
-        logits[:, self.real_vocabulary :] = float("-inf")
+        logits[:, self.vocab_size :] = float("-inf")
         return logits
 
     def logits(self, rows: slice) -> Tensor:
@@ -248,7 +248,7 @@ def _piece_of_loss(
     if loss.requires_grad:
         (grad,) = torch.autograd.grad(loss, leaf)
         logits[rows] = grad if student.scale == 1.0 and student.cap is None else grad * student.slope(leaf.detach())
-        logits[rows, student.real_vocabulary :] = 0.0
+        logits[rows, student.vocab_size :] = 0.0
     else:
         logits[rows] = 0.0
     return loss.detach()

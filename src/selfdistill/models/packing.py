@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from selfdistill.types import Cohort, Layout
+from selfdistill.types import AttentionGroup, Layout
 
 SHARE_FROM = 64
 """Minimum number of tokens that sharing a prefix must save. One more cohort costs a few attention calls per layer: as
@@ -30,7 +30,7 @@ class Segment:
 
 
 @dataclass(slots=True)
-class Forest:
+class PrefixTree:
     """Prefix trees: segments, parents before children; and the index of each sequence's last segment."""
 
     segments: list[Segment] = field(default_factory=list)
@@ -51,13 +51,13 @@ class Forest:
         return found[::-1]
 
 
-def grow(sequences: Sequence[tuple[int, ...]], *, share_from: int | None = None) -> Forest:
+def build_prefix_tree(sequences: Sequence[tuple[int, ...]], *, share_from: int | None = None) -> PrefixTree:
     """Build the prefix trees of sequences. A common prefix is shared if that saves at least ``share_from`` tokens.
 
     ``share_from`` None is :data:`SHARE_FROM`; 1 shares every common prefix.
     """
     least = SHARE_FROM if share_from is None else share_from
-    forest = Forest(ends=[0] * len(sequences))
+    forest = PrefixTree(ends=[0] * len(sequences))
     ordered = sorted(range(len(sequences)), key=sequences.__getitem__)
     # Each entry: sequences that agree up to ``start``, the length of their path so far, and their parent segment.
     todo: list[tuple[list[int], int, int | None]] = [(same, 0, None) for same in _split(sequences, ordered, 0)[::-1]]
@@ -105,7 +105,7 @@ class Packed:
     places: list[Tensor]
 
 
-def pack(forest: Forest) -> Packed:
+def pack(forest: PrefixTree) -> Packed:
     """Concatenate all segments into one row of tokens without padding."""
     offsets, generations = [0], dict[int, list[int]]()
     for number, segment in enumerate(forest.segments):
@@ -116,7 +116,7 @@ def pack(forest: Forest) -> Packed:
     for number, segment in enumerate(forest.segments):
         until.append(own[number] if segment.parent is None else torch.cat([until[segment.parent], own[number]]))
     restore_T = torch.empty(offsets[-1], dtype=torch.long)
-    cohorts: list[Cohort] = []
+    cohorts: list[AttentionGroup] = []
     filled = 0
     # Segments with equally many tokens before them form one attention batch, also with different parents.
     for start, members in generations.items():
@@ -126,7 +126,7 @@ def pack(forest: Forest) -> Packed:
                 restore_T[own[child]] = filled + row * own_SL.shape[1] + torch.arange(len(own[child]))
             filled += own_SL.numel()
             before_SK = torch.stack([until[child][:start] for child in alike])
-            cohorts.append(Cohort(torch.cat([before_SK, own_SL], 1), own_SL.shape[1]))
+            cohorts.append(AttentionGroup(torch.cat([before_SK, own_SL], 1), own_SL.shape[1]))
     return Packed(
         ids_T=torch.tensor([token for segment in forest.segments for token in segment.ids]),
         position_T=torch.cat([torch.arange(len(one.ids)) + one.start for one in forest.segments]),

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from selfdistill.config.sections import LoraConfig, ParallelConfig
 from selfdistill.contexts.chat import Chat
-from selfdistill.distributed.fsdp import gathered, is_sharded, put, recompute, release, shard, whole
+from selfdistill.distributed.fsdp import (
+    checkpoint_activations,
+    copy_into,
+    full_state_dict,
+    is_sharded,
+    release,
+    shard,
+    unsharded,
+)
 from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import cache_argument, decoder_of, limit_time_steps
 from selfdistill.models.attention import mask_of_nothing
@@ -47,10 +55,10 @@ ADAPTER = "adapter"
 class Policy(nn.Module):
     """A causal language model as this library uses it: hidden states of scored tokens, read by a sliced head."""
 
-    def __init__(self, model: Any, *, real_vocabulary: int) -> None:
+    def __init__(self, model: Any, *, vocab_size: int) -> None:
         super().__init__()
         self.model = model
-        self.real_vocabulary = real_vocabulary
+        self.vocab_size = vocab_size
         self.device: torch.device = next(model.parameters()).device
         """Where forward passes run; weights that are offloaded are elsewhere between them."""
         self.width: int | None = None
@@ -121,9 +129,7 @@ class Policy(nn.Module):
         bias = getattr(head, "bias", None)
         # Mamba keeps its residuals, and so its last states, in float32 whatever its weights are.
         hidden_ND = hidden_ND.to(head.weight.dtype)
-        return HeadInput(
-            hidden_ND, head.weight, bias, self.real_vocabulary, self.width, self.compiled, self.scale, self.cap
-        )
+        return HeadInput(hidden_ND, head.weight, bias, self.vocab_size, self.width, self.compiled, self.scale, self.cap)
 
     def forward(self, batch: SequenceBatch, job: LossInputs) -> LossOutput:
         """The job's loss over the batch. One ordinary forward, so that wrappers of the module see all of it."""
@@ -157,7 +163,7 @@ class Policy(nn.Module):
         """
         self.device = device
         if parallel.activation_checkpointing:
-            recompute(self.layers)
+            checkpoint_activations(self.layers)
         if not parallel.sharded:
             self.to(device)
             self.masters = Masters(self.model)
@@ -171,15 +177,15 @@ class Policy(nn.Module):
             device=device,
             dtype=weights,
             computes=self.dtype,
-            doors=("head_input", "score", "next_token"),
+            forward_methods=("head_input", "score", "next_token"),
         )
-        with self.whole():  # a forward from the root settles who belongs to whom
+        with self.unsharded():  # a forward from the root settles who belongs to whom
             pass
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """All weights on this rank, as sampling needs them: ranks then make as many forwards as each likes."""
-        with whole(self, lambda: self.head_input(probe(self.device))):
+        with unsharded(self, lambda: self.head_input(probe(self.device))):
             yield
 
     @property
@@ -255,7 +261,7 @@ def load_policy(
     if lora is not None:
         model = add_lora(model, lora, path, seed)
     limit_time_steps(model)
-    policy = Policy(model.to(device), real_vocabulary=ids).eval()
+    policy = Policy(model.to(device), vocab_size=ids).eval()
     policy.on_adapter = lora is not None and (folder / "adapter_config.json").is_file()
     check_weights(policy, path)
     with runs(policy, path):
@@ -305,7 +311,7 @@ def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True
     read right. It is written merged, as full weights, and by itself into a folder :data:`ADAPTER` for a resume;
     ``adapter_only`` leaves the merged weights out. Of several ranks one ``writes``; the others must call it too.
     """
-    state = gathered(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
+    state = full_state_dict(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
     if not writes:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -338,14 +344,14 @@ def load_weights(policy: Policy, folder: Path) -> None:
         stored = load_file(own / "adapter_model.safetensors")
         ours = {n: p for n, p in policy.model.named_parameters() if f".{STUDENT_ADAPTER}." in n}
         for name, parameter in ours.items():
-            put(parameter, stored[name.replace(f".{STUDENT_ADAPTER}.", ".")])
+            copy_into(parameter, stored[name.replace(f".{STUDENT_ADAPTER}.", ".")])
         return
     from transformers import AutoModelForCausalLM
 
     kept = policy.kept()
     state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(iter(kept.values())).dtype).state_dict()
     for name, value in {**policy.model.state_dict(keep_vars=True), **kept}.items():
-        put(value, state[name])
+        copy_into(value, state[name])
     policy.refresh()
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from selfdistill.distributed.fsdp import put
+from selfdistill.distributed.fsdp import copy_into
 from selfdistill.models.loading import quiet_peft
 from selfdistill.models.lora import STUDENT_ADAPTER
 from selfdistill.models.masters import Masters
@@ -124,7 +124,7 @@ class Teachers:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state_dict` gave."""
         for name, average, _ in self._pairs() if self.has_ema else ():
-            put(average, state[name])
+            copy_into(average, state[name])
         self.refresh()
 
     @torch.no_grad()

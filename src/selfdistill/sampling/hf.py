@@ -47,7 +47,7 @@ class HFSampler:
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batches = [order] if self.policy.pads else [list(same) for _, same in groupby(order, lambda i: len(prompts[i]))]
         sampled: list[Completion] = []
-        with self.policy.whole():
+        with self.policy.unsharded():
             for batch in filter(None, batches):
                 batch_seeds = [seed for i in batch for seed in seeds[i]]
                 sampled += self._within_memory([prompts[i] for i in batch], batch_seeds, params)

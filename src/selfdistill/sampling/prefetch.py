@@ -67,13 +67,15 @@ class Prefetcher:
         world = self.worker.world
         if ahead is not None and ahead.step == step:
             # Wait for the completions sampled ahead. The weights must not change in the middle of a completion.
-            sampled = world.from_first(lambda: Sampled(ahead.prompts, ahead.completions.result(), ahead.version))
+            sampled = world.broadcast_from_rank_zero(
+                lambda: Sampled(ahead.prompts, ahead.completions.result(), ahead.version)
+            )
             self.engine.update(self.policy, version, world)
         else:
             # Sync the weights and sample with them.
             self.engine.update(self.policy, version, world)
             prompts = self.worker.prompts(examples)
-            sampled = world.from_first(lambda: Sampled(prompts, self._sample(step, prompts), version))
+            sampled = world.broadcast_from_rank_zero(lambda: Sampled(prompts, self._sample(step, prompts), version))
         staleness = version - sampled.version
         if staleness > self.config.max_staleness:
             raise TrainingError(
@@ -89,7 +91,7 @@ class Prefetcher:
     def save(self, folder: Path) -> None:
         """Wait for the completions sampled ahead and save them. After a failure a resume samples them again."""
         if (
-            not self.worker.world.first
+            not self.worker.world.is_rank_zero
             or self.pending is None
             or isinstance(self.pending.completions.exception(), SamplerError)
         ):
@@ -112,12 +114,12 @@ class Prefetcher:
     def close(self) -> None:
         """Stop the engine, and drop completions that it is still sampling."""
         self.pool.shutdown(cancel_futures=True)
-        if self.worker.world.first:
+        if self.worker.world.is_rank_zero:
             self.engine.close()
 
     def _submit(self, step: int, prompts: Sequence[tuple[int, ...]]) -> Future[list[list[Completion]]]:
         """A future of the completions on rank 0. Other ranks get the completions by broadcast when they are used."""
-        if self.worker.world.first:
+        if self.worker.world.is_rank_zero:
             return self.pool.submit(self._sample, step, prompts)
         nothing: Future[list[list[Completion]]] = Future()
         nothing.set_result([])

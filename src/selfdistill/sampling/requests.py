@@ -90,4 +90,4 @@ def checked_completion(
 
 def padding_rows(policy: Policy) -> range:
     """Rows of the LM head without a token."""
-    return range(policy.real_vocabulary, policy.causal_lm.get_output_embeddings().weight.shape[0])
+    return range(policy.vocab_size, policy.causal_lm.get_output_embeddings().weight.shape[0])

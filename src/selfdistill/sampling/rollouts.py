@@ -134,8 +134,8 @@ def add_rollouts(
 def gather_groups(groups: Sequence[RolloutGroup], examples: Sequence[Example], world: World) -> list[RolloutGroup]:
     """All-gather the groups: each rank has made those of its share of ``examples``."""
     # Examples are not sent: they may hold functions, and every rank has all of them.
-    own = {index: (g.rollouts, g.verdicts) for index, g in zip(world.share(len(examples)), groups, strict=True)}
-    parts = world.merge(own, len(examples))
+    own = {index: (g.rollouts, g.verdicts) for index, g in zip(world.shard_indices(len(examples)), groups, strict=True)}
+    parts = world.all_gather_by_index(own, len(examples))
     return [RolloutGroup(example, *part) for example, part in zip(examples, parts, strict=True)]
 
 
@@ -257,7 +257,7 @@ class RolloutWorker:
         if not self.method.on_policy:
             return from_solutions(examples, self.chat, thinking=self.thinking)
         # Sample and verify the student's completions of this rank's share of the examples.
-        indices = self.world.share(len(examples))
+        indices = self.world.shard_indices(len(examples))
         params = replace(self.params, count=count or self.params.count, seed=seed, ordinals=indices)
         share = [examples[i] for i in indices]
         groups = [RolloutGroup(example, (), ()) for example in share]

@@ -70,7 +70,7 @@ class ServerSampler:
             empty_cache(policy.device)  # servers that share the device are about to wake
         self.version = version
         goal = f"take the weights of version {version}"
-        world.from_first(lambda: self._retry(lambda: bool(self._ready()), goal))
+        world.broadcast_from_rank_zero(lambda: self._retry(lambda: bool(self._ready()), goal))
 
     def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
         """``params.count`` completions for every prompt from the weights of the last :meth:`update`.

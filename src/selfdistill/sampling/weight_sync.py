@@ -36,13 +36,13 @@ class WeightSync:
         """
         path = self.folder / f"version-{version:06d}"
         kept = {path.name, f"version-{version - 1:06d}"}
-        if world.first:
+        if world.is_rank_zero:
             for old in self.folder.glob("version-*"):
                 if old.name not in kept:
                     shutil.rmtree(old)
             # What a stopped run left half-written must not be read.
             shutil.rmtree(path, ignore_errors=True)
-        save_policy(policy, self.chat, path, writes=world.first, adapter_only=True)
+        save_policy(policy, self.chat, path, writes=world.is_rank_zero, adapter_only=True)
         return path
 
     def clear(self) -> None:

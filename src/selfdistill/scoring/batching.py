@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from selfdistill.distributed.world import World
-from selfdistill.models.packing import grow, pack
+from selfdistill.models.packing import build_prefix_tree, pack
 from selfdistill.types import STUDENT, SequenceBatch, View
 
 
@@ -111,7 +111,7 @@ def collate(views: Sequence[View], *roles: str, packed: bool = False) -> Sequenc
         raise ValueError(f"role {pairs[prompts.index(0)][0]!r} has an empty prompt")
     target_N = torch.tensor([token for _, view in pairs for token in view.completion_ids], dtype=torch.long)
     if packed:
-        made = pack(grow(sequences))
+        made = pack(build_prefix_tree(sequences))
         column_N = torch.cat([places[prompt - 1 : -1] for places, prompt in zip(made.places, prompts, strict=True)])
         row_N = torch.zeros_like(column_N)
         return SequenceBatch(made.ids_T[None], row_N, column_N, target_N, made.position_T[None], made.layout)
@@ -132,7 +132,7 @@ def _computed(views: Sequence[View], roles: Sequence[str], *, packed: bool) -> i
         (*view.prompts[role], *view.completion_ids) for view in views for role in roles if role in view.prompts
     ]
     if packed:
-        return grow(sequences).tokens
+        return build_prefix_tree(sequences).tokens
     return len(sequences) * max((len(ids) for ids in sequences), default=0)
 
 

@@ -54,7 +54,7 @@ def _score(
             results.update(zip(micro_batch.indices, split(scores, picked), strict=True))
     if world.size > 1:
         results = {i: scores_of_view.alone() for i, scores_of_view in results.items()}
-    return world.merge(results, len(alone))
+    return world.all_gather_by_index(results, len(alone))
 
 
 def score_roles(

@@ -134,10 +134,11 @@ def _judged(task: RowTask, example: Example) -> tuple[Verdict, bool]:
     if solution is not None:
         verdict = task.verify(example, solution, finished=True)
         # Where the solution is all the reference that a row has, as of code, there is no answer that it could state.
-        stated = verdict.correct or verdict.answer is not None or (task.judges and task.reference(example) == solution)
+        is_reference = task.has_verifier and task.reference(example) == solution
+        stated = verdict.correct or verdict.answer is not None or is_reference
         if stated:
             return verdict, False
-    if not task.judges:
+    if not task.has_verifier:
         return Verdict(None), solution is not None
     return task.verify(example, task.reference(example), finished=True), solution is not None
 

@@ -48,7 +48,7 @@ class RewardedTask:
     def __init__(self, task: Task, reward: RewardFunction) -> None:
         self.name = task.name
         self.contexts = task.contexts
-        self.judges = True
+        self.has_verifier = True
         self.task = task
         """The task whose rewards are replaced."""
         self.reward = reward

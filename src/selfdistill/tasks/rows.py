@@ -47,7 +47,7 @@ class RowTask(ABC):
 
     name: str
     contexts = "default"
-    judges = True
+    has_verifier = True
 
     def __init__(self, config: RowsConfig, rows: Mapping[str, MemoryRows] | None = None) -> None:
         keys = {"train": "path", "validation": "validation_path", "test": "test_path"}

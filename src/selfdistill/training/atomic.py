@@ -23,7 +23,7 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = A
     ``world`` must call, on a shared disk: each rank fills the folder and hashes its share of the files.
     """
     aside, old = target.with_name(target.name + ".tmp"), target.with_name(target.name + ".old")
-    if world.first:
+    if world.is_rank_zero:
         for leftover in (aside, old):
             if leftover.exists():
                 shutil.rmtree(leftover)
@@ -31,15 +31,15 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = A
     world.barrier()
     fill(aside)
     world.barrier()
-    files = world.from_first(lambda: sorted(path for path in aside.rglob("*") if path.is_file()))
-    mine = [files[i] for i in world.share(len(files))]
-    parts = world.gather({str(path.relative_to(aside)): _digest(path) for path in mine})
-    if world.first:
+    files = world.broadcast_from_rank_zero(lambda: sorted(path for path in aside.rglob("*") if path.is_file()))
+    mine = [files[i] for i in world.shard_indices(len(files))]
+    parts = world.all_gather({str(path.relative_to(aside)): _digest(path) for path in mine})
+    if world.is_rank_zero:
         write_json(aside / MANIFEST, dict(sorted(pair for part in parts for pair in part.items())))
     for path in mine:
         sync(path)
     world.barrier()
-    if world.first:
+    if world.is_rank_zero:
         if target.exists():
             target.rename(old)
         aside.rename(target)
@@ -56,7 +56,7 @@ def repair(target: Path) -> None:
         old.rename(target)
 
 
-def torn(folder: Path) -> str | None:
+def corruption(folder: Path) -> str | None:
     """Why a folder differs from what :func:`write_folder` wrote, or None if it is valid."""
     try:
         manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix == "")
 
 
-def newest_whole(
+def latest_valid(
     folder: Path, objection: Callable[[Path], str | None] = lambda path: None
 ) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint, or None; and one sentence for every newer one that is corrupt.
@@ -98,7 +98,7 @@ def newest_whole(
     """
     remarks: list[str] = []
     for path in reversed(checkpoints(folder)):
-        reason = torn(path) or objection(path)
+        reason = corruption(path) or objection(path)
         if reason is None:
             return path, remarks
         remarks.append(f"checkpoint {path.name} is torn ({reason}); using the one before it")

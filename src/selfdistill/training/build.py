@@ -159,7 +159,7 @@ def build_rollout_worker(models: Models, say: Callable[[str], None] = lambda sen
     """
     sampling = models.config.sampling
     # Rank 0 logs through the run; other ranks report a smaller batch size on stderr.
-    limit = BatchSizeLimit(sampling.max_batch_size, say if World.current().first else log_to_stderr)
+    limit = BatchSizeLimit(sampling.max_batch_size, say if World.current().is_rank_zero else log_to_stderr)
     return RolloutWorker(
         task=models.task,
         method=models.method,

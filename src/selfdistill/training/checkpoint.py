@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from selfdistill.distributed.fsdp import put
+from selfdistill.distributed.fsdp import copy_into
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.models.policy import Policy, load_weights
 from selfdistill.models.teachers import Teachers
@@ -34,7 +34,7 @@ def save_state(
         sharded = {**_weights(policy), **_moments(policy, optimiser), **_averages(teachers)}
         with _one_process_is_meant():
             state_dict_saver.save(sharded, checkpoint_id=folder / SHARDS, no_dist=world.size == 1)
-    elif world.first:
+    elif world.is_rank_zero:
         # The model directory holds these weights in a narrower number type.
         masters = {name: master.detach() for name, master in policy.masters.weights.items()}
         stored = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
@@ -65,7 +65,7 @@ def load_state(
     for place, parameter in enumerate(policy.trainable()):
         for key, value in stored["optimiser"]["state"].get(place, {}).items():
             room = torch.zeros_like(parameter) if value.shape == parameter.shape else torch.zeros_like(value)
-            put(room, value)
+            copy_into(room, value)
             optimiser.state[parameter][key] = room
 
 
@@ -83,7 +83,7 @@ def _put_masters(policy: Policy, stored: Mapping[str, Any]) -> None:
     """Load the master weights, which are wider than those of the model directory, if the checkpoint has any."""
     kept = policy.kept()
     for name, value in stored.get("masters", {}).items():
-        put(kept[name], value)
+        copy_into(kept[name], value)
     policy.refresh()
 
 

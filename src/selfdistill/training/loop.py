@@ -74,9 +74,9 @@ class Run:
         self.on_step = on_step
         self.world = World.current()
         self.hold = Hold(folder)
-        exists = self.world.from_first(lambda: holds_run(folder, resume=resume))
+        exists = self.world.broadcast_from_rank_zero(lambda: holds_run(folder, resume=resume))
         if exists:
-            self.world.from_first(self.hold.take)
+            self.world.broadcast_from_rank_zero(self.hold.take)
         if resume and not exists:
             progress.say(f"nothing to resume in {folder}: starting a new run")
         require(config.sinks)
@@ -86,7 +86,7 @@ class Run:
         self.saved_step = 0
         self.saved = folder / "checkpoints"
         self.metrics, self.evaluations, self.rollouts, self.alarms = (
-            JsonLines(folder / f"{name}.jsonl", writes=self.world.first)
+            JsonLines(folder / f"{name}.jsonl", writes=self.world.is_rank_zero)
             for name in ("metrics", "evaluations", "rollouts", "alarms")
         )
         self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
@@ -97,9 +97,9 @@ class Run:
                 progress.say(remark)
             self._restore()
         settings = self.config.model_dump()
-        self.world.from_first(lambda: self._open(settings, new=not exists))
+        self.world.broadcast_from_rank_zero(lambda: self._open(settings, new=not exists))
         begin = Begin(folder, settings, self.counters.step)
-        self.trackers = Trackers(config.sinks if self.world.first else [], begin, warn=progress.say)
+        self.trackers = Trackers(config.sinks if self.world.is_rank_zero else [], begin, warn=progress.say)
 
     def _open(self, settings: Mapping[str, Any], *, new: bool) -> None:
         self.hold.take()
@@ -271,7 +271,7 @@ class Run:
         line["seconds"] = round(sum(clock.seconds.values()), 4)
 
     def _export(self, folder: Path) -> None:
-        save_policy(self.parts.policy, self.parts.chat, folder, writes=self.world.first)
+        save_policy(self.parts.policy, self.parts.chat, folder, writes=self.world.is_rank_zero)
 
     def _save(self, *, export: bool) -> None:
         """Write a checkpoint. Sharded weights are also written as a model directory only if ``export`` is set."""
@@ -283,7 +283,7 @@ class Run:
             save_state(folder, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
             if parts.prefetcher is not None:
                 parts.prefetcher.save(folder)
-            if self.world.first:
+            if self.world.is_rank_zero:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 counters = {name: getattr(now, name) for name in now.__slots__}
                 stored = {"counters": counters, "method": method, "origin": parts.origin}
@@ -292,16 +292,16 @@ class Run:
 
         path = checkpoint.checkpoint_path(self.saved, now.step)
         checkpoint.write_folder(path, fill, world=self.world)
-        if self.world.first:
+        if self.world.is_rank_zero:
             checkpoint.prune(self.saved, self.config.checkpoint.keep, last=path)
         self.saved_step = now.step
 
     def _restore(self) -> None:
         """Load the newest valid checkpoint, and cut the log files back to its step."""
-        if self.world.first:
+        if self.world.is_rank_zero:
             checkpoint.repair(self.saved / "best")
-        path, remarks = self.world.from_first(
-            lambda: checkpoint.newest_whole(self.saved, lambda found: logs_objection(found, self.logs))
+        path, remarks = self.world.broadcast_from_rank_zero(
+            lambda: checkpoint.latest_valid(self.saved, lambda found: logs_objection(found, self.logs))
         )
         for remark in remarks:
             self.progress.say(remark)
@@ -326,7 +326,7 @@ class Run:
             marks = {} if path is None else stored.get("logs", {})
             after = None if path is None else marks.get(lines.path.stem) or lines.mark_after(self.counters.step)
             lines.cut(after)
-        if path is not None and self.world.first and self.counters.best is not None:
+        if path is not None and self.world.is_rank_zero and self.counters.best is not None:
             mended = mend_best(self.saved, self.counters.best_step)
             if mended is not None:
                 self.progress.say(mended)
@@ -339,7 +339,7 @@ class Run:
     def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
         path, empty = self.folder / f"bad-batch-{step:06d}.jsonl", StepResult(StepRecord(step), [])
         lines = rollout_lines(groups, empty, self.parts.chat)
-        JsonLines(path, writes=self.world.first).append(*(line.to_json() for line in lines))
+        JsonLines(path, writes=self.world.is_rank_zero).append(*(line.to_json() for line in lines))
         return TrainingError(f"{error}; the batch is in {path}, the last checkpoint is kept")
 
     def _finish(self) -> dict[str, Any]:
@@ -362,7 +362,7 @@ class Run:
             "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        if self.world.first:
+        if self.world.is_rank_zero:
             write_json(self.folder / "summary.json", summary)
             write_report(self.folder)
         return summary

@@ -41,7 +41,7 @@ class Movement:
             if len(pull)
         ]
         mine: list[int] = torch.stack(counted).sum(0).tolist() if counted else [0, 0]
-        moved, asked = (sum(column) for column in zip(*world.gather(mine), strict=True))
+        moved, asked = (sum(column) for column in zip(*world.all_gather(mine), strict=True))
         return moved / asked if asked else None
 
 

@@ -17,7 +17,7 @@ from selfdistill.config.run import ResolvedConfig, lasting
 from selfdistill.config.suggest import suggest
 from selfdistill.errors import CheckpointError
 from selfdistill.files import JsonLines, check_name, lock_folder, told_of_disk
-from selfdistill.training.atomic import checkpoint_path, checkpoints, torn, write_folder
+from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption, write_folder
 
 
 class Hold:
@@ -83,7 +83,7 @@ def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
     if isinstance(stored, dict):
         return stored, None
     for one in reversed(checkpoints(folder / "checkpoints")):
-        if torn(one) is None:
+        if corruption(one) is None:
             state: dict[str, Any] = json.loads((one / "state.json").read_text(encoding="utf-8"))
             if "config" in state:
                 return state["config"], f"{path} is damaged: it is written again from checkpoint {one.name}"
@@ -102,10 +102,10 @@ def logs_objection(checkpoint: Path, logs: Sequence[JsonLines]) -> str | None:
 def mend_best(saved: Path, step: int) -> str | None:
     """Restore a damaged copy of the best weights from the checkpoint of its step; what to say, None if it is whole."""
     best, source = saved / "best", checkpoint_path(saved, step)
-    reason = torn(best)
+    reason = corruption(best)
     if reason is None:
         return None
-    if not (source / "model").is_dir() or torn(source) is not None:
+    if not (source / "model").is_dir() or corruption(source) is not None:
         return f"{best} is damaged ({reason}), and the checkpoint of its step is gone: the next better one replaces it"
 
     def fill(folder: Path) -> None:

@@ -88,7 +88,7 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
     Raises:
         ConfigError: names the two settings that would give rewards.
     """
-    if method.needs_rewards() and not task.judges:
+    if method.needs_rewards() and not task.has_verifier:
         raise ConfigError(
             f"method {name!r} needs rewards, but the task has no verifier: "
             'name the answer column (task.answer) or a reward function (reward = "module:function")'

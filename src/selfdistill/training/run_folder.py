@@ -40,7 +40,7 @@ def model_path(model: str) -> tuple[str, list[str]]:
     """Path of the weights, and remarks. Takes a run's newest valid checkpoint, a checkpoint's model, or the path."""
     folder = Path(model)
     if (folder / "checkpoints").is_dir():
-        newest, remarks = checkpoint.newest_whole(folder / "checkpoints")
+        newest, remarks = checkpoint.latest_valid(folder / "checkpoints")
         if newest is None:
             raise CheckpointError(f"{model} has no checkpoint yet")
         if not (newest / "model").is_dir():
@@ -68,13 +68,13 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     saved = run / "checkpoints"
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty: choose another --out")
-    path = checkpoint.newest_whole(saved)[0] if step is None else checkpoint.checkpoint_path(saved, step)
+    path = checkpoint.latest_valid(saved)[0] if step is None else checkpoint.checkpoint_path(saved, step)
     kept = ", ".join(str(int(found.name.removeprefix("step-"))) for found in checkpoint.checkpoints(saved))
     if not kept:
         raise CheckpointError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
     if path is None or not path.is_dir():
         raise CheckpointError(f"{run} has no checkpoint of step {step}; it keeps: {kept}")
-    reason = checkpoint.torn(path)
+    reason = checkpoint.corruption(path)
     if reason is not None:
         raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
     stored = path / "model"

@@ -11,7 +11,7 @@ import torch
 from selfdistill.config.sections import Limits, limits_on
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template
-from selfdistill.distributed.fsdp import clip
+from selfdistill.distributed.fsdp import clip_grad_norm
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ConfigError, TrainingError
 from selfdistill.methods.base import Method
@@ -183,7 +183,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss, scores, metrics = self._backward(batch, first, clock)
         with clock.phase("update"):
-            norm = clip(self.policy.trainable(), self.clip_norm or math.inf)
+            norm = clip_grad_norm(self.policy.trainable(), self.clip_norm or math.inf)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
                     f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated"
@@ -331,7 +331,7 @@ def teachers_of(method: Method, policy: Policy) -> Teachers:
 
 def _together(own: _Totals, views: int, world: World) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
     """All-gather the totals of the ranks; returns loss, scores by role for each view, and sums of metrics."""
-    parts = world.gather(own.alone()) if world.size > 1 else [own]
+    parts = world.all_gather(own.alone()) if world.size > 1 else [own]
     sums: dict[str, float] = {}
     scores: dict[str, list[Scores | None]] = {}
     for part in parts:

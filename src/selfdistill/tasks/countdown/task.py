@@ -130,7 +130,7 @@ class CountdownTask:
 
     name = "countdown"
     contexts = "countdown"
-    judges = True
+    has_verifier = True
 
     def __init__(self, config: CountdownConfig | None = None, *, seed: int = 0) -> None:
         self.config = config or CountdownConfig()

@@ -30,8 +30,8 @@ class MathTask(RowTask):
     r"""Problems with a final answer, verified by symbolic equality.
 
     The answer of a row is the last ``\boxed{…}`` or ``#### …`` line of its text, else all of it; ``answer_pattern``
-    finds it instead (group 1 of the last match). Without ``answer`` nothing is judged (``judges`` is False), and a
-    reward function must. Unless ``boxed_only``, ``#### 72`` and "the answer is 72" count like a box.
+    finds it instead (group 1 of the last match). Without ``answer`` nothing is judged (``has_verifier`` is False), and
+    a reward function must. Unless ``boxed_only``, ``#### 72`` and "the answer is 72" count like a box.
 
     Args:
         config: the task's table.
@@ -48,7 +48,7 @@ class MathTask(RowTask):
         self.config = config
         named = {"prompt": config.prompt, "answer": config.answer, "solution": config.solution}
         self._mapping = {**{name: source for name, source in named.items() if source is not None}, **config.fields}
-        self.judges = config.answer is not None
+        self.has_verifier = config.answer is not None
         self._answer_pattern = _compile("answer_pattern", config.answer_pattern)
         self._solution_remove = _compile("solution_remove", config.solution_remove)
         self._checker = AnswerChecker(timeout=config.timeout)
@@ -61,7 +61,7 @@ class MathTask(RowTask):
         Of a completion that the token limit cut, only a closed box is believed: "the answer is 1" may have meant 12.
         """
         given = self._find(text, finished=finished)
-        if not self.judges:
+        if not self.has_verifier:
             return Verdict(reward=None, answer=None if given is None else canonical(given))
         if given is None:
             missing = "no answer in \\boxed{} was found" if finished else "the completion was cut off before an answer"
@@ -94,7 +94,7 @@ class MathTask(RowTask):
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's question, and the example that asks it with the suffix."""
         question, fields = question_and_fields(row, self._mapping)
-        if self.judges:
+        if self.has_verifier:
             fields["answer"] = self._gold(row, fields.get("answer", ""))
         if self._solution_remove is not None and "solution" in fields:
             fields["solution"] = self._solution_remove.sub("", fields["solution"])

@@ -111,7 +111,7 @@ class ToolboxTask:
 
     name = "toolbox"
     contexts = "toolbox"
-    judges = True
+    has_verifier = True
 
     def __init__(self, config: ToolboxConfig | None = None, *, seed: int = 0) -> None:
         self.config = config or ToolboxConfig()
