@@ -109,8 +109,8 @@ def on_policy(groups: Sequence[RolloutGroup], parts: Parts) -> list[RolloutGroup
         parts.policy,
         views,
         "student",
-        max_tokens=limits.tokens,
-        max_logits_per_chunk=limits.elements,
+        max_tokens=limits.max_tokens_per_microbatch,
+        max_logits_per_chunk=limits.max_logits_per_chunk,
     )
     known = {(v.group, v.index): tuple(s.target_N.tolist()) for v, s in zip(views, scores, strict=True)}
     return [

@@ -173,7 +173,7 @@ def overrides(workload: Workload) -> list[str]:
         "optimiser.clip_norm": workload.clip_norm,
     }
     if workload.our_tokens is not None:
-        pairs["limits.tokens"] = workload.our_tokens
+        pairs["limits.max_tokens_per_microbatch"] = workload.our_tokens
     return [f"{key}={value}" for key, value in pairs.items()]
 
 

@@ -48,7 +48,8 @@ DRAWING = (
     'servers (sampler.kind = "server")'
 )
 PASSES = (
-    "lower limits.tokens, the tokens of one forward pass, or limits.elements, the logits that exist at once, or set "
+    "lower limits.max_tokens_per_microbatch, the tokens of one forward pass, or limits.max_logits_per_chunk, the logits "
+    "that exist at once, or set "
     "parallel.activation_checkpointing"
 )
 REMEDIES = {

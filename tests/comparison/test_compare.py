@@ -110,13 +110,13 @@ def test_whatever_differs_is_named(here: Path, change: str, sentence: str) -> No
 
 
 def test_what_belongs_to_an_arm_may_differ(here: Path) -> None:
-    own = {"optimiser.learning_rate": "0.002", "limits.tokens": "512", "checkpoint.every": "1"}
+    own = {"optimiser.learning_rate": "0.002", "limits.max_tokens_per_microbatch": "512", "checkpoint.every": "1"}
     text = (here / "my-grpo.toml").read_text()
     kept = [line for line in text.splitlines() if line.partition(" =")[0] not in own]
     (here / "other.toml").write_text("\n".join([*kept, *(f"{key} = {value}" for key, value in own.items()), ""]))
     comparison = plan(["other.toml", "my-grpo.toml"], [], seeds=[0], baseline=None, folder=Path("out"))
     assert [arm.config.optimiser.learning_rate for arm in comparison.arms] == [0.002, 0.01]
-    assert comparison.arms[0].config.limits.tokens == 512
+    assert comparison.arms[0].config.limits.max_tokens_per_microbatch == 512
 
 
 def test_a_method_that_samples_nothing_needs_no_sampling_settings(here: Path) -> None:

@@ -221,7 +221,7 @@ def test_where_only_the_teacher_samples_the_student_has_no_reward(model: Path, t
 def test_more_than_one_update_a_batch_is_a_warning_where_theory_asks_for_one(
     method: str, warned: bool, model: Path, tmp_path: Path
 ) -> None:
-    run = open_run(tiny_run(model, method, "optimiser.updates=2", "steps=1"), tmp_path / "run")
+    run = open_run(tiny_run(model, method, "optimiser.updates_per_batch=2", "steps=1"), tmp_path / "run")
     run.train(recorder(run).stop)
     assert any("meant for one optimiser step a batch" in said for said in recorder(run).said) == warned
 

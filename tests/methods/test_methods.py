@@ -175,10 +175,10 @@ def test_the_gradient_of_a_step_is_that_of_brute_force(
 
 INVARIANT = ["grpo", "sft", "opsd", "sdpo top 5", "sd", "antisd"]
 CUTS = {
-    "one view a micro-batch": limits_on("cpu", LimitsConfig(tokens=1)),
-    "some views a micro-batch": limits_on("cpu", LimitsConfig(tokens=70)),
-    "one token a slice": limits_on("cpu", LimitsConfig(elements=1)),
-    "five tokens a slice": limits_on("cpu", LimitsConfig(elements=5 * 96)),
+    "one view a micro-batch": limits_on("cpu", LimitsConfig(max_tokens_per_microbatch=1)),
+    "some views a micro-batch": limits_on("cpu", LimitsConfig(max_tokens_per_microbatch=70)),
+    "one token a slice": limits_on("cpu", LimitsConfig(max_logits_per_chunk=1)),
+    "five tokens a slice": limits_on("cpu", LimitsConfig(max_logits_per_chunk=5 * 96)),
 }
 
 
@@ -437,7 +437,7 @@ def test_a_step_never_holds_all_tokens_times_the_vocabulary(
         templates,
         name,
         knobs,
-        limits=limits_on("cpu", LimitsConfig(elements=max_logits)),
+        limits=limits_on("cpu", LimitsConfig(max_logits_per_chunk=max_logits)),
         move=small_move,
     )
     groups = invent_groups(policy, chat)

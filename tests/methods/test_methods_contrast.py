@@ -141,9 +141,9 @@ def test_the_sampled_token_form_of_credit_is_centred(folder: Path, templates: Ma
 @pytest.mark.parametrize(
     "limits",
     [
-        limits_on("cpu", LimitsConfig(tokens=1)),
-        limits_on("cpu", LimitsConfig(tokens=70)),
-        limits_on("cpu", LimitsConfig(elements=96)),
+        limits_on("cpu", LimitsConfig(max_tokens_per_microbatch=1)),
+        limits_on("cpu", LimitsConfig(max_tokens_per_microbatch=70)),
+        limits_on("cpu", LimitsConfig(max_logits_per_chunk=96)),
     ],
 )
 @pytest.mark.parametrize(

@@ -150,7 +150,13 @@ def test_a_correction_for_another_engine_is_compiled_once(traced: None) -> None:
 def test_a_run_of_every_method_is_compiled_whole_and_gives_the_same(
     name: str, model: Path, tmp_path: Path, traced: None
 ) -> None:
-    overrides = ("steps=2", "optimiser.updates=2", "limits.tokens=120", "limits.elements=4096", "checkpoint.every=1")
+    overrides = (
+        "steps=2",
+        "optimiser.updates_per_batch=2",
+        "limits.max_tokens_per_microbatch=120",
+        "limits.max_logits_per_chunk=4096",
+        "checkpoint.every=1",
+    )
     runs = [tmp_path / "plain", tmp_path / "compiled"]
     train(tiny_run(model, METHODS[name], *overrides), runs[0])
     assert not graphs()

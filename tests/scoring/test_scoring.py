@@ -156,7 +156,7 @@ def test_a_step_is_the_same_packed_shared_and_padded(
         (False, 64, None),
         (True, 10**6, None),
         (True, 1, None),
-        (True, 1, Limits(tokens=90, elements=7 * 96)),
+        (True, 1, Limits(max_tokens_per_microbatch=90, max_logits_per_chunk=7 * 96)),
     ):
         monkeypatch.setattr("selfdistill.models.packing.SHARE_FROM", share_from)
         policy, chat = load_exact(folder, lora=lora)

@@ -185,7 +185,7 @@ def device_apart() -> Iterator[None]:
 
 # --- the cases of test_other_device.py ----------------------------------------------------------------------------
 
-SHORT = ("steps=2", "checkpoint.every=1", "limits.tokens=120", "limits.elements=4096")
+SHORT = ("steps=2", "checkpoint.every=1", "limits.max_tokens_per_microbatch=120", "limits.max_logits_per_chunk=4096")
 """Small batches: several of a kind, and some with a few views."""
 RECOMPUTED = ("parallel.activation_checkpointing=true",)
 
@@ -216,7 +216,7 @@ def inspected(place: str, folder: Path) -> None:
 
 def cases() -> Mapping[str, Callable[[str, Path], None]]:
     """What is done on both devices."""
-    twice = ("optimiser.updates=2",)
+    twice = ("optimiser.updates_per_batch=2",)
     methods = {name: partial(run_on, name=name, method=name, overrides=twice) for name in METHODS}
     return {
         **methods,

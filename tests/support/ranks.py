@@ -57,7 +57,7 @@ class Gradient:
             chat,
             own_templates(folder / os.environ["RANK"]),
             *self.method,
-            limits=limits_on("cpu", LimitsConfig(tokens=self.tokens)),
+            limits=limits_on("cpu", LimitsConfig(max_tokens_per_microbatch=self.tokens)),
             move=perturb,
             parallel=self.parallel,
         )

@@ -53,7 +53,7 @@ def test_what_says_that_memory_is_full_is_told_from_other_errors(error: Exceptio
     ("owner", "name", "at", "phase", "remedy"),
     [
         # Drawn are: an evaluation, steps 1 and 2, an evaluation, step 3.
-        (Policy, "forward", 4, "student", "limits.tokens"),
+        (Policy, "forward", 4, "student", "limits.max_tokens_per_microbatch"),
         (HFSampler, "sample", 5, "generation", "sampling.max_tokens"),
         (HFSampler, "sample", 4, "evaluation", "sampling.max_tokens"),
     ],
@@ -80,7 +80,12 @@ def test_a_run_without_memory_says_what_to_lower_and_goes_on_with_it(
     assert done > 0
     assert f"step {done} is kept, and --resume goes on from it" in said
     assert not list((tmp_path / "run").glob("bad-batch*"))
-    lower = ("checkpoint.every=1", "limits.tokens=64", "limits.elements=2048", "sampling.max_batch_size=6")
+    lower = (
+        "checkpoint.every=1",
+        "limits.max_tokens_per_microbatch=64",
+        "limits.max_logits_per_chunk=2048",
+        "sampling.max_batch_size=6",
+    )
     train(tiny_run(model, "grpo", *lower), tmp_path / "run", resume=True)
     train(tiny_run(model, "grpo", "checkpoint.every=1"), tmp_path / "whole")
     for mine, whole in zip(metrics(tmp_path / "run"), metrics(tmp_path / "whole"), strict=True):

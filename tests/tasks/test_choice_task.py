@@ -97,7 +97,7 @@ def test_verdicts(tmp_path: Path) -> None:
     assert task.verify(example, "<answer>iron</answer>", finished=True).feedback == said
     outside = Verdict(0.0, "E", "the answer E is not among the options A, B, C, D")
     assert task.verify(example, "\\boxed{E}", finished=True) == outside
-    telling, example = one_of(tmp_path, INSIDE, prompt="prompt", tell_wrong=True)
+    telling, example = one_of(tmp_path, INSIDE, prompt="prompt", reveal_incorrect=True)
     assert telling.verify(example, "B", finished=True).feedback == "the answer B is wrong"
 
 

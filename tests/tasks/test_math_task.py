@@ -109,7 +109,7 @@ def test_verdicts_on_missing_cut_and_wrong_answers(tmp_path: Path) -> None:
     assert task.verify(example, "the answer is 1233", finished=True) == Verdict(1.0, "1233")
     assert all_of(path, boxed_only=True).verify(example, "the answer is 1233", finished=True) == none
     assert task.verify(example, "\\boxed{5 apples}", finished=True) == Verdict(0.0, "5")
-    telling = all_of(path, tell_wrong=True)
+    telling = all_of(path, reveal_incorrect=True)
     assert telling.verify(example, "\\boxed{5 apples}", finished=True).feedback == "the final answer 5 apples is wrong"
 
 
@@ -219,7 +219,7 @@ def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rewarded(folder: Path, reward: RewardFunction) -> tuple[RewardedTask, Example]:
-    task = RewardedTask(all_of(save(folder / "rows.jsonl", APPLES), tell_wrong=True), reward)
+    task = RewardedTask(all_of(save(folder / "rows.jsonl", APPLES), reveal_incorrect=True), reward)
     return task, task.examples("train")[0]
 
 

@@ -76,15 +76,15 @@ def test_a_run_hands_every_knob_to_what_uses_it(model: Path, tmp_path: Path) -> 
         "optimiser.beta1=0.5",
         "optimiser.beta2=0.75",
         "optimiser.clip_norm=0.25",
-        "optimiser.updates=2",
-        "limits.tokens=1000",
-        "limits.elements=2000",
+        "optimiser.updates_per_batch=2",
+        "limits.max_tokens_per_microbatch=1000",
+        "limits.max_logits_per_chunk=2000",
     )
     trainer = open_run(config, tmp_path / "run").parts.trainer
     [group] = trainer.optimiser.param_groups
     assert (group["weight_decay"], group["betas"]) == (0.125, (0.5, 0.75))
     assert (trainer.clip_norm, trainer.updates_per_batch, trainer.seed) == (0.25, 2, 7)
-    assert (trainer.limits.tokens, trainer.limits.elements) == (1000, 2000)
+    assert (trainer.limits.max_tokens_per_microbatch, trainer.limits.max_logits_per_chunk) == (1000, 2000)
     assert trainer.teachers.rate == 0.3
     assert trainer.importance_cap is None
     # tiny_run: five steps, two of them warm-up, then linear.

@@ -197,7 +197,10 @@ def test_two_ranks_report_and_learn_what_one_does(
     first = Pair(0)
     second = replace(first, rank=1)
     for bench, world in zip(ranks, (first, second), strict=True):
-        bench.trainer.world, bench.trainer.limits = world, limits_on("cpu", LimitsConfig(tokens=tokens))
+        bench.trainer.world, bench.trainer.limits = (
+            world,
+            limits_on("cpu", LimitsConfig(max_tokens_per_microbatch=tokens)),
+        )
     expected = alone.step(groups)
     with ThreadPoolExecutor(1) as other:
         late = other.submit(ranks[1].step, groups)
@@ -218,7 +221,7 @@ def test_two_ranks_report_and_learn_what_one_does(
 def test_micro_batches_add_up_to_the_whole_record(method: str, model: Path, templates: Mapping[str, Template]) -> None:
     whole, cut = (open_bench(model, templates, method, {}) for _ in range(2))
     groups = invent_groups(whole.policy, whole.chat)
-    cut.trainer.limits = Limits(tokens=60, elements=500)
+    cut.trainer.limits = Limits(max_tokens_per_microbatch=60, max_logits_per_chunk=500)
     one, other = whole.step(groups).record, cut.step(groups).record
     assert numbers_of(other) == pytest.approx(numbers_of(one), rel=1e-9)
     assert (other.tokens, other.step) == (one.tokens, 1)
@@ -362,7 +365,7 @@ def test_all_that_the_loss_is_handed_lies_on_the_students_device(
     monkeypatch.setattr(bench.policy, "device", torch.device("meta"))
     bench.trainer.importance_cap, bench.trainer.updates_per_batch = 2.0, 2
     # One completion at a time: some without any of the teacher's scores, the others with all.
-    bench.trainer.limits, bench.trainer.world = Limits(tokens=1, elements=777), Asked()
+    bench.trainer.limits, bench.trainer.world = Limits(max_tokens_per_microbatch=1, max_logits_per_chunk=777), Asked()
     clocks: list[torch.device] = []
 
     def timed(device: torch.device) -> Clock:
@@ -388,7 +391,12 @@ def test_all_that_the_loss_is_handed_lies_on_the_students_device(
 
 def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, Template]) -> None:
     bench = open_bench(model, templates, "grpo", {})
-    given = {"clip_norm": 0.5, "limits": Limits(tokens=7, elements=8), "thinking": False, "world": World.current()}
+    given = {
+        "clip_norm": 0.5,
+        "limits": Limits(max_tokens_per_microbatch=7, max_logits_per_chunk=8),
+        "thinking": False,
+        "world": World.current(),
+    }
     corrected = Trainer(
         bench.policy, bench.trainer.teachers, bench.method, templates, bench.chat, bench.trainer.optimiser,
         learning_rate=float, importance_cap=1.5, updates_per_batch=4, seed=9, **given,  # type: ignore[arg-type]
@@ -405,9 +413,14 @@ def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, 
 
 def test_limits_follow_the_device_where_they_are_left_open() -> None:
     found = {device: limits_on(device) for device in ("cpu", "cpu:0", "cuda", "cuda:1")}
-    small, large = Limits(tokens=4096, elements=1 << 26), Limits(tokens=16384, elements=1 << 28)
+    small, large = (
+        Limits(max_tokens_per_microbatch=4096, max_logits_per_chunk=1 << 26),
+        Limits(max_tokens_per_microbatch=16384, max_logits_per_chunk=1 << 28),
+    )
     assert found == {"cpu": small, "cpu:0": small, "cuda": large, "cuda:1": large}
-    assert limits_on("cuda", LimitsConfig(tokens=7)) == Limits(tokens=7, elements=1 << 28)
+    assert limits_on("cuda", LimitsConfig(max_tokens_per_microbatch=7)) == Limits(
+        max_tokens_per_microbatch=7, max_logits_per_chunk=1 << 28
+    )
 
 
 def test_the_views_of_a_step_depend_on_its_seed_its_number_and_the_switch_of_thinking(

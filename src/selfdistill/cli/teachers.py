@@ -38,7 +38,7 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
             chosen[:problems],
             samples=samples,
             seed=derive(seed, "teaching"),
-            max_tokens=models.config.limits.tokens,
+            max_tokens=models.config.limits.max_tokens_per_microbatch,
         )
         if isinstance(gap, Counter):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-RENAMED = {"sampling.max_rows": "sampling.max_batch_size", "sampler.receiver": "sampler.worker_extension"}
+RENAMED = {
+    "sampling.max_rows": "sampling.max_batch_size",
+    "sampler.receiver": "sampler.worker_extension",
+    "optimiser.updates": "optimiser.updates_per_batch",
+    "limits.tokens": "limits.max_tokens_per_microbatch",
+    "limits.elements": "limits.max_logits_per_chunk",
+    "task.tell_wrong": "task.reveal_incorrect",
+}
 """Keys of earlier versions and their new names. A config with an old key is refused with the new name."""
 
 

@@ -106,7 +106,7 @@ class OptimiserConfig(Strict):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
     clip_norm: float = Field(1.0, ge=0, description="Gradient norm to clip at; 0 leaves it alone.")
-    updates: int = Field(1, ge=1, description="Optimiser steps on each batch of completions.")
+    updates_per_batch: int = Field(1, ge=1, description="Optimiser steps on each batch of completions.")
 
 
 class Optimiser(OptimiserConfig):
@@ -120,13 +120,13 @@ class LimitsConfig(Strict):
 
     model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
-    tokens: int | None = Field(
+    max_tokens_per_microbatch: int | None = Field(
         None,
         ge=1,
         description="Tokens that one forward pass computes; unset: 4096 on a CPU, whose cache holds no more, "
         "16384 elsewhere.",
     )
-    elements: int | None = Field(
+    max_logits_per_chunk: int | None = Field(
         None,
         ge=1,
         description="Logits that exist at once, those of all contexts together; unset: 2^26 on a CPU, 2^28 elsewhere.",
@@ -136,8 +136,8 @@ class LimitsConfig(Strict):
 class Limits(LimitsConfig):
     """Bounds on memory, with what was left open decided."""
 
-    tokens: int
-    elements: int
+    max_tokens_per_microbatch: int
+    max_logits_per_chunk: int
 
 
 def limits_on(device: str, given: LimitsConfig | None = None) -> Limits:
@@ -146,9 +146,12 @@ def limits_on(device: str, given: LimitsConfig | None = None) -> Limits:
     On a CPU small micro-batches of similar lengths have little padding and fit the cache (docs/log.md). On a GPU larger
     chunks of logits make up for the accumulation of the head's gradient in slow memory.
     """
-    tokens, elements = (4096, 1 << 26) if device.partition(":")[0] == "cpu" else (16384, 1 << 28)
+    tokens, logits = (4096, 1 << 26) if device.partition(":")[0] == "cpu" else (16384, 1 << 28)
     given = given or LimitsConfig()
-    return Limits(tokens=given.tokens or tokens, elements=given.elements or elements)
+    return Limits(
+        max_tokens_per_microbatch=given.max_tokens_per_microbatch or tokens,
+        max_logits_per_chunk=given.max_logits_per_chunk or logits,
+    )
 
 
 class EvaluationConfig(Strict):

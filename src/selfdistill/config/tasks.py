@@ -97,7 +97,7 @@ class MathConfig(RowsConfig):
         "\nReason step by step and put the final answer in \\boxed{}.", description="Appended to every problem."
     )
     boxed_only: bool = Field(False, description="Whether a completion must box its answer.")
-    tell_wrong: bool = Field(False, description="Whether feedback may say that a value is wrong.")
+    reveal_incorrect: bool = Field(False, description="Whether feedback may say that a value is wrong.")
     timeout: float = Field(5.0, gt=0, description="Seconds that one answer check may take.")
 
     @field_validator("answer")
@@ -135,7 +135,7 @@ class ChoiceConfig(RowsConfig):
     shuffle: Literal["never", "once", "epoch"] = Field(
         "never", description="Whether options change places, once or anew in every epoch; the answer follows."
     )
-    tell_wrong: bool = Field(False, description="Whether feedback may say that a letter is wrong.")
+    reveal_incorrect: bool = Field(False, description="Whether feedback may say that a letter is wrong.")
 
 
 class ToolsConfig(RowsConfig):

@@ -136,8 +136,8 @@ def inspect(
         thinking=config.sampling.thinking,
         seed=derive(options.seed, "contrast", 1),
         prompts=config.sampling.prompts,
-        max_tokens=limits.tokens,
-        max_logits_per_chunk=limits.elements,
+        max_tokens=limits.max_tokens_per_microbatch,
+        max_logits_per_chunk=limits.max_logits_per_chunk,
     )
     findings.skipped += unused
     table = token_table(findings, chat, patterns)

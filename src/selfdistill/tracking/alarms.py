@@ -347,7 +347,7 @@ ALARMS: Mapping[str, Rule] = {
     "importance_ratios": Rule(
         "the policy that is trained has left the one that sampled",
         _ratio,
-        "lower the learning rate or optimiser.updates, and check that sampler and learner score alike",
+        "lower the learning rate or optimiser.updates_per_batch, and check that sampler and learner score alike",
     ),
     "sampler_gap": Rule(
         "the engine that samples and the learner disagree on the same tokens",

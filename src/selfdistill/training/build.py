@@ -147,7 +147,7 @@ def build_trainer(models: Models) -> Trainer:
         thinking=config.sampling.thinking,
         world=World.current(),
         seed=config.seed,
-        updates_per_batch=config.optimiser.updates,
+        updates_per_batch=config.optimiser.updates_per_batch,
         importance_cap=config.sampler.importance_cap if isinstance(config.sampler, EngineConfig) else None,
     )
 

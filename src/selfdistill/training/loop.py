@@ -136,10 +136,10 @@ class Run:
             self.progress.say("model: its layers do not support packing, so batches are padded and no prompt is shared")
         if parts.unfit:
             self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
-        if parts.method.one_update and config.optimiser.updates > 1:
+        if parts.method.one_update and config.optimiser.updates_per_batch > 1:
             self.progress.say(
                 f"warning: {config.method['name']} is meant for one optimiser step a batch, "
-                f"optimiser.updates is {config.optimiser.updates}"
+                f"optimiser.updates_per_batch is {config.optimiser.updates_per_batch}"
             )
         # Evaluate the untrained model once: later evaluations are compared with it.
         if now.before is None:

@@ -217,8 +217,8 @@ class Trainer:
             self.teachers,
             views,
             weights,
-            max_tokens=self.limits.tokens,
-            max_logits_per_chunk=self.limits.elements,
+            max_tokens=self.limits.max_tokens_per_microbatch,
+            max_logits_per_chunk=self.limits.max_logits_per_chunk,
             world=self.world,
         )
         self.teachers.release()
@@ -241,7 +241,7 @@ class Trainer:
         with clock.phase("views"):
             own = micro_batches(
                 views,
-                max_tokens=self.limits.tokens,
+                max_tokens=self.limits.max_tokens_per_microbatch,
                 forwards=forwards,
                 packed=packed,
                 world=self.world,
@@ -262,7 +262,7 @@ class Trainer:
                     sequences.target_N,
                     others,
                     self.policy,
-                    max_logits_per_chunk=self.limits.elements,
+                    max_logits_per_chunk=self.limits.max_logits_per_chunk,
                 )
                 result = self.policy(sequences, self._corrected(job, batch.views, micro_batch, first))
                 result.loss.backward()

@@ -117,7 +117,7 @@ class ChoiceTask(RowTask):
         return Verdict(
             0.0,
             answer=chosen.letter,
-            feedback=f"the answer {chosen.letter} is wrong" if self.config.tell_wrong else None,
+            feedback=f"the answer {chosen.letter} is wrong" if self.config.reveal_incorrect else None,
         )
 
     def reference(self, example: Example) -> str:

@@ -76,7 +76,7 @@ class MathTask(RowTask):
         return Verdict(
             reward=0.0,
             answer=found.canonical,
-            feedback=f"the final answer {given[:100]} is wrong" if self.config.tell_wrong else None,
+            feedback=f"the final answer {given[:100]} is wrong" if self.config.reveal_incorrect else None,
         )
 
     def reference(self, example: Example) -> str:
