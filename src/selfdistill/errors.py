@@ -48,9 +48,8 @@ DRAWING = (
     'servers (sampler.kind = "server")'
 )
 PASSES = (
-    "lower limits.max_tokens_per_microbatch, the tokens of one forward pass, or limits.max_logits_per_chunk, the logits "
-    "that exist at once, or set "
-    "parallel.activation_checkpointing"
+    "lower limits.max_tokens_per_microbatch, the tokens of one forward pass, or limits.max_logits_per_chunk, the "
+    "logits that exist at once, or set parallel.activation_checkpointing"
 )
 REMEDIES = {
     "generation": DRAWING,
