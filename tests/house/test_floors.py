@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "seeds", "text", "objectives"),
+    ("types", "errors", "seeds", "objectives"),
     ("config", "files"),
     ("contexts", "distributed", "sandbox", "report"),
     ("methods", "models", "tasks", "tracking"),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from selfdistill.errors import DataError
-from selfdistill.files import RolloutLine, read_lines
+from selfdistill.files.jsonl import read_lines
+from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
 from selfdistill.report.charts import (
     Series,

@@ -20,7 +20,7 @@ import pytest
 
 from selfdistill.cli.app import main
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.files import RolloutLine
+from selfdistill.files.records import RolloutLine
 from selfdistill.report import server as watching
 from selfdistill.report.page import write_report
 from selfdistill.report.server import Follower, is_loopback, server_of

@@ -14,7 +14,7 @@ import selfdistill as sd
 from selfdistill.config.renamed import RENAMED
 from selfdistill.config.run import parse_config
 from selfdistill.errors import ConfigError
-from selfdistill.files import write_json
+from selfdistill.files.jsonl import write_json
 from selfdistill.seeds import derive
 from selfdistill.training.run_folder import config_for, export_model
 from support.runs import lines, tiny_run, train

@@ -15,7 +15,7 @@ from selfdistill.config.sections import Limits, LoraConfig, ParallelConfig, limi
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.distributed.world import World
-from selfdistill.files import flatten
+from selfdistill.files.records import flatten
 from selfdistill.methods import Method, build_method
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.teachers import Teachers

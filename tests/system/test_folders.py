@@ -19,7 +19,8 @@ import torch
 
 from selfdistill.cli.app import main
 from selfdistill.errors import CheckpointError
-from selfdistill.files import JsonLines, disk_sentence, lock_folder
+from selfdistill.files.disk import disk_sentence, lock_folder
+from selfdistill.files.jsonl import JsonLines
 from selfdistill.training import atomic
 from selfdistill.training.loop import Run
 from support.runs import METHODS, lines, open_run, outcome, recorder, tiny_run, train
@@ -79,7 +80,7 @@ def test_of_two_runs_that_began_together_one_is_refused(
 
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
-    program = "import sys, pathlib, time\nfrom selfdistill.files import lock_folder\n"
+    program = "import sys, pathlib, time\nfrom selfdistill.files.disk import lock_folder\n"
     program += "lock_folder(pathlib.Path(sys.argv[1]), '')\nprint('held', flush=True)\ntime.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as other:
         try:

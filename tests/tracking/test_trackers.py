@@ -18,7 +18,7 @@ import pytest
 from selfdistill.config.run import parse_config
 from selfdistill.config.sections import Sink
 from selfdistill.errors import ConfigError
-from selfdistill.files import RolloutLine
+from selfdistill.files.records import RolloutLine
 from selfdistill.tracking import trackers
 from selfdistill.tracking.trackers import COLUMNS, Begin, Trackers, evaluation_numbers, step_numbers, table_of
 from support.runs import lines, metrics, open_run, outcome, recorder, tiny_run, train
@@ -228,7 +228,7 @@ def test_a_config_names_the_sinks_that_there_are() -> None:
 def write(name: str, folder: Path, **environment: str) -> str:
     """Two steps, an evaluation and a table, in a process of its own: these libraries keep threads and globals."""
     program = (
-        "import sys, json; from pathlib import Path; from selfdistill.files import RolloutLine\n"
+        "import sys, json; from pathlib import Path; from selfdistill.files.records import RolloutLine\n"
         "from selfdistill.tracking.trackers import Begin, Trackers\n"
         "name, folder, line, evaluation, row = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])\n"
         "sinks = Trackers([name], Begin(folder, {'seed': 7}, 0), warn=print)\n"

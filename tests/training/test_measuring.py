@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfdistill.files import LINE_KEYS, RolloutLine, flatten
+from selfdistill.files.records import LINE_KEYS, RolloutLine, flatten
 from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separation, signal_shares
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, Message, RoleSums, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View

@@ -13,7 +13,7 @@ from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, check_coun
 from selfdistill.api.training import stopping
 from selfdistill.comparison.compare import find_arm, plan, run_comparison, write_results
 from selfdistill.errors import ConfigError
-from selfdistill.files import write_json
+from selfdistill.files.jsonl import write_json
 from selfdistill.tracking.progress import Progress
 
 MEASURES = ("accuracy", "deliberation", "length")

@@ -18,7 +18,7 @@ from selfdistill.config.run import RunConfig, parse_config
 from selfdistill.distributed.signals import StopRequest, stop_on_signals
 from selfdistill.distributed.world import connect, report_error_once
 from selfdistill.errors import ConfigError
-from selfdistill.files import read_lines
+from selfdistill.files.jsonl import read_lines
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.reward import RewardFunction

@@ -13,7 +13,7 @@ import typer
 from selfdistill import __version__
 from selfdistill.cli.listings import Set, data_app, listings
 from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, as_mistake, quiet, say
-from selfdistill.text import printable
+from selfdistill.files.text import printable
 
 app = typer.Typer(
     cls=Commands,

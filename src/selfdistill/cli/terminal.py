@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from selfdistill.errors import CheckpointError, UserError, is_full, out_of_memory
-from selfdistill.files import disk_sentence
-from selfdistill.text import printable
+from selfdistill.files.disk import disk_sentence
+from selfdistill.files.text import printable
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 """Context settings of every command."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from selfdistill.files import Row
+from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 from selfdistill.report.outcome import spoken
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from selfdistill.errors import DataError
 from selfdistill.evaluation.statistics import nested_bootstrap
-from selfdistill.files import Row, read_lines, read_object
+from selfdistill.files.jsonl import Row, read_lines, read_object
 from selfdistill.report.outcome import cleared_at
 
 Table = list[list[float]]

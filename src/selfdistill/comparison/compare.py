@@ -23,7 +23,8 @@ from selfdistill.config.run import ResolvedConfig, load_config
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
-from selfdistill.files import JsonLines, check_name, lock_folder, read_lines, write_json
+from selfdistill.files.disk import check_name, lock_folder
+from selfdistill.files.jsonl import JsonLines, read_lines, write_json
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.opening import check_same_config

@@ -21,7 +21,7 @@ from selfdistill.comparison.tables import (
     short_names,
     verdict,
 )
-from selfdistill.files import Row
+from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart
 from selfdistill.report.outcome import flat

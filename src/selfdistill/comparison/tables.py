@@ -19,7 +19,7 @@ from selfdistill.comparison.alarm_tables import (
     alarm_words,
     ending,
 )
-from selfdistill.files import Row
+from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 from selfdistill.report.outcome import points
 

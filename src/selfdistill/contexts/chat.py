@@ -12,7 +12,7 @@ from selfdistill.contexts.rendering import render
 from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
 from selfdistill.contexts.turns import calls_turn, turn_end
 from selfdistill.errors import ModelError
-from selfdistill.text import well_formed
+from selfdistill.files.text import well_formed
 from selfdistill.types import Message, Rollout
 
 REMEMBERED = 4096

@@ -13,7 +13,7 @@ from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.words import load_classes
-from selfdistill.files import RolloutLine, read_rollouts
+from selfdistill.files.records import RolloutLine, read_rollouts
 from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
 from selfdistill.inspection.plan import choose_methods, knobs

@@ -16,7 +16,8 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.thinking import begins_thinking, ends_thinking
 from selfdistill.errors import ConfigError
 from selfdistill.evaluation.words import ALL_CLASSES, classify
-from selfdistill.files import check_name, lock_folder, told_of_disk, write_json
+from selfdistill.files.disk import check_name, lock_folder, told_of_disk
+from selfdistill.files.jsonl import write_json
 from selfdistill.inspection import tables
 from selfdistill.inspection.findings import Findings
 from selfdistill.inspection.page import PageData, Sample, render_microscope

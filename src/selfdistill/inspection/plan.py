@@ -8,7 +8,7 @@ from typing import Any
 
 from selfdistill.config.run import KEYS, apply_overrides, load_config
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.files import read_object
+from selfdistill.files.jsonl import read_object
 from selfdistill.methods import METHODS, Method, build_method
 
 LOOKED_AT = ("grpo", "sd", "antisd", "opsd", "sdpo", "credit", "purified")

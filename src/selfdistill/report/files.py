@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfdistill.errors import DataError
-from selfdistill.files import RolloutLine, Row, read_lines, read_object, read_rollouts
+from selfdistill.files.jsonl import Row, read_lines, read_object
+from selfdistill.files.records import RolloutLine, read_rollouts
 from selfdistill.report.numbers import number
 
 

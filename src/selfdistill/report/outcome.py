@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from selfdistill.files import Row
+from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 from selfdistill.report.files import RunFiles
 

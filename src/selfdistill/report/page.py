@@ -19,7 +19,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from selfdistill.files import RolloutLine, Row
+from selfdistill.files.jsonl import Row
+from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart, running_mean
 from selfdistill.report.files import RunFiles, read_run

@@ -24,7 +24,7 @@ from threading import Lock
 from typing import Any
 
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.files import RolloutLine
+from selfdistill.files.records import RolloutLine
 from selfdistill.report.files import OuterSteps, read_run
 from selfdistill.report.page import Live, render_run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from selfdistill.files import RolloutLine
+from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
 
 MOST_TOKENS = 3000

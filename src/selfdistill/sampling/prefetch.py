@@ -16,7 +16,7 @@ from typing import Any
 
 from selfdistill.config.sampler import EngineConfig
 from selfdistill.errors import SamplerError, TrainingError
-from selfdistill.files import write_json
+from selfdistill.files.jsonl import write_json
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.requests import Engine
 from selfdistill.sampling.rollouts import RolloutWorker, Sampled

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from selfdistill.files.text import well_formed
 from selfdistill.sandbox.codec import Encoder, Untransferable
 from selfdistill.sandbox.isolation import find_isolation
 from selfdistill.sandbox.process import End, Ended, Limits, Process, judge_code
-from selfdistill.text import well_formed
 
 __all__ = ["Compared", "Failure", "Limits", "Outcome", "Sandbox", "Tally", "Untransferable"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from selfdistill.errors import UserError
-from selfdistill.text import well_formed
+from selfdistill.files.text import well_formed
 from selfdistill.types import Example, JudgesMany, Task, Verdict
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from selfdistill.config.tasks import RowsConfig, SourceConfig
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files.text import lone_surrogate
 from selfdistill.tasks.data import (
     SPLITS,
     Duplicates,
@@ -25,7 +26,6 @@ from selfdistill.tasks.data import (
     scan_rows,
     split_prompts,
 )
-from selfdistill.text import lone_surrogate
 from selfdistill.types import Example, Message, Verdict
 
 _SHOWN = 3

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from selfdistill.text import printable
+from selfdistill.files.text import printable
 
 PLAIN_EVERY = 10.0
 """Seconds between lines where the output is no terminal (a log file, CI)."""

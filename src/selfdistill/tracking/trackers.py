@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selfdistill.errors import ConfigError, UserError
-from selfdistill.files import RolloutLine
+from selfdistill.files.records import RolloutLine
 from selfdistill.report.numbers import number, printable
 from selfdistill.report.tokens import choose, token_values
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import CheckpointError
-from selfdistill.files import sync, write_json
+from selfdistill.files.jsonl import sync, write_json
 
 MANIFEST = "manifest.json"
 

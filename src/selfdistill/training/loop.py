@@ -15,7 +15,9 @@ from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
 from selfdistill.evaluation.evaluate import evaluate
-from selfdistill.files import JsonLines, flatten, told_of_disk, write_json
+from selfdistill.files.disk import told_of_disk
+from selfdistill.files.jsonl import JsonLines, write_json
+from selfdistill.files.records import flatten
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.sampling.base import SamplingParams

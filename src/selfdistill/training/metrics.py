@@ -8,7 +8,7 @@ from typing import Any
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.evaluation.words import deliberation_pattern
-from selfdistill.files import RolloutLine
+from selfdistill.files.records import RolloutLine
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, RolloutGroup, StepRecord
 

@@ -16,7 +16,8 @@ from selfdistill.config.renamed import with_new_names
 from selfdistill.config.run import ResolvedConfig, lasting
 from selfdistill.config.suggest import suggest
 from selfdistill.errors import CheckpointError
-from selfdistill.files import JsonLines, check_name, lock_folder, told_of_disk
+from selfdistill.files.disk import check_name, lock_folder, told_of_disk
+from selfdistill.files.jsonl import JsonLines
 from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption, write_folder
 
 

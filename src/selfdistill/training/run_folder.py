@@ -12,7 +12,7 @@ from selfdistill.config.renamed import with_new_names
 from selfdistill.config.run import RunConfig, apply_overrides, parse_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError, ConfigError, DataError
-from selfdistill.files import read_object
+from selfdistill.files.jsonl import read_object
 from selfdistill.models.policy import ADAPTER, DTYPES, Policy, save_policy
 from selfdistill.training import atomic as checkpoint
 from selfdistill.training.build import build_policy

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from selfdistill.cli.terminal import say
-from selfdistill.files import JsonLines
+from selfdistill.files.jsonl import JsonLines
+from selfdistill.files.text import printable, well_formed
 from selfdistill.tasks.judging import verify_all
-from selfdistill.text import printable, well_formed
 from selfdistill.tracking.progress import Progress
 from selfdistill.types import Example, Message, Verdict
 

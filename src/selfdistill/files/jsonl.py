@@ -1,0 +1,158 @@
+"""JSON files, written whole, and lines of JSON that a resume checks and cuts back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import DataError
+from selfdistill.files.text import printable_json
+
+Row = Mapping[str, Any]
+"""A JSON object of a file."""
+
+
+class JsonLines:
+    """An append-only file of JSON objects, flushed line by line; of several ranks one ``writes``."""
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def append(self, *objects: Mapping[str, Any]) -> None:
+        """Write the objects, one a line; numbers that are not finite become null. No objects leave no file."""
+        if not objects or not self.writes:
+            return
+        lines = (printable_json(json.dumps(_finite(value), ensure_ascii=False)) + "\n" for value in objects)
+        written = "".join(lines).encode()
+        with self.path.open("ab") as file:
+            file.write(written)
+            file.flush()
+            os.fsync(file.fileno())
+        self._digest.update(written)
+        self._bytes += len(written)
+
+    def mark(self) -> dict[str, Any]:
+        """How much this object has written, and a hash of it: what :meth:`differs` compares the file with."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def mark_after(self, step: int) -> dict[str, Any]:
+        """The mark behind the lines up to a step, for a checkpoint of an older version, which holds none."""
+        digest, size = hashlib.sha256(), 0
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError), self.path.open("rb") as file:
+            for line in file:
+                if json.loads(line)["step"] > step:
+                    break
+                digest.update(line)
+                size += len(line)
+        return {"bytes": size, "sha256": digest.hexdigest()}
+
+    def differs(self, mark: Mapping[str, Any]) -> bool:
+        """Whether the file does not begin with what was written up to a mark: lines were lost, torn or doubled."""
+        try:
+            return bool(self._prefix(mark["bytes"])[1] != mark["sha256"])
+        except FileNotFoundError:
+            return bool(mark["bytes"])
+
+    def cut(self, mark: Mapping[str, Any] | None) -> None:
+        """Drop what was written after a mark, a torn last line too; None drops everything."""
+        if not self.writes or not self.path.exists():
+            return
+        if mark is None:
+            self.path.unlink()
+            return
+        os.truncate(self.path, mark["bytes"])
+        sync(self.path)
+        self._digest, _ = self._prefix(mark["bytes"])
+        self._bytes = mark["bytes"]
+
+    def _prefix(self, size: int) -> tuple[Any, str]:
+        digest, left = hashlib.sha256(), size
+        with self.path.open("rb") as file:
+            while left and (part := file.read(min(left, 1 << 20))):
+                digest.update(part)
+                left -= len(part)
+        return digest, digest.hexdigest() if not left else "too short"
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Its objects, one at a time; nothing where there is no file yet."""
+        if self.path.exists():
+            with self.path.open(encoding="utf-8") as file:
+                yield from map(json.loads, file)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON aside and rename it, so that a reader never sees half of it."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(printable_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
+    sync(aside)
+    aside.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Let a file's or folder's bytes reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """Objects of a JSONL file, one at a time; nothing where the file is missing.
+
+    The last line may be torn (a run stopped while writing it) and is then left out.
+
+    Raises:
+        DataError: another line is not a JSON object.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for place, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if not line.endswith("\n"):
+                    return
+                raise DataError(f"{path}, line {place}: not valid JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {place}: not a JSON object")
+            yield row
+
+
+def read_object(path: Path) -> Row:
+    """A JSON file's object; empty where the file is missing.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} does not hold a JSON object")
+    return value

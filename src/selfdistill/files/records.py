@@ -1,0 +1,132 @@
+"""What a run writes of a step and of a completion: the lines of metrics.jsonl and rollouts.jsonl."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import DataError
+from selfdistill.files.jsonl import Row, read_lines
+from selfdistill.types import STUDENT, StepRecord
+
+
+def flatten(record: StepRecord) -> dict[str, Any]:
+    """The step's line of ``metrics.jsonl``: means of each role over its tokens, then plain numbers, then seconds."""
+    flat: dict[str, Any] = {"step": record.step}
+    for role, sums in sorted(record.roles.items()):
+        if sums.tokens:
+            flat[f"{role}_entropy"] = sums.entropy / sums.tokens
+            if sums.u is not None:
+                flat["pmi" if role == "teacher" else f"{role}_u"] = sums.u / sums.tokens
+    flat |= {"tokens": float(record.tokens), "weight": record.weight}
+    flat |= {"loss": record.loss, "grad_norm": record.grad_norm, **record.values}
+    flat["skipped"] = {reason: float(count) for reason, count in sorted(record.skipped.items())}
+    flat["seconds"] = sum(record.seconds.values())
+    flat["phase_seconds"] = dict(record.seconds)
+    return flat
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutLine:
+    """A line of ``rollouts.jsonl``: one completion of a step. Lists have one entry per token."""
+
+    example: str
+    """Id of the example."""
+    prompt: str
+    """The last message of the student's prompt."""
+    text: str
+    """The completion without special tokens."""
+    ids: tuple[int, ...] = ()
+    step: int = 0
+    index: int = 0
+    """Index of the completion in its group."""
+    source: str = STUDENT
+    """The role that sampled it."""
+    tokens: tuple[str, ...] = ()
+    """The text of each token."""
+    logprobs: tuple[float | None, ...] = ()
+    """Log-probability of each token when it was sampled; None if it was not finite."""
+    finished: bool = True
+    policy_version: int = 0
+    reward: float | None = None
+    feedback: str | None = None
+    u: tuple[float | None, ...] | None = None
+    """u = log T(y) − log S(y) of each token, in nats; None if no teacher scored the completion."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as a JSON object; without ``u`` if no teacher scored the completion."""
+        line = {name: getattr(self, name) for name in LINE_KEYS}
+        return line if self.u is None else {**line, "u": self.u}
+
+    @classmethod
+    def from_json(cls, row: Row, where: str) -> RolloutLine:
+        """The line of a JSON object. ``where`` names it in messages.
+
+        Raises:
+            DataError: a key is missing that every run writes, or a value is of another type.
+        """
+        values: dict[str, Any] = {}
+        for key, fits in _FITS.items():
+            value = row.get(key)
+            if key not in row and key not in _REQUIRED:
+                continue
+            if not fits(value):
+                raise DataError(f"{where}: {key!r} is not what a run writes (got {str(value)[:40]!r})")
+            values[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+
+LINE_KEYS = (
+    "step", "example", "index", "source", "prompt", "text", "ids", "tokens", "logprobs", "finished", "policy_version",
+    "reward", "feedback",
+)  # fmt: skip
+"""Keys of a :class:`RolloutLine` in the order of the file."""
+_REQUIRED = ("example", "prompt", "text")
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+_FITS: Mapping[str, Callable[[object], bool]] = {
+    "step": _is_count,
+    "example": _is_text,
+    "index": _is_count,
+    "source": _is_text,
+    "prompt": _is_text,
+    "text": _is_text,
+    "ids": _list_of(_is_count),
+    "tokens": _list_of(_is_text),
+    "logprobs": _list_of(_is_number),
+    "finished": lambda value: isinstance(value, bool),
+    "policy_version": _is_count,
+    "reward": _is_number,
+    "feedback": lambda value: value is None or isinstance(value, str),
+    "u": lambda value: value is None or _list_of(_is_number)(value),
+}
+"""What a value of each key must be."""
+
+
+def read_rollouts(path: Path) -> Iterator[RolloutLine]:
+    """The lines of a ``rollouts.jsonl``, one at a time; nothing if there is no such file.
+
+    Raises:
+        DataError: a line is not what a run writes.
+    """
+    for number, row in enumerate(read_lines(path), start=1):
+        yield RolloutLine.from_json(row, f"{path}, completion {number}")
