@@ -97,9 +97,7 @@ def disk_sentence(error: BaseException, folder: Path | None = None, *, resume: s
     seen: BaseException | None = error
     while seen is not None:
         number = seen.errno if isinstance(seen, OSError) else None
-        found = re.search(
-            r"\(os error (\d+)\)|\[Errno (\d+)\]|(No space left on device)|(quota exceeded)", str(seen), re.I
-        )
+        found = _NUMBER.search(str(seen))
         if number is None and found:
             number = int(found[1] or found[2] or (errno.ENOSPC if found[3] else errno.EDQUOT))
         name = getattr(seen, "filename2", None) or getattr(seen, "filename", None)
