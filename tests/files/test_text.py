@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -37,6 +38,9 @@ def test_json_lines_hold_any_text_and_no_raw_mark(tmp_path: Path) -> None:
     stored = lines.path.read_text(encoding="utf-8")
     assert printable(stored) == stored and '"é": "中"' in stored
     assert json.loads(stored)["text"] == STEERING
+    # The mark counts and hashes the bytes of the file, not the characters of the text.
+    data = lines.path.read_bytes()
+    assert lines.mark() == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 class Quoting:
