@@ -115,6 +115,14 @@ def test_a_failure_while_loading_is_told_as_such(sandbox: Sandbox) -> None:
     assert (found.failure.name, found.failure.loading) == ("ModuleNotFoundError", True)
 
 
+def test_an_integer_too_long_to_write_is_wrong_and_costs_no_other_case(sandbox: Sandbox) -> None:
+    cases = [([5000], 10**5000), ([5000], 1), ([3_000_000], 1)]
+    found = sandbox.compare("def f(n): return 10**n", "f", cases)
+    assert (found.passed, found.first, found.got[:5], found.failure) == (1, 1, "10000", None)
+    found = sandbox.compare("def f(n): return 10**n", "f", cases[::-2])
+    assert (found.passed, found.first, found.got) == (1, 0, "<a int too large to show>")
+
+
 def test_test_code_calls_the_candidate_through_the_pipe(sandbox: Sandbox) -> None:
     source = "class Node:\n    def __init__(self, v): self.v = v\ndef total(nodes): return sum(n.v for n in nodes)"
     tests = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import sys
 import types
 from typing import Any
 
@@ -15,6 +16,8 @@ from selfdistill.sandbox.codec import Encoder, Untransferable, decode
 
 SHOWN = 4000
 """Most characters of one representation that leave this process; the task cuts further."""
+DIGITS = 100_000
+"""Most digits of an integer that is written out."""
 
 
 _NEVER_REBUILT = (StopIteration, StopAsyncIteration, SyntaxError, UnicodeError, AssertionError)
@@ -179,10 +182,15 @@ class _Outgoing(Encoder):
 
 def shown(value: Any) -> str:
     """A representation of bounded length."""
+    # The sandbox lets code write integers of any length, which takes the square of their digits.
+    usual = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(DIGITS)
     try:
         return repr(value)[:SHOWN]
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:
         return f"<a {type(value).__name__} too large to show>"
+    finally:
+        sys.set_int_max_str_digits(usual)
 
 
 def _refuse(value: Any) -> int:
