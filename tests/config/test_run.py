@@ -27,7 +27,7 @@ def test_what_is_open_follows_the_method_and_what_is_given_stays() -> None:
 
 
 def test_resolving_again_and_reading_what_was_written_change_nothing() -> None:
-    found = resolved(sampler={"kind": "vllm"}, limits={"tokens": 7})
+    found = resolved(sampler={"kind": "vllm"}, limits={"max_tokens_per_microbatch": 7})
     assert resolve(found) == found
     assert ResolvedConfig.model_validate_json(found.model_dump_json()) == found
     assert [*found.model_dump()] == [*parse_config({"method": "antisd"}, "here").model_dump()]

@@ -92,8 +92,9 @@ def test_a_sampler_of_ones_own_gets_the_parameters() -> None:
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_an_old_key_is_answered_by_its_new_name(old: str, new: str) -> None:
     room, _, key = old.partition(".")
+    kinds = {"sampler": {"kind": "server"}, "task": {"kind": "math", "path": "rows.jsonl"}}
     with pytest.raises(ConfigError) as error:
-        parse_config({"method": "grpo", room: {"kind": "server", key: 3} if room == "sampler" else {key: 3}}, "a test")
+        parse_config({"method": "grpo", room: {**kinds.get(room, {}), key: 3}}, "a test")
     assert str(error.value) == f"a test: {old!r} is now called {new!r}"
 
 

@@ -167,7 +167,7 @@ class Pair(World):
     told: dict[int, Any] = field(default_factory=dict)
     both: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=60))
 
-    def gather(self, mine: Any) -> list[Any]:
+    def all_gather(self, mine: Any) -> list[Any]:
         """Every rank's object, once both have come."""
         self.told[self.rank] = mine
         self.both.wait()
@@ -177,11 +177,11 @@ class Pair(World):
 
     def max(self, value: int) -> int:
         """The larger of two."""
-        return int(max(self.gather(value)))
+        return int(max(self.all_gather(value)))
 
     def add_gradients(self, parameters: Any) -> None:
         """Sums in place of each rank's own."""
-        parts = self.gather([None if p.grad is None else p.grad.clone() for p in parameters])
+        parts = self.all_gather([None if p.grad is None else p.grad.clone() for p in parameters])
         for parameter, *grads in zip(parameters, *parts, strict=True):
             present = [grad for grad in grads if grad is not None]
             parameter.grad = sum(present[1:], present[0]) if present else None
@@ -514,7 +514,7 @@ class Asked(World):
 
     told: list[Any] = field(default_factory=list)
 
-    def gather(self, mine: Any) -> list[Any]:
+    def all_gather(self, mine: Any) -> list[Any]:
         """The one object."""
         self.told.append(mine)
         return [mine]
