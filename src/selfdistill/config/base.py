@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +18,19 @@ def load_named(spec: str, what: str, kind: str) -> Any:
     Raises:
         ConfigError: the path is malformed, or the module or name does not exist.
     """
-    module_name, colon, attribute = spec.partition(":")
-    if not (module_name and colon and attribute):
-        raise ConfigError(f"{what} {spec!r} must be written 'package.module:{kind}'")
+    module, colon, name = spec.partition(":")
+    malformed = ConfigError(f"{what} {spec!r} must be written 'package.module:{kind}'")
+    if not (module and colon and name):
+        raise malformed
     try:
         with _working_folder_on_path():
-            module = importlib.import_module(module_name)
+            return pkgutil.resolve_name(spec)
+    except ValueError as error:
+        raise malformed from error
+    except AttributeError as error:
+        raise ConfigError(f"{what} {spec!r}: module {module!r} has no {kind} {name!r}") from error
     except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"{what} {spec!r}: module {module_name!r} cannot be imported ({error})") from error
-    if attribute not in vars(module):
-        raise ConfigError(f"{what} {spec!r}: module {module_name!r} has no {kind} {attribute!r}")
-    return vars(module)[attribute]
+        raise ConfigError(f"{what} {spec!r}: module {module!r} cannot be imported ({error})") from error
 
 
 @contextmanager
