@@ -1,6 +1,6 @@
 """Sampling from vLLM servers over HTTP, with weight sync to all of them.
 
-Only the standard library is used: a request is one POST. Every answer names the version of the weights that it was
+Connections stay open between requests. Every answer names the version of the weights that it was
 sampled with. A server that was restarted is recognised by it, gets the weights again, and gets the request again.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
 
 from selfdistill.config.sampler import Address, ServerConfig
 from selfdistill.contexts.chat import Chat
@@ -57,6 +57,11 @@ class ServerSampler:
         self.loaded: dict[str, str] = {}
         """Label of the weights of each server, if known."""
         self.asleep: set[str] = set()
+        self._session = requests.Session()
+        # A connection for every request that may be under way at once, kept open between requests.
+        adapter = HTTPAdapter(pool_connections=len(config.urls), pool_maxsize=config.concurrency)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
 
     def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
         """Sync the weights to every server that answers. The others get them once they answer again.
@@ -270,29 +275,31 @@ class ServerSampler:
             _Failed: the server cannot be reached, closes the connection, or has an internal error.
             SamplerError: it refuses the request, and will refuse it again.
         """
-        request = urllib.request.Request(
-            url + path,
-            method=verb,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        if self.authorization.get(url):
-            request.add_unredirected_header("Authorization", self.authorization[url])
         try:
-            with urllib.request.urlopen(request, timeout=self.config.timeout) as answer:
-                text = answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                message = _error_message(error.read().decode(errors="replace"))
-            # 404 for an adapter's name: the server was restarted and no longer has the adapter.
-            if error.code >= 500 or (error.code == 404 and path.startswith("/inference") and self.lora):
-                raise _Failed(f"failed with {error.code} at {path}: {message}") from error
-            raise SamplerError(
-                f"sampler {url} refuses {path} ({error.code}): {message}{_hint(path, error.code)}"
-            ) from error
-        except (OSError, HTTPException) as error:
-            raise _Failed(f"does not answer ({getattr(error, 'reason', None) or error})") from error
-        return json.loads(text) if text.startswith(("{", "[")) else text
+            answer = self._session.request(
+                verb, url + path, json=body, auth=self._authorize(url), timeout=self.config.timeout
+            )
+        except requests.RequestException as error:
+            raise _Failed(f"does not answer ({_reason(error)})") from error
+        if answer.ok:
+            return answer.json() if answer.text.startswith(("{", "[")) else answer.text
+        message = _error_message(answer.text)
+        # 404 for an adapter's name: the server was restarted and no longer has the adapter.
+        if answer.status_code >= 500 or (answer.status_code == 404 and path.startswith("/inference") and self.lora):
+            raise _Failed(f"failed with {answer.status_code} at {path}: {message}")
+        raise SamplerError(
+            f"sampler {url} refuses {path} ({answer.status_code}): {message}{_hint(path, answer.status_code)}"
+        )
+
+    def _authorize(self, url: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+        """Adds the server's own ``Authorization`` header, and none that requests finds in a .netrc."""
+
+        def add_header(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            if self.authorization.get(url):
+                request.headers["Authorization"] = self.authorization[url]
+            return request
+
+        return add_header
 
 
 UNTOUCHED = "default"
@@ -309,8 +316,16 @@ HINTS = {
 
 
 def _hint(path: str, code: int) -> str:
-    hint = HINTS.get(urllib.parse.urlsplit(path).path)
+    hint = HINTS.get(urlsplit(path).path)
     return f"; it {hint}" if hint and code in (404, 405) else ""
+
+
+def _reason(error: requests.RequestException) -> str:
+    """What the system said, without the layers of libraries around it."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    return str(cause) or type(cause).__name__
 
 
 def _error_message(text: str) -> str:
