@@ -31,7 +31,7 @@ from selfdistill.models.head import HeadInput, LossInputs, score_head_input, sli
 from selfdistill.models.policy import load_policy
 from selfdistill.objectives import jensen_shannon
 from selfdistill.training.build import assemble
-from selfdistill.training.importance import SAMPLER, corrected, seen_by
+from selfdistill.training.importance import SAMPLER, corrected, metrics_of_learner
 from selfdistill.types import Scores, TokenSlice
 from support.compiler import compiles
 from support.runs import METHODS, metrics, tiny_run, train
@@ -140,7 +140,7 @@ def test_a_correction_for_another_engine_is_compiled_once(traced: None) -> None:
     inputs = {"advantage": torch.linspace(-1.0, 1.0, N, dtype=torch.float64), **numbers}
     student = head_input(hidden=0, grad=True)
     for _ in range(4):
-        wrapped = {"loss": corrected(method.loss, cap=2.0), "metrics": seen_by(method.metrics)}
+        wrapped = {"loss": corrected(method.loss, cap=2.0), "metrics": metrics_of_learner(method.metrics)}
         work = job(inputs=inputs, head_inputs={}, max_logits_per_chunk=N * V, **wrapped)
         same(found(replace(student, compiled=True), work)["gradients"], found(student, work)["gradients"])
     assert graphs() == 1

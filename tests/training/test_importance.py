@@ -13,7 +13,7 @@ import torch
 
 from selfdistill.contexts.templates import Template
 from selfdistill.models.policy import Policy
-from selfdistill.training.importance import LEARNER, SAMPLER, corrected, gaps, seen_by
+from selfdistill.training.importance import LEARNER, SAMPLER, corrected, gaps, metrics_of_learner
 from selfdistill.types import RolloutGroup, Scores, TokenSlice, View
 from support.engine import Bench, distance, invent_groups, load_exact, make_bench, numbers_of, perturb
 
@@ -65,7 +65,10 @@ def test_the_loss_and_its_metrics_see_the_learner_as_the_old_policy() -> None:
     first = slice_of([0.2, 0.3], **numbers)
     later = slice_of([0.25, 0.3], **numbers, **{LEARNER: [LOG(0.2), LOG(0.1)]})
     for tokens in (first, later):
-        assert seen_by(lambda seen: {"old": old_logprob(seen)})(tokens)["old"].tolist() == [LOG(0.2), LOG(0.9)]
+        assert metrics_of_learner(lambda seen: {"old": old_logprob(seen)})(tokens)["old"].tolist() == [
+            LOG(0.2),
+            LOG(0.9),
+        ]
     # The weight belongs to the policy before the first update, also where the student has moved since: .2/.4.
     weight = corrected(lambda seen: torch.ones(2, dtype=torch.float64), cap=2.0)
     assert weight(first).tolist() == weight(later).tolist() == pytest.approx([0.5, 1.0])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from selfdistill.files.records import LINE_KEYS, RolloutLine, flatten
-from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separation, signal_shares
+from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, Message, RoleSums, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View
 from support.engine import load_exact
@@ -51,15 +51,15 @@ GROUPS = [
 
 def test_what_a_source_drew_is_averaged_over_its_completions() -> None:
     # Three of the student's, two of them judged; "wait" twice and "hmm" once.
-    assert drawn(GROUPS, "student") == {
+    assert rollout_metrics(GROUPS, "student") == {
         "reward": (1.0 + 0.25) / 2,
         "length": (4 + 2 + 6) / 3,
         "truncated": 1 / 3,
         "deliberation": 3 / 3,
     }
-    assert drawn(GROUPS, "teacher") == {"reward": 0.75, "length": 3.0, "truncated": 0.0, "deliberation": 1.0}
-    assert drawn(GROUPS, "nobody") == dict.fromkeys(("reward", "length", "truncated", "deliberation"))
-    assert drawn(GROUPS[1:], "student")["reward"] is None
+    assert rollout_metrics(GROUPS, "teacher") == {"reward": 0.75, "length": 3.0, "truncated": 0.0, "deliberation": 1.0}
+    assert rollout_metrics(GROUPS, "nobody") == dict.fromkeys(("reward", "length", "truncated", "deliberation"))
+    assert rollout_metrics(GROUPS[1:], "student")["reward"] is None
 
 
 def test_what_taught_and_what_was_left_out() -> None:
@@ -145,7 +145,7 @@ def test_the_order_of_the_views_does_not_matter_to_their_lines(model: Path) -> N
 def test_a_callback_sees_the_seconds_and_every_single_value_of_the_line() -> None:
     record = StepRecord(step=3, loss=0.5, tokens=7, values={"loss": 0.5, "reward": 0.0})
     line = {"step": 3, "reward": 0.25, "finished": None, "alarms": ["one"], "phase_seconds": {"student": 2.0}}
-    seen = as_seen(record, line)
+    seen = callback_record(record, line)
     assert seen.values == {"loss": 0.5, "step": 3, "reward": 0.25, "finished": None}
     assert (seen.step, seen.tokens, seen.seconds) == (3, 7, {"student": 2.0})
 

@@ -21,7 +21,7 @@ LEARNER = "learner_logprob"
 """Input per token: its log-probability under the learner before the first update on this batch."""
 
 
-def drawn_logprobs(view: View) -> Sequence[float]:
+def sampled_logprobs(view: View) -> Sequence[float]:
     """Values of :data:`SAMPLER` for a view: NaN for a teacher's samples, whose sampling weights are at hand."""
     return view.old_logprobs if view.source == STUDENT else [math.nan] * len(view.completion_ids)
 
@@ -42,7 +42,7 @@ def corrected(loss: TokenLoss, *, cap: float) -> TokenLoss:
     return weighted
 
 
-def seen_by(metrics: TokenMetrics) -> TokenMetrics:
+def metrics_of_learner(metrics: TokenMetrics) -> TokenMetrics:
     """The metrics, computed on the same inputs as the corrected loss."""
 
     def measured(tokens: TokenSlice) -> Mapping[str, Tensor]:

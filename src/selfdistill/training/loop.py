@@ -30,7 +30,7 @@ from selfdistill.training import atomic as checkpoint
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
-from selfdistill.training.metrics import as_seen, drawn, rollout_lines, separation, signal_shares
+from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
 from selfdistill.training.opening import Hold, check_same_config, holds_run, logs_objection, mend_best
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
@@ -151,7 +151,7 @@ class Run:
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
         batches_of_examples = pairwise(self._batches_of_examples())
-        while now.step < config.steps and not self._stopped(stop) and not self._alarmed():
+        while now.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
             clock = Clock(parts.policy.device)
             # Sample completions and verify them: one group of rollouts per example.
             with clock.phase("generation"):
@@ -160,7 +160,7 @@ class Run:
             try:
                 result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
             except TrainingError as error:
-                raise self._set_aside(groups, now.step + 1, error) from error
+                raise self._keep_failed_step(groups, now.step + 1, error) from error
             # Free the gradients: they are as large as the weights, and evaluation and sampling need the memory.
             parts.trainer.optimiser.zero_grad(set_to_none=True)
             now.step += 1
@@ -169,8 +169,8 @@ class Run:
             if now.step % config.evaluation.every == 0 or now.step == config.steps:
                 with clock.phase("evaluation"):
                     line["evaluation"] = self._evaluate()
-            self._note_seconds(clock, line)
-            self._listen(line)
+            self._add_seconds(clock, line)
+            self._check_alarms(line)
             # Write the step to rollouts.jsonl, metrics.jsonl, the trackers and the terminal.
             completions = list(rollout_lines(groups, result, parts.chat))
             self.rollouts.append(*(completion.to_json() for completion in completions))
@@ -178,7 +178,7 @@ class Run:
             self.trackers.step(line, completions)
             self.progress.step(line, total=config.steps)
             # Call the user's function, then save a checkpoint if due.
-            self._call_back(as_seen(result.record, line))
+            self._call_back(callback_record(result.record, line))
             if now.step % config.checkpoint.every == 0:
                 self._save(export=now.step == config.steps)
         # Save the last step in any case, then write summary.json and the report.
@@ -239,15 +239,15 @@ class Run:
         self.counters.tokens += generated
         line = flatten(result.record)
         line["generated"] = generated
-        line.update(drawn(groups, STUDENT))
+        line.update(rollout_metrics(groups, STUDENT))
         for source in self.parts.method.sampling_roles():
             if source != STUDENT:
-                line.update({f"{source}_{name}": value for name, value in drawn(groups, source).items()})
+                line.update({f"{source}_{name}": value for name, value in rollout_metrics(groups, source).items()})
         line.update(signal_shares(groups, result, needs_rewards=self.parts.method.needs_rewards()))
         line.update(separation(result))
         return line
 
-    def _listen(self, line: dict[str, Any]) -> None:
+    def _check_alarms(self, line: dict[str, Any]) -> None:
         """Check the alarms against the step's line, report new ones, and add the active ones to the line."""
         sounded = self.watch.look(line)
         line["alarms"] = sorted(self.watch.standing)
@@ -255,7 +255,7 @@ class Run:
             self.progress.say(alarm.sentence())
         self.alarms.append(*(alarm.to_json() for alarm in sounded))
 
-    def _alarmed(self) -> list[str]:
+    def _stopped_by_alarm(self) -> list[str]:
         """Names of the alarms that end the run: those listed in ``stop_on`` that the newest step has triggered."""
         return [alarm.name for alarm in self.watch.sounded if alarm.name in self.config.stop_on]
 
@@ -266,7 +266,7 @@ class Run:
             self._save(export=True)
             raise
 
-    def _note_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
+    def _add_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
         for phase, seconds in clock.seconds.items():
             self.counters.seconds[phase] = self.counters.seconds.get(phase, 0.0) + seconds
         line["phase_seconds"] = {phase: round(seconds, 4) for phase, seconds in clock.seconds.items()}
@@ -338,7 +338,7 @@ class Run:
             for line in ({"step": 0, "evaluation": self.counters.before}, *self.metrics.read()):
                 self.watch.look(line)
 
-    def _set_aside(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
+    def _keep_failed_step(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
         path, empty = self.folder / f"bad-batch-{step:06d}.jsonl", StepResult(StepRecord(step), [])
         lines = rollout_lines(groups, empty, self.parts.chat)
         JsonLines(path, writes=self.world.is_rank_zero).append(*(line.to_json() for line in lines))
@@ -351,7 +351,7 @@ class Run:
         summary = {
             "steps": now.step,
             "finished": now.step >= self.config.steps,
-            "stopped_by": self._alarmed() if now.step < self.config.steps else [],
+            "stopped_by": self._stopped_by_alarm() if now.step < self.config.steps else [],
             "before": now.before,
             "after": now.latest,
             "after_step": now.latest_step,

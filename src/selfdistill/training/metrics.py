@@ -13,13 +13,13 @@ from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, RolloutGroup, StepRecord
 
 
-def as_seen(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
+def callback_record(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
     """The record for the user's callback: adds the seconds and all scalars of the step's metrics line."""
     values = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
     return replace(record, values={**record.values, **values}, seconds=line["phase_seconds"])
 
 
-def drawn(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
+def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
     """Mean reward, length in tokens, share truncated and deliberation words of one role's samples; None without any."""
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
@@ -40,10 +40,10 @@ def signal_shares(
     A group has a signal when one of its completions has a nonzero advantage or is scored by a teacher. If the method
     needs no rewards, every scored completion is a signal.
     """
-    drawn_in_all = sum(len(group.rollouts) for group in groups)
+    sampled = sum(len(group.rollouts) for group in groups)
     teaching = {view.group for view in result.views if view.advantage or len(view.prompts) > 1 or not needs_rewards}
     return {
-        "left_out": 1 - len(result.views) / drawn_in_all if drawn_in_all else None,
+        "left_out": 1 - len(result.views) / sampled if sampled else None,
         "no_signal": 1 - len(teaching) / len(groups) if groups else None,
     }
 

@@ -32,7 +32,7 @@ from selfdistill.scoring.prepare import (
 from selfdistill.scoring.score import head_inputs, score_roles, split, together
 from selfdistill.seeds import derive
 from selfdistill.training.clock import Clock
-from selfdistill.training.importance import LEARNER, SAMPLER, corrected, drawn_logprobs, gaps, seen_by
+from selfdistill.training.importance import LEARNER, SAMPLER, corrected, gaps, metrics_of_learner, sampled_logprobs
 from selfdistill.training.movement import Movement
 from selfdistill.types import STUDENT, External, Role, RoleSums, RolloutGroup, Scores, StepRecord, View
 
@@ -286,11 +286,11 @@ class Trainer:
         """The same job with importance weights for completions that another engine or older weights sampled."""
         if self.importance_cap is None:
             return job
-        sampled = concatenate([drawn_logprobs(views[i]) for i in micro_batch.indices], wide_dtype(self.policy))
+        sampled = concatenate([sampled_logprobs(views[i]) for i in micro_batch.indices], wide_dtype(self.policy))
         inputs = {**job.inputs, SAMPLER: sampled.to(self.policy.device)}
         if first is not None:
             inputs[LEARNER] = logprobs_of(first, views, micro_batch, self.policy)
-        loss, metrics = corrected(self.method.loss, cap=self.importance_cap), seen_by(self.method.metrics)
+        loss, metrics = corrected(self.method.loss, cap=self.importance_cap), metrics_of_learner(self.method.metrics)
         return replace(job, loss=loss, metrics=metrics, inputs=inputs)
 
 
