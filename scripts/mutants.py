@@ -4,6 +4,7 @@
     scripts/mutants.py objectives/signals.py       one of them
     scripts/mutants.py training/trainer.py --only clip  the changes whose function or line holds a word
     scripts/mutants.py --again                  those that survived last time
+    scripts/mutants.py --ledger                 runs nothing: which explanations are of lines that have changed?
 
 A survivor that no test can find, because the change means the same, stands in tests/mutants.toml with its reason. The
 status is 1 where a mutant survives unexplained, and where an explained one is found or is no longer made.
@@ -58,6 +59,12 @@ def main() -> int:
         return 2
     began = time.monotonic()
     mutants = [m for file in files for m in mutants_of(PACKAGE / file, file)]
+    if options.ledger:
+        keys = {mutant.key() for mutant in mutants}
+        moved = sorted(key for key in _explained(LEDGER) if key[0] in files and key not in keys)
+        for key in moved:
+            print(f"explained, but not made: {_words(key)}")
+        return int(bool(moved))
     mutants = [m for m in mutants if options.only in f"{m.scope} {m.before}"]
     if options.again:
         lived = {key for key, test in _last().items() if not test}
@@ -84,6 +91,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("files", nargs="*", help="files of the package; all targets if none is named")
     parser.add_argument("--only", default="", help="a word that the function or the line must hold")
     parser.add_argument("--again", action="store_true", help="only what survived last time")
+    parser.add_argument("--ledger", action="store_true", help="only compare tests/mutants.toml with the code")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="forks at once")
     return parser.parse_args()
 
