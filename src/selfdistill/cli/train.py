@@ -36,9 +36,12 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) 
             summary = run.train(stop)
     progress.closing(summary, str(folder / "report.html"))
     if summary["stopped_by"]:
+        best = summary["best_step"]
+        which = "the newest evaluated" if best is None else "the best"
+        of = summary["after_step"] if best is None else best
         progress.say(
-            f"ended after step {summary['steps']} by {', '.join(summary['stopped_by'])}; the best checkpoint, of step "
-            f"{summary['best_step']}, is {folder / 'checkpoints' / 'best'}; to go on, take the name out of stop_on "
+            f"ended after step {summary['steps']} by {', '.join(summary['stopped_by'])}; {which} checkpoint, of step "
+            f"{of}, is {folder / 'checkpoints' / 'best'}; to go on, take the name out of stop_on "
             "and use --resume"
         )
         return STOPPED_BY_ALARM

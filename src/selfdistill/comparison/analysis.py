@@ -118,6 +118,12 @@ def _read(folder: Path, generates: bool) -> _Run:
     evaluations, metrics = list(read_lines(folder / "evaluations.jsonl")), list(read_lines(folder / "metrics.jsonl"))
     if not evaluations or not metrics:
         raise DataError(f"{folder} holds no finished run: it has no evaluations or no metrics")
+    unjudged = [row.get("step") for row in evaluations if row.get("judged") == 0]
+    if unjudged:
+        raise DataError(
+            f"{folder} cannot be compared: nothing is judged in its evaluation of step {unjudged[0]}, and arms are "
+            "compared by accuracy; name the answer column (task.answer) or a reward function"
+        )
     lacking = [key for key in PER_PROBLEM.values() if key not in evaluations[0]]
     if lacking:
         raise DataError(

@@ -20,6 +20,7 @@ from typing import Any
 from selfdistill.comparison.analysis import ArmRuns, analyse
 from selfdistill.comparison.page import write_comparison
 from selfdistill.config.run import ResolvedConfig, load_config
+from selfdistill.config.tasks import MathConfig
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
@@ -83,6 +84,12 @@ def plan(
         if arm.name in [other.name for other in arms[:place]]:
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
     check_equal_terms(arms)
+    terms = arms[0].config
+    if isinstance(terms.task, MathConfig) and terms.task.answer is None and not terms.reward:
+        raise ConfigError(
+            "nothing is judged in this task, and arms are compared by accuracy: name the answer column (task.answer) "
+            'or a reward function (reward = "module:function")'
+        )
     grpo = [arm.name for arm in arms if arm.config.method["name"] == "grpo"]
     chosen = baseline or (grpo[0] if grpo else arms[0].name)
     comparison = Comparison(tuple(arms), tuple(seeds), tuple(overrides), chosen, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,18 +20,23 @@ from selfdistill.types import Example, RolloutGroup, Task
 class Evaluation:
     """Estimates over problems; lengths in tokens, ``truncated`` a share, ``deliberation`` words per completion.
 
-    The last three are sums over the samples of each problem, in the problems' order: what a paired comparison needs.
+    ``judged`` counts completions with a reward. Without one the three accuracies and ``hits`` are None; beside judged
+    ones, an unjudged completion counts as wrong. ``entropy`` is in nats per token, estimated from the completions; None
+    where they were not drawn from the model's own distribution. The last three are sums over the samples of each
+    problem, in the problems' order: what a paired comparison needs.
     """
 
     problems: int
     samples: int
-    avg: Estimate
-    passed: Estimate
-    majority: Estimate
+    judged: int
+    avg: Estimate | None
+    passed: Estimate | None
+    majority: Estimate | None
     length: float
     truncated: float
+    entropy: float | None
     deliberation: float
-    hits: tuple[int, ...]
+    hits: tuple[int, ...] | None
     words: tuple[int, ...]
     tokens: tuple[int, ...]
 
@@ -39,13 +45,15 @@ class Evaluation:
         return {
             "problems": self.problems,
             "samples": self.samples,
-            "avg": self.avg.as_dict(),
-            "pass": self.passed.as_dict(),
-            "maj": self.majority.as_dict(),
+            "judged": self.judged,
+            "avg": self.avg and self.avg.as_dict(),
+            "pass": self.passed and self.passed.as_dict(),
+            "maj": self.majority and self.majority.as_dict(),
             "length": self.length,
             "truncated": self.truncated,
+            "entropy": self.entropy,
             "deliberation": self.deliberation,
-            "hits": list(self.hits),
+            "hits": None if self.hits is None else list(self.hits),
             "words": list(self.words),
             "tokens": list(self.tokens),
         }
@@ -65,11 +73,17 @@ def evaluate(
     indices = world.shard_indices(len(examples))
     share, params = [examples[i] for i in indices], replace(params, ordinals=indices)
     groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
-    return summarise(gather_groups(groups, examples, world), samples=params.count)
+    # At another temperature, or from a nucleus, the mean of −log p is no estimate of the entropy.
+    plain = params.temperature == 1 and params.top_p == 1 and not params.top_k
+    return summarise(gather_groups(groups, examples, world), samples=params.count, plain=plain)
 
 
-def summarise(groups: Sequence[RolloutGroup], *, samples: int) -> Evaluation:
-    """Statistics of judged groups; the bootstrap over problems is seeded, so equal groups give equal intervals."""
+def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> Evaluation:
+    """Statistics of verified groups; the bootstrap over problems is seeded, so equal groups give equal intervals.
+
+    ``plain`` says that the completions were drawn at temperature 1 from all tokens, so that they tell the entropy.
+    """
+    judged = sum(verdict.reward is not None for group in groups for verdict in group.verdicts)
     correct = [[v.correct for v in group.verdicts] for group in groups]
     answers = [[v.answer for v in group.verdicts] for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -79,13 +93,18 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int) -> Evaluation:
     return Evaluation(
         problems=len(groups),
         samples=samples,
-        avg=average([[float(hit) for hit in row] for row in correct], seed=0),
-        passed=pass_at(correct, samples, seed=0),
-        majority=majority(answers, correct, seed=0),
+        judged=judged,
+        avg=average([[float(hit) for hit in row] for row in correct], seed=0) if judged else None,
+        passed=pass_at(correct, samples, seed=0) if judged else None,
+        majority=majority(answers, correct, seed=0) if judged else None,
         length=sum(tokens) / len(rollouts),
         truncated=sum(not r.finished for r in rollouts) / len(rollouts),
+        # Rounded, because the last digits of a log-probability depend on the batch that it was computed in.
+        entropy=round(-math.fsum(p for r in rollouts for p in r.logprobs) / sum(tokens), 4)
+        if plain and sum(tokens)
+        else None,
         deliberation=sum(words) / len(rollouts),
-        hits=tuple(sum(row) for row in correct),
+        hits=tuple(sum(row) for row in correct) if judged else None,
         words=words,
         tokens=tokens,
     )

@@ -13,6 +13,11 @@ from selfdistill.report.files import RunFiles
 ACCURACY = ("avg", "pass", "maj")
 
 
+def unjudged(side: Row) -> bool:
+    """Whether an evaluation was made whose completions no verifier and no reward function judged."""
+    return side.get("judged") == 0
+
+
 def headline(before: Row, after: Row) -> dict[str, str]:
     """Accuracy before and after in words, and what the two intervals allow to be said."""
     old, new = (
@@ -27,6 +32,12 @@ def headline(before: Row, after: Row) -> dict[str, str]:
         "after_range": numbers.percent_range(new["low"], new["high"]),
         "points": "" if old["value"] is None or new["value"] is None else points(new["value"] - old["value"]),
     }
+    if unjudged(before) or unjudged(after):
+        return words | {
+            "kind": "open",
+            "verdict": "Not judged",
+            "reason": "the task has neither answers nor a reward function, so there is no accuracy",
+        }
     if None in old.values() or None in new.values():
         return words | {
             "kind": "open",
@@ -90,7 +101,8 @@ def evaluation_rows(evaluations: Sequence[tuple[float, Row]]) -> list[list[str]]
         for key in ACCURACY:
             score = {end: numbers.number(score_of(evaluation, key).get(end)) for end in ("value", "low", "high")}
             span = numbers.percent_range(score["low"], score["high"])
-            cells.append(numbers.percent(score["value"]) + (f" ({span})" if span else ""))
+            known = "not judged" if unjudged(evaluation) else numbers.percent(score["value"])
+            cells.append(known + (f" ({span})" if span else ""))
         cells.append(numbers.plain(numbers.number(evaluation.get("length"))))
         cells.append(numbers.percent(numbers.number(evaluation.get("truncated"))))
         cells.append(numbers.plain(numbers.number(evaluation.get("deliberation"))))

@@ -39,6 +39,7 @@ from selfdistill.report.outcome import (
     score_of,
     skipped,
     stepped,
+    unjudged,
 )
 from selfdistill.report.tokens import Coloured, choose, colour, scale_limit, token_values
 
@@ -135,11 +136,13 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
     chosen = [choose(rows, SHOWN) for rows in (run.first, run.last)]
     limit = scale_limit(u for rows in chosen for row in rows for u in token_values(row))
     best = run.summary.get("best")
+    judged = not any(unjudged(evaluation) for _, evaluation in evaluations) or isinstance(best, dict)
     return render(
         "run.html",
         run=numbers.printable(run.name),
         facts=facts(run),
         headline=headline(before, after),
+        judged=judged,
         live=live,
         refresh=live.seconds if live else None,
         finished=run.summary.get("finished") is True,

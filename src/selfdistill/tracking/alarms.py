@@ -91,9 +91,10 @@ class History:
             self._columns.setdefault(key, []).append(number)
         self._newest = {*found}
         evaluation = line.get("evaluation")
-        if isinstance(evaluation, Mapping):
+        # An evaluation that judged nothing has no accuracy, and nothing to be judged by.
+        score = evaluation["avg"] if isinstance(evaluation, Mapping) else None
+        if score is not None:
             self._newest.add("evaluation")
-            score = evaluation["avg"]
             rewards = self._columns.get("reward", [])[-window:]
             reward = fmean(rewards) if rewards else None
             self.evaluations.append(Scored(self.step, score["value"], score["high"], reward))

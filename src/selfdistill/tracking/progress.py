@@ -52,12 +52,23 @@ class Progress:
     def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
         """An evaluation on held-out problems."""
         avg = result["avg"]
-        self.accuracy = avg["value"]
+        self.accuracy = None if avg is None else avg["value"]
+        # Without a verifier there is no accuracy to show, and the rest of the evaluation is all there is.
+        if avg is None:
+            entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
+            self.say(
+                f"step {step:>4}  nothing is judged  length {result['length']:.1f}  "
+                f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
+            )
+            return
         self.say(
             f"step {step:>4}  avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
             f"pass@{avg['k']} {result['pass']['value']:.3f}  maj@{avg['k']} {result['maj']['value']:.3f}  "
             f"length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
         )
+        of = result["problems"] * result["samples"]
+        if result["judged"] < of:
+            self.say(f"{of - result['judged']} of {of} completions are not judged and count as wrong")
 
     def step(self, line: Mapping[str, Any], *, total: int) -> None:
         """A training step."""
@@ -83,19 +94,17 @@ class Progress:
         """The closing table and where the page is."""
         title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-        k = summary["before"]["avg"]["k"]
-        for heading in ("", "step", f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}", "length", "cut", "delib."):
+        k, judged = summary["before"]["samples"], summary["best"] is not None
+        accuracies = (f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}") if judged else ()
+        for heading in ("", "step", *accuracies, "length", "cut", "delib."):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-        steps = {"before": 0, "after": summary["after_step"], "best": summary["best_step"]}
+        steps = {"before": 0, "after": summary["after_step"]} | ({"best": summary["best_step"]} if judged else {})
         for name, step in steps.items():
             row = summary[name]
             table.add_row(
                 name,
                 str(step),
-                f"{row['avg']['value']:.3f}",
-                f"{row['avg']['low']:.3f}–{row['avg']['high']:.3f}",
-                f"{row['pass']['value']:.3f}",
-                f"{row['maj']['value']:.3f}",
+                *(_accuracy(row) if judged else ()),
                 f"{row['length']:.1f}",
                 f"{row['truncated']:.1%}",
                 f"{row['deliberation']:.2f}",
@@ -103,6 +112,15 @@ class Progress:
         self.console.print(table)
         self.say("time by phase: " + _phases(summary["seconds"]))
         self.say(f"page: {page}")
+
+
+def _accuracy(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of the closing table that an evaluation has only where something was judged."""
+    avg = row["avg"]
+    if avg is None:
+        return ("–",) * 4
+    interval = f"{avg['low']:.3f}–{avg['high']:.3f}"
+    return f"{avg['value']:.3f}", interval, f"{row['pass']['value']:.3f}", f"{row['maj']['value']:.3f}"
 
 
 def _phases(seconds: Mapping[str, float]) -> str:

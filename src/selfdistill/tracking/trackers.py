@@ -217,6 +217,8 @@ def evaluation_numbers(result: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, Any] = {f"evaluation/{key}": value for key, value in result.items()}
     for key in ("avg", "pass", "maj"):
         score = result[key]
+        if score is None:  # nothing was judged
+            continue
         found[f"evaluation/{key}"] = score["value"]
         found.update({f"evaluation/{key}_{end}": score[end] for end in ("low", "high")})
     return _finite(found)

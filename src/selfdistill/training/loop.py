@@ -213,7 +213,10 @@ class Run:
         return parts.worker.rollout(examples, seed=seed, version=step - 1, sampled=sampled)
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate the student, export it if it is the best so far, and log the result; returns the result."""
+        """Evaluate the student, export it if it is the best so far, and log the result; returns the result.
+
+        While nothing has been judged no evaluation is better than another, and the newest is exported.
+        """
         now, parts = self.counters, self.parts
         params = SamplingParams(
             count=self.config.evaluation.samples,
@@ -225,7 +228,8 @@ class Run:
         evaluation = evaluate(problems, parts.task, sampler, parts.chat, params, thinking=thinking, world=self.world)
         result = evaluation.to_json()
         now.latest, now.latest_step = result, now.step
-        if now.best is None or result["avg"]["value"] > now.best["avg"]["value"]:
+        score, best = result["avg"], now.best and now.best["avg"]
+        if best is None or (score is not None and score["value"] > best["value"]):
             now.best, now.best_step = result, now.step
             checkpoint.write_folder(self.saved / "best", self._export, world=self.world)
         self.evaluations.append({"step": now.step, **result})
@@ -347,6 +351,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         now = self.counters
         seconds = sum(now.seconds.values())
+        judged = now.best is not None and now.best["avg"] is not None
         self.trackers.close()
         summary = {
             "steps": now.step,
@@ -355,8 +360,8 @@ class Run:
             "before": now.before,
             "after": now.latest,
             "after_step": now.latest_step,
-            "best": now.best,
-            "best_step": now.best_step,
+            "best": now.best if judged else None,
+            "best_step": now.best_step if judged else None,
             "seconds": {phase: round(value, 3) for phase, value in now.seconds.items()},
             "alarms": list(self.alarms.read()),
             "sink_failures": dict(self.trackers.failures),
