@@ -5,17 +5,24 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from selfdistill.config.run import parse_config
 from selfdistill.config.tasks import MathConfig
 from selfdistill.errors import UserError
 from selfdistill.tasks.check import check_data
 from selfdistill.tasks.data import read_rows
 from selfdistill.tasks.math.task import MathTask
+from selfdistill.training.loop import Run
+from selfdistill.types import Example, Verdict
+from support.bytewise import save_bytewise_model
+from support.runs import Recorder, lines
 
 GOOD: list[dict[str, object]] = [{"question": f"{n} + 1 = ?", "answer": str(n + 1)} for n in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in GOOD)
@@ -84,6 +91,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def bytewise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bytewise_model(tmp_path_factory.mktemp("model"))
+
+
 def checked(path: Path) -> str:
     """What ``data check`` has against a file; nothing where it takes every row."""
     try:
@@ -91,6 +103,29 @@ def checked(path: Path) -> str:
     except UserError as error:
         return str(error)
     return "; ".join(report["rejected"])
+
+
+class AllFiles:
+    """The rows of all files that are taken, each read as its own run would read it; ids tell the files apart."""
+
+    name, contexts, has_verifier = "math", "default", True
+
+    def __init__(self, folder: Path) -> None:
+        self.examples_by_split: dict[str, list[Example]] = {"train": [], "validation": []}
+        for name, content in TAKEN.items():
+            path = folder / name
+            path.write_bytes(content)
+            # An answer is a solution here, so that the rows have what ``sft`` and ``opsd`` teach.
+            self.task = MathTask(MathConfig(path=str(path), solution="answer", validation_share=0.0, test_share=0.0))
+            examples = [replace(one, id=f"{name} {one.id}") for one in self.task.examples("train")]
+            self.examples_by_split["train"] += examples
+            self.examples_by_split["validation"] = examples[:1]
+
+    def examples(self, split: str) -> list[Example]:
+        return self.examples_by_split[split]
+
+    def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
+        return self.task.verify(example, text, finished=finished)
 
 
 def built(path: Path) -> str:
@@ -107,6 +142,35 @@ def test_what_the_check_takes_the_task_takes(name: str, tmp_path: Path) -> None:
     path.write_bytes(TAKEN[name])
     assert checked(path) == built(path) == ""
     assert [row.values["question"] for row in read_rows(path)][:4] == [row["question"] for row in GOOD]
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("method", ["sft", "opsd"])
+def test_what_the_check_takes_trains(method: str, tmp_path: Path, bytewise: Path) -> None:
+    task = AllFiles(tmp_path)
+    ids = [one.id for one in task.examples("train")]
+    long = [
+        one.id for one in task.examples("train") if one.id.startswith("long") and len(one.prompt[-1].content) > 8192
+    ]
+    assert len(long) == 1
+    settings: dict[str, Any] = {
+        "steps": 1,
+        "model": {"path": str(bytewise)},
+        "task": {"kind": "math", "path": str(tmp_path / "plain.jsonl")},
+        "method": {"name": method},
+        "sampling": {"prompts": len(ids) - 1, "completions": 1, "max_tokens": 2},
+        "evaluation": {"every": 1, "problems": 1, "samples": 1},
+    }
+    progress = Recorder()
+    Run(parse_config(settings, "a test"), tmp_path / "run", progress=progress, task=task).train()
+    # Every row is learnt from, but for the one that is longer than the window, which is counted.
+    trained = lines(tmp_path / "run" / "rollouts.jsonl")
+    assert sorted(one["example"] for one in trained) == sorted(set(ids) - set(long))
+    assert all(one["weight"] for one in trained)
+    [step] = lines(tmp_path / "run" / "metrics.jsonl")
+    assert step["skipped"] == {}
+    window = {"sft": "prompt and solution too long for the window", "opsd": "prompt too long for the window"}
+    assert f"left out: 1 × {window[method]}" in progress.said
 
 
 @pytest.mark.parametrize("name", REFUSED)
