@@ -166,9 +166,9 @@ def test_what_the_check_takes_trains(method: str, tmp_path: Path, bytewise: Path
     # Every row is learnt from, but for the one that is longer than the window, which is counted.
     trained = lines(tmp_path / "run" / "rollouts.jsonl")
     assert sorted(one["example"] for one in trained) == sorted(set(ids) - set(long))
-    assert all(one["weight"] for one in trained)
     [step] = lines(tmp_path / "run" / "metrics.jsonl")
     assert step["skipped"] == {}
+    assert step["tokens"] == sum(len(one["ids"]) for one in trained)
     window = {"sft": "prompt and solution too long for the window", "opsd": "prompt too long for the window"}
     assert f"left out: 1 × {window[method]}" in progress.said
 

@@ -221,6 +221,19 @@ def test_validation_that_falls_beside_a_rising_reward(
     assert found == [("validation_falls", max(step, 4)) for step in steps]
 
 
+def test_evaluations_that_judged_nothing_are_passed_over() -> None:
+    watch = AlarmWatch(DEFAULTS)
+    unjudged = {"judged": 0, "avg": None}
+    watch.look({"step": 0, "evaluation": scored(0.5, 0.51)})
+    for step, reward in enumerate((0.3, 0.4, 0.5), start=1):
+        assert watch.look({"step": step, "reward": reward, "evaluation": unjudged}) == ()
+    [alarm] = watch.look({"step": 4, "reward": 0.6, "evaluation": scored(0.4, 0.41)})
+    assert alarm.name == "validation_falls"
+    # It stands, and an evaluation that says nothing does not end it.
+    watch.look({"step": 5, "reward": 0.6, "evaluation": unjudged})
+    assert "validation_falls" in watch.standing
+
+
 def test_a_fall_inside_its_interval_is_none() -> None:
     watch = AlarmWatch(DEFAULTS)
     watch.look({"step": 0, "evaluation": scored(0.5, 0.6)})
