@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.compare import plan
 from selfdistill.config.run import RunConfig, parse_config
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.evaluation.evaluate import summarise
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.atomic import checkpoints
+from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
 from support.arms import arm, evaluation, metrics, write_run
 from support.bytewise import save_bytewise_model
 from support.runs import as_toml, lines, open_run, train
@@ -126,3 +129,16 @@ def test_a_comparison_of_what_is_not_judged_is_refused(tmp_path: Path, bytewise:
     run = write_run(tmp_path / "run", rows, [metrics(1)])
     with pytest.raises(DataError, match=r"nothing is judged in its evaluation of step 1, and arms are compared"):
         analyse([arm("a", run)], baseline="a")
+
+
+def test_completions_without_a_verdict_are_counted() -> None:
+    example = Example("a", (Message("user", "?"),))
+    rollouts = [Rollout((1,), (5, 2), logprobs, True, "", 0) for logprobs in ((-0.5, -1.5), (-1.0, 0.0))]
+    group = RolloutGroup(example, tuple(rollouts), (Verdict(1.0, "5"), Verdict(None, "6")))
+    result = summarise([group], samples=2, plain=True).to_json()
+    assert (result["judged"], result["avg"]["value"], result["hits"], result["entropy"]) == (1, 0.5, [1], 0.75)
+    said = io.StringIO()
+    Progress(Console(file=said, width=120)).evaluation(1, result)
+    assert said.getvalue().endswith("\n1 of 2 completions are not judged and count as wrong\n")
+    unknown = summarise([replace(group, verdicts=(Verdict(None),) * 2)], samples=2, plain=False).to_json()
+    assert [unknown[key] for key in ("judged", "avg", "pass", "maj", "hits", "entropy")] == [0, *[None] * 5]

@@ -90,6 +90,10 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
     pattern = deliberation_pattern()
     words = tuple(sum(len(pattern.findall(r.text)) for r in group.rollouts) for group in groups)
     tokens = tuple(sum(len(r.completion_ids) for r in group.rollouts) for group in groups)
+    hits = tuple(sum(row) for row in correct)
+    # Rounded, because the last digits of a log-probability depend on the batch that it was computed in.
+    known = plain and sum(tokens) > 0
+    entropy = round(-math.fsum(p for r in rollouts for p in r.logprobs) / sum(tokens), 4) if known else None
     return Evaluation(
         problems=len(groups),
         samples=samples,
@@ -99,12 +103,9 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         majority=majority(answers, correct, seed=0) if judged else None,
         length=sum(tokens) / len(rollouts),
         truncated=sum(not r.finished for r in rollouts) / len(rollouts),
-        # Rounded, because the last digits of a log-probability depend on the batch that it was computed in.
-        entropy=round(-math.fsum(p for r in rollouts for p in r.logprobs) / sum(tokens), 4)
-        if plain and sum(tokens)
-        else None,
+        entropy=entropy,
         deliberation=sum(words) / len(rollouts),
-        hits=tuple(sum(row) for row in correct) if judged else None,
+        hits=hits if judged else None,
         words=words,
         tokens=tokens,
     )
