@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import Qwen3ForCausalLM
 
+from base_models.environments import WORLDS
 from base_models.pretraining import Phase, batches, build_model, run_phase, save
-from base_models.worlds import WORLDS
 from selfdistill.contexts.templates import load_templates
 
 ROOT = Path(__file__).resolve().parents[1]
