@@ -14,8 +14,8 @@ UV := uv==0.13.9
 # mutmut is no tool of `make test`.
 READY_MUTANTS := $(VENV)/.ready-mutants
 DEMO := runs/demo
-# The embedded worlds that have a base model.
-WORLD := countdown toolbox
+# The embedded tasks that have a base model.
+TASK := countdown toolbox
 
 # The Python that makes .venv: `make setup PYTHON=python3.12`. Empty: the first of these that will do.
 PYTHON ?=
@@ -97,11 +97,11 @@ lock: ## make locks/ again from the newest releases that pyproject.toml allows, 
 	@$(VENV_LOCK)/bin/python -m pip install --quiet '$(UV)'
 	@sh scripts/lock.sh $(VENV_LOCK)/bin/uv '$(TORCH)'
 
-base: $(READY) ## train the shipped base models again, at most an hour each on a CPU (one: WORLD=toolbox)
-	@for world in $(WORLD); do $(PY) scripts/make_base.py $$world || exit 1; done
+base: $(READY) ## train the shipped base models again, at most an hour each on a CPU (one: TASK=toolbox)
+	@for task in $(TASK); do $(PY) scripts/make_base.py $$task || exit 1; done
 
-properties: $(READY) ## measure what the shipped base models can do, some minutes each (one: WORLD=toolbox)
-	@for world in $(WORLD); do PYTHONPATH=scripts $(PY) -m $${world}_base.properties || exit 1; done
+properties: $(READY) ## measure what the shipped base models can do, some minutes each (one: TASK=toolbox)
+	@for task in $(TASK); do PYTHONPATH=scripts $(PY) -m $${task}_base.properties || exit 1; done
 
 clean: ## remove the .venv folders and everything that was built; runs/ stays
 	rm -rf $(VENV) $(VENV_VLLM) $(VENV_LATEST) $(VENV_LOCK) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache

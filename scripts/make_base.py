@@ -1,6 +1,6 @@
 """Make a shipped base model: ``python scripts/make_base.py countdown`` or ``toolbox``.
 
-Pre-trains a small Qwen3 on the world's traces and writes it to the package, with a log in ``docs/``.
+Pre-trains a small Qwen3 on the environment's traces, and writes it to the package and a log to ``docs/``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3ForCausalLM
 
-from base_models.environments import WORLDS
+from base_models.environments import ENVIRONMENTS
 from base_models.pretraining import Phase, batches, build_model, run_phase, save
 from selfdistill.contexts.templates import load_templates
 
@@ -19,24 +19,24 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def train(args: argparse.Namespace) -> None:
-    """Go through the world's phases and save after each; one line of log every fifty steps."""
+    """Train through the environment's phases and save after each; logs one line every fifty steps."""
     torch.set_num_threads(args.threads)
-    world = WORLDS[args.world]
-    templates = load_templates(args.world)
-    tokenizer = world.tokenizer(templates)
+    environment = ENVIRONMENTS[args.environment]
+    templates = load_templates(args.environment)
+    tokenizer = environment.tokenizer(templates)
     model = build_model(tokenizer, args.seed)
-    steps = args.steps or [plan.steps for plan in world.plans]
-    tokens = args.tokens or [plan.tokens for plan in world.plans]
-    rates = args.lr or [plan.lr for plan in world.plans]
+    steps = args.steps or [plan.steps for plan in environment.plans]
+    tokens = args.tokens or [plan.tokens for plan in environment.plans]
+    rates = args.lr or [plan.lr for plan in environment.plans]
     phases = []
-    for i, (plan, count, size, lr) in enumerate(zip(world.plans, steps, tokens, rates, strict=True)):
-        writer = world.writer(templates, args.seed + i, plan.shares)
+    for i, (plan, count, size, lr) in enumerate(zip(environment.plans, steps, tokens, rates, strict=True)):
+        writer = environment.writer(templates, args.seed + i, plan.shares)
         phases.append(Phase(plan.name, count, size, lr, batches(writer, tokenizer, size, args.seed + i)))
     if args.start is not None:
         model.load_state_dict(Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
         del phases[:-1]
-    out = args.out or ROOT / "src" / "selfdistill" / "models" / "shipped" / f"{args.world}-base"
-    path = args.log or ROOT / "docs" / f"{args.world}_base.log"
+    out = args.out or ROOT / "src" / "selfdistill" / "models" / "shipped" / f"{args.environment}-base"
+    path = args.log or ROOT / "docs" / f"{args.environment}_base.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w" if args.start is None else "a", encoding="utf-8") as log:
 
@@ -57,15 +57,15 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", choices=sorted(WORLDS))
+    parser.add_argument("environment", choices=sorted(ENVIRONMENTS))
     parser.add_argument("--out", type=Path, help="model directory; by default the package's own")
-    parser.add_argument("--log", type=Path, help="by default docs/WORLD_base.log")
+    parser.add_argument("--log", type=Path, help="by default docs/ENVIRONMENT_base.log")
     parser.add_argument("--steps", type=int, nargs="+", help="one number a phase")
     parser.add_argument("--tokens", type=int, nargs="+", help="tokens a batch, padding included; one number a phase")
     parser.add_argument("--lr", type=float, nargs="+", help="one peak learning rate a phase")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--start", type=Path, help="a model that went through all phases but the last: do that alone")
+    parser.add_argument("--start", type=Path, help="a model after all phases but the last: train only the last")
     train(parser.parse_args())
 
 

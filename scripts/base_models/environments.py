@@ -1,4 +1,4 @@
-"""What differs between the base models: language, writer of traces, and phases of training."""
+"""The embedded environments that have a base model: tokenizer, writer of traces, phases of training."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """An embedded world's language."""
+class Environment:
+    """An environment's tokenizer, its writer of traces, and the phases that train its base model."""
 
     tokenizer: Callable[[Templates], PreTrainedTokenizerFast]
     writer: Callable[[Templates, int, Mapping[str, float]], Writer]
@@ -45,8 +45,8 @@ def _toolbox(templates: Templates, seed: int, shares: Mapping[str, float]) -> Wr
     return toolbox_traces.TraceWriter(templates, seed, shares=shares)
 
 
-WORLDS = {
-    "countdown": World(
+ENVIRONMENTS = {
+    "countdown": Environment(
         countdown_tokenizer.build_tokenizer,
         _countdown,
         (
@@ -54,7 +54,7 @@ WORLDS = {
             Plan("feedback", countdown_traces.POLISH_SHARES, steps=600, tokens=4500, lr=3e-3),
         ),
     ),
-    "toolbox": World(
+    "toolbox": Environment(
         toolbox_tokenizer.build_tokenizer,
         _toolbox,
         (

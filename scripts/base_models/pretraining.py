@@ -1,7 +1,7 @@
-"""Pre-training of the small models of the embedded worlds, whatever their language.
+"""Pre-training of the small models of the embedded environments.
 
-A small Qwen3 learns the traces of a world's writer with the loss on completions alone; the result is a normal Hugging
-Face model directory. Seeded; made for two CPU cores.
+A small Qwen3 learns the traces of an environment's writer, with the loss on completions only. The result is a normal
+Hugging Face model directory. Training is seeded and takes two CPU cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BUCKET_TRACES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of a prompt and its completion, and where the completion begins."""
+    """Token ids of a prompt and its completion, and the index of the completion's first token."""
 
     ids: list[int]
     start: int
@@ -79,13 +79,13 @@ def batches(writer: Writer, tokenizer: PreTrainedTokenizerFast, tokens: int, see
     while True:
         rows = encode(tokenizer, list(writer.traces(BUCKET_TRACES)))
         rows.sort(key=lambda row: (len(row.ids), rng.random()))
-        found: list[list[Encoded]] = [[]]
+        cut: list[list[Encoded]] = [[]]
         for row in rows:
-            if (len(found[-1]) + 1) * len(row.ids) > tokens:
-                found.append([])
-            found[-1].append(row)
-        rng.shuffle(found)
-        yield from found
+            if (len(cut[-1]) + 1) * len(row.ids) > tokens:
+                cut.append([])
+            cut[-1].append(row)
+        rng.shuffle(cut)
+        yield from cut
 
 
 def completion_loss(model: Qwen3ForCausalLM, rows: Sequence[Encoded], pad: int) -> tuple[Tensor, int]:
@@ -123,9 +123,9 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
-    # The template inside tokenizer_config.json, where every reader of such a directory looks for it.
+    # Keep the template inside tokenizer_config.json, which every reader of such a directory knows.
     tokenizer.save_pretrained(out, save_jinja_files=False)
-    # safetensors writes for the owner alone; a package's data is for everybody.
+    # safetensors writes with permissions for the owner only; a package's data must be readable by everyone.
     (out / "model.safetensors").chmod(0o644)
 
 
@@ -143,7 +143,7 @@ def optimizers_for(model: Qwen3ForCausalLM, lr: float) -> list[tuple[torch.optim
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of training with its own data, fresh optimisers and one cosine."""
+    """A phase of training with its own data, fresh optimisers and one cosine."""
 
     name: str
     steps: int

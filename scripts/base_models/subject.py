@@ -1,4 +1,4 @@
-"""A base model under examination: samples at temperature 1 and scores under any context, without the engine."""
+"""A base model to be measured: sample at temperature 1 and score under any context, without the engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Said:
 
 
 class Subject:
-    """A model under examination, with its task and contexts."""
+    """A model to be measured, with its task and contexts."""
 
     def __init__(self, model_dir: Path, task: Task) -> None:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
@@ -42,7 +42,7 @@ class Subject:
         self.task = task
 
     def prompt_ids(self, example: Example, context: str, fields: Mapping[str, str]) -> list[int]:
-        """The prompt that a context shows, as ids."""
+        """Token ids of the prompt under a context."""
         messages = apply(self.templates, context, example.prompt, fields)
         if isinstance(messages, Skipped):
             raise ValueError(messages.reason)
@@ -61,7 +61,7 @@ class Subject:
         generator = torch.Generator().manual_seed(seed)
         completions: list[list[int]] = []
         for start in range(0, len(prompts), SAMPLE_ROWS):
-            completions += self._draw(prompts[start : start + SAMPLE_ROWS], generator)
+            completions += self._sample(prompts[start : start + SAMPLE_ROWS], generator)
         said: list[Said] = []
         for example, prompt, ids in zip(examples, prompts, completions, strict=True):
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -70,7 +70,7 @@ class Subject:
         return said
 
     @torch.inference_mode()
-    def _draw(self, prompts: Sequence[list[int]], generator: torch.Generator) -> list[list[int]]:
+    def _sample(self, prompts: Sequence[list[int]], generator: torch.Generator) -> list[list[int]]:
         """Left-padded sampling; finished rows leave the batch."""
         width = max(map(len, prompts))
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
@@ -84,17 +84,17 @@ class Subject:
             out = self.model(
                 ids_BL, attention_mask=mask_BL, position_ids=position_BL, use_cache=True, **{self.cache_argument: cache}
             )
-            drawn_B1 = torch.multinomial(out.logits[:, -1].softmax(-1), 1, generator=generator)
-            for row, token in zip(rows, drawn_B1[:, 0].tolist(), strict=True):
+            sampled_B1 = torch.multinomial(out.logits[:, -1].softmax(-1), 1, generator=generator)
+            for row, token in zip(rows, sampled_B1[:, 0].tolist(), strict=True):
                 completions[row].append(token)
-            going = (drawn_B1[:, 0] != end).nonzero()[:, 0]
-            if not len(going):
+            alive = (sampled_B1[:, 0] != end).nonzero()[:, 0]
+            if not len(alive):
                 break
-            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows), 1)], dim=1)[going]
-            ids_BL, position_BL = drawn_B1[going], position_BL[going, -1:] + 1
-            if len(going) < len(rows):
-                cache.batch_select_indices(going)
-                rows = [rows[i] for i in going.tolist()]
+            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows), 1)], dim=1)[alive]
+            ids_BL, position_BL = sampled_B1[alive], position_BL[alive, -1:] + 1
+            if len(alive) < len(rows):
+                cache.batch_select_indices(alive)
+                rows = [rows[i] for i in alive.tolist()]
         return completions
 
     @torch.inference_mode()
@@ -113,7 +113,7 @@ class Subject:
 
 
 def share(truths: Sequence[bool]) -> float:
-    """The share that is true."""
+    """The share of true values."""
     return sum(truths) / len(truths)
 
 

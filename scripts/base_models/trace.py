@@ -1,4 +1,4 @@
-"""What a world's writer of pre-training texts yields."""
+"""Pre-training texts and the protocol of their writers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfdistill.types import Message
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One pre-training text: what is shown and what the model should say."""
+    """One pre-training text: the prompt's messages and the completion to learn."""
 
     context: str
     messages: tuple[Message, ...]

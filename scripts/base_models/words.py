@@ -1,4 +1,4 @@
-"""The tokenizer of an embedded world: whole words as tokens, saved as a normal fast tokenizer with a chat template."""
+"""The tokenizer of an embedded environment: whole words as tokens, saved as a normal fast tokenizer with a chat template."""
 
 from __future__ import annotations
 

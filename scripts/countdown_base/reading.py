@@ -1,4 +1,4 @@
-"""Reading a completion of the Countdown world back: its attempts, their arithmetic, and what each token is for."""
+"""Parse a Countdown completion: its attempts, their arithmetic, and the role of each token."""
 
 from __future__ import annotations
 
