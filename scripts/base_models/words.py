@@ -1,4 +1,4 @@
-"""The tokenizer of an embedded environment: whole words as tokens, saved as a normal fast tokenizer with a chat template."""
+"""Word-level tokenizers of the embedded environments, saved as normal fast tokenizers with a chat template."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<|pad|>", "<|unk|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
-# Ordinary words to the tokenizer, because a completion's text must show where its thinking ends.
+# Ordinary tokens, not special ones: decoding must keep the end of thinking in a completion's text.
 THINKING = ("<think>", "</think>")
 
 CHAT_TEMPLATE = """\
@@ -27,10 +27,10 @@ CHAT_TEMPLATE = """\
 
 
 def word_tokenizer(words: Sequence[str], *, punctuation: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of these words after the special ones, in this order.
+    """Build a tokenizer: the special tokens first, then these words in order.
 
-    Whitespace separates tokens; a character of ``punctuation``, the inside of a regular expression's brackets, is a
-    token even where no space surrounds it.
+    Whitespace separates tokens; a character of ``punctuation`` is a token even
+    without spaces around it. ``punctuation`` is the inside of a regular expression's brackets.
     """
     vocabulary = [*SPECIAL, *THINKING, *words]
     model = models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<|unk|>")

@@ -174,29 +174,30 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
-    """Segments of packed tokens with as many tokens before them, for attention to see them as one batch.
+    """Segments of packed tokens with equally many tokens before them. Attention computes them as one batch.
 
-    ``key_SK`` [S segments, A + L] holds places of each segment's A ancestors' tokens and then of its own, of which the
-    longest has L; ``own`` is L. Shorter segments are padded on the right with any place: no token looks to its right.
+    ``key_SK`` [S segments, A + L] holds the indices of each segment's A preceding tokens, then those of its own tokens,
+    its suffix. ``suffix_length`` is L, the length of the longest suffix. Shorter ones are padded on the right with any
+    index, because attention is causal.
     """
 
     key_SK: Tensor
-    own: int
+    suffix_length: int
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How packed tokens form sequences: who attends to whom.
+    """How packed tokens form sequences, for attention.
 
-    ``restore_T`` says where each of the T packed tokens stands among all cohorts' own places, padding included.
+    ``restore_T`` [T] is the index of each packed token in the concatenated suffixes of all groups, padding included.
     """
 
-    cohorts: tuple[AttentionGroup, ...]
+    groups: tuple[AttentionGroup, ...]
     restore_T: Tensor
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        moved = tuple(AttentionGroup(one.key_SK.to(device), one.own) for one in self.cohorts)
+        moved = tuple(AttentionGroup(group.key_SK.to(device), group.suffix_length) for group in self.groups)
         return Layout(moved, self.restore_T.to(device))
 
 

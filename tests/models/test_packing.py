@@ -19,9 +19,9 @@ Ids = tuple[int, ...]
 BRANCHING: tuple[Ids, ...] = ((1, 2, 3, 4), (1, 9), (1, 2, 3, 5, 6), (1, 2, 3, 4), (7,), (1, 2))
 
 
-def test_a_forest_by_hand() -> None:
-    forest = build_prefix_tree(BRANCHING, share_from=1)
-    assert forest.segments == [
+def test_a_tree_by_hand() -> None:
+    tree = build_prefix_tree(BRANCHING, share_from=1)
+    assert tree.segments == [
         Segment((1,), 0, None),
         Segment((2,), 1, 0),
         Segment((3,), 2, 1),
@@ -30,9 +30,9 @@ def test_a_forest_by_hand() -> None:
         Segment((9,), 1, 0),
         Segment((7,), 0, None),
     ]
-    assert forest.ends == [3, 5, 4, 3, 6, 1]
-    assert forest.tokens == 8
-    assert [forest.path(i) for i in range(3)] == [[0, 1, 2, 3], [0, 5], [0, 1, 2, 4]]
+    assert tree.ends == [3, 5, 4, 3, 6, 1]
+    assert tree.tokens == 8
+    assert [tree.path(i) for i in range(3)] == [[0, 1, 2, 3], [0, 5], [0, 1, 2, 4]]
 
 
 def test_what_saves_too_little_is_not_shared() -> None:
@@ -54,16 +54,16 @@ def drawn(seed: int, *, count: int = 12, longest: int = 9) -> list[Ids]:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sequence_stands_in_the_pack_in_order_and_from_position_0(seed: int, share_from: int) -> None:
     sequences = drawn(seed)
-    forest = build_prefix_tree(sequences, share_from=share_from)
-    made = pack(forest)
-    for ids, places in zip(sequences, made.places, strict=True):
+    tree = build_prefix_tree(sequences, share_from=share_from)
+    made = pack(tree)
+    for ids, places in zip(sequences, made.token_indices, strict=True):
         assert tuple(made.ids_T[places].tolist()) == ids
         assert made.position_T[places].tolist() == list(range(len(ids)))
-    assert len(made.ids_T) == forest.tokens
+    assert len(made.ids_T) == tree.tokens
     if share_from == 1:
-        assert forest.tokens == len({ids[:n] for ids in sequences for n in range(1, len(ids) + 1)})
+        assert tree.tokens == len({ids[:n] for ids in sequences for n in range(1, len(ids) + 1)})
     if share_from == 1000:
-        assert forest.tokens == sum(map(len, sequences))
+        assert tree.tokens == sum(map(len, sequences))
 
 
 def alone(states: Sequence[Tensor], places: Tensor, window: int | None) -> Tensor:
@@ -96,7 +96,7 @@ def test_attention_over_the_pack_is_that_of_each_sequence_alone(
     )
     weight = torch.randn(packed.shape, generator=generator, dtype=torch.float64)
     mine, theirs = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for places in made.places:
+    for places in made.token_indices:
         expected = alone(states, places, window)
         torch.testing.assert_close(packed[0, places], expected, rtol=1e-12, atol=1e-12)
         mine = mine + (packed[0, places] * weight[0, places]).sum()

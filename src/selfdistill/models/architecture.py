@@ -1,4 +1,4 @@
-"""Where the families of transformers differ and this library must know: decoder, cache and Mamba-2's time steps."""
+"""Differences between model families of transformers: decoder, head, cache, adapters, Mamba-2's time steps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from selfdistill.errors import ModelError
 
 
 def decoder_of(causal_lm: Any) -> Any:
-    """The part of a transformers model that gives the last hidden states.
+    """The submodule of a transformers model that returns the last hidden states.
 
-    ``get_decoder`` gives Llama-4 itself, and the head of models that call that ``decoder``.
+    ``get_decoder`` is not enough: it returns Llama-4 itself, and the head of models that call their head ``decoder``.
     """
     head = causal_lm.get_output_embeddings()
     for module in (causal_lm.get_decoder(), causal_lm.base_model, getattr(causal_lm, "model", None)):
@@ -28,11 +28,11 @@ def decoder_of(causal_lm: Any) -> Any:
 
 
 def head_shape(causal_lm: Any) -> tuple[float, float | None]:
-    """Scale and soft cap of a model's logits, as far as its config names them: Gemma, Granite, Cohere, Falcon-H1."""
-    named = causal_lm.config.get_text_config().to_dict()
-    scale = named.get("logit_scale") or named.get("lm_head_multiplier") or 1.0
-    cap = named.get("final_logit_softcapping") or named.get("logits_soft_cap")
-    return float(scale) / float(named.get("logits_scaling") or 1.0), None if cap is None else float(cap)
+    """Scale and soft cap of a model's logits, read from its config (Gemma, Granite, Cohere, Falcon-H1)."""
+    config = causal_lm.config.get_text_config().to_dict()
+    scale = config.get("logit_scale") or config.get("lm_head_multiplier") or 1.0
+    cap = config.get("final_logit_softcapping") or config.get("logits_soft_cap")
+    return float(scale) / float(config.get("logits_scaling") or 1.0), None if cap is None else float(cap)
 
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
@@ -40,37 +40,37 @@ CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 
 def cache_argument(decoder: type[nn.Module]) -> str:
-    """The name under which a decoder's forward takes the key-value cache, read off its signature.
+    """The name of the key-value cache among the arguments of a decoder's forward.
 
     Raises:
-        ModelError: the forward names none of those that are known. It would swallow another one among its keyword
-            arguments and decode every token without its history.
+        ModelError: the forward has none of the known names. It would accept any of them as a keyword argument, ignore
+            it, and decode every token without a cache.
     """
-    named = inspect.signature(decoder.forward).parameters
+    parameters = inspect.signature(decoder.forward).parameters
     for name in CACHE_ARGUMENTS:
-        if name in named:
+        if name in parameters:
             return name
     raise ModelError(
         f"{decoder.__name__}.forward takes its cache under none of the names {', '.join(CACHE_ARGUMENTS)} (its "
-        f"arguments are {', '.join(list(named)[1:])}), so nothing can be sampled with it: use another model, or a "
+        f"arguments are {', '.join(list(parameters)[1:])}), so nothing can be sampled with it: use another model, or a "
         "release of transformers that this one supports (`selfdistill doctor` names them)"
     )
 
 
 def fused_outputs(model: nn.Module) -> list[str]:
-    """Names of the state-space layers' output projections.
+    """Names of the state-space layers' output projections, where an adapter would have no effect.
 
-    Mamba's kernels are handed their weights and never call them, so that an adapter there would be passed by.
+    Mamba's kernels read the weights of these modules and never call the modules.
     """
     names = []
     for name, mixer in model.named_modules():
-        if {"A_log", "D"} <= {own for own, _ in mixer.named_parameters(recurse=False)}:
+        if {"A_log", "D"} <= {parameter for parameter, _ in mixer.named_parameters(recurse=False)}:
             names.append(f"{name}.out_proj")
     return names
 
 
 def outside_decoder(causal_lm: Any) -> list[str]:
-    """Names of the linear maps that no scored token passes through: towers for images and sound, their projectors."""
+    """Names of the linear layers outside the decoder and the head: vision and audio towers and their projectors."""
     head, inside = causal_lm.get_output_embeddings(), set(decoder_of(causal_lm).modules())
     return [
         name
@@ -81,22 +81,22 @@ def outside_decoder(causal_lm: Any) -> list[str]:
 
 @torch.no_grad()
 def not_linear(causal_lm: Any) -> list[str]:
-    """Names of modules that are linear layers by their class and give something else than their linear map.
+    """Names of modules that subclass ``nn.Linear`` but return something else than the linear map.
 
-    Routers of Llama-4 and Phimoe give a choice of experts. They are found by running a few tokens, since other classes
-    of transformers (Falcon's) write the same map another way.
+    The routers of Llama-4 and Phimoe return a choice of experts. Running a few tokens finds them; the class does not
+    tell, because other subclasses (Falcon's) implement the plain map.
     """
     suspects = {
         module: name
         for name, module in causal_lm.named_modules()
         if isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models.")
     }
-    found: dict[str, bool] = {}
+    is_linear: dict[str, bool] = {}
 
     def compare(module: nn.Module, args: Any, output: Any) -> None:
         expected = nn.functional.linear(args[0], module.weight, module.bias)  # type: ignore[arg-type]
         same = isinstance(output, Tensor) and output.shape == expected.shape and torch.allclose(output, expected)
-        found[suspects[module]] = same  # type: ignore[index]
+        is_linear[suspects[module]] = same  # type: ignore[index]
 
     hooks = [module.register_forward_hook(compare) for module in suspects]
     try:
@@ -105,15 +105,15 @@ def not_linear(causal_lm: Any) -> list[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [name for name, same in found.items() if not same]
+    return [name for name, linear in is_linear.items() if not linear]
 
 
 def limit_time_steps(model: nn.Module) -> None:
-    """Hold the time steps of every Mamba-2 layer to its limits before the layer sees them, however it runs.
+    """Clamp the time steps of every Mamba-2 layer to the layer's limits, in scoring and in decoding.
 
-    transformers clamps them in the scan over a sequence and not in the update by one token, so NemotronH and Zamba2
-    were sampled 6e-4 and 1.4e-3 nats off their scores. The last outputs of a layer's ``in_proj`` are its steps before
-    bias and softplus, both of which rise: clamped there to the limits' preimage, the step keeps them on either path.
+    transformers clamps them in the scan over a sequence but not in the one-token update: sampling with NemotronH and
+    Zamba2 was 6e-4 and 1.4e-3 nats off their scores. The last outputs of ``in_proj`` are the steps before bias and
+    softplus. Both are increasing, so clamping these outputs to the preimage of the limits works on either path.
     """
     for mixer in model.modules():
         lowest, highest = getattr(mixer, "time_step_limit", (0.0, math.inf))
@@ -129,5 +129,5 @@ def _clamp(mixer: Any, module: nn.Module, args: Any, projected_BLD: Tensor) -> T
 
 
 def _before_softplus(step: float) -> float:
-    """What softplus makes this step of."""
+    """The inverse of softplus."""
     return -math.inf if step <= 0 else step + math.log(-math.expm1(-step))

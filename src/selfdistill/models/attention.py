@@ -1,6 +1,6 @@
-"""Attention over packed tokens: each sequence sees itself and nothing else, and a shared beginning is there once.
+"""Attention over packed tokens: each sequence attends to its own tokens only, and shared prefixes are stored once.
 
-It stands in for the library's ``sdpa`` attention, and gives what that gives wherever there is no layout.
+It replaces the ``sdpa`` attention of transformers. Without a layout it returns what ``sdpa`` returns.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from selfdistill.types import AttentionGroup, Layout
 NAME = "packed_sdpa"
 LAYERS = {"full_attention", "sliding_attention"}
 MASKS_ARE_CHEAP = {"cpu"}
-"""Devices whose kernel is as fast with a mask as without; on GPUs the fastest ones take none."""
+"""Devices whose attention kernel is as fast with a mask as without. The fastest GPU kernels take no mask."""
 CHANGING = {"position_bias", "softcap", "s_aux", "cache"}
-"""Arguments of a library's attention that make it another function."""
+"""Arguments of transformers' attention that change its result."""
 QUERIES = 256
-"""Queries that see ancestors are taken so many at a time: their mask is [queries, keys], not [length, length]."""
+"""Queries per attention call if a mask is needed. It bounds the mask to [queries, keys]."""
 
 
 def packable(model: Any) -> bool:
-    """Whether a transformers model says that its tokens meet in attention alone, and that this attention can be ours.
+    """Whether a model's config allows packing: attention alone mixes its tokens, and :func:`attend` can compute it.
 
-    Linear attention, convolutions and chunked attention mix neighbours whom a layout would keep apart.
+    Linear attention, convolutions and chunked attention would mix tokens of different packed sequences.
     """
     config = model.config.get_text_config()
     return bool(
         config._attn_implementation == "sdpa"
         and model._supports_attention_backend
-        # Such models hand a sliding window to the attention function; with ``sdpa`` alone it would be in the mask.
+        # These models pass the sliding window to the attention function. Others put it into the mask.
         and model._supports_flash_attn
         and set(getattr(config, "layer_types", None) or LAYERS) <= LAYERS
     )
 
 
 def install(model: Any) -> None:
-    """Make a model attend by :func:`attend` from now on."""
+    """Make a model use :func:`attend`."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
 
 
 def uninstall(model: Any) -> None:
-    """Put the library's own attention back."""
+    """Restore transformers' ``sdpa`` attention."""
     model.set_attn_implementation("sdpa")
 
 
@@ -68,27 +68,31 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention [1, T, heads, dim] of packed query, key and value states [1, heads, T, dim]."""
     if layout is None:
-        if not dropout and _products_will_do(query, attention_mask, others):
+        if not dropout and _is_plain_decoding(query, attention_mask, others):
             return _one_query(query, key, value, attention_mask, scaling), None
-        found = sdpa_attention_forward(
+        output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **others
         )
-        return found[0], None
+        return output, None
     query_THD, key_THD, value_THD = (states[0].transpose(0, 1) for states in (query, key, value))
-    cohorts, shared = layout.cohorts, query_THD.shape[1] // key_THD.shape[1]
-    squares = [_square(one, sliding_window) for one in cohorts]
-    asking = [one.key_SK if square else one.key_SK[:, -one.own :] for one, square in zip(cohorts, squares, strict=True)]
-    queries = _rows(query_THD, asking)
-    keys, values = (_rows(states, [one.key_SK for one in cohorts], shared) for states in (key_THD, value_THD))
+    groups, queries_per_key = layout.groups, query_THD.shape[1] // key_THD.shape[1]
+    squares = [_is_square(group, sliding_window) for group in groups]
+    query_indices = [
+        group.key_SK if square else group.key_SK[:, -group.suffix_length :]
+        for group, square in zip(groups, squares, strict=True)
+    ]
+    key_indices = [group.key_SK for group in groups]
+    queries = _gather_groups(query_THD, query_indices)
+    keys, values = (_gather_groups(states, key_indices, queries_per_key) for states in (key_THD, value_THD))
     attended = [
-        _attend(one, square, *states, scaling=scaling, dropout=dropout, window=sliding_window)
-        for one, square, *states in zip(cohorts, squares, queries, keys, values, strict=True)
+        _attend(group, square, *states, scaling=scaling, dropout=dropout, window=sliding_window)
+        for group, square, *states in zip(groups, squares, queries, keys, values, strict=True)
     ]
     return torch.cat(attended).index_select(0, layout.restore_T)[None], None
 
 
-def _products_will_do(query_BHLD: Tensor, mask: Tensor | None, others: Mapping[str, Any]) -> bool:
-    """Decoding in full precision on a CPU: two products take three quarters of the time of the library's kernel."""
+def _is_plain_decoding(query_BHLD: Tensor, mask: Tensor | None, others: Mapping[str, Any]) -> bool:
+    """Whether :func:`_one_query` applies: decoding in float32 or float64 on a CPU. It takes 3/4 of the time."""
     wide = query_BHLD.dtype in (torch.float32, torch.float64)
     plain = (mask is None or mask.dtype == torch.bool) and all(others.get(name) is None for name in CHANGING)
     return query_BHLD.shape[2] == 1 and query_BHLD.device.type == "cpu" and wide and plain
@@ -97,7 +101,7 @@ def _products_will_do(query_BHLD: Tensor, mask: Tensor | None, others: Mapping[s
 def _one_query(
     query_BHLD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, mask: Tensor | None, scaling: float | None
 ) -> Tensor:
-    """Attention [B, 1, heads, dim] of one query a row; the queries that share a key head are one product."""
+    """Attention [B, 1, heads, dim] of one query per row: one matrix product for all queries of a key head."""
     scaled = query_BHLD * (query_BHLD.shape[-1] ** -0.5 if scaling is None else scaling)
     query_BHGD = scaled.reshape(len(scaled), key_BHKD.shape[1], -1, scaled.shape[-1])
     scores_BHGK = torch.matmul(query_BHGD, key_BHKD.transpose(-1, -2))
@@ -107,23 +111,23 @@ def _one_query(
 
 
 def mask_of_nothing(device: torch.device) -> Tensor:
-    """A mask of four dimensions is taken as it is: the model makes none of its own, and :func:`attend` needs none."""
+    """A dummy mask. Models build no mask if they get one of four dimensions, and :func:`attend` ignores it."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
-def _square(cohort: AttentionGroup, window: int | None) -> bool:
-    """Whether a cohort's ancestors are to ask as well, so that no mask is needed.
+def _is_square(group: AttentionGroup, window: int | None) -> bool:
+    """Whether to compute queries for a group's prefix too, so that causal attention needs no mask.
 
-    Where masks are not cheap, that is worth asking for few ancestors too, whose ancestors²/2 pairs nobody reads; behind
-    many, a mask costs less: half a square of own tokens, or of a block.
+    The prefix adds prefix²/2 query-key pairs that are thrown away. With few prefix tokens that costs less than a mask
+    on devices with fast mask-free kernels; with many, the mask costs less: half of suffix² pairs, or of a block.
     """
-    length, own = cohort.key_SK.shape[1], cohort.own
-    most = 0 if cohort.key_SK.device.type in MASKS_ARE_CHEAP else own * min(own, QUERIES)
-    return (window is None or length <= window) and (length - own) ** 2 <= most
+    length, suffix = group.key_SK.shape[1], group.suffix_length
+    most = 0 if group.key_SK.device.type in MASKS_ARE_CHEAP else suffix * min(suffix, QUERIES)
+    return (window is None or length <= window) and (length - suffix) ** 2 <= most
 
 
 def _attend(
-    cohort: AttentionGroup,
+    group: AttentionGroup,
     square: bool,
     query_SHLD: Tensor,
     key_SHKD: Tensor,
@@ -133,17 +137,17 @@ def _attend(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    """What the cohort's own tokens attend to, [S · own, heads, dim]; ``square``: queries are there for all keys."""
-    own, ancestors = cohort.own, cohort.key_SK.shape[1] - cohort.own
+    """Attention output [S · suffix, heads, dim] of a group's suffixes. ``square``: there is a query for every key."""
+    suffix, prefix = group.suffix_length, group.key_SK.shape[1] - group.suffix_length
     attend_ = torch.nn.functional.scaled_dot_product_attention
     if square:
-        found_SHKD = attend_(query_SHLD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
-        return found_SHKD[:, :, ancestors:].transpose(1, 2).flatten(0, 1)
+        output_SHKD = attend_(query_SHLD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
+        return output_SHKD[:, :, prefix:].transpose(1, 2).flatten(0, 1)
     parts = []
-    for start in range(0, own, QUERIES):
-        end = min(start + QUERIES, own)
-        position = torch.arange(ancestors + start, ancestors + end, device=query_SHLD.device)[:, None]
-        seen = slice(0 if window is None else max(0, ancestors + start - window + 1), ancestors + end)
+    for start in range(0, suffix, QUERIES):
+        end = min(start + QUERIES, suffix)
+        position = torch.arange(prefix + start, prefix + end, device=query_SHLD.device)[:, None]
+        seen = slice(0 if window is None else max(0, prefix + start - window + 1), prefix + end)
         other = torch.arange(seen.start, seen.stop, device=query_SHLD.device)[None]
         mask = other <= position if window is None else (other <= position) & (other > position - window)
         parts.append(
@@ -159,12 +163,13 @@ def _attend(
     return torch.cat(parts, 2).transpose(1, 2).flatten(0, 1)
 
 
-def _rows(states_THD: Tensor, places: Sequence[Tensor], times: int = 1) -> list[Tensor]:
-    """States [S, heads · times, L, dim] of each cohort at its places [S, L]; a key head serves ``times`` query heads.
+def _gather_groups(states_THD: Tensor, indices: Sequence[Tensor], repeats: int = 1) -> list[Tensor]:
+    """States [S, heads · repeats, L, dim] of each group at its token indices [S, L].
 
-    One lookup for all cohorts: backward, each would fill and add up a tensor as large as all states.
+    ``repeats`` is the number of query heads per key head. All groups share one ``index_select``: the backward of each
+    call would allocate and add a tensor as large as all states.
     """
-    found = states_THD.index_select(0, torch.cat([place.flatten() for place in places]))
-    parts = zip(found.split([place.numel() for place in places]), places, strict=True)
-    rows = [part.view(*place.shape, *found.shape[1:]).transpose(1, 2) for part, place in parts]
-    return [row.repeat_interleave(times, 1) for row in rows] if times > 1 else rows
+    states = states_THD.index_select(0, torch.cat([index_SL.flatten() for index_SL in indices]))
+    parts = zip(states.split([index_SL.numel() for index_SL in indices]), indices, strict=True)
+    gathered = [part.view(*index_SL.shape, *states.shape[1:]).transpose(1, 2) for part, index_SL in parts]
+    return [group.repeat_interleave(repeats, 1) for group in gathered] if repeats > 1 else gathered

@@ -1,6 +1,6 @@
-"""What is tried on a model when it is loaded: head, packing, and that it is sampled as it is scored.
+"""Checks of a loaded model: its head, packing, padding, and equal probabilities in sampling and scoring.
 
-Each check runs a few tokens through the very functions that training uses.
+Each check runs a few tokens through the functions that training uses.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from selfdistill.models.prefill import Decoder, Prefill, closed_up
 from selfdistill.types import SequenceBatch
 
 LARGE_LOGIT = 300.0
-"""Logits are compared at this size: a soft cap at 30 moves those below 0.5 by less than rounding does."""
+"""Size at which logits are compared. A soft cap at 30 changes logits below 0.5 by less than rounding."""
 ROUNDING = {torch.float32: (5e-5, 1e-3), torch.float64: (5e-5, 1e-3), torch.bfloat16: (0.3, 0.3)}
-"""Nats by which two ways to compute a token's log-probability may differ, on average over what may be drawn there: so
-many in any model, and the most in one that rounds more.
+"""Tolerances in nats for two ways to compute a token's log-probabilities, averaged over the token's distribution: one
+for every model, and an upper limit for models that round more.
 
-Over the families of the tests it was at most 2.5e-6 in float32 and 0.018 in bfloat16, where a router that chooses
-another expert moves a token by more. NemotronH without its limits was 7e-5 off, a lost history nats.
+The tested families differ by at most 2.5e-6 in float32 and 0.018 in bfloat16, where one router that picks another
+expert costs more. NemotronH without its time step limits was off by 7e-5; a model that loses its cache is off by nats.
 """
 MARGIN = 20
-"""Times that decoding may be off by what forwards without a cache differ by, alone and padded."""
+"""Tolerance of decoding with a cache, as a multiple of the difference between scoring alone and padded."""
 PROMPTS = ((4, 5, 6, 7, 8, 9, 10), (11, 12))
-"""Of unequal length, the shorter one below the width of a convolution."""
+"""Prompts of unequal length. The shorter one is shorter than a convolution kernel."""
 COUNT, TOKENS, ENDS_EARLY = 2, 5, 2
-"""Completions of each prompt, their tokens, and those of the first, which leaves before the other."""
+"""Completions per prompt, their length, and the length of each prompt's first completion, which ends early."""
 
-Said = tuple[list[int], list[int]]
+PromptAndCompletion = tuple[list[int], list[int]]
 
 
 class Checked(Decoder, Protocol):
-    """What the checks ask of a policy."""
+    """The attributes of a policy that the checks use."""
 
     vocab_size: int
     packs: bool
@@ -58,10 +58,10 @@ class Checked(Decoder, Protocol):
 
 @contextmanager
 def runs(policy: Checked, path: str) -> Iterator[None]:
-    """Say in one sentence that a model's own forward fails, whatever it fails with.
+    """Turn any error of a model's forward pass into one sentence.
 
     Raises:
-        ModelError: with the first line of what the library says.
+        ModelError: holds the first line of the library's message.
     """
     try:
         yield
@@ -78,13 +78,13 @@ def runs(policy: Checked, path: str) -> Iterator[None]:
 
 @torch.no_grad()
 def check_weights(policy: Checked, path: str) -> None:
-    """Refuse weights that are not numbers, also where no probe would meet them: in an expert, or a token's embedding.
+    """Refuse NaN and infinite weights, also where the other checks never look: in an expert, or a token's embedding.
 
     Raises:
-        ModelError: it names the first such tensor.
+        ModelError: names the first such tensor.
     """
     for name, parameter in policy.causal_lm.named_parameters():
-        # A sum is finite where all its terms are, and needs no second tensor of this size.
+        # The sum is finite if all weights are, and needs no second tensor of this size.
         if not torch.isfinite(parameter.sum(dtype=torch.promote_types(parameter.dtype, torch.float32))):
             raise ModelError(
                 f"{path} holds weights that are not numbers (NaN or infinite), in {name}: download or save it again"
@@ -93,12 +93,13 @@ def check_weights(policy: Checked, path: str) -> None:
 
 @torch.no_grad()
 def check_head(policy: Checked, path: str) -> None:
-    """Find out whether a model's logits are a linear map of its last hidden state, or that map scaled and capped.
+    """Check that a model's logits are a linear map of its last hidden state, or that map scaled and softly capped.
 
-    Its config is asked only where the plain map is not right, so that a name which a model does not use does no harm.
+    Scale and cap are read from the config only if the plain map is wrong: a config may name a scale that its model
+    ignores.
 
     Raises:
-        ModelError: they are something else, or no numbers.
+        ModelError: the logits are computed in another way, or are not finite.
     """
     batch = probe(policy.device)
     largest = float(policy.head_input(batch).logits(slice(0, 4)).abs().max())
@@ -128,16 +129,16 @@ def check_head(policy: Checked, path: str) -> None:
 
 @torch.no_grad()
 def allow_packing(policy: Checked) -> None:
-    """Let batches be packed if the model's layers allow it and packed tokens come out as they do row by row."""
+    """Enable packing if the model's layers allow it and packed hidden states equal those computed row by row."""
     if not packable(policy.causal_lm):
         return
     sequences = [tuple(n % policy.vocab_size for n in ids) for ids in ((4, 5, 6, 7, 8), (4, 5, 6, 1), (2, 3, 4))]
     rows = [torch.tensor([ids], device=policy.device) for ids in sequences]
     expected = torch.cat([policy.decoder(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows])
-    made = pack(build_prefix_tree(sequences, share_from=1))
-    places = torch.cat(made.places)
+    packed = pack(build_prefix_tree(sequences, share_from=1))
+    index_N = torch.cat(packed.token_indices)
     batch = SequenceBatch(
-        made.ids_T[None], torch.zeros_like(places), places, places, made.position_T[None], made.layout
+        packed.ids_T[None], torch.zeros_like(index_N), index_N, index_N, packed.position_T[None], packed.layout
     )
     install(policy.causal_lm)
     policy.packs = _same(policy.head_input(batch).hidden_ND, expected)
@@ -147,16 +148,16 @@ def allow_packing(policy: Checked) -> None:
 
 @torch.no_grad()
 def check_scoring(policy: Checked, path: str) -> float:
-    """Refuse a model that scores a sequence otherwise beside others, padded, than alone.
+    """Refuse a model whose scores of a sequence depend on padding.
 
-    Returns the nats that rounding may explain in other comparisons, by what it did to this one.
+    Returns the tolerance in nats for later comparisons, from the rounding seen in this one.
 
     Raises:
-        ModelError: by how many nats.
+        ModelError: says by how many nats the scores differ.
     """
     sequences = _sequences(policy)
     least, most = ROUNDING[next(policy.causal_lm.parameters()).dtype]
-    alone = torch.cat([_scored(policy, [one]) for one in sequences])
+    alone = torch.cat([_scored(policy, [sequence]) for sequence in sequences])
     apart = _distance(alone, _scored(policy, sequences))
     if not apart <= most:
         raise ModelError(
@@ -168,13 +169,13 @@ def check_scoring(policy: Checked, path: str) -> float:
 
 @torch.no_grad()
 def check_sampling(policy: Checked, path: str, *, rounding: float) -> None:
-    """Refuse a model whose samples are not drawn with the probabilities that it is scored with.
+    """Refuse a model whose sampling probabilities, with the cache, differ from its scores.
 
-    Prompts of unequal length are decoded together. Where that goes wrong and those of one length go right, the policy
-    pads no prompts from now on.
+    Prompts of unequal length are decoded in one batch first. If that fails and batches of one length pass, the policy
+    never pads prompts.
 
     Raises:
-        ModelError: by how many nats, or that the model cannot be decoded with a cache.
+        ModelError: says by how many nats they differ, or that the model cannot be decoded with a cache.
     """
     name, sequences = type(policy.causal_lm).__name__, _sequences(policy)
     expected = _scored(policy, sequences)
@@ -200,58 +201,58 @@ def check_sampling(policy: Checked, path: str, *, rounding: float) -> None:
 
 
 def probe(device: torch.device) -> SequenceBatch:
-    """The first four ids, each scored at its own place."""
-    places = torch.arange(4, device=device)
-    return SequenceBatch(places[None], torch.zeros_like(places), places, places)
+    """A batch of the first four ids, each scored at its own index."""
+    ids = torch.arange(4, device=device)
+    return SequenceBatch(ids[None], torch.zeros_like(ids), ids, ids)
 
 
-def _sequences(policy: Checked) -> list[Said]:
-    """Prompt and completion of each row: every prompt's first completion ends before its others."""
-    real, rows = policy.vocab_size, [prompt for prompt in PROMPTS for _ in range(COUNT)]
+def _sequences(policy: Checked) -> list[PromptAndCompletion]:
+    """Prompt and completion of each row. The first completion of every prompt is shorter than the others."""
+    vocab_size, rows = policy.vocab_size, [prompt for prompt in PROMPTS for _ in range(COUNT)]
     return [
         (
-            [token % real for token in prompt],
-            [(13 + 5 * row + 3 * t) % real for t in range(TOKENS if row % COUNT else ENDS_EARLY)],
+            [token % vocab_size for token in prompt],
+            [(13 + 5 * row + 3 * t) % vocab_size for t in range(TOKENS if row % COUNT else ENDS_EARLY)],
         )
         for row, prompt in enumerate(rows)
     ]
 
 
-def _scored(policy: Checked, sequences: Sequence[Said]) -> Tensor:
+def _scored(policy: Checked, sequences: Sequence[PromptAndCompletion]) -> Tensor:
     """Log-probabilities [N, V] at every token of the completions, as training scores them, padded in one batch."""
-    longest = max(len(prompt) + len(said) for prompt, said in sequences)
-    ids = [[*prompt, *said, *[0] * (longest - len(prompt) - len(said))] for prompt, said in sequences]
-    rows = [row for row, (_, said) in enumerate(sequences) for _ in said]
-    columns = [len(prompt) - 1 + t for prompt, said in sequences for t in range(len(said))]
-    targets = [token for _, said in sequences for token in said]
+    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    ids = [[*prompt, *completion, *[0] * (longest - len(prompt) - len(completion))] for prompt, completion in sequences]
+    rows = [row for row, (_, completion) in enumerate(sequences) for _ in completion]
+    columns = [len(prompt) - 1 + t for prompt, completion in sequences for t in range(len(completion))]
+    targets = [token for _, completion in sequences for token in completion]
     batch = SequenceBatch(torch.tensor(ids), torch.tensor(rows), torch.tensor(columns), torch.tensor(targets))
     return policy.head_input(batch).logprobs(slice(None)).float()
 
 
-def _decoded(policy: Checked, sequences: Sequence[Said]) -> Tensor:
-    """The same [N, V] as the sampler has them: ``COUNT`` rows of each prompt decoded together, while they last."""
-    prompts, said = [prompt for prompt, _ in sequences[::COUNT]], [said for _, said in sequences]
+def _decoded(policy: Checked, sequences: Sequence[PromptAndCompletion]) -> Tensor:
+    """The same log-probabilities [N, V] by decoding with the cache, as the sampler does: ``COUNT`` rows per prompt."""
+    prompts, completions = [prompt for prompt, _ in sequences[::COUNT]], [completion for _, completion in sequences]
     state = Prefill.of(policy, prompts, COUNT)
-    logprobs, alive = state.logprobs, torch.arange(len(said), device=policy.device)
-    found: list[list[Tensor]] = [[] for _ in said]
+    logprobs, alive = state.logprobs, torch.arange(len(completions), device=policy.device)
+    logprobs_of_row: list[list[Tensor]] = [[] for _ in completions]
     for t in range(TOKENS):
         for row, logprobs_V in zip(alive.tolist(), logprobs.float(), strict=True):
-            found[row].append(logprobs_V)
-        going = torch.tensor([len(said[row]) > t + 1 for row in alive.tolist()], device=policy.device)
-        if not going.any():
+            logprobs_of_row[row].append(logprobs_V)
+        unfinished = torch.tensor([len(completions[row]) > t + 1 for row in alive.tolist()], device=policy.device)
+        if not unfinished.any():
             break
-        if not going.all():
-            kept = closed_up(going)
+        if not unfinished.all():
+            kept = closed_up(unfinished)
             state.keep(kept)
             alive = alive[kept]
-        logprobs = state.advance(torch.tensor([said[row][t] for row in alive.tolist()], device=policy.device))
-    return torch.stack([logprobs_V for row in found for logprobs_V in row])
+        logprobs = state.advance(torch.tensor([completions[row][t] for row in alive.tolist()], device=policy.device))
+    return torch.stack([logprobs_V for row in logprobs_of_row for logprobs_V in row])
 
 
 def _distance(expected_NV: Tensor, actual_NV: Tensor) -> float:
-    """Nats by which a log-probability is off at the worst place, on average over draws by the expected ones."""
+    """Mean difference of log-probabilities in nats under the expected distribution, at the worst token."""
     apart_NV = (expected_NV - actual_NV).abs() * expected_NV.exp()
-    # A token without probability on both sides is nowhere apart; on one side, infinitely.
+    # Equal values differ by 0 also if both are -inf; -inf on one side only is an infinite difference.
     return float(apart_NV.masked_fill(expected_NV == actual_NV, 0.0).sum(-1).max())
 
 

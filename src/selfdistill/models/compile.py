@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 @cache
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that is compiled at its first call, for tensors of any length.
+    """Compile a function at its first call, for tensors of any length.
 
     Raises:
         ModelError: on a call, if torch cannot compile here.
@@ -27,13 +27,13 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     # Imported here because it takes a second and few runs compile.
     from torch._dynamo.exc import TorchDynamoException
 
-    made = torch.compile(function, dynamic=True)
+    optimised = torch.compile(function, dynamic=True)
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _compiler_undisturbed():
-                return made(*args, **kwargs)
+            with _signals_blocked():
+                return optimised(*args, **kwargs)
         except TorchDynamoException as error:
             cause = getattr(error, "inner_exception", error)
             first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
@@ -59,7 +59,7 @@ def _probe(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def _compiler_undisturbed() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Block SIGINT and SIGTERM during compilation.
 
     Ctrl-C in a terminal would also kill the C++ compiler, but the run still has to finish its step.

@@ -16,8 +16,8 @@ from torch import Tensor
 from selfdistill.types import AttentionGroup, Layout
 
 SHARE_FROM = 64
-"""Minimum number of tokens that sharing a prefix must save. One more cohort costs a few attention calls per layer: as
-much as 4 tokens of the shipped models on a CPU, or 100 tokens of a model with 8B weights on a GPU."""
+"""Minimum number of tokens that sharing a prefix must save. One more attention group costs a few attention calls
+per layer: as much as 4 tokens of the shipped models on a CPU, or 100 tokens of a model with 8B weights on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class PrefixTree:
 
     def path(self, sequence: int) -> list[int]:
         """Indices of a sequence's segments, starting at the root."""
-        found: list[int] = []
-        at: int | None = self.ends[sequence]
-        while at is not None:
-            found.append(at)
-            at = self.segments[at].parent
-        return found[::-1]
+        leaf_to_root: list[int] = []
+        segment: int | None = self.ends[sequence]
+        while segment is not None:
+            leaf_to_root.append(segment)
+            segment = self.segments[segment].parent
+        return leaf_to_root[::-1]
 
 
 def build_prefix_tree(sequences: Sequence[tuple[int, ...]], *, share_from: int | None = None) -> PrefixTree:
@@ -57,7 +57,7 @@ def build_prefix_tree(sequences: Sequence[tuple[int, ...]], *, share_from: int |
     ``share_from`` None is :data:`SHARE_FROM`; 1 shares every common prefix.
     """
     least = SHARE_FROM if share_from is None else share_from
-    forest = PrefixTree(ends=[0] * len(sequences))
+    tree = PrefixTree(ends=[0] * len(sequences))
     ordered = sorted(range(len(sequences)), key=sequences.__getitem__)
     # Each entry: sequences that agree up to ``start``, the length of their path so far, and their parent segment.
     todo: list[tuple[list[int], int, int | None]] = [(same, 0, None) for same in _split(sequences, ordered, 0)[::-1]]
@@ -69,13 +69,13 @@ def build_prefix_tree(sequences: Sequence[tuple[int, ...]], *, share_from: int |
             # The common prefix is too short to share, but subsets may share a longer one.
             todo += [(same, start, parent) for same in _split(sequences, members, common)[::-1]]
             continue
-        here = len(forest.segments)
-        forest.segments.append(Segment(first[start:common], start, parent))
+        here = len(tree.segments)
+        tree.segments.append(Segment(first[start:common], start, parent))
         longer = [member for member in members if len(sequences[member]) > common]
         for member in members:
-            forest.ends[member] = here
+            tree.ends[member] = here
         todo += [(same, common, here) for same in _split(sequences, longer, common)[::-1]]
-    return forest
+    return tree
 
 
 def _common(first: tuple[int, ...], last: tuple[int, ...], start: int) -> int:
@@ -102,36 +102,37 @@ class Packed:
     ids_T: Tensor
     position_T: Tensor
     layout: Layout
-    places: list[Tensor]
+    token_indices: list[Tensor]
 
 
-def pack(forest: PrefixTree) -> Packed:
+def pack(tree: PrefixTree) -> Packed:
     """Concatenate all segments into one row of tokens without padding."""
     offsets, generations = [0], dict[int, list[int]]()
-    for number, segment in enumerate(forest.segments):
+    for number, segment in enumerate(tree.segments):
         offsets.append(offsets[-1] + len(segment.ids))
         generations.setdefault(segment.start, []).append(number)
-    own = [torch.arange(start, end) for start, end in pairwise(offsets)]
-    until: list[Tensor] = []
-    for number, segment in enumerate(forest.segments):
-        until.append(own[number] if segment.parent is None else torch.cat([until[segment.parent], own[number]]))
+    suffixes = [torch.arange(start, end) for start, end in pairwise(offsets)]
+    paths: list[Tensor] = []
+    for number, segment in enumerate(tree.segments):
+        above = [] if segment.parent is None else [paths[segment.parent]]
+        paths.append(torch.cat([*above, suffixes[number]]))
     restore_T = torch.empty(offsets[-1], dtype=torch.long)
-    cohorts: list[AttentionGroup] = []
+    groups: list[AttentionGroup] = []
     filled = 0
     # Segments with equally many tokens before them form one attention batch, also with different parents.
     for start, members in generations.items():
-        for alike in _alike(members, [len(piece) for piece in own]):
-            own_SL = torch.nn.utils.rnn.pad_sequence([own[child] for child in alike], batch_first=True)
+        for alike in _alike(members, [len(suffix) for suffix in suffixes]):
+            suffix_SL = torch.nn.utils.rnn.pad_sequence([suffixes[child] for child in alike], batch_first=True)
             for row, child in enumerate(alike):
-                restore_T[own[child]] = filled + row * own_SL.shape[1] + torch.arange(len(own[child]))
-            filled += own_SL.numel()
-            before_SK = torch.stack([until[child][:start] for child in alike])
-            cohorts.append(AttentionGroup(torch.cat([before_SK, own_SL], 1), own_SL.shape[1]))
+                restore_T[suffixes[child]] = filled + row * suffix_SL.shape[1] + torch.arange(len(suffixes[child]))
+            filled += suffix_SL.numel()
+            before_SK = torch.stack([paths[child][:start] for child in alike])
+            groups.append(AttentionGroup(torch.cat([before_SK, suffix_SL], 1), suffix_SL.shape[1]))
     return Packed(
-        ids_T=torch.tensor([token for segment in forest.segments for token in segment.ids]),
-        position_T=torch.cat([torch.arange(len(one.ids)) + one.start for one in forest.segments]),
-        layout=Layout(tuple(cohorts), restore_T),
-        places=[until[end] for end in forest.ends],
+        ids_T=torch.tensor([token for segment in tree.segments for token in segment.ids]),
+        position_T=torch.cat([torch.arange(len(segment.ids)) + segment.start for segment in tree.segments]),
+        layout=Layout(tuple(groups), restore_T),
+        token_indices=[paths[end] for end in tree.ends],
     )
 
 

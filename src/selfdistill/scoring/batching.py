@@ -112,7 +112,9 @@ def collate(views: Sequence[View], *roles: str, packed: bool = False) -> Sequenc
     target_N = torch.tensor([token for _, view in pairs for token in view.completion_ids], dtype=torch.long)
     if packed:
         made = pack(build_prefix_tree(sequences))
-        column_N = torch.cat([places[prompt - 1 : -1] for places, prompt in zip(made.places, prompts, strict=True)])
+        column_N = torch.cat(
+            [indices[prompt - 1 : -1] for indices, prompt in zip(made.token_indices, prompts, strict=True)]
+        )
         row_N = torch.zeros_like(column_N)
         return SequenceBatch(made.ids_T[None], row_N, column_N, target_N, made.position_T[None], made.layout)
     ids_BL = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
