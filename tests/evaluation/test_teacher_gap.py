@@ -135,7 +135,7 @@ def test_a_head_of_another_width_gives_the_same_probabilities(model: Path, other
     teacher = load_external(str(other), policy, chat, dtype=torch.float64, device=torch.device("cpu"))
     hidden = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     narrow = teacher.head_of(hidden).logprobs(slice(0, 5))
-    teacher.width = None
+    teacher.padded_vocab_size = None
     wide = teacher.head_of(hidden).logprobs(slice(0, 5))
     assert (narrow.shape, wide.shape) == ((5, 96), (5, 110))
     assert torch.equal(narrow[:, : policy.vocab_size], wide[:, : policy.vocab_size])

@@ -66,7 +66,7 @@ def head_input(*, hidden: int, rows: int = V, real: int = V, grad: bool = False)
     states, weight = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (N, rows))
     bias = torch.randn(rows, generator=generator, dtype=torch.float64)
     leaves = [each.requires_grad_(grad) for each in (states, weight, bias)]
-    return HeadInput(leaves[0], leaves[1], leaves[2], real, width=V)
+    return HeadInput(leaves[0], leaves[1], leaves[2], real, padded_vocab_size=V)
 
 
 def job(**others: Any) -> LossInputs:

@@ -1,1 +1,1 @@
-"""What a model is shown: TOML templates, chat templates, token ids."""
+"""Prompts: context templates in TOML, chat templates, token ids."""

@@ -16,23 +16,23 @@ from selfdistill.files.text import well_formed
 from selfdistill.types import Message, Rollout
 
 REMEMBERED = 4096
-"""Rendered prompts that are kept: those of a step under all its contexts, and not those of a whole run."""
+"""Size of the cache of rendered prompts: enough for one step with all contexts, not for a whole run."""
 
 PIECES = 1 << 15
-"""Short runs of ids whose text is kept: most pairs of neighbours come again."""
+"""Size of the cache of decoded id sequences. Most pairs of neighbouring ids recur."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4
 """Bytes of the longest character in UTF-8."""
 
 
 class Chat:
-    """A tokenizer with its chat template. The same object renders every role, so that no two templates can differ.
+    """A tokenizer with its chat template. One object renders all roles, so their templates cannot differ.
 
-    ``turn_end`` are the ids with which the template ends an assistant's turn; the last of them is among ``stop_ids``.
+    ``turn_end`` are the ids with which the template ends an assistant turn. The last of them is in ``stop_ids``.
     """
 
     def __init__(self, tokenizer: Any, *, stop_ids: Sequence[int], window: int, name: str) -> None:
-        """Check that the tokenizer can do the work.
+        """Check the chat template and the stop ids.
 
         Raises:
             ModelError: no chat template, or no stop id.
@@ -48,19 +48,19 @@ class Chat:
             )
         self.tokenizer = tokenizer
         self.turn_end = turn_end(tokenizer, stop_ids)
-        # A completion also ends where the template ends a turn, whatever the configs of the model declare.
+        # The template's end of turn also ends a completion, even if the model's configs do not list it.
         self.stop_ids = tuple(dict.fromkeys((*stop_ids, self.turn_end[-1])))
         self.window = window
         self.name = name
         self._rendered = lru_cache(maxsize=REMEMBERED)(self._render)
         self._decoded = lru_cache(maxsize=PIECES)(self._decode)
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        # The longest first, so that a token which another one begins is found whole.
+        # Longest first, so that a token is matched before its prefixes.
         longest_first = sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def encode(self, messages: Sequence[Message], *, thinking: bool | None = None) -> tuple[int, ...]:
-        """Prompt ids up to where the assistant begins; ``thinking`` is passed to templates that have the switch.
+        """Prompt ids up to the start of the assistant's answer. ``thinking`` sets the template's thinking switch.
 
         Raises:
             ModelError: the template cannot render the messages, or has no thinking switch to set.
@@ -83,7 +83,7 @@ class Chat:
             try:
                 text = render(self.tokenizer, turns, prompt=True, **switch)
             except TemplateError:
-                # A template without a system role (Gemma's) raises: the text then stands before the first question.
+                # A template without a system role (Gemma's) raises: put the system text before the first question.
                 folded = _without_system(turns)
                 if folded == turns:
                     raise
@@ -98,38 +98,38 @@ class Chat:
         return ids
 
     def control_tokens(self, messages: Sequence[Message]) -> int:
-        """How many special tokens of the tokenizer the messages spell out; :meth:`encode` makes plain text of them."""
+        """Number of special tokens spelled out in the messages. :meth:`encode` encodes them as plain text."""
         return sum(len(self._special.findall(message.content)) for message in messages)
 
     def _marked(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
-        """The messages with a private character for every special token that they spell out, and what each stands for.
+        """Replace each special token spelled out in the messages by a private character; returns the token of each.
 
-        The special tokens of the rendered text are then those that the template itself has written.
+        All special tokens in the rendered text then come from the template itself.
         """
-        # Schemas are read back by json.loads, so a token must not hide behind an escape such as \u003c.
+        # Schemas are parsed by json.loads later, so an escape such as \u003c must not hide a token.
         readable = [
             Message(m.role, json.dumps(json.loads(m.content), ensure_ascii=False)) if m.role == "tools" else m
             for m in messages
         ]
-        found = sorted({token for m in readable for token in self._special.findall(m.content)})
-        if not found:
+        spelled = sorted({token for m in readable for token in self._special.findall(m.content)})
+        if not spelled:
             return list(messages), {}
         written = "".join(m.content for m in readable)
         unused = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in written)
-        mark_of = dict(zip(found, unused, strict=False))
+        mark_of = dict(zip(spelled, unused, strict=False))
         marked = [Message(m.role, self._special.sub(lambda hit: mark_of[hit.group()], m.content)) for m in readable]
         return marked, {mark: token for token, mark in mark_of.items()}
 
     def _ids(self, text: str, marks: dict[str, str]) -> tuple[int, ...]:
-        """Ids of a rendered text. A stretch between two of the template's tokens that holds a mark is encoded alone,
-        with the recognition of special tokens switched off.
+        """Ids of a rendered text. Text with a mark, between two of the template's special tokens, is encoded by itself
+        without recognition of special tokens.
         """
         if not any(mark in text for mark in marks):
             return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         marked = re.compile("|".join(marks))
         ids: list[int] = []
         ordinary = ""
-        bounds = [place for hit in self._special.finditer(text) for place in hit.span()]
+        bounds = [index for hit in self._special.finditer(text) for index in hit.span()]
         for start, end in zip([0, *bounds], [*bounds, len(text)], strict=True):
             stretch = text[start:end]
             if not marked.search(stretch):
@@ -139,7 +139,7 @@ class Chat:
             ordinary = ""
             words = marked.sub(lambda hit: marks[hit.group()], stretch)
             plain = self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            # A vocabulary of whole words holds its special tokens as words: the unknown word stands for them there.
+            # A word-level vocabulary has its special tokens as words; they are replaced by the unknown token.
             unknown = self.tokenizer.unk_token_id
             forged = {*self.tokenizer.all_special_ids} - {unknown}
             plain = [unknown if token in forged else token for token in plain]
@@ -148,13 +148,13 @@ class Chat:
         return (*ids, *(self.tokenizer(ordinary, add_special_tokens=False)["input_ids"] if ordinary else ()))
 
     def response(self, text: str) -> tuple[int, ...]:
-        """Ids of a completion that says this text and ends its turn as the template does."""
+        """Ids of a completion with this text and the template's end of turn."""
         return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], *self.turn_end)
 
     def calls_text(self, calls: Sequence[tuple[str, Mapping[str, Any]]], *, arguments_as_text: bool = False) -> str:
-        """Calls of tools, (name, arguments) each, as the template writes them: without thinking and the turn's end.
+        """Tool calls, each (name, arguments), as the template renders them, without thinking and end of turn.
 
-        It is empty where the template refuses them; see :func:`~selfdistill.contexts.turns.calls_turn`.
+        It is empty if the template refuses them; see :func:`~selfdistill.contexts.turns.calls_turn`.
 
         Raises:
             ModelError: the template takes no tools.
@@ -169,7 +169,7 @@ class Chat:
             raise ModelError(f'the chat template of {self.name} takes no tools: write task.form = "react"')
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a completion: the turn's end or the stop id left out, everything else as it stands."""
+        """Text of a completion without its end of turn or stop id; other special tokens are kept."""
         body = tuple(ids)
         if body[-len(self.turn_end) :] == self.turn_end:
             body = body[: -len(self.turn_end)]
@@ -181,14 +181,14 @@ class Chat:
         return well_formed(str(self.tokenizer.decode(ids, skip_special_tokens=False)))
 
     def opens_thinking(self, prompt_ids: Sequence[int]) -> bool:
-        """Whether a prompt ends with the begin of a thought, so that its completion begins inside the thinking."""
-        # A mark that is no token of its own is spelled in several.
+        """Whether a prompt ends with a thinking start mark, so that its completion starts inside the thinking."""
+        # A mark may consist of several tokens.
         return is_left_thinking(str(self.tokenizer.decode(prompt_ids[-16:])))
 
     def answer_part(self, rollout: Rollout) -> str:
-        """What a rollout says after its thinking; nothing where the thinking was never finished.
+        """The text of a rollout after its thinking; empty if the thinking is unfinished.
 
-        A completion that the token limit cut inside a block which its prompt opened holds no mark at all.
+        If the prompt opened the thinking and the token limit cut it, the completion contains no mark at all.
         """
         if not rollout.finished and not ends_thinking(rollout.text):
             prompt_ids = rollout.prompt_ids if rollout.role_prompt_ids is None else rollout.role_prompt_ids
@@ -197,53 +197,53 @@ class Chat:
         return after_thinking(rollout.text).strip()
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The text that each id adds to the ids before it; together they are the text of all of them.
+        """The text that each id adds to the ids before it. Concatenated, they are the text of all ids.
 
-        Alone a token may lose its space (sentencepiece), or be a part of a character: the text is then that of the
-        token that completes it, and the parts before add nothing.
+        A token decoded alone may lose its leading space (sentencepiece) or be part of a character. The whole character
+        belongs to the token that completes it; the earlier parts get the empty string.
         """
-        found: list[str] = []
+        pieces: list[str] = []
         begin = done = 0
-        for place in range(len(ids)):
-            told = self._decoded(tuple(ids[begin:done]))
-            text = self._decoded(tuple(ids[begin : place + 1]))
-            pending = place + 1 - done
-            if text.endswith(BROKEN) and pending < LONGEST_CHARACTER and place + 1 < len(ids):
-                found.append("")
+        for index in range(len(ids)):
+            before = self._decoded(tuple(ids[begin:done]))
+            text = self._decoded(tuple(ids[begin : index + 1]))
+            pending = index + 1 - done
+            if text.endswith(BROKEN) and pending < LONGEST_CHARACTER and index + 1 < len(ids):
+                pieces.append("")
                 continue
-            found.append(text[len(told) :])
-            begin, done = done, place + 1
-        return found
+            pieces.append(text[len(before) :])
+            begin, done = done, index + 1
+        return pieces
 
     def word(self, token: int) -> str:
-        """An id as text of its own, space included, behind some other word; a part of a character by its name."""
+        """The text of one id after another word, including its space; for part of a character, the token's name."""
         ahead = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         text = self._decoded((*ahead, token))[len(self._decoded(tuple(ahead))) :]
         name = str(self.tokenizer.convert_ids_to_tokens(token))
         return name if BROKEN in text and name.startswith("<0x") else text
 
     def remarks(self, prompts: Sequence[Sequence[Message]] = ()) -> list[str]:
-        """What a user should know: sampling cannot stop at a turn end in plain words; prompts spell control tokens."""
-        found = []
+        """Warnings: sampling cannot stop at an end of turn in plain text; prompts spell out control tokens."""
+        warnings = []
         plain = [token for token in self.turn_end[:-1] if token not in self.tokenizer.added_tokens_decoder]
         words = str(self.tokenizer.decode(plain)).strip()
         if words:
             end = self.tokenizer.decode([self.turn_end[-1]])
-            found.append(
+            warnings.append(
                 f"the chat template of {self.name} ends a turn with {words!r}, which is no single token: "
                 f"completions end at {end!r} alone, which sft teaches behind those words"
             )
         counts = [count for count in map(self.control_tokens, prompts) if count]
         if counts:
-            found.append(
+            warnings.append(
                 f"{len(counts)} of {len(prompts)} prompts spell out {sum(counts)} control tokens of {self.name}, "
                 "which are encoded as text"
             )
-        return found
+        return warnings
 
 
 def usual_length(chat: Chat) -> int:
-    """Tokens that a completion may have where nobody says: 1024, or half the window of a model that has little."""
+    """Default maximum length of a completion in tokens: 1024, but at most half the model's window."""
     return min(1024, chat.window // 2)
 
 

@@ -1,4 +1,4 @@
-"""The fields that a context may show beside a completion, and the prompt that comes of them."""
+"""The fields of a completion that fill context templates, and the prompts of roles."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from selfdistill.types import STUDENT, Example, Role, RolloutGroup, Skipped
 def hindsight(
     groups: Sequence[RolloutGroup], group: int, index: int, chat: Chat, *, contrast: int, seed: int
 ) -> dict[str, str]:
-    """Every text that a template may show beside completion ``index`` of a group, once the whole step is drawn.
+    """All template fields of completion ``index`` of a group, by name, after the whole step is sampled.
 
-    ``contrast`` chooses the other question and the wrong sibling: they are the ``contrast``-th in an order that depends
-    on the seed and the example alone. A question is never the group's own, a wrong sibling never says what the
-    completion says, and no two contrasts show the same; where there are too few, a field is missing, and so is the
-    context. Completions of a group share a question, so that one prompt serves them all.
+    ``contrast`` is the index of the other question and of the wrong sibling, in an order that depends only on the seed
+    and the example. The question is never the group's own, the wrong sibling never has the completion's text, and
+    different contrasts have different fields. If there are too few, the field is missing and the context is skipped.
+    Completions of a group get the same question, so that they share one prompt.
     """
-    mine = groups[group]
-    verdict = mine.verdicts[index]
-    fields = dict(mine.example.fields)
+    own_group = groups[group]
+    verdict = own_group.verdicts[index]
+    fields = dict(own_group.example.fields)
     if verdict.reward is not None:
         fields["verdict"] = "correct" if verdict.correct else "wrong"
     if verdict.feedback:
         fields["feedback"] = verdict.feedback
-    said = [chat.answer_part(rollout) for rollout in mine.rollouts]
+    answers = [chat.answer_part(rollout) for rollout in own_group.rollouts]
     # The first correct sibling, so that most completions of a group share one teacher prompt.
-    right = (i for i, one in enumerate(mine.verdicts) if i != index and one.correct and said[i])
+    right = (i for i, v in enumerate(own_group.verdicts) if i != index and v.correct and answers[i])
     if (sibling := next(right, None)) is not None:
-        fields["sibling"] = said[sibling]
-    questions = {other.example.prompt[-1].content for other in groups} - {mine.example.prompt[-1].content}
-    wrong = {text for text, v in zip(said, mine.verdicts, strict=True) if v.reward is not None and not v.correct}
-    wrong -= {"", said[index]}
+        fields["sibling"] = answers[sibling]
+    questions = {other.example.prompt[-1].content for other in groups} - {own_group.example.prompt[-1].content}
+    wrong = {
+        text for text, v in zip(answers, own_group.verdicts, strict=True) if v.reward is not None and not v.correct
+    }
+    wrong -= {"", answers[index]}
     for name, choices in (("other_question", sorted(questions)), ("wrong_sibling", sorted(wrong))):
-        random.Random(derive(seed, name, mine.example.id)).shuffle(choices)
+        random.Random(derive(seed, name, own_group.example.id)).shuffle(choices)
         if contrast < len(choices):
             fields[name] = choices[contrast]
     return fields
@@ -53,7 +55,7 @@ def role_prompt(
     thinking: bool | None,
     room: int,
 ) -> tuple[int, ...] | Skipped:
-    """Prompt ids of a role with ``room`` tokens left for a completion, or why there is none."""
+    """Prompt ids of a role, or why it is skipped: a missing field, or no ``room`` tokens left for a completion."""
     name = role.context or STUDENT
     messages = apply(templates, role.context, example.prompt, fields) if role.context else example.prompt
     if isinstance(messages, Skipped):

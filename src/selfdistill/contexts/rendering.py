@@ -1,4 +1,4 @@
-"""A chat template is a program of strangers: it may fail with anything, and need not end."""
+"""Render chat templates safely: they are third-party programs that may raise any error or never end."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from selfdistill.errors import ModelError
 
 SECONDS = 10.0
-"""A template that takes longer than this for one conversation is taken to loop."""
+"""Time limit for rendering one conversation."""
 
 
 def render(tokenizer: Any, turns: Sequence[dict[str, str]], *, prompt: bool, **switches: Any) -> str:
-    """The text of some turns, as the tokenizer's template writes them; ``prompt`` opens the assistant's turn behind.
+    """Render turns with the tokenizer's chat template. ``prompt`` appends the start of an assistant turn.
 
     Raises:
-        TemplateError: jinja's own, whatever it is that fails in the template.
-        ModelError: the template does not come to an end.
+        TemplateError: any error in the template.
+        ModelError: the time limit is exceeded.
     """
     from jinja2 import TemplateError
 
@@ -36,7 +36,7 @@ def render(tokenizer: Any, turns: Sequence[dict[str, str]], *, prompt: bool, **s
 
 @contextmanager
 def _time_limit(what: str) -> Iterator[None]:
-    """End what takes longer than :data:`SECONDS`. Alarms reach the main thread alone, where models are loaded."""
+    """Raise after :data:`SECONDS`, in the main thread only: SIGALRM handlers run nowhere else."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Contexts as data: what a role is shown beside the completion, as named templates in TOML files.
+"""Contexts as data: named prompt templates in TOML files.
 
 A template's text replaces the last user message of the student's prompt; messages before it stay. ``$question`` is
 that message's own text; every other ``$name`` is a field of the example or of its group. A field that is missing makes
@@ -30,7 +30,7 @@ FIELDS = {
 """Fields that the library itself fills; a task or a field mapping may add more."""
 
 HINDSIGHT = ("feedback", "sibling", "verdict", "other_question", "wrong_sibling")
-"""Those of :data:`FIELDS` that a drawn step fills: before it, an example has them only if its data do."""
+"""The :data:`FIELDS` that exist only after sampling, unless the data itself has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class Template:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the fields that the text shows, ``question`` aside, in order of appearance."""
+        """Names of the fields in the text except ``question``, in order of appearance."""
         names = string.Template(self.text or "").get_identifiers()
         return tuple(name for name in names if name != "question")
 
     def render(self, prompt: Sequence[Message], fields: Mapping[str, str]) -> tuple[Message, ...] | Skipped:
-        """The messages that the text shows in place of the prompt's last one, or which field is missing.
+        """The prompt with its last message replaced by the text, or which field is missing.
 
         Raises:
             ConfigError: the prompt does not end with a user message.
@@ -67,7 +67,7 @@ class Template:
 
 
 def load_templates(source: str | Path) -> dict[str, Template]:
-    """Read a context file: a shipped one by name (``"default"``), or a path to a TOML file of one's own.
+    """Read a context file: a shipped one by name (``"default"``), or the path of a TOML file.
 
     Raises:
         ConfigError: the file is missing or malformed, or a ``first_of`` names an unknown template.
@@ -102,7 +102,7 @@ def shipped_contexts() -> list[str]:
 def apply(
     templates: Mapping[str, Template], name: str, prompt: Sequence[Message], fields: Mapping[str, str]
 ) -> tuple[Message, ...] | Skipped:
-    """The messages that the context shows, or why it cannot be rendered.
+    """The messages of a context, or why it cannot be rendered.
 
     Raises:
         ConfigError: no template of that name.
@@ -119,14 +119,14 @@ def apply(
 
 
 def may_show(templates: Mapping[str, Template], name: str) -> list[str]:
-    """Every field that a context may show, by itself or through ``first_of``, ``question`` aside."""
+    """Every field that a context may use, directly or through ``first_of``, except ``question``."""
     template = templates[name]
     needs = [*template.needs, *(field for choice in template.first_of for field in may_show(templates, choice))]
     return list(dict.fromkeys(needs))
 
 
 def parse_template(name: str, table: object, source: str) -> Template:
-    """A template from its table in a context file; ``source`` names the file in messages.
+    """Parse a template from its table in a context file. ``source`` names the file in messages.
 
     Raises:
         ConfigError: the table is malformed.

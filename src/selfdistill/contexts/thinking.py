@@ -1,4 +1,4 @@
-"""Where a completion's thinking ends and its answer begins, in the marks of all models that are known."""
+"""Split a completion into thinking and answer, by the thinking marks of all known models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Marks(NamedTuple):
-    """What a family writes before its thinking, and what it may write behind it."""
+    """The mark that starts a model family's thinking, and the marks that may end it."""
 
     begin: str
     ends: tuple[str, ...]
@@ -24,42 +24,42 @@ MARKS = (
     Marks("<|START_THINKING|>", ("<|END_THINKING|>",)),  # Command A
     Marks("<|inner_prefix|>", ("<|inner_suffix|>",)),  # Apertus
     Marks("<|channel>thought", ("<channel|>",)),  # Gemma-4
-    # gpt-oss: the next message ends the analysis. The header of a call names its tool, so it belongs to what is said.
+    # gpt-oss: the next message ends the analysis. The header of a call names its tool, so it is part of the answer.
     Marks("<|channel|>analysis<|message|>", ("<|channel|>final<|message|>", "<|end|><|start|>assistant")),
 )
-"""The one place for them: verdicts, contexts and pages all ask the functions below."""
+"""The only list of marks: verdicts, contexts and pages all use the functions below."""
 
 
 def answer_start(text: str) -> int | None:
-    """The place behind the last end of a thought, 0 where nothing is marked; None where a thought is unfinished.
+    """The index after the last end mark; 0 without marks, None if the thinking is unfinished.
 
-    The begin of a thought may stand in the prompt, so that an end alone counts too.
+    The start mark may be part of the prompt, so an end mark alone also counts.
     """
     start = max(
-        (place + len(end) for marks in MARKS for end in marks.ends if (place := text.rfind(end)) >= 0), default=0
+        (index + len(end) for marks in MARKS for end in marks.ends if (index := text.rfind(end)) >= 0), default=0
     )
     return None if any(marks.begin in text[start:] for marks in MARKS) else start
 
 
 def after_thinking(text: str) -> str:
-    """The text behind the last thought, or the whole text where nothing is marked.
+    """The text after the thinking; the whole text if it has no marks.
 
-    It is empty where a thought was begun and never ended: an unfinished thought is no answer.
+    It is empty if the thinking is unfinished: unfinished thinking is no answer.
     """
     start = answer_start(text)
     return "" if start is None else text[start:]
 
 
 def begins_thinking(text: str) -> bool:
-    """Whether a text holds the begin of a thought."""
+    """Whether a text contains a mark that starts thinking."""
     return any(marks.begin in text for marks in MARKS)
 
 
 def ends_thinking(text: str) -> bool:
-    """Whether a text holds the end of a thought."""
+    """Whether a text contains a mark that ends thinking."""
     return any(end in text for marks in MARKS for end in marks.ends)
 
 
 def is_left_thinking(prompt: str) -> bool:
-    """Whether a prompt ends with the begin of a thought, so that what follows is inside it."""
+    """Whether a prompt ends with a start mark, so that the completion starts inside the thinking."""
     return prompt.rstrip().endswith(tuple(marks.begin for marks in MARKS))

@@ -1,14 +1,14 @@
-"""The sliced head: the one file where logits exist, a slice of tokens at a time.
+"""The sliced LM head. Logits exist only in this file, for one slice of tokens at a time.
 
-A role's forward pass ends in hidden states; this file reads them. For every slice of scored tokens it computes the
-roles' log-probabilities, lets the loss look at them, takes the loss's gradient with respect to the student's logits on
-the spot and folds it into gradients of hidden states and head weight. So no [tokens, vocabulary] tensor of a whole
-batch exists, forward or backward, for any number of roles.
+A role's forward pass ends in hidden states. For every slice of scored tokens this file computes the log-probabilities
+of all roles, evaluates the loss, computes its gradient with respect to the student's logits at once, and accumulates
+the gradients of hidden states and head weight. No [tokens, vocabulary] tensor of a whole batch exists, forward or
+backward, for any number of roles.
 
-Slices are cut twice. Matrix products want many tokens: a *block* holds the logits of all roles for as many as
-``max_logits_per_chunk`` allows, and the more roles, the fewer. What a loss does with them, a dozen passes over the
-vocabulary, is fastest on few: it sees *pieces* of a block, and each piece of the student's logits makes room for its
-own gradient. Compiled, those passes become two or three (:mod:`selfdistill.models.compile`).
+Tokens are sliced twice. Matrix products are fast on many tokens: a *block* holds the logits of all roles for as many
+tokens as ``max_logits_per_chunk`` allows. A loss makes a dozen passes over the vocabulary, which are fast on few
+tokens: it runs on *pieces* of a block, and the gradient of each piece overwrites the piece's logits. Compilation fuses
+those passes into two or three (:mod:`selfdistill.models.compile`).
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from selfdistill.objectives import entropy
 from selfdistill.types import STUDENT, Scores, TokenLoss, TokenMetrics, TokenSlice
 
 MAX_LOGITS_PER_CHUNK = 1 << 26
-"""Logits that exist at once unless told otherwise."""
+"""Default number of logits that exist at once."""
 PIECE_ON_CPU = 1 << 22
-"""Numbers in one tensor that a loss works on. 16 MiB of float32 are handed out again by the allocator; larger ones come
-as fresh pages from the system each time, which costs three times what the arithmetic does: docs/performance.md."""
+"""Elements in one tensor of a loss, on a CPU. The allocator reuses 16 MiB of float32; it maps larger tensors anew each
+time, which takes three times as long as the arithmetic (docs/performance.md)."""
 PIECE = 1 << 25
-"""The same elsewhere: enough to keep a GPU busy for longer than it takes to launch the next operation."""
+"""The same on other devices: large enough that a GPU kernel runs longer than the launch of the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadInput:
-    """Hidden states of one role's scored tokens, and the head that turns them into logits.
+    """Hidden states of one role's scored tokens, and the LM head that maps them to logits.
 
-    ``vocab_size`` cuts off padded vocabulary rows: ids at or beyond it have log-probability −inf. ``width`` is the
-    number of rows that log-probabilities should have, where another model's head is padded to another number.
-    ``compiled`` says whether what is done with the logits is. Some families scale their logits, or cap them softly:
-    ``cap`` · tanh(``scale`` · logit / ``cap``).
+    ``vocab_size`` is the number of real ids: ids at or beyond it are padding and have log-probability −inf.
+    ``padded_vocab_size`` is the size of the log-probabilities' last axis, to match a model whose head is padded to
+    another size; None: the head's own. ``compiled`` says whether the functions of the logits are compiled. Some
+    families scale their logits, or cap them softly: ``cap`` · tanh(``scale`` · logit / ``cap``).
     """
 
     hidden_ND: Tensor
     weight_VD: Tensor
     bias_V: Tensor | None
     vocab_size: int
-    width: int | None = None
+    padded_vocab_size: int | None = None
     compiled: bool = False
     scale: float = 1.0
     cap: float | None = None
 
     def logprobs(self, rows: slice) -> Tensor:
-        """Log-probabilities [n, V] of some tokens, in float32 at least."""
-        return _logprobs(self.real_logits(rows), self.width)
+        """Log-probabilities [n, V] of the tokens in ``rows``, in float32 or wider."""
+        return _logprobs(self.real_logits(rows), self.padded_vocab_size)
 
     def real_logits(self, rows: slice) -> Tensor:
-        """Logits [n, V] of some tokens, −inf where the vocabulary is padded."""
+        """Logits [n, V] of the tokens in ``rows``, −inf at padded ids."""
         logits = self.logits(rows)
         if self.vocab_size == logits.shape[-1]:
             return logits
@@ -68,14 +68,14 @@ class HeadInput:
         return logits
 
     def logits(self, rows: slice) -> Tensor:
-        """Logits [n, V] of some tokens, scaled and capped, padding included."""
+        """Logits [n, V] of the tokens in ``rows``, scaled and capped, padding included."""
         logits = torch.nn.functional.linear(self.hidden_ND[rows], self.weight_VD, self.bias_V)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def slope(self, logits_nV: Tensor) -> Tensor | float:
-        """Derivative of these logits with respect to those of the linear map."""
+        """Derivative of scaled and capped logits with respect to the linear map's output."""
         return self.scale if self.cap is None else self.scale * (1.0 - (logits_nV / self.cap) ** 2)
 
 
@@ -83,10 +83,10 @@ class HeadInput:
 class LossInputs:
     """Loss, metrics and their inputs for the scored tokens of a micro-batch.
 
-    ``weight_N`` is each token's weight already divided by the global denominator. A token of weight 0 takes no part:
-    its loss and the slope of its loss may be infinite or NaN. ``head_inputs`` are the other roles whose
-    distributions the loss compares; ``inputs`` and ``values`` are handed to the loss as they are.
-    ``max_logits_per_chunk`` bounds the logits that exist at once, all roles together.
+    ``weight_N`` is each token's weight, already divided by the global denominator. A token of weight 0 is left out:
+    its loss and gradient may be infinite or NaN. ``head_inputs`` are the other roles whose distributions the loss
+    compares. ``inputs`` and ``values`` are passed to the loss unchanged. ``max_logits_per_chunk`` bounds the logits
+    that exist at once, those of all roles together.
     """
 
     target_N: Tensor
@@ -102,7 +102,7 @@ class LossInputs:
 class LossOutput(NamedTuple):
     """The weighted loss (a scalar with gradient), the detached scores of every role, and weighted sums of metrics.
 
-    A tuple, because wrappers of a module look for tensors with gradient in what its forward returns.
+    It is a tuple because module wrappers such as FSDP look for tensors with gradient in the output of ``forward``.
     """
 
     loss: Tensor
@@ -112,7 +112,7 @@ class LossOutput(NamedTuple):
 
 def score_head_input(head_input: HeadInput, target_N: Tensor, *, max_logits_per_chunk: int) -> Scores:
     """Log-probability and entropy (nats) of every token, without gradient, slice by slice."""
-    scores = _room_for_scores(head_input)
+    scores = _empty_scores(head_input)
     score = compiled(_score_of_piece) if head_input.compiled else _score_of_piece
     with torch.no_grad():
         for block in token_slices(len(target_N), head_input.weight_VD.shape[0], max_logits_per_chunk):
@@ -125,7 +125,7 @@ def score_head_input(head_input: HeadInput, target_N: Tensor, *, max_logits_per_
 
 def sliced_loss(student: HeadInput, job: LossInputs) -> LossOutput:
     """The loss of ``job`` summed over tokens, with gradient to the student's hidden states and head."""
-    scores = {name: _room_for_scores(head_input) for name, head_input in {STUDENT: student, **job.head_inputs}.items()}
+    scores = {name: _empty_scores(head_input) for name, head_input in {STUDENT: student, **job.head_inputs}.items()}
     sums: dict[str, Tensor] = {}
     bias = student.bias_V if student.bias_V is not None else student.weight_VD.new_zeros(0)
     loss = _SlicedLoss.apply(  # type: ignore[no-untyped-call]
@@ -152,12 +152,12 @@ def token_metrics(student: HeadInput, job: LossInputs) -> dict[str, Tensor]:
 
 
 def token_credit(loss: TokenLoss, tokens: TokenSlice) -> Tensor:
-    """−∂loss/∂logit [N] of each sampled token: how hard the loss pushes the token that was sampled, and which way.
+    """−∂loss/∂logit [N] of each sampled token. Positive: a gradient step makes the token likelier.
 
-    The loss alone is asked, so this is defined for every method. Of a policy gradient it is the token's advantage
-    times 1 − S(y); of a divergence it is how much of the pull towards the target falls on the sampled token.
+    It depends on the loss alone, so it is defined for every method. For a policy gradient it is the token's advantage
+    times 1 − S(y); for a divergence, the share of the gradient that acts on the sampled token.
     """
-    # Log-probabilities are logits too: their log-softmax is themselves, and its gradient the logits'.
+    # Log-probabilities are valid logits: log-softmax leaves them unchanged, so this is the gradient of the logits.
     logits = tokens.student.detach().requires_grad_()
     with torch.enable_grad():
         roles = {**tokens.roles, STUDENT: torch.log_softmax(logits, -1)}
@@ -186,7 +186,7 @@ class _SlicedLoss(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=wide)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden_ND) if needs_hidden else None
-        # Many slices are added up: in bf16 their sum would lose the small ones.
+        # Accumulate over slices in float32: a sum in bf16 would lose small terms.
         grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias and bias.numel() else None
         roles = 1 + len(job.head_inputs)
@@ -198,7 +198,7 @@ class _SlicedLoss(torch.autograd.Function):
             for rows in _pieces(logits):
                 total += _piece_of_loss(student, block, rows, logits, others, job, scores, sums)
             if some_absent:
-                # Zero times the infinite slope of a loss is NaN, which the products below would hand to all weights.
+                # Zero times an infinite gradient is NaN, and the matrix products below would spread it to all weights.
                 logits.masked_fill_(absent_N[block, None], 0.0)
             if grad_hidden is not None:
                 grad_hidden[block] = logits @ student.weight_VD
@@ -215,7 +215,7 @@ class _SlicedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
-        # In place: a second copy of the head's gradient would be as large as the head.
+        # In place, because a copy of the head's gradient would be as large as the head.
         scaled = [None if grad is None else grad.mul_(grad_output.to(grad.dtype)) for grad in ctx.saved_tensors]
         return (*scaled, None, None, None, None)
 
@@ -230,16 +230,16 @@ def _piece_of_loss(
     scores: Mapping[str, Scores],
     sums: dict[str, Tensor],
 ) -> Tensor:
-    """The loss of some rows of a block, whose logits are overwritten by the loss's gradient."""
+    """The loss of the tokens in ``rows`` of a block. Overwrites their logits with the loss's gradient."""
     at = slice(block.start + rows.start, block.start + rows.stop)
     leaf = logits[rows].requires_grad_()
     pieces = {STUDENT: leaf, **{name: values[rows] for name, values in others.items()}}
-    widths = {STUDENT: student.width, **{name: head_input.width for name, head_input in job.head_inputs.items()}}
+    sizes = {name: head.padded_vocab_size for name, head in {STUDENT: student, **job.head_inputs}.items()}
     inputs = {name: values[at] for name, values in job.inputs.items()}
     evaluate = compiled(_evaluate_piece) if student.compiled else _evaluate_piece
     with torch.enable_grad():
         loss, piece_scores, measured = evaluate(
-            pieces, widths, job.target_N[at], job.weight_N[at], inputs, job.values, job.loss, job.metrics
+            pieces, sizes, job.target_N[at], job.weight_N[at], inputs, job.values, job.loss, job.metrics
         )
     for role, (target_N, entropy_N) in piece_scores.items():
         scores[role].target_N[at], scores[role].entropy_N[at] = target_N, entropy_N
@@ -256,7 +256,7 @@ def _piece_of_loss(
 
 def _evaluate_piece(
     logits: Mapping[str, Tensor],
-    widths: Mapping[str, int | None],
+    padded_vocab_sizes: Mapping[str, int | None],
     target_N: Tensor,
     weight_N: Tensor,
     inputs: Mapping[str, Tensor],
@@ -264,11 +264,11 @@ def _evaluate_piece(
     loss_of: TokenLoss,
     metrics_of: TokenMetrics | None,
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Weighted loss of a piece, scores by role and weighted sums of metrics: all that reads its logits, and no more.
+    """The weighted loss of a piece, the scores by role, and weighted sums of metrics.
 
-    It is compiled as it stands.
+    All operations on the piece's logits are in this one function, because it is the unit of compilation.
     """
-    roles = {name: _logprobs(values_nV, widths[name]) for name, values_nV in logits.items()}
+    roles = {name: _logprobs(values_nV, padded_vocab_sizes[name]) for name, values_nV in logits.items()}
     tokens = TokenSlice(target_N, roles, inputs, values)
     loss = _weighted_sum(loss_of(tokens), weight_N)
     with torch.no_grad():
@@ -278,7 +278,7 @@ def _evaluate_piece(
 
 
 def _weighted_sum(values_N: Tensor, weight_N: Tensor) -> Tensor:
-    """Σ weight · value; a value of weight 0 is left out, whatever it is."""
+    """Σ weight · value. A value of weight 0 is left out, also if it is infinite or NaN."""
     return (values_N.masked_fill(weight_N == 0.0, 0.0) * weight_N).sum()
 
 
@@ -287,12 +287,12 @@ def _score_of_piece(logits_nV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor
     return logprobs.gather(-1, target_N[:, None]).squeeze(-1), entropy(logprobs)
 
 
-def _logprobs(logits_nV: Tensor, width: int | None = None) -> Tensor:
-    """Log-probabilities [n, V] in float32 at least, of as many ids as ``width`` says: padded rows are cut or added."""
+def _logprobs(logits_nV: Tensor, padded_vocab_size: int | None = None) -> Tensor:
+    """Log-probabilities [n, V] in float32 or wider, with padded ids cut off or added to ``padded_vocab_size``."""
     logprobs = torch.log_softmax(logits_nV, -1, dtype=torch.promote_types(logits_nV.dtype, torch.float32))
-    if width is None or width == logprobs.shape[-1]:
+    if padded_vocab_size is None or padded_vocab_size == logprobs.shape[-1]:
         return logprobs
-    return torch.nn.functional.pad(logprobs, (0, width - logprobs.shape[-1]), value=float("-inf"))
+    return torch.nn.functional.pad(logprobs, (0, padded_vocab_size - logprobs.shape[-1]), value=float("-inf"))
 
 
 def _add_product(sum_VD: Tensor, grad_VN: Tensor, hidden_ND: Tensor) -> None:
@@ -308,14 +308,14 @@ def _pieces(logits_nV: Tensor) -> Iterator[slice]:
 
 
 def token_slices(tokens: int, vocabulary: int, max_logits_per_chunk: int) -> Iterator[slice]:
-    """Rows cut so that no [slice, vocabulary] tensor holds more than ``max_logits_per_chunk`` numbers."""
+    """Slices of tokens such that no [slice, vocabulary] tensor has more than ``max_logits_per_chunk`` elements."""
     size = max(1, max_logits_per_chunk // vocabulary)
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
-def _room_for_scores(head_input: HeadInput) -> Scores:
-    """Numbers to be filled in. Made beforehand: small results that stay, allocated between large ones that go, would
-    leave a heap in which the next large one fits nowhere (1.8 GiB where 1.1 do, at 1024 tokens and 151,936 entries).
+def _empty_scores(head_input: HeadInput) -> Scores:
+    """Preallocate the scores. Allocating them between large temporaries would fragment the heap: 1.8 GiB instead of
+    1.1 at 1024 tokens and a vocabulary of 151,936.
     """
     dtype = torch.promote_types(head_input.hidden_ND.dtype, torch.float32)
     target_N, entropy_N = (head_input.hidden_ND.new_empty(len(head_input.hidden_ND), dtype=dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a model: where they go, and how peft puts them there."""
+"""LoRA: which modules get an adapter, and how peft adds it."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ STUDENT_ADAPTER = "default"
 
 
 def add_lora(model: Any, lora: LoraConfig, path: str, seed: int) -> Any:
-    """Wrap a model with a new adapter, drawn with a seed.
+    """Wrap a model with a new adapter, initialised from ``seed``.
 
-    "all-linear" means every linear map that scoring passes through, but for the head. Towers for images and sound get
-    no adapter by any name, as nothing that is scored passes through them. There is no dropout: student and sampler must
-    be the same function of the weights.
+    "all-linear" selects every linear layer that scored tokens pass through, except the head. Vision and audio towers
+    never get an adapter, because no scored token passes through them. There is no dropout: student and sampler must be
+    the same function of the weights.
 
     Raises:
-        ModelError: the model takes no adapter there, in one sentence.
+        ModelError: the model takes no adapter on these modules.
     """
     import peft
 
-    everywhere = lora.target_modules == "all-linear"
-    unusual = not_linear(model)
+    all_linear = lora.target_modules == "all-linear"
+    not_plain = not_linear(model)
     outside, fused = outside_decoder(model), fused_outputs(model)
-    _check_targets(model, lora.target_modules, unusual, {*outside, *fused, *unusual}, path)
-    left_out = [*outside, *([*fused, *unusual] if everywhere else [])]
+    _check_targets(model, lora.target_modules, not_plain, {*outside, *fused, *not_plain}, path)
+    excluded = [*outside, *([*fused, *not_plain] if all_linear else [])]
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules=lora.target_modules,
-        exclude_modules=left_out or None,
+        exclude_modules=excluded or None,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), quiet_peft():
@@ -48,24 +48,24 @@ def add_lora(model: Any, lora: LoraConfig, path: str, seed: int) -> Any:
             wrapped: Any = peft.get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"{path} takes no adapter on {lora.target_modules!r}: {first_line(error)}") from error
-    # Not transformers' own name of it: that of a shipped model is found where the package lies elsewhere.
+    # Not transformers' name_or_path: a shipped model must also be found if the package is installed elsewhere.
     wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = lasting_name(path)
     return wrapped
 
 
 def _check_targets(
-    model: Any, targets: str | list[str], unusual: Sequence[str], set_aside: set[str], path: str
+    model: Any, targets: str | list[str], not_plain: Sequence[str], excluded: set[str], path: str
 ) -> None:
-    """Refuse names that no module has, and modules beside which an adapter would do nothing or something else.
+    """Refuse names that match no module, and modules on which an adapter would have no effect or a wrong one.
 
-    peft passes over a name that fits nowhere if another one fits. An adapter on the head would stand beside a weight
-    that the sliced loss reads alone; one on the embedding would move a head that is tied to it.
+    peft ignores a name without a match if another name matches. The sliced loss reads the head's weight directly, so an
+    adapter on the head would have no effect. An adapter on the embedding would change a tied head.
     """
     if targets == "all-linear":
         return
     where, modules = f"model.lora.target_modules of {path}", dict(model.named_modules())
     try:
-        found = {
+        matches_of = {
             target: [
                 name
                 for name in modules
@@ -83,18 +83,22 @@ def _check_targets(
     names = {
         name.rpartition(".")[2]
         for name, module in modules.items()
-        if isinstance(module, nn.Linear | Conv1D) and name not in set_aside and module not in ends
+        if isinstance(module, nn.Linear | Conv1D) and name not in excluded and module not in ends
     }
-    advice = f'write "all-linear" or names among {", ".join(sorted(names))}'
-    if not found:
-        raise ModelError(f"{where}: the list is empty; {advice}")
-    for target, matches in found.items():
+    recommended = f'write "all-linear" or names among {", ".join(sorted(names))}'
+    if not matches_of:
+        raise ModelError(f"{where}: the list is empty; {recommended}")
+    for target, matches in matches_of.items():
         if not matches:
-            raise ModelError(f"{where}: no module of the model is called {target!r}; {advice}")
+            raise ModelError(f"{where}: no module of the model is called {target!r}; {recommended}")
         for name in matches:
             if modules[name] in ends:
-                raise ModelError(f"{where}: {name} is the head or the embedding, which take no adapter here; {advice}")
-            # peft takes convolutions too, and has a sentence of its own for those of state-space layers.
-            if name in unusual or not isinstance(modules[name], nn.Linear | nn.Conv1d | Conv1D):
+                raise ModelError(
+                    f"{where}: {name} is the head or the embedding, which take no adapter here; {recommended}"
+                )
+            # peft also adapts convolutions, and has its own message for those of state-space layers.
+            if name in not_plain or not isinstance(modules[name], nn.Linear | nn.Conv1d | Conv1D):
                 kind = type(modules[name]).__name__
-                raise ModelError(f"{where}: {name} ({kind}) is no plain linear map, so it takes no adapter; {advice}")
+                raise ModelError(
+                    f"{where}: {name} ({kind}) is no plain linear map, so it takes no adapter; {recommended}"
+                )

@@ -1,4 +1,4 @@
-"""The model: loading (full or LoRA), hidden states of completions, the sliced head behind them, saving."""
+"""The policy: loading (full or LoRA), hidden states of scored tokens, the sliced head, saving."""
 
 from __future__ import annotations
 
@@ -49,35 +49,35 @@ from selfdistill.models.masters import Masters, widen
 from selfdistill.types import Scores, SequenceBatch
 
 ADAPTER = "adapter"
-"""Folder in a model directory: the adapter by itself, where the directory holds merged weights."""
+"""Subfolder for the adapter of a model directory that holds merged weights."""
 
 
 class Policy(nn.Module):
-    """A causal language model as this library uses it: hidden states of scored tokens, read by a sliced head."""
+    """A causal language model that returns the hidden states of scored tokens for the sliced head."""
 
     def __init__(self, model: Any, *, vocab_size: int) -> None:
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
         self.device: torch.device = next(model.parameters()).device
-        """Where forward passes run; weights that are offloaded are elsewhere between them."""
-        self.width: int | None = None
-        """Rows of the log-probabilities, where they must match another model's; None: as many as the head has."""
+        """Device of the forward passes. Offloaded weights are on the CPU between them."""
+        self.padded_vocab_size: int | None = None
+        """Size of the log-probabilities' last axis if it must match another model's; None: the head's own size."""
         self.scale = 1.0
         self.cap: float | None = None
-        """What the model does to its logits: see :class:`Readout`."""
+        """Scale and soft cap of the logits: see :class:`~selfdistill.models.head.HeadInput`."""
         self.pads = True
-        """Whether prompts of unequal length may be decoded together, padded on the left."""
+        """Whether prompts of unequal length may be decoded in one batch with left padding."""
         self.packs = False
-        """Whether batches may be packed: the model's tokens meet in attention alone, which keeps sequences apart."""
+        """Whether batches may be packed without padding: attention alone mixes the model's tokens."""
         self.on_adapter = False
-        """Whether the base below the trained adapter is itself a model with an adapter, merged in memory alone."""
+        """Whether the trained adapter's base is itself a base with a merged adapter, which exists in memory only."""
         self.compiled = False
-        """Whether the head's passes over the vocabulary are compiled."""
+        """Whether the functions of the logits are compiled."""
         self.masters = Masters()
-        """float32 weights behind narrower ones that are trained."""
+        """float32 master weights of the trained bf16 weights."""
         self.dtype: torch.dtype | None = None
-        """The model's own number type, where its shards are kept in float32."""
+        """The model's number type if its shards are kept in float32; else None."""
 
     @property
     def causal_lm(self) -> Any:
@@ -91,7 +91,7 @@ class Policy(nn.Module):
 
     @cached_property
     def cache_argument(self) -> str:
-        """What the decoder's forward calls the key-value cache."""
+        """Name of the key-value cache among the arguments of the decoder's forward."""
         return cache_argument(type(self.decoder))
 
     @property
@@ -104,7 +104,7 @@ class Policy(nn.Module):
         """The decoder's layers.
 
         Raises:
-            ModelError: the model keeps them in no list of its decoder.
+            ModelError: the decoder has no list of layers.
         """
         for child in self.decoder.children():
             if isinstance(child, nn.ModuleList):
@@ -119,20 +119,29 @@ class Policy(nn.Module):
             mask = mask_of_nothing(self.device)
             layout = {"position_ids": batch.position_BL, "attention_mask": mask, "layout": batch.layout}
         states_BLD = self.decoder(input_ids=batch.ids_BL, use_cache=False, **layout).last_hidden_state
-        # Not by two indices: backward, those are added up one by one.
-        place_N = batch.row_N * states_BLD.shape[1] + batch.column_N
-        return self.head_of(states_BLD.flatten(0, 1).index_select(0, place_N))
+        # One flat index: the backward of a two-dimensional index adds the gradients one by one.
+        index_N = batch.row_N * states_BLD.shape[1] + batch.column_N
+        return self.head_of(states_BLD.flatten(0, 1).index_select(0, index_N))
 
     def head_of(self, hidden_ND: Tensor) -> HeadInput:
-        """Hidden states with the head that reads them."""
+        """Combine hidden states with the LM head."""
         head = self.causal_lm.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        # Mamba keeps its residuals, and so its last states, in float32 whatever its weights are.
+        # Mamba keeps its residuals in float32, so its last hidden states may be wider than the head's weights.
         hidden_ND = hidden_ND.to(head.weight.dtype)
-        return HeadInput(hidden_ND, head.weight, bias, self.vocab_size, self.width, self.compiled, self.scale, self.cap)
+        return HeadInput(
+            hidden_ND,
+            head.weight,
+            bias,
+            self.vocab_size,
+            self.padded_vocab_size,
+            self.compiled,
+            self.scale,
+            self.cap,
+        )
 
     def forward(self, batch: SequenceBatch, job: LossInputs) -> LossOutput:
-        """The job's loss over the batch. One ordinary forward, so that wrappers of the module see all of it."""
+        """The loss over the batch. It is the module's ``forward`` so that FSDP and DDP hooks see the whole pass."""
         return sliced_loss(self.head_input(batch), job)
 
     @torch.no_grad()
@@ -143,7 +152,7 @@ class Policy(nn.Module):
         )
 
     def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
-        """Log-probabilities [B, V] of what follows the last of these ids, which are appended to the cache."""
+        """Log-probabilities [B, V] of the next token after these ids. Appends the ids to the cache."""
         output = self.decoder(
             input_ids=ids_BL,
             attention_mask=mask_BL.long() if mask_BL is not None else None,
@@ -154,12 +163,13 @@ class Policy(nn.Module):
         return self.head_of(output.last_hidden_state[:, -1]).logprobs(slice(None))
 
     def place(self, parallel: ParallelConfig, device: torch.device) -> None:
-        """Take its place among the ranks, on a device: sharded or whole, as ``parallel`` says.
+        """Move the policy to a device, sharded over the ranks or whole, as ``parallel`` says.
 
-        What requires a gradient now is kept in float32 at least from here on, whatever the model computes with.
+        From then on, parameters that require a gradient are kept in float32 or wider, whatever type the model computes
+        with.
 
         Raises:
-            ModelError: layers are asked for and not found.
+            ModelError: the layers are needed, and the decoder has no list of layers.
         """
         self.device = device
         if parallel.activation_checkpointing:
@@ -179,26 +189,26 @@ class Policy(nn.Module):
             computes=self.dtype,
             forward_methods=("head_input", "score", "next_token"),
         )
-        with self.unsharded():  # a forward from the root settles who belongs to whom
+        with self.unsharded():  # FSDP2 sets up its module hierarchy in the root's first forward pass
             pass
 
     @contextmanager
     def unsharded(self) -> Iterator[None]:
-        """All weights on this rank, as sampling needs them: ranks then make as many forwards as each likes."""
+        """Keep all weights whole on this rank, so that each rank may run its own number of forward passes."""
         with unsharded(self, lambda: self.head_input(probe(self.device))):
             yield
 
     @property
     def sharded(self) -> bool:
-        """Whether the ranks hold shards of the weights, and sum gradients by themselves."""
+        """Whether each rank holds shards of the weights. FSDP2 then sums the gradients over ranks itself."""
         return is_sharded(self)
 
     def release(self) -> None:
-        """Let go of weights that a forward without gradient has left whole."""
+        """Reshard weights that a forward pass without gradient has left whole."""
         release(self)
 
     def kept(self) -> dict[str, nn.Parameter]:
-        """All parameters by name, as wide as they are kept: masters in the place of those that compute."""
+        """All parameters by name in the type that they are kept in: masters replace the weights that compute."""
         return {**dict(self.model.named_parameters()), **self.masters.weights}
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -210,7 +220,7 @@ class Policy(nn.Module):
         return list(self.trained().values())
 
     def refresh(self) -> None:
-        """Compute with what the kept weights are now. To be called after every change of them."""
+        """Copy the masters to the weights that compute. Call it after every change of the masters."""
         self.masters.refresh()
 
 
@@ -223,13 +233,13 @@ def load_policy(
     seed: int = 0,
     sampled: bool = True,
 ) -> tuple[Policy, Chat]:
-    """Load a model directory, a shipped model or a hub id, with its tokenizer, and check that they fit each other.
+    """Load a model directory, a shipped model or a hub id with its tokenizer, and check that they fit each other.
 
-    A directory that holds an adapter loads its base model and the adapter. ``sampled`` False asks for no more than
-    scoring: the model need not decode.
+    A directory that holds an adapter loads its base model and the adapter. With ``sampled`` False the model is only
+    checked for scoring, and need not decode.
 
     Raises:
-        ModelError: in one sentence what cannot be used, and what would be right.
+        ModelError: says in one sentence what is wrong and what would be right.
     """
     from transformers import AutoTokenizer
 
@@ -241,16 +251,16 @@ def load_policy(
             f"or a shipped name ({', '.join(shipped_models())})"
         )
     model = read_model(source, path, dtype)
-    # transformers makes an empty tokenizer of the model's kind where there is none.
+    # transformers builds an empty tokenizer if the directory has none.
     if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
         raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    # The tokenizers library raises a bare Exception over a file that it cannot read.
+    # The tokenizers library raises a bare Exception for a file that it cannot read.
     except Exception as error:
         raise ModelError(f"no usable tokenizer in {path}: {first_line(error)}") from error
     rows = model.get_input_embeddings().weight.shape[0]
-    # Not len(tokenizer): where ids have gaps, the last ones lie beyond their number.
+    # Not len(tokenizer): if ids have gaps, the largest id exceeds their number.
     ids = max(tokenizer.get_vocab().values(), default=-1) + 1
     if ids > rows:
         raise ModelError(
@@ -274,28 +284,29 @@ def load_policy(
 
 
 def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype, device: torch.device) -> Policy:
-    """Another model as a teacher of ``student``, without gradient.
+    """Load another model as a teacher of ``student``, without gradient.
 
     Raises:
-        ModelError: it cannot be loaded, its vocabulary differs (the first token that does is named), or its window is
-            shorter.
+        ModelError: it cannot be loaded, its vocabulary differs (names the first such token), or its window is shorter.
     """
-    policy, other = load_policy(path, dtype=dtype, device=device, sampled=False)
-    ours, theirs = (c.tokenizer.get_vocab() for c in (chat, other))
-    for token, number in sorted(ours.items(), key=lambda item: item[1]):
-        if theirs.get(token) != number:
+    teacher, teacher_chat = load_policy(path, dtype=dtype, device=device, sampled=False)
+    student_vocab, teacher_vocab = chat.tokenizer.get_vocab(), teacher_chat.tokenizer.get_vocab()
+    for token, number in sorted(student_vocab.items(), key=lambda item: item[1]):
+        if teacher_vocab.get(token) != number:
             raise ModelError(
                 f"external teacher {path} has another vocabulary than {chat.name}: token {token!r} is "
-                f"{theirs.get(token, 'absent')} there and {number} here; a teacher must share every token"
+                f"{teacher_vocab.get(token, 'absent')} there and {number} here; a teacher must share every token"
             )
-    if len(theirs) != len(ours):
-        extra = min(set(theirs) - set(ours), key=theirs.__getitem__)
+    if len(teacher_vocab) != len(student_vocab):
+        extra = min(set(teacher_vocab) - set(student_vocab), key=teacher_vocab.__getitem__)
         raise ModelError(f"external teacher {path} has a token that {chat.name} lacks: {extra!r}")
-    if other.window < chat.window:
-        raise ModelError(f"external teacher {path} has a window of {other.window}, {chat.name} one of {chat.window}")
-    policy.width = student.causal_lm.get_output_embeddings().weight.shape[0]
-    policy.compiled = student.compiled
-    return policy.requires_grad_(False)
+    if teacher_chat.window < chat.window:
+        raise ModelError(
+            f"external teacher {path} has a window of {teacher_chat.window}, {chat.name} one of {chat.window}"
+        )
+    teacher.padded_vocab_size = student.causal_lm.get_output_embeddings().weight.shape[0]
+    teacher.compiled = student.compiled
+    return teacher.requires_grad_(False)
 
 
 def shipped_models() -> list[str]:
@@ -305,11 +316,11 @@ def shipped_models() -> list[str]:
 
 
 def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True, adapter_only: bool = False) -> None:
-    """Write a directory that :func:`load_policy` and transformers read: full weights, or the adapter alone.
+    """Write a directory that :func:`load_policy` and transformers can load: full weights, or only the adapter.
 
-    An adapter that was trained on top of another adapter has no directory as its base that transformers and peft would
-    read right. It is written merged, as full weights, and by itself into a folder :data:`ADAPTER` for a resume;
-    ``adapter_only`` leaves the merged weights out. Of several ranks one ``writes``; the others must call it too.
+    An adapter trained on top of another adapter has no base directory that transformers and peft would load correctly.
+    It is saved merged, as full weights, and also by itself in the subfolder :data:`ADAPTER` for a resume.
+    ``adapter_only`` leaves out the merged weights. Every rank must call; only the rank with ``writes`` writes.
     """
     state = full_state_dict(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
     if not writes:
@@ -317,34 +328,33 @@ def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True
     folder.mkdir(parents=True, exist_ok=True)
     if policy.is_lora:
         merged = policy.on_adapter and not adapter_only
-        own = folder / ADAPTER if merged else folder
-        # Embeddings are never trained beside an adapter; to find out, peft would ask the hub for the base's config.
+        adapter_folder = folder / ADAPTER if merged else folder
+        # Embeddings are never trained with an adapter. Else peft would ask the hub for the base's config.
         policy.model.save_pretrained(
-            own, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False, state_dict=state
+            adapter_folder, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False, state_dict=state
         )
         if merged:
-            # From the files: merging in memory and undoing it would round the base's weights.
+            # Merge from the files: merging in memory and undoing it would round the base's weights.
             dtype = policy.dtype or next(policy.causal_lm.parameters()).dtype
-            read_model(str(own), str(own), dtype).save_pretrained(folder)
+            read_model(str(adapter_folder), str(adapter_folder), dtype).save_pretrained(folder)
     else:
         policy.model.save_pretrained(folder, state_dict=state)
         if policy.dtype is not None:
-            # It was written with the type of the shards, and readers that are told none go by it.
+            # save_pretrained wrote the dtype of the shards, and loaders use it as their default.
             policy.model.config.dtype = policy.dtype
             policy.model.config.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Put back the weights that :func:`save_policy` wrote, in the number type that it wrote, sharded or not."""
+    """Load the weights that :func:`save_policy` wrote, in the number type that it wrote, sharded or not."""
     if policy.is_lora:
         from safetensors.torch import load_file
 
-        own = folder / ADAPTER if policy.on_adapter else folder
-        stored = load_file(own / "adapter_model.safetensors")
-        ours = {n: p for n, p in policy.model.named_parameters() if f".{STUDENT_ADAPTER}." in n}
-        for name, parameter in ours.items():
-            copy_into(parameter, stored[name.replace(f".{STUDENT_ADAPTER}.", ".")])
+        stored = load_file((folder / ADAPTER if policy.on_adapter else folder) / "adapter_model.safetensors")
+        for name, parameter in policy.model.named_parameters():
+            if f".{STUDENT_ADAPTER}." in name:
+                copy_into(parameter, stored[name.replace(f".{STUDENT_ADAPTER}.", ".")])
         return
     from transformers import AutoModelForCausalLM
 
@@ -357,7 +367,7 @@ def load_weights(policy: Policy, folder: Path) -> None:
 
 @torch.no_grad()
 def fingerprint(policy: Policy) -> str:
-    """A short name of the weights, so that a resume can tell whether it begins from the same ones."""
+    """A short hash of the weights. A resume compares it to check that it starts from the same weights."""
     digest = hashlib.sha256()
     for name, parameter in policy.model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {float(parameter.double().sum())!r}\n".encode())
@@ -365,7 +375,7 @@ def fingerprint(policy: Policy) -> str:
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-"""Number types of models, by the names that a config has for them."""
+"""Number types of models, by their names in a config."""
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Decoding with a cache: every prompt is run once, its row repeated, and rows leave as their completions end."""
+"""Decoding with a key-value cache: each prompt is run once and its row repeated; finished rows leave the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 
 class Decoder(Protocol):
-    """What decoding asks of a model."""
+    """The attributes of a model that decoding uses."""
 
     @property
     def causal_lm(self) -> Any:
@@ -20,25 +20,25 @@ class Decoder(Protocol):
     device: torch.device
 
     def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
-        """Log-probabilities [B, V] of what follows the last of these ids, which are appended to the cache."""
+        """Log-probabilities [B, V] of the next token after these ids. Appends the ids to the cache."""
 
 
 class Prefill:
-    """A batch in the middle of decoding: cache, mask, and the distribution of the next token."""
+    """State of a batch that is being decoded: cache, mask, positions, log-probabilities of the next token."""
 
     def __init__(self, model: Decoder, ids_PL: Tensor, mask_PL: Tensor | None, position_PL: Tensor) -> None:
         self.model = model
         self.mask_BL = mask_PL
         self.position_B = position_PL[:, -1] + 1
         self.cache = new_cache(model.causal_lm.config)
-        # A state that holds no keys has forgotten the pads: only the prompt needs its mask, and Mamba would spread a
-        # later token over the mask's whole length.
-        self.mask_once = not keeps_keys(self.cache)
+        # Without keys in the cache, only the prompt needs a mask. Given one later, Mamba would broadcast the new token
+        # over the mask's whole length.
+        self.mask_prompt_only = not keeps_keys(self.cache)
         self.logprobs = model.next_token(ids_PL, mask_PL, position_PL, self.cache)
 
     @classmethod
     def of(cls, model: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Prefill:
-        """Run every prompt once, then repeat its row for each of its completions."""
+        """Run each prompt once, then repeat its row ``count`` times, once per completion."""
         device, longest = model.device, max(len(prompt) for prompt in prompts)
         ids_PL = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         length_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -52,7 +52,7 @@ class Prefill:
         return state
 
     def keep(self, rows: Tensor) -> None:
-        """Select (or repeat) rows of everything."""
+        """Select or repeat rows of cache, mask and positions."""
         self.cache.reorder_cache(rows)  # type: ignore[arg-type]
         self.mask_BL = self.mask_BL[rows] if self.mask_BL is not None else None
         self.position_B = self.position_B[rows]
@@ -61,26 +61,26 @@ class Prefill:
         """Feed one token per row; returns the next log-probabilities [B, V]."""
         if self.mask_BL is not None:
             self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(token_B), 1)], 1)
-        mask_BL = None if self.mask_once else self.mask_BL
+        mask_BL = None if self.mask_prompt_only else self.mask_BL
         logprobs = self.model.next_token(token_B[:, None], mask_BL, self.position_B[:, None], self.cache)
         self.position_B = self.position_B + 1
         return logprobs
 
 
 def new_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model of this config, whose layers are written in place where that is known to be right."""
+    """An empty cache for a model of this config. Plain attention layers are written in place."""
     cache = DynamicCache(config=config.get_text_config())
     cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def keeps_keys(cache: DynamicCache) -> bool:
-    """Whether any layer keeps the keys of earlier tokens. The others keep a state of one size."""
+    """Whether any layer caches the keys of earlier tokens. The other layers keep a state of constant size."""
     return any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 
 class InPlaceLayer(DynamicLayer):
-    """A cache layer that writes into spare room instead of copying itself at every token."""
+    """A cache layer with spare capacity, so that appending a token does not copy the whole cache."""
 
     spare = 64
 
@@ -89,8 +89,8 @@ class InPlaceLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self.room_keys, self.room_values = key_states[:, :, :0], value_states[:, :, :0]
-        self.keys, self.values = self.room_keys, self.room_values
+        self.key_buffer, self.value_buffer = key_states[:, :, :0], value_states[:, :, :0]
+        self.keys, self.values = self.key_buffer, self.value_buffer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append key and value states [B, heads, new, dim]; returns all of them as views."""
@@ -98,44 +98,44 @@ class InPlaceLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.keys.shape[-2]  # type: ignore[union-attr]
         end = start + key_states.shape[-2]
-        if end > self.room_keys.shape[-2]:
-            self.room_keys = self._grown(self.keys, key_states, end)
-            self.room_values = self._grown(self.values, value_states, end)
-        self.room_keys[:, :, start:end] = key_states
-        self.room_values[:, :, start:end] = value_states
-        self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
+        if end > self.key_buffer.shape[-2]:
+            self.key_buffer = self._grow(self.keys, key_states, end)
+            self.value_buffer = self._grow(self.values, value_states, end)
+        self.key_buffer[:, :, start:end] = key_states
+        self.value_buffer[:, :, start:end] = value_states
+        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Select rows, spare room included; where they become fewer, only those that change their place are copied."""
+        """Select rows of the buffers. With fewer rows than before, only rows that move are copied."""
         if not self.is_initialized:
             return
         end = self.keys.shape[-2]  # type: ignore[union-attr]
-        self.room_keys = _selected(self.room_keys, beam_idx, end)
-        self.room_values = _selected(self.room_values, beam_idx, end)
-        self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
+        self.key_buffer = _select_rows(self.key_buffer, beam_idx, end)
+        self.value_buffer = _select_rows(self.value_buffer, beam_idx, end)
+        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
 
-    def _grown(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
+    def _grow(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
         batch, heads, _, dim = new.shape
-        room = new.new_empty(batch, heads, end + max(self.spare, end // 2), dim)
+        buffer = new.new_empty(batch, heads, end + max(self.spare, end // 2), dim)
         if old is not None and old.shape[-2]:
-            room[:, :, : old.shape[-2]] = old
-        return room
+            buffer[:, :, : old.shape[-2]] = old
+        return buffer
 
 
-def closed_up(going_B: Tensor) -> Tensor:
-    """Which rows to keep, in an order that moves few of them: the last ones take the places of those that are done."""
-    kept = int(going_B.sum())
-    rows = torch.arange(kept, device=going_B.device)
-    rows[~going_B[:kept]] = going_B[kept:].nonzero().squeeze(-1) + kept
+def closed_up(unfinished_B: Tensor) -> Tensor:
+    """Rows to keep, ordered so that few move: the last unfinished rows take the indices of finished ones."""
+    kept = int(unfinished_B.sum())
+    rows = torch.arange(kept, device=unfinished_B.device)
+    rows[~unfinished_B[:kept]] = unfinished_B[kept:].nonzero().squeeze(-1) + kept
     return rows
 
 
-def _selected(room_BHLD: Tensor, rows: Tensor, end: int) -> Tensor:
-    """Rows of a cache's room, which is full up to ``end``."""
-    if len(rows) > len(room_BHLD):
-        return room_BHLD.index_select(0, rows)
+def _select_rows(buffer_BHLD: Tensor, rows: Tensor, end: int) -> Tensor:
+    """Select rows of a buffer that is filled up to ``end``."""
+    if len(rows) > len(buffer_BHLD):
+        return buffer_BHLD.index_select(0, rows)
     moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
-    # What is read is copied before anything is written, so rows may change places with one another.
-    room_BHLD[moved, :, :end] = room_BHLD[rows[moved], :, :end]
-    return room_BHLD[: len(rows)]
+    # The right-hand side is a copy, so rows may be swapped.
+    buffer_BHLD[moved, :, :end] = buffer_BHLD[rows[moved], :, :end]
+    return buffer_BHLD[: len(rows)]

@@ -1,9 +1,9 @@
-"""Teacher weights: live (the student's own), frozen (as they were at step 0), an average of the student's path, or
-those of another model.
+"""Teacher weights: live (the student's), frozen (those of step 0), an exponential moving average (EMA) of the student's
+weights, or those of another model.
 
-With full fine-tuning, frozen and averaged weights are copies of the policy. With LoRA they cost next to nothing:
-frozen is the adapter switched off, and the average is a second adapter that starts as the student's. That average is
-taken over the factors A and B separately, which is *not* the average of their product.
+With full fine-tuning, frozen and averaged weights are copies of the policy. With LoRA they cost little memory: the
+frozen teacher is the model with its adapter disabled, and the average is a second adapter, initialised from the
+student's. It averages the factors A and B separately, which is *not* the average of their product.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EMA_ADAPTER = "ema"
 
 
 class Teachers:
-    """The teachers that a method asked for, behind one door."""
+    """All teachers that a method uses."""
 
     def __init__(
         self,
@@ -37,17 +37,18 @@ class Teachers:
         external: Mapping[External, Policy] | None = None,
         place: Callable[[Policy], None] = lambda policy: None,
     ) -> None:
-        """Copy what is needed. Call it at step 0, before the student's first update and before it is sharded.
+        """Copy the weights that ``needed`` names. Call it at step 0, before the student is updated or sharded.
 
-        ``rate`` is η in θ' ← (1−η)θ' + ηθ, used by ``"ema"`` alone; ``external`` holds other models, already loaded.
-        ``place`` gives every other model its place among the ranks, one by one, so that few are whole at a time.
+        ``rate`` is η in θ' ← (1−η)θ' + ηθ, for ``"ema"`` only. ``external`` holds other models, already loaded.
+        ``place`` moves a teacher to its device and shards it. It is called for one teacher at a time, so that few are
+        whole at once.
         """
         self.policy = policy
         self.rate = rate
         self.copies: dict[Weights, Policy] = {}
         self.copies.update((external or {}).items())
-        for other in self.copies.values():
-            place(other)
+        for teacher in self.copies.values():
+            place(teacher)
         self.has_ema = "ema" in needed
         if policy.is_lora:
             if self.has_ema:
@@ -58,11 +59,11 @@ class Teachers:
         else:
             if "frozen" in needed:
                 self.copies["frozen"] = copy.deepcopy(policy).eval().requires_grad_(False)
-                # Of a student that has its place already, the copy needs what computes and no more.
+                # If the student has masters already, the copy needs only the weights that compute.
                 self.copies["frozen"].masters = Masters()
                 place(self.copies["frozen"])
             if self.has_ema:
-                # Placed as what is trained is placed, the average is kept as wide.
+                # Placed while it still requires gradients, the average is kept in float32 like trained weights.
                 self.copies["ema"] = copy.deepcopy(policy).eval()
                 place(self.copies["ema"])
                 for parameter in self.copies["ema"].kept().values():
@@ -71,12 +72,12 @@ class Teachers:
 
     @property
     def pack(self) -> bool:
-        """Whether batches may be packed for all of them, the student included."""
+        """Whether batches may be packed for the student and all teachers."""
         return all(policy.packs for policy in (self.policy, *self.copies.values()))
 
     @contextmanager
     def weights(self, kind: Weights) -> Iterator[Policy]:
-        """The policy under the named weights, without gradient."""
+        """The policy with these weights, without gradient."""
         with torch.no_grad():
             if kind == "live":
                 yield self.policy
@@ -86,7 +87,7 @@ class Teachers:
                 with self.policy.model.disable_adapter():
                     yield self.policy
             else:
-                # Switching adapters changes requires_grad of both: the student's must be as it was.
+                # Switching adapters changes requires_grad of both, so the student's is restored.
                 self.policy.model.set_adapter(EMA_ADAPTER)
                 try:
                     yield self.policy
@@ -94,35 +95,35 @@ class Teachers:
                     self.policy.model.set_adapter(STUDENT_ADAPTER)
 
     def release(self) -> None:
-        """Let go of what forward passes have left whole of sharded weights, the student's among them."""
+        """Reshard the weights of the student and all teachers after forward passes without a backward."""
         for policy in (self.policy, *self.copies.values()):
             policy.release()
 
     def refresh(self) -> None:
-        """Compute with what the average is now. To be called after every change of it from outside."""
+        """Copy the average's masters to the weights that compute. Call it after every change of the average."""
         if "ema" in self.copies:
             self.copies["ema"].refresh()
 
     def update(self) -> None:
-        """Move the average towards the student; to be called after each optimiser step."""
+        """Update the average. Call it after each optimiser step."""
         if self.has_ema:
             self._pull(self.rate)
 
     def averaged(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The average's weights and the student's beside them; nothing where no average moves."""
+        """The average's weights, and the student's in the same order; two empty lists if there is no moving average."""
         pairs = self._pairs() if self.has_ema and self.rate else []
         return [average for _, average, _ in pairs], [student for _, _, student in pairs]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average's weights by name, shards where they are sharded.
+        """The average's weights by name; shards if they are sharded.
 
-        Frozen weights are the model that the run began with and need no copy.
+        Frozen weights are not saved: a resume loads the run's initial model.
         """
         return {name: average for name, average, _ in self._pairs()} if self.has_ema else {}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state_dict` gave."""
+        """Load the weights from :meth:`state_dict`."""
         for name, average, _ in self._pairs() if self.has_ema else ():
             copy_into(average, state[name])
         self.refresh()
@@ -134,7 +135,7 @@ class Teachers:
         self.refresh()
 
     def _pairs(self) -> list[tuple[str, Tensor, Tensor]]:
-        """Name, averaged tensor and the student's tensor, for everything that is averaged."""
+        """Name, averaged tensor and the student's tensor of every averaged weight."""
         students = self.policy.kept()
         if self.policy.is_lora:
             names = [name for name in students if f".{EMA_ADAPTER}." in name]
