@@ -1,6 +1,6 @@
-"""The configuration of a run: what may be written, and one sentence for everything that may not.
+"""The configuration of a run: loading, overrides, validation.
 
-Only what builds a run, compares runs or speaks with the user knows ``RunConfig``; a room takes its own section.
+Only the builder, comparisons and the command line use ``RunConfig``; every other package takes its own section.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_pres
 from selfdistill.errors import ConfigError
 
 SHORT = {"method": "name", "parallel": "kind"}
-"""Tables that may be written as one word, and the key that it is then the value of."""
+"""Tables that may be written as one word, with the key that the word is the value of."""
 
 
 class RunConfig(Strict):
@@ -44,12 +44,10 @@ class RunConfig(Strict):
     seed: int = Field(0, ge=0, description="Everything random follows from it.")
     steps: int = Field(100, ge=1, description="Optimiser steps.", json_schema_extra=MAY_CHANGE)
     model: ModelConfig = ModelConfig()
-    task: TaskConfig = Field(
-        CountdownConfig(kind="countdown"), description="What is learnt, from which data, and who judges."
-    )
+    task: TaskConfig = Field(CountdownConfig(kind="countdown"), description="Task: its data and its verifier.")
     contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")
-    reward: str | None = Field(None, description="Reward function of one's own, as 'package.module:function'.")
-    # A table of any keys, because a method checks its own: methods import torch, and may stand in the user's code.
+    reward: str | None = Field(None, description="Custom reward function, as 'package.module:function'.")
+    # Unchecked here: methods validate their own keys, import torch, and may be the user's code.
     method: dict[str, Any] = Field(description="name, and the method's knobs.")
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerConfig = HFConfig()
@@ -70,8 +68,7 @@ class RunConfig(Strict):
 
 
 class ResolvedConfig(RunConfig):
-    """The config of a run as it is made, and as ``config.json`` holds it: what a config leaves open to the method and
-    the device is decided."""
+    """The config of a run with all defaults of the method and the device filled in, as in ``config.json``."""
 
     sampling: Sampling
     optimiser: Optimiser
@@ -83,14 +80,14 @@ KEYS = frozenset(RunConfig.model_fields)
 
 
 def lasting(config: BaseModel) -> dict[str, Any]:
-    """The keys that must stay as they are when a run is taken up again: all that are not marked ``MAY_CHANGE``."""
+    """The keys that a resume must not change: all that are not marked ``MAY_CHANGE``."""
     table = type(config).model_config.get("json_schema_extra")
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for key, field in type(config).model_fields.items():
         value = getattr(config, key)
         if (field.json_schema_extra or table) != MAY_CHANGE:
-            found[key] = lasting(value) if isinstance(value, BaseModel) else value
-    return found
+            kept[key] = lasting(value) if isinstance(value, BaseModel) else value
+    return kept
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -141,8 +138,8 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         raise ConfigError(f"{source}: {suggest(error, RunConfig)}") from error
 
 
-def _set(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
-    """Write one value at a dotted key; ``said`` is the override in the user's words."""
+def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
+    """Write one value at a dotted key; ``override`` names it in messages."""
     *path, last = key.split(".")
     table = raw
     for part in path:
@@ -151,18 +148,18 @@ def _set(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
             table[part] = {SHORT[part]: table[part]}
         below = table.setdefault(part, {})
         if not isinstance(below, dict):
-            raise ConfigError(f"{said}: {part} is a value, not a table")
+            raise ConfigError(f"{override}: {part} is a value, not a table")
         table = below
     table[last] = value
 
 
 def _value(text: str) -> Any:
     try:
-        found = tomllib.loads(f"value = {text}")
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         # A bare word is a string: --set method.name=grpo needs no quotes.
         return text
-    if len(found) > 1:
-        second = next(key for key in found if key != "value")
+    if len(table) > 1:
+        second = next(key for key in table if key != "value")
         raise ConfigError(f"--set takes one key, and a second line sets {second!r} too: write a --set for each")
-    return found["value"]
+    return table["value"]

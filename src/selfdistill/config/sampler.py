@@ -1,4 +1,4 @@
-"""What may be written into the ``[sampler]`` table: which engine samples the completions, and how."""
+"""The ``[sampler]`` section: which engine samples the completions, and how."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from selfdistill.config.sections import MAY_CHANGE, STAYS, Strict
 
 
 class HFConfig(Strict):
-    """The learner's own model samples: no other engine, no copy of the weights."""
+    """Sample with the learner's own model: no other engine, no copy of the weights."""
 
     kind: Literal["hf"] = "hf"
 
 
 class EngineConfig(Strict):
-    """What holds for every engine that has a copy of the weights."""
+    """Keys of every engine that has its own copy of the weights."""
 
     model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
     importance_cap: float = Field(
         2.0,
         ge=1,
-        description="Most that a token's importance weight, learner against sampler, may be.",
+        description="Cap of a token's importance weight p_learner / p_sampler.",
         json_schema_extra=STAYS,
     )
     overlap: bool = Field(
@@ -36,7 +36,7 @@ class EngineConfig(Strict):
     max_staleness: int = Field(
         1, ge=0, description="Updates that completions may be older than the weights that learn from them."
     )
-    sleep: bool = Field(False, description="Let the engine give its GPU memory back while the learner trains.")
+    sleep: bool = Field(False, description="Free the engine's GPU memory while the learner trains.")
     folder: str | None = Field(
         None,
         description="Where weights are written for the engine, seen under this path by it too; unset: a folder "
@@ -53,7 +53,7 @@ class EngineConfig(Strict):
 
 
 class VLLMConfig(EngineConfig):
-    """A vLLM engine that the run starts and ends itself."""
+    """A vLLM engine that the run starts and stops itself."""
 
     kind: Literal["vllm"] = Field(json_schema_extra=STAYS)
     gpu_memory_utilization: float = Field(
@@ -78,7 +78,7 @@ class ServerConfig(EngineConfig):
         "false: vLLM's own reload_weights, which leaves a tied head behind on CPUs.",
     )
     timeout: float = Field(600.0, gt=0, description="Seconds to wait for one answer.")
-    retries: int = Field(5, ge=0, description="How often completions that failed are asked for again.")
+    retries: int = Field(5, ge=0, description="How often failed requests are retried.")
     wait: float = Field(
         5.0, ge=0, description="Seconds before the first retry where no server is left; doubled each time."
     )
@@ -87,17 +87,17 @@ class ServerConfig(EngineConfig):
     @field_validator("urls", mode="wrap")
     @classmethod
     def _whole_urls(cls, given: Any, check: ValidatorFunctionWrapHandler) -> list[str]:
-        secrets = {str(one): one.authorization for one in given if isinstance(one, Address)} if given else {}
-        found = [Address.read(url) for url in check(given)]
-        for url in found:
+        secrets = {str(url): url.authorization for url in given if isinstance(url, Address)} if given else {}
+        addresses = [Address.read(url) for url in check(given)]
+        for url in addresses:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"a server is an http:// or https:// address, {str(url)!r} is not")
             url.authorization = url.authorization or secrets.get(str(url), "")
-        return list(found)
+        return list(addresses)
 
 
 class Address(str):
-    """A server's URL without the name and password in it, which are never shown or stored; they stand beside it."""
+    """A server's URL without name and password. These are kept in ``authorization``, and never shown or stored."""
 
     authorization: str = ""
     """The value of the ``Authorization`` header; empty where the URL held no password."""
@@ -109,11 +109,11 @@ class Address(str):
         # The last @ of the host's part: a password may hold others.
         host, slash, path = rest.partition("/")
         login, _, host = host.rpartition("@")
-        found = cls(f"{scheme}{separator}{host}{slash}{path}" if separator else url)
+        address = cls(f"{scheme}{separator}{host}{slash}{path}" if separator else url)
         if login:
             raw = ":".join(urllib.parse.unquote(part) for part in login.split(":", 1))
-            found.authorization = f"Basic {base64.b64encode(raw.encode()).decode()}"
-        return found
+            address.authorization = f"Basic {base64.b64encode(raw.encode()).decode()}"
+        return address
 
 
 SamplerConfig = Annotated[

@@ -1,4 +1,4 @@
-"""The sections of a config that rooms take as they are."""
+"""The sections of a config. Each package takes its own section as an argument."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MAY_CHANGE: JsonDict = {"resume": "may change"}
 """Marks a key, or all keys of a table, with which a run may be taken up again under another value: it leaves past steps
 as they are and changes later ones by rounding at most."""
 STAYS: JsonDict = {"resume": "stays"}
-"""Marks a key that stays as it is in a table whose other keys may change."""
+"""Marks a key that a resume must not change, in a table whose other keys it may."""
 
 
 class LoraConfig(Strict):
@@ -57,20 +57,20 @@ class ModelConfig(Strict):
     path: str = Field("countdown-base", description="Model directory, hub id, or the name of a shipped model.")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32",
-        description="Number type that the model computes in. Weights that are trained or averaged are kept in float32 "
-        "behind bfloat16 ones.",
+        description="Number type that the model computes in. Trained and averaged weights have float32 "
+        "masters if it is bfloat16.",
     )
     device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
     lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
     compile: bool = Field(
         False,
-        description="Compile what is done with logits (torch.compile). Results agree to rounding; the first step takes "
-        "longer.",
+        description="Compile the functions of the logits (torch.compile). Results agree to rounding; the first step "
+        "takes longer.",
     )
 
 
 class SamplingConfig(Strict):
-    """How completions are drawn."""
+    """How completions are sampled."""
 
     prompts: int = Field(16, ge=1, description="Problems per step.")
     completions: int | None = Field(None, ge=1, description="Completions per problem; unset: the method's own.")
@@ -87,7 +87,7 @@ class SamplingConfig(Strict):
 
 
 class Sampling(SamplingConfig):
-    """How completions are drawn, with what was left open decided."""
+    """How completions are sampled, with all defaults filled in."""
 
     completions: int
     max_tokens: int
@@ -110,13 +110,13 @@ class OptimiserConfig(Strict):
 
 
 class Optimiser(OptimiserConfig):
-    """AdamW, with what was left open decided."""
+    """AdamW, with all defaults filled in."""
 
     learning_rate: float
 
 
 class LimitsConfig(Strict):
-    """Bounds on memory. They change how the work is cut, never its result."""
+    """Bounds on memory. They change how work is split, never its result."""
 
     model_config = ConfigDict(json_schema_extra=MAY_CHANGE)
 
@@ -134,14 +134,14 @@ class LimitsConfig(Strict):
 
 
 class Limits(LimitsConfig):
-    """Bounds on memory, with what was left open decided."""
+    """Bounds on memory, with all defaults filled in."""
 
     max_tokens_per_microbatch: int
     max_logits_per_chunk: int
 
 
 def limits_on(device: str, given: LimitsConfig | None = None) -> Limits:
-    """The bounds on a device, by its name, where ``given`` leaves them open.
+    """The bounds for a device, by its name. Values in ``given`` take precedence.
 
     On a CPU small micro-batches of similar lengths have little padding and fit the cache (docs/log.md). On a GPU larger
     chunks of logits make up for the accumulation of the head's gradient in slow memory.
@@ -213,9 +213,9 @@ class CheckpointConfig(Strict):
 
 
 class AlarmsConfig(Strict):
-    """Where the alarms sound. "At the start" are the first ``window`` steps, "now" the last."""
+    """Thresholds of the alarms. "At the start" means the first ``window`` steps, "now" the last."""
 
-    window: int = Field(5, ge=1, description="Steps that are averaged, so that one odd step rings no alarm.")
+    window: int = Field(5, ge=1, description="Steps that are averaged, so that a single outlier raises no alarm.")
     entropy: float = Field(
         0.25, ge=0, lt=1, description="entropy_collapse, teacher_entropy_collapse: share of the entropy at the start."
     )
@@ -226,7 +226,7 @@ class AlarmsConfig(Strict):
     )
     truncated: float = Field(0.3, gt=0, le=1, description="truncated_completions: share of completions cut.")
     skipped: float = Field(0.5, gt=0, le=1, description="skipped_completions: share left out of the loss.")
-    no_signal: float = Field(0.8, gt=0, le=1, description="no_signal: share of groups that teach nothing.")
+    no_signal: float = Field(0.8, gt=0, le=1, description="no_signal: share of groups without a learning signal.")
     ratio: float = Field(0.1, gt=0, description="importance_ratios: distance of the mean ratio from 1.")
     clipped: float = Field(0.2, gt=0, le=1, description="importance_ratios: share of tokens outside the clip range.")
     sampler_gap: float = Field(
@@ -236,7 +236,7 @@ class AlarmsConfig(Strict):
         0.0, description="teacher_worse: mean u a token of correct completions above that of wrong ones, in nats."
     )
     reward_gap: float = Field(
-        0.05, gt=0, description="teacher_worse: reward of the student above that of a teacher that draws completions."
+        0.05, gt=0, description="teacher_worse: reward of the student above that of a teacher that samples completions."
     )
     gradient: float = Field(10.0, gt=1, description="gradient_jump: multiple of the median of the steps before.")
     moved: float = Field(

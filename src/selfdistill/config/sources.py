@@ -1,4 +1,4 @@
-"""Where configs are read from: the shipped ones by name, files by path."""
+"""Read configs: shipped ones by name, files by path."""
 
 from __future__ import annotations
 

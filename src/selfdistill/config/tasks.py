@@ -1,7 +1,6 @@
-"""What may be written into the ``[task]`` table, and the presets that fill it for well-known data.
+"""The ``[task]`` section, and the presets that fill it for well-known data sets.
 
-A preset is a TOML file with a ``kind``, a ``description`` and a ``[task]`` table of values; whatever the config says
-besides it wins.
+A preset is a TOML file with a ``kind``, a ``description`` and a ``[task]`` table. Keys of the config take precedence.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class ToolboxConfig(Strict):
 
 
 class SourceConfig(Strict):
-    """Rows that a path alone does not name: a split of a hub data set or of a folder saved by ``datasets``."""
+    """Rows that a path cannot name: a split of a hub data set or of a folder saved by ``datasets``."""
 
     path: str = Field(description="Hub name, for example 'openai/gsm8k', or a folder or file.")
     config: str | None = Field(None, description="Configuration of a hub data set, for example 'main'.")
@@ -59,7 +58,7 @@ Source = Annotated[Annotated[str, Tag("text")] | Annotated[SourceConfig, Tag("so
 
 
 class RowsConfig(Strict):
-    """What every task over rows of data has."""
+    """Keys of every task over rows of data."""
 
     preset: str | None = Field(None, description="Shipped preset or TOML file that fills the keys left out here.")
     path: Source = Field(
@@ -108,7 +107,7 @@ class MathConfig(RowsConfig):
 
 
 AnswerIs = Literal["index0", "index1", "letter", "text"]
-"""How an answer of multiple choice names its option."""
+"""How the answer of a multiple-choice row names its option."""
 
 
 class ChoiceConfig(RowsConfig):
@@ -206,8 +205,8 @@ TaskConfig = Annotated[
 
 def task_configs() -> dict[str, type[Strict]]:
     """The table of every task that a config can build, by its kind."""
-    tables = [one for one in get_args(get_args(TaskConfig)[0]) if one is not ObjectConfig]
-    return {get_args(one.model_fields["kind"].annotation)[0]: one for one in tables}
+    tables = [table for table in get_args(get_args(TaskConfig)[0]) if table is not ObjectConfig]
+    return {get_args(table.model_fields["kind"].annotation)[0]: table for table in tables}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +226,7 @@ def shipped_presets() -> list[str]:
 
 
 def load_preset(source: str) -> Preset:
-    """A shipped preset by name, or a TOML file of one's own.
+    """Load a shipped preset by name, or a TOML file by path.
 
     Raises:
         ConfigError: it is missing or malformed.
@@ -249,7 +248,7 @@ def load_preset(source: str) -> Preset:
 
 
 def fill_from_preset(task: Mapping[str, Any]) -> dict[str, Any]:
-    """A task table with its preset's values where it has none of its own.
+    """Fill a task table's missing keys from its preset.
 
     Raises:
         ConfigError: the preset is unknown, or meant for another kind of task.

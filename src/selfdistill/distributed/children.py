@@ -59,7 +59,7 @@ def run_children(
         TrainingError: a child failed. The message holds the child's last message and the path of its log.
     """
     waiting = deque(children)
-    said = {child: child.log.stat().st_size if child.log.exists() else 0 for child in children}
+    log_size = {child: child.log.stat().st_size if child.log.exists() else 0 for child in children}
     running: dict[Child, subprocess.Popen[bytes]] = {}
     done = 0
     try:
@@ -73,7 +73,7 @@ def run_children(
                     continue
                 del running[child]
                 if code not in fine and not stop.requested:
-                    raise TrainingError(f"{child.name}: {_reason(child, code, since=said[child])}")
+                    raise TrainingError(f"{child.name}: {_reason(child, code, since=log_size[child])}")
                 done += 1
             watch(State(tuple(running), done))
             if running:
@@ -116,5 +116,5 @@ def _reason(child: Child, code: int, *, since: int) -> str:
         return f"killed by {signal.Signals(-code).name}; what it said is in {child.log}"
     text = child.log.read_bytes()[since:].decode("utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    spoken = [line.removeprefix(OWN_WORDS) for line in lines if line.startswith(OWN_WORDS)] or lines
-    return f"{spoken[-1] if spoken else f'ended with exit code {code}'} (log: {child.log})"
+    messages = [line.removeprefix(OWN_WORDS) for line in lines if line.startswith(OWN_WORDS)] or lines
+    return f"{messages[-1] if messages else f'ended with exit code {code}'} (log: {child.log})"

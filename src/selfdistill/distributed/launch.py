@@ -75,10 +75,10 @@ def _watch(ranks: Sequence[subprocess.Popen[bytes]], stop: StopRequest) -> tuple
 
     After a failure the others get :data:`GRACE` seconds. A stop request is forwarded once.
     """
-    told, failed, until = False, None, float("inf")
+    forwarded, failed, until = False, None, float("inf")
     while any(process.poll() is None for process in ranks) and time.monotonic() < until:
-        if stop.signal is not None and not told:
-            told = True
+        if stop.signal is not None and not forwarded:
+            forwarded = True
             for process in ranks:
                 process.send_signal(stop.signal)
         if failed is None and (failed := _failed(ranks)):
@@ -94,15 +94,15 @@ def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
         codes = [process.poll() for process in ranks]
     ended = [(rank, code) for rank, code in enumerate(codes) if code is not None and code not in TOGETHER]
 
-    def consequence(found: tuple[int, int]) -> tuple[bool, bool, bool, int]:
+    def consequence(failure: tuple[int, int]) -> tuple[bool, bool, bool, int]:
         """Sort key with causes first. SIGKILL comes from outside; a rank that lost a peer may abort with SIGABRT."""
-        rank, code = found
+        rank, code = failure
         return code == LOST, code == SPOKEN, code != -signal.SIGKILL, rank
 
     return min(ended, key=consequence, default=None)
 
 
 def _free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])

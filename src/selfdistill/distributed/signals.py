@@ -32,12 +32,12 @@ class StopRequest:
 def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a stop request; the second raises KeyboardInterrupt."""
     request = StopRequest()
-    heard: list[int] = []
+    received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
+        received.append(number)
         # Signals to other ranks are merged into the request, so the count of this process's own signals decides.
-        if len(heard) > 1:
+        if len(received) > 1:
             raise KeyboardInterrupt
         request.signal = number
         announce("Finishing this step, then stopping. Press Ctrl-C again to stop immediately.")

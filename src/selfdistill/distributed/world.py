@@ -52,26 +52,26 @@ class World:
         """Indices of this rank's share of ``count`` items. Neighbouring items go to different ranks."""
         return range(self.rank, count, self.size)
 
-    def all_gather(self, mine: T) -> list[T]:
+    def all_gather(self, item: T) -> list[T]:
         """All-gather one object per rank; returns them in the order of ranks, on every rank."""
         if self.size == 1:
-            return [mine]
-        found: list[T | None] = [None] * self.size
-        dist.all_gather_object(found, mine)
-        return found  # type: ignore[return-value]
+            return [item]
+        items: list[T | None] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items  # type: ignore[return-value]
 
-    def all_gather_by_index(self, mine: Mapping[int, T], count: int) -> list[T]:
+    def all_gather_by_index(self, own: Mapping[int, T], count: int) -> list[T]:
         """All-gather items by index: each rank gives those that it made. Returns items 0 to ``count`` − 1."""
-        known = {place: thing for part in self.all_gather(mine) for place, thing in part.items()}
-        return [known[place] for place in range(count)]
+        items = {index: item for part in self.all_gather(own) for index, item in part.items()}
+        return [items[index] for index in range(count)]
 
     def max(self, value: int) -> int:
         """The maximum over the ranks."""
         if self.size == 1:
             return value
-        found = torch.tensor(value)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found)
+        maximum = torch.tensor(value)
+        dist.all_reduce(maximum, dist.ReduceOp.MAX)
+        return int(maximum)
 
     def broadcast_from_rank_zero(self, ask: Callable[[], T]) -> T:
         """The result of ``ask`` on rank 0, broadcast. A ``UserError`` that it raises is raised on every rank."""

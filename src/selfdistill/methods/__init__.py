@@ -36,23 +36,25 @@ METHODS: Mapping[str, type[Method]] = {
     "pbsd": PBSD,
     "pbsd_reward": PBSDReward,
 }
-"""Every method's class by its name; ``build_method`` makes one with its knobs."""
+"""Every method's class by name. ``build_method`` makes one with its hyperparameters."""
 
 
-def build_method(name: str, knobs: Mapping[str, Any] | None = None) -> Method:
-    """A method by name, or any importable ``module:Class``, with its knobs checked; unset, they are as they come.
+def build_method(name: str, hyperparameters: Mapping[str, Any] | None = None) -> Method:
+    """Build a method by name, or any importable ``module:Class``, with checked hyperparameters.
+
+    Unset hyperparameters have their defaults.
 
     Raises:
-        ConfigError: unknown method, unknown knob (with the nearest known one) or a value out of range.
+        ConfigError: unknown method, unknown hyperparameter (with the nearest known one) or a value out of range.
     """
-    kind, knobs = _resolve(name), knobs or {}
-    for key in knobs:
+    kind, hyperparameters = _resolve(name), hyperparameters or {}
+    for key in hyperparameters:
         if key not in kind.model_fields or key == "name":
             known = [field for field in kind.model_fields if field != "name"]
             hint = near(key, known) or f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"unknown key method.{key} for method {name!r}; {hint}")
     try:
-        return kind.model_validate(dict(knobs))
+        return kind.model_validate(dict(hyperparameters))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["method", *(str(part) for part in first["loc"])])
@@ -65,10 +67,10 @@ def _resolve(name: str) -> type[Method]:
     if ":" not in name:
         hint = f"{near(name, METHODS)} known: {', '.join(sorted(METHODS))}; or module:Class".lstrip()
         raise ConfigError(f"unknown method {name!r}; {hint}")
-    found = load_named(name, "method", "Class")
-    if not (isinstance(found, type) and issubclass(found, Method)):
+    method = load_named(name, "method", "Class")
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise ConfigError(f"method {name!r} is not a subclass of selfdistill.methods.Method")
-    return found
+    return method
 
 
 __all__ = ["METHODS", "Method", "build_method"]

@@ -24,9 +24,9 @@ class AntiSD(GRPO):
     The live student, shown a correct solution and the verdict on the scored completion, is the teacher. Its median
     entropy H over the batch drives the gate g: closed for the first W steps, H_warm their median, closed again when
     H < ratio · H_warm, open when H ≥ H_warm. For every completion, also in groups of equal reward. The paper's
-    ablations are knobs. Our choices: H_warm is a median; a completion whose context is missing keeps its plain GRPO
-    advantage; "multiply" is A_i · max(0, 1 − λ g φ(u)), which leaves its sign alone; without a teacher, one that knows
-    nothing (uniform over the vocabulary) stands in its place, and the gate, having no entropy to watch, is open.
+    ablations are hyperparameters. Our choices: H_warm is a median; a completion whose context is missing keeps its
+    plain GRPO advantage; "multiply" is A_i · max(0, 1 − λ g φ(u)), which keeps the sign of A_i; without a teacher, the
+    uniform distribution over the vocabulary replaces it, and the gate, which has no entropy to watch, is open.
     """
 
     name: Literal["antisd"] = "antisd"  # type: ignore[assignment]
@@ -37,7 +37,7 @@ class AntiSD(GRPO):
     ascend: Literal["jensen_shannon", "reverse_kl"] = Field(
         "jensen_shannon", description="Divergence that is ascended: −φ(u), or −u."
     )
-    compose: Literal["add", "multiply"] = Field("add", description="How the signal meets the group advantage.")
+    compose: Literal["add", "multiply"] = Field("add", description="How signal and group advantage are combined.")
     hindsight: bool = Field(True, description="Whether there is a teacher that sees hindsight.")
     context: str = Field("sibling_or_solution_verdict", description="Template that the teacher is shown.")
 

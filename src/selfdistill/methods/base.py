@@ -1,7 +1,7 @@
-"""What a method declares, and nothing about how it is run.
+"""The interface of a method. It declares what to score and the loss; the trainer runs it.
 
-A method is a pydantic model: its fields are its knobs. It names the contexts that it scores and under which weights,
-says how much of the vocabulary it needs, and holds one pure loss per token. The engine never asks which method runs.
+A method is a pydantic model: its fields are its hyperparameters. It names the contexts that it scores and the weights
+for each, the part of the vocabulary that it needs, and one pure loss per token. No trainer code depends on the method.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, TokenSlice, V
 
 @dataclass(frozen=True, slots=True)
 class Recommended:
-    """The paper's settings outside the loss, used where a config leaves them open and written to ``config.json``."""
+    """The paper's settings outside the loss: defaults of a config, written to ``config.json``."""
 
     learning_rate: float
     lora_learning_rate: float
@@ -41,7 +41,7 @@ class Recommended:
 
 
 class State(Protocol):
-    """State of a method that outlives a step and must survive a resume."""
+    """State of a method that lasts over steps and is saved in checkpoints."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -57,7 +57,7 @@ class BatchScores:
     views: Sequence[View] = ()
     """The completions that enter the loss."""
     update: int = 0
-    """Optimiser updates already made on this batch. A state that moves once a batch moves at 0."""
+    """Optimiser updates already made on this batch. A state that is updated once per batch is updated at 0."""
 
 
 RENAMED_HOOKS = {
@@ -69,21 +69,21 @@ RENAMED_HOOKS = {
 
 
 class Method(Strict):
-    """Base of every method. Subclasses set what differs from these answers."""
+    """Base class of every method. Subclasses override these defaults."""
 
     recommended: ClassVar[Recommended]
     on_policy: ClassVar[bool] = True
     """Whether completions are sampled; if not, the reference solutions are the completions."""
     without_context: ClassVar[Literal["drop", "keep"]] = "drop"
-    """What becomes of a completion whose context cannot be rendered: out of the loss (counted), or kept without it."""
+    """A completion whose context cannot be rendered leaves the loss and is counted, or is kept without the context."""
     weighting: ClassVar[Literal["token", "completion"]] = "token"
-    """What the loss is a mean over: all tokens alike, or all completions alike."""
+    """Whether the loss is a mean over tokens or over completions."""
     one_update: ClassVar[bool] = False
-    """Whether more than one optimiser step on a batch leaves the method's own theory; a run then warns."""
+    """Whether the method's theory allows only one optimiser step per batch; a run with more steps warns."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a hook under its old name, which nothing would call.
+        """Refuse a hook with its old name, because it would never be called.
 
         Raises:
             ConfigError: names the hook and its new name.
@@ -133,11 +133,11 @@ class Method(Strict):
         return rewards_PG.new_zeros(rewards_PG.shape)
 
     def new_state(self) -> State | None:
-        """State that the engine keeps, checkpoints and hands back to :meth:`on_batch`."""
+        """Initial state. The trainer saves it in checkpoints and passes it to :meth:`on_batch`."""
         return None
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
-        """What the loss needs to know of the whole step.
+        """Values of the whole batch that the loss needs.
 
         A float reaches it as ``tokens.values[name]`` and is logged; a tensor of one number a view reaches every token
         of that view as ``tokens.inputs[name]``.
@@ -153,7 +153,7 @@ class Method(Strict):
         return {}
 
     def teacher(self, context: str, weights: Weights, contrast: int = 0) -> Role:
-        """A teacher's role: the method's own ``weights`` unless the knob names others."""
+        """A teacher's role. ``weights`` applies unless the hyperparameter of that name is set."""
         return Role(context, self.weights or weights, self.teacher_thinking, contrast)
 
 
@@ -229,7 +229,7 @@ def gain(tokens: TokenSlice, role: str = "teacher") -> Tensor:
 
 
 def at_temperature(tokens: TokenSlice, temperature: float) -> TokenSlice:
-    """The same tokens with every role's distribution softened alike; never one side alone."""
+    """The same tokens with every role's distribution at this temperature."""
     if temperature == 1:
         return tokens
     roles = {name: torch.log_softmax(logprobs / temperature, -1) for name, logprobs in tokens.roles.items()}
@@ -241,6 +241,6 @@ def on_support(tokens: TokenSlice, support: Full | TopK, *roles: str) -> tuple[T
     if support.kind == "full":
         return tuple(tokens.roles[role] for role in roles)
     student = tokens.roles[STUDENT]
-    # The order within the support says nothing, and sorting costs more than choosing.
+    # Unsorted, because order does not matter and sorting costs more than selection.
     ids_NK = student.detach().topk(min(support.k, student.shape[-1]), -1, sorted=False).indices
     return tuple(with_tail(tokens.roles[role].gather(-1, ids_NK)) for role in roles)

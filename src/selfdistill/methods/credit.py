@@ -20,7 +20,7 @@ class CREDIT(SDPO):
 
     The paper's vocabulary-level advantage log T − log S − λ mean_k log N_k inside the reverse-KL gradient is the
     reverse KL to Q (our derivation), so any divergence on SDPO's support will do; the importance ratio is SDPO's.
-    Questions are drawn from the batch, seeded, never the completion's own. ``contrast`` may name any template with
+    Questions are sampled from the batch, seeded, never the completion's own. ``contrast`` may name any template with
     ``$other_question`` or ``$wrong_sibling``: ``other_question_bare`` contrasts with another question without
     feedback, ``wrong_sibling`` with a wrong solution of the same question. λ = 0 is SDPO.
 
@@ -52,8 +52,8 @@ class CREDIT(SDPO):
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """Ḡ, the mean of the contrasts' log-probabilities over all tokens (sampled-token form)."""
-        found = [scores.target_N for name in self._names() for scores in batch.scores.get(name, []) if scores]
-        return {"contrast_mean": float(torch.cat(found).double().mean())} if found else {}
+        contrasts = [scores.target_N for name in self._names() for scores in batch.scores.get(name, []) if scores]
+        return {"contrast_mean": float(torch.cat(contrasts).double().mean())} if contrasts else {}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence to Q at each token times SDPO's ratio, or the clipped policy gradient."""

@@ -34,7 +34,7 @@ class EntropyGate:
 
     @property
     def open(self) -> bool:
-        """What the last update answered; False before the first."""
+        """The result of the last update; False before the first."""
         return self._open
 
     @property
@@ -43,10 +43,10 @@ class EntropyGate:
         return statistics.median(self._recorded) if len(self._recorded) == self._warmup else None
 
     def update(self, entropy: float) -> bool:
-        """Take one step's entropy (nats: the median over its response tokens); say whether this step is open.
+        """Take one step's entropy (nats: the median over its response tokens); return whether the gate is open.
 
         Raises ValueError for an entropy that is not a finite number: a step without response tokens has none, and must
-        not be fed.
+        not be passed.
         """
         if not math.isfinite(entropy):
             raise ValueError(f"entropy must be a finite number, got {entropy}")

@@ -86,9 +86,11 @@ class PBSD(Method):
     def _total(self, batch: BatchScores, role: str, side: Sequence[int]) -> Tensor:
         """log-probability [P] of each completion of one side: summed, or its mean."""
         scores = [batch.scores[role][i] for i in side]
-        each = [one.target_N.double() for one in scores if one is not None]
-        # A number a completion: from here on it is about pairs, wherever the tokens were scored.
-        return torch.stack([one.sum() if self.length == "sum" else one.mean() for one in each]).cpu()
+        logprobs = [score.target_N.double() for score in scores if score is not None]
+        # One number per completion: the rest is about pairs and runs on the CPU.
+        return torch.stack(
+            [logprob_N.sum() if self.length == "sum" else logprob_N.mean() for logprob_N in logprobs]
+        ).cpu()
 
 
 def _of(group: RolloutGroup, source: str) -> list[int]:
@@ -96,8 +98,8 @@ def _of(group: RolloutGroup, source: str) -> list[int]:
 
 
 def _pairs(views: Sequence[View]) -> list[tuple[int, int]]:
-    """Places (y⁺, y⁻) of each pair among the views."""
-    found: dict[int, dict[str, list[int]]] = {}
-    for place, view in enumerate(views):
-        found.setdefault(view.group, {TEACHER: [], STUDENT: []})[view.source].append(place)
-    return [pair for sides in found.values() for pair in zip(sides[TEACHER], sides[STUDENT], strict=True)]
+    """Indices (y⁺, y⁻) of each pair's views."""
+    sides_of: dict[int, dict[str, list[int]]] = {}
+    for index, view in enumerate(views):
+        sides_of.setdefault(view.group, {TEACHER: [], STUDENT: []})[view.source].append(index)
+    return [pair for sides in sides_of.values() for pair in zip(sides[TEACHER], sides[STUDENT], strict=True)]

@@ -45,7 +45,7 @@ class PBSDReward(Method):
         return (TEACHER,)
 
     def keep(self, group: RolloutGroup) -> Sequence[bool]:
-        """What was judged."""
+        """Completions that have a reward."""
         return [verdict.reward is not None for verdict in group.verdicts]
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
@@ -53,11 +53,11 @@ class PBSDReward(Method):
         tilt = torch.zeros(len(batch.views), dtype=torch.float64)
         groups = sorted({view.group for view in batch.views})
         for group in groups:
-            places = [place for place, view in enumerate(batch.views) if view.group == group]
-            rewards = torch.tensor([batch.views[place].reward for place in places], dtype=torch.float64)
-            length = [len(batch.views[place].completion_ids) if self.length == "sum" else 1 for place in places]
+            indices = [index for index, view in enumerate(batch.views) if view.group == group]
+            rewards = torch.tensor([batch.views[index].reward for index in indices], dtype=torch.float64)
+            length = [len(batch.views[index].completion_ids) if self.length == "sum" else 1 for index in indices]
             share = len(batch.views) / len(groups)
-            tilt[places] = (rewards / self.beta).softmax(0) * torch.tensor(length, dtype=torch.float64) * share
+            tilt[indices] = (rewards / self.beta).softmax(0) * torch.tensor(length, dtype=torch.float64) * share
         return {"tilt": tilt}
 
     def loss(self, tokens: TokenSlice) -> Tensor:

@@ -1,4 +1,4 @@
-"""Purified OPSD: distil to what the solution says about *this question*, without what it says by itself."""
+"""Purified OPSD: distil to the effect of the solution on *this question*, without the effect of the solution alone."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Purified(Method):
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
         """How log T − log S splits: cosines, and the parts' norms as shares of the whole's."""
         parts = decompose(tokens.student.detach(), tokens.roles["teacher"], tokens.roles["reference_only"])
-        found = {
+        measured = {
             "cos_total_reference": parts.cosine_total_reference_N,
             "cos_total_question": parts.cosine_total_question_N,
             "cos_reference_question": parts.cosine_reference_question_N,
             "norm_reference_share": parts.norm_reference_N / parts.norm_total_N,
             "norm_question_share": parts.norm_question_N / parts.norm_total_N,
         }
-        # Where two contexts agree exactly there is no direction: such a token counts as 0.
-        return {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in found.items()}
+        # If two contexts agree exactly, the cosine is undefined; such a token counts as 0.
+        return {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in measured.items()}

@@ -1,4 +1,4 @@
-"""The reference of the methods, read off their own docstrings and fields, so that it cannot drift from the code."""
+"""The methods' reference pages, generated from docstrings and fields."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from selfdistill.methods import METHODS, Method
 from selfdistill.types import External, Weights
 
 TEACHERS = {"weights", "teacher_thinking", "teacher_rate"}
-"""Knobs of every method that mean nothing where there is no teacher."""
+"""Hyperparameters of every method that have no effect without a teacher."""
 
 
 def section(name: str) -> Iterator[str]:
-    """One method: what it says of itself, what it shows its teachers, its knobs."""
+    """The page of one method: its docstring, its roles, its hyperparameters."""
     kind = METHODS[name]
     method = kind.model_validate({})
-    advice = kind.recommended
+    recommended = kind.recommended
     yield f"## `{name}`\n"
     yield inspect.cleandoc(kind.__doc__ or "")
     yield ""
-    for role, shown in method.roles().items():
-        context = f"context `{shown.context}`" if shown.context else "the student's own prompt"
-        yield f"- *{role}*: {context}, {weights_word(shown.weights)} weights"
+    for name_of_role, role in method.roles().items():
+        context = f"context `{role.context}`" if role.context else "the student's own prompt"
+        yield f"- *{name_of_role}*: {context}, {weights_word(role.weights)} weights"
     if method.sampling_roles() != ("student",):
         yield f"- completions are sampled by: {', '.join(method.sampling_roles())}"
     needs = "needs rewards" if method.needs_rewards() else "needs no rewards"
     yield (
-        f"- {needs}; learning rate {advice.learning_rate:g} (LoRA {advice.lora_learning_rate:g}), "
-        f"{_completions(method, advice.completions)}, temperature {advice.temperature:g}, top-p {advice.top_p:g}, "
-        f"top-k {advice.top_k}, at most {advice.max_tokens} tokens\n"
+        f"- {needs}; learning rate {recommended.learning_rate:g} (LoRA {recommended.lora_learning_rate:g}), "
+        f"{_completions(method, recommended.completions)}, temperature {recommended.temperature:g}, "
+        f"top-p {recommended.top_p:g}, top-k {recommended.top_k}, at most {recommended.max_tokens} tokens\n"
     )
     yield "| knob | default | what it is |"
     yield "|---|---|---|"
@@ -47,12 +47,12 @@ def section(name: str) -> Iterator[str]:
 
 def _completions(method: Method, count: int) -> str:
     if not method.on_policy:
-        return "no completions are drawn"
+        return "no completions are sampled"
     return f"{count} completion{'s' if count > 1 else ''} a problem"
 
 
 def weights_word(weights: Weights) -> str:
-    """Whose weights, in a word."""
+    """The kind of weights, in one word."""
     return "external" if isinstance(weights, External) else str(weights)
 
 
@@ -74,7 +74,7 @@ def described(field: FieldInfo) -> str:
 
 
 def bounds(field: FieldInfo) -> str:
-    """What pydantic enforces of a number: ``≥ 0, < 1``; nothing where there is no bound."""
+    """The bounds that pydantic enforces: ``≥ 0, < 1``; empty without bounds."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     rules = field.metadata
     return ", ".join(f"{signs[key]} {getattr(rule, key):g}" for rule in rules for key in signs if hasattr(rule, key))

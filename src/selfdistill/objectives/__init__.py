@@ -1,7 +1,7 @@
 """Pure functions on log-probabilities: one value per token in nats, no mask, no mean, no model, no config.
 
-``divergence`` compares student and teacher · ``support`` cuts the vocabulary down · ``signals`` reads a token's
-credit · ``targets`` builds what to distil to · ``policy_gradient`` and ``preference`` are losses on sampled tokens and
+``divergence`` compares student and teacher · ``support`` restricts the vocabulary · ``signals`` has per-token signals ·
+``targets`` has the distributions to distil to · ``policy_gradient`` and ``preference`` are losses on sampled tokens and
 completions.
 """
 

@@ -1,4 +1,4 @@
-"""What every objective asks of its inputs: equal shapes, and a precision in which a log-probability means something."""
+"""Input checks of the objectives: equal shapes, and enough precision for log-probabilities."""
 
 from __future__ import annotations
 

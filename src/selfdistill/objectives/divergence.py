@@ -3,7 +3,7 @@
 Axis letters: ``N`` scored tokens, ``S`` support (the whole vocabulary, or K ids and their tail).
 
 A probability of zero is a log-probability of ``-inf``, as in the padded rows of a vocabulary. Where the distribution
-that weights the sum is zero, the entry adds 0 to value and gradient, whatever the other side says. Where only the
+that weights the sum is zero, the entry adds 0 to value and gradient, whatever the other side is. Where only the
 other side is zero, ``forward_kl`` and ``reverse_kl`` are ``+inf``, as they are on paper.
 
 Gradient flows through the student alone: the teacher is detached.

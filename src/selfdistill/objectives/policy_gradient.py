@@ -18,7 +18,7 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def group_advantages(rewards_PG: Tensor, *, scale: Literal["std", "none"] = "std", eps: float = 1e-6) -> Tensor:
-    """How much better each completion did than its group: (R − mean) / std, or R − mean.
+    """Group advantages: (R − mean) / std, or R − mean.
 
     Takes and returns P×G, float. A NaN reward means "not judged": it gets advantage 0 and takes no part in mean and
     std. A group whose judged rewards are equal, or of which fewer than two are judged, gets exactly 0. ``scale="none"``
@@ -39,7 +39,7 @@ def group_advantages(rewards_PG: Tensor, *, scale: Literal["std", "none"] = "std
         raise ValueError("rewards must not be infinite")
     unjudged_PG = rewards_PG.isnan()
     judged_P1 = (~unjudged_PG).sum(-1, keepdim=True)
-    # Equality is asked of the rewards: the mean of three times 0.1 is not 0.1, and eps would blow the rest up.
+    # Compare rewards, not advantages: the mean of three times 0.1 is not 0.1, and dividing by eps would inflate it.
     lowest_P1 = rewards_PG.masked_fill(unjudged_PG, math.inf).amin(-1, keepdim=True)
     highest_P1 = rewards_PG.masked_fill(unjudged_PG, -math.inf).amax(-1, keepdim=True)
     mean_P1 = rewards_PG.masked_fill(unjudged_PG, 0.0).sum(-1, keepdim=True) / judged_P1.clamp(min=1)
@@ -77,7 +77,7 @@ def clipped_policy_gradient(
 def truncated_importance_weight(learner_N: Tensor, sampler_N: Tensor, *, cap: float = 2.0) -> Tensor:
     """min(exp(log p_learner − log p_sampler), cap) at each token, detached: a factor on the loss.
 
-    Corrects for completions drawn by another engine or by older weights. A weight equal to ``cap`` is a cap hit, to be
+    Corrects for completions sampled by another engine or by older weights. Weights equal to ``cap`` are
     counted. Takes and returns N. Raises ValueError for a cap that is not positive, unequal shapes or other types.
     """
     if not cap > 0.0:

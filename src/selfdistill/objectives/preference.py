@@ -1,7 +1,7 @@
 """The teacher's completion preferred to the student's: the Bradley–Terry loss of PBSD (arXiv 2605.05040).
 
-Axis letter: ``P`` pairs of completions, y⁺ drawn from the teacher T(·|x,c) and y⁻ from the student S(·|x), both scored
-under both.
+Axis letter: ``P`` pairs of completions, y⁺ sampled from the teacher T(·|x,c) and y⁻ from the student S(·|x). Both are
+scored under both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def preference_margin(
     """m = β [Δ(y⁺) − Δ(y⁻)] with Δ(y) = log S(y|x) − log T(y|x,c); DPO with the teacher as reference.
 
     Takes the log-probabilities of whole completions, summed over tokens (the default of the method) or averaged
-    (another objective), four times P; returns P. Gradient flows through the student's two. With y⁻ drawn from S itself,
+    (another objective), four times P; returns P. Gradient flows through the student's two. With y⁻ sampled from S,
     E[m] = −β (KL(T||S) + KL(S||T)), which grows with length. Raises ValueError for a beta that is not positive,
     unequal shapes or types other than float32 and float64.
     """

@@ -1,4 +1,4 @@
-"""What hindsight says about a token: the teacher's surprise, bounded and taken apart.
+"""Per-token hindsight signals: pointwise mutual information, its bounded form, its decomposition, entropy.
 
 Axis letters: ``N`` scored tokens, ``V`` vocabulary. T teacher, S student, R reference-only teacher (it sees the
 solution and not the question).
@@ -68,7 +68,7 @@ def entropy(logprobs_NV: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decompose(student_NV: Tensor, teacher_NV: Tensor, reference_only_NV: Tensor) -> Decomposition:
-    """How much of the teacher's pull the solution alone explains, and how much the question (arXiv 2607.02234).
+    """Split log T − log S into the solution's part and the question's part (arXiv 2607.02234).
 
     A diagnostic, without gradient. Takes three N×V log-probabilities; entries that are −inf in any of them (padded
     vocabulary rows) are left out. The vectors are differences of log-probabilities as they stand, not centred: our

@@ -1,4 +1,4 @@
-"""Distributions cut down to a few ids and one bin for all the rest.
+"""Distributions on a few ids, with one tail bin for all others.
 
 Axis letters: ``N`` scored tokens, ``K`` ids of the support.
 """

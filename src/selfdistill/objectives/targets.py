@@ -1,4 +1,4 @@
-"""Distributions to distil to that no context produces by itself: normalised log-probabilities, detached.
+"""Target distributions combined from several contexts: normalised log-probabilities, detached.
 
 Axis letters: ``N`` scored tokens, ``V`` vocabulary, ``S`` support (the whole vocabulary, or K ids and their tail),
 ``C`` contrasts.
