@@ -1,4 +1,4 @@
-"""The experiments of docs/results.md: ``python experiments/run.py WORLD tune``, then ``… final`` and ``… doses``.
+"""The experiments of docs/results.md: ``python experiments/run.py TASK tune``, then ``… final`` and ``… doses``.
 
 Every arm has the same small budget for tuning: each of its candidates is trained with three seeds of its own and fewer
 steps, and the one with the best last validation accuracy goes into the final comparison. ``doses`` trains what tuning

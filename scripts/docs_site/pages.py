@@ -121,7 +121,7 @@ def recipes_table() -> str:
 
 
 def method_reference(name: str) -> str:
-    """What a method says of itself: definition, roles, knobs."""
+    """What a method says of itself: definition, roles, hyperparameters."""
     return "\n".join(list(section(name))[1:])
 
 

@@ -403,7 +403,10 @@ WRONG: dict[str, tuple[Callable[[tuple[sd.Policy, sd.Chat]], object], str]] = {
     "key below": (lambda m: sd.load_config({"method": "sd", "model": {"pth": ""}}), "did you mean 'model.path'?"),
     "value": (lambda m: sd.train(CONFIG, out="x", steps="many"), "steps: input should be a valid integer"),
     "method": (lambda m: sd.train(CONFIG, out="x", method="antsd"), "did you mean 'antisd'?"),
-    "knob": (lambda m: sd.train(CONFIG, out="x", overrides={"method.strenght": 1}), "did you mean 'strength'?"),
+    "hyperparameter": (
+        lambda m: sd.train(CONFIG, out="x", overrides={"method.strenght": 1}),
+        "did you mean 'strength'?",
+    ),
     "overrides": (lambda m: sd.load_config(CONFIG, "steps=3"), "overrides are a list of 'a.b=value' texts"),
     "callback": (lambda m: sd.train(CONFIG, out="x", on_step=3), "on_step must be a function"),  # type: ignore[arg-type]
     "reward": (lambda m: sd.train(CONFIG, out="x", reward=3), "reward must be a function or"),  # type: ignore[arg-type]

@@ -16,12 +16,12 @@ def resolved(**tables: Any) -> ResolvedConfig:
 
 
 def test_what_is_open_follows_the_method_and_what_is_given_stays() -> None:
-    advice = METHODS["antisd"].recommended
+    recommended = METHODS["antisd"].recommended
     found = resolved(sampling={"completions": 3, "top_p": 0.5})
     assert (found.sampling.completions, found.sampling.top_p) == (3, 0.5)
-    assert (found.sampling.max_tokens, found.sampling.temperature) == (advice.max_tokens, advice.temperature)
-    assert found.optimiser.learning_rate == advice.learning_rate
-    assert resolved(model={"lora": {}}).optimiser.learning_rate == advice.lora_learning_rate
+    assert (found.sampling.max_tokens, found.sampling.temperature) == (recommended.max_tokens, recommended.temperature)
+    assert found.optimiser.learning_rate == recommended.learning_rate
+    assert resolved(model={"lora": {}}).optimiser.learning_rate == recommended.lora_learning_rate
     assert resolved(optimiser={"learning_rate": 0.5}).optimiser.learning_rate == 0.5
     assert found.method.keys() == METHODS["antisd"].model_fields.keys() | {"name"}
 

@@ -65,8 +65,8 @@ MIXED = ("parallel.kind=fsdp2", "parallel.param_dtype=bfloat16", "parallel.reduc
 
 
 def named(method: str) -> dict[str, Any]:
-    name, knobs = VARIANTS[method]
-    return {"name": name, **knobs}
+    name, hyperparameters = VARIANTS[method]
+    return {"name": name, **hyperparameters}
 
 
 def all_cases() -> list[Case]:

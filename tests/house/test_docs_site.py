@@ -1,4 +1,4 @@
-"""The documentation builds strictly, reads without a network, and leaves out no command, key, knob, alarm or method."""
+"""The documentation builds strictly, reads without a network, and lists every command, key, hyperparameter, alarm and method."""
 
 from __future__ import annotations
 
@@ -84,8 +84,13 @@ def every_method_has_its_page(site: Path) -> None:
     for name in METHODS:
         page = (site / "methods" / f"{name}.html").read_text(encoding="utf-8")
         assert f'src="../pictures/{name}.svg"' in page
-        for knob in METHODS[name].model_fields.keys() - {"name", "weights", "teacher_thinking", "teacher_rate"}:
-            assert f"<td><code>{knob}</code></td>" in page, (name, knob)
+        for hyperparameter in METHODS[name].model_fields.keys() - {
+            "name",
+            "weights",
+            "teacher_thinking",
+            "teacher_rate",
+        }:
+            assert f"<td><code>{hyperparameter}</code></td>" in page, (name, hyperparameter)
 
 
 def every_page_is_in_the_navigation(site: Path) -> None:

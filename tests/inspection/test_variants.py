@@ -1,4 +1,4 @@
-"""Methods to look at: labels, knobs from overrides and configs, and one sentence for everything that cannot be."""
+"""Methods to look at: labels, hyperparameters from overrides and configs, and one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import ConfigError
-from selfdistill.inspection.plan import LOOKED_AT, choose_methods, knobs
+from selfdistill.inspection.plan import LOOKED_AT, choose_methods, hyperparameters
 from selfdistill.methods import build_method
 
 
@@ -28,7 +28,7 @@ def test_variants_stand_side_by_side_and_each_override_reaches_its_own() -> None
         "kl": build_method("opsd", {"divergence": {"kind": "forward_kl"}}),
     }
     assert rest == ["task.difficulty=easy"]
-    assert knobs(methods, ["strong"]) == {"strong": {"method": "antisd", "knobs": {"strength": 2.0}}}
+    assert hyperparameters(methods, ["strong"]) == {"strong": {"method": "antisd", "knobs": {"strength": 2.0}}}
 
 
 def test_a_config_lends_its_method_under_its_name_and_leaves_the_usual_ones_out(tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_a_config_lends_its_method_under_its_name_and_leaves_the_usual_ones_out(
         (
             ["antisd"],
             ["method.strength=1"],
-            "--set method.strength=1: write LABEL.knob=value, with one of ",
+            "--set method.strength=1: write LABEL.hyperparameter=value, with one of ",
         ),
-        (["antisd"], ["credit.contrast=1"], "--set credit.contrast=1: write LABEL.knob=value, with one of"),
+        (["antisd"], ["credit.contrast=1"], "--set credit.contrast=1: write LABEL.hyperparameter=value, with one of"),
         (["antisd"], ["antisd.name=sd"], "--set antisd.name=sd: the method of a label is named by --methods, as in "),
         (["a=antisd", "a=sd"], [], "two methods are labelled 'a': write another label, as in other=sd"),
         (["task=antisd"], [], "a method cannot be labelled 'task': --set would take it for that key of a config"),

@@ -56,9 +56,9 @@ def test_without_strength_it_is_grpo(folder: Path, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model", seed=3)
     templates = own_templates(tmp_path)
     gradients = []
-    for name, knobs in (("grpo", {}), ("my_method:CEPO", {"strength": 0.0, "right": "solution"})):
+    for name, hyperparameters in (("grpo", {}), ("my_method:CEPO", {"strength": 0.0, "right": "solution"})):
         policy, chat = load_exact(model)
-        bench = make_bench(policy, chat, templates, name, knobs)
+        bench = make_bench(policy, chat, templates, name, hyperparameters)
         bench.step(invent_groups(policy, chat))
         gradients.append(bench.gradient())
     assert distance(gradients[1], gradients[0]) < 1e-13

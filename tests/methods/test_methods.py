@@ -46,7 +46,7 @@ def _share_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfdistill.models.packing.SHARE_FROM", 1)
 
 
-# Name, knobs, what the teacher sees, whether completions without it leave, its weights, temperature, a token's loss.
+# Name, hyperparameters, teacher's context, whether completions without it leave, weights, temperature, token loss.
 Case = tuple[str, Mapping[str, Any], Shown | None, bool, str, float, Callable[[hand.Scored, int], torch.Tensor]]
 TAU = partial(hand.clipped_forward_kl, clip=0.05)
 CASES: dict[str, Case] = {
@@ -143,10 +143,10 @@ WITH_LORA = ("opsd", "sdpo top 5", "antisd")
 def test_the_gradient_of_a_step_is_that_of_brute_force(
     case: str, lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
 ) -> None:
-    name, knobs, shown, drop, weights, temperature, token_loss = CASES[case]
+    name, hyperparameters, shown, drop, weights, temperature, token_loss = CASES[case]
     policy, chat = load_exact(folder, lora=lora)
     start = copy.deepcopy(policy.model)
-    bench = make_bench(policy, chat, templates, name, knobs, move=perturb)
+    bench = make_bench(policy, chat, templates, name, hyperparameters, move=perturb)
     groups = invent_groups(policy, chat)
     result = bench.step(groups)
     if case == "antisd":
@@ -183,10 +183,12 @@ CUTS = {
 
 
 def ready(folder: Path, templates: Mapping[str, Template], case: str, limits: Limits | None = None) -> Bench:
-    name, knobs, *_ = CASES[case]
+    name, hyperparameters, *_ = CASES[case]
     policy, chat = load_exact(folder)
     # A teacher that stands still, so that one bench can measure twice.
-    bench = make_bench(policy, chat, templates, name, {**knobs, "teacher_rate": 0.0}, limits=limits, move=perturb)
+    bench = make_bench(
+        policy, chat, templates, name, {**hyperparameters, "teacher_rate": 0.0}, limits=limits, move=perturb
+    )
     if name == "antisd":  # beyond the warm-up
         bench.step(invent_groups(policy, chat))
     return bench
@@ -262,7 +264,7 @@ def test_what_pads_a_batch_is_never_seen(
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"),
+    ("name", "hyperparameters"),
     [
         ("opsd", {"divergence": {"kind": "forward_kl"}}),
         ("opsd", FIRST_RELEASE),
@@ -276,10 +278,10 @@ def test_what_pads_a_batch_is_never_seen(
     ],
 )
 def test_a_teacher_that_sees_what_the_student_sees_teaches_nothing(
-    name: str, knobs: Mapping[str, Any], folder: Path, templates: Mapping[str, Template]
+    name: str, hyperparameters: Mapping[str, Any], folder: Path, templates: Mapping[str, Template]
 ) -> None:
     policy, chat = load_exact(folder)
-    bench = make_bench(policy, chat, templates, name, {**knobs, "context": "bare"})
+    bench = make_bench(policy, chat, templates, name, {**hyperparameters, "context": "bare"})
     groups = only_correct(invent_groups(policy, chat))
     bench.step(groups)
     result = bench.step(groups, step=2)
@@ -310,8 +312,8 @@ def test_strength_zero_is_grpo(name: str, folder: Path, templates: Mapping[str, 
     groups = invent_groups(plain.policy, plain.chat)
     plain.step(groups)
     policy, chat = load_exact(folder)
-    knobs = {"strength": 0.0, **({"warmup": 1} if name == "antisd" else {})}
-    other = make_bench(policy, chat, templates, name, knobs, move=perturb)
+    hyperparameters = {"strength": 0.0, **({"warmup": 1} if name == "antisd" else {})}
+    other = make_bench(policy, chat, templates, name, hyperparameters, move=perturb)
     other.step(groups)
     assert distance(other.gradient(), plain.gradient()) < 1e-13
     other.step(groups, step=2)
@@ -362,8 +364,8 @@ def test_antisd_keeps_completions_without_a_context_with_their_plain_advantage(
     folder: Path, templates: Mapping[str, Template]
 ) -> None:
     policy, chat = load_exact(folder)
-    knobs = {"warmup": 1, "context": "sibling_verdict"}
-    bench = make_bench(policy, chat, templates, "antisd", knobs, move=perturb)
+    hyperparameters = {"warmup": 1, "context": "sibling_verdict"}
+    bench = make_bench(policy, chat, templates, "antisd", hyperparameters, move=perturb)
     groups = invent_groups(policy, chat, solutions=False)
     bench.step(groups)
     result = bench.step(groups, step=2)
@@ -430,13 +432,13 @@ def test_a_step_never_holds_all_tokens_times_the_vocabulary(
 ) -> None:
     vocabulary, max_logits = 4000, 4 * 4000
     policy, chat = load_exact(save_tiny_model(tmp_path / "wide", vocab_size=vocabulary, hidden_size=8))
-    name, knobs, *_ = CASES[case]
+    name, hyperparameters, *_ = CASES[case]
     bench = make_bench(
         policy,
         chat,
         templates,
         name,
-        knobs,
+        hyperparameters,
         limits=limits_on("cpu", LimitsConfig(max_logits_per_chunk=max_logits)),
         move=small_move,
     )

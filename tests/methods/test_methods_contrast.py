@@ -53,7 +53,7 @@ class Measured:
         folder: Path,
         templates: Mapping[str, Template],
         name: str,
-        knobs: Mapping[str, Any],
+        hyperparameters: Mapping[str, Any],
         *,
         sides: bool = False,
         lora: LoraConfig | None = None,
@@ -62,7 +62,13 @@ class Measured:
         self.policy, self.chat = load_exact(folder, lora=lora)
         self.start = copy.deepcopy(self.policy.model)
         self.bench: Bench = make_bench(
-            self.policy, self.chat, templates, name, {**knobs, "teacher_rate": 0.0}, limits=limits, move=perturb
+            self.policy,
+            self.chat,
+            templates,
+            name,
+            {**hyperparameters, "teacher_rate": 0.0},
+            limits=limits,
+            move=perturb,
         )
         self.groups: list[RolloutGroup] = invent_groups(self.policy, self.chat)
         if sides:
@@ -119,12 +125,12 @@ CREDIT_CASES: dict[str, tuple[Mapping[str, Any], Any, int | None, int]] = {
 def test_credit_is_the_divergence_to_the_debiased_teacher(
     case: str, lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
 ) -> None:
-    knobs, divergence, k, count = CREDIT_CASES[case]
-    measured = Measured(folder, templates, "credit", knobs, lora=lora)
+    hyperparameters, divergence, k, count = CREDIT_CASES[case]
+    measured = Measured(folder, templates, "credit", hyperparameters, lora=lora)
     shown = contrasts_of(measured)
     others = {f"contrast_{c}": other_question(shown[c]) for c in range(count)}
     completions = measured.scored(shown=sibling_or_feedback, others=others, drop=True)
-    token_loss = hand.credit(divergence, float(knobs.get("strength", 0.1)), contrasts=count, k=k)
+    token_loss = hand.credit(divergence, float(hyperparameters.get("strength", 0.1)), contrasts=count, k=k)
     measured.compare(hand.mean_over_tokens(completions, token_loss))
     if count == 2:
         assert all(shown[0][g] != shown[1][g] for g in shown[0])
@@ -147,7 +153,7 @@ def test_the_sampled_token_form_of_credit_is_centred(folder: Path, templates: Ma
     ],
 )
 @pytest.mark.parametrize(
-    ("name", "knobs", "sides"),
+    ("name", "hyperparameters", "sides"),
     [
         ("credit", {"form": "advantage"}, False),
         ("credit", {"divergence": JSD_5}, False),
@@ -157,10 +163,15 @@ def test_the_sampled_token_form_of_credit_is_centred(folder: Path, templates: Ma
     ],
 )
 def test_no_cut_changes_anything(
-    name: str, knobs: Mapping[str, Any], sides: bool, limits: Limits, folder: Path, templates: Mapping[str, Template]
+    name: str,
+    hyperparameters: Mapping[str, Any],
+    sides: bool,
+    limits: Limits,
+    folder: Path,
+    templates: Mapping[str, Template],
 ) -> None:
-    whole = Measured(folder, templates, name, knobs, sides=sides)
-    cut = Measured(folder, templates, name, knobs, sides=sides, limits=limits)
+    whole = Measured(folder, templates, name, hyperparameters, sides=sides)
+    cut = Measured(folder, templates, name, hyperparameters, sides=sides, limits=limits)
     assert distance(cut.bench.gradient(), whole.bench.gradient()) < 1e-10
     assert cut.result.record.values == pytest.approx(dict(whole.result.record.values), rel=1e-10)
 
@@ -216,14 +227,14 @@ def test_the_wrong_siblings_contrast_shows_a_wrong_answer_other_than_the_scored_
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("knobs", [{}, {"beta": 0.5, "clip": 0.7}], ids=["defaults", "clipped"])
+@pytest.mark.parametrize("hyperparameters", [{}, {"beta": 0.5, "clip": 0.7}], ids=["defaults", "clipped"])
 def test_purified_is_jensen_shannon_to_the_target_without_the_reference(
-    knobs: dict[str, float], lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
+    hyperparameters: dict[str, float], lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
 ) -> None:
-    measured = Measured(folder, templates, "purified", knobs, lora=lora)
+    measured = Measured(folder, templates, "purified", hyperparameters, lora=lora)
     others = {"reference_only": reference_only, "base": question_alone}
     completions = measured.scored(shown=solution, others=others, drop=True)
-    measured.compare(hand.mean_over_tokens(completions, hand.purified(**knobs)))
+    measured.compare(hand.mean_over_tokens(completions, hand.purified(**hyperparameters)))
 
 
 def test_purified_with_the_base_as_reference_is_distillation_to_the_teacher(
@@ -295,7 +306,7 @@ def test_pbsd_reward_is_cross_entropy_to_the_tilted_teacher(
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"),
+    ("name", "hyperparameters"),
     [
         ("sdft", {"context": "bare"}),
         ("credit", {"context": "bare", "strength": 0.0}),
@@ -303,10 +314,10 @@ def test_pbsd_reward_is_cross_entropy_to_the_tilted_teacher(
     ],
 )
 def test_a_teacher_that_sees_what_the_student_sees_teaches_nothing(
-    name: str, knobs: Mapping[str, Any], folder: Path, templates: Mapping[str, Template]
+    name: str, hyperparameters: Mapping[str, Any], folder: Path, templates: Mapping[str, Template]
 ) -> None:
     policy, chat = load_exact(folder)
-    bench = make_bench(policy, chat, templates, name, knobs)
+    bench = make_bench(policy, chat, templates, name, hyperparameters)
     result = bench.step(only_correct(invent_groups(policy, chat)))
     assert result.record.loss == pytest.approx(0.0, abs=1e-14)
     assert size_of(bench.gradient()) < 1e-14
@@ -359,8 +370,8 @@ def test_teacher_weights_may_be_those_of_another_model(
     policy, chat = load_exact(folder)
     dtype, device = torch.float64, torch.device("cpu")
     teacher = keep_float64(load_external(str(other), policy, chat, dtype=dtype, device=device)).double()
-    knobs = {"weights": {"kind": "external", "path": str(other)}}
-    bench = make_bench(policy, chat, templates, "opsd", knobs, external={External(str(other)): teacher})
+    hyperparameters = {"weights": {"kind": "external", "path": str(other)}}
+    bench = make_bench(policy, chat, templates, "opsd", hyperparameters, external={External(str(other)): teacher})
     groups = invent_groups(policy, chat)
     bench.step(groups)
     completions = scored(policy.model, teacher.model, groups, chat, policy.vocab_size, shown=solution, drop=True)

@@ -1,4 +1,4 @@
-"""Every knob of a method at a value off its default, on tokens written by hand; and the defaults and limits themselves.
+"""Every hyperparameter of a method off its default, on tokens written by hand; and the defaults and limits.
 
 The engine's tests (test_methods.py) hold gradients against brute force at few settings; here a loss is a line of
 arithmetic on probabilities in a vocabulary of three.
@@ -51,8 +51,8 @@ def tokens(
     return TokenSlice(torch.tensor(said), logprobs, numbers, values or {})
 
 
-def loss(name: str, shown: TokenSlice, **knobs: Any) -> list[float]:
-    found: list[float] = build_method(name, knobs).loss(shown).tolist()
+def loss(name: str, shown: TokenSlice, **hyperparameters: Any) -> list[float]:
+    found: list[float] = build_method(name, hyperparameters).loss(shown).tolist()
     return found
 
 
@@ -153,8 +153,8 @@ def test_the_signal_of_antisd_meets_the_advantage_behind_its_gate(ascend: str) -
         assert loss("antisd", taught(0.8, advantage, gate=1.0), **added) == pytest.approx([-(advantage + signal)])
         assert loss("antisd", taught(0.8, advantage, gate=1.0), **times) == pytest.approx([-advantage * (1 + signal)])
         # A closed gate is GRPO, whichever way the signal is composed.
-        for knobs in (added, times):
-            assert loss("antisd", taught(0.8, advantage, gate=0.0), **knobs) == pytest.approx([-advantage])
+        for hyperparameters in (added, times):
+            assert loss("antisd", taught(0.8, advantage, gate=0.0), **hyperparameters) == pytest.approx([-advantage])
 
 
 def test_a_product_never_turns_an_advantage_around() -> None:
@@ -244,8 +244,8 @@ def softened(probs: Sequence[float], temperature: float) -> list[float]:
 
 def test_the_score_temperature_softens_both_sides() -> None:
     shown = tokens(roles={"teacher": [T]})
-    knobs = {"score_temperature": 2.0, "divergence": {"kind": "reverse_kl"}}
-    assert loss("opsd", shown, **knobs) == pytest.approx([kl(softened(S, 2.0), softened(T, 2.0))])
+    hyperparameters = {"score_temperature": 2.0, "divergence": {"kind": "reverse_kl"}}
+    assert loss("opsd", shown, **hyperparameters) == pytest.approx([kl(softened(S, 2.0), softened(T, 2.0))])
     # Nothing else of the tokens changes, and nothing at all at temperature 1.
     told = tokens(roles={"teacher": [T]}, said=[2], values={"gate": 1.0}, advantage=[0.5])
     soft = at_temperature(told, 2.0)
@@ -256,15 +256,15 @@ def test_the_score_temperature_softens_both_sides() -> None:
 @pytest.mark.parametrize(("ratio", "weight", "capped"), [(1.2, 1.2, 0.0), (1.5, 1.5, 1.0), (3.0, 1.5, 1.0)])
 def test_the_ratio_of_sdpo_is_capped(ratio: float, weight: float, capped: float) -> None:
     shown = tokens(roles={"teacher": [T]}, old_logprob=[LN(0.5 / ratio)])
-    knobs = {"ratio_cap": 1.5, "divergence": {"kind": "reverse_kl"}}
-    assert loss("sdpo", shown, **knobs) == pytest.approx([weight * kl(S, T)])
-    found = build_method("sdpo", knobs).metrics(shown)
+    hyperparameters = {"ratio_cap": 1.5, "divergence": {"kind": "reverse_kl"}}
+    assert loss("sdpo", shown, **hyperparameters) == pytest.approx([weight * kl(S, T)])
+    found = build_method("sdpo", hyperparameters).metrics(shown)
     assert found["ratio"].tolist() == pytest.approx([weight])
     assert found["ratio_capped"].tolist() == [capped]
     assert found["ratio_capped"].dtype == torch.float64
     # The ratio is a factor: the gradient is that of the divergence, S (log S − log T + 1) at each entry.
     shown.roles["student"].requires_grad_()
-    build_method("sdpo", knobs).loss(shown).sum().backward()
+    build_method("sdpo", hyperparameters).loss(shown).sum().backward()
     assert shown.roles["student"].grad is not None
     slope = [weight * s * (LN(s / t) + 1) for s, t in zip(S, T, strict=True)]
     assert shown.roles["student"].grad[0].tolist() == pytest.approx(slope)
@@ -275,11 +275,11 @@ def test_credit_takes_the_mean_of_its_contrasts_out_of_the_teacher() -> None:
     shown = tokens(roles={"teacher": [T], **contrasts}, old_logprob=[LN(0.5 / 1.2)], said=[1])
     raw = [t * math.exp(-0.3 * (LN(a) + LN(b)) / 2) for t, a, b in zip(T, R, (0.4, 0.5, 0.1), strict=True)]
     target = [each / sum(raw) for each in raw]
-    knobs = {"strength": 0.3, "contrasts": 2, "divergence": {"kind": "reverse_kl"}}
+    hyperparameters = {"strength": 0.3, "contrasts": 2, "divergence": {"kind": "reverse_kl"}}
     # The said token, 1, has grown from 0.25 · 2: its ratio is 0.3 / (0.5 / 1.2).
     ratio = 0.3 / (0.5 / 1.2)
-    assert loss("credit", shown, **knobs) == pytest.approx([ratio * kl(S, target)])
-    found = build_method("credit", knobs).metrics(shown)
+    assert loss("credit", shown, **hyperparameters) == pytest.approx([ratio * kl(S, target)])
+    found = build_method("credit", hyperparameters).metrics(shown)
     generic = (LN(0.2) + LN(0.5)) / 2
     assert found["credit_generic"].tolist() == pytest.approx([generic])
     assert found["credit_specific"].tolist() == pytest.approx([LN(0.1) - generic])
@@ -476,20 +476,22 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     "pbsd": {"beta": (0.1, 0.0), "length": ("sum",), "reward_filter": ("off",), "context": ("solution",)},
     "pbsd_reward": {"beta": (0.1, 0.0), "length": ("sum",), "context": ("solution",)},
 }
-"""The papers' defaults (or ours, where the docstrings say so), and the limits of each knob."""
+"""The papers' defaults (or ours, where the docstrings say so), and the limits of each hyperparameter."""
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_defaults_are_the_papers_and_the_limits_hold(name: str) -> None:
     method = build_method(name, {})
     assert getattr(method, "name") == name  # noqa: B009  (the base class has no name)
-    for knob, (default, *refused) in KNOBS[name].items():
-        assert getattr(method, knob) == default
+    for hyperparameter, (default, *refused) in KNOBS[name].items():
+        assert getattr(method, hyperparameter) == default
         for value in refused:
-            with pytest.raises(ConfigError, match=rf"^method\.{knob}: "):
-                build_method(name, {knob: value})
+            with pytest.raises(ConfigError, match=rf"^method\.{hyperparameter}: "):
+                build_method(name, {hyperparameter: value})
     assert (method.weights, method.teacher_thinking) == (None, None)
-    assert all(field.description for knob, field in type(method).model_fields.items() if knob != "name")
+    assert all(
+        field.description for hyperparameter, field in type(method).model_fields.items() if hyperparameter != "name"
+    )
     # The ends that are of use are allowed.
     ends = {
         "teacher_rate": (0.0, 1.0),
@@ -499,9 +501,9 @@ def test_the_defaults_are_the_papers_and_the_limits_hold(name: str) -> None:
         "contrasts": (1,),
         **dict.fromkeys(("score_temperature", "beta", "ratio_cap", "clip", "clip_low", "clip_high"), (0.5,)),
     }
-    for knob, allowed in ends.items():
-        for end in allowed if knob in type(method).model_fields else ():
-            assert getattr(build_method(name, {knob: end}), knob) == end
+    for hyperparameter, allowed in ends.items():
+        for end in allowed if hyperparameter in type(method).model_fields else ():
+            assert getattr(build_method(name, {hyperparameter: end}), hyperparameter) == end
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "teacher_rate" not in KNOBS[name]])
@@ -568,15 +570,15 @@ def test_roles_and_observations_that_say_nothing_else() -> None:
 
 
 def test_what_a_name_or_a_knob_was_meant_to_be() -> None:
-    def refused(method: str, /, **knobs: Any) -> str:
+    def refused(method: str, /, **hyperparameters: Any) -> str:
         with pytest.raises(ConfigError) as caught:
-            build_method(method, knobs)
+            build_method(method, hyperparameters)
         return str(caught.value)
 
     assert refused("grpo", scal="none") == "unknown key method.scal for method 'grpo'; did you mean 'scale'?"
     known = "clip_high, clip_low, scale, teacher_rate, teacher_thinking, weights"
     assert refused("grpo", zzz=1) == f"unknown key method.zzz for method 'grpo'; known: {known}"
-    # The name is not a knob, and is not offered as one.
+    # The name is not a hyperparameter, and is not offered as one.
     assert refused("grpo", name="grpo") == f"unknown key method.name for method 'grpo'; known: {known}"
     assert refused("grpo", nam="grpo").endswith(f"known: {known}")
     listed = "known: antisd, credit, grpo, opsd, pbsd, pbsd_reward, purified, sd, sdft, sdpo, sft; or module:Class"
@@ -651,8 +653,8 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_teachers_role_has_the_methods_weights_unless_a_knob_names_others(name: str) -> None:
-    def roles(**knobs: Any) -> Method:
-        return build_method(name, knobs)
+    def roles(**hyperparameters: Any) -> Method:
+        return build_method(name, hyperparameters)
 
     for role, found in roles().roles().items():
         assert found.weights == WEIGHTS[name]

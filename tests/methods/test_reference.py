@@ -13,8 +13,8 @@ from selfdistill.methods.reference import section
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_knob_is_described_and_every_method_names_its_source(name: str) -> None:
-    for knob, field in METHODS[name].model_fields.items():
-        assert knob == "name" or (field.description or "").endswith(".")
+    for hyperparameter, field in METHODS[name].model_fields.items():
+        assert hyperparameter == "name" or (field.description or "").endswith(".")
     documented = METHODS[name].__doc__ or ""
     assert name in ("sft", "sdft") or re.search(r"\d{4}\.\d{5}", documented)
 

@@ -52,15 +52,15 @@ class Marked(OPSD):
 def test_the_microscope_measures_what_a_training_step_measures(
     case: str, model: Path, templates: Mapping[str, Template]
 ) -> None:
-    name, knobs = case.partition(" ")[0], KNOBS[case]
+    name, hyperparameters = case.partition(" ")[0], KNOBS[case]
     policy, chat = load_exact(model)
     # The microscope takes completions as just sampled by the student, whatever their log-probabilities were.
     groups, others = (invent_groups(policy, chat, off=off) for off in (0.0, 0.4))
     found = inspect_groups(
-        policy, chat, others, plan({"m": build_method(name, knobs)}, [], templates), templates,
+        policy, chat, others, plan({"m": build_method(name, hyperparameters)}, [], templates), templates,
         thinking=None, seed=derive(0, "contrast", 1),
     )  # fmt: skip
-    trained = make_bench(policy, chat, templates, name, knobs).step(groups)
+    trained = make_bench(policy, chat, templates, name, hyperparameters).step(groups)
     credit_N = torch.from_numpy(found.credits["m"])
     assert int((~credit_N.isnan()).sum()) == sum(len(view.completion_ids) for view in trained.views)
     assert found.metrics["m"]

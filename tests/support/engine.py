@@ -172,7 +172,7 @@ def make_bench(
     chat: Chat,
     templates: Mapping[str, Template],
     name: str,
-    knobs: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
     *,
     limits: Limits | None = None,
     move: Callable[[Policy], None] | None = None,
@@ -180,7 +180,7 @@ def make_bench(
     parallel: ParallelConfig | None = None,
 ) -> Bench:
     """A trainer around a policy. ``move`` changes the student after its teachers have been copied."""
-    method = build_method(name, knobs)
+    method = build_method(name, hyperparameters)
     needed = {role.weights for role in method.roles().values()}
 
     def place(one: Policy) -> None:

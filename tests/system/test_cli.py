@@ -121,10 +121,16 @@ BAD_SETTINGS = {
         "method 'nowhere:Method': module 'nowhere' cannot be imported",
     ),
     "a method that is none": ("method.name=json:JSONDecoder", "is not a subclass of selfdistill.methods.Method"),
-    "a misspelt knob": ("method.teacher_rat=0.1", "unknown key method.teacher_rat for method 'sdpo'; did you mean"),
-    "an unknown knob": ("method.qqq=1", "unknown key method.qqq for method 'sdpo'; known: context, divergence"),
-    "a knob of the wrong type": ("method.ratio_cap=high", "method.ratio_cap"),
-    "a knob out of range": ("method.teacher_rate=1.5", "method.teacher_rate"),
+    "a misspelt hyperparameter": (
+        "method.teacher_rat=0.1",
+        "unknown key method.teacher_rat for method 'sdpo'; did you mean",
+    ),
+    "an unknown hyperparameter": (
+        "method.qqq=1",
+        "unknown key method.qqq for method 'sdpo'; known: context, divergence",
+    ),
+    "a hyperparameter of the wrong type": ("method.ratio_cap=high", "method.ratio_cap"),
+    "a hyperparameter out of range": ("method.teacher_rate=1.5", "method.teacher_rate"),
     "an end of the Jensen-Shannon family": (
         "method.divergence={kind='jensen_shannon', teacher_weight=1.0}",
         "method.divergence.jensen_shannon.teacher_weight",

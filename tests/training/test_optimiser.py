@@ -28,7 +28,7 @@ class One:
 
 
 def test_two_steps_of_adamw_by_hand() -> None:
-    """θ ← θ (1 − lr · wd) − lr · m̂ / (√v̂ + ε), with every knob off its default."""
+    """θ ← θ (1 − lr · wd) − lr · m̂ / (√v̂ + ε), with every hyperparameter off its default."""
     one = One(2.0)
     config = Optimiser(learning_rate=0.1, weight_decay=0.5, beta1=0.6, beta2=0.9)
     optimiser = build_optimiser(cast(Policy, one), config)

@@ -34,10 +34,10 @@ from support.engine import Bench, invent_groups, load_exact, make_bench, numbers
 ETA = 0.25
 
 
-def open_bench(model: Path, templates: Mapping[str, Template], name: str, knobs: Mapping[str, Any]) -> Bench:
+def open_bench(model: Path, templates: Mapping[str, Template], name: str, hyperparameters: Mapping[str, Any]) -> Bench:
     """A student that has left its teachers behind, so that every method has a gradient."""
     policy, chat = load_exact(model)
-    return make_bench(policy, chat, templates, name, knobs, move=perturb)
+    return make_bench(policy, chat, templates, name, hyperparameters, move=perturb)
 
 
 def far(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:

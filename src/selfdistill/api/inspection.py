@@ -101,7 +101,7 @@ def inspect(
         out: also write the table, the summary and the page into this folder.
         problems, samples, split, temperature, max_tokens, seed: which completions are sampled, and how.
         rollouts, words: a ``rollouts.jsonl`` whose newest completions are read instead; a folder of word lists.
-        overrides: ``{"label.knob": value}`` sets a method's knob, other keys are the config's.
+        overrides: ``{"label.hyperparameter": value}`` sets a method's hyperparameter, other keys are the config's.
 
     Returns:
         An :class:`Inspection`: ``.to_pandas()``, ``.summary``, ``.plot(…)``, ``.save(folder)``.

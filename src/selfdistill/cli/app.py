@@ -164,8 +164,8 @@ def inspect(
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Methods whose credit is shown; LABEL=NAME for one more of a kind; knobs by --set LABEL.knob=value; "
-            "unset: those of --config, else grpo,sd,antisd,opsd,sdpo,credit,purified.",
+            help="Methods whose credit is shown; LABEL=NAME for one more of a kind; "
+            "hyperparameters by --set LABEL.hyperparameter=value; unset: those of --config, else grpo,sd,antisd,opsd,sdpo,credit,purified.",
         ),
     ] = None,
     config: Annotated[

@@ -23,7 +23,7 @@ Set = Annotated[
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method; unset: all.")] = None,
 ) -> None:
-    """What each method does, and its knobs with their defaults and limits."""
+    """What each method does, and its hyperparameters with their defaults and limits."""
     from selfdistill.methods import METHODS, build_method
     from selfdistill.methods.reference import section
 

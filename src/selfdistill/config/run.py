@@ -48,7 +48,7 @@ class RunConfig(Strict):
     contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")
     reward: str | None = Field(None, description="Custom reward function, as 'package.module:function'.")
     # Unchecked here: methods validate their own keys, import torch, and may be the user's code.
-    method: dict[str, Any] = Field(description="name, and the method's knobs.")
+    method: dict[str, Any] = Field(description="name, and the method's hyperparameters.")
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerConfig = HFConfig()
     optimiser: OptimiserConfig = OptimiserConfig()

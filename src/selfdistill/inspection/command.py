@@ -16,7 +16,7 @@ from selfdistill.evaluation.words import load_classes
 from selfdistill.files.records import RolloutLine, read_rollouts
 from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
-from selfdistill.inspection.plan import choose_methods, knobs
+from selfdistill.inspection.plan import choose_methods, hyperparameters
 from selfdistill.methods.base import Method
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
@@ -149,7 +149,7 @@ def inspect(
         "rollouts": str(options.rollouts) if options.rollouts else None,
         "temperature": None if options.rollouts else options.temperature,
         "seed": options.seed,
-        "knobs": knobs(methods, findings.credits),
+        "knobs": hyperparameters(methods, findings.credits),
     }
     return InspectResult(table, summarise(table, origin, chat), chat, remarks)
 

@@ -183,12 +183,12 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Each label with its method and the knobs that are not as they come; no rows where there are none."""
+    """Each label with its method and the hyperparameters that differ from the defaults; no rows if none do."""
     rows = [
         (
             label,
             variant["method"],
-            ", ".join(f"{key} = {word}" for key, word in flat(variant["knobs"])) or "as they come",
+            ", ".join(f"{key} = {word}" for key, word in flat(variant["knobs"])) or "defaults",
         )
         for label, variant in summary["knobs"].items()
     ]

@@ -1,4 +1,4 @@
-"""Which methods to look at, each under a label and with knobs of its own."""
+"""Which methods to look at, each under a label and with hyperparameters of its own."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def choose_methods(
     """Methods by label, and the overrides that speak of something else.
 
     ``named`` holds names and ``label=name``; None stands for :data:`LOOKED_AT` where there are no ``configs``. Each of
-    ``configs`` adds the method of a run's config, or of a run's folder, under the file's name. ``label.knob=value``
-    among the overrides sets a knob.
+    ``configs`` adds the method of a run's config, or of a run's folder, under the file's name. An override
+    ``label.hyperparameter=value`` sets a hyperparameter.
 
     Raises:
         UserError: one sentence.
@@ -47,8 +47,8 @@ def choose_methods(
     return methods, rest
 
 
-def knobs(methods: Mapping[str, Method], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """For each label the method's name and the knobs that are not as they come, ready for JSON."""
+def hyperparameters(methods: Mapping[str, Method], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """For each label the method's name and the hyperparameters that differ from the defaults, ready for JSON."""
     changed = {}
     for label in names:
         method = methods[label]
@@ -86,13 +86,15 @@ def _set_knob(tables: Mapping[str, dict[str, Any]], override: str) -> bool:
     # The longest label speaks: one may begin another, as `arm` does `arm.wide`.
     label = max((name for name in tables if equals and key.strip().startswith(f"{name}.")), key=len, default=None)
     if label is not None:
-        knob = key.strip().removeprefix(f"{label}.")
-        if knob == "name":
+        hyperparameter = key.strip().removeprefix(f"{label}.")
+        if hyperparameter == "name":
             raise ConfigError(f"--set {override}: the method of a label is named by --methods, as in {label}={value}")
-        apply_overrides(tables[label], [f"{knob}={value}"])
+        apply_overrides(tables[label], [f"{hyperparameter}={value}"])
         return True
     first = key.strip().partition(".")[0]
     if first == "method" or first in METHODS:
         labels = ", ".join(tables) or "none"
-        raise ConfigError(f"--set {override}: write LABEL.knob=value, with one of the methods looked at: {labels}")
+        raise ConfigError(
+            f"--set {override}: write LABEL.hyperparameter=value, with one of the methods looked at: {labels}"
+        )
     return False

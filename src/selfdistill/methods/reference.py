@@ -36,12 +36,12 @@ def section(name: str) -> Iterator[str]:
         f"{_completions(method, recommended.completions)}, temperature {recommended.temperature:g}, "
         f"top-p {recommended.top_p:g}, top-k {recommended.top_k}, at most {recommended.max_tokens} tokens\n"
     )
-    yield "| knob | default | what it is |"
+    yield "| hyperparameter | default | what it is |"
     yield "|---|---|---|"
     silent = set() if method.roles() else TEACHERS
-    for knob, field in kind.model_fields.items():
-        if knob != "name" and knob not in silent:
-            yield f"| `{knob}` | `{_default(getattr(method, knob))}` | {limits(field)} |"
+    for hyperparameter, field in kind.model_fields.items():
+        if hyperparameter != "name" and hyperparameter not in silent:
+            yield f"| `{hyperparameter}` | `{_default(getattr(method, hyperparameter))}` | {limits(field)} |"
     yield ""
 
 

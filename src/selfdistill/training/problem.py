@@ -51,8 +51,8 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
 
 def method_of(config: RunConfig) -> Method:
     """The method with the hyperparameters of ``config.method``."""
-    knobs = {key: value for key, value in config.method.items() if key != "name"}
-    return build_method(str(config.method["name"]), knobs)
+    hyperparameters = {key: value for key, value in config.method.items() if key != "name"}
+    return build_method(str(config.method["name"]), hyperparameters)
 
 
 def resolve(config: RunConfig) -> ResolvedConfig:
@@ -62,14 +62,14 @@ def resolve(config: RunConfig) -> ResolvedConfig:
         ConfigError: the method or one of its hyperparameters is unknown or out of range.
     """
     method = method_of(config)
-    advice = method.recommended
-    rate = advice.lora_learning_rate if config.model.lora else advice.learning_rate
+    recommended = method.recommended
+    rate = recommended.lora_learning_rate if config.model.lora else recommended.learning_rate
     sampling = {
-        "completions": advice.completions,
-        "max_tokens": advice.max_tokens,
-        "temperature": advice.temperature,
-        "top_p": advice.top_p,
-        "top_k": advice.top_k,
+        "completions": recommended.completions,
+        "max_tokens": recommended.max_tokens,
+        "temperature": recommended.temperature,
+        "top_p": recommended.top_p,
+        "top_k": recommended.top_k,
         **config.sampling.model_dump(exclude_none=True),
     }
     decided = {
