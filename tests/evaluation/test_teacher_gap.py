@@ -140,7 +140,7 @@ def test_a_head_of_another_width_gives_the_same_probabilities(model: Path, other
     assert (narrow.shape, wide.shape) == ((5, 96), (5, 110))
     assert torch.equal(narrow[:, : policy.vocab_size], wide[:, : policy.vocab_size])
     assert bool((narrow[:, policy.vocab_size :] == -torch.inf).all())
-    teacher.width = 120
+    teacher.padded_vocab_size = 120
     padded = teacher.head_of(hidden).logprobs(slice(0, 5))
     assert torch.equal(padded[:, :110], wide) and bool((padded[:, 110:] == -torch.inf).all())
 

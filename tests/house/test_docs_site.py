@@ -1,4 +1,4 @@
-"""The documentation builds strictly, reads without a network, and lists every command, key, hyperparameter, alarm and method."""
+"""The documentation builds strictly, reads offline, and lists every command, key, hyperparameter, alarm and method."""
 
 from __future__ import annotations
 

@@ -165,7 +165,8 @@ def inspect(
         typer.Option(
             metavar="NAME,…",
             help="Methods whose credit is shown; LABEL=NAME for one more of a kind; "
-            "hyperparameters by --set LABEL.hyperparameter=value; unset: those of --config, else grpo,sd,antisd,opsd,sdpo,credit,purified.",
+            "hyperparameters by --set LABEL.hyperparameter=value; unset: those of --config, else "
+            "grpo,sd,antisd,opsd,sdpo,credit,purified.",
         ),
     ] = None,
     config: Annotated[
