@@ -1,4 +1,4 @@
-"""The alarms of a comparison in words: which sounded in which runs, on what evidence, and which runs they ended."""
+"""Tables of the alarms in a comparison: the runs that raised each alarm, its evidence, and the runs that it stopped."""
 
 from __future__ import annotations
 
@@ -9,57 +9,60 @@ from selfdistill.report import numbers
 from selfdistill.report.outcome import spoken
 
 Cell = tuple[str, str]
-"""A value as text, and what stands small beside it: its interval, or nothing."""
+"""A value as text, and its interval in small print (may be empty)."""
 
 HEAD = ("Arm", "Alarm", "Runs that heard it", "First at step", "Times", "Standing at the end", "Runs that it ended")
 LIST_HEAD = ("Arm", "Seed", "Step", "Alarm", "Cleared at", "Evidence", "What to try")
 
 
 def alarm_rows(arms: Sequence[Row]) -> list[tuple[str, tuple[Cell, ...]]]:
-    """A row for every alarm that an arm heard, one for an arm that heard none; no rows where no arm heard any."""
+    """Return one row per alarm of each arm, and one row for an arm without alarms.
+
+    Returns no rows if no arm raised an alarm.
+    """
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for arm in arms:
         name, runs = numbers.printable(arm["name"]), arm["runs"]
-        known = [run for run in runs if run["alarms"] is not None]
-        heard = dict.fromkeys(one["name"] for run in known for one in run["alarms"])
-        for alarm in heard:
-            found = [[one for one in run["alarms"] if one["name"] == alarm] for run in known]
-            first = ", ".join(numbers.whole(ones[0]["step"]) if ones else numbers.MISSING for ones in found)
+        recorded = [run for run in runs if run["alarms"] is not None]
+        alarm_names = dict.fromkeys(alarm["name"] for run in recorded for alarm in run["alarms"])
+        for alarm_name in alarm_names:
+            by_run = [[alarm for alarm in run["alarms"] if alarm["name"] == alarm_name] for run in recorded]
+            first = ", ".join(numbers.whole(alarms[0]["step"]) if alarms else numbers.MISSING for alarms in by_run)
             words = [
-                spoken(alarm),
-                _of(sum(map(bool, found)), known),
+                spoken(alarm_name),
+                _of(sum(map(bool, by_run)), recorded),
                 first,
-                str(sum(map(len, found))),
-                _of(sum(bool(ones) and ones[-1]["cleared"] is None for ones in found), known),
-                _of(sum(alarm in run["ended_by"] for run in known), known),
+                str(sum(map(len, by_run))),
+                _of(sum(bool(alarms) and alarms[-1]["cleared"] is None for alarms in by_run), recorded),
+                _of(sum(alarm_name in run["ended_by"] for run in recorded), recorded),
             ]
             rows.append((name, tuple((word, "") for word in words)))
-        if not heard:
-            words = ["none" if known else "not recorded", *[numbers.MISSING] * (len(HEAD) - 2)]
+        if not alarm_names:
+            words = ["none" if recorded else "not recorded", *[numbers.MISSING] * (len(HEAD) - 2)]
             rows.append((name, tuple((word, "") for word in words)))
     return rows if any(run["alarms"] for arm in arms for run in arm["runs"]) else []
 
 
 def alarm_list(arms: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Every alarm of every run with its evidence and suggestion, a row each under :data:`LIST_HEAD`."""
+    """Return one row per alarm of every run, with its evidence and suggestion; :data:`LIST_HEAD` names the columns."""
     return [
         (
             numbers.printable(arm["name"]),
             str(run["seed"]),
-            numbers.whole(one["step"]),
-            spoken(one["name"]),
-            numbers.whole(one["cleared"]),
-            numbers.printable(one["evidence"]),
-            numbers.printable(one["suggestion"]),
+            numbers.whole(alarm["step"]),
+            spoken(alarm["name"]),
+            numbers.whole(alarm["cleared"]),
+            numbers.printable(alarm["evidence"]),
+            numbers.printable(alarm["suggestion"]),
         )
         for arm in arms
         for run in arm["runs"]
-        for one in run["alarms"] or ()
+        for alarm in run["alarms"] or ()
     ]
 
 
 def alarm_notes(arms: Sequence[Row]) -> Iterator[str]:
-    """What has to be known of alarms: that none sounded, were not listened for, or have ended a run."""
+    """Yield notes on alarms: that none was raised, that some runs did not record them, and that some stopped a run."""
     everyone = [run["alarms"] for arm in arms for run in arm["runs"]]
     if not any(everyone) and None not in everyone:
         yield "No alarm sounded in any run."
@@ -75,7 +78,7 @@ def alarm_notes(arms: Sequence[Row]) -> Iterator[str]:
 
 
 def ending(arm: Row) -> str:
-    """Which runs of an arm were ended: ``seed 0 after step 33 by entropy collapse``; empty where none was."""
+    """Return the runs of an arm that an alarm stopped: ``seed 0 after step 33 by entropy collapse``; may be empty."""
     return "; ".join(
         f"seed {run['seed']} after step {run['steps']} by {', '.join(map(spoken, run['ended_by']))}"
         for run in arm["runs"]
@@ -84,7 +87,7 @@ def ending(arm: Row) -> str:
 
 
 def alarm_words(arm: Row) -> str:
-    """The alarms of an arm in a line: ``entropy collapse (2 of 3 runs)``; empty where none sounded."""
+    """Return the alarms of an arm on one line: ``entropy collapse (2 of 3 runs)``; empty without alarms."""
     return ", ".join(
         f"{cells[0][0]} ({cells[1][0]} {'run' if len(arm['runs']) == 1 else 'runs'})" for _, cells in alarm_rows([arm])
     )

@@ -1,14 +1,14 @@
-"""Runs on equal terms, read into one table of numbers: what ``compare.json`` holds.
+"""Analysis of a comparison: reads the files of its runs and returns the numbers of ``compare.json``.
 
-Only the runs' files are read, no model and no config, so that a comparison can be read again wherever they lie.
-Every difference is paired: arms of one seed met the same held-out problems, so it is taken problem by problem before
-anything is averaged, and its interval is drawn over seeds and over problems within each seed.
+It needs no model and no config, so a folder of runs can be analysed again on any machine.
 
-Every accuracy, length and count of deliberation words is first one number per problem; a run is a row of them.
+Every accuracy, length and count of deliberation words is first one number per problem. Every difference is paired: the
+arms of one seed have the same held-out problems, so the difference is taken per problem and then averaged. Its interval
+is a bootstrap over seeds, and over the problems of each seed.
 
-A run that an alarm has ended is shorter than the others. Its final numbers are those of its own last evaluation; from
-the baseline it is told apart at the last step that both runs of its seed have evaluated, so that both have trained
-equally long; and the curves of its arm end with it.
+A run that an alarm has stopped is shorter than the others. Its final numbers are those of its own last evaluation. Its
+difference from the baseline is taken at the last step that both runs of the seed have evaluated, so both have trained
+equally long. The curves of its arm end at its last step.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from selfdistill.evaluation.statistics import nested_bootstrap
 from selfdistill.files.jsonl import Row, read_lines, read_object
 from selfdistill.report.outcome import cleared_at
 
-Table = list[list[float]]
-"""One row a run, one number a problem."""
+ValuesByRun = list[list[float]]
+"""One row per run, one number per problem."""
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 MOST_POINTS = 120
-"""Points of a curve over steps; longer runs are averaged in blocks, so that a comparison stays a small file."""
+"""Most points of a training curve. Longer runs are averaged in blocks of steps, which keeps ``compare.json`` small."""
 
 PER_PROBLEM = {"accuracy": "hits", "deliberation": "words", "length": "tokens"}
-"""What an evaluation is compared by, and the sums over a problem's samples that it is made of."""
+"""Measures of an evaluation, and the key of the sums per problem that each is computed from."""
 TRACES = ("reward", "length", "student_entropy", "teacher_entropy", "gate")
-"""Numbers of a training step that are drawn over steps."""
+"""Keys of ``metrics.jsonl`` that have a training curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class ArmRuns:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The files of one run; ``tokens`` and ``seconds`` are spent by the end of a step, 0 for the start.
+    """The files of one run. ``tokens`` and ``seconds`` are totals up to the end of each step; step 0 has 0.
 
-    ``alarms`` is None where a run was made before there were any; ``ended_by`` names those that ended it.
+    ``alarms`` is None for a run of a version without alarms. ``ended_by`` names the alarms that stopped the run.
     """
 
     evaluations: list[Row]
@@ -64,37 +64,37 @@ class _Run:
     alarms: list[Row] | None
     ended_by: list[str]
 
-    def row(self, place: int, key: str) -> list[float]:
-        """Mean over the samples of each problem, at one evaluation."""
-        evaluation = self.evaluations[place]
+    def row(self, index: int, key: str) -> list[float]:
+        """Return the mean over samples for each problem of one evaluation."""
+        evaluation = self.evaluations[index]
         return [total / evaluation["samples"] for total in evaluation[key]]
 
     def accuracies(self) -> list[float]:
-        """Of every evaluation."""
-        return [fmean(self.row(place, "hits")) for place in range(len(self.evaluations))]
+        """Return the accuracy of every evaluation."""
+        return [fmean(self.row(index, "hits")) for index in range(len(self.evaluations))]
 
     def best(self) -> int:
-        """The first evaluation that no other surpasses; it may be the one before training."""
+        """Return the index of the first evaluation with the highest accuracy. The one before training counts too."""
         accuracies = self.accuracies()
         return accuracies.index(max(accuracies))
 
     def worst_after_best(self) -> int:
-        """The lowest evaluation from the best one on; the best itself where nothing came after it."""
+        """Return the index of the lowest evaluation from the best one on; the best is included."""
         accuracies, best = self.accuracies(), self.best()
         return accuracies.index(min(accuracies[best:]), best)
 
 
 def analyse(arms: Sequence[ArmRuns], *, baseline: str) -> dict[str, Any]:
-    """All numbers of a comparison, ready for JSON. Arms hold the same seeds; ``baseline`` names one of them.
+    """Return all numbers of a comparison, ready for JSON. All arms have the same seeds; ``baseline`` names an arm.
 
     Raises:
-        DataError: a run lacks what a comparison needs, or arms of one seed did not meet the same problems.
+        DataError: a run lacks a file or a key, or two runs of a seed have different problems or evaluations.
     """
     runs = {arm.name: [_read(folder, arm.generates) for folder in arm.folders.values()] for arm in arms}
     base = runs[baseline]
     for arm in arms:
-        for folder, one, other in zip(arm.folders.values(), runs[arm.name], base, strict=True):
-            _check_pair(folder, one, other)
+        for folder, run, base_run in zip(arm.folders.values(), runs[arm.name], base, strict=True):
+            _check_pair(folder, run, base_run)
     seeds = list(arms[0].folders)
     result: dict[str, Any] = _rounded(
         {
@@ -133,12 +133,12 @@ def _read(folder: Path, generates: bool) -> _Run:
     summary = read_object(folder / "summary.json")
     steps: list[Any] = [0, *(row.get("step") for row in metrics)]
     evaluated = [row.get("step") for row in evaluations]
-    whole = {
+    complete = {
         "metrics": steps == [*range(summary.get("steps", len(metrics)) + 1)],
         "evaluations": evaluated == [step for step in steps if step in evaluated],
     }
-    for name, is_whole in whole.items():
-        if not is_whole:
+    for name, is_complete in complete.items():
+        if not is_complete:
             raise DataError(
                 f"{folder}/{name}.jsonl has lost, doubled or changed lines: train with --resume, which mends it"
             )
@@ -154,22 +154,22 @@ def _read(folder: Path, generates: bool) -> _Run:
     )
 
 
-def _check_pair(folder: Path, one: _Run, other: _Run) -> None:
-    # Where an alarm has ended one of the two, the steps that both came to must agree.
-    shorter = min(one, other, key=lambda run: len(run.evaluations))
-    both = len(shorter.evaluations) if shorter.ended_by else None
-    for what, mine, theirs in (
-        ("evaluations at steps", _steps(one)[:both], _steps(other)[:both]),
-        ("held-out problems", len(one.evaluations[0]["hits"]), len(other.evaluations[0]["hits"])),
+def _check_pair(folder: Path, run: _Run, base_run: _Run) -> None:
+    # If an alarm stopped the shorter run, only the steps that both runs reached must agree.
+    shorter = min(run, base_run, key=lambda run: len(run.evaluations))
+    common = len(shorter.evaluations) if shorter.ended_by else None
+    for what, value, base_value in (
+        ("evaluations at steps", _steps(run)[:common], _steps(base_run)[:common]),
+        ("held-out problems", len(run.evaluations[0]["hits"]), len(base_run.evaluations[0]["hits"])),
     ):
-        if mine != theirs:
-            raise DataError(f"{folder} cannot be paired: it has {what} {mine}, the baseline's run has {theirs}")
+        if value != base_value:
+            raise DataError(f"{folder} cannot be paired: it has {what} {value}, the baseline's run has {base_value}")
 
 
 def _same_start(runs: Sequence[Sequence[_Run]]) -> bool:
-    """Whether, seed by seed, all arms gave the same answers before training: the same weights, problems and seeds."""
-    begun = [[[run.evaluations[0][key] for key in PER_PROBLEM.values()] for run in arm] for arm in runs]
-    return all(arm == begun[0] for arm in begun)
+    """Whether all arms have the same evaluation before training, seed by seed: same weights, problems and seeds."""
+    initial = [[[run.evaluations[0][key] for key in PER_PROBLEM.values()] for run in arm] for arm in runs]
+    return all(arm == initial[0] for arm in initial)
 
 
 def _arm(arm: ArmRuns, runs: Sequence[_Run], rivals: Sequence[_Run] | None, base: Sequence[_Run]) -> dict[str, Any]:
@@ -182,21 +182,21 @@ def _arm(arm: ArmRuns, runs: Sequence[_Run], rivals: Sequence[_Run] | None, base
     k = runs[0].evaluations[0]["samples"]
     shared = [min(len(run.evaluations), len(rival.evaluations)) - 1 for run, rival in zip(runs, base, strict=True)]
 
-    def table(runs: Sequence[_Run], measure: str, end: str) -> Table:
+    def table(runs: Sequence[_Run], measure: str, end: str) -> ValuesByRun:
         return [run.row(ends[end](run), PER_PROBLEM[measure]) for run in runs]
 
     def change(measure: str, before: str, after: str) -> dict[str, float]:
         return _difference(table(runs, measure, before), table(runs, measure, after), k)
 
     def lead(measure: str) -> dict[str, float] | None:
-        """Of the last evaluations that both runs of a seed have."""
+        """Return the difference from the baseline at the last evaluation that both runs of each seed have."""
         if rivals is None:
             return None
-        theirs, ours = (
-            [run.row(place, PER_PROBLEM[measure]) for run, place in zip(side, shared, strict=True)]
+        base_values, values = (
+            [run.row(index, PER_PROBLEM[measure]) for run, index in zip(side, shared, strict=True)]
             for side in (rivals, runs)
         )
-        return _difference(theirs, ours, k)
+        return _difference(base_values, values, k)
 
     measured: dict[str, Any] = {
         measure: {
@@ -212,14 +212,14 @@ def _arm(arm: ArmRuns, runs: Sequence[_Run], rivals: Sequence[_Run] | None, base
     measured["accuracy"]["best_against_baseline"] = (
         None if rivals is None else _difference(table(rivals, "accuracy", "best"), table(runs, "accuracy", "best"), k)
     )
-    measured["accuracy"]["compared_at"] = [_steps(run)[place] for run, place in zip(runs, shared, strict=True)]
+    measured["accuracy"]["compared_at"] = [_steps(run)[index] for run, index in zip(runs, shared, strict=True)]
     measured["accuracy"]["fall"] = change("accuracy", "best", "worst_after_best")
     return {
         "name": arm.name,
         "method": dict(arm.method),
         "optimiser": dict(arm.optimiser),
         "generates": arm.generates,
-        "runs": [_ending(seed, run) for seed, run in zip(arm.folders, runs, strict=True)],
+        "runs": [_run_summary(seed, run) for seed, run in zip(arm.folders, runs, strict=True)],
         **measured,
         "truncated": {
             end: fmean(run.evaluations[ends[end](run)]["truncated"] for run in runs) for end in ("before", "final")
@@ -232,8 +232,8 @@ def _arm(arm: ArmRuns, runs: Sequence[_Run], rivals: Sequence[_Run] | None, base
     }
 
 
-def _ending(seed: int, run: _Run) -> dict[str, Any]:
-    """How far a run came, and the alarms that it heard."""
+def _run_summary(seed: int, run: _Run) -> dict[str, Any]:
+    """Return the last step of a run, its last evaluated step and its alarms."""
     return {
         "seed": seed,
         "steps": run.metrics[-1]["step"],
@@ -245,44 +245,44 @@ def _ending(seed: int, run: _Run) -> dict[str, Any]:
     }
 
 
-def _estimate(table: Table, k: int) -> dict[str, float]:
+def _estimate(table: ValuesByRun, k: int) -> dict[str, float]:
     return nested_bootstrap(table, k=k, seed=0, confidence=CONFIDENCE, resamples=RESAMPLES).as_dict()
 
 
-def _difference(before: Table, after: Table, k: int) -> dict[str, float]:
-    """after − before, problem by problem."""
+def _difference(before: ValuesByRun, after: ValuesByRun, k: int) -> dict[str, float]:
+    """Estimate the mean of after − before, paired per problem."""
     pairs = [list(zip(*rows, strict=True)) for rows in zip(before, after, strict=True)]
     return _estimate([[new - old for old, new in row] for row in pairs], k)
 
 
 def _reach(runs: Sequence[_Run], base: Sequence[_Run]) -> dict[str, Any]:
-    """When each run first stood at or above the final accuracy of the baseline's run of its seed.
+    """Return the first evaluation of each run at or above the final accuracy of the baseline's run of its seed.
 
-    Only evaluations count: between two of them nothing is known, and a straight line would claim otherwise.
+    There is no interpolation between evaluations, because accuracy is measured only there.
     """
     steps: list[int | None] = []
     for run, rival in zip(runs, base, strict=True):
         target = rival.accuracies()[-1]
         reached = (step for step, accuracy in zip(_steps(run), run.accuracies(), strict=True) if accuracy >= target)
         steps.append(next(reached, None))
-    known = [(run, step) for run, step in zip(runs, steps, strict=True) if step is not None]
+    reaching = [(run, step) for run, step in zip(runs, steps, strict=True) if step is not None]
     return {
         "targets": [rival.accuracies()[-1] for rival in base],
         "steps": steps,
-        "reached": len(known),
+        "reached": len(reaching),
         "of": len(runs),
         "mean": {
-            "step": _mean(step for _, step in known),
-            "tokens": _mean(run.tokens[step] for run, step in known),
-            "seconds": _mean(run.seconds[step] for run, step in known),
+            "step": _mean(step for _, step in reaching),
+            "tokens": _mean(run.tokens[step] for run, step in reaching),
+            "seconds": _mean(run.seconds[step] for run, step in reaching),
         },
     }
 
 
 def _cost(runs: Sequence[_Run], base: Sequence[_Run]) -> dict[str, Any]:
-    """Median seconds of a step's parts, and how they compare with the baseline's step.
+    """Return the median seconds of each part of a step, and their ratios to the baseline's step.
 
-    ``scoring`` is the time in which teachers are asked; ``learning`` the whole step but sampling and evaluation.
+    ``scoring`` is the time of the teachers' forward passes. ``learning`` is the step without sampling and evaluation.
     """
     own, rival = _medians(runs), _medians(base)
     return {
@@ -299,7 +299,7 @@ def _cost(runs: Sequence[_Run], base: Sequence[_Run]) -> dict[str, Any]:
 
 
 def _medians(runs: Sequence[_Run]) -> dict[str, float]:
-    """Of all steps of all runs; a median, because the first step warms up and another process may disturb any."""
+    """Return the median seconds over all steps of all runs. A median ignores the slow first step and disturbances."""
     rows = [row for run in runs for row in run.metrics]
     return {
         "generation": median(row["phase_seconds"].get("generation", 0.0) for row in rows),
@@ -310,9 +310,9 @@ def _medians(runs: Sequence[_Run]) -> dict[str, float]:
 
 
 def _evaluation_curves(runs: Sequence[_Run]) -> dict[str, Any]:
-    """Every evaluation that all runs have: where it stood in steps, tokens and seconds (means over runs), its numbers.
+    """Return the evaluations that all runs have: their steps, mean tokens, mean seconds, and the measures over runs.
 
-    Past the end of a run the mean of the others would be one of survivors.
+    The curves end with the shortest run: a mean over the longer runs alone would suffer from survivorship bias.
     """
     steps = min(map(_steps, runs), key=len)
     return {
@@ -320,28 +320,28 @@ def _evaluation_curves(runs: Sequence[_Run]) -> dict[str, Any]:
         "tokens": [fmean(run.tokens[step] for run in runs) for step in steps],
         "seconds": [fmean(run.seconds[step] for run in runs) for step in steps],
         **{
-            measure: _over_runs([[fmean(run.row(place, key)) for place in range(len(steps))] for run in runs])
+            measure: _over_runs([[fmean(run.row(index, key)) for index in range(len(steps))] for run in runs])
             for measure, key in PER_PROBLEM.items()
         },
     }
 
 
 def _training_curves(runs: Sequence[_Run]) -> dict[str, Any]:
-    """Numbers of the steps that all runs have made; blocks of steps are averaged, and stand at their last step."""
+    """Return the training curves of the steps that all runs have. A block of steps is averaged, at its last step."""
     steps = min(([row["step"] for row in run.metrics] for run in runs), key=len)
     width = -(-len(steps) // MOST_POINTS)
     blocks = [range(start, min(start + width, len(steps))) for start in range(0, len(steps), width)]
     curves: dict[str, Any] = {"step": [steps[block[-1]] for block in blocks], "block": width}
     for key in TRACES:
-        lines = [[_mean(_known([run.metrics[place].get(key) for place in block])) for block in blocks] for run in runs]
+        lines = [[_mean(_present([run.metrics[i].get(key) for i in block])) for block in blocks] for run in runs]
         if any(value is not None for line in lines for value in line):
             curves[key] = _over_runs(lines)
     return curves
 
 
 def _over_runs(lines: Sequence[Sequence[float | None]]) -> dict[str, list[float | None]]:
-    """Mean, lowest and highest run at each place; None where no run has a number."""
-    columns = [_known(column) for column in zip(*lines, strict=True)]
+    """Return the mean, the lowest and the highest run at each point; None if no run has a value there."""
+    columns = [_present(column) for column in zip(*lines, strict=True)]
     return {
         "mean": [_mean(column) for column in columns],
         "low": [min(column, default=None) for column in columns],
@@ -350,7 +350,10 @@ def _over_runs(lines: Sequence[Sequence[float | None]]) -> dict[str, list[float 
 
 
 def _first_and_last(runs: Sequence[_Run], key: str) -> dict[str, float | None] | None:
-    """Mean over the first and over the last tenth of a run's steps: one step is noise. None if never recorded."""
+    """Return the means over the first and the last tenth of the steps, because one step is noisy.
+
+    Returns None if no run has recorded the key.
+    """
     numbers = [(_numbers(run, key), max(1, len(run.metrics) // 10)) for run in runs]
     if not any(row for row, _ in numbers):
         return None
@@ -365,15 +368,15 @@ def _steps(run: _Run) -> list[int]:
 
 
 def _numbers(run: _Run, key: str) -> list[float]:
-    return _known([row.get(key) for row in run.metrics])
+    return _present([row.get(key) for row in run.metrics])
 
 
-def _known(values: Sequence[float | None]) -> list[float]:
+def _present(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
 def _mean(values: Any) -> float | None:
-    """None of nothing, and of a mean that is not known for some run nothing is known."""
+    """Return the mean, or None if there are no values or one of them is None."""
     values = list(values)
     return fmean(values) if values and None not in values else None
 
@@ -388,7 +391,7 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _rounded(value: Any) -> Any:
-    """Six digits: more would be noise, and these files are kept."""
+    """Round every float to six significant digits; more digits are noise and make the file larger."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):

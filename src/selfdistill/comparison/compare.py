@@ -1,7 +1,7 @@
-"""Methods on equal terms: the same start, problems, order, seeds and evaluation for every arm, one run a seed.
+"""Comparisons of methods: every arm has the same initial weights, problems, order, seeds and evaluation.
 
-A comparison is a folder: ``runs/ARM/seed-S`` are ordinary runs, each made by a ``train`` of its own that can be stopped
-and resumed; ``compare.json`` is read from their files, and the table and the page from it.
+A comparison is a folder. ``runs/ARM/seed-S`` are ordinary runs; a separate ``train`` process makes each one and can
+resume it. ``compare.json`` is computed from their files; ``compare.md`` and ``compare.html`` from ``compare.json``.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from selfdistill.training.opening import check_same_config
 from selfdistill.training.problem import method_of, resolve
 
 MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")
-"""Config tables that belong to an arm, or change no result. All others must be equal."""
+"""Config tables that may differ between arms: they define an arm, or they change no result."""
 ONLY_SAMPLED = ("sampling.completions", "sampling.temperature", "sampling.top_p", "sampling.top_k")
-"""Keys that mean nothing to a method that learns from given solutions."""
+"""Config keys that an off-policy method does not use, because it learns from given solutions."""
 STARTS = "starts.jsonl"
-"""How many runs went side by side each time: the seconds of a comparison depend on it."""
+"""File with the number of parallel runs of each start. The seconds of a comparison depend on that number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One method of a comparison; ``config`` is resolved, its seed that of the first run."""
+    """One method of a comparison. ``config`` is resolved and has the seed of the first run."""
 
     name: str
     source: str
@@ -51,7 +51,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Arms by seeds in a folder, nothing started yet. ``overrides`` are those that every arm was loaded with."""
+    """The plan of a comparison: arms, seeds and folder. ``overrides`` were applied to the config of every arm."""
 
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
@@ -60,28 +60,30 @@ class Comparison:
     folder: Path
 
     def run_folder(self, arm: Arm, seed: int) -> Path:
-        """Where one run lives."""
+        """Return the folder of one run."""
         return self.folder / "runs" / arm.name / f"seed-{seed}"
 
     def runs(self) -> list[tuple[Arm, int, Path]]:
-        """All runs, seed by seed, so that a comparison that is stopped early has whole seeds."""
+        """Return all runs, seed by seed. A comparison that stops early then has complete seeds."""
         return [(arm, seed, self.run_folder(arm, seed)) for seed in self.seeds for arm in self.arms]
 
 
 def plan(
     sources: Sequence[str], overrides: Sequence[str], *, seeds: Sequence[int], baseline: str | None, folder: Path
 ) -> Comparison:
-    """Load the arms and see that they are on equal terms. ``baseline``: unset, the first ``grpo`` or the first arm.
+    """Load the arms and check that they are on equal terms.
+
+    ``baseline`` names an arm; if it is None, the baseline is the first arm with method ``grpo``, or else the first arm.
 
     Raises:
-        ConfigError: one sentence: what differs, or what is not there.
+        ConfigError: the terms differ, two arms share a name, or the baseline is not an arm.
     """
     for override in overrides:
         if override.partition("=")[0].strip() == "seed":
             raise ConfigError(f"--set {override}: a comparison takes its seeds from --seeds, for example --seeds 0,1,2")
     arms = [_load_arm(source, overrides, seed=seeds[0]) for source in sources]
-    for place, arm in enumerate(arms):
-        if arm.name in [other.name for other in arms[:place]]:
+    for i, arm in enumerate(arms):
+        if arm.name in [other.name for other in arms[:i]]:
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
     check_equal_terms(arms)
     terms = arms[0].config
@@ -98,10 +100,10 @@ def plan(
 
 
 def find_arm(comparison: Comparison, name: str, option: str) -> Arm:
-    """The arm that an option names.
+    """Return the arm that an option names.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no arm has that name.
     """
     for arm in comparison.arms:
         if arm.name == name:
@@ -113,24 +115,24 @@ def check_equal_terms(arms: Sequence[Arm]) -> None:
     """Refuse arms that differ in more than method, optimiser and limits.
 
     Raises:
-        ConfigError: the first difference, and the overrides that would remove them all.
+        ConfigError: the terms differ. The message names the first difference and the overrides that remove all of them.
     """
     terms = [_terms(arm) for arm in arms]
     remedy: list[str] = []
     first = ""
     for key in dict.fromkeys(key for table in terms for key in table):
-        shown = [
+        settings = [
             (arm.name, table.get(key))
             for arm, table in zip(arms, terms, strict=True)
             if arm.on_policy or key not in ONLY_SAMPLED
         ]
-        name, value = shown[0] if shown else ("", None)
-        others = [(other, theirs) for other, theirs in shown if theirs != value]
+        name, value = settings[0] if settings else ("", None)
+        others = [(other, other_value) for other, other_value in settings if other_value != value]
         if not others:
             continue
         first = first or f"{key} is {_word(value)} for {name} and {_word(others[0][1])} for {others[0][0]}"
-        known = value if value is not None else others[0][1]
-        remedy.append(f"--set {key}={_word(known)}")
+        common = value if value is not None else others[0][1]
+        remedy.append(f"--set {key}={_word(common)}")
     if remedy:
         raise ConfigError(
             f"not on equal terms: {first}; arms may differ in method, optimiser and limits only, and --set speaks to "
@@ -139,32 +141,46 @@ def check_equal_terms(arms: Sequence[Arm]) -> None:
 
 
 def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progress, stop: StopRequest) -> bool:
-    """Make every run that is not over yet; True when all are. ``jobs``: unset, as many as there are cores.
+    """Start or resume every unfinished run. Returns whether all runs have ended.
+
+    ``jobs`` is the number of parallel runs; None means one per core on a CPU and one on an accelerator.
 
     Raises:
-        UserError: a folder holds something else, or a run failed; the other runs are saved and can go on.
+        UserError: a folder holds something else, or a run failed. The other runs are saved and can be resumed.
     """
-    _check_place(comparison.folder)
+    # Refuse an output folder that is a file or a run, whose summary would be overwritten.
+    check_name(comparison.folder)
+    if comparison.folder.exists() and not comparison.folder.is_dir():
+        raise CheckpointError(f"{comparison.folder} is a file: choose another --out")
+    if (comparison.folder / "config.json").exists():
+        raise CheckpointError(f"{comparison.folder} holds a run: choose another --out")
+    # Collect the runs that have not ended. A run that exists must have the same config.
     runs = {_name(arm, seed): (arm, seed, folder) for arm, seed, folder in comparison.runs()}
     for arm, seed, folder in runs.values():
         if (folder / "config.json").exists():
             config = arm.config.model_copy(update={"seed": seed})
-            check_same_config(folder, config, kept=lambda one: one.model_dump(exclude={"checkpoint"}))
+            check_same_config(folder, config, kept=lambda resolved: resolved.model_dump(exclude={"checkpoint"}))
     children = [
         Child(name, _command(comparison, arm, seed, folder), folder.with_name(f"{folder.name}.log"))
         for name, (arm, seed, folder) in runs.items()
         if not how_it_ended(folder)
     ]
     if children:
-        alone = comparison.arms[0].config.model.device != "cpu"
-        jobs = min(jobs or (1 if alone else cores()), len(children))
+        # Run them in parallel, the cores divided among them, under a lock on the folder.
+        on_accelerator = comparison.arms[0].config.model.device != "cpu"
+        jobs = min(jobs or (1 if on_accelerator else cores()), len(children))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
         progress.say(
             f"{len(runs) - len(children)} of {len(runs)} runs are over; the others run {jobs} at a time, "
             f"OMP_NUM_THREADS={threads} each"
         )
         with _locked(comparison.folder) as lock:
-            start = {"jobs": jobs, "threads": int(threads), "cores": cores(), "runs": [one.name for one in children]}
+            start = {
+                "jobs": jobs,
+                "threads": int(threads),
+                "cores": cores(),
+                "runs": [child.name for child in children],
+            }
             JsonLines(comparison.folder / STARTS).append(start)
             run_children(
                 children,
@@ -178,19 +194,10 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     return all(how_it_ended(folder) for _, _, folder in runs.values())
 
 
-def _check_place(folder: Path) -> None:
-    """Refuse what would be spoilt, or spoil: a file, and the folder of a run, whose summary could be overwritten."""
-    check_name(folder)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file: choose another --out")
-    if (folder / "config.json").exists():
-        raise CheckpointError(f"{folder} holds a run: choose another --out")
-
-
 def write_results(comparison: Comparison, *, main: str | None = None) -> dict[str, Any]:
-    """Read all runs and write ``compare.json``, ``compare.md`` and ``compare.html``; returns the first.
+    """Read all runs and write ``compare.json``, ``compare.md`` and ``compare.html``. Returns the content of the first.
 
-    ``main`` names an arm whose first run's summary and page are put beside them.
+    ``main`` names an arm. The summary and the page of its first run are copied into the folder of the comparison.
     """
     arms = [
         ArmRuns(
@@ -208,7 +215,7 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
     machine = [{key: line[key] for key in ("jobs", "threads", "cores")} for line in starts]
     result = {
         "terms": json.loads(json.dumps(terms)),
-        "machine": [line for place, line in enumerate(machine) if line not in machine[:place]],
+        "machine": [line for i, line in enumerate(machine) if line not in machine[:i]],
         **analyse(arms, baseline=comparison.baseline),
     }
     write_json(comparison.folder / "compare.json", result)
@@ -222,10 +229,10 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds from ``0,1,2``.
+    """Parse a list of seeds such as ``0,1,2``.
 
     Raises:
-        ConfigError: no whole numbers, or one of them twice.
+        ConfigError: an entry is not a whole number, or a seed is repeated.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() for word in words):
@@ -237,7 +244,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def how_it_ended(folder: Path) -> str:
-    """In words: ``done`` after all steps, or which alarms ended it and when; empty for a run that can go on."""
+    """Return ``done`` after all steps, or the step and the alarms that stopped the run; empty for a run to resume."""
     path = folder / "summary.json"
     if not path.is_file():
         return ""
@@ -249,7 +256,7 @@ def how_it_ended(folder: Path) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a container or under ``taskset`` are fewer than the machine has."""
+    """Return the number of cores that this process may use. A container or ``taskset`` may limit it."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -274,7 +281,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _word(value: Any) -> str:
-    """A value as ``--set`` takes it: bare words need no quotes, JSON writes all else as TOML does."""
+    """Return a value as ``--set`` parses it: text without quotes, everything else as JSON, which TOML reads too."""
     if value is None:
         return "unset"
     return value if isinstance(value, str) else json.dumps(value)
@@ -291,9 +298,9 @@ def _command(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> tuple
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[list[int]]:
-    """A lock on the folder that children inherit: it holds until the last of them is gone, even without the parent.
+    """Lock the folder; child processes inherit the lock and hold it until the last of them exits.
 
-    Two processes that wrote into one run would ruin it.
+    Two processes must never write into the same run, even if the parent was killed.
     """
     held = f"another comparison still runs in {folder}: wait for its runs to end, or choose another --out"
     descriptor = lock_folder(folder, held)
@@ -305,7 +312,7 @@ def _locked(folder: Path) -> Iterator[list[int]]:
 
 
 class _Watch:
-    """Says when a run begins and ends, and shows on a terminal how far each has come."""
+    """Logs the start and the end of each run, and shows the step of each running one on a terminal."""
 
     def __init__(self, progress: Progress, folders: Mapping[str, Path], comparison: Comparison, total: int) -> None:
         self.progress = progress
@@ -327,12 +334,12 @@ class _Watch:
             return
         self.looked = time.monotonic()
         done = sum(bool(how_it_ended(folder)) for folder in self.folders.values())
-        shown = [f"{name} step {last_step(self.folders[name] / 'metrics.jsonl')}/{self.steps}" for name in names]
-        self.progress.status(f"{done} of {self.total} runs done · {' · '.join(shown)}")
+        steps = [f"{name} step {last_step(self.folders[name] / 'metrics.jsonl')}/{self.steps}" for name in names]
+        self.progress.status(f"{done} of {self.total} runs done · {' · '.join(steps)}")
 
 
 def last_step(path: Path) -> int:
-    """The step of the last whole line of a metrics file, from its last 64 KiB; 0 where there is none."""
+    """Return the step of the last complete line of a metrics file, read from its last 64 KiB; 0 if there is none."""
     if not path.is_file():
         return 0
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The page of a comparison: ``compare.html``, made of the parts that a run's page is made of."""
+"""The page of a comparison, ``compare.html``. It shares its parts with the page of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from selfdistill.comparison.tables import (
     markdown,
     marked,
     notes,
-    sheets,
     short_names,
+    tables,
     verdict,
 )
 from selfdistill.files.jsonl import Row
@@ -29,12 +29,15 @@ from selfdistill.report.page import render
 
 TONES = 9
 LONGEST_LABEL = 14
-"""Longer names would take the curves' room; the legend alone names them then."""
+"""Longest name, in characters, that is written beside its curve. Longer names appear in the legend only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart of one quantity with a line an arm; ``x`` is a key of the curves, ``curves`` which of the two sets."""
+    """A chart of one quantity with one line per arm.
+
+    ``curves`` selects the set of curves, ``training`` or ``evaluations``; ``x`` is the key of its x-axis.
+    """
 
     title: str
     unit: str
@@ -69,7 +72,7 @@ FIGURES = (
 
 
 def write_comparison(folder: Path) -> None:
-    """Write ``compare.md`` and ``compare.html`` from the ``compare.json`` of a folder."""
+    """Read the ``compare.json`` of a folder and write its ``compare.md`` and ``compare.html``."""
     result = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     name = folder.resolve().name
     _replace(folder / "compare.md", markdown(result, name))
@@ -77,21 +80,22 @@ def write_comparison(folder: Path) -> None:
 
 
 def render_comparison(result: Row, name: str) -> str:
-    """The page as text."""
+    """Return the page as HTML text."""
     arms = result["arms"]
     short = short_names([numbers.printable(arm["name"]) for arm in arms])
-    sizes = ((680, max(360, min(110 * len(arms), 640))), (380, 260))  # as high as the list of arms beside it
+    # The wide chart is as high as the list of arms beside it.
+    sizes = ((680, max(360, min(110 * len(arms), 640))), (380, 260))
     return render(
         "compare.html",
         room="comparison",
         name=numbers.printable(name),
         facts=_facts(result),
-        arms=[_arm(arm, place, result) for place, arm in enumerate(arms)],
+        arms=[_arm(arm, index, result) for index, arm in enumerate(arms)],
         samples=result["samples"],
         accuracy=[_chart(BY_STEP, arms, short, result["samples"], size=size) for size in sizes],
         charts=[chart for figure in FIGURES if (chart := _chart(figure, arms, short, result["samples"]))],
         band=_band(result),
-        sheets=sheets(result),
+        tables=tables(result),
         notes=notes(result),
         alarms=alarm_list(arms),
         alarm_head=LIST_HEAD,
@@ -101,12 +105,12 @@ def render_comparison(result: Row, name: str) -> str:
     )
 
 
-def _arm(arm: Row, place: int, result: Row) -> dict[str, str]:
+def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
     accuracy, words = arm["accuracy"], arm["deliberation"]
     gap = accuracy["against_baseline"]
     final, lead = marked(arm, result["terms"]["steps"], estimate(accuracy["final"]), difference(gap))
     return {
-        "tone": _tone(place),
+        "tone": _tone(index),
         "name": numbers.printable(arm["name"]),
         "method": numbers.printable(str(arm["method"]["name"])),
         "final": final[0],
@@ -123,9 +127,9 @@ def _arm(arm: Row, place: int, result: Row) -> dict[str, str]:
 def _chart(
     figure: Figure, arms: Sequence[Row], names: Sequence[str], samples: int, size: tuple[int, int] = (360, 210)
 ) -> Chart | None:
-    """A line an arm with its band over seeds; None where no arm has such numbers."""
+    """Return the chart with one line per arm and a band over seeds; None if no arm has the quantity."""
     series = []
-    for place, (arm, name) in enumerate(zip(arms, names, strict=True)):
+    for index, (arm, name) in enumerate(zip(arms, names, strict=True)):
         curves = arm["curves"][figure.curves]
         line = curves.get(figure.key)
         if line is None or (figure.x == "tokens" and not arm["generates"]):
@@ -139,13 +143,13 @@ def _chart(
                 low=line["low"] if several else (),
                 high=line["high"] if several else (),
                 look=figure.look,
-                tone=_tone(place),
+                tone=_tone(index),
             )
         )
     if not series:
         return None
     unit = figure.unit or f"avg@{samples}"
-    labels = max(len(one.label) for one in series) <= LONGEST_LABEL
+    labels = max(len(line.label) for line in series) <= LONGEST_LABEL
     return curve_chart(
         figure.title,
         series,
@@ -180,17 +184,17 @@ def _band(result: Row) -> str:
 
 
 def _own_settings(arms: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Method and optimiser, a row a setting and a column an arm."""
-    tables = [dict(flat({"method": arm["method"], "optimiser": arm["optimiser"]})) for arm in arms]
-    keys = sorted({key for table in tables for key in table}, key=lambda key: (key != "method.name", key))
-    return [(key, *(table.get(key, numbers.MISSING) for table in tables)) for key in keys]
+    """Return the settings of method and optimiser: one row per setting, one column per arm."""
+    settings = [dict(flat({"method": arm["method"], "optimiser": arm["optimiser"]})) for arm in arms]
+    keys = sorted({key for values in settings for key in values}, key=lambda key: (key != "method.name", key))
+    return [(key, *(values.get(key, numbers.MISSING) for values in settings)) for key in keys]
 
 
-def _tone(place: int) -> str:
-    return f"arm{place % TONES}"
+def _tone(index: int) -> str:
+    return f"arm{index % TONES}"
 
 
 def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(text.encode("utf-8", errors="replace"))
-    os.replace(aside, path)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(text.encode("utf-8", errors="replace"))
+    os.replace(part, path)

@@ -1,6 +1,6 @@
-"""A comparison in words: the same tables for ``compare.md``, the page and the terminal, and how to read them.
+"""The tables and notes of a comparison, shared by ``compare.md``, the page and the terminal.
 
-All of it is made from ``compare.json`` alone.
+The only input is ``compare.json``.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from selfdistill.report.outcome import points
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """A table: what it shows, its heading, and rows of an arm's name and cells."""
+class Table:
+    """A table with one row per arm: its caption, its column headings, and each arm's name with its cells."""
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def sheets(result: Row) -> list[Sheet]:
-    """Every number of a comparison that is printed."""
+def tables(result: Row) -> list[Table]:
+    """Return every table of a comparison, in the order of the page."""
     base = result["baseline"]
     k, arms, steps = result["samples"], result["arms"], result["terms"]["steps"]
     alarms = alarm_rows(arms)
     return [
-        Sheet(
+        Table(
             f"Held-out accuracy, avg@{k}",
             (
                 "Arm",
@@ -53,17 +53,17 @@ def sheets(result: Row) -> list[Sheet]:
             ),
             _rows(arms, lambda arm: _accuracy(arm, steps)),
         ),
-        Sheet(
+        Table(
             f"First evaluation at or above the final accuracy of {base}, seed by seed (means of those that reach it)",
             ("Arm", "Seeds that reach it", "Step", "Generated tokens", "Seconds of training"),
             _rows(arms, _reach),
         ),
-        Sheet(
+        Table(
             "Deliberation words per completion, held-out",
             ("Arm", "Before", "Final", "Change", f"Final vs {base}"),
             _rows(arms, lambda arm: _measure(arm, "deliberation", 2, steps)),
         ),
-        Sheet(
+        Table(
             "Tokens per completion, held-out",
             ("Arm", "Before", "Final", "Change", f"Final vs {base}", "Cut at the limit"),
             _rows(
@@ -71,12 +71,12 @@ def sheets(result: Row) -> list[Sheet]:
                 lambda arm: (*_measure(arm, "length", 1, steps), (_from_to(arm["truncated"], numbers.percent), "")),
             ),
         ),
-        Sheet(
+        Table(
             "The signal in training: first and last tenth of the steps",
             ("Arm", "Student entropy", "Teacher entropy", "Gate open"),
             _rows(arms, _signal),
         ),
-        Sheet(
+        Table(
             f"Median seconds of a step, and in proportion to the median step of {base}",
             (
                 "Arm",
@@ -91,12 +91,12 @@ def sheets(result: Row) -> list[Sheet]:
             ),
             _rows(arms, _cost),
         ),
-        *([Sheet("Alarms in training, seed by seed", HEAD, tuple(alarms))] if alarms else []),
+        *([Table("Alarms in training, seed by seed", HEAD, tuple(alarms))] if alarms else []),
     ]
 
 
 def notes(result: Row) -> list[str]:
-    """What a reader has to know about these numbers, one sentence or two each."""
+    """Return the notes on how to read the numbers, one or two sentences each."""
     seeds, every = result["seeds"], result["terms"]["evaluation"]["every"]
     asleep = [arm["name"] for arm in result["arms"] if not arm["generates"]]
     sentences = [
@@ -123,22 +123,22 @@ def notes(result: Row) -> list[str]:
 def markdown(result: Row, title: str) -> str:
     """``compare.md``: the tables and the notes."""
     parts = [f"# {_escaped(title)}", _about(result)]
-    for sheet in sheets(result):
-        parts += _table(sheet.caption, sheet.head, [(name, *map(joined, cells)) for name, cells in sheet.rows])
+    for table in tables(result):
+        parts += _markdown_table(table.caption, table.head, [(name, *map(joined, cells)) for name, cells in table.rows])
     parts.append("\n".join(f"- {_escaped(sentence)}" for sentence in notes(result)))
     alarms = alarm_list(result["arms"])
     if alarms:
-        parts += _table("Every alarm with its evidence", LIST_HEAD, alarms)
+        parts += _markdown_table("Every alarm with its evidence", LIST_HEAD, alarms)
     return "\n\n".join(parts) + "\n"
 
 
-def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _markdown_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(map(_escaped, row))} |" for row in (head, *rows)]
     return [f"**{_escaped(caption)}**", "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])]
 
 
 def closing(result: Row) -> list[str]:
-    """The outcome in the terminal, a line an arm."""
+    """Return the outcome for the terminal, one line per arm."""
     width = max(len(arm["name"]) for arm in result["arms"])
     lines = []
     for arm in result["arms"]:
@@ -149,19 +149,19 @@ def closing(result: Row) -> list[str]:
             f"{arm['name']:<{width}}  {joined(estimate(before))} → {joined(estimate(final))}{against}; "
             f"deliberation {words['before']['value']:.2f} → {words['final']['value']:.2f}"
             + "".join(
-                f"; {name}: {said}" for name, said in (("ended", ending(arm)), ("alarms", alarm_words(arm))) if said
+                f"; {name}: {text}" for name, text in (("ended", ending(arm)), ("alarms", alarm_words(arm))) if text
             )
         )
     return lines
 
 
 def estimate(value: Row) -> Cell:
-    """An accuracy with its interval."""
+    """Return an accuracy with its interval, in percent."""
     return numbers.percent(value["value"]), numbers.percent_range(value["low"], value["high"])
 
 
 def difference(value: Row | None) -> Cell:
-    """A difference of accuracies in points, with its interval; a dash for the baseline itself."""
+    """Return a difference of accuracies in percentage points with its interval, or a dash for the baseline itself."""
     if value is None:
         return numbers.MISSING, ""
     low, high = (numbers.signed(100 * value[end], decimals=1) for end in ("low", "high"))
@@ -169,22 +169,22 @@ def difference(value: Row | None) -> Cell:
 
 
 def joined(cell: Cell) -> str:
-    """A cell in one line."""
+    """Return a cell as one line of text."""
     return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
 
 
 def verdict(value: Row) -> str:
-    """What the interval of a difference allows to be said."""
+    """Return ``above`` or ``below`` if the interval excludes 0, otherwise ``no clear difference from``."""
     if value["low"] > 0:
         return "above"
     return "below" if value["high"] < 0 else "no clear difference from"
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names without the words that all begin with: ``countdown-grpo`` beside ``countdown-sd`` is ``grpo``."""
+    """Return the names without their common first words: ``countdown-grpo`` beside ``countdown-sd`` is ``grpo``."""
     words = [name.split("-") for name in names]
     most = min(map(len, words)) - 1 if len(words) > 1 else 0
-    shared = next((place for place in range(most) if len({row[place] for row in words}) > 1), most)
+    shared = next((i for i in range(most) if len({row[i] for row in words}) > 1), most)
     return ["-".join(row[shared:]) for row in words]
 
 
@@ -193,15 +193,15 @@ def _rows(arms: Sequence[Row], cells: Callable[[Row], tuple[Cell, ...]]) -> tupl
 
 
 def _accuracy(arm: Row, steps: int) -> tuple[Cell, ...]:
-    found = arm["accuracy"]
-    best = sorted(set(found["best_steps"]))
+    accuracy = arm["accuracy"]
+    best = sorted(set(accuracy["best_steps"]))
     return (
-        estimate(found["before"]),
-        *marked(arm, steps, estimate(found["final"]), difference(found["against_baseline"])),
-        _at_step(estimate(found["best"]), best),
-        difference(found["best_against_baseline"]),
-        estimate(found["worst_after_best"]),
-        difference(found["fall"]),
+        estimate(accuracy["before"]),
+        *marked(arm, steps, estimate(accuracy["final"]), difference(accuracy["against_baseline"])),
+        _at_step(estimate(accuracy["best"]), best),
+        difference(accuracy["best_against_baseline"]),
+        estimate(accuracy["worst_after_best"]),
+        difference(accuracy["fall"]),
     )
 
 
@@ -219,7 +219,7 @@ def _reach(arm: Row) -> tuple[Cell, ...]:
 
 
 def marked(arm: Row, steps: int, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
-    """The final number and its distance from the baseline, with the steps they are of where a run is shorter."""
+    """Return the final cell and the baseline cell, each with its steps if a run of the arm ended early."""
     evaluated, compared = [run["evaluated"] for run in arm["runs"]], arm["accuracy"]["compared_at"]
     return (
         _at_step(final, evaluated) if set(evaluated) != {steps} else final,
@@ -232,7 +232,7 @@ def _at_step(cell: Cell, steps: Sequence[int]) -> Cell:
 
 
 def _measure(arm: Row, key: str, decimals: int, steps: int) -> tuple[Cell, ...]:
-    found = arm[key]
+    scores = arm[key]
 
     def value(score: Row) -> Cell:
         return f"{score['value']:.{decimals}f}", f"{score['low']:.{decimals}f}–{score['high']:.{decimals}f}"
@@ -243,8 +243,8 @@ def _measure(arm: Row, key: str, decimals: int, steps: int) -> tuple[Cell, ...]:
         mean, low, high = (numbers.signed(score[key], decimals=decimals) for key in ("value", "low", "high"))
         return mean, f"{low} to {high}"
 
-    final, lead = marked(arm, steps, value(found["final"]), signed(found["against_baseline"]))
-    return value(found["before"]), final, signed(found["change"]), lead
+    final, lead = marked(arm, steps, value(scores["final"]), signed(scores["against_baseline"]))
+    return value(scores["before"]), final, signed(scores["change"]), lead
 
 
 def _signal(arm: Row) -> tuple[Cell, ...]:
@@ -297,6 +297,6 @@ def _about(result: Row) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is: no cell ends early, nothing is taken for markup."""
+    """Escape text for Markdown, so that no cell ends early and nothing is read as markup."""
     text = numbers.printable(text).replace("\n", " ")
     return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#" else sign for sign in text)
