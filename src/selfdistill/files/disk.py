@@ -1,4 +1,4 @@
-"""A folder's lock, and one sentence for whatever a disk refuses."""
+"""Locks on folders, and one clear sentence for every error of a disk."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ _REFUSALS = {
     errno.ESTALE: "the disk was taken away meanwhile: mount it again",
     errno.EFBIG: "the file would be larger than it may be: raise the limit (ulimit -f), or choose another disk",
 }
-"""What a disk's error means and what helps, by its number."""
+"""Cause and remedy of a disk error, by its errno."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]|(No space left on device)|(quota exceeded)", re.IGNORECASE)
+_ERRNO_IN_TEXT = re.compile(
+    r"\(os error (\d+)\)|\[Errno (\d+)\]|(No space left on device)|(quota exceeded)", re.IGNORECASE
+)
 
 
 def lock_folder(folder: Path, held: str) -> int | None:
-    """Make a folder and lock it; returns the descriptor that holds the lock until it is closed, in children too.
+    """Create a folder and lock it. Returns the descriptor that holds the lock, or None if the file system has no locks.
 
-    The kernel ends the lock with the last process that holds it, however that ends. None where the folder's file
-    system knows no locks.
+    Child processes inherit the lock. The kernel releases it when the last process that holds it closes it or exits.
 
     Raises:
-        CheckpointError: somebody holds the lock; ``held`` is what to say.
+        CheckpointError: another process holds the lock; ``held`` is the message.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -58,10 +59,10 @@ def lock_folder(folder: Path, held: str) -> int | None:
 
 
 def check_name(folder: Path) -> None:
-    """Refuse a folder whose name no text file could hold, and a link to nothing.
+    """Refuse a folder whose name is not UTF-8, and a broken symbolic link.
 
     Raises:
-        CheckpointError: one sentence.
+        CheckpointError: the folder is refused.
     """
     try:
         str(folder).encode()
@@ -73,12 +74,12 @@ def check_name(folder: Path) -> None:
 
 @contextmanager
 def told_of_disk(folder: Path | None = None, *, resume: str = "") -> Iterator[None]:
-    """Turn what a disk refuses, in whatever words of whatever library, into one sentence.
+    """Turn every disk error inside the block into one clear sentence, whichever library raised it.
 
-    ``folder`` is named where the error names no file; ``resume`` says how to go on once there is room again.
+    The message names ``folder`` if the error names no file. ``resume`` is the advice for continuing on a full disk.
 
     Raises:
-        CheckpointError: a disk is full, or refuses a file.
+        CheckpointError: the disk is full, or an operation on a file failed.
     """
     try:
         yield
@@ -90,17 +91,17 @@ def told_of_disk(folder: Path | None = None, *, resume: str = "") -> Iterator[No
 
 
 def disk_sentence(error: BaseException, folder: Path | None = None, *, resume: str = "") -> str | None:
-    """What an error says of a disk and what helps; None where it is about something else, such as a connection.
+    """Return the cause and the remedy of a disk error, or None if the error is about something else.
 
-    The number is looked for in the errors behind it and in their texts: torch buries it, Rust's libraries print it.
+    It searches the chained errors and their texts for an errno: torch chains the error, Rust libraries print it.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        number = seen.errno if isinstance(seen, OSError) else None
-        found = _NUMBER.search(str(seen))
-        if number is None and found:
-            number = int(found[1] or found[2] or (errno.ENOSPC if found[3] else errno.EDQUOT))
-        name = getattr(seen, "filename2", None) or getattr(seen, "filename", None)
+    current: BaseException | None = error
+    while current is not None:
+        number = current.errno if isinstance(current, OSError) else None
+        match = _ERRNO_IN_TEXT.search(str(current))
+        if number is None and match:
+            number = int(match[1] or match[2] or (errno.ENOSPC if match[3] else errno.EDQUOT))
+        name = getattr(current, "filename2", None) or getattr(current, "filename", None)
         path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else folder
         if number in _FULL:
             where = folder or path
@@ -109,5 +110,5 @@ def disk_sentence(error: BaseException, folder: Path | None = None, *, resume: s
             return f"{kind} the disk{f' of {where}' if where else ''}: make some{go_on}"
         if number in _REFUSALS and path is not None:
             return f"{path}: {_REFUSALS[number]}"
-        seen = seen.__cause__ or seen.__context__
+        current = current.__cause__ or current.__context__
     return None

@@ -1,4 +1,4 @@
-"""JSON files, written whole, and lines of JSON that a resume checks and cuts back."""
+"""JSON files that are written atomically, and JSONL files that a resume checks and truncates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from selfdistill.errors import DataError
 from selfdistill.files.text import printable_json
 
 Row = Mapping[str, Any]
-"""A JSON object of a file."""
+"""A JSON object from a file."""
 
 
 class JsonLines:
-    """An append-only file of JSON objects, flushed line by line; of several ranks one ``writes``."""
+    """An append-only JSONL file, synced to disk after every append. Only the rank with ``writes`` writes it."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class JsonLines:
         self._bytes = 0
 
     def append(self, *objects: Mapping[str, Any]) -> None:
-        """Write the objects, one a line; numbers that are not finite become null. No objects leave no file."""
+        """Append the objects, one per line; numbers that are not finite become null. No objects create no file."""
         if not objects or not self.writes:
             return
         lines = (printable_json(json.dumps(_finite(value), ensure_ascii=False)) + "\n" for value in objects)
@@ -41,11 +41,11 @@ class JsonLines:
         self._bytes += len(written)
 
     def mark(self) -> dict[str, Any]:
-        """How much this object has written, and a hash of it: what :meth:`differs` compares the file with."""
+        """Return the number of bytes written and their hash, for :meth:`differs` and :meth:`cut`."""
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def mark_after(self, step: int) -> dict[str, Any]:
-        """The mark behind the lines up to a step, for a checkpoint of an older version, which holds none."""
+        """Return the mark after the lines up to a step, for a checkpoint of an older version without marks."""
         digest, size = hashlib.sha256(), 0
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError), self.path.open("rb") as file:
             for line in file:
@@ -56,14 +56,14 @@ class JsonLines:
         return {"bytes": size, "sha256": digest.hexdigest()}
 
     def differs(self, mark: Mapping[str, Any]) -> bool:
-        """Whether the file does not begin with what was written up to a mark: lines were lost, torn or doubled."""
+        """Whether the file does not begin with the bytes of the mark: lines were lost, torn or duplicated."""
         try:
             return bool(self._prefix(mark["bytes"])[1] != mark["sha256"])
         except FileNotFoundError:
             return bool(mark["bytes"])
 
     def cut(self, mark: Mapping[str, Any] | None) -> None:
-        """Drop what was written after a mark, a torn last line too; None drops everything."""
+        """Truncate the file to a mark, which also drops a torn last line. None deletes the file."""
         if not self.writes or not self.path.exists():
             return
         if mark is None:
@@ -75,15 +75,15 @@ class JsonLines:
         self._bytes = mark["bytes"]
 
     def _prefix(self, size: int) -> tuple[Any, str]:
-        digest, left = hashlib.sha256(), size
+        digest, remaining = hashlib.sha256(), size
         with self.path.open("rb") as file:
-            while left and (part := file.read(min(left, 1 << 20))):
-                digest.update(part)
-                left -= len(part)
-        return digest, digest.hexdigest() if not left else "too short"
+            while remaining and (chunk := file.read(min(remaining, 1 << 20))):
+                digest.update(chunk)
+                remaining -= len(chunk)
+        return digest, digest.hexdigest() if not remaining else "too short"
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Its objects, one at a time; nothing where there is no file yet."""
+        """Yield the objects of the file; none if the file does not exist."""
         if self.path.exists():
             with self.path.open(encoding="utf-8") as file:
                 yield from map(json.loads, file)
@@ -100,15 +100,15 @@ def _finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half of it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(printable_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
-    sync(aside)
-    aside.replace(path)
+    """Write a JSON file atomically: a reader never sees half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(printable_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
 
 
 def sync(path: Path) -> None:
-    """Let a file's or folder's bytes reach the disk."""
+    """Flush a file or a folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -117,9 +117,9 @@ def sync(path: Path) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Row]:
-    """Objects of a JSONL file, one at a time; nothing where the file is missing.
+    """Yield the objects of a JSONL file; none if the file does not exist.
 
-    The last line may be torn (a run stopped while writing it) and is then left out.
+    A torn last line is skipped: a run may stop while it writes that line.
 
     Raises:
         DataError: another line is not a JSON object.
@@ -127,7 +127,7 @@ def read_lines(path: Path) -> Iterator[Row]:
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for place, line in enumerate(lines, start=1):
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
@@ -135,17 +135,17 @@ def read_lines(path: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 if not line.endswith("\n"):
                     return
-                raise DataError(f"{path}, line {place}: not valid JSON ({error.msg})") from error
+                raise DataError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
             if not isinstance(row, dict):
-                raise DataError(f"{path}, line {place}: not a JSON object")
+                raise DataError(f"{path}, line {number}: not a JSON object")
             yield row
 
 
 def read_object(path: Path) -> Row:
-    """A JSON file's object; empty where the file is missing.
+    """Return the object of a JSON file; empty if the file does not exist.
 
     Raises:
-        DataError: it holds something else.
+        DataError: the file is not valid JSON or not an object.
     """
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""What a run writes of a step and of a completion: the lines of metrics.jsonl and rollouts.jsonl."""
+"""The records that a run writes: a line of metrics.jsonl per step, a line of rollouts.jsonl per completion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from selfdistill.types import STUDENT, StepRecord
 
 
 def flatten(record: StepRecord) -> dict[str, Any]:
-    """The step's line of ``metrics.jsonl``: means of each role over its tokens, then plain numbers, then seconds."""
+    """Return the step's line of ``metrics.jsonl``: means over the tokens of each role, then values, then seconds."""
     flat: dict[str, Any] = {"step": record.step}
     for role, sums in sorted(record.roles.items()):
         if sums.tokens:
@@ -57,16 +57,16 @@ class RolloutLine:
     """u = log T(y) − log S(y) of each token, in nats; None if no teacher scored the completion."""
 
     def to_json(self) -> dict[str, Any]:
-        """The line as a JSON object; without ``u`` if no teacher scored the completion."""
+        """Return the line as a JSON object, without ``u`` if no teacher scored the completion."""
         line = {name: getattr(self, name) for name in LINE_KEYS}
         return line if self.u is None else {**line, "u": self.u}
 
     @classmethod
     def from_json(cls, row: Row, where: str) -> RolloutLine:
-        """The line of a JSON object. ``where`` names it in messages.
+        """Parse a JSON object. ``where`` names the line in error messages.
 
         Raises:
-            DataError: a key is missing that every run writes, or a value is of another type.
+            DataError: a required key is missing, or a value has the wrong type.
         """
         values: dict[str, Any] = {}
         for key, fits in _FITS.items():
@@ -119,14 +119,14 @@ _FITS: Mapping[str, Callable[[object], bool]] = {
     "feedback": lambda value: value is None or isinstance(value, str),
     "u": lambda value: value is None or _list_of(_is_number)(value),
 }
-"""What a value of each key must be."""
+"""The type check of each key."""
 
 
 def read_rollouts(path: Path) -> Iterator[RolloutLine]:
-    """The lines of a ``rollouts.jsonl``, one at a time; nothing if there is no such file.
+    """Yield the lines of a ``rollouts.jsonl``; none if the file does not exist.
 
     Raises:
-        DataError: a line is not what a run writes.
+        DataError: a line is not a valid record.
     """
     for number, row in enumerate(read_lines(path), start=1):
         yield RolloutLine.from_json(row, f"{path}, completion {number}")

@@ -1,7 +1,7 @@
-"""Curves as geometry: series and an axis in, coordinates and words out; the template only writes them down.
+"""Geometry of curve charts: turns series into coordinates, ticks and labels, which a template writes as SVG.
 
-Nothing here knows of runs, files or HTML, so that the pages of a run, of a comparison and of a live run draw alike.
-Coordinates are units of the SVG's own box, x to the right, y downwards.
+It does not depend on runs, files or HTML, so every page shares it. Coordinates are units of the SVG's view box, with x
+to the right and y downwards.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from selfdistill.report import numbers
 Look = Literal["line", "faint", "points", "stairs"]
 Value = float | None
 LABEL_HEIGHT = 13.0
-"""Least distance of two direct labels: one line of 11-unit text with air."""
+"""Least vertical distance of two direct labels: one line of 11-unit text and its spacing."""
 SIGN_WIDTH = 6.4
-"""Width of one sign of 11-unit system text, rounded up."""
+"""Width of one character of 11-unit system text, rounded up."""
 MOST_POINTS = 800
-"""More points than this are not told apart at 800 units of width; bucket minima and maxima stand for them."""
+"""Most points of a drawn series. A chart is 800 units wide, so longer series are reduced to minima and maxima."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One quantity over steps; None is a gap. ``low`` and ``high`` draw a band; points are hollow, joined by a line."""
+    """One quantity over steps; None is a gap. ``low`` and ``high`` draw a band. ``points`` draws hollow markers."""
 
     label: str
     x: Sequence[float]
@@ -39,7 +39,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A range with its ticks."""
+    """An axis: its range and its ticks."""
 
     low: float
     high: float
@@ -47,7 +47,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float, start: float, end: float) -> float:
-        """Where a value stands between the coordinates ``start`` (the low end) and ``end``."""
+        """Return the coordinate of a value; ``start`` and ``end`` are the coordinates of the low and the high end."""
         if self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
         else:
@@ -57,7 +57,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A series in coordinates: SVG path texts, hollow points, and where its direct label stands."""
+    """A series in coordinates: SVG paths, hollow points, and the height of its direct label."""
 
     label: str
     look: Look
@@ -70,7 +70,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure ready to be written: geometry, words, and the columns that a hover reads out."""
+    """A chart for a template: its geometry, its texts, and one column of values per x for the hover readout."""
 
     title: str
     unit: str
@@ -103,37 +103,37 @@ def curve_chart(
     rivals: bool = False,
     labels: bool = True,
 ) -> Chart:
-    """Draw one or several series over steps, or over what ``x_name`` says.
+    """Draw one or several series over steps, or over the quantity that ``x_name`` names.
 
-    ``share`` shows values as percentages within [0, 1]; ``names`` replaces the y ticks (``{0: "off", 1: "on"}``);
-    ``marks`` are upright lines with a word, at a step. The first series is the one that the summary speaks of, unless
-    the series are ``rivals``: then it speaks of all, and the axis starts at zero. Without ``labels`` a legend elsewhere
-    must say which is which.
+    ``share`` shows values in [0, 1] as percentages. ``names`` replaces the y ticks (``{0: "off", 1: "on"}``). ``marks``
+    are vertical lines with a label at a step. The summary describes the first series; with ``rivals`` it describes all,
+    and the y-axis starts at zero. Without ``labels`` the caller must draw a legend.
 
     Raises:
-        ValueError: no series holds a number.
+        ValueError: no series has a number.
     """
     form = numbers.percent if share else numbers.plain
-    shown = [thin(one, most=MOST_POINTS) for one in series]
-    x_axis = step_axis([x for one in series for x, y in zip(one.x, one.y, strict=True) if y is not None])
-    y_axis = _value_axis(shown, share=share, names=names, zero=rivals and not share)
+    thinned = [thin(line, most=MOST_POINTS) for line in series]
+    x_axis = step_axis([x for line in series for x, y in zip(line.x, line.y, strict=True) if y is not None])
+    y_axis = _value_axis(thinned, share=share, names=names, zero=rivals and not share)
     y_words = list(names.values()) if names else tick_words(y_axis.ticks, share=share, log=y_axis.log)
     width, height = size
     left = 10 + SIGN_WIDTH * max([*map(len, y_words), len(x_name) if x_name != "step" else 0])
-    tail = max(len(one.label) for one in series) if labels and (rivals or len(series) > 1) else 0
+    tail = max(len(line.label) for line in series) if labels and (rivals or len(series) > 1) else 0
     right, top, bottom = width - (12 + SIGN_WIDTH * tail if tail else 10), 10.0, height - 28.0
     place_x = _placer(x_axis, left, right)
     place_y = _placer(y_axis, bottom, top)
-    ends = label_places([place_y(_last(one.y)) for one in shown], top=top, bottom=bottom)
+    label_heights = label_places([place_y(_last(line.y)) for line in thinned], top=top, bottom=bottom)
     say = (lambda value: (names or {}).get(value, form(value))) if names else form
     return Chart(
         title=title,
         unit=unit,
         x_name=x_name,
-        change="" if rivals else _change(shown[0], say),
+        change="" if rivals else _change(thinned[0], say),
         summary=f"{title}{f' ({unit})' if unit else ''}: "
         + "; ".join(
-            (f"{one.label}: " if rivals else "") + _ends(one, say, x_name) for one in (shown if rivals else shown[:1])
+            (f"{line.label}: " if rivals else "") + _ends(line, say, x_name)
+            for line in (thinned if rivals else thinned[:1])
         ),
         width=width,
         height=height,
@@ -143,47 +143,50 @@ def curve_chart(
         bottom=bottom,
         x_ticks=tuple((coordinate(place_x(x)), numbers.compact(x)) for x in x_axis.ticks),
         y_ticks=tuple((coordinate(place_y(y)), word) for y, word in zip(y_axis.ticks, y_words, strict=True)),
-        drawn=tuple(_draw(one, place_x, place_y, end if tail else None) for one, end in zip(shown, ends, strict=True)),
+        drawn=tuple(
+            _draw(line, place_x, place_y, label_height if tail else None)
+            for line, label_height in zip(thinned, label_heights, strict=True)
+        ),
         marks=tuple((coordinate(place_x(x)), word) for x, word in marks if x_axis.low <= x <= x_axis.high),
-        columns=_columns(shown, place_x, place_y, say, numbers.percent_range if share else numbers.plain_range),
+        columns=_columns(thinned, place_x, place_y, say, numbers.percent_range if share else numbers.plain_range),
     )
 
 
 def nice_step(span: float, *, parts: int) -> float:
-    """The smallest of 1, 2, 2.5 and 5 × 10ⁿ that cuts the span into at most ``parts``."""
+    """Return the smallest of 1, 2, 2.5 and 5 × 10ⁿ that divides the span into at most ``parts``."""
     rough = span / parts
     power = 10.0 ** math.floor(math.log10(rough))
-    # 1e-9: 0.3 / 3 must count as 0.1 in binary fractions too.
+    # The tolerance of 1e-9 makes 0.3 / 3 count as 0.1 despite rounding.
     return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))
 
 
 def linear_axis(
     low: float, high: float, *, parts: int = 4, floor: float = -math.inf, ceiling: float = math.inf
 ) -> Axis:
-    """An axis with round ends around ``[low, high]``, never beyond floor and ceiling; a flat line gets room."""
+    """Return an axis with round ends around ``[low, high]``, within floor and ceiling. A constant series is padded."""
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
-        room = abs(low) / 10 or 0.5
-        low, high = low - room, high + room
+        padding = abs(low) / 10 or 0.5
+        low, high = low - padding, high + padding
     low, high = max(low, floor), min(high, ceiling)
     step = nice_step(high - low, parts=parts)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(round(step * place, 12) for place in range(first, last + 1))
+    ticks = tuple(round(step * i, 12) for i in range(first, last + 1))
     ticks = tuple(tick for tick in ticks if floor - 1e-9 <= tick <= ceiling + 1e-9)
     return Axis(ticks[0], ticks[-1], ticks)
 
 
 def log_axis(low: float, high: float) -> Axis:
-    """An axis of powers of ten around positive values."""
+    """Return a logarithmic axis around positive values, with powers of ten as ticks."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     every = max(1, math.ceil((last - first) / 5))
     return Axis(10.0**first, 10.0**last, tuple(10.0**power for power in range(first, last + 1, every)), log=True)
 
 
 def step_axis(steps: Sequence[float]) -> Axis:
-    """An axis that ends at the first and the last step, with whole ticks inside.
+    """Return an axis from the first to the last step, with integer ticks.
 
     Raises:
-        ValueError: no step at all.
+        ValueError: there are no steps.
     """
     if not steps:
         raise ValueError("a chart needs at least one number")
@@ -197,7 +200,7 @@ def step_axis(steps: Sequence[float]) -> Axis:
 
 
 def tick_words(ticks: Sequence[float], *, share: bool = False, log: bool = False) -> list[str]:
-    """Tick labels, all with the decimals that the finest needs: 0, 0.25 and 0.5 become ``0.00 0.25 0.50``."""
+    """Return tick labels with equal numbers of decimals: 0, 0.25 and 0.5 become ``0.00 0.25 0.50``."""
     if log:
         return [f"{tick:,g}".replace("-", numbers.MINUS) for tick in ticks]
     values = [100 * tick for tick in ticks] if share else list(ticks)
@@ -208,50 +211,50 @@ def tick_words(ticks: Sequence[float], *, share: bool = False, log: bool = False
 
 
 def label_places(ends: Sequence[float], *, top: float, bottom: float) -> list[float]:
-    """Heights of direct labels: each at the end of its line, pushed apart where they would overlap."""
-    order = sorted(range(len(ends)), key=lambda place: ends[place])
-    places = list(ends)
+    """Return the heights of direct labels: at the ends of their lines, moved apart where they would overlap."""
+    order = sorted(range(len(ends)), key=lambda i: ends[i])
+    heights = list(ends)
     for before, after in pairwise(order):
-        places[after] = max(places[after], places[before] + LABEL_HEIGHT)
+        heights[after] = max(heights[after], heights[before] + LABEL_HEIGHT)
     limit = bottom
-    for place in reversed(order):
-        places[place] = max(min(places[place], limit), top)
-        limit = places[place] - LABEL_HEIGHT
-    return places
+    for i in reversed(order):
+        heights[i] = max(min(heights[i], limit), top)
+        limit = heights[i] - LABEL_HEIGHT
+    return heights
 
 
 def running_mean(y: Sequence[Value], window: int) -> list[Value]:
-    """The mean of the last ``window`` entries at each place, gaps left out; None where all of them are gaps."""
+    """Return the mean of the last ``window`` entries at each index, without gaps; None if all of them are gaps."""
     means: list[Value] = []
     for end in range(1, len(y) + 1):
-        known = [value for value in y[max(0, end - window) : end] if value is not None]
-        means.append(sum(known) / len(known) if known else None)
+        values = [value for value in y[max(0, end - window) : end] if value is not None]
+        means.append(sum(values) / len(values) if values else None)
     return means
 
 
 def thin(series: Series, *, most: int) -> Series:
-    """At most ``most`` points: every bucket keeps its lowest and its highest, so that no spike is lost."""
+    """Reduce a series to at most ``most`` points. Every bucket keeps its minimum and maximum, so no spike is lost."""
     if len(series.y) <= most or series.low:
         return series
     width = math.ceil(2 * len(series.y) / most)
     keep: list[int] = []
     for start in range(0, len(series.y), width):
         bucket = range(start, min(start + width, len(series.y)))
-        known = [place for place in bucket if series.y[place] is not None]
-        if not known:
+        indices = [i for i in bucket if series.y[i] is not None]
+        if not indices:
             keep.append(start)
             continue
         extremes = {
-            min(known, key=lambda place: series.y[place] or 0.0),
-            max(known, key=lambda place: series.y[place] or 0.0),
+            min(indices, key=lambda i: series.y[i] or 0.0),
+            max(indices, key=lambda i: series.y[i] or 0.0),
         }
         keep.extend(sorted(extremes))
-    x, y = [series.x[place] for place in keep], [series.y[place] for place in keep]
+    x, y = [series.x[i] for i in keep], [series.y[i] for i in keep]
     return Series(series.label, x, y, look=series.look, tone=series.tone)
 
 
 def coordinate(value: float) -> str:
-    """A coordinate to a tenth of a unit, without needless zeros."""
+    """Format a coordinate with one decimal, and without ``.0``."""
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text
 
@@ -259,7 +262,7 @@ def coordinate(value: float) -> str:
 def _value_axis(
     series: Sequence[Series], *, share: bool, names: Mapping[float, str] | None, zero: bool = False
 ) -> Axis:
-    values = [value for one in series for part in (one.y, one.low, one.high) for value in part if value is not None]
+    values = [value for line in series for part in (line.y, line.low, line.high) for value in part if value is not None]
     if names:
         ticks = tuple(names)
         return Axis(min(ticks), max(ticks), ticks)
@@ -267,7 +270,7 @@ def _value_axis(
     if not (share or zero) and low > 0 and high / low > 100:
         return log_axis(low, high)
     if 0 <= low < high / 2 or (zero and low > 0):
-        low = 0.0  # a curve that halves or doubles is read against zero
+        low = 0.0  # Include zero where the curve changes by a factor of two or more.
     bounds = (0.0, 1.0) if share else (-math.inf, math.inf)
     return linear_axis(low, high, floor=bounds[0], ceiling=bounds[1])
 
@@ -292,7 +295,7 @@ def _path(spots: Sequence[tuple[float, Value]], *, stairs: bool = False) -> str:
     parts: list[str] = []
     for run in _runs(spots):
         x, y = run[0]
-        # A lone value between gaps: a line of no length, which round line caps show as a dot.
+        # A single value between gaps becomes a line of length 0, which round line caps show as a dot.
         parts.append(f"M{coordinate(x)} {coordinate(y)}" + ("h0" if len(run) == 1 else ""))
         for x, y in run[1:]:
             parts.append(f"H{coordinate(x)}V{coordinate(y)}" if stairs else f"L{coordinate(x)} {coordinate(y)}")
@@ -302,7 +305,7 @@ def _path(spots: Sequence[tuple[float, Value]], *, stairs: bool = False) -> str:
 def _band(series: Series, place_x: Callable[[float], float], place_y: Callable[[float], float]) -> str:
     low = _runs([(place_x(x), None if y is None else place_y(y)) for x, y in zip(series.x, series.low, strict=True)])
     high = _runs([(place_x(x), None if y is None else place_y(y)) for x, y in zip(series.x, series.high, strict=True)])
-    # A lone interval is an upright bar: without a width of its own it could not be seen.
+    # A single interval between gaps becomes a vertical bar 6 units wide; without a width it would be invisible.
     low, high = ([_widened(run) for run in runs] for runs in (low, high))
     outlines = [[*upper, *reversed(lower)] for upper, lower in zip(high, low, strict=True)]
     return "".join("M" + "L".join(f"{coordinate(x)} {coordinate(y)}" for x, y in line) + "Z" for line in outlines)
@@ -330,13 +333,13 @@ def _columns(
     range_of: Callable[[Value, Value], str],
 ) -> tuple[dict[str, object], ...]:
     rows: dict[float, list[list[str]]] = {}
-    for one in series:
-        for place, (x, y) in enumerate(zip(one.x, one.y, strict=True)):
+    for line in series:
+        for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
             if y is None:
                 continue
-            span = range_of(one.low[place], one.high[place]) if one.low else ""
+            span = range_of(line.low[i], line.high[i]) if line.low else ""
             rows.setdefault(x, []).append(
-                [one.label, say(y) + (f" ({span})" if span else ""), coordinate(place_y(y)), one.tone]
+                [line.label, say(y) + (f" ({span})" if span else ""), coordinate(place_y(y)), line.tone]
             )
     return tuple({"x": coordinate(place_x(x)), "step": numbers.whole(x), "rows": rows[x]} for x in sorted(rows))
 

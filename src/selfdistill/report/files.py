@@ -1,4 +1,4 @@
-"""A run folder read for its page: lines one by one, and of the completions only those that can be shown."""
+"""Reads a run folder for its page. Of the completions, only the first and the last step are kept in memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from selfdistill.report.numbers import number
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """What a run wrote. ``first`` and ``last`` are all completions of the first and the last scored step.
+    """The files of a run. ``first`` and ``last`` are the completions of the first and the last scored step.
 
-    ``summary`` is empty where the run has gone on since it was written.
+    ``summary`` is empty if the run has continued since the file was written.
     """
 
     name: str
@@ -29,21 +29,24 @@ class RunFiles:
 
 
 def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
-    """Read a run folder; an unfinished run may lack everything but its config.
+    """Read a run folder. Only ``config.json`` is required, because the run may not have finished.
 
-    ``completions`` are the outer steps of ``rollouts.jsonl`` where the caller has read it already.
+    ``completions`` are the outer steps of ``rollouts.jsonl`` if the caller has already read it.
 
     Raises:
-        DataError: there is no ``config.json``, or a file is not what its name says.
+        DataError: ``config.json`` is missing, or a file is malformed.
     """
     if not (run_dir / "config.json").is_file():
-        raise DataError(_no_run(run_dir))
-    first, last = outer_steps(read_rollouts(run_dir / "rollouts.jsonl")) if completions is None else completions.found()
+        raise DataError(_missing_run(run_dir))
+    if completions is None:
+        first, last = outer_steps(read_rollouts(run_dir / "rollouts.jsonl"))
+    else:
+        first, last = completions.first_and_last()
     metrics = tuple(read_lines(run_dir / "metrics.jsonl"))
-    place = run_dir.resolve()
+    folder = run_dir.resolve()
     return RunFiles(
-        # Runs of a comparison are named by seed, in a folder of their arm.
-        name=f"{place.parent.name}, {place.name}" if place.name.startswith("seed-") else place.name,
+        # The folder of a run of a comparison is arm/seed-0.
+        name=f"{folder.parent.name}, {folder.name}" if folder.name.startswith("seed-") else folder.name,
         config=read_object(run_dir / "config.json"),
         metrics=(*_before_training(run_dir), *metrics),
         summary=_summary_of(run_dir, metrics),
@@ -53,35 +56,35 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
     )
 
 
-def _no_run(place: Path) -> str:
-    if not place.exists():
-        return f"there is no folder {place}; a run makes its own when its model is loaded"
-    runs = sorted(path.parent for path in place.glob("runs/*/*/config.json"))
+def _missing_run(folder: Path) -> str:
+    """The message for a folder that holds no run."""
+    if not folder.exists():
+        return f"there is no folder {folder}; a run makes its own when its model is loaded"
+    runs = sorted(path.parent for path in folder.glob("runs/*/*/config.json"))
     if runs:
         names = ", ".join(map(str, runs[:3])) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
-        return f"{place} is a comparison of several runs: name one of them ({names})"
-    return f"{place} is not the folder of a run: it has no config.json"
+        return f"{folder} is a comparison of several runs: name one of them ({names})"
+    return f"{folder} is not the folder of a run: it has no config.json"
 
 
 def _summary_of(run_dir: Path, metrics: Sequence[Row]) -> Row:
     summary = read_object(run_dir / "summary.json")
-    done, reached = number(summary.get("steps")), number(metrics[-1].get("step")) if metrics else None
-    # The run was stopped, which left a summary, and then went on: what it says of the end is no longer so.
-    return {} if done is not None and reached is not None and reached > done else summary
+    summarised, last = number(summary.get("steps")), number(metrics[-1].get("step")) if metrics else None
+    # A run that was stopped and then resumed has made steps since its summary, which is out of date.
+    return {} if summarised is not None and last is not None and last > summarised else summary
 
 
 def _before_training(run_dir: Path) -> Iterator[Row]:
-    """The evaluation before the first step, which has no line of metrics, in the form of one."""
+    """Yield the evaluation before training as a line of metrics for step 0; the metrics file has none."""
     for row in read_lines(run_dir / "evaluations.jsonl"):
         if row.get("step") == 0:
             yield {"step": 0, "evaluation": row}
 
 
 class OuterSteps:
-    """Completions of the first and of the last step, holding no more than those two steps.
+    """Collects the completions of the first and the last step, and keeps only these two steps in memory.
 
-    Steps whose completions carry ``u`` are preferred; of such steps, completions without it are left out. With one
-    step only, the second is empty.
+    Completions with ``u`` are preferred: if any exist, the others are left out. With a single step, the last is empty.
     """
 
     def __init__(self) -> None:
@@ -89,7 +92,7 @@ class OuterSteps:
         self._last: dict[bool, list[RolloutLine]] = {True: [], False: []}
 
     def add(self, line: RolloutLine) -> None:
-        """One more line of ``rollouts.jsonl``."""
+        """Add the next line of ``rollouts.jsonl``."""
         scored = bool(line.u)
         first, last = self._first[scored], self._last[scored]
         if not first or first[0].step == line.step:
@@ -99,15 +102,15 @@ class OuterSteps:
         else:
             self._last[scored] = [line]
 
-    def found(self) -> tuple[tuple[RolloutLine, ...], tuple[RolloutLine, ...]]:
-        """The first and the last step so far."""
-        kind = bool(self._first[True])
-        return tuple(self._first[kind]), tuple(self._last[kind])
+    def first_and_last(self) -> tuple[tuple[RolloutLine, ...], tuple[RolloutLine, ...]]:
+        """Return the completions of the first and of the last step so far."""
+        scored = bool(self._first[True])
+        return tuple(self._first[scored]), tuple(self._last[scored])
 
 
 def outer_steps(lines: Iterable[RolloutLine]) -> tuple[tuple[RolloutLine, ...], tuple[RolloutLine, ...]]:
-    """:class:`OuterSteps` of all lines, in one pass."""
+    """Return the completions of the first and of the last step of the lines, as :class:`OuterSteps` does."""
     steps = OuterSteps()
     for line in lines:
         steps.add(line)
-    return steps.found()
+    return steps.first_and_last()
