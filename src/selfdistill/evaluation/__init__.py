@@ -1,1 +1,1 @@
-"""Accuracy with intervals, and the gap between teacher and student."""
+"""Accuracy with confidence intervals, and the gap between teacher and student."""

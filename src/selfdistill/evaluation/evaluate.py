@@ -1,4 +1,4 @@
-"""How good a model is on problems: avg@k, pass@k, maj@k with intervals, length, truncation, deliberation."""
+"""Evaluation of a model on problems: avg@k, pass@k and maj@k with intervals, length, truncation, deliberation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from selfdistill.types import Example, RolloutGroup, Task
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Estimates over problems; lengths in tokens, ``truncated`` a share, ``deliberation`` words per completion.
+    """Estimates over problems. ``length`` is in tokens, ``truncated`` a share, ``deliberation`` words per completion.
 
     ``judged`` counts completions with a reward. Without one the three accuracies and ``hits`` are None; beside judged
     ones, an unjudged completion counts as wrong. ``entropy`` is in nats per token, estimated from the completions; None
-    where they were not drawn from the model's own distribution. The last three are sums over the samples of each
-    problem, in the problems' order: what a paired comparison needs.
+    if they were not sampled from the model's own distribution. ``hits``, ``words`` and ``tokens`` are sums over the
+    samples of each problem, in order, for paired comparisons.
     """
 
     problems: int
@@ -41,7 +41,7 @@ class Evaluation:
     tokens: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in ``summary.json`` and ``evaluations.jsonl``."""
+        """Return the evaluation as plain JSON, as in ``summary.json`` and ``evaluations.jsonl``."""
         return {
             "problems": self.problems,
             "samples": self.samples,
@@ -69,7 +69,10 @@ def evaluate(
     thinking: bool | None,
     world: World = ALONE,
 ) -> Evaluation:
-    """Sample ``params.count`` completions of every problem and judge them; the ranks of ``world`` share them."""
+    """Sample ``params.count`` completions per problem, verify them and return the statistics.
+
+    The ranks of ``world`` share the problems. Every rank returns the evaluation of all problems.
+    """
     indices = world.shard_indices(len(examples))
     share, params = [examples[i] for i in indices], replace(params, ordinals=indices)
     groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
@@ -79,9 +82,9 @@ def evaluate(
 
 
 def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> Evaluation:
-    """Statistics of verified groups; the bootstrap over problems is seeded, so equal groups give equal intervals.
+    """Return the statistics of verified groups. The bootstrap is seeded, so equal groups have equal intervals.
 
-    ``plain`` says that the completions were drawn at temperature 1 from all tokens, so that they tell the entropy.
+    ``plain`` says that the completions were sampled at temperature 1 from all tokens, so that they estimate the entropy.
     """
     judged = sum(verdict.reward is not None for group in groups for verdict in group.verdicts)
     correct = [[v.correct for v in group.verdicts] for group in groups]

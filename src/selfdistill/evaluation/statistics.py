@@ -1,7 +1,7 @@
-"""Accuracy over several samples a problem, with intervals: avg@k, unbiased pass@k, maj@k and paired differences.
+"""Accuracy over several samples per problem, with intervals: avg@k, unbiased pass@k, maj@k and paired differences.
 
 Every measure is first one number per problem, then its mean. Intervals are percentile bootstraps over problems: they
-say how far the number would move with other problems of the same kind, not with other samples of the same problems.
+estimate the variation over other problems of the same kind, not over other samples of the same problems.
 
 Axis letters: ``P`` problems, ``K`` samples of a problem, ``R`` resamples, ``S`` runs (one a seed).
 """
@@ -20,7 +20,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over problems with its interval: ``k`` samples of each of ``n`` problems."""
+    """A mean over ``n`` problems with ``k`` samples each, and its confidence interval."""
 
     value: float
     low: float
@@ -29,17 +29,17 @@ class Estimate:
     n: int
 
     def as_dict(self) -> dict[str, float | int]:
-        """The estimate as plain JSON."""
+        """Return the estimate as plain JSON."""
         return asdict(self)
 
 
 def average(
     rewards: Sequence[Sequence[float]], *, seed: int, confidence: float = 0.95, resamples: int = 10_000
 ) -> Estimate:
-    """avg@k: the mean reward, where every problem weighs the same and has ``k`` samples.
+    """Estimate avg@k: the mean reward over problems of equal weight, with ``k`` samples each.
 
     Raises:
-        ValueError: no problems, or numbers of samples that differ.
+        ValueError: there are no problems, or the problems have different numbers of samples.
     """
     k = _samples(rewards)
     return bootstrap(average_per_problem(rewards), k=k, seed=seed, confidence=confidence, resamples=resamples)
@@ -48,10 +48,10 @@ def average(
 def pass_at(
     correct: Sequence[Sequence[bool]], k: int, *, seed: int, confidence: float = 0.95, resamples: int = 10_000
 ) -> Estimate:
-    """pass@k: the chance that at least one of ``k`` samples is correct, unbiased from n ≥ k samples a problem.
+    """Estimate pass@k: the probability that at least one of ``k`` samples is correct, unbiased from n ≥ k samples.
 
     Raises:
-        ValueError: no problems, or a problem with fewer than ``k`` samples.
+        ValueError: there are no problems, or a problem has fewer than ``k`` samples.
     """
     return bootstrap(pass_per_problem(correct, k), k=k, seed=seed, confidence=confidence, resamples=resamples)
 
@@ -64,10 +64,10 @@ def majority(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> Estimate:
-    """maj@k: the chance that the answer with most votes among the ``k`` samples is correct.
+    """Estimate maj@k: the probability that the majority answer among ``k`` samples is correct.
 
     Raises:
-        ValueError: no problems, or numbers of samples that differ.
+        ValueError: there are no problems, or the problems have different numbers of samples.
     """
     k = _samples(answers)
     values_P = majority_per_problem(answers, correct)
@@ -83,12 +83,12 @@ def paired_difference(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> Estimate:
-    """The mean of after − before over the same problems, problem by problem.
+    """Estimate the mean of after − before, paired per problem.
 
-    An interval that leaves 0 out is a difference; that two separate intervals overlap says nothing of the kind.
+    An interval that excludes 0 is evidence of a difference. Two separate intervals may overlap even so.
 
     Raises:
-        ValueError: the two do not hold the same number of problems.
+        ValueError: the two have different numbers of problems.
     """
     before_P, after_P = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before_P.shape != after_P.shape:
@@ -99,14 +99,14 @@ def paired_difference(
 
 
 def average_per_problem(rewards: Sequence[Sequence[float]]) -> Vector:
-    """The mean reward of each problem."""
+    """Return the mean reward of each problem."""
     _samples(rewards)
     values_P: Vector = np.asarray(rewards, dtype=np.float64).mean(axis=1)
     return values_P
 
 
 def pass_per_problem(correct: Sequence[Sequence[bool]], k: int) -> Vector:
-    """1 − C(n−c, k) / C(n, k) for each problem with c correct of n samples; problems may differ in n.
+    """Return 1 − C(n−c, k) / C(n, k) for each problem with c correct of n samples. Problems may differ in n.
 
     Raises:
         ValueError: ``k`` is not in 1..n for some problem.
@@ -116,7 +116,7 @@ def pass_per_problem(correct: Sequence[Sequence[bool]], k: int) -> Vector:
         raise ValueError(f"pass@{k} needs 1 ≤ k ≤ the number of samples, which is {fewest} for some problem")
     drawn_P = np.array([len(samples) for samples in correct], dtype=np.float64)
     wrong_P = drawn_P - np.array([sum(map(bool, samples)) for samples in correct], dtype=np.float64)
-    # C(n−c, k) / C(n, k) as a product of k ratios ≤ 1: the binomials themselves overflow near n = 1000.
+    # C(n−c, k) / C(n, k) as a product of k ratios ≤ 1, because the binomials themselves overflow near n = 1000.
     all_wrong_P = np.ones_like(drawn_P)
     for i in range(k):
         all_wrong_P *= np.maximum(wrong_P - i, 0.0) / (drawn_P - i)
@@ -124,21 +124,21 @@ def pass_per_problem(correct: Sequence[Sequence[bool]], k: int) -> Vector:
 
 
 def majority_per_problem(answers: Sequence[Sequence[str | None]], correct: Sequence[Sequence[bool]]) -> Vector:
-    """Whether the answer with most votes is correct, for each problem.
+    """Return for each problem the probability that the majority answer is correct.
 
-    A sample without an answer (None) has no vote; a problem without votes counts 0. Answers that tie for the most votes
-    share the problem equally: the value is the chance of being right when one of them is drawn, exact and independent
-    of the order of the samples. Should samples of one answer be judged differently, the answer counts their mean.
+    A sample without an answer (None) has no vote; a problem without votes counts 0. Ties are broken uniformly: the
+    value is the expectation over the tied answers, so it does not depend on the order of the samples. If samples with
+    the same answer have different verdicts, the answer counts their mean.
     """
     values = [_majority(votes, judged) for votes, judged in zip(answers, correct, strict=True)]
     return np.array(values, dtype=np.float64)
 
 
 def bootstrap(values: Sequence[float] | Vector, *, k: int, seed: int, confidence: float, resamples: int) -> Estimate:
-    """The mean with a percentile interval over problems drawn with replacement.
+    """Return the mean with its percentile bootstrap interval over problems.
 
     Raises:
-        ValueError: no values, or a confidence outside (0, 1).
+        ValueError: there are no values, or the confidence is outside (0, 1).
     """
     values_P = np.asarray(values, dtype=np.float64)
     if values_P.ndim != 1 or values_P.size == 0:
@@ -146,7 +146,7 @@ def bootstrap(values: Sequence[float] | Vector, *, k: int, seed: int, confidence
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     generator = np.random.default_rng(seed)
-    # A million indices at a time: 10,000 resamples of a large test set at once would take gigabytes.
+    # Draw a million indices at a time; all 10,000 resamples of a large test set at once would take gigabytes.
     rows = max(1, 1_000_000 // values_P.size)
     chunks = [(min(rows, resamples - start), values_P.size) for start in range(0, resamples, rows)]
     means_R = np.concatenate([values_P[generator.integers(values_P.size, size=chunk)].mean(axis=1) for chunk in chunks])
@@ -157,15 +157,14 @@ def bootstrap(values: Sequence[float] | Vector, *, k: int, seed: int, confidence
 def nested_bootstrap(
     values: Sequence[Sequence[float] | Vector], *, k: int, seed: int, confidence: float = 0.95, resamples: int = 10_000
 ) -> Estimate:
-    """The mean over runs of each run's mean over problems, with a percentile interval over both.
+    """Return the mean over runs of the mean over problems, with a percentile bootstrap interval over both.
 
-    ``values`` holds one row a run, one number a problem. A resample draws runs with replacement, then problems within
-    every run drawn, so the interval says how far the number would move with other seeds and other problems. Of a single
-    run there is nothing to draw from: its interval is over problems only. With two or three runs the part that is due
-    to seeds is estimated from two or three numbers, and comes out too small more often than too large.
+    ``values`` has one row per run and one number per problem. A resample draws runs with replacement, then problems
+    within each drawn run, so the interval covers other seeds and other problems. With a single run it covers problems
+    only. With two or three runs the variance over seeds is estimated from as many numbers and is usually too small.
 
     Raises:
-        ValueError: no runs, a run without problems, or a confidence outside (0, 1).
+        ValueError: there are no runs, a run has no problems, or the confidence is outside (0, 1).
     """
     rows = [np.asarray(row, dtype=np.float64) for row in values]
     if not rows or any(row.ndim != 1 or row.size == 0 for row in rows):
@@ -177,7 +176,7 @@ def nested_bootstrap(
     for row, target_P in zip(rows, values_SP, strict=True):
         target_P[: row.size] = row
     generator = np.random.default_rng(seed)
-    # Half a million numbers at a time, as in bootstrap(): each costs an index, a value and a weight here.
+    # Draw half a million numbers at a time to bound memory; each takes an index, a value and a weight.
     chunk = max(1, 500_000 // values_SP.size)
     means_R = np.concatenate(
         [
@@ -196,7 +195,7 @@ def _resampled_means(
     runs, most = values_SP.shape
     run_RS1 = generator.integers(runs, size=(resamples, runs, 1))
     size_RS1 = size_S[run_RS1]
-    # Runs may differ in their number of problems: places beyond it are drawn with the rest and weigh nothing.
+    # Runs may differ in their number of problems. Padded entries beyond it get the weight 0.
     place_RSP = (generator.random((resamples, runs, most)) * size_RS1).astype(np.int64)
     kept_RSP = np.arange(most) < size_RS1
     means_R: Vector = ((values_SP[run_RS1, place_RSP] * kept_RSP).sum(-1) / size_RS1[..., 0]).mean(-1)

@@ -1,8 +1,8 @@
-"""Whether a teacher has something to teach: how much more often it is right than the student, and how far away it is.
+"""Measures a teacher: its preference gap over the student, and the shift between the two.
 
-The analysis of PBSD (arXiv 2605.05040) turns on two quantities. The *preference gap* is how much more often the
-teacher's samples are right than the student's; without one, preferring the teacher prefers noise. The *shift* is the
-divergence between the two; where it is large, the student hardly ever says what the teacher would.
+Both quantities come from the analysis of PBSD (arXiv 2605.05040). The *preference gap* is the accuracy of the teacher's
+samples minus that of the student's; without a gap, preferring the teacher prefers noise. The *shift* is the KL
+divergence between the two; if it is large, the student rarely samples what the teacher would.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ TEACHER = "teacher"
 
 @dataclass(slots=True)
 class TeacherGap:
-    """What one teacher's context does, over the problems on which it could be shown at all.
+    """The gap and the shifts of one teacher, over the completions that its context could be rendered for.
 
-    ``student`` and ``teacher`` are shares of right completions, ``gap`` their paired difference; the shifts are
-    KL divergences in nats a completion, estimated from samples: KL(S‖T) on the student's, KL(T‖S) on the teacher's.
+    ``student`` and ``teacher`` are shares of correct completions, ``gap`` is their paired difference. The shifts are KL
+    divergences in nats per completion: KL(S‖T) estimated on the student's samples, KL(T‖S) on the teacher's.
     """
 
     student: Estimate
@@ -50,7 +50,7 @@ class TeacherGap:
     skipped: Counter[str] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return the numbers as plain JSON."""
         names = ("student", "teacher", "gap", "shift_on_student", "shift_on_teacher")
         return {
             **{name: getattr(self, name).as_dict() for name in names},
@@ -65,10 +65,10 @@ class TeacherGap:
 def measure_teacher_gap(
     role: Role, worker: RolloutWorker, examples: Sequence[Example], *, samples: int, seed: int, max_tokens: int
 ) -> TeacherGap | Counter[str]:
-    """Measure one teacher: for every completion of the student, one of the teacher that is shown the same hindsight.
+    """Measure one teacher. For every completion of the student, the teacher samples one with the same hindsight.
 
-    Both are drawn at temperature 1, where a mean of log-probability differences estimates a divergence. ``max_tokens``
-    bounds a micro-batch. If no completion has the context, the reasons are returned with their counts.
+    Both sample at temperature 1, where the mean log-probability difference estimates a KL divergence. ``max_tokens``
+    bounds a micro-batch. If the context could be rendered for no completion, the reasons and their counts are returned.
     """
     policy = worker.teachers.policy
     params = SamplingParams(count=samples, max_tokens=worker.params.max_tokens, seed=derive(seed, STUDENT))
@@ -89,19 +89,23 @@ def measure_teacher_gap(
     places_with_prompt = sorted(prompts)
     if not places_with_prompt:
         return skipped
-    drawn = _sample_teacher(role, worker, groups, prompts, replace(params, count=1, seed=derive(seed, "teacher")))
+    teacher_by_place = _sample_teacher(
+        role, worker, groups, prompts, replace(params, count=1, seed=derive(seed, "teacher"))
+    )
     student_rollouts = [groups[g].rollouts[i] for g, i in places_with_prompt]
-    teacher_rollouts = [drawn[at] for at in places_with_prompt]
-    right = [groups[g].verdicts[i].correct for g, i in places_with_prompt]
-    asked = [
+    teacher_rollouts = [teacher_by_place[at] for at in places_with_prompt]
+    student_correct = [groups[g].verdicts[i].correct for g, i in places_with_prompt]
+    to_verify = [
         (groups[g].example, r.text, r.finished) for (g, _), r in zip(places_with_prompt, teacher_rollouts, strict=True)
     ]
-    judged = [verdict.correct for verdict in verify_all(worker.task, asked)]
+    teacher_correct = [verdict.correct for verdict in verify_all(worker.task, to_verify)]
     shifts = [
         _log_ratios(role, worker, policy, rollouts, [prompts[at] for at in places_with_prompt], sign, max_tokens)
         for rollouts, sign in ((student_rollouts, 1.0), (teacher_rollouts, -1.0))
     ]
-    return _summary(places_with_prompt, right, judged, shifts, student_rollouts, teacher_rollouts, skipped)
+    return _summary(
+        places_with_prompt, student_correct, teacher_correct, shifts, student_rollouts, teacher_rollouts, skipped
+    )
 
 
 def _sample_teacher(
@@ -140,7 +144,7 @@ def _log_ratios(
     sign: float,
     max_tokens: int,
 ) -> list[float]:
-    """sign · (log S − log T) of each completion."""
+    """Return sign · (log S − log T) of each completion, in nats."""
     views = [
         View({STUDENT: r.prompt_ids, TEACHER: prompt}, r.completion_ids, (), (), 0.0, n, 0)
         for n, (r, prompt) in enumerate(zip(rollouts, prompts, strict=True))
@@ -155,14 +159,14 @@ def _log_ratios(
 
 def _summary(
     places: Sequence[tuple[int, int]],
-    right: Sequence[bool],
-    judged: Sequence[bool],
+    student_correct: Sequence[bool],
+    teacher_correct: Sequence[bool],
     shifts: Sequence[Sequence[float]],
     student_rollouts: Sequence[Rollout],
     teacher_rollouts: Sequence[Rollout],
     skipped: Counter[str],
 ) -> TeacherGap:
-    """Means over problems of means over their completions, with intervals over problems."""
+    """Average over the completions of each problem, then over problems, with intervals over problems."""
     problems = sorted({g for g, _ in places})
     most = max(sum(1 for g, _ in places if g == problem) for problem in problems)
 
@@ -173,7 +177,7 @@ def _summary(
     def estimate(values: Sequence[float]) -> Estimate:
         return bootstrap(each(values), k=most, seed=0, confidence=0.95, resamples=RESAMPLES)
 
-    student, teacher = [float(x) for x in right], [float(x) for x in judged]
+    student, teacher = [float(x) for x in student_correct], [float(x) for x in teacher_correct]
     return TeacherGap(
         student=estimate(student),
         teacher=estimate(teacher),

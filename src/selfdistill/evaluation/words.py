@@ -1,7 +1,7 @@
-"""Classes of tokens by word lists that anyone can edit: what a stretch of text is for, not what it means.
+"""Classifies tokens by their function in a completion, with word lists that anyone can edit.
 
-A list is a file with one word, phrase or sign a line. A line between slashes is a regular expression. Classes are
-asked in the order of :data:`CLASSES`; a token belongs to the first one that claims any of its signs.
+A list is a file with one word, phrase or symbol per line. A line between slashes is a regular expression. A token
+belongs to the first class, in the order of :data:`CLASSES`, that matches any of its characters.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SHIPPED = resources.files("selfdistill.evaluation") / "word_lists"
 
 
 def load_classes(folder: Path | None = None) -> dict[str, re.Pattern[str]]:
-    """The pattern of every class, from the shipped lists or from those of a folder; a list that it lacks is shipped.
+    """Return the pattern of every class, from the lists of a folder, or from the shipped list where it has none.
 
     Raises:
-        ConfigError: the folder holds no list of these names, or a regular expression in one is malformed.
+        ConfigError: the folder has none of the lists, or a regular expression in one is malformed.
     """
     own = {name: folder / f"{name}.txt" for name in CLASSES} if folder else {}
     if folder and not any(path.is_file() for path in own.values()):
@@ -38,33 +38,35 @@ def load_classes(folder: Path | None = None) -> dict[str, re.Pattern[str]]:
 
 @cache
 def deliberation_pattern() -> re.Pattern[str]:
-    """The pattern of the shipped words of deliberation, which evaluations and steps count."""
+    """Return the pattern of the shipped deliberation words, which evaluations and training steps count."""
     return _pattern(SHIPPED / "deliberation.txt")
 
 
 def classify(text: str, spans: Sequence[tuple[int, int]], patterns: Mapping[str, re.Pattern[str]]) -> list[str]:
-    """The class of every token, given where it stands in the text; a token that shows nothing is ``other``."""
-    owner: list[str | None] = [None] * len(text)
+    """Return the class of every token, given its span in the text. A token without visible text is ``other``."""
+    # The class of each character. The answer reaches from its last match to the end of the text.
+    class_of: list[str | None] = [None] * len(text)
     for name in CLASSES:
-        found = [match.span() for match in patterns[name].finditer(text)]
+        matches = [match.span() for match in patterns[name].finditer(text)]
         if name == "answer":
             begin = answer_start(text) or 0
-            last = [start for start, _ in found if start >= begin]
-            found = [(last[-1], len(text))] if last else []
-        for start, end in found:
-            for place in range(start, end):
-                owner[place] = owner[place] or name
+            starts = [start for start, _ in matches if start >= begin]
+            matches = [(starts[-1], len(text))] if starts else []
+        for start, end in matches:
+            for i in range(start, end):
+                class_of[i] = class_of[i] or name
+    # A token has the first class among those of its characters.
     result = []
     for start, end in spans:
-        claimed = [owner[place] for place in range(start, end) if owner[place] and not text[place].isspace()]
-        result.append(min((name for name in claimed if name), key=CLASSES.index, default=OTHER))
+        names = [class_of[i] for i in range(start, end) if class_of[i] and not text[i].isspace()]
+        result.append(min((name for name in names if name), key=CLASSES.index, default=OTHER))
     return result
 
 
 def _pattern(path: Traversable) -> re.Pattern[str]:
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     words = [line for line in lines if line and not (line.startswith("# ") or line == "#")]
-    # The longest first: "answer is" must not be read as "answer".
+    # The longest first: otherwise "answer" would match in "answer is".
     parts = [_part(word) for word in sorted(words, key=len, reverse=True)]
     try:
         return re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)

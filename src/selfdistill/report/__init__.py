@@ -1,1 +1,1 @@
-"""Pages that stand alone: one HTML file each, no network, and parts that every page shares."""
+"""Self-contained HTML pages, one file each without network access, and the parts that all pages share."""

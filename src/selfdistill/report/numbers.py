@@ -1,4 +1,4 @@
-"""Numbers as words on a page: one rounding for figures, tables, readouts and headlines."""
+"""Formats numbers as text, with the same rounding for figures, tables, readouts and headlines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: object) -> float | None:
-    """A finite float, or None for everything that is not one (a gap in a curve, a dash in a table)."""
+    """Return the value as a finite float, or None (a gap in a curve, a dash in a table) for anything else."""
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return float(value)
     return None
 
 
 def plain(value: float | None) -> str:
-    """Three significant digits or so: ``1,204``, ``31.2``, ``2.13``, ``0.052``, ``3.1e-06``."""
+    """Format a number with about three significant digits: ``1,204``, ``31.2``, ``2.13``, ``0.052``, ``3.1e-06``."""
     if value is None:
         return MISSING
     if value == 0:
@@ -29,12 +29,12 @@ def plain(value: float | None) -> str:
 
 
 def whole(value: float | None) -> str:
-    """A count: ``1,204``."""
+    """Format a count: ``1,204``."""
     return MISSING if value is None else f"{value:,.0f}".replace("-", MINUS)
 
 
 def compact(value: float) -> str:
-    """A round count where room is short: ``1,200``, ``40k``, ``1.5M``."""
+    """Format a round count in few characters: ``1,200``, ``40k``, ``1.5M``."""
     for size, word in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 10_000):
             return f"{value / size:.4g}{word}".replace("-", MINUS)
@@ -42,22 +42,22 @@ def compact(value: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share: ``0.4125`` is ``41.2%``."""
+    """Format a share: ``0.4125`` is ``41.2%``."""
     return MISSING if value is None else f"{100 * value:.1f}%".replace("-", MINUS)
 
 
 def percent_range(low: float | None, high: float | None) -> str:
-    """An interval of shares: ``38.9–43.6%``; empty where an end is missing."""
+    """Format an interval of shares: ``38.9–43.6%``; empty if an end is missing."""
     return "" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}%"
 
 
 def plain_range(low: float | None, high: float | None) -> str:
-    """An interval: ``31.2–33.0``; empty where an end is missing."""
+    """Format an interval: ``31.2–33.0``; empty if an end is missing."""
     return "" if low is None or high is None else f"{plain(low)}–{plain(high)}"
 
 
 def signed(value: float | None, *, decimals: int = 2) -> str:
-    """A difference with its sign: ``+0.52``, ``−1.30``; no sign where it rounds to zero."""
+    """Format a difference with its sign: ``+0.52``, ``−1.30``; without a sign if it rounds to zero."""
     if value is None:
         return MISSING
     text = f"{abs(value):,.{decimals}f}"
@@ -67,7 +67,7 @@ def signed(value: float | None, *, decimals: int = 2) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time as a person says it: ``8.4 s``, ``4 min 12 s``, ``2 h 05 min``."""
+    """Format a duration in seconds: ``8.4 s``, ``4 min 12 s``, ``2 h 05 min``."""
     if seconds is None:
         return MISSING
     if seconds < 59.95:
@@ -80,17 +80,17 @@ def duration(seconds: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that can be written and cannot disturb the page around it: control and bidirectional signs made visible.
+    """Return text that is safe on a page, with control and bidirectional characters made visible.
 
-    Model text may hold half a surrogate pair (no encoding accepts it), a NUL (an HTML parse error) or a right-to-left
-    override (it would turn the words after it around).
+    Model text may contain a lone surrogate (no encoding accepts it), a NUL (an HTML parse error) or a right-to-left
+    override (it reverses the text after it).
     """
     return "".join(map(_visible, text))
 
 
-def _visible(sign: str) -> str:
-    code = ord(sign)
-    if code < 0x20 and sign not in "\n\t":
+def _visible(character: str) -> str:
+    code = ord(character)
+    if code < 0x20 and character not in "\n\t":
         return chr(0x2400 + code)
     if code == 0x7F:
         return "\u2421"
@@ -98,7 +98,7 @@ def _visible(sign: str) -> str:
         return "\N{REPLACEMENT CHARACTER}"
     if code in _UNSEEN:
         return f"⟨U+{code:04X}⟩"
-    return sign
+    return character
 
 
 _UNSEEN = frozenset([0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF])

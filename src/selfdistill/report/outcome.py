@@ -1,4 +1,4 @@
-"""What came of a run, in words and tables: headline, facts, comparison, evaluations, phases, settings."""
+"""The results of a run as texts and tables: headline, facts, comparison, evaluations, phases, settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unjudged(side: Row) -> bool:
 
 
 def headline(before: Row, after: Row) -> dict[str, str]:
-    """Accuracy before and after in words, and what the two intervals allow to be said."""
+    """Return accuracy before and after as texts, with the verdict that the two intervals support."""
     old, new = (
         {key: numbers.number(score_of(side, "avg").get(key)) for key in ("value", "low", "high")}
         for side in (before, after)
@@ -56,7 +56,7 @@ def headline(before: Row, after: Row) -> dict[str, str]:
 
 
 def comparison_rows(before: Row, after: Row, best: Row) -> list[dict[str, object]]:
-    """Rows of the table before / after / best: a name, and per column a value with its interval."""
+    """Return the rows of the table before / after / best: a name, and for each column a value with its interval."""
     rows: list[dict[str, object]] = []
     for key in ACCURACY:
         scores = [score_of(side, key) for side in (before, after, best)]
@@ -94,7 +94,7 @@ def comparison_rows(before: Row, after: Row, best: Row) -> list[dict[str, object
 
 
 def evaluation_rows(evaluations: Sequence[tuple[float, Row]]) -> list[list[str]]:
-    """Every evaluation in numbers: step, the three accuracies with intervals, length, truncated, deliberation."""
+    """Return one row per evaluation: step, three accuracies with intervals, length, truncated share, deliberation."""
     rows: list[list[str]] = []
     for step, evaluation in evaluations:
         cells = [numbers.whole(step)]
@@ -111,7 +111,7 @@ def evaluation_rows(evaluations: Sequence[tuple[float, Row]]) -> list[list[str]]
 
 
 def facts(run: RunFiles) -> list[tuple[str, str, str]]:
-    """The line under the title: name, word, and the longer form that a hover shows."""
+    """Return the facts under the title: name, short text, and the longer text that a hover shows."""
     summary, config = run.summary, run.config
     model = str(_at(config, "model.path") or _at(config, "model.name") or numbers.MISSING)
     done = numbers.number(summary.get("steps"))
@@ -138,7 +138,7 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
 
 
 def phase_rows(seconds: Mapping[str, float]) -> list[dict[str, str]]:
-    """Time by phase, longest first, with its share of the whole and of the longest."""
+    """Return the time of each phase, longest first, with its share of the total and its width beside the longest."""
     total, longest = sum(seconds.values()), max(seconds.values(), default=0.0)
     return [
         {
@@ -153,7 +153,7 @@ def phase_rows(seconds: Mapping[str, float]) -> list[dict[str, str]]:
 
 
 def flat(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested config as the dotted keys that ``--set`` takes."""
+    """Yield the dotted keys of a nested config, as ``--set`` accepts them, and their values as text."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -162,12 +162,12 @@ def flat(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def points(difference: float) -> str:
-    """A difference of shares in percentage points: ``+21.1 points``."""
+    """Format a difference of shares in percentage points: ``+21.1 points``."""
     return f"{numbers.signed(100 * difference, decimals=1)} points"
 
 
 def ends(summary: Row, evaluations: Sequence[tuple[float, Row]]) -> tuple[Row, Row]:
-    """Evaluations before and after: the summary's, or of a run without one the first and the last in its metrics."""
+    """Return the evaluations before and after training: from the summary, else the first and last of the metrics."""
     before, after = summary.get("before"), summary.get("after")
     first: Row = evaluations[0][1] if evaluations else {}
     last: Row = evaluations[-1][1] if len(evaluations) > 1 else {}
@@ -175,17 +175,17 @@ def ends(summary: Row, evaluations: Sequence[tuple[float, Row]]) -> tuple[Row, R
 
 
 def phases(run: RunFiles) -> dict[str, float]:
-    """Seconds by phase: the summary's, or the sum over steps."""
-    given = run.summary.get("seconds")
+    """Return the seconds of each phase: from the summary, or without one the sum over steps."""
+    summarised = run.summary.get("seconds")
     spent: Counter[str] = Counter()
-    for row in [given] if isinstance(given, dict) else [row.get("phase_seconds") for row in run.metrics]:
+    for row in [summarised] if isinstance(summarised, dict) else [row.get("phase_seconds") for row in run.metrics]:
         if isinstance(row, dict):
             spent.update({name: numbers.number(value) or 0.0 for name, value in row.items()})
     return {name: float(seconds) for name, seconds in spent.items() if name != "total"}
 
 
 def skipped(metrics: Sequence[Row]) -> list[tuple[str, str]]:
-    """Reasons for which something was left out, with their counts over all steps, most frequent first."""
+    """Return the reasons for skipping, with their counts over all steps, most frequent first."""
     counts: Counter[str] = Counter()
     for row in metrics:
         reasons = row.get("skipped")
@@ -195,7 +195,7 @@ def skipped(metrics: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def alarm_rows(run: RunFiles) -> list[dict[str, object]]:
-    """Every alarm that sounded, oldest first: when, on what evidence, what to try, and whether it stands still."""
+    """Return one row per alarm, oldest first: its step, evidence, suggestion, and the step at which it cleared."""
     rows: list[dict[str, object]] = []
     for alarm in run.alarms:
         cleared = cleared_at(alarm, run.metrics)
@@ -212,40 +212,39 @@ def alarm_rows(run: RunFiles) -> list[dict[str, object]]:
 
 
 def cleared_at(alarm: Row, metrics: Sequence[Row]) -> float | None:
-    """The first step after it sounded at which an alarm no longer stands; None where it stands to the end."""
+    """Return the first step at which an alarm is no longer active; None if it stays active to the end."""
     step = numbers.number(alarm.get("step"))
     for row in stepped(metrics):
-        standing = row.get("alarms")
-        if step is not None and row["step"] > step and isinstance(standing, list) and alarm.get("name") not in standing:
-            found: float = row["step"]
-            return found
+        active = row.get("alarms")
+        if step is not None and row["step"] > step and isinstance(active, list) and alarm.get("name") not in active:
+            return float(row["step"])
     return None
 
 
 def spoken(name: object) -> str:
-    """The name of an alarm as words."""
+    """Return the name of an alarm with spaces for underscores."""
     return _word(name).replace("_", " ")
 
 
 def ended_by(summary: Row) -> str:
-    """The alarms that ended the run, as words; empty where none did."""
+    """Return the names of the alarms that stopped the run; empty if none did."""
     names = summary.get("stopped_by")
     return ", ".join(map(spoken, names)) if isinstance(names, list) else ""
 
 
 def stepped(metrics: Sequence[Row]) -> list[Row]:
-    """Lines that belong to a step."""
+    """Return the lines that have a step."""
     return [row for row in metrics if numbers.number(row.get("step")) is not None]
 
 
 def score_of(side: Row, key: str) -> Row:
-    """One accuracy of an evaluation, ``{"k", "value", "low", "high"}``; empty where it has none."""
+    """Return one accuracy of an evaluation, ``{"k", "value", "low", "high"}``; empty if it is missing."""
     score = side.get(key)
     return score if isinstance(score, dict) else {}
 
 
 def score_name(key: str, scores: Sequence[Row]) -> str:
-    """The name of an accuracy with its k: ``avg@8``."""
+    """Return the name of an accuracy with its k: ``avg@8``."""
     k = next((numbers.number(score.get("k")) for score in scores if numbers.number(score.get("k")) is not None), None)
     return f"{key}@{'k' if k is None else numbers.whole(k)}"
 

@@ -1,8 +1,8 @@
-"""The page of a run: ``report.html``, one file that needs no network, says what changed and shows how.
+"""The page of a run, ``report.html``: one file without network access that shows the results and the training curves.
 
-Left to the parts: geometry (``charts``), colours of tokens (``tokens``), reading (``files``), rounding (``numbers``).
-A run that is still going has the same page, drawn anew as its files grow (``watching``). Left out: everything that
-compares runs; those pages use the same parts.
+Other modules do the parts: geometry of charts (``charts``), colours of tokens (``tokens``), reading (``files``) and
+rounding (``numbers``). ``server`` renders the same page again while a run is going. The pages of comparisons and
+inspections share these parts.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from selfdistill.report.outcome import (
 from selfdistill.report.tokens import Coloured, choose, colour, scale_limit, token_values
 
 SHOWN = 6
-"""Completions shown of each of the two steps: three pairs of a correct and a wrong answer fill three rows of two."""
+"""Completions of each of the two steps on the page: three rows with one correct and one wrong answer each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One series of a figure: a key of a metrics line, or of its ``evaluation``."""
+    """One series of a figure: a key of a line of metrics, or of its ``evaluation``."""
 
     name: str
     key: str
@@ -62,7 +62,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure of the page and the series that it shows where a run has them."""
+    """A figure of the page and its series. Series that a run lacks are left out."""
 
     title: str
     unit: str
@@ -105,28 +105,28 @@ SIGNAL = (
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` into a run folder and return its path; a page already there is replaced whole.
+    """Write ``report.html`` into a run folder atomically and return its path.
 
     Raises:
         DataError: the folder holds no run, or a file in it cannot be read.
     """
     page = render_run(read_run(run_dir))
     target = run_dir / "report.html"
-    aside = run_dir / "report.html.part"
-    aside.write_bytes(page.encode("utf-8", errors="replace"))
-    os.replace(aside, target)
+    part = run_dir / "report.html.part"
+    part.write_bytes(page.encode("utf-8", errors="replace"))
+    os.replace(part, target)
     return target
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """How a page follows its run: drawn anew every so many ``seconds``, or, while these are None, held still."""
+    """How a served page follows its run: it reloads every ``seconds``, or never if these are None."""
 
     seconds: int | None
 
 
 def render_run(run: RunFiles, live: Live | None = None) -> str:
-    """The page of a run as text; ``live`` where it is served."""
+    """Return the page of a run as HTML text. ``live`` is None for a page that is written to a file."""
     evaluations = [
         (row["step"], row["evaluation"]) for row in stepped(run.metrics) if isinstance(row.get("evaluation"), dict)
     ]
@@ -171,10 +171,10 @@ def render(
     scripts: Sequence[str] = ("page.js",),
     **values: object,
 ) -> str:
-    """Fill a template: every value is escaped, and only the page's own ``scripts`` may run.
+    """Fill a template and return the page. Every value is escaped, and only the page's own ``scripts`` may run.
 
-    Templates and scripts come from the ``templates`` folder of ``room``, or from the shared parts in report/templates.
-    ``refresh``: seconds after which a browser asks for the page again.
+    Templates and scripts come from the ``templates`` folder of ``room``, or else from report/templates. ``refresh`` is
+    the number of seconds after which the browser reloads the page.
     """
     source = partial(_source, room=room)
     script = "".join(map(source, scripts))
@@ -194,13 +194,13 @@ def render(
 
 
 def draw_figures(figures: Sequence[Figure], metrics: Sequence[Row]) -> tuple[list[Chart], list[str]]:
-    """Charts of all figures that the run has numbers for, and the names of the series that it has none for."""
+    """Return the charts of the figures that have numbers, and the names of the series that have none."""
     charts: list[Chart] = []
     missing: list[str] = []
     for figure in figures:
-        found = [(part, series_of(part, metrics)) for part in figure.parts]
-        missing += [part.name for part, one in found if one is None]
-        series = [drawn for part, one in found if one is not None for drawn in _smoothed(part, one)]
+        raw = [(part, series_of(part, metrics)) for part in figure.parts]
+        missing += [part.name for part, line in raw if line is None]
+        series = [smoothed for part, line in raw if line is not None for smoothed in _smoothed(part, line)]
         if series:
             height = 120 if figure.names else 190
             charts.append(
@@ -212,9 +212,9 @@ def draw_figures(figures: Sequence[Figure], metrics: Sequence[Row]) -> tuple[lis
 
 
 def series_of(part: Part, metrics: Sequence[Row]) -> Series | None:
-    """A part's numbers by step; None where the run has not one."""
+    """Return the numbers of a part over steps; None if the run has none."""
     rows = [(row["step"], row.get("evaluation") if part.evaluation else row) for row in stepped(metrics)]
-    # A step without an evaluation is no gap in a curve of evaluations: only lines that could hold the number count.
+    # A step without an evaluation is not a gap in a curve of evaluations.
     pairs = [(float(step), numbers.number(row.get(part.key))) for step, row in rows if row]
     while pairs and pairs[0][1] is None:
         pairs.pop(0)
@@ -225,19 +225,20 @@ def series_of(part: Part, metrics: Sequence[Row]) -> Series | None:
 
 
 def accuracy_charts(evaluations: Sequence[tuple[float, Row]], best_step: object) -> list[Chart]:
-    """The main figure, for wide and for narrow screens; empty where nothing was evaluated."""
+    """Return the main figure for wide and for narrow screens; empty without evaluations."""
     scores = [(step, score_of(evaluation, "avg")) for step, evaluation in evaluations]
     if not any(numbers.number(score.get("value")) is not None for _, score in scores):
         return []
     ends = [[numbers.number(score.get(end)) for _, score in scores] for end in ("value", "low", "high")]
-    whole = all(None not in entry or entry == (None,) * 3 for entry in zip(*ends, strict=True))
+    # A band needs an interval at every evaluation that has a value.
+    has_band = all(None not in entry or entry == (None,) * 3 for entry in zip(*ends, strict=True))
     name = score_name("avg", [score for _, score in scores])
     series = Series(
         name,
         [step for step, _ in scores],
         ends[0],
-        low=ends[1] if whole else (),
-        high=ends[2] if whole else (),
+        low=ends[1] if has_band else (),
+        high=ends[2] if has_band else (),
         look="points",
     )
     best = numbers.number(best_step)
@@ -256,7 +257,7 @@ def _step_of(lines: Sequence[RolloutLine], limit: float) -> dict[str, object]:
 
 
 def _smoothed(part: Part, series: Series) -> list[Series]:
-    """A noisy series of 30 steps or more also gets a running mean; the single steps go to the background."""
+    """Return a smoothed series of 30 steps or more as its running mean, with the single steps in the background."""
     if not part.smooth or len(series.y) < 30:
         return [series]
     window = max(5, len(series.y) // 20)

@@ -1,8 +1,8 @@
-"""A run followed in the browser: its own page, drawn anew from its files as they grow.
+"""A web server for the page of a run, rendered again whenever the run's files change.
 
-The server knows two pages and serves no files, so there is no path to climb. It answers this machine alone unless told
-otherwise, and then only to requests that name this machine: a page on the net whose name was made to point here
-(DNS rebinding) would otherwise read the run through its visitor's browser.
+The server has two pages and serves no files, so path traversal is impossible. By default it listens on the loopback
+address and refuses requests for other host names. Otherwise a website whose name resolves to this machine (DNS
+rebinding) could read the run through a visitor's browser.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from selfdistill.report.files import OuterSteps, read_run
 from selfdistill.report.page import Live, render_run
 
 EVERY = 5
-"""Seconds between two drawings: a step rarely takes less."""
+"""Seconds between two reloads of the page; a training step rarely takes less."""
 IDLE = 10.0
-"""Seconds that a connection may take to send its request, and each write of the answer may take."""
+"""Timeout in seconds of a connection, for its request and for each write of the answer."""
 MAX_CONNECTIONS = 32
-"""Open connections, a thread each. One more closes the oldest."""
+"""Most open connections, with one thread each. A further one closes the oldest."""
 FOLLOWED = ("config.json", "metrics.jsonl", "evaluations.jsonl", "rollouts.jsonl", "alarms.jsonl", "summary.json")
 
 
 class Follower:
-    """Reads a run's completions once each, and draws its page only when a file has changed."""
+    """Renders the page of a run when a file has changed. It reads each stored completion only once."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DataError where there is no run, or a file of it cannot be read."""
+        """Render the page once. Raises DataError if there is no run, or a file of it cannot be read."""
         self.folder = folder
         self._lock = Lock()
         self._completions = OuterSteps()
@@ -51,7 +51,7 @@ class Follower:
         self.page(still=False)
 
     def page(self, *, still: bool) -> str:
-        """The page as it is now; ``still`` without the order to come again.
+        """Return the current page. A ``still`` page does not reload itself.
 
         Raises:
             DataError: a file cannot be read.
@@ -66,18 +66,18 @@ class Follower:
             return self._pages[still][1]
 
     def _read_on(self) -> None:
-        """Take in what ``rollouts.jsonl`` has gained; a resume replaces the file, which is then read from its start."""
+        """Read the new lines of ``rollouts.jsonl``, from its start if a resume has replaced or truncated the file."""
         path = self.folder / "rollouts.jsonl"
         if not path.is_file():
             self._completions, self._inode, self._offset = OuterSteps(), 0, 0
             return
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_ino != self._inode or found.st_size < self._offset:
-                self._completions, self._inode, self._offset = OuterSteps(), found.st_ino, 0
+            stat = os.fstat(file.fileno())
+            if stat.st_ino != self._inode or stat.st_size < self._offset:
+                self._completions, self._inode, self._offset = OuterSteps(), stat.st_ino, 0
             file.seek(self._offset)
             for line in file:
-                if not line.endswith(b"\n"):  # the run is writing it just now
+                if not line.endswith(b"\n"):  # The run is still writing this line.
                     break
                 self._completions.add(_rollout(line, path))
                 self._offset += len(line)
@@ -95,14 +95,14 @@ def _rollout(line: bytes, path: Path) -> RolloutLine:
 
 def _state(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        stat = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """``/`` follows the run, ``/still`` holds; there is nothing else."""
+    """Answers ``/`` with the page that reloads itself, ``/still`` with one that does not, and refuses other paths."""
 
     timeout = IDLE
     server_version = "selfdistill"
@@ -114,7 +114,7 @@ class _Answer(BaseHTTPRequestHandler):
         super().__init__(*rest)
 
     def do_GET(self) -> None:
-        """Draw the page that was asked for."""
+        """Send the requested page."""
         if self.loopback and not _names_this_machine(self.headers.get("Host", "")):
             self._send(HTTPStatus.FORBIDDEN, "this run is shown on this machine only")
             return
@@ -145,10 +145,10 @@ class _Answer(BaseHTTPRequestHandler):
         try:
             self.wfile.write(body)
         except (ConnectionError, TimeoutError):
-            self.close_connection = True  # The browser went away, or does not read its answer.
+            self.close_connection = True  # The browser closed the connection or does not read the answer.
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The terminal belongs to the address of the page; requests are not listed."""
+        """Log no requests: the terminal shows only the address of the page."""
 
 
 def _names_this_machine(host: str) -> bool:
@@ -157,7 +157,7 @@ def _names_this_machine(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether an address can be reached from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -165,28 +165,28 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(ThreadingHTTPServer):
-    """Connections are bounded: visitors who say nothing cannot keep others out, nor exhaust threads or descriptors."""
+    """Bounds the number of connections, so that idle clients cannot exhaust threads or file descriptors."""
 
     daemon_threads = True
 
     def __init__(self, *arguments: Any) -> None:
-        self._open: dict[socket.socket, None] = {}  # in order of arrival
+        self._open: dict[socket.socket, None] = {}  # in order of arrival, oldest first
         self._open_lock = Lock()
         super().__init__(*arguments)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection; where the table of descriptors is full, make room for the next attempt."""
+        """Accept a connection. If no file descriptor is free, close the oldest connection for the next attempt."""
         try:
             return super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._close_oldest()
-                # The connection is still pending, and the caller's loop would ask for it again at once.
+                # The connection is still pending. Without a pause, the caller's loop would retry at once.
                 time.sleep(0.1)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, and close the oldest connection if there are too many."""
+        """Answer in a new thread, and close the oldest connection if there are too many."""
         with self._open_lock:
             self._open[request] = None
             full = len(self._open) > MAX_CONNECTIONS
@@ -195,7 +195,7 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Forget a connection that has been answered or has ended."""
+        """Remove a connection that has been answered or has ended."""
         with self._open_lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
@@ -206,12 +206,12 @@ class _Server(ThreadingHTTPServer):
             if oldest is None:
                 return
             del self._open[oldest]
-            # Its thread reads the end of the connection and closes the socket. The lock keeps it open until then.
+            # The shutdown ends the read in its thread, which closes the socket. The lock keeps it open until then.
             with suppress(OSError):
                 oldest.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that breaks off is the visitor's affair; anything else is shown."""
+        """Ignore a connection that the client broke off; print any other error."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -221,10 +221,10 @@ class _Server6(_Server):
 
 
 def server_of(folder: Path, *, host: str, port: int) -> ThreadingHTTPServer:
-    """A server of a run's page, bound and ready for ``serve_forever``; port 0 takes any that is free.
+    """Return a server for the page of a run, bound and ready for ``serve_forever``. Port 0 takes any free port.
 
     Raises:
-        UserError: there is no run in the folder, or the address cannot be had.
+        UserError: the folder holds no run, or the address cannot be bound.
     """
     follower = Follower(folder)
     answer = partial(_Answer, follower, loopback=is_loopback(host))

@@ -1,4 +1,4 @@
-"""A completion coloured token by token: where each token stands in the text, and how strongly it is tinted."""
+"""Colours a completion by token: aligns its tokens with its text, and computes the tint of each token."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
 
 MOST_TOKENS = 3000
-"""A page with twelve completions of this length is about 5 MB; longer ones are cut, and say so."""
+"""Most tokens of a completion on a page; longer ones are cut, with a note. Twelve such completions are about 5 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token as the text shows it: the spaces that the text has before it, and its own signs.
+    """A token as it appears in the text: the whitespace before it, and its characters.
 
-    ``unseen`` marks a token that the text leaves out (an end-of-sequence or chat token).
+    ``unseen`` marks a token that the text does not contain (an end-of-sequence or chat token).
     """
 
     before: str
@@ -26,7 +26,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece with its tint: ``side`` is "p" or "n" (or empty), ``strength`` 0 to 100 of the scale's end."""
+    """A piece with its tint: ``side`` is "p", "n" or empty; ``strength`` is 0 to 100 percent of the scale."""
 
     piece: Piece
     side: str
@@ -37,7 +37,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Coloured:
-    """A completion ready to be written."""
+    """A completion as the page shows it."""
 
     example: str
     index: str
@@ -52,16 +52,16 @@ class Coloured:
 
 
 def align(text: str, tokens: Sequence[str]) -> list[Piece]:
-    """Find every token in the text, so that spaces between decoded words come back.
+    """Locate every token in the text, which restores the spaces between decoded words.
 
-    A token decoded alone may have lost its space (word tokenizers) or stand for something that the text leaves out
-    (special tokens). If the tokens do not use the text up (half a sign per token), they are shown as they are.
+    A token that is decoded alone may lose its space (word tokenizers) or be absent from the text (special tokens). If
+    the tokens do not cover the whole text (half a character per token), they are returned as they are.
     """
     pieces: list[Piece] = []
     cursor = 0
     for token in tokens:
         core = token.strip()
-        word = next(place for place in range(cursor, len(text) + 1) if not text[place : place + 1].isspace())
+        word = next(i for i in range(cursor, len(text) + 1) if not text[i : i + 1].isspace())
         if token and text.startswith(token, cursor):
             pieces.append(Piece("", token))
             cursor += len(token)
@@ -74,7 +74,7 @@ def align(text: str, tokens: Sequence[str]) -> list[Piece]:
 
 
 def scale_limit(values: Iterable[float], *, share: float = 0.95) -> float:
-    """The |u| of full colour: a quantile, rounded to two digits, so that one outlier does not bleach the rest."""
+    """Return the |u| of full colour: a quantile, rounded to two digits, so that one outlier does not fade the rest."""
     sizes = sorted(abs(value) for value in values)
     if not sizes or sizes[-1] == 0:
         return 1.0
@@ -83,14 +83,14 @@ def scale_limit(values: Iterable[float], *, share: float = 0.95) -> float:
 
 
 def tint(u: float | None, limit: float) -> tuple[str, int]:
-    """Side and strength of a token's colour, linear in u and full at the limit."""
+    """Return the side and the strength of a token's colour, which is linear in u and full at the limit."""
     if u is None or u == 0:
         return "", 0
     return ("p" if u > 0 else "n"), round(100 * min(1.0, abs(u) / limit))
 
 
 def colour(line: RolloutLine, limit: float) -> Coloured:
-    """Make one line of ``rollouts.jsonl`` ready to be written; what does not fit together is said, not drawn."""
+    """Return a line of ``rollouts.jsonl`` as the page shows it. Lists of the wrong length become a note."""
     text = numbers.printable(line.text)
     words = [numbers.printable(token) for token in line.tokens]
     pieces = align(text, words) if words else [Piece("", text)]
@@ -101,7 +101,7 @@ def colour(line: RolloutLine, limit: float) -> Coloured:
     logprobs = _per_token(line.logprobs or None, "logprobs", len(words), notes)
     if len(pieces) > MOST_TOKENS:
         notes.append(f"Only the first {MOST_TOKENS:,} of {len(pieces):,} tokens are shown.")
-    known = [value for value in u if value is not None]
+    finite_u = [value for value in u if value is not None]
     reward = line.reward
     return Coloured(
         example=numbers.printable(line.example),
@@ -111,7 +111,7 @@ def colour(line: RolloutLine, limit: float) -> Coloured:
         prompt=numbers.printable(line.prompt).strip(),
         feedback=numbers.printable(line.feedback or "").strip(),
         length=len(words),
-        total_u=numbers.signed(sum(known)) if known else "",
+        total_u=numbers.signed(sum(finite_u)) if finite_u else "",
         tokens=tuple(
             Token(piece, *tint(gain, limit), numbers.signed(gain, decimals=3), numbers.signed(logprob, decimals=3))
             for piece, gain, logprob in zip(pieces[:MOST_TOKENS], u, logprobs, strict=False)
@@ -121,15 +121,15 @@ def colour(line: RolloutLine, limit: float) -> Coloured:
 
 
 def token_values(line: RolloutLine) -> list[float]:
-    """The finite u of a completion; empty if no teacher scored it."""
+    """Return the finite values of u of a completion; empty if no teacher scored it."""
     return [value for value in line.u or () if value is not None]
 
 
 def choose(lines: Sequence[RolloutLine], count: int) -> list[RolloutLine]:
-    """A fixed choice of completions: a correct and a wrong one of the same problem first, then both kinds in turn.
+    """Choose completions: first pairs of a correct and a wrong one of the same problem, then both kinds alternately.
 
-    Two answers to one problem show the signal best; everything goes by the order of the file, so that the same run
-    always gives the same page.
+    Two answers to one problem show the signal best. The choice follows the order of the file, so the same run always
+    has the same page.
     """
     by_example: dict[str, tuple[list[RolloutLine], list[RolloutLine]]] = {}
     for line in lines:
@@ -140,8 +140,8 @@ def choose(lines: Sequence[RolloutLine], count: int) -> list[RolloutLine]:
     taken = {id(line) for line in chosen}
     right = [line for kind, _ in by_example.values() for line in kind if id(line) not in taken]
     wrong = [line for _, kind in by_example.values() for line in kind if id(line) not in taken]
-    for place in range(max(len(right), len(wrong))):
-        chosen += right[place : place + 1] + wrong[place : place + 1]
+    for i in range(max(len(right), len(wrong))):
+        chosen += right[i : i + 1] + wrong[i : i + 1]
     return chosen[:count]
 
 

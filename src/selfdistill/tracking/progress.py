@@ -1,4 +1,4 @@
-"""What a run says in the terminal: one live line, one line an evaluation, a closing table."""
+"""Terminal output of a run: one live line, one line per evaluation, and a closing table."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.text import Text
 from selfdistill.files.text import printable
 
 PLAIN_EVERY = 10.0
-"""Seconds between lines where the output is no terminal (a log file, CI)."""
+"""Seconds between progress lines if the output is not a terminal (a log file, CI)."""
 
 
 class Progress:
-    """Progress on a terminal, or lines in a log; without a console nothing is said."""
+    """Progress as a live line on a terminal or as lines in a log. Without a console it prints nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
@@ -41,16 +41,16 @@ class Progress:
             self.live.stop()
 
     def say(self, sentence: str) -> None:
-        """One sentence of its own."""
+        """Print one sentence on its own line."""
         self.console.print(Text(printable(sentence)), soft_wrap=True)
 
     def status(self, line: str) -> None:
-        """The live line; nothing where the output is no terminal."""
+        """Replace the live line. Does nothing if the output is not a terminal."""
         if self.live is not None:
             self.live.update(Text(printable(line), overflow="ellipsis", no_wrap=True))
 
     def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
-        """An evaluation on held-out problems."""
+        """Print an evaluation on held-out problems."""
         avg = result["avg"]
         self.accuracy = None if avg is None else avg["value"]
         # Without a verifier there is no accuracy to show, and the rest of the evaluation is all there is.
@@ -71,7 +71,7 @@ class Progress:
             self.say(f"{of - result['judged']} of {of} completions are not judged and count as wrong")
 
     def step(self, line: Mapping[str, Any], *, total: int) -> None:
-        """A training step."""
+        """Show a training step: on the live line, or at most every :data:`PLAIN_EVERY` seconds as a line."""
         if self.first is None:
             self.first, self.began = line["step"], time.monotonic() - line["seconds"]
         self.tokens += line["generated"]
@@ -91,7 +91,7 @@ class Progress:
             self.say(text)
 
     def closing(self, summary: Mapping[str, Any], page: str) -> None:
-        """The closing table and where the page is."""
+        """Print the closing table, the time by phase and the path of the page."""
         title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
         k, judged = summary["before"]["samples"], summary["best"] is not None
