@@ -1,4 +1,4 @@
-"""The command line. Heavy imports happen inside the commands, so that ``--help`` is instant."""
+"""The command line. Commands import torch and other slow modules when they run, so that ``--help`` is instant."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options of the program itself."""
+    """The options of the program itself."""
 
 
 @command()
@@ -84,14 +84,14 @@ def compare(
         int | None, typer.Option(min=1, help="Runs at a time; unset: one for each core, on an accelerator one.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="ARM", help="Whom the others are measured by; unset: the first grpo, or arm.")
+        str | None, typer.Option(metavar="ARM", help="Arm to compare with; unset: the first grpo, else the first arm.")
     ] = None,
     main: Annotated[
         str | None,
         typer.Option(metavar="ARM", help="Also put this arm's summary and page into the folder."),
     ] = None,
 ) -> None:
-    """Train several configs on equal terms, several seeds each: one table and one page. Goes on where it stopped."""
+    """Train several configs on equal terms with several seeds: one table and one page. Resumes where it stopped."""
     from selfdistill.config.run import load_config
 
     # A mistake in a config is reported before torch is imported, which takes seconds.
@@ -164,33 +164,30 @@ def inspect(
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Methods whose credit is shown; LABEL=NAME for one more of a kind; "
-            "hyperparameters by --set LABEL.hyperparameter=value; unset: those of --config, else "
-            "grpo,sd,antisd,opsd,sdpo,credit,purified.",
+            help="Methods to inspect; LABEL=NAME repeats a method under a label; set hyperparameters by --set "
+            "LABEL.hyperparameter=value; unset: those of --config, else grpo,sd,antisd,opsd,sdpo,credit,purified.",
         ),
     ] = None,
     config: Annotated[
         list[str] | None,
-        typer.Option(help="A run's config or folder whose method is shown too, under its name; may be repeated."),
+        typer.Option(help="A run's config or folder whose method is inspected too, under its name; may be repeated."),
     ] = None,
     contexts: Annotated[
-        str, typer.Option(metavar="NAME,…", help="Templates scored besides those of the methods.")
+        str, typer.Option(metavar="NAME,…", help="Further templates to score, besides those of the methods.")
     ] = "",
     rollouts: Annotated[
         Path | None, typer.Option(help="Read the newest completions of this rollouts.jsonl instead of sampling.")
     ] = None,
-    problems: Annotated[int, typer.Option(min=1, help="Problems to look at.")] = 16,
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
+    problems: Annotated[int, typer.Option(min=1, help="Problems to inspect.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 4,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
     max_tokens: MaxTokens = None,
-    words: Annotated[
-        Path | None, typer.Option(help="Folder with word lists of your own for the classes of tokens.")
-    ] = None,
+    words: Annotated[Path | None, typer.Option(help="Folder with your own word lists for the token classes.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
     set_: Set = None,
 ) -> None:
-    """What each method would reward and punish, token by token, without training: a table, a summary and a page."""
+    """Show which tokens each method would reward and punish, without training: a table, a summary and a page."""
     from selfdistill.inspection.command import InspectOptions, inspect_model
 
     quiet()
@@ -247,7 +244,7 @@ def teachers(
     set_: Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """How much more often each teacher is right than the student, and how far apart they are."""
+    """Measure how much more often each teacher is right than the student, and how far apart the two are."""
     from selfdistill.config.run import load_config
 
     # A mistake in the config is reported before torch is imported, which takes seconds.
@@ -259,8 +256,8 @@ def teachers(
     if json:
         say(jsonlib.dumps(report))
         return
-    for name, found in report.items():
-        for line in describe_gap(name, found):
+    for name, gap in report.items():
+        for line in describe_gap(name, gap):
             say(line)
 
 
@@ -271,15 +268,13 @@ def export(
     step: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; unset: the newest.")] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="Number type of the weights: float32 are those that a bfloat16 run trains; unset: model.dtype."
-        ),
+        typer.Option(help="Number type of the weights; a bfloat16 run trains float32 weights; unset: model.dtype."),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Add an adapter to its base: a plain model directory.")
+        bool, typer.Option("--merge", help="Merge an adapter into its base model: a plain model directory.")
     ] = False,
 ) -> None:
-    """Write a checkpoint's model as a plain Hugging Face directory, also where its weights were sharded."""
+    """Write a checkpoint's model as a plain Hugging Face directory, from sharded weights too."""
     from selfdistill.training.run_folder import export_model
 
     quiet()
@@ -290,13 +285,13 @@ def export(
 @command()
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, finished or still going.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8642,
-    host: Annotated[str, typer.Option(help="Address to serve at; others than this machine's own let anybody in.")] = (
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free port.")] = 8642,
+    host: Annotated[str, typer.Option(help="Address to serve at; any but this machine's own is open to everybody.")] = (
         "127.0.0.1"
     ),
     static: Annotated[bool, typer.Option("--static", help="Write the page as report.html instead.")] = False,
 ) -> None:
-    """Follow a run in the browser: curves, alarms and the latest completions, drawn anew as its files grow."""
+    """Follow a run in the browser: curves, alarms and the latest completions, updated as its files grow."""
     from selfdistill.cli.watch import serve
     from selfdistill.report.page import write_report
 
@@ -311,7 +306,7 @@ app.add_typer(data_app, name="data")
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line; a user's mistake is one sentence on stderr and exit code 2."""
+    """Run the command line. A user's mistake prints one sentence on stderr and exits with code 2."""
     try:
         app(arguments)
     except Exception as error:

@@ -16,7 +16,7 @@ from selfdistill.types import Role, View
 
 
 def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str]:
-    """Every prompt that training would score for a few examples, line by line, and what would be skipped.
+    """Yield, as lines of text, every prompt that training would score for a few examples, and the skipped ones.
 
     Completions are sampled from the model, as in training, so siblings and feedback are real.
     """
@@ -32,9 +32,9 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
         yield f"══ {group.example.id}  completion {view.index}  reward {reward}  {len(view.completion_ids)} tokens"
         yield from _prompts(view, method.roles(), chat)
         yield f"── completion (the same ids under every prompt)\n{chat.decode(view.completion_ids)}\n"
-    spelled = sum(chat.control_tokens(group.example.prompt) for group in groups)
-    if spelled:
-        yield f"{spelled} control tokens in the prompts of these examples are encoded as text"
+    control_tokens = sum(chat.control_tokens(group.example.prompt) for group in groups)
+    if control_tokens:
+        yield f"{control_tokens} control tokens in the prompts of these examples are encoded as text"
     for reason, count in sorted((prepared.skipped + unfit).items()):
         yield f"skipped: {count} × {reason}"
     yield f"{len(prepared.views)} completions scored, {prepared.dropped} left out of the loss"

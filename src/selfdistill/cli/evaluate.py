@@ -33,11 +33,14 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate a model directory, a checkpoint, a run's newest checkpoint, a hub id or a shipped model.
 
-    A run's folder brings its own task and token limit; anything else must name a task. ``loaded`` is a model in
-    memory, which ``model`` then only names, and ``judge`` a task object in the place of what ``task`` describes.
+    A run folder has its own task and token limit; for anything else ``task`` is required. ``loaded`` is a model in
+    memory that replaces the one at ``model``; ``judge`` is a task object that replaces ``task``.
+
+    Returns:
+        The evaluation as plain JSON, with the arguments, the skipped problems and remarks.
 
     Raises:
-        UserError: one sentence.
+        UserError: the model or the task cannot be loaded or used.
     """
     config = config_for(model, task, overrides, command="evaluate")
     policy, chat, path, remarks = load_model(model, config, loaded)

@@ -1,4 +1,4 @@
-"""Commands that show what there is to choose from, and check it: methods, tasks, rows, the sandbox, configs."""
+"""Commands that list and check the available methods, tasks, data, sandbox and configs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def methods(
 
     if name is not None:
         build_method(name, {})
-    for known in METHODS if name is None else [name]:
-        say("\n".join(section(known)))
+    for method in METHODS if name is None else [name]:
+        say("\n".join(section(method)))
 
 
 @command()
@@ -38,8 +38,8 @@ def tasks(json: Annotated[bool, typer.Option("--json", help="Print one JSON list
     """List the tasks: what each is, the keys it needs, and the presets that fill the others."""
     from selfdistill.tasks.check import describe_tasks, list_tasks
 
-    found = list_tasks()
-    for line in [jsonlib.dumps(found)] if json else describe_tasks(found):
+    table = list_tasks()
+    for line in [jsonlib.dumps(table)] if json else describe_tasks(table):
         say(line)
 
 
@@ -77,10 +77,10 @@ def doctor(
     """Versions and the device, and whether the sandbox for model-written code holds; exit code 0 only if it does."""
     from selfdistill.sandbox.doctor import describe, examine
 
-    found = examine(thorough=thorough)
-    for line in [jsonlib.dumps(found)] if json else describe(found):
+    report = examine(thorough=thorough)
+    for line in [jsonlib.dumps(report)] if json else describe(report):
         say(line)
-    raise typer.Exit(0 if found["safe"] else 1)
+    raise typer.Exit(0 if report["safe"] else 1)
 
 
 @command()

@@ -16,10 +16,13 @@ from selfdistill.types import External, Role
 
 
 def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
-    """Preference gap and shift of every teacher of a method, on its training problems.
+    """Measure the preference gap and the shift of every teacher of a method, on its training problems.
+
+    Returns:
+        For each teacher its gap as plain JSON, shifts in nats per completion.
 
     Raises:
-        UserError: one sentence; among them that the task judges nothing, or the method has no teacher.
+        UserError: the task has no verifier, the method has no teacher, or a teacher's context could not be rendered.
     """
     problem = build_problem(config)
     if not problem.task.has_verifier:
@@ -47,28 +50,28 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
     return report
 
 
-def describe_gap(name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """A teacher's numbers in words."""
+def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the numbers of a teacher as lines of text."""
 
-    def shown(estimate: Mapping[str, float], digits: int = 3) -> str:
+    def text(estimate: Mapping[str, float], digits: int = 3) -> str:
         return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(estimate[k] for k in ("value", "low", "high")), d=digits)
 
-    yield f"{name} ({found['what']}), {found['completions']} completions of {found['problems']} problems"
-    yield f"  right: student {shown(found['student'])}, teacher {shown(found['teacher'])}"
-    yield f"  preference gap: {shown(found['gap'])}"
+    yield f"{name} ({gap['what']}), {gap['completions']} completions of {gap['problems']} problems"
+    yield f"  right: student {text(gap['student'])}, teacher {text(gap['teacher'])}"
+    yield f"  preference gap: {text(gap['gap'])}"
     for side, formula in (("student", "KL(student || teacher)"), ("teacher", "KL(teacher || student)")):
-        per_token = found[f"per_token_on_{side}"]
+        per_token = gap[f"per_token_on_{side}"]
         yield (
-            f"  shift on the {side}'s samples, {formula}: {shown(found[f'shift_on_{side}'], 2)} nats a completion, "
+            f"  shift on the {side}'s samples, {formula}: {text(gap[f'shift_on_{side}'], 2)} nats a completion, "
             f"{per_token:.4f} a token"
         )
-    for reason, count in sorted(found["skipped"].items()):
+    for reason, count in sorted(gap["skipped"].items()):
         yield f"  skipped: {count} × {reason}"
 
 
 def described(role: Role) -> str:
-    """A role's context and weights in words."""
-    shown = f"context {role.context}" if role.context else "the student's prompt"
-    return f"{shown}, " + (
+    """Return the context and the weights of a role as text."""
+    prompt = f"context {role.context}" if role.context else "the student's prompt"
+    return f"{prompt}, " + (
         f"weights of {role.weights.path}" if isinstance(role.weights, External) else f"{role.weights} weights"
     )

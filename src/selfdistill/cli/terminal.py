@@ -1,4 +1,4 @@
-"""Ctrl-C handling, log levels and the last word on errors of the command line."""
+"""Ctrl-C handling, log levels and error messages of the command line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
 class Command(TyperCommand):
-    """A command whose help shows a flag without the type of a value, since it takes none."""
+    """A command whose help shows flags without a value type."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Arguments and options, ``--help`` among them."""
+        """Return the arguments and options, including ``--help``."""
         return _without_flag_types(super().get_params(ctx))
 
 
@@ -29,11 +29,11 @@ class Commands(TyperGroup):
     """A Typer group that prints a message on Ctrl-C. Typer itself exits silently."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Options of the group, ``--help`` among them."""
+        """Return the options of the group, including ``--help``."""
         return _without_flag_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command; exits with code 130 on Ctrl-C."""
+        """Run the chosen command. Exits with code 130 on Ctrl-C."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -49,7 +49,7 @@ def _without_flag_types(parameters: list[Any]) -> list[Any]:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line. Text of rows and models may be part of it, so nothing in it can steer the terminal."""
+    """Print a line with control characters escaped, because it may contain text of rows and models."""
     typer.echo(printable(text), err=err)
 
 
@@ -60,7 +60,7 @@ def no_bars() -> None:
 
 
 def quiet() -> None:
-    """Turn off progress bars, and all log messages of transformers below errors."""
+    """Turn off progress bars and all log messages of transformers below errors."""
     no_bars()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
@@ -70,7 +70,7 @@ def quiet() -> None:
 
 
 def as_mistake(error: Exception) -> UserError | None:
-    """What to tell a user of an error that ends a command: one sentence, or None where it is no mistake of theirs."""
+    """Return the one-sentence error for the user, or None if the exception is a bug rather than a user's mistake."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, RuntimeError | MemoryError):

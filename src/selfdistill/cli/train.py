@@ -1,4 +1,4 @@
-"""A training run from the command line: in this process, as one of several, or in several that this one starts."""
+"""The ``train`` command: in this process, as one rank of several, or in N processes that it launches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from selfdistill.errors import ConfigError
 
 
 def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) -> int:
-    """Train in this process, with those that the environment names; returns the exit code.
+    """Train in this process, as one rank if the environment sets ``WORLD_SIZE``. Returns the exit code.
 
     Raises:
-        UserError: one sentence; of several processes one raises it, the others exit.
+        UserError: the run failed. One rank raises it, the others exit.
     """
     if "WORLD_SIZE" not in os.environ:
         # A mistake in the config is reported before torch is imported, which takes seconds.
@@ -52,18 +52,18 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) 
 
 
 def train_with(processes: int, config: str, overrides: Sequence[str], folder: Path, *, resume: bool) -> int:
-    """Train in so many processes on this machine; returns the exit code.
+    """Train in N processes on this machine. Returns the exit code.
 
     Raises:
-        UserError: one sentence, where no process has said it.
+        UserError: the run failed and no process has reported the error.
     """
     from selfdistill.distributed.launch import launch
 
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("--launch starts the processes itself; here others have (WORLD_SIZE is set): leave it out")
     load_config(config, overrides)
-    given = [part for override in overrides for part in ("--set", override)]
-    arguments = ["train", config, *given, "--out", str(folder), *(["--resume"] if resume else [])]
+    settings = [part for override in overrides for part in ("--set", override)]
+    arguments = ["train", config, *settings, "--out", str(folder), *(["--resume"] if resume else [])]
     with stop_on_signals(lambda sentence: None) as stop:
         return launch(arguments, processes, stop=stop, resume=_go_on(folder))
 

@@ -1,4 +1,4 @@
-"""``watch``: the page of a run, served until Ctrl-C."""
+"""The ``watch`` command: serves the page of a run until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from selfdistill.report.server import is_loopback, server_of
 
 
 def serve(folder: Path, *, host: str, port: int) -> None:
-    """Serve the page of a run and print its address; returns after Ctrl-C.
+    """Serve the page of a run and print its address. Returns after Ctrl-C.
 
     Raises:
-        UserError: there is no run in the folder, or the address cannot be had.
+        UserError: the folder holds no run, or the address cannot be bound.
     """
     with server_of(folder, host=host, port=port) as server:
         if not is_loopback(host):

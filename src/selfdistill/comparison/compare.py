@@ -135,8 +135,8 @@ def check_equal_terms(arms: Sequence[Arm]) -> None:
         remedy.append(f"--set {key}={_word(common)}")
     if remedy:
         raise ConfigError(
-            f"not on equal terms: {first}; arms may differ in method, optimiser and limits only, and --set speaks to "
-            f"all of them, for example {' '.join(remedy)}"
+            f"not on equal terms: {first}; arms may differ in method, optimiser and limits only, and --set applies "
+            f"to all of them, for example {' '.join(remedy)}"
         )
 
 
@@ -239,7 +239,7 @@ def parse_seeds(text: str) -> list[int]:
         raise ConfigError(f"--seeds {text!r}: write whole numbers and commas, for example --seeds 0,1,2")
     seeds = [int(word) for word in words]
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit tells nothing new")
+        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit adds nothing")
     return seeds
 
 

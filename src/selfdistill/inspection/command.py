@@ -1,4 +1,4 @@
-"""``inspect``: a model, a task and some methods in, three files about their credit out."""
+"""The ``inspect`` command: scores a model's completions and writes three files about the credit of some methods."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from selfdistill.training.run_folder import config_for, load_model
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
 MOST_EPOCHS = 100
-"""In so many epochs the form is looked for in which a stored completion's problem was asked."""
+"""Number of epochs that are searched for the form of a problem that a stored completion answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class InspectOptions:
-    """What to look at: sampled completions of some problems, or those of a run's ``rollouts.jsonl``.
+    """What to inspect: sampled completions of some problems, or those of a run's ``rollouts.jsonl``.
 
-    ``methods`` and ``configs`` as :func:`~selfdistill.inspection.plan.choose_methods` takes them; ``built`` are further
-    methods, by label.
+    ``methods`` and ``configs`` are arguments of :func:`~selfdistill.inspection.plan.choose_methods`. ``built`` are
+    further methods as objects, by label.
     """
 
     methods: Sequence[str] | None
@@ -55,7 +55,7 @@ class InspectOptions:
 
 @dataclass(frozen=True, slots=True)
 class InspectResult:
-    """What was seen: every token's numbers, what they come to, and the tokenizer that spells them."""
+    """The result of an inspection: the numbers of every token, their summary, and the chat that decodes the tokens."""
 
     table: TokenTable
     summary: dict[str, Any]
@@ -66,7 +66,7 @@ class InspectResult:
         """Write ``tokens.parquet``, ``summary.json`` and ``index.html``.
 
         Raises:
-            ConfigError: the folder holds other things.
+            ConfigError: the folder contains other files.
         """
         check_place(out)
         write_findings(out, self.table, self.summary, self.chat)
@@ -81,15 +81,15 @@ def inspect_model(
     overrides: Sequence[str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Look at a model with the methods' eyes and write what was seen into ``out``; returns the summary.
+    """Inspect a model and write the three files into ``out``. Returns the summary.
 
     Raises:
-        UserError: one sentence.
+        UserError: the model, the task, a method or a context cannot be used, or ``out`` contains other files.
     """
     check_place(out)
-    seen = inspect(model, task, options, overrides=overrides, say=say)
-    seen.write(out)
-    return seen.summary
+    result = inspect(model, task, options, overrides=overrides, say=say)
+    result.write(out)
+    return result.summary
 
 
 def inspect(
@@ -102,19 +102,22 @@ def inspect(
     loaded: tuple[Policy, Chat] | None = None,
     judge: Task | None = None,
 ) -> InspectResult:
-    """Look at a model with the methods' eyes; nothing is written.
+    """Inspect a model without writing files.
 
-    ``loaded`` is a model in memory, which ``model`` then only names; ``judge`` a task object, which ``task`` names.
+    ``loaded`` is a model in memory that replaces the one at ``model``; ``judge`` is a task object that replaces
+    ``task``.
 
     Raises:
-        UserError: one sentence.
+        UserError: the model, the task, a method or a context cannot be used.
     """
+    # Read the options: methods, word lists, task and templates.
     methods, rest = choose_methods(options.methods, options.configs, overrides)
     methods.update(options.built)
     patterns = load_classes(options.words)
     config = config_for(model, task, rest, command="inspect")
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = _templates(config.contexts or judge.contexts, options)
+    # Load the model. Sample completions, or read stored ones.
     policy, chat, path, remarks = load_model(model, config, loaded)
     judge = fitted(judge, chat)
     for remark in remarks:
@@ -123,6 +126,7 @@ def inspect(
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
+    # Score every context that the methods and the user need.
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
@@ -139,6 +143,7 @@ def inspect(
         max_tokens=limits.max_tokens_per_microbatch,
         max_logits_per_chunk=limits.max_logits_per_chunk,
     )
+    # Tabulate the tokens and summarise them.
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
     origin = {
@@ -155,7 +160,7 @@ def inspect(
 
 
 def _templates(source: str, options: InspectOptions) -> dict[str, Template]:
-    """The templates of a file; refuses options that name others, or nothing to inspect."""
+    """Load the templates of a file. Refuses options with unknown contexts, or with nothing to inspect."""
     templates = load_templates(source)
     for name in options.contexts:
         if name not in templates:
@@ -186,10 +191,10 @@ def _sampled(
 def read_groups(
     path: Path, judge: Task, options: InspectOptions, chat: Chat, policy: Policy, thinking: bool | None
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    """The newest groups of the student's completions in a ``rollouts.jsonl``, and what could not be used, by reason.
+    """Return the newest groups of the student's completions in a ``rollouts.jsonl``, and counts of unused ones.
 
     Raises:
-        DataError: no such file, another tokenizer's ids, or no completion of this task's problems.
+        DataError: the file is missing, its ids are of another tokenizer, or no completion is of this task's problems.
     """
     if not path.is_file():
         raise DataError(f"{path} is no file; a run writes its completions to rollouts.jsonl")
@@ -215,16 +220,16 @@ def read_groups(
             continue
         groups.append(_stored(example, members[: options.samples], chat, policy, thinking, path))
     if not groups:
-        asked, known = next(iter(lines))[1], next(iter(examples), "none")
+        stored_id, task_id = next(iter(lines))[1], next(iter(examples), "none")
         raise DataError(
             f"{path} holds no completion of a problem in the {options.split} split of this task: it is of another "
-            f"task, its sizes or its seed (problems as {asked} there, as {known} here)"
+            f"task, its sizes or its seed (problems as {stored_id} there, as {task_id} here)"
         )
     return groups[::-1], unused
 
 
 def _as_asked(example: Example | None, prompt: str) -> Example | None:
-    """The example in the form in which it was asked, which some tasks change from epoch to epoch."""
+    """Return the example in the form that has this prompt; some tasks change the form every epoch. None if no form."""
     epochs = range(MOST_EPOCHS if example and example.redraw else 1)
     forms = (example.in_epoch(epoch) for epoch in epochs if example)
     return next((form for form in forms if form.prompt[-1].content == prompt), None)
@@ -238,8 +243,8 @@ def _stored(
         if max(line.ids) >= policy.vocab_size or chat.decode(line.ids) != line.text:
             raise DataError(f"{path}: the ids of {example.id} do not spell its text in this model's tokenizer")
         prompt = chat.encode(example.prompt, thinking=thinking)
-        # Nothing is known of the policy that drew it, and nothing is asked: the ratio counts as 1.
-        unknown = (float("nan"),) * len(line.ids)
-        rollouts.append(Rollout(prompt, line.ids, unknown, line.finished, line.text, 0))
+        # The policy that sampled the completion is unknown. NaN is safe, because inspection sets the ratio to 1.
+        logprobs = (float("nan"),) * len(line.ids)
+        rollouts.append(Rollout(prompt, line.ids, logprobs, line.finished, line.text, 0))
         verdicts.append(Verdict(line.reward, feedback=line.feedback))
     return RolloutGroup(example, tuple(rollouts), tuple(verdicts))

@@ -1,4 +1,4 @@
-"""What the microscope found: numbers of every token, and how the findings of several steps are put together."""
+"""The numbers of every token that an inspection computes, and the concatenation of several steps."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(slots=True)
 class Findings:
-    """Numbers of every token of every completion, one after the other; NaN where there is none.
+    """Numbers of every token of every completion, concatenated; NaN is missing.
 
-    ``logprobs`` and ``entropies`` by context (``"student"`` among them), ``credits`` by method, ``metrics`` by method
-    and name. ``alternatives`` holds ids and log-probabilities [N, K] of the likeliest tokens under ``"student"`` and,
-    where there is one, under the context ``teacher``. ``prompts`` are each completion's prompt ids by context.
+    ``logprobs`` and ``entropies`` are by context, including ``"student"``; ``credits`` by method; ``metrics`` by method
+    and name. ``alternatives`` has ids and log-probabilities [N, K] of the likeliest tokens under ``"student"`` and, if
+    there is one, under the context ``teacher``. ``prompts`` are the prompt ids of each completion by context.
     """
 
     groups: list[RolloutGroup]
@@ -41,17 +41,17 @@ class Findings:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each completion."""
+        """The number of tokens of each completion."""
         return [len(self.groups[g].rollouts[i].completion_ids) for g, i in self.places]
 
     def gains(self) -> dict[str, NDArray[np.float64]]:
-        """u [N] = log T(y) − log S(y) of every context besides the student's own."""
+        """Return u [N] = log T(y) − log S(y), in nats, of every context except the student's own."""
         student = self.logprobs[STUDENT].astype(np.float64)
         return {name: self.logprobs[name].astype(np.float64) - student for name in self.contexts if name != STUDENT}
 
 
 def columns(parts: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
-    """Named columns of several parts, one after the other; NaN where a part lacks one."""
+    """Concatenate named columns of several parts; NaN where a part lacks a column."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {
         name: torch.cat([part.get(name, torch.full((n,), math.nan)) for part, n in zip(parts, sizes, strict=True)])
@@ -64,7 +64,7 @@ def _tensors(columns: Mapping[str, Floats]) -> dict[str, Tensor]:
 
 
 def join(parts: Sequence[Findings]) -> Findings:
-    """The findings of several steps, one after the other."""
+    """Concatenate the findings of several steps."""
     whole = replace(parts[0])
     for part in parts[1:]:
         shift = len(whole.groups)

@@ -1,4 +1,4 @@
-"""Which methods to look at, each under a label and with hyperparameters of its own."""
+"""Chooses the methods to inspect, each with a label and its own hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from selfdistill.files.jsonl import read_object
 from selfdistill.methods import METHODS, Method, build_method
 
 LOOKED_AT = ("grpo", "sd", "antisd", "opsd", "sdpo", "credit", "purified")
-"""What is looked at unless told otherwise: methods that learn from the student's own completions."""
+"""The default methods. All of them learn from the student's own completions."""
 
 
 def choose_methods(
     named: Sequence[str] | None, configs: Sequence[str], overrides: Sequence[str]
 ) -> tuple[dict[str, Method], list[str]]:
-    """Methods by label, and the overrides that speak of something else.
+    """Return the methods by label, and the overrides that set no hyperparameter of a method.
 
-    ``named`` holds names and ``label=name``; None stands for :data:`LOOKED_AT` where there are no ``configs``. Each of
-    ``configs`` adds the method of a run's config, or of a run's folder, under the file's name. An override
+    ``named`` has names and ``label=name``; None means :data:`LOOKED_AT` if there are no ``configs``. Each of
+    ``configs``, a config or the folder of a run, adds its method under the name of the file. The override
     ``label.hyperparameter=value`` sets a hyperparameter.
 
     Raises:
-        UserError: one sentence.
+        UserError: a method, a config or an override is unknown, or two methods have the same label.
     """
     tables: dict[str, dict[str, Any]] = {}
     if named is None:
@@ -48,20 +48,20 @@ def choose_methods(
 
 
 def hyperparameters(methods: Mapping[str, Method], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """For each label the method's name and the hyperparameters that differ from the defaults, ready for JSON."""
-    changed = {}
+    """Return for each label the name of the method and the hyperparameters that are not the default, for JSON."""
+    table = {}
     for label in names:
         method = methods[label]
-        whole = method.model_dump(mode="json")
-        given = {key: whole[key] for key in method.model_dump(exclude_defaults=True)}
-        changed[label] = {"method": name_of(type(method)), "knobs": given}
-    return changed
+        values = method.model_dump(mode="json")
+        changed = {key: values[key] for key in method.model_dump(exclude_defaults=True)}
+        table[label] = {"method": name_of(type(method)), "knobs": changed}
+    return table
 
 
 def name_of(kind: type[Method]) -> str:
-    """The name under which a config finds a method's class."""
-    own = f"{kind.__module__}:{kind.__qualname__}"
-    return next((name for name, known in METHODS.items() if known is kind), own)
+    """Return the name of a method's class in a config: the built-in name, or else its import path."""
+    import_path = f"{kind.__module__}:{kind.__qualname__}"
+    return next((name for name, method in METHODS.items() if method is kind), import_path)
 
 
 def _named(text: str) -> tuple[str, dict[str, Any]]:
@@ -81,9 +81,9 @@ def _configured(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def _set_knob(tables: Mapping[str, dict[str, Any]], override: str) -> bool:
-    """Write an override into the table of the method that it names; False where it names none."""
+    """Apply an override to the table of the method that it names. Returns False if it names none."""
     key, equals, value = override.partition("=")
-    # The longest label speaks: one may begin another, as `arm` does `arm.wide`.
+    # The longest matching label counts, because a label may be the prefix of another: `arm` and `arm.wide`.
     label = max((name for name in tables if equals and key.strip().startswith(f"{name}.")), key=len, default=None)
     if label is not None:
         hyperparameter = key.strip().removeprefix(f"{label}.")

@@ -1,7 +1,7 @@
-"""Tables of the microscope: what a signal does to classes of tokens, places, entropies, right and wrong completions.
+"""Statistics of a signal by token class, position, entropy and outcome, and its separation of right from wrong.
 
-Only arrays come in: no model, no text. NaN means that a token has no such number, and it is left out of numerator and
-denominator alike. Axis letters: ``N`` tokens, ``C`` completions, ``P`` problems.
+The functions take arrays only, no model and no text. NaN is a missing number and is left out of numerator and
+denominator. Axis letters: ``N`` tokens, ``C`` completions, ``P`` problems.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 
 def describe(values_N: Vector) -> Statistics:
-    """Number, mean and sum of the known values, and what share of them is positive."""
+    """Return number, mean, sum and positive share of the values that are not NaN."""
     known = values_N[~np.isnan(values_N)]
     if not len(known):
         return {"tokens": 0, "mean": None, "sum": 0.0, "positive": None}
@@ -38,7 +38,7 @@ def describe(values_N: Vector) -> Statistics:
 
 
 def by_label(values_N: Vector, label_N: NDArray[Any], labels: Sequence[Any]) -> list[Statistics]:
-    """:func:`describe` for every label, with the label's share of the absolute sum."""
+    """Return :func:`describe` for every label, with the label's share of the absolute sum."""
     total = math.fsum(np.abs(values_N[~np.isnan(values_N)]))
     rows = []
     for label in labels:
@@ -49,14 +49,14 @@ def by_label(values_N: Vector, label_N: NDArray[Any], labels: Sequence[Any]) -> 
 
 
 def deciles(lengths: Sequence[int]) -> Places:
-    """The tenth of its completion, 0 to 9, in which each token stands."""
+    """Return for each token the tenth of its completion that contains it, 0 to 9."""
     return np.concatenate([np.arange(n) * DECILES // n for n in lengths if n] or [np.zeros(0, dtype=np.int64)])
 
 
 def entropy_parts(entropy_N: Vector, parts: int = ENTROPY_PARTS) -> tuple[Places, list[str]]:
-    """Which part of the tokens each belongs to by its entropy, and the range of each part in nats.
+    """Divide the tokens into quantile bins of entropy. Returns the bin of each token and the ranges in nats.
 
-    Tokens of one entropy stay together, so where many are equally certain there are fewer parts than asked for.
+    Tokens of equal entropy share a bin, so many equal entropies give fewer bins than ``parts``.
     """
     edges = np.unique(np.quantile(entropy_N, np.arange(1, parts) / parts)) if len(entropy_N) else np.zeros(0)
     part_N = np.searchsorted(edges, entropy_N, side="left").astype(np.int64)
@@ -66,9 +66,9 @@ def entropy_parts(entropy_N: Vector, parts: int = ENTROPY_PARTS) -> tuple[Places
 
 
 def balance(values_N: Vector) -> Statistics:
-    """Signs and tails: shares of positive, negative and zero; quantiles; the share of the largest one per cent.
+    """Return the signs and tails of a signal: shares of positive, negative and zero values, and quantiles.
 
-    ``top_share`` is the part of Σ|x| that the largest 1 % of the tokens (one at least) hold.
+    ``top_share`` is the share of Σ|x| of the largest 1 % of the tokens (at least one token).
     """
     known = values_N[~np.isnan(values_N)]
     if not len(known):
@@ -91,7 +91,7 @@ def balance(values_N: Vector) -> Statistics:
 
 
 def correlation(left_N: Vector, right_N: Vector) -> Statistics:
-    """Pearson's r over the tokens that have both numbers; None where one of them is constant."""
+    """Return Pearson's r over the tokens that have both numbers; None if one of them is constant."""
     both = ~(np.isnan(left_N) | np.isnan(right_N))
     left, right = left_N[both], right_N[both]
     if len(left) < 2:
@@ -102,7 +102,7 @@ def correlation(left_N: Vector, right_N: Vector) -> Statistics:
 
 
 def agreement(u: Mapping[str, Vector]) -> list[Statistics]:
-    """Pearson's r of u between every two contexts."""
+    """Return Pearson's r of u for every pair of contexts."""
     names = list(u)
     return [
         {"left": left, "right": right, **correlation(u[left], u[right])}
@@ -112,7 +112,7 @@ def agreement(u: Mapping[str, Vector]) -> list[Statistics]:
 
 
 def answer_leak(u: Mapping[str, Vector], answer: str) -> list[Statistics]:
-    """How much of each context's u the answer alone explains: R² of u on the u of the context ``answer``."""
+    """Return how much of each context's u the answer alone explains: R² of u on the u of the context ``answer``."""
     rows = []
     for name, values_N in u.items():
         if name != answer:
@@ -123,23 +123,23 @@ def answer_leak(u: Mapping[str, Vector], answer: str) -> list[Statistics]:
 
 
 def totals(values_N: Vector, lengths: Sequence[int]) -> Vector:
-    """Σ over the tokens of each completion, NaN where one of them has no number."""
+    """Return the sum over the tokens of each completion; NaN if one of them has no number."""
     return np.array([math.fsum(part) for part in split(values_N, lengths)], dtype=np.float64)
 
 
 def split(values_N: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
-    """The values of each completion."""
+    """Split the values into those of each completion."""
     return np.split(values_N, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def separation(
     total_C: Vector, correct_C: NDArray[np.bool_], problem_C: Places, *, seed: int = 0, resamples: int = 2000
 ) -> Statistics:
-    """Whether a completion's sum tells right from wrong: the AUC, over all pairs and over pairs of one problem.
+    """Return the AUC of a completion's sum against its outcome, over all pairs and over pairs within a problem.
 
-    The AUC is the chance that a right completion has the larger sum than a wrong one, ties counting half. Intervals
-    (95 %) draw problems with replacement; completions of one problem are no independent witnesses. A draw without a
-    pair to compare is left out.
+    The AUC is the probability that a correct completion has a larger sum than a wrong one; ties count half. The 95 %
+    intervals are a bootstrap over problems, because completions of one problem are not independent. Resamples without
+    a pair are left out.
     """
     known = ~np.isnan(total_C)
     total_C, correct_C = total_C[known], correct_C[known]
@@ -154,7 +154,7 @@ def separation(
     }
     if not len(right) or not len(wrong):
         return result
-    # Won points between the right completions of problem p and the wrong ones of problem q, and how many pairs.
+    # Wins of the correct completions of problem p over the wrong ones of problem q, and the number of pairs.
     points_PP, pairs_PP = np.zeros((2, len(problems), len(problems)))
     for i in right:
         score = (total_C[i] > total_C[wrong]) + 0.5 * (total_C[i] == total_C[wrong])
@@ -171,19 +171,19 @@ def separation(
 
 
 def _auc(points_PP: Vector, pairs_PP: Vector, count_RP: Vector, *, within: bool) -> Statistics:
-    """Points by pairs, with the interval over draws of problems; no interval where there is but one problem."""
+    """Return wins divided by pairs with the bootstrap interval over problems; no interval for a single problem."""
 
-    def drawn(values_PP: Vector) -> Vector:
-        # Pairs of one problem come along once with each draw of it, pairs of two with every combination of draws.
+    def resampled(values_PP: Vector) -> Vector:
+        # A pair within a problem counts once per draw of it, a pair of two problems once per combination of draws.
         if within:
             return np.asarray(count_RP @ values_PP.diagonal())
         return np.asarray(((count_RP @ values_PP) * count_RP).sum(1))
 
     value = float(points_PP.sum() / pairs_PP.sum())
-    pairs_R = drawn(pairs_PP)
+    pairs_R = resampled(pairs_PP)
     result: Statistics = {"value": value, "low": None, "high": None, "pairs": int(pairs_PP.sum())}
     if len(points_PP) > 1:
         kept = pairs_R > 0
-        low, high = np.quantile(drawn(points_PP)[kept] / pairs_R[kept], [0.025, 0.975])
+        low, high = np.quantile(resampled(points_PP)[kept] / pairs_R[kept], [0.025, 0.975])
         result |= {"low": float(low), "high": float(high)}
     return result

@@ -1,13 +1,13 @@
-"""Alarms: what a run's own numbers say is going wrong, on what evidence, and what to try.
+"""Alarms: detect a failing run from its own metrics, with the evidence and a suggestion.
 
-Every alarm is a function of the lines of ``metrics.jsonl`` so far and of nothing else, so that a run that is taken up
-again hears the same alarms at the same steps. An alarm sounds once and then stands; it can sound again after the
-numbers have come back past its limit by :data:`SLACK`. "At the start" are the first ``window`` steps, "now" the last.
+Every alarm is a function of the lines of ``metrics.jsonl`` so far. A resumed run therefore raises the same alarms at
+the same steps. A raised alarm stays active until its number is back within the limit by :data:`SLACK`; after that it
+can be raised again. "At the start" means the first ``window`` steps, "now" the last.
 
-Two alarms say less than their names might promise. The mean of importance ratios is 1 in expectation however far apart
-two policies are, so the share of clipped tokens counts beside it. A teacher is called worse when what it knows does
-not tell right from wrong: its mean u on correct completions is not above that on wrong ones; a teacher that draws
-completions itself is judged by their reward.
+Two alarms need an explanation. The expected mean of importance ratios is 1 however far apart two policies are, so the
+alarm also checks the share of clipped tokens. A teacher counts as worse if its context does not separate right from
+wrong: its mean u on correct completions is not above that on wrong ones. A teacher that samples completions itself is
+compared by their reward.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 from selfdistill.config.sections import AlarmsConfig
 
 SLACK = 0.1
-"""How far past its limit a number must come back, as a share of the limit, before the alarm clears."""
+"""Hysteresis: an alarm clears when its number is back within the limit by this share of the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One alarm as it sounded: a line of ``alarms.jsonl``."""
+    """One raised alarm: a line of ``alarms.jsonl``."""
 
     name: str
     step: int
@@ -34,17 +34,17 @@ class Alarm:
     suggestion: str
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written."""
+        """Return the alarm as plain JSON."""
         return asdict(self)
 
     def sentence(self) -> str:
-        """As it is said in the terminal."""
+        """Return the alarm as a sentence for the terminal."""
         return f"alarm {self.name}, step {self.step}: {self.evidence}; {self.suggestion}"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A number beside its limit: too large, or with ``low`` too small, from the limit on."""
+    """A number and its limit. The number is too large at the limit or above; with ``low``, too small at or below it."""
 
     value: float
     limit: float
@@ -54,19 +54,19 @@ class Reading:
 
     @property
     def sounds(self) -> bool:
-        """At the limit or beyond it."""
+        """Whether the number is at the limit or beyond it."""
         return self.value <= self.limit if self.low else self.value >= self.limit
 
     @property
     def clears(self) -> bool:
-        """Back by more than the slack."""
+        """Whether the number is back within the limit by more than the slack."""
         slack = SLACK * abs(self.limit) if self.slack is None else self.slack
         return self.value > self.limit + slack if self.low else self.value < self.limit - slack
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """An evaluation, and the mean training reward of the window before it (None before the first step)."""
+    """An evaluation with the mean training reward of the window before it (None before the first step)."""
 
     step: int
     accuracy: float
@@ -75,7 +75,7 @@ class Scored:
 
 
 class History:
-    """A run's numbers by name, oldest first. What the newest line lacks, or has as no number, is not judged at it."""
+    """The metrics of a run by name, oldest first. A metric that the newest line lacks raises no alarm at that line."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -84,12 +84,12 @@ class History:
         self._newest: Collection[str] = ()
 
     def add(self, line: Mapping[str, Any], *, window: int) -> None:
-        """One line of metrics; step 0 is the evaluation before training."""
+        """Add a line of metrics. Step 0 is the evaluation before training."""
         self.step = int(line["step"])
-        found = {key: number for key, value in line.items() if (number := _number(value)) is not None}
-        for key, number in found.items():
+        numbers = {key: number for key, value in line.items() if (number := _number(value)) is not None}
+        for key, number in numbers.items():
             self._columns.setdefault(key, []).append(number)
-        self._newest = {*found}
+        self._newest = {*numbers}
         evaluation = line.get("evaluation")
         # An evaluation that judged nothing has no accuracy, and nothing to be judged by.
         score = evaluation["avg"] if isinstance(evaluation, Mapping) else None
@@ -100,17 +100,17 @@ class History:
             self.evaluations.append(Scored(self.step, score["value"], score["high"], reward))
 
     def new(self, key: str) -> bool:
-        """Whether the newest line has it."""
+        """Whether the newest line has this metric."""
         return key in self._newest
 
     def of(self, key: str, *, least: int = 1) -> list[float]:
-        """All numbers of that name; empty where the newest line has none, or there are fewer than ``least``."""
+        """Return all numbers of a metric; empty if the newest line lacks it or there are fewer than ``least``."""
         numbers = self._columns.get(key, []) if key in self._newest else []
         return numbers if len(numbers) >= least else []
 
 
 def _number(value: object) -> float | None:
-    # The file holds null where a number was not finite: both must read the same after a resume.
+    # The file has null for a number that was not finite; a resumed run must treat both alike.
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
@@ -118,7 +118,7 @@ def _number(value: object) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What an alarm watches, how it reads it, and what it advises."""
+    """The definition of an alarm: its condition in words, the function that computes its reading, its suggestion."""
 
     about: str
     read: Callable[[History, AlarmsConfig], Reading | None]
@@ -126,17 +126,17 @@ class Rule:
 
 
 class AlarmWatch:
-    """All alarms of a run, fed line by line."""
+    """Checks all alarms of a run, line by line."""
 
     def __init__(self, config: AlarmsConfig) -> None:
         self.config = config
         self.history = History()
         self.standing: set[str] = set()
         self.sounded: tuple[Alarm, ...] = ()
-        """Those of the newest line."""
+        """The alarms that the newest line raised."""
 
     def look(self, line: Mapping[str, Any]) -> tuple[Alarm, ...]:
-        """The alarms that sound at this line; afterwards ``standing`` holds these and those not yet cleared."""
+        """Add a line and return the alarms that it raises. ``standing`` then holds the names of all active alarms."""
         self.history.add(line, window=self.config.window)
         sounded = []
         for name, rule in ALARMS.items():
@@ -215,8 +215,8 @@ def _ratio(history: History, at: AlarmsConfig) -> Reading | None:
     if clipped:
         evidence = f"{clipped[-1]:.0%} of the tokens left the clip range of importance ratios (limit {at.clipped:.0%})"
         readings.append(Reading(clipped[-1], at.clipped, evidence))
-    # Both must be back before the alarm clears: the one nearer to its limit, or further beyond it, speaks.
-    return max(readings, key=lambda one: one.value / one.limit, default=None)
+    # The alarm clears only when both are back within their limits, so return the reading closer to its limit.
+    return max(readings, key=lambda reading: reading.value / reading.limit, default=None)
 
 
 def _sampler(history: History, at: AlarmsConfig) -> Reading | None:
@@ -232,9 +232,9 @@ def _sampler(history: History, at: AlarmsConfig) -> Reading | None:
 
 
 def _teacher(history: History, at: AlarmsConfig) -> Reading | None:
-    theirs, ours = history.of("teacher_reward", least=at.window), history.of("reward", least=at.window)
-    if theirs and ours:
-        teacher, student = fmean(theirs[-at.window :]), fmean(ours[-at.window :])
+    teacher_rewards, rewards = history.of("teacher_reward", least=at.window), history.of("reward", least=at.window)
+    if teacher_rewards and rewards:
+        teacher, student = fmean(teacher_rewards[-at.window :]), fmean(rewards[-at.window :])
         evidence = (
             f"over the last {at.window} steps the teacher's own completions earn {teacher:.3f}, the student's "
             f"{student:.3f} (limit {at.reward_gap:g} more than the teacher's)"
@@ -248,7 +248,7 @@ def _teacher(history: History, at: AlarmsConfig) -> Reading | None:
         f"over the last {at.window} steps the context adds {correct:+.4f} nats a token to correct completions and "
         f"{incorrect:+.4f} to wrong ones (limit {at.u_gap:g} apart)"
     )
-    # The limit may be 0, of which no share can be taken.
+    # The limit may be 0, so the slack cannot be a share of it.
     return Reading(correct - incorrect, at.u_gap, evidence, low=True, slack=SLACK * abs(incorrect))
 
 
@@ -266,7 +266,7 @@ def _gradient(history: History, at: AlarmsConfig) -> Reading | None:
 
 def _moved(history: History, at: AlarmsConfig) -> Reading | None:
     rates = history.of("learning_rate")
-    # Where a schedule ends in nothing (a tenth of its peak is left), an update that rounds to nothing is no loss.
+    # At the end of a schedule (a tenth of the peak rate or less), updates that round to zero are expected.
     if rates and rates[-1] <= 0.1 * max(rates):
         return None
     readings = []
@@ -276,14 +276,14 @@ def _moved(history: History, at: AlarmsConfig) -> Reading | None:
             now = fmean(numbers[-at.window :])
             evidence = f"updates of the last {at.window} steps changed {now:.2%} of the {whose} (limit {at.moved:.0%})"
             readings.append(Reading(now, at.moved, evidence, low=True))
-    return min(readings, key=lambda one: one.value, default=None)
+    return min(readings, key=lambda reading: reading.value, default=None)
 
 
 def _validation(history: History, at: AlarmsConfig) -> Reading | None:
     if not history.new("evaluation") or len(history.evaluations) < 2:
         return None
     *earlier, now = history.evaluations
-    best = max(earlier, key=lambda one: one.accuracy)
+    best = max(earlier, key=lambda evaluation: evaluation.accuracy)
     start = history.of("reward")[: at.window]
     reward = best.reward if best.reward is not None else fmean(start) if start else None
     if reward is None or now.reward is None:
@@ -293,13 +293,13 @@ def _validation(history: History, at: AlarmsConfig) -> Reading | None:
         f"{now.high:.3f}) while the training reward rose from {reward:.3f} to {now.reward:.3f} "
         f"(limit {at.validation:g})"
     )
-    # A fall inside its own interval, or beside a falling reward, is no sign of this trouble.
+    # A fall within the interval, or together with a falling reward, is not overfitting.
     fell = now.high < best.accuracy and now.reward > reward
     return Reading(best.accuracy - now.accuracy if fell else 0.0, at.validation, evidence)
 
 
 def _ends(numbers: list[float], window: int) -> tuple[float, float]:
-    """Means of the first and of the last window; zeros where there are no numbers."""
+    """Return the means of the first and of the last window; zeros if there are no numbers."""
     return (fmean(numbers[:window]), fmean(numbers[-window:])) if numbers else (0.0, 0.0)
 
 
@@ -377,4 +377,4 @@ ALARMS: Mapping[str, Rule] = {
         "the run overfits its problems or its reward: stop here and keep the best checkpoint",
     ),
 }
-"""All alarms by the names that ``stop_on`` takes."""
+"""All alarms, by the names that ``stop_on`` accepts."""

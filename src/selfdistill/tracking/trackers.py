@@ -23,7 +23,7 @@ from selfdistill.report.numbers import number, printable
 from selfdistill.report.tokens import choose, token_values
 
 SHOWN = 8
-"""Completions in a table: enough to see what the model does, little beside the numbers."""
+"""Completions in a table."""
 COLUMNS = ("step", "example", "reward", "sum of u", "prompt", "completion")
 PROJECT = "selfdistill"
 
@@ -32,18 +32,18 @@ class Tracker(Protocol):
     """One sink of one run."""
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step, by name."""
+        """Send the numbers of a step, by name."""
 
     def completions(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
-        """A table with the columns of :data:`COLUMNS`."""
+        """Send a table with the columns of :data:`COLUMNS`."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send everything that is still buffered, and close the sink."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """What a sink is told when it is opened: ``step`` is the last one that stands, 0 for a new run."""
+    """The arguments for opening a sink. ``step`` is the step that the run continues from, 0 for a new run."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -51,12 +51,12 @@ class Begin:
 
     @property
     def name(self) -> str:
-        """The run's name: its folder, and of a comparison's run the arm's."""
-        place = self.folder.resolve()
-        return f"{place.parent.name}-{place.name}" if place.name.startswith("seed-") else place.name
+        """The run's name: its folder, with the arm in front for a run of a comparison."""
+        folder = self.folder.resolve()
+        return f"{folder.parent.name}-{folder.name}" if folder.name.startswith("seed-") else folder.name
 
     def identity(self) -> str:
-        """A name that no other run has, kept in the folder so that a resume goes on in the same place."""
+        """Return a unique id, stored in the folder, so that a resumed run continues the same run in the tracker."""
         path = self.folder / "sink-id.txt"
         if not path.exists():
             path.write_text(secrets.token_hex(6), encoding="utf-8")
@@ -67,7 +67,7 @@ class _TensorBoard:
     def __init__(self, begin: Begin) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Steps that a resume makes again replace those that were written before it.
+        # Steps that a resumed run repeats replace the ones that were written before.
         purge = begin.step + 1 if begin.step else None
         self.writer = SummaryWriter(str(begin.folder / "tensorboard"), purge_step=purge)
 
@@ -99,7 +99,7 @@ class _Wandb:
             config=dict(begin.config),
             settings=self.wandb.Settings(console="off", silent=True),
         )
-        # The step is a number like others: the library's own counter would refuse steps that are made again.
+        # Log the step as a metric, because the library's own counter refuses steps that a resumed run repeats.
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -141,14 +141,14 @@ class _Trackio:
 
 
 SINKS: Mapping[str, Callable[[Begin], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
-"""Sinks by the names that a config takes; each is also the name of the package that it needs."""
+"""Sinks by the names that a config accepts. The name is also that of the required package."""
 
 
 def require(names: Sequence[str]) -> None:
-    """See that the packages of the chosen sinks are there.
+    """Check that the packages of the chosen sinks are installed.
 
     Raises:
-        ConfigError: the first that is missing, and how to get it.
+        ConfigError: a package is missing. The message names the first and how to install it.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -156,7 +156,7 @@ def require(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """All sinks of a run. None of them can end it."""
+    """All sinks of a run. A failing sink never stops the run."""
 
     def __init__(self, names: Sequence[str], begin: Begin, *, warn: Callable[[str], None]) -> None:
         self.failures: Counter[str] = Counter()
@@ -166,7 +166,7 @@ class Trackers:
             self._guarded(name, partial(self._begin, name, begin))
 
     def step(self, line: Mapping[str, Any], completions: Sequence[RolloutLine]) -> None:
-        """A line of metrics, and the step's completions, which are sent where the step was evaluated."""
+        """Send a line of metrics, and the step's completions if the step was evaluated."""
         values, rows = step_numbers(line), table_of(completions) if "evaluation" in line else []
         for name, tracker in self._open.items():
             self._guarded(name, partial(tracker.numbers, line["step"], values))
@@ -174,13 +174,13 @@ class Trackers:
                 self._guarded(name, partial(tracker.completions, line["step"], rows))
 
     def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
-        """An evaluation."""
+        """Send an evaluation."""
         values = evaluation_numbers(result)
         for name, tracker in self._open.items():
             self._guarded(name, partial(tracker.numbers, step, values))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Close all sinks."""
         for name, tracker in self._open.items():
             self._guarded(name, tracker.close)
         self._open.clear()
@@ -192,7 +192,7 @@ class Trackers:
         try:
             act()
         except Exception as error:
-            # The libraries raise what they like, their network and their disk besides; ours and a full memory pass.
+            # A sink may raise anything, for example network and disk errors. Only user errors and a full memory pass.
             if isinstance(error, UserError | MemoryError):
                 raise
             self.failures[name] += 1
@@ -204,28 +204,28 @@ class Trackers:
 
 
 def step_numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """A line of metrics as numbers by name; what is null or no number is left out."""
-    found: dict[str, Any] = {f"train/{key}": value for key, value in line.items() if key != "step"}
-    found.update({f"skipped/{reason}": count for reason, count in line.get("skipped", {}).items()})
-    found.update({f"seconds/{phase}": spent for phase, spent in line.get("phase_seconds", {}).items()})
-    found["alarms/standing"] = len(line.get("alarms", ()))
-    return _finite(found)
+    """Return the finite numbers of a line of metrics, by name."""
+    values: dict[str, Any] = {f"train/{key}": value for key, value in line.items() if key != "step"}
+    values.update({f"skipped/{reason}": count for reason, count in line.get("skipped", {}).items()})
+    values.update({f"seconds/{phase}": spent for phase, spent in line.get("phase_seconds", {}).items()})
+    values["alarms/standing"] = len(line.get("alarms", ()))
+    return _finite(values)
 
 
 def evaluation_numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """An evaluation as numbers by name, accuracies with the ends of their intervals."""
-    found: dict[str, Any] = {f"evaluation/{key}": value for key, value in result.items()}
+    """Return the finite numbers of an evaluation, by name; accuracies with the ends of their intervals."""
+    values: dict[str, Any] = {f"evaluation/{key}": value for key, value in result.items()}
     for key in ("avg", "pass", "maj"):
         score = result[key]
         if score is None:  # nothing was judged
             continue
-        found[f"evaluation/{key}"] = score["value"]
-        found.update({f"evaluation/{key}_{end}": score[end] for end in ("low", "high")})
-    return _finite(found)
+        values[f"evaluation/{key}"] = score["value"]
+        values.update({f"evaluation/{key}_{end}": score[end] for end in ("low", "high")})
+    return _finite(values)
 
 
 def table_of(completions: Sequence[RolloutLine]) -> list[list[Any]]:
-    """Rows of :data:`COLUMNS` for a choice of lines of ``rollouts.jsonl``: right and wrong in turn."""
+    """Return rows of :data:`COLUMNS` for some completions, correct and wrong ones alternately."""
     return [
         [
             line.step,
@@ -240,10 +240,10 @@ def table_of(completions: Sequence[RolloutLine]) -> list[list[Any]]:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
-    return {key: found for key, value in values.items() if (found := number(value)) is not None}
+    return {key: finite for key, value in values.items() if (finite := number(value)) is not None}
 
 
 def _cell(value: object) -> str:
-    """A cell of a Markdown table: model text must neither end it nor be read as markup."""
+    """Escape a cell of a Markdown table, so that model text neither ends it nor is read as markup."""
     text = "" if value is None else html.escape(str(value))
     return text.replace("\\", "&#92;").replace("|", "&#124;").replace("`", "&#96;").replace("\n", "<br>")
