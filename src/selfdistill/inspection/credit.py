@@ -1,8 +1,8 @@
-"""The credit microscope: every context scored once under the weights as they are, and what each method makes of it.
+"""Scores every context once under the current weights, and computes the credit that each method gives to each token.
 
-Nothing is trained, so live, frozen and averaged teachers are all the model itself. Completions count as just drawn
-from it: the policy ratio is 1. A method's *credit* of a token is −∂loss/∂logit of that token, by its own loss
-(:func:`selfdistill.models.head.token_credit`), its gate open, before weights and means.
+Nothing is trained, so live, frozen and averaged teachers are all the model itself. Completions count as sampled from
+the current weights: the policy ratio is 1. The *credit* of a token is −∂loss/∂logit of that token, for the method's own
+loss (:func:`selfdistill.models.head.token_credit`), with an open gate, before weighting and averaging.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from selfdistill.scoring.score import head_inputs_of, split, together
 from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, View
 
 TOKENS, MAX_LOGITS_PER_CHUNK, PROMPTS = 4096, 1 << 24, 16
-"""Tokens of one forward pass, logits that exist at once, and problems of a step, where nobody sets them."""
+"""Defaults: tokens of a forward pass, most logits in memory, and problems of a step."""
 CREDIT = "token credit"
-"""The credit among a method's own metrics, whose names hold no space."""
+"""Key of the credit among a method's own metrics. It contains a space, their names never do."""
 ALTERNATIVES = 3
-"""Likeliest tokens kept under student and teacher."""
+"""Number of likeliest tokens that are kept under student and teacher."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is scored: contexts by name, and every method with the context that stands for each of its roles.
+    """The contexts to score by name, the methods, and the context of each role of each method.
 
-    ``teacher`` is the context whose likeliest tokens are kept beside the student's.
+    ``teacher`` is the context whose likeliest tokens are kept, besides the student's. ``left_out`` has the reason for
+    each method that cannot be inspected.
     """
 
     roles: Mapping[str, Role]
@@ -52,29 +53,29 @@ class Plan:
 
 
 class _Contexts(Method):
-    """Every context of the microscope as a role, so that one view per completion holds all prompts."""
+    """A method with every context as a role, so that one view per completion has all prompts."""
 
     without_context: ClassVar[Literal["drop", "keep"]] = "keep"
 
-    shown: Mapping[str, Role]
+    contexts: Mapping[str, Role]
 
     def roles(self) -> Mapping[str, Role]:
-        """The contexts by name."""
-        return self.shown
+        """Return the contexts by name."""
+        return self.contexts
 
     def precompute(self) -> Sequence[str]:
-        """All of them: a completion is looked at whether or not a context can be shown beside it."""
-        return tuple(self.shown)
+        """Return all contexts, so that a completion without some context is kept."""
+        return tuple(self.contexts)
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Some completions with the hidden states of all their contexts. ``shown_N`` says which tokens have a context."""
+    """A micro-batch with the hidden states of all contexts. ``has_context_N`` marks the tokens that have a context."""
 
     micro_batch: MicroBatch
     target_N: Tensor
     head_inputs: dict[str, HeadInput]
-    shown_N: dict[str, Tensor]
+    has_context_N: dict[str, Tensor]
 
 
 def plan(
@@ -84,9 +85,9 @@ def plan(
     *,
     also: Sequence[str] = (),
 ) -> Plan:
-    """Gather every distinct context that the user and the methods want; say which methods cannot be looked at.
+    """Collect the distinct contexts of the user and the methods, and the methods that cannot be inspected.
 
-    The first of the user's ``contexts`` is the teacher; without one, the first method's is, never one of ``also``.
+    The teacher is the first of the user's ``contexts``, or else the first context of a method; never one of ``also``.
     """
     roles: dict[str, Role] = {STUDENT: Role(None)}
     roles.update({name: Role(name) for name in contexts})
@@ -94,7 +95,7 @@ def plan(
     mapped: dict[str, dict[str, str]] = {}
     left_out: dict[str, str] = {}
     for name, method in methods.items():
-        reason = _unfit(method, templates)
+        reason = _reason_left_out(method, templates)
         if reason:
             left_out[name] = reason
             continue
@@ -107,7 +108,7 @@ def plan(
     return Plan(roles, next(iter([*contexts, *own]), None), kept, mapped, left_out)
 
 
-def _unfit(method: Method, templates: Mapping[str, Template]) -> str | None:
+def _reason_left_out(method: Method, templates: Mapping[str, Template]) -> str | None:
     if not method.on_policy:
         return "it learns from reference solutions and not from sampled completions"
     if tuple(method.sampling_roles()) != (STUDENT,):
@@ -138,13 +139,14 @@ def inspect_groups(
     max_tokens: int = TOKENS,
     max_logits_per_chunk: int = MAX_LOGITS_PER_CHUNK,
 ) -> Findings:
-    """Score every context of every completion and ask every method for its credits.
+    """Score every context of every completion and compute the credit of every method.
 
-    Problems come in steps of ``prompts``, as in training: contrasts are drawn within a step, and a method that
-    averages over a step averages over these. Hidden states of one step are kept, so each context runs once.
+    Problems are grouped into steps of ``prompts``, as in training: contrasts are drawn within a step, and a method that
+    averages over a step averages over these problems. The hidden states of a step are kept, so each context has a
+    single forward pass.
 
     Raises:
-        ConfigError: a context that the templates lack.
+        ConfigError: a context is not among the templates.
     """
     parts: list[Findings] = []
     for start in range(0, len(groups), prompts):
@@ -157,7 +159,7 @@ def inspect_groups(
         )
     findings = join(parts)
     findings.left_out = dict(wanted.left_out)
-    # A context that could be shown beside no completion is counted among the skipped, and has no column.
+    # A context that could be rendered for no completion has no column; its skips are counted.
     findings.contexts = [name for name in findings.contexts if not np.isnan(findings.logprobs[name]).all()]
     if findings.teacher not in findings.contexts:
         findings.teacher = None
@@ -178,7 +180,7 @@ def _inspect_step(
     max_logits_per_chunk: int,
 ) -> Findings:
     # One view per completion, with every context that could be rendered for it.
-    prepared = prepare(groups, _Contexts(shown=wanted.roles), rendered)
+    prepared = prepare(groups, _Contexts(contexts=wanted.roles), rendered)
     views = prepared.views
     forwards = together(dict.fromkeys(wanted.roles, "live"), packed=policy.packs)
     cut = micro_batches(views, max_tokens=max_tokens, forwards=forwards, packed=policy.packs, world=ALONE)
@@ -192,10 +194,11 @@ def _inspect_step(
         contexts=contexts,
         teacher=wanted.teacher,
         logprobs={
-            label: _flat([None if s is None else s.target_N for s in column], views) for label, column in scores.items()
+            label: _concatenated([None if s is None else s.target_N for s in column], views)
+            for label, column in scores.items()
         },
         entropies={
-            label: _flat([None if s is None else s.entropy_N for s in column], views)
+            label: _concatenated([None if s is None else s.entropy_N for s in column], views)
             for label, column in scores.items()
         },
         credits={},
@@ -213,45 +216,44 @@ def _inspect_step(
         labels = wanted.role_contexts[name]
         by_role = [[{role: prompts[label] for role, label in labels.items()} for prompts in row] for row in rendered]
         method_views = prepare(groups, method, by_role, with_left_out=True).views
-        known = {role: scores[labels.get(role, STUDENT)] for role in method.precompute()}
-        credit, metrics = _credit(
-            policy, method, labels, on_policy(method_views, scores[STUDENT]), known, batches, max_logits_per_chunk
-        )
+        precomputed = {role: scores[labels.get(role, STUDENT)] for role in method.precompute()}
+        on_policy_views = on_policy(method_views, scores[STUDENT])
+        credit, metrics = _credit(policy, method, labels, on_policy_views, precomputed, batches, max_logits_per_chunk)
         findings.credits[name] = credit[order].numpy()
         findings.metrics[name] = {key: value[order].numpy() for key, value in metrics.items()}
     return findings
 
 
 def on_policy(views: Sequence[View], scores: Sequence[Scores | None]) -> list[View]:
-    """The views as if the student had just sampled them: its scores are the old log-probabilities."""
+    """Return the views with the student's current scores as old log-probabilities, so that the ratio is 1."""
     pairs = zip(views, scores, strict=True)
     return [replace(view, old_logprobs=tuple(score.target_N.tolist())) if score else view for view, score in pairs]
 
 
 def _scored_batch(policy: Policy, views: Sequence[View], micro_batch: MicroBatch) -> _Batch:
-    """Hidden states of every context; zeros stand where a completion lacks one, and ``shown_N`` says so."""
+    """Compute the hidden states of every context. A completion without a context has zeros, which a mask marks."""
     picked = [views[i] for i in micro_batch.indices]
     lengths = torch.tensor([len(view.completion_ids) for view in picked])
     target_N = collate(picked, STUDENT).target_N.to(policy.device)
     head_inputs: dict[str, HeadInput] = {}
-    shown_N: dict[str, Tensor] = {}
+    has_context_N: dict[str, Tensor] = {}
     labels = list(dict.fromkeys(label for view in picked for label in view.prompts))
     by_label = {}
     for roles in together(dict.fromkeys(labels, "live"), packed=policy.packs):
         by_label.update(head_inputs_of(policy, picked, roles, packed=policy.packs))
     for label, (head_input, _) in by_label.items():
         has_context = torch.tensor([label in view.prompts for view in picked])
-        shown_N[label] = has_context.repeat_interleave(lengths).to(policy.device)
+        has_context_N[label] = has_context.repeat_interleave(lengths).to(policy.device)
         hidden_ND = head_input.hidden_ND.new_zeros(len(target_N), head_input.hidden_ND.shape[1])
-        hidden_ND[shown_N[label]] = head_input.hidden_ND
+        hidden_ND[has_context_N[label]] = head_input.hidden_ND
         head_inputs[label] = replace(head_input, hidden_ND=hidden_ND)
-    return _Batch(micro_batch, target_N, head_inputs, shown_N)
+    return _Batch(micro_batch, target_N, head_inputs, has_context_N)
 
 
 def _scores(
     batches: Sequence[_Batch], views: Sequence[View], label: str, max_logits_per_chunk: int
 ) -> list[Scores | None]:
-    """One entry a view, None where the context could not be shown."""
+    """Return the scores of each view; None where the context could not be rendered."""
     result: list[Scores | None] = [None] * len(views)
     for batch in batches:
         if label not in batch.head_inputs:
@@ -273,9 +275,9 @@ def _credit(
     batches: Sequence[_Batch],
     max_logits_per_chunk: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A method's credit and metrics of every token, in the order of the batches; NaN outside its loss.
+    """Return a method's credit and metrics of every token, in the order of the batches; NaN outside its loss.
 
-    The head gets the job that training would give it, with the credit among its metrics.
+    The head gets the same inputs as in training, with the credit as one more metric.
     """
     inputs = batch_inputs(method, None, views, scores)
     parts: list[dict[str, Tensor]] = []
@@ -283,19 +285,19 @@ def _credit(
         if not any(weight for i in batch.micro_batch.indices for weight in views[i].weights):
             parts.append({})
             continue
-        compared = {role: batch.head_inputs[label] for role, label in labels.items() if role not in scores}
+        role_inputs = {role: batch.head_inputs[label] for role, label in labels.items() if role not in scores}
         job = loss_inputs(
             method,
             inputs,
             batch.micro_batch,
             batch.target_N,
-            compared,
+            role_inputs,
             policy,
             max_logits_per_chunk=max_logits_per_chunk,
         )
         job = replace(job, metrics=lambda tokens: {CREDIT: token_credit(method.loss, tokens), **method.metrics(tokens)})
-        measured = token_metrics(batch.head_inputs[STUDENT], job)
-        parts.append({name: value_N.cpu() for name, value_N in measured.items()})
+        metrics_N = token_metrics(batch.head_inputs[STUDENT], job)
+        parts.append({name: value_N.cpu() for name, value_N in metrics_N.items()})
     sizes = [len(batch.target_N) for batch in batches]
     metrics = columns(parts, sizes)
     return metrics.pop(CREDIT, torch.full((sum(sizes),), math.nan)), metrics
@@ -304,7 +306,7 @@ def _credit(
 def _alternatives(
     batches: Sequence[_Batch], label: str, order: Tensor, max_logits_per_chunk: int
 ) -> tuple[NDArray[np.int32], Floats]:
-    """The likeliest tokens of every position; where the context is missing their log-probability is NaN."""
+    """Return the likeliest tokens of every position with their log-probabilities, NaN where the context is missing."""
     ids, logprobs = [], []
     for batch in batches:
         head_input = batch.head_inputs.get(label)
@@ -317,22 +319,22 @@ def _alternatives(
                 continue
             best = head_input.logprobs(rows).topk(ALTERNATIVES, -1)
             ids.append(best.indices.cpu())
-            logprobs.append(best.values.masked_fill(~batch.shown_N[label][rows, None], math.nan).float().cpu())
+            logprobs.append(best.values.masked_fill(~batch.has_context_N[label][rows, None], math.nan).float().cpu())
     return torch.cat(ids)[order].int().numpy(), torch.cat(logprobs)[order].numpy()
 
 
 def _order(batches: Sequence[_Batch], views: Sequence[View]) -> Tensor:
-    """Where each token of the views, one after the other, stands among those of the batches."""
+    """Return for each token, in the order of the views, its index in the order of the batches."""
     begins: dict[int, int] = {}
-    at = 0
+    offset = 0
     for batch in batches:
         for i in batch.micro_batch.indices:
-            begins[i] = at
-            at += len(views[i].completion_ids)
+            begins[i] = offset
+            offset += len(views[i].completion_ids)
     return torch.cat([torch.arange(begins[i], begins[i] + len(view.completion_ids)) for i, view in enumerate(views)])
 
 
-def _flat(columns: Sequence[Tensor | None], views: Sequence[View]) -> Floats:
+def _concatenated(columns: Sequence[Tensor | None], views: Sequence[View]) -> Floats:
     parts = [
         np.full(len(view.completion_ids), math.nan, dtype=np.float32) if values is None else values.float().numpy()
         for values, view in zip(columns, views, strict=True)

@@ -1,4 +1,4 @@
-"""What the microscope found, as files: ``tokens.parquet``, ``summary.json`` and the page."""
+"""Writes the findings of an inspection: ``tokens.parquet``, ``summary.json`` and the page."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ ANSWER_ONLY = "answer_only"
 OUTCOMES = ("correct", "wrong", "not judged")
 
 _FIRST_GAP = 5.0
-"""How many times the mean |u| elsewhere the first token's may be before a remark."""
+"""A remark needs a first token whose mean |u| exceeds that of the other tokens by this factor."""
 _LEAST_GAP = 0.5
-"""A first token's mean |u| below this many nats is never remarked on."""
+"""A remark needs a first token whose mean |u| exceeds this many nats."""
 _LEAST_END = 2.0
-"""Nats by which a context may make the end of a completion less likely before a remark."""
+"""A remark needs a context that makes the end of a completion less likely by more than this many nats."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """The findings with what the page and the tables need besides: texts, classes and outcomes of tokens."""
+    """The findings with the texts, classes and outcomes that the page and the tables need."""
 
     findings: Findings
     samples: list[Sample]
@@ -48,14 +48,14 @@ class TokenTable:
 
     @property
     def signals(self) -> dict[str, NDArray[np.float64]]:
-        """u of every context and every method's credit, by the name that files and page use."""
+        """Return u of every context and the credit of every method, by the name that files and page use."""
         gains = {f"u {name}": values for name, values in self.findings.gains().items()}
         credits = {f"credit {name}": v.astype(np.float64) for name, v in self.findings.credits.items()}
         return {**gains, **credits}
 
 
 def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> TokenTable:
-    """Decode every token and find its class."""
+    """Decode every token and determine its class."""
     samples: list[Sample] = []
     classes: list[str] = []
     outcomes: list[str] = []
@@ -63,13 +63,13 @@ def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> 
         group = findings.groups[g]
         rollout, verdict = group.rollouts[i], group.verdicts[i]
         pieces = align(rollout.text, chat.tokens(rollout.completion_ids))
-        spans, at, text = [], 0, ""
+        spans, start, text = [], 0, ""
         for piece in pieces:
-            at += len(piece.before)
-            end = at if piece.unseen else at + len(piece.body)
-            spans.append((at, end))
+            start += len(piece.before)
+            end = start if piece.unseen else start + len(piece.body)
+            spans.append((start, end))
             text += piece.before + ("" if piece.unseen else piece.body)
-            at = end
+            start = end
         classes += classify(text, spans, patterns)
         outcomes.append(outcome(verdict))
         samples.append(
@@ -87,12 +87,12 @@ def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> 
 
 
 def outcome(verdict: Verdict) -> str:
-    """One of :data:`OUTCOMES`; anything below the full reward is wrong."""
+    """Return one of :data:`OUTCOMES`. Anything below the full reward is wrong."""
     return "not judged" if verdict.reward is None else "correct" if verdict.correct else "wrong"
 
 
 def summarise(table: TokenTable, origin: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
-    """Everything but the single tokens, as plain JSON."""
+    """Return the summary over all tokens as plain JSON."""
     findings = table.findings
     gains, signals = findings.gains(), table.signals
     lengths = findings.lengths
@@ -142,7 +142,7 @@ def _signal_tables(table: TokenTable, signals: Mapping[str, NDArray[np.float64]]
 
 
 def _metric_tables(table: TokenTable) -> dict[str, Any]:
-    """Each method's own metrics: among them CREDIT's split and the decomposition of purified."""
+    """Return the statistics of each method's own metrics, such as CREDIT's split and purified's decomposition."""
     return {
         method: {
             name: {
@@ -157,7 +157,11 @@ def _metric_tables(table: TokenTable) -> dict[str, Any]:
 
 
 def _leak(findings: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """``same`` are the contexts whose every prompt is the answer-only one, as where a solution is but its answer."""
+    """Return the table of the answer leak.
+
+    ``same`` has the contexts whose prompts all equal the answer-only prompt, for example if a solution is only its
+    answer.
+    """
     if ANSWER_ONLY not in gains:
         reason = f"no completion could be shown the context {ANSWER_ONLY}; in shipped files it needs the field 'answer'"
         return {"available": False, "reason": reason, "same": [], "rows": []}
@@ -170,7 +174,7 @@ def _leak(findings: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[
 
 
 def template_checks(table: TokenTable, chat: Chat) -> dict[str, Any]:
-    """What a wrong template would show: at the first token, at the end, in how prompts end, in open thinking."""
+    """Return checks for wrong templates: u of the first token, the end token, prompt endings and open thinking."""
     findings = table.findings
     lengths = np.array(findings.lengths)
     first = np.cumsum(lengths) - lengths
@@ -208,22 +212,22 @@ def template_checks(table: TokenTable, chat: Chat) -> dict[str, Any]:
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     student = next(row for row in rows if row["context"] == STUDENT)
-    said = []
+    remarks = []
     for row in rows:
         first, other, name = row["first_token"], row["other_tokens"], row["context"]
         if first is not None and first > max(_LEAST_GAP, _FIRST_GAP * (other or 0.0)):
-            said.append(
+            remarks.append(
                 f"Under {name} the first token's mean |u| is {first:.2f} nats, elsewhere {other or 0.0:.2f}: "
                 "see whether its prompt ends as the student's does."
             )
         if row["end"] is not None and student["end"] is not None and row["end"] < student["end"] - _LEAST_END:
-            said.append(
+            remarks.append(
                 f"Under {name} the end of a completion has a mean log-probability of {row['end']:.2f}, under the "
                 f"student's prompt {student['end']:.2f}: the context asks for another form of answer."
             )
         if row["shared_ending"] == 0:
-            said.append(f"Some prompt of {name} ends with another token than the student's.")
-    return said
+            remarks.append(f"Some prompt of {name} ends with another token than the student's.")
+    return remarks
 
 
 def _shared_ending(left: Sequence[int], right: Sequence[int]) -> int:
@@ -236,34 +240,34 @@ def _shared_ending(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    known = values[~np.isnan(values)]
-    return math.fsum(known) / len(known) if len(known) else None
+    finite = values[~np.isnan(values)]
+    return math.fsum(finite) / len(finite) if len(finite) else None
 
 
 def write_findings(folder: Path, table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> None:
-    """Write the three files into a folder, which is made if need be; older ones give way when all three are whole."""
+    """Write the three files into a folder, which is created. They replace older ones once all three are complete."""
     page = render_microscope(page_data_of(table, summary, chat))
-    aside = [folder / f"{name}.part" for name in FILES]
+    parts = [folder / f"{name}.part" for name in FILES]
     with told_of_disk(folder):
         lock = lock_folder(folder, f"another inspection still writes to {folder}: wait for it, or choose another --out")
         try:
-            write_tokens(aside[0], table)
-            write_json(aside[1], dict(summary))
-            aside[2].write_bytes(page.encode("utf-8", errors="replace"))
-            for path in aside:
+            write_tokens(parts[0], table)
+            write_json(parts[1], dict(summary))
+            parts[2].write_bytes(page.encode("utf-8", errors="replace"))
+            for path in parts:
                 os.replace(path, path.with_suffix(""))
         finally:
-            for path in aside:
+            for path in parts:
                 path.unlink(missing_ok=True)
             if lock is not None:
                 os.close(lock)
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a folder that holds anything but an earlier look, whose files may give way.
+    """Refuse an output folder that contains anything but the files of an earlier inspection.
 
     Raises:
-        ConfigError: what is in the way.
+        ConfigError: the folder is a file or contains other files.
     """
     with told_of_disk(folder):
         check_name(folder)
@@ -276,7 +280,7 @@ def check_place(folder: Path) -> None:
 
 
 def page_data_of(table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> PageData:
-    """The findings in the form that the page takes."""
+    """Return the findings in the form that the page takes."""
     findings = table.findings
     words: dict[int, str] = {}
     for ids_NK, _ in findings.alternatives.values():
@@ -306,7 +310,7 @@ def write_tokens(path: Path, table: TokenTable) -> None:
 
 
 def arrow_table(table: TokenTable) -> Any:
-    """A ``pyarrow.Table`` with one row a token; null where a number is missing."""
+    """Return a ``pyarrow.Table`` with one row per token; null where a number is missing."""
     import pyarrow as pa
 
     findings = table.findings
@@ -325,7 +329,7 @@ def arrow_table(table: TokenTable) -> Any:
         "index": pa.array(repeated([sample.index for sample in table.samples]), pa.int32()),
         "position": pa.array([position for n in lengths for position in range(n)], pa.int32()),
         "id": pa.array([token for rollout in rollouts for token in rollout.completion_ids], pa.int32()),
-        "text": pa.array([_sound(piece.body) for sample in table.samples for piece in sample.pieces], pa.string()),
+        "text": pa.array([_encodable(piece.body) for sample in table.samples for piece in sample.pieces], pa.string()),
         "class": pa.array(table.class_N.tolist(), pa.string()),
         "reward": pa.array(repeated([sample.reward for sample in table.samples]), pa.float64()),
     }
@@ -342,6 +346,6 @@ def arrow_table(table: TokenTable) -> Any:
     return pa.table(columns)
 
 
-def _sound(text: str) -> str:
-    # Half a surrogate pair has no UTF-8.
+def _encodable(text: str) -> str:
+    # UTF-8 cannot encode a lone surrogate.
     return text.encode("utf-8", errors="replace").decode("utf-8")

@@ -1,9 +1,9 @@
-"""The page of ``inspect``: ``index.html``, whose tokens are packed numbers until a completion is picked.
+"""The page of ``inspect``, ``index.html``. Its tokens are packed numbers until the reader picks a completion.
 
 Every completion is one block of base64, little-endian, column by column: first the numbers of all columns as float16
-(three digits, which is what a page shows), then piece and alternative ids as uint16 (uint32 where there are more than
-65,536 of them), then the log-probabilities of the alternatives as float16, then classes as uint8. The script decodes
-one block when it is picked; only its tokens become elements.
+(three digits, as the page shows), then the ids of pieces and alternatives as uint16 (uint32 if there are more than
+65,536), then the log-probabilities of the alternatives as float16, then classes as uint8. The script decodes only the
+picked block and creates elements for its tokens.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from selfdistill.report.tokens import Piece, scale_limit
 
 STUDENT = "student"
 HALF_LARGEST = 65504.0
-"""The largest float16; a larger credit is shown as this one."""
+"""The largest float16. Larger credits are clipped to it."""
 
 DIGITS = 9
-"""Decimals of drawn numbers: an axis over what rounding leaves of a zero would have no width."""
+"""Decimals of numbers in charts. Without rounding, an axis over numerical noise around zero would have no width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A completion in words: its problem, its judgement and its tokens as the text shows them."""
+    """A completion as text: its problem, its verdict and its tokens."""
 
     example: str
     index: int
@@ -46,10 +46,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PageData:
-    """All that the page shows. Arrays hold the tokens of all samples, one after the other; NaN is missing.
+    """The content of the page. Arrays concatenate the tokens of all samples; NaN is missing.
 
-    ``signals`` are what tokens can be coloured by; ``alternatives`` ids and log-probabilities [N, K] under
-    ``"student"`` and ``"teacher"``; ``words`` the text of each of those ids.
+    Tokens can be coloured by ``signals``. ``alternatives`` has ids and log-probabilities [N, K] under ``"student"`` and
+    ``"teacher"``; ``words`` has the text of each of these ids.
     """
 
     summary: Mapping[str, Any]
@@ -68,7 +68,7 @@ class PageData:
 
 
 def render_microscope(page_data: PageData) -> str:
-    """The page as text."""
+    """Return the page as HTML text."""
     summary = page_data.summary
     columns = _columns(page_data)
     data, blocks = _pack(page_data, columns)
@@ -96,7 +96,7 @@ def render_microscope(page_data: PageData) -> str:
 
 
 def _columns(page_data: PageData) -> dict[str, NDArray[Any]]:
-    """Every number of a token, by the name that the page uses."""
+    """Return all numbers of the tokens, by the name that the page uses."""
     columns: dict[str, NDArray[Any]] = {f"logprob {STUDENT}": page_data.logprobs[STUDENT]}
     columns.update(page_data.signals)
     columns.update({f"entropy {name}": values for name, values in page_data.entropies.items()})
@@ -104,7 +104,7 @@ def _columns(page_data: PageData) -> dict[str, NDArray[Any]]:
 
 
 def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[str]]:
-    """What the script needs once, and a block of base64 for every completion."""
+    """Return the data that the script needs once, and a block of base64 for every completion."""
     pieces: dict[tuple[str, str, bool], int] = {}
     lengths = [len(sample.pieces) for sample in page_data.samples]
     piece_N = np.array(
@@ -144,7 +144,9 @@ def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dic
         "classes": list(page_data.class_names),
         "contexts": list(page_data.contexts),
         "methods": list(page_data.methods),
-        "shades": [{"name": name, "limit": scale_limit(_known(values).tolist())} for name, values in columns.items()],
+        "shades": [
+            {"name": name, "limit": scale_limit(_without_nan(values).tolist())} for name, values in columns.items()
+        ],
         "texts": [
             {"prompt": numbers.printable(sample.prompt).strip(), "feedback": numbers.printable(sample.feedback).strip()}
             for sample in page_data.samples
@@ -157,7 +159,7 @@ def _half(values: NDArray[Any]) -> NDArray[np.float16]:
     return np.asarray(np.clip(values, -HALF_LARGEST, HALF_LARGEST), dtype="<f2")
 
 
-def _known(values: NDArray[Any]) -> NDArray[Any]:
+def _without_nan(values: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(values[~np.isnan(values)])
 
 
@@ -183,7 +185,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Each label with its method and the hyperparameters that differ from the defaults; no rows if none do."""
+    """Return each label with its method and changed hyperparameters; no rows if every label is a default method."""
     rows = [
         (
             label,
@@ -192,12 +194,13 @@ def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         )
         for label, variant in summary["knobs"].items()
     ]
-    told = any(variant["knobs"] or label != variant["method"] for label, variant in summary["knobs"].items())
-    return [(numbers.printable(label), numbers.printable(name), word) for label, name, word in rows] if told else []
+    if not any(variant["knobs"] or label != variant["method"] for label, variant in summary["knobs"].items()):
+        return []
+    return [(numbers.printable(label), numbers.printable(name), word) for label, name, word in rows]
 
 
 def _quantile_charts(page_data: PageData) -> list[Chart]:
-    """Each signal's quantile function, correct and wrong completions apart: tails, signs and shifts in one line."""
+    """Draw the quantile function of each signal, separately for correct and wrong completions."""
     outcome_N = np.repeat(np.array(page_data.outcome_C), [len(sample.pieces) for sample in page_data.samples])
     percentiles = list(range(1, 100))
     return [
@@ -226,7 +229,7 @@ def _by_outcome(
 ) -> Chart | None:
     series = []
     for name, tone in (("correct", "student"), ("wrong", "teacher"), ("not judged", "quiet")):
-        known = _known(values[outcome == name])
+        known = _without_nan(values[outcome == name])
         if len(known):
             y = [round(value, DIGITS) for value in np.quantile(known, np.array(percentiles) / 100).tolist()]
             series.append(Series(name, [float(p) for p in percentiles], y, tone=tone))
@@ -234,7 +237,7 @@ def _by_outcome(
 
 
 def _position_charts(page_data: PageData) -> list[Chart]:
-    """Each signal's mean by the tenth of the completion."""
+    """Draw the mean of each signal by the tenth of the completion."""
     charts = []
     for name, tables in page_data.summary["signals"].items():
         means = [None if row["mean"] is None else round(row["mean"], DIGITS) for row in tables["by_position"]]

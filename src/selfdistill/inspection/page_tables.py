@@ -1,4 +1,4 @@
-"""The microscope's tables in words: rows of cells, tinted by sign and size where a column can be compared."""
+"""The tables of the page: rows of formatted cells, tinted by sign and size in comparable columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STUDENT = "student"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number as words, tinted by its sign and size where its column is."""
+    """A formatted number. In a tinted column it has a colour by its sign and size."""
 
     text: str
     side: str = ""
@@ -33,7 +33,7 @@ class Table:
 
 
 def page_tables(summary: Mapping[str, Any]) -> list[Table]:
-    """Every table of the page, in its order."""
+    """Return every table of the page, in order."""
     signals = summary["signals"]
     tables = []
     if signals:
@@ -60,7 +60,7 @@ def page_tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _means(signals: Mapping[str, Any], key: str, caption: str, note: str) -> Table:
-    """A row a group of tokens, a column a signal; colours are full at the largest mean of a column."""
+    """Return a table with one row per group of tokens and one column per signal, tinted up to its largest mean."""
     names = list(signals)
     groups = [row["name"] for row in signals[names[0]][key]]
     tokens = [max(signals[name][key][n]["tokens"] for name in names) for n in range(len(groups))]
@@ -182,7 +182,7 @@ def _templates(checks: Mapping[str, Any]) -> Table:
 def _tinted(value: float | None, limit: float) -> Cell:
     if value is None:
         return Cell(numbers.MISSING)
-    # Two digits of the largest at least: one method's credits are thousandths of another's.
+    # Show at least two digits of the largest value: the credits of two methods may differ by a factor of 1000.
     decimals = min(6, max(2, 1 - math.floor(math.log10(limit)))) if limit else 2
     return Cell(numbers.signed(value, decimals=decimals), *tint(value, limit or 1.0))
 
