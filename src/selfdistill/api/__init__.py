@@ -1,5 +1,5 @@
-"""The functions behind ``import selfdistill``: plain arguments in, the commands' own machinery, plain results out.
+"""The functions behind ``import selfdistill``: they take plain arguments and return plain results.
 
-Nothing is computed here. A function checks what it was given, calls the room that the command line calls too, and wraps
-what comes back for a notebook. ``selfdistill/__init__.py`` says which name is found where.
+Nothing is computed here. A function checks its arguments, calls the same code as the command line, and wraps the
+result for a notebook. ``selfdistill/__init__.py`` maps each public name to its module.
 """

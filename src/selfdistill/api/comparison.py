@@ -1,4 +1,4 @@
-"""Comparisons from Python: several configs, several seeds, one table."""
+"""Comparisons from Python: several configs and seeds in one table."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Comparison:
 
     def __init__(self, result: Mapping[str, Any], folder: Path) -> None:
         self.result = dict(result)
-        """What ``compare.json`` holds."""
+        """The content of ``compare.json``."""
         self.folder = folder
         """The comparison's folder, with the runs and ``compare.html``."""
 
     def frame(self) -> Any:
-        """A ``pandas.DataFrame`` with one row an arm: each measure before and after, with its 95 % interval.
+        """Return a ``pandas.DataFrame`` with one row per arm: each measure before and after, with its 95 % interval.
 
         ``accuracy_against_baseline`` is the paired difference from the baseline's runs; NaN for the baseline.
         """
@@ -48,7 +48,7 @@ class Comparison:
         return pandas.DataFrame(rows).set_index("arm")
 
     def plot(self, measure: str = "accuracy", *, ax: Any = None) -> Any:
-        """Final values of a measure with their intervals, an arm each, on matplotlib axes, which are returned."""
+        """Plot the final value of a measure with its interval for each arm. Returns the matplotlib axes."""
         from selfdistill.api.figures import intervals
 
         if measure not in MEASURES:
@@ -73,19 +73,19 @@ def compare(
     overrides: Overrides = (),
     **settings: Any,
 ) -> Comparison:
-    """Train several configs on equal terms, several seeds each, in processes of their own: ``selfdistill compare``.
+    """Train several configs on equal terms with several seeds, like ``selfdistill compare``, each in its own process.
 
-    Finished runs in ``out`` are kept, so the same call goes on where an interrupted one stopped.
+    Finished runs in ``out`` are kept, so the same call continues an interrupted comparison.
 
     Args:
         configs: shipped names and TOML or JSON files; or a dict of arms' names to configs in any form, which are
             written into ``out/configs``.
         out: folder of the comparison.
-        seeds: how many (0, 1, 2 … are taken), or which.
-        baseline: the arm that others are measured by; unset: the first ``grpo``, or the first arm.
+        seeds: the number of seeds (0, 1, 2 …), or a list of seeds.
+        baseline: the arm to compare with; unset: the first ``grpo``, else the first arm.
         main: also put this arm's summary and page into the folder.
         jobs: runs at a time; unset: one for each core, on an accelerator one.
-        progress: say what the command says; unset: silent.
+        progress: print the output of the command; unset: silent.
         overrides: dotted keys for all arms.
         settings: keys of the config's top level for all arms, for example ``steps=20``.
 
@@ -97,7 +97,7 @@ def compare(
     """
     folder = Path(out)
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen or len(set(chosen)) < len(chosen) or not all(type(one) is int and one >= 0 for one in chosen):
+    if not chosen or len(set(chosen)) < len(chosen) or not all(type(seed) is int and seed >= 0 for seed in chosen):
         raise ConfigError(
             f"seeds are a number of at least 1, or different whole numbers such as [0, 1, 2]; got {seeds!r}"
         )
@@ -106,22 +106,22 @@ def compare(
     comparison = plan(sources, as_pairs(overrides, settings), seeds=chosen, baseline=baseline, folder=folder)
     if main is not None:
         find_arm(comparison, main, "main")
-    with Progress(Console() if progress else None) as shown, stopping(shown) as stop:
-        finished = run_comparison(comparison, jobs=jobs, progress=shown, stop=stop)
+    with Progress(Console() if progress else None) as terminal, stopping(terminal) as stop:
+        finished = run_comparison(comparison, jobs=jobs, progress=terminal, stop=stop)
     if not finished:
         signal.raise_signal(stop.signal or signal.SIGINT)
     return Comparison(write_results(comparison, main=main), folder)
 
 
 def _sources(configs: Sequence[str | Path] | Mapping[str, ConfigLike], folder: Path) -> list[str]:
-    """Names and paths of the configs, for the processes of their own that train them."""
+    """Return the configs as names and paths, for the processes that train them."""
     if isinstance(configs, Mapping):
         checked = {name: load_config(config).model_dump(mode="json") for name, config in configs.items()}
-        kept = folder / "configs"
-        kept.mkdir(parents=True, exist_ok=True)
+        config_folder = folder / "configs"
+        config_folder.mkdir(parents=True, exist_ok=True)
         for name, table in checked.items():
-            write_json(kept / f"{name}.json", table)
-        return [str(kept / f"{name}.json") for name in checked]
-    if isinstance(configs, str) or not all(isinstance(one, str | Path) for one in configs):
+            write_json(config_folder / f"{name}.json", table)
+        return [str(config_folder / f"{name}.json") for name in checked]
+    if isinstance(configs, str) or not all(isinstance(config, str | Path) for config in configs):
         raise ConfigError("configs are a list of names and paths, or a dict of arms' names to configs")
-    return [str(one) for one in configs]
+    return [str(config) for config in configs]

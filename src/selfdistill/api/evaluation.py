@@ -36,7 +36,7 @@ def evaluate(
     reward: str | RewardFunction | None = None,
     overrides: Overrides = (),
 ) -> dict[str, Any]:
-    """Accuracy on held-out problems: the same numbers as ``selfdistill evaluate`` with the same seed.
+    """Measure the accuracy on held-out problems: the same numbers as ``selfdistill evaluate`` with the same seed.
 
     Args:
         model: a model directory, a checkpoint, a run folder, a hub id or a shipped name; or ``(policy, chat)``.
@@ -47,17 +47,17 @@ def evaluate(
         temperature: of sampling; 0 is greedy.
         max_tokens: longest completion; unset: the run folder's own, else 1024 or half the window.
         seed: of sampling.
-        reward: a function in the place of the task's reward, as for :func:`load_task`.
+        reward: a function that replaces the task's reward, as for :func:`load_task`.
         overrides: config keys, as ``--set`` takes them.
 
     Returns:
         ``avg``, ``pass`` and ``maj`` at ``samples``, each with ``value``, ``low`` and ``high`` (95 %), ``length`` in
-        tokens, ``truncated`` as a share, and what was evaluated. ``judged`` counts completions with a reward; where it
+        tokens, ``truncated`` as a share, and the arguments of the evaluation. ``judged`` counts completions with a reward; where it
         is 0, ``avg``, ``pass``, ``maj`` and ``hits`` are None. ``entropy`` is in nats per token, None unless sampled at
         temperature 1.
 
     Raises:
-        UserError: one sentence.
+        UserError: the model or the task cannot be loaded or used.
     """
     name, loaded = model_of(model)
     table, judge = task_of(task, reward)
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def model_of(model: ModelLike) -> tuple[str, tuple[Policy, Chat] | None]:
-    """A model's name, and the model where it is in memory.
+    """Return a model's name, and the model itself if it is in memory.
 
     Raises:
         UserError: it is neither a name nor what ``load_policy`` returns.
@@ -97,10 +97,10 @@ def model_of(model: ModelLike) -> tuple[str, tuple[Policy, Chat] | None]:
 def task_of(
     task: TaskLike | None, reward: str | RewardFunction | None = None
 ) -> tuple[str | Mapping[str, Any] | None, Task | None]:
-    """A task as the commands take it: its kind or table, and the object where there is one.
+    """Return a task as the commands take it: its kind or table, and the object if it is one.
 
     Raises:
-        UserError: it is no task.
+        UserError: the argument is not a task, or a reward function has no task.
     """
     if isinstance(task, str) and reward is None:
         return task, None

@@ -1,4 +1,4 @@
-"""Figures for papers: matplotlib axes, which the caller styles and saves. Needs the extra ``plot``."""
+"""Figures for papers as matplotlib axes, which the caller styles and saves. They need the extra ``plot``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POSITIVE, NEGATIVE = "#2a6f97", "#b5542c"
 
 
 def axes(ax: Any) -> Any:
-    """The caller's axes, or those of a new figure.
+    """Return the caller's axes, or those of a new figure.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -27,10 +27,10 @@ def axes(ax: Any) -> Any:
 
 
 def curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], *, ax: Any) -> Any:
-    """Numbers of a run's steps, a line each; steps without the number leave a gap.
+    """Plot metrics of a run over steps, one line each, with a gap where a step lacks the metric.
 
     Raises:
-        ConfigError: a number that no step has.
+        ConfigError: no step has the metric.
     """
     known = sorted({key for line in lines for key, value in line.items() if isinstance(value, int | float)})
     for name in names:
@@ -50,24 +50,24 @@ def curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], *, ax: Any)
 
 
 def token_bars(words: Sequence[str], values: Sequence[float], name: str, *, ax: Any) -> Any:
-    """One number a token, with the tokens below; missing numbers have no bar."""
+    """Plot one bar per token, with the tokens as labels; missing numbers have no bar."""
     ax = axes(ax)
-    places = range(len(words))
+    positions = range(len(words))
     heights = [0.0 if math.isnan(value) else value for value in values]
-    ax.bar(places, heights, color=[POSITIVE if value >= 0 else NEGATIVE for value in heights])
-    # A dollar sign would begin a formula.
-    ax.set_xticks(list(places), [repr(word)[1:-1].replace("$", r"\$") for word in words], rotation=90)
+    ax.bar(positions, heights, color=[POSITIVE if value >= 0 else NEGATIVE for value in heights])
+    # Matplotlib would read a dollar sign as the start of a formula.
+    ax.set_xticks(list(positions), [repr(word)[1:-1].replace("$", r"\$") for word in words], rotation=90)
     ax.axhline(0, color="black", linewidth=0.5)
     ax.set_ylabel(name.replace("$", r"\$"))
     return ax
 
 
 def intervals(names: Sequence[str], estimates: Sequence[Mapping[str, float]], measure: str, *, ax: Any) -> Any:
-    """Estimates with their intervals, one below the other."""
+    """Plot estimates with their intervals, one below the other."""
     ax = axes(ax)
-    for place, estimate in enumerate(estimates):
+    for row, estimate in enumerate(estimates):
         value, low, high = (estimate[key] for key in ("value", "low", "high"))
-        ax.errorbar([value], [place], xerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="o", color=POSITIVE)
+        ax.errorbar([value], [row], xerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="o", color=POSITIVE)
     ax.set_yticks(list(range(len(names))), list(names))
     ax.invert_yaxis()
     ax.set_xlabel(measure)

@@ -1,4 +1,4 @@
-"""The credit microscope from Python: what methods would reward and punish, token by token."""
+"""Inspection from Python: the credit that methods give to each token."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from selfdistill.types import RolloutGroup
 
 
 class Inspection:
-    """What was seen: a table of tokens, a summary, and figures."""
+    """The result of an inspection: a table of tokens, a summary, and figures."""
 
     def __init__(self, result: InspectResult) -> None:
         self._result = result
         self.summary = result.summary
-        """What ``summary.json`` holds: tables by class, position, entropy and outcome; separation; checks."""
+        """The content of ``summary.json``: tables by class, position, entropy and outcome; separation; checks."""
         self.remarks = list(result.remarks)
-        """What is to be known of a run's checkpoints, a sentence each."""
+        """Remarks on the run's checkpoints, one sentence each."""
 
     @property
     def groups(self) -> list[RolloutGroup]:
-        """The problems with the completions that were looked at."""
+        """The problems with their inspected completions."""
         return self._result.table.findings.groups
 
     @property
     def signals(self) -> list[str]:
-        """Names of the columns that hold u of a context or a method's credit."""
+        """The names of the columns with u of a context or the credit of a method."""
         return list(self._result.table.signals)
 
     def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` with one row a token: what ``tokens.parquet`` holds."""
+        """Return a ``pandas.DataFrame`` with one row per token, the content of ``tokens.parquet``."""
         return arrow_table(self._result.table).to_pandas()
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``tokens.parquet``, ``summary.json`` and ``index.html``, as the command does; the page's path.
+        """Write ``tokens.parquet``, ``summary.json`` and ``index.html``, like the command. Returns the page's path.
 
         Raises:
-            UserError: the folder holds other things.
+            UserError: the folder contains other files.
         """
         self._result.write(Path(folder))
         return Path(folder) / "index.html"
 
     def plot(self, signal: str, *, completion: int = 0, ax: Any = None) -> Any:
-        """One signal over one completion's tokens as bars on matplotlib axes, which are returned."""
+        """Plot one signal over the tokens of one completion as bars. Returns the matplotlib axes."""
         from selfdistill.api.figures import token_bars
 
         table = self._result.table
@@ -90,16 +90,16 @@ def inspect(
     seed: int = 0,
     overrides: Overrides = (),
 ) -> Inspection:
-    """Ask methods for their credit of each token, without training: the numbers of ``selfdistill inspect``.
+    """Compute the credit that methods give to each token, without training: the numbers of ``selfdistill inspect``.
 
     Args:
         model: a model directory, checkpoint, run folder, hub id or shipped name; or ``(policy, chat)``.
         task: by kind, as a table, or from :func:`load_task`; unset: the run folder's own.
-        methods: names, ``"label=name"`` for one more of a kind, or a dict of labels to names or :class:`Method`
-            objects; unset: those of ``configs``, else the usual ones.
-        configs, contexts: run configs or folders whose methods are shown too; templates that are scored too.
+        methods: names, ``"label=name"`` to repeat a method under a label, or a dict of labels to names or
+            :class:`Method` objects; unset: those of ``configs``, else the default ones.
+        configs, contexts: run configs or folders whose methods are inspected too; templates that are scored too.
         out: also write the table, the summary and the page into this folder.
-        problems, samples, split, temperature, max_tokens, seed: which completions are sampled, and how.
+        problems, samples, split, temperature, max_tokens, seed: the problems, and how completions are sampled.
         rollouts, words: a ``rollouts.jsonl`` whose newest completions are read instead; a folder of word lists.
         overrides: ``{"label.hyperparameter": value}`` sets a method's hyperparameter, other keys are the config's.
 
@@ -107,7 +107,7 @@ def inspect(
         An :class:`Inspection`: ``.to_pandas()``, ``.summary``, ``.plot(…)``, ``.save(folder)``.
 
     Raises:
-        UserError: one sentence.
+        UserError: the model, the task, a method or a context cannot be used.
     """
     _check(out, methods, configs, contexts)
     check_counts(problems=problems, samples=samples, max_tokens=max_tokens)
@@ -115,7 +115,7 @@ def inspect(
     named, built = _methods(methods)
     options = InspectOptions(
         named,
-        configs=[str(one) for one in configs],
+        configs=[str(config) for config in configs],
         contexts=list(contexts),
         problems=problems,
         samples=samples,
@@ -135,27 +135,27 @@ def inspect(
 
 
 def _check(out: str | Path | None, *lists: object) -> None:
-    """Refuse what would fail after minutes of scoring."""
+    """Refuse arguments that would otherwise fail after minutes of scoring."""
     if out is not None:
         check_place(Path(out))
-    if any(isinstance(one, str) for one in lists):
+    if any(isinstance(names, str) for names in lists):
         raise ConfigError("methods, configs and contexts are lists of names: write methods=['antisd']")
 
 
 def _methods(
     given: Sequence[object] | Mapping[str, object] | None,
 ) -> tuple[list[str] | None, dict[str, Method]]:
-    """Methods by name, as the command takes them, and those that are objects."""
+    """Return the methods by name, as the command takes them, and the methods that are objects."""
     if given is None:
         return None, {}
     if not isinstance(given, Mapping):
-        names = [one for one in given if isinstance(one, str)]
+        names = [method for method in given if isinstance(method, str)]
         if len(names) < len(given):
             raise ConfigError("a method that is an object needs a label: write methods={'mine': method}")
         return names, {}
-    built = {label: one for label, one in given.items() if isinstance(one, Method)}
-    named = {label: one for label, one in given.items() if not isinstance(one, Method)}
-    wrong = next((one for one in named.values() if not isinstance(one, str)), None)
+    built = {label: method for label, method in given.items() if isinstance(method, Method)}
+    named = {label: name for label, name in given.items() if not isinstance(name, Method)}
+    wrong = next((name for name in named.values() if not isinstance(name, str)), None)
     if wrong is not None:
         raise ConfigError(f"a method is a name or a Method object, got {wrong!r:.60}")
-    return [f"{label}={one}" for label, one in named.items()], built
+    return [f"{label}={name}" for label, name in named.items()], built

@@ -39,11 +39,11 @@ def load_policy(
         seed: draws a new adapter's weights.
 
     Returns:
-        The model and what turns messages into its token ids and back. A torn checkpoint that was passed over is
+        The model, and the chat that encodes messages as token ids and decodes them. A skipped corrupt checkpoint gives
         a warning.
 
     Raises:
-        UserError: it cannot be found or used, in one sentence.
+        UserError: the model cannot be found or used.
     """
     table = {
         "path": str(path),
@@ -68,7 +68,7 @@ def save_policy(policy: Policy, chat: Chat, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        UserError: something else is in its place.
+        UserError: the folder is a file.
     """
     check_pair(policy, chat)
     path = Path(folder)

@@ -1,4 +1,4 @@
-"""Silence in a notebook: what other libraries print while a model is loaded or trained is kept back, then restored."""
+"""Silences the progress bars and log lines of other libraries while a model is loaded or trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """No progress bars and no log lines of transformers, and no word about peft's use of an old name."""
+    """Suppress progress bars and log lines of transformers and a deprecation warning that peft causes; then restore."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Completions from Python: sampled ones, and texts that somebody wrote."""
+"""Completions from Python: sampled by a model, or written by hand."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def rollout(
     sampler: Sampler | None = None,
     max_batch_size: int = 512,
 ) -> list[RolloutGroup]:
-    """Sample completions of every problem and judge them: what ``selfdistill inspect`` draws with the same seed.
+    """Sample completions of every problem and verify them: the same as in ``selfdistill inspect`` with the same seed.
 
     Args:
         policy, chat: from :func:`load_policy`.
-        task: who judges: from :func:`load_task`, its kind, an object of your own, or None (nobody does).
+        task: the task that verifies: from :func:`load_task`, its kind, your own object, or None for no verifier.
         examples: ``task.examples("train")[:2]``; or rows (dicts, a ``datasets.Dataset``), which the task reads; or
             prompts, each a text or a list of messages; or a task, whose training problems are taken.
         completions: of every problem.
@@ -49,12 +49,12 @@ def rollout(
         temperature, top_p, top_k: how a token is sampled; temperature 0 is greedy, ``top_k`` 0 keeps all tokens.
         thinking: switch of chat templates that have one; unset: the template's default.
         seed: the same seed draws the same completions.
-        reward: a function in the place of the task's reward, as for :func:`load_task`.
+        reward: a function that replaces the task's reward, as for :func:`load_task`.
         sampler: another engine, for example a :class:`ScriptedSampler`; it gets the same parameters.
-        max_batch_size: completions decoded at once. It does not change what they say.
+        max_batch_size: completions decoded at once. It does not change the completions.
 
     Returns:
-        One :class:`RolloutGroup` a problem, in order: ``group.rollouts[i].text``, ``group.verdicts[i].reward``.
+        One :class:`RolloutGroup` per problem, in order: ``group.rollouts[i].text``, ``group.verdicts[i].reward``.
 
     Raises:
         UserError: a prompt that does not fit the window, or an argument of the wrong kind.
@@ -81,7 +81,7 @@ def rollout(
 
 
 def _check_room(problems: Sequence[Example], chat: Chat, tokens: int, thinking: bool | None) -> None:
-    """Refuse prompts that leave no room for a completion: none is left out in silence."""
+    """Refuse prompts that leave no room for a completion, instead of skipping them silently."""
     _, unfit = fitting(problems, chat, max_tokens=tokens, thinking=thinking)
     if unfit:
         raise DataError(
@@ -93,15 +93,15 @@ def _check_room(problems: Sequence[Example], chat: Chat, tokens: int, thinking: 
 def written(
     chat: Chat, examples: Sequence[Example], completions: Sequence[Any], judge: Task, *, thinking: bool | None
 ) -> list[RolloutGroup]:
-    """Texts that nobody sampled as completions, tokenised once; log-probabilities of a sampler are unknown (NaN).
+    """Tokenise written texts as completions and verify them. The log-probabilities of a sampler are unknown (NaN).
 
     Raises:
-        DataError: not one text, or list of texts, for every problem; or one that does not fit the window.
+        DataError: a problem has no text or list of texts, or a text does not fit the window.
     """
     if isinstance(completions, str) or len(completions) != len(examples):
         count = "one text" if isinstance(completions, str) else len(completions)
         raise DataError(f"completions must hold one entry for each of the {len(examples)} prompts, got {count}")
-    made: list[tuple[Rollout, ...]] = []
+    rollouts_by_example: list[tuple[Rollout, ...]] = []
     for example, given in zip(examples, completions, strict=True):
         texts = [given] if isinstance(given, str) else given
         if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
@@ -116,15 +116,15 @@ def written(
                     f"{chat.name} is {chat.window}"
                 )
             rollouts.append(Rollout(prompt, ids, (math.nan,) * len(ids), True, text, 0))
-        made.append(tuple(rollouts))
-    return [replace(group, contexts=judge.contexts) for group in verify(judge, examples, made)]
+        rollouts_by_example.append(tuple(rollouts))
+    return [replace(group, contexts=judge.contexts) for group in verify(judge, examples, rollouts_by_example)]
 
 
 def check_pair(policy: object, chat: object) -> None:
     """Refuse anything but the two objects that ``load_policy`` returns.
 
     Raises:
-        ModelError: which of them is something else.
+        ModelError: one of them is something else; the message names it.
     """
     for name, given, kind in (("policy", policy, Policy), ("chat", chat, Chat)):
         if not isinstance(given, kind):

@@ -22,28 +22,28 @@ from selfdistill.types import STUDENT, RolloutGroup, Scores, Task
 
 
 class ScoreTable(Mapping[str, Scores]):
-    """Scores by context, ``"student"`` among them; all tokens of all completions one after the other.
+    """Scores by context, including ``"student"``. Each concatenates the tokens of all completions.
 
-    ``table["solution"].logprobs - table["student"].logprobs`` is u, in nats. A completion that a context could not be
-    shown beside has NaN there, and ``table.skipped`` counts the reasons.
+    ``table["solution"].logprobs - table["student"].logprobs`` is u, in nats. If a context could not be rendered for a
+    completion, the scores are NaN, and ``table.skipped`` counts the reasons.
     """
 
     def __init__(self, findings: Findings, contexts: Sequence[str], tokens: Sequence[str]) -> None:
         self.groups = findings.groups
         """The problems with their completions."""
         self.places = list(findings.places)
-        """(group, index) of each completion, in the order of the numbers."""
+        """(group, index) of each completion, in the order of the scores."""
         self.lengths = findings.lengths
         """Tokens of each completion."""
         self.tokens = list(tokens)
         """Each token's text."""
         self.skipped: dict[str, int] = dict(sorted(findings.skipped.items()))
-        """Why a context could not be shown, and beside how many completions."""
-        nothing = torch.full((sum(self.lengths),), float("nan"))
+        """The reasons why a context could not be rendered, with the number of completions."""
+        missing = torch.full((sum(self.lengths),), float("nan"))
         self._scores = {
             name: Scores(torch.from_numpy(findings.logprobs[name]), torch.from_numpy(findings.entropies[name]))
             if name in findings.contexts
-            else Scores(nothing.clone(), nothing.clone())
+            else Scores(missing.clone(), missing.clone())
             for name in (STUDENT, *contexts)
         }
 
@@ -62,19 +62,19 @@ class ScoreTable(Mapping[str, Scores]):
         return len(self._scores)
 
     def u(self, context: str) -> Tensor:
-        """u [N] = log T(y) − log S(y) of each token, in nats: what the context makes likelier."""
+        """Return u [N] = log T(y) − log S(y) of each token, in nats. It is positive if the context raises the token."""
         return self[context].logprobs - self[STUDENT].logprobs
 
     def split(self, values: Tensor) -> list[Tensor]:
-        """Numbers of all tokens, cut into those of each completion."""
+        """Split the numbers of all tokens into those of each completion."""
         return list(values.split(self.lengths))
 
     def shown(self, context: str) -> list[bool]:
-        """Of each completion, whether the context could be shown beside it."""
+        """Return for each completion whether the context could be rendered for it."""
         return [not bool(part.isnan().any()) for part in self.split(self[context].logprobs)]
 
     def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` with one row a token."""
+        """Return a ``pandas.DataFrame`` with one row per token."""
         import pandas
 
         rollouts = [self.groups[g].rollouts[i] for g, i in self.places]
@@ -83,7 +83,7 @@ class ScoreTable(Mapping[str, Scores]):
             "completion": [n for n, r in enumerate(rollouts) for _ in r.completion_ids],
             "example": [self.groups[g].example.id for r, (g, _) in pairs for _ in r.completion_ids],
             "index": [i for r, (_, i) in pairs for _ in r.completion_ids],
-            "position": [place for r in rollouts for place in range(len(r.completion_ids))],
+            "position": [position for r in rollouts for position in range(len(r.completion_ids))],
             "id": [token for r in rollouts for token in r.completion_ids],
             "text": self.tokens,
         }
@@ -94,7 +94,7 @@ class ScoreTable(Mapping[str, Scores]):
         return pandas.DataFrame(columns)
 
     def plot(self, context: str, *, completion: int = 0, ax: Any = None) -> Any:
-        """u of one completion's tokens as bars on matplotlib axes, which are returned."""
+        """Plot u of the tokens of one completion as bars. Returns the matplotlib axes."""
         from selfdistill.api.figures import token_bars
 
         if not 0 <= completion < len(self.lengths):
@@ -120,20 +120,20 @@ def score(
     thinking: bool | None = None,
     seed: int = 0,
 ) -> ScoreTable:
-    """Score completions under the student's own prompt and under every context: the microscope's own numbers.
+    """Score completions under the student's own prompt and under every context: the numbers of :func:`inspect`.
 
     Args:
         policy, chat: from :func:`load_policy`. Nothing is trained.
-        groups: what :func:`rollout` returns; or prompts (texts, lists of messages, examples, rows) with
+        groups: the groups from :func:`rollout`; or prompts (texts, lists of messages, examples, rows) with
             ``completions``.
         contexts: names of templates; or your own, ``{"hint": "$question\\nHint: it is even."}``: ``$question`` is the
             last user message, any other ``$name`` a field of the example or of its group.
         completions: for every prompt a text or a list of texts; they are tokenised once and closed by the stop id.
-        task: judges ``completions``, reads rows, and names the context file; unset: nobody judges them.
+        task: verifies ``completions``, reads rows, and names the context file; unset: they are not verified.
         templates: a context file by name or path, or templates by name; unset: the file of the task that the groups
             were drawn for, or ``"default"``.
         thinking: switch of the chat template for the contexts' prompts.
-        seed: orders what contrasts (another question, a wrong sibling) are drawn from.
+        seed: of the random choice of contrasts (another question, a wrong sibling).
 
     Returns:
         A :class:`ScoreTable`: ``table[context].logprobs``, in nats, ``table.skipped``, ``table.to_pandas()``.
@@ -152,11 +152,11 @@ def score(
         raise DataError("there is no completion to score")
     known = _templates(groups, judge, templates)
     names = _named(contexts, known)
-    found = inspect_groups(
+    findings = inspect_groups(
         policy, chat, groups, plan({}, names, known), known, thinking=thinking, seed=derive(seed, "contrast", 1)
     )
-    tokens = [token for g, i in found.places for token in chat.tokens(groups[g].rollouts[i].completion_ids)]
-    return ScoreTable(found, names, tokens)
+    tokens = [token for g, i in findings.places for token in chat.tokens(groups[g].rollouts[i].completion_ids)]
+    return ScoreTable(findings, names, tokens)
 
 
 def _templates(
@@ -176,10 +176,10 @@ def _templates(
 
 
 def _named(contexts: Sequence[str | Template] | Mapping[str, str | Template], known: dict[str, Template]) -> list[str]:
-    """The contexts' names; those that bring their own text are added to ``known``."""
+    """Return the names of the contexts. A context with its own text is added to ``known``."""
     if isinstance(contexts, str):
         raise ConfigError(f"contexts are a list of names: write contexts=[{contexts!r}]")
-    pairs = contexts.items() if isinstance(contexts, Mapping) else [(_name(one), one) for one in contexts]
+    pairs = contexts.items() if isinstance(contexts, Mapping) else [(_name(context), context) for context in contexts]
     for name, given in pairs:
         if name == STUDENT:
             raise ConfigError("the student's own prompt is always scored: name the other contexts only")

@@ -20,7 +20,7 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 
 def load_config(source: ConfigLike, overrides: Overrides = (), **settings: Any) -> RunConfig:
-    """The config of a run, checked.
+    """Load and check the config of a run.
 
     Args:
         source: a shipped config by name, a TOML or JSON file by path, a :class:`RunConfig`, or a dict of its tables.
@@ -33,16 +33,16 @@ def load_config(source: ConfigLike, overrides: Overrides = (), **settings: Any) 
         A :class:`RunConfig`, a frozen pydantic model.
 
     Raises:
-        UserError: one sentence: which key or value is wrong, and what would be right.
+        UserError: a key or value is wrong. The message names it and what would be right.
     """
     return parse_config(raw_config(source, overrides, settings), config_name(source))
 
 
 def raw_config(source: ConfigLike, overrides: Overrides, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of a config with all changes made to them, not checked yet; nothing that was given is changed.
+    """Return the tables of a config with all changes applied, not checked yet. The arguments stay unchanged.
 
     Raises:
-        ConfigError: ``source`` or ``overrides`` are of another type, or the file cannot be read.
+        ConfigError: ``source`` or ``overrides`` have the wrong type, or the file cannot be read.
     """
     if isinstance(source, RunConfig):
         raw = source.model_dump()
@@ -63,15 +63,15 @@ def raw_config(source: ConfigLike, overrides: Overrides, settings: Mapping[str, 
 
 
 def config_name(source: ConfigLike) -> str:
-    """What messages call a config."""
+    """Return the name of a config in messages."""
     return str(source) if isinstance(source, str | Path) else "config"
 
 
 def as_pairs(overrides: Overrides, settings: Mapping[str, Any] | None = None) -> list[str]:
-    """The changes as ``a.b=value`` texts, in the form in which a command takes them.
+    """Return the changes as ``a.b=value`` texts, as the commands take them.
 
     Raises:
-        ConfigError: a value that no command line can hold.
+        ConfigError: a value cannot be written on a command line.
     """
     given = overrides.items() if isinstance(overrides, Mapping) else ()
     pairs = [] if isinstance(overrides, Mapping) else checked_pairs(overrides)
@@ -83,21 +83,21 @@ def as_pairs(overrides: Overrides, settings: Mapping[str, Any] | None = None) ->
 
 
 def checked_pairs(overrides: Sequence[str]) -> list[str]:
-    """The overrides, once they are known to be a list of texts.
+    """Check that the overrides are a list of texts and return them.
 
     Raises:
         ConfigError: they are something else.
     """
-    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
         raise ConfigError(f"overrides are a list of 'a.b=value' texts or a dict of 'a.b' to values, got {overrides!r}")
     return list(overrides)
 
 
 def check_counts(**numbers: object) -> None:
-    """Refuse what counts something and is no whole number of at least 1; None is unset.
+    """Refuse counts that are not whole numbers of at least 1. None is unset and allowed.
 
     Raises:
-        ConfigError: which argument it is.
+        ConfigError: a count is invalid; the message names the argument.
     """
     for name, number in numbers.items():
         if number is not None and (type(number) is not int or number < 1):
@@ -105,7 +105,7 @@ def check_counts(**numbers: object) -> None:
 
 
 def _method_table(method: object) -> dict[str, Any]:
-    """The table of a method that is an object or a class; its class is found again by its import path."""
+    """Return the table of a method that is an object or a class. The table names its class by import path."""
     from selfdistill.inspection.plan import name_of
     from selfdistill.methods import Method
 
@@ -126,7 +126,7 @@ def _merged(key: str, old: Any, new: Any) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    # Objects that stand for themselves (a task, a function) stay the same objects.
+    # Objects such as a task or a function are not copied.
     return copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value
 
 

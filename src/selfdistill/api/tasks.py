@@ -1,4 +1,4 @@
-"""Tasks and problems from Python: shipped tasks, rows of one's own, plain prompts, rewards that are functions."""
+"""Tasks and problems from Python: shipped tasks, rows in memory, plain prompts, and reward functions."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
 """A user's message, or a list of messages (``{"role": "user", "content": "…"}``)."""
 
 SOURCES = ("path", "validation_path", "test_path")
-"""Keys of a task's table that name rows."""
+"""Keys of a task's table that are sources of rows."""
 PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
-"""What every task has."""
+"""The attributes that every task must have."""
 
 
 def load_task(
     kind: str | None = None, *, seed: int = 0, reward: str | RewardFunction | None = None, **options: Any
 ) -> Task:
-    """A task: problems, and a verifier that judges completions.
+    """Load a task: problems, and a verifier of completions.
 
-    ``load_task("countdown")`` makes its own problems; ``load_task("math", path="rows.jsonl", prompt="question",
+    ``load_task("countdown")`` generates its problems; ``load_task("math", path="rows.jsonl", prompt="question",
     answer="answer")`` reads rows; ``load_task(preset="gsm8k", path=rows)`` fills the keys for a well-known schema.
     ``task.examples("train")`` are its problems, ``task.verify(example, text, finished=True)`` judges one text.
 
     Args:
         kind: ``selfdistill tasks`` lists them; unset: the preset's.
         seed: draws generated problems, and the order of moving options.
-        reward: a function in the place of the verifier's reward, or ``"package.module:function"``: called with lists
-            ``prompts``, ``completions`` and the row's columns, it returns one float (or None: not judged) a completion.
+        reward: a function that replaces the verifier's reward, or ``"package.module:function"``. It is called with
+            lists ``prompts``, ``completions`` and the row's columns, and returns one float (or None: not judged) per
+            completion.
             For code, ``"all"`` and ``"share"`` are the task's own key.
         options: keys of the task's table (``docs/data.md``). ``path``, ``validation_path`` and ``test_path`` may be
             files, or rows in memory: a list of dicts or a ``datasets.Dataset``.
@@ -48,7 +49,7 @@ def load_task(
         The task.
 
     Raises:
-        UserError: an unknown kind or key, or rows that cannot be used, by number.
+        UserError: a kind or key is unknown, or a row cannot be used; the message names its number.
     """
     table: dict[str, Any] = {**options, **({} if kind is None else {"kind": kind})}
     if isinstance(reward, str) and ":" not in reward:
@@ -61,10 +62,10 @@ def load_task(
 
 
 def take_rows(table: dict[str, Any]) -> dict[str, MemoryRows]:
-    """Rows in memory among a task's options; in the table they leave a name that tells these rows from others.
+    """Take the rows in memory out of a task's table, and replace each by a name with the hash of the rows.
 
     Raises:
-        DataError: a path that is neither a path nor rows.
+        DataError: a source is neither a path nor rows.
     """
     rows: dict[str, MemoryRows] = {}
     for key in SOURCES:
@@ -78,10 +79,10 @@ def take_rows(table: dict[str, Any]) -> dict[str, MemoryRows]:
 
 
 def memory_rows(value: Any, what: str) -> MemoryRows:
-    """A list of dicts or a ``datasets.Dataset`` as a source of rows.
+    """Return a list of dicts or a ``datasets.Dataset`` as a source of rows.
 
     Raises:
-        DataError: it is something else.
+        DataError: the value is something else.
     """
     if isinstance(value, Mapping):
         raise DataError(f"{what} has several splits ({', '.join(map(str, value))}): name one, as in data['train']")
@@ -95,10 +96,10 @@ def memory_rows(value: Any, what: str) -> MemoryRows:
 
 
 def as_task(given: object, reward: object = None) -> Task | None:
-    """A task by kind or as an object, its rewards replaced by ``reward``; None for None.
+    """Return a task, given by kind or as an object, with its rewards replaced by ``reward``; None for None.
 
     Raises:
-        ConfigError: it is no task.
+        ConfigError: the argument is not a task.
     """
     function = checked_reward(reward)
     if given is None:
@@ -110,10 +111,10 @@ def as_task(given: object, reward: object = None) -> Task | None:
 
 
 def checked_task(given: Any) -> Task:
-    """The object, if it is a task.
+    """Check that an object is a task and return it.
 
     Raises:
-        ConfigError: what it lacks.
+        ConfigError: an attribute is missing; the message names it.
     """
     lacking = [part for part in PARTS if not _has(given, part)]
     if lacking:
@@ -126,10 +127,10 @@ def checked_task(given: Any) -> Task:
 
 
 def checked_reward(reward: object) -> str | RewardFunction | None:
-    """A reward that can be called.
+    """Check that a reward is a function or the import path of one, and return it.
 
     Raises:
-        ConfigError: it is neither a function nor the path of one.
+        ConfigError: it is something else.
     """
     if reward is None or isinstance(reward, str) or callable(reward):
         return reward
@@ -137,10 +138,10 @@ def checked_reward(reward: object) -> str | RewardFunction | None:
 
 
 def as_examples(given: Any, task: Task | None) -> list[Example]:
-    """Problems in any of their forms: examples, rows (dicts), prompts (texts or lists of messages), or a task's own.
+    """Convert problems to examples: examples, rows (dicts), prompts (texts or lists of messages), or a task.
 
     Raises:
-        DataError: an entry that is none of them, by its number.
+        DataError: an entry is none of these; the message names its number.
     """
     if isinstance(given, str | Message | Mapping):
         raise DataError("problems come as a list: write [problem] for a single one")
@@ -148,32 +149,32 @@ def as_examples(given: Any, task: Task | None) -> list[Example]:
         return list(checked_task(given).examples("train"))
     if not isinstance(given, Iterable):
         raise DataError(f"problems are a list of examples, rows or prompts, got {type(given).__name__}")
-    return [_example(one, place, task) for place, one in enumerate(given, start=1)]
+    return [_example(entry, number, task) for number, entry in enumerate(given, start=1)]
 
 
-def _example(given: Any, place: int, task: Task | None) -> Example:
+def _example(given: Any, number: int, task: Task | None) -> Example:
     if isinstance(given, Example):
         return given
     if isinstance(given, Mapping):
         inner = task.task if isinstance(task, RewardedTask) else task
         if isinstance(inner, RowTask):
-            return inner.example_of(Row(place, given, "rows"))[1]
+            return inner.example_of(Row(number, given, "rows"))[1]
         if "prompt" not in given:
-            raise DataError(f"row {place} has no 'prompt', and the task does not say how rows are read: {given!r:.80}")
+            raise DataError(f"row {number} has no 'prompt', and the task does not say how rows are read: {given!r:.80}")
         texts = {key: value for key, value in given.items() if key != "prompt" and isinstance(value, str)}
-        return Example(f"rows:{place}", _messages(given["prompt"], place), texts, dict(given))
-    return Example(f"prompts:{place}", _messages(given, place))
+        return Example(f"rows:{number}", _messages(given["prompt"], number), texts, dict(given))
+    return Example(f"prompts:{number}", _messages(given, number))
 
 
-def _messages(prompt: Any, place: int) -> tuple[Message, ...]:
+def _messages(prompt: Any, number: int) -> tuple[Message, ...]:
     if isinstance(prompt, str):
         return (Message("user", prompt),)
     if isinstance(prompt, Sequence) and prompt:
-        messages = [one if isinstance(one, Message) else _message(one) for one in prompt]
+        messages = [entry if isinstance(entry, Message) else _message(entry) for entry in prompt]
         if None not in messages:
-            return tuple(one for one in messages if one is not None)
+            return tuple(message for message in messages if message is not None)
     raise DataError(
-        f"prompt {place} is neither a text nor a list of messages such as {{'role': 'user', 'content': '…'}}: "
+        f"prompt {number} is neither a text nor a list of messages such as {{'role': 'user', 'content': '…'}}: "
         f"{prompt!r:.80}"
     )
 
@@ -185,23 +186,23 @@ def _message(given: Any) -> Message | None:
 
 
 class Prompts:
-    """Prompts of one's own, which nothing judges."""
+    """A task of plain prompts without a verifier."""
 
     name = "prompts"
     contexts = "default"
     has_verifier = False
 
     def examples(self, split: str) -> Sequence[Example]:
-        """None: the prompts are given with every call."""
+        """Return no examples, because the prompts are given with every call."""
         return ()
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """No judgement."""
+        """Return a verdict without a reward."""
         return Verdict(None)
 
 
 class Chosen:
-    """A task whose training problems were chosen by hand; the held-out ones and the verifier stay."""
+    """A task with chosen training problems. The held-out problems and the verifier are those of the original task."""
 
     def __init__(self, task: Task, examples: Sequence[Example]) -> None:
         self.task = task
@@ -211,15 +212,15 @@ class Chosen:
         self.name = f"{task.name}: {len(self.chosen)} chosen examples, sha256 {_digest([e.id for e in self.chosen])}"
 
     def examples(self, split: str) -> Sequence[Example]:
-        """The chosen problems, or the task's own held-out ones."""
+        """Return the chosen problems for ``train``, and the task's own for other splits."""
         return self.chosen if split == "train" else self.task.examples(split)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """The task's own verdict."""
+        """Return the task's own verdict."""
         return self.task.verify(example, text, finished=finished)
 
     def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
-        """The task's own verdicts, together where it judges many at once."""
+        """Return the task's own verdicts, in one call if it verifies many at once."""
         return verify_all(self.task, asked)
 
 

@@ -1,4 +1,4 @@
-"""Training from Python: the run of ``selfdistill train``, with rows, tasks, rewards and callbacks as objects."""
+"""Training from Python: the same run as ``selfdistill train``, with rows, tasks, rewards and callbacks as objects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from selfdistill.types import Example, StepRecord, Task
 
 
 class Summary(dict[str, Any]):
-    """What a run came to, as ``summary.json`` holds it: ``before``, ``after``, ``best``, ``steps``, ``seconds`` …"""
+    """The summary of a run, as in ``summary.json``: ``before``, ``after``, ``best``, ``steps``, ``seconds`` …"""
 
     def __init__(self, values: Mapping[str, Any], folder: Path) -> None:
         super().__init__(values)
@@ -36,17 +36,17 @@ class Summary(dict[str, Any]):
         """The run's folder: checkpoints, metrics, completions and ``report.html``."""
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, one a step."""
+        """Return the lines of ``metrics.jsonl``, one per step."""
         return [dict(line) for line in read_lines(self.folder / "metrics.jsonl")]
 
     def to_pandas(self) -> Any:
-        """The same lines as a ``pandas.DataFrame``."""
+        """Return the lines of ``metrics.jsonl`` as a ``pandas.DataFrame``."""
         import pandas
 
         return pandas.DataFrame(self.metrics())
 
     def plot(self, *names: str, ax: Any = None) -> Any:
-        """Numbers of the metrics over steps (``"reward"`` unless others are named) on matplotlib axes."""
+        """Plot metrics over steps, ``"reward"`` by default. Returns the matplotlib axes."""
         from selfdistill.api.figures import curves
 
         return curves(self.metrics(), names or ("reward",), ax=ax)
@@ -66,19 +66,19 @@ def train(
 ) -> Summary:
     """Train a model: the same run, and the same numbers, as ``selfdistill train`` with the same config.
 
-    An interrupt (Ctrl-C, the notebook's stop button) lets the step in hand be finished and saved, and then raises
-    KeyboardInterrupt; the same call with ``resume=True`` goes on from there. A second one stops at once.
+    An interrupt (Ctrl-C, the notebook's stop button) finishes and saves the current step and then raises
+    KeyboardInterrupt. The same call with ``resume=True`` continues from there. A second interrupt stops immediately.
 
     Args:
         config: a shipped name, a TOML or JSON file, a :class:`RunConfig`, or a dict.
         out: the run's folder.
-        examples: training problems: rows (a list of dicts, a ``datasets.Dataset``) in the place of ``task.path``;
-            examples of the task; or a task object. A held-out share of rows is split off as of a file.
-        reward: a function in the place of the task's reward, as for :func:`load_task`.
-        on_step: called with the :class:`StepRecord` of every step, ``record.values`` holding the step's numbers; what
-            it raises ends the run, which can be resumed.
-        resume: go on with the run in the folder, if there is one.
-        progress: say what the command says; unset: silent.
+        examples: training problems: rows (a list of dicts, a ``datasets.Dataset``) that replace ``task.path``; examples
+            of the task; or a task object. A held-out share of the rows is split off, as with a file.
+        reward: a function that replaces the task's reward, as for :func:`load_task`.
+        on_step: a function that is called with the :class:`StepRecord` of every step; ``record.values`` has the step's
+            numbers. An exception in it ends the run, which can be resumed.
+        resume: continue the run in the folder, if there is one.
+        progress: print the output of the command; unset: silent.
         overrides: dotted keys, ``{"optimiser.learning_rate": 1e-5}`` or ``["optimiser.learning_rate=1e-5"]``.
         settings: keys of the config's top level: ``steps=20``, ``seed=1``, ``sampling={"prompts": 4}``, ``task=…`` (a
             kind, a table, or a task object).
@@ -87,22 +87,22 @@ def train(
         A :class:`Summary`, a dict with the run's folder, metrics and figures.
 
     Raises:
-        UserError: one sentence; nothing has been written then, or the last checkpoint is kept.
+        UserError: an argument is wrong and nothing has been written; or the run failed and its last checkpoint is kept.
     """
     if on_step is not None and not callable(on_step):
         raise ConfigError(f"on_step must be a function of one argument, got {type(on_step).__name__}")
     raw = raw_config(config, overrides, settings)
-    build = _handed_over(raw, examples, reward)
+    build = _extract_objects(raw, examples, reward)
     checked = parse_config(raw, config_name(config))
-    folder, shown = Path(out), Progress(Console()) if progress is True else progress or Progress()
+    folder, terminal = Path(out), Progress(Console()) if progress is True else progress or Progress()
     with silenced(), report_error_once(resume=f"continue with resume=True, out={str(folder)!r}"):
         connect(cuda=checked.model.device != "cpu", timeout=checked.parallel.timeout)
         hook: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
-        with shown, stopping(shown) as stop:
-            run = Run(checked, folder, resume=resume, progress=shown, task=build(checked), **hook)
+        with terminal, stopping(terminal) as stop:
+            run = Run(checked, folder, resume=resume, progress=terminal, task=build(checked), **hook)
             summary = run.train(stop)
     if progress:
-        shown.closing(summary, str(folder / "report.html"))
+        terminal.closing(summary, str(folder / "report.html"))
     if stop.signal is not None and not summary["finished"]:
         signal.raise_signal(stop.signal)
     return Summary(summary, folder)
@@ -110,7 +110,7 @@ def train(
 
 @contextmanager
 def stopping(progress: Progress) -> Iterator[StopRequest]:
-    """Interrupts as requests to stop after the step, where Python allows it: in the main thread."""
+    """Turn interrupts into requests to stop after the current step. Python allows this in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield StopRequest()
         return
@@ -118,8 +118,8 @@ def stopping(progress: Progress) -> Iterator[StopRequest]:
         yield stop
 
 
-def _handed_over(raw: dict[str, Any], examples: Any, reward: object) -> Callable[[RunConfig], Task | None]:
-    """Take objects out of the config's tables, leaving names there; what builds the task of them, if there are any."""
+def _extract_objects(raw: dict[str, Any], examples: Any, reward: object) -> Callable[[RunConfig], Task | None]:
+    """Replace objects in the config's tables by names. Returns a function that builds the task from the objects."""
     function = checked_reward(reward if reward is not None else raw.get("reward"))
     if function is not None:
         raw["reward"] = function if isinstance(function, str) else _name_of(function)
@@ -139,7 +139,7 @@ def _handed_over(raw: dict[str, Any], examples: Any, reward: object) -> Callable
             rows["path"] = memory_rows(examples, "examples")
             table["path"] = rows["path"].rows
             take_rows(table)
-            # The table of a task that reads no rows has no such key; building the task says what is wrong.
+            # A task without rows has no such key in its table; building the task reports the mistake.
             if table.get("kind") in ("countdown", "toolbox"):
                 del table["path"]
     raw["task"] = table
@@ -149,7 +149,7 @@ def _handed_over(raw: dict[str, Any], examples: Any, reward: object) -> Callable
 def _object(
     raw: dict[str, Any], task: Task, examples: Any, reward: str | RewardFunction | None
 ) -> Callable[[RunConfig], Task | None]:
-    """A task object: the config keeps its name."""
+    """Write the name of a task object into the config. Returns the function that builds the task."""
     if examples is not None:
         chosen = _examples(examples)
         if not chosen:
@@ -165,7 +165,7 @@ def _from_table(
     chosen: list[Example],
     reward: str | RewardFunction | None,
 ) -> Callable[[RunConfig], Task | None]:
-    """A task that the config describes, with rows in memory, chosen examples or a function for its rewards."""
+    """Return the function that builds a task of the config with rows in memory, chosen examples or a reward."""
     if chosen:
         checked = parse_config(raw, "examples")
         task = build_task(checked.task, seed=checked.seed, reward=None)
@@ -176,9 +176,9 @@ def _from_table(
 
 
 def _examples(given: Any) -> list[Example]:
-    """The entries, if they are examples; none if they are rows."""
+    """Return the entries if they are examples; an empty list if they are rows."""
     entries = list(given) if isinstance(given, list | tuple) else []
-    return entries if entries and all(isinstance(one, Example) for one in entries) else []
+    return entries if entries and all(isinstance(entry, Example) for entry in entries) else []
 
 
 def _is_task(given: Any) -> bool:

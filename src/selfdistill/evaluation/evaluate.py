@@ -84,7 +84,7 @@ def evaluate(
 def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> Evaluation:
     """Return the statistics of verified groups. The bootstrap is seeded, so equal groups have equal intervals.
 
-    ``plain`` says that the completions were sampled at temperature 1 from all tokens, so that they estimate the entropy.
+    ``plain`` says that the completions were sampled at temperature 1 from all tokens, and so estimate the entropy.
     """
     judged = sum(verdict.reward is not None for group in groups for verdict in group.verdicts)
     correct = [[v.correct for v in group.verdicts] for group in groups]
