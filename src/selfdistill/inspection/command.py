@@ -104,20 +104,17 @@ def inspect(
 ) -> InspectResult:
     """Inspect a model without writing files.
 
-    ``loaded`` is a model in memory that replaces the one at ``model``; ``judge`` is a task object that replaces
-    ``task``.
+    ``loaded`` is a model in memory that replaces the one at ``model``; ``judge`` a task object that replaces ``task``.
 
     Raises:
         UserError: the model, the task, a method or a context cannot be used.
     """
-    # Read the options: methods, word lists, task and templates.
     methods, rest = choose_methods(options.methods, options.configs, overrides)
     methods.update(options.built)
     patterns = load_classes(options.words)
     config = config_for(model, task, rest, command="inspect")
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = _templates(config.contexts or judge.contexts, options)
-    # Load the model. Sample completions, or read stored ones.
     policy, chat, path, remarks = load_model(model, config, loaded)
     judge = fitted(judge, chat)
     for remark in remarks:
@@ -126,7 +123,7 @@ def inspect(
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
-    # Score every context that the methods and the user need.
+
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
@@ -143,7 +140,7 @@ def inspect(
         max_tokens=limits.max_tokens_per_microbatch,
         max_logits_per_chunk=limits.max_logits_per_chunk,
     )
-    # Tabulate the tokens and summarise them.
+
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
     origin = {
