@@ -113,12 +113,12 @@ class Range:
         return "a process of it lives on" if self._survivors() else None
 
     def _survivors(self) -> list[str]:
-        found = []
+        pids = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if (folder / "comm").read_text(encoding="utf-8").strip() == self._marker:
-                    found.append(folder.name)
-        return found
+                    pids.append(folder.name)
+        return pids
 
 
 @contextmanager

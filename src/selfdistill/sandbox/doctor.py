@@ -31,25 +31,27 @@ def examine(*, thorough: bool = False) -> dict[str, Any]:
     }
 
 
-def describe(found: Mapping[str, Any]) -> Iterator[str]:
+def describe(report: Mapping[str, Any]) -> Iterator[str]:
     """The examination in words, line by line."""
-    yield f"Python {found['python']} on {found['system']}"
-    for name, version in found["packages"].items():
-        supported = found["supported"].get(name)
+    yield f"Python {report['python']} on {report['system']}"
+    for name, version in report["packages"].items():
+        supported = report["supported"].get(name)
         yield f"{name} {version or 'not installed'}{f' (supported: {supported})' if supported else ''}"
-    yield f"device: {found['device']}"
-    for name, trouble_ in found["isolations"].items():
+    yield f"device: {report['device']}"
+    for name, trouble_ in report["isolations"].items():
         yield f"{name}: {trouble_ or 'works'}"
-    if found["sandbox"] is None:
+    if report["sandbox"] is None:
         yield f"NOT SAFE: no sandbox works here, so model-written code is refused. To mend it, {INSTALL}."
         return
-    broken = {name: one for name, one in found["attacks"].items() if one is not None}
-    tried = len(found["attacks"])
-    yield f"sandbox: {found['sandbox']}, held against {tried - len(broken)} of {tried} attacks"
-    for name, one in broken.items():
-        yield f"  ESCAPED: {name}: {one}"
+    broken = {name: escape for name, escape in report["attacks"].items() if escape is not None}
+    tried = len(report["attacks"])
+    yield f"sandbox: {report['sandbox']}, held against {tried - len(broken)} of {tried} attacks"
+    for name, escape in broken.items():
+        yield f"  ESCAPED: {name}: {escape}"
     yield (
-        "safe: model-written code stays in its box" if found["safe"] else "NOT SAFE: do not run model-written code here"
+        "safe: model-written code stays in its box"
+        if report["safe"]
+        else "NOT SAFE: do not run model-written code here"
     )
 
 
@@ -60,13 +62,13 @@ def _sandbox(attacks: list[str]) -> dict[str, Any]:
     except UserError:
         return {"isolations": isolations, "sandbox": None, "attacks": {}, "safe": False}
     with attacking(sandbox) as target:
-        found = {name: target.attack(name).trouble for name in attacks}
+        troubles = {name: target.attack(name).trouble for name in attacks}
     works = sandbox.run("print(int(input()) + 1)", "41").output == "42\n"
     return {
         "isolations": isolations,
         "sandbox": sandbox.isolation.name,
-        "attacks": found,
-        "safe": works and not any(found.values()),
+        "attacks": troubles,
+        "safe": works and not any(troubles.values()),
     }
 
 
@@ -84,8 +86,8 @@ def _supported() -> dict[str, str]:
     except metadata.PackageNotFoundError:
         lines = []
     split = (re.match(r"([\w.-]+)\s*([^;]*)", line) for line in lines)
-    asked = {found[1]: found[2].strip() for found in split if found}
-    return {name: asked[name] for name in _PACKAGES if asked.get(name)}
+    requirements = {match[1]: match[2].strip() for match in split if match}
+    return {name: requirements[name] for name in _PACKAGES if requirements.get(name)}
 
 
 def _device() -> str:

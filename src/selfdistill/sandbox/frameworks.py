@@ -46,10 +46,10 @@ class Raises:
         if error is None:
             self._tally.count(name, False)
             raise AssertionError(f"{name}: it was not")
-        found = self._tally.take(error, self._expected)
-        if found is None:
+        caught = self._tally.take(error, self._expected)
+        if caught is None:
             return False
-        self.value = self.exception = error = found
+        self.value = self.exception = error = caught
         holds = self._pattern is None or re.search(self._pattern, str(error)) is not None
         self._tally.count(f"{name} with a message that matches {self._pattern!r}", holds)
         if not holds:
@@ -63,9 +63,9 @@ class Raises:
 
     def match(self, pattern: str) -> bool:
         """Whether the message matches; a check of its own."""
-        found = re.search(pattern, str(self.value)) is not None
-        self._tally.count(f"the message matches {pattern!r}", found)
-        return found
+        matches = re.search(pattern, str(self.value)) is not None
+        self._tally.count(f"the message matches {pattern!r}", matches)
+        return matches
 
 
 class Approx:
@@ -84,7 +84,8 @@ class Approx:
             return same and all(Approx(value, *self._bounds) == actual[key] for key, value in expected.items())
         if isinstance(expected, list | tuple):
             same = isinstance(actual, list | tuple) and len(actual) == len(expected)
-            return same and all(Approx(one, *self._bounds) == other for one, other in zip(expected, actual))  # noqa: B905
+            pairs = zip(expected, actual)  # noqa: B905  # lengths are compared first
+            return same and all(Approx(item, *self._bounds) == other for item, other in pairs)
         if not isinstance(expected, int | float | complex) or not isinstance(actual, int | float | complex):
             return bool(expected == actual)
         if expected != expected:
@@ -137,7 +138,7 @@ class _Param:
     def __init__(self, values: tuple[Any, ...], marks: Any) -> None:
         self.values = values
         listed = marks if isinstance(marks, list | tuple) else [marks]
-        self.skipped = any(getattr(one, "skips", False) for one in listed)
+        self.skipped = any(getattr(mark, "skips", False) for mark in listed)
 
 
 class _Marks:
@@ -152,10 +153,10 @@ class _Marks:
     def _parametrize(names: Any, values: Any, **_: Any) -> Callable[[Any], Any]:
         listed = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else list(names)
         cases = []
-        for one in values:
-            if isinstance(one, _Param) and one.skipped:
+        for case in values:
+            if isinstance(case, _Param) and case.skipped:
                 continue
-            held = one.values if isinstance(one, _Param) else one if len(listed) > 1 else (one,)
+            held = case.values if isinstance(case, _Param) else case if len(listed) > 1 else (case,)
             cases.append(dict(zip(listed, held, strict=True)))
 
         def mark(made: Any) -> Any:
@@ -189,8 +190,8 @@ def count_unittest(tally: Any) -> None:
         def method(self: Any, *arguments: Any, **named: Any) -> Any:
             inside[0] += 1
             holds = False
-            for one in arguments:
-                tally.doubt(one)
+            for argument in arguments:
+                tally.doubt(argument)
             try:
                 result = original(self, *arguments, **named)
                 holds = True
@@ -199,7 +200,7 @@ def count_unittest(tally: Any) -> None:
                 inside[0] -= 1
                 error = sys.exc_info()[1]
                 if not inside[0] and (holds or isinstance(error, AssertionError)):
-                    listed = ", ".join(tally.shown(one) for one in arguments)
+                    listed = ", ".join(tally.shown(argument) for argument in arguments)
                     tally.count(f"self.{name}({listed})", holds)
 
         return method
@@ -242,27 +243,27 @@ class Session:
     def run(self, defined: list[str]) -> None:
         """Call every test among the names that the module defines, but functions that it has called by itself."""
         for name in defined:
-            found = self._names.get(name)
-            if isinstance(found, types.FunctionType):
-                called = name in self._tally.entered or hasattr(found, "_pytest_fixture")
+            member = self._names.get(name)
+            if isinstance(member, types.FunctionType):
+                called = name in self._tally.entered or hasattr(member, "_pytest_fixture")
                 if name.startswith("test") and not called:
-                    self._function(name, found, [])
-            elif isinstance(found, type) and "unittest" in sys.modules and self._is_case(found):
-                self._cases(found)
-            elif isinstance(found, type) and name.startswith("Test") and "__init__" not in vars(found):
-                self._methods(found)
+                    self._function(name, member, [])
+            elif isinstance(member, type) and "unittest" in sys.modules and self._is_case(member):
+                self._cases(member)
+            elif isinstance(member, type) and name.startswith("Test") and "__init__" not in vars(member):
+                self._methods(member)
 
     def _function(self, name: str, function: Any, marked: list[Any], around: Any = None) -> None:
         """One function with each of its sets of arguments; over all of them it has to reach one of its own checks."""
-        if any(vars(one).get("_pytest_skipped") for one in (*marked, function)):
+        if any(vars(holder).get("_pytest_skipped") for holder in (*marked, function)):
             return
-        tables = [table for one in (*marked, function) for table in vars(one).get("_pytest_cases", [])]
+        tables = [table for holder in (*marked, function) for table in vars(holder).get("_pytest_cases", [])]
         with self._tally.test(name, must_check=name in self._checking):
             cases = list(itertools.product(*tables))
             if not cases:
                 self._tally.excuse()
             for chosen in cases:
-                arguments = {key: value for one in chosen for key, value in one.items()}
+                arguments = {key: value for row in chosen for key, value in row.items()}
                 with self._tally.part(), ExitStack() as stack:
                     test = stack.enter_context(around()) if around else function
                     test(**self._filled(test, arguments, stack))
@@ -271,24 +272,24 @@ class Session:
         """The arguments that a function asks for: those of its table, the candidate, or what fixtures give."""
         import inspect  # late: most tests take nothing, and it is a tenth of the judge's time
 
-        found = {}
+        filled = {}
         for name, parameter in inspect.signature(function).parameters.items():
             if name in arguments:
-                found[name] = arguments[name]
+                filled[name] = arguments[name]
             elif parameter.default is inspect.Parameter.empty:
                 given = self._names[name]
-                found[name] = self._made(given, arguments, stack) if hasattr(given, "_pytest_fixture") else given
-        return found
+                filled[name] = self._made(given, arguments, stack) if hasattr(given, "_pytest_fixture") else given
+        return filled
 
     def _made(self, fixture: Any, arguments: dict[str, Any], stack: ExitStack) -> Any:
         made = fixture(**self._filled(fixture, arguments, stack))
         return stack.enter_context(contextmanager(lambda: made)()) if isinstance(made, types.GeneratorType) else made
 
     def _methods(self, owner: type) -> None:
-        marked = [one for one in reversed(owner.__mro__) if one is not object]
+        marked = [base for base in reversed(owner.__mro__) if base is not object]
         with self._tally.part():
             getattr(owner, "setup_class", lambda: None)()
-        for name in dict.fromkeys(name for one in marked for name in vars(one) if name.startswith("test")):
+        for name in dict.fromkeys(name for base in marked for name in vars(base) if name.startswith("test")):
             function = getattr(owner, name)
             if not isinstance(function, types.FunctionType):
                 continue
@@ -304,15 +305,15 @@ class Session:
 
     def _owned(self, owner: type, name: str) -> str:
         """The method's name with the class's of whose body it is."""
-        return next(f"{one.__name__}.{name}" for one in owner.__mro__ if name in vars(one))
+        return next(f"{base.__name__}.{name}" for base in owner.__mro__ if name in vars(base))
 
     @staticmethod
-    def _is_case(found: type) -> bool:
+    def _is_case(owner: type) -> bool:
         import unittest
 
-        return issubclass(found, unittest.TestCase)
+        return issubclass(owner, unittest.TestCase)
 
-    def _cases(self, found: Any) -> None:
+    def _cases(self, owner: Any) -> None:
         import unittest
 
         tally, session = self._tally, self
@@ -332,7 +333,7 @@ class Session:
         result.addSubTest = lambda test, part, raised: raised and tally.stop(raised[1])
         result.addSkip = lambda test, reason: tally.excuse()
         with self._tally.part():
-            unittest.defaultTestLoader.loadTestsFromTestCase(found)(result)
+            unittest.defaultTestLoader.loadTestsFromTestCase(owner)(result)
 
 
 def _call_with(method: Any, test: Any) -> None:

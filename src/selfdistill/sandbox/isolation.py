@@ -161,12 +161,12 @@ def _which(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin")
 
 
-def _shown() -> list[str]:
+def _visible_paths() -> list[str]:
     """What of the machine is visible inside: system folders and the interpreter's own, each once, parents first."""
     prefix = os.path.realpath(sys.base_prefix)
-    shown = [path for path in _SYSTEM if os.path.lexists(path)]
-    covered = any(prefix == path or prefix.startswith(path + "/") for path in shown)
-    return shown if covered or prefix == "/" else [*shown, prefix]
+    paths = [path for path in _SYSTEM if os.path.lexists(path)]
+    covered = any(prefix == path or prefix.startswith(path + "/") for path in paths)
+    return paths if covered or prefix == "/" else [*paths, prefix]
 
 
 def _bubblewrap() -> list[str]:
@@ -180,7 +180,7 @@ def _bubblewrap() -> list[str]:
     command += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH]
     for parent in reversed(Path(os.path.realpath(sys.base_prefix)).parents[:-1]):
         command += ["--perms", "0755", "--dir", str(parent)]
-    for path in _shown():
+    for path in _visible_paths():
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]
         else:
@@ -197,7 +197,7 @@ def _namespaces() -> list[str]:
     command += ["--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--cgroup"]
     command += [] if is_root() else ["--user", "--map-root-user"]
     command += [_which("sh") or "sh", "-c", _BUILD_ROOT, "sh", _mount_point(), SCRATCH, str(SCRATCH_BYTES)]
-    command += [*_shown(), *_DEVICES, "--", setpriv, "--no-new-privs", "--inh-caps", "-all"]
+    command += [*_visible_paths(), *_DEVICES, "--", setpriv, "--no-new-privs", "--inh-caps", "-all"]
     kept = "-all,+setuid,+setgid" if is_root() else "-all"
     return [*command, "--bounding-set", kept, "--"]
 
@@ -205,10 +205,10 @@ def _namespaces() -> list[str]:
 @functools.cache
 def _mount_point() -> str:
     """A folder to mount roots on, each in its own mount namespace. One of the machine's own: nothing is left behind."""
-    shown = _shown()
-    places = ("/mnt", "/media", "/srv", "/opt", "/sys")
+    visible = _visible_paths()
+    folders = ("/mnt", "/media", "/srv", "/opt", "/sys")
     return next(
         path
-        for path in places
-        if os.path.isdir(path) and not any(one == path or one.startswith(f"{path}/") for one in shown)
+        for path in folders
+        if os.path.isdir(path) and not any(entry == path or entry.startswith(f"{path}/") for entry in visible)
     )

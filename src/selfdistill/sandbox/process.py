@@ -139,10 +139,10 @@ class Process:
         except Ended:
             ready = False
         if not ready:
-            said = self.errors.strip().splitlines()
+            lines = self.errors.strip().splitlines()
             self.kill()
             raise UserError(
-                f"the sandbox does not start: {said[-1] if said else 'no word from it'}; try selfdistill doctor"
+                f"the sandbox does not start: {lines[-1] if lines else 'no word from it'}; try selfdistill doctor"
             )
         del self._output[: len(_READY)]
         self.allow(self._limits.seconds)
@@ -225,7 +225,7 @@ class Process:
     def kill(self) -> None:
         """End the whole tree and wait until it is gone."""
         # Where it ended by itself its tree can no longer be walked: what was last seen of it is waited for.
-        below = _started(_tree(self._process.pid)[1:]) if self._process.poll() is None else self._below
+        below = _start_times(_tree(self._process.pid)[1:]) if self._process.poll() is None else self._below
         if self._folder is not None:
             # What stays above the others ends them first: of a tree that loses its root the kernel forgets the rest.
             self._process.terminate()
@@ -254,7 +254,7 @@ class Process:
             if now - watched > _TICK:
                 watched = now
                 pids = _tree(self._process.pid)
-                self._below = _started(pids[1:])
+                self._below = _start_times(pids[1:])
                 held, files = _scratch(pids)
                 if _memory(pids) + held > self._limits.memory or files > _MOST_FILES:
                     raise Ended("memory")
@@ -331,15 +331,15 @@ def _first_user_id() -> int:
 
 def _tree(root: int) -> list[int]:
     """A process and all below it."""
-    found, waiting = [], [root]
+    pids, waiting = [], [root]
     while waiting:
         pid = waiting.pop()
-        found.append(pid)
+        pids.append(pid)
         with contextlib.suppress(OSError, ValueError):
             for thread in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
                     waiting += [int(child) for child in file.read().split()]
-    return found
+    return pids
 
 
 def _memory(pids: list[int]) -> int:
@@ -360,8 +360,8 @@ def _scratch(pids: list[int]) -> tuple[int, int]:
         with contextlib.suppress(OSError):
             folder = f"/proc/{pid}/root{SCRATCH}"
             if os.stat(folder).st_dev != own:
-                found = os.statvfs(folder)
-                return (found.f_blocks - found.f_bfree) * found.f_frsize, found.f_files - found.f_ffree
+                usage = os.statvfs(folder)
+                return (usage.f_blocks - usage.f_bfree) * usage.f_frsize, usage.f_files - usage.f_ffree
     return 0, 0
 
 
@@ -370,7 +370,7 @@ def _await_end(started: dict[int, str]) -> None:
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
         # Another start time is another process, which has taken over the number.
-        alive = _started(list(started))
+        alive = _start_times(list(started))
         started = {pid: when for pid, when in started.items() if alive.get(pid) == when}
         if not started:
             return
@@ -380,12 +380,12 @@ def _await_end(started: dict[int, str]) -> None:
         time.sleep(0.002)
 
 
-def _started(pids: list[int]) -> dict[int, str]:
+def _start_times(pids: list[int]) -> dict[int, str]:
     """When each process that lives was started, in the kernel's own count."""
-    found = {}
+    times = {}
     for pid in pids:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
             if fields[0] not in ("Z", "X"):
-                found[pid] = fields[19]
-    return found
+                times[pid] = fields[19]
+    return times

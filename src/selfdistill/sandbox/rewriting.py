@@ -71,16 +71,10 @@ def _fails(statement: ast.stmt) -> bool:
             return not value
         case ast.Raise(exc=error):
             return last_name(error) in _RAISED_BY_TESTS
-        case ast.Expr(value=ast.Call(args=args) as call):
-            leaves = last_name(call) in ("exit", "quit")
-            return last_name(call) == "fail" or (leaves and not _is_nothing(args))
-    return False
-
-
-def _is_nothing(args: list[ast.expr]) -> bool:
-    match args:
-        case [] | [ast.Constant(value=None | 0)]:
-            return True
+        case ast.Expr(value=ast.Call(args=[] | [ast.Constant(value=None | 0)]) as call):
+            return last_name(call) == "fail"  # exit() and exit(0) end a script without a failure
+        case ast.Expr(value=ast.Call() as call):
+            return last_name(call) in ("fail", "exit", "quit")
     return False
 
 
@@ -88,7 +82,7 @@ def _is_broad(caught: ast.expr | None) -> bool:
     """Whether a handler catches a failed assert."""
     if caught is None:
         return True
-    return any(last_name(one) in _BROAD for one in (caught.elts if isinstance(caught, ast.Tuple) else [caught]))
+    return any(last_name(kind) in _BROAD for kind in (caught.elts if isinstance(caught, ast.Tuple) else [caught]))
 
 
 class Rewriter(ast.NodeTransformer):
@@ -104,16 +98,19 @@ class Rewriter(ast.NodeTransformer):
     def read(self, code: str) -> ast.Module:
         """The rewritten tree of a module of test code."""
         tree = ast.parse(code)
-        functions = [one for one in tree.body if isinstance(one, ast.FunctionDef)]
-        self._defined |= {one.name for one in functions}
-        scopes = [("", tree.body), *((f"{one.name}.", one.body) for one in tree.body if isinstance(one, ast.ClassDef))]
+        functions = [statement for statement in tree.body if isinstance(statement, ast.FunctionDef)]
+        self._defined |= {statement.name for statement in functions}
+        scopes = [
+            ("", tree.body),
+            *((f"{statement.name}.", statement.body) for statement in tree.body if isinstance(statement, ast.ClassDef)),
+        ]
         for prefix, body in scopes:
-            for one in body:
-                if isinstance(one, ast.FunctionDef) and any(map(is_check, own_nodes(one.body))):
-                    self.checking.add(prefix + one.name)
+            for statement in body:
+                if isinstance(statement, ast.FunctionDef) and any(map(is_check, own_nodes(statement.body))):
+                    self.checking.add(prefix + statement.name)
         self.generic_visit(tree)
-        for one in functions:
-            one.body.insert(0, ast.Expr(_hook("__entered__", ast.Constant(one.name))))
+        for statement in functions:
+            statement.body.insert(0, ast.Expr(_hook("__entered__", ast.Constant(statement.name))))
         return ast.fix_missing_locations(tree)
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
@@ -158,10 +155,10 @@ class Rewriter(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         """Identity cannot be answered by an object, so the objects that it is asked of are noted."""
         self.generic_visit(node)
-        if any(isinstance(one, ast.Is | ast.IsNot) for one in node.ops):
+        if any(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops):
             sides: list[ast.expr] = [
-                one if isinstance(one, ast.Constant) else _hook("__doubt__", one)
-                for one in (node.left, *node.comparators)
+                side if isinstance(side, ast.Constant) else _hook("__doubt__", side)
+                for side in (node.left, *node.comparators)
             ]
             node.left, node.comparators = sides[0], sides[1:]
         return node
@@ -188,17 +185,17 @@ class Rewriter(ast.NodeTransformer):
 
     def visit_With(self, node: ast.With) -> ast.AST:
         """``with suppress(Exception)`` around checks is a handler too."""
-        suppressed = [one.context_expr for one in node.items if last_name(one.context_expr) == "suppress"]
-        broad = any(_is_broad(kind) for one in suppressed if isinstance(one, ast.Call) for kind in one.args)
+        suppressed = [item.context_expr for item in node.items if last_name(item.context_expr) == "suppress"]
+        broad = any(_is_broad(kind) for item in suppressed if isinstance(item, ast.Call) for kind in item.args)
         if broad and any(map(is_check, own_nodes(node.body))):
             note: list[ast.stmt] = [ast.Expr(_hook("__swallowed__")), ast.Raise()]
             caught = ast.ExceptHandler(ast.Name("BaseException", ast.Load()), None, note)
-            return ast.With(node.items, [ast.Try([self._together(node.body)], [caught], [], [])])
+            body: list[ast.stmt] = []
+            for statement in node.body:
+                rewritten = self.visit(statement)
+                body += rewritten if isinstance(rewritten, list) else [rewritten]
+            return ast.With(node.items, [ast.Try(body, [caught], [], [])])
         return self.generic_visit(node)
-
-    def _together(self, statements: list[ast.stmt]) -> ast.stmt:
-        """Several statements as one, each rewritten."""
-        return ast.If(ast.Constant(True), [one for node in statements for one in _listed(self.visit(node))], [])
 
     def _number(self, node: ast.AST) -> ast.expr:
         self.sources.append(ast.unparse(node))
@@ -207,7 +204,3 @@ class Rewriter(ast.NodeTransformer):
 
 def _hook(name: str, *arguments: ast.expr) -> ast.Call:
     return ast.Call(ast.Name(name, ast.Load()), list(arguments), keywords=[])
-
-
-def _listed(found: ast.stmt | list[ast.stmt]) -> list[ast.stmt]:
-    return found if isinstance(found, list) else [found]

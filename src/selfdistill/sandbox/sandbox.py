@@ -120,10 +120,10 @@ class Sandbox:
             Untransferable: a case holds a value that is none of plain types.
         """
         trees = [[Encoder(_refuse).encode(list(given)), Encoder(_refuse).encode(value)] for given, value in cases]
-        found = self._beside(source, {"run": "cases.compare", "path": path, "cases": trees})
-        if isinstance(found, Failure):
-            return Compared(0, 0, failure=found)
-        verdict, ended = found
+        reply = self._beside(source, {"run": "cases.compare", "path": path, "cases": trees})
+        if isinstance(reply, Failure):
+            return Compared(0, 0, failure=reply)
+        verdict, ended = reply
         if "first" not in verdict:
             return Compared(verdict["passed"])
         failure = None
@@ -136,10 +136,10 @@ class Sandbox:
 
     def judge(self, source: str, *, tests: str, setup: str = "", entry: str = "") -> Tally | Failure:
         """Run test code against a module, each in a process of its own; see ``judge.py``."""
-        found = self._beside(source, {"run": "judge.judge", "tests": tests, "setup": setup, "entry": entry})
-        if isinstance(found, Failure):
-            return found
-        verdict, ended = found
+        reply = self._beside(source, {"run": "judge.judge", "tests": tests, "setup": setup, "entry": entry})
+        if isinstance(reply, Failure):
+            return reply
+        verdict, ended = reply
         failure = {**(verdict["failure"] or {}), "kind": ended.end} if ended else verdict["failure"]
         return Tally(verdict["passed"], verdict["total"], failure)
 

@@ -41,17 +41,19 @@ def check_data(
     apply_overrides(table, overrides)
     config = parse_config(table, "data check")
     assert isinstance(config.task, RowsConfig)
-    found = build_row_task(config.task, seed=config.seed)
-    return {"task": config.task.kind, "preset": preset, "path": path, **_report(found)}
+    row_task = build_row_task(config.task, seed=config.seed)
+    return {"task": config.task.kind, "preset": preset, "path": path, **_report(row_task)}
 
 
 def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
     """The report in words, line by line."""
     share = "nothing to verify" if report["verified"] is None else f"{report['verified']:.1%} verified"
-    rejected = sum(len(places) for places in report["rejected"].values())
+    rejected = sum(map(len, report["rejected"].values()))
     yield f"{report['rows']} rows, {rejected} rejected, {report['checked']} checked, {share}"
-    for reason, places in report["rejected"].items():
-        yield f"rejected: {reason} ({_places(places)})"
+    for reason, lines in report["rejected"].items():
+        listed = ", ".join(map(str, lines[:_LINES_SHOWN]))
+        more = f" and {len(lines) - _LINES_SHOWN} more" if len(lines) > _LINES_SHOWN else ""
+        yield f"rejected: {reason} (line{'s' if len(lines) > 1 else ''} {listed}{more})"
     for row in report["unverified"]:
         yield f"unverified: {row['row']}: {row['why']}"
     if report["silent_solutions"]:
@@ -65,7 +67,7 @@ def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
 def list_tasks() -> list[dict[str, Any]]:
     """Every kind of task: what it is, the keys that it needs, and its presets with their descriptions."""
     presets = [load_preset(name) for name in shipped_presets()]
-    found: list[dict[str, Any]] = [
+    kinds: list[dict[str, Any]] = [
         {
             "kind": kind,
             "description": str(table.__doc__).partition("\n")[0],
@@ -80,7 +82,7 @@ def list_tasks() -> list[dict[str, Any]]:
         "needs": ['reward = "package.module:function"'],
         "presets": {},
     }
-    return [*found, custom]
+    return [*kinds, custom]
 
 
 def describe_tasks(tasks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -98,19 +100,21 @@ def _row_kinds() -> list[str]:
 
 def _report(task: RowTask) -> dict[str, Any]:
     rejected: dict[str, list[int | str]] = {}
-    files = {one.file for one in task.rejected}
-    for one in task.rejected:
-        rejected.setdefault(one.reason, []).append(one.line if len(files) == 1 else f"{one.file}:{one.line}")
+    files = {row.file for row in task.rejected}
+    for row in task.rejected:
+        rejected.setdefault(row.reason, []).append(row.line if len(files) == 1 else f"{row.file}:{row.line}")
     counts: Counter[str] = Counter()
     unverified = []
     for example in task.every_example():
-        verdict, silent = _judged(task, example)
+        verdict, silent = _reference_verdict(task, example)
         counts["silent"] += silent
         counts["judged"] += verdict.reward is not None
         counts["right"] += verdict.correct
         counts["all"] += 1
         if verdict.reward is not None and not verdict.correct:
-            unverified.append({"row": example.id, "line": _line(example), "why": _why(verdict, example)})
+            wrong = f"its reference says {verdict.answer}, its answer is {example.fields.get('answer')}"
+            why = wrong if verdict.feedback is None else verdict.feedback
+            unverified.append({"row": example.id, "line": int(example.id.rpartition(":")[2]), "why": why})
     return {
         "rows": task.rows,
         "rejected": rejected,
@@ -128,7 +132,7 @@ def _report(task: RowTask) -> dict[str, Any]:
     }
 
 
-def _judged(task: RowTask, example: Example) -> tuple[Verdict, bool]:
+def _reference_verdict(task: RowTask, example: Example) -> tuple[Verdict, bool]:
     """The verdict on the row's reference, and whether it has a solution that states no answer."""
     solution = example.fields.get("solution")
     if solution is not None:
@@ -141,19 +145,3 @@ def _judged(task: RowTask, example: Example) -> tuple[Verdict, bool]:
     if not task.has_verifier:
         return Verdict(None), solution is not None
     return task.verify(example, task.reference(example), finished=True), solution is not None
-
-
-def _why(verdict: Verdict, example: Example) -> str:
-    if verdict.feedback is not None:
-        return verdict.feedback
-    return f"its reference says {verdict.answer}, its answer is {example.fields.get('answer')}"
-
-
-def _line(example: Example) -> int:
-    return int(example.id.rpartition(":")[2])
-
-
-def _places(places: Sequence[int | str]) -> str:
-    shown = ", ".join(map(str, places[:_LINES_SHOWN]))
-    more = f" and {len(places) - _LINES_SHOWN} more" if len(places) > _LINES_SHOWN else ""
-    return f"line{'s' if len(places) > 1 else ''} {shown}{more}"

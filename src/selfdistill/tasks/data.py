@@ -52,8 +52,8 @@ class Row:
     file: str
 
     @property
-    def place(self) -> str:
-        """Where the row stands, for messages."""
+    def location(self) -> str:
+        """File and line of the row, for messages."""
         return f"{self.file}, line {self.line}"
 
 
@@ -90,10 +90,10 @@ def read_rows(source: str | Path | SourceConfig) -> list[Row]:
         DataError: as for :func:`scan_rows`, or a line is malformed or no object.
     """
     rows = []
-    for found in scan_rows(source):
-        if isinstance(found, Rejected):
-            raise DataError(str(found))
-        rows.append(found)
+    for row in scan_rows(source):
+        if isinstance(row, Rejected):
+            raise DataError(str(row))
+        rows.append(row)
     return rows
 
 
@@ -106,17 +106,17 @@ def scan_rows(source: str | Path | SourceConfig | MemoryRows) -> Iterator[Row | 
         DataError: the source is missing, unreadable or without rows.
     """
     if isinstance(source, MemoryRows):
-        found, first = _memory_rows(source), None
+        found_rows, first = _memory_rows(source), None
     else:
         source = source if isinstance(source, SourceConfig) else SourceConfig(path=str(source))
-        found, first = _stored_rows(source), source.first
+        found_rows, first = _stored_rows(source), source.first
     empty = True
-    for one in islice(found, first):
+    for row in islice(found_rows, first):
         empty = False
-        yield one
+        yield row
     if empty:
-        where = "" if isinstance(source, MemoryRows) else "data file "
-        raise DataError(f"{where}{source.path} holds no rows")
+        label = "" if isinstance(source, MemoryRows) else "data file "
+        raise DataError(f"{label}{source.path} holds no rows")
 
 
 def _memory_rows(source: MemoryRows) -> Iterator[Row | Rejected]:
@@ -171,7 +171,7 @@ def lookup(row: Row, name: str, path: str) -> object:
             value = value[int(part)]
         else:
             columns = ", ".join(row.values) or "no columns"
-            raise DataError(f"{row.place}: no {path!r}, which field {name!r} needs; the row has {columns}")
+            raise DataError(f"{row.location}: no {path!r}, which field {name!r} needs; the row has {columns}")
     return value
 
 
@@ -245,11 +245,11 @@ def _json_rows(path: Path) -> Iterator[Row | Rejected]:
         listed = json.loads(text)
     except (RecursionError, ValueError) as error:
         raise DataError(f"data file {path} is no JSON array of objects: {first_line(error)}") from error
-    for place, values in enumerate(listed, start=1):
+    for number, values in enumerate(listed, start=1):
         if isinstance(values, dict):
-            yield Row(place, values, str(path))
+            yield Row(number, values, str(path))
         else:
-            yield Rejected(place, f"a row must be a JSON object, this is {_kind(values)}", str(path))
+            yield Rejected(number, f"a row must be a JSON object, this is {_kind(values)}", str(path))
 
 
 def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
@@ -313,23 +313,23 @@ def _dataset_rows(source: SourceConfig) -> Iterator[Row]:
     local = Path(source.path).is_dir()
     try:
         if local:
-            found = datasets.load_from_disk(source.path)
+            dataset = datasets.load_from_disk(source.path)
         else:
             streaming = source.first is not None
-            found = datasets.load_dataset(
+            dataset = datasets.load_dataset(
                 source.path, source.config, split=source.split, revision=source.revision, streaming=streaming
             )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        where = "as a folder saved by datasets" if local else "from the hub"
+        origin = "as a folder saved by datasets" if local else "from the hub"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"data set {source.path} cannot be read {where}: {reason}") from error
-    if isinstance(found, dict):
-        if source.split not in found:
-            asked = f"no split {source.split!r}" if source.split else "several splits"
-            raise DataError(f"data set {source.path} has {asked}; name one of {', '.join(found)} as its split")
-        found = found[source.split]
+        raise DataError(f"data set {source.path} cannot be read {origin}: {reason}") from error
+    if isinstance(dataset, dict):
+        if source.split not in dataset:
+            problem = f"no split {source.split!r}" if source.split else "several splits"
+            raise DataError(f"data set {source.path} has {problem}; name one of {', '.join(dataset)} as its split")
+        dataset = dataset[source.split]
     label = source.path if source.split is None else f"{source.path}:{source.split}"
-    for line, values in enumerate(found, start=1):
+    for line, values in enumerate(dataset, start=1):
         yield Row(line, _without_struct_nulls(values), label)
 
 
@@ -365,9 +365,9 @@ def _text(row: Row, name: str, path: str) -> str:
             return str(int(value)) if value.is_integer() else repr(value)
         case None | float():
             missing = "null" if value is None else str(value)
-            raise DataError(f"{row.place}: {path!r} is {missing}, but field {name!r} needs it")
+            raise DataError(f"{row.location}: {path!r} is {missing}, but field {name!r} needs it")
         case _:
-            raise DataError(f"{row.place}: {path!r} is {_kind(value)}, but field {name!r} needs text or a number")
+            raise DataError(f"{row.location}: {path!r} is {_kind(value)}, but field {name!r} needs text or a number")
 
 
 def _kind(value: object) -> str:

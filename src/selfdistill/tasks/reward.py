@@ -55,13 +55,13 @@ class RewardedTask:
         """The function in their place."""
         self._label = f"reward function {getattr(reward, '__name__', type(reward).__name__)!r}"
         parameters = inspect.signature(reward).parameters.values()
-        self._accepts_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
-        self._accepted = {one.name for one in parameters}
+        self._accepts_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        self._accepted = {parameter.name for parameter in parameters}
         self._required = {
-            one.name
-            for one in parameters
-            if one.default is inspect.Parameter.empty
-            and one.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+            parameter.name
+            for parameter in parameters
+            if parameter.default is inspect.Parameter.empty
+            and parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         }
 
     def examples(self, split: str) -> Sequence[Example]:

@@ -106,15 +106,15 @@ class RowTask(ABC):
 
     def remarks(self) -> list[str]:
         """What a user should know of the rows before training, a sentence each."""
-        found = []
+        warnings = []
         if self.rejected:
-            found.append(f"{len(self.rejected)} of {self.rows} rows are left out, the first: {self.rejected[0]}")
+            warnings.append(f"{len(self.rejected)} of {self.rows} rows are left out, the first: {self.rejected[0]}")
         if self.duplicates.repeated:
-            found.append(f"{self.duplicates.repeated} of {self.duplicates.distinct} questions occur more than once")
-        found += [
+            warnings.append(f"{self.duplicates.repeated} of {self.duplicates.distinct} questions occur more than once")
+        warnings += [
             f"{count} questions of {pair.replace(' in ', ' are in ')} as well" for pair, count in self.leaks.items()
         ]
-        return found
+        return warnings
 
     def _read(self, source: str | SourceConfig | MemoryRows, rejected: list[Rejected]) -> Iterator[tuple[str, Example]]:
         for row in scan_rows(source):
@@ -127,7 +127,7 @@ class RowTask(ABC):
                 _check_unicode(row, example)
                 yield question, example
             except DataError as error:
-                rejected.append(Rejected(row.line, str(error).removeprefix(f"{row.place}: "), row.file))
+                rejected.append(Rejected(row.line, str(error).removeprefix(f"{row.location}: "), row.file))
 
 
 def _check_unicode(row: Row, example: Example) -> None:
@@ -135,8 +135,10 @@ def _check_unicode(row: Row, example: Example) -> None:
     for name, text in texts.items():
         surrogate = lone_surrogate(text)
         if surrogate is not None:
-            what = "the prompt" if name == "user" else f"{name!r}"
-            raise DataError(f"{row.place}: {what} holds half a character ({surrogate}), which no tokenizer can encode")
+            label = "the prompt" if name == "user" else f"{name!r}"
+            raise DataError(
+                f"{row.location}: {label} holds half a character ({surrogate}), which no tokenizer can encode"
+            )
 
 
 def question_and_fields(row: Row, mapping: FieldMapping) -> tuple[str, dict[str, str]]:
@@ -148,7 +150,7 @@ def question_and_fields(row: Row, mapping: FieldMapping) -> tuple[str, dict[str,
     fields = map_row(row, mapping)
     question = fields.pop("prompt", "")
     if not question.strip():
-        raise DataError(f"{row.place}: the prompt is empty")
+        raise DataError(f"{row.location}: the prompt is empty")
     return question, fields
 
 
@@ -174,16 +176,16 @@ def _split(
 def _leaks(questions: Mapping[str, Sequence[str]]) -> dict[str, int]:
     seen = {split: Counter(" ".join(text.split()).lower() for text in texts) for split, texts in questions.items()}
     pairs = (("train", "validation"), ("train", "test"), ("validation", "test"))
-    shared = {f"{one} in {other}": len(seen[one].keys() & seen[other].keys()) for one, other in pairs}
+    shared = {f"{first} in {second}": len(seen[first].keys() & seen[second].keys()) for first, second in pairs}
     return {pair: count for pair, count in shared.items() if count}
 
 
 def _refusal(rejected: Sequence[Rejected], rows: int) -> str:
     if len(rejected) == 1:
         return str(rejected[0])
-    shown = "; ".join(map(str, rejected[:_SHOWN]))
+    listed = "; ".join(map(str, rejected[:_SHOWN]))
     more = f"; and {len(rejected) - _SHOWN} more" if len(rejected) > _SHOWN else ""
     return (
-        f"{len(rejected)} of {rows} rows cannot be used: {shown}{more} "
+        f"{len(rejected)} of {rows} rows cannot be used: {listed}{more} "
         '(selfdistill data check lists all; bad_rows = "skip" leaves them out)'
     )

@@ -156,21 +156,21 @@ def chosen_letter(text: str, *, finished: bool = True, letters: str = ascii_uppe
     named and not denied. Only what stands behind the thinking counts. Of a completion that was cut, only a closed tag
     or box is believed. ``letters`` are those of the question: no other letter that merely stands alone is one.
     """
-    said = _plain(after_thinking(text))
-    marked = _marked(said)
-    stated = _stated(said) if finished else []
+    plain = _plain(after_thinking(text))
+    marked = _marked_claims(plain)
+    stated = _stated_claims(plain) if finished else []
     # A box may hold a number on the way; a statement in letters then says more.
     if stated:
-        marked = [claim for claim in marked if claim.letters or not said.startswith("<box>", claim.start)]
+        marked = [claim for claim in marked if claim.letters or not plain.startswith("<box>", claim.start)]
     claims = sorted([*marked, *stated], key=lambda claim: claim.start)
     if claims:
         last = claims[-1]
         if len(last.letters) == 1:
             return Chosen(last.letters)
         # What follows a hedge may settle it: "either A or C. Probably C".
-        after = _named(said[last.end :], letters) if finished and last.letters else Chosen(None)
+        after = _named_letter(plain[last.end :], letters) if finished and last.letters else Chosen(None)
         return Chosen(after.letter, last.said if after.letter is None else None)
-    return _named(said, letters) if finished else Chosen(None)
+    return _named_letter(plain, letters) if finished else Chosen(None)
 
 
 def read_label(text: str) -> str | None:
@@ -182,7 +182,9 @@ def read_label(text: str) -> str | None:
 def names_letter(text: str) -> bool:
     """Whether a text speaks of an option by its letter, in a tag, a box or words."""
     plain = _plain(text)
-    return bool(_BY_NAME.search(plain)) or any(claim.letters for claim in (*_marked(plain), *_stated(plain)))
+    return bool(_BY_NAME.search(plain)) or any(
+        claim.letters for claim in (*_marked_claims(plain), *_stated_claims(plain))
+    )
 
 
 def option_lines(prompt: str) -> OptionLines | None:
@@ -191,28 +193,28 @@ def option_lines(prompt: str) -> OptionLines | None:
     matches = [_OPTION.match(line) for line in lines]
     starts = [i for i, match in enumerate(matches) if match and match["letter"] == "A"]
     for start in reversed(starts):
-        places: list[int] = []
+        indices: list[int] = []
         block: list[re.Match[str]] = []
-        for place, match in enumerate(matches[start:], start=start):
+        for index, match in enumerate(matches[start:], start=start):
             if match and len(block) < len(ascii_uppercase) and match["letter"] == ascii_uppercase[len(block)]:
-                places.append(place)
+                indices.append(index)
                 block.append(match)
         if len(block) > 1:
             marks = tuple((match["before"], match["after"]) for match in block)
-            ends = [*places[1:], places[-1] + 1]
-            rest = (lines[place + 1 : end] for place, end in zip(places, ends, strict=True))
+            ends = [*indices[1:], indices[-1] + 1]
+            rest = (lines[index + 1 : end] for index, end in zip(indices, ends, strict=True))
             texts = ("\n".join([match["text"], *more]).strip() for match, more in zip(block, rest, strict=True))
-            movable = places == list(range(start, start + len(block)))
+            movable = indices == list(range(start, start + len(block)))
             return OptionLines(start, marks, tuple(texts), movable)
     return None
 
 
 def with_options(prompt: str, lines: OptionLines, order: tuple[int, ...]) -> str:
     """The prompt with the options' texts in another order behind the same letters."""
-    shown = prompt.split("\n")
-    for place, (source, (before, after)) in enumerate(zip(order, lines.marks, strict=True)):
-        shown[lines.first + place] = f"{before}{ascii_uppercase[place]}{after}{lines.texts[source]}"
-    return "\n".join(shown)
+    rendered = prompt.split("\n")
+    for index, (source, (before, after)) in enumerate(zip(order, lines.marks, strict=True)):
+        rendered[lines.first + index] = f"{before}{ascii_uppercase[index]}{after}{lines.texts[source]}"
+    return "\n".join(rendered)
 
 
 def _plain(text: str) -> str:
@@ -220,18 +222,18 @@ def _plain(text: str) -> str:
     text = _BOX.sub(lambda box: f"<box>{box.group(1) or box.group(2)}</box>", text.replace("：", ":"))
     for _ in range(2):
         text = _SET_TEXT.sub(lambda command: f" {command.group(1) or ''}", text)
-    return _ENCLOSED.sub(lambda one: one.group(1) or one.group(2), _DECORATION.sub("", text))
+    return _ENCLOSED.sub(lambda match: match.group(1) or match.group(2), _DECORATION.sub("", text))
 
 
-def _marked(said: str) -> list[_Claim]:
+def _marked_claims(text: str) -> list[_Claim]:
     """What stands in tags and boxes; marks that only "or", "and" or a comma separates are one."""
     claims: list[_Claim] = []
-    for match in _TAG.finditer(said):
+    for match in _TAG.finditer(text):
         content = _TAG_MARK.sub("", match["content"]).strip().strip("{}").strip()
         letter = read_label(content)
         start = content.upper().find(letter) if letter else 0
         letters = _with_more(content, letter, start + 1)[0] if letter else ""
-        stated = [] if letter else _stated(content)
+        stated = [] if letter else _stated_claims(content)
         if stated:
             letters = stated[-1].letters
         elif not letter and _ALONE.match(content):
@@ -243,7 +245,7 @@ def _marked(said: str) -> list[_Claim]:
             before
             and letters
             and before.letters
-            and _JOINED.fullmatch(said[before.end : min(match.start(), before.end + 20)])
+            and _JOINED.fullmatch(text[before.end : min(match.start(), before.end + 20)])
         ):
             both = "".join(dict.fromkeys(before.letters + letters))
             claims[-1] = _Claim(before.start, claim.end, both, f"{before.said}, {content}")
@@ -252,34 +254,34 @@ def _marked(said: str) -> list[_Claim]:
     return claims
 
 
-def _stated(said: str) -> list[_Claim]:
+def _stated_claims(text: str) -> list[_Claim]:
     """What sentences state, outside of tags and boxes."""
-    said = _TAG.sub(lambda mark: "." * len(mark.group()), said)
+    text = _TAG.sub(lambda mark: "." * len(mark.group()), text)
     claims = []
     for pattern in _STATED:
-        for match in pattern.finditer(said):
+        for match in pattern.finditer(text):
             groups = match.groupdict()
             name = "letter" if groups.get("letter") else "small"
             start, end = match.span(name)
-            supposed = _SUPPOSED.search(said[max(0, match.start() - 40) : match.start()])
+            supposed = _SUPPOSED.search(text[max(0, match.start() - 40) : match.start()])
             if supposed or _DENIAL.search(match.group()):
                 continue
-            if "\n" in said[match.start() : start] and _is_word(said, start):
+            if "\n" in text[match.start() : start] and _is_word(text, start):
                 continue
-            letters, end = _with_more(said, groups[name].upper(), end)
-            if not _DENIED_BEHIND.match(said, end):
-                claims.append(_Claim(match.start(), end, letters, said[start:end]))
+            letters, end = _with_more(text, groups[name].upper(), end)
+            if not _DENIED_BEHIND.match(text, end):
+                claims.append(_Claim(match.start(), end, letters, text[start:end]))
     return claims
 
 
-def _named(said: str, letters: str) -> Chosen:
+def _named_letter(text: str, letters: str) -> Chosen:
     """The letter of the only line that begins with one and denies nothing, else the last that is not denied."""
-    lines = [line for line in _LINE.finditer(said) if line.group(1) in letters]
+    lines = [line for line in _LINE.finditer(text) if line.group(1) in letters]
     fit = {line.group(1) for line in lines if not _REFUSED.search(line.group())}
     if len(fit) == 1:
         return Chosen(*fit)
     # Several such lines repeat the options, and only what stands around them chooses.
-    rest = _LINE.sub("", said) if lines else said
+    rest = _LINE.sub("", text) if lines else text
     chosen, end = Chosen(None), 0
     for match in _ALONE.finditer(rest):
         start = match.start()

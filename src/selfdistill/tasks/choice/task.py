@@ -81,27 +81,27 @@ class ChoiceTask(RowTask):
         lines = option_lines(question) if self.config.choices is None else None
         texts = lines.texts if lines else self._texts(row)
         try:
-            right = _place(fields.pop("answer", ""), texts, self.config.answer_is)
+            right = _option_index(fields.pop("answer", ""), texts, self.config.answer_is)
         except ValueError as error:
-            raise DataError(f"{row.place}: {error}") from error
+            raise DataError(f"{row.location}: {error}") from error
         problem = _Problem(question, texts, right, lines, fields, system_messages(row, self.config.system))
         example = Example(example_id(row), columns=row.values, prompt=())
         fixed = (lines is not None and not lines.movable) or any(_REFERS.search(text) for text in texts)
         if self.config.shuffle == "never" or fixed:
-            return question, self._shown(problem, example, tuple(range(len(texts))))
+            return question, self._in_order(problem, example, tuple(range(len(texts))))
 
         def in_epoch(epoch: int) -> Example:
             order = list(range(len(texts)))
             random.Random(derive(self._seed, "options", example.id, epoch)).shuffle(order)
-            return self._shown(problem, example, tuple(order))
+            return self._in_order(problem, example, tuple(order))
 
         first = in_epoch(0)
         return question, replace(first, redraw=in_epoch) if self.config.shuffle == "epoch" else first
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """Reward 1 for the right letter, else 0; feedback where there is no letter, or none of the options."""
-        shown = example.columns["shown_options"]
-        letters = ascii_uppercase[: len(shown)]
+        options = example.columns["shown_options"]
+        letters = ascii_uppercase[: len(options)]
         chosen = chosen_letter(text, finished=finished, letters=letters)
         if chosen.letter is None:
             missing = "no letter of an option was found" if finished else "the completion was cut off before an answer"
@@ -112,7 +112,7 @@ class ChoiceTask(RowTask):
             feedback = f"the answer {chosen.letter} is not among the options {', '.join(letters)}"
             return Verdict(0.0, answer=chosen.letter, feedback=feedback)
         # Six of 800 published rows hold the same text twice: both letters are then right.
-        if shown[letters.index(chosen.letter)] == example.fields["option"]:
+        if options[letters.index(chosen.letter)] == example.fields["option"]:
             return Verdict(1.0, answer=chosen.letter)
         return Verdict(
             0.0,
@@ -126,20 +126,24 @@ class ChoiceTask(RowTask):
 
     def _texts(self, row: Row) -> tuple[str, ...]:
         if self.config.choices is None:
-            raise DataError(f"{row.place}: the prompt has no lines 'A: …', 'B: …'; name the columns of the options")
+            raise DataError(f"{row.location}: the prompt has no lines 'A: …', 'B: …'; name the columns of the options")
         if isinstance(self.config.choices, str):
             listed = lookup(row, "choices", self.config.choices)
             if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-                raise DataError(f"{row.place}: {self.config.choices!r} is no list of texts, but the options need one")
+                raise DataError(
+                    f"{row.location}: {self.config.choices!r} is no list of texts, but the options need one"
+                )
             texts = tuple(listed)
         else:
             named = {f"choices.{n}": source for n, source in enumerate(self.config.choices)}
             texts = tuple(map_row(row, named).values())
         if not 2 <= len(texts) <= len(ascii_uppercase):
-            raise DataError(f"{row.place}: a question needs 2 to {len(ascii_uppercase)} options, this has {len(texts)}")
+            raise DataError(
+                f"{row.location}: a question needs 2 to {len(ascii_uppercase)} options, this has {len(texts)}"
+            )
         return tuple(text.strip() for text in texts)
 
-    def _shown(self, problem: _Problem, example: Example, order: tuple[int, ...]) -> Example:
+    def _in_order(self, problem: _Problem, example: Example, order: tuple[int, ...]) -> Example:
         """The example with its options in the given order."""
         letter = ascii_uppercase[order.index(problem.right)]
         moved = order != tuple(range(len(order)))
@@ -147,14 +151,14 @@ class ChoiceTask(RowTask):
             question = with_options(problem.question, problem.lines, order) if moved else problem.question
         else:
             listed = "\n".join(
-                f"{ascii_uppercase[place]}: {problem.options[source]}" for place, source in enumerate(order)
+                f"{ascii_uppercase[index]}: {problem.options[source]}" for index, source in enumerate(order)
             )
             question = f"{problem.question}\n\n{listed}"
         fields = {**problem.fields, "answer": letter, "option": problem.options[problem.right]}
         if moved and "solution" in fields and names_letter(fields["solution"]):
             del fields["solution"]
-        shown = [problem.options[source] for source in order]
-        columns: dict[str, Any] = {**example.columns, "shown_options": shown, "shown_letter": letter}
+        options = [problem.options[source] for source in order]
+        columns: dict[str, Any] = {**example.columns, "shown_options": options, "shown_letter": letter}
         return replace(
             example,
             prompt=(*problem.system, Message("user", question + self.config.suffix)),
@@ -163,7 +167,7 @@ class ChoiceTask(RowTask):
         )
 
 
-def _place(answer: str, options: Sequence[str], answer_is: AnswerIs | None) -> int:
+def _option_index(answer: str, options: Sequence[str], answer_is: AnswerIs | None) -> int:
     """The place of the option that an answer means: by its letter (``B``, ``(B)``), a number, or its text.
 
     Raises:
@@ -178,7 +182,7 @@ def _place(answer: str, options: Sequence[str], answer_is: AnswerIs | None) -> i
         meant |= {"index0": int(answer), "index1": int(answer) - 1}
     if answer in options:
         meant["text"] = options.index(answer)
-    meant = {kind: place for kind, place in meant.items() if 0 <= place < len(options)}
+    meant = {kind: index for kind, index in meant.items() if 0 <= index < len(options)}
     if answer_is is not None:
         if answer_is not in meant:
             raise ValueError(
@@ -189,6 +193,6 @@ def _place(answer: str, options: Sequence[str], answer_is: AnswerIs | None) -> i
     if not meant:
         raise ValueError(f"the answer {answer[:80]!r} is neither a letter nor a text of its options")
     if len(set(meant.values())) > 1:
-        readings = ", ".join(f'"{kind}" ({ascii_uppercase[place]})' for kind, place in meant.items())
+        readings = ", ".join(f'"{kind}" ({ascii_uppercase[index]})' for kind, index in meant.items())
         raise ValueError(f"the answer {answer!r} may mean different options: write task.answer_is as one of {readings}")
     return next(iter(meant.values()))

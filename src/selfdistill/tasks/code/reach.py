@@ -46,17 +46,17 @@ class Reading:
     """Names of the code under test that the tests use."""
 
 
-def read_test_code(code: str, setup: str, *, entry: str, place: str) -> Reading:
+def read_test_code(code: str, setup: str, *, entry: str, location: str) -> Reading:
     """Read a module of test code; ``entry`` is the name of the function under test where the row has one.
 
     Raises:
         DataError: it is no Python, or uses what cannot be run; ``place`` says where it stands.
     """
-    tree, before = _parsed(code, f"{place}: the tests"), _parsed(setup, f"{place}: the code that the tests need")
+    tree, before = _parsed(code, f"{location}: the tests"), _parsed(setup, f"{location}: the code that the tests need")
     module = _Module(tree, before, entry)
     trouble = next(module.unsupported(), None)
     if trouble is not None:
-        raise DataError(f"{place}: {trouble}")
+        raise DataError(f"{location}: {trouble}")
     reach: Reach = "perhaps" if module.may_check() else "never"
     if reach == "perhaps" and module.surely_checks():
         reach = "surely"
@@ -69,16 +69,16 @@ def likely_entry(*, prefix: str, starter: str, question: str, solution: str) -> 
     It is the last one that the code in front or the question declares, else the only one of the solution. Empty where
     there is none; a completion that cannot know the name may define one function of any name.
     """
-    for shown in (prefix, starter, question):
-        declared = re.findall(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(", shown, re.MULTILINE)
-        declared = declared or re.findall(r"\bdef (\w+)\(", shown)
+    for text in (prefix, starter, question):
+        declared = re.findall(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(", text, re.MULTILINE)
+        declared = declared or re.findall(r"\bdef (\w+)\(", text)
         if declared:
             return declared[-1], True
     defined = defined_functions(solution)
-    told = [name for name in defined if re.search(rf"\b{name}\b", question)]
-    for names in (told, defined):
+    named = [name for name in defined if re.search(rf"\b{name}\b", question)]
+    for names in (named, defined):
         if len(names) == 1:
-            return names[0], names is told
+            return names[0], names is named
     return "", False
 
 
@@ -88,16 +88,16 @@ def defined_functions(code: str) -> list[str]:
         tree = ast.parse(_LONG.sub("1", code))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    return [one.name for one in tree.body if isinstance(one, _Function)]
+    return [statement.name for statement in tree.body if isinstance(statement, _Function)]
 
 
-def _parsed(code: str, what: str) -> ast.Module:
+def _parsed(code: str, label: str) -> ast.Module:
     try:
         return ast.parse(_LONG.sub("1", code))
     except SyntaxError as error:
-        raise DataError(f"{what} are no Python: {error.msg} (their line {error.lineno})") from error
+        raise DataError(f"{label} are no Python: {error.msg} (their line {error.lineno})") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise DataError(f"{what} cannot be read as Python: {error}") from error
+        raise DataError(f"{label} cannot be read as Python: {error}") from error
 
 
 class _Module:
@@ -108,24 +108,28 @@ class _Module:
         self._nodes = [*ast.walk(tree)]
         everything = [*ast.walk(setup), *self._nodes]
         self._functions: dict[str, list[_Function]] = {}
-        for one in everything:
-            if isinstance(one, _Function):
-                self._functions.setdefault(one.name, []).append(one)
-        self._fixtures = {one.name for one in self._all_functions() if _decorators(one, "fixture")}
-        imports = [one for one in everything if isinstance(one, ast.Import | ast.ImportFrom)]
-        self.imported_modules = {top for one in imports for top in _modules(one)}
+        for node in everything:
+            if isinstance(node, _Function):
+                self._functions.setdefault(node.name, []).append(node)
+        self._fixtures = {
+            node.name
+            for node in self._all_functions()
+            if any(last_name(decorator) == "fixture" for decorator in node.decorator_list)
+        }
+        imports = [node for node in everything if isinstance(node, ast.Import | ast.ImportFrom)]
+        self.imported_modules = {top for node in imports for top in _modules(node)}
         # Python has modules of these names too, but tests mean the code under test.
         here = {*sys.stdlib_module_names, *PACKAGES, "pytest"} - {"code", "test", "__main__"}
-        ours = [one for one in imports if not all(top in here for top in _modules(one))]
-        foreign = {alias.asname or alias.name.partition(".")[0] for one in ours for alias in one.names}
-        self._library = {alias.asname or alias.name for one in imports if one not in ours for alias in one.names}
-        bound = {one.id for one in everything if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load)}
-        bound |= {one.arg for one in everything if isinstance(one, ast.arg)} | {*self._functions, *self._library}
-        bound |= {one.name for one in everything if isinstance(one, ast.ClassDef)}
-        self._read = {one.id for one in self._nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load)}
-        own = {one.name for one in tree.body if isinstance(one, _Function)}
+        ours = [node for node in imports if not all(top in here for top in _modules(node))]
+        foreign = {alias.asname or alias.name.partition(".")[0] for node in ours for alias in node.names}
+        self._library = {alias.asname or alias.name for node in imports if node not in ours for alias in node.names}
+        bound = {node.id for node in everything if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+        bound |= {node.arg for node in everything if isinstance(node, ast.arg)} | {*self._functions, *self._library}
+        bound |= {node.name for node in everything if isinstance(node, ast.ClassDef)}
+        self._read = {node.id for node in self._nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        own = {node.name for node in tree.body if isinstance(node, _Function)}
         self._takes = "check" in own and "check" not in self._read
-        given = any("candidate" in _arguments(one) for one in self._collected())
+        given = any("candidate" in _arguments(node) for node in self._collected())
         self.wants_entry = self._takes or given or ("candidate" in self._read and "candidate" not in bound)
         self._given = {"candidate", entry} - {""}
         self.called = frozenset({*foreign, entry, *(self._read - bound - vars(builtins).keys())} - {"", "candidate"})
@@ -133,21 +137,21 @@ class _Module:
 
     def unsupported(self) -> Iterator[str]:
         """What cannot be run, a sentence each."""
-        imported = [one for node in self._nodes if isinstance(node, ast.Import) for one in node.names]
-        pytest = {one.asname or one.name for one in imported if one.name == "pytest"}
+        imported = [alias for node in self._nodes if isinstance(node, ast.Import) for alias in node.names]
+        pytest = {alias.asname or alias.name for alias in imported if alias.name == "pytest"}
         for node in self._nodes:
             match node:
                 case ast.ImportFrom(module="pytest", names=names):
-                    wanted = [one.name for one in names]
+                    wanted = [alias.name for alias in names]
                 case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in pytest:
                     wanted = [name]
                 case ast.Attribute(value=owner, attr=name) if last_name(owner) == "mark" and name in REFUSED:
                     yield f"the tests use pytest.mark.{name}, which is not supported"
                     continue
                 case ast.Call(keywords=keywords) if last_name(node) in ("fixture", "parametrize"):
-                    for one in keywords:
-                        if one.arg in ("autouse", "params", "indirect"):
-                            yield f"the tests use {one.arg} of pytest.{last_name(node)}, which is not supported"
+                    for keyword in keywords:
+                        if keyword.arg in ("autouse", "params", "indirect"):
+                            yield f"the tests use {keyword.arg} of pytest.{last_name(node)}, which is not supported"
                     continue
                 case ast.Attribute(attr=name) | ast.Name(id=name) if name in {*UNTRACEABLE, "IsolatedAsyncioTestCase"}:
                     yield f"the tests use unittest's {name}, which is not supported"
@@ -160,21 +164,23 @@ class _Module:
         for function, holder in self._tests():
             if isinstance(function, ast.AsyncFunctionDef):
                 yield f"the test {function.name} is asynchronous, which is not supported"
-            known = _parametrized(function) | (_parametrized(holder) if holder else set())
-            missing = [name for name in _arguments(function) if name not in {*known, *self._fixtures, *self._given}]
-            if missing and None not in known:
+            available = _parametrized(function) | (_parametrized(holder) if holder else set())
+            missing = [name for name in _arguments(function) if name not in {*available, *self._fixtures, *self._given}]
+            if missing and None not in available:
                 yield f"the test {function.name} asks for {missing[0]!r}, which no fixture of the tests gives"
 
     def may_check(self) -> bool:
         """Whether a check stands in code that is run, and the code under test is named at all."""
         if not self._candidates & self._read and not self._takes and not self.wants_entry:
             return False
-        todo: list[ast.AST] = [one for one in self._tree.body if not isinstance(one, _Function | ast.ClassDef)]
+        todo: list[ast.AST] = [
+            statement for statement in self._tree.body if not isinstance(statement, _Function | ast.ClassDef)
+        ]
         todo += [function for function, _ in self._tests()]
         todo += self._functions["check"] if self._takes else []
         # Somebody else's decorator may call what it is given; a base class may hold tests.
-        todo += [one for one in self._all_functions() if one.decorator_list]
-        todo += [one for owner in self._tree.body if isinstance(owner, ast.ClassDef) for one in owner.body]
+        todo += [statement for statement in self._all_functions() if statement.decorator_list]
+        todo += [statement for owner in self._tree.body if isinstance(owner, ast.ClassDef) for statement in owner.body]
         seen: set[int] = set()
         while todo:
             top = todo.pop()
@@ -209,19 +215,21 @@ class _Module:
 
     def _sure(self, statements: Sequence[ast.stmt], names: set[str], inside: tuple[str, ...]) -> bool:
         """Whether running statements in order asks the candidate and then reaches a check."""
-        asked = False
-        for one in statements:
-            asked = asked or any(_root(node) in names for node in own_nodes([one]) if isinstance(node, ast.Call))
-            match one:
-                case ast.Assert() | ast.If() if is_check(one) and asked:
+        called = False
+        for statement in statements:
+            called = called or any(
+                _root(node) in names for node in own_nodes([statement]) if isinstance(node, ast.Call)
+            )
+            match statement:
+                case ast.Assert() | ast.If() if is_check(statement) and called:
                     return True
                 case ast.Expr(value=ast.Call(func=ast.Name(id=name))) if name in self._functions:
                     if self._sure_function(self._functions[name][-1], inside):
                         return True
-                case ast.Expr(value=ast.Call(func=ast.Attribute()) as call) if asked and self._checks(call):
+                case ast.Expr(value=ast.Call(func=ast.Attribute()) as call) if called and self._checks(call):
                     return True
                 case ast.With(items=items, body=body):
-                    counts = asked and any(self._checks(item.context_expr) for item in items)
+                    counts = called and any(self._checks(item.context_expr) for item in items)
                     if counts or self._sure(body, names, inside):
                         return True
                 case ast.If(test=test, body=body) if ast.unparse(test) == "__name__ == '__main__'":
@@ -231,8 +239,10 @@ class _Module:
                 case ast.For(iter=ast.List(elts=[_, *_]) | ast.Tuple(elts=[_, *_]), body=body):
                     if self._sure(body, names, inside):
                         return True
-            if any(isinstance(node, ast.Return | ast.Raise) or _leaves(node) for node in own_nodes([one])):
-                return False
+            for node in own_nodes([statement]):
+                exits = isinstance(node, ast.Call) and last_name(node) in _LEAVES
+                if exits or isinstance(node, ast.Return | ast.Raise | ast.Break | ast.Continue):
+                    return False
         return False
 
     def _checks(self, node: ast.AST) -> bool:
@@ -244,18 +254,28 @@ class _Module:
 
     def _collected(self) -> list[_Function]:
         """Functions that pytest would call and the module itself does not."""
-        found = [one for one in self._tree.body if isinstance(one, _Function) and one.name.startswith("test")]
-        return [one for one in found if one.name not in self._read and one.name not in self._fixtures]
+        tests = [
+            function
+            for function in self._tree.body
+            if isinstance(function, _Function) and function.name.startswith("test")
+        ]
+        return [
+            function for function in tests if function.name not in self._read and function.name not in self._fixtures
+        ]
 
     def _tests(self) -> Iterator[tuple[_Function, ast.ClassDef | None]]:
-        yield from ((one, None) for one in self._collected())
+        yield from ((function, None) for function in self._collected())
         for owner in self._tree.body:
             if isinstance(owner, ast.ClassDef) and (owner.bases or owner.name.startswith("Test")):
-                methods = [one for one in owner.body if isinstance(one, _Function) and one.name.startswith("test")]
-                yield from ((one, owner) for one in methods)
+                methods = [
+                    function
+                    for function in owner.body
+                    if isinstance(function, _Function) and function.name.startswith("test")
+                ]
+                yield from ((function, owner) for function in methods)
 
     def _all_functions(self) -> Iterator[_Function]:
-        return (one for several in self._functions.values() for one in several)
+        return (function for functions in self._functions.values() for function in functions)
 
 
 def _modules(node: ast.Import | ast.ImportFrom) -> list[str]:
@@ -272,41 +292,35 @@ def _root(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _leaves(node: ast.AST) -> bool:
-    return isinstance(node, ast.Break | ast.Continue) or (isinstance(node, ast.Call) and last_name(node) in _LEAVES)
-
-
 def _arguments(function: _Function) -> list[str]:
     """Arguments that have no default, but the object of a method."""
     named = [*function.args.posonlyargs, *function.args.args]
     needed = named[: len(named) - len(function.args.defaults)] if function.args.defaults else named
-    return [one.arg for one in needed if one.arg not in ("self", "cls")]
-
-
-def _decorators(node: _Function | ast.ClassDef, name: str) -> list[ast.expr]:
-    return [one for one in node.decorator_list if last_name(one) == name]
+    return [argument.arg for argument in needed if argument.arg not in ("self", "cls")]
 
 
 def _parametrized(node: _Function | ast.ClassDef) -> set[str | None]:
     """Arguments that tables give; None where a table's names are not literal, and for a decorator of unknown effect."""
-    found: set[str | None] = set()
-    for one in node.decorator_list:
-        match one:
-            case ast.Call(args=[ast.Constant(value=str(names)), *_]) if last_name(one) == "parametrize":
-                found |= {name.strip() for name in names.split(",")}
-            case ast.Call(args=[ast.List(elts=names) | ast.Tuple(elts=names), *_]) if last_name(one) == "parametrize":
-                found |= {str(name.value) for name in names if isinstance(name, ast.Constant)}
-            case _ if last_name(one) in ("patch", "object", "dict", "parametrize", "given"):
-                found.add(None)
-    return found
+    provided: set[str | None] = set()
+    for decorator in node.decorator_list:
+        match decorator:
+            case ast.Call(args=[ast.Constant(value=str(names)), *_]) if last_name(decorator) == "parametrize":
+                provided |= {name.strip() for name in names.split(",")}
+            case ast.Call(args=[ast.List(elts=names) | ast.Tuple(elts=names), *_]) if (
+                last_name(decorator) == "parametrize"
+            ):
+                provided |= {str(name.value) for name in names if isinstance(name, ast.Constant)}
+            case _ if last_name(decorator) in ("patch", "object", "dict", "parametrize", "given"):
+                provided.add(None)
+    return provided
 
 
 def _runs(function: _Function) -> bool:
     """Whether a test is run at least once, whatever decorates it."""
-    for one in function.decorator_list:
-        match one:
+    for decorator in function.decorator_list:
+        match decorator:
             case ast.Call(args=[_, ast.List(elts=[_, *_]) | ast.Tuple(elts=[_, *_]), *_]) if (
-                last_name(one) == "parametrize"
+                last_name(decorator) == "parametrize"
             ):
                 continue
         return False

@@ -43,7 +43,9 @@ class Problem:
     def kind_in_words(self) -> str:
         """What may be known of any failure, a hidden test's too: no word of it is the model's or the test's own."""
         if self.kind == "raised":
-            return f"an exception ({self.builtin if _is_exception(self.builtin) else 'Exception'})"
+            named = getattr(builtins, self.builtin, None)
+            is_exception = isinstance(named, type) and issubclass(named, BaseException)
+            return f"an exception ({self.builtin if is_exception else 'Exception'})"
         return _KINDS.get(self.kind, "a wrong answer")
 
 
@@ -74,12 +76,12 @@ class Runner:
         return self._programs(suite.cases, source)
 
     def _code(self, code: str, source: str, *, setup: str, entry: str) -> Result:
-        found = self._sandbox.judge(source, tests=code, setup=setup, entry=entry)
-        if isinstance(found, Failure):
-            return Result(0, max(1, len(re.findall(r"^\s*assert\b", code, re.MULTILINE))), _from_failure(found))
-        failure = found.failure
+        tally = self._sandbox.judge(source, tests=code, setup=setup, entry=entry)
+        if isinstance(tally, Failure):
+            return Result(0, max(1, len(re.findall(r"^\s*assert\b", code, re.MULTILINE))), _from_failure(tally))
+        failure = tally.failure
         if failure is None:
-            return Result(found.passed, found.total)
+            return Result(tally.passed, tally.total)
         texts = {key: str(failure.get(key, "")) for key in ("test", "input", "expected", "got", "trouble")}
         raised = failure.get("raised") or {}
         problem = Problem(
@@ -91,23 +93,23 @@ class Runner:
             error=_error(raised.get("name"), raised.get("message"), raised.get("line")) if raised else "",
             builtin=str(raised.get("type", "")),
         )
-        return Result(found.passed, found.total, problem)
+        return Result(tally.passed, tally.total, problem)
 
     def _calls(self, cases: Sequence[Case], source: str, function: tuple[str, ...]) -> Result:
         if len(function) == 1 and re.search(r"^class Solution\b", source, re.MULTILINE):
             function = ("Solution", *function)
         try:
-            asked = [(case.arguments or (), case.value) for case in cases]
-            found = self._sandbox.compare(source, ".".join(function), asked)
+            calls = [(case.arguments or (), case.value) for case in cases]
+            compared = self._sandbox.compare(source, ".".join(function), calls)
         except Untransferable as trouble:
             raise DataError(f"a test's arguments cannot be handed over: {trouble}") from trouble
-        if found.first is None:
-            return Result(found.passed, len(cases))
-        first = _from_failure(found.failure) if found.failure else Problem("wrong", got=found.got)
+        if compared.first is None:
+            return Result(compared.passed, len(cases))
+        first = _from_failure(compared.failure) if compared.failure else Problem("wrong", got=compared.got)
         # Code that fails at load fails before it knows any case, and must not be told one.
         if not first.loading:
-            first = replace(first, given=cases[found.first].given, expected=cases[found.first].expected)
-        return Result(found.passed, len(cases), first)
+            first = replace(first, given=cases[compared.first].given, expected=cases[compared.first].expected)
+        return Result(compared.passed, len(cases), first)
 
     def _programs(self, cases: Sequence[Case], source: str) -> Result:
         """Every case is a process of its own."""
@@ -165,8 +167,3 @@ def _from_outcome(outcome: Outcome) -> Problem:
         last = lines[-1] if lines else f"exit code {outcome.code}"
         return Problem("raised", error=last, builtin=re.split(r"\W", last, maxsplit=1)[0])
     return Problem("wrong", got=outcome.output)
-
-
-def _is_exception(name: str) -> bool:
-    kind = getattr(builtins, name, None)
-    return isinstance(kind, type) and issubclass(kind, BaseException)

@@ -59,28 +59,30 @@ class Suite:
         return bool(self.code.strip() or self.cases)
 
 
-def read_tests(value: object, place: str) -> Suite:
+def read_tests(value: object, location: str) -> Suite:
     """The tests in a column's value.
 
     Raises:
         DataError: it is none of the forms above; ``place`` says where it stands.
     """
     if isinstance(value, str):
-        value = _unpacked(value, place)
+        value = _unpacked(value, location)
     match value:
         case None | "" | []:
             return Suite()
         case str(code):
             return documented(code, whole=True) if code.lstrip().startswith(">>>") else Suite(code)
-        case [str(), *_] as asserts if all(isinstance(one, str) for one in asserts):
+        case [str(), *_] as asserts if all(isinstance(item, str) for item in asserts):
             return Suite("\n".join(map(str, asserts)))
         case [Mapping(), *_] as cases:
-            return Suite(cases=tuple(_case(one, place) for one in cases))
+            return Suite(cases=tuple(_case(case, location) for case in cases))
         case {"inputs": list(inputs), "outputs": list(outputs), **rest} if len(inputs) == len(outputs):
             function = str(rest.get("fn_name") or "")
             pairs = zip(inputs, outputs, strict=True)
-            return Suite(cases=tuple(_pair(one, two, bool(function)) for one, two in pairs), function=function)
-    raise DataError(f"{place}: tests must be test code, a list of asserts, or a list of inputs and outputs")
+            return Suite(
+                cases=tuple(_pair(given, expected, bool(function)) for given, expected in pairs), function=function
+            )
+    raise DataError(f"{location}: tests must be test code, a list of asserts, or a list of inputs and outputs")
 
 
 def documented(text: str, *, whole: bool = False) -> Suite:
@@ -91,15 +93,15 @@ def documented(text: str, *, whole: bool = False) -> Suite:
         examples = doctest.DocTestParser().get_examples(re.sub(r"\"{3}|'{3}", "\n", text))
     except ValueError:  # badly indented
         return Suite()
-    for one in examples:
-        literal = _is_literal(one.want)
-        source = one.source.strip() if whole and not one.want else one.source.partition(" #")[0].strip()
+    for example in examples:
+        literal = _is_literal(example.want)
+        source = example.source.strip() if whole and not example.want else example.source.partition(" #")[0].strip()
         if literal:
-            asserts.append(f"assert {source} == {one.want.strip()}")
-        elif whole and one.want and one.exc_msg is None:
-            asserts.append(f"assert repr({source}) == {one.want.strip()!r}")
-        elif whole and one.want:
-            kind = str(one.exc_msg).partition(":")[0].strip()
+            asserts.append(f"assert {source} == {example.want.strip()}")
+        elif whole and example.want and example.exc_msg is None:
+            asserts.append(f"assert repr({source}) == {example.want.strip()!r}")
+        elif whole and example.want:
+            kind = str(example.exc_msg).partition(":")[0].strip()
             asserts.append(f"try:\n    {source}\n    assert False\nexcept {kind}:\n    pass")
         elif whole:
             asserts.append(source)
@@ -114,7 +116,7 @@ def _is_literal(text: str) -> bool:
     return True
 
 
-def _unpacked(text: str, place: str) -> object:
+def _unpacked(text: str, location: str) -> object:
     """JSON text, plain or packed, as what it holds; any other text as it is."""
     start = text.lstrip()[:1]
     if start in ("[", "{"):
@@ -131,7 +133,7 @@ def _unpacked(text: str, place: str) -> object:
         inner = _PlainUnpickler(io.BytesIO(data)).load() if data[:1] == b"\x80" else data.decode()
         return _json(inner) if isinstance(inner, str) else inner
     except (binascii.Error, zlib.error, pickle.UnpicklingError, UnicodeDecodeError, ValueError, EOFError) as error:
-        raise DataError(f"{place}: packed tests cannot be unpacked: {error}") from error
+        raise DataError(f"{location}: packed tests cannot be unpacked: {error}") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -141,17 +143,17 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only plain values are read")
 
 
-def _case(one: Any, place: str) -> Case:
-    if not isinstance(one, Mapping) or not {"input", "output"} <= one.keys():
-        raise DataError(f"{place}: a test case needs an input and an output")
-    given, expected = one["input"], one["output"]
-    if one.get("testtype") != "functional":
+def _case(case: Any, location: str) -> Case:
+    if not isinstance(case, Mapping) or not {"input", "output"} <= case.keys():
+        raise DataError(f"{location}: a test case needs an input and an output")
+    given, expected = case["input"], case["output"]
+    if case.get("testtype") != "functional":
         return Case(_text(given), _text(expected))
     try:
         lines = [line for line in str(given).split("\n") if line.strip()]
         return Case(str(given), str(expected), tuple(_json(line) for line in lines), _json(str(expected)))
     except ValueError as error:
-        raise DataError(f"{place}: a functional case must be JSON, an argument a line: {error}") from error
+        raise DataError(f"{location}: a functional case must be JSON, an argument a line: {error}") from error
 
 
 def _pair(given: Any, expected: Any, function: bool) -> Case:
@@ -174,7 +176,7 @@ def written(value: Any) -> str:
         inside = ", ".join(map(written, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{written(key)}: {written(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{written(key)}: {written(item)}" for key, item in value.items()) + "}"
     return f"{Decimal(value):f}" if type(value) is int else repr(value)
 
 
@@ -184,7 +186,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else written(value)
 
 
-def same_output(said: str, expected: str) -> bool:
+def same_output(output: str, expected: str) -> bool:
     """Whether a program printed what it should: line by line, blanks at the ends aside, numbers by their value.
 
     Numbers may stand in lists. They are compared as LiveCodeBench's first checker did (``np.allclose`` with its
@@ -192,25 +194,25 @@ def same_output(said: str, expected: str) -> bool:
     exactly): a float may differ by 1e-8 and a relative 1e-5. Where the expected number is an integer, it may not differ
     by more than 1e-8.
     """
-    one, other = ([line.strip() for line in text.strip().splitlines()] for text in (said, expected))
-    return len(one) == len(other) and all(_same_line(*pair) for pair in zip(one, other, strict=True))
+    printed, wanted = ([line.strip() for line in text.strip().splitlines()] for text in (output, expected))
+    return len(printed) == len(wanted) and all(_same_line(*pair) for pair in zip(printed, wanted, strict=True))
 
 
-def _same_line(said: str, expected: str) -> bool:
-    words = [_WORDS.findall(line) for line in (said, expected)]
-    if said == expected or len(words[0]) != len(words[1]):
-        return said == expected
+def _same_line(output: str, expected: str) -> bool:
+    words = [_WORDS.findall(line) for line in (output, expected)]
+    if output == expected or len(words[0]) != len(words[1]):
+        return output == expected
     return all(a == b or _same_number(a, b) for a, b in zip(*words, strict=True))
 
 
-def _same_number(said: str, expected: str) -> bool:
-    if not (_NUMBER.fullmatch(said) and _NUMBER.fullmatch(expected)):
+def _same_number(output: str, expected: str) -> bool:
+    if not (_NUMBER.fullmatch(output) and _NUMBER.fullmatch(expected)):
         return False
-    if Decimal(said) == Decimal(expected):
+    if Decimal(output) == Decimal(expected):
         return True
-    if _INTEGER.fullmatch(said) and _INTEGER.fullmatch(expected):
+    if _INTEGER.fullmatch(output) and _INTEGER.fullmatch(expected):
         return False
-    return near(float(said), float(expected), whole=bool(_INTEGER.fullmatch(expected)))
+    return near(float(output), float(expected), whole=bool(_INTEGER.fullmatch(expected)))
 
 
 # What is no number separates numbers, blanks apart: "[1.0, 2]" has five words.
@@ -242,9 +244,9 @@ def find_code(text: str, *, finished: bool, names: Collection[str] = (), program
     unmarked = [code for language, code in usable if not language]
     for candidates in (python, unmarked):
         for code in reversed(candidates):
-            for shown in (code, dedent(code)):
-                if any(defines(shown, name) for name in names) or (program and _READS_INPUT.search(shown)):
-                    return shown
+            for source in (code, dedent(code)):
+                if any(defines(source, name) for name in names) or (program and _READS_INPUT.search(source)):
+                    return source
     if python:
         return python[-1]
     return usable[-1][1] if usable else None
@@ -258,7 +260,7 @@ def defines(code: str, name: str) -> bool:
 
 def _blocks(text: str) -> list[tuple[str, str, bool]]:
     """Language, code and whether it is closed, of every fenced block; its lines lose the indent of its fence."""
-    found: list[tuple[str, str, bool]] = []
+    blocks: list[tuple[str, str, bool]] = []
     fence, language, quote, indent, inside = "", "", False, 0, list[str]()
     for line in text.splitlines():
         mark = None if fence else _FENCE.match(line)
@@ -270,15 +272,15 @@ def _blocks(text: str) -> list[tuple[str, str, bool]]:
         elif fence:
             line = re.sub(r"^[ \t]*>[ ]?", "", line) if quote else line
             if line.strip().startswith(fence) and not line.strip().strip(fence[0]):
-                found.append((language, "\n".join(inside) + "\n", True))
+                blocks.append((language, "\n".join(inside) + "\n", True))
                 fence = ""
             else:
                 # As Markdown has it, a line that is indented less loses what it has.
-                shown = line.expandtabs(4) if indent else line
-                inside.append(shown[min(indent, len(shown) - len(shown.lstrip(" "))) :])
+                expanded = line.expandtabs(4) if indent else line
+                inside.append(expanded[min(indent, len(expanded) - len(expanded.lstrip(" "))) :])
     if fence:
-        found.append((language, "\n".join(inside) + "\n", False))
-    return found
+        blocks.append((language, "\n".join(inside) + "\n", False))
+    return blocks
 
 
 def shorten(text: str, most: int) -> str:
@@ -293,7 +295,7 @@ def shorten(text: str, most: int) -> str:
 def share_out(parts: Sequence[str], most: int) -> list[str]:
     """Several texts cut to a budget together; short ones leave their share to the others."""
     left, result = most, dict[int, str]()
-    for count, place in enumerate(sorted(range(len(parts)), key=lambda place: len(parts[place]))):
-        result[place] = shorten(parts[place], max(20, left // (len(parts) - count)))
-        left -= len(result[place])
-    return [result[place] for place in range(len(parts))]
+    for count, index in enumerate(sorted(range(len(parts)), key=lambda index: len(parts[index]))):
+        result[index] = shorten(parts[index], max(20, left // (len(parts) - count)))
+        left -= len(result[index])
+    return [result[index] for index in range(len(parts))]

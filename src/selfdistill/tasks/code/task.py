@@ -97,15 +97,16 @@ class CodeTask(RowTask):
         question, texts = question_and_fields(row, self._mapping)
         job = self._job(row, question, texts)
         if not job.public and not job.hidden:
-            raise DataError(f"{row.place}: there are no tests")
-        if (job.public.cases or job.hidden.cases) and not job.function and _is_function(job):
-            raise DataError(f"{row.place}: the tests call a function, and entry_point does not name it")
+            raise DataError(f"{row.location}: there are no tests")
+        cases = (*job.public.cases, *job.hidden.cases)
+        if not job.function and any(case.arguments is not None for case in cases):
+            raise DataError(f"{row.location}: the tests call a function, and entry_point does not name it")
         self._refuse_unreached(row, job, texts.get("solution", ""))
         fields = map_row(row, self.config.fields)
         if texts.get("solution"):
             fields["solution"] = _fenced(texts["solution"])
-        asked = question + self._shown_tests(job) + _shown_starter(texts.get("starter", ""), job) + self.config.suffix
-        prompt = (*system_messages(row, self.config.system), Message("user", asked))
+        request = question + self._shown_tests(job) + _shown_starter(texts.get("starter", ""), job) + self.config.suffix
+        prompt = (*system_messages(row, self.config.system), Message("user", request))
         return question, CodeExample(example_id(row), prompt, fields, row.values, job=job)
 
     def reference(self, example: Example) -> str:
@@ -124,8 +125,8 @@ class CodeTask(RowTask):
             return Verdict(0.0, feedback=NOT_ONE)
         source = self._whole(job, code)
         public = self._run(job, job.public, source)
-        told_already = self.config.reward == "all" and public.problem is not None
-        hidden = Result() if told_already else self._run(job, job.hidden, source)
+        decided = self.config.reward == "all" and public.problem is not None
+        hidden = Result() if decided else self._run(job, job.hidden, source)
         share = (public.passed + hidden.passed) / (public.total + hidden.total or 1)
         if public.problem is None and hidden.problem is None:
             if not public.total + hidden.total:
@@ -137,12 +138,12 @@ class CodeTask(RowTask):
     def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
         """A verdict on each (example, text, finished), as many at once as there are workers."""
         with ThreadPoolExecutor(self._sandbox.workers) as pool:
-            return list(pool.map(lambda one: self.verify(one[0], one[1], finished=one[2]), asked))
+            return list(pool.map(lambda item: self.verify(item[0], item[1], finished=item[2]), asked))
 
     def _job(self, row: Row, question: str, texts: Mapping[str, str]) -> _Job:
         columns = ("public_tests", "hidden_tests", "setup")
         raw = {name: _raw(row, name, getattr(self.config, name)) for name in columns}
-        public, hidden = (read_tests(raw[name], f"{row.place}, {name}") for name in ("public_tests", "hidden_tests"))
+        public, hidden = (read_tests(raw[name], f"{row.location}, {name}") for name in ("public_tests", "hidden_tests"))
         given = raw["setup"]
         setup = "\n".join(map(str, given)) if isinstance(given, list) else str(given or "")
         path = _function_path(texts.get("entry", "")) or (public.function or hidden.function,)
@@ -151,14 +152,14 @@ class CodeTask(RowTask):
         prefix = texts.get("prefix", "")
         job = _Job(public, hidden, documented(texts.get("examples", "")), prefix, setup, function)
         readings = self._readings(row, job)
-        if not function and (any(one.wants_entry for one in readings) or (readings and prefix)):
+        if not function and (any(reading.wants_entry for reading in readings) or (readings and prefix)):
             named = {key: texts.get(key, "") for key in ("prefix", "starter", "solution")}
-            name, known = likely_entry(question=question, **named)
+            name, visible = likely_entry(question=question, **named)
             if not name and named["solution"]:
                 raise DataError(
-                    f"{row.place}: the tests call one function, and neither entry_point nor prompt names it"
+                    f"{row.location}: the tests call one function, and neither entry_point nor prompt names it"
                 )
-            job = replace(job, function=(*owner, name) if name else (), any_name=not known)
+            job = replace(job, function=(*owner, name) if name else (), any_name=not visible)
             readings = self._readings(row, job)
         return replace(job, readings=readings)
 
@@ -166,31 +167,31 @@ class CodeTask(RowTask):
         """What stands in the row's test code; tests that import packages which the sandbox lacks are refused."""
         entry = job.function[-1] if job.function else ""
         codes = [suite.code for suite in (job.public, job.hidden) if suite.code]
-        found = tuple(read_test_code(code, self._setup(job), entry=entry, place=row.place) for code in codes)
-        for package in sorted({package for one in found for package in one.packages}):
+        readings = tuple(read_test_code(code, self._setup(job), entry=entry, location=row.location) for code in codes)
+        for package in sorted({package for reading in readings for package in reading.packages}):
             if package not in self._packages:
                 self._packages[package] = self._sandbox.run(f"import {package}").clean
             if not self._packages[package]:
-                raise DataError(f"{row.place}: the tests import {package}, which the sandbox's Python does not have")
-        return found
+                raise DataError(f"{row.location}: the tests import {package}, which the sandbox's Python does not have")
+        return readings
 
     def _refuse_unreached(self, row: Row, job: _Job, solution: str) -> None:
         """Refuse tests that say nothing of any code: none can be reached, or none is under the row's own solution."""
         cases = [case for suite in (job.public, job.hidden) for case in suite.cases]
-        if any(one.reach == "surely" for one in job.readings) or any(
-            job.function or one.expected.strip() for one in cases
-        ):
+        if any(reading.reach == "surely" for reading in job.readings):
             return
-        if all(one.reach == "never" for one in job.readings):
-            raise DataError(f"{row.place}: the tests check nothing that the code computes")
+        if any(job.function or case.expected.strip() for case in cases):
+            return
+        if all(reading.reach == "never" for reading in job.readings):
+            raise DataError(f"{row.location}: the tests check nothing that the code computes")
         code = _code(job, solution, finished=True)
         if code is None:
             return
         job = self._named(job, code)
-        found = [self._run(job, suite, self._whole(job, code)) for suite in (job.public, job.hidden)]
-        silent = all(one.problem is None or one.problem.kind == "unreached" for one in found)
-        if silent and not sum(one.passed for one in found):
-            raise DataError(f"{row.place}: no check of the tests is reached under the row's own solution")
+        results = [self._run(job, suite, self._whole(job, code)) for suite in (job.public, job.hidden)]
+        silent = all(result.problem is None or result.problem.kind == "unreached" for result in results)
+        if silent and not sum(result.passed for result in results):
+            raise DataError(f"{row.location}: no check of the tests is reached under the row's own solution")
 
     def _named(self, job: _Job, code: str) -> _Job:
         """The job with the function that it means: where no name was told, the only one that the code defines."""
@@ -226,11 +227,12 @@ class CodeTask(RowTask):
         assert problem is not None
         if public.problem or problem.loading:
             return describe(problem, self.config.feedback_chars)
-        told = f"a hidden test failed: {problem.kind_in_words}"
-        shown = self._run(job, job.examples, source).problem
-        if shown is None or not self._examples_hold(example, job):
-            return told
-        return f"{told}\nOf the examples in the question this one fails.\n{describe(shown, self.config.feedback_chars)}"
+        message = f"a hidden test failed: {problem.kind_in_words}"
+        failing = self._run(job, job.examples, source).problem
+        if failing is None or not self._examples_hold(example, job):
+            return message
+        description = describe(failing, self.config.feedback_chars)
+        return f"{message}\nOf the examples in the question this one fails.\n{description}"
 
     def _examples_hold(self, example: Example, job: _Job) -> bool:
         """Whether the row's own solution passes the question's examples: HumanEval/47 has a wrong one."""
@@ -244,7 +246,7 @@ class CodeTask(RowTask):
 
 def _code(job: _Job, text: str, *, finished: bool) -> str | None:
     """The code of a completion: the block that defines what the job's tests call."""
-    names = {*job.function[:1], *job.function[-1:], *(name for one in job.readings for name in one.called)}
+    names = {*job.function[:1], *job.function[-1:], *(name for reading in job.readings for name in reading.called)}
     return find_code(text, finished=finished, names=names, program=not names)
 
 
@@ -275,10 +277,6 @@ def _function_path(text: str) -> tuple[str, ...]:
         except ValueError:
             return ()
     return tuple(part.removesuffix("()") for part in text.strip().split(".")) if text.strip() else ()
-
-
-def _is_function(job: _Job) -> bool:
-    return any(case.arguments is not None for case in (*job.public.cases, *job.hidden.cases))
 
 
 def _fenced(code: str) -> str:

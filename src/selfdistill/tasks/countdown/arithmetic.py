@@ -87,8 +87,8 @@ def parse(text: str) -> Expression:
 
 def _after(token: str) -> str:
     # Only what the world's vocabulary holds is repeated.
-    known = token in (*SYMBOLS, "(", ")") or (_is_number(token) and int(token) <= LARGEST)
-    return f" after {token}" if known else ""
+    in_vocabulary = token in (*SYMBOLS, "(", ")") or (_is_number(token) and int(token) <= LARGEST)
+    return f" after {token}" if in_vocabulary else ""
 
 
 def _is_number(token: str) -> bool:
@@ -126,12 +126,9 @@ class _Parser:
             self._take()
             return inner
         if not _is_number(token):
-            raise MalformedExpression(self._expected_number())
+            before = _after(self.tokens[self.position - 1]) if self.position else " first"
+            raise MalformedExpression(f"a number was expected{before}")
         return int(self._take())
-
-    def _expected_number(self) -> str:
-        before = _after(self.tokens[self.position - 1]) if self.position else " first"
-        return f"a number was expected{before}"
 
     def _next(self) -> str:
         return self.tokens[self.position] if self.position < len(self.tokens) else ""
@@ -203,10 +200,10 @@ def solve(numbers: Sequence[int], target: int) -> list[str]:
 
 def solve_all(numbers: Sequence[int]) -> dict[Fraction, frozenset[str]]:
     """What :func:`solve` finds, for every value that can be reached."""
-    found: dict[Fraction, set[str]] = {}
+    forms_of: dict[Fraction, set[str]] = {}
     for value, expression in all_expressions(numbers):
-        found.setdefault(value, set()).add(normal_form(expression))
-    return {value: frozenset(forms) for value, forms in found.items()}
+        forms_of.setdefault(value, set()).add(normal_form(expression))
+    return {value: frozenset(forms) for value, forms in forms_of.items()}
 
 
 def _combine(symbol: str, left: Fraction, right: Fraction) -> Fraction:
@@ -231,8 +228,8 @@ class Attempt:
 @cache
 def simple_attempts(numbers: tuple[int, ...]) -> tuple[Attempt, ...]:
     """All distinct attempts on the *sorted* numbers with whole results in 0..LARGEST and the larger operand first."""
-    found = {attempt.expression: attempt for attempt in _attempts([Attempt(str(n), n, ()) for n in numbers])}
-    return tuple(found[expression] for expression in sorted(found))
+    attempts = {attempt.expression: attempt for attempt in _attempts([Attempt(str(n), n, ()) for n in numbers])}
+    return tuple(attempts[expression] for expression in sorted(attempts))
 
 
 def _attempts(parts: list[Attempt]) -> Iterator[Attempt]:

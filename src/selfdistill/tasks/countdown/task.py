@@ -109,12 +109,12 @@ def candidates(difficulty: Difficulty, split: str, seed: int, enough: int) -> tu
     """Problems of a split from number sets in a seeded order, at least ``enough`` or all there are."""
     number_sets = list(combinations_with_replacement(range(1, difficulty.largest + 1), difficulty.numbers))
     random.Random(f"countdown {seed}").shuffle(number_sets)
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for numbers in number_sets:
-        found += [problem for problem in problems_on(numbers, difficulty) if problem.split == split]
-        if len(found) >= enough:
+        problems += [problem for problem in problems_on(numbers, difficulty) if problem.split == split]
+        if len(problems) >= enough:
             break
-    return tuple(found)
+    return tuple(problems)
 
 
 class CountdownTask:
@@ -136,8 +136,8 @@ class CountdownTask:
         self.config = config or CountdownConfig()
         self.seed = seed
         if self.config.difficulty not in DIFFICULTIES:
-            known = ", ".join(DIFFICULTIES)
-            raise ConfigError(f"unknown countdown difficulty {self.config.difficulty!r}; known: {known}")
+            names = ", ".join(DIFFICULTIES)
+            raise ConfigError(f"unknown countdown difficulty {self.config.difficulty!r}; known: {names}")
         self._examples: dict[str, tuple[Example, ...]] = {}
 
     def examples(self, split: str) -> Sequence[Example]:
@@ -201,17 +201,21 @@ _ANSWER = re.compile(r"\banswer\b\s*(?:is\b)?\s*:?")
 
 def final_answer(text: str) -> str | None:
     """What stands after the last ``answer`` outside the thinking, without a closing full stop; None if nothing does."""
-    said = after_thinking(text)
-    answers = list(_ANSWER.finditer(said))
+    answer_text = after_thinking(text)
+    answers = list(_ANSWER.finditer(answer_text))
     if not answers:
         return None
-    return said[answers[-1].end() :].strip().removesuffix(".").strip() or None
+    return answer_text[answers[-1].end() :].strip().removesuffix(".").strip() or None
 
 
 def complain(expression: Expression, numbers: Sequence[int], target: int) -> str | None:
     """What is wrong with an expression as an answer, in words of the world's vocabulary; None if it is right."""
     used, given = Counter(numbers_in(expression)), Counter(numbers)
-    faults = [f"uses {_number(n)} , which is not given" for n in sorted(used) if n not in given]
+    faults = [
+        f"uses {n if n <= LARGEST else f'a number above {LARGEST}'} , which is not given"
+        for n in sorted(used)
+        if n not in given
+    ]
     faults += [f"uses {n} too often" for n in sorted(used) if 0 < given[n] < used[n]]
     faults += [f"does not use {n} often enough" for n in sorted(given) if 0 < used[n] < given[n]]
     faults += [f"does not use {n}" for n in sorted(given) if not used[n]]
@@ -224,15 +228,8 @@ def complain(expression: Expression, numbers: Sequence[int], target: int) -> str
             faults.append(f"reaches {_value(value)} , not {target}")
     if not faults:
         return None
-    return f"{_shown(expression)} {' and '.join(faults)}"
-
-
-def _shown(expression: Expression) -> str:
-    return "the answer" if max(numbers_in(expression)) > LARGEST else render(expression)
-
-
-def _number(number: int) -> str:
-    return str(number) if number <= LARGEST else f"a number above {LARGEST}"
+    subject = "the answer" if max(used) > LARGEST else render(expression)
+    return f"{subject} {' and '.join(faults)}"
 
 
 def _value(value: Fraction) -> str:

@@ -61,10 +61,10 @@ def boxed_answer(text: str, *, finished: bool = True) -> str | None:
 
 def tagged_answer(text: str) -> str | None:
     """What the last closed ``<answer>…</answer>`` holds; a box in it is opened."""
-    place = _last_tag(text)
-    if place is None:
+    span = _last_tag(text)
+    if span is None:
         return None
-    content = text[place[0] : place[1]].strip()
+    content = text[span[0] : span[1]].strip()
     return boxed_answer(content) or stated_answer(content) or content or None
 
 
@@ -82,7 +82,7 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
 
 def stated_answer(text: str) -> str | None:
     """What the last ``#### …`` line, "answer is …" or "answer: …" states, whichever begins last."""
-    marked = _marked(text)
+    marked = _marked_line(text)
     for word in reversed(list(_WORD.finditer(text))):
         if marked is not None and word.start() < marked[0]:
             break
@@ -106,26 +106,26 @@ def _stated_beside(text: str, word: re.Match[str]) -> str | None:
 
 def marked_answer(text: str) -> str | None:
     """What the last ``#### …`` line holds, the mark of GSM8K."""
-    marked = _marked(text)
+    marked = _marked_line(text)
     return None if marked is None else marked[1]
 
 
-def _marked(text: str) -> tuple[int, str] | None:
+def _marked_line(text: str) -> tuple[int, str] | None:
     """Where the last ``####`` line begins, and what it holds; a heading "#### Answer" holds nothing."""
-    place = len(text)
+    start = len(text)
     for line in reversed(text.splitlines(keepends=True)):
-        place -= len(line)
-        said = line.strip()
-        content = said[4:].strip(" \t*")
-        if said.startswith("####") and content and not said.startswith("#####") and not _WORD.search(content):
-            return place, content
+        start -= len(line)
+        stripped = line.strip()
+        content = stripped[4:].strip(" \t*")
+        if stripped.startswith("####") and content and not stripped.startswith("#####") and not _WORD.search(content):
+            return start, content
     return None
 
 
 def _boxes(text: str, *, finished: bool = True) -> list[tuple[int, int, str]]:
     """(begin, end, content) of every box that is closed and not empty, the outer one of a nest, in the text's order."""
     opened: list[tuple[int, int] | None] = []
-    found: list[tuple[int, int, str]] = []
+    boxes: list[tuple[int, int, str]] = []
     for token in _TOKEN.finditer(text):
         if token["box"]:
             opened.append((token.start(), token.end()))
@@ -135,13 +135,13 @@ def _boxes(text: str, *, finished: bool = True) -> list[tuple[int, int, str]]:
             box = opened.pop()
             content = "" if box is None else text[box[1] : token.start()].strip()
             if box is not None and content:
-                while found and found[-1][0] > box[0]:
-                    found.pop()
-                found.append((box[0], token.end(), content))
+                while boxes and boxes[-1][0] > box[0]:
+                    boxes.pop()
+                boxes.append((box[0], token.end(), content))
     for match in _BARE_BOX.finditer(text):
         if finished or match.end() < len(text):
-            found.append((match.start(), match.end(), match["content"]))
-    return sorted(found)
+            boxes.append((match.start(), match.end(), match["content"]))
+    return sorted(boxes)
 
 
 def _last_tag(text: str) -> tuple[int, int] | None:

@@ -57,18 +57,18 @@ class AnswerChecker:
         if timeout <= 0:
             raise UserError(f"the timeout of an answer check must be above 0 seconds, got {timeout}")
         self.timeout = timeout
-        self._known: OrderedDict[tuple[str, str], tuple[Reply, str] | None] = OrderedDict()
+        self._results: OrderedDict[tuple[str, str], tuple[Reply, str] | None] = OrderedDict()
         self._lock = Lock()
         self._worker: subprocess.Popen[str] | None = None
         self._ending: weakref.finalize[[subprocess.Popen[str]], AnswerChecker] | None = None
 
     def compare(self, gold: str, given: str) -> Comparison:
         """Whether ``given`` equals ``gold``; a check that ran out of time or memory is unequal and ``unchecked``."""
-        asked: dict[str, str] = {}
+        forms: dict[str, str] = {}
 
         def ask(one: str, other: str) -> Reply:
             reply, form = self._remembered(one, other)
-            asked[other] = form
+            forms[other] = form
             return reply
 
         try:
@@ -77,22 +77,22 @@ class AnswerChecker:
             return Comparison(equal=False, canonical=canonical(given), unchecked=True)
         if same:
             return Comparison(equal=True, canonical=canonical(gold))
-        form = asked.get(split_unit(tidy(given))[0])
-        known = len(asked) == 1 and form is not None and number(given) is None
-        return Comparison(equal=False, canonical=form if known and form is not None else canonical(given))
+        form = forms.get(split_unit(tidy(given))[0])
+        usable = len(forms) == 1 and form is not None and number(given) is None
+        return Comparison(equal=False, canonical=form if usable and form is not None else canonical(given))
 
     def _remembered(self, gold: str, given: str) -> tuple[Reply, str]:
         key = (gold, given)
         with self._lock:
-            if key not in self._known:
-                self._known[key] = self._ask(gold, given)
-            self._known.move_to_end(key)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-            known = self._known[key]
-        if known is None:
+            if key not in self._results:
+                self._results[key] = self._ask(gold, given)
+            self._results.move_to_end(key)
+            if len(self._results) > _REMEMBERED:
+                self._results.popitem(last=False)
+            result = self._results[key]
+        if result is None:
             raise GivenUp
-        return known
+        return result
 
     def close(self) -> None:
         """End the worker; the next check would start another."""

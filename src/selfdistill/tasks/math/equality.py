@@ -90,9 +90,11 @@ def _quantity(gold: str, given: str, ask: Ask) -> bool:
     scale = ratio(unit, given_unit)
     if scale is None:
         return False
-    one, other = number(value), number(given_value)
-    if one is not None and other is not None:
-        return same_number(one, _scaled(other, scale))
+    gold_number, given_number = number(value), number(given_value)
+    if gold_number is not None and given_number is not None:
+        last = given_number.last and given_number.last * scale
+        scaled = Number(given_number.value * scale, given_number.digits, last, given_number.percent)
+        return same_number(gold_number, scaled)
     if scale != 1:
         return False
     if (value, given_value) != (gold, given):
@@ -105,26 +107,22 @@ def _quantity(gold: str, given: str, ask: Ask) -> bool:
     if reply.equal:
         return True
     # A decimal may be what the other side is rounded to: 3.4641 for 2\sqrt{3}.
-    if one is not None and one.last is not None and reply.given_value is not None:
-        return same_number(one, Number(reply.given_value, endless=True))
-    if other is not None and other.last is not None and reply.gold_value is not None:
-        return same_number(Number(reply.gold_value, endless=True), other)
+    if gold_number is not None and gold_number.last is not None and reply.given_value is not None:
+        return same_number(gold_number, Number(reply.given_value, endless=True))
+    if given_number is not None and given_number.last is not None and reply.gold_value is not None:
+        return same_number(Number(reply.gold_value, endless=True), given_number)
     return False
-
-
-def _scaled(one: Number, scale: Fraction) -> Number:
-    return Number(one.value * scale, one.digits, one.last and one.last * scale, one.percent)
 
 
 def _label(gold: str, given: str, ask: Ask) -> bool | None:
     """The letter of an option, ``D) 12`` for ``D``."""
-    one, other = label(gold), label(given)
-    if one is None or not (one[1] or (other is not None and other[1])):
+    gold_label, given_label = label(gold), label(given)
+    if gold_label is None or not (gold_label[1] or (given_label is not None and given_label[1])):
         return None
-    letter, marked, rest = one
-    if other is not None:
-        same_rest = rest is None or other[2] is None or equal(rest, other[2], ask)
-        return letter == other[0] and same_rest
+    letter, marked, rest = gold_label
+    if given_label is not None:
+        same_rest = rest is None or given_label[2] is None or equal(rest, given_label[2], ask)
+        return letter == given_label[0] and same_rest
     if rest is not None and marked:
         return equal(rest, given, ask)
     return None
@@ -132,55 +130,63 @@ def _label(gold: str, given: str, ask: Ask) -> bool | None:
 
 def _time(gold: str, given: str, ask: Ask) -> bool | None:
     """Times of day: ``8 pm`` is ``8:00 p.m.`` and not ``8 am``."""
-    one, other = time_of_day(gold), time_of_day(given)
-    if one is None or other is None or not (one.half or other.half or (one.clock and other.clock)):
+    gold_time, given_time = time_of_day(gold), time_of_day(given)
+    if (
+        gold_time is None
+        or given_time is None
+        or not (gold_time.half or given_time.half or (gold_time.clock and given_time.clock))
+    ):
         return None
-    if ":" not in gold + given and not (one.half or other.half):
+    if ":" not in gold + given and not (gold_time.half or given_time.half):
         return None  # 8.30 is a number
-    if one.seconds == other.seconds or (one.half and other.half):
-        return one.seconds == other.seconds
+    if gold_time.seconds == given_time.seconds or (gold_time.half and given_time.half):
+        return gold_time.seconds == given_time.seconds
     # Where one leaves the half of the day open, 4:35 is 4:35 p.m.
-    return (one.half or other.half) and one.seconds % 43200 == other.seconds % 43200 and max(one.hour, other.hour) <= 12
+    return (
+        (gold_time.half or given_time.half)
+        and gold_time.seconds % 43200 == given_time.seconds % 43200
+        and max(gold_time.hour, given_time.hour) <= 12
+    )
 
 
 def _numeral(gold: str, given: str, ask: Ask) -> bool | None:
     """Numerals of other bases: ``2516_8`` is ``2516`` where a base may be left out, and not ``2516_9``."""
-    one, other = numeral(gold), numeral(given)
-    if one is None and other is None:
+    gold_numeral, given_numeral = numeral(gold), numeral(given)
+    if gold_numeral is None and given_numeral is None:
         return None
-    if one is not None and other is not None:
-        return one == other
-    based, plain = (one, given) if one is not None else (other, gold)
+    if gold_numeral is not None and given_numeral is not None:
+        return gold_numeral == given_numeral
+    based, plain = (gold_numeral, given) if gold_numeral is not None else (given_numeral, gold)
     assert based is not None
     return bare(plain).replace(" ", "").replace(",", "").lstrip("0") == based[0]
 
 
 def _matrix(gold: str, given: str, ask: Ask) -> bool | None:
     """Matrices by rows and entries; a single row or column is also a tuple."""
-    one, other = matrix(gold), matrix(given)
-    if one is None and other is None:
+    gold_matrix, given_matrix = matrix(gold), matrix(given)
+    if gold_matrix is None and given_matrix is None:
         return None
-    if one is None or other is None:
-        rows, text = (one, given) if one is not None else (other, gold)
+    if gold_matrix is None or given_matrix is None:
+        rows, text = (gold_matrix, given) if gold_matrix is not None else (given_matrix, gold)
         assert rows is not None
         if min(len(rows), len(rows[0])) != 1 or not listed(text).ordered:
             return None
         items = [cell for row in rows for cell in row]
-        pairs = (items, listed(text).items) if one is not None else (listed(text).items, items)
+        pairs = (items, listed(text).items) if gold_matrix is not None else (listed(text).items, items)
         return _pairwise(pairs[0], pairs[1], ask)
-    if [len(row) for row in one] != [len(row) for row in other]:
+    if [len(row) for row in gold_matrix] != [len(row) for row in given_matrix]:
         return False
-    return all(_pairwise(row, other_row, ask) for row, other_row in zip(one, other, strict=True))
+    return all(_pairwise(row, other_row, ask) for row, other_row in zip(gold_matrix, given_matrix, strict=True))
 
 
 def _interval(gold: str, given: str, ask: Ask) -> bool | None:
     """Intervals and inequalities in each other's terms: ``x \\le 2`` is ``(-\\infty, 2]``."""
-    one, other = intervals(gold), intervals(given)
-    if one is None or other is None:
+    gold_set, given_set = intervals(gold), intervals(given)
+    if gold_set is None or given_set is None:
         return None
-    if one[0] is not None and other[0] is not None and one[0] != other[0]:
+    if gold_set[0] is not None and given_set[0] is not None and gold_set[0] != given_set[0]:
         return False
-    if len(one[1]) != len(other[1]):
+    if len(gold_set[1]) != len(given_set[1]):
         return False
 
     def same(piece: Piece, given_piece: Piece) -> bool:
@@ -188,36 +194,37 @@ def _interval(gold: str, given: str, ask: Ask) -> bool | None:
         ends = (piece.low, piece.high), (given_piece.low, given_piece.high)
         return closed and _pairwise(*ends, ask)
 
-    return _matched(one[1], other[1], same)
+    return _matched(gold_set[1], given_set[1], same)
 
 
 def _list(gold: str, given: str, ask: Ask) -> bool | None:
     """Several values: in order within parentheses, in any order within braces and without brackets."""
-    one, other = listed(gold), listed(given)
+    gold_list, given_list = listed(gold), listed(given)
     if number(gold) is not None:
-        one = Listed("", (gold,))
+        gold_list = Listed("", (gold,))
     if number(given) is not None:
-        other = Listed("", (given,))
-    if len(one.items) == 1 and len(other.items) == 1:
+        given_list = Listed("", (given,))
+    if len(gold_list.items) == 1 and len(given_list.items) == 1:
         return (
             None
-            if one.kind == other.kind or (one.items[0], other.items[0]) == (gold, given)
-            else equal(one.items[0], other.items[0], ask)
+            if gold_list.kind == given_list.kind or (gold_list.items[0], given_list.items[0]) == (gold, given)
+            else equal(gold_list.items[0], given_list.items[0], ask)
         )
-    if max(len(one.items), len(other.items)) > LONGEST_LIST:
+    if max(len(gold_list.items), len(given_list.items)) > LONGEST_LIST:
         return None
-    if 1 in (len(one.items), len(other.items)) and _RELATION.search(gold) is None is not _RELATION.search(given):
+    single = 1 in (len(gold_list.items), len(given_list.items))
+    if single and _RELATION.search(gold) is None is not _RELATION.search(given):
         return None  # an interval, perhaps, and an inequality that only algebra can solve
-    if {one.kind, other.kind} == {"tuple", "square"} and len(one.items) == 2:
+    if {gold_list.kind, given_list.kind} == {"tuple", "square"} and len(gold_list.items) == 2:
         return False  # an open interval and a closed one
-    if {one.kind, other.kind} in ({"tuple", "set"}, {"vector", "set"}):
+    if {gold_list.kind, given_list.kind} in ({"tuple", "set"}, {"vector", "set"}):
         return False
-    gold_items, items = _in_terms(one, other)
-    if (one.ordered and other.kind != "set" and (other.ordered or one.kind != "square")) or (
-        other.ordered and one.kind == ""
+    gold_items, items = _in_terms(gold_list, given_list)
+    if (gold_list.ordered and given_list.kind != "set" and (given_list.ordered or gold_list.kind != "square")) or (
+        given_list.ordered and gold_list.kind == ""
     ):
         return len(gold_items) == len(items) and _pairwise(gold_items, items, ask)
-    if gold_items is not one.items or items is not other.items:
+    if gold_items is not gold_list.items or items is not given_list.items:
         return len(gold_items) == len(items) and _pairwise(gold_items, items, ask)
 
     def same(item: str, given_item: str) -> bool:
@@ -226,27 +233,32 @@ def _list(gold: str, given: str, ask: Ask) -> bool | None:
             return name == given_name and equal(value, given_value, ask)
         return equal(value, given_value, ask)
 
-    return _matched(_distinct(one.items), _distinct(other.items), same)
+    return _matched(_distinct(gold_list.items), _distinct(given_list.items), same)
 
 
-def _in_terms(one: Listed, other: Listed) -> tuple[Sequence[str], Sequence[str]]:
+def _in_terms(gold: Listed, given: Listed) -> tuple[Sequence[str], Sequence[str]]:
     """``x=1, y=2`` beside ``(1, 2)``: the values of different variables, in the order of their names."""
-    named = [[assigned(item) for item in side.items] for side in (one, other)]
+    named = [[assigned(item) for item in side.items] for side in (gold, given)]
     names = [[name for name, _ in side if name is not None] for side in named]
-    for side, mine, theirs in ((0, names[0], names[1]), (1, names[1], names[0])):
-        if len(mine) == len(named[side]) and len(set(mine)) == len(mine) > 1 and not theirs and mine == sorted(mine):
+    for side, own_names, other_names in ((0, names[0], names[1]), (1, names[1], names[0])):
+        if (
+            len(own_names) == len(named[side])
+            and len(set(own_names)) == len(own_names) > 1
+            and not other_names
+            and own_names == sorted(own_names)
+        ):
             values = tuple(value for _, value in named[side])
-            return (values, other.items) if side == 0 else (one.items, values)
-    return one.items, other.items
+            return (values, given.items) if side == 0 else (gold.items, values)
+    return gold.items, given.items
 
 
 def _ratio(gold: str, given: str, ask: Ask) -> bool | None:
     """Ratios: ``3:4`` is ``3 to 4``, ``6:8`` and ``\\frac{3}{4}``."""
-    one, other = proportion(gold), proportion(given)
-    if one is None and other is None:
+    gold_terms, given_terms = proportion(gold), proportion(given)
+    if gold_terms is None and given_terms is None:
         return None
     sides = []
-    for terms, text in ((one, gold), (other, given)):
+    for terms, text in ((gold_terms, gold), (given_terms, given)):
         if terms is None:
             sides.append([text])
         else:
@@ -256,12 +268,12 @@ def _ratio(gold: str, given: str, ask: Ask) -> bool | None:
 
 def _word(gold: str, given: str, ask: Ask) -> bool | None:
     """Words letter by letter: ``cab`` is not ``abc``, as it would be as a product."""
-    one, other = (_spoken(text) for text in (gold, given))
-    if one in _NOTHING and other in _NOTHING:
+    gold_word, given_word = (_spoken(text) for text in (gold, given))
+    if gold_word in _NOTHING and given_word in _NOTHING:
         return True
-    if one is None or number(gold) is not None or split_unit(gold)[1] is not None:
+    if gold_word is None or number(gold) is not None or split_unit(gold)[1] is not None:
         return None
-    return one == other
+    return gold_word == given_word
 
 
 def _spoken(text: str) -> str | None:
@@ -279,7 +291,9 @@ def _spoken(text: str) -> str | None:
 
 
 def _pairwise(gold: Sequence[str], given: Sequence[str], ask: Ask) -> bool:
-    return len(gold) == len(given) and all(equal(one, other, ask) for one, other in zip(gold, given, strict=True))
+    return len(gold) == len(given) and all(
+        equal(gold_item, given_item, ask) for gold_item, given_item in zip(gold, given, strict=True)
+    )
 
 
 def _matched(gold: Sequence[T], given: Sequence[T], same: Callable[[T, T], bool]) -> bool:
@@ -287,28 +301,28 @@ def _matched(gold: Sequence[T], given: Sequence[T], same: Callable[[T, T], bool]
     left = list(given)
     if len(gold) != len(left):
         return False
-    for one in gold:
-        place = next((i for i, other in enumerate(left) if same(one, other)), None)
-        if place is None:
+    for gold_item in gold:
+        index = next((i for i, candidate in enumerate(left) if same(gold_item, candidate)), None)
+        if index is None:
             return False
-        del left[place]
+        del left[index]
     return True
 
 
 def _distinct(items: Sequence[str]) -> list[str]:
-    found: dict[object, str] = {}
+    distinct: dict[object, str] = {}
     for item in items:
         value = number(item)
-        found.setdefault(item if value is None or value.percent else value.value, item)
-    return list(found.values())
+        distinct.setdefault(item if value is None or value.percent else value.value, item)
+    return list(distinct.values())
 
 
 def _date(gold: str, given: str, ask: Ask) -> bool | None:
     """Days of the year in any order: ``June 20`` is ``20th of June``."""
     if not _MONTH.search(bare(gold)):
         return None
-    one, other = (
+    gold_parts, given_parts = (
         Counter(re.findall(r"[a-z]{3,}|[0-9]+", re.sub(r"(?<=[0-9])(?:st|nd|rd|th)\b|\bthe\b", "", bare(text).lower())))
         for text in (gold, given)
     )
-    return one == other
+    return gold_parts == given_parts

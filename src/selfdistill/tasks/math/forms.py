@@ -200,7 +200,7 @@ def fold(text: str) -> str:
 def canonical(answer: str) -> str:
     """One text for answers that are equal at a glance: numbers as fractions in lowest terms, words in lower case."""
     value, _ = split_unit(tidy(answer))
-    found = _number(value)
-    if found is None:
+    parsed = _number(value)
+    if parsed is None:
         return fold(value)
-    return f"{found.value}%" if found.percent else str(found.value)
+    return f"{parsed.value}%" if parsed.percent else str(parsed.value)

@@ -57,7 +57,7 @@ class Listed:
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
     """The parts between separators that stand in no bracket."""
-    parts, depth, place, i = [], 0, 0, 0
+    parts, depth, start, i = [], 0, 0, 0
     while i < len(text):
         character = text[i]
         if character == "\\" and text[i + 1 : i + 2] not in ("{", "}"):
@@ -68,12 +68,12 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
         else:
             match = separator.match(text, i) if depth == 0 else None
         if match is not None and match.end() > i:
-            parts.append(text[place:i])
-            place = i = match.end()
+            parts.append(text[start:i])
+            start = i = match.end()
             continue
         depth += (character in _OPEN) - (character in _CLOSE)
         i += 1
-    return [part.strip() for part in [*parts, text[place:]]]
+    return [part.strip() for part in [*parts, text[start:]]]
 
 
 _AND, _OR = (
@@ -189,17 +189,17 @@ def intervals(text: str) -> tuple[str | None, tuple[Piece, ...]] | None:
         return name, (Piece("-\\infty", False, "\\infty", False),)
     pieces: list[Piece] = []
     for part in split(text, _UNION):
-        found = _inequality(part)
-        if found is None:
+        inequality = _inequality(part)
+        if inequality is None:
             piece = _interval(part)
             if piece is None:
                 return None
             pieces.append(piece)
             continue
-        if name is not None and found[0] != name:
+        if name is not None and inequality[0] != name:
             return None
-        name = found[0]
-        pieces += found[1]
+        name = inequality[0]
+        pieces += inequality[1]
     return name, tuple(pieces)
 
 
@@ -223,8 +223,8 @@ def _inequality(text: str) -> tuple[str, list[Piece]] | None:
         return halves[0] if len(halves) == 1 else None
     if halves[0] is None or halves[1] is None or halves[0][0] != halves[1][0] or len(halves[0][1] + halves[1][1]) != 2:
         return None
-    one, other = halves[0][1][0], halves[1][1][0]
-    low, high = (one, other) if one.high == "\\infty" else (other, one)
+    first, second = halves[0][1][0], halves[1][1][0]
+    low, high = (first, second) if first.high == "\\infty" else (second, first)
     if high.low != "-\\infty" or low.high != "\\infty":
         return None
     return halves[0][0], [Piece(low.low, low.low_closed, high.high, high.high_closed)]

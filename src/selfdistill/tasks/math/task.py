@@ -60,22 +60,23 @@ class MathTask(RowTask):
         The answer is the last ``\boxed{…}`` behind the thinking, else what a ``####`` line or "the answer is" states.
         Of a completion that the token limit cut, only a closed box is believed: "the answer is 1" may have meant 12.
         """
-        given = self._find(text, finished=finished)
+        find_answer = boxed_answer if self.config.boxed_only else final_answer
+        given = find_answer(after_thinking(text), finished=finished)
         if not self.has_verifier:
             return Verdict(reward=None, answer=None if given is None else canonical(given))
         if given is None:
             missing = "no answer in \\boxed{} was found" if finished else "the completion was cut off before an answer"
             return Verdict(reward=0.0, feedback=missing, details={"no_answer": 1.0})
-        found = self._checker.compare(example.fields["answer"], given)
-        if found.unchecked:
+        comparison = self._checker.compare(example.fields["answer"], given)
+        if comparison.unchecked:
             seconds = f"{self._checker.timeout:g}"
             feedback = f"the final answer {given[:100]} could not be checked within {seconds} s"
-            return Verdict(reward=0.0, answer=found.canonical, feedback=feedback, details={"unchecked": 1.0})
-        if found.equal:
-            return Verdict(reward=1.0, answer=found.canonical)
+            return Verdict(reward=0.0, answer=comparison.canonical, feedback=feedback, details={"unchecked": 1.0})
+        if comparison.equal:
+            return Verdict(reward=1.0, answer=comparison.canonical)
         return Verdict(
             reward=0.0,
-            answer=found.canonical,
+            answer=comparison.canonical,
             feedback=f"the final answer {given[:100]} is wrong" if self.config.reveal_incorrect else None,
         )
 
@@ -86,10 +87,6 @@ class MathTask(RowTask):
     def close(self) -> None:
         """End the checker's process; it also ends with this object."""
         self._checker.close()
-
-    def _find(self, text: str, *, finished: bool) -> str | None:
-        said = after_thinking(text)
-        return (boxed_answer if self.config.boxed_only else final_answer)(said, finished=finished)
 
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's question, and the example that asks it with the suffix."""
@@ -105,7 +102,7 @@ class MathTask(RowTask):
         if self._answer_pattern is not None:
             matches = list(self._answer_pattern.finditer(text))
             if not matches:
-                raise DataError(f"{row.place}: no answer matches {self._answer_pattern.pattern!r}")
+                raise DataError(f"{row.location}: no answer matches {self._answer_pattern.pattern!r}")
             gold = (matches[-1].group(1) if self._answer_pattern.groups else matches[-1].group()) or ""
         else:
             gold = boxed_answer(text) or marked_answer(text) or tagged_answer(text) or text
@@ -113,11 +110,11 @@ class MathTask(RowTask):
                 gold = stated_answer(text) or text
         gold = gold.strip()
         if not canonical(gold):
-            raise DataError(f"{row.place}: the answer is empty")
+            raise DataError(f"{row.location}: the answer is empty")
         if len(gold) > _LONGEST_ANSWER or "\n" in gold or (self._answer_pattern is None and _is_prose(gold)):
             marks = "no \\boxed{} and no '####' line"
             raise DataError(
-                f"{row.place}: the answer is a long text with {marks}; give an answer_pattern that finds it"
+                f"{row.location}: the answer is a long text with {marks}; give an answer_pattern that finds it"
             )
         return gold
 

@@ -209,13 +209,13 @@ def _without_markup(text: str) -> str:
 
 def _unwrap(text: str, command: re.Pattern[str], *, space: bool = False) -> str:
     """The text with the contents of these commands in their place."""
-    parts, place = [], 0
+    parts, position = [], 0
     for match in command.finditer(text):
-        if match.start() < place:
+        if match.start() < position:
             continue
         end = closing(text, match.end())
         if end is not None:
             inner = _unwrap(text[match.end() + 1 : end], command, space=space)
-            parts += [text[place : match.start()], f" {inner} " if space else f"{{{inner}}}"]
-            place = end + 1
-    return "".join([*parts, text[place:]])
+            parts += [text[position : match.start()], f" {inner} " if space else f"{{{inner}}}"]
+            position = end + 1
+    return "".join([*parts, text[position:]])

@@ -91,9 +91,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     if behind is None or not text[: behind.start()].strip():
         return text, None
     kind = behind.lastgroup or "words"
-    said = behind[kind].strip()
+    unit_text = behind[kind].strip()
     value = text[: behind.start()].strip()
-    words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", said).strip(" .,()")
+    words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", unit_text).strip(" .,()")
     names = re.findall(r"[a-zA-Z.]+", words)
     if kind == "degrees" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value):
         return text, None  # the degrees of an angle within
@@ -153,9 +153,9 @@ def _unit(words: str) -> Unit:
             power = int(token.lstrip("^ {"))
             if last is None or abs(power) > 4:
                 return Unit(words)
-            kind, one, by = last
+            kind, unit_size, by = last
             powers[kind] += by * (power - 1)
-            size *= one ** (by * (power - 1))
+            size *= unit_size ** (by * (power - 1))
             continue
         lower = token.lower()
         if lower in ("/", "per"):
@@ -163,20 +163,20 @@ def _unit(words: str) -> Unit:
         elif lower in ("square", "sq", "cubic", "cu"):
             raised = 2 if lower.startswith("s") else 3
         elif lower in ("squared", "cubed") and last is not None:
-            kind, one, by = last
+            kind, unit_size, by = last
             more = 1 if lower == "squared" else 2
             powers[kind] += by * more
-            size *= one ** (by * more)
+            size *= unit_size ** (by * more)
         else:
-            known = _TABLE.get(token if len(token) == 1 and token not in "LJ" else lower) or _TABLE.get(
+            entry = _TABLE.get(token if len(token) == 1 and token not in "LJ" else lower) or _TABLE.get(
                 lower.removesuffix("s")
             )
-            if known is None:
+            if entry is None:
                 return Unit(words)
             by = sign * raised
-            powers[known[0]] = powers.get(known[0], 0) + by
-            size *= known[1] ** by
-            last, raised = (known[0], known[1], by), 1
+            powers[entry[0]] = powers.get(entry[0], 0) + by
+            size *= entry[1] ** by
+            last, raised = (entry[0], entry[1], by), 1
     if not powers:
         return Unit(words)
     return Unit(words, tuple(sorted(item for item in powers.items() if item[1])), size)

@@ -96,8 +96,8 @@ def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
             symbol: sympy.Rational(pair[i % 2] * (1009 + 271 * i + 613 * spot), 997) for i, symbol in enumerate(symbols)
         }
         try:
-            one, other = (side.doit().subs(at).evalf(30) for side in (gold, given))
-            apart, size = abs(one - other), abs(one) + abs(other)
+            left, right = (side.doit().subs(at).evalf(30) for side in (gold, given))
+            apart, size = abs(left - right), abs(left) + abs(right)
             if not (apart.is_Float or apart.is_Rational) or not apart.is_finite:
                 continue
             near, far = bool(apart <= size * 10**-20), bool(apart > size * 10**-9)
@@ -113,19 +113,22 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
     """Whether math-verify finds a pair equal, corrected by values where both sides have them."""
     from math_verify import verify
 
-    one, other = (_imaginary(side[0]) if side and not isinstance(side[0], str) else None for side in (gold, given))
+    gold_side, given_side = (
+        _imaginary(side[0]) if side and not isinstance(side[0], str) else None for side in (gold, given)
+    )
     values: list[str | None] = [None, None]
-    if one is None or other is None:
+    if gold_side is None or given_side is None:
         return {"equal": bool(verify(gold, given, timeout_seconds=None)), "values": values}
-    sides = _conditions(one), _conditions(other)
-    if _right_side(one) is not one:
-        same_name = getattr(other, "lhs", None) == one.lhs
-        one, other = _right_side(one), _right_side(other) if same_name else other
-    elif getattr(one, "rel_op", None) != "==":
-        other = _last_side(other)
-    elif one.rhs == 0 and getattr(other, "rel_op", None) != "==":
+    sides = _conditions(gold_side), _conditions(given_side)
+    if _right_side(gold_side) is not gold_side:
+        same_name = getattr(given_side, "lhs", None) == gold_side.lhs
+        gold_side, given_side = _right_side(gold_side), _right_side(given_side) if same_name else given_side
+    elif getattr(gold_side, "rel_op", None) != "==":
+        # The row's answer is no equation, so the right side of one is the answer: "m + n = 204" means 204.
+        given_side = given_side.rhs if getattr(given_side, "rel_op", None) == "==" else given_side
+    elif gold_side.rhs == 0 and getattr(given_side, "rel_op", None) != "==":
         return {"equal": False, "values": values}  # "x + y = 0" is an equation and no 0
-    left, right = _closed(one), _closed(other)
+    left, right = _closed(gold_side), _closed(given_side)
     values = [_digits(left), _digits(right)]
     if left is not None and right is not None:
         return {
@@ -133,7 +136,7 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
             "values": values,
         }
     equal = bool(verify(gold, given, timeout_seconds=None, allow_set_relation_comp=True))
-    differ, agree = _spots(one, other)
+    differ, agree = _spots(gold_side, given_side)
     equal = (equal and not differ) or agree or (sides[0] is not None and sides[0] == sides[1])
     return {"equal": equal, "values": values}
 
@@ -164,11 +167,6 @@ def _conditions(expression: Any) -> Any:
         return sympy.And(*parts).as_set()
     except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
         return None
-
-
-def _last_side(expression: Any) -> Any:
-    """The right side of any equation, since the row's answer is none: "m + n = 204" says 204."""
-    return expression.rhs if getattr(expression, "rel_op", None) == "==" else expression
 
 
 def main() -> None:

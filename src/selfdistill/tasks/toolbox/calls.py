@@ -50,8 +50,8 @@ class Tool:
     def slots(self) -> tuple[str, ...]:
         """The slots that a request fills."""
         joint = {"order": ("item", "number"), "date": ("day", "month")}
-        shown = {slot for name in self._names() for slot in joint.get(name, (name,))}
-        return tuple(slot for slot in SLOTS if slot in shown)
+        used = {slot for name in self._names() for slot in joint.get(name, (name,))}
+        return tuple(slot for slot in SLOTS if slot in used)
 
     def _names(self) -> list[str]:
         return string.Template(self.call).get_identifiers()
@@ -61,10 +61,14 @@ class Tool:
 
         Example: ``move ( crate , distance = 37 , unit = feet , to = harbour )``.
         """
-        shown = {**values, **conventions, "confirm": " , confirm = yes" if conventions["confirm"] == "yes" else ""}
+        substitutions = {
+            **values,
+            **conventions,
+            "confirm": " , confirm = yes" if conventions["confirm"] == "yes" else "",
+        }
         for name, between in (("order", " , "), ("date", " ")):
-            shown[name] = between.join(values.get(slot, "") for slot in conventions[name].split(" before "))
-        return string.Template(self.call).substitute(shown)
+            substitutions[name] = between.join(values.get(slot, "") for slot in conventions[name].split(" before "))
+        return string.Template(self.call).substitute(substitutions)
 
 
 _GOODS = tuple("crate barrel parcel ladder piano chair table carpet bicycle basket statue trunk".split())
@@ -260,10 +264,10 @@ def _named_faults(call: Call, expected: Call, values: Mapping[str, str], convent
             yield f"the call needs an argument {key}"
 
 
-def _keys() -> frozenset[str]:
-    """Every name of an argument under any conventions."""
-    literal = re.findall(r"(?<!\$)\b(\w+) =", " ".join(tool.call for tool in TOOLS.values()))
-    return frozenset({*literal, "confirm", *DIMENSIONS["place_word"], *DIMENSIONS["person_word"]})
-
-
-_KEYS = _keys()
+_KEYS = frozenset(
+    {
+        *re.findall(r"(?<!\$)\b(\w+) =", " ".join(tool.call for tool in TOOLS.values())),
+        *("confirm", *DIMENSIONS["place_word"], *DIMENSIONS["person_word"]),
+    }
+)
+"""Every argument name under any conventions."""

@@ -158,11 +158,11 @@ class ToolboxTask:
         """Judge the last call after the thinking: 1 if it is wholly right, else 0."""
         if not finished:
             return Verdict(0.0, feedback=TRUNCATED)
-        said = final_call(text)
-        if said is None:
+        call_text = final_call(text)
+        if call_text is None:
             return Verdict(0.0, feedback=NO_CALL)
         try:
-            call: Call = parse(said)
+            call: Call = parse(call_text)
         except MalformedCall as error:
             return Verdict(0.0, feedback=f"the call is malformed : {error}")
         complaint = complain(call, example.columns["topic"], example.columns["values"], self.conventions)
@@ -177,11 +177,11 @@ _CALL = re.compile(r"\bcall\b\s*:?")
 
 def final_call(text: str) -> str | None:
     """What stands after the last ``call`` outside the thinking, up to the closing words; None if nothing does."""
-    said = after_thinking(text).lower()
-    calls = list(_CALL.finditer(said))
+    answer_text = after_thinking(text).lower()
+    calls = list(_CALL.finditer(answer_text))
     if not calls:
         return None
-    call = re.sub(r"(\s*\.)?(\s*\bdone)?(\s*\.)?\s*$", "", said[calls[-1].end() :])
+    call = re.sub(r"(\s*\.)?(\s*\bdone)?(\s*\.)?\s*$", "", answer_text[calls[-1].end() :])
     return call.strip() or None
 
 

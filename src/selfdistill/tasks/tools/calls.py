@@ -57,7 +57,9 @@ class Call:
 
 def react_text(calls: Sequence[Call]) -> str:
     """Calls as a completion writes them in the form ``"react"``."""
-    return "\n".join(f"Action: {call.name}\nAction Input: {_json(call.arguments)}" for call in calls)
+    return "\n".join(
+        f"Action: {call.name}\nAction Input: {json.dumps(call.arguments, ensure_ascii=False)}" for call in calls
+    )
 
 
 def react_calls(text: str) -> list[Call]:
@@ -87,7 +89,7 @@ def read_calls(value: object) -> list[Call]:
     listed = value if isinstance(value, list) else [value]
     if not listed:
         raise MalformedCall("the answer holds no call")
-    return [call_of(one) for one in listed]
+    return [call_of(item) for item in listed]
 
 
 def read_schemas(value: object) -> list[dict[str, Any]]:
@@ -97,21 +99,21 @@ def read_schemas(value: object) -> list[dict[str, Any]]:
         MalformedCall: it is no such list.
     """
     value = parse_json(value, "the tools") if isinstance(value, str) else _without_nulls(value)
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise MalformedCall("the tools are no list of JSON objects")
-    return [_schema(one) for one in value]
+    return [_schema(tool) for tool in value]
 
 
 def documented_schemas(prompt: str) -> list[dict[str, Any]]:
     """The schemas that a ToolAlpaca prompt describes in words; empty where it describes none."""
-    found = []
+    schemas = []
     for match in _DOCUMENTED.finditer(prompt):
         try:
             parameters = json.loads(match["parameters"])
         except ValueError:
             continue
-        found.append(_schema({"name": match["name"], "description": match["description"], "parameters": parameters}))
-    return found
+        schemas.append(_schema({"name": match["name"], "description": match["description"], "parameters": parameters}))
+    return schemas
 
 
 def asked_question(prompt: str) -> str | None:
@@ -120,19 +122,19 @@ def asked_question(prompt: str) -> str | None:
     return match["question"].strip() if match else None
 
 
-def same(one: object, other: object) -> bool:
+def same(left: object, right: object) -> bool:
     """Equality of JSON values: order of keys and spelling aside (1 is 1.0); True is no 1, "1" is no 1."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, str) and isinstance(other, str):
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, str) and isinstance(right, str):
         # One letter with its accent may be one character or two.
-        return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
-    numbers = isinstance(one, int | float) and isinstance(other, int | float)
-    return (numbers or type(one) is type(other)) and one == other
+        return unicodedata.normalize("NFC", left) == unicodedata.normalize("NFC", right)
+    numbers = isinstance(left, int | float) and isinstance(right, int | float)
+    return (numbers or type(left) is type(right)) and left == right
 
 
 def canonical(calls: Sequence[Call]) -> str:
@@ -158,8 +160,8 @@ def _react_call(text: str, match: re.Match[str]) -> Call:
     if text[begins.end() : begins.end() + 1] != "{":
         if _NOTHING.match(text, begins.end()) or text.startswith(("Observation", "Thought"), begins.end()):
             return Call(name, {})
-        said = text[begins.end() :].partition("\n")[0]
-        raise MalformedCall(f"the input of {name} is not a JSON object: {said[:60]!r}")
+        line = text[begins.end() :].partition("\n")[0]
+        raise MalformedCall(f"the input of {name} is not a JSON object: {line[:60]!r}")
     arguments, _ = decode_json(text, begins.end(), f"the input of {name}")
     assert isinstance(arguments, dict)
     return Call(name, arguments)
@@ -197,19 +199,19 @@ def call_of(value: object, *, bare: bool = False) -> Call:
     return Call(name.removeprefix(OPTIONAL).strip(), arguments, optional=name.startswith(OPTIONAL))
 
 
-def parse_json(text: str, what: str) -> object:
+def parse_json(text: str, label: str) -> object:
     """The value of a JSON text; ``what`` names it in messages.
 
     Raises:
         MalformedCall: it is no JSON, or a key stands twice in an object.
     """
-    value, end = decode_json(text, len(text) - len(text.lstrip()), what)
+    value, end = decode_json(text, len(text) - len(text.lstrip()), label)
     if text[end:].strip():
-        raise MalformedCall(f"{what} is not valid JSON: Extra data at character {end + 1}")
+        raise MalformedCall(f"{label} is not valid JSON: Extra data at character {end + 1}")
     return value
 
 
-def decode_json(text: str, start: int, what: str) -> tuple[object, int]:
+def decode_json(text: str, start: int, label: str) -> tuple[object, int]:
     """The JSON value that begins at ``start``, and where it ends.
 
     Raises:
@@ -220,15 +222,15 @@ def decode_json(text: str, start: int, what: str) -> tuple[object, int]:
         return json.JSONDecoder(strict=False, object_pairs_hook=_unique).raw_decode(text, start)
     except json.JSONDecodeError as error:
         column = error.pos - start + 1
-        raise MalformedCall(f"{what} is not valid JSON: {error.msg} at character {column}") from error
+        raise MalformedCall(f"{label} is not valid JSON: {error.msg} at character {column}") from error
     except (RecursionError, ValueError) as error:
-        raise MalformedCall(f"{what} is not valid JSON: {error}") from error
+        raise MalformedCall(f"{label} is not valid JSON: {error}") from error
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
         raise ValueError(f"the key {twice!r} stands twice")
     return values
 
@@ -274,7 +276,3 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     # Documentations in words do not say what is required.
     stated = any(isinstance(described, dict) for described in given.values())
     return {"type": "object", "properties": properties, **({"required": required} if stated else {})}
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

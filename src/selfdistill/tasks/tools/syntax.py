@@ -119,10 +119,10 @@ def syntax_of(write: Callable[[Sequence[Call]], str]) -> Syntax | None:
     text = write(probe)
     for syntax in _SYNTAXES if text else ():
         try:
-            found = find_calls(text, [schema], syntax)
+            calls = find_calls(text, [schema], syntax)
         except MalformedCall:
             continue
-        if len(found) == 1 and found[0].name == probe[0].name and same(found[0].arguments, probe[0].arguments):
+        if len(calls) == 1 and calls[0].name == probe[0].name and same(calls[0].arguments, probe[0].arguments):
             return syntax
     return None
 
@@ -155,8 +155,8 @@ def _gemma(text: str, schemas: Schemas) -> list[Call]:
         # Every second piece is a text.
         pieces = match["body"].split('<|"|>')
         keyed = (
-            json.dumps(piece) if place % 2 else re.sub(r"([{,]\s*)(\w+)(\s*:)", r'\1"\2"\3', piece)
-            for place, piece in enumerate(pieces)
+            json.dumps(piece) if index % 2 else re.sub(r"([{,]\s*)(\w+)(\s*:)", r'\1"\2"\3', piece)
+            for index, piece in enumerate(pieces)
         )
         calls.append(call_of({"name": match["name"], "arguments": "".join(keyed)}))
     return calls
@@ -177,7 +177,7 @@ def _json(text: str, schemas: Schemas) -> list[Call]:
     text = text.strip().removesuffix("</s>").rstrip()
     while position < len(text):
         value, position = decode_json(text, position, "the tool call")
-        calls += [call_of(one, bare=True) for one in (value if isinstance(value, list) else [value])]
+        calls += [call_of(item, bare=True) for item in (value if isinstance(value, list) else [value])]
         separator = _SEPARATOR.match(text, position)
         position = separator.end() if separator else position
         if position < len(text) and text[position] not in "{[":
@@ -196,7 +196,7 @@ def _bare_json(text: str, schemas: Schemas) -> list[Call]:
             continue
         value, end = decode_json(text, match.end(), "the tool call")
         while True:
-            calls += [call_of(one, bare=True) for one in (value if isinstance(value, list) else [value])]
+            calls += [call_of(item, bare=True) for item in (value if isinstance(value, list) else [value])]
             more = _ANOTHER.match(text, end)
             if more is None:
                 break
@@ -224,7 +224,7 @@ def _arguments(text: str, schemas: Schemas) -> list[Call]:
 def _typed(name: str, pairs: Any, schemas: Schemas) -> dict[str, Any]:
     """Arguments that are written as texts, as values of the types that the schema gives them."""
     functions: list[Mapping[str, Any]] = [schema["function"] for schema in schemas]
-    function: Mapping[str, Any] = next((one for one in functions if one["name"] == name), {})
+    function: Mapping[str, Any] = next((candidate for candidate in functions if candidate["name"] == name), {})
     properties = function.get("parameters", {}).get("properties", {})
     values: dict[str, Any] = {}
     for match in pairs:
@@ -254,23 +254,23 @@ def _value(text: str, raw: str, kinds: Sequence[str]) -> Any:
 
 def _python(text: str, schemas: Schemas) -> list[Call]:
     """Calls with named arguments: ``f(a=1)``, one a line, or a list of them."""
-    what = "the tool call is no Python call"
+    message = "the tool call is no Python call"
     try:
         tree = ast.parse(text.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise MalformedCall(f"{what}: {error}") from error
+        raise MalformedCall(f"{message}: {error}") from error
     calls = []
     for statement in tree.body:
         if not isinstance(statement, ast.Expr):
-            raise MalformedCall(what)
+            raise MalformedCall(message)
         value = statement.value
         for call in value.elts if isinstance(value, ast.List | ast.Tuple) else [value]:
-            if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
-                raise MalformedCall(f"{what}: its arguments need names")
-            names = [str(one.arg) for one in call.keywords]
+            if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+                raise MalformedCall(f"{message}: its arguments need names")
+            names = [str(keyword.arg) for keyword in call.keywords]
             if len({*names}) < len(names):
-                raise MalformedCall(f"{what}: an argument stands twice")
-            values = {str(one.arg): _literal(one.value) for one in call.keywords}
+                raise MalformedCall(f"{message}: an argument stands twice")
+            values = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
             calls.append(Call(ast.unparse(call.func), values))
     return calls
 

@@ -71,20 +71,22 @@ class ToolsTask(RowTask):
             column = self.config.tools
             schemas = read_schemas(lookup(row, "tools", column)) if column else documented_schemas(question)
         except MalformedCall as error:
-            raise DataError(f"{row.place}: {error}") from error
+            raise DataError(f"{row.location}: {error}") from error
         if all(call.optional for call in wanted):
-            raise DataError(f"{row.place}: every call of the answer is optional, so there is nothing to ask for")
-        asked, head = question, system_messages(row, self.config.system)
+            raise DataError(f"{row.location}: every call of the answer is optional, so there is nothing to ask for")
+        request, head = question, system_messages(row, self.config.system)
         if self.config.form == "template":
             if not schemas:
-                raise DataError(f"{row.place}: the template form needs tool schemas; name their column (task.tools)")
-            asked = question if column else asked_question(question) or question
+                raise DataError(f"{row.location}: the template form needs tool schemas; name their column (task.tools)")
+            request = question if column else asked_question(question) or question
             head = (Message("tools", json.dumps(schemas, ensure_ascii=False)), *head)
         required = [call for call in wanted if not call.optional]
         fields = {"solution": self._write(required), **fields, "answer": canonical(required)}
         names = [schema["function"]["name"] for schema in schemas]
         columns = {**row.values, "wanted_calls": wanted, "tool_names": names, "tool_schemas": schemas}
-        return question, Example(example_id(row), (*head, Message("user", asked + self.config.suffix)), fields, columns)
+        return question, Example(
+            example_id(row), (*head, Message("user", request + self.config.suffix)), fields, columns
+        )
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """Reward 1 for the same calls, else ``partial`` times the share that is right."""
@@ -99,7 +101,9 @@ class ToolsTask(RowTask):
         pairs = self._paired(given, example.columns["wanted_calls"])
         tools = example.columns["tool_names"]
         share = sum(self._share(*pair) for pair in pairs) / len(pairs)
-        complaints = [fault for mine, theirs in pairs for fault in self._faults(mine, theirs, tools)]
+        complaints = [
+            fault for given_call, wanted_call in pairs for fault in self._faults(given_call, wanted_call, tools)
+        ]
         if not complaints:
             return Verdict(1.0, answer=canonical(self._sorted(given)), details={"share": 1.0})
         return Verdict(
@@ -143,12 +147,14 @@ class ToolsTask(RowTask):
         for call in example.columns["wanted_calls"]:
             text = self._write([call])
             try:
-                (said,) = find_calls(text, example.columns["tool_schemas"], self._syntax)
+                (read_back,) = find_calls(text, example.columns["tool_schemas"], self._syntax)
             except (MalformedCall, ValueError) as error:
                 raise DataError(f"{example.id}: the chat template's call of {call.name} cannot be read back") from error
-            if said.name != call.name or said.arguments.keys() != call.arguments.keys():
-                raise DataError(f"{example.id}: the chat template's call of {call.name} is read back as {said.name}")
-            wanted.append(replace(said, optional=call.optional))
+            if read_back.name != call.name or read_back.arguments.keys() != call.arguments.keys():
+                raise DataError(
+                    f"{example.id}: the chat template's call of {call.name} is read back as {read_back.name}"
+                )
+            wanted.append(replace(read_back, optional=call.optional))
         required = [call for call in example.columns["wanted_calls"] if not call.optional]
         fields = {**example.fields, "answer": canonical([call for call in wanted if not call.optional])}
         if fields["solution"] == hermes_text(required):
@@ -157,10 +163,10 @@ class ToolsTask(RowTask):
 
     def _calls(self, text: str, example: Example) -> list[Call]:
         """The calls of a completion behind its thinking."""
-        said = after_thinking(shield_values(text))
+        answer_text = after_thinking(shield_values(text))
         if self.config.form == "react":
-            return react_calls(said)
-        return find_calls(said, example.columns["tool_schemas"], self._syntax)
+            return react_calls(answer_text)
+        return find_calls(answer_text, example.columns["tool_schemas"], self._syntax)
 
     def _no_call(self) -> str:
         if self.config.form == "react":
@@ -177,51 +183,55 @@ class ToolsTask(RowTask):
         needed = [call for call in wanted if not call.optional or call.name in names]
         pairs: list[tuple[Call | None, Call | None]] = []
         if self.config.ordered:
-            pairs = [(mine, theirs) for mine, theirs in zip(given, needed, strict=False)]
-            pairs += [(None, theirs) for theirs in needed[len(given) :]]
-            return pairs + [(mine, None) for mine in given[len(needed) :]]
+            pairs = [(given_call, wanted_call) for given_call, wanted_call in zip(given, needed, strict=False)]
+            pairs += [(None, wanted_call) for wanted_call in needed[len(given) :]]
+            return pairs + [(given_call, None) for given_call in given[len(needed) :]]
         # Required calls choose first, the best match first, so that an optional one takes what is left over.
         rest = []
-        for theirs in sorted(needed, key=lambda call: call.optional):
-            best = max(left, key=lambda mine: self._share(mine, theirs), default=None)
-            if best is None or self._share(best, theirs) < 1:
-                rest.append(theirs)
+        for wanted_call in sorted(needed, key=lambda call: call.optional):
+            best = max(left, key=lambda given_call: self._share(given_call, wanted_call), default=None)
+            if best is None or self._share(best, wanted_call) < 1:
+                rest.append(wanted_call)
                 continue
             left.remove(best)
-            pairs.append((best, theirs))
-        for theirs in rest:
-            best = max(left, key=lambda mine: self._share(mine, theirs), default=None)
-            if theirs.optional and (best is None or best.name != theirs.name):
+            pairs.append((best, wanted_call))
+        for wanted_call in rest:
+            best = max(left, key=lambda given_call: self._share(given_call, wanted_call), default=None)
+            if wanted_call.optional and (best is None or best.name != wanted_call.name):
                 continue
             if best is not None:
                 left.remove(best)
-            pairs.append((best, theirs))
-        return pairs + [(mine, None) for mine in left]
+            pairs.append((best, wanted_call))
+        return pairs + [(given_call, None) for given_call in left]
 
-    def _share(self, mine: Call | None, theirs: Call | None) -> float:
-        if mine is None or theirs is None or mine.name != theirs.name:
+    def _share(self, given_call: Call | None, wanted_call: Call | None) -> float:
+        if given_call is None or wanted_call is None or given_call.name != wanted_call.name:
             return 0.0
-        given, wanted = self._kept(mine), self._kept(theirs)
+        given, wanted = self._kept(given_call), self._kept(wanted_call)
         names = given.keys() | wanted.keys()
         right = sum(name in given and name in wanted and same(given[name], wanted[name]) for name in names)
         return 0.5 + 0.5 * (right / len(names) if names else 1.0)
 
-    def _faults(self, mine: Call | None, theirs: Call | None, tools: Sequence[str]) -> list[str]:
+    def _faults(self, given_call: Call | None, wanted_call: Call | None, tools: Sequence[str]) -> list[str]:
         """What is wrong with a call, in words that do not give the right value away."""
-        if mine is None:
+        if given_call is None:
             return ["a call is missing"]
-        known = not tools or mine.name in tools or (theirs is not None and mine.name == theirs.name)
-        if not known:
-            return [f"there is no tool {mine.name}; the tools are {', '.join(tools)}"]
-        if theirs is None:
-            return [f"the call of {mine.name} is one too many"]
-        if mine.name != theirs.name:
-            return [f"{mine.name} is the wrong tool here"]
-        given, wanted = self._kept(mine), self._kept(theirs)
-        faults = [f"the call of {mine.name} lacks the argument {name!r}" for name in wanted if name not in given]
-        faults += [f"the call of {mine.name} has an argument {name!r} too many" for name in given if name not in wanted]
+        exists = (
+            not tools or given_call.name in tools or (wanted_call is not None and given_call.name == wanted_call.name)
+        )
+        if not exists:
+            return [f"there is no tool {given_call.name}; the tools are {', '.join(tools)}"]
+        if wanted_call is None:
+            return [f"the call of {given_call.name} is one too many"]
+        if given_call.name != wanted_call.name:
+            return [f"{given_call.name} is the wrong tool here"]
+        given, wanted = self._kept(given_call), self._kept(wanted_call)
+        faults = [f"the call of {given_call.name} lacks the argument {name!r}" for name in wanted if name not in given]
+        faults += [
+            f"the call of {given_call.name} has an argument {name!r} too many" for name in given if name not in wanted
+        ]
         return faults + [
-            f"the argument {name!r} of {mine.name} is wrong: {json.dumps(value, ensure_ascii=False)[:100]}"
+            f"the argument {name!r} of {given_call.name} is wrong: {json.dumps(value, ensure_ascii=False)[:100]}"
             for name, value in given.items()
             if name in wanted and not same(value, wanted[name])
         ]
@@ -235,7 +245,7 @@ class ToolsTask(RowTask):
 def _written_by(chat: Chat, arguments_as_text: bool, calls: Sequence[Call]) -> str:
     """Calls as the template writes them: in one turn, or where it refuses several, one by one."""
     pairs = [(call.name, call.arguments) for call in calls]
-    together = chat.calls_text(pairs, arguments_as_text=arguments_as_text)
-    if together or len(pairs) == 1:
-        return together
+    joint_text = chat.calls_text(pairs, arguments_as_text=arguments_as_text)
+    if joint_text or len(pairs) == 1:
+        return joint_text
     return "\n".join(chat.calls_text([pair], arguments_as_text=arguments_as_text) for pair in pairs)
