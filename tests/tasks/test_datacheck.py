@@ -15,7 +15,7 @@ from selfdistill.config.run import parse_config
 from selfdistill.config.tasks import MathConfig, RowsConfig, SourceConfig, load_preset, shipped_presets, task_configs
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks import data
-from selfdistill.tasks.build import build_row_task, build_task, remarks_on
+from selfdistill.tasks.build import build_row_task, build_task, warnings_for
 from selfdistill.tasks.check import check_data, describe_check, list_tasks
 from selfdistill.tasks.data import Rejected, Row, map_row, read_rows, scan_rows
 from selfdistill.tasks.math.task import MathTask
@@ -162,7 +162,7 @@ def test_all_bad_rows_are_refused_at_once_and_named_by_line(tmp_path: Path) -> N
     )
     task = MathTask(MathConfig(path=str(path), bad_rows="skip", validation_share=0.0, test_share=0.0))
     assert [example.id for example in task.examples("train")] == ["rows:1", "rows:6", "rows:7", "rows:8"]
-    assert remarks_on(task) == [f"4 of 8 rows are left out, the first: {task.rejected[0]}"]
+    assert warnings_for(task) == [f"4 of 8 rows are left out, the first: {task.rejected[0]}"]
 
 
 def test_the_check_lists_rejected_rows_by_reason_and_line(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_leaks_between_files_are_counted_and_said(tmp_path: Path) -> None:
     assert list(describe_check(report))[-1] == "leak: 1 questions of train in test"
     table = {"kind": "math", "path": str(train), "test_path": str(test), "validation_share": 0.0}
     config = parse_config({"method": "grpo", "task": table}, "own")
-    assert remarks_on(build_task(config.task, seed=0, reward=None)) == ["1 questions of train are in test as well"]
+    assert warnings_for(build_task(config.task, seed=0, reward=None)) == ["1 questions of train are in test as well"]
 
 
 def test_rows_without_answers_have_nothing_to_verify(tmp_path: Path) -> None:

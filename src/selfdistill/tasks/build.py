@@ -1,4 +1,4 @@
-"""From the ``[task]`` table to a task."""
+"""Build a task from the ``[task]`` table."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from selfdistill.types import Task
 def build_task(
     config: TaskConfig, *, seed: int, reward: str | RewardFunction | None, rows: Mapping[str, MemoryRows] | None = None
 ) -> Task:
-    """The task, its rewards replaced where the user has a function for them.
+    """The task of a config. A reward function replaces the rewards of its verifier.
 
-    ``rows`` holds rows in memory by the key of the table that they take the place of (``path``, ``test_path`` …).
+    ``rows`` holds rows in memory, by the config key that they replace (``path``, ``test_path`` …).
 
     Raises:
-        UserError: rows that cannot be used, all of them listed; or anything else that cannot be right.
+        UserError: the config is invalid, or rows cannot be used; the message lists the first of them.
     """
     task: Task
     if isinstance(config, ObjectConfig):
@@ -78,17 +78,17 @@ def build_row_task(
 
 
 def fitted(task: Task, chat: Chat) -> Task:
-    """The task as the chat template has it: calls of tools are read and written in the template's own syntax.
+    """The task for a chat template: tool calls are parsed and written in the template's syntax.
 
     Raises:
-        UserError: the template writes calls that cannot be read back.
+        UserError: the template writes calls in a syntax that no parser here reads.
     """
     if isinstance(task, RewardedTask) and isinstance(task.task, ToolsTask):
         return RewardedTask(task.task.fitted(chat), task.reward)
     return task.fitted(chat) if isinstance(task, ToolsTask) else task
 
 
-def remarks_on(task: Task) -> list[str]:
-    """What a user should know of a task's rows, a sentence each."""
+def warnings_for(task: Task) -> list[str]:
+    """Warnings about a task's rows, one sentence each. Empty for tasks that generate their problems."""
     inner = task.task if isinstance(task, RewardedTask) else task
-    return inner.remarks() if isinstance(inner, RowTask) else []
+    return inner.warnings() if isinstance(inner, RowTask) else []

@@ -1,4 +1,4 @@
-"""What a file of rows is worth before anything is trained on it: ``selfdistill data check``, and the list of tasks."""
+"""Check a file of rows before training (``selfdistill data check``), and list the tasks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _LINES_SHOWN = 20
 def check_data(
     path: str | Mapping[str, str], *, task: str | None, preset: str | None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Read every row, and let the verifier judge every row's own reference.
+    """Read every row and verify each row's own reference.
 
-    A reference is the row's solution; where there is none, or it states no answer that the verifier could read
-    (``silent_solutions``), the row's canonical answer. ``verified`` is the share of usable rows whose reference scores
-    1, None where nothing can be judged, ``verified_rows`` their number; ``unverified`` lists the others.
+    The reference is the row's solution. If there is none, or the verifier finds no answer in it
+    (``silent_solutions``), the row's canonical answer is verified instead. ``verified`` is the share of usable rows
+    whose reference scores 1; it is None if nothing can be verified. ``verified_rows`` is their number, ``unverified``
+    lists the other rows.
 
     Raises:
         UserError: the source is unreadable, or the task reads no rows.
@@ -46,7 +47,7 @@ def check_data(
 
 
 def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report in words, line by line."""
+    """Lines for the terminal from :func:`check_data`."""
     share = "nothing to verify" if report["verified"] is None else f"{report['verified']:.1%} verified"
     rejected = sum(map(len, report["rejected"].values()))
     yield f"{report['rows']} rows, {rejected} rejected, {report['checked']} checked, {share}"
@@ -65,7 +66,7 @@ def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def list_tasks() -> list[dict[str, Any]]:
-    """Every kind of task: what it is, the keys that it needs, and its presets with their descriptions."""
+    """Every kind of task with its description, required keys and presets."""
     presets = [load_preset(name) for name in shipped_presets()]
     kinds: list[dict[str, Any]] = [
         {
@@ -133,11 +134,11 @@ def _report(task: RowTask) -> dict[str, Any]:
 
 
 def _reference_verdict(task: RowTask, example: Example) -> tuple[Verdict, bool]:
-    """The verdict on the row's reference, and whether it has a solution that states no answer."""
+    """The verdict on the row's reference, and whether the row has a solution without an answer."""
     solution = example.fields.get("solution")
     if solution is not None:
         verdict = task.verify(example, solution, finished=True)
-        # Where the solution is all the reference that a row has, as of code, there is no answer that it could state.
+        # In a code task the solution is the only reference, so there is no answer to find in it.
         is_reference = task.has_verifier and task.reference(example) == solution
         stated = verdict.correct or verdict.answer is not None or is_reference
         if stated:

@@ -45,7 +45,7 @@ class MemoryRows:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row and where it stands: ``Row(3, {"question": "1 + 1 = ?", "answer": 2}, "sums.jsonl")``."""
+    """One row with its file and line: ``Row(3, {"question": "1 + 1 = ?", "answer": 2}, "sums.jsonl")``."""
 
     line: int
     values: Mapping[str, Any]
@@ -71,7 +71,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """How often prompts repeat: ``rows`` in all, ``distinct`` prompts, ``repeated`` ones that occur more than once."""
+    """Counts of repeated prompts: all ``rows``, ``distinct`` prompts, and prompts that are ``repeated``."""
 
     rows: int
     distinct: int
@@ -87,7 +87,7 @@ def read_rows(source: str | Path | SourceConfig) -> list[Row]:
     """All rows of a source.
 
     Raises:
-        DataError: as for :func:`scan_rows`, or a line is malformed or no object.
+        DataError: as for :func:`scan_rows`, or a line is malformed or not a JSON object.
     """
     rows = []
     for row in scan_rows(source):
@@ -98,9 +98,10 @@ def read_rows(source: str | Path | SourceConfig) -> list[Row]:
 
 
 def scan_rows(source: str | Path | SourceConfig | MemoryRows) -> Iterator[Row | Rejected]:
-    """Every row of a JSONL file (one object a line, empty lines skipped), also packed as ``.gz``, of a ``.json`` array,
-    a ``.csv`` table, a ``.parquet`` file, a folder that
-    ``datasets`` saved, a split of a hub data set, or of a list in memory; a malformed line in its place.
+    """Yield every row of a source; a malformed line is yielded as ``Rejected``.
+
+    Sources are a JSONL file (one object per line, empty lines skipped, also ``.gz``), a ``.json`` array, a ``.csv``
+    table, a ``.parquet`` file, a folder saved by ``datasets``, a split of a hub data set, or rows in memory.
 
     Raises:
         DataError: the source is missing, unreadable or without rows.
@@ -143,10 +144,10 @@ def _stored_rows(source: SourceConfig) -> Iterator[Row | Rejected]:
 
 
 def map_row(row: Row, mapping: FieldMapping) -> dict[str, str]:
-    """The text of every field of the mapping.
+    """The text of every field in the mapping.
 
-    Numbers become text as a person would write them (``27.0`` is ``27``), so that a column that a table tool turned
-    into floats reads like the integers it was.
+    A float with an integer value is written as an integer (``27.0`` is ``27``), because table tools turn integer
+    columns into floats.
 
     Raises:
         DataError: a column is missing or null, a source is malformed, or a value is a list or an object.
@@ -156,10 +157,10 @@ def map_row(row: Row, mapping: FieldMapping) -> dict[str, str]:
 
 
 def lookup(row: Row, name: str, path: str) -> object:
-    """The value at a path, whatever its type; a column whose very name holds dots comes first.
+    """The value at a dotted path, of any type. A column whose name itself contains the dots takes precedence.
 
     Raises:
-        DataError: there is none; ``name`` is the field that needs it.
+        DataError: there is no such value. The message names ``name``, the field that needs it.
     """
     if path in row.values:
         return row.values[path]
@@ -178,11 +179,11 @@ def lookup(row: Row, name: str, path: str) -> object:
 def split_prompts(prompts: Iterable[str], *, validation: float, test: float) -> dict[str, str]:
     """Every distinct prompt → ``"train"``, ``"validation"`` or ``"test"``, by a hash of its text alone.
 
-    The order of rows is of no account, and all rows of one prompt share a split. A split with a positive share that no
-    prompt fell into takes one from the largest split, so that a handful of rows still has all three.
+    The order of rows does not matter, and all rows of one prompt share a split. An empty split with a positive share
+    takes one prompt from the largest split, so even a handful of rows has all three splits.
 
     Raises:
-        DataError: the shares are negative, or leave nothing to train on.
+        DataError: a share is negative, or the shares leave no training data.
     """
     if min(validation, test) < 0 or validation + test >= 1:
         shares = f"validation {validation} and test {test}"
@@ -212,10 +213,10 @@ def _position(prompt: str) -> float:
 
 
 def _text_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, unpacked where its name ends in ``.gz``.
+    """The lines of a text file, decompressed if its name ends in ``.gz``.
 
     Raises:
-        DataError: it is no UTF-8 text, or no whole gzip file.
+        DataError: the file is not UTF-8 text, or not a complete gzip file.
     """
     # utf-8-sig: tables saved on Windows begin with a byte-order mark, which is no JSON.
     opener: Callable[..., IO[str]] = gzip.open if path.suffix.lower() == ".gz" else open
@@ -253,7 +254,7 @@ def _json_rows(path: Path) -> Iterator[Row | Rejected]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
-    """The rows of a table whose first line names the columns; every value is text. A row's line is its last one."""
+    """The rows of a table whose first line names the columns. Every value is text. A row's line is its last line."""
     reader = csv.reader(_text_of(path), strict=True)
     try:
         names = next(reader, [])
@@ -270,7 +271,7 @@ def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
 
 
 def _parse(text: str) -> dict[str, Any] | str:
-    """The object of one line, or what is wrong with it."""
+    """The object of one line, or the reason why it cannot be parsed."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -296,8 +297,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _without_struct_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a table without the nulls inside its columns: a struct has every key that any row has, so that one
-    call's arguments would be another's."""
+    """The row without nulls inside its columns.
+
+    A Parquet struct has every key that occurs in any row, so one call would show the arguments of another as null.
+    """
     return {name: _without_nulls(value) for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on many completions, together where the task can."""
+"""Verify many completions, in one call if the task supports it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from selfdistill.types import Example, JudgesMany, Task, Verdict
 
 
 def verify_all(task: Task, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
-    """A verdict on each (example, text, finished), in order; in one call where the task judges many at once.
+    """A verdict for each (example, text, finished), in order. Uses one call if the task has ``verify_many``.
 
-    A task that wraps another one judges many by this function too, or it would hide that the inner one can.
+    A task that wraps another calls this function too. Otherwise it would hide the inner task's ``verify_many``.
 
     Raises:
         UserError: the task's ``verify_many`` returns another number of verdicts.
@@ -31,7 +31,7 @@ def verify_all(task: Task, asked: Sequence[tuple[Example, str, bool]]) -> list[V
 
 
 def _clean(verdict: Verdict) -> Verdict:
-    """The verdict with texts that a tokenizer and a file can take: a task may quote what a program wrote."""
+    """The verdict with well-formed text. A task may quote program output that a tokenizer or a file cannot encode."""
     answer, feedback = (text if text is None else well_formed(text) for text in (verdict.answer, verdict.feedback))
     if (answer, feedback) == (verdict.answer, verdict.feedback):
         return verdict

@@ -1,10 +1,10 @@
-"""Rewards of the user's own: a function by import path, in the place of a task's reward.
+"""A reward function of the user, named by import path, that replaces a task's reward.
 
 The function has the widely used signature ``(prompts, completions, **columns) -> list[float | None]``. It is called
-once for all completions that are judged together, a step's or an evaluation's, so that a reward model can batch them.
-Every argument is a list with one entry a completion: ``prompts`` and ``completions`` are strings (the last message of
-the prompt, the completion's text), and every column of the rows comes under its own name, None where a row lacks it.
-A function without ``**columns`` gets the columns that it names. A reward of None means "not judged".
+once with all completions of a step or an evaluation, so a reward model can batch them. Every argument is a list with
+one entry per completion. ``prompts`` holds the last message of each prompt, ``completions`` the text. Every column of
+the rows is passed under its own name; it is None for a row that lacks it. A function without ``**columns`` gets only
+the columns in its signature. A reward of None means "not judged".
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ RewardFunction = Callable[..., Any]
 
 
 def load_reward(spec: str) -> RewardFunction:
-    """The function that ``"package.module:function"`` names; modules in the working folder are found as well.
+    """Load the function named ``"package.module:function"``. Modules in the working folder are importable too.
 
     Raises:
-        ConfigError: the text is no such path, or module or function are missing.
+        ConfigError: the text is not such a path, or the module or the function is missing.
     """
     function = load_named(spec, "reward", "function")
     if not callable(function):
@@ -40,9 +40,9 @@ def load_reward(spec: str) -> RewardFunction:
 
 
 class RewardedTask:
-    """A task whose examples and answers stay, and whose rewards come from a function.
+    """A task whose rewards come from a function. Examples and answers are those of the inner task.
 
-    The task's own verifier still reads the answer (maj@k votes with it) and writes the feedback.
+    The inner task's verifier still parses the answer, which maj@k votes on, and writes the feedback.
     """
 
     def __init__(self, task: Task, reward: RewardFunction) -> None:
@@ -52,7 +52,7 @@ class RewardedTask:
         self.task = task
         """The task whose rewards are replaced."""
         self.reward = reward
-        """The function in their place."""
+        """The function that computes the rewards."""
         self._label = f"reward function {getattr(reward, '__name__', type(reward).__name__)!r}"
         parameters = inspect.signature(reward).parameters.values()
         self._accepts_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
@@ -69,7 +69,7 @@ class RewardedTask:
         return self.task.examples(split)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """The verdict on one completion, as :meth:`verify_many` gives it on a batch of one.
+        """The verdict on one completion: :meth:`verify_many` with a batch of one.
 
         Raises:
             UserError: as for :meth:`verify_many`.
@@ -81,8 +81,8 @@ class RewardedTask:
         """The task's verdict on each (example, text, finished), with the rewards of one call of the function.
 
         Raises:
-            UserError: the function needs a column that a row lacks, or returns anything but a list with one finite
-                number or None a completion.
+            UserError: a row lacks a column that the function needs, or the function does not return one finite number
+                or None per completion.
         """
         if not asked:
             return []
@@ -91,7 +91,7 @@ class RewardedTask:
         return [replace(verdict, reward=reward) for verdict, reward in zip(verdicts, rewards, strict=True)]
 
     def _arguments(self, asked: Sequence[tuple[Example, str, bool]]) -> dict[str, list[Any]]:
-        """The lists that the function takes: one entry a completion, of the columns that any of the rows has."""
+        """The function's keyword arguments: one list per column, with one entry per completion."""
         rows = [
             {**example.columns, "prompts": example.prompt[-1].content, "completions": text}
             for example, text, _ in asked
@@ -105,7 +105,7 @@ class RewardedTask:
         return {name: [row.get(name) for row in rows] for name in names}
 
     def _checked(self, returned: object, examples: Sequence[Example]) -> list[float | None]:
-        """The function's rewards of the completions to ``examples``, if that is what it returned."""
+        """The returned rewards as floats, after checking their number and type."""
         if not isinstance(returned, Sequence) or isinstance(returned, str | bytes) or len(returned) != len(examples):
             size = f"a {type(returned).__name__}"
             if isinstance(returned, list | tuple):

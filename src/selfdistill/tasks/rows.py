@@ -1,7 +1,7 @@
 """Tasks over rows of data: reading every row before the first step, splitting, duplicates and leaks.
 
-A row becomes an example or is rejected with a reason. All rows are read at once, so that the last line of a file cannot
-end a run that began with the first.
+A row becomes an example or is rejected with a reason. All rows are read before training starts, so a malformed last
+line cannot stop a run after hours.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _SHOWN = 3
 
 
 class RowTask(ABC):
-    """Examples made of rows. A subclass says how a row becomes a question and an example, and judges.
+    """A task whose examples are rows of data. A subclass turns a row into an example and verifies completions.
 
-    ``path`` is the source of every split that has none of its own: a share of it, by a stable hash. ``limit`` keeps the
-    first examples of a split in the file's order.
+    A split without a source of its own gets a share of ``path``, chosen by a stable hash. ``limit`` keeps the first
+    examples of a split in file order.
 
     Args:
         config: the task's table.
-        rows: rows in memory by the key of the table that they take the place of (``path``, ``test_path`` …).
+        rows: rows in memory, by the config key that they replace (``path``, ``test_path`` …).
 
     Raises:
         DataError: a source or a row that cannot be used, with its line number.
@@ -54,7 +54,7 @@ class RowTask(ABC):
         sources = {split: (rows or {}).get(key, getattr(config, key)) for split, key in keys.items()}
         self._label = sources["train"] if isinstance(sources["train"], str) else sources["train"].path
         self.rows = 0
-        """How many rows were read, rejected ones included."""
+        """Number of rows read, rejected ones included."""
         rejected: list[Rejected] = []
         own = [split for split in ("validation", "test") if sources[split]]
         shares = {"validation": config.validation_share, "test": config.test_share} | dict.fromkeys(own, 0.0)
@@ -68,12 +68,12 @@ class RowTask(ABC):
         self.duplicates: Duplicates = count_duplicates([question for split in SPLITS for question, _ in pairs[split]])
         """How often questions repeat, over all splits."""
         self.leaks: Mapping[str, int] = _leaks({split: [question for question, _ in pairs[split]] for split in SPLITS})
-        """``"train in test"`` → how many questions of both splits there are, spacing and case aside."""
+        """``"train in test"`` → number of questions that both splits hold, ignoring spacing and case."""
         self._examples = {split: tuple(example for _, example in pairs[split][: config.limit]) for split in SPLITS}
 
     @abstractmethod
     def example_of(self, row: Row) -> tuple[str, Example]:
-        """The row's own question, by which it is split, and the example.
+        """The row's question, whose hash decides the split, and the example.
 
         Raises:
             DataError: the row cannot be used.
@@ -85,7 +85,7 @@ class RowTask(ABC):
 
     @abstractmethod
     def reference(self, example: Example) -> str:
-        """A completion that gives the row's own answer and nothing else."""
+        """A completion that holds the row's answer and nothing else."""
 
     def examples(self, split: str) -> Sequence[Example]:
         """Examples of ``"train"``, ``"validation"`` or ``"test"``, in the order of their source.
@@ -104,8 +104,8 @@ class RowTask(ABC):
         for split in SPLITS:
             yield from self._examples[split]
 
-    def remarks(self) -> list[str]:
-        """What a user should know of the rows before training, a sentence each."""
+    def warnings(self) -> list[str]:
+        """Warnings about the rows, one sentence each: rows left out, repeated questions, splits that overlap."""
         warnings = []
         if self.rejected:
             warnings.append(f"{len(self.rejected)} of {self.rows} rows are left out, the first: {self.rejected[0]}")
@@ -155,7 +155,7 @@ def question_and_fields(row: Row, mapping: FieldMapping) -> tuple[str, dict[str,
 
 
 def system_messages(row: Row, system: str | None) -> tuple[Message, ...]:
-    """The system message, a ``$`` template over the row's columns; none where there is no template."""
+    """The system message, a ``$`` template over the row's columns. Empty if there is no template."""
     if system is None:
         return ()
     return (Message("system", map_row(row, {"system": system})["system"] if "$" in system else system),)

@@ -22,7 +22,7 @@ from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.seeds import batches, derive
-from selfdistill.tasks.build import remarks_on
+from selfdistill.tasks.build import warnings_for
 from selfdistill.tracking.alarms import AlarmWatch
 from selfdistill.tracking.progress import Progress
 from selfdistill.tracking.trackers import Begin, Trackers, require
@@ -130,8 +130,8 @@ class Run:
     def _train(self, stop: StopRequest) -> dict[str, Any]:
         parts, config, now = self.parts, self.config, self.counters
         # Tell the user what is unusual about the data, the model and the method.
-        for remark in remarks_on(parts.task):
-            self.progress.say(f"data: {remark}")
+        for warning in warnings_for(parts.task):
+            self.progress.say(f"data: {warning}")
         for remark in parts.chat.remarks([example.prompt for example in parts.examples]):
             self.progress.say(f"model: {remark}")
         if not parts.teachers.pack:

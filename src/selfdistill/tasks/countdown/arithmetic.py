@@ -1,8 +1,8 @@
 """Exact arithmetic for Countdown: expressions, their parser and normal form, all solutions, all simple attempts.
 
-Two enumerations serve two readers. :func:`solve` searches the rationals and is the truth about a problem.
-:func:`simple_attempts` lists what a person would write down (whole numbers in range, larger operand first) and is the
-language of references and of the base model's pre-training.
+There are two enumerations. :func:`solve` searches the rationals and finds every solution of a problem.
+:func:`simple_attempts` lists attempts as a person would write them (whole numbers in range, larger operand first);
+references and the pre-training text of the base model use these.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 from typing import NamedTuple, TypeAlias
 
 LARGEST = 150
-"""Largest whole number of the world's vocabulary; simple attempts stay within 0 and this."""
+"""Largest whole number in the task's vocabulary. Simple attempts stay between 0 and this."""
 
 SYMBOLS = ("+", "-", "×", "÷")
 
@@ -38,14 +38,14 @@ Expression: TypeAlias = int | Operation
 
 
 class MalformedExpression(ValueError):
-    """A text that is no expression; the message says why in the world's own words."""
+    """The text is not an expression. The message says why, in the task's vocabulary."""
 
 
 def evaluate(expression: Expression) -> Fraction:
     """The exact value.
 
     Raises:
-        ZeroDivisionError: somewhere a divisor is 0.
+        ZeroDivisionError: a divisor is 0.
     """
     if isinstance(expression, int):
         return Fraction(expression)
@@ -86,7 +86,7 @@ def parse(text: str) -> Expression:
 
 
 def _after(token: str) -> str:
-    # Only what the world's vocabulary holds is repeated.
+    # Only tokens of the task's vocabulary are repeated in feedback.
     in_vocabulary = token in (*SYMBOLS, "(", ")") or (_is_number(token) and int(token) <= LARGEST)
     return f" after {token}" if in_vocabulary else ""
 
@@ -199,7 +199,7 @@ def solve(numbers: Sequence[int], target: int) -> list[str]:
 
 
 def solve_all(numbers: Sequence[int]) -> dict[Fraction, frozenset[str]]:
-    """What :func:`solve` finds, for every value that can be reached."""
+    """The solutions of :func:`solve` for every reachable value."""
     forms_of: dict[Fraction, set[str]] = {}
     for value, expression in all_expressions(numbers):
         forms_of.setdefault(value, set()).add(normal_form(expression))

@@ -1,7 +1,7 @@
-"""Countdown, the embedded default world: use every number exactly once and reach the target with ``+ - × ÷``.
+"""Countdown, the built-in default task: use every number exactly once and reach the target with ``+ - × ÷``.
 
-A problem is its sorted numbers and its target. A stable hash of that pair decides its split, so that no difficulty,
-seed or size can let a training problem into validation or test.
+A problem is its sorted numbers and its target. A stable hash of that pair decides its split, so no
+difficulty, seed or size can move a training problem into validation or test.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ SPLITS = ("train", "validation", "test")
 NO_ANSWER = "there was no answer"
 TRUNCATED = "the attempt was cut before the end"
 
-# So many candidates are found before the draw, spread over many number sets; the rest is never enumerated.
+# Candidates per example. They are enumerated before sampling, from many number sets; the rest never is.
 _CANDIDATES_PER_EXAMPLE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """Which problems belong: how many numbers, how large, and how many ways there are to the target."""
+    """A class of problems: how many numbers, how large, and how many attempts reach the target."""
 
     numbers: int
     largest: int
     least_attempts: int
-    """At least so many of the simple attempts reach the target."""
+    """Minimum number of simple attempts that reach the target."""
     single: bool = False
     """Exactly one solution over the rationals, up to the order and bracketing of sums and products."""
 
@@ -81,7 +81,7 @@ class Problem:
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """All simple attempts on the numbers, whatever they reach."""
+        """All simple attempts on the numbers, with any result."""
         return simple_attempts(self.numbers)
 
     @property
@@ -121,11 +121,11 @@ class CountdownTask:
     """Seeded Countdown problems, their exact verifier and its feedback.
 
     Args:
-        config: the task's table; a small difficulty may have fewer problems than it asks for.
-        seed: decides which problems are drawn, their order and the order of their numbers.
+        config: the task's table. A small difficulty may have fewer problems than the config requests.
+        seed: decides which problems are sampled, their order and the order of their numbers.
 
     Raises:
-        ConfigError: the difficulty is no key of :data:`DIFFICULTIES`.
+        ConfigError: the difficulty is not a key of :data:`DIFFICULTIES`.
     """
 
     name = "countdown"
@@ -187,12 +187,12 @@ def spoken(attempt: Attempt) -> str:
 
 
 def success(attempt: Attempt, target: int) -> str:
-    """What the world's language says of an attempt that reaches the target, up to the answer."""
+    """The response for an attempt that reaches the target, in the task's vocabulary."""
     return f"try {spoken(attempt)} vs {target} , yes . {conclusion(attempt)}"
 
 
 def conclusion(attempt: Attempt) -> str:
-    """The jump to the answer."""
+    """The end of the thinking and the answer."""
     return f"</think> answer {attempt.expression}"
 
 
@@ -200,7 +200,7 @@ _ANSWER = re.compile(r"\banswer\b\s*(?:is\b)?\s*:?")
 
 
 def final_answer(text: str) -> str | None:
-    """What stands after the last ``answer`` outside the thinking, without a closing full stop; None if nothing does."""
+    """The text after the last ``answer`` outside the thinking, without a closing full stop. None if there is none."""
     answer_text = after_thinking(text)
     answers = list(_ANSWER.finditer(answer_text))
     if not answers:
@@ -209,7 +209,7 @@ def final_answer(text: str) -> str | None:
 
 
 def complain(expression: Expression, numbers: Sequence[int], target: int) -> str | None:
-    """What is wrong with an expression as an answer, in words of the world's vocabulary; None if it is right."""
+    """Feedback on a wrong expression, in the task's vocabulary. None if the expression is right."""
     used, given = Counter(numbers_in(expression)), Counter(numbers)
     faults = [
         f"uses {n if n <= LARGEST else f'a number above {LARGEST}'} , which is not given"
@@ -233,7 +233,7 @@ def complain(expression: Expression, numbers: Sequence[int], target: int) -> str
 
 
 def _value(value: Fraction) -> str:
-    """A value in the vocabulary: ``16``, ``- 3``, ``7 ÷ 2``, or no more than where beyond the range it lies."""
+    """A value in the task's vocabulary: ``16``, ``- 3``, ``7 ÷ 2``. Beyond its range only "above" or "below"."""
     if max(abs(value.numerator), value.denominator) <= LARGEST:
         sign = "- " if value < 0 else ""
         fraction = f" ÷ {value.denominator}" if value.denominator > 1 else ""

@@ -1,1 +1,1 @@
-"""Toolbox: an embedded world of tool calls."""
+"""Toolbox: a built-in task of tool calls."""

@@ -1,7 +1,7 @@
-"""The toolbox's API: its functions, the conventions that its calls keep, a strict reader and complaints.
+"""The toolbox's API: its functions, the conventions of its calls, a strict parser, and feedback on wrong calls.
 
-A convention is one value of a dimension (the unit of lengths, the order of plain arguments …). What a call must look
-like follows from the values of a request and one convention for each dimension that the function has.
+A convention is one value of a dimension (the unit of lengths, the order of plain arguments …). The right call follows
+from the values of a request and one convention for each dimension of the function.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "verb": ("delete", "erase"),
     "confirm": ("yes", "no"),
 }
-"""Every choice that an API of this kind has made and that no request tells."""
+"""The choices that an API of this kind makes and no request states."""
 
 SLOTS = ("item", "number", "day", "month", "place", "person")
-"""The values that a request can give, in the order in which thoughts note them."""
+"""The values that a request can give, in the order of the thinking."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function of the API. ``call`` is how it is called, with slots and dimensions by name."""
+    """A function of the API. ``call`` is the template of a call, with slots and dimensions by name."""
 
     call: str
     requests: tuple[str, ...]
@@ -129,7 +129,7 @@ TOOLS: dict[str, Tool] = {
         _STOCK,
     ),
 }
-"""Every function, under the topic by which thoughts name it."""
+"""Every function, by the topic that names it in the thinking."""
 
 PLACES = tuple("harbour market station bridge tower cellar barn museum school shed mill church".split())
 PERSONS = tuple(
@@ -141,18 +141,18 @@ LARGEST = 99
 
 
 def conventions_of(seed: int) -> dict[str, str]:
-    """The conventions that a seed stands for."""
+    """The conventions sampled from a seed."""
     rng = random.Random(f"toolbox conventions {seed}")
     return {name: rng.choice(values) for name, values in DIMENSIONS.items()}
 
 
 class MalformedCall(ValueError):
-    """The text is no call; the message says why in words of the world's vocabulary."""
+    """The text is not a call. The message says why, in the task's vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call as it was read: the function, plain arguments in order, named ones in order."""
+    """A parsed call: the function, its plain arguments in order, its named arguments in order."""
 
     function: str
     plain: tuple[str, ...]
@@ -160,7 +160,7 @@ class Call:
 
     @property
     def normal_form(self) -> str:
-        """A text that is equal for calls that differ in the order of named arguments alone."""
+        """Canonical text: calls that differ only in the order of named arguments have the same."""
         arguments = [*self.plain, *(f"{key} = {value}" for key, value in sorted(self.named))]
         return f"{self.function} ( {' , '.join(arguments)} )"
 
@@ -172,7 +172,7 @@ def parse(text: str) -> Call:
     """Read ``function ( argument , key = argument , … )``.
 
     Raises:
-        MalformedCall: the text is anything else.
+        MalformedCall: the text is not such a call.
     """
     words = _WORD.findall(text.lower())
     if not words or not _is_word(words[0]):
@@ -222,7 +222,7 @@ def _split(part: list[str]) -> tuple[list[str], bool, list[str]]:
 
 
 def complain(call: Call, topic: str, values: Mapping[str, str], conventions: Conventions) -> str | None:
-    """Everything that is wrong with a call, in words of the world's vocabulary; None if it is right."""
+    """Feedback that lists every fault of a call, in the task's vocabulary. None if the call is right."""
     expected = parse(TOOLS[topic].expected(values, conventions))
     faults: list[str] = []
     if call.function != expected.function:

@@ -1,8 +1,8 @@
-"""Toolbox, the embedded world in which hindsight transfers: short requests become calls of a small API.
+"""Toolbox, the built-in task in which hindsight transfers: short requests become calls of a small API.
 
-The API has conventions that no request tells and that are the same for all problems of a task, so that what a solution
-or a complaint shows on one problem holds for the next. A stable hash of the request decides a problem's split, whatever
-the seed and the conventions.
+The API has conventions that no request states. They are the same for all problems of a task, so a convention learned
+from a solution or from feedback on one problem also holds for the next. A stable hash of the request decides a
+problem's split, independent of the seed and the conventions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROMPT = "request : {request} . answer with one call ."
 SPLITS = ("train", "validation", "test")
 
 HELD_OUT_CONVENTIONS = range(1000, 2000)
-"""Seeds of conventions for final results alone: nothing is chosen by what happens under them. Tune below 1000."""
+"""Seeds of conventions held out for final results. Tune hyperparameters on seeds below 1000."""
 
 NO_CALL = "there was no call"
 TRUNCATED = "the attempt was cut before the end"
@@ -52,12 +52,12 @@ SPOKEN = {
     "verb": "verb",
     "confirm": "confirmation",
 }
-"""What a dimension is called in thoughts."""
+"""Name of each dimension in the thinking."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A topic, the values that the request gives, and the request's wording."""
+    """A topic, the values in the request, and the request's wording."""
 
     topic: str
     values: Mapping[str, str]
@@ -65,7 +65,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """What makes a problem this one, its wording aside."""
+        """Identity of the problem, without its wording."""
         return ".".join((self.topic, *(self.values[slot] for slot in TOOLS[self.topic].slots)))
 
     @property
@@ -106,7 +106,7 @@ class ToolboxTask:
 
     Args:
         config: the task's table; for its conventions see :data:`HELD_OUT_CONVENTIONS`.
-        seed: decides which requests are drawn, and their order.
+        seed: decides which requests are sampled, and their order.
     """
 
     name = "toolbox"
@@ -133,7 +133,7 @@ class ToolboxTask:
         seen: set[str] = set()
         misses = 0
         while len(seen) < getattr(self.config, split) and misses < _PATIENCE:
-            # All topics in turn, in a new order each round: as even as the size allows.
+            # Cycle through all topics, in a new order each round, so that their counts differ by at most one.
             topics = topics or rng.sample(list(TOOLS), len(TOOLS))
             problem = draw_problem(rng, topics[-1:])
             if problem.split != split or problem.key in seen:
@@ -155,7 +155,7 @@ class ToolboxTask:
         )
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """Judge the last call after the thinking: 1 if it is wholly right, else 0."""
+        """Verify the last call after the thinking: reward 1 if all of it is right, else 0."""
         if not finished:
             return Verdict(0.0, feedback=TRUNCATED)
         call_text = final_call(text)
@@ -169,14 +169,14 @@ class ToolboxTask:
         return Verdict(0.0 if complaint else 1.0, answer=call.normal_form, feedback=complaint)
 
 
-# So many draws in a row without a new problem of the split: there are hardly any left.
+# Samples in a row without a new problem of the split, after which the split counts as exhausted.
 _PATIENCE = 1000
 
 _CALL = re.compile(r"\bcall\b\s*:?")
 
 
 def final_call(text: str) -> str | None:
-    """What stands after the last ``call`` outside the thinking, up to the closing words; None if nothing does."""
+    """The text after the last ``call`` outside the thinking, without the closing words. None if there is none."""
     answer_text = after_thinking(text).lower()
     calls = list(_CALL.finditer(answer_text))
     if not calls:
@@ -186,21 +186,21 @@ def final_call(text: str) -> str | None:
 
 
 def opening(problem: Problem) -> str:
-    """How thoughts begin: what the request is about, and its values."""
+    """The start of the thinking: the topic of the request and its values."""
     noted = " and ".join(problem.values[slot] for slot in TOOLS[problem.topic].slots)
     return f"this is about {problem.topic} with {noted} ."
 
 
 def certain(dimension: str) -> str:
-    """What is thought of a dimension whose convention is known."""
+    """The sentence of the thinking about a dimension whose convention is known."""
     return f"the {SPOKEN[dimension]} is clear ."
 
 
 def conclusion(call: str) -> str:
-    """The end of the thoughts and the call."""
+    """The end of the thinking and the call."""
     return f"so now the call . </think> call : {call} . done"
 
 
 def response(problem: Problem, call: str) -> str:
-    """A whole completion of somebody who knows the conventions."""
+    """A full completion that follows all conventions."""
     return " ".join([opening(problem), *map(certain, TOOLS[problem.topic].dimensions), conclusion(call)])
