@@ -1,10 +1,10 @@
-r"""Letters of multiple choice: the options in a prompt, and the letter that a completion chose.
+r"""Multiple-choice letters: parse the options of a prompt, and the letter that a completion chose.
 
 A completion chooses by a mark (``<answer>B</answer>``, ``\boxed{B}``), by a statement ("the answer is B", "B is
 correct"), by a line that begins with the letter, or by the last letter that it names and does not deny. Two letters
 joined by "or", "and" or a slash choose nothing.
 
-Every expression takes time linear in the text: what repeats is bounded, or cannot begin again inside itself.
+Every regular expression takes time linear in the text: each repetition is bounded or cannot start again inside itself.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ _LABEL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What a completion chose: ``letter`` in capitals, or ``said``, what stands where the letter should be."""
+    """The choice of a completion: ``letter`` in capitals, or ``said``, the text in place of a letter."""
 
     letter: str | None
     said: str | None = None
@@ -128,20 +128,20 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class OptionLines:
-    """Options that stand in a prompt behind ``A: …``, ``B: …``: each one's text, and where they are."""
+    """The options of a prompt, written as ``A: …``, ``B: …``: their texts and positions."""
 
     first: int
-    """The line of the first."""
+    """Line number of the first option."""
     marks: tuple[tuple[str, str], ...]
-    """What stands before and behind the letter of each."""
+    """The text before and after each option's letter."""
     texts: tuple[str, ...]
     movable: bool
-    """Whether each is one line right below the other; where one spans several, the end of the last is unknown."""
+    """Whether the options are consecutive single lines. Otherwise the end of the last option is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A place that says which option is right; ``letters`` are several in a hedge, and none in a mark without one."""
+    """A passage that names the chosen option. A hedge has several ``letters``, a mark without a letter has none."""
 
     start: int
     end: int
@@ -152,9 +152,9 @@ class _Claim:
 def chosen_letter(text: str, *, finished: bool = True, letters: str = ascii_uppercase) -> Chosen:
     r"""The letter that a completion chose, or none.
 
-    The last mark or statement counts; without any a line that begins with its letter, then the last letter that is
-    named and not denied. Only what stands behind the thinking counts. Of a completion that was cut, only a closed tag
-    or box is believed. ``letters`` are those of the question: no other letter that merely stands alone is one.
+    The last mark or statement counts. Without one, a line that begins with its letter counts, then the last letter
+    that is named and not denied. Text inside the thinking is ignored. If the completion was cut off, only a closed tag
+    or box counts. ``letters`` are those of the question: any other letter on its own is not a choice.
     """
     plain = _plain(after_thinking(text))
     marked = _marked_claims(plain)
@@ -174,13 +174,13 @@ def chosen_letter(text: str, *, finished: bool = True, letters: str = ascii_uppe
 
 
 def read_label(text: str) -> str | None:
-    """The letter of a text that is one or begins with one: ``B``, ``(b)``, ``Option B``, ``B) Paris``; None if not."""
+    """The letter that a text consists of or begins with: ``B``, ``(b)``, ``Option B``, ``B) Paris``; else None."""
     match = _LABEL.fullmatch(text)
     return match.group(1).upper() if match else None
 
 
 def names_letter(text: str) -> bool:
-    """Whether a text speaks of an option by its letter, in a tag, a box or words."""
+    """Whether a text names an option by its letter, in a tag, a box or words."""
     plain = _plain(text)
     return bool(_BY_NAME.search(plain)) or any(
         claim.letters for claim in (*_marked_claims(plain), *_stated_claims(plain))
@@ -188,7 +188,7 @@ def names_letter(text: str) -> bool:
 
 
 def option_lines(prompt: str) -> OptionLines | None:
-    """The last block of options that begin with A, B, C … in order, two at least; None where there is none."""
+    """The last block of at least two options that begin with A, B, C … in order. None if there is no such block."""
     lines = prompt.split("\n")
     matches = [_OPTION.match(line) for line in lines]
     starts = [i for i, match in enumerate(matches) if match and match["letter"] == "A"]
@@ -226,7 +226,7 @@ def _plain(text: str) -> str:
 
 
 def _marked_claims(text: str) -> list[_Claim]:
-    """What stands in tags and boxes; marks that only "or", "and" or a comma separates are one."""
+    """The claims in tags and boxes. Marks separated only by "or", "and" or a comma are joined into one claim."""
     claims: list[_Claim] = []
     for match in _TAG.finditer(text):
         content = _TAG_MARK.sub("", match["content"]).strip().strip("{}").strip()
@@ -255,7 +255,7 @@ def _marked_claims(text: str) -> list[_Claim]:
 
 
 def _stated_claims(text: str) -> list[_Claim]:
-    """What sentences state, outside of tags and boxes."""
+    """The claims that sentences state, outside tags and boxes."""
     text = _TAG.sub(lambda mark: "." * len(mark.group()), text)
     claims = []
     for pattern in _STATED:
@@ -280,7 +280,7 @@ def _named_letter(text: str, letters: str) -> Chosen:
     fit = {line.group(1) for line in lines if not _REFUSED.search(line.group())}
     if len(fit) == 1:
         return Chosen(*fit)
-    # Several such lines repeat the options, and only what stands around them chooses.
+    # Several such lines only repeat the options, so the text around them decides.
     rest = _LINE.sub("", text) if lines else text
     chosen, end = Chosen(None), 0
     for match in _ALONE.finditer(rest):
@@ -295,7 +295,7 @@ def _named_letter(text: str, letters: str) -> Chosen:
 
 
 def _with_more(text: str, letter: str, end: int) -> tuple[str, int]:
-    """A letter with those that are joined to it, and where the last of them ends."""
+    """The letter with all letters joined to it, and the end position of the last."""
     letters = letter
     while more := _MORE.match(text, end):
         letters, end = letters + more["letter"] * (more["letter"] not in letters), more.end()

@@ -1,7 +1,7 @@
 r"""Multiple choice from rows of data: a question, options, and the right one.
 
-The options stand in the prompt as lines ``A: …`` (SciKnowEval), or in columns of their own (GPQA); then they are
-written below the question. They may be shuffled, once or anew in every epoch, and the answer follows.
+The options are lines ``A: …`` of the prompt (SciKnowEval) or columns of their own (GPQA), which are written below the
+question. They may be shuffled once or in every epoch; the answer's letter changes with them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selfdistill.tasks.data import MemoryRows, Row, lookup, map_row
 from selfdistill.tasks.rows import RowTask, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
 
-# Such an option means others by their place, so it must keep its own.
+# Such an option refers to others by position, so it must not move.
 _REFERS = re.compile(
     r"\b(?:all|none|both|any|neither|either) of (?:the|these|those)\b|\b(?:above|below)\b"
     r"|\b[A-H] (?:and|or|nor|&) [A-H]\b"
@@ -40,7 +40,7 @@ _KINDS: Mapping[AnswerIs, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """A row's question in the row's own order of options; ``right`` is the place of the right one, from 0."""
+    """A row's question with options in the row's order; ``right`` is the index of the right one, from 0."""
 
     question: str
     options: tuple[str, ...]
@@ -53,13 +53,13 @@ class _Problem:
 class ChoiceTask(RowTask):
     r"""Questions with options, verified by the letter.
 
-    Where options are shuffled, a solution that names a letter would name a wrong one, so it is left out. Options that
-    refer to each other or span lines stay in place. Held-out problems stay as they are in the first epoch.
+    When options are shuffled, a solution that names a letter would name a wrong one, so it is left out. Options that
+    refer to each other or span several lines are not shuffled. Held-out problems keep the order of the first epoch.
 
     Args:
         config: the task's table.
         rows: rows in memory; see :class:`~selfdistill.tasks.rows.RowTask`.
-        seed: of the shuffling.
+        seed: seed of the shuffling.
 
     Raises:
         DataError: a source or a row that cannot be used, with its line number.
@@ -99,7 +99,7 @@ class ChoiceTask(RowTask):
         return question, replace(first, redraw=in_epoch) if self.config.shuffle == "epoch" else first
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """Reward 1 for the right letter, else 0; feedback where there is no letter, or none of the options."""
+        """Reward 1 for the right letter, else 0. Gives feedback if there is no letter, or none of the options."""
         options = example.columns["shown_options"]
         letters = ascii_uppercase[: len(options)]
         chosen = chosen_letter(text, finished=finished, letters=letters)
@@ -168,10 +168,10 @@ class ChoiceTask(RowTask):
 
 
 def _option_index(answer: str, options: Sequence[str], answer_is: AnswerIs | None) -> int:
-    """The place of the option that an answer means: by its letter (``B``, ``(B)``), a number, or its text.
+    """The index of the option that an answer means: by its letter (``B``, ``(B)``), a number, or its text.
 
     Raises:
-        ValueError: it means none, or may mean several and ``answer_is`` does not say which.
+        ValueError: the answer matches no option, or several and ``answer_is`` is None.
     """
     answer = answer.strip()
     letter, number = re.fullmatch(r"\(?([A-Za-z])[).:]?", answer), re.fullmatch(r"[0-9]{1,3}", answer)

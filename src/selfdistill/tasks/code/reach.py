@@ -1,7 +1,7 @@
-"""What test code says before it is run: whether it reaches a check, what it takes from outside, what it asks for.
+"""Static analysis of test code: whether it reaches a check, which names it needs, which packages it imports.
 
-A row is refused here, with its line, where its tests are no Python or use what the sandbox does not have. Where it is
-``"surely"`` that code which raises nothing reaches a check, the row's own solution need not be run to know it.
+A row is refused, with its line, if its tests are not Python or use features that the sandbox does not support. If code
+that raises nothing ``"surely"`` reaches a check, the row's own solution need not be run to find out.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ PACKAGES = frozenset(
     "attr flaky freezegun hypothesis mock networkx nose numpy pandas parameterized requests scipy sklearn sympy "
     "tensorflow torch".split()
 )
-"""Packages that tests import, so that their names are not taken for the module under test."""
+"""Packages that tests import. Their names do not mean the module under test."""
 
 _LEAVES = {"exit", "quit", "_exit", "skip", "skipTest"}
-# Python reads no integer of more than 4300 digits, and which one stands in a test does not matter here.
+# Python parses no integer of more than 4300 digits, and the value does not matter here.
 _LONG = re.compile(r"(?<![\w.])\d{4000,}(?![\w.])")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What stands in a module of test code."""
+    """The analysis of a module of test code."""
 
     reach: Reach = "surely"
-    """Whether a check on the candidate is reached by code that raises nothing."""
+    """Whether code that raises nothing reaches a check on the candidate."""
     wants_entry: bool = False
-    """Whether the tests take the function from outside: a ``check(candidate)`` that nobody calls."""
+    """Whether the function is passed to the tests: they define ``check(candidate)`` and do not call it."""
     packages: tuple[str, ...] = ()
-    """Those of ``PACKAGES`` that are imported."""
+    """The imported packages among ``PACKAGES``."""
     called: frozenset[str] = frozenset()
     """Names of the code under test that the tests use."""
 
 
 def read_test_code(code: str, setup: str, *, entry: str, location: str) -> Reading:
-    """Read a module of test code; ``entry`` is the name of the function under test where the row has one.
+    """Analyse a module of test code. ``entry`` is the name of the function under test, or empty.
 
     Raises:
-        DataError: it is no Python, or uses what cannot be run; ``place`` says where it stands.
+        DataError: the code is not Python, or uses an unsupported feature. The message begins with ``location``.
     """
     tree, before = _parsed(code, f"{location}: the tests"), _parsed(setup, f"{location}: the code that the tests need")
     module = _Module(tree, before, entry)
@@ -66,8 +66,8 @@ def read_test_code(code: str, setup: str, *, entry: str, location: str) -> Readi
 def likely_entry(*, prefix: str, starter: str, question: str, solution: str) -> tuple[str, bool]:
     """The function that tests most likely mean, and whether a completion can know its name.
 
-    It is the last one that the code in front or the question declares, else the only one of the solution. Empty where
-    there is none; a completion that cannot know the name may define one function of any name.
+    It is the last function declared in the prefix, the starter code or the question, else the only function of the
+    solution. Empty if there is none. A completion that cannot know the name may define one function of any name.
     """
     for text in (prefix, starter, question):
         declared = re.findall(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(", text, re.MULTILINE)
@@ -83,7 +83,7 @@ def likely_entry(*, prefix: str, starter: str, question: str, solution: str) -> 
 
 
 def defined_functions(code: str) -> list[str]:
-    """Names of the functions that code defines at its top, in order; none where it is no Python."""
+    """Names of the top-level functions in order. Empty if the code is not Python."""
     try:
         tree = ast.parse(_LONG.sub("1", code))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -136,7 +136,7 @@ class _Module:
         self._candidates = {*foreign, *self._given, *(self._read - bound - vars(builtins).keys())}
 
     def unsupported(self) -> Iterator[str]:
-        """What cannot be run, a sentence each."""
+        """Unsupported features of the tests, one sentence each."""
         imported = [alias for node in self._nodes if isinstance(node, ast.Import) for alias in node.names]
         pytest = {alias.asname or alias.name for alias in imported if alias.name == "pytest"}
         for node in self._nodes:
@@ -170,7 +170,7 @@ class _Module:
                 yield f"the test {function.name} asks for {missing[0]!r}, which no fixture of the tests gives"
 
     def may_check(self) -> bool:
-        """Whether a check stands in code that is run, and the code under test is named at all."""
+        """Whether executed code contains a check and names the code under test."""
         if not self._candidates & self._read and not self._takes and not self.wants_entry:
             return False
         todo: list[ast.AST] = [
@@ -178,7 +178,7 @@ class _Module:
         ]
         todo += [function for function, _ in self._tests()]
         todo += self._functions["check"] if self._takes else []
-        # Somebody else's decorator may call what it is given; a base class may hold tests.
+        # A library's decorator may call its function, and a base class may contain tests.
         todo += [statement for statement in self._all_functions() if statement.decorator_list]
         todo += [statement for owner in self._tree.body if isinstance(owner, ast.ClassDef) for statement in owner.body]
         seen: set[int] = set()
@@ -197,7 +197,7 @@ class _Module:
         return False
 
     def surely_checks(self) -> bool:
-        """Whether a check on the candidate stands where nothing can lead past it."""
+        """Whether every path through the tests reaches a check on the candidate."""
         if self._sure(self._tree.body, self._candidates, ()):
             return True
         if self._takes and self._sure_function(self._functions["check"][-1], ()):
@@ -214,7 +214,7 @@ class _Module:
         return function.name not in inside and self._sure(function.body, names, (*inside, function.name))
 
     def _sure(self, statements: Sequence[ast.stmt], names: set[str], inside: tuple[str, ...]) -> bool:
-        """Whether running statements in order asks the candidate and then reaches a check."""
+        """Whether running the statements in order calls the candidate and then reaches a check."""
         called = False
         for statement in statements:
             called = called or any(
@@ -316,7 +316,7 @@ def _parametrized(node: _Function | ast.ClassDef) -> set[str | None]:
 
 
 def _runs(function: _Function) -> bool:
-    """Whether a test is run at least once, whatever decorates it."""
+    """Whether a test runs at least once, given its decorators."""
     for decorator in function.decorator_list:
         match decorator:
             case ast.Call(args=[_, ast.List(elts=[_, *_]) | ast.Tuple(elts=[_, *_]), *_]) if (

@@ -1,4 +1,4 @@
-"""Suites of tests run in the sandbox, and words about the first test that fails."""
+"""Run test suites in the sandbox, and describe the first test that fails."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Problem:
     error: str = ""
     """``"ValueError: no such thing (line 3)"``."""
     builtin: str = ""
-    """``"ValueError"``, a built-in exception: all that may be told of a hidden test."""
+    """``"ValueError"``, a built-in exception: feedback on a hidden test contains nothing else."""
     loading: bool = False
-    """Whether it came before any test's input was known to the code, so that all may be told."""
+    """Whether it occurred before the code saw any test input, so feedback may contain all of it."""
 
     @property
     def kind_in_words(self) -> str:
-        """What may be known of any failure, a hidden test's too: no word of it is the model's or the test's own."""
+        """The kind of failure, safe for hidden tests: it contains no text of the model or of the test."""
         if self.kind == "raised":
             named = getattr(builtins, self.builtin, None)
             is_exception = isinstance(named, type) and issubclass(named, BaseException)
@@ -51,7 +51,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How many of the checks that were reached hold, and the first that does not."""
+    """Number of checks reached and passed, and the first failure."""
 
     passed: int = 0
     total: int = 0
@@ -59,7 +59,7 @@ class Result:
 
 
 class Runner:
-    """Runs suites. With ``stop_early`` the programs behind the first failing one are spared."""
+    """Runs suites. With ``stop_early`` it stops after the first failing program."""
 
     def __init__(self, sandbox: Sandbox, *, stop_early: bool) -> None:
         self._sandbox = sandbox
@@ -106,13 +106,13 @@ class Runner:
         if compared.first is None:
             return Result(compared.passed, len(cases))
         first = _from_failure(compared.failure) if compared.failure else Problem("wrong", got=compared.got)
-        # Code that fails at load fails before it knows any case, and must not be told one.
+        # Code that fails while loading has seen no case, so feedback must not reveal one.
         if not first.loading:
             first = replace(first, given=cases[compared.first].given, expected=cases[compared.first].expected)
         return Result(compared.passed, len(cases), first)
 
     def _programs(self, cases: Sequence[Case], source: str) -> Result:
-        """Every case is a process of its own."""
+        """Run every case in its own process."""
         passed, first = 0, None
         step = self._sandbox.workers if self._stop_early else len(cases)
         for start in range(0, len(cases), step):
@@ -129,7 +129,7 @@ class Runner:
 
 
 def describe(problem: Problem, budget: int) -> str:
-    """All about a failure of a public test: what was asked, expected and got, in about ``budget`` characters."""
+    """Describe a failed public test: its input, expected and actual output, in about ``budget`` characters."""
     raised = problem.kind == "raised"
     head = f"the code raised {problem.error}" if raised else f"the test failed: {problem.kind_in_words}"
     named = [("input", problem.given), ("expected", problem.expected)]

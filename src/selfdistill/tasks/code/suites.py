@@ -1,4 +1,4 @@
-"""Tests of code as data sets write them, the code in a completion, and the comparison of printed output.
+"""Parse tests as data sets write them, find the code in a completion, and compare printed output.
 
 ====================================  =====================================================================
 what a column may hold                read as
@@ -33,12 +33,12 @@ from selfdistill.errors import DataError
 from selfdistill.sandbox.cases import near
 
 _UNPACKED = 256 * 2**20
-"""Most bytes that a packed column may unfold to."""
+"""Maximum bytes of a decompressed column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One input and its expected output: texts for a program; for a function also its arguments and their value."""
+    """One input and its expected output as text. For a function also its arguments and expected value."""
 
     given: str
     expected: str
@@ -48,12 +48,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Test code, or cases, or nothing."""
+    """Test code or cases. May be empty."""
 
     code: str = ""
     cases: tuple[Case, ...] = ()
     function: str = ""
-    """The function that the cases call, where the column itself names it."""
+    """The function that the cases call, if the column names it."""
 
     def __bool__(self) -> bool:
         return bool(self.code.strip() or self.cases)
@@ -63,7 +63,7 @@ def read_tests(value: object, location: str) -> Suite:
     """The tests in a column's value.
 
     Raises:
-        DataError: it is none of the forms above; ``place`` says where it stands.
+        DataError: the value has none of the forms above. ``location`` is the row and column for the message.
     """
     if isinstance(value, str):
         value = _unpacked(value, location)
@@ -86,10 +86,10 @@ def read_tests(value: object, location: str) -> Suite:
 
 
 def documented(text: str, *, whole: bool = False) -> Suite:
-    """``>>>`` examples as test code: those alone whose result is a literal, or the ``whole`` session."""
+    """``>>>`` examples as test code: only those with a literal result, or the ``whole`` session."""
     asserts = []
     try:
-        # The quotes that close a docstring would belong to the last example's result.
+        # Without this, the closing quotes of a docstring would become part of the last result.
         examples = doctest.DocTestParser().get_examples(re.sub(r"\"{3}|'{3}", "\n", text))
     except ValueError:  # badly indented
         return Suite()
@@ -117,7 +117,7 @@ def _is_literal(text: str) -> bool:
 
 
 def _unpacked(text: str, location: str) -> object:
-    """JSON text, plain or packed, as what it holds; any other text as it is."""
+    """The value of JSON text, plain or compressed. Any other text is returned unchanged."""
     start = text.lstrip()[:1]
     if start in ("[", "{"):
         try:
@@ -166,12 +166,12 @@ def _pair(given: Any, expected: Any, function: bool) -> Case:
 
 
 def _json(text: str) -> Any:
-    """The value of JSON text; its integers may have more digits than Python reads by itself (4300)."""
+    """The value of JSON text. Integers may exceed Python's limit of 4300 digits."""
     return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
 
 
 def written(value: Any) -> str:
-    """``repr`` of a value, also of one with integers of more digits than Python writes by itself."""
+    """``repr`` of a value. Integers may exceed Python's limit of 4300 digits."""
     if isinstance(value, list | tuple):
         inside = ", ".join(map(written, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
@@ -187,7 +187,7 @@ def _text(value: Any) -> str:
 
 
 def same_output(output: str, expected: str) -> bool:
-    """Whether a program printed what it should: line by line, blanks at the ends aside, numbers by their value.
+    """Whether printed output equals the expected one: line by line, stripped, with numbers compared by value.
 
     Numbers may stand in lists. They are compared as LiveCodeBench's first checker did (``np.allclose`` with its
     defaults where not all are integers, in ``lcb_runner/evaluation/testing_util.py``; the present one compares decimals
@@ -215,7 +215,7 @@ def _same_number(output: str, expected: str) -> bool:
     return near(float(output), float(expected), whole=bool(_INTEGER.fullmatch(expected)))
 
 
-# What is no number separates numbers, blanks apart: "[1.0, 2]" has five words.
+# Punctuation separates numbers: "[1.0, 2]" has five words.
 _WORDS = re.compile(r"[\[\](){},;:]|[^\s\[\](){},;:]+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6})?")
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -229,12 +229,11 @@ _READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*(?:0|['\"]/dev/
 
 
 def find_code(text: str, *, finished: bool, names: Collection[str] = (), program: bool = False) -> str | None:
-    """The block of a completion that is its solution; without any fence the whole text.
+    """The code block of a completion that is its solution. Without any fence it is the whole text.
 
-    It is the last block that defines one of ``names``, which the tests call, or that reads input where the tests run a
-    ``program``: behind it an example of use may stand. Where none does, it is the last block that is marked as Python,
-    else the last of any kind. A block that nothing closes counts where the completion is ``finished``; of one that the
-    token limit cut, only closed blocks are believed.
+    It is the last block that defines one of ``names``, which the tests call, or that reads input if the tests run a
+    ``program``; an example of use may follow it. If there is no such block, it is the last block marked as Python, else
+    the last block. An unclosed block counts only if the completion is ``finished``, not if it hit the token limit.
     """
     blocks = _blocks(text)
     if not blocks:
@@ -259,7 +258,7 @@ def defines(code: str, name: str) -> bool:
 
 
 def _blocks(text: str) -> list[tuple[str, str, bool]]:
-    """Language, code and whether it is closed, of every fenced block; its lines lose the indent of its fence."""
+    """(language, code, closed) of every fenced block. Lines lose the indent of their fence."""
     blocks: list[tuple[str, str, bool]] = []
     fence, language, quote, indent, inside = "", "", False, 0, list[str]()
     for line in text.splitlines():
@@ -275,7 +274,7 @@ def _blocks(text: str) -> list[tuple[str, str, bool]]:
                 blocks.append((language, "\n".join(inside) + "\n", True))
                 fence = ""
             else:
-                # As Markdown has it, a line that is indented less loses what it has.
+                # As in Markdown, a line with less indent loses all of it.
                 expanded = line.expandtabs(4) if indent else line
                 inside.append(expanded[min(indent, len(expanded) - len(expanded.lstrip(" "))) :])
     if fence:
@@ -293,7 +292,7 @@ def shorten(text: str, most: int) -> str:
 
 
 def share_out(parts: Sequence[str], most: int) -> list[str]:
-    """Several texts cut to a budget together; short ones leave their share to the others."""
+    """Shorten several texts to a common budget. Short texts leave their unused share to longer ones."""
     left, result = most, dict[int, str]()
     for count, index in enumerate(sorted(range(len(parts)), key=lambda index: len(parts[index]))):
         result[index] = shorten(parts[index], max(20, left // (len(parts) - count)))

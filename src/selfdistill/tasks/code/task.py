@@ -1,9 +1,9 @@
 """Code from rows of data: a problem, tests, perhaps a solution.
 
-The code of a completion runs in a sandbox, and its tests do not run beside it: a program's output and a function's
-values are compared here, and test code runs in a second sandbox that calls the function through a pipe
-(``selfdistill.sandbox``). Public tests may be shown in the prompt and in feedback. Of a hidden test nothing is told but
-the kind of its failure.
+The code of a completion runs in a sandbox, and its tests never run in the same process. Program output and return
+values are compared outside; test code runs in a second sandbox that calls the function through a pipe
+(``selfdistill.sandbox``). Public tests may appear in the prompt and in feedback. Of a hidden test, feedback contains
+only the kind of failure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NOT_ONE = "the tests call one function, and the code does not define exactly one
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A row's tests and what surrounds the code under test."""
+    """A row's tests, and the code around the code under test."""
 
     public: Suite
     hidden: Suite
@@ -43,14 +43,14 @@ class _Job:
     setup: str
     function: tuple[str, ...]
     any_name: bool = False
-    """Whether a completion cannot know the function's name, and may define one of another."""
+    """Whether a completion cannot know the function's name, so a function of any name is accepted."""
     readings: tuple[Reading, ...] = ()
-    """What stands in the suites that are test code."""
+    """The analysis of each suite that is test code."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodeExample(Example):
-    """An example with its tests, which no field shows."""
+    """An example with its tests. The tests are in no field, so no context can show them."""
 
     job: _Job | None = field(default=None, compare=False, repr=False)
 
@@ -59,7 +59,7 @@ class CodeTask(RowTask):
     """Programming problems, verified by running their tests.
 
     Tests come in any form of ``tasks/code/suites.py``. A completion that does not define the entry point continues the
-    ``prefix``, such as HumanEval's prompt. A row's solution is shown in hindsight in a fenced block.
+    ``prefix``, such as HumanEval's prompt. The ``solution`` field is the row's solution in a fenced block.
 
     Args:
         config: the task's table.
@@ -93,7 +93,7 @@ class CodeTask(RowTask):
         super().__init__(config, rows)
 
     def example_of(self, row: Row) -> tuple[str, Example]:
-        """The row's question, and the example; its tests are read and kept aside."""
+        """The row's question, and the example with its parsed tests."""
         question, texts = question_and_fields(row, self._mapping)
         job = self._job(row, question, texts)
         if not job.public and not job.hidden:
@@ -110,11 +110,11 @@ class CodeTask(RowTask):
         return question, CodeExample(example_id(row), prompt, fields, row.values, job=job)
 
     def reference(self, example: Example) -> str:
-        """The row's solution; nothing where it has none."""
+        """The row's solution. Empty if the row has none."""
         return example.fields.get("solution", "")
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """Run public tests, then hidden ones. ``details`` holds the share of tests that hold."""
+        """Run the public tests, then the hidden ones. ``details["tests"]`` is the share of tests that pass."""
         assert isinstance(example, CodeExample) and example.job is not None, "an example of another task"
         job = example.job
         code = _code(job, after_thinking(text), finished=finished)
@@ -136,7 +136,7 @@ class CodeTask(RowTask):
         return Verdict(reward, feedback=self._feedback(example, job, source, public, hidden), details={"tests": share})
 
     def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
-        """A verdict on each (example, text, finished), as many at once as there are workers."""
+        """A verdict for each (example, text, finished), verified in parallel by ``workers`` threads."""
         with ThreadPoolExecutor(self._sandbox.workers) as pool:
             return list(pool.map(lambda item: self.verify(item[0], item[1], finished=item[2]), asked))
 
@@ -164,7 +164,7 @@ class CodeTask(RowTask):
         return replace(job, readings=readings)
 
     def _readings(self, row: Row, job: _Job) -> tuple[Reading, ...]:
-        """What stands in the row's test code; tests that import packages which the sandbox lacks are refused."""
+        """Analyse the row's test code. Refuses tests that import packages missing in the sandbox."""
         entry = job.function[-1] if job.function else ""
         codes = [suite.code for suite in (job.public, job.hidden) if suite.code]
         readings = tuple(read_test_code(code, self._setup(job), entry=entry, location=row.location) for code in codes)
@@ -176,7 +176,7 @@ class CodeTask(RowTask):
         return readings
 
     def _refuse_unreached(self, row: Row, job: _Job, solution: str) -> None:
-        """Refuse tests that say nothing of any code: none can be reached, or none is under the row's own solution."""
+        """Refuse tests without a check that can be reached, or that the row's own solution reaches."""
         cases = [case for suite in (job.public, job.hidden) for case in suite.cases]
         if any(reading.reach == "surely" for reading in job.readings):
             return
@@ -194,7 +194,7 @@ class CodeTask(RowTask):
             raise DataError(f"{row.location}: no check of the tests is reached under the row's own solution")
 
     def _named(self, job: _Job, code: str) -> _Job:
-        """The job with the function that it means: where no name was told, the only one that the code defines."""
+        """The job with its function name. If the name is not given, it is the only function that the code defines."""
         if not job.any_name:
             return job
         defined = defined_functions(code)
@@ -211,7 +211,7 @@ class CodeTask(RowTask):
         return f"\n\nThe code must pass these tests:\n\n```python\n{job.public.code.strip()}\n```"
 
     def _whole(self, job: _Job, code: str) -> str:
-        """The program: a completion without the entry point's definition continues the prefix."""
+        """The full program. A completion that does not define the entry point continues the prefix."""
         if job.prefix:
             name = re.escape(job.function[-1]) if job.function else r"\w+"
             defined = re.search(rf"^(?:async\s+)?def\s+{name}\b|^{name}\s*=|^class\s+{name}\b", code, re.MULTILINE)
@@ -222,7 +222,7 @@ class CodeTask(RowTask):
         return self._runner.run(suite, source, setup=self._setup(job), function=job.function)
 
     def _feedback(self, example: CodeExample, job: _Job, source: str, public: Result, hidden: Result) -> str:
-        """Words on the first failure; examples of the prompt are tried where only a hidden test has failed."""
+        """Feedback on the first failure. If only a hidden test failed, the examples of the prompt are run as well."""
         problem = public.problem or hidden.problem
         assert problem is not None
         if public.problem or problem.loading:
@@ -251,13 +251,13 @@ def _code(job: _Job, text: str, *, finished: bool) -> str | None:
 
 
 def _complete(prefix: str) -> str:
-    """Code that may end in a stub whose body is no more than a comment, with a body."""
+    """The prefix with ``pass`` appended if it ends in a function without a body."""
     lines = [line for line in prefix.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     return f"{prefix}\n    pass\n" if lines and lines[-1].rstrip().endswith(":") else prefix
 
 
 def _raw(row: Row, name: str, source: str | None) -> object:
-    """A column's value of any type; None where a source that ends in ``?`` finds none."""
+    """A column's value, of any type. None if the source ends in ``?`` and the column is absent."""
     if source is None:
         return None
     path = source.removesuffix("?")
