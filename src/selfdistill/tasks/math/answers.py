@@ -1,7 +1,7 @@
-r"""Final answers of mathematical texts: where a completion or a solution states one.
+r"""Find the final answer in a completion or a solution.
 
-Every search takes time linear in the text: braces are matched in one pass, lines are walked, and a phrase is looked for
-in a short stretch behind the word "answer" alone.
+Every search takes time linear in the text: braces are matched in one pass, lines are read once, and phrases are
+searched only in a short window after the word "answer".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)(?:\s*\{|(?=\s*[-+0-9A-Za-z\\]))")
-r"""Where a box begins. Published solutions also write ``\framebox``, and TeX lets ``\boxed 6`` go without braces."""
+r"""The start of a box. Published solutions also write ``\framebox``, and TeX lets ``\boxed 6`` go without braces."""
 _TOKEN = re.compile(r"(?P<box>\\(?:f?boxed|fbox|framebox)\s*\{)|\\(?!(?:f?boxed|fbox|framebox)).|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(
     r"\\(?:f?boxed|fbox)(?![a-zA-Z])\s*(?P<content>[-+]?[0-9]+(?:[.,/][0-9]+)*|[A-Za-z](?![A-Za-z])"
@@ -41,9 +41,9 @@ _TAG = re.compile(r"<(?P<end>/?)answer>", re.IGNORECASE)
 
 
 def boxed_answer(text: str, *, finished: bool = True) -> str | None:
-    r"""The content of the last ``\boxed{…}``; boxes that only "and" or a comma separates make one answer.
+    r"""The content of the last ``\boxed{…}``. Boxes separated only by "and" or a comma form one answer.
 
-    A box without braces, ``\boxed 6``, at the end of a text that was cut is not believed.
+    A box without braces, ``\boxed 6``, at the end of an unfinished text is ignored.
     """
     boxes = _boxes(text, finished=finished)
     if not boxes:
@@ -60,7 +60,7 @@ def boxed_answer(text: str, *, finished: bool = True) -> str | None:
 
 
 def tagged_answer(text: str) -> str | None:
-    """What the last closed ``<answer>…</answer>`` holds; a box in it is opened."""
+    """The content of the last closed ``<answer>…</answer>``, or of the box in it."""
     span = _last_tag(text)
     if span is None:
         return None
@@ -69,7 +69,7 @@ def tagged_answer(text: str) -> str | None:
 
 
 def final_answer(text: str, *, finished: bool = True) -> str | None:
-    r"""The last box or ``<answer>`` tag, else, where the text is ``finished``, what it states."""
+    r"""The content of the last box or ``<answer>`` tag, else the stated answer if the text is ``finished``."""
     tag, boxes = _last_tag(text), _boxes(text, finished=finished)
     if tag is not None and (not boxes or tag[1] > boxes[-1][0]):
         answer = tagged_answer(text)
@@ -81,7 +81,7 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
 
 
 def stated_answer(text: str) -> str | None:
-    """What the last ``#### …`` line, "answer is …" or "answer: …" states, whichever begins last."""
+    """The answer stated by the last ``#### …`` line, "answer is …" or "answer: …", whichever begins last."""
     marked = _marked_line(text)
     for word in reversed(list(_WORD.finditer(text))):
         if marked is not None and word.start() < marked[0]:
@@ -93,7 +93,7 @@ def stated_answer(text: str) -> str | None:
 
 
 def _stated_beside(text: str, word: re.Match[str]) -> str | None:
-    """What stands behind or before one mention of the word "answer"; None where it states nothing."""
+    """The answer stated after or before one occurrence of the word "answer". None if there is none."""
     match = _STATES.match(text[word.end() : word.end() + _WINDOW])
     if match and not _NEGATED.match(match["answer"]):
         line = text.rfind("\n", max(0, word.start() - _LONGEST_BETWEEN), word.start()) + 1
@@ -105,13 +105,13 @@ def _stated_beside(text: str, word: re.Match[str]) -> str | None:
 
 
 def marked_answer(text: str) -> str | None:
-    """What the last ``#### …`` line holds, the mark of GSM8K."""
+    """The content of the last ``#### …`` line, GSM8K's mark of an answer."""
     marked = _marked_line(text)
     return None if marked is None else marked[1]
 
 
 def _marked_line(text: str) -> tuple[int, str] | None:
-    """Where the last ``####`` line begins, and what it holds; a heading "#### Answer" holds nothing."""
+    """(start, content) of the last ``####`` line. A heading "#### Answer" does not count."""
     start = len(text)
     for line in reversed(text.splitlines(keepends=True)):
         start -= len(line)
@@ -123,7 +123,7 @@ def _marked_line(text: str) -> tuple[int, str] | None:
 
 
 def _boxes(text: str, *, finished: bool = True) -> list[tuple[int, int, str]]:
-    """(begin, end, content) of every box that is closed and not empty, the outer one of a nest, in the text's order."""
+    """(start, end, content) of every closed, non-empty box in text order. Of nested boxes only the outer one."""
     opened: list[tuple[int, int] | None] = []
     boxes: list[tuple[int, int, str]] = []
     for token in _TOKEN.finditer(text):
@@ -145,7 +145,7 @@ def _boxes(text: str, *, finished: bool = True) -> list[tuple[int, int, str]]:
 
 
 def _last_tag(text: str) -> tuple[int, int] | None:
-    """Where the content of the last closed tag begins and ends."""
+    """(start, end) of the content of the last closed tag."""
     end = None
     for tag in reversed(list(_TAG.finditer(text))):
         if tag["end"]:

@@ -1,8 +1,8 @@
 """Whether two answers are equal, with limits on what algebra may cost.
 
-What an answer is made of is compared here (``equality.py``). Symbolic algebra goes to ``math-verify`` in one worker
-process (``worker.py``) that is killed and started afresh when a check takes too long: algebra can run for ever, and a
-thread cannot be stopped.
+The structure of answers is compared in this process (``equality.py``). Symbolic algebra runs in ``math-verify`` in one
+worker process (``worker.py``), which is killed and restarted when a check takes too long. Algebra may never terminate,
+and a thread cannot be stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GivenUp(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a check found: ``equal``, the given answer's ``canonical`` form, and whether the check was given up."""
+    """The result of a check: ``equal``, the ``canonical`` given answer, and whether the check was given up."""
 
     equal: bool
     canonical: str
@@ -46,11 +46,11 @@ class Comparison:
 
 
 class AnswerChecker:
-    """Tells whether answers are equal, by ``math-verify`` where a glance does not do.
+    """Decides whether answers are equal. Calls ``math-verify`` only if simple rules do not decide.
 
-    ``timeout`` counts processor seconds of one check, so that a busy machine does not turn right answers into wrong
-    ones; in wall-clock time a check is given up after three times as much. The worker starts with the first check that
-    needs it, is out of reach of Ctrl-C, and ends with this object or this process. Results are remembered.
+    ``timeout`` is in processor seconds per check, so that a busy machine does not turn right answers into wrong ones.
+    The limit in wall-clock time is three times as high. The worker starts with the first check that needs it, ignores
+    Ctrl-C, and ends with this object or this process. Results are cached.
     """
 
     def __init__(self, *, timeout: float) -> None:
@@ -95,13 +95,13 @@ class AnswerChecker:
         return result
 
     def close(self) -> None:
-        """End the worker; the next check would start another."""
+        """Stop the worker. The next check starts a new one."""
         if self._ending is not None:
             self._ending()
         self._worker = None
 
     def _ask(self, gold: str, given: str) -> tuple[Reply, str] | None:
-        """The worker's reply, and the canonical form of what was given; None for a check that was given up."""
+        """The worker's reply and the canonical form of the given answer. None if the check was given up."""
         worker = self._start()
         request = {"gold": _as_latex(gold), "given": _as_latex(given), "timeout": self.timeout}
         verdict = _exchange(worker, json.dumps(request))
@@ -157,7 +157,7 @@ def _exchange(worker: subprocess.Popen[str], line: str) -> dict[str, Any] | None
 
 
 def _receive(worker: subprocess.Popen[str]) -> dict[str, Any] | None:
-    """The worker's next line; None when it has ended: the system's own timer kills it, so this read cannot hang."""
+    """The worker's next line, or None if it has ended. A timer of the system kills it, so this read cannot hang."""
     assert worker.stdout is not None
     line = worker.stdout.readline()
     reply: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None

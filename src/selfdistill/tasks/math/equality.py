@@ -1,7 +1,7 @@
-"""Whether two final answers are equal, by what they are: words, times, lists, matrices, numbers with units.
+"""Whether two final answers are equal, by type: words, times, lists, matrices, numbers with units.
 
-Each rule says True or False, or None where it does not apply; the first that applies decides. What no rule knows is
-symbolic algebra and goes to ``ask``, which has limits of its own.
+Each rule returns True or False, or None if it does not apply. The first rule that applies decides. If none does,
+``ask`` compares the answers by symbolic algebra under its own limits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What symbolic algebra says of a pair: whether it is ``equal``, and the value of a side that is a real number."""
+    """Result of symbolic algebra on a pair: whether it is ``equal``, and the real value of each side, if known."""
 
     equal: bool
     gold_value: Fraction | None = None
@@ -198,7 +198,7 @@ def _interval(gold: str, given: str, ask: Ask) -> bool | None:
 
 
 def _list(gold: str, given: str, ask: Ask) -> bool | None:
-    """Several values: in order within parentheses, in any order within braces and without brackets."""
+    """Several values. Order counts within parentheses, not within braces or without brackets."""
     gold_list, given_list = listed(gold), listed(given)
     if number(gold) is not None:
         gold_list = Listed("", (gold,))
@@ -297,7 +297,7 @@ def _pairwise(gold: Sequence[str], given: Sequence[str], ask: Ask) -> bool:
 
 
 def _matched(gold: Sequence[T], given: Sequence[T], same: Callable[[T, T], bool]) -> bool:
-    """Whether each of the gold has its own equal among the given, and none is left over."""
+    """Whether gold and given items can be matched one to one."""
     left = list(given)
     if len(gold) != len(left):
         return False

@@ -1,4 +1,4 @@
-r"""Mathematics from rows of data: a question, a final answer, perhaps a worked solution.
+r"""Mathematics from rows of data: a question, a final answer, and optionally a worked solution.
 
 Any schema is read by naming its columns (a column, a dotted path or a ``$`` template, see ``tasks/data.py``); the files
 in ``tasks/presets/`` name those of GSM8K, MATH, AIME, AMC, DAPO and OpenThoughts.
@@ -30,8 +30,8 @@ class MathTask(RowTask):
     r"""Problems with a final answer, verified by symbolic equality.
 
     The answer of a row is the last ``\boxed{…}`` or ``#### …`` line of its text, else all of it; ``answer_pattern``
-    finds it instead (group 1 of the last match). Without ``answer`` nothing is judged (``has_verifier`` is False), and
-    a reward function must. Unless ``boxed_only``, ``#### 72`` and "the answer is 72" count like a box.
+    finds it instead (group 1 of the last match). Without ``answer`` nothing is verified (``has_verifier`` is False), and
+    a reward function is required. Unless ``boxed_only``, ``#### 72`` and "the answer is 72" count like a box.
 
     Args:
         config: the task's table.
@@ -57,8 +57,8 @@ class MathTask(RowTask):
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         r"""Reward 1 for an answer equal to the row's, else 0.
 
-        The answer is the last ``\boxed{…}`` behind the thinking, else what a ``####`` line or "the answer is" states.
-        Of a completion that the token limit cut, only a closed box is believed: "the answer is 1" may have meant 12.
+        The answer is the last ``\boxed{…}`` after the thinking, else the one stated by a ``####`` line or "the answer
+        is". If the token limit cut the completion, only a closed box counts: "the answer is 1" may have meant 12.
         """
         find_answer = boxed_answer if self.config.boxed_only else final_answer
         given = find_answer(after_thinking(text), finished=finished)
@@ -120,7 +120,7 @@ class MathTask(RowTask):
 
 
 def _is_prose(text: str) -> bool:
-    """Whether a text is sentences about an answer and not one: five words at least, a verb or "so", and a number."""
+    """Whether a text is prose about an answer: at least five words, a verb or "so", and a number."""
     words = [word.lower() for word in re.findall(r"(?<![\\a-zA-Z])[a-zA-Z']+", text)]
     long = len([word for word in words if len(word) > 1])
     return long >= 5 and bool(_PROSE & set(words)) and re.search("[0-9=]", text) is not None

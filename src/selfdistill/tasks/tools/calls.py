@@ -1,7 +1,7 @@
-"""Calls of tools: reading them from a row, from a completion and from a documentation, and comparing them.
+"""Tool calls: parse them from rows, completions and documentation, and compare them.
 
 A call is written in one of two forms. ``"react"`` is ToolAlpaca's: a line ``Action: name``, then ``Action Input:`` and
-a JSON object. ``"template"`` is what the model's chat template teaches (``syntax.py``).
+a JSON object. ``"template"`` is the syntax of the model's chat template (``syntax.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OPTIONAL = "[Optional]"
-"""ToolAlpaca's mark of a call that a right answer may leave out."""
+"""ToolAlpaca's mark of an optional call."""
 
 # Markdown may decorate a line: "> **Action**: f", "1. Action: f", "Action 2: f".
 _REACT = re.compile(
@@ -27,7 +27,7 @@ _INPUT = re.compile(
 )
 _QUOTE = re.compile(r"^[ \t]{0,8}>[ \t]?", re.MULTILINE)
 _NOTHING = re.compile(r"(?:none|null|n/a)?[ \t.`*]*(?=\r?\n|\Z)", re.IGNORECASE)
-# Marks that stand inside a quoted value are text: "a</think>b".
+# Marks inside a quoted value are text: "a</think>b".
 _QUOTED_VALUE = re.compile(r"[:=][ \t]{0,8}\"(?:[^\"\\\n]|\\.)*+\"")
 _MARK = re.compile(r"<(?=/?(?:think|tool_call|function_calls|\|))")
 _DOCUMENTED = re.compile(r"^(?P<name>\w+): (?P<description>.*)\nParameters: (?P<parameters>\{.*\})$", re.MULTILINE)
@@ -43,12 +43,12 @@ _TYPES = {
 
 
 class MalformedCall(ValueError):
-    """A text that should be a call and is none; the message says what is wrong with it."""
+    """The text is not a valid call. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call; an ``optional`` one need not be made."""
+    """One call. An ``optional`` call may be missing from the answer."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Call:
 
 
 def react_text(calls: Sequence[Call]) -> str:
-    """Calls as a completion writes them in the form ``"react"``."""
+    """The text of calls in the form ``"react"``."""
     return "\n".join(
         f"Action: {call.name}\nAction Input: {json.dumps(call.arguments, ensure_ascii=False)}" for call in calls
     )
@@ -66,24 +66,24 @@ def react_calls(text: str) -> list[Call]:
     """Every call of a completion in the form ``"react"``, thinking aside.
 
     Raises:
-        MalformedCall: one of them cannot be read.
+        MalformedCall: a call cannot be parsed.
     """
     text = _QUOTE.sub("", text.replace("\r\n", "\n"))
     return [_react_call(text, match) for match in _REACT.finditer(text)]
 
 
 def shield_values(text: str) -> str:
-    """The text with the marks inside quoted values escaped as JSON and Python do, so that none ends a call."""
+    """The text with marks inside quoted values escaped, as in JSON and Python, so that none ends a call."""
     return _QUOTED_VALUE.sub(lambda value: _MARK.sub(r"\\u003c", value.group()), text)
 
 
 def read_calls(value: object) -> list[Call]:
     """The calls of a row: a list or one object, or JSON text of it, in any of the known spellings.
 
-    Of objects (not of JSON text) nulls are left out: Parquet gives every row the arguments of all rows.
+    Nulls of objects, but not of JSON text, are dropped: Parquet gives every row the arguments of all rows.
 
     Raises:
-        MalformedCall: it is none of them, or there is no call.
+        MalformedCall: the value has another form, or holds no call.
     """
     value = parse_json(value, "the answer") if isinstance(value, str) else _without_nulls(value)
     listed = value if isinstance(value, list) else [value]
@@ -96,7 +96,7 @@ def read_schemas(value: object) -> list[dict[str, Any]]:
     """Tool schemas as chat templates want them, from a list (or its JSON text) of full or bare function descriptions.
 
     Raises:
-        MalformedCall: it is no such list.
+        MalformedCall: the value is not such a list.
     """
     value = parse_json(value, "the tools") if isinstance(value, str) else _without_nulls(value)
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -105,7 +105,7 @@ def read_schemas(value: object) -> list[dict[str, Any]]:
 
 
 def documented_schemas(prompt: str) -> list[dict[str, Any]]:
-    """The schemas that a ToolAlpaca prompt describes in words; empty where it describes none."""
+    """The schemas described in a ToolAlpaca prompt. Empty if it describes none."""
     schemas = []
     for match in _DOCUMENTED.finditer(prompt):
         try:
@@ -117,13 +117,13 @@ def documented_schemas(prompt: str) -> list[dict[str, Any]]:
 
 
 def asked_question(prompt: str) -> str | None:
-    """What stands behind ``Question:`` in a ToolAlpaca prompt."""
+    """The text after ``Question:`` in a ToolAlpaca prompt."""
     match = _ASKED.search(prompt)
     return match["question"].strip() if match else None
 
 
 def same(left: object, right: object) -> bool:
-    """Equality of JSON values: order of keys and spelling aside (1 is 1.0); True is no 1, "1" is no 1."""
+    """Whether JSON values are equal, ignoring key order and number format: 1 equals 1.0, not True and not "1"."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, Mapping) and isinstance(right, Mapping):
@@ -173,7 +173,7 @@ def call_of(value: object, *, bare: bool = False) -> Call:
     With ``bare`` a name alone is a call without arguments.
 
     Raises:
-        MalformedCall: it is none of these.
+        MalformedCall: the value has none of these forms.
     """
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
@@ -200,10 +200,10 @@ def call_of(value: object, *, bare: bool = False) -> Call:
 
 
 def parse_json(text: str, label: str) -> object:
-    """The value of a JSON text; ``what`` names it in messages.
+    """The value of a JSON text; ``label`` names it in messages.
 
     Raises:
-        MalformedCall: it is no JSON, or a key stands twice in an object.
+        MalformedCall: the text is not JSON, or an object has a duplicate key.
     """
     value, end = decode_json(text, len(text) - len(text.lstrip()), label)
     if text[end:].strip():
@@ -212,13 +212,13 @@ def parse_json(text: str, label: str) -> object:
 
 
 def decode_json(text: str, start: int, label: str) -> tuple[object, int]:
-    """The JSON value that begins at ``start``, and where it ends.
+    """The JSON value that begins at ``start``, and its end position.
 
     Raises:
         MalformedCall: as for :func:`parse_json`.
     """
     try:
-        # Strings may hold line breaks: models write them, and what they mean is plain.
+        # Strings may contain line breaks: models write them, and their meaning is clear.
         return json.JSONDecoder(strict=False, object_pairs_hook=_unique).raw_decode(text, start)
     except json.JSONDecodeError as error:
         column = error.pos - start + 1
@@ -260,7 +260,7 @@ def _schema(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON schema of parameters that are described by a text or by a small object each."""
+    """The JSON schema of parameters, each described by a text or a small object."""
     properties: dict[str, Any] = {}
     required = []
     for name, described in given.items():

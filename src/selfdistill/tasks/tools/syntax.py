@@ -1,8 +1,8 @@
-"""The syntaxes in which chat templates teach calls of tools, and which of them a template teaches.
+"""The tool-call syntaxes of chat templates, and detection of a template's syntax.
 
 A call is tagged (``<tool_call>…</tool_call>``), headed by its name (``[TOOL_CALLS]f[ARGS]{…}``) or bare JSON. Between
-tags stands JSON, XML or Python. A template is asked to write a call, and the first syntax that reads the same call back
-is its syntax.
+tags is JSON, XML or Python. To detect a template's syntax, it renders a call; the first syntax that parses the same
+call back is used.
 
 The parser of transformers (``parse_response``) is not used: it wants a response template that few tokenizers ship,
 reads one call a tag, and takes the last of two equal keys.
@@ -69,21 +69,21 @@ _ANOTHER = re.compile(r"\s*[;,]\s*(?=\{)")
 
 @dataclass(frozen=True, slots=True)
 class Syntax:
-    """One way to write calls; ``label`` shows it in messages."""
+    """One way to write calls. Messages show its ``label``."""
 
     label: str
     find: Callable[[str, Schemas], list[Call]]
-    """Every call of a text. The schemas tell numbers from texts where the syntax does not.
+    """Returns every call of a text. Schemas distinguish numbers from strings if the syntax does not.
 
-    Raises MalformedCall where a call is begun and cannot be read.
+    Raises MalformedCall if a call begins and cannot be parsed.
     """
 
 
 def find_calls(text: str, schemas: Schemas, syntax: Syntax | None = None) -> list[Call]:
-    """Every call of a completion behind its thinking; in any known syntax where none is given.
+    """Every call in the text after the thinking. Without ``syntax``, any known syntax is tried.
 
     Raises:
-        MalformedCall: one of them cannot be read.
+        MalformedCall: a call cannot be parsed.
     """
     text = shield_values(text.replace("\r\n", "\n"))
     if syntax is not None:
@@ -102,15 +102,15 @@ def find_calls(text: str, schemas: Schemas, syntax: Syntax | None = None) -> lis
 
 
 def hermes_text(calls: Sequence[Call]) -> str:
-    """Calls as most templates write them, for a task that knows no template yet."""
+    """Calls in the Hermes syntax, which most templates use. Used before the template is known."""
     bodies = (json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in calls)
     return "\n".join(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)
 
 
 def syntax_of(write: Callable[[Sequence[Call]], str]) -> Syntax | None:
-    """The syntax in which ``write`` writes calls; None where none of them reads back what it wrote.
+    """The syntax of ``write``. None if no syntax parses back the call that it wrote.
 
-    ``write`` returns nothing where the template refuses the call.
+    ``write`` returns an empty text if the template refuses the call.
     """
     probe = [Call("get_weather", {"city": "Bern", "days": 3, "detail": True})]
     kinds = {"city": "string", "days": "integer", "detail": "boolean"}
@@ -149,10 +149,10 @@ def _headed(text: str, head: str) -> list[Call]:
 
 
 def _gemma(text: str, schemas: Schemas) -> list[Call]:
-    """Gemma-4's calls: JSON whose keys have no quotes and whose texts stand between marks of their own."""
+    """Gemma-4's calls: JSON with unquoted keys, and strings between special marks."""
     calls = []
     for match in _GEMMA.finditer(text):
-        # Every second piece is a text.
+        # Every second piece is a string.
         pieces = match["body"].split('<|"|>')
         keyed = (
             json.dumps(piece) if index % 2 else re.sub(r"([{,]\s*)(\w+)(\s*:)", r'\1"\2"\3', piece)
@@ -171,7 +171,7 @@ def _any_body(text: str, schemas: Schemas) -> list[Call]:
 
 
 def _json(text: str, schemas: Schemas) -> list[Call]:
-    """One object, several behind each other, or an array."""
+    """Parse one object, several consecutive objects, or an array."""
     calls: list[Call] = []
     position = 0
     text = text.strip().removesuffix("</s>").rstrip()
@@ -188,7 +188,7 @@ def _json(text: str, schemas: Schemas) -> list[Call]:
 
 
 def _bare_json(text: str, schemas: Schemas) -> list[Call]:
-    """Objects that begin a line and have a name, outside of prose."""
+    """Parse objects that begin a line."""
     calls: list[Call] = []
     end = 0
     for match in _BARE.finditer(text):
@@ -222,7 +222,7 @@ def _arguments(text: str, schemas: Schemas) -> list[Call]:
 
 
 def _typed(name: str, pairs: Any, schemas: Schemas) -> dict[str, Any]:
-    """Arguments that are written as texts, as values of the types that the schema gives them."""
+    """Arguments written as text, converted to the types of the schema."""
     functions: list[Mapping[str, Any]] = [schema["function"] for schema in schemas]
     function: Mapping[str, Any] = next((candidate for candidate in functions if candidate["name"] == name), {})
     properties = function.get("parameters", {}).get("properties", {})
@@ -234,7 +234,7 @@ def _typed(name: str, pairs: Any, schemas: Schemas) -> dict[str, Any]:
         about = properties.get(key, {})
         kinds = about.get("type", []) if isinstance(about, Mapping) else []
         kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-        # A text keeps all but the line breaks that set it apart from its tags.
+        # A string keeps everything but the line breaks next to its tags.
         text = text.removeprefix("\n").removesuffix("\n")
         values[key] = text if kinds == ["string"] else _value(text.strip(), text, kinds)
     return values
@@ -246,7 +246,7 @@ def _value(text: str, raw: str, kinds: Sequence[str]) -> Any:
         value = words[text] if text in words else json.loads(text)
     except (ValueError, RecursionError):
         return raw
-    # "3" for a parameter that may be a text and no number is the text.
+    # "3" stays a string if the schema allows a string and no number.
     if "string" in kinds and not isinstance(value, dict | list | bool | None) and not {"integer", "number"} & {*kinds}:
         return raw
     return value
@@ -276,7 +276,7 @@ def _python(text: str, schemas: Schemas) -> list[Call]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal; JSON's true, false and null count as well."""
+    """The value of a Python literal. JSON's true, false and null are accepted as well."""
     words = {"true": True, "false": False, "null": None}
 
     class Words(ast.NodeTransformer):

@@ -1,7 +1,7 @@
-"""Use of tools from rows of data: a request, the tools, and the calls that answer it.
+"""Tool use from rows of data: a request, the tools, and the calls that answer it.
 
-A completion is right if it makes the same calls: the same tools, and for each the same arguments as JSON values. The
-calls are judged and never made.
+A completion is right if it makes the same calls: the same tools, and for each the same arguments as JSON values. Calls
+are verified and never executed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class ToolsTask(RowTask):
 
     A row's answer is a JSON list of ``{name, arguments}`` or ``{Action, Action_Input}``. A call whose name begins with
     ``[Optional]`` may be left out. In the template form the schemas go through the chat template's ``tools``;
-    where they come from a documentation in the prompt, the prompt is then the request alone.
-    ``partial`` is given half for a call's tool and half for its arguments.
+    if they come from documentation in the prompt, only the request stays in the prompt.
+    Half of ``partial`` is given for a call's tool, half for its arguments.
 
     Args:
         config: the task's table.
@@ -89,7 +89,7 @@ class ToolsTask(RowTask):
         )
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """Reward 1 for the same calls, else ``partial`` times the share that is right."""
+        """Reward 1 for the same calls, else ``partial`` times the share of right calls and arguments."""
         if not finished:
             return Verdict(0.0, feedback="the completion was cut off before its calls ended", details={"no_call": 1.0})
         try:
@@ -118,10 +118,10 @@ class ToolsTask(RowTask):
         return self._write([call for call in example.columns["wanted_calls"] if not call.optional])
 
     def fitted(self, chat: Chat) -> ToolsTask:
-        """The task in the syntax of a chat template: it reads calls so, and its solutions are written so.
+        """The task with a chat template's syntax: completions are parsed and solutions written in it.
 
         Raises:
-            ConfigError: the template writes no calls, or calls that no known syntax reads back.
+            ModelError: the template writes no calls, or calls that no known syntax can parse.
         """
         if self.config.form == "react":
             return self
@@ -141,7 +141,7 @@ class ToolsTask(RowTask):
         return task
 
     def _rewritten(self, example: Example) -> Example:
-        """An example whose calls are as the template can say them: XML writes ``3`` and ``"3"`` alike."""
+        """The example with its calls as the template can express them: XML writes ``3`` and ``"3"`` alike."""
         assert self._syntax is not None
         wanted: list[Call] = []
         for call in example.columns["wanted_calls"]:
@@ -162,7 +162,7 @@ class ToolsTask(RowTask):
         return replace(example, fields=fields, columns={**example.columns, "wanted_calls": wanted})
 
     def _calls(self, text: str, example: Example) -> list[Call]:
-        """The calls of a completion behind its thinking."""
+        """The calls of a completion after its thinking."""
         answer_text = after_thinking(shield_values(text))
         if self.config.form == "react":
             return react_calls(answer_text)
@@ -177,7 +177,7 @@ class ToolsTask(RowTask):
         return list(calls) if self.config.ordered else sorted(calls, key=lambda call: canonical([call]))
 
     def _paired(self, given: Sequence[Call], wanted: Sequence[Call]) -> list[tuple[Call | None, Call | None]]:
-        """Every given call beside the wanted one that it is nearest to; None where one side has none."""
+        """Pairs of (given call, most similar wanted call). None marks a missing or a superfluous call."""
         left = list(given)
         names = [call.name for call in given]
         needed = [call for call in wanted if not call.optional or call.name in names]
@@ -186,7 +186,7 @@ class ToolsTask(RowTask):
             pairs = [(given_call, wanted_call) for given_call, wanted_call in zip(given, needed, strict=False)]
             pairs += [(None, wanted_call) for wanted_call in needed[len(given) :]]
             return pairs + [(given_call, None) for given_call in given[len(needed) :]]
-        # Required calls choose first, the best match first, so that an optional one takes what is left over.
+        # Required calls are matched first, exact matches before others. Optional calls get the remaining ones.
         rest = []
         for wanted_call in sorted(needed, key=lambda call: call.optional):
             best = max(left, key=lambda given_call: self._share(given_call, wanted_call), default=None)
@@ -213,7 +213,7 @@ class ToolsTask(RowTask):
         return 0.5 + 0.5 * (right / len(names) if names else 1.0)
 
     def _faults(self, given_call: Call | None, wanted_call: Call | None, tools: Sequence[str]) -> list[str]:
-        """What is wrong with a call, in words that do not give the right value away."""
+        """Feedback on a call, without the right values."""
         if given_call is None:
             return ["a call is missing"]
         exists = (
@@ -243,7 +243,7 @@ class ToolsTask(RowTask):
 
 
 def _written_by(chat: Chat, arguments_as_text: bool, calls: Sequence[Call]) -> str:
-    """Calls as the template writes them: in one turn, or where it refuses several, one by one."""
+    """Calls as the template writes them: in one turn, or one by one if it refuses several."""
     pairs = [(call.name, call.arguments) for call in calls]
     joint_text = chat.calls_text(pairs, arguments_as_text=arguments_as_text)
     if joint_text or len(pairs) == 1:
