@@ -176,7 +176,7 @@ class CodeTask(RowTask):
         return readings
 
     def _refuse_unreached(self, row: Row, job: _Job, solution: str) -> None:
-        """Refuse tests without a check that can be reached, or that the row's own solution reaches."""
+        """Refuse tests if no check can be reached, or if the row's own solution reaches none."""
         cases = [case for suite in (job.public, job.hidden) for case in suite.cases]
         if any(reading.reach == "surely" for reading in job.readings):
             return

@@ -30,8 +30,8 @@ class MathTask(RowTask):
     r"""Problems with a final answer, verified by symbolic equality.
 
     The answer of a row is the last ``\boxed{…}`` or ``#### …`` line of its text, else all of it; ``answer_pattern``
-    finds it instead (group 1 of the last match). Without ``answer`` nothing is verified (``has_verifier`` is False), and
-    a reward function is required. Unless ``boxed_only``, ``#### 72`` and "the answer is 72" count like a box.
+    finds it instead (group 1 of the last match). Without ``answer`` nothing is verified (``has_verifier`` is False),
+    and a reward function is required. Unless ``boxed_only``, ``#### 72`` and "the answer is 72" count like a box.
 
     Args:
         config: the task's table.
