@@ -31,6 +31,14 @@ _WORKER = Path(__file__).with_name("worker.py")
 _START_SECONDS = 120.0
 _REMEMBERED = 65_536
 
+_GREEK = "Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega"
+_SYMBOLS = re.compile(
+    rf"(?P<greek>\\(?:{_GREEK}|{_GREEK.lower()}|kappa|rho|tau|chi|eta|nu)(?![a-zA-Z]))"
+    r"|\\(?:text|math[a-z]+|operatorname|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+|[a-zA-Z]{4,}|(?P<product>[a-zA-Z]{1,3})"
+)
+_SPARE = tuple(f"\\{name}" for name in "kappa rho tau chi eta nu".split())
+"""Letters without a capital in LaTeX, which are rare in answers."""
+
 
 class GivenUp(Exception):
     """A check ran out of time or memory."""
@@ -103,7 +111,8 @@ class AnswerChecker:
     def _ask(self, gold: str, given: str) -> tuple[Reply, str] | None:
         """The worker's reply and the canonical form of the given answer. None if the check was given up."""
         worker = self._start()
-        request = {"gold": _as_latex(gold), "given": _as_latex(given), "timeout": self.timeout}
+        sides = _with_capitals_apart(_as_latex(gold), _as_latex(given))
+        request = {"gold": sides[0], "given": sides[1], "timeout": self.timeout}
         verdict = _exchange(worker, json.dumps(request))
         if verdict is None:
             self.close()
@@ -144,6 +153,36 @@ def _as_latex(answer: str) -> str:
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", answer):  # to math-verify 30° is 30 radians
         answer = re.sub(r"([0-9.]+)\s*\^\s*\\circ", r"\\frac{\1\\pi}{180}", answer)
     return re.sub(r"(?<=[0-9}])i(?![a-zA-Z])", " i", answer)
+
+
+def _with_capitals_apart(gold: str, given: str) -> tuple[str, str]:
+    r"""Both sides with other letters for capitals where case tells symbols apart: ``R - r``, ``\Delta`` and ``\delta``.
+
+    math-verify reads every symbol in lower case, so that R - r would be 0 and r - R its equal. Where one side has a Latin
+    letter in both cases, or the two sides have a Greek one in both, its capital becomes a Greek letter that neither has.
+    """
+    symbols = [{symbol for run in _SYMBOLS.finditer(side) for symbol in _symbols(run)} for side in (gold, given)]
+    both = symbols[0] | symbols[1]
+    capitals = sorted(
+        one
+        for one in both
+        if one != one.lower()
+        and any({one, one.lower()} <= (both if one.startswith("\\") else side) for side in symbols)
+    )
+    free = [greek for greek in _SPARE if greek not in both]
+    if not capitals or len(capitals) > len(free):
+        return gold, given
+    other = dict(zip(capitals, free, strict=False))
+
+    def renamed(run: re.Match[str]) -> str:
+        return "".join(f"{other[one]} " if one in other else one for one in _symbols(run)) or run.group()
+
+    return _SYMBOLS.sub(renamed, gold), _SYMBOLS.sub(renamed, given)
+
+
+def _symbols(run: re.Match[str]) -> list[str]:
+    """The symbols of a match: a Greek command, the letters of a product of at most three, or none."""
+    return [run["greek"]] if run["greek"] else list(run["product"] or "")
 
 
 def _exchange(worker: subprocess.Popen[str], line: str) -> dict[str, Any] | None:

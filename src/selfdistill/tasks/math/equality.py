@@ -278,7 +278,7 @@ def _word(gold: str, given: str, ask: Ask) -> bool | None:
 
 def _spoken(text: str) -> str | None:
     """Words in lower case; None for what is no word, products of one or two letters included."""
-    words = bare(text).strip("!?").strip()
+    words = bare(text).strip(" .,;:!?")
     marked = "\\text" in text
     if words == "\\emptyset":
         return words

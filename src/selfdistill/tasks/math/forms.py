@@ -32,6 +32,7 @@ _REPEATED = re.compile(
     r"(?:\\(?:overline|bar|dot)\s*\{?\s*(?P<period>[0-9]{1,40})\s*\}?|\((?P<aside>[0-9]{1,40})\))(?P<percent>\s*%)?"
 )
 _GOES_ON = re.compile(r"(?P<sign>[-+]?)\s*(?P<whole>[0-9]{1,40})?\.(?P<digits>[0-9]{2,60})\s*(?:\\ldots|\.\.\.+)")
+_ORDINAL = re.compile(r"(?P<place>[0-9]{1,9})\s*(?:\^\s*)?\{?\s*(?:st|nd|rd|th)\s*\}?")
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 
 _ONES = (
@@ -90,6 +91,8 @@ def _number(text: str) -> Number | None:
         return Number(_signed(match, _periodic(match["whole"], fixed, period)), percent=bool(match["percent"]))
     if match := _GOES_ON.fullmatch(text):
         return _going_on(match)
+    if match := _ORDINAL.fullmatch(text):
+        return Number(Fraction(int(match["place"])))
     return _in_words(text.lower())
 
 

@@ -7,7 +7,9 @@ since a model that writes it does not write the row's language.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
+from unicodedata import numeric
 
 LONGEST = 400
 """Characters of an answer beyond which only its text is compared."""
@@ -68,16 +70,27 @@ _UNICODE = {
     "”": '"',
     "∶": ":",
     "＝": "=",
-    "½": "\\frac{1}{2}",
-    "⅓": "\\frac{1}{3}",
-    "⅔": "\\frac{2}{3}",
-    "¼": "\\frac{1}{4}",
-    "¾": "\\frac{3}{4}",
-    "⅕": "\\frac{1}{5}",
-    "⅖": "\\frac{2}{5}",
-    "⅗": "\\frac{3}{5}",
-    "⅘": "\\frac{4}{5}",
-    "⅛": "\\frac{1}{8}",
+    "ℓ": "\\ell ",
+    "ℏ": "\\hbar ",
+    "∘": "\\circ ",
+    "∗": "*",
+    "•": "\\cdot ",
+    "∣": "|",
+    "⊥": "\\perp ",
+    "∧": "\\land ",
+    "∨": "\\lor ",
+    "¬": "\\neg ",
+    "∑": "\\sum ",
+    "⌊": "\\lfloor ",
+    "⌋": "\\rfloor ",
+    "⌈": "\\lceil ",
+    "⌉": "\\rceil ",
+    "˚": "^\\circ ",
+    **{
+        one: f"\\frac{{{Fraction(numeric(one)).limit_denominator(10).numerator}}}"
+        f"{{{Fraction(numeric(one)).limit_denominator(10).denominator}}}"
+        for one in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+    },
     **dict.fromkeys("\u00a0\u2002\u2003\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
     **dict.fromkeys("\u200b\u2060\ufeff\u200e\u200f", ""),
 }
@@ -86,7 +99,8 @@ _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", 
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
 _LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
-_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|([0-9]+|[A-Za-z]))")
+_ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω]))")
+_DEGREES = {"√": "", "∛": "[3]", "∜": "[4]"}
 
 _SUBSTITUTIONS = tuple(
     (re.compile(pattern), by)
@@ -116,6 +130,7 @@ _SUBSTITUTIONS = tuple(
         (r"\{\s*(\\(?:times|cdot)|[-+=<>])\s*\}", r"\1 "),
         (r"\^\s*\{\s*([0-9a-zA-Z])\s*\}", r"^\1"),
         (r"\\(?:R|Reals)(?![a-zA-Z])|\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"\\mathbb{R}"),
+        (r"(?<=[0-9}]) +([kM]?) ?\\Omega(?![a-zA-Z])", r" \\text{\1ohm}"),  # a resistance
         (r"\\%", "%"),
         (r"\\&", " and "),
         (r"\\cent(?![a-zA-Z])", "¢"),
@@ -169,7 +184,8 @@ def tidy(answer: str) -> str:
 def _in_plain_latex(answer: str) -> str:
     text = _RAISED_RUN.sub(lambda run: f"^{{{''.join(_RAISED[c] for c in run.group())}}}", answer)
     text = _LOWERED_RUN.sub(lambda run: f"_{{{''.join(_LOWERED[c] for c in run.group())}}}", text)
-    text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2]}}}", text).translate(_TABLE)
+    text = _ROOT.sub(lambda root: f"\\sqrt{_DEGREES[root[1]]}{{{root[2] or root[3] or root[4]}}}", text)
+    text = text.translate(_TABLE)
     text = _without_markup(text)
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)

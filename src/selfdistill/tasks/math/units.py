@@ -20,6 +20,7 @@ _KNOWN = {
     "angle": "degree deg 1",
     "solid": "rad radian 1",
     "temperature": "celsius 1; fahrenheit 1; kelvin 1",
+    "resistance": "ohm 1; kohm 1000; mohm 1000000",
     "energy": "j joule 1; kj kilojoule 1000; erg 1/10000000",
 }
 _APART = ("gal", "quart", "pint", "celsius", "fahrenheit", "kelvin")
@@ -58,6 +59,9 @@ _BEFORE = re.compile(
     r"(?P<sign>[-+]?)\s*(?:\\text\s*\{\s*)?(?P<currency>(?:US|CA|AU)?\\\$|€|£|¥|₹|USD|EUR|GBP|Rs\.?|\\text\s*\{Rs\.?\s*\})"
     r"(?![a-zA-Z])\s*(?:\}\s*)?(?=[-0-9.\\])"
 )
+_MIXED = re.compile(
+    r"(?P<whole>[0-9]{1,9})\s*(?P<unit>[a-zA-Z]+)\.?,?\s+(?:and\s+)?(?P<part>[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(?P<smaller>[a-zA-Z]+)"
+)
 _CALLED = re.compile(
     r"(?:\\text\s*\{\s*)?(?:(?:the|a|an|its|total|area|volume|perimeter|length|width|height|radius|distance|speed|cost|sum"
     r"|price|profit|age|ratio|slope|probability|minimum|maximum|average|mean|median|number|answer|time|of|is|result|value"
@@ -81,6 +85,14 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     called = _CALLED.match(text)
     if called and called.end() < len(text):
         text = text[called.end() :]
+    if mixed := _MIXED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()):
+        # "2 hours 30 minutes" is 5/2 hours; "2 feet and 30 inches" may be two lengths.
+        unit, smaller = _unit(mixed["unit"]), _unit(mixed["smaller"])
+        if unit.size and smaller.size and unit.dimensions == smaller.dimensions:
+            part = Fraction(mixed["part"]) * smaller.size / unit.size
+            if part < 1 and smaller.size < unit.size:
+                value = int(mixed["whole"]) + part
+                return f"{value.numerator}/{value.denominator}", unit
     text = _OVER.sub(r"\1/\2", text)
     before = _BEFORE.match(text)
     if before:
