@@ -226,6 +226,23 @@ def test_the_cases_are_read_as_a_careful_reader_reads_them() -> None:
     assert len(cases) > 200 and not wrong
 
 
+@pytest.mark.parametrize(
+    ("completion", "letter"),
+    [
+        ("(A) or (B)", None),
+        ("A) and B)", None),
+        ("(A) / (C)", None),
+        ("A) and B) are wrong. So it is C", "C"),
+        ("(A) or (B)\n\nAnswer: B", "B"),
+        ("A) Paris or Rome", "A"),
+        ("The answer is ‘C’.", "C"),
+        ("‘C’", "C"),
+    ],
+)
+def test_a_line_with_two_letters_chooses_none_and_quotes_change_nothing(completion: str, letter: str | None) -> None:
+    assert chosen_letter(completion, letters="ABCD").letter == letter
+
+
 def test_only_letters_of_the_options_stand_alone() -> None:
     text = "Option B, at the temperature T"
     assert chosen_letter(text, letters="ABCD") == Chosen("B")

@@ -29,7 +29,7 @@ _SET_TEXT = re.compile(
     r"\\(?:text|math|operatorname|boldsymbol|bm|bf|rm|mbox|displaystyle)[a-z]*\s{0,4}(?:\{([^{}]{0,400}+)\}|(?![a-z]))"
 )
 _DECORATION = re.compile(
-    r"[*`$\"“”„‘«»「」]|(?<!\w)_{1,3}|_{1,3}(?!\w)"
+    r"[*`$\"“”„«»「」]|(?<!\w)_{1,3}|_{1,3}(?!\w)"
     r"|\\[()\[\]]|\\(?=\s)|\\[,;:!]|^[ \t]{0,8}(?:[#>]{1,6}[ \t]{0,8}){1,4}",
     re.MULTILINE,
 )
@@ -276,12 +276,19 @@ def _stated_claims(text: str) -> list[_Claim]:
 
 def _named_letter(text: str, letters: str) -> Chosen:
     """The letter of the only line that begins with one and denies nothing, else the last that is not denied."""
-    lines = [line for line in _LINE.finditer(text) if line.group(1) in letters]
+    # "(A) or (B)" begins with a letter and chooses none.
+    lines = [
+        line
+        for line in _LINE.finditer(text)
+        if line.group(1) in letters and len(_with_more(text, line.group(1), line.end(1))[0]) == 1
+    ]
     fit = {line.group(1) for line in lines if not _REFUSED.search(line.group())}
     if len(fit) == 1:
         return Chosen(*fit)
-    # Several such lines only repeat the options, so the text around them decides.
-    rest = _LINE.sub("", text) if lines else text
+    # Several such lines repeat the options, and only what stands around them chooses.
+    rest = text
+    for line in reversed(lines):
+        rest = rest[: line.start()] + rest[line.end() :]
     chosen, end = Chosen(None), 0
     for match in _ALONE.finditer(rest):
         start = match.start()

@@ -156,19 +156,20 @@ def _as_latex(answer: str) -> str:
 
 
 def _with_capitals_apart(gold: str, given: str) -> tuple[str, str]:
-    r"""Both sides with other letters for capitals where case tells symbols apart: ``R - r``, ``\Delta`` and ``\delta``.
+    r"""Both sides with capitals renamed where case tells symbols apart: ``R - r``, ``\Delta`` and ``\delta``.
 
-    math-verify reads every symbol in lower case, so that R - r would be 0 and r - R its equal. Where one side has a Latin
-    letter in both cases, or the two sides have a Greek one in both, its capital becomes a Greek letter that neither has.
+    math-verify reads every symbol in lower case, so that R - r would be 0 and r - R its equal. Where one side has a
+    Latin letter in both cases, or the two sides have a Greek one in both, its capital becomes a Greek letter that
+    neither has.
     """
-    symbols = [{symbol for run in _SYMBOLS.finditer(side) for symbol in _symbols(run)} for side in (gold, given)]
+    symbols = [{one for run in _SYMBOLS.finditer(side) for one in _symbols(run)} for side in (gold, given)]
     both = symbols[0] | symbols[1]
-    capitals = sorted(
+    capitals = [
         one
-        for one in both
+        for one in sorted(both)
         if one != one.lower()
-        and any({one, one.lower()} <= (both if one.startswith("\\") else side) for side in symbols)
-    )
+        and any({one, one.lower()} <= side for side in ([both] if one.startswith("\\") else symbols))
+    ]
     free = [greek for greek in _SPARE if greek not in both]
     if not capitals or len(capitals) > len(free):
         return gold, given
