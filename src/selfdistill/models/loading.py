@@ -37,7 +37,8 @@ def _reason(error: Exception) -> str:
 def resolve_model(path: str) -> str:
     """The directory of a shipped model by name; any other path or hub id unchanged."""
     shipped = resources.files("selfdistill.models") / "shipped" / path
-    return str(shipped) if "/" not in path and shipped.is_dir() else path
+    # "" and "." would be the folder of all shipped models.
+    return str(shipped) if "/" not in path and path.strip(".") and shipped.is_dir() else path
 
 
 def lasting_name(path: str) -> str:

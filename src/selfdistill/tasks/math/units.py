@@ -91,8 +91,8 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         if unit.size and smaller.size and unit.dimensions == smaller.dimensions:
             part = Fraction(mixed["part"]) * smaller.size / unit.size
             if part < 1 and smaller.size < unit.size:
-                value = int(mixed["whole"]) + part
-                return f"{value.numerator}/{value.denominator}", unit
+                total = int(mixed["whole"]) + part
+                return f"{total.numerator}/{total.denominator}", unit
     text = _OVER.sub(r"\1/\2", text)
     before = _BEFORE.match(text)
     if before:
