@@ -52,9 +52,9 @@ def evaluate(
 
     Returns:
         ``avg``, ``pass`` and ``maj`` at ``samples``, each with ``value``, ``low`` and ``high`` (95 %), ``length`` in
-        tokens, ``truncated`` as a share, and the arguments of the evaluation. ``judged`` counts completions with a reward; where it
-        is 0, ``avg``, ``pass``, ``maj`` and ``hits`` are None. ``entropy`` is in nats per token, None unless sampled at
-        temperature 1.
+        tokens, ``truncated`` as a share, and the arguments of the evaluation. ``judged`` counts completions with a
+        reward; if it is 0, ``avg``, ``pass``, ``maj`` and ``hits`` are None. ``entropy`` is in nats per token, None
+        unless sampled at temperature 1.
 
     Raises:
         UserError: the model or the task cannot be loaded or used.
