@@ -87,12 +87,12 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         text = text[called.end() :]
     if mixed := _MIXED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()):
         # "2 hours 30 minutes" is 5/2 hours; "2 feet and 30 inches" may be two lengths.
-        unit, smaller = _unit(mixed["unit"]), _unit(mixed["smaller"])
-        if unit.size and smaller.size and unit.dimensions == smaller.dimensions:
-            part = Fraction(mixed["part"]) * smaller.size / unit.size
-            if part < 1 and smaller.size < unit.size:
+        larger, smaller = _unit(mixed["unit"]), _unit(mixed["smaller"])
+        if larger.size and smaller.size and larger.dimensions == smaller.dimensions:
+            part = Fraction(mixed["part"]) * smaller.size / larger.size
+            if part < 1 and smaller.size < larger.size:
                 total = int(mixed["whole"]) + part
-                return f"{total.numerator}/{total.denominator}", unit
+                return f"{total.numerator}/{total.denominator}", larger
     text = _OVER.sub(r"\1/\2", text)
     before = _BEFORE.match(text)
     if before:
