@@ -350,10 +350,7 @@ def _over_runs(lines: Sequence[Sequence[float | None]]) -> dict[str, list[float 
 
 
 def _first_and_last(runs: Sequence[_Run], key: str) -> dict[str, float | None] | None:
-    """Return the means over the first and the last tenth of the steps, because one step is noisy.
-
-    Returns None if no run has recorded the key.
-    """
+    """Return the means over the first and the last tenth of the steps; None if no run has recorded the key."""
     numbers = [(_numbers(run, key), max(1, len(run.metrics) // 10)) for run in runs]
     if not any(row for row, _ in numbers):
         return None

@@ -123,7 +123,6 @@ def inspect(
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
-
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
@@ -140,7 +139,6 @@ def inspect(
         max_tokens=limits.max_tokens_per_microbatch,
         max_logits_per_chunk=limits.max_logits_per_chunk,
     )
-
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
     origin = {
