@@ -565,6 +565,8 @@ def test_a_loss_that_is_no_number_is_exit_code_2(run: Terminal, countdown: Path,
 
 
 EVALUATED = {
+    "entropy",
+    "judged",
     "model",
     "weights",
     "task",
@@ -598,6 +600,7 @@ def test_evaluate_prints_one_object_with_all_its_numbers(run: Terminal, model: P
     assert [len(result[name]) for name in ("hits", "words", "tokens")] == [4, 4, 4]
     assert result["avg"]["value"] == sum(result["hits"]) / 12
     assert result["length"] == sum(result["tokens"]) / 12
+    assert (result["judged"], result["entropy"] > 0) == (12, True)
     for name in ("avg", "pass", "maj"):
         assert result[name]["k"] == 3
         assert result[name]["low"] <= result[name]["value"] <= result[name]["high"]
