@@ -136,3 +136,12 @@ def test_a_pickle_of_tensors_alone_is_read(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path, num_hidden_layers=1)
     pickled(load_file(folder / "model.safetensors"))(folder)
     assert prompt_of(folder)
+
+
+def test_the_folder_one_stands_in_is_a_model_and_an_empty_name_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(save_tiny_model(tmp_path, num_hidden_layers=1))
+    assert prompt_of(Path("."))
+    with pytest.raises(ModelError, match="the model's name is empty"):
+        load_policy("", dtype=torch.float32, device=torch.device("cpu"))

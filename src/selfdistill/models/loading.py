@@ -35,9 +35,15 @@ def _reason(error: Exception) -> str:
 
 
 def resolve_model(path: str) -> str:
-    """The directory of a shipped model by name; any other path or hub id unchanged."""
+    """The directory of a shipped model by name; any other path or hub id unchanged.
+
+    Raises:
+        ModelError: the name is empty.
+    """
+    if not path.strip():
+        raise ModelError("the model's name is empty: give a directory, a hub id or a shipped model, countdown-base")
     shipped = resources.files("selfdistill.models") / "shipped" / path
-    # "" and "." would be the folder of all shipped models.
+    # "." and ".." are the user's own folders, not those around the shipped models.
     return str(shipped) if "/" not in path and path.strip(".") and shipped.is_dir() else path
 
 
