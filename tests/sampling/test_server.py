@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +297,54 @@ def test_a_server_that_lacks_a_switch_is_told_which(
     with pytest.raises(SamplerError) as error:
         make(three[:1]).update(policy, 0)
     assert str(error.value) == f"sampler {three[0].url} refuses {missing} (404): Not Found; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("path", "page"),
+    [
+        ("/collective_rpc", "<!doctype html><title>a proxy</title>"),
+        ("/inference/v1/generate", "<!doctype html><title>a proxy</title>"),
+        ("/inference/v1/generate", '{"choices": [{"token_ids": [1, 2'),
+        ("/inference/v1/generate", '{"choices": []}'),
+        ("/inference/v1/generate", '{"choices": [{"finish_reason": "stop"}]}'),
+    ],
+    ids=["a page for the weights", "a page", "cut JSON", "no choice", "a choice without tokens"],
+)
+def test_what_no_vllm_answers_is_one_sentence(
+    path: str, page: str, make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
+) -> None:
+    sampler = make(three[:1])
+    three[0].pages[path] = page
+
+    def sample() -> None:
+        sampler.update(student[0], 0)
+        draw(sampler)
+
+    with pytest.raises(SamplerError, match=f"^sampler {three[0].url} answers otherwise than vLLM 0.32 does"):
+        sample()
+
+
+def test_requests_share_their_connections(make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]) -> None:
+    sampler = make(three[:1], concurrency=2)
+    for version in range(3):
+        sampler.update(student[0], version)
+        draw(sampler)
+    assert len(three[0].calls) > 12
+    assert three[0].connections <= 2
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_opened_again(
+    make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
+) -> None:
+    """uvicorn closes a connection after five idle seconds, and a training step is often longer."""
+    three[0].idle = 0.05
+    sampler = make(three[:1])
+    sampler.update(student[0], 0)
+    whole = draw(sampler)
+    opened = three[0].connections
+    time.sleep(0.3)
+    assert (draw(sampler), said(sampler)) == (whole, [])
+    assert three[0].connections > opened
 
 
 def said(sampler: ServerSampler) -> list[str]:

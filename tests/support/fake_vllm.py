@@ -41,6 +41,12 @@ class FakeVLLM:
         """Its max_model_len."""
         self.lock = threading.Lock()
         self.url = ""
+        self.pages: dict[str, str] = {}
+        """What it answers at a path instead, word for word."""
+        self.connections = 0
+        """Connections that were opened to it."""
+        self.idle: float | None = None
+        """Seconds after which it closes a connection that asks for nothing; None keeps it."""
         self.password: str | None = None
         """The ``Authorization`` header without which it refuses everything."""
 
@@ -52,6 +58,8 @@ class FakeVLLM:
         """Status and body; None breaks the connection off."""
         place = urlsplit(path).path
         self.calls.append(path)
+        if place in self.pages:
+            return 200, self.pages[place]
         if place in self.missing:
             return 404, {"detail": "Not Found"}
         if self.dies_after is not None and self.dies_after <= 0:
@@ -142,6 +150,14 @@ def serving(*fakes: FakeVLLM) -> Iterator[tuple[str, ...]]:
 
 def _handler(fake: FakeVLLM) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # as vLLM's: a connection stays open for the next request
+
+        def setup(self) -> None:
+            super().setup()
+            self.connection.settimeout(fake.idle)
+            with fake.lock:
+                fake.connections += 1
+
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
 

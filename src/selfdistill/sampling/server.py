@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -133,8 +134,9 @@ class ServerSampler:
 
     def _prepare(self, url: str) -> bool:
         try:
-            if self._loaded_label(url) != self._label:
-                self._sync(url)
+            with _answers_like_vllm(url):
+                if self._loaded_label(url) != self._label:
+                    self._sync(url)
             self.loaded[url] = self._label
             return True
         except _Failed as failure:
@@ -235,14 +237,9 @@ class ServerSampler:
             # The salt separates the prefix caches of different versions of the weights.
             "cache_salt": self._label,
         }
-        answer = self._call(url, "POST", "/inference/v1/generate", body)
-        try:
-            (choice,) = answer["choices"]
+        with _answers_like_vllm(url):
+            (choice,) = self._call(url, "POST", "/inference/v1/generate", body)["choices"]
             return self._checked(url, choice, params.max_tokens)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SamplerError(
-                f"sampler {url} answers otherwise than vLLM 0.32 does ({type(error).__name__}: {error})"
-            ) from error
 
     def _checked(self, url: str, choice: Mapping[str, Any], max_tokens: int) -> Completion:
         """Check an answer's weights and log-probabilities and return it as a completion."""
@@ -300,6 +297,21 @@ class ServerSampler:
             return request
 
         return add_header
+
+
+@contextmanager
+def _answers_like_vllm(url: str) -> Iterator[None]:
+    """Report an answer of another form: a web page, JSON that was cut, a key that is missing.
+
+    Raises:
+        SamplerError: names the server and what its answer lacks.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise SamplerError(
+            f"sampler {url} answers otherwise than vLLM 0.32 does ({type(error).__name__}: {error})"
+        ) from error
 
 
 UNTOUCHED = "default"
