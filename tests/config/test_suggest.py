@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -31,6 +32,14 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "another kind's key": (
         {"sampler": {"kind": "hf", "overlap": True}},
         "unknown key 'sampler.overlap'; known there: kind",
+    ),
+    "infinity, which TOML has": (
+        {"optimiser": {"learning_rate": math.inf}},
+        "optimiser.learning_rate: input should be a finite number (got inf)",
+    ),
+    "no number, which TOML has": (
+        {"parallel": {"timeout": math.nan}},
+        "parallel.timeout: input should be a finite number (got nan)",
     ),
     "before what is missing": ({"task": {"kind": "math", "anser": "a"}}, "unknown key 'task.anser'; did you mean"),
     "a field called like a kind of task": ({"task": {**MATH, "fields": {"code": 3}}}, "task.fields.code: input should"),

@@ -9,9 +9,9 @@ from pydantic.config import JsonDict
 
 
 class Strict(BaseModel):
-    """A table that refuses unknown keys."""
+    """A table that refuses unknown keys, and infinity and NaN, which TOML knows as numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 AlarmName = Literal[
