@@ -42,10 +42,11 @@ def cut_by_tokens(
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """A micro-batch of this rank, by the indices of its views. ``counts`` is False for a dummy micro-batch."""
+    """A micro-batch of this rank, by the indices of its views."""
 
     indices: list[int]
     is_dummy: bool = False
+    """Whether it only keeps ranks in step. Its results do not count."""
 
 
 def micro_batches(

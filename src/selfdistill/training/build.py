@@ -197,6 +197,7 @@ def build_prefetcher(
         log=say,
         ranks=worker.world.size,
     )
+    # An engine that cannot run here is refused above, also if this method would not use it. It has not been started.
     if not worker.method.on_policy or STUDENT not in worker.method.sampling_roles():
         return None
     return Prefetcher(engine, policy, worker, sampler, seed=config.seed)
