@@ -42,6 +42,7 @@ TARGETS: Mapping[str, Sequence[str]] = {
     "training/importance.py": ("test_importance.py",),
     "models/teachers.py": ("test_teachers*.py", "test_masters.py", "test_training.py"),
     "training/trainer.py": _TRAINING,
+    "scoring/prepare.py": ("test_prepare.py", "test_scoring.py", *_TRAINING, *_METHODS, "test_inspection.py"),
     "training/metrics.py": ("test_measuring.py",),
 }
 """Files whose mutants are made, and the test files that are to find them, by the first pattern: fast ones, and near."""

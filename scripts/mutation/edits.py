@@ -178,8 +178,10 @@ def _exchanged(call: Any) -> Iterator[Any]:
 
 
 def _only_raises(node: Any) -> bool:
-    body = node.body.body
-    return node.orelse is None and len(body) == 1 and isinstance(getattr(body[0], "body", [None])[0], cst.Raise)
+    match node:
+        case cst.If(orelse=None, body=cst.IndentedBlock(body=[cst.SimpleStatementLine(body=[cst.Raise()])])):
+            return True
+    return False
 
 
 def _compiles(source: str) -> bool:
