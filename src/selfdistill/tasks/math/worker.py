@@ -18,6 +18,10 @@ from typing import Any
 _MEMORY = 4 * 2**30
 """Bytes of address space: a tower of powers would otherwise take the machine's memory before its time is up."""
 
+_UNDECIDED = (TypeError, ValueError, NotImplementedError, RecursionError)
+"""What sympy raises for sound mathematics: an order of f(x) + 1 and f(x), a sum that diverges, an inequality that it
+cannot solve, a limit of f. Anything else ends this process, and the check counts as given up."""
+
 
 def _arm(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -101,7 +105,7 @@ def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
             if not (apart.is_Float or apart.is_Rational) or not apart.is_finite:
                 continue
             near, far = bool(apart <= size * 10**-20), bool(apart > size * 10**-9)
-        except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
+        except _UNDECIDED:
             continue  # not a number there
         agrees += near
         if not near and (far or spot > 1):
@@ -165,7 +169,7 @@ def _conditions(expression: Any) -> Any:
         return None
     try:
         return sympy.And(*parts).as_set()
-    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
+    except _UNDECIDED:
         return None
 
 
