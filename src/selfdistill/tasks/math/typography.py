@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from functools import lru_cache
-from unicodedata import numeric
+from unicodedata import decomposition, numeric
 
 LONGEST = 400
 """Characters of an answer beyond which only its text is compared."""
@@ -71,6 +71,9 @@ _UNICODE = {
     "∶": ":",
     "＝": "=",
     "ℓ": "\\ell ",
+    "≡": "\\equiv ",
+    "Å": " angstrom ",
+    "\u212b": " angstrom ",
     "ℏ": "\\hbar ",
     "∘": "\\circ ",
     "∗": "*",
@@ -95,18 +98,27 @@ _UNICODE = {
     **dict.fromkeys("\u200b\u2060\ufeff\u200e\u200f", ""),
 }
 _TABLE = str.maketrans(_UNICODE)
-_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
-_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
+# What Unicode calls a superscript or a subscript of one character: x², xᵃ⁺ᵇ, xᵢ. The º of a degree is none.
+_SCRIPTS = [chr(i) for first, last in ("²³", "¹¹", "ʰˣ", "ᴬᵪ", "⁰ₜ", "ⱼⱽ") for i in range(ord(first), ord(last) + 1)]
+_RAISED, _LOWERED = (
+    {one: chr(int(parts[1], 16)) for one in _SCRIPTS if (parts := decomposition(one).split())[:1] == [kind]}
+    for kind in ("<super>", "<sub>")
+)
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
 _LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
 _ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ω]))")
 _DEGREES = {"√": "", "∛": "[3]", "∜": "[4]"}
 
+_TEXT = r"\\(?:text|mathrm)\s*\{"
+_METRIC = "eV|Hz|mol|Pa|Sv|[msgFACVWLlJNTHM]"
 _SUBSTITUTIONS = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
         (r"\\\\\s*\[[^\]]*\]", r"\\\\"),  # a row's end with a skip
-        (r",?\\!\s*|\{\s*,\s*\}(?=[0-9]{3}(?![0-9]))|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ""),
+        (r",?\\!\s*", ""),
+        # Between groups of three digits, or in India of two before the last three: 1{,}20{,}000.
+        (r"\{\s*,\s*\}(?=(?:[0-9]{2}\{\s*,\s*\}){0,9}[0-9]{3}(?![0-9]))", ""),
+        (r"(?<=[0-9])\\,(?=(?:[0-9]{2}\\,){0,9}[0-9]{3}(?![0-9]))", ""),
         (r"\\(?:q?quad|thinspace|enspace|space|medspace|thickspace|nobreakspace)(?![a-zA-Z])|(?<!\\)\\[,;:> ]|~", " "),
         (r"\\[hv]space\*?\s*\{[^{}]*\}|\\(?:phantom|label|tag)\s*\{[^{}]*\}", " "),
         (r"\\(?:left|right)\s*\.", ""),
@@ -129,8 +141,14 @@ _SUBSTITUTIONS = tuple(
         (r"\\colon(?![a-zA-Z])|\{\s*:\s*\}", ":"),
         (r"\{\s*(\\(?:times|cdot)|[-+=<>])\s*\}", r"\1 "),
         (r"\^\s*\{\s*([0-9a-zA-Z])\s*\}", r"^\1"),
+        (r"_\s*\{\s*([0-9a-zA-Z])\s*\}(?![0-9a-zA-Z])", r"_\1"),
         (r"\\(?:R|Reals)(?![a-zA-Z])|\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"\\mathbb{R}"),
         (r"(?<=[0-9}]) +([kM]?) ?\\Omega(?![a-zA-Z])", r" \\text{\1ohm}"),  # a resistance
+        # A millionth of a unit: 5\,\mu\text{m}, 5 \text{μm}, 5 μm; the last at the end, for 5 \mu m g is a product.
+        (r"\\(?:text|mathrm)\s*\{ *\\mu *\}", r"\\mu "),
+        (rf"(?<=[0-9}}]) *(?:\\mu *{_TEXT}|{_TEXT} *\\mu) *({_METRIC})(?![a-zA-Z])", r" \\text{micro\1"),
+        (rf"(?<=[0-9}}]) *\\mu *({_METRIC})(?![a-zA-Z])(?=[ .]*$| *[/^])", r" \\text{micro\1}"),
+        (r"\\(?:AA(?![a-zA-Z])|mathring\s*\{ *(?:\\text\s*\{)? *A *\}?\})", " angstrom "),
         (r"\\%", "%"),
         (r"\\&", " and "),
         (r"\\cent(?![a-zA-Z])", "¢"),
@@ -155,6 +173,13 @@ _UNWRAPPED = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|underline|boxed|fbox|ensuremath|mathit|emph|mathstrut|pmb)\s*(?=\{)"
 )
 _LONE_BRACES = re.compile(r"(?<![\\a-zA-Z}\]^_])\{([0-9a-zA-Z.]+)\}")
+# Plain braces around a condition are those of a set: {x | x > 1}.
+_BUILT = re.compile(
+    r"\{(\s*(?:[a-zA-Z](?:_\w)?|\([a-z, ]+\))\s*(?:\\in[^|:<>]{1,20})?)(?:\\mid(?![a-zA-Z])|\||:)"
+    r"(?=.*(?:[<>=]|\\[a-z]))"
+)
+# "34 is the answer", "n = 34\\text{ is the least such number}"
+_TAIL = re.compile(r"(?<=[0-9}])(?:\s*\\text\s*\{)?\s*(?:is|are) (?:the|our|my|its)\b[a-z ]{0,60}\}?$", re.IGNORECASE)
 _LEAD = re.compile(
     r"(?:=|:|\\(?:approx|sim|simeq|cong|therefore|implies|Rightarrow)(?![a-zA-Z])"
     r"|(?:(?:is )?(?:about|approximately|approx\.?|roughly|around|exactly|only|just|precisely)|"
@@ -173,10 +198,12 @@ def tidy(answer: str) -> str:
     while True:
         before = text
         text = text if text.endswith(("...", "\\ldots")) else text.rstrip(" .,;:?\\")
+        text = _TAIL.sub("", text)
         lead = _LEAD.match(text)
         text = text[lead.end() :] if lead else text
         if text.startswith("{") and closing(text, 0) == len(text) - 1:
-            text = text[1:-1].strip()
+            built = _BUILT.match(text)
+            text = f"\\{{{built[1].rstrip()}\\mid {text[built.end() : -1]}\\}}" if built else text[1:-1].strip()
         if text == before:
             return text
 

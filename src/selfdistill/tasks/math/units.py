@@ -10,12 +10,13 @@ from functools import lru_cache
 _KNOWN = {
     "length": "m meter metre 1; mm millimeter millimetre 1/1000; cm centimeter centimetre 1/100; dm decimeter 1/10; "
     "km kilometer kilometre 1000; inch inche in 127/5000; ft foot feet 381/1250; yd yard 1143/1250; "
-    "mi mile 201168/125; nm nanometer 1/1000000000; um micrometer micron 1/1000000",
-    "mass": "g gram gm 1; kg kilogram kilo 1000; mg milligram 1/1000; lb lbs pound 45359237/100000; oz ounce "
-    "45359237/1600000; tonne 1000000",
-    "time": "s sec second 1; ms millisecond 1/1000; min minute 60; h hr hour 3600; day d 86400; week wk 604800; "
-    "month 2629800; yr year 31557600",
-    "volume": "l liter litre 1; ml milliliter millilitre cc 1/1000; gal gallon 1; quart qt 1/4; pint pt 1/8",
+    "mi mile 201168/125; nm nanometer 1/1000000000; um microm micrometer micron 1/1000000; angstrom 1/10000000000",
+    "mass": "g gram gm 1; kg kilogram kilo 1000; mg milligram 1/1000; microg microgram 1/1000000; "
+    "lb lbs pound 45359237/100000; oz ounce 45359237/1600000; tonne 1000000",
+    "time": "s sec second 1; ms millisecond 1/1000; micros microsecond 1/1000000; min minute 60; h hr hour 3600; "
+    "day d 86400; week wk 604800; month 2629800; yr year 31557600",
+    "volume": "l liter litre 1; ml milliliter millilitre cc 1/1000; microl microliter 1/1000000; "
+    "gal gallon 1; quart qt 1/4; pint pt 1/8",
     "money": "dollar buck usd 1; cent ¢ penny pennie 1/100",
     "angle": "degree deg 1",
     "solid": "rad radian 1",
