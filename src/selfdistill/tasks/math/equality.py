@@ -14,12 +14,13 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TypeVar
 
-from selfdistill.tasks.math.forms import Number, fold, number, same_number
+from selfdistill.tasks.math.forms import Number, fold, may_be_product, number, same_number
 from selfdistill.tasks.math.structures import (
     LONGEST_LIST,
     Listed,
     Piece,
     assigned,
+    congruence,
     intervals,
     label,
     listed,
@@ -64,6 +65,7 @@ _RELATION = re.compile(r"<|>|\\(?:le|ge|ne)(?![a-z])")
 _SEVERAL_WORDS = re.compile(r"^\\text\s*\{([^{}]*(?:[,;]|\band\b|\bor\b)[^{}]*)\}$")
 _RELATION_FIRST = re.compile(r"<|>|\\(?:le|ge|ne|not)(?![a-z])|(?:not|at least|at most|more than|less than)\b")
 _NOTHING = {"\\emptyset", "no solution"}
+_INDIAN = re.compile(r"(?<![0-9,.({\[])[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3}(?![0-9,])")
 
 
 def equal(gold: str, given: str, ask: Ask) -> bool:
@@ -73,11 +75,14 @@ def equal(gold: str, given: str, ask: Ask) -> bool:
         return True
     if max(len(gold), len(given)) > LONGEST or not given:
         return False
+    if (number(gold) is None) is not (number(given) is None):
+        # In India 1,20,000 is a number, elsewhere three of them; beside a number it is a number.
+        gold, given = (_INDIAN.sub(lambda run: run.group().replace(",", ""), text) for text in (gold, given))
     if number(gold) is not None and number(given) is not None:
         return _quantity(gold, given, ask)
     if bool(_RELATION_FIRST.match(gold)) != bool(_RELATION_FIRST.match(given)):
         return False  # algebra would drop the sign: "> 5" is not 5
-    for rule in (_label, _date, _time, _numeral, _matrix, _interval, _list, _ratio, _word):
+    for rule in (_label, _date, _time, _numeral, _matrix, _congruence, _interval, _list, _ratio, _word):
         verdict = rule(gold, given, ask)
         if verdict is not None:
             return verdict
@@ -179,6 +184,24 @@ def _matrix(gold: str, given: str, ask: Ask) -> bool | None:
     return all(_pairwise(row, other_row, ask) for row, other_row in zip(gold_matrix, given_matrix, strict=True))
 
 
+def _congruence(gold: str, given: str, ask: Ask) -> bool | None:
+    r"""Residues: ``x \equiv 2 \pmod 5`` is ``7 mod 5``, since 5 divides the difference."""
+    gold_class, given_class = congruence(gold), congruence(given)
+    if gold_class is None or given_class is None:
+        return None
+    (name, residues, modulus), (given_name, given_residues, given_modulus) = gold_class, given_class
+    if modulus != given_modulus or (name is not None and given_name is not None and name != given_name):
+        return False
+
+    def same(residue: str, given_residue: str) -> bool:
+        one, other, size = number(residue), number(given_residue), number(modulus)
+        if one is None or other is None or size is None or size.value == 0:
+            return equal(residue, given_residue, ask)
+        return (one.value - other.value) % size.value == 0
+
+    return _matched(residues, given_residues, same)
+
+
 def _interval(gold: str, given: str, ask: Ask) -> bool | None:
     """Intervals and inequalities in each other's terms: ``x \\le 2`` is ``(-\\infty, 2]``."""
     gold_set, given_set = intervals(gold), intervals(given)
@@ -269,6 +292,8 @@ def _ratio(gold: str, given: str, ask: Ask) -> bool | None:
 def _word(gold: str, given: str, ask: Ask) -> bool | None:
     """Words letter by letter: ``cab`` is not ``abc``, as it would be as a product."""
     gold_word, given_word = (_spoken(text) for text in (gold, given))
+    if given_word is None and len(gold_word or "") == 2 and gold.isupper():
+        return None  # PV may be written P V
     if gold_word in _NOTHING and given_word in _NOTHING:
         return True
     if gold_word is None or number(gold) is not None or split_unit(gold)[1] is not None:
@@ -277,15 +302,13 @@ def _word(gold: str, given: str, ask: Ask) -> bool | None:
 
 
 def _spoken(text: str) -> str | None:
-    """Words in lower case; None for what is no word, products of one or two letters included."""
+    """Words in lower case; None for what is no word, such as a product of letters."""
     words = bare(text).strip(" .,;:!?")
     marked = "\\text" in text
     if words == "\\emptyset":
         return words
-    if not _WORDS.fullmatch(words) or len(re.sub("[^A-Za-z]", "", words)) < (2 if marked else 3):
+    if not _WORDS.fullmatch(words) or (not marked and all(may_be_product(word) for word in re.split(r"[ '-]", words))):
         return None
-    if not marked and all(len(word) == 1 for word in words.split()):
-        return None  # a product: "a b c"
     words = re.sub(r"^(?:the|a|an) ", "", " ".join(words.lower().split()))
     return _SAME_WORDS.get(words, words)
 

@@ -43,7 +43,10 @@ _NUMERALS = {word: i for i, word in enumerate(f"{_ONES} eighteen nineteen".split
 }
 
 _SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")  # not between digits: "1 00" is no 100
-_LONG_WORDS = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}")
+_RUN = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}")
+_ALONE = re.compile(r"[A-Za-z'.,;:!?]+")
+# No symbol is called o, and nobody multiplies u by p.
+_SHORT_WORDS = frozenset("no on of or so to go do up".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,24 @@ def _terminates(value: Fraction) -> bool:
 def fold(text: str) -> str:
     r"""The text without spacing and text commands, words in lower case; ``\Delta`` and ``\delta`` stay apart."""
     text = _SPACE.sub("", bare(text))
-    return text.lower() if len(text.strip("().")) == 1 else _LONG_WORDS.sub(lambda word: word.group().lower(), text)
+    if len(text.strip("().")) == 1:
+        return text.lower()
+    alone = _ALONE.fullmatch(text) is not None
+
+    def lowered(run: re.Match[str]) -> str:
+        # Up to three letters are a product in a formula, and on their own where one stands in both cases: Mm.
+        word = run.group()
+        both_cases = len({*word}) > len({*word.lower()})
+        return word if len(word) < 4 and (both_cases or not alone) else word.lower()
+
+    return _RUN.sub(lowered, text)
+
+
+def may_be_product(word: str) -> bool:
+    """Whether bare letters may be symbols: ``xy``, ``GMm``; not ``no``, nor capitals such as ``HT``, nor ``abc``."""
+    if len(word) < 3:
+        return len(word) < 2 or (word.lower() not in _SHORT_WORDS and not word.isupper())
+    return len(word) == 3 and not (word.islower() or word.isupper() or word.istitle())
 
 
 def canonical(answer: str) -> str:

@@ -86,6 +86,10 @@ _BOTH = re.compile(rf"\s*(?:{_AND})\s*")
 _BUILDER = re.compile(
     rf"\\\{{\s*{_VARIABLE}(?:\s*\\in\s*\\mathbb\{{R\}})?\s*(?:\\mid|\||:)\s*(?P<condition>.*)\\\}}", re.DOTALL
 )
+_CONGRUENCE = re.compile(
+    rf"(?:(?P<name>{_VARIABLE})\s*(?:\\equiv(?![a-z])|=)\s*)?(?P<residues>[^=]{{1,80}}?)"
+    r"\s*\(?\s*\\?[pb]?mod(?:ulo)?(?![a-z])\s*\{?\s*(?P<modulus>[0-9]{1,40}|[a-zA-Z])\s*\}?\s*\)?"
+)
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
@@ -110,6 +114,12 @@ def listed(text: str) -> Listed:
         return Listed("", tuple(_both_signs(text)))
     items = [signed for part in parts for signed in _both_signs(part)]
     return Listed(kind, tuple(items))
+
+
+def congruence(text: str) -> tuple[str | None, tuple[str, ...], str] | None:
+    r"""The variable, the residues and the modulus of ``x \equiv 1, 2 \pmod 5`` or ``2 mod 5``."""
+    match = _CONGRUENCE.fullmatch(bare(text))
+    return (match["name"], listed(match["residues"]).items, match["modulus"]) if match else None
 
 
 def _several(text: str) -> bool:
