@@ -41,7 +41,8 @@ _BEFORE = r"(?<![A-Za-z0-9_À-ɏ'’\\=^+/{-])(?<!\d[ ])"
 _BEHIND = r"(?![A-Za-z0-9_À-ɏ'’=^+/-]|[ ]=)"
 _CAPITAL = rf"{_BEFORE}(?P<letter>[A-Z]){_BEHIND}"
 # A small letter counts behind a colon or "is", where it ends a sentence or has a bracket: "answer: b", "is b) Paris".
-_EITHER = rf"(?:{_CAPITAL}|(?P<small>[a-z])(?=[)\]:]|[.]?[ \t]*(?:$|\n)|[.,;!][ \t\n]))"
+_SMALL = r"(?P<small>[a-z])(?=[)\]:]|[.]?[ \t]*(?:$|\n)|[.,;!][ \t\n])"
+_EITHER = rf"(?:{_CAPITAL}|{_SMALL})"
 _ALONE = re.compile(_CAPITAL)
 
 _BE = r"(?:(?:is|was|be|est|ist|lautet|es|è)\b|(?:'s|’s)(?!\w)|[:=是为為])"
@@ -59,6 +60,8 @@ _STATED = tuple(
     for pattern in (
         # "The correct answer to the question is B", "Answer: b". What stands between may deny it, which is asked below.
         rf"(?<![a-z])(?:{_ANSWER}|{_BEST})[^.\n。]{{0,80}}?{_BE}{_FILLERS}(?-i:{_EITHER})",
+        # "answer=C"; elsewhere a letter behind "=" belongs to a formula.
+        rf"(?<![a-z])(?:{_ANSWER}|{_BEST})\s{{0,4}}=(?-i:(?P<letter>[A-Z]){_BEHIND}|{_SMALL})",
         # "Answer B", a heading "Final Answer" above the letter.
         rf"(?<![a-z])(?:answer|choice)[\s:(\[]{{1,12}}+(?:option\s)?(?-i:(?!I\s){_CAPITAL})(?!\s+[a-z])",
         # "I would choose option B", "so C.", "Hence it must be B", "It is C."
@@ -97,12 +100,24 @@ _WRONG = r"(?:wrong|incorrect|false|out|impossible|ruled|eliminated|excluded|inv
 _DENIED_BEHIND = re.compile(
     r"[\s)\].:-]{0,6}+(?:(?:is|are|was|were|seems?|looks?|can|could|would|does|do)\s+"
     rf"(?:(?:be|both|all|also|clearly|the)\s+){{0,2}}(?:not\b|{_WRONG})|\(?{_WRONG}"
-    r"|cannot\b|fails?\b|(?:is|are|was|does|do|ca|could|would)n['’]t\b|[✗✘❌])",
+    r"|cannot\b|fails?\b|(?:is|are|was|does|do|ca|could|would)n['’]t\b|[✗✘❌]"
+    r"|[^.!?\n]{0,60}\?\s{0,4}no\b)",
     re.IGNORECASE,
 )
 
+# "All but D can be eliminated", "every option except B is wrong": what is said of the others chooses the letter.
+_SINGLED_OUT = re.compile(
+    r"\b(?:all|none|nothing|everything|every|each)(?:\s+(?:of|the|other|options?|choices?|answers?)){0,4}"
+    r"\s+(?:but|except(?:\s+for)?)\s+(?:(?:option|choice|answer)\s+)?[(\[]?$",
+    re.IGNORECASE,
+)
+# "Vitamin C" names a thing and no option.
+_THING = re.compile(
+    r"\b(?:vitamin|hepatitis|influenza|group|type|class|grade|figure|fig\.|table|section|appendix)s?\s$", re.IGNORECASE
+)
+
 # "A gas expands" has an article, "I think" a pronoun; "A is right" has a letter.
-_ARTICLE = re.compile(r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|fits|over|cannot|has)\b)[a-z]")
+_ARTICLE = re.compile(r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|fits|over|cannot|has|only|alone)\b)[a-z]")
 _NAMED = re.compile(r"(?:option|choice|answer|select|choose|pick)s?[ \t]*\(?$", re.IGNORECASE)
 _BY_NAME = re.compile(r"\b(?:[Oo]ption|[Cc]hoice)s?\s*\(?[A-Z]\b")
 
@@ -295,7 +310,9 @@ def _named_letter(text: str, letters: str) -> Chosen:
         if start < end or match["letter"] not in letters or _is_word(rest, start):
             continue
         group, end = _with_more(rest, match["letter"], match.end())
-        if _DENIED_BEFORE.search(rest[max(0, start - 40) : start]) or _DENIED_BEHIND.match(rest, end):
+        before = rest[max(0, start - 50) : start]
+        denied = _DENIED_BEFORE.search(before) or _DENIED_BEHIND.match(rest, end)
+        if _THING.search(before) or (denied and not _SINGLED_OUT.search(before)):
             continue
         chosen = Chosen(group) if len(group) == 1 else Chosen(None, rest[start:end])
     return chosen
