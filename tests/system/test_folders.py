@@ -60,6 +60,16 @@ def test_a_second_run_in_one_folder_is_refused(model: Path, tmp_path: Path) -> N
     assert open_run(config, folder, resume=True).counters.step == 5, "the lock ended with the run"
 
 
+def test_a_run_that_could_not_be_opened_holds_its_folder_no_longer(model: Path, finished: Path, tmp_path: Path) -> None:
+    """A notebook keeps the traceback of the latest error, and with it the run."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="was made with another config") as kept:
+        open_run(tiny_run(model, METHODS["sdpo"], "seed=7"), folder, resume=True)
+
+    assert open_run(tiny_run(model, METHODS["sdpo"]), folder, resume=True).counters.step == 5
+    assert kept.tb is not None
+
+
 def test_of_two_runs_that_began_together_one_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

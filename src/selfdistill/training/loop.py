@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -77,31 +78,35 @@ class Run:
         self.world = World.current()
         self.hold = Hold(folder)
         exists = self.world.broadcast_from_rank_zero(lambda: holds_run(folder, resume=resume))
-        if exists:
-            self.world.broadcast_from_rank_zero(self.hold.take)
-        if resume and not exists:
-            progress.say(f"nothing to resume in {folder}: starting a new run")
-        require(config.sinks)
-        self.parts = assemble(config, folder=folder, say=progress.say, task=task)
-        self.config = self.parts.config
-        self.counters = Counters()
-        self.saved_step = 0
-        self.saved = folder / "checkpoints"
-        self.metrics, self.evaluations, self.rollouts, self.alarms = (
-            JsonLines(folder / f"{name}.jsonl", writes=self.world.is_rank_zero)
-            for name in ("metrics", "evaluations", "rollouts", "alarms")
-        )
-        self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
-        self.watch = AlarmWatch(self.config.alarms)
-        if exists:
-            remark = check_same_config(folder, self.config)
-            if remark is not None:
-                progress.say(remark)
-            self._restore()
-        settings = self.config.model_dump()
-        self.world.broadcast_from_rank_zero(lambda: self._open(settings, new=not exists))
-        begin = Begin(folder, settings, self.counters.step)
-        self.trackers = Trackers(config.sinks if self.world.is_rank_zero else [], begin, warn=progress.say)
+        # A traceback that somebody keeps keeps this run too, so a failure has to release the folder itself.
+        with ExitStack() as on_failure:
+            on_failure.callback(self.hold.release)
+            if exists:
+                self.world.broadcast_from_rank_zero(self.hold.take)
+            if resume and not exists:
+                progress.say(f"nothing to resume in {folder}: starting a new run")
+            require(config.sinks)
+            self.parts = assemble(config, folder=folder, say=progress.say, task=task)
+            self.config = self.parts.config
+            self.counters = Counters()
+            self.saved_step = 0
+            self.saved = folder / "checkpoints"
+            self.metrics, self.evaluations, self.rollouts, self.alarms = (
+                JsonLines(folder / f"{name}.jsonl", writes=self.world.is_rank_zero)
+                for name in ("metrics", "evaluations", "rollouts", "alarms")
+            )
+            self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
+            self.watch = AlarmWatch(self.config.alarms)
+            if exists:
+                remark = check_same_config(folder, self.config)
+                if remark is not None:
+                    progress.say(remark)
+                self._restore()
+            settings = self.config.model_dump()
+            self.world.broadcast_from_rank_zero(lambda: self._open(settings, new=not exists))
+            begin = Begin(folder, settings, self.counters.step)
+            self.trackers = Trackers(config.sinks if self.world.is_rank_zero else [], begin, warn=progress.say)
+            on_failure.pop_all()
 
     def _open(self, settings: Mapping[str, Any], *, new: bool) -> None:
         self.hold.take()
