@@ -333,8 +333,8 @@ class Run:
             self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
         else:
             self.progress.say(f"{self.folder} has no checkpoint yet: starting over")
+        marks = {} if path is None else stored.get("logs", {})
         for lines in self.logs:
-            marks = {} if path is None else stored.get("logs", {})
             after = None if path is None else marks.get(lines.path.stem) or lines.mark_after(self.counters.step)
             lines.cut(after)
         if path is not None and self.world.is_rank_zero and self.counters.best is not None:
