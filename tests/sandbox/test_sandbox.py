@@ -19,17 +19,15 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from selfdistill.cli.app import main
 from selfdistill.errors import UserError
 from selfdistill.sandbox import doctor, isolation
 from selfdistill.sandbox.codec import Encoder, Untransferable, decode
 from selfdistill.sandbox.guest import seccomp_program
-from selfdistill.sandbox.isolation import Isolation, Name, trouble
+from selfdistill.sandbox.isolation import Isolation, Name
 from selfdistill.sandbox.sandbox import Compared, Failure, Limits, Sandbox, Tally
-
-WORKING: list[Name] = [name for name in ("bubblewrap", "namespaces") if trouble(name) is None]
+from support.isolation import WORKING, isolated_by, needs_isolation
 
 SEND = """
 import sys
@@ -40,16 +38,8 @@ def f(): return 1
 """
 """A module that sends a tree of its own for the value of ``f()``."""
 
-needs_isolation = pytest.mark.skipif(not WORKING, reason="neither bubblewrap nor unprivileged namespaces work here")
 
-
-def kind(name: Name) -> ParameterSet:
-    """A kind of isolation to test with, left out with its name and cause where it does not work."""
-    why = None if name == "none" else trouble(name)
-    return pytest.param(name, marks=pytest.mark.skipif(why is not None, reason=f"{name} does not work here: {why}"))
-
-
-@pytest.fixture(params=[kind("bubblewrap"), kind("namespaces"), kind("none")])
+@pytest.fixture(params=[isolated_by("bubblewrap"), isolated_by("namespaces"), isolated_by("none")])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     """A sandbox of each kind that works here, and the unsafe one."""
     made = Sandbox(Limits(cpu=2, seconds=10.0), unsafe=True)
@@ -457,7 +447,7 @@ with Process(Isolation(sys.argv[1]), Limits(cpu=30, seconds=60.0), slot=0) as pr
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("trainer", ["waits", "ends"])
-@pytest.mark.parametrize("name", [kind("bubblewrap"), kind("namespaces"), kind("none")])
+@pytest.mark.parametrize("name", [isolated_by("bubblewrap"), isolated_by("namespaces"), isolated_by("none")])
 def test_nothing_outlives_the_trainer_and_no_folder_stays(name: Name, trainer: str, tmp_path: Path) -> None:
     """One that is killed, and one that ends by itself."""
     marker = f"sd{secrets.token_hex(5)}"

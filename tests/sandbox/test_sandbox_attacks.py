@@ -14,15 +14,12 @@ import pytest
 
 from selfdistill.config.tasks import CodeConfig
 from selfdistill.sandbox.attacks import Range, attack_names, attacking
-from selfdistill.sandbox.isolation import Isolation, Name, trouble
+from selfdistill.sandbox.isolation import Isolation
 from selfdistill.sandbox.sandbox import Limits, Sandbox
 from selfdistill.tasks.code.task import CodeTask
+from support.isolation import isolated_by, needs_isolation
 
-BROKEN = {name: trouble(name) for name in ("bubblewrap", "namespaces")}
-
-pytestmark = pytest.mark.skipif(
-    all(BROKEN.values()), reason="; ".join(f"{name}: {reason}" for name, reason in BROKEN.items())
-)
+pytestmark = needs_isolation
 
 SUMS = {
     "prompt": "Twice what is given.",
@@ -315,13 +312,8 @@ def program_task(tmp_path_factory: pytest.TempPathFactory) -> CodeTask:
     return task_of(tmp_path_factory.mktemp("program"), ECHO)
 
 
-KINDS: tuple[Name, ...] = ("bubblewrap", "namespaces")
-
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[isolated_by("bubblewrap"), isolated_by("namespaces")])
 def target(request: pytest.FixtureRequest) -> Iterator[Range]:
-    if BROKEN[request.param] is not None:
-        pytest.skip(f"{request.param} does not work here: {BROKEN[request.param]}")
     sandbox = Sandbox(Limits(cpu=1, seconds=1.5, memory=192 * 2**20))
     sandbox.isolation = Isolation(request.param)
     with attacking(sandbox) as range_:

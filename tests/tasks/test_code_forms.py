@@ -11,15 +11,12 @@ import pytest
 
 from selfdistill.config.tasks import CodeConfig
 from selfdistill.errors import DataError
-from selfdistill.sandbox.isolation import trouble
 from selfdistill.tasks.check import check_data
 from selfdistill.tasks.code.task import NOT_ONE, UNREACHED, CodeTask
 from selfdistill.types import Example, Verdict
+from support.isolation import needs_isolation
 
-pytestmark = pytest.mark.skipif(
-    all(trouble(name) for name in ("bubblewrap", "namespaces")),
-    reason=f"bubblewrap {trouble('bubblewrap')}; namespaces: {trouble('namespaces')}",
-)
+pytestmark = needs_isolation
 
 RIGHT = """
 class Negative(Exception):

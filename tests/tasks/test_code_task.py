@@ -17,17 +17,14 @@ from selfdistill.config.run import parse_config
 from selfdistill.config.tasks import CodeConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.sandbox.cases import same_value
-from selfdistill.sandbox.isolation import trouble
 from selfdistill.tasks.build import build_row_task
 from selfdistill.tasks.code.suites import Suite, find_code, read_tests, same_output, share_out, shorten
 from selfdistill.tasks.code.task import CUT, NO_CODE, CodeTask
 from selfdistill.types import Example
+from support.isolation import needs_isolation
 from support.tiny import save_tiny_model
 
-pytestmark = pytest.mark.skipif(
-    all(trouble(name) for name in ("bubblewrap", "namespaces")),
-    reason=f"bubblewrap {trouble('bubblewrap')}; namespaces: {trouble('namespaces')}",
-)
+pytestmark = needs_isolation
 
 HUMANEVAL: dict[str, str] = {
     "task_id": "Mine/0",

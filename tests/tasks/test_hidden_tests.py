@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 
 from selfdistill.config.run import parse_config
-from selfdistill.sandbox.isolation import trouble
 from selfdistill.tasks.build import build_row_task
 from selfdistill.tasks.code.task import CodeTask
+from support.isolation import needs_isolation
 
-pytestmark = pytest.mark.skipif(
-    all(trouble(name) for name in ("bubblewrap", "namespaces")), reason="no sandbox works here"
-)
+pytestmark = needs_isolation
 
 GIVEN, EXPECTED = "774310", "774311"
 HIDDEN = (GIVEN, EXPECTED, "succ_check")
