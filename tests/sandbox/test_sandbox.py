@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ import pytest
 from selfdistill.cli.app import main
 from selfdistill.errors import UserError
 from selfdistill.sandbox import doctor, isolation
+from selfdistill.sandbox.attacks import processes_named
 from selfdistill.sandbox.codec import Encoder, Untransferable, decode
 from selfdistill.sandbox.guest import seccomp_program
 from selfdistill.sandbox.isolation import Isolation, Name
@@ -459,20 +459,11 @@ def test_nothing_outlives_the_trainer_and_no_folder_stays(name: Name, trainer: s
         process.stdin.close()
         assert process.stdout.readline() == b"ready\n"
         if trainer == "waits":
-            assert alive(marker)
+            assert processes_named(marker)
             process.kill()
         process.wait()
     for _ in range(200):
-        if not alive(marker) and not list(tmp_path.iterdir()):
+        if not processes_named(marker) and not list(tmp_path.iterdir()):
             break
         time.sleep(0.05)
-    assert not alive(marker) and not list(tmp_path.iterdir())
-
-
-def alive(marker: str) -> list[str]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (folder / "comm").read_text(encoding="utf-8").strip() == marker:
-                found.append(folder.name)
-    return found
+    assert not processes_named(marker) and not list(tmp_path.iterdir())

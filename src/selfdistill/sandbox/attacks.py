@@ -110,15 +110,17 @@ class Range:
             return "it ended another process"
         if [path.name for path in self._folder.iterdir()] != [self._secret.name]:
             return "it left files behind"
-        return "a process of it lives on" if self._survivors() else None
+        return "a process of it lives on" if processes_named(self._marker) else None
 
-    def _survivors(self) -> list[str]:
-        pids = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if (folder / "comm").read_text(encoding="utf-8").strip() == self._marker:
-                    pids.append(folder.name)
-        return pids
+
+def processes_named(name: str) -> list[str]:
+    """The ids of the machine's processes that bear a name of at most 15 letters; none without ``/proc``."""
+    pids = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (folder / "comm").read_text(encoding="utf-8").strip() == name:
+                pids.append(folder.name)
+    return pids
 
 
 @contextmanager
