@@ -250,6 +250,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         "the tests use pytest.warns, ",
     ),
     "from pytest": ("from pytest import LogCaptureFixture\nassert double(2) == 4", "the tests use pytest.LogCapture"),
+    # Code that fails would pass. The row is refused with its line, as every row of this table.
     "xfail": ("import pytest\n@pytest.mark.xfail\ndef test_it(): assert double(2) == 5", "pytest.mark.xfail, which"),
     "expectedFailure": (
         "import unittest\nclass T(unittest.TestCase):\n    @unittest.expectedFailure\n"

@@ -16,10 +16,13 @@ from typing import Any
 
 PYTEST = {"raises", "approx", "param", "mark", "fixture", "fail", "skip", "main"}
 """The names of pytest that tests may use."""
-MARKS = {"parametrize", "skip", "skipif"}
-"""The marks that mean something here; any other but ``REFUSED`` means nothing, as in pytest."""
 REFUSED = {"xfail", "usefixtures", "asyncio", "anyio"}
-"""The marks that would change what a test means."""
+"""The marks that would change what a test means: ``xfail`` rewards code that fails, the others need pytest itself.
+
+A row whose tests use one is refused with its line when it is read; ``bad_rows`` of the task says whether that ends the
+run or leaves the row out, counted by reason. ``parametrize``, ``skip`` and ``skipif`` are followed. Any other mark means
+nothing, as in pytest.
+"""
 UNTRACEABLE = {"assertWarns", "assertWarnsRegex", "assertLogs", "assertNoLogs", "expectedFailure"}
 """What of unittest cannot be judged from another process, or turns a failure into a success."""
 
@@ -242,13 +245,15 @@ class Session:
 
     def run(self, defined: list[str]) -> None:
         """Call every test among the names that the module defines, but functions that it has called by itself."""
+        # Importing unittest takes longer than most tests. Tests that have cases have imported it.
+        case = getattr(sys.modules.get("unittest"), "TestCase", ())
         for name in defined:
             member = self._names.get(name)
             if isinstance(member, types.FunctionType):
                 called = name in self._tally.entered or hasattr(member, "_pytest_fixture")
                 if name.startswith("test") and not called:
                     self._function(name, member, [])
-            elif isinstance(member, type) and "unittest" in sys.modules and self._is_case(member):
+            elif isinstance(member, type) and issubclass(member, case):
                 self._cases(member)
             elif isinstance(member, type) and name.startswith("Test") and "__init__" not in vars(member):
                 self._methods(member)
@@ -306,12 +311,6 @@ class Session:
     def _owned(self, owner: type, name: str) -> str:
         """The method's name with the class's of whose body it is."""
         return next(f"{base.__name__}.{name}" for base in owner.__mro__ if name in vars(base))
-
-    @staticmethod
-    def _is_case(owner: type) -> bool:
-        import unittest
-
-        return issubclass(owner, unittest.TestCase)
 
     def _cases(self, owner: Any) -> None:
         import unittest
