@@ -252,6 +252,18 @@ REFUSED: dict[str, tuple[str, str]] = {
     "from pytest": ("from pytest import LogCaptureFixture\nassert double(2) == 4", "the tests use pytest.LogCapture"),
     # Code that fails would pass. The row is refused with its line, as every row of this table.
     "xfail": ("import pytest\n@pytest.mark.xfail\ndef test_it(): assert double(2) == 5", "pytest.mark.xfail, which"),
+    "a fixture that a mark asks for": (
+        "import pytest\n@pytest.mark.usefixtures('four')\ndef test_it(): assert double(2) == 4",
+        "the tests use pytest.mark.usefixtures, which is not supported",
+    ),
+    "a fixture that nobody asks for": (
+        "import pytest\n@pytest.fixture(autouse=True)\ndef four(): return 4\ndef test_it(): assert double(2) == 4",
+        "the tests use autouse of pytest.fixture, which is not supported",
+    ),
+    "a table for fixtures": (
+        "import pytest\n@pytest.mark.parametrize('x', [1], indirect=True)\ndef test_it(x): assert double(x) == 2",
+        "the tests use indirect of pytest.parametrize, which is not supported",
+    ),
     "expectedFailure": (
         "import unittest\nclass T(unittest.TestCase):\n    @unittest.expectedFailure\n"
         "    def test_it(self): self.assertEqual(double(2), 5)",
