@@ -132,8 +132,8 @@ class _Module:
         given = any("candidate" in _arguments(node) for node in self._collected())
         self.wants_entry = self._takes or given or ("candidate" in self._read and "candidate" not in bound)
         self._given = {"candidate", entry} - {""}
-        self.called = frozenset({*foreign, entry, *(self._read - bound - vars(builtins).keys())} - {"", "candidate"})
         self._candidates = {*foreign, *self._given, *(self._read - bound - vars(builtins).keys())}
+        self.called = frozenset(self._candidates - {"candidate"})
 
     def unsupported(self) -> Iterator[str]:
         """Unsupported features of the tests, one sentence each."""
