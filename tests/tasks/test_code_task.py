@@ -95,6 +95,15 @@ def test_a_function_of_the_humaneval_schema(tmp_path: Path) -> None:
     assert task.verify(example, "<think>```python\n1\n```</think>" + task.reference(example), finished=True).correct
 
 
+@pytest.mark.parametrize("start", ["def widest(xs):", "widest = lambda xs:", "widest: object = lambda xs:"])
+def test_a_completion_that_defines_the_function_does_not_continue_the_prompt(tmp_path: Path, start: str) -> None:
+    task = task_of(tmp_path, "humaneval", {**HUMANEVAL, "prompt": "def widest(xs):\n"})
+    body = HUMANEVAL["canonical_solution"].strip().removeprefix("return " if "lambda" in start else "")
+
+    assert task.verify(only(task), code(f"{start} {body}"), finished=True).correct
+    assert task.verify(only(task), code(HUMANEVAL["canonical_solution"]), finished=True).correct
+
+
 def test_of_a_hidden_test_only_the_kind_of_failure_is_told(tmp_path: Path) -> None:
     task = task_of(tmp_path, "humaneval", HUMANEVAL)
     example = only(task)

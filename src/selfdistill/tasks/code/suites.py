@@ -252,8 +252,8 @@ def find_code(text: str, *, finished: bool, names: Collection[str] = (), program
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether code defines a name at its top level, as a function, a class or a value."""
-    name = re.escape(name)
+    """Whether code defines a name at its top level, as a function, a class or a value. An empty name is any name."""
+    name = re.escape(name) or r"\w+"
     return bool(re.search(rf"^(?:(?:async\s+)?def|class)\s+{name}\b|^{name}\s*(?::[^=\n]+)?=(?!=)", code, re.MULTILINE))
 
 

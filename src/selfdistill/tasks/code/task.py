@@ -9,7 +9,6 @@ only the kind of failure.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from selfdistill.errors import ConfigError, DataError
 from selfdistill.sandbox.sandbox import Limits, Sandbox
 from selfdistill.tasks.code.reach import Reading, defined_functions, likely_entry, read_test_code
 from selfdistill.tasks.code.runner import Result, Runner, describe
-from selfdistill.tasks.code.suites import Suite, documented, find_code, read_tests
+from selfdistill.tasks.code.suites import Suite, defines, documented, find_code, read_tests
 from selfdistill.tasks.data import MemoryRows, Row, lookup, map_row
 from selfdistill.tasks.rows import RowTask, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict
@@ -213,8 +212,7 @@ class CodeTask(RowTask):
     def _whole(self, job: _Job, code: str) -> str:
         """The full program. A completion that does not define the entry point continues the prefix."""
         if job.prefix:
-            name = re.escape(job.function[-1]) if job.function else r"\w+"
-            defined = re.search(rf"^(?:async\s+)?def\s+{name}\b|^{name}\s*=|^class\s+{name}\b", code, re.MULTILINE)
+            defined = defines(code, job.function[-1] if job.function else "")
             code = f"{_complete(job.prefix)}\n{code}" if defined else job.prefix + code
         return f"{self.config.preamble}\n{code}" if self.config.preamble else code
 
