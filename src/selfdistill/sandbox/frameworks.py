@@ -19,8 +19,8 @@ PYTEST = {"raises", "approx", "param", "mark", "fixture", "fail", "skip", "main"
 REFUSED = {"xfail", "usefixtures", "asyncio", "anyio"}
 """The marks that would change what a test means: ``xfail`` rewards code that fails, the others need pytest itself.
 
-A row whose tests use one is refused with its line when it is read; ``bad_rows`` of the task says whether that ends the
-run or leaves the row out, counted by reason. ``parametrize``, ``skip`` and ``skipif`` are followed. Any other mark means
+A row whose tests use one is refused with its line when it is read. ``bad_rows`` of the task says whether that ends the
+run, or leaves the row out and counts it. ``parametrize``, ``skip`` and ``skipif`` are followed. Any other mark means
 nothing, as in pytest.
 """
 UNTRACEABLE = {"assertWarns", "assertWarnsRegex", "assertLogs", "assertNoLogs", "expectedFailure"}
