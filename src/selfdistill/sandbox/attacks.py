@@ -1,7 +1,7 @@
-"""Programs that try to get out: what ``selfdistill doctor`` and the tests run inside the sandbox.
+"""Attacks on the sandbox, which ``selfdistill doctor`` and the tests run.
 
-They stand in ``attacks.toml``; each prints ``ESCAPED`` where it managed what it should not. They are never run without
-isolation: without one, several would do what they try.
+Each program of ``attacks.toml`` prints ``ESCAPED`` if it succeeds. Attacks are never run without isolation, because
+several would succeed.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def _read() -> Mapping[str, Any]:
 
 
 def attack_names(*, thorough: bool = True) -> list[str]:
-    """What can be tried, in words; not ``thorough``: one of each kind."""
+    """The names of all attacks; without ``thorough`` those of the quick ones, one of each kind."""
     return [name for name, attack in _read().items() if thorough or attack.get("quick")]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of one attack; ``trouble`` is None where the sandbox held."""
+    """The result of an attack; ``trouble`` is None if the sandbox held."""
 
     attack: str
     outcome: Outcome
@@ -59,7 +59,7 @@ class Finding:
 
 
 class Range:
-    """Something to attack: a secret file and variable, a server, a process, and a mark to find survivors by."""
+    """The targets of attacks: a secret file and variable, a server, a process, and a name that survivors bear."""
 
     def __init__(self, sandbox: Sandbox, folder: Path) -> None:
         self.sandbox = sandbox
@@ -76,7 +76,7 @@ class Range:
             self._local.listen()
 
     def attack(self, name: str) -> Finding:
-        """Run one attack and look at the machine afterwards."""
+        """Run an attack, then look at the targets."""
         values = {
             "SECRET_FILE": str(self._secret),
             "SECRET_NAME": self._secret.name,
@@ -95,7 +95,7 @@ class Range:
         return Finding(name, outcome, self._trouble(outcome))
 
     def close(self) -> None:
-        """Take everything down."""
+        """Take the targets down."""
         self._server.close()
         self._local.close()
         self._victim.kill()
@@ -125,7 +125,7 @@ def processes_named(name: str) -> list[str]:
 
 @contextmanager
 def attacking(sandbox: Sandbox) -> Iterator[Range]:
-    """A range for attacks on a sandbox.
+    """Set up the targets of attacks on a sandbox, and take them down at the end.
 
     Raises:
         UserError: the sandbox has no isolation.

@@ -1,4 +1,4 @@
-"""What this machine offers: versions, devices, and whether model-written code stays in its box, proved by attacks."""
+"""The report of ``selfdistill doctor``: versions, the device, and whether the sandbox holds against attacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "transformers", "peft", "datasets", "math-verify", "vllm")
 
 
 def examine(*, thorough: bool = False) -> dict[str, Any]:
-    """Versions, the device, the sandbox that is active, and what came of attacks on it; ``thorough`` runs them all.
+    """Versions, the device, the active sandbox, and the results of attacks on it. ``thorough`` runs every attack.
 
     ``safe`` is True only if a sandbox is active and held against every attack.
     """
@@ -32,7 +32,7 @@ def examine(*, thorough: bool = False) -> dict[str, Any]:
 
 
 def describe(report: Mapping[str, Any]) -> Iterator[str]:
-    """The examination in words, line by line."""
+    """The report of :func:`examine` in words, line by line."""
     yield f"Python {report['python']} on {report['system']}"
     for name, version in report["packages"].items():
         supported = report["supported"].get(name)
@@ -80,7 +80,7 @@ def _version(package: str) -> str | None:
 
 
 def _supported() -> dict[str, str]:
-    """The versions of each package that this one asks for, as its own metadata says; none where it is not installed."""
+    """The supported versions of each package, from selfdistill's metadata; empty if selfdistill is not installed."""
     try:
         lines = metadata.requires("selfdistill") or []
     except metadata.PackageNotFoundError:

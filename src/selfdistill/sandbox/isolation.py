@@ -1,8 +1,8 @@
-"""What keeps a process apart from the machine: bubblewrap, else the namespaces of util-linux's ``unshare``.
+"""Isolation of a process from the machine: bubblewrap, or else the namespaces of util-linux's ``unshare``.
 
-Both give the process a root of its own (the interpreter and the system's libraries, read-only, an empty scratch
-folder in memory, three devices; no ``/proc``), its own process tree, and no network. Started by root, the process is no
-root inside and has a user id that nobody else has; started by a user, it lives in a user namespace.
+Both give the process a root of its own, its own process tree, and no network. The root holds the interpreter and the
+system's libraries, read-only, an empty scratch folder in memory and three devices; it has no ``/proc``. A process that
+root starts leaves root for a user id that nobody else has. A process that a user starts is in a user namespace.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from selfdistill.errors import UserError
 Name = Literal["bubblewrap", "namespaces", "none"]
 
 SCRATCH = "/tmp"
-"""The guest's own folder for files, as it is called inside: empty, in memory, and where it is at home."""
+"""Path of the scratch folder inside the sandbox: the home and working directory, empty at first, in memory."""
 SCRATCH_BYTES = 64 * 2**20
-"""How much it holds."""
+"""Size of the scratch folder."""
 
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -35,8 +35,8 @@ ENVIRONMENT = {
     "PYTHONINTMAXSTRDIGITS": "0",
     "MALLOC_ARENA_MAX": "2",  # each arena reserves 64 MiB of address space, which is limited
 }
-"""All that the process knows of the environment; the fixed hash seed makes verdicts repeat. Integers of any length
-may be written: the limit on processor time holds for them too."""
+"""The whole environment of the process. The fixed hash seed makes verdicts repeatable. Integers of any length may be
+written, because the limit on processor time holds for that too."""
 
 INSTALL = (
     "install bubblewrap (Debian and Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap) on a Linux that "
@@ -45,13 +45,13 @@ INSTALL = (
     "selfdistill doctor; or write task.unsafe = true to run model code without any isolation"
 )
 
-# No /dev/zero: mapped, it is shared memory that nobody counts.
+# No /dev/zero: a shared mapping of it is memory that no limit counts.
 _DEVICES = ("/dev/null", "/dev/random", "/dev/urandom")
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
 
 # $1: a folder to mount on, $2: the scratch folder, $3: its bytes, then the paths to show up to --, then the command.
-# Every mount vanishes with the mount namespace; /proc is there for umount and the name alone; the shell stays as
-# process 1, so that its end ends all others.
+# Every mount vanishes with the mount namespace. Only umount and the host's name need /proc. The shell stays as process
+# 1, so that its end ends all others.
 _BUILD_ROOT = """
 set -e
 old_path=$PATH; PATH=/usr/sbin:/sbin:/usr/bin:/bin
@@ -86,7 +86,7 @@ PATH=$old_path
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """A way to start a process apart."""
+    """A way to start an isolated process."""
 
     name: Name
 
@@ -101,12 +101,12 @@ class Isolation:
 
     @property
     def counts_own_processes(self) -> bool:
-        """Whether a limit on processes counts the sandbox's alone, and not all of the user's."""
+        """Whether the limit on processes counts those of the sandbox alone, not all of the user's."""
         return self.name != "none"
 
 
 def interpreter() -> Path:
-    """The base interpreter, not the virtual environment's: the packages installed there are none of the sandbox's."""
+    """The base interpreter: the sandbox does not have the packages of the virtual environment."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     own = Path(sys.base_prefix) / "bin" / version
     return (own if own.exists() else Path(sys.executable)).resolve()
@@ -116,7 +116,7 @@ def find_isolation(*, unsafe: bool = False) -> Isolation:
     """The strongest isolation that works here, found by trying.
 
     Raises:
-        UserError: none works and ``unsafe`` is not wanted.
+        UserError: none works and ``unsafe`` is not set.
     """
     for name in ("bubblewrap", "namespaces"):
         if trouble(name) is None:
@@ -153,7 +153,7 @@ def trouble(name: Name) -> str | None:
 
 
 def is_root() -> bool:
-    """Whether this process is root, whom limits on processes do not bind and who must not be root inside."""
+    """Whether this process is root. Limits on processes do not bind root, so the process inside has to leave it."""
     return os.geteuid() == 0
 
 
@@ -162,7 +162,7 @@ def _which(program: str) -> str | None:
 
 
 def _visible_paths() -> list[str]:
-    """What of the machine is visible inside: system folders and the interpreter's own, each once, parents first."""
+    """The machine's paths that are visible inside: system folders, then the interpreter's unless they contain it."""
     prefix = os.path.realpath(sys.base_prefix)
     paths = [path for path in _SYSTEM if os.path.lexists(path)]
     covered = any(prefix == path or prefix.startswith(path + "/") for path in paths)
@@ -173,7 +173,7 @@ def _bubblewrap() -> list[str]:
     command = [_which("bwrap") or "bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent", "--new-session"]
     if is_root():
-        # In a user namespace root would stay root to the kernel, which then counts no processes: leave root instead.
+        # In a user namespace root stays root for the kernel, which then counts no processes. So the guest leaves root.
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
@@ -204,7 +204,7 @@ def _namespaces() -> list[str]:
 
 @functools.cache
 def _mount_point() -> str:
-    """A folder to mount roots on, each in its own mount namespace. One of the machine's own: nothing is left behind."""
+    """A folder of the machine to mount roots on. Each mount has its own namespace, so that nothing is left behind."""
     visible = _visible_paths()
     folders = ("/mnt", "/media", "/srv", "/opt", "/sys")
     return next(

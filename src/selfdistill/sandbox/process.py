@@ -1,4 +1,4 @@
-"""One process in isolation, seen from outside: messages in and out, deadlines, and an end that spares nobody."""
+"""An isolated process as the trainer sees it: messages in and out, limits, and the end of its whole tree."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ _END_SECONDS = 5.0
 _TICK = 0.05
 _STDERR_BYTES = 64 * 1024
 _MOST_FILES = 20_000
-"""Empty files are small, but a kernel's memory is full of them after some millions."""
+"""Maximum number of files in the scratch folder. Each takes memory of the kernel, even an empty one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a process may use; every process that it starts has the same limits again, ``memory`` and ``seconds``
-    hold for all together.
+    """What a process may use. ``memory`` and ``seconds`` bound its whole tree; the others bound each process alone.
 
-    ``cpu`` counts processor seconds, so that a busy machine does not turn right programs into wrong ones; ``seconds``
-    of wall-clock time are counted from the moment the interpreter runs.
+    ``cpu`` counts processor seconds, so that a busy machine does not fail right programs. ``seconds`` of wall-clock
+    time count from the moment the interpreter runs. Sizes are in bytes.
     """
 
     cpu: int = 5
@@ -52,7 +51,7 @@ class Limits:
 
 
 class Ended(Exception):
-    """The process is no more; ``end`` says how."""
+    """The process has ended or ran into a limit; ``end`` says which."""
 
     def __init__(self, end: End) -> None:
         super().__init__(end)
@@ -61,7 +60,7 @@ class Ended(Exception):
 
 @cache
 def guest_code() -> str:
-    """The script that the interpreter is started with: the guest and the codec, under their own names."""
+    """The script for ``python -c``. It makes modules of the codec and the guest, then calls the guest."""
     return (
         f"import sys, types\nfor name, text in {_texts('codec', 'guest')!r}.items():\n"
         "    module = sys.modules[name] = types.ModuleType(name)\n"
@@ -71,12 +70,12 @@ def guest_code() -> str:
 
 
 JUDGES = {"judge.judge": ("rewriting", "frameworks", "link", "judge"), "cases.compare": ("link", "cases")}
-"""What a process that judges runs, and the files that it needs, in the order to run them in."""
+"""The functions that judge, and the modules that each needs, in the order of their imports."""
 
 
 @cache
 def judge_code(run: str) -> dict[str, str]:
-    """The texts of a judge and of what it imports, by module."""
+    """The sources of the modules that a judge needs, by module name."""
     return _texts(*JUDGES[run])
 
 
@@ -86,17 +85,17 @@ def _texts(*names: str) -> dict[str, str]:
 
 
 class Process:
-    """A context manager: whatever happens inside, nothing is left running behind it.
+    """A process in isolation, as a context manager. Leaving the context ends the process and its whole tree.
 
     Args:
-        isolation: how it is kept apart.
-        limits: what it may use.
-        slot: a small number that no other process of this program has at the same time; a user id is made of it.
+        isolation: how the process is isolated.
+        limits: what the process may use.
+        slot: a number that no other running process of this program has; the user id is made of it.
     """
 
     def __init__(self, isolation: Isolation, limits: Limits, *, slot: int) -> None:
         self._limits = limits
-        # Of a killed trainer the process removes it itself, which may leave nothing to remove here.
+        # If the trainer is killed, the process removes the folder itself. So there may be nothing to remove here.
         self._folder = (
             tempfile.TemporaryDirectory(prefix="selfdistill-", ignore_cleanup_errors=True)
             if isolation.name == "none"
@@ -153,28 +152,28 @@ class Process:
 
     @property
     def errors(self) -> str:
-        """What the process wrote on its standard error, the first part."""
+        """The first 64 KiB of the standard error."""
         return self._errors.decode(errors="replace")
 
     @property
     def output(self) -> bytes:
-        """What it wrote on its standard output and nobody has taken."""
+        """The standard output that nobody has taken yet."""
         return bytes(self._output)
 
     def allow(self, seconds: float) -> None:
-        """Set the deadline anew."""
+        """Set the deadline to ``seconds`` from now."""
         self._deadline = time.monotonic() + seconds
 
     def send(self, message: dict[str, Any]) -> None:
-        """Queue one message; it is written while an answer is waited for."""
+        """Queue a message. It is written while the trainer waits for the answer."""
         self.pass_on(json.dumps(message).encode())
 
     def pass_on(self, payload: bytes) -> None:
-        """Queue the bytes of one message."""
+        """Queue the encoded bytes of a message."""
         self.write(b"%d\n" % len(payload) + payload)
 
     def write(self, data: bytes, *, last: bool = False) -> None:
-        """Queue bytes for its standard input; ``last`` closes it behind them."""
+        """Queue bytes for the standard input. ``last`` closes the input after them."""
         self._pending += data
         self._closing = last
         if self._process.stdin is not None and not self._process.stdin.closed:
@@ -186,7 +185,7 @@ class Process:
         """The next message.
 
         Raises:
-            Ended: the process ended, ran into a limit, or wrote something that is no message.
+            Ended: the process ended, ran into a limit, or wrote something else than a message.
         """
         try:
             message = json.loads(self.take())
@@ -197,7 +196,7 @@ class Process:
         return message
 
     def take(self) -> bytes:
-        """The bytes of the next message, unread: what they cost a reader is for somebody under limits to pay.
+        """The bytes of the next message, not parsed. Hostile bytes are costly to parse: a process under limits does it.
 
         Raises:
             Ended: the process ended, ran into a limit, or wrote something that does not begin as a message.
@@ -215,7 +214,7 @@ class Process:
         return payload
 
     def finish(self) -> End:
-        """Wait for the end; what was written before it stays in ``output`` and ``errors``."""
+        """Wait until the process ends. ``output`` and ``errors`` keep what it wrote."""
         try:
             self._pump(lambda: False)
         except Ended as ended:
@@ -223,11 +222,11 @@ class Process:
         raise AssertionError("the pump ends only by raising")
 
     def kill(self) -> None:
-        """End the whole tree and wait until it is gone."""
-        # Where it ended by itself its tree can no longer be walked: what was last seen of it is waited for.
+        """Kill the process and its whole tree, and wait until all are gone."""
+        # The tree of a process that has ended can no longer be listed. Those that were last seen are waited for.
         below = _start_times(_tree(self._process.pid)[1:]) if self._process.poll() is None else self._below
         if self._folder is not None:
-            # What stays above the others ends them first: of a tree that loses its root the kernel forgets the rest.
+            # The supervisor inside ends the tree first: without its root the kernel no longer knows what belongs to it.
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_END_SECONDS)
@@ -245,12 +244,17 @@ class Process:
             self._folder.cleanup()
 
     def _pump(self, done: Callable[[], bool]) -> None:
-        """Move bytes both ways until ``done`` says so."""
+        """Move bytes both ways until ``done`` returns True.
+
+        Raises:
+            Ended: the process ended or ran into a limit before that.
+        """
         watched = time.monotonic()
         while not done():
             now = time.monotonic()
             if now > self._deadline:
                 raise Ended("time")
+            # Memory and files of the whole tree are counted here, because the kernel limits only single processes.
             if now - watched > _TICK:
                 watched = now
                 pids = _tree(self._process.pid)
@@ -285,7 +289,7 @@ class Process:
             del self._pending[: os.write(stream.fileno(), self._pending[: 1 << 16])]
         except BlockingIOError:
             return
-        except OSError:  # it closed its end: what it does not read is of no use to it
+        except OSError:  # the process closed its input, so the rest is dropped
             self._pending.clear()
         if not self._pending:
             self._selector.unregister(stream)
@@ -294,7 +298,7 @@ class Process:
                     stream.close()
 
     def _is_over(self) -> bool:
-        """Whether it has ended and all it wrote is read; a child that holds the pipe open is not waited for."""
+        """Whether the process has ended and its output is read. A child that keeps the pipe open is not waited for."""
         reading = [key.fileobj for key in self._selector.get_map().values() if key.events & selectors.EVENT_READ]
         if not reading:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -307,30 +311,31 @@ class Process:
         code = self._process.returncode
         number = -code if code < 0 else code - 128
         if number in (signal.SIGXCPU, signal.SIGKILL):
-            return "time"  # the kernel sends the second at the hard limit, which is the soft one too
+            return "time"  # the kernel sends SIGKILL at the hard limit of processor time, which equals the soft one
         if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGSYS, signal.SIGFPE):
             return "crash"
         return "exit"
 
     @property
     def code(self) -> int | None:
-        """The exit code, once it has ended."""
+        """The exit code; None while the process runs."""
         return self._process.poll()
 
 
 def _user_id(slot: int) -> int:
-    """Far above the ids in use, and another for every program and slot: limits are counted by user id."""
+    """A user id of its own for every program and slot, because the kernel counts processes by user id."""
+    # Far above the ids in use.
     return 2_000_000_000 + (_first_user_id() + slot) % 2_000_000_000
 
 
 @cache
 def _first_user_id() -> int:
-    # Drawn, not made of the process id: in containers of one machine the same ids run at the same time.
+    # Random, not made of the process id: containers of one machine have equal process ids at the same time.
     return secrets.randbelow(7_000_000) * 256
 
 
 def _tree(root: int) -> list[int]:
-    """A process and all below it."""
+    """The ids of a process and of all its descendants, parents before their children."""
     pids, waiting = [], [root]
     while waiting:
         pid = waiting.pop()
@@ -343,7 +348,7 @@ def _tree(root: int) -> list[int]:
 
 
 def _memory(pids: list[int]) -> int:
-    """Bytes that processes hold beside what files back."""
+    """Bytes of anonymous memory that the processes hold together."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/status", encoding="utf-8") as file:
@@ -354,7 +359,7 @@ def _memory(pids: list[int]) -> int:
 
 
 def _scratch(pids: list[int]) -> tuple[int, int]:
-    """Bytes and files in the sandbox's scratch folder, which is memory too, mapped or not; 0 where it has none."""
+    """Bytes and number of files in the scratch folder, which is in memory. Zeros if the sandbox has none."""
     own = os.stat(SCRATCH).st_dev
     for pid in reversed(pids):
         with contextlib.suppress(OSError):
@@ -366,10 +371,10 @@ def _scratch(pids: list[int]) -> tuple[int, int]:
 
 
 def _await_end(started: dict[int, str]) -> None:
-    """Wait until killed processes are gone: process 1 of a namespace takes its own down, but not in the same moment."""
+    """Wait until killed processes are gone. The end of a namespace's process 1 kills the others, but not at once."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
-        # Another start time is another process, which has taken over the number.
+        # Another start time means that another process has the id now.
         alive = _start_times(list(started))
         started = {pid: when for pid, when in started.items() if alive.get(pid) == when}
         if not started:
@@ -381,7 +386,7 @@ def _await_end(started: dict[int, str]) -> None:
 
 
 def _start_times(pids: list[int]) -> dict[int, str]:
-    """When each process that lives was started, in the kernel's own count."""
+    """The start time of each living process, in clock ticks since the machine started."""
     times = {}
     for pid in pids:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:

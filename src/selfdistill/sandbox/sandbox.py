@@ -1,11 +1,11 @@
-"""Model-written Python, run without network, without sight of the user's files, environment and processes, in limits.
+"""Runs model-written Python under limits, without network and without the user's files, environment and processes.
 
 >>> sandbox = Sandbox()
 >>> sandbox.run("print(int(input()) + 1)", "41").output
 '42\\n'
 
-The process that runs model code knows inputs and nothing else; outputs are compared outside, so that nothing in its
-reach could be forged. ``selfdistill doctor`` says which isolation is active and attacks it.
+The process that runs model code knows only inputs. Outputs are compared outside of it, so that it cannot forge a
+result. ``selfdistill doctor`` says which isolation is active and attacks it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Compared", "Failure", "Limits", "Outcome", "Sandbox", "Tally", "Untr
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a program did: its output, its errors (the first part of both), and how it ended."""
+    """The result of a program: its output and its errors, the first part of both, and how it ended."""
 
     output: str
     errors: str
@@ -36,27 +36,30 @@ class Outcome:
 
     @property
     def clean(self) -> bool:
-        """Whether it ended by itself and without an error."""
+        """Whether the program ended by itself and without an error."""
         return self.end == "exit" and self.code == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call or a load gave no value: an exception of the code's own (``kind`` "raised"), or a limit."""
+    """Why a call or a load gave no value: an exception of the code (``kind`` is "raised"), or a limit."""
 
     kind: End | str
     name: str = ""
     message: str = ""
     line: int | None = None
     builtin: str = ""
-    """The built-in exception that it is or descends from."""
+    """The built-in exception that the exception is or descends from."""
     loading: bool = False
-    """Whether it came while the module was loaded, before any test's input was known to it."""
+    """Whether it occurred while the module was loaded, before the code saw any test's input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """How many calls gave what they should, and of the first that did not its place, what it gave, and why."""
+    """How many calls gave the expected value. The other fields describe the first call that did not.
+
+    ``first`` is its index, ``got`` its value as text, ``failure`` why it gave none.
+    """
 
     passed: int
     first: int | None = None
@@ -66,8 +69,9 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What test code said: how many of its checks hold of those it reached, and a description of the first that does
-    not. Where ``total`` is 0 it has said nothing.
+    """The result of test code: how many checks it reached, how many of them passed, and the first that failed.
+
+    Test code with a ``total`` of 0 has said nothing.
     """
 
     passed: int
@@ -76,12 +80,12 @@ class Tally:
 
 
 class Sandbox:
-    """Runs model-written code, many at once up to ``workers``; may be used from several threads.
+    """Runs model-written code, up to ``workers`` jobs at once. Several threads may share it.
 
     Args:
         limits: what each process may use.
-        workers: how many run at once.
-        unsafe: run without isolation where none works.
+        workers: how many jobs run at once.
+        unsafe: run without isolation if none works.
 
     Raises:
         UserError: no isolation works here; the message says what to install.
@@ -104,20 +108,20 @@ class Sandbox:
             return Outcome(process.output.decode(errors="replace"), process.errors, end, process.code)
 
     def run_all(self, jobs: Sequence[tuple[str, str]]) -> list[Outcome]:
-        """Run (script, standard input) pairs, as many at once as there are workers; results in order."""
+        """Run (script, standard input) pairs, up to ``workers`` at once. Returns the outcomes in order."""
         if len(jobs) < 2:
             return [self.run(*job) for job in jobs]
         with ThreadPoolExecutor(min(self.workers, len(jobs))) as pool:
             return list(pool.map(lambda job: self.run(*job), jobs))
 
     def compare(self, source: str, path: str, cases: Sequence[tuple[Sequence[Any], Any]]) -> Compared:
-        """Load a module and call the function at a path (``"Solution.solve"`` calls ``Solution().solve``) with the
-        arguments of each case; a second process compares the value with the expected one.
+        """Load a module, call the function at a path with the arguments of each case, and compare the values.
 
-        The limits hold for all calls together; after a failure that ends the process the others fail in the same way.
+        ``"Solution.solve"`` calls ``Solution().solve``. A second process compares each value with the expected one. The
+        limits hold for all calls together. A failure that ends the process fails the calls after it too.
 
         Raises:
-            Untransferable: a case holds a value that is none of plain types.
+            Untransferable: a case holds a value that is not of a plain type.
         """
         trees = [[Encoder(_refuse).encode(list(given)), Encoder(_refuse).encode(value)] for given, value in cases]
         reply = self._beside(source, {"run": "cases.compare", "path": path, "cases": trees})
@@ -135,7 +139,7 @@ class Sandbox:
         return Compared(verdict["passed"], verdict["first"], verdict.get("got", ""), failure)
 
     def judge(self, source: str, *, tests: str, setup: str = "", entry: str = "") -> Tally | Failure:
-        """Run test code against a module, each in a process of its own; see ``judge.py``."""
+        """Run test code against a module, each in a process of its own. ``judge.py`` says what counts as a check."""
         reply = self._beside(source, {"run": "judge.judge", "tests": tests, "setup": setup, "entry": entry})
         if isinstance(reply, Failure):
             return reply
@@ -144,7 +148,7 @@ class Sandbox:
         return Tally(verdict["passed"], verdict["total"], failure)
 
     def _beside(self, source: str, job: dict[str, Any]) -> tuple[dict[str, Any], Ended | None] | Failure:
-        """Load a module in one process and do a judge's job in another; its verdict, and how the module's one ended."""
+        """Load a module in one process, run a judge in another; returns the verdict, and how the module's one ended."""
         with (
             self._slot() as slot,
             Process(self.isolation, self.limits, slot=2 * slot) as process,
@@ -158,19 +162,19 @@ class Sandbox:
             if isinstance(raised, dict):
                 return replace(failure_of(raised), loading=True)
             with Process(self.isolation, self.limits, slot=2 * slot + 1) as judge:
-                # It waits for the candidate, and must outlive it to say how far the tests came.
+                # The judge waits for the candidate, and must outlive it to say how far the tests came.
                 judge.allow(2 * self.limits.seconds)
                 judge.send({"mode": "judge", "judge": judge_code(job["run"]), **job})
                 return self._relay(process, judge)
 
     def _relay(self, process: Process, judge: Process) -> tuple[dict[str, Any], Ended | None] | Failure:
-        """Carry the judge's questions to the candidate and the answers back, until the verdict."""
+        """Pass the judge's requests to the candidate and the answers back, until the verdict."""
         ended: Ended | None = None
         while True:
             try:
                 message = judge.receive()
             except Ended as stopped:
-                # Nothing but test code and plain values runs there: values that it cannot bear, or a test that exits.
+                # No model code runs there: a value was too costly for the judge, or a test ended the process.
                 return Failure(ended.end) if ended else Failure("unjudged", message=stopped.end)
             if "verdict" in message:
                 return message["verdict"], ended
@@ -194,7 +198,7 @@ class Sandbox:
 
 
 def failure_of(raised: dict[str, Any]) -> Failure:
-    """An exception as the sandbox reports it; every part of the report may be false, so that only texts are taken."""
+    """The failure that the sandbox reports. Model code may have forged every part, so only short texts are taken."""
     line = raised.get("line")
     return Failure(
         "raised",
