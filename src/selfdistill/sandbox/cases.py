@@ -1,8 +1,8 @@
-"""Calls of a candidate's function whose values are compared with the expected ones, in a process of their own.
+"""Calls a candidate's function and compares its values with the expected ones, in a process of its own.
 
-A value that a candidate returns can be made to take hours in being rebuilt, hashed, compared or written out. All four
-happen here, under the limits of the sandbox, and only counts and one short text leave. The candidate knows arguments
-and nothing else. The file is read as text and run inside the sandbox: the standard library only.
+A candidate can return a value that takes hours to rebuild, hash, compare or write. All four happen here, under the
+limits of the sandbox, and only counts and one short text leave. The candidate knows the arguments alone. The sandbox
+runs the text of this file, so it imports only the standard library and files that are run in the same way.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _ABSOLUTE, _RELATIVE = 1e-8, 1e-5
 
 
 def near(got: float, expected: float, *, whole: bool) -> bool:
-    """Whether two floats are equal up to rounding; ``whole`` says that an integer was expected."""
+    """Whether two floats are equal up to 1e-8, and up to a relative 1e-5 unless the expected number is ``whole``."""
     if not math.isfinite(expected):
         return got == expected
     return abs(got - expected) <= _ABSOLUTE + (0.0 if whole else _RELATIVE * abs(expected))
 
 
 def same_value(got: Any, expected: Any) -> bool:
-    """Whether a function gave what it should; JSON knows no tuples, so they count as lists.
+    """Whether a value equals the expected one. Tuples count as lists, because JSON has no tuples.
 
-    Floats, in lists too, may differ as in :func:`near`. A comparison that raises has failed: ``Decimal("sNaN") == 1``
-    does.
+    Floats may differ as in :func:`near`, also inside containers. A comparison that raises has failed, such as that of
+    ``Decimal("sNaN")``.
     """
     try:
         return _alike(_as_json(got), expected)
@@ -60,8 +60,8 @@ def _as_json(value: Any) -> Any:
 def compare(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
     """Call the function at ``job["path"]`` with the arguments of each of ``job["cases"]``.
 
-    Returns how many ``passed``, and of the first that did not its number (``first``) with what was ``got``, what was
-    ``raised``, or the ``trouble`` with a value that cannot be compared.
+    Returns how many cases ``passed``. Of the first that did not, it also returns the number (``first``) and one of its
+    value (``got``), its exception (``raised``) and why its value cannot be compared (``trouble``).
     """
     link = Link(channel)
     passed, first = 0, None

@@ -1,8 +1,8 @@
-"""Values on their way between two processes that do not trust each other: JSON with a tag for what JSON lacks.
+"""Encodes values for two processes that do not trust each other: JSON, with a tag for each type that JSON lacks.
 
-Only values of the types named here travel, and they are rebuilt as exactly these types: whatever ``__eq__`` a class of
-the sender's has, the receiver compares plain numbers, texts and containers. Anything else is an object that stays where
-it is; a reference to it travels. The file is also read as text and run inside the sandbox: the standard library only.
+Only values of the types named here are sent, and they are rebuilt as exactly these types. So the receiver compares
+plain numbers, texts and containers, whatever ``__eq__`` a class of the sender has. Any other object stays in its
+process, and a reference to it is sent. The sandbox runs the text of this file, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 DEPTH = 60
-"""Deepest nesting; deeper values are refused before a parser's recursion limit would."""
+"""Maximum depth of nesting. A parser's limit on recursion lies deeper."""
 NODES = 200_000
-"""Most values in one message: ``x = [x, x]`` forty times over is small in memory and endless in writing."""
+"""Maximum number of values in a message: ``x = [x, x]`` forty times over is small in memory and endless in writing."""
 LONGEST = 4_000_000
-"""Characters of one text, and digits of one number."""
+"""Maximum characters of a text, and about the maximum digits of a number."""
 EXPONENT = 100_000
-"""Largest exponent of a decimal number: ``1e50000000`` is ten letters, and minutes of work as a fraction."""
+"""Maximum exponent of a decimal number: ``1e50000000`` is ten letters, and minutes of work as a fraction."""
 COLLISIONS = 1_000
-"""Most members of one set or dict whose hashes are equal: to build one of n takes n² comparisons."""
+"""Maximum members of a set or dict with equal hashes: n of them take n² comparisons."""
 
 _LATE = (("dec", "decimal", "Decimal"), ("fr", "fractions", "Fraction"))
-"""Types of modules that take longer to import than most programs run; who has such a value has imported it."""
+"""Types whose modules take longer to import than most programs run. Whoever holds such a value has imported them."""
 
 
 _VIEWS: tuple[tuple[str, Any], ...] = (("dk", type({}.keys())), ("dv", type({}.values())), ("di", type({}.items())))
@@ -36,14 +36,14 @@ class Untransferable(Exception):
 
 
 class Encoder:
-    """Writes values as JSON trees; objects of other types are handed to ``keep``, which names them by a number."""
+    """Encodes values as JSON trees. ``keep`` stores an object of another type and returns its number."""
 
     def __init__(self, keep: Callable[[Any], int]) -> None:
         self._keep = keep
         self._nodes = 0
 
     def encode(self, value: Any, depth: int = 0) -> Any:
-        """The tree of one value.
+        """The tree of a value.
 
         Raises:
             Untransferable: it is too large or too deep.
@@ -55,7 +55,7 @@ class Encoder:
             raise Untransferable("a value too large")
         if value is None or value is True or value is False:
             return value
-        # The methods of the base types, not the object's own: subclasses travel as what they hold.
+        # Methods of the base types, not of the object: a subclass is sent as the plain value that it holds.
         if isinstance(value, int):
             number = int.__index__(value)
             if number.bit_length() > 3 * LONGEST:
@@ -99,10 +99,10 @@ class Encoder:
 
 
 def decode(tree: Any, refer: Callable[[int, str], Any], depth: int = 0) -> Any:
-    """The value of a tree, of exactly the types above; ``refer`` stands in for an object that stayed behind.
+    """The value of a tree, of exactly the types above. ``refer`` returns the stand-in for an object that was not sent.
 
     Raises:
-        Untransferable: the tree is none that :class:`Encoder` writes, or its value is out of the bounds above.
+        Untransferable: the tree is not one that :class:`Encoder` writes, or its value exceeds the bounds above.
     """
     if not depth and _has_too_many_nodes(tree):
         raise Untransferable("a value too large")
@@ -120,7 +120,7 @@ def _has_too_many_nodes(tree: Any) -> bool:
     waiting, seen = [tree], 0
     while waiting:
         one = waiting.pop()
-        # A value is a tag and a list of its parts beside itself.
+        # The tree of a value has up to three nodes besides itself: its tag, and a list or two texts.
         seen += 1
         if seen > 4 * NODES:
             return True
@@ -137,13 +137,13 @@ def _decimal(text: str) -> Any:
 
 
 def _fraction(text: str) -> Any:
-    # The digits alone, which ``int`` bounds: Fraction itself reads exponents, and writes out what they stand for.
+    # ``int`` reads digits alone. Fraction itself would read an exponent too, and compute its power.
     numerator, _, denominator = text.partition("/")
     return importlib.import_module("fractions").Fraction(int(numerator), int(denominator or 1))
 
 
 def _hashed(kind: Callable[[Any], Any], items: list[Any], keys: list[Any]) -> Any:
-    """A container of hashed items, where few of their keys have the same hash."""
+    """A container of hashed items, unless too many of its keys have equal hashes."""
     if len(keys) > COLLISIONS:
         counts: dict[int, int] = {}
         for key in keys:

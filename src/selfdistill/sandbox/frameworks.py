@@ -1,7 +1,7 @@
-"""pytest's and unittest's forms of tests, run by the judge: what they collect is called, what they assert is counted.
+"""Runs tests in the forms of pytest and unittest for the judge, and counts their checks.
 
-``unittest`` is Python's own, with its assert methods counted. ``pytest`` is a stand-in of what tests of exercises use
-(``PYTEST``), because the sandbox has no packages; tests that ask for more are refused when their row is read.
+``unittest`` is Python's own, with assert methods that count themselves. ``pytest`` is a stand-in for what tests of
+exercises use (``PYTEST``), because the sandbox has no packages. Tests that use more are refused when their row is read.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ run, or leaves the row out and counts it. ``parametrize``, ``skip`` and ``skipif
 nothing, as in pytest.
 """
 UNTRACEABLE = {"assertWarns", "assertWarnsRegex", "assertLogs", "assertNoLogs", "expectedFailure"}
-"""What of unittest cannot be judged from another process, or turns a failure into a success."""
+"""Parts of unittest that cannot be judged from another process, or that turn a failure into a success."""
 
 
 class Skipped(BaseException):
-    """A test that asks not to be run."""
+    """The test asks not to be run."""
 
 
 class Raises:
-    """``pytest.raises`` and ``assertRaises``, as a context or on a call: one check."""
+    """``pytest.raises`` and ``assertRaises``, as a context manager or with a call. Each is one check."""
 
     def __init__(self, tally: Any, expected: Any, pattern: Any = None) -> None:
         self._tally = tally
@@ -61,11 +61,11 @@ class Raises:
 
     @property
     def type(self) -> type:
-        """The type of the exception that came."""
+        """The type of the exception that was raised."""
         return type(self.value)
 
     def match(self, pattern: str) -> bool:
-        """Whether the message matches; a check of its own."""
+        """Whether the message matches the pattern. It is a check of its own."""
         matches = re.search(pattern, str(self.value)) is not None
         self._tally.count(f"the message matches {pattern!r}", matches)
         return matches
@@ -105,7 +105,7 @@ class Approx:
 
 
 def pytest_module(tally: Any) -> types.ModuleType:
-    """What ``import pytest`` gives to tests."""
+    """The stand-in that ``import pytest`` gives to tests."""
 
     def raises(expected: Any, *call: Any, match: Any = None, **named: Any) -> Any:
         context = Raises(tally, expected, match)
@@ -184,7 +184,7 @@ class _Mark:
 
 
 def count_unittest(tally: Any) -> None:
-    """Let every assert method of unittest count itself, once however many others it calls, and ``main`` do nothing."""
+    """Make every assert method of unittest count as one check, even if it calls others. ``main`` then does nothing."""
     import unittest
 
     inside = [0]
@@ -236,7 +236,7 @@ def _raised(context: Raises, call: tuple[Any, ...], named: dict[str, Any]) -> Ra
 
 
 class Session:
-    """Runs what pytest would collect from a module of tests: functions, classes, and cases of unittest."""
+    """Runs the functions, classes and cases of unittest that pytest would collect from a module of tests."""
 
     def __init__(self, tally: Any, names: dict[str, Any], checking: set[str]) -> None:
         self._tally = tally
@@ -244,7 +244,7 @@ class Session:
         self._checking = checking
 
     def run(self, defined: list[str]) -> None:
-        """Call every test among the names that the module defines, but functions that it has called by itself."""
+        """Run every test among the names that the module defines, except functions that it has called by itself."""
         # Importing unittest takes longer than most tests. Tests that have cases have imported it.
         case = getattr(sys.modules.get("unittest"), "TestCase", ())
         for name in defined:
@@ -259,7 +259,7 @@ class Session:
                 self._methods(member)
 
     def _function(self, name: str, function: Any, marked: list[Any], around: Any = None) -> None:
-        """One function with each of its sets of arguments; over all of them it has to reach one of its own checks."""
+        """Run a function with each set of its arguments. All of them together have to reach one of its own checks."""
         if any(vars(holder).get("_pytest_skipped") for holder in (*marked, function)):
             return
         tables = [table for holder in (*marked, function) for table in vars(holder).get("_pytest_cases", [])]
@@ -274,8 +274,8 @@ class Session:
                     test(**self._filled(test, arguments, stack))
 
     def _filled(self, function: Any, arguments: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
-        """The arguments that a function asks for: those of its table, the candidate, or what fixtures give."""
-        import inspect  # late: most tests take nothing, and it is a tenth of the judge's time
+        """The arguments that a function asks for: from its table, from fixtures, or the candidate."""
+        import inspect  # here: most tests take no arguments, and this import is a tenth of the judge's time
 
         filled = {}
         for name, parameter in inspect.signature(function).parameters.items():
@@ -309,7 +309,7 @@ class Session:
             self._function(self._owned(owner, name), function, marked, around)
 
     def _owned(self, owner: type, name: str) -> str:
-        """The method's name with the class's of whose body it is."""
+        """The method's name behind that of the class in whose body it stands."""
         return next(f"{base.__name__}.{name}" for base in owner.__mro__ if name in vars(base))
 
     def _cases(self, owner: Any) -> None:

@@ -1,8 +1,8 @@
-"""What runs first inside the sandbox: gives up every right that is left, then runs one job.
+"""The first code inside the sandbox: it gives up every right that is left, then runs one job.
 
-The file is read as text and run by a fresh interpreter (``python -c``) in front of anything a model wrote, so it knows
-only the standard library. After the first line of model code nothing here can be relied on, and nothing is: what counts
-was given up before, for good, and results are compared elsewhere.
+A fresh interpreter runs the text of this file (``python -c``) before any model-written code, so it imports only the
+standard library. After the first line of model code nothing here can be trusted. Nothing has to be: the rights are
+given up for good, and results are compared in another process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from selfdistill.sandbox.codec import Encoder, decode
 
 READY = b"ready\n"
 
-# (x86_64, aarch64): what no exercise needs, and what would count against no limit or reach around a namespace.
+# Numbers on (x86_64, aarch64) of calls that no exercise needs, and that evade a limit or a namespace.
 _FORBIDDEN: dict[str, tuple[int, int]] = {
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -77,7 +77,7 @@ _FORBIDDEN: dict[str, tuple[int, int]] = {
 _CLONE, _CLONE3, _SOCKET, _MMAP, _FCNTL = (56, 220), (435, 435), (41, 198), (9, 222), (72, 25)
 _SHARED, _ANONYMOUS = 0x1, 0x20
 _COMMANDS = (1024, 1026, 1031)
-"""Of ``fcntl``: leases and notices on the machine's files, and pipes of a larger size, which no limit counts."""
+"""Commands of ``fcntl``: leases and notices on the machine's files, and larger pipes, which no limit counts."""
 _NEW_NAMESPACES = 0x7E020000
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 _ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050001, 0x00050026  # EPERM; ENOSYS, at which libc falls back to clone
@@ -91,19 +91,19 @@ def seccomp_program(machine: str) -> bytes | None:
     load, equal, at_least, bits, result = 0x20, 0x15, 0x35, 0x45, 0x06
     number, arch, first = 0, 4, 16
     steps = [(load, 0, 0, arch), (equal, 1, 0, _AUDIT_ARCH[place]), (result, 0, 0, _REFUSE), (load, 0, 0, number)]
-    # The x32 numbering of the same calls begins there.
+    # The x32 numbers of the same calls begin there.
     steps += [(at_least, 0, 1, 0x40000000), (result, 0, 0, _REFUSE)]
     for numbers in _FORBIDDEN.values():
         steps += [(equal, 0, 1, numbers[place]), (result, 0, 0, _REFUSE)]
     steps += [(equal, 0, 1, _CLONE3[place]), (result, 0, 0, _UNKNOWN)]
     steps += [(equal, 0, 3, _CLONE[place]), (load, 0, 0, first), (bits, 0, 1, _NEW_NAMESPACES), (result, 0, 0, _REFUSE)]
-    # Shared memory without a file: once written, its pages stay though no process shows them (MADV_DONTNEED).
+    # Anonymous shared memory: after MADV_DONTNEED its pages stay, but no process counts them any more.
     steps += [(load, 0, 0, number), (equal, 0, 4, _MMAP[place]), (load, 0, 0, first + 24)]
     steps += [(bits, 0, 2, _ANONYMOUS), (bits, 0, 1, _SHARED), (result, 0, 0, _REFUSE)]
     steps += [(load, 0, 0, number), (equal, 0, 1 + 2 * len(_COMMANDS), _FCNTL[place]), (load, 0, 0, first + 8)]
     for command in _COMMANDS:
         steps += [(equal, 0, 1, command), (result, 0, 0, _REFUSE)]
-    # Sockets of the Unix kind only: AF_VSOCK reaches a hypervisor from any network namespace.
+    # Only Unix sockets: AF_VSOCK reaches a hypervisor from any network namespace.
     steps += [(load, 0, 0, number), (equal, 0, 3, _SOCKET[place])]
     steps += [(load, 0, 0, first), (equal, 1, 0, 1), (result, 0, 0, _REFUSE), (result, 0, 0, _ALLOW)]
     return b"".join(struct.pack("HBBI", *step) for step in steps)
@@ -123,7 +123,7 @@ def _filter_calls() -> None:
 
 
 def _confine(limits: dict[str, Any]) -> None:
-    """Set every limit, leave root, close what was inherited, filter the system calls."""
+    """Set every limit, leave root, close inherited files, filter the system calls."""
     os.umask(0o077)
     for name, value in (
         ("CPU", limits["cpu"]),
@@ -144,19 +144,19 @@ def _confine(limits: dict[str, Any]) -> None:
         resource.setrlimit(which, (wanted, wanted))
     if limits["uid"] is not None:
         _leave_root(limits["uid"])
-    _thread.stack_size(8 * 2**20)  # else every thread would reserve as much as the main one may use
+    _thread.stack_size(8 * 2**20)  # otherwise every thread reserves as much as the main one may use
     os.closerange(3, 64)
     if sys.platform == "linux":
         _filter_calls()
 
 
 def _stay_above() -> None:
-    """Go on in a child. The process that was started stays above it, and nothing below outlives it or its parent.
+    """Go on in a child. This process stays above it, and no descendant outlives this process or the trainer.
 
-    For where no namespace of processes ends them. The child's end becomes its own.
+    It replaces a namespace of processes, which would end them all. This process ends as its child did.
     """
     parent, told = os.getppid(), {signal.SIGCHLD, signal.SIGTERM}
-    if ctypes.CDLL(None).prctl(36, 1, 0, 0, 0):  # PR_SET_CHILD_SUBREAPER: whoever loses its parent comes here
+    if ctypes.CDLL(None).prctl(36, 1, 0, 0, 0):  # PR_SET_CHILD_SUBREAPER: orphans come here
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, told)
     child = os.fork()
@@ -181,7 +181,7 @@ def _stay_above() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with contextlib.suppress(OSError):  # nobody can say what to do at SIGKILL
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status) if wanted else 0)
@@ -198,7 +198,7 @@ def _end_all_below() -> None:
                 below += [int(one) for one in file.read().split()]
         if not below:
             return
-        # Their own children come here next.
+        # Their own children become children of this process, and follow in the next round.
         for one in below:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, signal.SIGKILL)
@@ -217,14 +217,14 @@ def _leave_root(uid: int) -> None:
 
 
 class Channel:
-    """Messages of JSON, each behind its length, over two file descriptors."""
+    """JSON messages, each behind its length, over two file descriptors."""
 
     def __init__(self, read: int, write: int) -> None:
         self._read = read
         self._write = write
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; None at the end. Reads not one byte more: behind it may stand a program's input."""
+        """The next message; None at the end. It reads no byte more, because a program's input may follow."""
         header = b""
         while not header.endswith(b"\n"):
             byte = os.read(self._read, 1)
@@ -242,7 +242,7 @@ class Channel:
         return message
 
     def send(self, message: dict[str, Any]) -> None:
-        """Write one message whole."""
+        """Write a whole message."""
         payload = json.dumps(message).encode()
         rest = memoryview(b"%d\n" % len(payload) + payload)
         while rest:
@@ -250,8 +250,8 @@ class Channel:
 
 
 def report(error: BaseException) -> dict[str, Any]:
-    """An exception as data: its type where that is a built-in one, message, and the line of the solution."""
-    import traceback  # only now: most programs run without it
+    """An exception as data: its built-in type, its own name, its message, and the line of the solution."""
+    import traceback  # here: most programs run without it
 
     kind = type(error)
     known = next((base for base in kind.__mro__ if base.__module__ == "builtins"), BaseException)
@@ -263,13 +263,13 @@ def report(error: BaseException) -> dict[str, Any]:
             line = frame.lineno
     try:
         message = str(error)[:2000]
-    except BaseException:  # a message of the model's own making may do anything
+    except BaseException:  # ``__str__`` of the model's code may raise anything
         message = ""
     return {"type": known.__name__, "name": kind.__name__[:60], "message": message, "line": line}
 
 
 def run_program(source: str) -> int:
-    """Run a script on the standard streams; a traceback names its own lines alone."""
+    """Run a script on the standard streams. Returns its exit code. A traceback shows lines of the script alone."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = ["solution.py"]
@@ -289,7 +289,7 @@ def run_program(source: str) -> int:
 
 
 class Server:
-    """Holds the objects of a module that a model wrote, and calls them by request."""
+    """Holds the objects of a model-written module, and answers requests for them."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -297,12 +297,12 @@ class Server:
         self._module = types.ModuleType("solution")
 
     def serve(self) -> None:
-        """Answer until the channel closes."""
+        """Answer requests until the channel closes."""
         sys.modules["solution"] = self._module
         while (request := self._channel.receive()) is not None:
             try:
                 answer = {"value": self._encode(self._answer(request))}
-            except BaseException as error:  # SystemExit too: it is the model's code that exits
+            except BaseException as error:  # SystemExit too, because the model's code exits
                 answer = {"raised": report(error)}
             self._channel.send(answer)
 
@@ -335,7 +335,7 @@ class Server:
 
 
 def main() -> None:
-    """Confine this process, say so, and do the job that comes down the channel."""
+    """Confine this process, report that it is ready, and do the job that the channel brings."""
     limits = json.loads(sys.argv[1])
     if limits["stay_above"] and sys.platform == "linux":
         _stay_above()

@@ -1,12 +1,12 @@
-"""Runs test code of the data set in a sandbox of its own, in front of a candidate that lives in another.
+"""Runs test code of the data set in one sandbox, against a candidate in another.
 
-Expected values stand in test code (``assert f(2) == 4``, ``check(candidate)``), so the tests run where no line of the
-model's code does: every call of the candidate goes through the channel, and comes back as a plain value of an exact
-type or as a reference to an object over there, which equals nothing but itself. Checks are rewritten so that each is
-counted and the first failing one can be described (``rewriting.py``); what pytest and unittest would collect is run as
-they would run it (``frameworks.py``). Tests that reach no check have said nothing, whatever they printed.
+Test code holds the expected values (``assert f(2) == 4``, ``check(candidate)``), so it runs in a process without model
+code. Every call of the candidate goes through the channel. It returns a plain value of an exact type, or a reference to
+an object of the candidate, which equals nothing but itself. Checks are rewritten so that each is counted and the first
+failure can be described (``rewriting.py``). Tests that pytest or unittest would collect are run as they would run them
+(``frameworks.py``). Tests that reach no check have said nothing, whatever they print.
 
-Arguments are handed over by value: what the candidate does to them stays over there. A function that is to change its
+Arguments are passed by value, so the candidate's changes to them stay in its process. A function that has to change its
 argument in place therefore fails, and one that empties its argument to please ``f(xs) == sorted(xs)`` earns nothing.
 """
 
@@ -48,19 +48,19 @@ _LENT = {
     "math": ("isclose", "isnan", "isinf"),
     "typing": ("Any", "Dict", "List", "Optional", "Set", "Tuple", "Union"),
 }
-"""Names that tests use and forget to import. None is what a task asks a function to be called."""
+"""Names that tests use and forget to import. No task asks for a function of such a name."""
 _PACKAGES = {"np", "numpy", "pd", "pandas", "scipy", "sympy", "torch"}
-"""Packages that the sandbox does not have; a candidate does not stand in for them."""
+"""Packages that the sandbox does not have. A candidate cannot stand in for them."""
 
 
 class Tally:
-    """Counts the checks that were reached, and describes the first that failed."""
+    """Counts the checks that tests reach, and describes the first that fails."""
 
     def __init__(self, link: Link, sources: list[str]) -> None:
         self._link = link
         self._sources = sources
         self.made = 0
-        """Checks that were made, those before the candidate was asked included."""
+        """Number of checks made, including those before the candidate was asked."""
         self.reached = 0
         self.passed = 0
         self.stopped = False
@@ -70,7 +70,7 @@ class Tally:
         self._doubtful: list[tuple[str, frozenset[int]]] = []
 
     def count(self, test: str, holds: bool, error: BaseException | None = None) -> None:
-        """Count one check. What holds before the candidate was ever asked says nothing of it, and is not counted."""
+        """Count a check. One that holds before the candidate was ever asked says nothing of it, and is not counted."""
         self.made += 1
         if holds and not self._link.consulted:
             return
@@ -83,7 +83,7 @@ class Tally:
         self._link.doubted.clear()
 
     def settle(self) -> None:
-        """Take back the checks that hold of any object, where the tests have not used that object anywhere."""
+        """Fail the checks that hold of any object, unless the tests use that object somewhere."""
         for test, numbers in self._doubtful:
             if not numbers <= self._link.used:
                 self.passed -= 1
@@ -99,7 +99,7 @@ class Tally:
             else:
                 sides.append(right())
                 holds = bool(sides[0] == sides[1])
-        except (Exception, CandidateFailed) as error:  # whatever was raised, this assert has failed
+        except (Exception, CandidateFailed) as error:  # the assert has failed, whatever was raised
             self.count(self._sources[number], False, error)
             return
         if not holds and right is not None and self.failure is None:
@@ -108,17 +108,17 @@ class Tally:
         self.count(self._sources[number], holds)
 
     def plain(self, number: int, holds: object) -> None:
-        """Count an assert that was evaluated in its place."""
+        """Count an assert that has been evaluated in its place."""
         self.case(number, lambda: holds)
 
     def guard(self, number: int, fails: object) -> bool:
-        """Count the condition of an ``if`` that ends in a failure; where it holds, what it leads to is counted."""
+        """Count the condition of an ``if`` that ends in a failure. If it is true, the failure is counted instead."""
         if not fails:
             self.count(f"not ({self._sources[number]})", True)
         return bool(fails)
 
     def called(self, number: int, function: Any, *arguments: Any, **named: Any) -> None:
-        """Count a library's assert function; one of the candidate's is no check."""
+        """Count a call of a library's assert function. A function of the candidate is no check."""
         if type(function) in (Remote, Absent):
             function(*arguments, **named)
         else:
@@ -129,17 +129,17 @@ class Tally:
         self.count(self._sources[number], False)
 
     def expected(self, number: int) -> None:
-        """Count an exception that a handler waited for: not the tests' own, nor that of a candidate that is gone."""
+        """Count an expected exception. An ``AssertionError`` and the end of the candidate count as failures."""
         error = sys.exc_info()[1]
         holds = not isinstance(error, CandidateFailed | AssertionError)
         self.count(f"{self._sources[number]} raises an exception", holds, error)
 
     def swallowed(self) -> None:
-        """Note an exception that would have kept checks from being made without a word."""
+        """Note an exception that a handler would swallow, and with it the checks that it prevented."""
         self.stop(sys.exc_info()[1])
 
     def take(self, error: BaseException, expected: Any) -> BaseException | None:
-        """The exception where it is of the expected kind; one that the candidate defines is known by its name."""
+        """The exception if it is of the expected type, else None. Types of the candidate are compared by name."""
         for one in expected if isinstance(expected, tuple) else (expected,):
             if type(one) is Remote:
                 name = object.__getattribute__(one, "_remote")[2]
@@ -152,7 +152,7 @@ class Tally:
 
     @contextmanager
     def test(self, name: str, *, must_check: bool) -> Iterator[None]:
-        """One test. Where checks stand in it and none was reached, it has not held."""
+        """Run a test. It fails if it ``must_check`` and reaches no check."""
         before, self._excused = self.made, False
         yield
         if must_check and not self._excused and self.made == before:
@@ -162,7 +162,7 @@ class Tally:
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """A stretch of test code that may be stopped by an exception; what stands behind it goes on."""
+        """Run a part of test code. An exception stops this part alone."""
         try:
             yield
         except BaseException as error:
@@ -174,7 +174,7 @@ class Tally:
         self._excused = True
 
     def stop(self, error: BaseException | None) -> None:
-        """Note that an exception has kept checks from being made; a failed check has been counted by itself."""
+        """Note that an exception has prevented checks. A failed check among them has been counted by itself."""
         if isinstance(error, Skipped):
             self.excuse()
             return
@@ -185,7 +185,7 @@ class Tally:
         self.fail("", error)
 
     def fail(self, test: str, error: BaseException | None = None) -> None:
-        """Describe the first failure, as the candidate's exception where it came from there."""
+        """Describe the first failure, with the candidate's exception if it raised one."""
         if self.failure is not None:
             return
         raised = error.args[0] if isinstance(error, CandidateFailed) else getattr(error, "candidate", None)
@@ -197,7 +197,7 @@ class Tally:
         self.failure = found
 
     def doubt(self, value: Any) -> None:
-        """Note an object of the candidate's that is compared."""
+        """Note that an object of the candidate is compared."""
         doubt(value)
 
     def shown(self, value: Any) -> str:
@@ -209,11 +209,12 @@ def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
     """Run ``job["setup"]`` and ``job["tests"]`` and return the tally.
 
     ``job["entry"]`` names the function that ``check(candidate)`` is called with, if the tests define ``check`` and do
-    not call it. Names that neither tests nor Python know are those of Python's own modules where the tests forgot an
-    import; any other is looked up in the candidate's module, and so is what tests import from modules that do not
-    exist here. ``total`` is 0 where no check was reached.
+    not call it. A name that neither the tests nor Python define is taken from Python's own modules if the tests forgot
+    its import. Any other is looked up in the candidate's module, as are imports from modules that do not exist here.
+    ``total`` is 0 if no check was reached.
     """
     random.seed(0)
+    # Rewrite the checks into calls of the tally, and give the tests their names.
     link = Link(channel)
     rewriter = Rewriter()
     setup, tests = (rewriter.read(job[part]) for part in ("setup", "tests"))
@@ -228,24 +229,27 @@ def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
         "__entered__": tally.entered.add,
         "__doubt__": doubt,
     }
+    # Run the module of tests, with the candidate behind every name that is not its own.
     whole = False
     with tally.part():
         own = dict.fromkeys(("candidate", entry.rpartition(".")[2]), link.at(entry)) if entry else {}
         unknown = _unknown([setup, tests], {*names, *own})
         lent = _lent([setup, tests], unknown)
-        if own or unknown - lent.keys():  # else the tests ask for nothing but what they seem to have forgotten
+        if own or unknown - lent.keys():  # otherwise the tests use no name but those that they seem to have forgotten
             names |= lent
         names |= {name: link.get(name) for name in unknown - names.keys()}
         exec(compile(setup, "setup", "exec"), names)
-        names |= own  # behind the setup, which may hold a stub of the function
+        names |= own  # after the setup, which may define a stub of the function
         exec(compile(tests, "tests", "exec"), names)
         whole = True
+    # Run what the module defines and does not call by itself.
     if whole or not tally.stopped:
         defined = [one.name for one in tests.body if isinstance(one, ast.FunctionDef | ast.ClassDef)]
         if entry and "check" in defined and "check" not in tally.entered:
             with tally.test("check", must_check=True), tally.part():
                 names["check"](names["candidate"])
         Session(tally, names, rewriter.checking).run(list(dict.fromkeys(defined)))
+    # Code that has stopped the tests has failed every check that was not reached.
     tally.settle()
     total = max(tally.reached, len(rewriter.sources), 1) if tally.stopped else tally.reached
     passed = tally.passed if tally.failure is None else min(tally.passed, total - 1)
@@ -253,7 +257,7 @@ def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _importing(link: Link, tally: Tally) -> Callable[..., Any]:
-    """``__import__`` for tests: pytest's stand-in, unittest counted, the candidate where there is no such module."""
+    """``__import__`` for tests: the stand-in for pytest, unittest that counts, the candidate for unknown modules."""
     ready: set[str] = set()
 
     def imported(name: str, space: Any = None, local: Any = None, wanted: Any = (), level: int = 0) -> Any:
@@ -290,7 +294,7 @@ def _unknown(trees: list[ast.Module], names: set[str]) -> set[str]:
 
 
 def _lent(trees: list[ast.Module], unknown: set[str]) -> dict[str, Any]:
-    """Unknown names that mean something of Python's own: what tests forgot to import is not the candidate's to define.
+    """Unknown names that Python's own modules define: the tests forgot the import, and no candidate defines them.
 
     A module is meant where every use of the name is one of its attributes: ``math.isclose``, not ``bisect(xs, 3)``.
     """

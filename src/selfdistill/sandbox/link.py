@@ -1,7 +1,7 @@
-"""The judge's way to the candidate: references to its objects, its names, its exceptions.
+"""The judge's connection to the candidate: its names, references to its objects, its exceptions.
 
-Test code uses these objects as if they were the candidate's own. The file is read as text and run inside the sandbox:
-the standard library only.
+Test code uses these stand-ins as if they were the candidate's objects. The sandbox runs the text of this file, so it
+imports only the standard library and files that are run in the same way.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from typing import Any
 from selfdistill.sandbox.codec import Encoder, Untransferable, decode
 
 SHOWN = 4000
-"""Most characters of one representation that leave this process; the task cuts further."""
+"""Maximum characters of a representation that leaves this process. The task cuts it further."""
 DIGITS = 100_000
-"""Most digits of an integer that is written out."""
+"""Maximum digits of an integer that is written."""
 
 
 _NEVER_REBUILT = (StopIteration, StopAsyncIteration, SyntaxError, UnicodeError, AssertionError)
-"""Exceptions that mean something else here, or are not made of a message alone."""
+"""Exceptions that mean something else in the judge, or need more than a message."""
 
 
 class CandidateFailed(BaseException):
-    """The candidate raised something that is no ordinary exception, or ended, or lacks a name; no test's ``except
-    Exception`` takes it for the exception that it waits for. Its description is ``args[0]``.
+    """The candidate raised an exception that is not rebuilt here, has ended, or lacks a name; ``args[0]`` says which.
+
+    It is no ``Exception``, so that ``except Exception`` in a test does not take it for an expected one.
     """
 
 
 class CandidateLost(CandidateFailed):
-    """There is no such name, or no candidate any more: nothing that a test could have expected."""
+    """The candidate lacks the name or has ended, which no test can have expected."""
 
 
 class Remote:
-    """An object of the candidate's. It can be called and its attributes used; it has no value here.
+    """A reference to an object of the candidate. It can be called and its attributes used, but it has no value here.
 
     It equals nothing but itself. A check that holds because of that (``!=``, ``is not None``, ``not in``) would hold
-    of any object, so it counts only where the tests use the object too; see :attr:`Link.doubted`.
+    of any object, so it counts only if the tests also use the object; see :attr:`Link.doubted`.
     """
 
     def __init__(self, link: Link, number: int, name: str) -> None:
@@ -75,7 +76,7 @@ class Remote:
 
 
 def doubt(value: Any) -> Any:
-    """The value; one of the candidate's objects is noted as compared."""
+    """Return the value. An object of the candidate is noted as compared."""
     if type(value) is Remote:
         link, number, _ = object.__getattribute__(value, "_remote")
         link.doubted.add(number)
@@ -113,20 +114,20 @@ class CandidateModule(types.ModuleType):
 
 
 class Link:
-    """Asks the candidate's process, and remembers the latest call for the description of a failure."""
+    """Sends requests to the candidate's process, and keeps the latest call for the description of a failure."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
         self.latest: dict[str, str] = {}
         self.consulted = False
-        """Whether the tests have had anything of the candidate's yet but a reference to it."""
+        """Whether the tests have had more of the candidate yet than a reference to its function."""
         self.doubted: set[int] = set()
-        """Objects that were compared, by number; a check empties it first, and looks at it afterwards."""
+        """Numbers of the objects that were compared since the latest check."""
         self.used: set[int] = set()
-        """Objects that were called, or whose attributes were read or set, or that were handed back as an argument."""
+        """Numbers of the objects that were called or passed as arguments, or whose attributes were read or set."""
 
     def get(self, name: str) -> Any:
-        """A name of the candidate's module."""
+        """The value of a name in the candidate's module; :class:`Absent` if it does not define the name."""
         try:
             found = self.ask("get", name)
         except KeyError:
@@ -135,7 +136,7 @@ class Link:
         return found
 
     def at(self, path: str) -> Any:
-        """What stands at ``"solve"``, or at ``"Solution.solve"`` of an object that is made for it."""
+        """The function at a path: ``"solve"``, or ``"Solution.solve"`` of a new object of the class."""
         first, *others = path.split(".")
         found = self.get(first)
         for name in others:
@@ -152,7 +153,7 @@ class Link:
         return value
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        """One request and its answer, an exception of the candidate's raised here as the built-in one it is."""
+        """Send a request and return the answer. The candidate's exception is raised here as its built-in type."""
         self.consulted |= what != "get"
         self._channel.send({"ask": {"do": what, "with": [_Outgoing().encode(one) for one in arguments]}})
         try:
@@ -167,7 +168,7 @@ class Link:
 
 
 class _Outgoing(Encoder):
-    """Arguments of a call: plain values, and objects of the candidate's by their numbers."""
+    """Encodes the arguments of a call: plain values, and objects of the candidate by their numbers."""
 
     def __init__(self) -> None:
         super().__init__(_refuse)
@@ -182,7 +183,7 @@ class _Outgoing(Encoder):
 
 def shown(value: Any) -> str:
     """A representation of bounded length."""
-    # The sandbox lets code write integers of any length, which takes the square of their digits.
+    # The sandbox lets code write integers of any length, and n digits take n² time.
     usual = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(DIGITS)
     try:
@@ -198,7 +199,7 @@ def _refuse(value: Any) -> int:
 
 
 def kind_of(error: BaseException) -> type:
-    """An exception's type; for one of the candidate's the built-in exception that it descends from."""
+    """The type of an exception; for one of the candidate the built-in type that it descends from."""
     if not isinstance(error, CandidateFailed):
         return type(error)
     kind: Any = getattr(builtins, str(error.args[0].get("type")), None)
@@ -206,7 +207,7 @@ def kind_of(error: BaseException) -> type:
 
 
 def as_raised(error: BaseException) -> BaseException:
-    """An exception as a test that waited for it sees it."""
+    """The exception as a test that expects it sees it."""
     if not isinstance(error, CandidateFailed):
         return error
     kind: Any = kind_of(error)
@@ -216,7 +217,7 @@ def as_raised(error: BaseException) -> BaseException:
 
 
 def _rebuilt(found: Any) -> BaseException:
-    """The candidate's exception, where a test may expect one: built-in exceptions alone, never ``SystemExit``."""
+    """The candidate's exception as a built-in one that a test may expect; any other as :class:`CandidateFailed`."""
     kind: Any = getattr(builtins, str(found.get("type")), None)
     if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, _NEVER_REBUILT):
         return CandidateFailed(found)

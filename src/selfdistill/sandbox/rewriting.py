@@ -1,4 +1,4 @@
-"""What in test code is a check, and test code rewritten so that each check is counted and none can be swallowed.
+"""Finds the checks in test code, and rewrites the code so that each is counted and none can be swallowed.
 
 ================================================  ====================================================================
 in test code                                      a check that is reached
@@ -10,9 +10,9 @@ in test code                                      a check that is reached
 ``f(2) is not None``, in any of them              an object of the candidate's is noted (``Link.doubted``)
 ================================================  ====================================================================
 
-Methods of ``unittest`` and ``pytest.raises`` count themselves (``frameworks.py``). A handler that would take a failed
-assert for granted (``except AssertionError: print("failed")``) notes the failure first. The file is read as text and
-run inside the sandbox too: the standard library only.
+Methods of ``unittest`` and ``pytest.raises`` count themselves (``frameworks.py``). A handler that would swallow a
+failed assert (``except AssertionError: print("failed")``) notes the failure first. The sandbox runs the text of this
+file, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def is_check(node: ast.AST) -> bool:
 
 
 def _says_something(test: ast.expr) -> bool:
-    """Whether a condition can be both: ``assert True`` and ``assert (f(2) == 4, "wrong")`` cannot."""
+    """Whether a condition can be true and false: ``assert True`` and ``assert (f(2) == 4, "wrong")`` cannot."""
     if isinstance(test, ast.Tuple) and test.elts:
         return False
     return any(isinstance(inner, ast.Name) for inner in ast.walk(test))
 
 
 def _fails(statement: ast.stmt) -> bool:
-    """Whether a statement says that a test has failed."""
+    """Whether a statement reports that a test has failed."""
     match statement:
         case ast.Assert(test=ast.Constant(value=value)):
             return not value
@@ -86,13 +86,13 @@ def _is_broad(caught: ast.expr | None) -> bool:
 
 
 class Rewriter(ast.NodeTransformer):
-    """Rewrites trees of test code; its hooks (``__case__`` …) are methods of the judge's tally."""
+    """Rewrites trees of test code. Its hooks (``__case__`` …) are methods of the judge's tally."""
 
     def __init__(self) -> None:
         self.sources: list[str] = []
         """The text of each check, by the number that its hook is called with."""
         self.checking: set[str] = set()
-        """Top-level functions (``"test_x"``) and methods (``"TestX.test_y"``) in whose own code a check stands."""
+        """Top-level functions (``"test_x"``) and methods (``"TestX.test_y"``) whose own code holds a check."""
         self._defined: set[str] = set()
 
     def read(self, code: str) -> ast.Module:
@@ -125,7 +125,7 @@ class Rewriter(ast.NodeTransformer):
             case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
                 parts = [left, right]
         if any(isinstance(inner, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom) for inner in ast.walk(node)):
-            # Not to be moved into a function: the assert is evaluated where it stands.
+            # ``:=``, ``await`` and ``yield`` mean something else in a lambda, so the assert is evaluated in its place.
             return ast.copy_location(ast.Expr(_hook("__plain__", number, node.test)), node)
         nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
         deferred = [ast.Lambda(nothing, part) for part in parts]
@@ -138,13 +138,13 @@ class Rewriter(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST | list[ast.stmt]:
-        """A failed assert in other words is noted before a handler can swallow it."""
+        """``raise AssertionError`` is noted before a handler can swallow it."""
         if last_name(node.exc) != "AssertionError":
             return node
         return [ast.Expr(_hook("__failed__", self._number(node))), node]
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        """A call of a library's ``assert_…`` is a check; one of the tests' own holds checks."""
+        """A call of a library's ``assert_…`` is a check. A function of the tests by such a name holds its own."""
         match node.value:
             case ast.Call(func=function, args=args, keywords=keywords):
                 if last_name(function).startswith("assert_") and last_name(function) not in self._defined:
@@ -153,7 +153,7 @@ class Rewriter(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        """Identity cannot be answered by an object, so the objects that it is asked of are noted."""
+        """``is`` asks no object, so a hook notes the objects that it compares."""
         self.generic_visit(node)
         if any(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops):
             sides: list[ast.expr] = [
@@ -164,7 +164,7 @@ class Rewriter(ast.NodeTransformer):
         return node
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
-        """Handlers that an expected exception enters count it; those that would swallow a failure note it."""
+        """A handler of an expected exception counts it. A handler that would swallow a failure notes it."""
         tried = [*node.body, *node.orelse]
         expects = any(map(_fails, tried))
         checks = any(map(is_check, own_nodes(tried)))
