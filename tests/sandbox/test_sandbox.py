@@ -138,6 +138,7 @@ def test_what_a_judge_counts() -> None:
         "assert f(1) == 1\nassert f(2) == 3\nassert f(3) == 3": (2, 3),
         "assert f(1) == 1\nf(-1)\nassert f(2) == 2": (1, 2),
         "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass": (1, 1),
+        "try:\n    f(1)\n    raise AssertionError\nexcept Exception:\n    pass": (0, 2),
         "assert f(0)": (0, 1),
         "f(1)": (0, 0),
         "assert 1 == 1\nx = 2\nassert x == 2\nassert f(x) == 2": (1, 1),
@@ -150,6 +151,9 @@ def test_what_a_judge_counts() -> None:
         found = sandbox.judge(source, tests=tests, entry="f")
         assert isinstance(found, Tally), found
         assert (found.passed, found.total) == (passed, total), tests
+    method = f"class Solution:\n    x = 1\n    def g(self, x): return x\n{source}"
+    made = sandbox.judge(method, tests="x = 2\nassert x == 2\nassert candidate(x) == 2", entry="Solution.g")
+    assert made == Tally(1, 1, None), "an object was made, and nothing asked of it"
 
 
 @needs_isolation
@@ -249,6 +253,8 @@ def test_what_a_test_forgot_to_import_is_pythons_own() -> None:
 
     assert sandbox.judge(source, tests=tests) == Tally(3, 3, None)
     assert sandbox.judge(node, tests="n = f(2)\nassert n is not None\nassert n.v == 2") == Tally(2, 2, None)
+    other = sandbox.judge(node, tests="n, m = f(2), f(3)\nassert n.v == 2\nassert n is not m")
+    assert isinstance(other, Tally) and (other.passed, other.total) == (1, 2), "only one of two objects is used"
     unused = sandbox.judge(node, tests=cases)
     assert isinstance(unused, Tally) and (unused.passed, unused.total) == (0, 1)
 
@@ -395,8 +401,9 @@ COLLIDING = [["i", hex(n * (2**61 - 1))] for n in range(2_000)]
 def test_a_small_tree_of_a_costly_value_is_refused(tree: object) -> None:
     with pytest.raises(Untransferable):
         decode(tree, lambda number, name: None)
-    honest = {n * 2**20 for n in range(3_000)}
-    assert decode(Encoder(lambda _: 0).encode(honest), lambda number, name: None) == honest
+
+    for honest in ({n * 2**20 for n in range(3_000)}, [1j] * 60_000):
+        assert decode(Encoder(lambda _: 0).encode(honest), lambda number, name: None) == honest
 
 
 def test_values_too_large_or_too_deep_are_refused() -> None:
