@@ -26,6 +26,7 @@ from ast import literal_eval
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from math import isfinite
 from textwrap import dedent
 from typing import Any
 
@@ -212,7 +213,9 @@ def _same_number(output: str, expected: str) -> bool:
         return True
     if _INTEGER.fullmatch(output) and _INTEGER.fullmatch(expected):
         return False
-    return near(float(output), float(expected), whole=bool(_INTEGER.fullmatch(expected)))
+    # Beyond all floats two numbers that differ would both be infinite.
+    wanted = float(expected)
+    return isfinite(wanted) and near(float(output), wanted, whole=bool(_INTEGER.fullmatch(expected)))
 
 
 # Punctuation separates numbers: "[1.0, 2]" has five words.
