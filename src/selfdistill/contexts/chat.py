@@ -54,9 +54,12 @@ class Chat:
         self.name = name
         self._rendered = lru_cache(maxsize=REMEMBERED)(self._render)
         self._decoded = lru_cache(maxsize=PIECES)(self._decode)
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        # Some added tokens are special without being among the tokenizer's named special tokens.
+        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        special |= {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_ids = frozenset(special)
         # Longest first, so that a token is matched before its prefixes.
-        longest_first = sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        longest_first = sorted(set(special.values()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def encode(self, messages: Sequence[Message], *, thinking: bool | None = None) -> tuple[int, ...]:
@@ -140,11 +143,8 @@ class Chat:
             words = marked.sub(lambda hit: marks[hit.group()], stretch)
             plain = self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             # A word-level vocabulary has its special tokens as words; they are replaced by the unknown token.
-            unknown = self.tokenizer.unk_token_id
-            forged = {*self.tokenizer.all_special_ids} - {unknown}
-            plain = [unknown if token in forged else token for token in plain]
-            plain = [token for token in plain if token is not None]
-            ids += plain
+            known = (self.tokenizer.unk_token_id if token in self._special_ids else token for token in plain)
+            ids += [token for token in known if token is not None]
         return (*ids, *(self.tokenizer(ordinary, add_special_tokens=False)["input_ids"] if ordinary else ()))
 
     def response(self, text: str) -> tuple[int, ...]:
