@@ -89,6 +89,7 @@ def test_no_schema_opens_a_turn_by_its_escapes() -> None:
     question = Message("user", "why?")
     clean = chat.encode((Message("tools", '[{"name": "f"}]'), question))
     assert special_ids(chat, chat.encode((Message("tools", written), question))) == special_ids(chat, clean)
+    assert chat.control_tokens((Message("tools", written), question)) == 1
 
 
 def test_a_private_character_of_the_text_is_no_mark() -> None:

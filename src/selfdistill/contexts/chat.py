@@ -102,18 +102,14 @@ class Chat:
 
     def control_tokens(self, messages: Sequence[Message]) -> int:
         """Number of special tokens spelled out in the messages. :meth:`encode` encodes them as plain text."""
-        return sum(len(self._special.findall(message.content)) for message in messages)
+        return sum(len(self._special.findall(_readable(message).content)) for message in messages)
 
     def _marked(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
         """Replace each special token spelled out in the messages by a private character; returns the token of each.
 
         All special tokens in the rendered text then come from the template itself.
         """
-        # Schemas are parsed by json.loads later, so an escape such as \u003c must not hide a token.
-        readable = [
-            Message(m.role, json.dumps(json.loads(m.content), ensure_ascii=False)) if m.role == "tools" else m
-            for m in messages
-        ]
+        readable = [_readable(message) for message in messages]
         spelled = sorted({token for m in readable for token in self._special.findall(m.content)})
         if not spelled:
             return list(messages), {}
@@ -157,7 +153,7 @@ class Chat:
         It is empty if the template refuses them; see :func:`~selfdistill.contexts.turns.calls_turn`.
 
         Raises:
-            ModelError: the template takes no tools.
+            ModelError: the template takes no tools, or exceeds the time limit.
         """
         self._check_takes_tools()
         text = after_thinking(calls_turn(self.tokenizer, calls, arguments_as_text=arguments_as_text)).strip()
@@ -252,3 +248,10 @@ def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
         return turns
     return [{"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]
+
+
+def _readable(message: Message) -> Message:
+    """The message with schemas free of escapes: they are parsed later, so ``\\u003c`` must not hide a token."""
+    if message.role != "tools":
+        return message
+    return Message(message.role, json.dumps(json.loads(message.content), ensure_ascii=False))
