@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from selfdistill.config.tasks import ToolsConfig
+from selfdistill.contexts import rendering
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ModelError
 from selfdistill.tasks.tools.calls import Call, MalformedCall
@@ -139,12 +140,24 @@ def test_calls_of_another_syntax_are_none_and_the_feedback_shows_the_template_s(
             "the chat template of toy writes calls of tools in no syntax that can be read back: "
             'write task.form = "react"',
         ),
+        (
+            EACH + "{{ 1 / 0 }}{% endfor %}",
+            "the chat template of toy writes calls of tools in no syntax that can be read back: "
+            'write task.form = "react"',
+        ),
     ],
 )
 def test_a_template_whose_calls_cannot_be_read_back_is_refused(tmp_path: Path, calls: str, sentence: str) -> None:
     with pytest.raises(ModelError) as raised:
         tools_task(tmp_path, TOWNS).fitted(chat_of(calls))
     assert str(raised.value) == sentence
+
+
+def test_a_template_that_never_ends_its_calls_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 0.2)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ModelError, match=r"takes more than 0\.2 seconds .*: look for a loop"):
+        tools_task(tmp_path, TOWNS).fitted(chat_of(EACH + loop + "{% endfor %}"))
 
 
 def test_values_that_xml_cannot_tell_apart_are_compared_as_the_schema_types_them(tmp_path: Path) -> None:

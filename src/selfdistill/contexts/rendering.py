@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -15,7 +15,7 @@ SECONDS = 10.0
 """Time limit for rendering one conversation."""
 
 
-def render(tokenizer: Any, turns: Sequence[dict[str, str]], *, prompt: bool, **switches: Any) -> str:
+def render(tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, prompt: bool, **switches: Any) -> str:
     """Render turns with the tokenizer's chat template. ``prompt`` appends the start of an assistant turn.
 
     Raises:

@@ -69,11 +69,10 @@ def calls_turn(
         for number, (name, arguments) in enumerate(calls)
     ]
     question = {"role": "user", "content": QUESTION}
-    turns = [question, {"role": "assistant", "content": "", "tool_calls": tool_calls}]
+    turns: list[dict[str, Any]] = [question, {"role": "assistant", "content": "", "tool_calls": tool_calls}]
     try:
-        begun = str(tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
-    except (TemplateError, TypeError, ValueError):
+        begun, whole = render(tokenizer, [question], prompt=True), render(tokenizer, turns, prompt=False)
+    except TemplateError:
         return ""
     head, tail = (text.rpartition(QUESTION)[2] for text in (begun, whole))
     shared = next((n for n, (a, b) in enumerate(zip(head, tail, strict=False)) if a != b), min(len(head), len(tail)))
