@@ -5,6 +5,7 @@ The templates have the shapes of real families, each with a tokenizer in which a
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from selfdistill.contexts import chat as chat_module
+from selfdistill.contexts import rendering
 from selfdistill.contexts.chat import Chat
 from selfdistill.models.policy import load_policy
 from selfdistill.sampling.rollouts import fitting_solutions, from_solutions
@@ -262,6 +264,21 @@ def test_only_a_turn_end_in_plain_words_is_remarked_on() -> None:
         "the chat template of plain words ends a turn with '### End', which is no single token: "
         "completions end at '<|endoftext|>' alone, which sft teaches behind those words"
     ]
+
+
+def test_the_time_limit_of_a_template_leaves_the_caller_s_alarm() -> None:
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 3600.0)
+    try:
+        assert chat_of("qwen2").encode([Message("user", "make 9")])
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        assert left > rendering.SECONDS
+        signal.raise_signal(signal.SIGALRM)
+        assert rung == [signal.SIGALRM]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_rendered_prompts_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

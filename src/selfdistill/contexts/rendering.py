@@ -45,9 +45,11 @@ def _time_limit(what: str) -> Iterator[None]:
         raise ModelError(f"{what} takes more than {SECONDS:g} seconds for one conversation: look for a loop in it")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    timer = signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
+        # The caller's own alarm, where there is one, goes on.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
