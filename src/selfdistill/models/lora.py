@@ -85,20 +85,16 @@ def _check_targets(
         for name, module in modules.items()
         if isinstance(module, nn.Linear | Conv1D) and name not in excluded and module not in ends
     }
-    recommended = f'write "all-linear" or names among {", ".join(sorted(names))}'
+    hint = f'write "all-linear" or names among {", ".join(sorted(names))}'
     if not matches_of:
-        raise ModelError(f"{where}: the list is empty; {recommended}")
+        raise ModelError(f"{where}: the list is empty; {hint}")
     for target, matches in matches_of.items():
         if not matches:
-            raise ModelError(f"{where}: no module of the model is called {target!r}; {recommended}")
+            raise ModelError(f"{where}: no module of the model is called {target!r}; {hint}")
         for name in matches:
             if modules[name] in ends:
-                raise ModelError(
-                    f"{where}: {name} is the head or the embedding, which take no adapter here; {recommended}"
-                )
+                raise ModelError(f"{where}: {name} is the head or the embedding, which take no adapter here; {hint}")
             # peft also adapts convolutions, and has its own message for those of state-space layers.
             if name in not_plain or not isinstance(modules[name], nn.Linear | nn.Conv1d | Conv1D):
                 kind = type(modules[name]).__name__
-                raise ModelError(
-                    f"{where}: {name} ({kind}) is no plain linear map, so it takes no adapter; {recommended}"
-                )
+                raise ModelError(f"{where}: {name} ({kind}) is no plain linear map, so it takes no adapter; {hint}")
