@@ -31,7 +31,7 @@ SHARED: dict[str, Any] = {
     },
     "evaluation": {"problems": 64, "samples": 4},
 }
-WORLDS: dict[str, dict[str, Any]] = {
+TASKS: dict[str, dict[str, Any]] = {
     "countdown": {"task": {"kind": "countdown"}, "model": {"path": "countdown-base"}},
     "single": {"task": {"kind": "countdown", "difficulty": "single"}, "model": {"path": "countdown-base"}},
     "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
@@ -63,9 +63,9 @@ RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 Candidate = tuple[float, dict[str, Any]]
 
 
-def rates(*values: float, **knobs: Any) -> list[Candidate]:
-    """The same knobs at several learning rates."""
-    return [(value, knobs) for value in values]
+def rates(*values: float, **hyperparameters: Any) -> list[Candidate]:
+    """The same hyperparameters at several learning rates."""
+    return [(value, hyperparameters) for value in values]
 
 
 def strengths(rate: float, *values: float) -> list[Candidate]:
@@ -114,25 +114,25 @@ DOSES: dict[str, dict[str, tuple[str, Candidate]]] = {
 }
 """Arms of the stage ``doses``; the first is what the others are compared with."""
 TUNED_ON = {"single": "countdown"}
-"""Worlds that take over what was tuned on another."""
+"""Tasks that take over what was tuned on another."""
 UNGATED = {"countdown": True, "single": True}
 """Where AntiSD also runs without its gate, with what was tuned for AntiSD."""
 
 
-def write_arm(folder: Path, world: str, name: str, method: str, candidate: Candidate, stage: str) -> Path:
+def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candidate, stage: str) -> Path:
     """A config file of one arm, as JSON-compatible TOML of dotted keys."""
-    rate, knobs = candidate
-    steps = LONGER.get((world, stage), STEPS[stage])
-    chosen = WORLDS[world]
-    task = {**chosen["task"], **({"conventions": CONVENTIONS[stage]} if world == "toolbox" else {})}
+    rate, hyperparameters = candidate
+    steps = LONGER.get((task, stage), STEPS[stage])
+    chosen = TASKS[task]
+    conventions = {"conventions": CONVENTIONS[stage]} if task == "toolbox" else {}
     table = {
         "model": chosen["model"],
-        "task": task,
+        "task": {**chosen["task"], **conventions},
         "steps": steps,
         "sampling": {**SHARED["sampling"], **chosen.get("sampling", {})},
         "evaluation": {**SHARED["evaluation"], "every": EVERY[stage]},
         "checkpoint": {"every": steps, "keep": 1},
-        "method": {"name": method, **knobs},
+        "method": {"name": method, **hyperparameters},
         "optimiser": {"learning_rate": rate},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,15 +152,15 @@ def dotted(table: dict[str, Any], prefix: str = "") -> str:
     return lines
 
 
-def compare(world: str, stage: str, arms: list[Path], out: Path, jobs: int) -> dict[str, Any]:
+def compare(task: str, stage: str, arms: list[Path], out: Path, jobs: int) -> dict[str, Any]:
     """Run ``selfdistill compare`` and keep its raw numbers."""
     command = [sys.executable, "-m", "selfdistill", "compare", *map(str, arms)]
     command += ["--seeds", SEEDS[stage], "--jobs", str(jobs), "--out", str(out)]
     subprocess.run(command, check=True, env={**os.environ})
     RESULTS.mkdir(exist_ok=True)
-    shutil.copy(out / "compare.json", RESULTS / f"{world}-{stage}.json")
+    shutil.copy(out / "compare.json", RESULTS / f"{task}-{stage}.json")
     kept = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
-    (RESULTS / f"{world}-{stage}-metrics.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{task}-{stage}-metrics.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     return result
 
@@ -179,56 +179,56 @@ def measured(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def tune(world: str, out: Path, jobs: int) -> None:
+def tune(task: str, out: Path, jobs: int) -> None:
     """Train every candidate and write down the best of each arm."""
     arms: dict[str, tuple[str, Candidate]] = {}
-    for method in ARMS[world]:
-        for candidate in GRIDS_OF.get(world, {}).get(method, GRIDS[method]):
+    for method in ARMS[task]:
+        for candidate in GRIDS_OF.get(task, {}).get(method, GRIDS[method]):
             label = "-".join(
                 [method, f"{candidate[0]:g}", *(f"{candidate[1][k]:g}" for k in ("strength",) if k in candidate[1])]
             )
             arms[label] = (method, candidate)
-    paths = [write_arm(out / "arms", world, label, *arm, "tune") for label, arm in arms.items()]
-    compared = compare(world, "tune", paths, out, jobs)
+    paths = [write_arm(out / "arms", task, label, *arm, "tune") for label, arm in arms.items()]
+    compared = compare(task, "tune", paths, out, jobs)
     accuracy = {arm["name"]: arm["accuracy"]["final"]["value"] for arm in compared["arms"]}
     chosen: dict[str, Any] = {}
     for label, (method, candidate) in arms.items():
         value = accuracy[label]
         if method not in chosen or value > chosen[method]["accuracy"]:
             chosen[method] = {"learning_rate": candidate[0], "knobs": candidate[1], "accuracy": value, "arm": label}
-    (RESULTS / f"{world}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{task}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(chosen, indent=1))
 
 
-def final(world: str, out: Path, jobs: int) -> None:
+def final(task: str, out: Path, jobs: int) -> None:
     """Train the chosen candidate of each arm with every seed."""
-    chosen = json.loads((RESULTS / f"{TUNED_ON.get(world, world)}-chosen.json").read_text(encoding="utf-8"))
+    chosen = json.loads((RESULTS / f"{TUNED_ON.get(task, task)}-chosen.json").read_text(encoding="utf-8"))
     paths = []
-    for method in ARMS[world]:
+    for method in ARMS[task]:
         candidate = (chosen[method]["learning_rate"], chosen[method]["knobs"])
-        paths.append(write_arm(out / "arms", world, method, method, candidate, "final"))
-        if method == "antisd" and UNGATED.get(world):
+        paths.append(write_arm(out / "arms", task, method, method, candidate, "final"))
+        if method == "antisd" and UNGATED.get(task):
             ungated = (candidate[0], {**candidate[1], "gated": False})
-            paths.append(write_arm(out / "arms", world, "antisd-ungated", method, ungated, "final"))
-    compare(world, "final", paths, out, jobs)
+            paths.append(write_arm(out / "arms", task, "antisd-ungated", method, ungated, "final"))
+    compare(task, "final", paths, out, jobs)
 
 
-def doses(world: str, out: Path, jobs: int) -> None:
+def doses(task: str, out: Path, jobs: int) -> None:
     """Train the arms that the claims are about, with every seed."""
-    arms = DOSES[world].items()
-    compare(world, "doses", [write_arm(out / "arms", world, label, *arm, "doses") for label, arm in arms], out, jobs)
+    arms = DOSES[task].items()
+    compare(task, "doses", [write_arm(out / "arms", task, label, *arm, "doses") for label, arm in arms], out, jobs)
 
 
 def main() -> None:
-    """Read the command line and run one stage of one world."""
+    """Read the command line and run one stage of one task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", choices=WORLDS)
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("stage", choices=STEPS)
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     stage = {"tune": tune, "final": final, "doses": doses}[args.stage]
-    stage(args.world, args.out / f"{args.world}-{args.stage}", args.jobs)
+    stage(args.task, args.out / f"{args.task}-{args.stage}", args.jobs)
 
 
 if __name__ == "__main__":
