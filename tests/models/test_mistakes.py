@@ -15,6 +15,7 @@ from selfdistill.contexts import rendering
 from selfdistill.errors import ModelError
 from selfdistill.models.policy import load_policy
 from selfdistill.types import Message
+from support.families import save_current
 from support.tiny import save_tiny_model
 
 Mistake = Callable[[Path], Any]
@@ -145,3 +146,15 @@ def test_the_folder_one_stands_in_is_a_model_and_an_empty_name_is_none(
     assert prompt_of(Path("."))
     with pytest.raises(ModelError, match="the model's name is empty"):
         load_policy("", dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_nobody_is_asked_to_run_a_tokenizer_s_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_current(tmp_path, "SmolLM3")
+    place = folder / "tokenizer_config.json"
+    own = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    place.write_text(json.dumps({**json.loads(place.read_text()), **own}))
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", asked.append)
+    with pytest.raises(ModelError, match="no usable tokenizer in .*contains custom code"):
+        prompt_of(folder)
+    assert not asked

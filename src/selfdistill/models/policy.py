@@ -255,7 +255,8 @@ def load_policy(
     if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
         raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # If trust_remote_code is unset, transformers asks at the terminal whether to run a tokenizer's own code.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     # The tokenizers library raises a bare Exception for a file that it cannot read.
     except Exception as error:
         raise ModelError(f"no usable tokenizer in {path}: {first_line(error)}") from error
