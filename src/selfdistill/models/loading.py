@@ -47,6 +47,12 @@ def resolve_model(path: str) -> str:
     return str(shipped) if "/" not in path and path.strip(".") and shipped.is_dir() else path
 
 
+def is_nowhere(path: str) -> bool:
+    """Whether a name is neither a model's directory, nor a shipped model, nor could be a hub id (org/name)."""
+    may_be_hub_id = "/" in path and not Path(path).is_absolute() and not path.startswith(".")
+    return not may_be_hub_id and not Path(resolve_model(path)).is_dir()
+
+
 def lasting_name(path: str) -> str:
     """A name that works from any working directory: the absolute path of a directory, anything else unchanged."""
     return str(Path(path).absolute()) if resolve_model(path) == path and Path(path).is_dir() else path
@@ -102,11 +108,10 @@ def _read_base(adapter: Path, path: str, dtype: torch.dtype) -> Any:
     remedy = f"write where it is now as base_model_name_or_path in {adapter}"
     if not base:
         raise ModelError(f"the adapter in {path} names no base model: {remedy}")
-    source = resolve_model(base)
-    if not Path(source).is_dir() and ("/" not in base or Path(base).is_absolute() or base.startswith(".")):
+    if is_nowhere(base):
         raise ModelError(f"the adapter in {path} belongs to the model in {base}, which is not there: {remedy}")
     try:
-        return read_model(source, base, dtype)
+        return read_model(resolve_model(base), base, dtype)
     except ModelError as error:
         raise ModelError(
             f"the adapter in {path} cannot be put on its base model: {error}; if it has moved, {remedy}"

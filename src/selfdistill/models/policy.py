@@ -39,6 +39,7 @@ from selfdistill.models.check import (
 from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_head_input, sliced_loss
 from selfdistill.models.loading import (
     TOKENIZER_FILES,
+    is_nowhere,
     read_model,
     resolve_model,
     stop_ids,
@@ -243,13 +244,13 @@ def load_policy(
     """
     from transformers import AutoTokenizer
 
-    source = resolve_model(path)
-    folder = Path(source)
-    if not folder.is_dir() and ("/" not in path or folder.is_absolute() or path.startswith(".")):
+    if is_nowhere(path):
         raise ModelError(
             f"model {path!r} not found: give a model directory, a hub id (org/name) "
             f"or a shipped name ({', '.join(shipped_models())})"
         )
+    source = resolve_model(path)
+    folder = Path(source)
     model = read_model(source, path, dtype)
     # transformers builds an empty tokenizer if the directory has none.
     if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
