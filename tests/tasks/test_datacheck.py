@@ -191,9 +191,9 @@ def test_a_reference_that_says_something_else_is_listed_and_a_silent_one_counted
     assert report["unverified"] == [{"row": "rows:2", "line": 2, "why": why}]
     assert report["duplicates"] == {"rows": 4, "distinct": 3, "repeated": 1}
     assert list(describe_check(report)) == [
+        "1 solutions state no answer: their rows' canonical answers were verified",
         "4 rows, 0 rejected, 4 checked, 75.0% verified",
         f"unverified: rows:2: {why}",
-        "1 solutions state no answer: their rows' canonical answers were verified",
         "1 questions occur more than once",
     ]
 
@@ -224,6 +224,15 @@ def test_the_command_prints_words_or_one_json_object(tmp_path: Path, capsys: pyt
     assert (code, report["task"], report["rows"], report["verified"]) == (0, "choice", 1, 1.0)
     code, out, _ = run(capsys, "data", "check", "--preset", "sciknoweval", "--path", path)
     assert (code, out) == (0, "1 rows, 0 rejected, 1 checked, 100.0% verified\n")
+
+
+@pytest.mark.parametrize("json_flag", [(), ("--json",)])
+def test_rejected_rows_end_the_command_with_1(
+    json_flag: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, error = run(capsys, "data", "check", "--task", "math", "--path", bad_file(tmp_path), *json_flag)
+    assert (code, error) == (1, "")
+    assert json.loads(out)["rows"] == 8 if json_flag else out.startswith("8 rows, 4 rejected, ")
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------

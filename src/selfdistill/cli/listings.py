@@ -54,7 +54,7 @@ def check(
     set_: Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Read every row of a file, list the bad ones by line, and verify each row's own reference solution or answer."""
+    """Read every row of a file, and verify each row's own reference. Exit code 1: rows are rejected."""
     from selfdistill.tasks.check import check_data, describe_check
 
     no_bars()
@@ -62,11 +62,9 @@ def check(
     given = {name: value for name, value in parts.items() if value is not None}
     source = {"path": path, **given} if given else path
     report = check_data(source, task=task, preset=preset, overrides=set_ or [])
-    if json:
-        say(jsonlib.dumps(report))
-        return
-    for line in describe_check(report):
+    for line in [jsonlib.dumps(report)] if json else describe_check(report):
         say(line)
+    raise typer.Exit(1 if report["rejected"] else 0)
 
 
 @command()

@@ -48,6 +48,9 @@ def check_data(
 
 def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
     """Lines for the terminal from :func:`check_data`."""
+    # Stated first, because the share below is then not that of the solutions.
+    if report["silent_solutions"]:
+        yield f"{report['silent_solutions']} solutions state no answer: their rows' canonical answers were verified"
     share = "nothing to verify" if report["verified"] is None else f"{report['verified']:.1%} verified"
     rejected = sum(map(len, report["rejected"].values()))
     yield f"{report['rows']} rows, {rejected} rejected, {report['checked']} checked, {share}"
@@ -57,8 +60,6 @@ def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"rejected: {reason} (line{'s' if len(lines) > 1 else ''} {listed}{more})"
     for row in report["unverified"]:
         yield f"unverified: {row['row']}: {row['why']}"
-    if report["silent_solutions"]:
-        yield f"{report['silent_solutions']} solutions state no answer: their rows' canonical answers were verified"
     if report["duplicates"]["repeated"]:
         yield f"{report['duplicates']['repeated']} questions occur more than once"
     for pair, count in report["leaks"].items():
