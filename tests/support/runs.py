@@ -74,7 +74,7 @@ class Recorder(Progress):
         """Keep it."""
         self.said.append(sentence)
 
-    def step(self, line: Mapping[str, Any], *, total: int) -> None:
+    def step(self, line: Mapping[str, Any], *, total: int, evaluation_left: float = 0.0) -> None:
         """Ask for the stop when its step is done."""
         if line["step"] == self.stop_after:
             self.stop.signal = signal.SIGINT

@@ -610,8 +610,10 @@ def test_evaluate_prints_one_object_with_all_its_numbers(run: Terminal, model: P
 def test_evaluate_prints_a_line_for_people(run: Terminal, model: Path) -> None:
     said = run("evaluate", model, "--task", "countdown", "--samples", 2, "--limit", 3, "--max-tokens", 8)
     assert said.code == 0
-    assert "avg@2" in said.out
-    assert "3 problems × 2 samples, truncated " in said.out
+    accuracy, counts, weights = said.out.splitlines()
+    assert accuracy.startswith("avg@2 ")
+    assert counts.startswith("3 problems × 2 samples, truncated ")
+    assert weights == f"weights: {model}"
 
 
 @pytest.mark.parametrize(

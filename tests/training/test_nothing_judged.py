@@ -113,7 +113,7 @@ def test_the_evaluate_command_shows_what_there_is(
         with pytest.raises(SystemExit):
             main([*arguments, "--temperature", temperature])
         said = capsys.readouterr().out
-        assert said.startswith("step    0  nothing is judged  length ")
+        assert said.startswith("nothing is judged  length ")
         assert ("entropy" in said) is known
         assert "avg@" not in said
 

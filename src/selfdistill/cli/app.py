@@ -151,8 +151,13 @@ def evaluate(
     if json:
         say(jsonlib.dumps(result))
     else:
-        Progress(Console()).evaluation(0, result)
+        Progress(Console()).evaluation(None, result)
         say(f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}")
+        say(f"weights: {result['weights']}")
+        for reason, count in sorted(result["skipped"].items()):
+            say(f"skipped: {count} × {reason}")
+        for remark in result["remarks"]:
+            say(f"remark: {remark}")
 
 
 @command()

@@ -27,6 +27,7 @@ class Progress:
         self.began = time.monotonic()
         self.first: int | None = None
         self.tokens = 0
+        self.evaluating = 0.0
         self.accuracy: float | None = None
         self.last_line = 0.0
 
@@ -49,20 +50,21 @@ class Progress:
         if self.live is not None:
             self.live.update(Text(printable(line), overflow="ellipsis", no_wrap=True))
 
-    def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
-        """Print an evaluation on held-out problems."""
+    def evaluation(self, step: int | None, result: Mapping[str, Any]) -> None:
+        """Print an evaluation on held-out problems; ``step`` is None if it belongs to no training run."""
         avg = result["avg"]
         self.accuracy = None if avg is None else avg["value"]
+        at = "" if step is None else f"step {step:>4}  "
         # Without a verifier there is no accuracy to show, and the rest of the evaluation is all there is.
         if avg is None:
             entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
             self.say(
-                f"step {step:>4}  nothing is judged  length {result['length']:.1f}  "
+                f"{at}nothing is judged  length {result['length']:.1f}  "
                 f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
             )
             return
         self.say(
-            f"step {step:>4}  avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
+            f"{at}avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
             f"pass@{avg['k']} {result['pass']['value']:.3f}  maj@{avg['k']} {result['maj']['value']:.3f}  "
             f"length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
         )
@@ -70,19 +72,24 @@ class Progress:
         if result["judged"] < of:
             self.say(f"{of - result['judged']} of {of} completions are not judged and count as wrong")
 
-    def step(self, line: Mapping[str, Any], *, total: int) -> None:
-        """Show a training step: on the live line, or at most every :data:`PLAIN_EVERY` seconds as a line."""
+    def step(self, line: Mapping[str, Any], *, total: int, evaluation_left: float = 0.0) -> None:
+        """Show a training step: on the live line, or at most every :data:`PLAIN_EVERY` seconds as a line.
+
+        ``evaluation_left`` are the seconds that the evaluations of the remaining steps are expected to take.
+        """
         if self.first is None:
             self.first, self.began = line["step"], time.monotonic() - line["seconds"]
         self.tokens += line["generated"]
-        elapsed = max(time.monotonic() - self.began, 1e-9)
+        # Evaluations are neither training speed nor spread evenly over the steps.
+        self.evaluating += line["phase_seconds"].get("evaluation", 0.0)
+        training = max(time.monotonic() - self.began - self.evaluating, 1e-9)
         done = line["step"] - self.first + 1
-        left = elapsed / done * (total - line["step"])
+        left = training / done * (total - line["step"]) + evaluation_left
         reward = "–" if line["reward"] is None else f"{line['reward']:.3f}"
         accuracy = "–" if self.accuracy is None else f"{self.accuracy:.3f}"
         text = (
             f"step {line['step']}/{total}  reward {reward}  accuracy {accuracy}  loss {line['loss']:+.4f}  "
-            f"{self.tokens / elapsed:.0f} tokens/s  {_clock(left)} left"
+            f"{self.tokens / training:.0f} tokens/s  {_clock(left)} left"
         )
         if self.live is not None:
             self.live.update(Text(text))
@@ -110,6 +117,15 @@ class Progress:
                 f"{row['deliberation']:.2f}",
             )
         self.console.print(table)
+        # Say what the rows do not show: steps after the last evaluation, and a best of nothing.
+        steps, evaluated = summary["steps"], summary["after_step"]
+        if evaluated < steps:
+            unseen = f"step {steps} is" if steps == evaluated + 1 else f"steps {evaluated + 1} to {steps} are"
+            self.say(f"the newest evaluation is that of step {evaluated}: {unseen} in none of these rows")
+        if judged and not summary["best"]["avg"]["value"]:
+            self.say(
+                "no held-out completion was right in any evaluation: no step is the best, and no interval has a width"
+            )
         self.say("time by phase: " + _phases(summary["seconds"]))
         self.say(f"page: {page}")
 

@@ -181,7 +181,7 @@ class Run:
             self.rollouts.append(*(completion.to_json() for completion in completions))
             self.metrics.append(line)
             self.trackers.step(line, completions)
-            self.progress.step(line, total=config.steps)
+            self.progress.step(line, total=config.steps, evaluation_left=self._evaluation_seconds_left())
             # Call the user's function, then save a checkpoint if due.
             self._call_back(callback_record(result.record, line))
             if now.step % config.checkpoint.every == 0:
@@ -241,6 +241,15 @@ class Run:
         self.trackers.evaluation(now.step, result)
         self.progress.evaluation(now.step, result)
         return result
+
+    def _evaluation_seconds_left(self) -> float:
+        """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""
+        now, total, every = self.counters, self.config.steps, self.config.evaluation.every
+        # The last step is evaluated too where ``every`` does not divide it.
+        left = -(-total // every) - now.step // every if now.step < total else 0
+        # One more evaluation came before training.
+        done = 1 + now.step // every
+        return left * now.seconds.get("evaluation", 0.0) / done
 
     def _measure(self, groups: Sequence[RolloutGroup], result: StepResult, clock: Clock) -> dict[str, Any]:
         """The step's line of ``metrics.jsonl``, without its seconds."""

@@ -1,0 +1,105 @@
+"""The terminal of a run: speed and time left by hand, and what the closing table adds in words."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from selfdistill.evaluation.evaluate import summarise
+from selfdistill.tracking import progress as module
+from selfdistill.tracking.progress import Progress
+from selfdistill.training.loop import Run
+from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
+from support.runs import tiny_run
+
+pytestmark = pytest.mark.usefixtures("no_page")
+
+
+def printed() -> tuple[Progress, io.StringIO]:
+    text = io.StringIO()
+    return Progress(Console(file=text, width=200)), text
+
+
+def test_an_evaluation_is_no_training_speed_and_its_time_is_still_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    progress, text = printed()
+    line = {"reward": None, "loss": 0.5, "generated": 200}
+    # Two seconds of training and ten of evaluation, then four seconds of training.
+    now[0] = 112.0
+    first = {"step": 1, "seconds": 12.0, "phase_seconds": {"generation": 2.0, "evaluation": 10.0}}
+    progress.step(line | first, total=4, evaluation_left=20.0)
+    now[0] = 126.0
+    second = {"step": 2, "seconds": 4.0, "phase_seconds": {"generation": 4.0}}
+    progress.step(line | second, total=4, evaluation_left=20.0)
+    assert [row.split("  ", 4)[-1] for row in text.getvalue().splitlines()] == [
+        "100 tokens/s  0:26 left",  # 3 steps of 2 s and 20 s
+        "25 tokens/s  0:36 left",  # 400 tokens in 16 s; 2 steps of 8 s and 20 s
+    ]
+
+
+class _Left(Progress):
+    """Keeps the evaluations that the loop announces, in evaluations of mean length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run: Run | None = None
+        self.left: list[float] = []
+
+    def step(self, line: Mapping[str, Any], *, total: int, evaluation_left: float = 0.0) -> None:
+        assert self.run is not None
+        done = 1 + line["step"] // 2
+        self.left.append(evaluation_left * done / self.run.counters.seconds["evaluation"])
+
+
+def test_the_loop_knows_how_many_evaluations_are_to_come(tmp_path: Path, model: Path) -> None:
+    progress = _Left()
+    progress.run = Run(tiny_run(model), tmp_path / "run", progress=progress)
+    progress.run.train()
+    # Of five steps the second, the fourth and the last are evaluated.
+    assert progress.left == pytest.approx([3, 2, 2, 1, 0])
+
+
+def evaluation(reward: float) -> dict[str, Any]:
+    """The evaluation of one completion with that reward."""
+    rollout = Rollout((1,), (5, 2), (-0.5, -1.5), True, "", 0)
+    group = RolloutGroup(Example("a", (Message("user", "?"),)), (rollout,), (Verdict(reward, "5"),))
+    return summarise([group], samples=1, plain=True).to_json()
+
+
+def closing(reward: float, *, steps: int, after_step: int) -> str:
+    """The closing lines of a run whose evaluations all gave that reward."""
+    progress, text = printed()
+    numbers = dict.fromkeys(("before", "after", "best"), evaluation(reward))
+    about = {"steps": steps, "after_step": after_step, "best_step": 0, "seconds": {"update": 1.0}}
+    progress.closing(about | numbers, "page")
+    return text.getvalue()
+
+
+def test_steps_that_no_evaluation_has_seen_are_named() -> None:
+    assert "\nthe newest evaluation is that of step 2: steps 3 to 5 are in none of these rows\n" in closing(
+        1.0, steps=5, after_step=2
+    )
+    assert "\nthe newest evaluation is that of step 4: step 5 is in none of these rows\n" in closing(
+        1.0, steps=5, after_step=4
+    )
+    assert "newest evaluation" not in closing(1.0, steps=5, after_step=5)
+
+
+@pytest.mark.parametrize(("reward", "none_right"), [(0.0, True), (1.0, False)])
+def test_a_best_step_without_a_right_completion_is_called_none(reward: float, none_right: bool) -> None:
+    said = closing(reward, steps=2, after_step=2)
+    assert ("\nno held-out completion was right in any evaluation: no step is the best, " in said) is none_right
+
+
+def test_an_evaluation_outside_a_run_names_no_step() -> None:
+    progress, text = printed()
+    progress.evaluation(None, evaluation(1.0))
+    progress.evaluation(3, evaluation(1.0))
+    assert [line.split(" 1.000")[0] for line in text.getvalue().splitlines()] == ["avg@1", "step    3  avg@1"]
