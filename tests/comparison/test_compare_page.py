@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from selfdistill.comparison.tables import closing, markdown, short_names, verdic
 from selfdistill.report import numbers
 from selfdistill.report.charts import Series, curve_chart
 from support.arms import PHASES, alarm, arm, ended_run, given_terms, simple_run
-from support.pages import Page, contrast
+from support.pages import Page, assert_stands_alone, contrast, palettes
 
 HOSTILE = "so|</script><script>alert(1)</script>`*\n\u202e"
 
@@ -50,11 +48,7 @@ def page(tmp_path: Path, result: dict[str, Any]) -> Page:
 
 
 def test_the_page_asks_for_nothing_outside_itself(page: Page) -> None:
-    links = [attrs.get(name) for _, attrs in page.elements for name in ("src", "href", "srcset", "action", "data")]
-    assert [link for link in links if link is not None] == ["data:,"]
-    assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", page.source)
-    [policy] = [attrs["content"] or "" for tag, attrs in page.elements if attrs.get("http-equiv")]
-    assert policy.startswith("default-src 'none'; ")
+    assert_stands_alone(page)
 
 
 def test_the_outcome_stands_first(page: Page) -> None:
@@ -104,6 +98,14 @@ def test_what_no_arm_has_is_not_drawn(tmp_path: Path) -> None:
     assert "b learns from given solutions and generates nothing." in page.text
 
 
+@pytest.fixture
+def alarmed(tmp_path: Path) -> tuple[dict[str, Any], Page, str]:
+    """A comparison with alarms, its page and its Markdown."""
+    found = alarmed_result(tmp_path)
+    page = write_page(tmp_path / "page", found)
+    return found, page, (tmp_path / "page" / "compare.md").read_text(encoding="utf-8")
+
+
 def alarmed_result(folder: Path) -> dict[str, Any]:
     """Two seeds: the baseline hears nothing, the other arm an alarm twice in one seed, and is ended in the other."""
     base = [ended_run(folder / f"b{s}", (1, 1), (2, 2), (3, 3), steps=4) for s in range(2)]
@@ -118,9 +120,8 @@ def alarmed_result(folder: Path) -> dict[str, Any]:
     return given_terms() | analyse([arm("base", *base), arm("other", often, ended)], baseline="base")
 
 
-def test_alarms_stand_in_the_tables_with_their_evidence(tmp_path: Path) -> None:
-    found = alarmed_result(tmp_path)
-    page = write_page(tmp_path / "page", found)
+def test_alarms_stand_in_the_tables_with_their_evidence(alarmed: tuple[dict[str, Any], Page, str]) -> None:
+    _, page, text = alarmed
     assert "base none – – – – –" in page.text
     assert "other no signal 1 of 2 1, – 2 0 of 2 0 of 2" in page.text
     assert "other entropy collapse 1 of 2 –, 3 1 1 of 2 1 of 2" in page.text
@@ -128,22 +129,19 @@ def test_alarms_stand_in_the_tables_with_their_evidence(tmp_path: Path) -> None:
     assert "other 1 3 entropy collapse – 20% of 1.0 at the start try less" in page.text
     assert "other 0 3 no signal 4 so it is try less" in page.text
     assert "<script>alert" not in page.source
-    text = (tmp_path / "page" / "compare.md").read_text(encoding="utf-8")
     assert "| other | entropy collapse | 1 of 2 | –, 3 | 1 | 1 of 2 | 1 of 2 |" in text
     assert "| other | 1 | 3 | entropy collapse | – | 20% of 1.0 at the start | try less |" in text
     assert "alert(1)</script>" not in text
 
 
-def test_a_run_that_was_ended_is_marked_wherever_its_numbers_stand(tmp_path: Path) -> None:
-    found = alarmed_result(tmp_path)
-    page = write_page(tmp_path / "page", found)
+def test_a_run_that_was_ended_is_marked_wherever_its_numbers_stand(alarmed: tuple[dict[str, Any], Page, str]) -> None:
+    found, page, text = alarmed
     # 1/2 at step 4 and 3/4 at step 2; the baseline has 3/4 at step 4 and 1/2 at step 2.
     assert "other 62.5% 50.0–75.0%; step 4, 2, from 25.0%" in page.text
     assert "0.0 points (−25.0 to +25.0; step 4, 2)" in page.text
     assert "ended early: seed 1 after step 3 by entropy collapse" in page.text
     assert "alarms: no signal (1 of 2 runs), entropy collapse (1 of 2 runs)" in page.text
     assert "base 75.0% 75.0–75.0%, from" in page.text
-    text = (tmp_path / "page" / "compare.md").read_text(encoding="utf-8")
     assert "- Alarms ended runs before their last step: other (seed 1 after step 3 by entropy collapse). Their" in text
     assert text.count("; step 4, 2)") == 6, "final and difference of accuracy, deliberation and length"
     assert closing(found)[1].endswith(
@@ -196,6 +194,7 @@ def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:
 
 def test_another_start_is_named(result: dict[str, Any]) -> None:
     assert "they began from the same weights" in markdown(result, "x")
+    assert "Accuracy is known every 2 steps only" in markdown(result, "x")
     assert "the arms did not give the same answers" in markdown(result | {"same_start": False}, "x")
 
 
@@ -239,9 +238,7 @@ def test_rivals_are_drawn_from_zero_and_all_are_summed_up() -> None:
 
 
 def test_every_arm_can_be_read_in_light_and_in_dark() -> None:
-    style = (resources.files("selfdistill.report") / "templates" / "page.css").read_text(encoding="utf-8")
-    for block in re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL):
-        colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", block))
+    for colours in palettes():
         arms = [colour for name, colour in colours.items() if name.startswith("arm")]
         assert len(arms) == 6
         assert min(contrast(colour, colours["card"]) for colour in arms) >= 4.5

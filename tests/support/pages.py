@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,23 @@ class Page(HTMLParser):
 
     def columns(self) -> list[list[dict[str, Any]]]:
         return [json.loads(text) for attrs, text in self.scripts if attrs.get("type") == "application/json"]
+
+
+def assert_stands_alone(page: Page) -> None:
+    """Nothing on the page asks for anything outside itself."""
+    links = [attrs.get(name) for _, attrs in page.elements for name in ("src", "href", "srcset", "action", "data")]
+    assert [link for link in links if link is not None] == ["data:,"]
+    # The name of the namespace of SVG is never fetched.
+    assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", page.source)
+    [policy] = [attrs["content"] or "" for tag, attrs in page.elements if attrs.get("http-equiv")]
+    assert policy.startswith("default-src 'none'; ")
+
+
+def palettes() -> list[dict[str, str]]:
+    """The colours of the pages by name: in light, in dark."""
+    style = (resources.files("selfdistill.report") / "templates" / "page.css").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)[:2]
+    return [dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", block)) for block in blocks]
 
 
 def contrast(one: str, other: str) -> float:
