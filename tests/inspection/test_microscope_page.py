@@ -163,6 +163,9 @@ def test_no_width_makes_the_page_scroll_sideways(width: int, browser: Any, tmp_p
     tab.set_viewport_size({"width": width, "height": 800})
     tab.select_option("#beside", label="credit antisd")
     assert tab.evaluate("document.documentElement.scrollWidth") == width
+    # A table scrolls within itself, but not its caption.
+    ends = "[...document.querySelectorAll('caption > span')].map(each => each.getBoundingClientRect().right)"
+    assert 0 < max(tab.evaluate(ends)) <= width
     tab.close()
 
 

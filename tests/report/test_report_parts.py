@@ -143,6 +143,11 @@ def test_ticks_are_round() -> None:
     assert tick_words([0.0, 0.025], share=True) == ["0.0%", "2.5%"]
 
 
+def test_a_share_of_zero_is_drawn_on_the_whole_range() -> None:
+    chart = curve_chart("clipped", [Series("a", [1, 2], [0.0, 0.0])], share=True)
+    assert [word for _, word in chart.y_ticks] == ["0%", "25%", "50%", "75%", "100%"]
+
+
 def test_spikes_survive_thinning_and_gaps_a_running_mean() -> None:
     y = [1.0] * 1000
     y[517], y[518] = 90.0, -3.0
@@ -160,7 +165,13 @@ def test_the_headline_says_no_more_than_the_intervals_allow() -> None:
     assert headline(side(0.3, 0.4), side(0.5, 0.6))["verdict"] == "Better"
     assert headline(side(0.5, 0.6), side(0.3, 0.4))["verdict"] == "Worse"
     assert headline(side(0.3, 0.5), side(0.4, 0.6))["verdict"] == "No clear change"
+    assert headline(side(0.3, 0.5), side(0.4, 0.6))["reason"] == "the intervals before and after overlap"
     assert headline(side(0.3, 0.5), {})["verdict"] == "No comparison yet"
+    none_right = headline(side(0.0, 0.0), side(0.0, 0.0))
+    assert (none_right["verdict"], none_right["reason"]) == (
+        "No clear change",
+        "no completion was right, before or after",
+    )
 
 
 def test_numbers_as_words() -> None:

@@ -98,7 +98,9 @@ def test_a_run_that_judges_nothing_says_so_everywhere(tmp_path: Path, bytewise: 
     assert page.count('<span class="after">not judged</span>') == 1
     assert page.count("<td>not judged</td>") == 3 * 3, "every accuracy of three evaluations"
     assert "Nothing is judged on held-out problems: there is no accuracy to draw, and no best step." in page
-    assert not re.search("Held-out accuracy|>Best|0\\.0–0\\.0%|bootstrap", page)
+    assert "<h2>Before and after</h2>" in page
+    assert "<strong>No accuracy</strong>" in page
+    assert not re.search("Held-out accuracy|Solved on|>Best|0\\.0–0\\.0%|bootstrap", page)
 
 
 def test_the_evaluate_command_shows_what_there_is(

@@ -212,6 +212,8 @@ def inspect(
     summary = inspect_model(model, task, options, out, overrides=set_ or [], say=say)
     for name, reason in summary["left_out"].items():
         say(f"left out: {name}, because {reason}")
+    for reason, count in summary["skipped"].items():
+        say(f"skipped: {count} × {reason}")
     for remark in summary["templates"]["remarks"]:
         say(f"remark: {remark}")
     say(f"page: {out / 'index.html'}")

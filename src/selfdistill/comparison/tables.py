@@ -107,8 +107,8 @@ def notes(result: Row) -> list[str]:
         f"Intervals hold {result['interval']['confidence']:.0%} of a bootstrap over {result['interval']['over']}; "
         "differences are taken problem by problem first, between runs of the same seed.",
         _about_seeds(len(seeds)),
-        f"Accuracy is known every {every} steps only, so a step count here is no finer than that, and luck in one "
-        "evaluation can bring it forward.",
+        f"Accuracy is known every {'step' if every == 1 else f'{every} steps'} only, so a step count here is no finer "
+        "than that, and luck in one evaluation can bring it forward.",
         "Best is the highest evaluation of each run, chosen by the same problems that it is reported on, so it "
         "flatters; worst after best is the lowest from there on, equal to the best where nothing came after it.",
         f"Seconds count training, not evaluation{_machine(result['machine'])}.",

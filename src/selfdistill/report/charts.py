@@ -269,6 +269,8 @@ def _value_axis(
     low, high = min(values), max(values)
     if not (share or zero) and low > 0 and high / low > 100:
         return log_axis(low, high)
+    if share and high == 0:
+        high = 1.0  # A share that is 0 throughout has no range of its own.
     if 0 <= low < high / 2 or (zero and low > 0):
         low = 0.0  # Include zero where the curve changes by a factor of two or more.
     bounds = (0.0, 1.0) if share else (-math.inf, math.inf)

@@ -35,8 +35,8 @@ def headline(before: Row, after: Row) -> dict[str, str]:
     if unjudged(before) or unjudged(after):
         return words | {
             "kind": "open",
-            "verdict": "Not judged",
-            "reason": "the task has neither answers nor a reward function, so there is no accuracy",
+            "verdict": "No accuracy",
+            "reason": "the task has neither answers nor a reward function",
         }
     if None in old.values() or None in new.values():
         return words | {
@@ -52,7 +52,10 @@ def headline(before: Row, after: Row) -> dict[str, str]:
         }
     if _less(new["high"], old["low"]):
         return words | {"kind": "worse", "verdict": "Worse", "reason": "the intervals before and after do not overlap"}
-    return words | {"kind": "open", "verdict": "No clear change", "reason": "the intervals before and after overlap"}
+    # A bootstrap over zeros has no width, however few the problems.
+    none_right = old["value"] == new["value"] == 0
+    reason = "no completion was right, before or after" if none_right else "the intervals before and after overlap"
+    return words | {"kind": "open", "verdict": "No clear change", "reason": reason}
 
 
 def comparison_rows(before: Row, after: Row, best: Row) -> list[dict[str, object]]:
