@@ -139,6 +139,16 @@ def test_the_baseline_is_the_first_grpo(here: Path) -> None:
     assert said == "--baseline 'grpo' is no arm; arms: my-antisd, my-grpo"
 
 
+def test_a_run_folder_is_an_arm_of_its_whole_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, method in (("rate.1", "grpo"), ("rate.2", "antisd")):
+        (here / name).mkdir()
+        table = load_config(f"my-{method}.toml").model_dump(mode="json")
+        (here / name / "config.json").write_text(json.dumps(table), encoding="utf-8")
+    monkeypatch.chdir(here / "rate.1")
+    comparison = plan([".", "../rate.2"], [], seeds=[0], baseline=None, folder=here / "out")
+    assert [arm.name for arm in comparison.arms] == ["rate.1", "rate.2"]
+
+
 def test_arms_and_seeds_are_told_apart(here: Path) -> None:
     (here / "below").mkdir()
     (here / "below" / "my-grpo.toml").write_text((here / "my-grpo.toml").read_text())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfdistill.comparison.analysis import analyse
+from selfdistill.comparison.compare import last_step
 from selfdistill.errors import DataError
 from selfdistill.evaluation.statistics import nested_bootstrap
 from support.arms import alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
@@ -138,3 +140,18 @@ def test_a_tenth_of_a_short_run_is_one_step(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [evaluation(0, (1,)), evaluation(3, (1,))], lines)
     found = of(analyse([arm("a", run)], baseline="a"), "a")["entropy"]["student"]
     assert found == {"first": 1.0, "last": 6.0}
+
+
+@pytest.mark.parametrize("width", [10, 70_000, 400_000])
+def test_the_last_step_is_that_of_the_last_whole_line(width: int, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_step(path) == 0
+    path.write_text("")
+    assert last_step(path) == 0
+    lines = "".join(json.dumps({"step": step, "hits": "1" * width}) + "\n" for step in (1, 2))
+    path.write_text(lines)
+    assert last_step(path) == 2
+    path.write_text(lines + '{"step": 3')
+    assert last_step(path) == 2
+    path.write_text('{"step": 1' + "1" * width)
+    assert last_step(path) == 0

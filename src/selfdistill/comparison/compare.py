@@ -264,7 +264,9 @@ def cores() -> int:
 
 def _load_arm(source: str, overrides: Sequence[str], *, seed: int) -> Arm:
     config = resolve(load_config(source, [*overrides, f"seed={seed}"]))
-    return Arm(Path(source).stem, source, config, method_of(config).on_policy)
+    # The name of a folder may have dots, and "." has none of its own.
+    name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
+    return Arm(name, source, config, method_of(config).on_policy)
 
 
 def _terms(arm: Arm) -> dict[str, Any]:
@@ -339,10 +341,19 @@ class _Watch:
 
 
 def last_step(path: Path) -> int:
-    """Return the step of the last complete line of a metrics file, read from its last 64 KiB; 0 if there is none."""
+    """Return the step of the last complete line of a metrics file, read from its end; 0 if there is none."""
     if not path.is_file():
         return 0
+    size = path.stat().st_size
+    # A line with the evaluation of thousands of problems may be longer than 64 KiB.
+    window, lines = 1 << 16, list[bytes]()
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - (1 << 16)))
-        lines = file.read().split(b"\n")[:-1]
+        while not lines:
+            start = max(0, size - window)
+            file.seek(start)
+            # What stands before the first line break may be the end of a line.
+            lines = file.read(size - start).split(b"\n")[1 if start else 0 : -1]
+            if not start:
+                break
+            window *= 4
     return int(json.loads(lines[-1])["step"]) if lines else 0
