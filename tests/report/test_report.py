@@ -222,6 +222,15 @@ def test_numbers_that_are_none_or_nan_are_gaps(tmp_path: Path) -> None:
     assert [[column["step"] for column in chart] for chart in page.columns()] == [["1", "4"]]
 
 
+def test_a_run_that_was_judged_in_part_still_has_a_best_step(tmp_path: Path) -> None:
+    unjudged = evaluation(0.0) | {"judged": 0, "avg": None, "pass": None, "maj": None}
+    metrics = [{"step": 0, "evaluation": unjudged}, *METRICS[1:]]
+    summary = SUMMARY | {"before": unjudged}
+    page = Page(write_report(write_run(tmp_path / "run", [], metrics=metrics, summary=summary)))
+    assert "Best, step 2" in page.text
+    assert "Before, after, best" in page.text
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no config\.json"):
         write_report(tmp_path)

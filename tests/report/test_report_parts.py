@@ -167,6 +167,7 @@ def test_the_headline_says_no_more_than_the_intervals_allow() -> None:
     assert headline(side(0.3, 0.5), side(0.4, 0.6))["verdict"] == "No clear change"
     assert headline(side(0.3, 0.5), side(0.4, 0.6))["reason"] == "the intervals before and after overlap"
     assert headline(side(0.3, 0.5), {})["verdict"] == "No comparison yet"
+    assert headline(side(0.0, 0.2), side(0.0, 0.0))["reason"] == "the intervals before and after overlap"
     none_right = headline(side(0.0, 0.0), side(0.0, 0.0))
     assert (none_right["verdict"], none_right["reason"]) == (
         "No clear change",

@@ -158,6 +158,17 @@ def test_a_run_that_is_taken_up_again_is_read_from_its_start(browse: Browser, ru
     assert "another3" in page
 
 
+def test_completions_that_were_cut_off_in_place_are_forgotten(browse: Browser, run: Path) -> None:
+    append(run / "rollouts.jsonl", completion(3))
+    assert "number3" in browse()[1]
+    path = run / "rollouts.jsonl"
+    with path.open("r+", encoding="utf-8") as file:
+        file.truncate(len(path.read_text(encoding="utf-8").splitlines(keepends=True)[0].encode()))
+    page = browse()[1]
+    assert "number1" in page
+    assert "number3" not in page
+
+
 def test_a_finished_run_is_not_asked_for_again(browse: Browser, run: Path) -> None:
     summary = {"steps": 2, "finished": False, "stopped_by": ["no_signal"]}
     (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")

@@ -417,9 +417,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     weights: list[dict[str, torch.Tensor]] = []
     step = run.progress.step
 
-    def remember(line: Mapping[str, Any], *, total: int) -> None:
+    def remember(line: Mapping[str, Any], *, total: int, evaluation_left: float = 0.0) -> None:
         weights.append(parameters(run.parts.policy))
-        step(line, total=total)
+        step(line, total=total, evaluation_left=evaluation_left)
 
     run.progress.step = remember  # type: ignore[method-assign]
     with pytest.raises(TrainingError) as error:
