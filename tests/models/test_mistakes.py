@@ -155,6 +155,6 @@ def test_nobody_is_asked_to_run_a_tokenizer_s_own_code(tmp_path: Path, monkeypat
     place.write_text(json.dumps({**json.loads(place.read_text()), **own}))
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", asked.append)
-    with pytest.raises(ModelError, match="no usable tokenizer in .*contains custom code"):
+    with pytest.raises(ModelError, match=r"no usable tokenizer in .*contains custom code"):
         prompt_of(folder)
     assert not asked

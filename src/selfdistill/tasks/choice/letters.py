@@ -117,7 +117,9 @@ _THING = re.compile(
 )
 
 # "A gas expands" has an article, "I think" a pronoun; "A is right" has a letter.
-_ARTICLE = re.compile(r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|fits|over|cannot|has|only|alone)\b)[a-z]")
+_ARTICLE = re.compile(
+    r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|fits|over|cannot|has|only|alone)\b)[a-z]"
+)
 _NAMED = re.compile(r"(?:option|choice|answer|select|choose|pick)s?[ \t]*\(?$", re.IGNORECASE)
 _BY_NAME = re.compile(r"\b(?:[Oo]ption|[Cc]hoice)s?\s*\(?[A-Z]\b")
 
