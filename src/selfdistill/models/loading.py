@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from selfdistill.errors import ModelError, first_line, is_full
+from selfdistill.models.gguf import converted, gguf_file
 from selfdistill.models.prefill import keeps_keys, new_cache
 
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
@@ -35,27 +36,31 @@ def _reason(error: Exception) -> str:
 
 
 def resolve_model(path: str) -> str:
-    """The directory of a shipped model by name; any other path or hub id unchanged.
+    """The directory of a shipped model by name, or of a converted GGUF file; any other path or hub id unchanged.
 
     Raises:
-        ModelError: the name is empty.
+        ModelError: the name is empty, or a GGUF file cannot be converted.
     """
     if not path.strip():
         raise ModelError("the model's name is empty: give a directory, a hub id or a shipped model, countdown-base")
     shipped = resources.files("selfdistill.models") / "shipped" / path
     # "." and ".." are the user's own folders, not those around the shipped models.
-    return str(shipped) if "/" not in path and path.strip(".") and shipped.is_dir() else path
+    if "/" not in path and path.strip(".") and shipped.is_dir():
+        return str(shipped)
+    file = gguf_file(path)
+    return str(converted(file)) if file else path
 
 
 def is_nowhere(path: str) -> bool:
     """Whether a name is neither a model's directory, nor a shipped model, nor could be a hub id (org/name)."""
     may_be_hub_id = "/" in path and not Path(path).is_absolute() and not path.startswith(".")
-    return not may_be_hub_id and not Path(resolve_model(path)).is_dir()
+    return not may_be_hub_id and not gguf_file(path) and not Path(resolve_model(path)).is_dir()
 
 
 def lasting_name(path: str) -> str:
-    """A name that works from any working directory: the absolute path of a directory, anything else unchanged."""
-    return str(Path(path).absolute()) if resolve_model(path) == path and Path(path).is_dir() else path
+    """A name that works from any working directory: absolute if it is a directory or a GGUF file, else unchanged."""
+    own = gguf_file(path) or (resolve_model(path) == path and Path(path).is_dir())
+    return str(Path(path).absolute()) if own else path
 
 
 def read_model(source: str, path: str, dtype: torch.dtype) -> Any:

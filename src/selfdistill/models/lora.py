@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from selfdistill.config.sections import LoraConfig
 from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import fused_outputs, not_linear, outside_decoder
-from selfdistill.models.loading import lasting_name, quiet_peft
+from selfdistill.models.gguf import gguf_file
+from selfdistill.models.loading import lasting_name, quiet_peft, resolve_model
 
 STUDENT_ADAPTER = "default"
 
@@ -48,8 +49,10 @@ def add_lora(model: Any, lora: LoraConfig, path: str, seed: int) -> Any:
             wrapped: Any = peft.get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"{path} takes no adapter on {lora.target_modules!r}: {first_line(error)}") from error
-    # Not transformers' name_or_path: a shipped model must also be found if the package is installed elsewhere.
-    wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = lasting_name(path)
+    # Not transformers' name_or_path: a shipped model must also be found if the package is installed elsewhere. peft
+    # reads no GGUF, so that the converted directory is the base.
+    base = resolve_model(path) if gguf_file(path) else path
+    wrapped.peft_config[STUDENT_ADAPTER].base_model_name_or_path = lasting_name(base)
     return wrapped
 
 

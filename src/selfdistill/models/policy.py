@@ -36,6 +36,7 @@ from selfdistill.models.check import (
     probe,
     runs,
 )
+from selfdistill.models.gguf import quantisation
 from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_head_input, sliced_loss
 from selfdistill.models.loading import (
     TOKENIZER_FILES,
@@ -75,6 +76,8 @@ class Policy(nn.Module):
         """Whether the trained adapter's base is itself a base with a merged adapter, which exists in memory only."""
         self.compiled = False
         """Whether the functions of the logits are compiled."""
+        self.quantisation: str | None = None
+        """How the weights were quantised before they were converted from a GGUF file, for example ``"Q4_1"``."""
         self.masters = Masters()
         """float32 master weights of the trained bf16 weights."""
         self.dtype: torch.dtype | None = None
@@ -274,6 +277,7 @@ def load_policy(
         model = add_lora(model, lora, path, seed)
     limit_time_steps(model)
     policy = Policy(model.to(device), vocab_size=ids).eval()
+    policy.quantisation = quantisation(folder)
     policy.on_adapter = lora is not None and (folder / "adapter_config.json").is_file()
     check_weights(policy, path)
     with runs(policy, path):
