@@ -91,7 +91,7 @@ _MORE = re.compile(
     r"(?P<letter>[A-Z])(?![\w'’=^])(?!\s+(?:is|was|has|would|cannot|can|does|gives|fits|being|because|since|seems)\b)"
 )
 _DENIED_BEFORE = re.compile(
-    r"(?:\b(?:not|nor|neither|rather than|instead of|unlike|over|than|except|versus|vs\.?|against|"
+    r"(?:\b(?:not|nor|neither|anything but|rather than|instead of|unlike|over|than|except|versus|vs\.?|against|"
     r"(?:eliminat|exclud|reject|discard|dismiss)(?:es?|ed|ing|s)?|rul(?:es?|ed|ing) out)|n['’]t(?:\s+be)?)"
     r"\s+(?:be\s+|both\s+)?(?:(?:option|choice|answer)s?\s+)?[(\[]?$",
     re.IGNORECASE,
@@ -111,6 +111,8 @@ _SINGLED_OUT = re.compile(
     r"\s+(?:but|except(?:\s+for)?)\s+(?:(?:option|choice|answer)\s+)?[(\[]?$",
     re.IGNORECASE,
 )
+# "All but A and C can be eliminated" leaves two; behind other words "and C can" begins another sentence.
+_SINGLED_OUT_TOO = re.compile(r"[)\]]?(?:,|\s+(?:and|or))\s+(?:(?:option|choice|answer)\s+)?[(\[]?[A-Z]\b")
 # "Vitamin C" names a thing and no option.
 _THING = re.compile(
     r"\b(?:vitamin|hepatitis|influenza|group|type|class|grade|figure|fig\.|table|section|appendix)s?\s$", re.IGNORECASE
@@ -313,10 +315,13 @@ def _named_letter(text: str, letters: str) -> Chosen:
             continue
         group, end = _with_more(rest, match["letter"], match.end())
         before = rest[max(0, start - 50) : start]
+        singled_out = _SINGLED_OUT.search(before)
+        too = _SINGLED_OUT_TOO.match(rest, end) if singled_out else None
         denied = _DENIED_BEFORE.search(before) or _DENIED_BEHIND.match(rest, end)
-        if _THING.search(before) or (denied and not _SINGLED_OUT.search(before)):
+        if _THING.search(before) or (denied and not singled_out):
             continue
-        chosen = Chosen(group) if len(group) == 1 else Chosen(None, rest[start:end])
+        end = too.end() if too else end
+        chosen = Chosen(None, rest[start:end]) if too or len(group) > 1 else Chosen(group)
     return chosen
 
 
