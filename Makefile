@@ -42,7 +42,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm mutants lock check docs pictures bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm test-container mutants lock check docs pictures bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,6 +67,9 @@ test-latest: ## run all tests with the newest releases that pyproject.toml allow
 
 test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (choose some: PYTEST_ARGS="-k server")
 	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
+
+test-container: $(READY) ## build the Dockerfile and run a command in it; needs docker or podman and a network
+	@$(PY) -m pytest -q tests_container $(PYTEST_ARGS)
 
 mutants: $(READY_MUTANTS) ## does a test fail for every small change to what computes? hours (some: MUTANTS_ARGS="objectives/signals.py")
 	@PYTHONPATH=scripts $(PY) scripts/mutants.py $(MUTANTS_ARGS)
