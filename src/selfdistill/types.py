@@ -328,6 +328,8 @@ class Role:
     contrast: int = 0
     """k selects the k-th ``$other_question`` and ``$wrong_sibling``, in a seeded order of the batch's other questions
     and the group's wrong completions."""
+    temperature: float = 1.0
+    """Divides the role's logits when it scores."""
 
 
 @dataclass(slots=True)
@@ -339,8 +341,9 @@ class TokenSlice:
     roles: Mapping[str, Tensor]
     """Log-probabilities [N, V] by role. Gradient flows only through ``"student"``."""
     inputs: Mapping[str, Tensor]
-    """Per-token numbers [N] computed before the backward pass: ``advantage``, ``old_logprob``, and the token's
-    log-probability under every role that was scored then."""
+    """Per-token numbers [N] computed before the backward pass: ``advantage``, ``old_logprob``, the token's
+    ``position`` in its completion (from 0), the completion's ``length``, the token's ``segment`` (1: the model's own),
+    its log-probability under every role that was scored then, and what ``on_batch`` returned as tensors."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the whole batch, such as a gate or a mean."""
 
@@ -354,6 +357,24 @@ class TokenSlice:
         if role in self.roles:
             return self.roles[role].gather(-1, self.target_N[:, None]).squeeze(-1)
         return self.inputs[role]
+
+    def has(self, role: str) -> Tensor:
+        """Whether [N] each token's completion could be shown the role's context.
+
+        Only methods with ``without_context`` "keep" or "mask" see completions without one. Such a completion's
+        log-probability is NaN if the role was scored before the loss. If the loss compares the role's distribution, it
+        is that of a head without input there: finite, and without meaning.
+        """
+        if has_prompt(role) in self.inputs:
+            return self.inputs[has_prompt(role)] > 0
+        if role in self.inputs:
+            return ~self.inputs[role].isnan()
+        return self.target_N >= 0
+
+
+def has_prompt(role: str) -> str:
+    """Name of the input [N] that is 1 where a token's completion could be shown a role's context, else 0."""
+    return f"has {role}"
 
 
 TokenLoss: TypeAlias = "Callable[[TokenSlice], Tensor]"

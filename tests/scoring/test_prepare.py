@@ -11,17 +11,20 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 
+from selfdistill.config.sections import Limits, limits_on
 from selfdistill.contexts.templates import Template
+from selfdistill.errors import ConfigError
 from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.methods import Method, build_method
 from selfdistill.methods.base import BatchScores, State
 from selfdistill.methods.opsd import OPSD
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.models.head import HeadInput, LossInputs, sliced_loss, token_metrics
-from selfdistill.scoring.batching import MicroBatch
+from selfdistill.models.policy import Policy
+from selfdistill.scoring.batching import MicroBatch, collate
 from selfdistill.scoring.prepare import batch_inputs, loss_inputs, prepare, render
 from selfdistill.seeds import derive
-from selfdistill.types import Role, Scores, Skipped, View
+from selfdistill.types import Role, Scores, Skipped, TokenSlice, View
 from support.engine import invent_groups, load_exact, make_bench
 
 KNOBS: Mapping[str, dict[str, Any]] = {
@@ -41,11 +44,71 @@ class Lenient(SDPO):
 
 
 class Marked(OPSD):
-    """Numbers the views of a batch."""
+    """Numbers the views of a batch, and their tokens."""
 
-    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | torch.Tensor]:
-        """1, 2, 3 … by view, and how many there are."""
-        return {"mark": torch.arange(1, len(batch.views) + 1), "count": float(len(batch.views))}
+    def on_batch(
+        self, state: State | None, batch: BatchScores
+    ) -> Mapping[str, float | torch.Tensor | Sequence[torch.Tensor]]:
+        """1, 2, 3 … by view, how many there are, the share of the run, and … 3, 2, 1 by token."""
+        return {
+            "mark": torch.arange(1, len(batch.views) + 1),
+            "count": float(len(batch.views)),
+            "share": batch.step / (batch.steps or 1),
+            "backwards": [torch.arange(len(view.completion_ids), 0, -1) for view in batch.views],
+        }
+
+
+class Masked(SDPO):
+    """The teacher's cross-entropy where there is a teacher, and the token's own −log-probability elsewhere."""
+
+    without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"
+
+    def loss(self, tokens: TokenSlice) -> torch.Tensor:
+        """Each token's own part."""
+        compared_N = -(tokens.roles["teacher"].exp() * tokens.student.clamp_min(-1e3)).sum(-1)
+        return torch.where(tokens.has("teacher"), compared_N, -tokens.target("student"))
+
+
+class Twice(SDPO):
+    """The teacher is scored before the loss and compared in it."""
+
+    def precompute(self) -> Sequence[str]:
+        """The teacher, whose entropies ``on_batch`` sees."""
+        return ("teacher",)
+
+    def compared(self) -> Sequence[str]:
+        """The teacher again."""
+        return ("teacher",)
+
+    def metrics(self, tokens: TokenSlice) -> Mapping[str, torch.Tensor]:
+        """How far the two log-probabilities of the token are apart."""
+        return {"apart": (tokens.inputs["teacher"] - tokens.target("teacher")).abs()}
+
+
+class Hot(OPSD):
+    """OPSD whose teacher is read at temperature 2: before the loss, or in it."""
+
+    before: bool = False
+
+    def roles(self) -> Mapping[str, Role]:
+        """The teacher at temperature 2, and again at 1."""
+        [role] = super().roles().values()
+        return {"teacher": replace(role, temperature=2.0), "plain": role}
+
+    def precompute(self) -> Sequence[str]:
+        """The hot teacher, if asked."""
+        return ("teacher",) if self.before else ()
+
+    def metrics(self, tokens: TokenSlice) -> Mapping[str, torch.Tensor]:
+        """How far the hot teacher is from the plain one's distribution, softened by hand."""
+        softened_NV = torch.log_softmax(tokens.roles["plain"] / 2.0, -1)
+        by_hand_N = softened_NV.gather(-1, tokens.target_N[:, None]).squeeze(-1)
+        plain_N = tokens.target("plain")
+        return {"apart": (tokens.target("teacher") - by_hand_N).abs(), "hot": (plain_N - by_hand_N).abs()}
+
+    def loss(self, tokens: TokenSlice) -> torch.Tensor:
+        """The student's own −log-probability: the metrics alone count here."""
+        return -tokens.target("student")
 
 
 @pytest.mark.parametrize("case", KNOBS)
@@ -80,6 +143,92 @@ def test_a_compared_context_that_is_missing_leaves_the_loss_even_if_the_method_c
     assert lenient.record.loss == plain.record.loss
 
 
+def test_a_method_that_masks_keeps_completions_without_a_context_and_knows_which(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(model)
+    groups = invent_groups(policy, chat)
+    bench = make_bench(policy, chat, templates, "test_prepare:Masked", {})
+    views = bench.trainer.prepare(groups, step=1).views
+    assert [("teacher" in view.prompts) for view in views].count(False) == 3
+    assert len(views) == 12
+    losses = []
+    for view in views:
+        teacher, student = (_logprobs(policy, view, role) for role in ("teacher", "student"))
+        assert student is not None
+        own_N = -student.gather(-1, torch.tensor(view.completion_ids)[:, None]).squeeze(-1)
+        losses.append(own_N if teacher is None else -(teacher.exp() * student.clamp_min(-1e3)).sum(-1))
+    # One completion a micro-batch: some hold no completion with a teacher at all.
+    small = make_bench(
+        policy, chat, templates, "test_prepare:Masked", {}, limits=replace_limits(max_tokens_per_microbatch=1)
+    )
+    norms = []
+    for one in (bench, small):
+        result = one.step(groups)
+        assert result.record.loss == pytest.approx(float(torch.cat(losses).mean()), rel=1e-12)
+        assert [s is None for s in result.scores["teacher"]] == ["teacher" not in view.prompts for view in views]
+        norms.append(result.record.grad_norm)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-9)
+    assert 0 < norms[0] < math.inf
+
+
+def replace_limits(**changes: int) -> Limits:
+    return limits_on("cpu").model_copy(update=changes)
+
+
+def _logprobs(policy: Policy, view: View, role: str) -> torch.Tensor | None:
+    """Log-probabilities [N, V] of a view's tokens under one role's prompt, or None without it."""
+    if role not in view.prompts:
+        return None
+    alone = View({"student": view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0)
+    with torch.no_grad():
+        return policy.head_input(collate([alone], "student", packed=policy.packs)).logprobs(slice(None))
+
+
+def test_a_role_may_be_scored_before_the_loss_and_compared_in_it(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(model)
+    groups = invent_groups(policy, chat)
+    plain = make_bench(policy, chat, templates, "sdpo", {}).step(groups)
+    twice = make_bench(policy, chat, templates, "test_prepare:Twice", {}).step(groups)
+    assert twice.record.loss == pytest.approx(plain.record.loss, rel=1e-12)
+    assert twice.record.values["apart"] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_role_with_a_temperature_is_read_at_it_before_and_in_the_loss_and_by_the_microscope(
+    before: bool, model: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(model)
+    groups = invent_groups(policy, chat)
+    knobs = {"before": before}
+    wanted = plan({"m": build_method("test_prepare:Hot", knobs)}, [], templates)
+    found = inspect_groups(policy, chat, groups, wanted, templates, thinking=None, seed=derive(0, "contrast", 1))
+    assert float(torch.from_numpy(found.metrics["m"]["apart"]).nan_to_num().max()) < 1e-6
+    values = make_bench(policy, chat, templates, "test_prepare:Hot", knobs).step(groups).record.values
+    assert values["apart"] == pytest.approx(0.0, abs=1e-12)
+    hot = values["hot"]
+    assert isinstance(hot, float) and hot > 0.01
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.zeros(2, 2), r"'bad' of shape \(2, 2\): a tensor holds one number for each of the 2 views"),
+        ([torch.zeros(2)], r"the list 'bad' with 1 tensors: it holds one tensor for each of the 2 views"),
+        ([torch.zeros(2), torch.zeros(2)], "of one number for each of its tokens"),
+    ],
+)
+def test_numbers_of_a_batch_that_fit_no_view_are_refused(returned: object, message: str) -> None:
+    class Bad(OPSD):
+        def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, Any]:
+            return {"bad": returned}
+
+    with pytest.raises(ConfigError, match=message):
+        batch_inputs(Bad(), None, [view(2, 1.0, group=0), view(3, 1.0, group=1)], {})
+
+
 def test_completions_outside_the_loss_come_along_with_weight_zero(
     model: Path, templates: Mapping[str, Template]
 ) -> None:
@@ -101,12 +250,20 @@ def test_a_method_sees_only_completions_that_enter_and_the_loss_gets_its_numbers
     scores: list[Scores | None] = [Scores(torch.full((n,), -float(n)), torch.zeros(n)) for n in (2, 3, 1)]
     scores[1] = None
     batch = batch_inputs(Marked(), None, views, {"teacher": scores, "student": scores})
-    assert (batch.values, batch.total_weight) == ({"count": 2.0}, 3.0)
+    assert (batch.values, batch.total_weight) == ({"count": 2.0, "share": 1.0}, 3.0)
+    later = batch_inputs(Marked(), None, views, {"teacher": scores, "student": scores}, step=3, steps=4)
+    assert later.values["share"] == 0.75
     micro_batch = MicroBatch([2, 1, 0])
     target_N = torch.arange(6)
     job = loss_inputs(Marked(), batch, micro_batch, target_N, {}, policy, max_logits_per_chunk=7)
     nan = math.nan
-    assert job.inputs.keys() == {"advantage", "old_logprob", "mark", "teacher"}
+    assert job.inputs.keys() == {
+        *("advantage", "old_logprob", "position", "length", "segment", "mark", "backwards", "teacher")
+    }
+    same(job.inputs["position"], [0, 0, 1, 2, 0, 1])
+    same(job.inputs["length"], [1, 3, 3, 3, 2, 2])
+    same(job.inputs["segment"], [1] * 6)
+    same(job.inputs["backwards"], [1, nan, nan, nan, 2, 1])
     same(job.inputs["mark"], [2, nan, nan, nan, 1, 1])
     same(job.inputs["teacher"], [-1, nan, nan, nan, -2, -2])
     same(job.inputs["advantage"], [2, 1, 1, 1, 0, 0])

@@ -26,7 +26,7 @@ from selfdistill.models.head import HeadInput, score_head_input, token_credit, t
 from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import MicroBatch, collate, micro_batches
 from selfdistill.scoring.prepare import Rendered, batch_inputs, loss_inputs, prepare, render
-from selfdistill.scoring.score import head_inputs_of, split, together
+from selfdistill.scoring.score import head_inputs_of, split, spread, together, with_role
 from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, View
 
 TOKENS, MAX_LOGITS_PER_CHUNK, PROMPTS = 4096, 1 << 24, 16
@@ -217,6 +217,9 @@ def _inspect_step(
         by_role = [[{role: prompts[label] for role, label in labels.items()} for prompts in row] for row in rendered]
         method_views = prepare(groups, method, by_role, with_left_out=True).views
         precomputed = {role: scores[labels.get(role, STUDENT)] for role in method.precompute()}
+        for role, temperature in ((role, method.roles()[role].temperature) for role in precomputed if role in labels):
+            if temperature != 1.0:
+                precomputed[role] = _scores(batches, views, labels[role], max_logits_per_chunk, temperature)
         on_policy_views = on_policy(method_views, scores[STUDENT])
         credit, metrics = _credit(policy, method, labels, on_policy_views, precomputed, batches, max_logits_per_chunk)
         findings.credits[name] = credit[order].numpy()
@@ -233,7 +236,6 @@ def on_policy(views: Sequence[View], scores: Sequence[Scores | None]) -> list[Vi
 def _scored_batch(policy: Policy, views: Sequence[View], micro_batch: MicroBatch) -> _Batch:
     """Compute the hidden states of every context. A completion without a context has zeros, which a mask marks."""
     picked = [views[i] for i in micro_batch.indices]
-    lengths = torch.tensor([len(view.completion_ids) for view in picked])
     target_N = collate(picked, STUDENT).target_N.to(policy.device)
     head_inputs: dict[str, HeadInput] = {}
     has_context_N: dict[str, Tensor] = {}
@@ -242,23 +244,25 @@ def _scored_batch(policy: Policy, views: Sequence[View], micro_batch: MicroBatch
     for roles in together(dict.fromkeys(labels, "live"), packed=policy.packs):
         by_label.update(head_inputs_of(policy, picked, roles, packed=policy.packs))
     for label, (head_input, _) in by_label.items():
-        has_context = torch.tensor([label in view.prompts for view in picked])
-        has_context_N[label] = has_context.repeat_interleave(lengths).to(policy.device)
-        hidden_ND = head_input.hidden_ND.new_zeros(len(target_N), head_input.hidden_ND.shape[1])
-        hidden_ND[has_context_N[label]] = head_input.hidden_ND
-        head_inputs[label] = replace(head_input, hidden_ND=hidden_ND)
+        has_context_N[label] = with_role(picked, label).to(policy.device)
+        head_inputs[label] = spread(head_input, has_context_N[label])
     return _Batch(micro_batch, target_N, head_inputs, has_context_N)
 
 
 def _scores(
-    batches: Sequence[_Batch], views: Sequence[View], label: str, max_logits_per_chunk: int
+    batches: Sequence[_Batch],
+    views: Sequence[View],
+    label: str,
+    max_logits_per_chunk: int,
+    temperature: float = 1.0,
 ) -> list[Scores | None]:
     """Return the scores of each view; None where the context could not be rendered."""
     result: list[Scores | None] = [None] * len(views)
     for batch in batches:
         if label not in batch.head_inputs:
             continue
-        scores = score_head_input(batch.head_inputs[label], batch.target_N, max_logits_per_chunk=max_logits_per_chunk)
+        head_input = replace(batch.head_inputs[label], temperature=temperature)
+        scores = score_head_input(head_input, batch.target_N, max_logits_per_chunk=max_logits_per_chunk)
         indices = batch.micro_batch.indices
         for i, score in zip(indices, split(scores, [views[i] for i in indices]), strict=True):
             if label in views[i].prompts:
@@ -285,7 +289,15 @@ def _credit(
         if not any(weight for i in batch.micro_batch.indices for weight in views[i].weights):
             parts.append({})
             continue
-        role_inputs = {role: batch.head_inputs[label] for role, label in labels.items() if role not in scores}
+        compared = method.compared()
+        student = batch.head_inputs[STUDENT]
+        # A method that goes on without a context compares a head without input there, as in training.
+        nothing = replace(student, hidden_ND=torch.zeros_like(student.hidden_ND))
+        role_inputs = {
+            role: replace(batch.head_inputs.get(label, nothing), temperature=method.roles()[role].temperature)
+            for role, label in labels.items()
+            if role in compared
+        }
         job = loss_inputs(
             method,
             inputs,
@@ -296,7 +308,7 @@ def _credit(
             max_logits_per_chunk=max_logits_per_chunk,
         )
         job = replace(job, metrics=lambda tokens: {CREDIT: token_credit(method.loss, tokens), **method.metrics(tokens)})
-        metrics_N = token_metrics(batch.head_inputs[STUDENT], job)
+        metrics_N = token_metrics(student, job)
         parts.append({name: value_N.cpu() for name, value_N in metrics_N.items()})
     sizes = [len(batch.target_N) for batch in batches]
     metrics = columns(parts, sizes)

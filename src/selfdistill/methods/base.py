@@ -58,6 +58,10 @@ class BatchScores:
     """The completions that enter the loss."""
     update: int = 0
     """Optimiser updates already made on this batch. A state that is updated once per batch is updated at 0."""
+    step: int = 1
+    """The run's step, from 1."""
+    steps: int | None = None
+    """Steps of the whole run; None outside a run, for example in the microscope."""
 
 
 RENAMED_HOOKS = {
@@ -74,8 +78,10 @@ class Method(Strict):
     recommended: ClassVar[Recommended]
     on_policy: ClassVar[bool] = True
     """Whether completions are sampled; if not, the reference solutions are the completions."""
-    without_context: ClassVar[Literal["drop", "keep"]] = "drop"
-    """A completion whose context cannot be rendered leaves the loss and is counted, or is kept without the context."""
+    without_context: ClassVar[Literal["drop", "keep", "mask"]] = "drop"
+    """What happens to a completion whose context cannot be rendered. "drop": it leaves the loss and is counted.
+    "keep": it stays without the contexts of ``precompute()``, but not without one whose distribution the loss compares.
+    "mask": it stays in any case, and the loss asks ``tokens.has(role)``."""
     weighting: ClassVar[Literal["token", "completion"]] = "token"
     """Whether the loss is a mean over tokens or over completions."""
     one_update: ClassVar[bool] = False
@@ -118,11 +124,15 @@ class Method(Strict):
         return (STUDENT,)
 
     def precompute(self) -> Sequence[str]:
-        """Roles that are scored before the loss and reach it as per-token inputs; ``"student"`` may be among them.
-
-        The loss sees the whole distributions of all other roles.
-        """
+        """Roles that are scored before the loss and reach it as per-token inputs; ``"student"`` may be among them."""
         return ()
+
+    def compared(self) -> Sequence[str]:
+        """Roles whose whole distributions the loss sees: all that are not scored before, unless overridden.
+
+        A role may be both: ``on_batch`` then sees its entropies, and the loss its distributions, for one more pass.
+        """
+        return [name for name in self.roles() if name not in self.precompute()]
 
     def keep(self, group: RolloutGroup) -> Sequence[bool]:
         """Which completions of a group enter the loss; the others are counted as left out by the method."""
@@ -136,11 +146,12 @@ class Method(Strict):
         """Initial state. The trainer saves it in checkpoints and passes it to :meth:`on_batch`."""
         return None
 
-    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
         """Values of the whole batch that the loss needs.
 
-        A float reaches it as ``tokens.values[name]`` and is logged; a tensor of one number a view reaches every token
-        of that view as ``tokens.inputs[name]``.
+        A float reaches it as ``tokens.values[name]`` and is logged. A tensor with one number a view reaches every token
+        of that view as ``tokens.inputs[name]``. A list with one tensor a view, of one number a token, reaches those
+        tokens under the same name.
         """
         return {}
 

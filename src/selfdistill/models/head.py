@@ -40,7 +40,8 @@ class HeadInput:
     ``vocab_size`` is the number of real ids: ids at or beyond it are padding and have log-probability −inf.
     ``padded_vocab_size`` is the size of the log-probabilities' last axis, to match a model whose head is padded to
     another size; None: the head's own. ``compiled`` says whether the functions of the logits are compiled. Some
-    families scale their logits, or cap them softly: ``cap`` · tanh(``scale`` · logit / ``cap``).
+    families scale their logits, or cap them softly: ``cap`` · tanh(``scale`` · logit / ``cap``). ``temperature``
+    divides the result.
     """
 
     hidden_ND: Tensor
@@ -51,6 +52,7 @@ class HeadInput:
     compiled: bool = False
     scale: float = 1.0
     cap: float | None = None
+    temperature: float = 1.0
 
     def logprobs(self, rows: slice) -> Tensor:
         """Log-probabilities [n, V] of the tokens in ``rows``, in float32 or wider."""
@@ -72,10 +74,13 @@ class HeadInput:
         logits = torch.nn.functional.linear(self.hidden_ND[rows], self.weight_VD, self.bias_V)
         if self.scale != 1.0:
             logits = logits * self.scale
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        logits = logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
     def slope(self, logits_nV: Tensor) -> Tensor | float:
-        """Derivative of scaled and capped logits with respect to the linear map's output."""
+        """Derivative of scaled and capped logits with respect to the linear map's output. The student's temperature,
+        which alone has a gradient, is 1.
+        """
         return self.scale if self.cap is None else self.scale * (1.0 - (logits_nV / self.cap) ** 2)
 
 

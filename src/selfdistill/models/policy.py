@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -149,11 +150,10 @@ class Policy(nn.Module):
         return sliced_loss(self.head_input(batch), job)
 
     @torch.no_grad()
-    def score(self, batch: SequenceBatch, *, max_logits_per_chunk: int) -> Scores:
-        """Log-probability and entropy of every scored token, without gradient."""
-        return score_head_input(
-            self.head_input(batch), batch.target_N.to(self.device), max_logits_per_chunk=max_logits_per_chunk
-        )
+    def score(self, batch: SequenceBatch, *, max_logits_per_chunk: int, temperature: float = 1.0) -> Scores:
+        """Log-probability and entropy of every scored token at a temperature, without gradient."""
+        head_input = replace(self.head_input(batch), temperature=temperature)
+        return score_head_input(head_input, batch.target_N.to(self.device), max_logits_per_chunk=max_logits_per_chunk)
 
     def next_token(self, ids_BL: Tensor, mask_BL: Tensor | None, position_BL: Tensor, cache: Any) -> Tensor:
         """Log-probabilities [B, V] of the next token after these ids. Appends the ids to the cache."""

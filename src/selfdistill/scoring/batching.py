@@ -134,7 +134,7 @@ def _computed(views: Sequence[View], roles: Sequence[str], *, packed: bool) -> i
     sequences = [
         (*view.prompts[role], *view.completion_ids) for view in views for role in roles if role in view.prompts
     ]
-    if packed:
+    if packed and sequences:
         return build_prefix_tree(sequences).tokens
     return len(sequences) * max((len(ids) for ids in sequences), default=0)
 

@@ -21,11 +21,12 @@ from torch import Tensor
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.fields import hindsight, role_prompt
 from selfdistill.contexts.templates import Template
+from selfdistill.errors import ConfigError
 from selfdistill.methods.base import BatchScores, Method, State
 from selfdistill.models.head import HeadInput, LossInputs
 from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import MicroBatch, concatenate
-from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, Skipped, View
+from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, Skipped, View, has_prompt
 
 Rendered: TypeAlias = "list[list[dict[str, tuple[int, ...] | Skipped]]]"
 """By group, completion and role: the prompt ids, or why there are none."""
@@ -53,6 +54,8 @@ class BatchInputs:
     """Numbers of the whole batch, such as a gate."""
     per_view: Mapping[str, Tensor]
     """Numbers [views] by name."""
+    per_token: Mapping[str, Sequence[Tensor]]
+    """Numbers by name: one tensor for every view, with one number for every token."""
     total_weight: float
     """Sum of all token weights. It divides every token's loss, so splitting the batch does not change the mean."""
 
@@ -103,14 +106,13 @@ def prepare(
 ) -> Prepared:
     """Decide which completions enter the loss, and return their views with prompts, token weights and advantages.
 
-    A completion enters if the method keeps it and its contexts could be rendered: all of them, or for a method that
-    works without a context those whose whole distribution the loss compares. ``with_left_out`` also returns the other
-    completions, with weight 0, so that there is one view per completion.
+    A completion enters if the method keeps it and its contexts could be rendered: all of them, or what
+    ``method.without_context`` says. ``with_left_out`` also returns the other completions, with weight 0, so that there
+    is one view per completion.
     """
     result = Prepared()
     roles = tuple(method.roles())
-    compared = [name for name in roles if name not in method.precompute()]
-    needed = compared if method.without_context == "keep" else roles
+    needed = {"drop": roles, "keep": tuple(method.compared()), "mask": ()}[method.without_context]
     advantages_PG = method.advantages(_rewards(groups))
     for g, group in enumerate(groups):
         keep = method.keep(group)
@@ -163,22 +165,62 @@ def batch_inputs(
     scores: Mapping[str, Sequence[Scores | None]],
     *,
     update: int = 0,
+    step: int = 1,
+    steps: int | None = None,
 ) -> BatchInputs:
     """Call the method's ``on_batch`` with the views that enter the loss and their scores.
 
-    ``update`` counts the optimiser updates already made on this batch. Views of weight 0 have NaN in ``per_view``.
+    ``update`` counts the optimiser updates already made on this batch, ``step`` and ``steps`` are the run's. Views of
+    weight 0 have NaN in ``per_view`` and ``per_token``.
+
+    Raises:
+        ConfigError: the method returned numbers that are not one for every view, or for every token of a view.
     """
     inside = [n for n, view in enumerate(views) if any(view.weights) or not view.weights]
     entering = {role: [column[n] for n in inside] for role, column in scores.items()}
-    computed = method.on_batch(state, BatchScores(entering, [views[n] for n in inside], update))
-    values = {name: value for name, value in computed.items() if not isinstance(value, Tensor)}
-    per_view = {name: value for name, value in computed.items() if isinstance(value, Tensor)}
-    if len(inside) < len(views):
-        for name, number in per_view.items():
-            per_view[name] = torch.full((len(views),), math.nan, dtype=torch.float64)
-            per_view[name][inside] = number.double().cpu()
+    computed = method.on_batch(state, BatchScores(entering, [views[n] for n in inside], update, step, steps))
+    values: dict[str, float] = {}
+    per_view: dict[str, Tensor] = {}
+    per_token: dict[str, Sequence[Tensor]] = {}
+    for name, value in computed.items():
+        if isinstance(value, Tensor):
+            per_view[name] = _at_all_views(name, value, views, inside)
+        elif isinstance(value, Sequence):
+            per_token[name] = _at_all_tokens(name, value, views, inside)
+        else:
+            values[name] = value
     total_weight = math.fsum(weight for view in views for weight in view.weights)
-    return BatchInputs(views, scores, values, per_view, total_weight)
+    return BatchInputs(views, scores, values, per_view, per_token, total_weight)
+
+
+def _at_all_views(name: str, number: Tensor, views: Sequence[View], inside: Sequence[int]) -> Tensor:
+    """A method's numbers for the views ``inside`` the loss, with NaN for the others."""
+    if number.shape != (len(inside),):
+        raise ConfigError(
+            f"on_batch returned {name!r} of shape {tuple(number.shape)}: a tensor holds one number for each of the "
+            f"{len(inside)} views; for one number a token, return a list with one tensor a view"
+        )
+    if len(inside) == len(views):
+        return number
+    numbers = torch.full((len(views),), math.nan, dtype=torch.float64)
+    numbers[list(inside)] = number.double().cpu()
+    return numbers
+
+
+def _at_all_tokens(
+    name: str, numbers: Sequence[Tensor], views: Sequence[View], inside: Sequence[int]
+) -> Sequence[Tensor]:
+    """A method's numbers for the tokens of the views ``inside`` the loss, with NaN for those of the others."""
+    lengths = [len(views[n].completion_ids) for n in inside]
+    if [tuple(number.shape) for number in numbers] != [(length,) for length in lengths]:
+        raise ConfigError(
+            f"on_batch returned the list {name!r} with {len(numbers)} tensors: it holds one tensor for each of the "
+            f"{len(inside)} views, of one number for each of its tokens"
+        )
+    if len(inside) == len(views):
+        return numbers
+    given = dict(zip(inside, numbers, strict=True))
+    return [given.get(n, torch.full((len(view.completion_ids),), math.nan)) for n, view in enumerate(views)]
 
 
 def loss_inputs(
@@ -198,21 +240,31 @@ def loss_inputs(
     """
     device, dtype = policy.device, wide_dtype(policy)
     views = [batch.views[i] for i in micro_batch.indices]
-    # Per token: the advantage of its completion, and its log-probability when it was sampled.
+    lengths = torch.tensor([len(view.completion_ids) for view in views])
+    # Per token: the advantage of its completion, its log-probability when it was sampled, and where it stands.
     inputs = {
         "advantage": concatenate([[view.advantage] * len(view.completion_ids) for view in views], dtype),
         "old_logprob": concatenate([view.old_logprobs for view in views], dtype),
+        "position": torch.cat([torch.arange(length, dtype=dtype) for length in lengths.tolist()]),
+        "length": lengths.to(dtype).repeat_interleave(lengths),
+        "segment": torch.ones(int(lengths.sum()), dtype=dtype),
     }
     inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
+    # Where a completion could not be shown the context of a compared role. All could, for most methods.
+    for role in head_inputs:
+        if not all(role in view.prompts for view in views):
+            present = torch.tensor([role in view.prompts for view in views], dtype=dtype)
+            inputs[has_prompt(role)] = present.repeat_interleave(lengths).to(device)
     # Log-probability of the token under each role that was scored before the backward pass. The loss has the student's
     # whole distribution, with gradient.
     for role, column in batch.scores.items():
         if role != STUDENT:
             inputs[role] = logprobs_of(column, batch.views, micro_batch, policy)
-    # Numbers of each completion that the method computed from the whole batch, repeated per token.
-    lengths = torch.tensor([len(view.completion_ids) for view in views])
+    # Numbers that the method computed from the whole batch: one of each completion, repeated, or one of each token.
     for name, number in batch.per_view.items():
         inputs[name] = number[micro_batch.indices].to(dtype).repeat_interleave(lengths).to(device)
+    for name, numbers in batch.per_token.items():
+        inputs[name] = torch.cat([numbers[i].to(device, dtype) for i in micro_batch.indices])
     weight_N = concatenate([view.weights for view in views], dtype).to(device) / (batch.total_weight or 1.0)
     return LossInputs(
         target_N=target_N.to(device),

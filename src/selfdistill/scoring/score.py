@@ -44,12 +44,19 @@ def _alone(view: View, role: str) -> View:
 
 
 def _score(
-    policy: Policy, alone: Sequence[View], *, max_tokens: int, max_logits_per_chunk: int, world: World
+    policy: Policy,
+    alone: Sequence[View],
+    *,
+    max_tokens: int,
+    max_logits_per_chunk: int,
+    world: World,
+    temperature: float = 1.0,
 ) -> list[Scores]:
     results: dict[int, Scores] = {}
     for micro_batch in micro_batches(alone, max_tokens=max_tokens, packed=policy.packs, world=world):
         picked = [alone[i] for i in micro_batch.indices]
-        scores = policy.score(collate(picked, STUDENT, packed=policy.packs), max_logits_per_chunk=max_logits_per_chunk)
+        batch = collate(picked, STUDENT, packed=policy.packs)
+        scores = policy.score(batch, max_logits_per_chunk=max_logits_per_chunk, temperature=temperature)
         if not micro_batch.is_dummy:
             results.update(zip(micro_batch.indices, split(scores, picked), strict=True))
     if world.size > 1:
@@ -65,19 +72,27 @@ def score_roles(
     max_tokens: int,
     max_logits_per_chunk: int,
     world: World = ALONE,
+    temperatures: Mapping[str, float] | None = None,
 ) -> dict[str, list[Scores | None]]:
     """Scores by role, each a list with one entry per view; None where the view lacks the role's prompt.
 
-    Roles with the same weights share forward passes, so a common prefix of their prompts is computed once.
+    Roles with the same weights and temperature (1 where none is given) share forward passes, so a common prefix of
+    their prompts is computed once.
     """
     columns: dict[str, list[Scores | None]] = {role: [None] * len(views) for role in weights}
-    for kind in dict.fromkeys(weights.values()):
-        pairs = [(role, i) for role in weights if weights[role] == kind for i in range(len(views))]
+    passes = {role: (kind, (temperatures or {}).get(role, 1.0)) for role, kind in weights.items()}
+    for kind, temperature in dict.fromkeys(passes.values()):
+        pairs = [(role, i) for role in weights if passes[role] == (kind, temperature) for i in range(len(views))]
         with_prompt = [(role, i) for role, i in pairs if role in views[i].prompts]
         alone = [_alone(views[i], role) for role, i in with_prompt]
         with teachers.weights(kind) as policy:
             scores = _score(
-                policy, alone, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk, world=world
+                policy,
+                alone,
+                max_tokens=max_tokens,
+                max_logits_per_chunk=max_logits_per_chunk,
+                world=world,
+                temperature=temperature,
             )
         for (role, i), score in zip(with_prompt, scores, strict=True):
             columns[role][i] = score
@@ -99,7 +114,11 @@ def together(weights: Mapping[str, Weights], *, packed: bool) -> list[list[str]]
 
 
 def head_inputs(
-    teachers: Teachers, views: Sequence[View], weights: Mapping[str, Weights], target_N: Tensor
+    teachers: Teachers,
+    views: Sequence[View],
+    weights: Mapping[str, Weights],
+    target_N: Tensor,
+    temperatures: Mapping[str, float] | None = None,
 ) -> dict[str, HeadInput]:
     """Hidden states and LM head of every role of a micro-batch, without gradient. Losses over distributions use them.
 
@@ -108,13 +127,35 @@ def head_inputs(
     """
     result: dict[str, HeadInput] = {}
     for roles in together(weights, packed=teachers.pack):
+        scored = views
+        if not any(role in view.prompts for role in roles for view in views):
+            # Every rank makes the same passes over sharded weights, so that one without these roles makes one too.
+            scored = [View({roles[0]: views[0].prompts[STUDENT]}, views[0].completion_ids, (), (), 0.0, 0, 0)]
         with teachers.weights(weights[roles[0]]) as policy:
-            by_role = head_inputs_of(policy, views, roles, packed=teachers.pack)
+            by_role = head_inputs_of(policy, scored, roles, packed=teachers.pack)
         for role, (head_input, targets) in by_role.items():
-            if not torch.equal(targets, target_N):
+            present_N = with_role(views, role)
+            if scored is views and not torch.equal(targets, target_N[present_N]):
                 raise RuntimeError(f"role {role!r} scores other tokens than the student")
-            result[role] = head_input
+            temperature = (temperatures or {}).get(role, 1.0)
+            result[role] = replace(spread(head_input, present_N), temperature=temperature)
     return result
+
+
+def with_role(views: Sequence[View], role: str) -> Tensor:
+    """Whether [N] each completion token of the views belongs to one that has the role's prompt."""
+    lengths = torch.tensor([len(view.completion_ids) for view in views])
+    return torch.tensor([role in view.prompts for view in views]).repeat_interleave(lengths)
+
+
+def spread(head_input: HeadInput, present_N: Tensor) -> HeadInput:
+    """The hidden states of the tokens marked in ``present_N``, with zeros at the others, so that roles align."""
+    if present_N.all():
+        return head_input
+    hidden_ND = head_input.hidden_ND.new_zeros(len(present_N), head_input.hidden_ND.shape[1])
+    if present_N.any():
+        hidden_ND[present_N.to(hidden_ND.device)] = head_input.hidden_ND
+    return replace(head_input, hidden_ND=hidden_ND)
 
 
 def head_inputs_of(

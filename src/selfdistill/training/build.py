@@ -149,6 +149,7 @@ def build_trainer(models: Models) -> Trainer:
         seed=config.seed,
         updates_per_batch=config.optimiser.updates_per_batch,
         importance_cap=config.sampler.importance_cap if isinstance(config.sampler, EngineConfig) else None,
+        steps=config.steps,
     )
 
 

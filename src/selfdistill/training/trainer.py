@@ -72,7 +72,9 @@ class _Totals:
         for name, value in result.metric_sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         for role, scores in result.scores.items():
-            self.scores.setdefault(role, {}).update(zip(chosen, split(scores, views), strict=True))
+            pairs = zip(chosen, views, split(scores, views), strict=True)
+            present = {i: each for i, view, each in pairs if role in view.prompts}
+            self.scores.setdefault(role, {}).update(present)
 
     def alone(self) -> _Totals:
         """A CPU copy for all_gather."""
@@ -100,6 +102,7 @@ class Trainer:
         seed: int = 0,
         updates_per_batch: int = 1,
         importance_cap: float | None = None,
+        steps: int | None = None,
     ) -> None:
         """Build a trainer.
 
@@ -107,7 +110,8 @@ class Trainer:
         contexts.
         ``teachers`` None makes the teachers that the method needs, copied from the student as it is now.
         ``importance_cap`` caps the importance weights of completions that another engine or older weights sampled;
-        None makes no correction, for completions that the student itself sampled.
+        None makes no correction, for completions that the student itself sampled. ``steps`` is the run's length, for
+        methods with a schedule.
         """
         self.policy = policy
         self.teachers = teachers or teachers_of(method, policy)
@@ -123,6 +127,7 @@ class Trainer:
         self.seed = seed
         self.updates_per_batch = updates_per_batch
         self.importance_cap = importance_cap
+        self.steps = steps
         self.state = method.new_state()
 
     def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock | None = None) -> StepResult:
@@ -179,7 +184,9 @@ class Trainer:
         """Make one optimiser update."""
         with clock.phase("teacher"):
             precomputed = self._precompute(views)
-            batch = batch_inputs(self.method, self.state, views, precomputed, update=update)
+            batch = batch_inputs(
+                self.method, self.state, views, precomputed, update=update, step=step, steps=self.steps
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss, scores, metrics = self._backward(batch, first, clock)
         with clock.phase("update"):
@@ -217,6 +224,7 @@ class Trainer:
             self.teachers,
             views,
             weights,
+            temperatures={name: roles[name].temperature for name in weights},
             max_tokens=self.limits.max_tokens_per_microbatch,
             max_logits_per_chunk=self.limits.max_logits_per_chunk,
             world=self.world,
@@ -234,8 +242,10 @@ class Trainer:
         """
         views, packed = batch.views, self.teachers.pack
         totals = _Totals()
-        # Roles without scores yet enter the loss with their whole distribution; they run beside the student.
-        compared = {name: role.weights for name, role in self.method.roles().items() if name not in batch.scores}
+        # Compared roles enter the loss with their whole distribution; they run beside the student.
+        roles = self.method.roles()
+        compared = {name: roles[name].weights for name in self.method.compared()}
+        temperatures = {name: roles[name].temperature for name in compared}
         forwards = [[STUDENT], *together(compared, packed=packed)]
         # Split the views over ranks, and this rank's share into micro-batches.
         with clock.phase("views"):
@@ -252,7 +262,7 @@ class Trainer:
             with clock.phase("student"):
                 sequences = collate(picked, STUDENT, packed=packed)
             with clock.phase("teacher"):
-                others = head_inputs(self.teachers, picked, compared, sequences.target_N)
+                others = head_inputs(self.teachers, picked, compared, sequences.target_N, temperatures)
             # Forward and backward pass of the student; the head makes logits in slices.
             with clock.phase("student"):
                 job = loss_inputs(
