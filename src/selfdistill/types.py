@@ -30,8 +30,26 @@ class External:
     kind: Literal["external"] = "external"
 
 
-Weights: TypeAlias = Literal["live", "frozen", "ema"] | External
-"""Weights that score a context: the student's current weights, those of step 0, their average, or another model's."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The student's weights of some steps ago, copied after every N-th step: ``{ kind = "snapshot", every = 10 }``."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    every: int
+    kind: Literal["snapshot"] = "snapshot"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"a snapshot is taken every 1 or more steps, not every {self.every}")
+
+    def __str__(self) -> str:
+        return f"snapshot (every {self.every} steps)"
+
+
+Weights: TypeAlias = Literal["live", "frozen", "ema"] | Snapshot | External
+"""Weights that score a context: the student's current weights, those of step 0, their average, a copy that is renewed
+every N steps, or another model's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, KNOBS.get(name, {})) for name in METHODS},
     "credit, sampled": ("credit", {"form": "advantage"}),
 }
+SNAPSHOT = {"name": "sdpo", "weights": {"kind": "snapshot", "every": 2}}
 SHARED = {"ddp": ParallelConfig(kind="ddp"), "fsdp2": ParallelConfig(kind="fsdp2")}
 RUNS = [*((name, "fsdp2") for name in METHODS), *((name, "ddp") for name in ("grpo", "sft", "sdpo", "antisd", "pbsd"))]
 """Whole runs on two ranks; single steps are compared for every method either way."""
@@ -99,6 +100,23 @@ def resumed() -> list[Case]:
     """Four steps by two, one and two processes, sharded or whole in each."""
     cases: list[Case] = []
     steps = ("model.dtype=float64", "steps=4")
+    for kind, ranks in (("ddp", 1), ("fsdp2", 2), ("ddp", 2)):
+        name = "snapshot alone" if ranks == 1 else f"snapshot {kind}"
+        for piece, stop_after in enumerate((3, None)):
+            cases.append(
+                WholeRun(
+                    f"{name} {piece}",
+                    ranks,
+                    "exact",
+                    SNAPSHOT,
+                    (*steps, f"parallel={kind}"),
+                    folder=name,
+                    resume=ranks > 1,
+                    stop_after=stop_after if ranks > 1 else None,
+                )
+            )
+            if ranks == 1:
+                break
     for way in (("ddp", "ddp", "ddp"), ("fsdp2", "ddp", "fsdp2"), ("fsdp2", "fsdp2", "ddp"), ("ddp", "ddp", "fsdp2")):
         folder = "resumed " + " ".join(way)
         for piece, kind in enumerate(way):
@@ -254,6 +272,12 @@ def test_a_run_goes_on_with_another_number_of_processes(way: str, results: dict[
     for piece in range(3):
         assert results[f"resumed {way} {piece}"]["steps"] == (1, 2, 4)[piece]
     same_run(folder / f"resumed {way}", folder / "resumed alone", numbers=1e-11, weights=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.usefixtures("results")
+def test_a_snapshot_is_renewed_saved_and_resumed_alike_on_two_ranks(kind: str, folder: Path) -> None:
+    same_run(folder / f"snapshot {kind}", folder / "snapshot alone", numbers=1e-11, weights=1e-8)
 
 
 @pytest.mark.usefixtures("results")

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.chat import Chat
+from selfdistill.errors import ConfigError
+from selfdistill.methods import build_method
 from selfdistill.models.policy import Policy, load_weights, save_policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.batching import collate
-from selfdistill.types import View, Weights
+from selfdistill.types import Snapshot, View, Weights
 from support.engine import load_exact, parameters, perturb, token_logprobs
 from support.tiny import save_tiny_model
 
@@ -135,6 +137,35 @@ def test_the_averaged_adapter_is_the_average_of_both_factors(folder: Path) -> No
             if name in start:
                 parameter.copy_(0.7 * start[name] + 0.3 * students[name])
     assert close(under(teachers, "ema"), by_hand(averaged))
+
+
+def test_a_snapshot_is_the_student_of_the_last_step_that_its_period_divides(student: tuple[Policy, Chat]) -> None:
+    policy, _ = student
+    kind = Snapshot(every=2)
+    teachers = Teachers(policy, needed={kind, "ema"}, rate=0.5)
+    expected = by_hand(policy)
+    for step in range(1, 6):
+        assert close(under(teachers, kind), expected)
+        perturb(policy, seed=step)
+        teachers.update()
+        teachers.take_snapshots(step)
+        if step % 2 == 0:
+            expected = by_hand(policy)
+    assert close(under(teachers, kind), expected)
+    assert not close(under(teachers, "live"), expected)
+    assert not close(under(teachers, "ema"), expected)
+    # A checkpoint holds it beside the average.
+    saved = {name: values.clone() for name, values in teachers.state_dict().items()}
+    perturb(policy, seed=9)
+    teachers.take_snapshots(6)
+    assert not close(under(teachers, kind), expected)
+    teachers.load_state_dict(saved)
+    assert close(under(teachers, kind), expected)
+
+
+def test_a_snapshot_of_no_period_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"weights.*every 1 or more steps, not every 0"):
+        build_method("sdpo", {"weights": {"kind": "snapshot", "every": 0}})
 
 
 def test_a_teacher_that_was_asked_leaves_the_student_as_it_was(student: tuple[Policy, Chat]) -> None:

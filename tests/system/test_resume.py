@@ -38,7 +38,9 @@ from support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
-CASES = [(name, adapter) for name in METHODS for adapter in ((), LORA)]
+SNAPSHOT = "sdpo of a snapshot"
+"""A teacher that is renewed after every second step: the stop at step 3 is between two renewals."""
+CASES = [(name, adapter) for name in (*METHODS, SNAPSHOT) for adapter in ((), LORA)]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,8 @@ def test_a_resume_reads_to_the_machines_memory_whatever_device_has_written(
 def test_a_run_that_was_stopped_twice_ends_where_an_uninterrupted_one_does(
     name: str, adapter: tuple[str, ...], model: Path, tmp_path: Path
 ) -> None:
-    config = tiny_run(model, METHODS[name], *adapter)
+    snapshot = {**METHODS["sdpo"], "weights": {"kind": "snapshot", "every": 2}}
+    config = tiny_run(model, snapshot if name == SNAPSHOT else METHODS[name], *adapter)
     whole = train(config, tmp_path / "whole")
     assert whole["finished"]
     folder = tmp_path / "stopped"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from selfdistill.config.base import load_named
 from selfdistill.config.suggest import near
@@ -56,9 +57,19 @@ def build_method(name: str, hyperparameters: Mapping[str, Any] | None = None) ->
     try:
         return kind.model_validate(dict(hyperparameters))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = _most_specific(error, hyperparameters)
         where = ".".join(["method", *(str(part) for part in first["loc"])])
         raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
+
+
+def _most_specific(error: ValidationError, given: Mapping[str, Any]) -> ErrorDetails:
+    """The first error of the alternative that the user named by its ``kind``, or else the first of all."""
+    for found in error.errors():
+        table = given.get(str(found["loc"][0])) if found["loc"] else None
+        kind = table.get("kind") if isinstance(table, Mapping) else None
+        if kind is not None and any(str(part).lower() == kind for part in found["loc"][1:]):
+            return found
+    return error.errors()[0]
 
 
 def _resolve(name: str) -> type[Method]:

@@ -101,8 +101,8 @@ class Method(Strict):
 
     weights: Weights | None = Field(
         None,
-        description='Weights of the teacher: "live", "frozen", "ema" or { kind = "external", path = … }; '
-        "unset: the method's own.",
+        description='Weights of the teacher: "live", "frozen", "ema", { kind = "snapshot", every = N } (the student '
+        'copied after every N-th step) or { kind = "external", path = … }; unset: the method\'s own.',
     )
     teacher_thinking: bool | None = Field(
         None, description="Thinking switch of the chat template for the teacher's prompt; unset: as for the student."

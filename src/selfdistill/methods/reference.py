@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from selfdistill.methods import METHODS, Method
-from selfdistill.types import External, Weights
+from selfdistill.types import Weights
 
 TEACHERS = {"weights", "teacher_thinking", "teacher_rate"}
 """Hyperparameters of every method that have no effect without a teacher."""
@@ -53,7 +53,7 @@ def _completions(method: Method, count: int) -> str:
 
 def weights_word(weights: Weights) -> str:
     """The kind of weights, in one word."""
-    return "external" if isinstance(weights, External) else str(weights)
+    return weights if isinstance(weights, str) else weights.kind
 
 
 def _default(value: Any) -> str:

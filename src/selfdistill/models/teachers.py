@@ -1,9 +1,10 @@
 """Teacher weights: live (the student's), frozen (those of step 0), an exponential moving average (EMA) of the student's
-weights, or those of another model.
+weights, a snapshot of them that is renewed every N steps, or those of another model.
 
-With full fine-tuning, frozen and averaged weights are copies of the policy. With LoRA they cost little memory: the
-frozen teacher is the model with its adapter disabled, and the average is a second adapter, initialised from the
-student's. It averages the factors A and B separately, which is *not* the average of their product.
+With full fine-tuning, frozen, averaged and snapshot weights are copies of the policy. With LoRA they cost little
+memory: the frozen teacher is the model with its adapter disabled, and the average and each snapshot are further
+adapters, initialised from the student's. The average is taken of the factors A and B separately, which is *not* the
+average of their product.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from selfdistill.models.loading import quiet_peft
 from selfdistill.models.lora import STUDENT_ADAPTER
 from selfdistill.models.masters import Masters
 from selfdistill.models.policy import Policy
-from selfdistill.types import External, Weights
+from selfdistill.types import External, Snapshot, Weights
 
 EMA_ADAPTER = "ema"
+"""Name of the averaged adapter. A snapshot's is :func:`_adapter`."""
 
 
 class Teachers:
@@ -50,25 +52,30 @@ class Teachers:
         for teacher in self.copies.values():
             place(teacher)
         self.has_ema = "ema" in needed
+        # In one order on every rank: making and sharding a copy are collective.
+        ordered = sorted(needed, key=str)
+        self.followers: list[Weights] = [kind for kind in ordered if kind == "ema" or isinstance(kind, Snapshot)]
+        """Weights that follow the student and are saved in checkpoints."""
         if policy.is_lora:
-            if self.has_ema:
+            for kind in self.followers:
                 with quiet_peft():
-                    policy.model.add_adapter(EMA_ADAPTER, policy.model.peft_config[STUDENT_ADAPTER])
+                    policy.model.add_adapter(_adapter(kind), policy.model.peft_config[STUDENT_ADAPTER])
                 policy.model.set_adapter(STUDENT_ADAPTER)
-                self._pull(1.0)
-        else:
-            if "frozen" in needed:
-                self.copies["frozen"] = copy.deepcopy(policy).eval().requires_grad_(False)
+                self._pull(kind, 1.0)
+            return
+        for kind in ordered:
+            if kind == "frozen" or isinstance(kind, Snapshot):
+                self.copies[kind] = copy.deepcopy(policy).eval().requires_grad_(False)
                 # If the student has masters already, the copy needs only the weights that compute.
-                self.copies["frozen"].masters = Masters()
-                place(self.copies["frozen"])
-            if self.has_ema:
-                # Placed while it still requires gradients, the average is kept in float32 like trained weights.
-                self.copies["ema"] = copy.deepcopy(policy).eval()
-                place(self.copies["ema"])
-                for parameter in self.copies["ema"].kept().values():
-                    parameter.requires_grad_(False)
-                self.copies["ema"].requires_grad_(False)
+                self.copies[kind].masters = Masters()
+                place(self.copies[kind])
+        if self.has_ema:
+            # Placed while it still requires gradients, the average is kept in float32 like trained weights.
+            self.copies["ema"] = copy.deepcopy(policy).eval()
+            place(self.copies["ema"])
+            for parameter in self.copies["ema"].kept().values():
+                parameter.requires_grad_(False)
+            self.copies["ema"].requires_grad_(False)
 
     @property
     def pack(self) -> bool:
@@ -88,7 +95,7 @@ class Teachers:
                     yield self.policy
             else:
                 # Switching adapters changes requires_grad of both, so the student's is restored.
-                self.policy.model.set_adapter(EMA_ADAPTER)
+                self.policy.model.set_adapter(_adapter(kind))
                 try:
                     yield self.policy
                 finally:
@@ -107,37 +114,62 @@ class Teachers:
     def update(self) -> None:
         """Update the average. Call it after each optimiser step."""
         if self.has_ema:
-            self._pull(self.rate)
+            self._pull("ema", self.rate)
+
+    def take_snapshots(self, step: int) -> None:
+        """Renew the snapshots whose period divides ``step``. Call it after each step of the run, counted from 1."""
+        for kind in self.followers:
+            if isinstance(kind, Snapshot) and step % kind.every == 0:
+                self._pull(kind, 1.0)
 
     def averaged(self) -> tuple[list[Tensor], list[Tensor]]:
         """The average's weights, and the student's in the same order; two empty lists if there is no moving average."""
-        pairs = self._pairs() if self.has_ema and self.rate else []
+        pairs = self._pairs("ema") if self.has_ema and self.rate else []
         return [average for _, average, _ in pairs], [student for _, _, student in pairs]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average's weights by name; shards if they are sharded.
+        """Weights of the average and the snapshots by name; shards if they are sharded.
 
         Frozen weights are not saved: a resume loads the run's initial model.
         """
-        return {name: average for name, average, _ in self._pairs()} if self.has_ema else {}
+        return {_saved_name(kind, name): follower for kind in self.followers for name, follower, _ in self._pairs(kind)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the weights from :meth:`state_dict`."""
-        for name, average, _ in self._pairs() if self.has_ema else ():
-            copy_into(average, state[name])
+        for kind in self.followers:
+            for name, follower, _ in self._pairs(kind):
+                copy_into(follower, state[_saved_name(kind, name)])
         self.refresh()
 
     @torch.no_grad()
-    def _pull(self, rate: float) -> None:
-        for _, average, students in self._pairs():
-            average.lerp_(students.to(average.dtype), rate)
+    def _pull(self, kind: Weights, rate: float) -> None:
+        """Move a follower towards the student; rate 1 copies the student."""
+        for _, follower, student in self._pairs(kind):
+            if rate == 1.0:
+                follower.copy_(student)
+            else:
+                follower.lerp_(student.to(follower.dtype), rate)
         self.refresh()
 
-    def _pairs(self) -> list[tuple[str, Tensor, Tensor]]:
-        """Name, averaged tensor and the student's tensor of every averaged weight."""
+    def _pairs(self, kind: Weights) -> list[tuple[str, Tensor, Tensor]]:
+        """Name, tensor and the student's tensor of every weight that follows the student."""
         students = self.policy.kept()
         if self.policy.is_lora:
-            names = [name for name in students if f".{EMA_ADAPTER}." in name]
-            return [(n, students[n], students[n.replace(f".{EMA_ADAPTER}.", f".{STUDENT_ADAPTER}.")]) for n in names]
-        return [(n, average, students[n]) for n, average in self.copies["ema"].kept().items()]
+            own, theirs = f".{_adapter(kind)}.", f".{STUDENT_ADAPTER}."
+            names = [name for name in students if own in name]
+            return [(name, students[name], students[name.replace(own, theirs)]) for name in names]
+        follower = self.copies[kind]
+        # A snapshot has no masters: it only computes.
+        weights = follower.kept() if kind == "ema" else dict(follower.model.named_parameters())
+        return [(name, weight, students[name]) for name, weight in weights.items()]
+
+
+def _adapter(kind: Weights) -> str:
+    """Name of the adapter that follows the student."""
+    return f"snapshot{kind.every}" if isinstance(kind, Snapshot) else EMA_ADAPTER
+
+
+def _saved_name(kind: Weights, name: str) -> str:
+    """Name of a follower's weight in a checkpoint."""
+    return f"{_adapter(kind)}.{name}" if isinstance(kind, Snapshot) else name

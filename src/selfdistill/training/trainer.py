@@ -151,6 +151,7 @@ class Trainer:
         for update in range(self.updates_per_batch):
             last = self._update(prepared.views, step, update, clock, first)
             first = first or last.scores.get(STUDENT)
+        self.teachers.take_snapshots(step)
         record = StepRecord(
             step=step,
             loss=last.loss,
