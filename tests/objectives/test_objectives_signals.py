@@ -13,6 +13,7 @@ from objectives_by_hand import random_logprobs
 from selfdistill.objectives import (
     antisd_advantage,
     decompose,
+    difference,
     entropy,
     jensen_shannon,
     pointwise_mutual_information,
@@ -166,3 +167,15 @@ def test_a_cosine_with_nothing_is_missing() -> None:
     assert parts.norm_total_N.tolist() == [0.0] * 3
     assert parts.cosine_total_reference_N.isnan().all()
     assert parts.cosine_reference_question_N.tolist() == pytest.approx([-1.0] * 3)
+
+
+def test_the_difference_of_two_impossible_entries_is_nothing_and_has_no_gradient() -> None:
+    first = torch.tensor([[0.5, 0.25, 0.0, 0.25, 0.0]], dtype=torch.float64).log().requires_grad_()
+    second = torch.tensor([[0.25, 0.5, 0.0, 0.0, 0.25]], dtype=torch.float64).log()
+    value = difference(first, second)
+    expected = [[math.log(2.0), -math.log(2.0), 0.0, math.inf, -math.inf]]
+    torch.testing.assert_close(value.detach(), torch.tensor(expected, dtype=torch.float64))
+    value[:, :3].sum().backward()
+    assert first.grad is not None and first.grad.tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0]]
+    with pytest.raises(ValueError, match="shapes differ"):
+        difference(first, second[:, :2])

@@ -6,6 +6,7 @@ for each, the part of the vocabulary that it needs, and one pure loss per token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -123,6 +124,13 @@ class Method(Strict):
         """Roles that sample completions. A role besides the student must have a context that examples can fill."""
         return (STUDENT,)
 
+    def samples_for(self, role: str, group: RolloutGroup) -> bool:
+        """Whether a sampling role besides the student samples for this group, which holds what was sampled before.
+
+        Roles sample in the order of :meth:`sampling_roles`. A group without such samples goes on as it is.
+        """
+        return True
+
     def precompute(self) -> Sequence[str]:
         """Roles that are scored before the loss and reach it as per-token inputs; ``"student"`` may be among them."""
         return ()
@@ -175,10 +183,11 @@ class Full(Strict):
 
 
 class TopK(Strict):
-    """The student's K likeliest tokens and one bin for all others."""
+    """The K likeliest tokens of the student, the teacher, or each of both, and one bin for all others."""
 
     kind: Literal["top_k"] = "top_k"
-    k: int = Field(ge=1, description="Size of the support, chosen by the student.")
+    k: int = Field(ge=1, description="Size of the support; a union has up to twice as many tokens.")
+    chosen_by: Literal["student", "teacher", "union"] = Field("student", description="Whose likeliest tokens they are.")
 
 
 Support = Annotated[Full | TopK, Field(discriminator="kind")]
@@ -247,11 +256,26 @@ def at_temperature(tokens: TokenSlice, temperature: float) -> TokenSlice:
     return TokenSlice(tokens.target_N, roles, tokens.inputs, tokens.values)
 
 
-def on_support(tokens: TokenSlice, support: Full | TopK, *roles: str) -> tuple[Tensor, ...]:
-    """Log-probabilities [N, S] of the named roles on the support, tail bin included."""
+def on_support(tokens: TokenSlice, support: Full | TopK, *roles: str, teacher: str = "teacher") -> tuple[Tensor, ...]:
+    """Log-probabilities [N, S] of the named roles on the support, tail bin included.
+
+    ``teacher`` is the role that chooses where ``support.chosen_by`` asks for a teacher. In a union the second mention
+    of a token has log-probability −inf under every role, so that it counts once.
+    """
     if support.kind == "full":
         return tuple(tokens.roles[role] for role in roles)
-    student = tokens.roles[STUDENT]
+    choosing = {"student": [STUDENT], "teacher": [teacher], "union": [STUDENT, teacher]}[support.chosen_by]
+    chosen = [_likeliest(tokens.roles[role], support.k) for role in choosing]
+    ids_NK = torch.cat(chosen, -1)
+    if len(chosen) == 1:
+        return tuple(with_tail(tokens.roles[role].gather(-1, ids_NK)) for role in roles)
+    twice_NK = (chosen[1][:, :, None] == chosen[0][:, None, :]).any(-1)
+    twice_NK = torch.cat([torch.zeros_like(chosen[0], dtype=torch.bool), twice_NK], -1)
+    gathered = (tokens.roles[role].gather(-1, ids_NK).masked_fill(twice_NK, -math.inf) for role in roles)
+    return tuple(with_tail(logprobs_NK) for logprobs_NK in gathered)
+
+
+def _likeliest(logprobs_NV: Tensor, k: int) -> Tensor:
+    """Ids [N, K] of the likeliest tokens."""
     # Unsorted, because order does not matter and sorting costs more than selection.
-    ids_NK = student.detach().topk(min(support.k, student.shape[-1]), -1, sorted=False).indices
-    return tuple(with_tail(tokens.roles[role].gather(-1, ids_NK)) for role in roles)
+    return logprobs_NV.detach().topk(min(k, logprobs_NV.shape[-1]), -1, sorted=False).indices

@@ -18,6 +18,7 @@ from selfdistill.objectives.signals import (
     Decomposition,
     antisd_advantage,
     decompose,
+    difference,
     entropy,
     pointwise_mutual_information,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "clipped_policy_gradient",
     "credit_target",
     "decompose",
+    "difference",
     "entropy",
     "forward_kl",
     "group_advantages",

@@ -43,6 +43,19 @@ def pointwise_mutual_information(teacher_N: Tensor, student_N: Tensor) -> Tensor
     return teacher_N.detach() - student_N
 
 
+def difference(first_NV: Tensor, second_NV: Tensor) -> Tensor:
+    """log P − log Q entry by entry, and 0 where both are −inf.
+
+    Ids beyond the vocabulary and the tail of a support that holds everything have no probability on either side, and
+    −inf − (−inf) would be NaN. An entry that only one side excludes stays infinite. Any shape; gradient flows where the
+    difference is finite. Raises ValueError for unequal shapes or types other than float32 and float64.
+    """
+    check_logprobs(first_NV, second_NV)
+    neither_NV = (first_NV == -math.inf) & (second_NV == -math.inf)
+    # Masked before the subtraction: a gradient through inf − inf would be NaN even where its value is replaced.
+    return first_NV.masked_fill(neither_NV, 0.0) - second_NV.masked_fill(neither_NV, 0.0)
+
+
 def antisd_advantage(u_N: Tensor) -> Tensor:
     """The bounded bonus of AntiSD, −φ(u) with φ(u) = ½ (softplus(u) − ln 2), detached (arXiv 2605.11609).
 

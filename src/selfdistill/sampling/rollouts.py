@@ -285,11 +285,14 @@ class RolloutWorker:
     ) -> list[RolloutGroup]:
         """The groups with the completions that one role samples with its weights from its context.
 
-        A group whose context cannot be rendered is unchanged. ``params.ordinals`` are the groups' indices in the step.
+        A group that the method wants no samples for, or whose context cannot be rendered, is unchanged.
+        ``params.ordinals`` are the groups' indices in the step.
         """
         role = self.method.roles()[name]
         prompts: dict[int, tuple[int, ...]] = {}
         for i, group in enumerate(groups):
+            if not self.method.samples_for(name, group):
+                continue
             prompt = role_prompt(
                 role,
                 group.example,
