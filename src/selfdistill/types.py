@@ -43,9 +43,6 @@ class Snapshot:
         if self.every < 1:
             raise ValueError(f"a snapshot is taken every 1 or more steps, not every {self.every}")
 
-    def __str__(self) -> str:
-        return f"snapshot (every {self.every} steps)"
-
 
 Weights: TypeAlias = Literal["live", "frozen", "ema"] | Snapshot | External
 """Weights that score a context: the student's current weights, those of step 0, their average, a copy that is renewed

@@ -528,7 +528,7 @@ def test_a_divergences_defaults_and_limits() -> None:
     assert build_method("sdpo", {}).divergence.model_dump() == {  # type: ignore[attr-defined]
         "kind": "jensen_shannon",
         "teacher_weight": 0.5,
-        "support": {"kind": "top_k", "k": 100},
+        "support": {"kind": "top_k", "k": 100, "chosen_by": "student"},
     }
     refused: list[dict[str, Any]] = [
         {"kind": "clipped_forward_kl", "clip": 0.0},

@@ -12,7 +12,7 @@ from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
 from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
-from selfdistill.types import External, Role
+from selfdistill.types import External, Role, Snapshot
 
 
 def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
@@ -72,6 +72,10 @@ def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
 def described(role: Role) -> str:
     """Return the context and the weights of a role as text."""
     prompt = f"context {role.context}" if role.context else "the student's prompt"
-    return f"{prompt}, " + (
-        f"weights of {role.weights.path}" if isinstance(role.weights, External) else f"{role.weights} weights"
-    )
+    weights = role.weights
+    match weights:
+        case External(path=path):
+            return f"{prompt}, weights of {path}"
+        case Snapshot(every=every):
+            return f"{prompt}, weights of a snapshot every {every} steps"
+    return f"{prompt}, {weights} weights"
