@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.comparison.analysis import ArmRuns, analyse
+from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.page import write_comparison
 from selfdistill.config.run import ResolvedConfig, load_config
 from selfdistill.config.tasks import MathConfig
@@ -47,6 +48,8 @@ class Arm:
     source: str
     config: ResolvedConfig
     on_policy: bool
+    rewards: bool = True
+    """Whether the method learns from rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,10 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
         "terms": json.loads(json.dumps(terms)),
         "machine": [line for i, line in enumerate(machine) if line not in machine[:i]],
         **analyse(arms, baseline=comparison.baseline),
+        "problem": side_by_side(arms),
     }
+    for row, arm in zip(result["arms"], comparison.arms, strict=True):
+        row["rewards"] = arm.rewards
     write_json(comparison.folder / "compare.json", result)
     write_comparison(comparison.folder)
     if main is not None:
@@ -266,7 +272,8 @@ def _load_arm(source: str, overrides: Sequence[str], *, seed: int) -> Arm:
     config = resolve(load_config(source, [*overrides, f"seed={seed}"]))
     # The name of a folder may have dots, and "." has none of its own.
     name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
-    return Arm(name, source, config, method_of(config).on_policy)
+    method = method_of(config)
+    return Arm(name, source, config, method.on_policy, method.needs_rewards())
 
 
 def _terms(arm: Arm) -> dict[str, Any]:

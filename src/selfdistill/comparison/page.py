@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from selfdistill.comparison.alarm_tables import LIST_HEAD, alarm_list, alarm_words, ending
+from selfdistill.comparison.headline import headline
 from selfdistill.comparison.tables import (
     difference,
     estimate,
@@ -22,10 +23,12 @@ from selfdistill.comparison.tables import (
     verdict,
 )
 from selfdistill.files.jsonl import Row
+from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart
 from selfdistill.report.outcome import flat
 from selfdistill.report.page import render
+from selfdistill.report.tokens import colour, scale_limit, token_values
 
 TONES = 9
 LONGEST_LABEL = 14
@@ -71,6 +74,10 @@ FIGURES = (
 )
 
 
+JOINED = (BY_STEP, FIGURES[2])
+"""The curves of a page that joins several comparisons."""
+
+
 def write_comparison(folder: Path) -> None:
     """Read the ``compare.json`` of a folder and write its ``compare.md`` and ``compare.html``."""
     result = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
@@ -90,6 +97,9 @@ def render_comparison(result: Row, name: str) -> str:
         room="comparison",
         name=numbers.printable(name),
         facts=_facts(result),
+        headline=headline(result),
+        seeds_note=notes(result)[2],
+        problem=_problem(result),
         arms=[_arm(arm, index, result) for index, arm in enumerate(arms)],
         samples=result["samples"],
         accuracy=[_chart(BY_STEP, arms, short, result["samples"], size=size) for size in sizes],
@@ -103,6 +113,72 @@ def render_comparison(result: Row, name: str) -> str:
         own=_own_settings(arms),
         names=[numbers.printable(arm["name"]) for arm in arms],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A comparison on a page with others: its heading, a sentence about its task, and its folder."""
+
+    heading: str
+    about: str
+    folder: Path
+
+
+def write_joined(path: Path, title: str, parts: Sequence[Joined]) -> None:
+    """Write one page for several comparisons: what happened in each, one problem with every arm, then two curves.
+
+    Links to the comparisons' own pages are relative to the folder of ``path``.
+    """
+    sections = []
+    for part in parts:
+        result = json.loads((part.folder / "compare.json").read_text(encoding="utf-8"))
+        arms = result["arms"]
+        short = short_names([numbers.printable(arm["name"]) for arm in arms])
+        charts = [_chart(figure, arms, short, result["samples"], size=(540, 300)) for figure in JOINED]
+        sections.append(
+            {
+                "heading": part.heading,
+                "about": part.about,
+                "link": os.path.relpath(part.folder / "compare.html", path.parent),
+                "headline": headline(result),
+                "problem": _problem(result),
+                "arms": [_arm(arm, index, result) for index, arm in enumerate(arms)],
+                "charts": [chart for chart in charts if chart],
+                "facts": _facts(result),
+                "note": notes(result)[2],
+            }
+        )
+    _replace(path, render("joined.html", room="comparison", title=title, parts_of=sections))
+
+
+def _problem(result: Row) -> dict[str, Any] | None:
+    """Return the problem that every arm answered, its completions coloured on one scale; None if none is recorded."""
+    problem = result.get("problem")
+    if problem is None:
+        return None
+    rows = [(arm, RolloutLine.from_json(arm["line"], "compare.json")) for arm in problem["arms"]]
+    limit = scale_limit(u for _, line in rows for u in token_values(line))
+    tones = {arm["name"]: _tone(index) for index, arm in enumerate(result["arms"])}
+    scored = [arm["name"] for arm, line in rows if token_values(line)]
+    return {
+        "prompt": numbers.printable(problem["prompt"]).strip(),
+        "step": numbers.whole(problem["step"]),
+        "seed": problem["seed"],
+        "fresh": problem["fresh"],
+        "count": problem["problems"],
+        "limit": numbers.plain(limit),
+        "scored": scored,
+        "unscored": [numbers.printable(arm["name"]) for arm, _ in rows if arm["name"] not in scored],
+        "arms": [
+            {
+                "name": numbers.printable(arm["name"]),
+                "tone": tones.get(arm["name"], _tone(0)),
+                "share": f"{arm['right']} of {arm['completions']} right",
+                "one": replace(colour(line, limit), prompt=""),
+            }
+            for arm, line in rows
+        ],
+    }
 
 
 def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:

@@ -1,0 +1,80 @@
+"""The outcome of a comparison in a few sentences, computed from ``compare.json``.
+
+A change or a difference is claimed only where its interval excludes zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selfdistill.comparison.tables import difference, joined, short_names, verdict
+from selfdistill.files.jsonl import Row
+from selfdistill.report import numbers
+
+
+def headline(result: Row) -> list[str]:
+    """Return the outcome: accuracy, the difference from the baseline, deliberation, and which arms used no reward."""
+    arms = result["arms"]
+    names = short_names([numbers.printable(arm["name"]) for arm in arms])
+    steps = result["terms"]["steps"]
+    ends = [f"{name} {_accuracy_end(arm, steps)}" for name, arm in zip(names, arms, strict=True)]
+    start = numbers.percent(arms[0]["accuracy"]["before"]["value"])
+    first = f"From {start} right before training, {_listed(ends)}."
+    if not result["same_start"]:
+        starts = [f"{name} {numbers.percent(a['accuracy']['before']['value'])}" for name, a in _pairs(names, arms)]
+        first = f"The arms began apart ({_listed(starts)}): {_listed(ends)}."
+    unrewarded = [name for name, arm in _pairs(names, arms) if arm.get("rewards") is False]
+    learned = f" {_listed(unrewarded)} learned without any reward." if unrewarded else ""
+    return [first + learned, *_against_baseline(result, names), *_deliberation(names, arms)]
+
+
+def _accuracy_end(arm: Row, steps: int) -> str:
+    accuracy = arm["accuracy"]
+    change, final = accuracy["change"], numbers.percent(accuracy["final"]["value"])
+    evaluated = sorted({run["evaluated"] for run in arm["runs"]})
+    where = "" if evaluated == [steps] else f" by step {', '.join(map(str, evaluated))}, where it ended,"
+    if change["low"] > 0:
+        return f"rose to {final}{where}"
+    return f"fell to {final}{where}" if change["high"] < 0 else f"stood at {final}{where} (no clear change)"
+
+
+def _against_baseline(result: Row, names: Sequence[str]) -> list[str]:
+    """Return one sentence about the differences from the baseline; none if there is no other arm."""
+    gaps: dict[str, list[str]] = {"above": [], "below": [], "no clear difference from": []}
+    for name, arm in _pairs(names, result["arms"]):
+        gap = arm["accuracy"]["against_baseline"]
+        if gap:
+            gaps[verdict(gap)].append(f"{name} ({joined(difference(gap)).replace(' (', ', ').rstrip(')')})")
+    base = next(name for name, arm in _pairs(names, result["arms"]) if arm["name"] == result["baseline"])
+    said = {
+        "above": "clearly above for",
+        "below": "clearly below for",
+        "no clear difference from": "no clear difference for",
+    }
+    parts = [f"{said[kind]} {_listed(rows)}" for kind, rows in gaps.items() if rows]
+    return [f"Against {base}: {'; '.join(parts)}."] if parts else []
+
+
+def _deliberation(names: Sequence[str], arms: Sequence[Row]) -> list[str]:
+    """Return one sentence about the deliberation words of all arms; none if no arm deliberates."""
+    if all(arm["deliberation"][end]["value"] == 0 for arm in arms for end in ("before", "final")):
+        return []
+    kinds: dict[str, list[str]] = {"fell": [], "rose": [], "kept": []}
+    for name, arm in _pairs(names, arms):
+        words = arm["deliberation"]
+        change = words["change"]
+        kind = "fell" if change["high"] < 0 else "rose" if change["low"] > 0 else "kept"
+        kinds[kind].append(f"{name} {words['before']['value']:.1f} → {words['final']['value']:.1f}")
+    said = {"fell": "less for", "rose": "more for", "kept": "no clear change for"}
+    parts = [f"{said[kind]} {_listed(rows)}" for kind, rows in kinds.items() if rows]
+    return [f"Deliberation words per completion: {'; '.join(parts)}."]
+
+
+def _pairs(names: Sequence[str], arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    return list(zip(names, arms, strict=True))
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return words as an English list: ``a``, ``a and b``, ``a, b and c``."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
