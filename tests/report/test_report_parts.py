@@ -11,17 +11,8 @@ from selfdistill.errors import DataError
 from selfdistill.files.jsonl import read_lines
 from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
-from selfdistill.report.charts import (
-    Series,
-    curve_chart,
-    label_places,
-    linear_axis,
-    log_axis,
-    running_mean,
-    step_axis,
-    thin,
-    tick_words,
-)
+from selfdistill.report.axes import linear_axis, log_axis, step_axis, tick_words
+from selfdistill.report.charts import Series, curve_chart, label_places, running_mean, thin
 from selfdistill.report.files import outer_steps
 from selfdistill.report.outcome import flat, headline
 from selfdistill.report.tokens import Piece, align, choose, colour, scale_limit, tint
