@@ -127,7 +127,7 @@ def test_ticks_are_round() -> None:
     assert linear_axis(0.0, 0.0).ticks == (-0.5, -0.25, 0.0, 0.25, 0.5)
     assert step_axis([1, 60]).ticks == (10, 20, 30, 40, 50, 60)
     assert step_axis([7]).ticks == (7,)
-    assert tick_words([0.1, 1, 10, 1000], log=True) == ["0.1", "1", "10", "1,000"]
+    assert tick_words([0.1, 1, 10, 1000], scale="log") == ["0.1", "1", "10", "1,000"]
     assert log_axis(0.2, 300).ticks == (0.1, 1, 10, 100, 1000)
     assert log_axis(0.1, 1000).place(1.0, 0.0, 400.0) == pytest.approx(100.0)
     assert tick_words([0, 0.25, 0.5]) == ["0.00", "0.25", "0.50"]

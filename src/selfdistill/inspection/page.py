@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfdistill.inspection.page_tables import page_tables
+from selfdistill.inspection.page_tables import page_tables, unit_of
+from selfdistill.inspection.tables import deciles
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Series, curve_chart
 from selfdistill.report.outcome import flat
@@ -26,6 +27,11 @@ from selfdistill.report.tokens import Piece, scale_limit
 STUDENT = "student"
 HALF_LARGEST = 65504.0
 """The largest float16. Larger credits are clipped to it."""
+
+OUTCOMES = ("correct", "wrong", "not judged")
+TONES = {"correct": "right", "wrong": "wrong", "not judged": "quiet"}
+"""Tones of outcomes. Blue and orange are the signs of a signal on this page and nothing else."""
+PERCENTILES = (0.1, 0.2, 0.5, 1, 2, 5, *range(10, 91, 5), 95, 98, 99, 99.5, 99.8, 99.9)
 
 DIGITS = 9
 """Decimals of numbers in charts. Without rounding, an axis over numerical noise around zero would have no width."""
@@ -83,6 +89,7 @@ def render_microscope(page_data: PageData) -> str:
         options=[_option(page_data, c, sample) for c, sample in enumerate(page_data.samples)],
         teacher=page_data.teacher,
         shades=data["shades"],
+        outcomes=[name for name in OUTCOMES if name in page_data.outcome_C],
         quantiles=_quantile_charts(page_data),
         positions=_position_charts(page_data),
         totals=_total_charts(page_data),
@@ -144,15 +151,41 @@ def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dic
         "classes": list(page_data.class_names),
         "contexts": list(page_data.contexts),
         "methods": list(page_data.methods),
-        "shades": [
-            {"name": name, "limit": scale_limit(_without_nan(values).tolist())} for name, values in columns.items()
-        ],
+        "shades": _shades(columns, lengths),
+        "outcomes": list(page_data.outcome_C),
+        "rewards": [sample.reward for sample in page_data.samples],
+        "names": [f"{numbers.printable(sample.example)} · {sample.index}" for sample in page_data.samples],
         "texts": [
             {"prompt": numbers.printable(sample.prompt).strip(), "feedback": numbers.printable(sample.feedback).strip()}
             for sample in page_data.samples
         ],
     }
     return data, blocks
+
+
+def _shades(columns: Mapping[str, NDArray[Any]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Return each column's name, its colour limits and its sum over each completion, None if a number is missing.
+
+    ``limit`` is shared by the columns of a unit, such as u under every context, so that their colours compare; ``own``
+    is of the column alone.
+    """
+    pools: dict[str, list[NDArray[Any]]] = {}
+    for name, values in columns.items():
+        pools.setdefault(unit_of(name), []).append(_without_nan(values))
+    shared = {unit: scale_limit(np.concatenate(parts).tolist()) for unit, parts in pools.items()}
+    ends = np.cumsum(lengths)[:-1]
+    return [
+        {
+            "name": name,
+            "limit": shared[unit_of(name)],
+            "own": scale_limit(_without_nan(values).tolist()),
+            "sums": [
+                None if np.isnan(total := float(part.sum(dtype=np.float64))) else float(f"{total:.4g}")
+                for part in np.split(values, ends)
+            ],
+        }
+        for name, values in columns.items()
+    ]
 
 
 def _half(values: NDArray[Any]) -> NDArray[np.float16]:
@@ -202,11 +235,10 @@ def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _quantile_charts(page_data: PageData) -> list[Chart]:
     """Draw the quantile function of each signal, separately for correct and wrong completions."""
     outcome_N = np.repeat(np.array(page_data.outcome_C), [len(sample.pieces) for sample in page_data.samples])
-    percentiles = list(range(1, 100))
     return [
         chart
         for name, values in page_data.signals.items()
-        if (chart := _by_outcome(name, values, outcome_N, percentiles, "quantiles over tokens"))
+        if (chart := _by_outcome(name, values, outcome_N, PERCENTILES, "quantiles over tokens", tails=True))
     ]
 
 
@@ -217,32 +249,45 @@ def _total_charts(page_data: PageData) -> list[Chart]:
         if not name.startswith("u "):
             continue
         total_C = np.array([part.sum() for part in np.split(values, np.cumsum(lengths)[:-1])])
-        chart = _by_outcome(
-            f"Σ{name}", total_C, np.array(page_data.outcome_C), list(range(0, 101, 5)), "over completions"
-        )
+        chart = _by_outcome(f"Σ{name}", total_C, np.array(page_data.outcome_C), range(0, 101, 5), "over completions")
         charts += [chart] if chart else []
     return charts
 
 
 def _by_outcome(
-    title: str, values: NDArray[Any], outcome: NDArray[Any], percentiles: list[int], unit: str
+    title: str,
+    values: NDArray[Any],
+    outcome: NDArray[Any],
+    percentiles: Sequence[float],
+    unit: str,
+    *,
+    tails: bool = False,
 ) -> Chart | None:
     series = []
-    for name, tone in (("correct", "student"), ("wrong", "teacher"), ("not judged", "quiet")):
+    for name, tone in TONES.items():
         known = _without_nan(values[outcome == name])
         if len(known):
             y = [round(value, DIGITS) for value in np.quantile(known, np.array(percentiles) / 100).tolist()]
             series.append(Series(name, [float(p) for p in percentiles], y, tone=tone))
-    return curve_chart(title, series, unit=unit, x_name="percentile", rivals=True) if series else None
+    return curve_chart(title, series, unit=unit, x_name="percentile", rivals=True, tails=tails) if series else None
 
 
 def _position_charts(page_data: PageData) -> list[Chart]:
-    """Draw the mean of each signal by the tenth of the completion."""
+    """Draw the mean of each signal by the tenth of the completion, in a band from the 5th to the 95th percentile."""
+    decile_N = deciles([len(sample.pieces) for sample in page_data.samples])
     charts = []
     for name, tables in page_data.summary["signals"].items():
         means = [None if row["mean"] is None else round(row["mean"], DIGITS) for row in tables["by_position"]]
-        if any(mean is not None for mean in means):
-            x = [10.0 * (d + 1) for d in range(len(means))]
-            series = [Series(name, x, means, tone="teacher" if name.startswith("u ") else "student", look="points")]
-            charts.append(curve_chart(name, series, unit="mean of a token", x_name="% read", rivals=True, labels=False))
+        if not any(mean is not None for mean in means):
+            continue
+        values = page_data.signals[name]
+        known = [_without_nan(values[decile_N == d]) for d in range(len(means))]
+        low, high = (
+            [round(float(np.quantile(part, end)), DIGITS) if len(part) else None for part in known]
+            for end in (0.05, 0.95)
+        )
+        x = [10.0 * (d + 1) for d in range(len(means))]
+        series = [Series(name, x, means, low=low, high=high, tone="right", look="points")]
+        unit = "mean of a token; band: 5% to 95% of tokens"
+        charts.append(curve_chart(name, series, unit=unit, x_name="% read", rivals=True, labels=False))
     return charts

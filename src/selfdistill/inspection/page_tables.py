@@ -32,6 +32,11 @@ class Table:
     note: str = ""
 
 
+def unit_of(name: str) -> str:
+    """Return the unit of a column: ``u`` of every context is one unit, ``credit`` of every method another."""
+    return name.partition(" ")[0]
+
+
 def page_tables(summary: Mapping[str, Any]) -> list[Table]:
     """Return every table of the page, in order."""
     signals = summary["signals"]
@@ -60,14 +65,15 @@ def page_tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _means(signals: Mapping[str, Any], key: str, caption: str, note: str) -> Table:
-    """Return a table with one row per group of tokens and one column per signal, tinted up to its largest mean."""
+    """Return a table with one row per group of tokens and one column per signal, tinted on one scale a unit."""
     names = list(signals)
     groups = [row["name"] for row in signals[names[0]][key]]
     tokens = [max(signals[name][key][n]["tokens"] for name in names) for n in range(len(groups))]
     means = {name: [row["mean"] for row in signals[name][key]] for name in names}
-    limits = {name: max((abs(m) for m in column if m is not None), default=0.0) for name, column in means.items()}
+    largest = {name: max((abs(m) for m in column if m is not None), default=0.0) for name, column in means.items()}
+    limits = {name: max(largest[other] for other in names if unit_of(other) == unit_of(name)) for name in names}
     rows = [
-        (group, [_count(tokens[n]), *(_tinted(means[name][n], limits[name]) for name in names)])
+        (group, [_count(tokens[n]), *(_tinted(means[name][n], limits[name], largest[name]) for name in names)])
         for n, group in enumerate(groups)
         if tokens[n]
     ]
@@ -126,7 +132,9 @@ def _agreement(summary: Mapping[str, Any]) -> Table:
     names = [name for name in summary["contexts"] if name != STUDENT]
     r = {(row["left"], row["right"]): row["r"] for row in summary["agreement"]}
     r |= {(right, left): value for (left, right), value in r.items()}
-    rows = [(left, [Cell("1") if left == right else _tinted(r[left, right], 1.0) for right in names]) for left in names]
+    rows = [
+        (left, [Cell("1") if left == right else _tinted(r[left, right], 1.0, 1.0) for right in names]) for left in names
+    ]
     return Table("Agreement of contexts: Pearson's r of u over tokens", ["", *names], rows)
 
 
@@ -179,11 +187,12 @@ def _templates(checks: Mapping[str, Any]) -> Table:
     return Table("Templates", head, rows, note)
 
 
-def _tinted(value: float | None, limit: float) -> Cell:
+def _tinted(value: float | None, limit: float, largest: float) -> Cell:
+    """Return a cell with full colour at ``limit``, and decimals for a column whose largest size is ``largest``."""
     if value is None:
         return Cell(numbers.MISSING)
     # Show at least two digits of the largest value: the credits of two methods may differ by a factor of 1000.
-    decimals = min(6, max(2, 1 - math.floor(math.log10(limit)))) if limit else 2
+    decimals = min(6, max(2, 1 - math.floor(math.log10(largest)))) if largest else 2
     return Cell(numbers.signed(value, decimals=decimals), *tint(value, limit or 1.0))
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from selfdistill.report import numbers
+
+Scale = Literal["linear", "log", "tails", "signed"]
+"""How an axis is stretched. ``tails`` is for percentiles and widens both ends, like probability paper; ``signed`` is
+logarithmic in both directions from zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +21,25 @@ class Axis:
     low: float
     high: float
     ticks: tuple[float, ...]
-    log: bool = False
+    scale: Scale = "linear"
+    near_zero: float = 1.0
+    """On a signed scale, the size below which it is linear."""
 
     def place(self, value: float, start: float, end: float) -> float:
         """Return the coordinate of a value; ``start`` and ``end`` are the coordinates of the low and the high end."""
-        if self.log:
-            share = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
+        low, at, high = (self._stretched(one) for one in (self.low, value, self.high))
+        share = (at - low) / (high - low)
         return start + share * (end - start)
+
+    def _stretched(self, value: float) -> float:
+        match self.scale:
+            case "log":
+                return math.log(value)
+            case "tails":
+                return math.log(value / (100 - value))
+            case "signed":
+                return math.copysign(math.log1p(abs(value) / self.near_zero), value)
+        return value
 
 
 def nice_step(span: float, *, parts: int) -> float:
@@ -54,18 +69,37 @@ def log_axis(low: float, high: float) -> Axis:
     """Return a logarithmic axis around positive values, with powers of ten as ticks."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     every = max(1, math.ceil((last - first) / 5))
-    return Axis(10.0**first, 10.0**last, tuple(10.0**power for power in range(first, last + 1, every)), log=True)
+    return Axis(10.0**first, 10.0**last, tuple(10.0**power for power in range(first, last + 1, every)), scale="log")
 
 
-def step_axis(steps: Sequence[float]) -> Axis:
-    """Return an axis from the first to the last step, with integer ticks.
+def tail_axis() -> Axis:
+    """Return an axis of percentiles from 0.1 to 99.9 that widens both ends."""
+    return Axis(0.1, 99.9, (0.1, 1.0, 10.0, 50.0, 90.0, 99.0, 99.9), scale="tails")
+
+
+def signed_axis(low: float, high: float) -> Axis:
+    """Return an axis that is logarithmic in both directions from zero, and linear below a hundredth of its range."""
+    largest = max(abs(low), abs(high))
+    if largest == 0:
+        return linear_axis(low, high)
+    power = 10.0 ** math.floor(math.log10(largest))
+    end = next(power * factor for factor in (5, 2, 1) if power * factor <= largest * (1 + 1e-9))
+    sizes = sorted({power / 10, power, end})
+    ticks = [round(sign * size, 12) for sign in (-1, 1) for size in sizes] + [0.0]
+    low, high = min(low, 0.0), max(high, 0.0)
+    inside = tuple(sorted(tick for tick in ticks if low * (1 + 1e-9) <= tick <= high * (1 + 1e-9)))
+    return Axis(low, high, inside, scale="signed", near_zero=power / 100)
+
+
+def step_axis(steps: Sequence[float], *, planned: float | None = None) -> Axis:
+    """Return an axis from the first to the last step, or to the ``planned`` one if that is later, with integer ticks.
 
     Raises:
         ValueError: there are no steps.
     """
     if not steps:
         raise ValueError("a chart needs at least one number")
-    low, high = min(steps), max(steps)
+    low, high = min(steps), max([*steps, *([] if planned is None else [planned])])
     if low == high:
         return Axis(low - 1, high + 1, (low,))
     every = max(1.0, nice_step(high - low, parts=6))
@@ -74,12 +108,20 @@ def step_axis(steps: Sequence[float]) -> Axis:
     return Axis(low, high, ticks)
 
 
-def tick_words(ticks: Sequence[float], *, share: bool = False, log: bool = False) -> list[str]:
-    """Return tick labels with equal numbers of decimals: 0, 0.25 and 0.5 become ``0.00 0.25 0.50``."""
-    if log:
+def tick_words(ticks: Sequence[float], *, share: bool = False, scale: Scale = "linear") -> list[str]:
+    """Return tick labels that differ, with equal numbers of decimals: 0, 0.25 and 0.5 become ``0.00 0.25 0.50``."""
+    if scale != "linear":
         return [f"{tick:,g}".replace("-", numbers.MINUS) for tick in ticks]
     values = [100 * tick for tick in ticks] if share else list(ticks)
     if not share and any(0 < abs(value) < 0.001 for value in values):
-        return [f"{value:.0e}".replace("-", numbers.MINUS) if value else "0" for value in values]
+        words = [[f"{value:.{digits}e}" if value else "0" for value in values] for digits in range(8)]
+        exact = next((row for row in words if len(set(row)) == len(row)), words[-1])
+        return [word.replace("-", numbers.MINUS) for word in exact]
     decimals = next(d for d in range(8) if all(abs(v - round(v, d)) < 1e-9 for v in values) or d == 7)
     return [f"{value:,.{decimals}f}{'%' if share else ''}".replace("-", numbers.MINUS) for value in values]
+
+
+def count_words(ticks: Sequence[float]) -> list[str]:
+    """Return the labels of ticks on an axis of steps or tokens: short (``40k``) where the short forms differ."""
+    short = [numbers.compact(tick) for tick in ticks]
+    return short if len(set(short)) == len(short) else [numbers.whole(tick) for tick in ticks]

@@ -13,7 +13,16 @@ from itertools import pairwise
 from typing import Literal
 
 from selfdistill.report import numbers
-from selfdistill.report.axes import Axis, linear_axis, log_axis, step_axis, tick_words
+from selfdistill.report.axes import (
+    Axis,
+    count_words,
+    linear_axis,
+    log_axis,
+    signed_axis,
+    step_axis,
+    tail_axis,
+    tick_words,
+)
 
 Look = Literal["line", "faint", "points", "stairs"]
 Value = float | None
@@ -85,21 +94,27 @@ def curve_chart(
     x_name: str = "step",
     rivals: bool = False,
     labels: bool = True,
+    tails: bool = False,
+    planned: float | None = None,
 ) -> Chart:
     """Draw one or several series over steps, or over the quantity that ``x_name`` names.
 
     ``share`` shows values in [0, 1] as percentages. ``names`` replaces the y ticks (``{0: "off", 1: "on"}``). ``marks``
     are vertical lines with a label at a step. The summary describes the first series; with ``rivals`` it describes all,
-    and the y-axis starts at zero. Without ``labels`` the caller must draw a legend.
+    and the y-axis starts at zero. Without ``labels`` the caller must draw a legend. With ``tails`` x are percentiles,
+    and both axes are stretched so that the largest and the smallest values can be read. ``planned`` is the last x of a
+    run that goes on.
 
     Raises:
         ValueError: no series has a number.
     """
     form = numbers.percent if share else numbers.plain
     thinned = [thin(line, most=MOST_POINTS) for line in series]
-    x_axis = step_axis([x for line in series for x, y in zip(line.x, line.y, strict=True) if y is not None])
-    y_axis = _value_axis(thinned, share=share, names=names, zero=rivals and not share)
-    y_words = list(names.values()) if names else tick_words(y_axis.ticks, share=share, log=y_axis.log)
+    steps = [x for line in series for x, y in zip(line.x, line.y, strict=True) if y is not None]
+    x_axis = tail_axis() if tails else step_axis(steps, planned=planned)
+    x_words = tick_words(x_axis.ticks, scale="tails") if tails else count_words(x_axis.ticks)
+    y_axis = _value_axis(thinned, share=share, names=names, zero=rivals and not share, tails=tails)
+    y_words = list(names.values()) if names else tick_words(y_axis.ticks, share=share, scale=y_axis.scale)
     width, height = size
     left = 10 + SIGN_WIDTH * max([*map(len, y_words), len(x_name) if x_name != "step" else 0])
     tail = max(len(line.label) for line in series) if labels and (rivals or len(series) > 1) else 0
@@ -124,7 +139,7 @@ def curve_chart(
         right=right,
         top=top,
         bottom=bottom,
-        x_ticks=tuple((coordinate(place_x(x)), numbers.compact(x)) for x in x_axis.ticks),
+        x_ticks=tuple((coordinate(place_x(x)), word) for x, word in zip(x_axis.ticks, x_words, strict=True)),
         y_ticks=tuple((coordinate(place_y(y)), word) for y, word in zip(y_axis.ticks, y_words, strict=True)),
         drawn=tuple(
             _draw(line, place_x, place_y, label_height if tail else None)
@@ -185,13 +200,15 @@ def coordinate(value: float) -> str:
 
 
 def _value_axis(
-    series: Sequence[Series], *, share: bool, names: Mapping[float, str] | None, zero: bool = False
+    series: Sequence[Series], *, share: bool, names: Mapping[float, str] | None, zero: bool = False, tails: bool = False
 ) -> Axis:
     values = [value for line in series for part in (line.y, line.low, line.high) for value in part if value is not None]
     if names:
         ticks = tuple(names)
         return Axis(min(ticks), max(ticks), ticks)
     low, high = min(values), max(values)
+    if tails:
+        return signed_axis(low, high)
     if not (share or zero) and low > 0 and high / low > 100:
         return log_axis(low, high)
     if share and high == 0:
@@ -268,7 +285,11 @@ def _columns(
             rows.setdefault(x, []).append(
                 [line.label, say(y) + (f" ({span})" if span else ""), coordinate(place_y(y)), line.tone]
             )
-    return tuple({"x": coordinate(place_x(x)), "step": numbers.whole(x), "rows": rows[x]} for x in sorted(rows))
+    return tuple({"x": coordinate(place_x(x)), "step": _reading(x), "rows": rows[x]} for x in sorted(rows))
+
+
+def _reading(x: float) -> str:
+    return numbers.whole(x) if x == int(x) else f"{x:g}"
 
 
 def _placer(axis: Axis, start: float, end: float) -> Callable[[float], float]:
@@ -281,10 +302,9 @@ def _change(series: Series, say: Callable[[float], str]) -> str:
 
 
 def _ends(series: Series, say: Callable[[float], str], x_name: str) -> str:
-    return ", ".join(
-        f"{say(value)} at {x_name} {numbers.whole(x)}"
-        for value, x in ((_first(series.y), _first_x(series)), (_last(series.y), _last_x(series)))
-    )
+    """Return the first and the last value with their x; a single value is said once."""
+    ends = dict.fromkeys([(_first_x(series), _first(series.y)), (_last_x(series), _last(series.y))])
+    return ", ".join(f"{say(value)} at {x_name} {_reading(x)}" for x, value in ends)
 
 
 def _first(y: Sequence[Value]) -> float:

@@ -1,11 +1,14 @@
 // The microscope: decodes the completion that is picked, and nothing else. Text goes in by textContent, never as HTML.
 {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const pick = Object.fromEntries(["completion", "signal", "beside"].map((id) => [id, document.getElementById(id)]));
+  const pick = Object.fromEntries(["completion", "signal", "beside", "scale", "outcome", "sort", "search"].map((id) => [id, document.getElementById(id)]));
   const panes = [document.getElementById("left"), document.getElementById("right")];
   const detail = document.getElementById("detail");
   const first = detail.firstElementChild;
+  const options = [...pick.completion.options];
   let shown = null;
+  let place = 0;
+  let pinned = -1;
 
   const half = (bits) => {
     const sign = bits & 0x8000 ? -1 : 1;
@@ -14,7 +17,9 @@
     if (power === 31) return rest ? NaN : sign * Infinity;
     return sign * (power ? 2 ** (power - 15) * (1 + rest / 1024) : 2 ** -24 * rest);
   };
-  // The layout is written down in report/microscope.py.
+  // The layout is written down in inspection/page.py.
+  const bytesOf = (text) => Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
+  const Id = data.wide ? Uint32Array : Uint16Array;
   const decode = (place) => {
     const text = atob(document.getElementById(`block-${place}`).textContent);
     const bytes = new Uint8Array(text.length);
@@ -27,12 +32,22 @@
       at += size;
       return part;
     };
-    const Id = data.wide ? Uint32Array : Uint16Array;
     const columns = data.columns.map(() => Float32Array.from(take(Uint16Array, count), half));
     const pieces = take(Id, count);
     const ids = data.sides.map(() => take(Id, count * data.alternatives));
     const chances = data.sides.map(() => Float32Array.from(take(Uint16Array, count * data.alternatives), half));
     return { count, columns, pieces, ids, chances, classes: take(Uint8Array, count) };
+  };
+
+  // The text of a completion: only the ids of its pieces are decoded, a whole group of four base64 signs at a time.
+  const textOf = (place) => {
+    const count = data.lengths[place];
+    const from = 2 * count * data.columns.length;
+    const to = from + Id.BYTES_PER_ELEMENT * count;
+    const start = Math.floor(from / 3);
+    const part = document.getElementById(`block-${place}`).textContent.slice(4 * start, 4 * Math.ceil(to / 3));
+    const ids = new Id(bytesOf(part).slice(from - 3 * start, to - 3 * start).buffer);
+    return Array.from(ids, (id) => data.pieces[id][0] + data.pieces[id][1]).join("");
   };
 
   const signed = (value) => {
@@ -49,7 +64,8 @@
   };
 
   const paint = (pane, shade) => {
-    const { name, limit } = data.shades[shade];
+    const { name } = data.shades[shade];
+    const limit = data.shades[shade][pick.scale.value];
     const values = shown.columns[shade];
     const block = pane.querySelector(".tokens");
     const all = document.createDocumentFragment();
@@ -76,7 +92,7 @@
   const rows = (head, lines) => {
     const table = make("table");
     const top = make("tr");
-    top.append(...head.map((word) => make("th", word.replaceAll("_", "_\u200b"))));
+    top.append(...head.map((word) => make(word ? "th" : "td", word.replaceAll("_", "_\u200b"))));
     table.append(top, ...lines.map(([name, ...cells]) => {
       const line = make("tr");
       // Long names of contexts break at their underscores.
@@ -128,33 +144,110 @@
     if (panes[1].hidden) panes[1].querySelector(".tokens").replaceChildren();
     else paint(panes[1], Number(pick.beside.value));
     document.getElementById("tip").hidden = true;
+    pin(pinned);
   };
-  const show = () => {
-    const place = Number(pick.completion.value);
-    shown = decode(place);
-    const { prompt, feedback } = data.texts[place];
+  // A link to a token counts from one, as the page does: #completion=12&token=40.
+  const link = (n) => history.replaceState(null, "", `#completion=${place + 1}${n < 0 ? "" : `&token=${n + 1}`}`);
+  const pin = (n) => {
+    pinned = n;
+    for (const pane of panes) {
+      for (const old of pane.querySelectorAll(".pinned")) old.classList.remove("pinned");
+      const token = pane.querySelector(".tokens").children[n];
+      if (token) token.classList.add("pinned");
+    }
+    if (n >= 0) tell(n);
+  };
+  for (const pane of panes) {
+    const block = pane.querySelector(".tokens");
+    block.addEventListener("click", (event) => {
+      const token = event.target.closest(".t");
+      if (!token) return;
+      pin(Array.prototype.indexOf.call(block.children, token));
+      link(pinned);
+    });
+    // The panel goes back to the token that was picked.
+    block.addEventListener("pointerleave", () => { if (pinned >= 0) tell(pinned); });
+  }
+
+  const show = (to) => {
+    place = to;
+    pick.completion.value = String(to);
+    shown = decode(to);
+    const { prompt, feedback } = data.texts[to];
     document.getElementById("prompt").textContent = prompt;
     const said = document.getElementById("feedback");
     said.textContent = feedback ? `Feedback: ${feedback}` : "";
     said.hidden = !feedback;
     detail.replaceChildren(first);
+    pinned = -1;
     repaint();
     for (const pane of panes) pane.querySelector(".tokens").scrollTop = 0;
   };
+
+  let texts = null;
+  const matching = () => {
+    const words = pick.search.value.trim().toLowerCase();
+    if (words && !texts) {
+      texts = data.texts.map(({ prompt, feedback }, n) => [data.names[n], prompt, feedback, textOf(n)].join("\n").toLowerCase());
+    }
+    const found = options.map((_, n) => n).filter((n) => (
+      (!pick.outcome.value || data.outcomes[n] === pick.outcome.value) && (!words || texts[n].includes(words))
+    ));
+    const { sums } = data.shades[pick.signal.value];
+    const size = {
+      sum: (n) => (sums[n] === null ? -Infinity : Math.abs(sums[n])),
+      reward: (n) => (data.rewards[n] === null ? -Infinity : data.rewards[n]),
+      length: (n) => data.lengths[n],
+    }[pick.sort.value];
+    return size ? found.sort((a, b) => (size(b) === size(a) ? a - b : size(b) - size(a))) : found;
+  };
+  // Keeps the completion that is shown if the list still has it.
+  const list = () => {
+    const found = matching();
+    pick.completion.replaceChildren(...found.map((n) => options[n]));
+    document.getElementById("count").textContent = `${found.length} of ${options.length} completions`;
+    for (const id of ["previous", "next"]) document.getElementById(id).disabled = found.length < 2;
+    pick.completion.disabled = !found.length;
+    if (found.includes(place)) pick.completion.value = String(place);
+    else if (found.length) { show(found[0]); link(-1); }
+  };
   const step = (by) => {
     const count = pick.completion.options.length;
-    pick.completion.value = String((Number(pick.completion.value) + by + count) % count);
-    show();
+    if (!count) return;
+    show(Number(pick.completion.options[(pick.completion.selectedIndex + by + count) % count].value));
+    link(-1);
   };
-  pick.completion.addEventListener("change", show);
-  pick.signal.addEventListener("change", repaint);
+  const follow = () => {
+    const wish = new URLSearchParams(location.hash.slice(1));
+    const target = document.getElementById(location.hash.slice(1));
+    const fold = target && target.closest("details");
+    if (fold && !fold.open) { fold.open = true; target.scrollIntoView(); }
+    const to = Number(wish.get("completion")) - 1;
+    if (!Number.isInteger(to) || !options[to]) return;
+    if (![...pick.completion.options].includes(options[to])) {
+      for (const id of ["outcome", "search"]) pick[id].value = "";
+      list();
+    }
+    show(to);
+    const n = Number(wish.get("token")) - 1;
+    if (!Number.isInteger(n) || n < 0 || n >= shown.count) return;
+    pin(n);
+    panes[0].querySelector(".tokens").children[n].scrollIntoView({ block: "center" });
+  };
+  pick.completion.addEventListener("change", () => { show(Number(pick.completion.value)); link(-1); });
+  pick.signal.addEventListener("change", () => { if (pick.sort.value === "sum") list(); repaint(); });
   pick.beside.addEventListener("change", repaint);
+  pick.scale.addEventListener("change", repaint);
+  pick.outcome.addEventListener("change", list);
+  pick.sort.addEventListener("change", () => { list(); if (pick.completion.options.length) { show(Number(pick.completion.options[0].value)); link(-1); } });
+  pick.search.addEventListener("input", list);
   document.getElementById("previous").addEventListener("click", () => step(-1));
   document.getElementById("next").addEventListener("click", () => step(1));
+  window.addEventListener("hashchange", follow);
   // Browsers put back what was picked before a reload only after this script has run.
-  const start = data.shades.findIndex(({ name }) => name.startsWith("u "));
-  pick.completion.value = "0";
-  pick.signal.value = String(Math.max(0, start));
-  pick.beside.value = "";
-  show();
+  for (const id of ["beside", "outcome", "sort", "search"]) pick[id].value = "";
+  pick.scale.value = "limit";
+  pick.signal.value = String(Math.max(0, data.shades.findIndex(({ name }) => name.startsWith("u "))));
+  show(0);
+  follow();
 }
