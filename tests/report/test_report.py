@@ -204,9 +204,34 @@ def test_a_run_with_nothing_but_a_config_has_a_page(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     assert "not finished" in page.text
     assert "No comparison yet" in page.text
+    assert "No evaluation on held-out problems yet." in page.text
+    assert "No completions yet." in page.text
+    assert page.columns() == []
+
+
+def test_what_a_finished_run_lacks_is_not_awaited(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [], metrics=METRICS[1:2], summary={"steps": 1, "finished": True})
+    page = Page(write_report(folder))
     assert "This run has no evaluation on held-out problems." in page.text
     assert "This run has written no completions." in page.text
-    assert page.columns() == []
+    assert "Not recorded in this run: held-out length, " in page.text
+
+
+def test_the_axis_of_a_run_that_goes_on_reaches_its_last_planned_step(tmp_path: Path) -> None:
+    config = CONFIG | {"steps": 40}
+    going = Page(write_report(write_run(tmp_path / "going", [], config=config, summary=None)))
+    over = Page(write_report(write_run(tmp_path / "over", [], config=config)))
+    assert going.columns()[0][-1]["x"] != over.columns()[0][-1]["x"] == "670"
+    assert " 40 " in going.text
+    assert " 40 " not in over.text
+
+
+def test_the_evaluation_before_training_stands_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [], metrics=METRICS[1:])
+    before = {"step": 0, **evaluation(0.4125)}
+    (folder / "evaluations.jsonl").write_text(2 * (json.dumps(before) + "\n"))
+    [wide, *_] = Page(write_report(folder)).columns()
+    assert [(column["step"], len(column["rows"])) for column in wide] == [("0", 1), ("2", 1)]
 
 
 def test_an_unfinished_run_reads_its_ends_from_the_metrics(tmp_path: Path) -> None:

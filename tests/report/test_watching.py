@@ -62,12 +62,16 @@ class Browser:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def __call__(self, path: str = "/", *, method: str = "GET", host: str | None = None) -> tuple[HTTPResponse, str]:
+    def __call__(
+        self, path: str = "/", *, method: str = "GET", host: str | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[HTTPResponse, str]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.putrequest(method, path, skip_host=host is not None)
             if host is not None:
                 connection.putheader("Host", host)
+            for name, value in (headers or {}).items():
+                connection.putheader(name, value)
             connection.endheaders()
             response = connection.getresponse()
             return response, response.read().decode("utf-8")
@@ -89,8 +93,10 @@ def test_a_run_in_progress_is_shown_and_asked_for_again(browse: Browser) -> None
     response, page = browse()
     assert response.status == 200
     assert response.getheader("Cache-Control") == "no-store"
-    assert '<meta http-equiv="refresh" content="5">' in page
-    assert "Drawn anew every 5 seconds" in page
+    assert 'http-equiv="refresh"' not in page
+    assert 'data-every="5"' in page
+    assert "Asked for again every 5 seconds" in page
+    assert "connect-src 'self'" in page
     assert "not finished" in page
     assert "2 of 9" in page
     assert page.index("<h3>Step 2</h3>") < page.index("<h3>Step 1</h3>"), "the latest completions come first"
@@ -99,7 +105,8 @@ def test_a_run_in_progress_is_shown_and_asked_for_again(browse: Browser) -> None
 
 def test_held_still_it_is_the_same_page_without_the_order_to_come_again(browse: Browser) -> None:
     _, page = browse("/still")
-    assert 'http-equiv="refresh"' not in page
+    assert 'data-every="' not in page
+    assert "connect-src" not in page
     assert "Follow the run" in page
     assert "<h3>Step 2</h3>" in page
 
@@ -177,8 +184,8 @@ def test_a_finished_run_is_not_asked_for_again(browse: Browser, run: Path) -> No
     assert "ended by" not in browse()[1], "it went on, so what the summary says is no longer so"
     (run / "summary.json").write_text(json.dumps({"steps": 3, "finished": True}), encoding="utf-8")
     _, page = browse()
-    assert 'http-equiv="refresh"' not in page
-    assert "Drawn anew" not in page
+    assert 'data-every="' not in page
+    assert "Asked for again" not in page
 
 
 @pytest.mark.parametrize(
@@ -225,31 +232,42 @@ def test_a_broken_file_is_a_sentence_and_is_asked_for_again(browse: Browser, run
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write("<oops>\n" + json.dumps(measured(4)) + "\n")
     response, text = browse()
-    assert (response.status, response.getheader("Refresh")) == (500, "5")
+    assert (response.status, response.getheader("Refresh")) == (500, None)
+    assert 'data-every="5"' in text
     assert "line 3: not valid JSON" in text
     assert "<oops>" not in text
 
 
 def test_a_run_that_has_only_begun_is_shown(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    assert "This run has written no completions" in Follower(tmp_path).page(still=False)
+    page = Follower(tmp_path).page(still=False)
+    assert "No completions yet." in page
+    assert "No evaluation on held-out problems yet." in page
+    assert "Not yet recorded: training reward, " in page
+    assert "Not recorded in this run" not in page
 
 
 def test_no_run_and_no_room_are_one_sentence_each(tmp_path: Path, browse: Browser, run: Path) -> None:
-    with pytest.raises(DataError, match=r"is not the folder of a run: it has no config\.json"):
-        server_of(tmp_path, host="127.0.0.1", port=0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"is not the folder of a run: it has no config\.json, and no run is in it"):
+        server_of(tmp_path / "empty", host="127.0.0.1", port=0)
     with pytest.raises(DataError, match="is not the folder of a run"):
-        server_of(run / "config.json", host="127.0.0.1", port=0)
+        server_of(run / "metrics.jsonl", host="127.0.0.1", port=0)
     with pytest.raises(DataError, match=r"there is no folder .*nowhere; a run makes its own when its model is loaded"):
         server_of(tmp_path / "nowhere", host="127.0.0.1", port=0)
-    for seed in range(4):
-        arm = tmp_path / "many" / "runs" / "arm" / f"seed-{seed}"
-        arm.mkdir(parents=True)
-        (arm / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(DataError, match=r"comparison of several runs: name one of them \(.*seed-0, .* and 1 more\)"):
-        server_of(tmp_path / "many", host="127.0.0.1", port=0)
     with pytest.raises(ConfigError, match=f"cannot serve at 127.0.0.1:{browse.port}: .*; try another --port"):
         server_of(run, host="127.0.0.1", port=browse.port)
+
+
+def test_a_page_that_has_not_changed_is_not_sent_again(browse: Browser, run: Path) -> None:
+    response, _ = browse()
+    tag = response.getheader("ETag") or ""
+    response, body = browse(headers={"If-None-Match": tag})
+    assert (response.status, body) == (304, "")
+    append(run / "metrics.jsonl", measured(3))
+    response, body = browse(headers={"If-None-Match": tag})
+    assert response.status == 200
+    assert "3 of 9" in body
 
 
 def test_loopback_is_told_from_the_world() -> None:

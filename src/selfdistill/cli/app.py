@@ -291,19 +291,22 @@ def export(
 
 @command()
 def watch(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, finished or still going.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a run, finished or going on, or of several runs.")
+    ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free port.")] = 8642,
     host: Annotated[str, typer.Option(help="Address to serve at; any but this machine's own is open to everybody.")] = (
         "127.0.0.1"
     ),
-    static: Annotated[bool, typer.Option("--static", help="Write the page as report.html instead.")] = False,
+    static: Annotated[
+        bool, typer.Option("--static", help="Write report.html instead; for several runs index.html, with their pages.")
+    ] = False,
 ) -> None:
-    """Follow a run in the browser: curves, alarms and the latest completions, updated as its files grow."""
-    from selfdistill.cli.watch import serve
-    from selfdistill.report.page import write_report
+    """Follow a run, or all runs of a folder, in the browser: curves, alarms and the latest completions as they come."""
+    from selfdistill.cli.watch import serve, write_pages
 
     if static:
-        say(f"page: {write_report(folder)}")
+        say(f"page: {write_pages(folder)}")
     else:
         serve(folder, host=host, port=port)
 

@@ -1,10 +1,12 @@
-"""The ``watch`` command: serves the page of a run until Ctrl-C."""
+"""The ``watch`` command: serves the page of a run, or of several, until Ctrl-C, or writes it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from selfdistill.cli.terminal import say
+from selfdistill.report.index import write_index
+from selfdistill.report.page import write_report
 from selfdistill.report.server import is_loopback, server_of
 
 
@@ -27,3 +29,14 @@ def serve(folder: Path, *, host: str, port: int) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             say("no longer served; the run itself goes on")
+
+
+def write_pages(folder: Path) -> Path:
+    """Write the page of a run, or the index of a folder of runs with their pages. Returns the written page.
+
+    Raises:
+        UserError: the folder holds no run, or a file of the run cannot be read.
+    """
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return write_report(folder)
+    return write_index(folder)

@@ -83,8 +83,7 @@ def signed_axis(low: float, high: float) -> Axis:
     if largest == 0:
         return linear_axis(low, high)
     power = 10.0 ** math.floor(math.log10(largest))
-    end = next(power * factor for factor in (5, 2, 1) if power * factor <= largest * (1 + 1e-9))
-    sizes = sorted({power / 10, power, end})
+    sizes = [power / 10, power, *([5 * power] if largest >= 5 * power else [])]
     ticks = [round(sign * size, 12) for sign in (-1, 1) for size in sizes] + [0.0]
     low, high = min(low, 0.0), max(high, 0.0)
     inside = tuple(sorted(tick for tick in ticks if low * (1 + 1e-9) <= tick <= high * (1 + 1e-9)))

@@ -116,7 +116,7 @@ def curve_chart(
     y_axis = _value_axis(thinned, share=share, names=names, zero=rivals and not share, tails=tails)
     y_words = list(names.values()) if names else tick_words(y_axis.ticks, share=share, scale=y_axis.scale)
     width, height = size
-    left = 10 + SIGN_WIDTH * max([*map(len, y_words), len(x_name) if x_name != "step" else 0])
+    left = 10 + SIGN_WIDTH * max([*map(len, y_words), len(x_name) + 1 if x_name != "step" else 0])
     tail = max(len(line.label) for line in series) if labels and (rivals or len(series) > 1) else 0
     right, top, bottom = width - (12 + SIGN_WIDTH * tail if tail else 10), 10.0, height - 28.0
     place_x = _placer(x_axis, left, right)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
         # The folder of a run of a comparison is arm/seed-0.
         name=f"{folder.parent.name}, {folder.name}" if folder.name.startswith("seed-") else folder.name,
         config=read_object(run_dir / "config.json"),
-        metrics=(*_before_training(run_dir), *metrics),
+        metrics=(*_before_training(run_dir, metrics), *metrics),
         summary=_summary_of(run_dir, metrics),
         first=first,
         last=last,
@@ -60,10 +60,6 @@ def _missing_run(folder: Path) -> str:
     """The message for a folder that holds no run."""
     if not folder.exists():
         return f"there is no folder {folder}; a run makes its own when its model is loaded"
-    runs = sorted(path.parent for path in folder.glob("runs/*/*/config.json"))
-    if runs:
-        names = ", ".join(map(str, runs[:3])) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
-        return f"{folder} is a comparison of several runs: name one of them ({names})"
     return f"{folder} is not the folder of a run: it has no config.json"
 
 
@@ -74,11 +70,12 @@ def _summary_of(run_dir: Path, metrics: Sequence[Row]) -> Row:
     return {} if summarised is not None and last is not None and last > summarised else summary
 
 
-def _before_training(run_dir: Path) -> Iterator[Row]:
-    """Yield the evaluation before training as a line of metrics for step 0; the metrics file has none."""
-    for row in read_lines(run_dir / "evaluations.jsonl"):
-        if row.get("step") == 0:
-            yield {"step": 0, "evaluation": row}
+def _before_training(run_dir: Path, metrics: Sequence[Row]) -> list[Row]:
+    """Return the evaluation before training as one line of metrics for step 0, unless the metrics have such a line."""
+    if any(row.get("step") == 0 for row in metrics):
+        return []
+    rows = [row for row in read_lines(run_dir / "evaluations.jsonl") if row.get("step") == 0]
+    return [{"step": 0, "evaluation": rows[-1]}] if rows else []
 
 
 class OuterSteps:

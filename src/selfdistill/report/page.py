@@ -120,9 +120,13 @@ def write_report(run_dir: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """How a served page follows its run: it reloads every ``seconds``, or never if these are None."""
+    """How a served page follows its run: it asks for its content every ``seconds``, or never if these are None.
+
+    ``up`` is the address of the index of all runs, empty if only this run is served.
+    """
 
     seconds: int | None
+    up: str = ""
 
 
 def render_run(run: RunFiles, live: Live | None = None) -> str:
@@ -131,8 +135,11 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
         (row["step"], row["evaluation"]) for row in stepped(run.metrics) if isinstance(row.get("evaluation"), dict)
     ]
     before, after = ends(run.summary, evaluations)
-    behaviour, no_behaviour = draw_figures(BEHAVIOUR, run.metrics)
-    signal, no_signal = draw_figures(SIGNAL, run.metrics)
+    finished, ended = run.summary.get("finished") is True, ended_by(run.summary)
+    # The axes of a run that goes on reach to its last planned step.
+    planned = None if finished or ended else numbers.number(run.config.get("steps"))
+    behaviour, no_behaviour = draw_figures(BEHAVIOUR, run.metrics, planned)
+    signal, no_signal = draw_figures(SIGNAL, run.metrics, planned)
     chosen = [choose(rows, SHOWN) for rows in (run.first, run.last)]
     limit = scale_limit(u for rows in chosen for row in rows for u in token_values(row))
     best = run.summary.get("best")
@@ -144,11 +151,13 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
         headline=headline(before, after),
         judged=judged,
         live=live,
-        refresh=live.seconds if live else None,
-        finished=run.summary.get("finished") is True,
-        ended_by=ended_by(run.summary),
+        polls=bool(live and live.seconds),
+        scripts=("page.js", "live.js") if live and live.seconds else ("page.js",),
+        finished=finished,
+        going=not (finished or ended),
+        ended_by=ended,
         alarms=alarm_rows(run),
-        accuracy=accuracy_charts(evaluations, run.summary.get("best_step")),
+        accuracy=accuracy_charts(evaluations, run.summary.get("best_step"), planned),
         behaviour=behaviour,
         signal=signal,
         missing=no_behaviour + no_signal,
@@ -167,14 +176,14 @@ def render(
     template: str,
     *,
     room: str = "report",
-    refresh: int | None = None,
+    polls: bool = False,
     scripts: Sequence[str] = ("page.js",),
     **values: object,
 ) -> str:
     """Fill a template and return the page. Every value is escaped, and only the page's own ``scripts`` may run.
 
-    Templates and scripts come from the ``templates`` folder of ``room``, or else from report/templates. ``refresh`` is
-    the number of seconds after which the browser reloads the page.
+    Templates and scripts come from the ``templates`` folder of ``room``, or else from report/templates. A page that
+    ``polls`` may ask its own server for its content, and no page may ask for anything else.
     """
     source = partial(_source, room=room)
     script = "".join(map(source, scripts))
@@ -189,12 +198,17 @@ def render(
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters["coordinate"] = lambda value: f"{value:.1f}"
     return environment.get_template(template).render(
-        style=Markup(source("page.css")), script=Markup(script), script_digest=digest, refresh=refresh, **values
+        style=Markup(source("page.css")), script=Markup(script), script_digest=digest, polls=polls, **values
     )
 
 
-def draw_figures(figures: Sequence[Figure], metrics: Sequence[Row]) -> tuple[list[Chart], list[str]]:
-    """Return the charts of the figures that have numbers, and the names of the series that have none."""
+def draw_figures(
+    figures: Sequence[Figure], metrics: Sequence[Row], planned: float | None = None
+) -> tuple[list[Chart], list[str]]:
+    """Return the charts of the figures that have numbers, and the names of the series that have none.
+
+    The axes reach to the step ``planned``.
+    """
     charts: list[Chart] = []
     missing: list[str] = []
     for figure in figures:
@@ -205,7 +219,13 @@ def draw_figures(figures: Sequence[Figure], metrics: Sequence[Row]) -> tuple[lis
             height = 120 if figure.names else 190
             charts.append(
                 curve_chart(
-                    figure.title, series, unit=figure.unit, share=figure.share, names=figure.names, size=(360, height)
+                    figure.title,
+                    series,
+                    unit=figure.unit,
+                    share=figure.share,
+                    names=figure.names,
+                    size=(360, height),
+                    planned=planned,
                 )
             )
     return charts, missing
@@ -224,7 +244,9 @@ def series_of(part: Part, metrics: Sequence[Row]) -> Series | None:
     return Series(part.label or part.name, x, y, look=part.look, tone=part.tone)
 
 
-def accuracy_charts(evaluations: Sequence[tuple[float, Row]], best_step: object) -> list[Chart]:
+def accuracy_charts(
+    evaluations: Sequence[tuple[float, Row]], best_step: object, planned: float | None = None
+) -> list[Chart]:
     """Return the main figure for wide and for narrow screens; empty without evaluations."""
     scores = [(step, score_of(evaluation, "avg")) for step, evaluation in evaluations]
     if not any(numbers.number(score.get("value")) is not None for _, score in scores):
@@ -244,7 +266,10 @@ def accuracy_charts(evaluations: Sequence[tuple[float, Row]], best_step: object)
     best = numbers.number(best_step)
     marks = [] if best is None else [(best, "best")]
     sizes = [(680, 300), (380, 240)]
-    return [curve_chart("Held-out accuracy", [series], unit=name, share=True, size=size, marks=marks) for size in sizes]
+    return [
+        curve_chart("Held-out accuracy", [series], unit=name, share=True, size=size, marks=marks, planned=planned)
+        for size in sizes
+    ]
 
 
 def _step_of(lines: Sequence[RolloutLine], limit: float) -> dict[str, object]:

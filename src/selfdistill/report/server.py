@@ -1,6 +1,7 @@
-"""A web server for the page of a run, rendered again whenever the run's files change.
+"""A web server for the page of a run, or of every run in a folder, rendered again whenever a run's files change.
 
-The server has two pages and serves no files, so path traversal is impossible. By default it listens on the loopback
+The server renders pages and serves no files: a path is looked up among the runs that it found, so path traversal is
+impossible. By default it listens on the loopback
 address and refuses requests for other host names. Otherwise a website whose name resolves to this machine (DNS
 rebinding) could read the run through a visitor's browser.
 """
@@ -16,20 +17,23 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import quote, unquote
 
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files.records import RolloutLine
 from selfdistill.report.files import OuterSteps, read_run
-from selfdistill.report.page import Live, render_run
+from selfdistill.report.index import find_runs, render_index
+from selfdistill.report.page import Live, render, render_run
 
 EVERY = 5
-"""Seconds between two reloads of the page; a training step rarely takes less."""
+"""Seconds between two questions of a page for its content; a training step rarely takes less."""
 IDLE = 10.0
 """Timeout in seconds of a connection, for its request and for each write of the answer."""
 MAX_CONNECTIONS = 32
@@ -37,12 +41,23 @@ MAX_CONNECTIONS = 32
 FOLLOWED = ("config.json", "metrics.jsonl", "evaluations.jsonl", "rollouts.jsonl", "alarms.jsonl", "summary.json")
 
 
-class Follower:
-    """Renders the page of a run when a file has changed. It reads each stored completion only once."""
+class Pages(Protocol):
+    """The pages that a server has."""
 
-    def __init__(self, folder: Path) -> None:
+    def __call__(self, path: str) -> str | None:
+        """Return the page at a path, None if there is none. Raises DataError if a file cannot be read."""
+
+
+class Follower:
+    """Renders the page of a run when a file has changed. It reads each stored completion only once.
+
+    ``up`` is the address of the index of all runs, empty if only this run is served.
+    """
+
+    def __init__(self, folder: Path, up: str = "") -> None:
         """Render the page once. Raises DataError if there is no run, or a file of it cannot be read."""
         self.folder = folder
+        self.up = up
         self._lock = Lock()
         self._completions = OuterSteps()
         self._inode = 0
@@ -50,8 +65,12 @@ class Follower:
         self._pages: dict[bool, tuple[object, str]] = {}
         self.page(still=False)
 
+    def __call__(self, path: str) -> str | None:
+        """Return the page that follows the run at ``/``, and one that holds still at ``/still``."""
+        return self.page(still=path == "/still") if path in ("/", "/still") else None
+
     def page(self, *, still: bool) -> str:
-        """Return the current page. A ``still`` page does not reload itself.
+        """Return the current page. A ``still`` page does not ask for its content again.
 
         Raises:
             DataError: a file cannot be read.
@@ -62,7 +81,7 @@ class Follower:
                 self._read_on()
                 run = read_run(self.folder, self._completions)
                 over = run.summary.get("finished") is True
-                self._pages[still] = (state, render_run(run, Live(None if still or over else EVERY)))
+                self._pages[still] = (state, render_run(run, Live(None if still or over else EVERY, self.up)))
             return self._pages[still][1]
 
     def _read_on(self) -> None:
@@ -81,6 +100,56 @@ class Follower:
                     break
                 self._completions.add(_rollout(line, path))
                 self._offset += len(line)
+
+
+class FolderFollower:
+    """Renders the index of a folder of runs at ``/``, the pages of its comparisons, and those of each run below it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Render the index once. Raises DataError if there is no run in the folder."""
+        self.folder = folder
+        self._lock = Lock()
+        self._followers: dict[str, Follower] = {}
+        runs, comparisons = find_runs(folder)
+        if not runs and not comparisons:
+            raise DataError(_no_run(folder))
+
+    def __call__(self, path: str) -> str | None:
+        """Return the index at ``/``, and at ``/NAME/`` and ``/NAME/still`` the page of a run.
+
+        Raises:
+            DataError: a file of the run cannot be read.
+        """
+        runs, comparisons = find_runs(self.folder)
+        if path == "/":
+            live = Live(EVERY)
+            return render_index(
+                self.folder,
+                runs,
+                comparisons,
+                link=lambda place, page: quote(place.name) + ("/" if page == "report.html" else f"/{page}"),
+                live=live,
+            )
+        name, _, page = unquote(path).removeprefix("/").rpartition("/")
+        if page == "compare.html":
+            found = next((place.folder / page for place in comparisons if place.name == (name or ".")), None)
+            return found.read_text(encoding="utf-8") if found and found.is_file() else None
+        place = next((place for place in runs if place.name == name), None)
+        if place is None:
+            return None
+        with self._lock:
+            follower = self._followers.get(name)
+            if follower is None:
+                up = "../" * (name.count("/") + 1)
+                follower = self._followers[name] = Follower(place.folder, up)
+        return follower(f"/{page}")
+
+
+def _no_run(folder: Path) -> str:
+    """Return the message for a folder that holds no run."""
+    if not folder.exists():
+        return f"there is no folder {folder}; a run makes its own when its model is loaded"
+    return f"{folder} is not the folder of a run: it has no config.json, and no run is in it"
 
 
 def _rollout(line: bytes, path: Path) -> RolloutLine:
@@ -102,14 +171,14 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """Answers ``/`` with the page that reloads itself, ``/still`` with one that does not, and refuses other paths."""
+    """Answers the paths that have a page, and refuses all others."""
 
     timeout = IDLE
     server_version = "selfdistill"
     sys_version = ""
 
-    def __init__(self, follower: Follower, *rest: Any, loopback: bool) -> None:
-        self.follower = follower
+    def __init__(self, pages: Pages, *rest: Any, loopback: bool) -> None:
+        self.pages = pages
         self.loopback = loopback
         super().__init__(*rest)
 
@@ -118,29 +187,35 @@ class _Answer(BaseHTTPRequestHandler):
         if self.loopback and not _names_this_machine(self.headers.get("Host", "")):
             self._send(HTTPStatus.FORBIDDEN, "this run is shown on this machine only")
             return
-        if self.path not in ("/", "/still"):
-            self._send(HTTPStatus.NOT_FOUND, "there is no such page")
-            return
         try:
-            page = self.follower.page(still=self.path == "/still")
+            page = self.pages(self.path)
         except (DataError, OSError) as error:
-            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), again=True)
+            # This page asks again too, and shows the run once its files can be read.
+            trouble = render(
+                "trouble.html", polls=True, scripts=("page.js", "live.js"), sentence=str(error), seconds=EVERY
+            )
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, trouble, html=True)
+            return
+        if page is None:
+            self._send(HTTPStatus.NOT_FOUND, "there is no such page")
             return
         self._send(HTTPStatus.OK, page, html=True)
 
-    def _send(self, status: HTTPStatus, text: str, *, html: bool = False, again: bool = False) -> None:
+    def _send(self, status: HTTPStatus, text: str, *, html: bool = False) -> None:
         body = (text if html else f"<!doctype html><title>selfdistill</title><p>{escape(text)}</p>").encode(
             "utf-8", errors="replace"
         )
+        tag = f'"{sha256(body).hexdigest()[:32]}"'
+        if status == HTTPStatus.OK and self.headers.get("If-None-Match") == tag:
+            status, body = HTTPStatus.NOT_MODIFIED, b""
         self.send_response(status)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", tag)
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
         self.send_header("Referrer-Policy", "no-referrer")
-        if again:
-            self.send_header("Refresh", str(EVERY))
         self.end_headers()
         try:
             self.wfile.write(body)
@@ -223,10 +298,12 @@ class _Server6(_Server):
 def server_of(folder: Path, *, host: str, port: int) -> ThreadingHTTPServer:
     """Return a server for the page of a run, bound and ready for ``serve_forever``. Port 0 takes any free port.
 
+    A folder that is no run itself but holds some gets an index of them.
+
     Raises:
         UserError: the folder holds no run, or the address cannot be bound.
     """
-    follower = Follower(folder)
+    follower: Pages = Follower(folder) if (folder / "config.json").is_file() else FolderFollower(folder)
     answer = partial(_Answer, follower, loopback=is_loopback(host))
     try:
         return (_Server6 if ":" in host else _Server)((host, port), answer)

@@ -1,9 +1,32 @@
 "use strict";
 // Hover and keyboard only: the page is whole without it. Text goes in by textContent, never as HTML.
-{
-  const SVG = "http://www.w3.org/2000/svg";
+const SVG = "http://www.w3.org/2000/svg";
 
-  for (const canvas of document.querySelectorAll(".canvas")) {
+const tip = document.getElementById("tip");
+const hideTip = () => { tip.hidden = true; };
+const showTip = (token) => {
+  const head = document.createElement("b");
+  head.textContent = JSON.stringify(token.textContent);
+  const lines = [];
+  // A block of a page with more to say answers for its tokens.
+  const { describe } = token.parentElement;
+  if (describe) lines.push(...describe(token));
+  if (token.dataset.u) lines.push(`u ${token.dataset.u} nats`);
+  if (token.dataset.p) lines.push(`log-prob ${token.dataset.p}`);
+  tip.replaceChildren(head, ...lines.map((text) => {
+    const line = document.createElement("div");
+    line.textContent = text;
+    return line;
+  }));
+  tip.hidden = false;
+  const box = token.getClientRects()[0] || token.getBoundingClientRect();
+  const above = box.top - tip.offsetHeight - 8;
+  tip.style.left = `${Math.max(6, Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 6))}px`;
+  tip.style.top = `${above > 6 ? above : box.bottom + 8}px`;
+};
+// Adds hover and keyboard to the charts and the tokens below an element.
+const wire = (root) => {
+  for (const canvas of root.querySelectorAll(".canvas")) {
     const svg = canvas.querySelector("svg");
     const readout = canvas.querySelector(".readout");
     const rule = svg.querySelector(".rule");
@@ -68,29 +91,7 @@
     });
   }
 
-  const tip = document.getElementById("tip");
-  const hideTip = () => { tip.hidden = true; };
-  const showTip = (token) => {
-    const head = document.createElement("b");
-    head.textContent = JSON.stringify(token.textContent);
-    const lines = [];
-    // A block of a page with more to say answers for its tokens.
-    const { describe } = token.parentElement;
-    if (describe) lines.push(...describe(token));
-    if (token.dataset.u) lines.push(`u ${token.dataset.u} nats`);
-    if (token.dataset.p) lines.push(`log-prob ${token.dataset.p}`);
-    tip.replaceChildren(head, ...lines.map((text) => {
-      const line = document.createElement("div");
-      line.textContent = text;
-      return line;
-    }));
-    tip.hidden = false;
-    const box = token.getClientRects()[0] || token.getBoundingClientRect();
-    const above = box.top - tip.offsetHeight - 8;
-    tip.style.left = `${Math.max(6, Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 6))}px`;
-    tip.style.top = `${above > 6 ? above : box.bottom + 8}px`;
-  };
-  for (const block of document.querySelectorAll(".tokens")) {
+  for (const block of root.querySelectorAll(".tokens")) {
     block.addEventListener("pointerover", (event) => {
       const token = event.target.closest(".t");
       if (token) showTip(token); else hideTip();
@@ -117,8 +118,9 @@
       showTip(token);
     });
   }
-  document.addEventListener("scroll", () => {
-    const token = document.activeElement.closest(".t");
-    if (token && !tip.hidden) showTip(token); else hideTip();
-  }, { passive: true });
-}
+};
+document.addEventListener("scroll", () => {
+  const token = document.activeElement.closest(".t");
+  if (token && !tip.hidden) showTip(token); else hideTip();
+}, { passive: true });
+wire(document);

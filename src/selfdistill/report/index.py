@@ -1,0 +1,160 @@
+"""The index of a folder of runs: one row per run and per comparison, with links to their pages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from selfdistill.errors import DataError
+from selfdistill.files.jsonl import Row, read_lines, read_object
+from selfdistill.report import numbers
+from selfdistill.report.outcome import ended_by, score_name, score_of, stepped
+from selfdistill.report.page import Live, render, write_report
+
+DEPTH = 5
+"""Levels below the folder that are searched. A run of a comparison lies four below: comparison/runs/arm/seed-0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run or a comparison lies: its folder, and its path below the folder of the index, with slashes."""
+
+    folder: Path
+    name: str
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run. A model's folder also has a ``config.json``, but no method in it.
+
+    Raises:
+        DataError: its ``config.json`` is malformed.
+    """
+    return "method" in read_object(folder / "config.json")
+
+
+def find_runs(top: Path) -> tuple[list[Place], list[Place]]:
+    """Return the runs and the comparisons below a folder, by name. Folders inside a run are not searched."""
+    runs, comparisons = [], []
+    for path, folders, files in os.walk(top):
+        folder = Path(path)
+        depth = len(folder.relative_to(top).parts)
+        place = Place(folder, folder.relative_to(top).as_posix())
+        if depth and "config.json" in files and ("metrics.jsonl" in files or is_run(folder)):
+            runs.append(place)
+            folders.clear()
+        if "compare.json" in files:
+            comparisons.append(place)
+        # Hidden folders hold no runs, and a checkpoint holds a model.
+        folders[:] = sorted(name for name in folders if depth < DEPTH and name[0] != "." and name != "checkpoints")
+    return sorted(runs, key=lambda place: place.name), sorted(comparisons, key=lambda place: place.name)
+
+
+def write_index(top: Path) -> Path:
+    """Write ``index.html`` into a folder of runs, and the page of every run that has none or an older one.
+
+    Raises:
+        DataError: the folder holds no run.
+    """
+    runs, comparisons = find_runs(top)
+    if not runs and not comparisons:
+        raise DataError(f"{top} holds no run: no folder in it has the config.json of a run")
+    broken: dict[str, str] = {}
+    for place in runs:
+        page, metrics = place.folder / "report.html", place.folder / "metrics.jsonl"
+        try:
+            if not page.exists() or (metrics.exists() and metrics.stat().st_mtime_ns > page.stat().st_mtime_ns):
+                write_report(place.folder)
+        except DataError as error:
+            broken[place.name] = str(error)
+    target, part = top / "index.html", top / "index.html.part"
+    text = render_index(
+        top, runs, comparisons, link=lambda place, page: "" if place.name in broken else f"{quote(place.name)}/{page}"
+    )
+    part.write_bytes(text.encode("utf-8", errors="replace"))
+    os.replace(part, target)
+    return target
+
+
+def render_index(
+    top: Path,
+    runs: list[Place],
+    comparisons: list[Place],
+    *,
+    link: Callable[[Place, str], str],
+    live: Live | None = None,
+) -> str:
+    """Return the index as HTML text. ``link`` gives the address of a page of a place, or an empty text."""
+    rows = [{**run_row(place), "link": link(place, "report.html")} for place in runs]
+    return render(
+        "index.html",
+        polls=bool(live and live.seconds),
+        scripts=("page.js", "live.js") if live and live.seconds else ("page.js",),
+        name=numbers.printable(top.resolve().name),
+        live=live,
+        runs=rows,
+        going=sum(row["state"] == "going" for row in rows),
+        comparisons=[{**row, "link": link(place, "compare.html")} for place in comparisons for row in _arms(place)],
+    )
+
+
+def run_row(place: Place) -> dict[str, Any]:
+    """Return a run's row: its name, method, task, steps, accuracy before and now, and how it stands.
+
+    A file that cannot be read gives a row with the sentence that says so.
+    """
+    name = numbers.printable(place.name)
+    try:
+        return {"name": name, "trouble": "", **_row(place.folder)}
+    except DataError as error:
+        return {"name": name, "trouble": numbers.printable(str(error)), "state": "unreadable"}
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    config, summary = read_object(folder / "config.json"), read_object(folder / "summary.json")
+    evaluations = [row for row in read_lines(folder / "evaluations.jsonl") if "step" in row]
+    last: Row = {}
+    for line in stepped(list(read_lines(folder / "metrics.jsonl"))):
+        last = line
+    done, planned = numbers.number(last.get("step")) or 0.0, numbers.number(config.get("steps"))
+    summarised = numbers.number(summary.get("steps"))
+    if summarised is not None and done > summarised:
+        summary = {}  # The run has gone on since its summary was written.
+    ends = [score_of(row, "avg") for row in (evaluations[0], evaluations[-1])] if evaluations else [{}, {}]
+    ended = ended_by(summary)
+    standing = last.get("alarms")
+    method, task = config.get("method"), config.get("task")
+    return {
+        "method": _word(method.get("name") if isinstance(method, dict) else method),
+        "task": _word(task.get("kind") if isinstance(task, dict) else task),
+        "steps": numbers.whole(done) + (f" of {numbers.whole(planned)}" if planned not in (None, done) else ""),
+        "measure": score_name("avg", ends),
+        "before": numbers.percent(numbers.number(ends[0].get("value"))),
+        "now": numbers.percent(numbers.number(ends[1].get("value"))),
+        "range": numbers.percent_range(numbers.number(ends[1].get("low")), numbers.number(ends[1].get("high"))),
+        "state": "finished" if summary.get("finished") else "ended" if ended else "stopped" if summary else "going",
+        "ended": ended,
+        "alarms": ", ".join(_word(one).replace("_", " ") for one in standing) if isinstance(standing, list) else "",
+    }
+
+
+def _arms(place: Place) -> Iterator[dict[str, Any]]:
+    """Yield one row for a comparison: its name and its arms with their final accuracies."""
+    try:
+        result = read_object(place.folder / "compare.json")
+    except DataError as error:
+        yield {"name": numbers.printable(place.name), "arms": numbers.printable(str(error))}
+        return
+    arms = result.get("arms")
+    words = []
+    for arm in arms if isinstance(arms, list) else ():
+        final = numbers.number(arm.get("accuracy", {}).get("final", {}).get("value"))
+        words.append(f"{numbers.printable(str(arm.get('name')))} {numbers.percent(final)}")
+    yield {"name": numbers.printable("this folder" if place.name == "." else place.name), "arms": ", ".join(words)}
+
+
+def _word(value: object) -> str:
+    return numbers.MISSING if value is None else numbers.printable(str(value))
