@@ -118,7 +118,7 @@ def test_the_index_and_every_run_are_served(browse: Browser, top: Path) -> None:
     assert '<a href="../">all runs</a>' in page
     assert "number2" in page
     assert "Held still" in browse("/a%26b%20going/still")[1]
-    assert '<a href="../../../../">All runs</a>' in browse("/cmp/runs/arm/seed-0/")[1]
+    assert '<a href="../../../../">all runs</a>' in browse("/cmp/runs/arm/seed-0/")[1]
     assert browse("/cmp/compare.html")[1] == "the comparison"
     assert browse("/broken/")[0].status == 500
     append(top / "a&b going" / "rollouts.jsonl", completion(3))
@@ -154,15 +154,15 @@ def test_a_page_takes_in_what_is_new_and_keeps_what_the_reader_did(top: Path, mo
         tab.locator("summary", has_text="Configuration").click()
         append(run / "metrics.jsonl", measured(3))
         append(run / "rollouts.jsonl", completion(3))
-        tab.get_by_text("number3").wait_for()
+        tab.locator(".t", has_text="number3").wait_for()
         assert tab.locator("details[open] summary", has_text="Configuration").count() == 1
         # What was put in can be pointed at like what was there before.
-        tab.get_by_text("number3").hover()
+        tab.locator(".t", has_text="number3").hover()
         assert "log-prob −0.500" in (tab.locator("#tip").text_content() or "")
         with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write("<oops>\n{}\n")
         tab.get_by_text("not valid JSON").wait_for()
-        assert tab.get_by_text("number3").count() == 1
+        assert tab.locator(".t", has_text="number3").count() == 1
         chromium.close()
         server.shutdown()
         thread.join()

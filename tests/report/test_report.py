@@ -222,8 +222,8 @@ def test_the_axis_of_a_run_that_goes_on_reaches_its_last_planned_step(tmp_path: 
     going = Page(write_report(write_run(tmp_path / "going", [], config=config, summary=None)))
     over = Page(write_report(write_run(tmp_path / "over", [], config=config)))
     assert going.columns()[0][-1]["x"] != over.columns()[0][-1]["x"] == "670"
-    assert " 40 " in going.text
-    assert " 40 " not in over.text
+    assert ">40</text>" in going.source
+    assert ">40</text>" not in over.source
 
 
 def test_the_evaluation_before_training_stands_once(tmp_path: Path) -> None:

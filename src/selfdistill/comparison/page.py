@@ -134,7 +134,7 @@ def write_joined(path: Path, title: str, parts: Sequence[Joined]) -> None:
         result = json.loads((part.folder / "compare.json").read_text(encoding="utf-8"))
         arms = result["arms"]
         short = short_names([numbers.printable(arm["name"]) for arm in arms])
-        charts = [_chart(figure, arms, short, result["samples"], size=(540, 300)) for figure in JOINED]
+        charts = [_chart(figure, arms, short, result["samples"], size=(440, 270)) for figure in JOINED]
         sections.append(
             {
                 "heading": part.heading,
