@@ -49,11 +49,8 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv and install the package with its tools (other targets do this by themselves)
 
-# Three short arms side by side: two cores share three processes of one thread each better than one of two threads.
-demo: $(READY) ## a small model teaches itself Countdown in three ways from one start; the runs stay in runs/demo
-	@$(PY) -m selfdistill compare countdown-grpo countdown-opsd-first countdown-antisd --main countdown-antisd --jobs 3 \
-		--set steps=20 --set evaluation.every=10 --set evaluation.problems=64 --out $(DEMO)
-	@echo "The page of this demo: $(CURDIR)/$(DEMO)/compare.html"
+demo: $(READY) ## what hindsight teaches: seven short runs of two tasks, some minutes on two cores; one page in runs/demo
+	@$(PY) scripts/demo.py $(DEMO)
 
 test: $(READY) ## run all tests (choose some: PYTEST_ARGS="-k floors")
 	@$(TEST_ENV) $(PY) -m pytest -q -n $(JOBS) --maxprocesses 4 $(PYTEST_ARGS)

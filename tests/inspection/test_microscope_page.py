@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,120 @@ def test_picking_hover_and_keyboard(browser: Any, tmp_path: Path) -> None:
     assert tab.title() == "Microscope: <script>"
     assert trouble == []
     tab.close()
+
+
+@needs_browser
+def test_completions_are_filtered_sorted_and_searched(browser: Any, tmp_path: Path) -> None:
+    data = page_data(4, 3, ("alpha", "beta", "gamma"))
+    # Lengths 3 each; sums of u: 0 by the ramp, so the second and the third completion get their own.
+    data.signals["u solution"][3:6] = [0.0, 0.0, 2.0]
+    data.signals["u solution"][6:9] = [-1.0, -1.0, -1.0]
+    samples = list(data.samples)
+    samples[2] = replace(samples[2], pieces=[samples[2].pieces[0], Piece(" ", "needle"), samples[2].pieces[2]])
+    tab, trouble = opened(browser, render_microscope(replace(data, samples=samples)), tmp_path)
+
+    def listed() -> list[str]:
+        values: list[str] = tab.eval_on_selector_all("#completion option", "all => all.map(one => one.value)")
+        return values
+
+    assert listed() == ["0", "1", "2", "3"]
+    tab.select_option("#sort", "sum")
+    assert listed() == ["2", "1", "0", "3"]
+    assert tab.locator("#completion").input_value() == "2", "the largest is shown at once"
+    tab.select_option("#sort", "reward")
+    assert listed() == ["1", "3", "0", "2"]
+    tab.select_option("#outcome", "wrong")
+    assert listed() == ["0", "2"]
+    assert tab.locator("#count").text_content() == "2 of 4 completions"
+    assert tab.locator("#completion").input_value() == "0", "what was shown is right, so the first of the list is"
+    tab.locator("#next").click()
+    tab.locator("#next").click()
+    assert tab.locator("#completion").input_value() == "0", "the list is a circle"
+    tab.locator("#search").fill("Needle")
+    assert listed() == ["2"]
+    assert tab.locator("#next").is_disabled()
+    tab.locator("#search").fill("nowhere")
+    assert listed() == []
+    assert tab.locator("#completion").is_disabled()
+    tab.locator("#search").fill("p3<b>")
+    assert listed() == [], "it is right, and wrong ones are asked for"
+    tab.select_option("#outcome", "")
+    assert listed() == ["3"]
+    assert trouble == []
+    tab.close()
+
+
+@needs_browser
+def test_a_link_leads_to_a_completion_and_a_token(browser: Any, tmp_path: Path) -> None:
+    tab, trouble = opened(browser, render_microscope(page_data(3, 7, ("word",))), tmp_path)
+    tab.locator("#left .t").nth(4).click()
+    assert tab.evaluate("location.hash") == "#completion=1&token=5"
+    tab.locator("#next").click()
+    assert tab.evaluate("location.hash") == "#completion=2"
+    assert tab.locator(".pinned").count() == 0
+    tab.select_option("#outcome", "correct")
+    tab.evaluate("location.hash = '#completion=3&token=7'")
+    tab.wait_for_function("document.getElementById('completion').value === '2'")
+    assert "token 7 of 7" in tab.locator("#detail").text_content()
+    assert tab.locator("#outcome").input_value() == "", "the filter gives way to the link"
+    tab.goto(f"{tab.url.split('#')[0]}#completion=2&token=3")
+    tab.reload()
+    assert tab.locator("#completion").input_value() == "1"
+    assert "token 3 of 7" in tab.locator("#detail").text_content()
+    for nonsense in ("#completion=99", "#completion=1&token=99", "#token=x", "#&&="):
+        tab.evaluate("hash => { location.hash = hash; }", nonsense)
+    assert trouble == []
+    tab.close()
+
+
+@needs_browser
+def test_sections_are_folded_until_the_contents_lead_there(browser: Any, tmp_path: Path) -> None:
+    tab, _ = opened(browser, render_microscope(page_data(2, 7, ("word",))), tmp_path)
+    assert tab.locator("details[open]").count() == 0
+    tab.locator(".contents a", has_text="Distributions").click()
+    tab.locator("#distributions").wait_for(state="visible")
+    assert tab.locator("details[open]").count() == 1
+    # The numbers of a token stay in sight however far the reader has scrolled in its completion.
+    assert tab.evaluate("getComputedStyle(document.getElementById('detail')).position") == "sticky"
+    tab.close()
+
+
+@needs_browser
+def test_signals_of_a_unit_share_a_scale_unless_asked_otherwise(browser: Any, tmp_path: Path) -> None:
+    tab, _ = opened(browser, render_microscope(page_data(2, 7, ("word",))), tmp_path)
+    ends = {}
+    for scale in ("limit", "own"):
+        tab.select_option("#scale", scale)
+        for signal in ("u solution", "u feedback", "credit sd"):
+            tab.select_option("#signal", label=signal)
+            ends[scale, signal] = tab.locator("#left .scale i").last.text_content()
+    # u solution reaches 1 and u feedback 2; the credits reach 3 and 4.
+    assert ends["limit", "u solution"] == ends["limit", "u feedback"] == "+2"
+    assert ends["limit", "credit sd"] == "+4"
+    assert (ends["own", "u solution"], ends["own", "u feedback"], ends["own", "credit sd"]) == ("+1", "+2", "+3")
+    tab.close()
+
+
+def test_what_is_missing_stands_on_top() -> None:
+    data = page_data(2, 7, ("word",))
+    summary = dict(data.summary) | {"skipped": {"no <sibling>": 3}, "left_out": {"sft": "it samples nothing"}}
+    page = render_microscope(replace(data, summary=summary))
+    banner = page.index("no &lt;sibling&gt;</bdi> (3 ×)")
+    assert banner < page.index("<bdi>sft</bdi>, because it samples nothing") < page.index('<nav class="contents"')
+    assert 'class="banner"' not in render_microscope(data)
+
+
+def test_curves_show_the_tails() -> None:
+    page = render_microscope(page_data(2, 7, ("word",)))
+    distributions = page[page.index('id="distributions"') : page.index('id="totals"')]
+    columns = json.loads(distributions.split('<script type="application/json">')[1].split("</script>")[0])
+    assert (columns[0]["step"], columns[-1]["step"]) == ("0.1", "99.9")
+    # A ramp from −1 to 1 over seven tokens: its 0.1st percentile lies 0.001 of the way.
+    assert columns[0]["rows"][0][:2] == ["correct", "−0.998"]
+    assert ">99.9</text>" in distributions
+    # Blue and orange are the signs of a signal; curves of right and wrong completions are solid and dashed.
+    assert "tone-student" not in page.split("</style>")[1]
+    assert "tone-teacher" not in page.split("</style>")[1]
 
 
 @needs_browser

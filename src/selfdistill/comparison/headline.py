@@ -33,7 +33,7 @@ def _accuracy_end(arm: Row, steps: int) -> str:
     accuracy = arm["accuracy"]
     change, final = accuracy["change"], numbers.percent(accuracy["final"]["value"])
     evaluated = sorted({run["evaluated"] for run in arm["runs"]})
-    where = "" if evaluated == [steps] else f" by step {', '.join(map(str, evaluated))}, where it ended,"
+    where = "" if evaluated == [steps] else f" (it ended early: step {', '.join(map(str, evaluated))})"
     if change["low"] > 0:
         return f"rose to {final}{where}"
     return f"fell to {final}{where}" if change["high"] < 0 else f"stood at {final}{where} (no clear change)"

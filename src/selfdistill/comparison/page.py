@@ -158,7 +158,9 @@ def _problem(result: Row) -> dict[str, Any] | None:
         return None
     rows = [(arm, RolloutLine.from_json(arm["line"], "compare.json")) for arm in problem["arms"]]
     limit = scale_limit(u for _, line in rows for u in token_values(line))
-    tones = {arm["name"]: _tone(index) for index, arm in enumerate(result["arms"])}
+    names = [arm["name"] for arm in result["arms"]]
+    tones = {name: _tone(index) for index, name in enumerate(names)}
+    short = dict(zip(names, short_names([numbers.printable(name) for name in names]), strict=True))
     scored = [arm["name"] for arm, line in rows if token_values(line)]
     return {
         "prompt": numbers.printable(problem["prompt"]).strip(),
@@ -168,11 +170,11 @@ def _problem(result: Row) -> dict[str, Any] | None:
         "count": problem["problems"],
         "limit": numbers.plain(limit),
         "scored": scored,
-        "unscored": [numbers.printable(arm["name"]) for arm, _ in rows if arm["name"] not in scored],
+        "unscored": [short[arm["name"]] for arm, _ in rows if arm["name"] not in scored],
         "arms": [
             {
-                "name": numbers.printable(arm["name"]),
-                "tone": tones.get(arm["name"], _tone(0)),
+                "name": short[arm["name"]],
+                "tone": tones[arm["name"]],
                 "share": f"{arm['right']} of {arm['completions']} right",
                 "one": replace(colour(line, limit), prompt=""),
             }
