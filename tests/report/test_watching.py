@@ -245,6 +245,8 @@ def test_a_run_that_has_only_begun_is_shown(tmp_path: Path) -> None:
     assert "No evaluation on held-out problems yet." in page
     assert "Not yet recorded: training reward, " in page
     assert "Not recorded in this run" not in page
+    append(tmp_path / "metrics.jsonl", measured(1))
+    assert "Not recorded so far: held-out length, " in Follower(tmp_path).page(still=False)
 
 
 def test_no_run_and_no_room_are_one_sentence_each(tmp_path: Path, browse: Browser, run: Path) -> None:
