@@ -102,16 +102,14 @@ def curve_chart(
     ``share`` shows values in [0, 1] as percentages. ``names`` replaces the y ticks (``{0: "off", 1: "on"}``). ``marks``
     are vertical lines with a label at a step. The summary describes the first series; with ``rivals`` it describes all,
     and the y-axis starts at zero. Without ``labels`` the caller must draw a legend. With ``tails`` x are percentiles,
-    and both axes are stretched so that the largest and the smallest values can be read. ``planned`` is the last x of a
-    run that goes on.
+    and both axes are stretched at their ends. ``planned`` is the last x of a run that goes on.
 
     Raises:
         ValueError: no series has a number.
     """
     form = numbers.percent if share else numbers.plain
     thinned = [thin(line, most=MOST_POINTS) for line in series]
-    steps = [x for line in series for x, y in zip(line.x, line.y, strict=True) if y is not None]
-    x_axis = tail_axis() if tails else step_axis(steps, planned=planned)
+    x_axis = tail_axis() if tails else step_axis(_known_x(series), planned=planned)
     x_words = tick_words(x_axis.ticks, scale="tails") if tails else count_words(x_axis.ticks)
     y_axis = _value_axis(thinned, share=share, names=names, zero=rivals and not share, tails=tails)
     y_words = list(names.values()) if names else tick_words(y_axis.ticks, share=share, scale=y_axis.scale)
@@ -128,11 +126,7 @@ def curve_chart(
         unit=unit,
         x_name=x_name,
         change="" if rivals else _change(thinned[0], say),
-        summary=f"{title}{f' ({unit})' if unit else ''}: "
-        + "; ".join(
-            (f"{line.label}: " if rivals else "") + _ends(line, say, x_name)
-            for line in (thinned if rivals else thinned[:1])
-        ),
+        summary=_summary(title, unit, thinned, say, x_name, rivals=rivals),
         width=width,
         height=height,
         left=left,
@@ -148,6 +142,20 @@ def curve_chart(
         marks=tuple((coordinate(place_x(x)), word) for x, word in marks if x_axis.low <= x <= x_axis.high),
         columns=_columns(thinned, place_x, place_y, say, numbers.percent_range if share else numbers.plain_range),
     )
+
+
+def _known_x(series: Sequence[Series]) -> list[float]:
+    return [x for line in series for x, y in zip(line.x, line.y, strict=True) if y is not None]
+
+
+def _summary(
+    title: str, unit: str, series: Sequence[Series], say: Callable[[float], str], x_name: str, *, rivals: bool
+) -> str:
+    """Return what a chart shows in words: the ends of its first series, of all of them with ``rivals``."""
+    parts = [
+        (f"{line.label}: " if rivals else "") + _ends(line, say, x_name) for line in (series if rivals else series[:1])
+    ]
+    return f"{title}{f' ({unit})' if unit else ''}: {'; '.join(parts)}"
 
 
 def label_places(ends: Sequence[float], *, top: float, bottom: float) -> list[float]:
