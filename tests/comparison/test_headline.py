@@ -45,6 +45,14 @@ def test_a_rise_a_fall_and_no_clear_change_are_told_apart(tmp_path: Path) -> Non
     )
 
 
+def test_a_gain_whose_interval_reaches_zero_is_no_rise(tmp_path: Path) -> None:
+    # One problem of two gains a half: the mean gain is a quarter, and a resample may hold the other problem alone.
+    found = analyse([arm("x", simple_run(tmp_path / "x", (1, 1), (3, 1)))], baseline="x")
+    sentences = headline(given_terms() | found | {"terms": two_steps()})
+    assert sentences[0] == "From 25.0% right before training, x stood at 50.0% (no clear change)."
+    assert len(sentences) == 2, "one arm has nothing to differ from"
+
+
 def test_who_learned_without_rewards_is_said_where_it_is_known(tmp_path: Path) -> None:
     found = three_arms(tmp_path)
     for row, rewards in zip(found["arms"], (True, False, False), strict=True):

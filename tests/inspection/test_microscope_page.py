@@ -160,12 +160,13 @@ def test_picking_hover_and_keyboard(browser: Any, tmp_path: Path) -> None:
 
 @needs_browser
 def test_completions_are_filtered_sorted_and_searched(browser: Any, tmp_path: Path) -> None:
-    data = page_data(4, 3, ("alpha", "beta", "gamma"))
-    # Lengths 3 each; sums of u: 0 by the ramp, so the second and the third completion get their own.
-    data.signals["u solution"][3:6] = [0.0, 0.0, 2.0]
-    data.signals["u solution"][6:9] = [-1.0, -1.0, -1.0]
+    # Four tokens: the ids of pieces then begin within a group of base64.
+    data = page_data(4, 4, ("alpha", "beta", "gamma"))
+    # The sums of u are 0 by the ramp, so the second and the third completion get their own.
+    data.signals["u solution"][4:8] = [0.0, 0.0, 0.0, 2.0]
+    data.signals["u solution"][8:12] = -1.0
     samples = list(data.samples)
-    samples[2] = replace(samples[2], pieces=[samples[2].pieces[0], Piece(" ", "needle"), samples[2].pieces[2]])
+    samples[2] = replace(samples[2], pieces=[*samples[2].pieces[:3], Piece(" ", "needle")])
     tab, trouble = opened(browser, render_microscope(replace(data, samples=samples)), tmp_path)
 
     def listed() -> list[str]:
