@@ -37,7 +37,7 @@ def test_a_rise_a_fall_and_no_clear_change_are_told_apart(tmp_path: Path) -> Non
         "(no clear change)."
     )
     assert second == (
-        "Against level: clearly above for up (+50.0 points, +25.0 to +75.0); "
+        "Against level, in this one seed: clearly above for up (+50.0 points, +25.0 to +75.0); "
         "no clear difference for down (−25.0 points, −50.0 to 0.0)."
     )
     assert third == (

@@ -53,7 +53,9 @@ def _against_baseline(result: Row, names: Sequence[str]) -> list[str]:
         "no clear difference from": "no clear difference for",
     }
     parts = [f"{said[kind]} {_listed(rows)}" for kind, rows in gaps.items() if rows]
-    return [f"Against {base}: {'; '.join(parts)}."] if parts else []
+    # An interval over the problems of one seed is narrower than the difference between seeds.
+    where = ", in this one seed" if len(result["seeds"]) == 1 else ""
+    return [f"Against {base}{where}: {'; '.join(parts)}."] if parts else []
 
 
 def _deliberation(names: Sequence[str], arms: Sequence[Row]) -> list[str]:
