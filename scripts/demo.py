@@ -68,7 +68,7 @@ def main(out: Path, seed: str) -> int:
         code = subprocess.run(command).returncode
         if code:
             return code
-    page = out / "index.html"
+    page = out / "demo.html"
     write_joined(page, "What hindsight teaches", [Joined(half.heading, half.about, out / half.name) for half in HALVES])
     print(f"The page of this demo: {page.resolve()}")
     return 0
