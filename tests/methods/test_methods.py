@@ -37,7 +37,7 @@ from support.tiny import save_tiny_model
 LORA = LoraConfig(rank=3, alpha=6)
 REVERSE = {"kind": "reverse_kl", "support": {"kind": "top_k", "k": 20}}
 JSD_5 = {"kind": "jensen_shannon", "support": {"kind": "top_k", "k": 5}}
-FIRST_RELEASE = {"divergence": {"kind": "jensen_shannon"}, "score_temperature": 1.1}
+FIRST_RELEASE = {"divergence": {"kind": "jensen_shannon"}}
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ TAU = partial(hand.clipped_forward_kl, clip=0.05)
 CASES: dict[str, Case] = {
     "grpo": ("grpo", {}, None, False, "live", 1.0, hand.grpo),
     "sft": ("sft", {}, None, False, "live", 1.0, hand.sft),
-    "opsd": ("opsd", {}, solution, True, "frozen", 1.0, hand.against_teacher(TAU)),
+    "opsd": ("opsd", {}, solution, True, "frozen", 1.1, hand.against_teacher(TAU)),
     "opsd first release": (
         "opsd",
         FIRST_RELEASE,

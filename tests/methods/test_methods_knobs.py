@@ -230,11 +230,13 @@ DIVERGENCES: dict[str, tuple[Mapping[str, Any], Any]] = {
 def test_a_divergence_is_taken_on_the_support_that_the_student_chooses(method: str, kind: str) -> None:
     table, by_hand = DIVERGENCES[kind]
     shown = tokens(roles={"teacher": [T]}, old_logprob=[LN(0.5)])
-    assert loss(method, shown, divergence=table) == pytest.approx([by_hand(S, T)])
+    # OPSD alone divides its scores, by the temperature of its recipe.
+    plain = {"score_temperature": 1.0} if method == "opsd" else {}
+    assert loss(method, shown, divergence=table, **plain) == pytest.approx([by_hand(S, T)])
     two = {**table, "support": {"kind": "top_k", "k": 2}}
-    assert loss(method, shown, divergence=two) == pytest.approx([by_hand(bins(S, (0, 1)), bins(T, (0, 1)))])
+    assert loss(method, shown, divergence=two, **plain) == pytest.approx([by_hand(bins(S, (0, 1)), bins(T, (0, 1)))])
     one = {**table, "support": {"kind": "top_k", "k": 1}}
-    assert loss(method, shown, divergence=one) == pytest.approx([by_hand(bins(S, (0,)), bins(T, (0,)))])
+    assert loss(method, shown, divergence=one, **plain) == pytest.approx([by_hand(bins(S, (0,)), bins(T, (0,)))])
 
 
 def softened(probs: Sequence[float], temperature: float) -> list[float]:
@@ -246,6 +248,11 @@ def test_the_score_temperature_softens_both_sides() -> None:
     shown = tokens(roles={"teacher": [T]})
     hyperparameters = {"score_temperature": 2.0, "divergence": {"kind": "reverse_kl"}}
     assert loss("opsd", shown, **hyperparameters) == pytest.approx([kl(softened(S, 2.0), softened(T, 2.0))])
+    # Unset it is what the recipe samples at, with and without the clip.
+    del hyperparameters["score_temperature"]
+    assert loss("opsd", shown, **hyperparameters) == pytest.approx([kl(softened(S, 1.1), softened(T, 1.1))])
+    clipped = sum(min(t * LN(t / s), 0.05) for s, t in zip(softened(S, 1.1), softened(T, 1.1), strict=True))
+    assert loss("opsd", shown) == pytest.approx([clipped])
     # Nothing else of the tokens changes, and nothing at all at temperature 1.
     told = tokens(roles={"teacher": [T]}, said=[2], values={"gate": 1.0}, advantage=[0.5])
     soft = at_temperature(told, 2.0)
@@ -442,7 +449,7 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     # Default, a value at each open end that is refused.
     "grpo": {"scale": ("std",), "clip_low": (0.2, 0.0), "clip_high": (0.2, 0.0)},
     "sft": {},
-    "opsd": {"score_temperature": (1.0, 0.0), "context": ("solution",)},
+    "opsd": {"score_temperature": (None, 0.0), "context": ("solution",)},
     "sdft": {"teacher_rate": (0.01, -0.01, 1.01), "context": ("solution",)},
     "sdpo": {"teacher_rate": (0.05, -0.01, 1.01), "ratio_cap": (2.0, 0.0), "context": ("sibling_or_feedback",)},
     "credit": {

@@ -11,7 +11,7 @@ from selfdistill.cli.teachers import measure
 from selfdistill.errors import ConfigError
 from selfdistill.training import build
 from selfdistill.training.build import assemble, build_models
-from selfdistill.training.problem import build_problem
+from selfdistill.training.problem import build_problem, resolve
 from support.runs import tiny_run
 
 
@@ -31,6 +31,16 @@ def test_a_mistake_of_the_problem_is_said_before_a_model_is_looked_for() -> None
     for build_it in (assemble, lambda config: build_models(build_problem(config))):
         with pytest.raises(ConfigError, match="unknown context 'nowhere'"):
             build_it(nowhere)
+
+
+def test_opsd_scores_at_the_temperature_that_it_samples_at(model: Path) -> None:
+    def resolved(*changes: str) -> object:
+        return resolve(tiny_run(model, "opsd", *changes)).method["score_temperature"]
+
+    assert resolved() == 1.1
+    assert resolved("sampling.temperature=0.7") == 0.7
+    assert resolved("sampling.temperature=0.7", "method.score_temperature=1.0") == 1.0
+    assert "score_temperature" not in resolve(tiny_run(model, "sdft", "sampling.temperature=0.7")).method
 
 
 def test_every_step_adds_to_the_one_before(model: Path) -> None:

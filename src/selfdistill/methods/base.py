@@ -112,6 +112,10 @@ class Method(Strict):
         0.0, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step."
     )
 
+    def at_sampling_temperature(self, temperature: float) -> Method:
+        """The method with the hyperparameters filled in that follow ``sampling.temperature`` where they are unset."""
+        return self
+
     def roles(self) -> Mapping[str, Role]:
         """Contexts scored beside the student's, by role name."""
         return {}

@@ -15,9 +15,10 @@ from selfdistill.types import Role, TokenSlice
 class OPSD(Method):
     """Divergence from S(·|x, y_<t) to T(·|x, r, y_<t) on the student's own completions (arXiv 2601.18734).
 
-    T has the weights of step 0. Defaults are the current recipe (clipped forward KL, τ = 0.05); the first release is
-    ``divergence = {kind = "jensen_shannon"}`` with ``score_temperature`` = the sampling temperature, learning rate
-    2e-4 and 2048 tokens (config ``countdown-opsd-first``).
+    T has the weights of step 0. Both sides are divided by the sampling temperature, 1.1, as in the released trainer.
+    Defaults are the current recipe (clipped forward KL, τ = 0.05, to which belongs ``optimiser.clip_norm = 0.1``); the
+    first release is ``divergence = {kind = "jensen_shannon"}``, learning rate 2e-4 and 2048 tokens (config
+    ``countdown-opsd-first``).
     """
 
     recommended: ClassVar[Recommended] = Recommended(
@@ -25,12 +26,18 @@ class OPSD(Method):
     )
     name: Literal["opsd"] = "opsd"
     divergence: Divergence = Field(default=ClippedForwardKL(), description="How teacher and student are compared.")
-    score_temperature: float = Field(1.0, gt=0, description="Divides the scores of both sides alike.")
+    score_temperature: float | None = Field(
+        None, gt=0, description="Divides the scores of both sides alike; unset: the sampling temperature."
+    )
     context: str = Field("solution", description="Template that the teacher is shown.")
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: frozen weights, reference solution."""
         return {"teacher": self.teacher(self.context, "frozen")}
+
+    def at_sampling_temperature(self, temperature: float) -> OPSD:
+        """The released trainer scores at the temperature that it samples at."""
+        return self if self.score_temperature else self.model_copy(update={"score_temperature": temperature})
 
     def needs_rewards(self) -> bool:
         """Solutions are enough."""
@@ -38,5 +45,6 @@ class OPSD(Method):
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token."""
-        softened = at_temperature(tokens, self.score_temperature)
+        # A method that no config has resolved scores at the temperature that the recipe samples at.
+        softened = at_temperature(tokens, self.score_temperature or self.recommended.temperature)
         return self.divergence.between(*on_support(softened, self.divergence.support, "student", "teacher"))

@@ -72,6 +72,7 @@ def resolve(config: RunConfig) -> ResolvedConfig:
         "top_k": recommended.top_k,
         **config.sampling.model_dump(exclude_none=True),
     }
+    method = method.at_sampling_temperature(sampling["temperature"])
     decided = {
         "model": config.model.model_copy(update={"path": lasting_name(config.model.path)}),
         "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
