@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import selfdistill as sd
 from support.runs import lines, tiny_run, train
 
 
@@ -24,3 +26,26 @@ def test_weights_that_stand_still_answer_alike_at_every_evaluation(model: Path, 
     # Another seed draws other completions.
     train(tiny_run(model, "grpo", *still, "seed=1"), tmp_path / "other")
     assert lines(tmp_path / "other" / "evaluations.jsonl")[0]["tokens"] != first["tokens"]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_evaluations_sample_by_settings_of_their_own(model: Path, tmp_path: Path) -> None:
+    def evaluations(name: str, *settings: str) -> list[dict[str, Any]]:
+        config = tiny_run(model, "grpo", "steps=1", "evaluation.every=1", *settings)
+        train(config, tmp_path / name)
+        return lines(tmp_path / name / "evaluations.jsonl")
+
+    greedy = evaluations("greedy", "evaluation.temperature=0")
+    # One token to choose from, or a nucleus that none but the likeliest enters, is greedy too.
+    assert [row["tokens"] for row in evaluations("k", "evaluation.top_k=1")] == [row["tokens"] for row in greedy]
+    nucleus = evaluations("p", "evaluation.top_p=1e-6", "evaluation.max_tokens=3")
+    assert [row["tokens"] for row in nucleus] == [[min(6, total) for total in row["tokens"]] for row in greedy]
+    assert greedy[0]["tokens"] == [20, 20, 20]
+    # What was learnt from is drawn as ever.
+    drawn = [lines(tmp_path / name / "rollouts.jsonl") for name in ("greedy", "p")]
+    assert [row["ids"] for row in drawn[0]] == [row["ids"] for row in drawn[1]]
+    # The command takes them over from the run's folder.
+    again = sd.evaluate(tmp_path / "p", split="validation", limit=3, samples=2)
+    assert (again["tokens"], again["top_p"], again["max_tokens"]) == (nucleus[-1]["tokens"], 1e-6, 3)
+    other = sd.evaluate(tmp_path / "p", split="validation", limit=3, samples=2, max_tokens=2, temperature=0.5)
+    assert (other["tokens"], other["temperature"]) == ([4, 4, 4], 0.5)

@@ -30,7 +30,7 @@ def evaluate(
     samples: int = 8,
     limit: int | None = None,
     split: str = "test",
-    temperature: float = 1.0,
+    temperature: float | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
     reward: str | RewardFunction | None = None,
@@ -44,7 +44,8 @@ def evaluate(
         samples: completions of every problem.
         limit: only the first problems of the split.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        temperature: of sampling; 0 is greedy.
+        temperature: of sampling; 0 is greedy; unset: the run folder's own, else 1. A nucleus is set by ``overrides``,
+            for example ``{"evaluation.top_p": 0.95}``.
         max_tokens: longest completion; unset: the run folder's own, else 1024 or half the window.
         seed: of sampling.
         reward: a function that replaces the task's reward, as for :func:`load_task`.

@@ -124,7 +124,9 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems of the split.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy; unset: the run's own, else 1.")
+    ] = None,
     max_tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
     set_: Set = None,

@@ -24,7 +24,7 @@ def evaluate_model(
     samples: int,
     limit: int | None,
     split: str,
-    temperature: float,
+    temperature: float | None,
     max_tokens: int | None,
     seed: int,
     overrides: Sequence[str] | Mapping[str, Any],
@@ -33,8 +33,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate a model directory, a checkpoint, a run's newest checkpoint, a hub id or a shipped model.
 
-    A run folder has its own task and token limit; for anything else ``task`` is required. ``loaded`` is a model in
-    memory that replaces the one at ``model``; ``judge`` is a task object that replaces ``task``.
+    A run folder has its own task and evaluation settings; for anything else ``task`` is required. ``loaded`` is a
+    model in memory that replaces the one at ``model``; ``judge`` is a task object that replaces ``task``.
 
     Returns:
         The evaluation as plain JSON, with the arguments, the skipped problems and remarks.
@@ -45,10 +45,21 @@ def evaluate_model(
     config = config_for(model, task, overrides, command="evaluate")
     policy, chat, path, remarks = load_model(model, config, loaded)
     judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
-    tokens = max_tokens or config.sampling.max_tokens or usual_length(chat)
-    params = SamplingParams(count=samples, max_tokens=tokens, temperature=temperature, seed=derive(seed, "evaluation"))
-    examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=config.sampling.thinking)
+    # What is not asked for is as in the run's own evaluations.
+    own = config.evaluation
+    tokens = max_tokens or own.max_tokens or config.sampling.max_tokens or usual_length(chat)
+    thinking = config.sampling.thinking if own.thinking is None else own.thinking
+    params = SamplingParams(
+        count=samples,
+        max_tokens=tokens,
+        temperature=own.temperature if temperature is None else temperature,
+        top_p=own.top_p,
+        top_k=own.top_k,
+        seed=derive(seed, "evaluation"),
+    )
+    examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
     sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
-    result = evaluate(examples, judge, sampler, chat, params, thinking=config.sampling.thinking).to_json()
+    result = evaluate(examples, judge, sampler, chat, params, thinking=thinking).to_json()
     origin = {"model": model, "weights": path, "task": config.task.kind, "split": split, "max_tokens": tokens}
-    return {**origin, "temperature": temperature, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}
+    drawn = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
+    return {**origin, **drawn, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}

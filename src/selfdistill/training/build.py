@@ -240,7 +240,12 @@ def choose_examples(models: Models) -> tuple[list[Example], list[Example], Count
         kept, unfit = fitting(train, chat, max_tokens=max_tokens, thinking=thinking)
     else:
         kept, unfit = fitting_solutions(train, chat, thinking=thinking)
-    kept_held_out, unfit_held_out = fitting(held_out, chat, max_tokens=max_tokens, thinking=thinking)
+    kept_held_out, unfit_held_out = fitting(
+        held_out,
+        chat,
+        max_tokens=evaluation.max_tokens or max_tokens,
+        thinking=thinking if evaluation.thinking is None else evaluation.thinking,
+    )
     return kept, kept_held_out, unfit + unfit_held_out
 
 

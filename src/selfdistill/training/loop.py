@@ -223,13 +223,17 @@ class Run:
         While nothing has been judged no evaluation is better than another, and the newest is exported.
         """
         now, parts = self.counters, self.parts
+        config = self.config.evaluation
         params = SamplingParams(
-            count=self.config.evaluation.samples,
-            max_tokens=parts.worker.params.max_tokens,
-            temperature=self.config.evaluation.temperature,
+            count=config.samples,
+            max_tokens=config.max_tokens or parts.worker.params.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
             seed=derive(self.config.seed, "evaluation"),
         )
-        problems, sampler, thinking = parts.held_out, parts.worker.sampler, parts.worker.thinking
+        problems, sampler = parts.held_out, parts.worker.sampler
+        thinking = parts.worker.thinking if config.thinking is None else config.thinking
         evaluation = evaluate(problems, parts.task, sampler, parts.chat, params, thinking=thinking, world=self.world)
         result = evaluation.to_json()
         now.latest, now.latest_step = result, now.step

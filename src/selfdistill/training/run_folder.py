@@ -97,6 +97,13 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     return path
 
 
+OWN = {
+    "sampling": ("max_tokens", "thinking", "max_batch_size"),
+    "evaluation": ("temperature", "top_p", "top_k", "max_tokens", "thinking"),
+}
+"""Settings of a run that a command on its folder takes over."""
+
+
 def config_for(
     model: str,
     task: str | Mapping[str, Any] | None,
@@ -122,10 +129,8 @@ def config_for(
         if "task" not in run:
             raise DataError(f"{model} is no run folder: its config.json is missing or names no task")
         raw.update({key: run[key] for key in ("task", "reward", "contexts") if key in run})
-        sampling = run.get("sampling", {})
-        raw["sampling"] = {
-            key: sampling[key] for key in ("max_tokens", "thinking", "max_batch_size") if key in sampling
-        }
+        for table, names in OWN.items():
+            raw[table] = {key: run.get(table, {})[key] for key in names if key in run.get(table, {})}
     else:
         raw["task"] = {"kind": task} if isinstance(task, str) else dict(task)
     apply_overrides(raw, overrides)
