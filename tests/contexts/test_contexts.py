@@ -12,6 +12,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.types import Message, Skipped
 
 PROMPT = (Message("system", "Be brief."), Message("user", "what is 1 + 1 ?"))
+OTHER = (Message("tools", "[]"), Message("system", "Be long."), Message("user", "<other_question>"))
 NAMES = {
     "student",
     "solution",
@@ -36,9 +37,11 @@ def load(folder: Path, text: str) -> dict[str, Template]:
 
 
 def shown(name: str, fields: dict[str, str], *, source: str = "default") -> str:
-    messages = apply(load_templates(source), name, PROMPT, fields)
+    messages = apply(load_templates(source), name, PROMPT, fields, other_input=OTHER)
     assert not isinstance(messages, Skipped)
-    assert messages[:-1] == PROMPT[:-1]
+    # What belongs to a question stands above it, and nothing above a solution alone.
+    other = name.startswith("other_question")
+    assert messages[:-1] == (OTHER[:-1] if other else () if name == "reference_only" else PROMPT[:-1])
     assert messages[-1].role == "user"
     return messages[-1].content
 
@@ -123,6 +126,25 @@ def test_a_system_text_takes_the_place_of_what_stood_before(tmp_path: Path) -> N
     templates = load(tmp_path, '[own]\nsystem = "You are a teacher."\ntext = "$question for $$5"\n')
     messages = apply(templates, "own", PROMPT, {})
     assert messages == (Message("system", "You are a teacher."), Message("user", "what is 1 + 1 ? for $5"))
+
+
+def test_an_own_system_text_keeps_the_tools_of_the_question_that_is_shown(tmp_path: Path) -> None:
+    own = (Message("tools", '["own"]'), *PROMPT)
+    templates = load(
+        tmp_path,
+        '[own]\nsystem = "Teach."\ntext = "$question"\n[other]\nsystem = "Teach."\ntext = "$other_question"\n'
+        '[none]\nsystem = "Teach."\ntext = "$solution"\n[both]\ntext = "$question or $other_question"\n',
+    )
+    fields = {"other_question": "<other_question>", "solution": "2"}
+    shown = {name: apply(templates, name, own, fields, other_input=OTHER) for name in templates}
+    teach = Message("system", "Teach.")
+    assert shown == {
+        "own": (own[0], teach, PROMPT[1]),
+        "other": (OTHER[0], teach, OTHER[2]),
+        "none": (teach, Message("user", "2")),
+        # A context of the own question that mentions another one is about the own.
+        "both": (*own[:-1], Message("user", "what is 1 + 1 ? or <other_question>")),
+    }
 
 
 def test_text_in_a_field_is_no_template() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, apply
 from selfdistill.seeds import derive
-from selfdistill.types import STUDENT, Example, Role, RolloutGroup, Skipped
+from selfdistill.types import STUDENT, Example, Message, Role, RolloutGroup, Skipped
 
 
 def hindsight(
@@ -17,9 +17,8 @@ def hindsight(
     """All template fields of completion ``index`` of a group, by name, after the whole step is sampled.
 
     ``contrast`` is the index of the other question and of the wrong sibling, in an order that depends only on the seed
-    and the example. The question is never the group's own, the wrong sibling never has the completion's text, and
+    and the example. The question is that of :func:`other_input`, the wrong sibling never has the completion's text, and
     different contrasts have different fields. If there are too few, the field is missing and the context is skipped.
-    Completions of a group get the same question, so that they share one prompt.
     """
     own_group = groups[group]
     verdict = own_group.verdicts[index]
@@ -33,16 +32,32 @@ def hindsight(
     right = (i for i, v in enumerate(own_group.verdicts) if i != index and v.correct and answers[i])
     if (sibling := next(right, None)) is not None:
         fields["sibling"] = answers[sibling]
-    questions = {other.example.prompt[-1].content for other in groups} - {own_group.example.prompt[-1].content}
+    if other := other_input(groups, group, contrast=contrast, seed=seed):
+        fields["other_question"] = other[-1].content
     wrong = {
         text for text, v in zip(answers, own_group.verdicts, strict=True) if v.reward is not None and not v.correct
     }
-    wrong -= {"", answers[index]}
-    for name, choices in (("other_question", sorted(questions)), ("wrong_sibling", sorted(wrong))):
-        random.Random(derive(seed, name, own_group.example.id)).shuffle(choices)
-        if contrast < len(choices):
-            fields[name] = choices[contrast]
+    choices = sorted(wrong - {"", answers[index]})
+    random.Random(derive(seed, "wrong_sibling", own_group.example.id)).shuffle(choices)
+    if contrast < len(choices):
+        fields["wrong_sibling"] = choices[contrast]
     return fields
+
+
+def other_input(groups: Sequence[RolloutGroup], group: int, *, contrast: int, seed: int) -> tuple[Message, ...]:
+    """The whole prompt of another question of the step, the ``contrast``-th in a seeded order; empty if too few differ.
+
+    It is never the group's own, and different contrasts are different inputs. Completions of a group get the same one,
+    so that they share one prompt.
+    """
+    own = groups[group].example
+    # Ordered by the last message first, so that prompts of one message keep the order of their texts.
+    choices = sorted(
+        {other.example.prompt for other in groups} - {own.prompt},
+        key=lambda prompt: [(message.content, message.role) for message in reversed(prompt)],
+    )
+    random.Random(derive(seed, "other_question", own.id)).shuffle(choices)
+    return choices[contrast] if contrast < len(choices) else ()
 
 
 def role_prompt(
@@ -54,10 +69,13 @@ def role_prompt(
     *,
     thinking: bool | None,
     room: int,
+    other_input: Sequence[Message] = (),
 ) -> tuple[int, ...] | Skipped:
     """Prompt ids of a role, or why it is skipped: a missing field, or no ``room`` tokens left for a completion."""
     name = role.context or STUDENT
-    messages = apply(templates, role.context, example.prompt, fields) if role.context else example.prompt
+    messages: tuple[Message, ...] | Skipped = example.prompt
+    if role.context:
+        messages = apply(templates, role.context, example.prompt, fields, other_input=other_input)
     if isinstance(messages, Skipped):
         return messages
     ids = chat.encode(messages, thinking=thinking if role.thinking is None else role.thinking)

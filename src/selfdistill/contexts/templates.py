@@ -1,8 +1,12 @@
 """Contexts as data: named prompt templates in TOML files.
 
-A template's text replaces the last user message of the student's prompt; messages before it stay. ``$question`` is
-that message's own text; every other ``$name`` is a field of the example or of its group. A field that is missing makes
-the rendering a counted :class:`~selfdistill.types.Skipped`, never an empty string.
+A template's text replaces the last user message of the student's prompt. ``$question`` is that message's own text;
+every other ``$name`` is a field of the example or of its group. A field that is missing makes the rendering a counted
+:class:`~selfdistill.types.Skipped`, never an empty string.
+
+What stands before the text (system text, tools, earlier turns) belongs to the question that the text shows: to the
+example's own where it names ``$question``, to the other input where it names ``$other_question`` alone, and it is left
+out where the text names neither, because such a context knows a solution and no question.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ FIELDS = {
     "feedback": "the environment's text about the scored completion",
     "sibling": "a correct completion of the same group other than the scored one, thinking stripped",
     "verdict": "'correct' or 'wrong', of the scored completion",
-    "other_question": "another question of the batch",
+    "other_question": "another question of the batch; its system text, tools and earlier turns come with it",
     "wrong_sibling": "a wrong completion of the same group, thinking stripped",
 }
 """Fields that the library itself fills; a task or a field mapping may add more."""
@@ -49,8 +53,12 @@ class Template:
         names = string.Template(self.text or "").get_identifiers()
         return tuple(name for name in names if name != "question")
 
-    def render(self, prompt: Sequence[Message], fields: Mapping[str, str]) -> tuple[Message, ...] | Skipped:
-        """The prompt with its last message replaced by the text, or which field is missing.
+    def render(
+        self, prompt: Sequence[Message], fields: Mapping[str, str], *, other_input: Sequence[Message] = ()
+    ) -> tuple[Message, ...] | Skipped:
+        """The text below what belongs to its question, or which field is missing.
+
+        ``other_input`` is the whole prompt whose last message is ``$other_question``; empty if the data has that field.
 
         Raises:
             ConfigError: the prompt does not end with a user message.
@@ -61,8 +69,14 @@ class Template:
         if not prompt or prompt[-1].role != "user":
             raise ConfigError(f"context {self.name}: the prompt must end with a user message")
         text = string.Template(self.text or "").substitute(fields, question=prompt[-1].content)
-        tools = tuple(message for message in prompt[:-1] if message.role == "tools")
-        head = prompt[:-1] if self.system is None else (*tools, Message("system", self.system))
+        shown = string.Template(self.text or "").get_identifiers()
+        head: Sequence[Message] = ()
+        if "question" in shown:
+            head = prompt[:-1]
+        elif "other_question" in shown:
+            head = other_input[:-1]
+        if self.system is not None:
+            head = (*(message for message in head if message.role == "tools"), Message("system", self.system))
         return (*head, Message("user", text))
 
 
@@ -100,7 +114,12 @@ def shipped_contexts() -> list[str]:
 
 
 def apply(
-    templates: Mapping[str, Template], name: str, prompt: Sequence[Message], fields: Mapping[str, str]
+    templates: Mapping[str, Template],
+    name: str,
+    prompt: Sequence[Message],
+    fields: Mapping[str, str],
+    *,
+    other_input: Sequence[Message] = (),
 ) -> tuple[Message, ...] | Skipped:
     """The messages of a context, or why it cannot be rendered.
 
@@ -111,11 +130,11 @@ def apply(
         raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
     template = templates[name]
     if template.first_of:
-        tried = [apply(templates, choice, prompt, fields) for choice in template.first_of]
+        tried = [apply(templates, choice, prompt, fields, other_input=other_input) for choice in template.first_of]
         usable = next((result for result in tried if not isinstance(result, Skipped)), None)
         missing = dict.fromkeys(field for result in tried if isinstance(result, Skipped) for field in result.missing)
         return usable or Skipped(name, tuple(missing), template.first_of)
-    return template.render(prompt, fields)
+    return template.render(prompt, fields, other_input=other_input)
 
 
 def may_show(templates: Mapping[str, Template], name: str) -> list[str]:

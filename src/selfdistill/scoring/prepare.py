@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import hindsight, role_prompt
+from selfdistill.contexts.fields import hindsight, other_input, role_prompt
 from selfdistill.contexts.templates import Template
 from selfdistill.errors import ConfigError
 from selfdistill.methods.base import BatchScores, Method, State
@@ -90,12 +90,20 @@ def render(
                 elif (ids := sampled_from.get(name)) is not None:
                     prompts[name] = ids
                 else:
-                    fields = group.example.fields
+                    fields, other = group.example.fields, ()
                     if name not in sampling_roles:
                         fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
+                        other = other_input(groups, g, contrast=role.contrast, seed=seed)
                     space = len(rollout.completion_ids) if room is None else room
                     prompts[name] = role_prompt(
-                        role, group.example, fields, templates, chat, thinking=thinking, room=space
+                        role,
+                        group.example,
+                        fields,
+                        templates,
+                        chat,
+                        thinking=thinking,
+                        room=space,
+                        other_input=other,
                     )
             rendered[g].append(prompts)
     return rendered
