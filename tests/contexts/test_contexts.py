@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from selfdistill.contexts.fields import hindsight
 from selfdistill.contexts.templates import FIELDS, Template, apply, load_templates, shipped_contexts
 from selfdistill.errors import ConfigError
-from selfdistill.types import Message, Skipped
+from selfdistill.types import Example, Message, Rollout, RolloutGroup, Skipped, Verdict
+from support.engine import load_exact
 
 PROMPT = (Message("system", "Be brief."), Message("user", "what is 1 + 1 ?"))
 OTHER = (Message("tools", "[]"), Message("system", "Be long."), Message("user", "<other_question>"))
@@ -46,7 +48,7 @@ def shown(name: str, fields: dict[str, str], *, source: str = "default") -> str:
     return messages[-1].content
 
 
-@pytest.mark.parametrize("source", ["countdown", "default", "toolbox"])
+@pytest.mark.parametrize("source", ["countdown", "default", "papers", "toolbox"])
 def test_a_shipped_file_holds_every_context_and_only_known_fields(source: str) -> None:
     assert source in shipped_contexts()
     templates = load_templates(source)
@@ -91,10 +93,54 @@ def test_what_each_context_shows_and_hides(source: str) -> None:
         assert {field for field, mark in marks.items() if mark in text} == expected[name], name
 
 
-def test_the_contrast_differs_from_its_context_in_the_question_alone() -> None:
+@pytest.mark.parametrize("source", ["default", "papers"])
+def test_the_contrast_differs_from_its_context_in_the_question_alone(source: str) -> None:
     fields = {"sibling": "<sibling>", "feedback": "<feedback>", "other_question": "<other>"}
     for context, contrast in (("sibling", "other_question_sibling"), ("feedback", "other_question_feedback")):
-        assert shown(contrast, fields) == shown(context, fields).replace(PROMPT[-1].content, "<other>")
+        own, other = (shown(name, fields, source=source) for name in (context, contrast))
+        assert other == own.replace(PROMPT[-1].content, "<other>")
+
+
+def test_the_papers_words() -> None:
+    fields = {name: f"<{name}>" for name in FIELDS if name != "question"}
+    question = PROMPT[-1].content
+
+    def words(name: str) -> str:
+        return shown(name, fields, source="papers")
+
+    assert words("sibling") == f"{question}\nCorrect solution:\n\n<sibling>\n\nCorrectly solve the original question."
+    assert words("sibling_or_solution_verdict") == (
+        f"{question}\n\nYour previous attempt:\n\n<sibling>\n\nPrevious assessment: <assessment>\n\n"
+        "Now solve this problem step by step."
+    )
+    assert words("solution_verdict") == words("sibling_verdict").replace("<sibling>", "<solution>")
+    assert words("demonstration") == (
+        f"{question}\n\nThis is an example for a response to the question:\n<solution>\n\n"
+        "Now answer with a response of your own, including the thinking process."
+    )
+    # Purified's teacher and reference differ in the problem alone.
+    assert words("solution") == f"Problem: {question}\n\n{words('reference_only')}"
+    assert words("reference_only").endswith("\n\nPlease reason step by step, and put your final answer within \\boxed{}.")
+    # As many newlines as in the trainer's code: none is lost to TOML.
+    assert "=== Reference Solution Begin ===\n<solution>\n=== Reference Solution End ===\n\n\nAfter" in words("solution")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "sentence"),
+    [
+        (Verdict(1.0), "Your answer is correct."),
+        (Verdict(0.5), "Your answer is incorrect."),
+        (Verdict(7 / 12, details={"tests_passed": 7.0, "tests_total": 12.0}), "Your code passes 7 of 12 test cases."),
+        (Verdict(None), None),
+    ],
+)
+def test_the_assessment_says_how_many_tests_a_program_passes(
+    verdict: Verdict, sentence: str | None, model: Path
+) -> None:
+    _, chat = load_exact(model)
+    rollout = Rollout((), (1,), (0.0,), True, "so", 0)
+    group = RolloutGroup(Example("one", PROMPT), (rollout,), (verdict,))
+    assert hindsight([group], 0, 0, chat, contrast=0, seed=0).get("assessment") == sentence
 
 
 def test_needs_are_the_fields_in_order_without_the_question() -> None:

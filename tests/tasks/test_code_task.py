@@ -135,6 +135,7 @@ def test_functions_and_classes_of_the_mbpp_schema(tmp_path: Path) -> None:
     assert task.verify(example, task.reference(example), finished=True).correct
     wrong = task.verify(example, code(MBPP["code"].replace("a.w + b.w", "'abc'")), finished=True)
     assert wrong.reward == pytest.approx(1 / 3)
+    assert wrong.details == {"tests": wrong.reward, "tests_passed": 1.0, "tests_total": 3.0}
     assert wrong.feedback == (
         "the test failed: a wrong answer\ninput: join(<Leaf object>, <Leaf object>)\nexpected: 'abab'\ngot: 'abc'"
     )

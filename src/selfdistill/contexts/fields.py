@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, apply
 from selfdistill.seeds import derive
-from selfdistill.types import STUDENT, Example, Message, Role, RolloutGroup, Skipped
+from selfdistill.types import STUDENT, Example, Message, Role, RolloutGroup, Skipped, Verdict
 
 
 def hindsight(
@@ -25,6 +25,7 @@ def hindsight(
     fields = dict(own_group.example.fields)
     if verdict.reward is not None:
         fields["verdict"] = "correct" if verdict.correct else "wrong"
+        fields["assessment"] = _assessment(verdict)
     if verdict.feedback:
         fields["feedback"] = verdict.feedback
     answers = [chat.answer_part(rollout) for rollout in own_group.rollouts]
@@ -42,6 +43,14 @@ def hindsight(
     if contrast < len(choices):
         fields["wrong_sibling"] = choices[contrast]
     return fields
+
+
+def _assessment(verdict: Verdict) -> str:
+    """The binary sentence of AntiSD's paper (Appendix C), or its counts where all tests of a program were run."""
+    if "tests_total" in verdict.details:
+        passed, total = (round(verdict.details[name]) for name in ("tests_passed", "tests_total"))
+        return f"Your code passes {passed} of {total} test cases."
+    return "Your answer is correct." if verdict.correct else "Your answer is incorrect."
 
 
 def other_input(groups: Sequence[RolloutGroup], group: int, *, contrast: int, seed: int) -> tuple[Message, ...]:

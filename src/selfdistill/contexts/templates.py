@@ -28,12 +28,13 @@ FIELDS = {
     "feedback": "the environment's text about the scored completion",
     "sibling": "a correct completion of the same group other than the scored one, thinking stripped",
     "verdict": "'correct' or 'wrong', of the scored completion",
+    "assessment": "the verdict as AntiSD words it; of code judged by its share of tests: how many of them it passes",
     "other_question": "another question of the batch; its system text, tools and earlier turns come with it",
     "wrong_sibling": "a wrong completion of the same group, thinking stripped",
 }
 """Fields that the library itself fills; a task or a field mapping may add more."""
 
-HINDSIGHT = ("feedback", "sibling", "verdict", "other_question", "wrong_sibling")
+HINDSIGHT = ("feedback", "sibling", "verdict", "assessment", "other_question", "wrong_sibling")
 """The :data:`FIELDS` that exist only after sampling, unless the data itself has them."""
 
 

@@ -113,7 +113,10 @@ class CodeTask(RowTask):
         return example.fields.get("solution", "")
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """Run the public tests, then the hidden ones. ``details["tests"]`` is the share of tests that pass."""
+        """Run the public tests, then the hidden ones. ``details["tests"]`` is the share of tests that pass.
+
+        With ``reward = "share"``, where all tests are run, ``tests_passed`` and ``tests_total`` are their numbers.
+        """
         assert isinstance(example, CodeExample) and example.job is not None, "an example of another task"
         job = example.job
         code = _code(job, after_thinking(text), finished=finished)
@@ -126,13 +129,17 @@ class CodeTask(RowTask):
         public = self._run(job, job.public, source)
         decided = self.config.reward == "all" and public.problem is not None
         hidden = Result() if decided else self._run(job, job.hidden, source)
-        share = (public.passed + hidden.passed) / (public.total + hidden.total or 1)
+        passed, total = public.passed + hidden.passed, public.total + hidden.total
+        share = passed / (total or 1)
+        details = {"tests": share}
+        if self.config.reward == "share" and total:
+            details |= {"tests_passed": float(passed), "tests_total": float(total)}
         if public.problem is None and hidden.problem is None:
-            if not public.total + hidden.total:
+            if not total:
                 return Verdict(0.0, feedback=UNREACHED, details={"tests": 0.0})
-            return Verdict(1.0, details={"tests": share})
+            return Verdict(1.0, details=details)
         reward = share if self.config.reward == "share" else 0.0
-        return Verdict(reward, feedback=self._feedback(example, job, source, public, hidden), details={"tests": share})
+        return Verdict(reward, feedback=self._feedback(example, job, source, public, hidden), details=details)
 
     def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
         """A verdict for each (example, text, finished), verified in parallel by ``workers`` threads."""
