@@ -16,10 +16,11 @@ from selfdistill.config.sources import shipped_configs
 from selfdistill.config.tasks import CodeConfig, RowsConfig, SourceConfig
 from selfdistill.tasks.rows import RowTask
 from selfdistill.training.build import Parts, assemble
+from selfdistill.training.problem import resolve
 from selfdistill.types import Example, Rollout, RolloutGroup
 from support.bytewise import save_bytewise_model
 
-RECIPES = [name for name in shipped_configs() if "qwen3" in name or "olmo3" in name]
+RECIPES = [name for name in shipped_configs() if any(model in name for model in ("qwen3", "olmo3", "r1-distill"))]
 
 DOCUMENTED = "f: A tool.\nParameters: {{}}\n\ng: Another.\nParameters: {{}}\n\nBegin!\nQuestion: request {}?"
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -97,7 +98,8 @@ def test_there_is_a_recipe_for_every_published_setting() -> None:
     expected |= {f"purified-{size}" for size in ("qwen3-4b", "qwen3-8b", "olmo3-7b-think")}
     expected |= {f"antisd-{m}" for m in ("qwen3-8b", "qwen3-4b-instruct", "olmo3-7b-instruct", "olmo3-7b-think")}
     expected |= {f"{method}-{data}-qwen3-8b" for method in ("sdpo", "credit") for data in ("science", "tools")}
-    expected |= {"sdpo-code-qwen3-8b"}
+    expected |= {"sdpo-code-qwen3-8b", "credit-code-qwen3-8b", "credit-science-olmo3-7b-instruct"}
+    expected |= {"antisd-qwen3-30b-a3b", "purified-r1-distill-7b", "pbsd-tools-qwen3-8b"}
     assert expected <= set(RECIPES)
 
 
@@ -112,6 +114,33 @@ def test_a_recipe_says_where_it_comes_from_what_it_takes_and_what_to_expect(name
     assert config.model.device == "cuda" and config.model.lora is not None
     if isinstance(config.task, RowsConfig) and isinstance(config.task.path, SourceConfig):
         assert config.task.path.split == "train"
+
+
+PUBLISHED = {
+    "opsd": {"clip_norm": 0.1, "weight_decay": 0.0, "temperature": 1.0, "top_p": 0.95},
+    "antisd": {"clip_norm": 1.0, "weight_decay": 0.01, "temperature": 0.7, "top_p": 0.95},
+    "sdpo": {"clip_norm": 1.0, "weight_decay": 0.01},
+    "credit": {"clip_norm": 1.0, "weight_decay": 0.01},
+    "purified": {"clip_norm": 1.0, "weight_decay": 0.0},
+    "pbsd": {"clip_norm": 1.0, "weight_decay": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_names_every_setting_around_its_loss(name: str) -> None:
+    config = load_config(name)
+    method = str(config.method["name"])
+    found = {"clip_norm": config.optimiser.clip_norm, "weight_decay": config.optimiser.weight_decay}
+    found |= {"temperature": config.evaluation.temperature, "top_p": config.evaluation.top_p}
+    assert found.items() >= PUBLISHED[method].items()
+    # Named, not left to defaults that may move; and where the words are not the papers', the file says so.
+    assert {"warmup", "clip_norm", "weight_decay"} <= config.optimiser.model_fields_set
+    assert {"temperature", "top_p"} <= config.evaluation.model_fields_set
+    assert config.contexts == ("default" if method == "pbsd" else "papers")
+    if method == "opsd":
+        score, sampled = resolve(config).method["score_temperature"], config.sampling.temperature
+        assert score == sampled == 1.1
+        assert (config.sampling.thinking, config.method["teacher_thinking"]) == (False, True)
 
 
 @pytest.mark.parametrize("name", RECIPES)
