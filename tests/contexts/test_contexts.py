@@ -120,9 +120,13 @@ def test_the_papers_words() -> None:
     )
     # Purified's teacher and reference differ in the problem alone.
     assert words("solution") == f"Problem: {question}\n\n{words('reference_only')}"
-    assert words("reference_only").endswith("\n\nPlease reason step by step, and put your final answer within \\boxed{}.")
+    assert words("reference_only").endswith(
+        "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    )
     # As many newlines as in the trainer's code: none is lost to TOML.
-    assert "=== Reference Solution Begin ===\n<solution>\n=== Reference Solution End ===\n\n\nAfter" in words("solution")
+    assert "=== Reference Solution Begin ===\n<solution>\n=== Reference Solution End ===\n\n\nAfter" in words(
+        "solution"
+    )
 
 
 @pytest.mark.parametrize(

@@ -440,6 +440,11 @@ def test_rewards_tilt_the_teachers_samples(length: str) -> None:
     assert told.tolist() == pytest.approx(expected, rel=1e-12)
     assert method.loss(tokens(tilt=[0.5], said=[1])).tolist() == pytest.approx([-0.5 * LN(0.3)])
     assert list(method.keep(drawn(("teacher", 1.0), ("teacher", None)))) == [True, False]
+    # A group without a right sample teaches what is wrong, unless it is left out.
+    dropping = build_method("pbsd_reward", {"drop_wrong_groups": True})
+    assert list(dropping.keep(drawn(("teacher", 1.0), ("teacher", 0.2), ("teacher", None)))) == [True, True, False]
+    for asked, kept in ((method, True), (dropping, False)):
+        assert list(asked.keep(drawn(("teacher", 0.0), ("teacher", 0.9)))) == [kept, kept]
     assert (method.sampling_roles(), method.precompute()) == (("teacher",), ("teacher",))
 
 
@@ -481,7 +486,7 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
         "reference_context": ("reference_only",),
     },
     "pbsd": {"beta": (0.1, 0.0), "length": ("sum",), "reward_filter": ("off",), "context": ("solution",)},
-    "pbsd_reward": {"beta": (0.1, 0.0), "length": ("sum",), "context": ("solution",)},
+    "pbsd_reward": {"beta": (0.1, 0.0), "length": ("sum",), "drop_wrong_groups": (False,), "context": ("solution",)},
 }
 """The papers' defaults (or ours, where the docstrings say so), and the limits of each hyperparameter."""
 

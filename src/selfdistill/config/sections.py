@@ -164,9 +164,7 @@ class EvaluationConfig(Strict):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus.")
     top_k: int = Field(0, ge=0, description="Keep the k likeliest tokens, 0 for all.")
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; unset: sampling.max_tokens.")
-    thinking: bool | None = Field(
-        None, description="Thinking switch of the chat template; unset: sampling.thinking."
-    )
+    thinking: bool | None = Field(None, description="Thinking switch of the chat template; unset: sampling.thinking.")
     split: Literal["validation", "test"] = Field("validation", description="Split that is evaluated.")
 
 

@@ -20,7 +20,8 @@ class PBSDReward(Method):
 
     The optimum of max_π E_π[r] − β KL(π‖T) is π* ∝ T · exp(r/β); on samples of T its weights are a softmax of the
     rewards, and the cross-entropy to it needs no density of T. Only the teacher samples. Unjudged samples leave the
-    loss. Our choices: β = 0.1, frozen teacher, eight samples a prompt, log-probabilities summed over the completion
+    loss. K samples are a biased picture of π*: its right answers weigh less by a term of order 1/K, the whole weight of a
+    group without a right sample, which ``drop_wrong_groups`` leaves out. Our choices: β = 0.1, frozen teacher, eight samples a prompt, log-probabilities summed over the completion
     (``length = "mean"`` divides by its length), the learning rates.
     """
 
@@ -30,6 +31,7 @@ class PBSDReward(Method):
     name: Literal["pbsd_reward"] = "pbsd_reward"
     beta: float = Field(0.1, gt=0, description="β, how far rewards tilt the teacher.")
     length: Literal["sum", "mean"] = Field("sum", description="Whether log S is summed over tokens or their mean.")
+    drop_wrong_groups: bool = Field(False, description="Whether a group without a right sample leaves the loss.")
     context: str = Field("solution", description="Template that the teacher is shown.")
 
     def roles(self) -> Mapping[str, Role]:
@@ -45,7 +47,9 @@ class PBSDReward(Method):
         return (TEACHER,)
 
     def keep(self, group: RolloutGroup) -> Sequence[bool]:
-        """Completions that have a reward."""
+        """Completions that have a reward, of groups with a right sample where that is asked for."""
+        if self.drop_wrong_groups and not any(verdict.correct for verdict in group.verdicts):
+            return [False] * len(group.rollouts)
         return [verdict.reward is not None for verdict in group.verdicts]
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
