@@ -234,15 +234,21 @@ def credit_advantage(completions: Sequence[Scored], strength: float, *, contrast
     return mean_over_tokens(completions, loss)
 
 
-def purified(beta: float = 1.0, clip: float = 10.0) -> Callable[[Scored, int], Tensor]:
-    """Jensen–Shannon to softmax(log B + c tanh(centred(log T − log R) / c) / β)."""
+def purified(
+    beta: float = 1.0, clip: float = 10.0, *, subtraction: bool = True, pmi_target: bool = True
+) -> Callable[[Scored, int], Tensor]:
+    """Jensen–Shannon to softmax(log B + c tanh(centred(log T − log R) / c) / β), or without one of its steps."""
 
     def loss(one: Scored, t: int) -> Tensor:
         assert one.teacher is not None
-        delta = [p - r for p, r in zip(one.teacher[t], one.others["reference_only"][t], strict=True)]
+        if not subtraction and not pmi_target:
+            return jensen_shannon(one.student[t], one.teacher[t])
+        reference = one.others["reference_only" if subtraction else "base"][t]
+        delta = [p - r for p, r in zip(one.teacher[t], reference, strict=True)]
         mean = sum(delta, ZERO) / len(delta)
         bent = [clip * torch.tanh((value - mean) / clip) for value in delta]
-        target = normalised([b + d / beta for b, d in zip(one.others["base"][t], bent, strict=True)])
+        base = one.others["base"][t] if pmi_target else [ZERO] * len(bent)
+        target = normalised([b + d / beta for b, d in zip(base, bent, strict=True)])
         return jensen_shannon(one.student[t], target)
 
     return loss

@@ -17,6 +17,9 @@ def test_weights_that_stand_still_answer_alike_at_every_evaluation(model: Path, 
     still = ("optimiser.learning_rate=1e-12", "steps=2", "evaluation.every=1", "evaluation.samples=8")
     train(tiny_run(model, "grpo", *still), tmp_path / "run")
     first, *others = lines(tmp_path / "run" / "evaluations.jsonl")
+    assert [point["k"] for point in first["pass_curve"]] == [1, 2, 4, 8]
+    assert first["pass_curve"][-1] == first["pass"] and first["pass_curve"][0]["value"] == first["avg"]["value"]
+    assert sum(first["markers"].values()) == sum(first["words"])
     assert (first.pop("step"), [each.pop("step") for each in others]) == (0, [1, 2])
     assert others == [first, first]
     # What is learnt from is drawn anew at each step.

@@ -19,6 +19,7 @@ from selfdistill.evaluation.statistics import (
     nested_bootstrap,
     paired_difference,
     pass_at,
+    pass_curve,
     pass_per_problem,
 )
 
@@ -46,6 +47,21 @@ def test_pass_at_k_holds_where_binomials_overflow_and_where_problems_differ_in_s
     # The binomials themselves, as exact whole numbers.
     expected = [1 - math.comb(3997, 512) / math.comb(4000, 512), 1 - math.comb(300, 512) / math.comb(600, 512)]
     assert pass_per_problem(samples, 512) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_curve_is_pass_at_k_for_powers_of_two_and_all_samples() -> None:
+    rows = [[True, False, False, False, False, False], [True] * 3 + [False] * 3, [False] * 6]
+    curve = pass_curve(rows, seed=0)
+    assert [estimate.k for estimate in curve] == [1, 2, 4, 6]
+    # 1 − C(n−c, k) / C(n, k) by hand: c = 1, 3 and 0 of six.
+    assert [estimate.value for estimate in curve] == pytest.approx(
+        [(1 / 6 + 1 / 2) / 3, (1 / 3 + 4 / 5) / 3, (2 / 3 + 1) / 3, 2 / 3]
+    )
+    assert curve[2] == pass_at(rows, 4, seed=0)
+    assert [estimate.k for estimate in pass_curve([[True]], seed=0)] == [1]
+    assert [estimate.k for estimate in pass_curve([[True] * 8], seed=0)] == [1, 2, 4, 8]
+    with pytest.raises(ValueError, match="same number of samples"):
+        pass_curve([[True], [True, False]], seed=0)
 
 
 def test_the_majority_votes_without_those_who_have_no_answer() -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import ConfigError
-from selfdistill.evaluation.words import ALL_CLASSES, CLASSES, classify, deliberation_pattern, load_classes
+from selfdistill.evaluation.words import (
+    ALL_CLASSES,
+    CLASSES,
+    classify,
+    count_markers,
+    deliberation_pattern,
+    load_classes,
+)
 
 SENTENCE = "wait , so try 12 + 3.5 = 15.5 self-made double-check </think> the final answer is 12 + 3"
 
@@ -20,6 +27,17 @@ def classes_of(text: str, folder: Path | None = None) -> dict[str, str]:
         at += len(word) + 1
     found = classify(text, spans, load_classes(folder))
     return dict(zip(text.split(" "), found, strict=True))
+
+
+def test_each_marker_is_counted_by_itself() -> None:
+    texts = ["Wait, wait. Maybe not; let me check again.", "so perhaps, waiting or not,\nmaybe."]
+    counted = count_markers(texts)
+    assert {word: number for word, number in counted.items() if number} == {
+        "wait": 2, "maybe": 2, "let me": 1, "check again": 1, "perhaps": 1,
+    }  # fmt: skip
+    assert counted["hmm"] == 0 and list(counted)[:2] == ["wait", "hmm"]
+    assert sum(counted.values()) == sum(len(deliberation_pattern().findall(text)) for text in texts)
+    assert set(count_markers([]).values()) == {0}
 
 
 def test_every_word_goes_to_its_list() -> None:

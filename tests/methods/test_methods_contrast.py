@@ -227,12 +227,25 @@ def test_the_wrong_siblings_contrast_shows_a_wrong_answer_other_than_the_scored_
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("hyperparameters", [{}, {"beta": 0.5, "clip": 0.7}], ids=["defaults", "clipped"])
+@pytest.mark.parametrize(
+    "hyperparameters",
+    [
+        {},
+        {"beta": 0.5, "clip": 0.7},
+        {"subtraction": False, "beta": 0.5, "clip": 0.7},
+        {"pmi_target": False, "beta": 0.5, "clip": 0.7},
+        {"subtraction": False, "pmi_target": False},
+    ],
+    ids=["defaults", "clipped", "without subtraction", "without PMI target", "without both"],
+)
 def test_purified_is_jensen_shannon_to_the_target_without_the_reference(
-    hyperparameters: dict[str, float], lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
+    hyperparameters: dict[str, Any], lora: LoraConfig | None, folder: Path, templates: Mapping[str, Template]
 ) -> None:
     measured = Measured(folder, templates, "purified", hyperparameters, lora=lora)
-    others = {"reference_only": reference_only, "base": question_alone}
+    # A context that the target does not need is not scored.
+    all_others = {"reference_only": reference_only, "base": question_alone}
+    others = {name: shown for name, shown in all_others.items() if name in measured.bench.method.roles()}
+    assert len(others) == hyperparameters.get("subtraction", True) + hyperparameters.get("pmi_target", True)
     completions = measured.scored(shown=solution, others=others, drop=True)
     measured.compare(hand.mean_over_tokens(completions, hand.purified(**hyperparameters)))
 
@@ -242,13 +255,25 @@ def test_purified_with_the_base_as_reference_is_distillation_to_the_teacher(
 ) -> None:
     """R := B, c → ∞, β = 1: P ∝ B · T / B."""
     purified = Measured(folder, templates, "purified", {"reference_context": "bare", "clip": 1e9})
-    opsd = Measured(folder, templates, "opsd", {"divergence": {"kind": "jensen_shannon"}})
+    opsd = Measured(folder, templates, "opsd", {"divergence": {"kind": "jensen_shannon"}, "score_temperature": 1.0})
     assert distance(purified.bench.gradient(), opsd.bench.gradient()) < 1e-6
+
+
+def rows_of(one: hand.Scored) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Student's and teacher's distribution at every token of a completion, and the token."""
+    assert one.teacher is not None
+    rows = zip(one.student, one.teacher, one.ids, strict=True)
+    return [(torch.stack(s).detach(), torch.stack(t).detach(), token) for s, t, token in rows]
+
+
+def base_of(one: hand.Scored) -> list[torch.Tensor]:
+    return [row[token].detach() for row, token in zip(one.others["base"], one.ids, strict=True)]
 
 
 def test_the_decomposition_is_logged_as_means_over_tokens(folder: Path, templates: Mapping[str, Template]) -> None:
     measured = Measured(folder, templates, "purified", {})
-    completions = measured.scored(shown=solution, others={"reference_only": reference_only}, drop=True)
+    others = {"reference_only": reference_only, "base": question_alone}
+    completions = measured.scored(shown=solution, others=others, drop=True)
     cosines, shares = [], []
     for one in completions:
         assert one.teacher is not None
@@ -258,6 +283,14 @@ def test_the_decomposition_is_logged_as_means_over_tokens(folder: Path, template
             cosines.append(float(total @ part / (total.norm() * part.norm())))
             shares.append(float((teacher - reference).norm() / total.norm()))
     values = measured.result.record.values
+    # u splits into pMI under the frozen weights and their drift, which the student has moved away from.
+    u = [float((t - s)[token]) for one in completions for s, t, token in rows_of(one)]
+    assert values["pmi"] + values["weight_drift"] == pytest.approx(sum(u) / len(u), rel=1e-9)
+    assert abs(values["weight_drift"]) > 1e-3
+    drift = [
+        float(b - s[token]) for one in completions for (s, _, token), b in zip(rows_of(one), base_of(one), strict=True)
+    ]
+    assert values["weight_drift"] == pytest.approx(sum(drift) / len(drift), rel=1e-9)
     assert values["cos_total_reference"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-9)
     assert values["norm_question_share"] == pytest.approx(sum(shares) / len(shares), rel=1e-9)
 

@@ -190,11 +190,35 @@ def test_the_gate_watches_the_median_entropy_once_a_batch() -> None:
     # Warm-up over, its median 3: open down to half of that, and again from 3 on.
     assert [seen(0, entropy)["gate"] for entropy in (1.5, 1.4, 2.9, 3.0)] == [1.0, 0.0, 0.0, 1.0]
     assert method.on_batch(state, BatchScores({"teacher": [None]})) == {"gate": 1.0}
+    assert method.precompute() == ("teacher",)
     with pytest.raises(TrainingError, match=r"the teacher's entropy is nan"):
         seen(0, 1.0, 2.0, 3.0, math.nan)
     ungated = build_method("antisd", {"gated": False})
     assert ungated.new_state() is None
     assert ungated.on_batch(None, BatchScores({"teacher": [scores_of(2.0)]})) == {"gate": 1.0, "gate_entropy": 2.0}
+
+
+@pytest.mark.parametrize("hindsight", [True, False])
+def test_the_gate_may_watch_the_student(hindsight: bool) -> None:
+    for signal, name, expected in (
+        ("student_entropy", "gate_entropy", 0.3),
+        ("student_perplexity", "gate_perplexity", math.exp(0.75)),
+    ):
+        method = build_method("antisd", {"gate_signal": signal, "warmup": 1, "hindsight": hindsight})
+        assert set(method.precompute()) == ({"teacher", "student"} if hindsight else {"student"})
+        state = method.new_state()
+
+        def seen(method: Method, state: Any, scale: float) -> dict[str, Any]:
+            own = Scores(torch.tensor([-1.0, -0.5]).double() * scale, torch.tensor([0.2, 0.4]).double() * scale)
+            return dict(method.on_batch(state, BatchScores({"teacher": [scores_of(9.0)], "student": [own, None]})))
+
+        assert seen(method, state, 1.0) == {"gate": 0.0, name: pytest.approx(expected)}
+        # Open at the level of the warm-up, closed below 0.93 of it.
+        assert [seen(method, state, scale)["gate"] for scale in (1.0, 0.5)] == [1.0, 0.0]
+        with pytest.raises(TrainingError, match=r"the student's .* is nan"):
+            seen(method, state, math.nan)
+        # Without a gate nothing is watched.
+        assert "student" not in build_method("antisd", {"gate_signal": signal, "gated": False}).precompute()
 
 
 # --- divergences and their supports ----------------------------------------------------------------------------------
@@ -317,6 +341,12 @@ def test_purified_bends_the_questions_part_and_tilts_the_base() -> None:
     bent = [0.5 * math.tanh((each - sum(delta) / 3) / 0.5) for each in delta]
     raw = [b * math.exp(each / 2.0) for b, each in zip(base, bent, strict=True)]
     target = [each / sum(raw) for each in raw]
+    switches = {"beta": 2.0, "clip": 0.5}
+    even = [math.exp(each / 2.0) for each in bent]
+    alone = [each / sum(even) for each in even]
+    assert loss("purified", shown, pmi_target=False, **switches) == pytest.approx([js(S, alone, 0.5)])
+    assert loss("purified", shown, pmi_target=False, subtraction=False) == pytest.approx([js(S, T, 0.5)])
+    assert build_method("purified", {"subtraction": False, "pmi_target": False}).metrics(shown) == {}
     assert loss("purified", shown, beta=2.0, clip=0.5, teacher_weight=0.3) == pytest.approx([js(S, target, 0.3)])
     found = {name: value.item() for name, value in build_method("purified", {}).metrics(shown).items()}
     total, reference = ([LN(a / b) for a, b in zip(one, S, strict=True)] for one in (T, R))
@@ -329,6 +359,9 @@ def test_purified_bends_the_questions_part_and_tilts_the_base() -> None:
 
     assert found == pytest.approx(
         {
+            # The sampled token is the first: u splits into pMI and the drift of the weights.
+            "pmi": LN(T[0] / base[0]),
+            "weight_drift": LN(base[0] / S[0]),
             "cos_total_reference": cosine(total, reference),
             "cos_total_question": cosine(total, delta),
             "cos_reference_question": cosine(reference, delta),
@@ -472,6 +505,7 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
         "strength": (0.5, -0.01),
         "warmup": (5, 0),
         "gate_ratio": (0.93, 0.0, 1.01),
+        "gate_signal": ("teacher_entropy",),
         "gated": (True,),
         "ascend": ("jensen_shannon",),
         "compose": ("add",),
@@ -484,6 +518,8 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
         "teacher_weight": (0.5, 0.0, 1.0),
         "context": ("solution",),
         "reference_context": ("reference_only",),
+        "subtraction": (True,),
+        "pmi_target": (True,),
     },
     "pbsd": {"beta": (0.1, 0.0), "length": ("sum",), "reward_filter": ("off",), "context": ("solution",)},
     "pbsd_reward": {"beta": (0.1, 0.0), "length": ("sum",), "drop_wrong_groups": (False,), "context": ("solution",)},

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
-from selfdistill.evaluation.statistics import Estimate, average, majority, pass_at
-from selfdistill.evaluation.words import deliberation_pattern
+from selfdistill.evaluation.statistics import Estimate, average, majority, pass_curve
+from selfdistill.evaluation.words import count_markers, deliberation_pattern
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.rollouts import gather_groups, sample_and_verify
 from selfdistill.types import Example, RolloutGroup, Task
@@ -22,8 +22,9 @@ class Evaluation:
 
     ``judged`` counts completions with a reward. Without one the three accuracies and ``hits`` are None; beside judged
     ones, an unjudged completion counts as wrong. ``entropy`` is in nats per token, estimated from the completions; None
-    if they were not sampled from the model's own distribution. ``hits``, ``words`` and ``tokens`` are sums over the
-    samples of each problem, in order, for paired comparisons.
+    if they were not sampled from the model's own distribution. ``curve`` is pass@k for k = 1, 2, 4 … up to the samples,
+    of which ``passed`` is the last; ``markers`` counts each deliberation word over all completions. ``hits``, ``words``
+    and ``tokens`` are sums over the samples of each problem, in order, for paired comparisons.
     """
 
     problems: int
@@ -31,11 +32,13 @@ class Evaluation:
     judged: int
     avg: Estimate | None
     passed: Estimate | None
+    curve: tuple[Estimate, ...] | None
     majority: Estimate | None
     length: float
     truncated: float
     entropy: float | None
     deliberation: float
+    markers: Mapping[str, int]
     hits: tuple[int, ...] | None
     words: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -48,11 +51,13 @@ class Evaluation:
             "judged": self.judged,
             "avg": self.avg and self.avg.as_dict(),
             "pass": self.passed and self.passed.as_dict(),
+            "pass_curve": self.curve and [estimate.as_dict() for estimate in self.curve],
             "maj": self.majority and self.majority.as_dict(),
             "length": self.length,
             "truncated": self.truncated,
             "entropy": self.entropy,
             "deliberation": self.deliberation,
+            "markers": dict(self.markers),
             "hits": None if self.hits is None else list(self.hits),
             "words": list(self.words),
             "tokens": list(self.tokens),
@@ -97,17 +102,20 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
     # Rounded, because the last digits of a log-probability depend on the batch that it was computed in.
     known = plain and sum(tokens) > 0
     entropy = round(-math.fsum(p for r in rollouts for p in r.logprobs) / sum(tokens), 4) if known else None
+    curve = tuple(pass_curve(correct, seed=0)) if judged else None
     return Evaluation(
         problems=len(groups),
         samples=samples,
         judged=judged,
         avg=average([[float(hit) for hit in row] for row in correct], seed=0) if judged else None,
-        passed=pass_at(correct, samples, seed=0) if judged else None,
+        passed=curve and curve[-1],
+        curve=curve,
         majority=majority(answers, correct, seed=0) if judged else None,
         length=sum(tokens) / len(rollouts),
         truncated=sum(not r.finished for r in rollouts) / len(rollouts),
         entropy=entropy,
         deliberation=sum(words) / len(rollouts),
+        markers=count_markers(rollout.text for rollout in rollouts),
         hits=hits if judged else None,
         words=words,
         tokens=tokens,

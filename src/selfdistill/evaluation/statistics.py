@@ -56,6 +56,19 @@ def pass_at(
     return bootstrap(pass_per_problem(correct, k), k=k, seed=seed, confidence=confidence, resamples=resamples)
 
 
+def pass_curve(
+    correct: Sequence[Sequence[bool]], *, seed: int, confidence: float = 0.95, resamples: int = 10_000
+) -> list[Estimate]:
+    """Estimate pass@k for k = 1, 2, 4 … and for all samples of a problem, of which each k has the same.
+
+    Raises:
+        ValueError: there are no problems, or the problems have different numbers of samples.
+    """
+    samples = _samples(correct)
+    sizes = sorted({samples, *(2**power for power in range(samples.bit_length()))})
+    return [pass_at(correct, k, seed=seed, confidence=confidence, resamples=resamples) for k in sizes]
+
+
 def majority(
     answers: Sequence[Sequence[str | None]],
     correct: Sequence[Sequence[bool]],

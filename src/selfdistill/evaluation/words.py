@@ -7,7 +7,8 @@ belongs to the first class, in the order of :data:`CLASSES`, that matches any of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -42,6 +43,13 @@ def deliberation_pattern() -> re.Pattern[str]:
     return _pattern(SHIPPED / "deliberation.txt")
 
 
+def count_markers(texts: Iterable[str]) -> dict[str, int]:
+    """Return how often each word of the shipped deliberation list stands in the texts, in the order of the list."""
+    markers = [line.lower() for line in _lines(SHIPPED / "deliberation.txt")]
+    hits = Counter(hit.lower() for text in texts for hit in deliberation_pattern().findall(text))
+    return {**dict.fromkeys(markers, 0), **hits}
+
+
 def classify(text: str, spans: Sequence[tuple[int, int]], patterns: Mapping[str, re.Pattern[str]]) -> list[str]:
     """Return the class of every token, given its span in the text. A token without visible text is ``other``."""
     # The class of each character. The answer reaches from its last match to the end of the text.
@@ -64,14 +72,18 @@ def classify(text: str, spans: Sequence[tuple[int, int]], patterns: Mapping[str,
 
 
 def _pattern(path: Traversable) -> re.Pattern[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    words = [line for line in lines if line and not (line.startswith("# ") or line == "#")]
+    words = _lines(path)
     # The longest first: otherwise "answer" would match in "answer is".
     parts = [_part(word) for word in sorted(words, key=len, reverse=True)]
     try:
         return re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)
     except re.error as error:
         raise ConfigError(f"word list {path}: {error}") from error
+
+
+def _lines(path: Traversable) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not (line.startswith("# ") or line == "#")]
 
 
 def _part(word: str) -> str:

@@ -24,15 +24,20 @@ class AntiSD(GRPO):
     The live student, shown a correct solution and the verdict on the scored completion, is the teacher. Its median
     entropy H over the batch drives the gate g: closed for the first W steps, H_warm their median, closed again when
     H < ratio · H_warm, open when H ≥ H_warm. For every completion, also in groups of equal reward. The paper's
-    ablations are hyperparameters. Our choices: H_warm is a median; a completion whose context is missing keeps its
-    plain GRPO advantage; "multiply" is A_i · max(0, 1 − λ g φ(u)), which keeps the sign of A_i; without a teacher, the
-    uniform distribution over the vocabulary replaces it, and the gate, which has no entropy to watch, is open.
+    ablations are hyperparameters; its "student-perplexity" gate is ``gate_signal``, read as the same median of the
+    student's entropies, or as exp of its mean −log S(y_t). Our choices: H_warm is a median; a completion whose
+    context is missing keeps its plain GRPO advantage; "multiply" is A_i · max(0, 1 − λ g φ(u)), which keeps the
+    sign of A_i; without a teacher, the uniform distribution over the vocabulary replaces it, and the gate, which
+    has no entropy to watch, is open.
     """
 
     name: Literal["antisd"] = "antisd"  # type: ignore[assignment]
     strength: float = Field(0.5, ge=0, description="λ, the weight of −φ(u) beside the group advantage.")
     warmup: int = Field(5, ge=1, description="W, steps with a closed gate that record the teacher's entropy.")
     gate_ratio: float = Field(0.93, gt=0, le=1, description="The gate closes when H falls below this share of H_warm.")
+    gate_signal: Literal["teacher_entropy", "student_entropy", "student_perplexity"] = Field(
+        "teacher_entropy", description="What the gate watches: a median over the batch's tokens, or a perplexity."
+    )
     gated: bool = Field(True, description="Whether there is a gate; without, it is open from the first step on.")
     ascend: Literal["jensen_shannon", "reverse_kl"] = Field(
         "jensen_shannon", description="Divergence that is ascended: −φ(u), or −u."
@@ -46,23 +51,32 @@ class AntiSD(GRPO):
         return {"teacher": self.teacher(self.context, "live")} if self.hindsight else {}
 
     def precompute(self) -> Sequence[str]:
-        """The sampled token's log-probability, and the teacher's entropy, before the loss: the gate needs them all."""
-        return tuple(self.roles())
+        """The sampled token's log-probability, and the entropy that the gate watches, before the loss."""
+        watched = (STUDENT,) if self.gated and self.gate_signal != "teacher_entropy" else ()
+        return (*self.roles(), *watched)
 
     def new_state(self) -> State | None:
         """The gate, closed."""
-        return EntropyGate(warmup=self.warmup, ratio=self.gate_ratio) if self.gated and self.hindsight else None
+        watches = self.gated and (self.hindsight or self.gate_signal != "teacher_entropy")
+        return EntropyGate(warmup=self.warmup, ratio=self.gate_ratio) if watches else None
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
-        """Update the gate with the median entropy of the teacher over all response tokens of the batch."""
-        entropies = [scores.entropy_N for scores in batch.scores.get("teacher", []) if scores is not None]
-        measured = {"gate_entropy": _median(torch.cat(entropies))} if entropies else {}
-        if not all(map(math.isfinite, measured.values())):
-            raise TrainingError(f"the teacher's entropy is {measured['gate_entropy']}: its scores are not numbers")
+        """Update the gate with what it watches, over all response tokens of the batch."""
+        role, _, quantity = self.gate_signal.partition("_")
+        scores = [score for score in batch.scores.get(role, []) if score is not None]
+        measured: dict[str, float] = {}
+        if scores and quantity == "entropy":
+            measured = {"gate_entropy": _median(torch.cat([score.entropy_N for score in scores]))}
+        elif scores:
+            mean = float(torch.cat([score.target_N for score in scores]).double().mean())
+            measured = {"gate_perplexity": math.exp(-mean)}
+        for value in measured.values():
+            if not math.isfinite(value):
+                raise TrainingError(f"the {role}'s {quantity} is {value}: its scores are not numbers")
         if not isinstance(state, EntropyGate):
             return {"gate": 1.0, **measured}
         if measured and batch.update == 0:
-            state.update(measured["gate_entropy"])
+            state.update(*measured.values())
         return {"gate": float(state.open), **measured}
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:

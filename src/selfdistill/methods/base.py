@@ -65,6 +65,9 @@ class BatchScores:
     """Steps of the whole run; None outside a run, for example in the microscope."""
 
 
+BARE = "bare"
+"""Role with the teacher's weights and the student's own prompt."""
+
 RENAMED_HOOKS = {
     "beforehand": "precompute()",
     "observe": "on_batch(state, batch)",
@@ -178,6 +181,36 @@ class Method(Strict):
     def teacher(self, context: str, weights: Weights, contrast: int = 0) -> Role:
         """A teacher's role. ``weights`` applies unless the hyperparameter of that name is set."""
         return Role(context, self.weights or weights, self.teacher_thinking, contrast)
+
+
+class DriftingTeacher(Method):
+    """A method whose teacher may have other weights than the student: u is then not pMI alone.
+
+    Σ_t u_t = Σ_t [log T(y_t) − log B(y_t)] + Σ_t [log B(y_t) − log S(y_t)], where B has the teacher's weights and the
+    student's prompt. The first sum is the pMI of completion and context, the second the drift of the weights.
+    """
+
+    weight_drift: bool = Field(
+        False, description="Whether B is scored as well, and u logged as pmi and weight_drift. One more scoring pass."
+    )
+
+    def bare(self, weights: Weights) -> Mapping[str, Role]:
+        """The role B, where it is asked for. It is scored before the loss, which does not need it."""
+        return {BARE: Role(None, self.weights or weights)} if self.weight_drift else {}
+
+    def precompute(self) -> Sequence[str]:
+        """B, where it is asked for."""
+        return (BARE,) if self.weight_drift else ()
+
+    def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
+        """The two parts of u, in nats a token, where B is scored."""
+        if not self.weight_drift:
+            return {}
+        bare_N = tokens.target(BARE)
+        return {
+            "pmi": tokens.target("teacher").detach() - bare_N,
+            "weight_drift": bare_N - tokens.target(STUDENT).detach(),
+        }
 
 
 class Full(Strict):

@@ -48,7 +48,7 @@ class CREDIT(SDPO):
 
     def precompute(self) -> Sequence[str]:
         """The sampled-token form needs no distributions."""
-        return tuple(self.roles()) if self.form == "advantage" else ()
+        return tuple(self.roles()) if self.form == "advantage" else super().precompute()
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """Ḡ, the mean of the contrasts' log-probabilities over all tokens (sampled-token form)."""

@@ -8,11 +8,18 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import ClippedForwardKL, Divergence, Method, Recommended, at_temperature, on_support
+from selfdistill.methods.base import (
+    ClippedForwardKL,
+    Divergence,
+    DriftingTeacher,
+    Recommended,
+    at_temperature,
+    on_support,
+)
 from selfdistill.types import Role, TokenSlice
 
 
-class OPSD(Method):
+class OPSD(DriftingTeacher):
     """Divergence from S(·|x, y_<t) to T(·|x, r, y_<t) on the student's own completions (arXiv 2601.18734).
 
     T has the weights of step 0. Both sides are divided by the sampling temperature, 1.1, as in the released trainer.
@@ -33,7 +40,7 @@ class OPSD(Method):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: frozen weights, reference solution."""
-        return {"teacher": self.teacher(self.context, "frozen")}
+        return {"teacher": self.teacher(self.context, "frozen"), **self.bare("frozen")}
 
     def at_sampling_temperature(self, temperature: float) -> OPSD:
         """The released trainer scores at the temperature that it samples at."""

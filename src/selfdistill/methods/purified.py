@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from selfdistill.methods.base import Method, Recommended
 from selfdistill.objectives import decompose, jensen_shannon, purified_target
-from selfdistill.types import Role, TokenSlice
+from selfdistill.types import STUDENT, Role, TokenSlice
 
 
 class Purified(Method):
@@ -19,6 +21,8 @@ class Purified(Method):
     Of log T − log S, the part log R − log S comes from the reference alone and is left out. Teacher T, reference-only
     R and base B (the student's prompt) share the weights of step 0; with LoRA that is one network with the adapter
     off. Whole vocabulary, w = ½. The full-fine-tuning learning rate is our choice; the paper trains LoRA of rank 64.
+    Its two steps can be left out one by one: without the subtraction Δ is log T − log B; without the PMI target P is
+    the residual alone, exp(c tanh(Δ̄/c) / β) normalised; without both P is T (OPSD).
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=5e-6, lora_learning_rate=5e-6, completions=1)
@@ -29,27 +33,44 @@ class Purified(Method):
     teacher_weight: float = Field(0.5, gt=0, lt=1, description="w of the Jensen–Shannon divergence.")
     context: str = Field("solution", description="Template that the teacher is shown.")
     reference_context: str = Field("reference_only", description="Template with the reference and no question.")
+    subtraction: bool = Field(True, description="Whether what the reference alone induces is taken out.")
+    pmi_target: bool = Field(True, description="Whether the residual corrects the base, or is the target by itself.")
 
     def needs_rewards(self) -> bool:
         """Solutions are enough."""
         return False
 
     def roles(self) -> Mapping[str, Role]:
-        """Teacher, reference-only and base, all under frozen weights."""
-        return {
-            "teacher": self.teacher(self.context, "frozen"),
-            "reference_only": self.teacher(self.reference_context, "frozen"),
-            "base": Role(None, self.weights or "frozen"),
-        }
+        """Teacher, reference-only and base, all under frozen weights; the last two where the target needs them."""
+        roles = {"teacher": self.teacher(self.context, "frozen")}
+        if self.subtraction:
+            roles["reference_only"] = self.teacher(self.reference_context, "frozen")
+        if self.pmi_target:
+            roles["base"] = Role(None, self.weights or "frozen")
+        return roles
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence from the student to the purified target at each token."""
-        base, teacher, reference = (tokens.roles[name] for name in ("base", "teacher", "reference_only"))
-        target = purified_target(base, teacher, reference, beta=self.beta, clip=self.clip)
+        teacher = tokens.roles["teacher"]
+        target = teacher
+        if self.subtraction or self.pmi_target:
+            # Without the PMI target the base is even over the real vocabulary.
+            base = tokens.roles["base"] if self.pmi_target else torch.where(teacher > -math.inf, 0.0, teacher)
+            reference = tokens.roles["reference_only"] if self.subtraction else base
+            target = purified_target(base, teacher, reference, beta=self.beta, clip=self.clip)
         return jensen_shannon(tokens.student, target, teacher_weight=self.teacher_weight)
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
-        """How log T − log S splits: cosines, and the parts' norms as shares of the whole's."""
+        """How u splits into pMI and drift of the weights, and log T − log S into its parts.
+
+        The parts are given as cosines, and by their norms as shares of the whole's.
+        """
+        split: dict[str, Tensor] = {}
+        if self.pmi_target:
+            student_N, base_N = tokens.target(STUDENT).detach(), tokens.target("base")
+            split = {"pmi": tokens.target("teacher") - base_N, "weight_drift": base_N - student_N}
+        if not self.subtraction:
+            return split
         parts = decompose(tokens.student.detach(), tokens.roles["teacher"], tokens.roles["reference_only"])
         measured = {
             "cos_total_reference": parts.cosine_total_reference_N,
@@ -59,4 +80,4 @@ class Purified(Method):
             "norm_question_share": parts.norm_question_N / parts.norm_total_N,
         }
         # If two contexts agree exactly, the cosine is undefined; such a token counts as 0.
-        return {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in measured.items()}
+        return {**split, **{name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in measured.items()}}

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import Divergence, Method, Recommended, ReverseKL, on_support
+from selfdistill.methods.base import Divergence, DriftingTeacher, Recommended, ReverseKL, on_support
 from selfdistill.types import STUDENT, Role, TokenSlice
 
 
-class SDFT(Method):
+class SDFT(DriftingTeacher):
     """KL(S || T) at each token of the student's own completions, T an average of its path that sees a demonstration.
 
     Self-distillation fine-tuning: the demonstration is the data's solution, η = 0.01, the whole vocabulary. The
@@ -34,7 +34,7 @@ class SDFT(Method):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: averaged weights, a demonstration."""
-        return {"teacher": self.teacher(self.context, "ema")}
+        return {"teacher": self.teacher(self.context, "ema"), **self.bare("ema")}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token."""

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import Divergence, JensenShannon, Method, Recommended, TopK, on_support
+from selfdistill.methods.base import Divergence, DriftingTeacher, JensenShannon, Recommended, TopK, on_support
 from selfdistill.types import STUDENT, Role, TokenSlice
 
 
-class SDPO(Method):
+class SDPO(DriftingTeacher):
     """Divergence from S to T(·|x, z, y_<t) on the student's top-K and a tail bin (arXiv 2601.20802).
 
     z is a correct completion of the same group other than the scored one, thinking stripped; else the environment's
@@ -36,7 +36,7 @@ class SDPO(Method):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: averaged weights, sibling or feedback."""
-        return {"teacher": self.teacher(self.context, "ema")}
+        return {"teacher": self.teacher(self.context, "ema"), **self.bare("ema")}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token, times the capped importance ratio."""
@@ -44,9 +44,13 @@ class SDPO(Method):
         return self._ratio(tokens) * self.divergence.between(student, teacher)
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
-        """Mean ratio, and the share of tokens at its cap."""
+        """Mean ratio, the share of tokens at its cap, and the parts of u."""
         ratio_N = self._ratio(tokens)
-        return {"ratio": ratio_N, "ratio_capped": (ratio_N >= self.ratio_cap).to(ratio_N.dtype)}
+        return {
+            **super().metrics(tokens),
+            "ratio": ratio_N,
+            "ratio_capped": (ratio_N >= self.ratio_cap).to(ratio_N.dtype),
+        }
 
     def _ratio(self, tokens: TokenSlice) -> Tensor:
         return (tokens.target(STUDENT).detach() - tokens.inputs["old_logprob"]).exp().clamp_max(self.ratio_cap)
