@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfdistill.cli.contexts import audit
 from selfdistill.cli.teachers import measure
-from selfdistill.errors import ConfigError
+from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.training import build
 from selfdistill.training.build import assemble, build_models
 from selfdistill.training.problem import build_problem, resolve
-from support.runs import tiny_run
+from selfdistill.training.run_folder import load_model
+from support.runs import LORA, metrics, tiny_run, train
 
 
 def test_contexts_and_teachers_build_no_trainer(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +50,24 @@ def test_every_step_adds_to_the_one_before(model: Path) -> None:
     models = build_models(problem)
     assert (models.task, models.method, models.config) == (problem.task, problem.method, problem.config)
     assert models.chat.window is not None
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("lora", [(), LORA], ids=["full", "lora"])
+def test_a_run_goes_on_from_another_runs_newest_weights(lora: tuple[str, ...], model: Path, tmp_path: Path) -> None:
+    train(tiny_run(model, "grpo", "steps=2", *lora), tmp_path / "grpo")
+    trained, _, path, _ = load_model(str(tmp_path / "grpo"), tiny_run(model))
+    config = tiny_run(tmp_path / "grpo", {"name": "antisd", "warmup": 1}, "steps=1", *lora)
+    models = build_models(build_problem(config))
+    # As trained, and named so that the origin is found from elsewhere and later.
+    assert models.config.model.path == str(Path(path).absolute()) and path.endswith("step-000002/model")
+    with torch.no_grad():
+        ids = torch.arange(6)[None]
+        logits = [each.model(ids).logits for each in (trained, models.policy)]
+    torch.testing.assert_close(*logits)
+    train(config, tmp_path / "antisd")
+    assert metrics(tmp_path / "antisd")[0]["gate"] == 0.0  # the gate is warmed up anew
+
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="empty has no checkpoint yet"):
+        build_problem(tiny_run(tmp_path / "empty"))

@@ -54,7 +54,9 @@ class LoraConfig(Strict):
 class ModelConfig(Strict):
     """The student."""
 
-    path: str = Field("countdown-base", description="Model directory, hub id, or the name of a shipped model.")
+    path: str = Field(
+        "countdown-base", description="Model directory, hub id, name of a shipped model, or the folder of a run."
+    )
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32",
         description="Number type that the model computes in. Trained and averaged weights have float32 "

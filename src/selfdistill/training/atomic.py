@@ -116,3 +116,18 @@ def prune(folder: Path, keep: int, *, last: Path) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_path(model: str) -> tuple[str, list[str]]:
+    """Path of the weights, and remarks. Takes a run's newest valid checkpoint, a checkpoint's model, or the path."""
+    folder = Path(model)
+    if (folder / "checkpoints").is_dir():
+        newest, remarks = latest_valid(folder / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"{model} has no checkpoint yet")
+        if not (newest / "model").is_dir():
+            raise CheckpointError(
+                f"{newest} holds shards and no model directory: make one with selfdistill export {model} --out DIR"
+            )
+        return str(newest / "model"), remarks
+    return (str(folder / "model") if (folder / "model").is_dir() else model), []

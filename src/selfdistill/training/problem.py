@@ -14,6 +14,7 @@ from selfdistill.models.loading import lasting_name
 from selfdistill.sampling.rollouts import check_sampling_roles
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
+from selfdistill.training.atomic import model_path
 from selfdistill.types import Example, Message, Skipped, Task
 
 
@@ -73,8 +74,10 @@ def resolve(config: RunConfig) -> ResolvedConfig:
         **config.sampling.model_dump(exclude_none=True),
     }
     method = method.at_sampling_temperature(sampling["temperature"])
+    # A run goes on from another run's newest weights; its folder is named as they are now.
+    path = model_path(config.model.path)[0] if config.model.path.strip() else config.model.path
     decided = {
-        "model": config.model.model_copy(update={"path": lasting_name(config.model.path)}),
+        "model": config.model.model_copy(update={"path": lasting_name(path)}),
         "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
         "sampling": Sampling(**sampling),
         "optimiser": Optimiser(**{"learning_rate": rate, **config.optimiser.model_dump(exclude_none=True)}),

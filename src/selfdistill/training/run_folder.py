@@ -15,6 +15,7 @@ from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.files.jsonl import read_object
 from selfdistill.models.policy import ADAPTER, DTYPES, Policy, save_policy
 from selfdistill.training import atomic as checkpoint
+from selfdistill.training.atomic import model_path
 from selfdistill.training.build import build_policy
 from selfdistill.training.checkpoint import load_trained
 
@@ -34,21 +35,6 @@ def load_model(
     path, remarks = model_path(model)
     policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
     return policy, chat, path, remarks
-
-
-def model_path(model: str) -> tuple[str, list[str]]:
-    """Path of the weights, and remarks. Takes a run's newest valid checkpoint, a checkpoint's model, or the path."""
-    folder = Path(model)
-    if (folder / "checkpoints").is_dir():
-        newest, remarks = checkpoint.latest_valid(folder / "checkpoints")
-        if newest is None:
-            raise CheckpointError(f"{model} has no checkpoint yet")
-        if not (newest / "model").is_dir():
-            raise CheckpointError(
-                f"{newest} holds shards and no model directory: make one with selfdistill export {model} --out DIR"
-            )
-        return str(newest / "model"), remarks
-    return (str(folder / "model") if (folder / "model").is_dir() else model), []
 
 
 def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None, merge: bool = False) -> Path:
