@@ -37,12 +37,12 @@ def test_credit_of_a_policy_gradient_is_its_advantage_times_one_minus_the_probab
 
 
 def test_credit_of_a_forward_divergence_is_the_difference_of_probabilities() -> None:
-    loss = build_method("opsd", {"divergence": {"kind": "forward_kl"}}).loss
+    loss = build_method("opsd", {"divergence": {"kind": "forward_kl"}, "score_temperature": 1.0}).loss
     assert token_credit(loss, tokens_of(0.0)).item() == pytest.approx(0.5 - 0.25)
 
 
 def test_credit_of_a_reverse_divergence_is_weighed_against_its_mean() -> None:
-    loss = build_method("opsd", {"divergence": {"kind": "reverse_kl"}}).loss
+    loss = build_method("opsd", {"divergence": {"kind": "reverse_kl"}, "score_temperature": 1.0}).loss
     # KL(S‖T) = ¼ ln ½ + ½ ln 2 = ¼ ln 2; −∂/∂logit = S (u + KL), u = ln 2.
     assert token_credit(loss, tokens_of(0.0)).item() == pytest.approx(0.25 * 1.25 * math.log(2))
 

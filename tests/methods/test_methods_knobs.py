@@ -313,6 +313,7 @@ def test_credit_takes_the_mean_of_its_contrasts_out_of_the_teacher() -> None:
     found = build_method("credit", hyperparameters).metrics(shown)
     generic = (LN(0.2) + LN(0.5)) / 2
     assert found["credit_generic"].tolist() == pytest.approx([generic])
+    assert found["credit_score"].tolist() == pytest.approx([LN(0.1 / 0.3) - 0.3 * generic])
     assert found["credit_specific"].tolist() == pytest.approx([LN(0.1) - generic])
     assert found["ratio"].tolist() == pytest.approx([ratio])
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from selfdistill.evaluation.compatibility import Compatibility, measure_compatibility
 from selfdistill.evaluation.statistics import Estimate, average_per_problem, bootstrap, paired_difference
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
@@ -48,6 +49,8 @@ class TeacherGap:
     problems: int
     completions: int
     skipped: Counter[str] = field(default_factory=Counter)
+    compatibility: Compatibility | None = None
+    """How far the model is from Bayes' rule under this context; None if the context shows no answer."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as plain JSON."""
@@ -59,6 +62,7 @@ class TeacherGap:
             "problems": self.problems,
             "completions": self.completions,
             "skipped": dict(self.skipped),
+            "compatibility": self.compatibility and self.compatibility.to_json(),
         }
 
 
@@ -103,9 +107,20 @@ def measure_teacher_gap(
         _log_ratios(role, worker, policy, rollouts, [prompts[at] for at in places_with_prompt], sign, max_tokens)
         for rollouts, sign in ((student_rollouts, 1.0), (teacher_rollouts, -1.0))
     ]
-    return _summary(
+    summary = _summary(
         places_with_prompt, student_correct, teacher_correct, shifts, student_rollouts, teacher_rollouts, skipped
     )
+    summary.compatibility = measure_compatibility(
+        policy,
+        worker.chat,
+        groups,
+        role,
+        worker.templates,
+        thinking=worker.thinking,
+        seed=0,
+        max_tokens=max_tokens,
+    )
+    return summary
 
 
 def _sample_teacher(

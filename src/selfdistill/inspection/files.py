@@ -91,6 +91,10 @@ def outcome(verdict: Verdict) -> str:
     return "not judged" if verdict.reward is None else "correct" if verdict.correct else "wrong"
 
 
+SEQUENCE = ("credit_score", "credit_specific")
+"""Metrics of a token whose sums over a completion are of interest: CREDIT's reward, and its contrastive pMI."""
+
+
 def summarise(table: TokenTable, origin: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
     """Return the summary over all tokens as plain JSON."""
     findings = table.findings
@@ -116,6 +120,19 @@ def summarise(table: TokenTable, origin: Mapping[str, Any], chat: Chat) -> dict[
             for name, u_N in gains.items()
         },
         "metrics": _metric_tables(table),
+        "sequence": {
+            method: {
+                name: {
+                    "mean": tables.describe(totals_C := tables.totals(values[name].astype(np.float64), lengths))[
+                        "mean"
+                    ],
+                    **tables.separation(totals_C[judged], correct_C, problem_C),
+                }
+                for name in SEQUENCE
+                if name in values
+            }
+            for method, values in findings.metrics.items()
+        },
         "agreement": tables.agreement(gains),
         "answer_leak": _leak(findings, gains),
         "templates": template_checks(table, chat),

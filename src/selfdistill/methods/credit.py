@@ -70,10 +70,15 @@ class CREDIT(SDPO):
         return self._ratio(tokens) * self.divergence.between(student, target)
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
-        """SDPO's, and the two parts of the sampled token's credit: input-specific and input-generic."""
-        generic_N = self._generic(tokens)
-        specific_N = tokens.target("teacher") - generic_N
-        return {**super().metrics(tokens), "credit_specific": specific_N, "credit_generic": generic_N}
+        """SDPO's, the sampled token's score u − λG, and its parts: input-specific log T − G and input-generic G.
+
+        Over a completion the score sums to CREDIT's sequence-level reward, and the input-specific part to its surrogate
+        of a contrastive pMI: how much likelier the completion is under its own input than under the others.
+        """
+        generic_N, teacher_N = self._generic(tokens), tokens.target("teacher")
+        score_N = teacher_N - tokens.target(STUDENT).detach() - self.strength * generic_N
+        parts = {"credit_score": score_N, "credit_specific": teacher_N - generic_N, "credit_generic": generic_N}
+        return {**super().metrics(tokens), **parts}
 
     def _names(self) -> list[str]:
         return [f"contrast_{k}" for k in range(self.contrasts)]
