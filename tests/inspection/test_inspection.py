@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from selfdistill.cli.app import main
+from selfdistill.evaluation.words import load_classes
 from selfdistill.inspection.credit import inspect_groups, plan
+from selfdistill.inspection.files import summarise, token_table
 from selfdistill.methods import build_method
 from selfdistill.models.head import token_credit
 from selfdistill.types import TokenSlice
@@ -45,6 +48,28 @@ def test_credit_of_a_reverse_divergence_is_weighed_against_its_mean() -> None:
     loss = build_method("opsd", {"divergence": {"kind": "reverse_kl"}, "score_temperature": 1.0}).loss
     # KL(S‖T) = ¼ ln ½ + ½ ln 2 = ¼ ln 2; −∂/∂logit = S (u + KL), u = ln 2.
     assert token_credit(loss, tokens_of(0.0)).item() == pytest.approx(0.25 * 1.25 * math.log(2))
+
+
+def test_the_sums_of_credit_over_completions(model: Path, tmp_path: Path) -> None:
+    policy, chat = load_exact(model)
+    templates, groups = own_templates(tmp_path), invent_groups(policy, chat)
+    wanted = plan({"credit": build_method("credit", {"strength": 0.3})}, [], templates)
+    found = inspect_groups(policy, chat, groups, wanted, templates, thinking=None, seed=0)
+    summary = summarise(token_table(found, chat, load_classes()), {}, chat)
+    teacher, other, student = (found.logprobs[n] for n in ("sibling_or_feedback", "other_question", "student"))
+    sums: dict[str, list[float]] = {"credit_score": [], "credit_specific": []}
+    end = np.cumsum(found.lengths)
+    for start, stop in zip([0, *end[:-1]], end, strict=True):
+        if not np.isnan(teacher[start]):
+            t, n, s = (float(row[start:stop].astype(np.float64).sum()) for row in (teacher, other, student))
+            sums["credit_score"].append(t - s - 0.3 * n)
+            sums["credit_specific"].append(t - n)
+    assert len(sums["credit_score"]) == 9
+    for name, values in sums.items():
+        row = summary["sequence"]["credit"][name]
+        assert row["mean"] == pytest.approx(sum(values) / 9, rel=1e-5)
+        # 9 is over 3 groups; unjudged completions have a sum and no side.
+        assert (row["correct"], row["wrong"]) == (2, 5)
 
 
 def test_every_context_scores_as_a_plain_forward_and_cutting_changes_nothing(model: Path, tmp_path: Path) -> None:
@@ -98,6 +123,7 @@ def test_the_command_writes_table_summary_and_page(
     main_ends(
         "inspect", model, "--task", "countdown", "--set", "task.difficulty=easy",
         "--methods", "grpo,sd,opsd,kl=opsd,pbsd,sft", "--set", "kl.divergence.kind=forward_kl",
+        "--set", "kl.score_temperature=1",
         "--problems", "3", "--samples", "2", "--max-tokens", "12", "--out", out,
     )  # fmt: skip
     said = capsys.readouterr().out
@@ -120,8 +146,8 @@ def test_the_command_writes_table_summary_and_page(
     page = (out / "index.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert (
-        '<th scope="row">kl</th><td>opsd</td><td>divergence.kind = forward_kl, divergence.support.kind = full</td>'
-        in page
+        '<th scope="row">kl</th><td>opsd</td><td>divergence.kind = forward_kl, divergence.support.kind = full, '
+        "score_temperature = 1.0</td>" in page
     )
 
 
