@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfdistill.contexts.templates import Template, load_templates
-from support.engine import CONTEXTS, distance, invent_groups, load_exact, make_bench, perturb
+from support.engine import CONTEXTS, distance, invent_groups, load_exact, make_bench, numbers_of, perturb
 from support.tiny import save_tiny_model
 
 
@@ -35,10 +35,11 @@ def test_u_is_pmi_and_drift(name: str, weights: str, folder: Path, templates: Ma
         perturb(policy, seed=5)
         groups = invent_groups(policy, chat)
         result = bench.step(groups)
-        values.append((result.record.values, result.record.roles["teacher"]))
+        values.append((numbers_of(result.record), result.record.roles["teacher"]))
         gradients.append(bench.gradient())
     (parts, teacher), (whole, _) = values
-    u = teacher.u / teacher.tokens if teacher.u is not None else None
+    assert teacher.u is not None
+    u = teacher.u / teacher.tokens
     assert parts["pmi"] + parts["weight_drift"] == pytest.approx(u, rel=1e-9)
     # The student itself has not drifted; older weights have.
     assert (abs(parts["weight_drift"]) < 1e-12) == (weights == "live")

@@ -25,6 +25,7 @@ from support.engine import (
     invent_groups,
     load_exact,
     make_bench,
+    numbers_of,
     only_correct,
     perturb,
     size_of,
@@ -282,7 +283,7 @@ def test_the_decomposition_is_logged_as_means_over_tokens(folder: Path, template
             total, part = teacher - student, reference - student
             cosines.append(float(total @ part / (total.norm() * part.norm())))
             shares.append(float((teacher - reference).norm() / total.norm()))
-    values = measured.result.record.values
+    values = numbers_of(measured.result.record)
     # u splits into pMI under the frozen weights and their drift, which the student has moved away from.
     u = [float((t - s)[token]) for one in completions for s, t, token in rows_of(one)]
     assert values["pmi"] + values["weight_drift"] == pytest.approx(sum(u) / len(u), rel=1e-9)

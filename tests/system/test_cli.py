@@ -566,6 +566,10 @@ def test_a_loss_that_is_no_number_is_exit_code_2(run: Terminal, countdown: Path,
 
 EVALUATED = {
     "entropy",
+    "top_p",
+    "top_k",
+    "pass_curve",
+    "markers",
     "judged",
     "model",
     "weights",

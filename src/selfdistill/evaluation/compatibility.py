@@ -91,8 +91,9 @@ def measure_compatibility(
     differences = [f - r for f, r in zip(forward, reverse, strict=True)]
     count = len(forward)
     rms, size = (math.sqrt(math.fsum(x * x for x in values) / len(values)) for values in (differences, sums))
-    means = (math.fsum(values) / count for values in (forward, reverse, differences))
-    return Compatibility(count, *means, rms, rms / (math.sqrt(2.0) * size) if size else None)
+    pmi, turned, difference = (math.fsum(values) / count for values in (forward, reverse, differences))
+    violation = rms / (math.sqrt(2.0) * size) if size else None
+    return Compatibility(count, pmi, turned, difference, rms, violation)
 
 
 def _answering(templates: Mapping[str, Template], role: Role, fields: Mapping[str, str]) -> Template | None:

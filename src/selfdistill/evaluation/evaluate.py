@@ -108,7 +108,7 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         samples=samples,
         judged=judged,
         avg=average([[float(hit) for hit in row] for row in correct], seed=0) if judged else None,
-        passed=curve and curve[-1],
+        passed=curve[-1] if curve else None,
         curve=curve,
         majority=majority(answers, correct, seed=0) if judged else None,
         length=sum(tokens) / len(rollouts),

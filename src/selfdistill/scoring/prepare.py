@@ -26,7 +26,7 @@ from selfdistill.methods.base import BatchScores, Method, State
 from selfdistill.models.head import HeadInput, LossInputs
 from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import MicroBatch, concatenate
-from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, Skipped, View, has_prompt
+from selfdistill.types import STUDENT, Message, Role, RolloutGroup, Scores, Skipped, View, has_prompt
 
 Rendered: TypeAlias = "list[list[dict[str, tuple[int, ...] | Skipped]]]"
 """By group, completion and role: the prompt ids, or why there are none."""
@@ -90,7 +90,8 @@ def render(
                 elif (ids := sampled_from.get(name)) is not None:
                     prompts[name] = ids
                 else:
-                    fields, other = group.example.fields, ()
+                    fields = group.example.fields
+                    other: tuple[Message, ...] = ()
                     if name not in sampling_roles:
                         fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
                         other = other_input(groups, g, contrast=role.contrast, seed=seed)
