@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from docs_site.strips import Strip, draw
+from selfdistill.config.run import config_for
 from selfdistill.contexts.fields import role_prompt
 from selfdistill.contexts.templates import load_templates
 from selfdistill.evaluation.words import load_classes
@@ -29,7 +30,6 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import Sampled, add_rollouts, from_solutions, sample_and_verify
 from selfdistill.tasks.build import build_task
 from selfdistill.training.build import build_policy
-from selfdistill.training.run_folder import config_for
 from selfdistill.types import Role, RolloutGroup, Skipped
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"

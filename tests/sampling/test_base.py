@@ -12,11 +12,11 @@ import pytest
 
 import selfdistill as sd
 from selfdistill.config.renamed import RENAMED
-from selfdistill.config.run import parse_config
+from selfdistill.config.run import config_for, parse_config
 from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import write_json
 from selfdistill.seeds import derive
-from selfdistill.training.run_folder import config_for, export_model
+from selfdistill.training.run_folder import export_model
 from support.runs import lines, tiny_run, train
 
 pytestmark = pytest.mark.usefixtures("no_page")

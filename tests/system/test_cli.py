@@ -573,6 +573,8 @@ EVALUATED = {
     "judged",
     "model",
     "weights",
+    "checkpoint",
+    "step",
     "task",
     "split",
     "max_tokens",
@@ -630,7 +632,7 @@ def test_evaluate_prints_a_line_for_people(run: Terminal, model: Path) -> None:
         (("--task", "countdown", "--set", "task"), "write key=value"),
         (("--task", "countdown", "--set", "model.device=abacus"), "model.device 'abacus' cannot be used here"),
         (("--task", "math"), "task.path: field required"),
-        ((), "is no run folder, so it names no task: add --task, for example --task countdown"),
+        ((), "is a model, which names no task: add --task, for example --task countdown"),
         (("--task", "countdown", "--max-tokens", 255), "no prompt fits"),
     ],
 )
@@ -643,7 +645,7 @@ def test_an_evaluation_that_cannot_be_is_one_sentence(
 def test_a_model_that_is_not_there_cannot_be_evaluated(run: Terminal) -> None:
     said = refused(run("evaluate", "./nowhere", "--task", "countdown"))
     assert "model './nowhere' not found" in said
-    assert "nowhere is no run folder" in refused(run("evaluate", "./nowhere"))
+    assert "'./nowhere' not found; give a config, a run folder, a checkpoint" in refused(run("evaluate", "./nowhere"))
 
 
 def test_a_run_without_a_checkpoint_cannot_be_evaluated(run: Terminal, countdown: Path, tmp_path: Path) -> None:

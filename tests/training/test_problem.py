@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfdistill.cli.contexts import audit
+from selfdistill.cli.contexts import audit, describe_audit
 from selfdistill.cli.teachers import measure
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.training import build
@@ -23,7 +23,7 @@ def test_contexts_and_teachers_build_no_trainer(model: Path, monkeypatch: pytest
 
     monkeypatch.setattr(build, "build_trainer", refuse)
     config = tiny_run(model, "opsd")
-    *_, last = audit(config, examples=1, completions=2)
+    *_, last = describe_audit(audit(config, examples=1, completions=2))
     assert last == "2 completions scored, 0 left out of the loss"
     assert [*measure(config, problems=1, samples=1, seed=0)] == ["teacher"]
 

@@ -18,7 +18,7 @@ from selfdistill.tasks.reward import RewardFunction
 from selfdistill.types import Task
 
 ModelLike: TypeAlias = str | Path | tuple[Policy, Chat]
-"""A model directory, checkpoint, run folder, hub id or shipped name; or what ``load_policy`` returned."""
+"""A config, run folder, checkpoint, model directory, hub id or shipped name; or what ``load_policy`` returned."""
 TaskLike: TypeAlias = str | Mapping[str, Any] | Task
 """A task by kind, its table (``{"kind": "math", "path": …}``), or an object from ``load_task``."""
 
@@ -27,27 +27,30 @@ def evaluate(
     model: ModelLike,
     task: TaskLike | None = None,
     *,
-    samples: int = 8,
+    samples: int | None = None,
     limit: int | None = None,
     split: str = "test",
     temperature: float | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
+    checkpoint: int | str | None = None,
     reward: str | RewardFunction | None = None,
     overrides: Overrides = (),
 ) -> dict[str, Any]:
     """Measure the accuracy on held-out problems: the same numbers as ``selfdistill evaluate`` with the same seed.
 
     Args:
-        model: a model directory, a checkpoint, a run folder, a hub id or a shipped name; or ``(policy, chat)``.
-        task: by kind, as a table, or from :func:`load_task`; unset: the run folder's own.
-        samples: completions of every problem.
+        model: a config, a run folder, a checkpoint, a model directory, a hub id or a shipped name; or
+            ``(policy, chat)``.
+        task: by kind, as a table, or from :func:`load_task`; unset: that of the config or run.
+        samples: completions of every problem; unset: ``evaluation.samples``, by default 8.
         limit: only the first problems of the split.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        temperature: of sampling; 0 is greedy; unset: the run folder's own, else 1. A nucleus is set by ``overrides``,
-            for example ``{"evaluation.top_p": 0.95}``.
-        max_tokens: longest completion; unset: the run folder's own, else 1024 or half the window.
+        temperature: of sampling; 0 is greedy; unset: ``evaluation.temperature``, by default 1. A nucleus is set by
+            ``overrides``, for example ``{"evaluation.top_p": 0.95}``.
+        max_tokens: longest completion; unset: that of the config or run, else 1024 or half the window.
         seed: of sampling.
+        checkpoint: of a run folder: ``"last"``, ``"best"`` or a step; unset: the last.
         reward: a function that replaces the task's reward, as for :func:`load_task`.
         overrides: config keys, as ``--set`` takes them.
 
@@ -73,6 +76,7 @@ def evaluate(
             temperature=temperature,
             max_tokens=max_tokens,
             seed=seed,
+            checkpoint=None if checkpoint is None else str(checkpoint),
             overrides=as_pairs(overrides),
             loaded=loaded,
             judge=judge,

@@ -88,19 +88,20 @@ def inspect(
     rollouts: str | Path | None = None,
     words: str | Path | None = None,
     seed: int = 0,
+    checkpoint: int | str | None = None,
     overrides: Overrides = (),
 ) -> Inspection:
     """Compute the credit that methods give to each token, without training: the numbers of ``selfdistill inspect``.
 
     Args:
-        model: a model directory, checkpoint, run folder, hub id or shipped name; or ``(policy, chat)``.
-        task: by kind, as a table, or from :func:`load_task`; unset: the run folder's own.
-        methods: names, ``"label=name"`` to repeat a method under a label, or a dict of labels to names or
-            :class:`Method` objects; unset: those of ``configs``, else the default ones.
-        configs, contexts: run configs or folders whose methods are inspected too; templates that are scored too.
-        out: also write the table, the summary and the page into this folder.
+        model: a config, run folder, checkpoint, model directory, hub id or shipped name; or ``(policy, chat)``.
+        task: by kind, as a table, or from :func:`load_task`; unset: that of the config or run.
+        methods: names, ``"label=name"`` to repeat a method, or a dict of labels to names or :class:`Method` objects;
+            unset: those of ``configs``, else that of the config or run, else the default ones.
+        configs, contexts, out: runs' methods to add; templates that are scored too; a folder for the three files.
         problems, samples, split, temperature, max_tokens, seed: the problems, and how completions are sampled.
         rollouts, words: a ``rollouts.jsonl`` whose newest completions are read instead; a folder of word lists.
+        checkpoint: of a run folder: ``"last"``, ``"best"`` or a step; unset: the last.
         overrides: ``{"label.hyperparameter": value}`` sets a method's hyperparameter, other keys are the config's.
 
     Returns:
@@ -109,14 +110,12 @@ def inspect(
     Raises:
         UserError: the model, the task, a method or a context cannot be used.
     """
-    _check(out, methods, configs, contexts)
-    check_counts(problems=problems, samples=samples, max_tokens=max_tokens)
-    (name, loaded), (table, judge) = model_of(model), task_of(task)
-    named, built = _methods(methods)
+    _check(out, methods, configs, contexts, problems=problems, samples=samples, max_tokens=max_tokens)
+    (name, loaded), (table, judge), (named, built) = model_of(model), task_of(task), _methods(methods)
     options = InspectOptions(
         named,
-        configs=[str(config) for config in configs],
-        contexts=list(contexts),
+        [str(config) for config in configs],
+        list(contexts),
         problems=problems,
         samples=samples,
         split=split,
@@ -125,17 +124,19 @@ def inspect(
         seed=seed,
         rollouts=None if rollouts is None else Path(rollouts),
         words=None if words is None else Path(words),
+        checkpoint=None if checkpoint is None else str(checkpoint),
         built=built,
     )
     with silenced():
         result = command.inspect(name, table, options, overrides=as_pairs(overrides), loaded=loaded, judge=judge)
-    if out is not None:
-        result.write(Path(out))
+        if out is not None:
+            result.write(Path(out))
     return Inspection(result)
 
 
-def _check(out: str | Path | None, *lists: object) -> None:
+def _check(out: str | Path | None, *lists: object, **counts: object) -> None:
     """Refuse arguments that would otherwise fail after minutes of scoring."""
+    check_counts(**counts)
     if out is not None:
         check_place(Path(out))
     if any(isinstance(names, str) for names in lists):

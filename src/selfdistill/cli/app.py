@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from selfdistill import __version__
-from selfdistill.cli.listings import Set, data_app, listings
-from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, as_mistake, quiet, say
+from selfdistill.cli.listings import Json, Set, check_early, data_app, listings
+from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, as_mistake, quiet, say, say_json
 from selfdistill.files.text import printable
 
 app = typer.Typer(
@@ -25,14 +24,24 @@ app = typer.Typer(
 
 command = partial(app.command, cls=Command, context_settings=HELP_OPTIONS)
 
-Config = Annotated[str, typer.Argument(help="A shipped config by name, a TOML file, or the folder of a run.")]
-Model = Annotated[str, typer.Argument(help="Model directory, checkpoint, run folder, hub id or shipped name.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A config (TOML file or shipped name), a run folder, a checkpoint, or a model (directory, hub id or "
+        "shipped name)."
+    ),
+]
 TaskKind = Annotated[
-    str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
+    str | None,
+    typer.Option(help="Task by kind (options with --set task.key=value); unset: that of the config or run."),
 ]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window."),
+    typer.Option(min=1, help="Longest completion; unset: that of the config or run, else 1024 or half the window."),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(metavar="best|last|STEP", help="Checkpoint of a run folder; unset: the last."),
 ]
 
 
@@ -53,7 +62,7 @@ def options(
 
 @command()
 def train(
-    config: Config,
+    config: Source,
     set_: Set = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: runs/NAME, or the run folder given as config.")
@@ -65,8 +74,10 @@ def train(
 ) -> None:
     """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
     from selfdistill.cli import train as starting
+    from selfdistill.config.sources import find_source
 
-    folder = out or (Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem)
+    source = find_source(config)
+    folder = out or (Path(config) if source.kind == "run" else Path("runs") / source.label)
     if processes is not None:
         raise typer.Exit(starting.train_with(processes, config, set_ or [], folder, resume=resume))
     raise typer.Exit(starting.train(config, set_ or [], folder, resume=resume))
@@ -119,23 +130,28 @@ def compare(
 
 @command()
 def evaluate(
-    model: Model,
+    model: Source,
     task: TaskKind = None,
-    samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 8,
+    checkpoint: Checkpoint = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Completions per problem; unset: evaluation.samples, by default 8.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems of the split.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy; unset: the run's own, else 1.")
+        float | None,
+        typer.Option(min=0, help="Sampling temperature; 0 is greedy; unset: evaluation.temperature, by default 1."),
     ] = None,
     max_tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
     set_: Set = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Accuracy of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
+    check_early(model, task, set_, command="evaluate")
     from rich.console import Console
 
-    from selfdistill.cli.evaluate import evaluate_model
+    from selfdistill.cli.evaluate import describe_evaluation, evaluate_model
     from selfdistill.tracking.progress import Progress
 
     quiet()
@@ -149,30 +165,29 @@ def evaluate(
         max_tokens=max_tokens,
         seed=seed,
         overrides=set_ or [],
+        checkpoint=checkpoint,
     )
     if json:
-        say(jsonlib.dumps(result))
-    else:
-        Progress(Console()).evaluation(None, result)
-        say(f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}")
-        say(f"weights: {result['weights']}")
-        for reason, count in sorted(result["skipped"].items()):
-            say(f"skipped: {count} × {reason}")
-        for remark in result["remarks"]:
-            say(f"remark: {remark}")
+        say_json(result)
+        return
+    Progress(Console()).evaluation(None, result)
+    for line in describe_evaluation(result):
+        say(line)
 
 
 @command()
 def inspect(
-    model: Model,
+    model: Source,
     out: Annotated[Path, typer.Option(help="Folder for tokens.parquet, summary.json and index.html.")],
     task: TaskKind = None,
+    checkpoint: Checkpoint = None,
     methods: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,…",
             help="Methods to inspect; LABEL=NAME repeats a method under a label; set hyperparameters by --set "
-            "LABEL.hyperparameter=value; unset: those of --config, else grpo,sd,antisd,opsd,sdpo,credit,purified.",
+            "LABEL.hyperparameter=value; unset: those of --config, else that of the config or run, else "
+            "grpo,sd,antisd,opsd,sdpo,credit,purified.",
         ),
     ] = None,
     config: Annotated[
@@ -193,9 +208,12 @@ def inspect(
     words: Annotated[Path | None, typer.Option(help="Folder with your own word lists for the token classes.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
     set_: Set = None,
+    json: Json = False,
 ) -> None:
     """Show which tokens each method would reward and punish, without training: a table, a summary and a page."""
-    from selfdistill.inspection.command import InspectOptions, inspect_model
+    # Which of the overrides belong to a method is known when the methods are: only the config itself is checked here.
+    check_early(model, task, [], command="inspect")
+    from selfdistill.inspection.command import InspectOptions, describe_inspection, inspect_model
 
     quiet()
     options = InspectOptions(
@@ -210,15 +228,14 @@ def inspect(
         seed=seed,
         rollouts=rollouts,
         words=words,
+        checkpoint=checkpoint,
     )
-    summary = inspect_model(model, task, options, out, overrides=set_ or [], say=say)
-    for name, reason in summary["left_out"].items():
-        say(f"left out: {name}, because {reason}")
-    for reason, count in summary["skipped"].items():
-        say(f"skipped: {count} × {reason}")
-    for remark in summary["templates"]["remarks"]:
-        say(f"remark: {remark}")
-    say(f"page: {out / 'index.html'}")
+    tell = partial(say, err=json)
+    summary = inspect_model(model, task, options, out, overrides=set_ or [], say=tell)
+    if json:
+        say_json(summary)
+    for line in (*describe_inspection(summary), f"page: {out / 'index.html'}"):
+        tell(line)
 
 
 def _names(text: str) -> list[str]:
@@ -227,43 +244,46 @@ def _names(text: str) -> list[str]:
 
 @command()
 def contexts(
-    config: Config,
+    config: Source,
+    task: TaskKind = None,
+    checkpoint: Checkpoint = None,
     examples: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 2,
     completions: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
     set_: Set = None,
+    json: Json = False,
 ) -> None:
     """Print every prompt that would be scored, rendered, with token counts and the shared prefix."""
-    from selfdistill.config.run import load_config
-
-    # A mistake in the config is reported before torch is imported, which takes seconds.
-    settings = load_config(config, set_ or [])
+    settings = check_early(config, task, set_, command="contexts", with_method=True)
     quiet()
-    from selfdistill.cli.contexts import audit
+    from selfdistill.cli.contexts import audit, describe_audit
 
-    for line in audit(settings, examples=examples, completions=completions):
+    report = audit(settings, examples=examples, completions=completions, source=config, checkpoint=checkpoint)
+    if json:
+        say_json(report)
+        return
+    for line in describe_audit(report):
         say(line)
 
 
 @command()
 def teachers(
-    config: Config,
+    config: Source,
+    task: TaskKind = None,
+    checkpoint: Checkpoint = None,
     problems: Annotated[int, typer.Option(min=1, help="Training problems to measure on.")] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
     set_: Set = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure how much more often each teacher is right than the student, and how far apart the two are."""
-    from selfdistill.config.run import load_config
-
-    # A mistake in the config is reported before torch is imported, which takes seconds.
-    settings = load_config(config, set_ or [])
+    settings = check_early(config, task, set_, command="teachers", with_method=True)
     quiet()
     from selfdistill.cli.teachers import describe_gap, measure
 
-    report = measure(settings, problems=problems, samples=samples, seed=seed)
+    report = measure(settings, problems=problems, samples=samples, seed=seed, source=config, checkpoint=checkpoint)
     if json:
-        say(jsonlib.dumps(report))
+        say_json(report)
         return
     for name, gap in report.items():
         for line in describe_gap(name, gap):

@@ -9,42 +9,78 @@ from typing import Any
 from selfdistill.cli.teachers import described
 from selfdistill.config.run import RunConfig
 from selfdistill.seeds import derive
-from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
+from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
+from selfdistill.training.run_folder import load_models
 from selfdistill.training.trainer import prepare_step
 from selfdistill.types import Role, View
 
 
-def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str]:
-    """Yield, as lines of text, every prompt that training would score for a few examples, and the skipped ones.
+def audit(
+    config: RunConfig, *, examples: int, completions: int, source: str | None = None, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """Return, as plain JSON, every prompt that training would score for a few examples, and the skipped ones.
 
-    Completions are sampled from the model, as in training, so siblings and feedback are real.
+    Completions are sampled from the model, as in training, so siblings and feedback are real. ``source`` is the run
+    folder that ``config`` was read from; unset: the config's own model.
     """
-    models = build_models(build_problem(config))
+    models, weights = load_models(build_problem(config), source, checkpoint=checkpoint)
     chosen, _, unfit = choose_examples(models)
     seed = derive(config.seed, "audit")
     groups = build_rollout_worker(models).rollout(chosen[:examples], seed=seed, version=0, count=completions)
     method, chat, thinking = models.method, models.chat, config.sampling.thinking
     prepared = prepare_step(groups, method, models.templates, chat, thinking=thinking, seed=config.seed, step=1)
-    for view in prepared.views:
-        group = groups[view.group]
-        reward = group.verdicts[view.index].reward
-        yield f"══ {group.example.id}  completion {view.index}  reward {reward}  {len(view.completion_ids)} tokens"
-        yield from _prompts(view, method.roles(), chat)
-        yield f"── completion (the same ids under every prompt)\n{chat.decode(view.completion_ids)}\n"
-    control_tokens = sum(chat.control_tokens(group.example.prompt) for group in groups)
-    if control_tokens:
-        yield f"{control_tokens} control tokens in the prompts of these examples are encoded as text"
-    for reason, count in sorted((prepared.skipped + unfit).items()):
+    return {
+        "weights": weights.describe(),
+        "remarks": list(weights.remarks),
+        "completions": [
+            {
+                "example": groups[view.group].example.id,
+                "index": view.index,
+                "reward": groups[view.group].verdicts[view.index].reward,
+                "tokens": len(view.completion_ids),
+                "text": chat.decode(view.completion_ids),
+                "prompts": _prompts(view, method.roles(), chat),
+            }
+            for view in prepared.views
+        ],
+        "control_tokens": sum(chat.control_tokens(group.example.prompt) for group in groups),
+        "skipped": dict(sorted((prepared.skipped + unfit).items())),
+        "scored": len(prepared.views),
+        "left_out": prepared.dropped,
+    }
+
+
+def describe_audit(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the prompts of :func:`audit` as lines of text."""
+    yield from report["remarks"]
+    yield f"weights: {report['weights']}"
+    for one in report["completions"]:
+        yield f"══ {one['example']}  completion {one['index']}  reward {one['reward']}  {one['tokens']} tokens"
+        for prompt in one["prompts"]:
+            lengths = f"{prompt['tokens']} tokens, {prompt['shared']} shared with the student from the start"
+            yield f"── {prompt['role']}: {prompt['what']}; {lengths}"
+            yield prompt["text"]
+        yield f"── completion (the same ids under every prompt)\n{one['text']}\n"
+    if report["control_tokens"]:
+        yield f"{report['control_tokens']} control tokens in the prompts of these examples are encoded as text"
+    for reason, count in report["skipped"].items():
         yield f"skipped: {count} × {reason}"
-    yield f"{len(prepared.views)} completions scored, {prepared.dropped} left out of the loss"
+    yield f"{report['scored']} completions scored, {report['left_out']} left out of the loss"
 
 
-def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> Iterator[str]:
+def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> list[dict[str, Any]]:
     student = view.prompts["student"]
+    prompts = []
     for name, ids in view.prompts.items():
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(student, ids, strict=False)))
         role = roles.get(name)
-        what = described(role) if role else "what the model is asked"
-        yield f"── {name}: {what}; {len(ids)} tokens, {shared} shared with the student from the start"
-        yield chat.tokenizer.decode(ids)
+        prompts.append(
+            {
+                "role": name,
+                "what": described(role) if role else "what the model is asked",
+                "tokens": len(ids),
+                "shared": sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(student, ids, strict=False))),
+                "text": chat.tokenizer.decode(ids),
+            }
+        )
+    return prompts

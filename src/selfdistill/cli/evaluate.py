@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from selfdistill.config.run import config_for
 from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.evaluation.evaluate import evaluate
 from selfdistill.models.policy import Policy
@@ -13,7 +14,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
-from selfdistill.training.run_folder import config_for, load_model
+from selfdistill.training.run_folder import Weights, load_model
 from selfdistill.types import Task
 
 
@@ -21,36 +22,40 @@ def evaluate_model(
     model: str,
     task: str | Mapping[str, Any] | None,
     *,
-    samples: int,
+    samples: int | None,
     limit: int | None,
     split: str,
     temperature: float | None,
     max_tokens: int | None,
     seed: int,
     overrides: Sequence[str] | Mapping[str, Any],
+    checkpoint: str | None = None,
     loaded: tuple[Policy, Chat] | None = None,
     judge: Task | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model directory, a checkpoint, a run's newest checkpoint, a hub id or a shipped model.
+    """Evaluate the model of a config, a run folder, a checkpoint, a model directory, a hub id or a shipped name.
 
-    A run folder has its own task and evaluation settings; for anything else ``task`` is required. ``loaded`` is a
-    model in memory that replaces the one at ``model``; ``judge`` is a task object that replaces ``task``.
+    A config and a run have a task, an evaluation and a token limit of their own; a model needs ``task``. ``checkpoint``
+    chooses among those of a run. ``loaded`` is a model in memory that replaces the one at ``model``; ``judge`` is a
+    task object that replaces ``task``.
 
     Returns:
-        The evaluation as plain JSON, with the arguments, the skipped problems and remarks.
+        The evaluation as plain JSON, with the arguments, the checkpoint, the skipped problems and remarks.
 
     Raises:
         UserError: the model or the task cannot be loaded or used.
     """
-    config = config_for(model, task, overrides, command="evaluate")
-    policy, chat, path, remarks = load_model(model, config, loaded)
+    # Problems depend on the seed too: models are measured on the same ones, whatever seed they were trained with.
+    first = {"seed": 0, **overrides} if isinstance(overrides, Mapping) else ["seed=0", *overrides]
+    config = config_for(model, task, first, command="evaluate")
+    policy, chat, weights = load_model(model, config, loaded, checkpoint=checkpoint)
     judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
     # What is not asked for is as in the run's own evaluations.
     own = config.evaluation
     tokens = max_tokens or own.max_tokens or config.sampling.max_tokens or usual_length(chat)
     thinking = config.sampling.thinking if own.thinking is None else own.thinking
     params = SamplingParams(
-        count=samples,
+        count=samples or own.samples,
         max_tokens=tokens,
         temperature=own.temperature if temperature is None else temperature,
         top_p=own.top_p,
@@ -60,6 +65,29 @@ def evaluate_model(
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
     sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
     result = evaluate(examples, judge, sampler, chat, params, thinking=thinking).to_json()
-    origin = {"model": model, "weights": path, "task": config.task.kind, "split": split, "max_tokens": tokens}
-    drawn = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
-    return {**origin, **drawn, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}
+    return {
+        "model": model,
+        "weights": weights.path,
+        "checkpoint": weights.checkpoint,
+        "step": weights.step,
+        "task": config.task.kind,
+        "split": split,
+        "max_tokens": tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "seed": seed,
+        **result,
+        "skipped": dict(unfit),
+        "remarks": list(weights.remarks),
+    }
+
+
+def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what belongs to the accuracy of :func:`evaluate_model`: counts, weights, what was skipped and remarks."""
+    yield f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}"
+    yield f"weights: {Weights(result['weights'], result['checkpoint'], result['step']).describe()}"
+    for reason, count in sorted(result["skipped"].items()):
+        yield f"skipped: {count} × {reason}"
+    for remark in result["remarks"]:
+        yield f"remark: {remark}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json as jsonlib
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, no_bars, say
+from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, no_bars, say, say_json
+
+if TYPE_CHECKING:
+    from selfdistill.config.run import RunConfig
 
 listings = typer.Typer()
 command = partial(listings.command, cls=Command, context_settings=HELP_OPTIONS)
@@ -17,6 +20,25 @@ data_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Rows of data be
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a config key; may be repeated.")
 ]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; messages go to stderr.")]
+
+
+def check_early(
+    name: str, task: str | None, overrides: list[str] | None, *, command: str, with_method: bool = False
+) -> RunConfig:
+    """Return the config of a command's argument, before torch is imported, which takes seconds.
+
+    Raises:
+        UserError: the argument, its config or an override is wrong.
+    """
+    from selfdistill.config.run import config_for
+    from selfdistill.config.sources import collision
+
+    remark = collision(name)
+    if remark is not None:
+        say(f"remark: {remark}", err=True)
+    return config_for(name, task, overrides or [], command=command, with_method=with_method)
 
 
 @command()
@@ -45,24 +67,49 @@ def tasks(json: Annotated[bool, typer.Option("--json", help="Print one JSON list
 
 @data_app.command("check", cls=Command, context_settings=HELP_OPTIONS)
 def check(
-    path: Annotated[str, typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name.")],
-    task: Annotated[str | None, typer.Option(help="Task by kind; unset: the preset's.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="Rows as for --path, or a config (TOML file or shipped name) or run folder whose rows to read."
+        ),
+    ] = None,
+    path: Annotated[
+        str | None, typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Task by kind; unset: the preset's, or that of the config.")] = None,
     preset: Annotated[str | None, typer.Option(help="Preset by name, or a TOML file; see selfdistill tasks.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set or a saved folder.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub data set.")] = None,
     set_: Set = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Read every row of a file, and verify each row's own reference. Exit code 1: rows are rejected."""
-    from selfdistill.tasks.check import check_data, describe_check
+    from selfdistill.config.run import config_for
+    from selfdistill.config.sources import find_source, holds_config
+    from selfdistill.errors import ConfigError
 
     no_bars()
+    own = None
+    if source is not None and holds_config(find_source(source)):
+        checked = config_for(source, None, set_ or [], command="data check")
+        own = checked.task.model_dump(exclude_none=True, exclude_unset=True)
+    elif source is not None and path is not None:
+        raise ConfigError(f"data check reads {source} or {path}: leave one of them out")
+    rows = path if own is not None or path is not None else source
+    if rows is None and own is None:
+        raise ConfigError("data check needs rows: selfdistill data check rows.jsonl --task math, or a config")
     parts = {"split": split, "config": config, "revision": revision}
     given = {name: value for name, value in parts.items() if value is not None}
-    source = {"path": path, **given} if given else path
-    report = check_data(source, task=task, preset=preset, overrides=set_ or [])
-    for line in [jsonlib.dumps(report)] if json else describe_check(report):
+    if given and rows is None:
+        raise ConfigError("--split, --config and --revision choose rows of --path; the config names its own")
+    from selfdistill.tasks.check import check_data, describe_check, describe_row
+
+    where = {"path": rows, **given} if given and rows is not None else rows
+    report = check_data(where, task=task, preset=preset, overrides=set_ or [], own=own)
+    if json:
+        say_json(report)
+    for line in [] if json else [*describe_check(report), *describe_row(report)]:
         say(line)
     raise typer.Exit(1 if report["rejected"] else 0)
 

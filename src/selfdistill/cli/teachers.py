@@ -10,16 +10,27 @@ from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
-from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
+from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
+from selfdistill.training.run_folder import load_models
 from selfdistill.types import External, Role, Snapshot
 
 
-def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
+def measure(
+    config: RunConfig,
+    *,
+    problems: int,
+    samples: int,
+    seed: int,
+    source: str | None = None,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
     """Measure the preference gap and the shift of every teacher of a method, on its training problems.
 
+    ``source`` is the run folder that ``config`` was read from; unset: the config's own model.
+
     Returns:
-        For each teacher its gap as plain JSON, shifts in nats per completion.
+        For each teacher the student's weights and its gap as plain JSON, shifts in nats per completion.
 
     Raises:
         UserError: the task has no verifier, the method has no teacher, or a teacher's context could not be rendered.
@@ -30,7 +41,7 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
     roles = {name: role for name, role in problem.method.roles().items() if role.context is not None}
     if not roles:
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
-    models = build_models(problem)
+    models, weights = load_models(problem, source, checkpoint=checkpoint)
     chosen, _, _ = choose_examples(models)
     worker = build_rollout_worker(models)
     report: dict[str, Any] = {}
@@ -46,7 +57,7 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
         if isinstance(gap, Counter):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))
             raise DataError(f"teacher {name!r} could be shown beside no completion: {reasons}")
-        report[name] = {"what": described(role), **gap.to_json()}
+        report[name] = {"what": described(role), "weights": weights.describe(), **gap.to_json()}
     return report
 
 
@@ -56,7 +67,7 @@ def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
     def text(estimate: Mapping[str, float], digits: int = 3) -> str:
         return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(estimate[k] for k in ("value", "low", "high")), d=digits)
 
-    yield f"{name} ({gap['what']}), {gap['completions']} completions of {gap['problems']} problems"
+    yield f"{name} ({gap['what']}), {gap['completions']} completions of {gap['problems']} problems by {gap['weights']}"
     yield f"  right: student {text(gap['student'])}, teacher {text(gap['teacher'])}"
     yield f"  preference gap: {text(gap['gap'])}"
     for side, formula in (("student", "KL(student || teacher)"), ("teacher", "KL(teacher || student)")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from selfdistill.errors import CheckpointError, UserError, is_full, out_of_memory
 from selfdistill.files.disk import disk_sentence
+from selfdistill.files.jsonl import finite
 from selfdistill.files.text import printable
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -51,6 +53,11 @@ def _without_flag_types(parameters: list[Any]) -> list[Any]:
 def say(text: str, *, err: bool = False) -> None:
     """Print a line with control characters escaped, because it may contain text of rows and models."""
     typer.echo(printable(text), err=err)
+
+
+def say_json(document: Any) -> None:
+    """Print one JSON document on one line. Numbers that JSON does not know, NaN and infinity, are null."""
+    typer.echo(json.dumps(finite(document)))
 
 
 def no_bars() -> None:

@@ -29,8 +29,8 @@ from selfdistill.config.sections import (
     Sink,
     Strict,
 )
-from selfdistill.config.sources import read_config
-from selfdistill.config.suggest import suggest
+from selfdistill.config.sources import Source, find_source, read_config, shipped_configs, shipped_models
+from selfdistill.config.suggest import near, suggest
 from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset
 from selfdistill.errors import ConfigError
 
@@ -90,15 +90,81 @@ def lasting(config: BaseModel) -> dict[str, Any]:
     return kept
 
 
-def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """A shipped config by name or a TOML file by path, with ``a.b=value`` overrides (values in TOML syntax).
+def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config to train with: a shipped one by name, a TOML file by path, or that of a run folder.
+
+    ``overrides`` are ``a.b=value`` pairs with values in TOML syntax. A model needs its method and task from them.
 
     Raises:
         ConfigError: one sentence: what, where, what would be right.
     """
-    raw = read_config(source)
+    source = find_source(name)
+    if source.checkpoint is not None:
+        raise ConfigError(
+            f"{name} is a checkpoint: continue its run with train {source.path} --resume, or begin a run from its "
+            f"weights with train {source.path} --set model.path={name} --out DIR"
+        )
+    raw = read_config(name)
     apply_overrides(raw, overrides)
-    return parse_config(raw, source)
+    if source.kind == "model" and not {"method", "task"} <= raw.keys():
+        raise ConfigError(
+            f"{name} is a model, which names no method and no task: add --set method=opsd --set task.kind=math --set "
+            f"task.path=rows.jsonl, or write a config with selfdistill init --model {name} --data rows.jsonl"
+        )
+    return parse_config(raw, name)
+
+
+def config_for(
+    name: str,
+    task: str | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    command: str,
+    with_method: bool = False,
+) -> RunConfig:
+    """The config of a command that trains nothing, for a config, a run folder, a checkpoint or a model.
+
+    ``task`` is a kind or a table, and replaces the task of the source unless it is of the same kind. ``with_method``
+    says whether the command asks for the method; else none can be set. The weights of a run are found apart.
+
+    Raises:
+        ConfigError: the source does not exist, no task is named, or an override is invalid.
+    """
+    for override in () if with_method else overrides:
+        if override.partition("=")[0].strip().partition(".")[0] == "method":
+            raise ConfigError(f"--set {override}: {command} trains nothing, so it has no method to set")
+    source = find_source(name)
+    # With a task, the model's loader says best what is wrong with a folder that is nothing known.
+    if source.kind == "nothing" and task is None:
+        raise ConfigError(_not_found(source))
+    raw = read_config(name) if source.kind in ("config", "run") else {"model": {"path": name}}
+    if not with_method:
+        raw["method"] = {"name": "grpo"}
+        # A run's checkpoint is a whole model with its adapter merged, and a new adapter changes nothing.
+        raw["model"] = {key: value for key, value in raw.get("model", {}).items() if key != "lora"}
+    own = raw.get("task") if source.kind == "model" else raw.get("task", "countdown")
+    kind = own.get("kind") if isinstance(own, Mapping) else own
+    table = {"kind": task} if isinstance(task, str) else task
+    if table is not None and table != {"kind": kind}:
+        # The reward function and the contexts were meant for the task that is replaced.
+        raw = {key: value for key, value in raw.items() if key not in ("reward", "contexts")} | {"task": dict(table)}
+    apply_overrides(raw, overrides)
+    if "task" not in raw and source.kind == "model":
+        raise ConfigError(f"{name} is a model, which names no task: add --task, for example --task countdown")
+    if "method" not in raw:
+        raise ConfigError(f"{name} names no method: add --set method=opsd, for example")
+    return parse_config(raw, command if source.kind == "model" or table is not None else name)
+
+
+def _not_found(source: Source) -> str:
+    if source.path is not None:
+        return f"{source.name} is neither a run folder nor a model directory: it holds no config.json of either"
+    hint = near(source.name, [*shipped_configs(), *shipped_models()])
+    ways = (
+        "give a config, a run folder, a checkpoint, a model directory, a hub id (org/name) or a shipped name "
+        f"({', '.join(shipped_models())}, and those of selfdistill configs)"
+    )
+    return f"{source.name!r} not found; {f'{hint} else ' if hint else ''}{ways}"
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> None:

@@ -1,17 +1,43 @@
-"""Read configs: shipped ones by name, files by path."""
+"""What an argument of a command names: a config, a run folder, a checkpoint or a model; and reading its config."""
 
 from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfdistill.config.renamed import with_new_names
 from selfdistill.config.suggest import near
-from selfdistill.errors import ConfigError
+from selfdistill.errors import CheckpointError, ConfigError
+
+FILE_ENDINGS = (".toml", ".json", ".jsonl", ".parquet", ".csv", ".yaml", ".yml", ".txt", ".gz", ".py")
+"""Endings of files. A name with one of them is no hub id."""
+
+ROWS = (".jsonl", ".parquet", ".csv", ".gz")
+"""Endings of files that hold rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What an argument names. Every command and function asks :func:`find_source`."""
+
+    name: str
+    """The argument as it was written."""
+    kind: Literal["config", "run", "model", "nothing"]
+    path: Path | None = None
+    """The config file, the run folder or the model directory; None for a hub id and for nothing."""
+    checkpoint: str | None = None
+    """The checkpoint that the argument itself names, ``"best"`` or a step; the run folder is then in ``path``."""
+
+    @property
+    def label(self) -> str:
+        """A short name: of an arm, of a method that is inspected, of the folder of a run."""
+        # The name of a folder or of a model may have dots, and "." has none of its own.
+        return Path(self.name).stem if self.kind == "config" else Path(self.name).resolve().name
 
 
 def shipped_configs() -> list[str]:
@@ -20,43 +46,141 @@ def shipped_configs() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def config_text(source: str) -> str:
+def shipped_models() -> list[str]:
+    """Names of the models in the package."""
+    folder = resources.files("selfdistill.models") / "shipped"
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+
+
+def find_source(name: str) -> Source:
+    """Decide what an argument names: a shipped config or model, a file, a folder, or a hub id.
+
+    Raises:
+        ConfigError: the folder is both a run and a model.
+        CheckpointError: it is a checkpoint whose run has no config.
+    """
+    path = Path(name)
+    # "." and ".." are the user's own folders, not those around the shipped files.
+    if "/" not in name and name.strip("."):
+        shipped = resources.files("selfdistill.config") / "shipped" / f"{name}.toml"
+        if isinstance(shipped, Path) and shipped.is_file():
+            return Source(name, "config", shipped)
+        model = resources.files("selfdistill.models") / "shipped" / name
+        if isinstance(model, Path) and model.is_dir():
+            return Source(name, "model", model)
+    if path.is_dir():
+        return _folder(name, path)
+    if path.exists():
+        return Source(name, "config", path)
+    parts = name.split("/")
+    is_hub_id = len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not name.endswith(FILE_ENDINGS)
+    return Source(name, "model" if is_hub_id else "nothing")
+
+
+def _folder(name: str, path: Path) -> Source:
+    """Decide what a folder is. A run and a model both have a ``config.json``, with different keys."""
+    # A checkpoint of a run: checkpoints/step-000020, the model in it, or checkpoints/best.
+    folder = path.absolute()
+    folder = folder.parent if folder.name == "model" else folder
+    if folder.parent.name == "checkpoints" and (folder.name == "best" or folder.name.startswith("step-")):
+        run = folder.parent.parent
+        if (run / "config.json").is_file():
+            step = folder.name.removeprefix("step-")
+            return Source(name, "run", run, step if step == "best" else str(int(step)) if step.isdecimal() else step)
+    keys = _keys(path / "config.json")
+    is_run = "method" in keys or (path / "checkpoints").is_dir()
+    is_model = "model_type" in keys or (path / "adapter_config.json").is_file() or any(path.glob("*.safetensors"))
+    if is_run and is_model:
+        raise ConfigError(
+            f"{name} is both a run folder and a model directory, so it is unclear which is meant: "
+            "move the model's files or the run's checkpoints to a folder of their own"
+        )
+    if is_run:
+        return Source(name, "run", path)
+    if is_model:
+        return Source(name, "model", path)
+    if (path / "model").is_dir():
+        return Source(name, "model", path / "model")
+    return Source(name, "nothing", path)
+
+
+def _keys(path: Path) -> Iterable[str]:
+    """The keys of a JSON object, none if the file does not exist or is damaged: reading it again says what is wrong."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return ()
+    return table if isinstance(table, dict) else ()
+
+
+def holds_config(source: Source) -> bool:
+    """Whether a source is a config or a run, and not a file of rows: a JSON file may be either."""
+    if source.kind != "config" or source.path is None or source.path.suffix not in (".json", *ROWS):
+        return source.kind in ("config", "run")
+    return source.path.suffix == ".json" and "method" in _keys(source.path)
+
+
+def collision(name: str) -> str | None:
+    """A sentence where a shipped name hides a folder of the same name, else None."""
+    if name in (*shipped_configs(), *shipped_models()) and Path(name).is_dir():
+        return f"{name} is taken for what the package ships under that name; the folder here is ./{name}"
+    return None
+
+
+def config_text(name: str) -> str:
     """The text of a shipped config by name, of a TOML or JSON file by path, or of the config in a run's folder.
 
     Raises:
         ConfigError: there is no such file, or it is not UTF-8 text.
     """
-    path = _config_path(source)
-    if not path.is_file():
-        known = shipped_configs()
-        hint = f"{near(source, known)} shipped: {', '.join(known)}; or give a path to a TOML file".lstrip()
-        raise ConfigError(f"config {source!r} not found; {hint}")
+    path = config_path(find_source(name))
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config {source} is not UTF-8 text: {error}") from error
+        raise ConfigError(f"config {name} is not UTF-8 text: {error}") from error
 
 
-def _config_path(source: str) -> Traversable:
-    shipped = resources.files("selfdistill.config") / "shipped" / f"{source}.toml"
-    if "/" not in source and shipped.is_file():
-        return shipped
-    path = Path(source)
-    return path / "config.json" if path.is_dir() else path
+def config_path(source: Source) -> Path:
+    """The file that holds the config of a source.
+
+    Raises:
+        ConfigError: it has none; the message names the nearest shipped config.
+    """
+    if source.kind == "config" and source.path is not None:
+        if source.path.suffix in ROWS:
+            raise ConfigError(
+                f"{source.name} holds rows and is no config: selfdistill init --model MODEL --data {source.name} "
+                "writes one for them"
+            )
+        return source.path
+    if source.kind == "run" and source.path is not None:
+        path = source.path / "config.json"
+        if path.is_file():
+            return path
+        raise CheckpointError(f"{source.name} holds checkpoints and no config.json: the config of its run is gone")
+    if source.kind == "model":
+        raise ConfigError(f"{source.name} is a model, which has no config")
+    known = shipped_configs()
+    hint = f"{near(source.name, known)} shipped: {', '.join(known)}; or give a path to a TOML file".lstrip()
+    raise ConfigError(f"config {source.name!r} not found; {hint}")
 
 
-def read_config(source: str) -> dict[str, Any]:
-    """The tables of a config named as in :func:`config_text`, unchecked.
+def read_config(name: str) -> dict[str, Any]:
+    """The tables of a config, of a run's folder, or of a model (its path alone), unchecked.
 
     Raises:
         ConfigError: it is missing or malformed.
     """
-    is_json = _config_path(source).name.endswith(".json")
+    source = find_source(name)
+    if source.kind == "model":
+        return {"model": {"path": name}}
+    path = config_path(source)
+    is_json = path.suffix == ".json"
     try:
-        table = json.loads(config_text(source)) if is_json else tomllib.loads(config_text(source))
+        table = json.loads(config_text(name)) if is_json else tomllib.loads(config_text(name))
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"config {source} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
+        raise ConfigError(f"config {name} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     if not isinstance(table, dict):
-        raise ConfigError(f"config {source} holds no table of keys")
+        raise ConfigError(f"config {name} holds no table of keys")
     # A run that an earlier version wrote can be continued from its folder alone.
-    return with_new_names(table) if Path(source).is_dir() else table
+    return with_new_names(table) if source.kind == "run" else table

@@ -31,7 +31,7 @@ class JsonLines:
         """Append the objects, one per line; numbers that are not finite become null. No objects create no file."""
         if not objects or not self.writes:
             return
-        lines = (printable_json(json.dumps(_finite(value), ensure_ascii=False)) + "\n" for value in objects)
+        lines = (printable_json(json.dumps(finite(value), ensure_ascii=False)) + "\n" for value in objects)
         written = "".join(lines).encode()
         with self.path.open("ab") as file:
             file.write(written)
@@ -89,13 +89,14 @@ class JsonLines:
                 yield from map(json.loads, file)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON value with null in place of NaN and infinity, which JSON does not know."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfdistill.config.run import config_for
 from selfdistill.config.sections import SamplingConfig, limits_on
+from selfdistill.config.sources import find_source
 from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
@@ -24,7 +26,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
-from selfdistill.training.run_folder import config_for, load_model
+from selfdistill.training.run_folder import Weights, load_model
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
 MOST_EPOCHS = 100
@@ -50,6 +52,7 @@ class InspectOptions:
     seed: int = 0
     rollouts: Path | None = None
     words: Path | None = None
+    checkpoint: str | None = None
     built: Mapping[str, Method] = field(default_factory=dict)
 
 
@@ -92,6 +95,16 @@ def inspect_model(
     return result.summary
 
 
+def describe_inspection(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the methods that were left out, what was skipped, and remarks, as lines for the terminal."""
+    for name, reason in summary["left_out"].items():
+        yield f"left out: {name}, because {reason}"
+    for reason, count in summary["skipped"].items():
+        yield f"skipped: {count} × {reason}"
+    for remark in summary["templates"]["remarks"]:
+        yield f"remark: {remark}"
+
+
 def inspect(
     model: str,
     task: str | Mapping[str, Any] | None,
@@ -109,16 +122,22 @@ def inspect(
     Raises:
         UserError: the model, the task, a method or a context cannot be used.
     """
-    methods, rest = choose_methods(options.methods, options.configs, overrides)
+    configs = list(options.configs)
+    unset = options.methods is None and not configs and not options.built
+    if unset and loaded is None and find_source(model).kind in ("config", "run"):
+        # Whoever names a config or a run asks about its method first of all.
+        configs = [model]
+    methods, rest = choose_methods(options.methods, configs, overrides)
     methods.update(options.built)
     patterns = load_classes(options.words)
     config = config_for(model, task, rest, command="inspect")
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = _templates(config.contexts or judge.contexts, options)
-    policy, chat, path, remarks = load_model(model, config, loaded)
+    policy, chat, weights = load_model(model, config, loaded, checkpoint=options.checkpoint)
     judge = fitted(judge, chat)
-    for remark in remarks:
+    for remark in weights.remarks:
         say(remark)
+    say(f"weights: {weights.describe()}")
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
@@ -141,17 +160,26 @@ def inspect(
     )
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
-    origin = {
-        "model": model,
-        "weights": path,
+    origin = _origin(model, weights, options) | {
         "task": config.task.kind,
-        "split": options.split,
-        "rollouts": str(options.rollouts) if options.rollouts else None,
-        "temperature": None if options.rollouts else options.temperature,
-        "seed": options.seed,
         "knobs": hyperparameters(methods, findings.credits),
     }
-    return InspectResult(table, summarise(table, origin, chat), chat, remarks)
+    return InspectResult(table, summarise(table, origin, chat), chat, weights.remarks)
+
+
+def _origin(model: str, weights: Weights, options: InspectOptions) -> dict[str, Any]:
+    """Return where the completions come from, for the summary."""
+    sampled = options.rollouts is None
+    return {
+        "model": model,
+        "weights": weights.path,
+        "checkpoint": weights.checkpoint,
+        "step": weights.step,
+        "split": options.split,
+        "rollouts": None if sampled else str(options.rollouts),
+        "temperature": options.temperature if sampled else None,
+        "seed": options.seed,
+    }
 
 
 def _templates(source: str, options: InspectOptions) -> dict[str, Template]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from selfdistill.config.run import KEYS, apply_overrides, load_config
+from selfdistill.config.sources import find_source, read_config
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.files.jsonl import read_object
 from selfdistill.methods import METHODS, Method, build_method
 
 LOOKED_AT = ("grpo", "sd", "antisd", "opsd", "sdpo", "credit", "purified")
@@ -71,13 +70,15 @@ def _named(text: str) -> tuple[str, dict[str, Any]]:
     return label, {"name": name or label}
 
 
-def _configured(source: str) -> tuple[str, dict[str, Any]]:
-    stored = read_object(Path(source) / "config.json")
-    if stored:
-        if "name" not in stored.get("method", {}):
-            raise DataError(f"--config {source}: its config.json is no run's, for it names no method")
-        return Path(source).resolve().name, dict(stored["method"])
-    return Path(source).stem, dict(load_config(source).method)
+def _configured(name: str) -> tuple[str, dict[str, Any]]:
+    source = find_source(name)
+    if source.kind == "model":
+        raise ConfigError(f"--config {name}: a model names no method; give a config or the folder of a run")
+    # A run of an earlier version may have keys that are unknown now, and its method is readable all the same.
+    table = load_config(name).method if source.kind == "config" else read_config(name).get("method")
+    if not isinstance(table, dict) or "name" not in table:
+        raise DataError(f"--config {name}: it names no method")
+    return source.label, dict(table)
 
 
 def _set_knob(tables: Mapping[str, dict[str, Any]], override: str) -> bool:

@@ -14,36 +14,47 @@ from selfdistill.tasks.rows import RowTask
 from selfdistill.types import Example, Verdict
 
 _LINES_SHOWN = 20
+_CHARACTERS_SHOWN = 1000
 
 
 def check_data(
-    path: str | Mapping[str, str], *, task: str | None, preset: str | None, overrides: Sequence[str] = ()
+    path: str | Mapping[str, str] | None,
+    *,
+    task: str | None,
+    preset: str | None,
+    overrides: Sequence[str] = (),
+    own: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Read every row and verify each row's own reference.
+
+    ``own`` is the task table of a config; ``path``, ``task`` and ``preset`` replace its keys where they are given.
 
     The reference is the row's solution. If there is none, or the verifier finds no answer in it
     (``silent_solutions``), the row's canonical answer is verified instead. ``verified`` is the share of usable rows
     whose reference scores 1; it is None if nothing can be verified. ``verified_rows`` is their number, ``unverified``
-    lists the other rows.
+    lists the other rows. ``row`` is the first usable row as the task maps it.
 
     Raises:
         UserError: the source is unreadable, or the task reads no rows.
     """
-    if task is None and preset is None:
+    if task is None and preset is None and own is None:
         raise ConfigError(f"name a --task ({', '.join(_row_kinds())}) or a --preset ({', '.join(shipped_presets())})")
-    named = {"kind": task, "preset": preset}
+    named = {"kind": task, "preset": preset, "path": path}
     table: dict[str, Any] = {
         "method": "grpo",
-        "task": {"path": path, "bad_rows": "skip", "validation_share": 0.0, "test_share": 0.0}
+        "task": {**(own or {}), "bad_rows": "skip", "validation_share": 0.0, "test_share": 0.0}
         | {key: value for key, value in named.items() if value is not None},
     }
-    if task is not None and task in task_configs() and task not in _row_kinds():
-        raise ConfigError(f"task {task!r} makes its own problems, so there are no rows to check")
+    kind = table["task"].get("kind")
+    if kind in task_configs() and kind not in _row_kinds():
+        raise ConfigError(f"task {kind!r} makes its own problems, so there are no rows to check")
     apply_overrides(table, overrides)
     config = parse_config(table, "data check")
     assert isinstance(config.task, RowsConfig)
     row_task = build_row_task(config.task, seed=config.seed)
-    return {"task": config.task.kind, "preset": preset, "path": path, **_report(row_task)}
+    source = config.task.path
+    read = source if isinstance(source, str) else source.model_dump(exclude_none=True)
+    return {"task": config.task.kind, "preset": config.task.preset, "path": read, **_report(row_task)}
 
 
 def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
@@ -64,6 +75,16 @@ def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{report['duplicates']['repeated']} questions occur more than once"
     for pair, count in report["leaks"].items():
         yield f"leak: {count} questions of {pair}"
+
+
+def describe_row(report: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for the terminal: the first usable row of :func:`check_data` as the task maps it."""
+    if report["row"] is not None:
+        yield f"row {report['row']['row']} as the task maps it:"
+        for message in report["row"]["prompt"]:
+            yield f"  {message['role']}: {_indented(message['content'])}"
+        for name, text in report["row"]["fields"].items():
+            yield f"  {name}: {_indented(text)}"
 
 
 def list_tasks() -> list[dict[str, Any]]:
@@ -100,6 +121,20 @@ def _row_kinds() -> list[str]:
     return [kind for kind, table in task_configs().items() if issubclass(table, RowsConfig)]
 
 
+def _mapped(example: Example | None) -> dict[str, Any] | None:
+    """The messages of an example and the fields that contexts can show, such as the answer and the solution."""
+    if example is None:
+        return None
+    prompt = [{"role": message.role, "content": message.content} for message in example.prompt]
+    return {"row": example.id, "prompt": prompt, "fields": dict(example.fields)}
+
+
+def _indented(text: str) -> str:
+    """The text with its further lines indented, and cut where it is long."""
+    shown = text if len(text) <= _CHARACTERS_SHOWN else f"{text[:_CHARACTERS_SHOWN]}… ({len(text)} characters)"
+    return shown.strip("\n").replace("\n", "\n    ")
+
+
 def _report(task: RowTask) -> dict[str, Any]:
     rejected: dict[str, list[int | str]] = {}
     files = {row.file for row in task.rejected}
@@ -119,6 +154,7 @@ def _report(task: RowTask) -> dict[str, Any]:
             unverified.append({"row": example.id, "line": int(example.id.rpartition(":")[2]), "why": why})
     return {
         "rows": task.rows,
+        "row": _mapped(next(task.every_example(), None)),
         "rejected": rejected,
         "checked": counts["all"],
         "verified": counts["right"] / counts["judged"] if counts["judged"] else None,

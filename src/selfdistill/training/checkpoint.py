@@ -79,6 +79,17 @@ def load_trained(folder: Path, policy: Policy) -> None:
     _put_masters(policy, torch.load(folder / WHOLE, map_location="cpu", weights_only=True))
 
 
+def load_averages(folder: Path, teachers: Teachers) -> None:
+    """Load only the averaged teacher of a checkpoint, sharded or not, into an unsharded one."""
+    if not teachers.has_ema:
+        return
+    if (folder / SHARDS).is_dir():
+        _load(_averages(teachers), folder, ALONE)
+        teachers.refresh()
+        return
+    teachers.load_state_dict(torch.load(folder / WHOLE, map_location="cpu", weights_only=True)["teachers"])
+
+
 def _put_masters(policy: Policy, stored: Mapping[str, Any]) -> None:
     """Load the master weights, which are wider than those of the model directory, if the checkpoint has any."""
     kept = policy.kept()

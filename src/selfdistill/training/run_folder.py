@@ -1,40 +1,155 @@
-"""Read a run folder or a model without training: its config, its weights, its export."""
+"""Read a run folder or a model without training: its weights, its export."""
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from selfdistill.config.renamed import with_new_names
-from selfdistill.config.run import RunConfig, apply_overrides, parse_config
+from selfdistill.config.run import RunConfig
+from selfdistill.config.sources import find_source
 from selfdistill.contexts.chat import Chat
-from selfdistill.errors import CheckpointError, ConfigError, DataError
-from selfdistill.files.jsonl import read_object
-from selfdistill.models.policy import ADAPTER, DTYPES, Policy, save_policy
-from selfdistill.training import atomic as checkpoint
-from selfdistill.training.atomic import model_path
-from selfdistill.training.build import build_policy
-from selfdistill.training.checkpoint import load_trained
+from selfdistill.errors import CheckpointError, ConfigError
+from selfdistill.files.jsonl import read_lines, read_object
+from selfdistill.models.policy import ADAPTER, DTYPES, Policy, load_weights, save_policy
+from selfdistill.training import atomic
+from selfdistill.training.build import Models, build_models, build_policy
+from selfdistill.training.checkpoint import load_averages, load_trained
+from selfdistill.training.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights that a name stands for, and the checkpoint they are of."""
+
+    path: str
+    """Model directory, hub id or shipped name."""
+    checkpoint: str | None = None
+    """``"last"``, ``"best"``, or ``"step"`` for an earlier one; None if the weights are of no run."""
+    step: int | None = None
+    """Step of the checkpoint; None if the weights are of no run."""
+    folder: Path | None = None
+    """Folder of the checkpoint, which may hold the weights as shards."""
+    remarks: tuple[str, ...] = ()
+    """Sentences for the user, for example about a damaged checkpoint that was skipped."""
+
+    def describe(self) -> str:
+        """Return the path with the checkpoint and its step in words."""
+        if self.step is None:
+            return self.path
+        which = "checkpoint" if self.checkpoint == "step" else f"{self.checkpoint} checkpoint"
+        return f"{self.path} ({which}, step {self.step})"
+
+
+def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) -> Weights:
+    """Find the weights of a config, a run folder, a checkpoint or a model.
+
+    A config stands for the model that it names, a run for its newest valid checkpoint unless ``checkpoint`` says
+    ``"best"`` or a step.
+
+    Raises:
+        UserError: the checkpoint does not exist, is damaged or has been written as shards.
+    """
+    source = find_source(name)
+    if source.kind != "run" or source.path is None:
+        if checkpoint is not None:
+            raise ConfigError(f"--checkpoint {checkpoint} chooses among those of a run, and {name} is no run folder")
+        if source.kind == "config":
+            return Weights(config.model.path)
+        return Weights(str(source.path) if source.path is not None and source.path.is_dir() else name)
+    if checkpoint is not None and source.checkpoint is not None:
+        raise ConfigError(f"{name} is a checkpoint already: leave out --checkpoint, or give its run, {source.path}")
+    chosen = checkpoint or source.checkpoint or "last"
+    saved = source.path / "checkpoints"
+    if chosen == "best":
+        reason = atomic.corruption(saved / "best") if (saved / "best").is_dir() else "it does not exist yet"
+        if reason is not None:
+            raise CheckpointError(f"{source.path} has no best checkpoint to use: {reason}")
+        return Weights(str(saved / "best"), "best", _best_step(source.path), saved / "best")
+    remarks: list[str] = []
+    if chosen == "last":
+        newest, remarks = atomic.latest_valid(saved)
+        if newest is None:
+            raise CheckpointError(f"{name} has no checkpoint yet")
+    else:
+        kept = [int(path.name.removeprefix("step-")) for path in atomic.checkpoints(saved)]
+        if not chosen.isdecimal() or int(chosen) not in kept:
+            steps = ", ".join(map(str, kept)) or "none so far"
+            raise CheckpointError(
+                f"{source.path} has no checkpoint {chosen!r}: write best, last or a step; it keeps those of steps "
+                f"{steps}"
+            )
+        newest = atomic.checkpoint_path(saved, int(chosen))
+        reason = atomic.corruption(newest)
+        if reason is not None:
+            raise CheckpointError(f"checkpoint {newest.name} is torn ({reason})")
+    which = "last" if newest == atomic.checkpoints(saved)[-1] or chosen == "last" else "step"
+    step = int(newest.name.removeprefix("step-"))
+    return Weights(str(newest / "model"), which, step, newest, tuple(remarks))
+
+
+def _best_step(run: Path) -> int:
+    """The step of the best checkpoint: the first evaluation with the highest accuracy, the newest if none has one."""
+    step, best = 0, -math.inf
+    for line in read_lines(run / "evaluations.jsonl"):
+        value = -math.inf if line.get("avg") is None else float(line["avg"]["value"])
+        if value > best or best == -math.inf:
+            step, best = int(line["step"]), value
+    return step
 
 
 def load_model(
-    model: str, config: RunConfig, loaded: tuple[Policy, Chat] | None = None
-) -> tuple[Policy, Chat, str, list[str]]:
-    """Load a model or a run's newest checkpoint; returns policy, chat, path of the weights, and remarks for the user.
+    name: str, config: RunConfig, loaded: tuple[Policy, Chat] | None = None, *, checkpoint: str | None = None
+) -> tuple[Policy, Chat, Weights]:
+    """Load the model of a config, a run folder, a checkpoint or a model, and say which weights were taken.
 
-    ``loaded`` is returned as it is if the model is already in memory.
+    ``loaded`` is returned as it is if the model is already in memory. ``checkpoint`` is as for :func:`find_weights`.
 
     Raises:
         UserError: the model cannot be found or used.
     """
     if loaded is not None:
-        return (*loaded, loaded[1].name, [])
-    path, remarks = model_path(model)
-    policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
-    return policy, chat, path, remarks
+        return (*loaded, Weights(loaded[1].name))
+    weights = find_weights(name, config, checkpoint)
+    if weights.folder is not None and not Path(weights.path).is_dir():
+        raise CheckpointError(
+            f"{weights.folder} holds shards and no model directory: make one with selfdistill export "
+            f"{weights.folder.parent.parent} --step {weights.step} --out DIR"
+        )
+    policy, chat = build_policy(config.model.model_copy(update={"path": weights.path}), seed=config.seed)
+    return policy, chat, weights
+
+
+def load_models(
+    problem: Problem, source: str | None = None, *, checkpoint: str | None = None
+) -> tuple[Models, Weights]:
+    """Load the student and all teachers of a config, or of a run as they were at a checkpoint.
+
+    ``source`` is what the problem's config was read from; unset: the config's own model. Frozen teachers are those of
+    the run's beginning. ``checkpoint`` is as for :func:`find_weights`.
+
+    Raises:
+        UserError: the config, the data or the checkpoint cannot be used.
+    """
+    weights = Weights(problem.config.model.path)
+    if source is not None:
+        weights = find_weights(source, problem.config, checkpoint)
+    models = build_models(problem)
+    if weights.folder is None:
+        return models, weights
+    if weights.checkpoint == "best":
+        if models.teachers.has_ema:
+            raise CheckpointError(
+                f"{weights.folder} holds the student alone, and the method's teacher is an average: choose a step"
+            )
+        load_weights(models.policy, weights.folder)
+    else:
+        load_trained(weights.folder, models.policy)
+        load_averages(weights.folder, models.teachers)
+    return models, weights
 
 
 def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None, merge: bool = False) -> Path:
@@ -54,13 +169,13 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     saved = run / "checkpoints"
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty: choose another --out")
-    path = checkpoint.latest_valid(saved)[0] if step is None else checkpoint.checkpoint_path(saved, step)
-    kept = ", ".join(str(int(found.name.removeprefix("step-"))) for found in checkpoint.checkpoints(saved))
+    path = atomic.latest_valid(saved)[0] if step is None else atomic.checkpoint_path(saved, step)
+    kept = ", ".join(str(int(found.name.removeprefix("step-"))) for found in atomic.checkpoints(saved))
     if not kept:
         raise CheckpointError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
     if path is None or not path.is_dir():
         raise CheckpointError(f"{run} has no checkpoint of step {step}; it keeps: {kept}")
-    reason = checkpoint.corruption(path)
+    reason = atomic.corruption(path)
     if reason is not None:
         raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
     stored = path / "model"
@@ -81,43 +196,3 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
         merged = {"path": aside, "lora": None, **wanted}
         save_policy(*build_policy(config.model.model_copy(update=merged), seed=config.seed), out)
     return path
-
-
-OWN = {
-    "sampling": ("max_tokens", "thinking", "max_batch_size"),
-    "evaluation": ("temperature", "top_p", "top_k", "max_tokens", "thinking"),
-}
-"""Settings of a run that a command on its folder takes over."""
-
-
-def config_for(
-    model: str,
-    task: str | Mapping[str, Any] | None,
-    overrides: Sequence[str] | Mapping[str, Any],
-    *,
-    command: str,
-) -> RunConfig:
-    """The config for a command that does not train. ``task`` is a kind or a table; None takes the run's own task.
-
-    Raises:
-        UserError: no task is given, the run's config cannot be read, or an override is invalid.
-    """
-    for override in overrides:
-        if override.partition("=")[0].strip().partition(".")[0] == "method":
-            raise ConfigError(f"--set {override}: {command} trains nothing, so it has no method to set")
-    raw: dict[str, Any] = {"method": {"name": "grpo"}}
-    if task is None:
-        if not (Path(model) / "checkpoints").is_dir():
-            raise ConfigError(
-                f"{model} is no run folder, so it names no task: add --task, for example --task countdown"
-            )
-        run = with_new_names(read_object(Path(model) / "config.json"))
-        if "task" not in run:
-            raise DataError(f"{model} is no run folder: its config.json is missing or names no task")
-        raw.update({key: run[key] for key in ("task", "reward", "contexts") if key in run})
-        for table, names in OWN.items():
-            raw[table] = {key: run.get(table, {})[key] for key in names if key in run.get(table, {})}
-    else:
-        raw["task"] = {"kind": task} if isinstance(task, str) else dict(task)
-    apply_overrides(raw, overrides)
-    return parse_config(raw, command)
