@@ -65,6 +65,7 @@ def compare(
     configs: Sequence[str | Path] | Mapping[str, ConfigLike],
     *,
     out: str | Path,
+    methods: Sequence[str] = (),
     seeds: int | Sequence[int] = 1,
     baseline: str | None = None,
     main: str | None = None,
@@ -78,9 +79,10 @@ def compare(
     Finished runs in ``out`` are kept, so the same call continues an interrupted comparison.
 
     Args:
-        configs: shipped names and TOML or JSON files; or a dict of arms' names to configs in any form, which are
-            written into ``out/configs``.
+        configs: shipped names, TOML or JSON files, run folders and models; or a dict of arms' names to configs in any
+            form, which are written into ``out/configs``.
         out: folder of the comparison.
+        methods: make an arm of each config with each of these methods, named ``config-method``.
         seeds: the number of seeds (0, 1, 2 …), or a list of seeds.
         baseline: the arm to compare with; unset: the first ``grpo``, else the first arm.
         main: also put this arm's summary and page into the folder.
@@ -103,7 +105,8 @@ def compare(
         )
     check_counts(jobs=jobs)
     sources = _sources(configs, folder)
-    comparison = plan(sources, as_pairs(overrides, settings), seeds=chosen, baseline=baseline, folder=folder)
+    pairs = as_pairs(overrides, settings)
+    comparison = plan(sources, pairs, seeds=chosen, baseline=baseline, folder=folder, methods=methods)
     if main is not None:
         find_arm(comparison, main, "main")
     with Progress(Console() if progress else None) as terminal, stopping(terminal) as stop:

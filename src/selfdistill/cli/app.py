@@ -86,10 +86,16 @@ def train(
 @command()
 def compare(
     configs: Annotated[
-        list[str], typer.Argument(metavar="CONFIG...", help="Shipped configs by name, TOML files or run folders.")
+        list[str], typer.Argument(metavar="CONFIG...", help="Configs, run folders, or models with --set task.kind=…")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")],
-    seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds: every config is run once with each.")] = "0",
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Make an arm of each config with each of these methods, CONFIG-METHOD."),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="N|A,B,…", help="Number of seeds, 3 for 0,1,2, or a list of them.")
+    ] = "1",
     set_: Set = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; unset: one for each core, on an accelerator one.")
@@ -101,31 +107,23 @@ def compare(
         str | None,
         typer.Option(metavar="ARM", help="Also put this arm's summary and page into the folder."),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the arms and what differs; train nothing.")] = False,
+    json: Json = False,
 ) -> None:
     """Train several configs on equal terms with several seeds: one table and one page. Resumes where it stopped."""
-    from selfdistill.config.run import load_config
-
-    # A mistake in a config is reported before torch is imported, which takes seconds.
+    names = _names(methods or "")
+    given = [*(f"method={name}" for name in names[:1]), *(set_ or [])]
     for config in configs:
-        load_config(config, set_ or [])
-    from rich.console import Console
+        check_early(config, None, given, command="compare", with_method=True)
+    from selfdistill.cli.compare import compare_arms, describe_arms, plan_comparison
 
-    from selfdistill.comparison.compare import find_arm, parse_seeds, plan, run_comparison, write_results
-    from selfdistill.comparison.tables import closing
-    from selfdistill.distributed.signals import stop_on_signals
-    from selfdistill.tracking.progress import Progress
-
-    comparison = plan(configs, set_ or [], seeds=parse_seeds(seeds), baseline=baseline, folder=out)
-    if main is not None:
-        find_arm(comparison, main, "--main")
-    with Progress(Console()) as progress, stop_on_signals(progress.say) as stop:
-        finished = run_comparison(comparison, jobs=jobs, progress=progress, stop=stop)
-    if not finished:
-        progress.say(f"stopped; the same command goes on where the runs in {out} are")
-        raise typer.Exit(128 + (stop.signal or 0))
-    for line in closing(write_results(comparison, main=main)):
-        say(line)
-    say(f"page: {out / 'compare.html'}")
+    comparison = plan_comparison(
+        configs, set_ or [], methods=names, seeds=seeds, baseline=baseline, main=main, folder=out
+    )
+    if dry_run:
+        describe_arms(comparison, json=json)
+    else:
+        compare_arms(comparison, jobs=jobs, main=main, json=json)
 
 
 @command()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.comparison.analysis import ArmRuns, analyse
+from selfdistill.comparison.arms import ArmPlan, differences, flatten, plan_arms
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.page import write_comparison
 from selfdistill.config.run import ResolvedConfig, load_config
@@ -36,6 +37,8 @@ MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")
 """Config tables that may differ between arms: they define an arm, or they change no result."""
 ONLY_SAMPLED = ("sampling.completions", "sampling.temperature", "sampling.top_p", "sampling.top_k")
 """Config keys that an off-policy method does not use, because it learns from given solutions."""
+PLAIN_EVERY = 30.0
+"""Seconds between lines about the running arms if the output is not a terminal."""
 STARTS = "starts.jsonl"
 """File with the number of parallel runs of each start. The seconds of a comparison depend on that number."""
 
@@ -50,6 +53,8 @@ class Arm:
     on_policy: bool
     rewards: bool = True
     """Whether the method learns from rewards."""
+    settings: tuple[str, ...] = ()
+    """Overrides that make this arm of its source; those of the comparison come after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,15 @@ class Comparison:
 
 
 def plan(
-    sources: Sequence[str], overrides: Sequence[str], *, seeds: Sequence[int], baseline: str | None, folder: Path
+    sources: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    baseline: str | None,
+    folder: Path,
+    methods: Sequence[str] = (),
 ) -> Comparison:
-    """Load the arms and check that they are on equal terms.
+    """Load the arms and check that they are on equal terms. With ``methods`` each source is one arm for each of them.
 
     ``baseline`` names an arm; if it is None, the baseline is the first arm with method ``grpo``, or else the first arm.
 
@@ -84,7 +95,7 @@ def plan(
     for override in overrides:
         if override.partition("=")[0].strip() == "seed":
             raise ConfigError(f"--set {override}: a comparison takes its seeds from --seeds, for example --seeds 0,1,2")
-    arms = [_load_arm(source, overrides, seed=seeds[0]) for source in sources]
+    arms = [_load_arm(one, overrides, seed=seeds[0]) for one in plan_arms(sources, methods, overrides)]
     for i, arm in enumerate(arms):
         if arm.name in [other.name for other in arms[:i]]:
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
@@ -234,19 +245,16 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
     return result
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Parse a list of seeds such as ``0,1,2``.
-
-    Raises:
-        ConfigError: an entry is not a whole number, or a seed is repeated.
-    """
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise ConfigError(f"--seeds {text!r}: write whole numbers and commas, for example --seeds 0,1,2")
-    seeds = [int(word) for word in words]
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit adds nothing")
-    return seeds
+def report_plan(comparison: Comparison) -> dict[str, Any]:
+    """Return as plain JSON what would be trained: the arms with what differs between them, the seeds, the baseline."""
+    unequal = differences({arm.name: arm.config.model_dump(mode="json") for arm in comparison.arms})
+    return {
+        "folder": str(comparison.folder),
+        "seeds": list(comparison.seeds),
+        "steps": comparison.arms[0].config.steps,
+        "baseline": comparison.baseline,
+        "arms": [{"name": arm.name, "source": arm.source, "differs": unequal[arm.name]} for arm in comparison.arms],
+    }
 
 
 def how_it_ended(folder: Path) -> str:
@@ -268,25 +276,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _load_arm(source: str, overrides: Sequence[str], *, seed: int) -> Arm:
-    config = resolve(load_config(source, [*overrides, f"seed={seed}"]))
-    # The name of a folder may have dots, and "." has none of its own.
-    name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
+def _load_arm(arm: ArmPlan, overrides: Sequence[str], *, seed: int) -> Arm:
+    config = resolve(load_config(arm.source, [*arm.settings, *overrides, f"seed={seed}"]))
     method = method_of(config)
-    return Arm(name, source, config, method.on_policy, method.needs_rewards())
+    return Arm(arm.name, arm.source, config, method.on_policy, method.needs_rewards(), arm.settings)
 
 
 def _terms(arm: Arm) -> dict[str, Any]:
     table = arm.config.model_dump()
-    return dict(_flat({key: value for key, value in table.items() if key not in MAY_DIFFER}))
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dict(flatten({key: value for key, value in table.items() if key not in MAY_DIFFER}))
 
 
 def _word(value: Any) -> str:
@@ -301,7 +299,9 @@ def _name(arm: Arm, seed: int) -> str:
 
 
 def _command(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> tuple[str, ...]:
-    settings = [part for override in (*comparison.overrides, f"seed={seed}") for part in ("--set", override)]
+    settings = [
+        part for override in (*arm.settings, *comparison.overrides, f"seed={seed}") for part in ("--set", override)
+    ]
     return (sys.executable, "-m", "selfdistill", "train", arm.source, *settings, "--out", str(folder), "--resume")
 
 
@@ -321,7 +321,7 @@ def _locked(folder: Path) -> Iterator[list[int]]:
 
 
 class _Watch:
-    """Logs the start and the end of each run, and shows the step of each running one on a terminal."""
+    """Logs the start and the end of each run, and shows the step and the accuracy of each running one."""
 
     def __init__(self, progress: Progress, folders: Mapping[str, Path], comparison: Comparison, total: int) -> None:
         self.progress = progress
@@ -339,18 +339,32 @@ class _Watch:
             if name not in self.running:
                 self.progress.say(f"{name}: started")
         self.running = set(names)
-        if self.progress.live is None or time.monotonic() - self.looked < 1:
+        live = self.progress.live is not None
+        if time.monotonic() - self.looked < (1 if live else PLAIN_EVERY):
             return
         self.looked = time.monotonic()
         done = sum(bool(how_it_ended(folder)) for folder in self.folders.values())
-        steps = [f"{name} step {last_step(self.folders[name] / 'metrics.jsonl')}/{self.steps}" for name in names]
-        self.progress.status(f"{done} of {self.total} runs done · {' · '.join(steps)}")
+        text = f"{done} of {self.total} runs done · {' · '.join(map(self._state, names))}"
+        (self.progress.status if live else self.progress.say)(text)
+
+    def _state(self, name: str) -> str:
+        """Return the step of a run and the accuracy of its newest evaluation."""
+        evaluated = last_line(self.folders[name] / "evaluations.jsonl")
+        avg = evaluated and evaluated["avg"]
+        accuracy = f" accuracy {avg['value']:.3f}" if avg else ""
+        return f"{name} step {last_step(self.folders[name] / 'metrics.jsonl')}/{self.steps}{accuracy}"
 
 
 def last_step(path: Path) -> int:
-    """Return the step of the last complete line of a metrics file, read from its end; 0 if there is none."""
+    """Return the step of the last complete line of a metrics file; 0 if there is none."""
+    line = last_line(path)
+    return int(line["step"]) if line else 0
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """Return the last complete line of a JSONL file, read from its end; None if there is none."""
     if not path.is_file():
-        return 0
+        return None
     size = path.stat().st_size
     # A line with the evaluation of thousands of problems may be longer than 64 KiB.
     window, lines = 1 << 16, list[bytes]()
@@ -363,4 +377,7 @@ def last_step(path: Path) -> int:
             if not start:
                 break
             window *= 4
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    if not lines:
+        return None
+    line: dict[str, Any] = json.loads(lines[-1])
+    return line

@@ -29,7 +29,7 @@ from selfdistill.config.sections import (
     Sink,
     Strict,
 )
-from selfdistill.config.sources import Source, find_source, read_config, shipped_configs, shipped_models
+from selfdistill.config.sources import Source, config_path, find_source, read_config, shipped_configs, shipped_models
 from selfdistill.config.suggest import near, suggest
 from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset
 from selfdistill.errors import ConfigError
@@ -135,6 +135,9 @@ def config_for(
             raise ConfigError(f"--set {override}: {command} trains nothing, so it has no method to set")
     source = find_source(name)
     # With a task, the model's loader says best what is wrong with a folder that is nothing known.
+    if source.kind == "nothing" and with_method:
+        # A method is asked of configs most of all: name the nearest one.
+        config_path(source)
     if source.kind == "nothing" and task is None:
         raise ConfigError(_not_found(source))
     raw = read_config(name) if source.kind in ("config", "run") else {"model": {"path": name}}

@@ -1,0 +1,106 @@
+"""The arms of a comparison before they are trained: which sources and methods make them, and in what they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfdistill.config.run import apply_overrides, load_config
+from selfdistill.config.sources import find_source, read_config
+from selfdistill.errors import ConfigError
+from selfdistill.training.problem import resolve
+
+SAMPLING = ("completions", "max_tokens", "temperature", "top_p", "top_k")
+"""Keys of ``sampling`` that a method decides where a config leaves them open."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmPlan:
+    """One arm: its name, the config it is trained from, and the settings that make it this arm."""
+
+    name: str
+    source: str
+    settings: tuple[str, ...] = ()
+
+
+def plan_arms(sources: Sequence[str], methods: Sequence[str], overrides: Sequence[str]) -> list[ArmPlan]:
+    """Return one arm for each config, or with ``methods`` one for each config and method, named ``config-method``.
+
+    A method has its own defaults, but for the config's own method, which keeps its settings. What a method decides
+    about sampling where the config leaves it open is that of the config's own method, of the first one if it has none.
+
+    Raises:
+        ConfigError: a config cannot be used, or a method is named twice.
+    """
+    if len(set(methods)) < len(methods):
+        raise ConfigError(f"--methods {','.join(methods)} names a method twice")
+    arms = []
+    for name in sources:
+        label = find_source(name).label
+        if not methods:
+            arms.append(ArmPlan(label, name))
+            continue
+        raw = read_config(name)
+        apply_overrides(raw, overrides)
+        own = raw["method"].get("name") if isinstance(raw.get("method"), Mapping) else raw.get("method")
+        first = resolve(load_config(name, [*([] if own else [f'method="{methods[0]}"']), *overrides]))
+        given = raw.get("sampling", {})
+        shared = [f"sampling.{key}={getattr(first.sampling, key)}" for key in SAMPLING if given.get(key) is None]
+        for method in methods:
+            # The class of a method of one's own, package.module:Class, is name enough.
+            arm = f"{label}-{method.rpartition(':')[2]}"
+            arms.append(ArmPlan(arm, name, (*([] if method == own else [f'method="{method}"']), *shared)))
+    return arms
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse a number of seeds, ``3`` for 0, 1 and 2, or a list of seeds such as ``0,5,7``; ``5,`` is the seed 5 alone.
+
+    Raises:
+        ConfigError: an entry is not a whole number, a seed is repeated, or there is none.
+    """
+    words = [word.strip() for word in text.removesuffix(",").split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ConfigError(
+            f"--seeds {text!r}: write whole numbers and commas, for example --seeds 0,1,2, or how many, as in --seeds 3"
+        )
+    seeds = [int(word) for word in words]
+    if "," not in text:
+        if not seeds[0]:
+            raise ConfigError(f"--seeds {text!r} is no seed at all; the seed 0 alone is --seeds 1")
+        return list(range(seeds[0]))
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit adds nothing")
+    return seeds
+
+
+def differences(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return for each arm the dotted keys of its config whose values are not the same in all arms that have them."""
+    flat = {name: dict(flatten(table)) for name, table in tables.items()}
+    keys = dict.fromkeys(key for table in flat.values() for key in table)
+    absent = object()
+    unequal = [key for key in keys if len({repr(table.get(key, absent)) for table in flat.values()}) > 1]
+    return {name: {key: table[key] for key in unequal if key in table} for name, table in flat.items()}
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a nested table by their dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def describe_plan(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the arms of a comparison that would be trained, as lines of text."""
+    arms, seeds = report["arms"], report["seeds"]
+    yield (
+        f"{len(arms)} arms × {len(seeds)} seeds ({', '.join(map(str, seeds))}) = {len(arms) * len(seeds)} runs of "
+        f"{report['steps']} steps in {report['folder']}; baseline: {report['baseline']}"
+    )
+    for arm in arms:
+        values = ", ".join(f"{key} = {value}" for key, value in arm["differs"].items()) or "nothing of its own"
+        yield f"{arm['name']} (from {arm['source']}): {values}"
+    yield "everything else is the same in all arms; nothing has been trained"
