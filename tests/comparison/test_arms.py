@@ -83,8 +83,8 @@ def test_seeds_are_a_number_or_a_list(text: str, seeds: list[int]) -> None:
     [
         ("0", "no seed at all"),
         ("1,1", "names a seed twice"),
-        ("a", "write how many"),
-        ("", "write how many"),
+        ("a", "write whole"),
+        ("", "how many"),
         ("-1", "how"),
     ],
 )
