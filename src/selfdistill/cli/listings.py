@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, no_bars, say, say_json
+from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, no_bars, quiet, say, say_json
+from selfdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     from selfdistill.config.run import RunConfig
@@ -44,24 +45,31 @@ def check_early(
 @command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method; unset: all.")] = None,
+    json: Json = False,
 ) -> None:
     """What each method does, and its hyperparameters with their defaults and limits."""
     from selfdistill.methods import METHODS, build_method
-    from selfdistill.methods.reference import section
+    from selfdistill.methods.reference import describe_method, section
 
     if name is not None:
         build_method(name, {})
-    for method in METHODS if name is None else [name]:
+    chosen = list(METHODS) if name is None else [name]
+    if json:
+        say_json({one: describe_method(one) for one in chosen})
+        return
+    for method in chosen:
         say("\n".join(section(method)))
 
 
 @command()
-def tasks(json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
+def tasks(json: Json = False) -> None:
     """List the tasks: what each is, the keys it needs, and the presets that fill the others."""
     from selfdistill.tasks.check import describe_tasks, list_tasks
 
     table = list_tasks()
-    for line in [jsonlib.dumps(table)] if json else describe_tasks(table):
+    if json:
+        say_json(table)
+    for line in [] if json else describe_tasks(table):
         say(line)
 
 
@@ -87,7 +95,6 @@ def check(
     """Read every row of a file, and verify each row's own reference. Exit code 1: rows are rejected."""
     from selfdistill.config.run import config_for
     from selfdistill.config.sources import find_source, holds_config
-    from selfdistill.errors import ConfigError
 
     no_bars()
     own = None
@@ -115,15 +122,36 @@ def check(
 
 
 @command()
+def init(
+    model: Annotated[str, typer.Option(help="Model directory, hub id, run folder or shipped name.")],
+    data: Annotated[str, typer.Option(help="JSONL, JSON, CSV or Parquet file, folder saved by datasets, or hub name.")],
+    out: Annotated[Path, typer.Option(help="Config to write.")] = Path("mine.toml"),
+    split: Annotated[str | None, typer.Option(help="Split of a hub data set or a saved folder.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+) -> None:
+    """Write a commented config for a model and rows, and say what was found out and what was guessed."""
+    # The file is looked for before torch is imported, which takes seconds.
+    if out.exists():
+        raise ConfigError(f"{out} exists already: choose another --out, or remove it")
+    quiet()
+    from selfdistill.cli.init import write_config
+
+    for line in write_config(model, data, out, split=split, data_config=config):
+        say(line)
+
+
+@command()
 def doctor(
     thorough: Annotated[bool, typer.Option("--thorough", help="Run every attack, not one of each kind.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Versions and the device, and whether the sandbox for model-written code holds; exit code 0 only if it does."""
     from selfdistill.sandbox.doctor import describe, examine
 
     report = examine(thorough=thorough)
-    for line in [jsonlib.dumps(report)] if json else describe(report):
+    if json:
+        say_json(report)
+    for line in [] if json else describe(report):
         say(line)
     raise typer.Exit(0 if report["safe"] else 1)
 
@@ -131,8 +159,12 @@ def doctor(
 @command()
 def configs(
     name: Annotated[str | None, typer.Argument(help="One config, printed as TOML; unset: the list of all.")] = None,
+    json: Json = False,
 ) -> None:
     """List the shipped configs, or print one to start from: selfdistill configs countdown-grpo > mine.toml."""
-    from selfdistill.config.sources import config_text, shipped_configs
+    from selfdistill.config.sources import config_text, read_config, shipped_configs
 
+    if json:
+        say_json(shipped_configs() if name is None else read_config(name))
+        return
     typer.echo("\n".join(shipped_configs()) + "\n" if name is None else config_text(name), nl=False)

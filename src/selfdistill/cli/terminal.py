@@ -10,13 +10,62 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from selfdistill.errors import CheckpointError, UserError, is_full, out_of_memory
+from selfdistill.config.suggest import near
+from selfdistill.errors import CheckpointError, ConfigError, UserError, is_full, out_of_memory
 from selfdistill.files.disk import disk_sentence
 from selfdistill.files.jsonl import finite
 from selfdistill.files.text import printable
 
+UsageError = typer.BadParameter.__mro__[1]
+"""What typer raises for a command line that it cannot parse."""
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 """Context settings of every command."""
+
+ALIASES = {"--output-dir": "--out", "--nproc-per-node": "--launch", "--model-name-or-path": "--model"}
+"""Options of trl and torchrun that mean the same as ours and are taken under their own name too."""
+FOREIGN = {
+    "--model": "the argument itself, a config or a model; inside a config model.path",
+    "--model-name-or-path": "the argument itself, a config or a model; inside a config model.path",
+    "--config": "the argument itself: a TOML file, a shipped config or a run folder",
+    "--dataset-name": "--set task.path=…; selfdistill init --model MODEL --data ROWS writes a config",
+    "--seed": "--set seed=…",
+    "--learning-rate": "--set optimiser.learning_rate=…",
+    "--max-steps": "--set steps=…",
+    "--num-train-epochs": "--set steps=…, counted in optimiser steps",
+    "--per-device-train-batch-size": "--set sampling.prompts=…, problems a step over all processes",
+    "--gradient-accumulation-steps": "nothing: --set limits.max_tokens_per_microbatch=… bounds memory, never results",
+    "--num-generations": "--set sampling.completions=…",
+    "--max-completion-length": "--set sampling.max_tokens=…",
+    "--max-new-tokens": "--set sampling.max_tokens=…",
+    "--max-tokens": "--set sampling.max_tokens=…",
+    "--temperature": "--set sampling.temperature=…",
+    "--top-p": "--set sampling.top_p=…",
+    "--top-k": "--set sampling.top_k=…",
+    "--dtype": "--set model.dtype=…",
+    "--torch-dtype": "--set model.dtype=…",
+    "--bf16": "--set model.dtype=bfloat16",
+    "--device": "--set model.device=…",
+    "--use-peft": "--set model.lora.rank=16",
+    "--lora-r": "--set model.lora.rank=…",
+    "--lora-alpha": "--set model.lora.alpha=…",
+    "--gradient-checkpointing": "--set parallel.activation_checkpointing=true",
+    "--eval-steps": "--set evaluation.every=…",
+    "--save-steps": "--set checkpoint.every=…",
+    "--save-total-limit": "--set checkpoint.keep=…",
+    "--report-to": "--set 'sinks=[\"wandb\"]'",
+    "--resume-from-checkpoint": "--resume",
+    "--use-vllm": "--set sampler.kind=vllm",
+    "--vllm-server-base-url": "--set sampler.kind=server --set 'sampler.urls=[\"…\"]'",
+    "--tensor-parallel-size": "--set sampler.tensor_parallel_size=…",
+    "--gpu-memory-utilization": "--set sampler.gpu_memory_utilization=…",
+    "--max-model-len": "--set sampler.max_model_len=…",
+    "--max-num-seqs": "--set sampler.max_num_seqs=…",
+    "--enforce-eager": "--set sampler.enforce_eager=true",
+    "--nproc-per-node": "--launch N of selfdistill train",
+    "--nnodes": "torchrun --nnodes … -m selfdistill train …",
+    "--output-dir": "--out DIR",
+}
+"""Options of trl, vllm and torchrun, by what does the same here."""
 
 
 class Command(TyperCommand):
@@ -25,6 +74,40 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the arguments and options, including ``--help``."""
         return _without_flag_types(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, with underscores in option names as good as hyphens.
+
+        Raises:
+            ConfigError: one sentence for an option or an argument that cannot be; it names ours for a name of trl, vllm
+                or torchrun.
+        """
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        spelled = [_spelled(word, own) for word in args]
+        try:
+            return super().parse_args(ctx, spelled)
+        except UsageError as error:
+            # Typer brings a click of its own, whose classes have the names of click's.
+            if type(error).__name__ == "NoArgsIsHelpError":
+                raise
+            if type(error).__name__ != "NoSuchOption":
+                message = error.format_message().replace("\n", " ").rstrip(".")
+                raise ConfigError(f"{message[:1].lower()}{message[1:]}; see {ctx.command_path} --help") from error
+            name = str(vars(error)["option_name"])
+            ours = FOREIGN.get(name.replace("_", "-"))
+            known = ", ".join(sorted(own - {"-h", "--help"}))
+            hint = f"here it is {ours}" if ours else near(name, own) or f"there are: {known}"
+            raise ConfigError(f"{ctx.info_name} has no option {name}; {hint}") from error
+
+
+def _spelled(word: str, own: set[str]) -> str:
+    """The word of a command line with its option under our name: with hyphens, or another tool's name for the same."""
+    if not word.startswith("--") or len(word) == 2:
+        return word
+    name, equals, value = word.partition("=")
+    hyphened = name.replace("_", "-")
+    ours = ALIASES.get(hyphened, "")
+    return (hyphened if hyphened in own else ours if ours in own else name) + equals + value
 
 
 class Commands(TyperGroup):

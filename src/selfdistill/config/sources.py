@@ -71,7 +71,7 @@ def find_source(name: str) -> Source:
     if path.is_dir():
         return _folder(name, path)
     if path.exists():
-        return Source(name, "config", path)
+        return Source(name, "model" if path.suffix == ".gguf" else "config", path)
     parts = name.split("/")
     is_hub_id = len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not name.endswith(FILE_ENDINGS)
     return Source(name, "model" if is_hub_id else "nothing")
@@ -89,7 +89,11 @@ def _folder(name: str, path: Path) -> Source:
             return Source(name, "run", run, step if step == "best" else str(int(step)) if step.isdecimal() else step)
     keys = _keys(path / "config.json")
     is_run = "method" in keys or (path / "checkpoints").is_dir()
-    is_model = "model_type" in keys or (path / "adapter_config.json").is_file() or any(path.glob("*.safetensors"))
+    is_model = (
+        "model_type" in keys
+        or (path / "adapter_config.json").is_file()
+        or any(True for ending in ("*.safetensors", "*.gguf") for _ in path.glob(ending))
+    )
     if is_run and is_model:
         raise ConfigError(
             f"{name} is both a run folder and a model directory, so it is unclear which is meant: "

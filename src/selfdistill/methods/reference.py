@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -43,6 +44,27 @@ def section(name: str) -> Iterator[str]:
         if hyperparameter != "name" and hyperparameter not in silent:
             yield f"| `{hyperparameter}` | `{_default(getattr(method, hyperparameter))}` | {limits(field)} |"
     yield ""
+
+
+def describe_method(name: str) -> dict[str, Any]:
+    """The content of :func:`section` as plain JSON: the defaults of a method and what it recommends."""
+    kind = METHODS[name]
+    method = kind.model_validate({})
+    roles = {
+        role: {"context": one.context, "weights": weights_word(one.weights)} for role, one in method.roles().items()
+    }
+    return {
+        "description": inspect.cleandoc(kind.__doc__ or "").partition("\n")[0],
+        "needs_rewards": method.needs_rewards(),
+        "on_policy": method.on_policy,
+        "roles": roles,
+        "recommended": dataclasses.asdict(kind.recommended),
+        "hyperparameters": {
+            key: {"default": method.model_dump(mode="json")[key], "description": field.description}
+            for key, field in kind.model_fields.items()
+            if key != "name"
+        },
+    }
 
 
 def _completions(method: Method, count: int) -> str:

@@ -99,6 +99,10 @@ class RowTask(ABC):
             raise DataError(f"no row of {self._label} is in the {split} split: give it a file or a larger share")
         return self._examples[split]
 
+    def size(self, split: str) -> int:
+        """Number of examples of a split, which may be 0."""
+        return len(self._examples[split])
+
     def every_example(self) -> Iterator[Example]:
         """All examples of all splits."""
         for split in SPLITS:

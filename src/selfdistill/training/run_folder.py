@@ -59,7 +59,9 @@ def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) ->
             raise ConfigError(f"--checkpoint {checkpoint} chooses among those of a run, and {name} is no run folder")
         if source.kind == "config":
             return Weights(config.model.path)
-        return Weights(str(source.path) if source.path is not None and source.path.is_dir() else name)
+        # A checkpoint that was copied away from its run has the model in a folder of its own.
+        own = source.path is not None and (Path(name) / "model").is_dir()
+        return Weights(str(source.path) if own else name)
     if checkpoint is not None and source.checkpoint is not None:
         raise ConfigError(f"{name} is a checkpoint already: leave out --checkpoint, or give its run, {source.path}")
     chosen = checkpoint or source.checkpoint or "last"

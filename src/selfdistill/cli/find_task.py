@@ -1,0 +1,204 @@
+"""Find the task that a file of rows is for: presets and mappings of usual column names are tried on the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from selfdistill.config.run import parse_config
+from selfdistill.config.tasks import RowsConfig, SourceConfig, load_preset, shipped_presets, task_configs
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.tasks.build import build_row_task
+from selfdistill.tasks.data import SPLITS, MemoryRows, Rejected, scan_rows
+from selfdistill.tasks.rows import RowTask
+from selfdistill.types import Example
+
+TRIED, VERIFIED = 200, 12
+"""Rows that a candidate is tried on, and those of them whose reference is verified."""
+SPECIFIC = ("text", "math", "choice", "tools", "code")
+"""Kinds of tasks by how much a row must have for them. Of those that fit, the last one is meant."""
+PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input", "request", "text", "task")
+ANSWERS = (
+    "answer",
+    "final_answer",
+    "ground_truth",
+    "target",
+    "label",
+    "gold",
+    "correct_answer",
+    "expected_answer",
+    "output",
+)
+SOLUTIONS = (
+    *("solution", "rationale", "explanation", "reasoning", "worked_solution", "worked", "reference_solution", "cot"),
+    *("completion", "response", "generation", "output"),
+)
+CHOICES = ("choices", "options")
+PATTERNS = (None, r"####\s*(.+)", r"\\boxed\{(.+)\}", r"(?i)the (?:final )?answer is:?\s*(.+?)\.?$")
+"""Forms of an answer at the end of its column."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTask:
+    """A task that fits the rows, with what it was chosen by."""
+
+    kind: str
+    table: Mapping[str, Any]
+    """Keys of the task's table besides ``path``."""
+    how: str
+    name: str
+    """Name of the rows' source."""
+    usable: float
+    verified: float | None
+    """Share of tried rows whose reference is verified; None if the task verifies nothing."""
+    has_solutions: bool
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    rows: int = 0
+    rejected: int = 0
+    train: int = 0
+    validation: int = 0
+    examples: Sequence[Example] = ()
+
+    @property
+    def rank(self) -> tuple[Any, ...]:
+        """Higher is better: rows that can be used and verified, then the more specific task, then solutions."""
+        share = self.usable * (0.5 if self.verified is None else self.verified)
+        # Of presets that fit alike, the one that the file is named after is meant.
+        preset = str(self.table.get("preset", ""))
+        named = bool(preset) and preset.partition("-")[0] in self.name.lower()
+        return round(share, 1), SPECIFIC.index(self.kind), self.has_solutions, named, bool(preset)
+
+
+def find_task(where: str | Mapping[str, str]) -> FoundTask:
+    """Find the task that fits the rows of a file, a saved folder or a hub data set best.
+
+    Raises:
+        DataError: the rows cannot be read, or no task fits them; the message names their columns.
+    """
+    source = where if isinstance(where, str) else SourceConfig(**where)
+    name = where if isinstance(where, str) else where["path"]
+    everything = [row.values for row in scan_rows(source) if not isinstance(row, Rejected)]
+    columns = list(dict.fromkeys(key for values in everything[:TRIED] for key in values))
+    sample = MemoryRows(list(islice(everything, TRIED)), name)
+    fitting = [found for table, how in _candidates(columns) if (found := _tried(table, how, sample)) is not None]
+    if not fitting:
+        raise DataError(
+            f"no task fits the rows of {name} (columns {', '.join(map(str, columns)) or 'none'}): rename a column to "
+            "question and one to answer or solution, or write the [task] table by hand (selfdistill tasks)"
+        )
+    best = max(fitting, key=lambda found: found.rank)
+    return _split(best, MemoryRows(everything, name))
+
+
+def _candidates(columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the tables of tasks that the rows may be for, with where each comes from."""
+    for name in shipped_presets():
+        yield {"preset": name, "kind": load_preset(name).kind}, f"preset {name}"
+
+    def known(names: Sequence[str]) -> list[str]:
+        lower = {str(column).lower(): str(column) for column in columns}
+        return [lower[name] for name in names if name in lower]
+
+    prompts, answers, solutions, choices = map(known, (PROMPTS, ANSWERS, SOLUTIONS, CHOICES))
+    for prompt in prompts[:2]:
+        for answer in answers[:3]:
+            if answer == prompt:
+                continue
+            for options in choices[:1]:
+                yield {"kind": "choice", "prompt": prompt, "choices": options, "answer": answer}, "column names"
+            yield {"kind": "choice", "prompt": prompt, "answer": answer}, "column names"
+            yield {"kind": "tools", "prompt": prompt, "answer": answer}, "column names"
+            worked = [{"solution": solution} for solution in solutions[:1] if solution not in (prompt, answer)]
+            for pattern in PATTERNS:
+                form = {} if pattern is None else {"answer_pattern": pattern, "solution": answer}
+                for more in [form] if pattern else [*worked, {}]:
+                    yield {"kind": "math", "prompt": prompt, "answer": answer, **more}, "column names"
+        for solution in solutions[:2]:
+            if solution == prompt:
+                continue
+            if "text" in task_configs():
+                yield {"kind": "text", "prompt": prompt, "completion": solution}, "column names"
+            else:
+                yield (
+                    {"kind": "math", "prompt": prompt, "answer": "", "solution": solution, "suffix": ""},
+                    "column names",
+                )
+
+
+def _tried(table: Mapping[str, Any], how: str, sample: MemoryRows) -> FoundTask | None:
+    """Return what a candidate is worth on some rows; None if it can use few of them or verifies few."""
+    try:
+        task = _task(table, sample)
+    except (ConfigError, DataError):
+        return None
+    examples = list(task.every_example())
+    usable = len(examples) / max(1, task.rows)
+    if usable < 0.5:
+        return None
+    solved = any(_is_worked(example.fields) for example in examples[:VERIFIED])
+    # Programs run in a sandbox, which takes seconds and may not be there: tests that were found are enough.
+    if table["kind"] == "code":
+        verified: float | None = 1.0
+    elif task.has_verifier:
+        checked = [task.verify(one, task.reference(one), finished=True).correct for one in examples[:VERIFIED]]
+        verified = sum(checked) / len(checked)
+    else:
+        verified = None
+    if (verified is not None and verified < 0.5) or (verified is None and not solved):
+        return None
+    if table["kind"] == "math" and verified is not None and not _short(examples):
+        return None
+    return FoundTask(str(table["kind"]), dict(table), how, sample.path, usable, verified, solved)
+
+
+def _is_worked(fields: Mapping[str, str]) -> bool:
+    """Whether a row has a solution that says more than its answer."""
+    return len(fields.get("solution", "")) > len(fields.get("answer", "")) + 10
+
+
+def _short(examples: Sequence[Example]) -> bool:
+    """Whether most answers are short enough to be final answers and not the solutions themselves."""
+    lengths = sorted(len(example.fields.get("answer", "")) for example in examples)
+    return lengths[len(lengths) // 2] <= 60
+
+
+def _split(found: FoundTask, rows: MemoryRows) -> FoundTask:
+    """Return the task with shares for the splits under which each of them holds rows, and its numbers."""
+    for share in (0.1, 0.2, 0.4):
+        shares = {"validation_share": share, "test_share": share if share == 0.1 else 0.0}
+        task = _task({**found.table, **shares}, rows)
+        sizes = {split: task.size(split) for split in SPLITS}
+        if sizes["validation"] >= 4 and sizes["train"] and (share > 0.1 or sizes["test"] >= 4):
+            break
+    else:
+        raise DataError(f"{rows.path} holds {task.rows} rows, too few to hold any out: give at least ten")
+    table = {**found.table, **({} if share == 0.1 else shares)}
+    reasons = {
+        "preset": f"the schema of the columns; it fills the keys that are not here ({found.how})",
+        "kind": "what the rows are, and so how a completion is verified",
+        "answer_pattern": "what stands before the answer in its column",
+        "validation_share": "a larger share than 0.1, because there are few rows",
+        "test_share": "none, because there are few rows: evaluate with --split validation",
+    }
+    if task.rejected:
+        table["bad_rows"] = "skip"
+        reasons["bad_rows"] = f"{len(task.rejected)} rows cannot be used, the first: {task.rejected[0].reason}"
+    return replace(
+        found,
+        table=table,
+        reasons=reasons,
+        rows=task.rows,
+        rejected=len(task.rejected),
+        train=sizes["train"],
+        validation=sizes["validation"],
+        examples=list(task.every_example()),
+    )
+
+
+def _task(table: Mapping[str, Any], rows: MemoryRows) -> RowTask:
+    usual = {"path": rows.path, "bad_rows": "skip"}
+    config = parse_config({"method": "grpo", "task": {**usual, **table}}, "init").task
+    assert isinstance(config, RowsConfig)
+    return build_row_task(config, seed=0, rows={"path": rows})  # type: ignore[arg-type]
