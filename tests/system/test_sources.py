@@ -186,7 +186,7 @@ def test_teachers_of_a_run_are_those_of_its_checkpoint(folders: Path) -> None:
     assert student.equal(stored[name])
     assert not student.equal(base)
     assert 0 < (average - base).norm() < (student - base).norm()
-    with pytest.raises(CheckpointError, match="the method's teacher is an average: choose a step"):
+    with pytest.raises(CheckpointError, match="the method's teacher follows the student: choose a step"):
         load_models(problem, "run", checkpoint="best")
 
 

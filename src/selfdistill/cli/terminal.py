@@ -92,10 +92,11 @@ class Command(TyperCommand):
                 raise
             if type(error).__name__ != "NoSuchOption":
                 message = error.format_message().replace("\n", " ").rstrip(".")
-                raise ConfigError(f"{message[:1].lower()}{message[1:]}; see {ctx.command_path} --help") from error
+                command = ctx.command_path.removeprefix(ctx.find_root().info_name or "")
+                raise ConfigError(f"{message[:1].lower()}{message[1:]}; see selfdistill{command} --help") from error
             name = str(vars(error)["option_name"])
             ours = FOREIGN.get(name.replace("_", "-"))
-            known = ", ".join(sorted(own - {"-h", "--help"}))
+            known = ", ".join(sorted(option for option in own if option.startswith("--")))
             hint = f"here it is {ours}" if ours else near(name, own) or f"there are: {known}"
             raise ConfigError(f"{ctx.info_name} has no option {name}; {hint}") from error
 

@@ -80,8 +80,8 @@ def load_trained(folder: Path, policy: Policy) -> None:
 
 
 def load_averages(folder: Path, teachers: Teachers) -> None:
-    """Load only the averaged teacher of a checkpoint, sharded or not, into an unsharded one."""
-    if not teachers.has_ema:
+    """Load only the averaged teacher and the snapshots of a checkpoint, sharded or not, into unsharded ones."""
+    if not teachers.followers:
         return
     if (folder / SHARDS).is_dir():
         _load(_averages(teachers), folder, ALONE)

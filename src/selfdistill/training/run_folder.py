@@ -143,9 +143,9 @@ def load_models(
     if weights.folder is None:
         return models, weights
     if weights.checkpoint == "best":
-        if models.teachers.has_ema:
+        if models.teachers.followers:
             raise CheckpointError(
-                f"{weights.folder} holds the student alone, and the method's teacher is an average: choose a step"
+                f"{weights.folder} holds the student alone, and the method's teacher follows the student: choose a step"
             )
         load_weights(models.policy, weights.folder)
     else:

@@ -1,0 +1,123 @@
+"""``init`` finds out the task, the columns and the lengths of rows, and writes a config that trains as it is."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.cli.app import main
+from selfdistill.config.run import load_config
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "gsm8k": [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"} for n in range(60)],
+    "boxed": [{"problem": f"{n} + 1?", "solution": f"It is \\boxed{{{n + 1}}}, as one counts."} for n in range(60)],
+    "answers": [{"q_id": n, "query": f"{n} + 1?", "target": n + 1} for n in range(60)],
+    "choice": [
+        {"question": f"Which is {n}?", "options": [f"{n + 1}", f"{n}"], "answer": "B", "explanation": "It is itself."}
+        for n in range(60)
+    ],
+    "tools": [
+        {"prompt": f"Say {n}.", "answer": json.dumps([{"Action": "say", "Action_Input": json.dumps({"n": n})}])}
+        for n in range(60)
+    ],
+    "code": [
+        {
+            "prompt": f'def f{n}():\n    """Return {n}."""\n',
+            "canonical_solution": f"    return {n}\n",
+            "entry_point": f"f{n}",
+            "test": f"def check(candidate):\n    assert candidate() == {n}\n",
+        }
+        for n in range(60)
+    ],
+    "responses": [
+        {"prompt": f"Greet {n}.", "response": f"Good day to you, number {n}, and to all."} for n in range(60)
+    ],
+}
+FOUND = {
+    "gsm8k": ("math", "grpo", {"preset": "gsm8k"}),
+    "boxed": ("math", "grpo", {"preset": "math"}),
+    "answers": ("math", "grpo", {"prompt": "query", "answer": "target"}),
+    "choice": ("choice", "grpo", {"prompt": "question", "choices": "options", "answer": "answer"}),
+    "tools": ("tools", "grpo", {"preset": "toolalpaca"}),
+    "code": ("code", "grpo", {"preset": "humaneval"}),
+    "responses": (None, "opsd", {"prompt": "prompt"}),
+}
+
+
+def init(name: str, rows: Sequence[object], *options: str) -> int:
+    Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = ["init", "--model", "countdown-base", "--data", f"{name}.jsonl", "--out", f"{name}.toml", *options]
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return end.value.code if isinstance(end.value.code, int) else 0
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_task_of_rows_is_found(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(name, ROWS[name]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("found: 60 rows, 0 of them unusable; task ")
+    kind, method, keys = FOUND[name]
+    table = tomllib.loads(Path(f"{name}.toml").read_text(encoding="utf-8"))
+    assert table["task"].items() >= keys.items()
+    config = load_config(f"{name}.toml")
+    assert config.method == {"name": method}
+    assert kind in (None, config.task.kind)
+    assert f"guessed: method {method}, because " in said
+    assert f"guessed: max_tokens {config.sampling.max_tokens}, " in said
+    # Each key has its reason beside it.
+    lines = Path(f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    bare = [line for line in lines if "=" in line and "#" not in line]
+    assert all(line.startswith(("path =", *(f"{key} =" for key in table["task"]))) for line in bare), bare
+
+
+def test_a_written_config_trains_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert init("gsm8k", ROWS["gsm8k"]) == 0
+    few = ["steps=1", "sampling.prompts=1", "sampling.completions=2", "sampling.max_tokens=8"]
+    few += ["evaluation.problems=1", "evaluation.samples=1"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", "gsm8k.toml", "--out", "run", *(part for one in few for part in ("--set", one))])
+    assert end.value.code == 0, capsys.readouterr().err
+    assert Path("run/summary.json").is_file()
+
+
+def test_few_rows_and_bad_rows_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*ROWS["answers"][:20], {"query": None, "target": 3}]
+    assert init("answers", rows) == 0
+    table = tomllib.loads(Path("answers.toml").read_text(encoding="utf-8"))["task"]
+    assert (table["bad_rows"], table["test_share"]) == ("skip", 0.0)
+    assert table["validation_share"] > 0.1
+    assert "found: 21 rows, 1 of them unusable" in capsys.readouterr().out
+
+
+def test_what_cannot_be_is_one_sentence_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("answers.toml").write_text("mine", encoding="utf-8")
+    assert init("answers", ROWS["answers"]) == 2
+    assert "answers.toml exists already: choose another --out" in capsys.readouterr().err
+    assert Path("answers.toml").read_text(encoding="utf-8") == "mine"
+    assert init("odd", [{"a": 1, "b": 2}] * 20) == 2
+    said = capsys.readouterr().err
+    assert "no task fits the rows of odd.jsonl (columns a, b): rename a column to question" in said
+    assert init("few", ROWS["answers"][:2]) == 2
+    assert "too few to hold any out" in capsys.readouterr().err
+    for arguments, sentence in (
+        (["--model", "./nowhere", "--data", "odd.jsonl"], "no task fits"),
+        (["--model", "countdown-grpo", "--data", "answers.jsonl"], "--model countdown-grpo is a config"),
+        (["--model", "./nowhere", "--data", "answers.jsonl"], "model './nowhere' not found"),
+        (["--model", "countdown-base", "--data", "nowhere.jsonl"], "data file nowhere.jsonl not found"),
+        (["--model", "countdown-base", "--data", "answers.jsonl", "--out", "x.json"], "a config's name ends in .toml"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["init", "--out", "new.toml", *arguments])
+        assert sentence in capsys.readouterr().err
+    assert not Path("new.toml").exists()
