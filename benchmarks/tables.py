@@ -176,12 +176,24 @@ def sizing_table() -> str:
     return sizing.table(list(sizing.SHAPES), [8, 16, 64], copies=1, work=work, device=device)
 
 
+def startup(found: Found) -> str:
+    """Seconds until a command has printed its help or refused a config, and their ratio to those of another tool."""
+    seconds = found["seconds"]
+    other = next((name for name in ("`trl --help`", "`transformers --help`") if name in seconds), None)
+    lines = [
+        (name, f"{taken:.2f} s", f"{taken / seconds[other]:.2f}" if other else "–") for name, taken in seconds.items()
+    ]
+    said = f"Measured on {found['date']}, the median of {found['times']} starts in turn.\n\n"
+    return said + rows(("what", "seconds", f"over {other or 'nothing'}"), lines)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Found], str]]] = {
     "loss": ("loss", loss),
     "loss-bars": ("loss", loss_bars),
     "step": ("step", step),
     "scoring": ("scoring", scoring),
     "overhead": ("overhead", overhead),
+    "startup": ("startup", startup),
     "sizing-check": ("sizing", sizing_check),
     "sizing-speed": ("sizing", sizing_speed),
 }

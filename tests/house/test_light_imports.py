@@ -40,12 +40,15 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train"], ["train", "--launch", "2"], ["contexts"], ["teachers"], ["compare", "countdown-grpo", "--out", "none"]],
+    [
+        *(["train"], ["train", "--launch", "2"], ["contexts"], ["teachers"], ["evaluate"], ["data check"]),
+        ["compare", "countdown-grpo", "--out", "none"],
+    ],
     ids=" ".join,
 )
 def test_a_mistake_in_a_config_is_reported_before_anything_heavy_is_loaded(arguments: list[str]) -> None:
     """A user waits for the sentence, not for torch."""
-    command = [*arguments[:1], "countdown-opsd", *arguments[1:], "--set", "stps=3"]
+    command = [*arguments[0].split(), "countdown-opsd", *arguments[1:], "--set", "stps=3"]
     code = f"""
 import sys
 from selfdistill.cli.app import main

@@ -10,7 +10,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from selfdistill.config.suggest import near
 from selfdistill.errors import CheckpointError, ConfigError, UserError, is_full, out_of_memory
 from selfdistill.files.disk import disk_sentence
 from selfdistill.files.jsonl import finite
@@ -94,6 +93,9 @@ class Command(TyperCommand):
                 message = error.format_message().replace("\n", " ").rstrip(".")
                 command = ctx.command_path.removeprefix(ctx.find_root().info_name or "")
                 raise ConfigError(f"{message[:1].lower()}{message[1:]}; see selfdistill{command} --help") from error
+            # Pydantic comes with it, which --help does without.
+            from selfdistill.config.suggest import near
+
             name = str(vars(error)["option_name"])
             ours = FOREIGN.get(name.replace("_", "-"))
             known = ", ".join(sorted(option for option in own if option.startswith("--")))
