@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py
 
-Each command is started several times in turn, and the median is kept. The result goes to benchmarks/results/startup.json,
-of which benchmarks/tables.py makes the table in docs/performance.md.
+Each command is started several times in turn, and the median is kept. The result goes to
+benchmarks/results/startup.json, of which benchmarks/tables.py makes the table in docs/performance.md.
 """
 
 from __future__ import annotations

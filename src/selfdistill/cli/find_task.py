@@ -77,7 +77,7 @@ def find_task(where: str | Mapping[str, str]) -> FoundTask:
     Raises:
         DataError: the rows cannot be read, or no task fits them; the message names their columns.
     """
-    source = where if isinstance(where, str) else SourceConfig(**where)
+    source = where if isinstance(where, str) else SourceConfig.model_validate(where)
     name = where if isinstance(where, str) else where["path"]
     everything = [row.values for row in scan_rows(source) if not isinstance(row, Rejected)]
     columns = list(dict.fromkeys(key for values in everything[:TRIED] for key in values))
@@ -201,4 +201,4 @@ def _task(table: Mapping[str, Any], rows: MemoryRows) -> RowTask:
     usual = {"path": rows.path, "bad_rows": "skip"}
     config = parse_config({"method": "grpo", "task": {**usual, **table}}, "init").task
     assert isinstance(config, RowsConfig)
-    return build_row_task(config, seed=0, rows={"path": rows})  # type: ignore[arg-type]
+    return build_row_task(config, seed=0, rows={"path": rows})

@@ -15,7 +15,7 @@ from selfdistill.files.disk import disk_sentence
 from selfdistill.files.jsonl import finite
 from selfdistill.files.text import printable
 
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: Any = typer.BadParameter.__mro__[1]
 """What typer raises for a command line that it cannot parse."""
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 """Context settings of every command."""
