@@ -112,6 +112,13 @@ def test_a_dry_run_lists_the_arms_with_what_differs(here: Path, capsys: pytest.C
     assert not Path("out").exists()
 
 
+def test_methods_that_name_none_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "mine.toml", "--methods", ",", "--out", "out"])
+    assert "--methods ',' names no method" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_made_arms_train_and_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "mine.toml", "--methods", "grpo,opsd", "--out", "out", "--jobs", "2", "--json"]
     with pytest.raises(SystemExit) as end:

@@ -12,6 +12,7 @@ import typer
 from selfdistill import __version__
 from selfdistill.cli.listings import Json, Set, check_early, data_app, listings
 from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, as_mistake, quiet, say, say_json
+from selfdistill.errors import ConfigError
 from selfdistill.files.text import printable
 
 app = typer.Typer(
@@ -112,6 +113,8 @@ def compare(
 ) -> None:
     """Train several configs on equal terms with several seeds: one table and one page. Resumes where it stopped."""
     names = _names(methods or "")
+    if methods is not None and not names:
+        raise ConfigError(f"--methods {methods!r} names no method; write for example --methods grpo,opsd")
     given = [*(f"method={name}" for name in names[:1]), *(set_ or [])]
     for config in configs:
         check_early(config, None, given, command="compare", with_method=True)
