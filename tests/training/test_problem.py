@@ -56,7 +56,8 @@ def test_every_step_adds_to_the_one_before(model: Path) -> None:
 @pytest.mark.parametrize("lora", [(), LORA], ids=["full", "lora"])
 def test_a_run_goes_on_from_another_runs_newest_weights(lora: tuple[str, ...], model: Path, tmp_path: Path) -> None:
     train(tiny_run(model, "grpo", "steps=2", *lora), tmp_path / "grpo")
-    trained, _, path, _ = load_model(str(tmp_path / "grpo"), tiny_run(model))
+    trained, _, weights = load_model(str(tmp_path / "grpo"), tiny_run(model))
+    path = weights.path
     config = tiny_run(tmp_path / "grpo", {"name": "antisd", "warmup": 1}, "steps=1", *lora)
     models = build_models(build_problem(config))
     # As trained, and named so that the origin is found from elsewhere and later.
