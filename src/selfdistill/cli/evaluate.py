@@ -36,8 +36,7 @@ def evaluate_model(
     """Evaluate the model of a config, a run folder, a checkpoint, a model directory, a hub id or a shipped name.
 
     A config and a run have a task, an evaluation and a token limit of their own; a model needs ``task``. ``checkpoint``
-    chooses among those of a run. ``loaded`` is a model in memory that replaces the one at ``model``; ``judge`` is a
-    task object that replaces ``task``.
+    chooses among those of a run. ``loaded`` and ``judge`` are a model and a task in memory that replace them.
 
     Returns:
         The evaluation as plain JSON, with the arguments, the checkpoint, the skipped problems and remarks.
@@ -45,12 +44,11 @@ def evaluate_model(
     Raises:
         UserError: the model or the task cannot be loaded or used.
     """
-    # Problems depend on the seed too: models are measured on the same ones, whatever seed they were trained with.
+    # Models are measured on the same problems, whatever seed they were trained with.
     first = {"seed": 0, **overrides} if isinstance(overrides, Mapping) else ["seed=0", *overrides]
     config = config_for(model, task, first, command="evaluate")
     policy, chat, weights = load_model(model, config, loaded, checkpoint=checkpoint)
     judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
-    # What is not asked for is as in the run's own evaluations.
     own = config.evaluation
     tokens = max_tokens or own.max_tokens or config.sampling.max_tokens or usual_length(chat)
     thinking = config.sampling.thinking if own.thinking is None else own.thinking
@@ -72,10 +70,7 @@ def evaluate_model(
         "step": weights.step,
         "task": config.task.kind,
         "split": split,
-        "max_tokens": tokens,
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "top_k": params.top_k,
+        **{key: getattr(params, key) for key in ("max_tokens", "temperature", "top_p", "top_k")},
         "seed": seed,
         **result,
         "skipped": dict(unfit),
