@@ -89,11 +89,13 @@ class Verdict:
     feedback: str | None = None
     """The environment's text about a failure, or None."""
     details: Mapping[str, float] = field(default_factory=dict)
+    success: bool | None = None
+    """Whether the completion counts as right; None: if it earned the full reward of 1."""
 
     @property
     def correct(self) -> bool:
-        """Whether the completion earned the full reward of 1."""
-        return self.reward is not None and self.reward >= 1.0
+        """Whether the completion is right. All that says "correct" asks here, and a completion without a reward is not."""
+        return self.reward is not None and (self.reward >= 1.0 if self.success is None else self.success)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ class View:
     source: str = "student"
     """The role that sampled the completion."""
     reward: float | None = None
+    correct: bool = False
+    """Whether the completion is right, by its verdict."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from selfdistill.cli.evaluate import evaluate_model
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.models.policy import Policy
-from selfdistill.tasks.reward import RewardFunction
+from selfdistill.tasks.reward import RewardLike
 from selfdistill.types import Task
 
 ModelLike: TypeAlias = str | Path | tuple[Policy, Chat]
@@ -33,7 +33,7 @@ def evaluate(
     temperature: float | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
-    reward: str | RewardFunction | None = None,
+    reward: RewardLike | None = None,
     overrides: Overrides = (),
 ) -> dict[str, Any]:
     """Measure the accuracy on held-out problems: the same numbers as ``selfdistill evaluate`` with the same seed.
@@ -96,7 +96,7 @@ def model_of(model: ModelLike) -> tuple[str, tuple[Policy, Chat] | None]:
 
 
 def task_of(
-    task: TaskLike | None, reward: str | RewardFunction | None = None
+    task: TaskLike | None, reward: RewardLike | None = None
 ) -> tuple[str | Mapping[str, Any] | None, Task | None]:
     """Return a task as the commands take it: its kind or table, and the object if it is one.
 

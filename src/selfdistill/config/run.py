@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from selfdistill.config.reward import Reward
 from selfdistill.config.sampler import HFConfig, SamplerConfig
 from selfdistill.config.sections import (
     MAY_CHANGE,
@@ -34,7 +35,7 @@ from selfdistill.config.suggest import suggest
 from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset
 from selfdistill.errors import ConfigError
 
-SHORT = {"method": "name", "parallel": "kind"}
+SHORT = {"method": "name", "parallel": "kind", "reward": "function"}
 """Tables that may be written as one word, with the key that the word is the value of."""
 
 
@@ -46,7 +47,9 @@ class RunConfig(Strict):
     model: ModelConfig = ModelConfig()
     task: TaskConfig = Field(CountdownConfig(kind="countdown"), description="Task: its data and its verifier.")
     contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")
-    reward: str | None = Field(None, description="Custom reward function, as 'package.module:function'.")
+    reward: Reward | None = Field(
+        None, description="Reward functions of one's own, or one as 'package.module:function', and what counts as right."
+    )
     # Unchecked here: methods validate their own keys, import torch, and may be the user's code.
     method: dict[str, Any] = Field(description="name, and the method's hyperparameters.")
     sampling: SamplingConfig = SamplingConfig()

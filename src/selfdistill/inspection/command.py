@@ -241,5 +241,5 @@ def _stored(
         # The policy that sampled the completion is unknown. NaN is safe, because inspection sets the ratio to 1.
         logprobs = (float("nan"),) * len(line.ids)
         rollouts.append(Rollout(prompt, line.ids, logprobs, line.finished, line.text, 0))
-        verdicts.append(Verdict(line.reward, feedback=line.feedback))
+        verdicts.append(Verdict(line.reward, feedback=line.feedback, success=line.correct))
     return RolloutGroup(example, tuple(rollouts), tuple(verdicts))

@@ -116,7 +116,8 @@ def sample_and_verify(
 def verify(task: Task, examples: Sequence[Example], rollouts: Sequence[Sequence[Rollout]]) -> list[RolloutGroup]:
     """Judge the rollouts of every example, in one batch if the task can; returns one group per example."""
     pairs = list(zip(examples, rollouts, strict=True))
-    verdicts = iter(verify_all(task, [(example, r.text, r.finished) for example, row in pairs for r in row]))
+    asked = [(example, r.text, r.finished) for example, row in pairs for r in row]
+    verdicts = iter(verify_all(task, asked, ids=[r.completion_ids for row in rollouts for r in row]))
     return [RolloutGroup(example, tuple(row), tuple(next(verdicts) for _ in row)) for example, row in pairs]
 
 

@@ -152,6 +152,7 @@ def prepare(
                     index=i,
                     source=rollout.source,
                     reward=group.verdicts[i].reward,
+                    correct=group.verdicts[i].correct,
                 )
             )
     return result

@@ -21,7 +21,7 @@ from selfdistill.tasks.code.task import CodeTask
 from selfdistill.tasks.countdown.task import CountdownTask
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.math.task import MathTask
-from selfdistill.tasks.reward import RewardedTask, RewardFunction, load_reward
+from selfdistill.tasks.reward import RewardedTask, RewardLike, parse_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.tasks.toolbox.task import ToolboxTask
 from selfdistill.tasks.tools.task import ToolsTask
@@ -29,9 +29,9 @@ from selfdistill.types import Task
 
 
 def build_task(
-    config: TaskConfig, *, seed: int, reward: str | RewardFunction | None, rows: Mapping[str, MemoryRows] | None = None
+    config: TaskConfig, *, seed: int, reward: RewardLike | None, rows: Mapping[str, MemoryRows] | None = None
 ) -> Task:
-    """The task of a config. A reward function replaces the rewards of its verifier.
+    """The task of a config. Reward functions replace the rewards of its verifier.
 
     ``rows`` holds rows in memory, by the config key that they replace (``path``, ``test_path`` …).
 
@@ -52,9 +52,7 @@ def build_task(
         task = ToolboxTask(config, seed=seed)
     else:
         task = CountdownTask(config, seed=seed)
-    if not reward:
-        return task
-    return RewardedTask(task, load_reward(reward) if isinstance(reward, str) else reward)
+    return task if reward is None or reward == "" else RewardedTask(task, *parse_reward(reward))
 
 
 def build_row_task(
@@ -84,7 +82,7 @@ def fitted(task: Task, chat: Chat) -> Task:
         UserError: the template writes calls in a syntax that no parser here reads.
     """
     if isinstance(task, RewardedTask) and isinstance(task.task, ToolsTask):
-        return RewardedTask(task.task.fitted(chat), task.reward)
+        return task.over(task.task.fitted(chat))
     return task.fitted(chat) if isinstance(task, ToolsTask) else task
 
 

@@ -38,8 +38,8 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     method, name = method_of(config), str(config.method["name"])
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, name)
-    if config.reward:
-        # Call the user's reward function once, so that a faulty one fails before anything is written.
+    if config.reward is not None:
+        # Call the user's reward functions once, so that a faulty one fails before anything is written.
         probed = task.examples("train")[:2]
         verify_all(task, [(one, one.fields.get("solution", ""), True) for one in probed])
     # Refuse contexts that cannot be rendered.
