@@ -94,7 +94,7 @@ class Verdict:
 
     @property
     def correct(self) -> bool:
-        """Whether the completion is right. All that says "correct" asks here, and a completion without a reward is not."""
+        """Whether the completion is right. Whatever says "correct" asks here; one without a reward is not."""
         return self.reward is not None and (self.reward >= 1.0 if self.success is None else self.success)
 
 

@@ -39,7 +39,10 @@ def test_the_first_and_the_last_scored_step_are_kept() -> None:
 
 def test_a_correct_and_a_wrong_answer_to_one_problem_come_first() -> None:
     rewards = [("a", 0.0), ("a", 0.0), ("b", 1.0), ("b", 0.0), ("c", 1.0), ("c", 1.0)]
-    rows = [line(1, example=example, reward=reward, index=n) for n, (example, reward) in enumerate(rewards)]
+    rows = [
+        line(1, example=example, reward=reward, correct=reward == 1, index=n)
+        for n, (example, reward) in enumerate(rewards)
+    ]
     assert [row.index for row in choose(rows, 4)] == [2, 3, 4, 0]
     assert [row.index for row in choose(rows, 6)] == [2, 3, 4, 0, 5, 1]
 

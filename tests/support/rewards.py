@@ -18,3 +18,8 @@ def never(prompts: list[str], completions: list[str], **columns: Any) -> list[fl
 def wordy(prompts: list[str], completions: list[str], **columns: Any) -> list[str]:
     """An opinion, where a number is asked for."""
     return ["good" for _ in completions]
+
+
+def graded(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Between 0 and 1 without reaching it, by the sum of the characters."""
+    return [0.02 + (sum(map(ord, text)) % 90) / 100 for text in completions]

@@ -26,9 +26,7 @@ PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
 """The attributes that every task must have."""
 
 
-def load_task(
-    kind: str | None = None, *, seed: int = 0, reward: RewardLike | None = None, **options: Any
-) -> Task:
+def load_task(kind: str | None = None, *, seed: int = 0, reward: RewardLike | None = None, **options: Any) -> Task:
     """Load a task: problems, and a verifier of completions.
 
     ``load_task("countdown")`` generates its problems; ``load_task("math", path="rows.jsonl", prompt="question",

@@ -118,7 +118,9 @@ def stopping(progress: Progress) -> Iterator[StopRequest]:
         yield stop
 
 
-def _extract_objects(raw: dict[str, Any], examples: Any, reward: RewardLike | None) -> Callable[[RunConfig], Task | None]:
+def _extract_objects(
+    raw: dict[str, Any], examples: Any, reward: RewardLike | None
+) -> Callable[[RunConfig], Task | None]:
     """Replace objects in the config's tables by names. Returns a function that builds the task from the objects."""
     function: Any = reward if reward is not None else raw.get("reward")
     if function is not None:

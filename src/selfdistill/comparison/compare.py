@@ -90,7 +90,11 @@ def plan(
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
     check_equal_terms(arms)
     terms = arms[0].config
-    if isinstance(terms.task, MathConfig) and terms.task.answer is None and not (terms.reward and terms.reward.function):
+    if (
+        isinstance(terms.task, MathConfig)
+        and terms.task.answer is None
+        and not (terms.reward and terms.reward.function)
+    ):
         raise ConfigError(
             "nothing is judged in this task, and arms are compared by accuracy: name the answer column (task.answer) "
             'or a reward function (reward = "module:function")'

@@ -20,8 +20,8 @@ class RewardConfig(Strict):
     )
     success: float | Literal["verifier"] | None = Field(
         None,
-        description="A completion is right from this reward on; 'verifier': where the task's verifier says so, whatever "
-        "the functions give. Unset: 1, the verifiers' full reward.",
+        description="A completion is right from this reward on; 'verifier': where the task's verifier says so, "
+        "whatever the functions give. Unset: 1, the verifiers' full reward.",
     )
     messages: bool | None = Field(
         None,

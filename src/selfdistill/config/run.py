@@ -48,7 +48,8 @@ class RunConfig(Strict):
     task: TaskConfig = Field(CountdownConfig(kind="countdown"), description="Task: its data and its verifier.")
     contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")
     reward: Reward | None = Field(
-        None, description="Reward functions of one's own, or one as 'package.module:function', and what counts as right."
+        None,
+        description="Reward functions of one's own, or one as 'package.module:function', and what counts as right.",
     )
     # Unchecked here: methods validate their own keys, import torch, and may be the user's code.
     method: dict[str, Any] = Field(description="name, and the method's hyperparameters.")

@@ -23,6 +23,7 @@ AlarmName = Literal[
     "truncated_completions",
     "skipped_completions",
     "no_signal",
+    "no_success",
     "importance_ratios",
     "sampler_gap",
     "teacher_worse",
@@ -31,6 +32,9 @@ AlarmName = Literal[
     "validation_falls",
 ]
 """An alarm of ``tracking/alarms.py``. The config loads nothing of tracking; a test holds the names to be the same."""
+
+BestBy = Literal["success", "reward", "loglikelihood", "teacher_gap", "teacher_shift", "last"]
+"""A metric of held-out problems by which the best checkpoint is chosen."""
 
 Sink = Literal["tensorboard", "wandb", "trackio"]
 """A tracker of ``tracking/trackers.py``, likewise."""
@@ -168,6 +172,11 @@ class EvaluationConfig(Strict):
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; unset: sampling.max_tokens.")
     thinking: bool | None = Field(None, description="Thinking switch of the chat template; unset: sampling.thinking.")
     split: Literal["validation", "test"] = Field("validation", description="Split that is evaluated.")
+    best: BestBy | None = Field(
+        None,
+        description="Metric that the best checkpoint has most of ('teacher_shift': least); 'last': the newest. Unset: "
+        "'reward' where reward functions judge, 'success' where a verifier does, 'last' where nothing is judged.",
+    )
 
 
 class ParallelConfig(Strict):
@@ -233,6 +242,9 @@ class AlarmsConfig(Strict):
     truncated: float = Field(0.3, gt=0, le=1, description="truncated_completions: share of completions cut.")
     skipped: float = Field(0.5, gt=0, le=1, description="skipped_completions: share left out of the loss.")
     no_signal: float = Field(0.8, gt=0, le=1, description="no_signal: share of groups without a learning signal.")
+    no_success: int = Field(
+        20, ge=1, description="no_success: steps of graded rewards in which no completion, or every one, is right."
+    )
     ratio: float = Field(0.1, gt=0, description="importance_ratios: distance of the mean ratio from 1.")
     clipped: float = Field(0.2, gt=0, le=1, description="importance_ratios: share of tokens outside the clip range.")
     sampler_gap: float = Field(

@@ -178,8 +178,13 @@ def fitting_solutions(
     return kept, skipped
 
 
+def reference_text(example: Example) -> str | None:
+    """The data's own response to a problem: the field ``response``, or ``solution`` without one; None without both."""
+    return example.fields.get("response", example.fields.get("solution"))
+
+
 def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:
-    text = example.fields.get("response", example.fields.get("solution"))
+    text = reference_text(example)
     if text is None:
         raise DataError(f"example {example.id} has no solution to learn from: map a column to 'solution'")
     return text, chat.response(text)

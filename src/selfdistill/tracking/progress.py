@@ -58,15 +58,19 @@ class Progress:
         # Without a verifier there is no accuracy to show, and the rest of the evaluation is all there is.
         if avg is None:
             entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
+            names = {"loglikelihood": "references", "teacher_gap": "teacher's gap", "teacher_shift": "teacher's shift"}
+            told = [f"{words} {result[key]['value']:+.3f}" for key, words in names.items() if key in result]
             self.say(
                 f"{at}nothing is judged  length {result['length']:.1f}  "
                 f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
             )
+            if told:
+                self.say(f"{at}{', '.join(told)} nats a token")
             return
         self.say(
             f"{at}avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
             f"pass@{avg['k']} {result['pass']['value']:.3f}  maj@{avg['k']} {result['maj']['value']:.3f}  "
-            f"length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
+            f"{_mean_reward(result)}length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
         )
         of = result["problems"] * result["samples"]
         if result["judged"] < of:
@@ -101,16 +105,20 @@ class Progress:
         """Print the closing table, the time by phase and the path of the page."""
         title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-        k, judged = summary["before"]["samples"], summary["best"] is not None
+        k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
         accuracies = (f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}") if judged else ()
+        graded = any(_mean_reward(summary[name] or {}) for name in ("before", "after", "best"))
+        accuracies = ("reward", *accuracies) if graded else accuracies
         for heading in ("", "step", *accuracies, "length", "cut", "delib."):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-        steps = {"before": 0, "after": summary["after_step"]} | ({"best": summary["best_step"]} if judged else {})
+        steps = {"before": 0, "after": summary["after_step"]}
+        steps |= {"best": summary["best_step"]} if summary["best"] else {}
         for name, step in steps.items():
             row = summary[name]
             table.add_row(
                 name,
                 str(step),
+                *((f"{row['reward']['value']:.3f}" if row.get("reward") else "–",) if graded else ()),
                 *(_accuracy(row) if judged else ()),
                 f"{row['length']:.1f}",
                 f"{row['truncated']:.1%}",
@@ -122,12 +130,21 @@ class Progress:
         if evaluated < steps:
             unseen = f"step {steps} is" if steps == evaluated + 1 else f"steps {evaluated + 1} to {steps} are"
             self.say(f"the newest evaluation is that of step {evaluated}: {unseen} in none of these rows")
-        if judged and not summary["best"]["avg"]["value"]:
+        by = summary.get("best_by", "success")
+        if by != "success":
+            self.say(f"best: {'the newest evaluation' if by == 'last' else f'by {by} on held-out problems'}")
+        if by == "success" and summary["best"] and not summary["best"]["avg"]["value"]:
             self.say(
                 "no held-out completion was right in any evaluation: no step is the best, and no interval has a width"
             )
         self.say("time by phase: " + _phases(summary["seconds"]))
         self.say(f"page: {page}")
+
+
+def _mean_reward(result: Mapping[str, Any]) -> str:
+    """The mean reward of an evaluation where it is another number than the share of right completions."""
+    reward, avg = result.get("reward"), result.get("avg")
+    return "" if not reward or not avg or reward["value"] == avg["value"] else f"reward {reward['value']:.3f}  "
 
 
 def _accuracy(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import torch
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig
-from selfdistill.config.sections import ModelConfig, Optimiser
+from selfdistill.config.sections import BestBy, ModelConfig, Optimiser
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.fsdp import check_parallel
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError
+from selfdistill.evaluation.best import best_by
+from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.methods import Method
 from selfdistill.models.compile import check_compiler
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
@@ -58,6 +60,10 @@ class Parts(Models):
     """None if the learner samples with its own weights."""
     examples: list[Example]
     held_out: list[Example]
+    best_by: BestBy
+    """The metric that the best checkpoint has most of."""
+    references: ReferenceScorer | None
+    """None where a verifier judges and ``best_by`` asks for none."""
     unfit: Counter[str]
     """Counts of the examples that do not fit the context window, by reason."""
 
@@ -88,6 +94,8 @@ def assemble(
         prefetcher=build_prefetcher(models.config, worker, models.policy, folder, say),
         examples=examples,
         held_out=held_out,
+        best_by=best_by(models.config.evaluation.best, models.task),
+        references=build_references(models),
         unfit=unfit,
     )
 
@@ -181,6 +189,24 @@ def build_rollout_worker(models: Models, say: Callable[[str], None] = lambda sen
     )
 
 
+def build_references(models: Models) -> ReferenceScorer | None:
+    """The scorer of held-out references; None where a verifier judges and ``evaluation.best`` asks for none."""
+    named = best_by(models.config.evaluation.best, models.task)
+    if models.task.has_verifier and named in ("success", "reward", "last"):
+        return None
+    sampling_roles = models.method.sampling_roles()
+    roles = [r for name, r in models.method.roles().items() if r.context is not None and name not in sampling_roles]
+    return ReferenceScorer(
+        teachers=models.teachers,
+        chat=models.chat,
+        limits=models.config.limits,
+        thinking=models.config.sampling.thinking,
+        teacher=next(iter(roles), None),
+        templates=models.templates,
+        world=World.current(),
+    )
+
+
 def build_prefetcher(
     config: ResolvedConfig, worker: RolloutWorker, policy: Policy, folder: Path | None, say: Callable[[str], None]
 ) -> Prefetcher | None:
@@ -247,6 +273,11 @@ def choose_examples(models: Models) -> tuple[list[Example], list[Example], Count
         thinking=thinking if evaluation.thinking is None else evaluation.thinking,
     )
     return kept, kept_held_out, unfit + unfit_held_out
+
+
+def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
+    """The examples of a step in the form of their epoch. ``first`` is the number of examples used by earlier steps."""
+    return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]
 
 
 def build_optimiser(policy: Policy, config: Optimiser) -> torch.optim.Optimizer:

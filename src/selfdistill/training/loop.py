@@ -15,6 +15,7 @@ from selfdistill.config.run import RunConfig
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
+from selfdistill.evaluation.best import score_by
 from selfdistill.evaluation.evaluate import evaluate
 from selfdistill.files.disk import told_of_disk
 from selfdistill.files.jsonl import JsonLines, write_json
@@ -24,15 +25,17 @@ from selfdistill.report.page import write_report
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.seeds import batches, derive
 from selfdistill.tasks.build import warnings_for
+from selfdistill.tasks.reward import describe_right
 from selfdistill.tracking.alarms import AlarmWatch
 from selfdistill.tracking.progress import Progress
 from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
-from selfdistill.training.build import assemble
+from selfdistill.training.build import assemble, epoch_examples
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
 from selfdistill.training.opening import Hold, check_same_config, holds_run, logs_objection, mend_best
+from selfdistill.training.problem import reward_remarks
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
@@ -96,7 +99,7 @@ class Run:
                 for name in ("metrics", "evaluations", "rollouts", "alarms")
             )
             self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
-            self.watch = AlarmWatch(self.config.alarms)
+            self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
             if exists:
                 remark = check_same_config(folder, self.config)
                 if remark is not None:
@@ -137,6 +140,8 @@ class Run:
         # Tell the user what is unusual about the data, the model and the method.
         for warning in warnings_for(parts.task):
             self.progress.say(f"data: {warning}")
+        for remark in reward_remarks(parts.task, parts.method, parts.templates):
+            self.progress.say(f"reward: {remark}")
         for remark in parts.chat.remarks([example.prompt for example in parts.examples]):
             self.progress.say(f"model: {remark}")
         if not parts.teachers.pack:
@@ -220,25 +225,30 @@ class Run:
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the student, export it if it is the best so far, and log the result; returns the result.
 
-        While nothing has been judged no evaluation is better than another, and the newest is exported.
+        While no evaluation has the metric of ``evaluation.best`` none is better than another: the newest is exported.
         """
-        now, parts = self.counters, self.parts
-        config = self.config.evaluation
+        now, parts, worker, own = self.counters, self.parts, self.parts.worker, self.config.evaluation
         params = SamplingParams(
-            count=config.samples,
-            max_tokens=config.max_tokens or parts.worker.params.max_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
+            count=own.samples,
+            max_tokens=own.max_tokens or worker.params.max_tokens,
+            temperature=own.temperature,
+            top_p=own.top_p,
+            top_k=own.top_k,
             seed=derive(self.config.seed, "evaluation"),
         )
-        problems, sampler = parts.held_out, parts.worker.sampler
-        thinking = parts.worker.thinking if config.thinking is None else config.thinking
-        evaluation = evaluate(problems, parts.task, sampler, parts.chat, params, thinking=thinking, world=self.world)
-        result = evaluation.to_json()
+        result = evaluate(
+            parts.held_out,
+            parts.task,
+            worker.sampler,
+            parts.chat,
+            params,
+            thinking=worker.thinking if own.thinking is None else own.thinking,
+            world=self.world,
+            references=parts.references,
+        ).to_json()
         now.latest, now.latest_step = result, now.step
-        score, best = result["avg"], now.best and now.best["avg"]
-        if best is None or (score is not None and score["value"] > best["value"]):
+        score, best = (score_by(parts.best_by, one) for one in (result, now.best))
+        if best is None or (score is not None and score > best):
             now.best, now.best_step = result, now.step
             checkpoint.write_folder(self.saved / "best", self._export, world=self.world)
         self.evaluations.append({"step": now.step, **result})
@@ -369,7 +379,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         now = self.counters
         seconds = sum(now.seconds.values())
-        judged = now.best is not None and now.best["avg"] is not None
+        chosen = score_by(self.parts.best_by, now.best) is not None or self.config.evaluation.best == "last"
         self.trackers.close()
         summary = {
             "steps": now.step,
@@ -378,8 +388,10 @@ class Run:
             "before": now.before,
             "after": now.latest,
             "after_step": now.latest_step,
-            "best": now.best if judged else None,
-            "best_step": now.best_step if judged else None,
+            "best": now.best if chosen else None,
+            "best_step": now.best_step if chosen else None,
+            "best_by": self.parts.best_by,
+            "right": describe_right(self.parts.task) if self.parts.task.has_verifier else None,
             "seconds": {phase: round(value, 3) for phase, value in now.seconds.items()},
             "alarms": list(self.alarms.read()),
             "sink_failures": dict(self.trackers.failures),
@@ -391,8 +403,3 @@ class Run:
             write_json(self.folder / "summary.json", summary)
             write_report(self.folder)
         return summary
-
-
-def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
-    """The examples of a step in the form of their epoch. ``first`` is the number of examples used by earlier steps."""
-    return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sections import Optimiser, Sampling, limits_on
-from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates
+from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.evaluation.best import best_by
 from selfdistill.methods import Method, build_method
 from selfdistill.models.loading import lasting_name
 from selfdistill.sampling.rollouts import check_sampling_roles
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
+from selfdistill.tasks.reward import RewardedTask
 from selfdistill.training.atomic import model_path
 from selfdistill.types import Example, Message, Skipped, Task
 
@@ -38,6 +40,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     method, name = method_of(config), str(config.method["name"])
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, name)
+    best_by(config.evaluation.best, task)
     if config.reward is not None:
         # Call the user's reward functions once, so that a faulty one fails before anything is written.
         probed = task.examples("train")[:2]
@@ -97,6 +100,25 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
             f"method {name!r} needs rewards, but the task has no verifier: "
             'name the answer column (task.answer) or a reward function (reward = "module:function")'
         )
+
+
+def reward_remarks(task: Task, method: Method, templates: Mapping[str, Template]) -> list[str]:
+    """What to tell of rewards of one's own: what counts as right, and what of a method depends on that alone."""
+    if not isinstance(task, RewardedTask):
+        return []
+    shown = {
+        field
+        for role in method.roles().values()
+        if role.context is not None
+        for field in may_show(templates, role.context)
+        if field in ("sibling", "wrong_sibling", "verdict")
+    }
+    functions = " + ".join(f"{w:g} × {name}" for w, name in zip(task.weights, task.names, strict=True))
+    remarks = [f"a completion is right {task.right}" + (f"; the reward is {functions}" if functions else "")]
+    if shown:
+        fields = ", ".join(f"${name}" for name in sorted(shown))
+        remarks.append(f"{fields} of the contexts depend on which completions are right, not on how large a reward is")
+    return remarks
 
 
 def check_contexts(method: Method, templates: Mapping[str, Template], example: Example, *, prompts: int) -> None:
