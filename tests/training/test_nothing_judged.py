@@ -90,7 +90,7 @@ def test_a_run_that_judges_nothing_says_so_everywhere(tmp_path: Path, bytewise: 
         f"step    2  nothing is judged  length {row['length']:.1f}  truncated {row['truncated']:.1%}  "
         f"entropy {row['entropy']:.3f}  deliberation {row['deliberation']:.2f}\n"
     )
-    assert re.search(r"^ *step +length +cut +delib\. *$", text, re.MULTILINE)
+    assert re.search(r"^ *step +references +length +cut +delib\. *$", text, re.MULTILINE)
     assert not re.search(r"avg@|pass@|maj@|95 %|^best +\d", text, re.MULTILINE)
     assert f"step    2  references {row['loglikelihood']['value']:+.3f} nats a token\n" in text
     assert "best: the newest evaluation" in text

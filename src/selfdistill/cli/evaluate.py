@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfdistill.config.sections import limits_on
 from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.evaluation.evaluate import evaluate
+from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.models.policy import Policy
+from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting
@@ -59,7 +62,16 @@ def evaluate_model(
     )
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
     sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
-    result = evaluate(examples, judge, sampler, chat, params, thinking=thinking).to_json()
+    # Where nothing judges, how likely the references are is what there is to say.
+    references = ReferenceScorer(
+        teachers=Teachers(policy, needed=set(), rate=0.0),
+        chat=chat,
+        limits=limits_on(config.model.device, config.limits),
+        thinking=thinking,
+        templates={},
+    )
+    more = None if judge.has_verifier else references
+    result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=more).to_json()
     origin = {"model": model, "weights": path, "task": config.task.kind, "split": split, "max_tokens": tokens}
     drawn = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
     return {**origin, **drawn, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}

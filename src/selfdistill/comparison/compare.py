@@ -21,7 +21,7 @@ from selfdistill.comparison.analysis import ArmRuns, analyse
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.page import write_comparison
 from selfdistill.config.run import ResolvedConfig, load_config
-from selfdistill.config.tasks import MathConfig
+from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
@@ -90,11 +90,8 @@ def plan(
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
     check_equal_terms(arms)
     terms = arms[0].config
-    if (
-        isinstance(terms.task, MathConfig)
-        and terms.task.answer is None
-        and not (terms.reward and terms.reward.function)
-    ):
+    unverified = isinstance(terms.task, TextConfig) or (isinstance(terms.task, MathConfig) and not terms.task.answer)
+    if unverified and not (terms.reward and terms.reward.function):
         raise ConfigError(
             "nothing is judged in this task, and arms are compared by accuracy: name the answer column (task.answer) "
             'or a reward function (reward = "module:function")'

@@ -190,6 +190,24 @@ class CodeConfig(RowsConfig):
     unsafe: bool = Field(False, description="Whether to run model code without isolation where no sandbox works.")
 
 
+class TextConfig(RowsConfig):
+    """Rows of prompts and responses, which nothing verifies."""
+
+    kind: Literal["text"] = "text"
+    prompt: str = Field("prompt", description="Column or dotted path of a text or of messages, or a $-template.")
+    completion: str = Field(
+        "completion?",
+        description="The response, a text or one message: sft learns it, evaluations score it; $solution without another.",
+    )
+    solution: str = Field("solution?", description="What contexts show as $solution, if there is one.")
+    privileged_context: str = Field(
+        "privileged_context?", description="$privileged_context; also $solution for rows without one."
+    )
+    messages: str = Field(
+        "messages", description="Column of a conversation whose last turn is the response, for rows without a prompt."
+    )
+
+
 class ObjectConfig(Strict):
     """A task object that Python code handed to the run; no config can build it again."""
 
@@ -198,7 +216,7 @@ class ObjectConfig(Strict):
 
 
 TaskConfig = Annotated[
-    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig | CodeConfig | ObjectConfig,
+    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig | CodeConfig | TextConfig | ObjectConfig,
     Field(discriminator="kind"),
 ]
 

@@ -11,6 +11,7 @@ from selfdistill.config.tasks import (
     ObjectConfig,
     RowsConfig,
     TaskConfig,
+    TextConfig,
     ToolboxConfig,
     ToolsConfig,
 )
@@ -23,6 +24,7 @@ from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.math.task import MathTask
 from selfdistill.tasks.reward import RewardedTask, RewardLike, parse_reward
 from selfdistill.tasks.rows import RowTask
+from selfdistill.tasks.text.task import TextTask
 from selfdistill.tasks.toolbox.task import ToolboxTask
 from selfdistill.tasks.tools.task import ToolsTask
 from selfdistill.types import Task
@@ -56,7 +58,7 @@ def build_task(
 
 
 def build_row_task(
-    config: MathConfig | ChoiceConfig | ToolsConfig | CodeConfig,
+    config: MathConfig | ChoiceConfig | ToolsConfig | CodeConfig | TextConfig,
     *,
     seed: int,
     rows: Mapping[str, MemoryRows] | None = None,
@@ -72,7 +74,7 @@ def build_row_task(
         return ToolsTask(config, rows)
     if isinstance(config, CodeConfig):
         return CodeTask(config, rows)
-    return MathTask(config, rows)
+    return TextTask(config, rows) if isinstance(config, TextConfig) else MathTask(config, rows)
 
 
 def fitted(task: Task, chat: Chat) -> Task:

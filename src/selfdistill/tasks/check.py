@@ -145,5 +145,6 @@ def _reference_verdict(task: RowTask, example: Example) -> tuple[Verdict, bool]:
         if stated:
             return verdict, False
     if not task.has_verifier:
-        return Verdict(None), solution is not None
+        # Nothing is verified, so no solution is silent about what would be.
+        return Verdict(None), False
     return task.verify(example, task.reference(example), finished=True), solution is not None

@@ -17,6 +17,9 @@ from selfdistill.files.text import printable
 PLAIN_EVERY = 10.0
 """Seconds between progress lines if the output is not a terminal (a log file, CI)."""
 
+UNJUDGED = {"loglikelihood": "references", "teacher_gap": "teacher's gap", "teacher_shift": "teacher's shift"}
+"""What an evaluation has where nothing is judged, in nats a token, and its name in the terminal."""
+
 
 class Progress:
     """Progress as a live line on a terminal or as lines in a log. Without a console it prints nothing."""
@@ -58,8 +61,7 @@ class Progress:
         # Without a verifier there is no accuracy to show, and the rest of the evaluation is all there is.
         if avg is None:
             entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
-            names = {"loglikelihood": "references", "teacher_gap": "teacher's gap", "teacher_shift": "teacher's shift"}
-            told = [f"{words} {result[key]['value']:+.3f}" for key, words in names.items() if key in result]
+            told = [f"{words} {result[key]['value']:+.3f}" for key, words in UNJUDGED.items() if key in result]
             self.say(
                 f"{at}nothing is judged  length {result['length']:.1f}  "
                 f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
@@ -109,6 +111,8 @@ class Progress:
         accuracies = (f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}") if judged else ()
         graded = any(_mean_reward(summary[name] or {}) for name in ("before", "after", "best"))
         accuracies = ("reward", *accuracies) if graded else accuracies
+        scored = [key for key in UNJUDGED if key in summary["after"]]
+        accuracies = (*accuracies, *(UNJUDGED[key] for key in scored))
         for heading in ("", "step", *accuracies, "length", "cut", "delib."):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
         steps = {"before": 0, "after": summary["after_step"]}
@@ -120,6 +124,7 @@ class Progress:
                 str(step),
                 *((f"{row['reward']['value']:.3f}" if row.get("reward") else "–",) if graded else ()),
                 *(_accuracy(row) if judged else ()),
+                *(f"{row[key]['value']:+.3f}" if key in row else "–" for key in scored),
                 f"{row['length']:.1f}",
                 f"{row['truncated']:.1%}",
                 f"{row['deliberation']:.2f}",

@@ -32,7 +32,7 @@ from selfdistill.sampling.build import build_engine
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
-from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions
+from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions, reference_text
 from selfdistill.tasks.build import fitted
 from selfdistill.training.problem import Problem, build_problem
 from selfdistill.training.trainer import Trainer
@@ -190,12 +190,21 @@ def build_rollout_worker(models: Models, say: Callable[[str], None] = lambda sen
 
 
 def build_references(models: Models) -> ReferenceScorer | None:
-    """The scorer of held-out references; None where a verifier judges and ``evaluation.best`` asks for none."""
+    """The scorer of held-out references; None where a verifier judges and ``evaluation.best`` asks for none.
+
+    Raises:
+        ConfigError: ``evaluation.best`` names a number that this method or its data cannot have.
+    """
     named = best_by(models.config.evaluation.best, models.task)
     if models.task.has_verifier and named in ("success", "reward", "last"):
         return None
     sampling_roles = models.method.sampling_roles()
     roles = [r for name, r in models.method.roles().items() if r.context is not None and name not in sampling_roles]
+    if named in ("teacher_gap", "teacher_shift") and not roles:
+        raise ConfigError(f"evaluation.best = {named!r}, but method {models.config.method['name']!r} has no teacher")
+    held_out = models.task.examples(models.config.evaluation.split)
+    if named in ("loglikelihood", "teacher_gap") and reference_text(held_out[0]) is None:
+        raise ConfigError(f"evaluation.best = {named!r}, but example {held_out[0].id} has no response and no solution")
     return ReferenceScorer(
         teachers=models.teachers,
         chat=models.chat,
