@@ -88,8 +88,8 @@ def test_rows_without_answers_are_sent_to_this_task() -> None:
 
 def test_other_columns_are_named_and_required_ones_are_missed() -> None:
     rows = [{"q": "1 + 1?", "gold": {"text": "so 2"}, "r": "2"}]
-    names = {"prompt": "$q Think.", "solution": "gold.text", "completion": "r", "system": "Hello."}
-    whole = {"test_share": 0.0, "validation_share": 0.0}
+    names: dict[str, Any] = {"prompt": "$q Think.", "solution": "gold.text", "completion": "r", "system": "Hello."}
+    whole: dict[str, Any] = {"test_share": 0.0, "validation_share": 0.0}
     [example] = sd.load_task("text", path=rows, **names, **whole).examples("train")
     assert example.prompt == (Message("system", "Hello."), Message("user", "1 + 1? Think."))
     assert example.fields == {"solution": "so 2", "response": "2"}
@@ -139,7 +139,8 @@ def test_a_run_measures_references_and_the_teacher_instead_of_accuracy(tmp_path:
         prompt, written = chat.encode(example.prompt), chat.response(example.fields["response"])
         with torch.no_grad():
             logits = policy.model(torch.tensor([[*prompt, *written]])).logits[0, len(prompt) - 1 : -1]
-        means.append(logits.log_softmax(-1).gather(1, torch.tensor(written)[:, None]).mean().item())
+        known = logits[:, : policy.vocab_size].log_softmax(-1)
+        means.append(known.gather(1, torch.tensor(written)[:, None]).mean().item())
     assert values[0] == pytest.approx(sum(means) / len(means), abs=1e-5)
 
 

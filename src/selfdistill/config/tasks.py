@@ -197,7 +197,7 @@ class TextConfig(RowsConfig):
     prompt: str = Field("prompt", description="Column or dotted path of a text or of messages, or a $-template.")
     completion: str = Field(
         "completion?",
-        description="The response, a text or one message: sft learns it, evaluations score it; $solution without another.",
+        description="The response, a text or one message, which sft learns and evaluations score.",
     )
     solution: str = Field("solution?", description="What contexts show as $solution, if there is one.")
     privileged_context: str = Field(

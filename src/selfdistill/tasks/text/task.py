@@ -66,8 +66,8 @@ class TextTask(RowTask):
             turns = _messages(row, config.messages, row.values[config.messages])
             if turns[-1].role != "assistant":
                 raise DataError(f"{row.location}: the last of {config.messages!r} must be the assistant's response")
-            prompt, response = turns[:-1], turns[-1].content
-            form = [config.messages]
+            prompt, form = turns[:-1], [config.messages]
+            response: str | None = turns[-1].content
         else:
             prompt, response, form = self._prompt_and_response(row)
         if not prompt or prompt[-1].role != "user" or not prompt[-1].content.strip():
