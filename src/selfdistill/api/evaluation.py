@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 from selfdistill.api.quiet import silenced
 from selfdistill.api.rollouts import check_pair
 from selfdistill.api.settings import Overrides, as_pairs, check_counts
-from selfdistill.api.tasks import as_task, checked_task, take_rows
+from selfdistill.api.tasks import as_task, take_rows
 from selfdistill.cli.evaluate import evaluate_model
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.models.policy import Policy
+from selfdistill.tasks.own import checked_task
 from selfdistill.tasks.reward import RewardLike
 from selfdistill.types import Task
 

@@ -13,6 +13,7 @@ from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.data import MemoryRows, Row
 from selfdistill.tasks.judging import verify_all
+from selfdistill.tasks.own import checked_task
 from selfdistill.tasks.reward import RewardedTask, RewardLike, parse_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.types import Example, Message, Task, Verdict
@@ -22,8 +23,6 @@ Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
 
 SOURCES = ("path", "validation_path", "test_path")
 """Keys of a task's table that are sources of rows."""
-PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
-"""The attributes that every task must have."""
 
 
 def load_task(kind: str | None = None, *, seed: int = 0, reward: RewardLike | None = None, **options: Any) -> Task:
@@ -104,22 +103,6 @@ def as_task(given: object, reward: RewardLike | None = None) -> Task | None:
         return load_task(given, reward=reward)
     task = None if given is None else checked_task(given)
     return task if reward is None else RewardedTask(task or Prompts(), *parse_reward(reward))
-
-
-def checked_task(given: Any) -> Task:
-    """Check that an object is a task and return it.
-
-    Raises:
-        ConfigError: an attribute is missing; the message names it.
-    """
-    lacking = [part for part in PARTS if not _has(given, part)]
-    if lacking:
-        raise ConfigError(
-            f"a {type(given).__name__} is no task, for it has no {lacking[0]!r}: give load_task(…), a kind "
-            f"('countdown'), or an object with {', '.join(PARTS)}"
-        )
-    task: Task = given
-    return task
 
 
 def as_examples(given: Any, task: Task | None) -> list[Example]:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from selfdistill.api.quiet import silenced
 from selfdistill.api.settings import ConfigLike, Overrides, config_name, raw_config
-from selfdistill.api.tasks import Chosen, as_task, checked_task, memory_rows, take_rows
+from selfdistill.api.tasks import Chosen, as_task, memory_rows, take_rows
 from selfdistill.config.run import RunConfig, parse_config
 from selfdistill.distributed.signals import StopRequest, stop_on_signals
 from selfdistill.distributed.world import connect, report_error_once
@@ -21,6 +21,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import read_lines
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.data import MemoryRows
+from selfdistill.tasks.own import checked_task
 from selfdistill.tasks.reward import RewardLike, parse_reward
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.loop import Run

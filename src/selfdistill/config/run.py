@@ -86,7 +86,8 @@ KEYS = frozenset(RunConfig.model_fields)
 def lasting(config: BaseModel) -> dict[str, Any]:
     """The keys that a resume must not change: all that are not marked ``MAY_CHANGE``."""
     table = type(config).model_config.get("json_schema_extra")
-    kept: dict[str, Any] = {}
+    # The keys of a task of the user's own are known to its class alone.
+    kept: dict[str, Any] = dict(config.model_extra or {})
     for key, field in type(config).model_fields.items():
         value = getattr(config, key)
         if (field.json_schema_extra or table) != MAY_CHANGE:

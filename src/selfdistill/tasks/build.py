@@ -9,6 +9,7 @@ from selfdistill.config.tasks import (
     CodeConfig,
     MathConfig,
     ObjectConfig,
+    OwnTaskConfig,
     RowsConfig,
     TaskConfig,
     TextConfig,
@@ -22,6 +23,7 @@ from selfdistill.tasks.code.task import CodeTask
 from selfdistill.tasks.countdown.task import CountdownTask
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.math.task import MathTask
+from selfdistill.tasks.own import build_own_task
 from selfdistill.tasks.reward import RewardedTask, RewardLike, parse_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.tasks.text.task import TextTask
@@ -43,7 +45,9 @@ def build_task(
     task: Task
     if isinstance(config, ObjectConfig):
         raise ConfigError(f"task {config.name!r} is an object of the Python code that trained: give that task again")
-    if isinstance(config, RowsConfig):
+    if isinstance(config, OwnTaskConfig) and not rows:
+        task = build_own_task(config, seed=seed)
+    elif isinstance(config, RowsConfig):
         task = build_row_task(config, seed=seed, rows=rows)
     elif rows:
         raise ConfigError(

@@ -13,13 +13,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from numbers import Real
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
@@ -27,7 +25,8 @@ from pydantic import ValidationError
 from selfdistill.config.base import load_named
 from selfdistill.config.reward import RewardConfig
 from selfdistill.config.suggest import suggest
-from selfdistill.errors import ConfigError, UserError, first_line
+from selfdistill.errors import ConfigError, UserError
+from selfdistill.tasks.frames import raised_in, shown_path
 from selfdistill.tasks.judging import verify_all
 from selfdistill.types import Example, Task, Verdict
 
@@ -41,8 +40,6 @@ DEFAULT_SUCCESS = 1.0
 DETAIL = "reward/"
 """Begins the names of a verdict's details that hold the reward of a single function."""
 
-_OURS = Path(__file__).resolve().parents[1]
-_FRAMES = 6
 _ONLY_TRL = ("trainer_state", "log_extra", "log_metric", "environments")
 
 
@@ -210,7 +207,7 @@ class RewardedTask:
             try:
                 returned.append(function(**arguments))
             except Exception as error:
-                raise _failed(function, error) from error
+                raise raised_in(_label(function), error, place=_place_of(function)) from error
         waiting = {n: one for n, one in enumerate(returned) if inspect.isawaitable(one)}
         if waiting:
             # In a thread of its own: a notebook's thread already runs an event loop.
@@ -218,7 +215,8 @@ class RewardedTask:
                 results = pool.submit(asyncio.run, _gather([*waiting.values()], self.config.concurrency)).result()
             for n, result in zip(waiting, results, strict=True):
                 if isinstance(result, BaseException):
-                    raise _failed(self.functions[n], result) from result
+                    function = self.functions[n]
+                    raise raised_in(_label(function), result, place=_place_of(function)) from result
                 returned[n] = result
         return [_checked(function, one, examples) for function, one in zip(self.functions, returned, strict=True)]
 
@@ -302,30 +300,11 @@ async def _gather(waiting: Sequence[Awaitable[Any]], most: int) -> list[Any]:
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
-def _failed(function: RewardFunction, error: BaseException) -> UserError:
-    """One sentence for what a function raised, with the frames that are not ours."""
-    aside = (_OURS, Path(asyncio.__file__).parent)
-    frames = [
-        f"{_shown(frame.filename)}:{frame.lineno} in {frame.name}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not any(Path(frame.filename).resolve().is_relative_to(folder) for folder in aside)
-    ]
-    text = first_line(error) if isinstance(error, Exception) else ""
-    what = type(error).__name__ if text in ("", type(error).__name__) else f"{type(error).__name__}: {text}"
-    where = ", ".join(frames[-_FRAMES:]) or _place_of(function)
-    return UserError(f"{_label(function)} raised {what}" + (f" ({where})" if where else ""))
-
-
 def _place_of(function: RewardFunction) -> str:
     """File and line of a function's definition; empty if it has none."""
     plain = inspect.unwrap(function)
     code = getattr(plain, "__code__", None) or getattr(type(plain).__call__, "__code__", None)
-    return f"{_shown(code.co_filename)}:{code.co_firstlineno}" if code is not None else ""
-
-
-def _shown(file: str) -> str:
-    path, here = Path(file), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+    return f"{shown_path(code.co_filename)}:{code.co_firstlineno}" if code is not None else ""
 
 
 def _name_of(function: RewardFunction) -> str:
