@@ -45,7 +45,10 @@ def tasks(json: Annotated[bool, typer.Option("--json", help="Print one JSON list
 
 @data_app.command("check", cls=Command, context_settings=HELP_OPTIONS)
 def check(
-    path: Annotated[str, typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name.")],
+    path: Annotated[
+        str | None,
+        typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name; unset: a task of one's own."),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Task by kind; unset: the preset's.")] = None,
     preset: Annotated[str | None, typer.Option(help="Preset by name, or a TOML file; see selfdistill tasks.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set or a saved folder.")] = None,
@@ -60,7 +63,7 @@ def check(
     no_bars()
     parts = {"split": split, "config": config, "revision": revision}
     given = {name: value for name, value in parts.items() if value is not None}
-    source = {"path": path, **given} if given else path
+    source = {"path": path, **given} if given and path else path
     report = check_data(source, task=task, preset=preset, overrides=set_ or [])
     for line in [jsonlib.dumps(report)] if json else describe_check(report):
         say(line)

@@ -14,7 +14,7 @@ from selfdistill.config.renamed import RENAMED
 EXAMPLES = {"sampler": "vllm", "task": "countdown"}
 """An example of ``kind`` for each table that has several."""
 UNTAGGED = ("text", "source", "shipped", "own")
-"""Tags of the unions of a path and a table, and of shipped and own tasks. Pydantic's error locations contain them, configs do not."""
+"""Tags of the unions of sources and of tasks. Pydantic's error locations contain them, configs do not."""
 MEMBERS = ("str", "float", "list[str]", "literal['verifier']")
 """Names of the types in a union of plain values. They end Pydantic's error locations, configs do not have them."""
 LOGIN = re.compile(r"(?<=//)[^/\s]*@|(?<=['\"/])[^/\s'\":]*:[^/\s'\"]*@")

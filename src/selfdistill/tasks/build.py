@@ -45,15 +45,15 @@ def build_task(
     task: Task
     if isinstance(config, ObjectConfig):
         raise ConfigError(f"task {config.name!r} is an object of the Python code that trained: give that task again")
-    if isinstance(config, OwnTaskConfig) and not rows:
-        task = build_own_task(config, seed=seed)
-    elif isinstance(config, RowsConfig):
+    if isinstance(config, RowsConfig):
         task = build_row_task(config, seed=seed, rows=rows)
     elif rows:
         raise ConfigError(
             f"task {config.kind!r} makes its own problems and reads no rows: name a task that does, for example "
             "task={'kind': 'math', 'prompt': 'question', 'answer': 'answer'}"
         )
+    elif isinstance(config, OwnTaskConfig):
+        task = build_own_task(config, seed=seed)
     elif isinstance(config, ToolboxConfig):
         task = ToolboxTask(config, seed=seed)
     else:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from selfdistill.config.run import apply_overrides, parse_config
 from selfdistill.config.tasks import RowsConfig, load_preset, shipped_presets, task_configs
 from selfdistill.errors import ConfigError
-from selfdistill.tasks.build import build_row_task
-from selfdistill.tasks.rows import RowTask
-from selfdistill.types import Example, Verdict
+from selfdistill.tasks.build import build_row_task, build_task
+from selfdistill.tasks.data import SPLITS, count_duplicates
+from selfdistill.tasks.rows import RowTask, leaks_between
+from selfdistill.types import Example, Task, Verdict
 
 _LINES_SHOWN = 20
 
 
 def check_data(
-    path: str | Mapping[str, str], *, task: str | None, preset: str | None, overrides: Sequence[str] = ()
+    path: str | Mapping[str, str] | None, *, task: str | None, preset: str | None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Read every row and verify each row's own reference.
 
@@ -31,6 +33,10 @@ def check_data(
     """
     if task is None and preset is None:
         raise ConfigError(f"name a --task ({', '.join(_row_kinds())}) or a --preset ({', '.join(shipped_presets())})")
+    if task is not None and ":" in task:
+        return {"task": task, "preset": None, "path": path, **_own_report(task, path, overrides)}
+    if path is None:
+        raise ConfigError("name the rows to check with --path")
     named = {"kind": task, "preset": preset}
     table: dict[str, Any] = {
         "method": "grpo",
@@ -80,7 +86,8 @@ def list_tasks() -> list[dict[str, Any]]:
     ]
     custom = {
         "kind": "custom",
-        "description": "Any task above with a reward function of your own: the key reward beside the task.",
+        "description": "Any task above with a reward function of your own: the key reward beside the task. "
+        "A whole task of your own is task.kind = 'package.module:Class'.",
         "needs": ['reward = "package.module:function"'],
         "presets": {},
     }
@@ -100,14 +107,45 @@ def _row_kinds() -> list[str]:
     return [kind for kind, table in task_configs().items() if issubclass(table, RowsConfig)]
 
 
+def _own_report(kind: str, path: str | Mapping[str, str] | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The report on a task of the user's own: its references, repeated prompts, and prompts that splits share."""
+    table: dict[str, Any] = {"method": "grpo", "task": {"kind": kind, **({} if path is None else {"path": path})}}
+    apply_overrides(table, overrides)
+    config = parse_config(table, "data check")
+    task = build_task(config.task, seed=config.seed, reward=None)
+    if isinstance(task, RowTask):
+        return _report(task)
+    examples = {split: task.examples(split) for split in SPLITS}
+    questions = {split: [example.prompt[-1].content for example in row] for split, row in examples.items()}
+    everything = [example for row in examples.values() for example in row]
+    return {
+        "rows": len(everything),
+        "rejected": {},
+        **_verified(task, everything),
+        "duplicates": asdict(count_duplicates([text for row in questions.values() for text in row])),
+        "leaks": leaks_between(questions),
+    }
+
+
 def _report(task: RowTask) -> dict[str, Any]:
     rejected: dict[str, list[int | str]] = {}
     files = {row.file for row in task.rejected}
     for row in task.rejected:
         rejected.setdefault(row.reason, []).append(row.line if len(files) == 1 else f"{row.file}:{row.line}")
+    return {
+        "rows": task.rows,
+        "rejected": rejected,
+        **_verified(task, task.every_example()),
+        "duplicates": asdict(task.duplicates),
+        "leaks": dict(task.leaks),
+    }
+
+
+def _verified(task: Task, examples: Iterable[Example]) -> dict[str, Any]:
+    """What the verifier says of each example's own reference."""
     counts: Counter[str] = Counter()
     unverified = []
-    for example in task.every_example():
+    for example in examples:
         verdict, silent = _reference_verdict(task, example)
         counts["silent"] += silent
         counts["judged"] += verdict.reward is not None
@@ -116,35 +154,30 @@ def _report(task: RowTask) -> dict[str, Any]:
         if verdict.reward is not None and not verdict.correct:
             wrong = f"its reference says {verdict.answer}, its answer is {example.fields.get('answer')}"
             why = wrong if verdict.feedback is None else verdict.feedback
-            unverified.append({"row": example.id, "line": int(example.id.rpartition(":")[2]), "why": why})
+            line = example.id.rpartition(":")[2]
+            unverified.append({"row": example.id, "line": int(line) if line.isdecimal() else None, "why": why})
     return {
-        "rows": task.rows,
-        "rejected": rejected,
         "checked": counts["all"],
         "verified": counts["right"] / counts["judged"] if counts["judged"] else None,
         "verified_rows": counts["right"],
         "unverified": unverified,
         "silent_solutions": counts["silent"],
-        "duplicates": {
-            "rows": task.duplicates.rows,
-            "distinct": task.duplicates.distinct,
-            "repeated": task.duplicates.repeated,
-        },
-        "leaks": dict(task.leaks),
     }
 
 
-def _reference_verdict(task: RowTask, example: Example) -> tuple[Verdict, bool]:
+def _reference_verdict(task: Task, example: Example) -> tuple[Verdict, bool]:
     """The verdict on the row's reference, and whether the row has a solution without an answer."""
     solution = example.fields.get("solution")
+    # A task that is not over rows need not have a reference besides its solutions.
+    reference = task.reference(example) if isinstance(task, RowTask) and task.has_verifier else solution
     if solution is not None:
         verdict = task.verify(example, solution, finished=True)
         # In a code task the solution is the only reference, so there is no answer to find in it.
-        is_reference = task.has_verifier and task.reference(example) == solution
+        is_reference = task.has_verifier and reference == solution
         stated = verdict.correct or verdict.answer is not None or is_reference
         if stated:
             return verdict, False
-    if not task.has_verifier:
+    if not task.has_verifier or reference is None:
         # Nothing is verified, so no solution is silent about what would be.
         return Verdict(None), False
-    return task.verify(example, task.reference(example), finished=True), solution is not None
+    return task.verify(example, reference, finished=True), solution is not None
