@@ -220,7 +220,7 @@ class OwnTaskConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    kind: str = Field(description="'package.module:Class'")
+    kind: str = Field(description="Import path of the class, 'package.module:Class'.")
 
 
 def _whose(value: object) -> str:
