@@ -565,6 +565,8 @@ def test_a_loss_that_is_no_number_is_exit_code_2(run: Terminal, countdown: Path,
 
 
 EVALUATED = {
+    "reward",
+    "rewards",
     "entropy",
     "top_p",
     "top_k",

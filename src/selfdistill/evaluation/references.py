@@ -60,6 +60,7 @@ class ReferenceScorer:
             self.teachers,
             views,
             weights,
+            temperatures={} if self.teacher is None else {TEACHER: self.teacher.temperature},
             max_tokens=self.limits.max_tokens_per_microbatch,
             max_logits_per_chunk=self.limits.max_logits_per_chunk,
             world=self.world,
