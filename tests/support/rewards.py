@@ -20,6 +20,7 @@ def wordy(prompts: list[str], completions: list[str], **columns: Any) -> list[st
     return ["good" for _ in completions]
 
 
-def graded(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Between 0 and 1 without reaching it, by the sum of the characters."""
+def graded(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """Between 0 and 1 without reaching it, by the sum of the characters. It asks for token ids as TRL's do."""
+    assert all(completion_ids)
     return [0.02 + (sum(map(ord, text)) % 90) / 100 for text in completions]

@@ -289,7 +289,10 @@ def test_a_reward_in_a_config_is_a_word_a_list_or_a_table() -> None:
         task = build_task(config.task, seed=0, reward=config.reward)
         assert isinstance(task, RewardedTask)
         assert task.names == ["even"]
-    raw: dict[str, Any] = {"method": "grpo", "reward": path}
+    raw: dict[str, Any] = {"method": "grpo", "reward": [path, path]}
+    apply_overrides(raw, ["reward.weights=[1, 2]"])
+    assert parse_config(raw, "a test").reward == RewardConfig(function=[path, path], weights=[1, 2])
+    raw = {"method": "grpo", "reward": path}
     apply_overrides(raw, ["reward.success=0.3"])
     config = parse_config(raw, "a test")
     assert config.reward == RewardConfig(function=path, success=0.3)

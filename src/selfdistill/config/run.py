@@ -149,7 +149,7 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
     table = raw
     for part in path:
         # `method = "name"` is shorthand for a table and may be extended like one.
-        if part in SHORT and isinstance(table.get(part), str):
+        if part in SHORT and isinstance(table.get(part), str | list):
             table[part] = {SHORT[part]: table[part]}
         below = table.setdefault(part, {})
         if not isinstance(below, dict):

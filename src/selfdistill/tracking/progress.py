@@ -110,7 +110,8 @@ class Progress:
         k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
         accuracies = (f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}") if judged else ()
         graded = any(_mean_reward(summary[name] or {}) for name in ("before", "after", "best"))
-        accuracies = ("reward", *accuracies) if graded else accuracies
+        # Eighty columns have no room for the majority vote beside the reward.
+        accuracies = ("reward", *accuracies[:3]) if graded else accuracies
         scored = [key for key in UNJUDGED if key in summary["after"]]
         accuracies = (*accuracies, *(UNJUDGED[key] for key in scored))
         for heading in ("", "step", *accuracies, "length", "cut", "delib."):
@@ -123,7 +124,7 @@ class Progress:
                 name,
                 str(step),
                 *((f"{row['reward']['value']:.3f}" if row.get("reward") else "–",) if graded else ()),
-                *(_accuracy(row) if judged else ()),
+                *((_accuracy(row)[:3] if graded else _accuracy(row)) if judged else ()),
                 *(f"{row[key]['value']:+.3f}" if key in row else "–" for key in scored),
                 f"{row['length']:.1f}",
                 f"{row['truncated']:.1%}",

@@ -44,7 +44,9 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     if config.reward is not None:
         # Call the user's reward functions once, so that a faulty one fails before anything is written.
         probed = task.examples("train")[:2]
-        verify_all(task, [(one, one.fields.get("solution", ""), True) for one in probed])
+        asked = [(one, one.fields.get("solution", ""), True) for one in probed]
+        # No model is loaded yet: one id stands for the tokens, so that functions that read them are tried too.
+        verify_all(task, asked, ids=[(0,)] * len(asked))
     # Refuse contexts that cannot be rendered.
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
