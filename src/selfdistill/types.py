@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -319,15 +319,6 @@ class Task(Protocol):
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """Judge a completion by its text (special tokens kept out, thinking included)."""
-        ...
-
-
-@runtime_checkable
-class JudgesMany(Protocol):
-    """A task that judges many completions faster together than one by one."""
-
-    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
-        """A verdict on each (example, text, finished), in order."""
         ...
 
 

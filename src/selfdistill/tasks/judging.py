@@ -8,7 +8,16 @@ from typing import Protocol, runtime_checkable
 
 from selfdistill.errors import UserError
 from selfdistill.files.text import well_formed
-from selfdistill.types import Example, JudgesMany, Task, Verdict
+from selfdistill.types import Example, Task, Verdict
+
+
+@runtime_checkable
+class JudgesMany(Protocol):
+    """A task that judges many completions faster together than one by one."""
+
+    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+        """A verdict on each (example, text, finished), in order."""
+        ...
 
 
 @runtime_checkable
