@@ -7,14 +7,12 @@ from typing import Any
 
 from selfdistill.config.sections import limits_on
 from selfdistill.contexts.chat import Chat, usual_length
-from selfdistill.evaluation.evaluate import evaluate
+from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
-from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting
-from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.training.run_folder import config_for, load_model
 from selfdistill.types import Task
@@ -51,15 +49,9 @@ def evaluate_model(
     # What is not asked for is as in the run's own evaluations.
     own = config.evaluation
     tokens = max_tokens or own.max_tokens or config.sampling.max_tokens or usual_length(chat)
+    asked = {"samples": samples, "max_tokens": tokens, **({} if temperature is None else {"temperature": temperature})}
     thinking = config.sampling.thinking if own.thinking is None else own.thinking
-    params = SamplingParams(
-        count=samples,
-        max_tokens=tokens,
-        temperature=own.temperature if temperature is None else temperature,
-        top_p=own.top_p,
-        top_k=own.top_k,
-        seed=derive(seed, "evaluation"),
-    )
+    params = evaluation_params(own.model_copy(update=asked), max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
     sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
     # Where nothing judges, how likely the references are is what there is to say.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from selfdistill.config.sections import EvaluationConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.evaluation.references import ReferenceScorer
@@ -14,6 +15,7 @@ from selfdistill.evaluation.statistics import Estimate, average, bootstrap, majo
 from selfdistill.evaluation.words import count_markers, deliberation_pattern
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.rollouts import gather_groups, sample_and_verify
+from selfdistill.seeds import derive
 from selfdistill.tasks.reward import function_rewards
 from selfdistill.types import Example, RolloutGroup, Task
 
@@ -101,6 +103,18 @@ def evaluate(
     groups = gather_groups(groups, examples, world)
     evaluation = summarise(groups, samples=params.count, plain=plain)
     return evaluation if references is None else replace(evaluation, references=references.measure(groups))
+
+
+def evaluation_params(config: EvaluationConfig, *, max_tokens: int, seed: int) -> SamplingParams:
+    """How a config's evaluations sample. ``max_tokens`` is the limit where the config has none, ``seed`` the run's."""
+    return SamplingParams(
+        count=config.samples,
+        max_tokens=config.max_tokens or max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        seed=derive(seed, "evaluation"),
+    )
 
 
 def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> Evaluation:

@@ -16,13 +16,12 @@ from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
 from selfdistill.evaluation.best import score_by
-from selfdistill.evaluation.evaluate import evaluate
+from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.files.disk import told_of_disk
 from selfdistill.files.jsonl import JsonLines, write_json
 from selfdistill.files.records import flatten
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
-from selfdistill.sampling.base import SamplingParams
 from selfdistill.seeds import batches, derive
 from selfdistill.tasks.build import warnings_for
 from selfdistill.tasks.reward import describe_right
@@ -228,14 +227,7 @@ class Run:
         While no evaluation has the metric of ``evaluation.best`` none is better than another: the newest is exported.
         """
         now, parts, worker, own = self.counters, self.parts, self.parts.worker, self.config.evaluation
-        params = SamplingParams(
-            count=own.samples,
-            max_tokens=own.max_tokens or worker.params.max_tokens,
-            temperature=own.temperature,
-            top_p=own.top_p,
-            top_k=own.top_k,
-            seed=derive(self.config.seed, "evaluation"),
-        )
+        params = evaluation_params(own, max_tokens=worker.params.max_tokens, seed=self.config.seed)
         result = evaluate(
             parts.held_out,
             parts.task,
