@@ -1,4 +1,4 @@
-"""How published chat templates write the calls of an assistant's turn, each in the shortest template that does the same."""
+"""How published chat templates write the calls of an assistant's turn, each in the shortest template that does so."""
 
 from __future__ import annotations
 

@@ -54,6 +54,9 @@ def check(
     split: Annotated[str | None, typer.Option(help="Split of a hub data set or a saved folder.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub data set.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer's special tokens are looked for in the rows as well.")
+    ] = None,
     set_: Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -64,7 +67,13 @@ def check(
     parts = {"split": split, "config": config, "revision": revision}
     given = {name: value for name, value in parts.items() if value is not None}
     source = {"path": path, **given} if given and path else path
-    report = check_data(source, task=task, preset=preset, overrides=set_ or [])
+    special: list[str] = []
+    if model is not None:
+        from selfdistill.contexts.control_marks import special_tokens
+        from selfdistill.models.loading import read_tokenizer
+
+        special = [*special_tokens(read_tokenizer(model)).values()]
+    report = check_data(source, task=task, preset=preset, overrides=set_ or [], special_tokens=special)
     for line in [jsonlib.dumps(report)] if json else describe_check(report):
         say(line)
     raise typer.Exit(1 if report["rejected"] else 0)

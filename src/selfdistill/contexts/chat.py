@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from selfdistill.contexts.control_marks import any_of, special_tokens
 from selfdistill.contexts.rendering import render
 from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
 from selfdistill.contexts.turns import calls_turn, turn_end
@@ -54,13 +55,9 @@ class Chat:
         self.name = name
         self._rendered = lru_cache(maxsize=REMEMBERED)(self._render)
         self._decoded = lru_cache(maxsize=PIECES)(self._decode)
-        # Some added tokens are special without being among the tokenizer's named special tokens.
-        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        special |= {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special = special_tokens(tokenizer)
         self._special_ids = frozenset(special)
-        # Longest first, so that a token is matched before its prefixes.
-        longest_first = sorted(set(special.values()), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._special = any_of(special.values())
 
     def encode(self, messages: Sequence[Message], *, thinking: bool | None = None) -> tuple[int, ...]:
         """Prompt ids up to the start of the assistant's answer. ``thinking`` sets the template's thinking switch.
@@ -102,21 +99,21 @@ class Chat:
 
     def control_tokens(self, messages: Sequence[Message]) -> int:
         """Number of special tokens spelled out in the messages. :meth:`encode` encodes them as plain text."""
-        return sum(len(self._special.findall(_readable(message).content)) for message in messages)
+        return sum(len(self._special.findall(readable(message).content)) for message in messages)
 
     def _marked(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
         """Replace each special token spelled out in the messages by a private character; returns the token of each.
 
         All special tokens in the rendered text then come from the template itself.
         """
-        readable = [_readable(message) for message in messages]
-        spelled = sorted({token for m in readable for token in self._special.findall(m.content)})
+        plain = [readable(message) for message in messages]
+        spelled = sorted({token for m in plain for token in self._special.findall(m.content)})
         if not spelled:
             return list(messages), {}
-        written = "".join(m.content for m in readable)
+        written = "".join(m.content for m in plain)
         unused = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in written)
         mark_of = dict(zip(spelled, unused, strict=False))
-        marked = [Message(m.role, self._special.sub(lambda hit: mark_of[hit.group()], m.content)) for m in readable]
+        marked = [Message(m.role, self._special.sub(lambda hit: mark_of[hit.group()], m.content)) for m in plain]
         return marked, {mark: token for token, mark in mark_of.items()}
 
     def _ids(self, text: str, marks: dict[str, str]) -> tuple[int, ...]:
@@ -250,7 +247,7 @@ def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]
 
 
-def _readable(message: Message) -> Message:
+def readable(message: Message) -> Message:
     """The message with schemas free of escapes: they are parsed later, so ``\\u003c`` must not hide a token."""
     if message.role != "tools":
         return message

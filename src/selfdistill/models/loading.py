@@ -51,6 +51,26 @@ def resolve_model(path: str) -> str:
     return str(converted(file)) if file else path
 
 
+def shipped_models() -> list[str]:
+    """Names of the models in the package."""
+    folder = resources.files("selfdistill.models") / "shipped"
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+
+
+def find_model(path: str) -> str:
+    """The directory or hub id of a model by any name that a user may give.
+
+    Raises:
+        ModelError: the name is none of these.
+    """
+    if is_nowhere(path):
+        raise ModelError(
+            f"model {path!r} not found: give a model directory, a hub id (org/name) "
+            f"or a shipped name ({', '.join(shipped_models())})"
+        )
+    return resolve_model(path)
+
+
 def is_nowhere(path: str) -> bool:
     """Whether a name is neither a model's directory, nor a shipped model, nor could be a hub id (org/name)."""
     may_be_hub_id = "/" in path and not Path(path).is_absolute() and not path.startswith(".")
@@ -101,6 +121,27 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} of its weights, the first is {missing[0]}")
     return model
+
+
+def read_tokenizer(path: str) -> Any:
+    """The tokenizer of a model by any name that a user may give.
+
+    Raises:
+        ModelError: there is no such model, or its tokenizer is absent or cannot be used.
+    """
+    from transformers import AutoTokenizer
+
+    source = find_model(path)
+    folder = Path(source)
+    # transformers builds an empty tokenizer if the directory has none.
+    if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
+        raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
+    try:
+        # If trust_remote_code is unset, transformers asks at the terminal whether to run a tokenizer's own code.
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    # The tokenizers library raises a bare Exception for a file that it cannot read.
+    except Exception as error:
+        raise ModelError(f"no usable tokenizer in {path}: {first_line(error)}") from error
 
 
 def _read_base(adapter: Path, path: str, dtype: torch.dtype) -> Any:

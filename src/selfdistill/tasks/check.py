@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -9,6 +10,8 @@ from typing import Any
 
 from selfdistill.config.run import apply_overrides, parse_config
 from selfdistill.config.tasks import RowsConfig, load_preset, shipped_presets, task_configs
+from selfdistill.contexts.chat import readable
+from selfdistill.contexts.control_marks import MARKS, any_of
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.build import build_row_task, build_task
 from selfdistill.tasks.data import SPLITS, count_duplicates
@@ -16,25 +19,33 @@ from selfdistill.tasks.rows import RowTask, leaks_between
 from selfdistill.types import Example, Task, Verdict
 
 _LINES_SHOWN = 20
+_TOKENS_SHOWN = 5
 
 
 def check_data(
-    path: str | Mapping[str, str] | None, *, task: str | None, preset: str | None, overrides: Sequence[str] = ()
+    path: str | Mapping[str, str] | None,
+    *,
+    task: str | None,
+    preset: str | None,
+    overrides: Sequence[str] = (),
+    special_tokens: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read every row and verify each row's own reference.
 
     The reference is the row's solution. If there is none, or the verifier finds no answer in it
     (``silent_solutions``), the row's canonical answer is verified instead. ``verified`` is the share of usable rows
     whose reference scores 1; it is None if nothing can be verified. ``verified_rows`` is their number, ``unverified``
-    lists the other rows.
+    lists the other rows. ``control_tokens`` counts the rows that spell out control tokens of known model families, or
+    one of ``special_tokens``; ``first`` is the id of the first such row.
 
     Raises:
         UserError: the source is unreadable, or the task reads no rows.
     """
+    spelled = any_of([*MARKS, *special_tokens])
     if task is None and preset is None:
         raise ConfigError(f"name a --task ({', '.join(_row_kinds())}) or a --preset ({', '.join(shipped_presets())})")
     if task is not None and ":" in task:
-        return {"task": task, "preset": None, "path": path, **_own_report(task, path, overrides)}
+        return {"task": task, "preset": None, "path": path, **_own_report(task, path, overrides, spelled)}
     if path is None:
         raise ConfigError("name the rows to check with --path")
     named = {"kind": task, "preset": preset}
@@ -49,7 +60,12 @@ def check_data(
     config = parse_config(table, "data check")
     assert isinstance(config.task, RowsConfig)
     row_task = build_row_task(config.task, seed=config.seed)
-    return {"task": config.task.kind, "preset": preset, "path": path, **_report(row_task)}
+    return {
+        "task": config.task.kind,
+        "preset": preset,
+        "path": path,
+        **_report(row_task, spelled),
+    }
 
 
 def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
@@ -66,6 +82,16 @@ def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"rejected: {reason} (line{'s' if len(lines) > 1 else ''} {listed}{more})"
     for row in report["unverified"]:
         yield f"unverified: {row['row']}: {row['why']}"
+    if report["control_tokens"]["rows"]:
+        control = report["control_tokens"]
+        named = ", ".join(f"{token} in {rows}" for token, rows in list(control["tokens"].items())[:_TOKENS_SHOWN])
+        more = f" and {len(control['tokens']) - _TOKENS_SHOWN} more" if len(control["tokens"]) > _TOKENS_SHOWN else ""
+        stem, _, line = control["first"].rpartition(":")
+        place = f"line {line} of {stem}" if line.isdecimal() else control["first"]
+        yield (
+            f"{control['rows']} rows spell out control tokens, the first in {place} "
+            f"({named}{more}): they are kept as text and open no turn"
+        )
     if report["duplicates"]["repeated"]:
         yield f"{report['duplicates']['repeated']} questions occur more than once"
     for pair, count in report["leaks"].items():
@@ -107,14 +133,16 @@ def _row_kinds() -> list[str]:
     return [kind for kind, table in task_configs().items() if issubclass(table, RowsConfig)]
 
 
-def _own_report(kind: str, path: str | Mapping[str, str] | None, overrides: Sequence[str]) -> dict[str, Any]:
+def _own_report(
+    kind: str, path: str | Mapping[str, str] | None, overrides: Sequence[str], spelled: re.Pattern[str]
+) -> dict[str, Any]:
     """The report on a task of the user's own: its references, repeated prompts, and prompts that splits share."""
     table: dict[str, Any] = {"method": "grpo", "task": {"kind": kind, **({} if path is None else {"path": path})}}
     apply_overrides(table, overrides)
     config = parse_config(table, "data check")
     task = build_task(config.task, seed=config.seed, reward=None)
     if isinstance(task, RowTask):
-        return _report(task)
+        return _report(task, spelled)
     examples = {split: task.examples(split) for split in SPLITS}
     questions = {split: [example.prompt[-1].content for example in row] for split, row in examples.items()}
     everything = [example for row in examples.values() for example in row]
@@ -124,10 +152,30 @@ def _own_report(kind: str, path: str | Mapping[str, str] | None, overrides: Sequ
         **_verified(task, everything),
         "duplicates": asdict(count_duplicates([text for row in questions.values() for text in row])),
         "leaks": leaks_between(questions),
+        "control_tokens": _control_tokens(everything, spelled),
     }
 
 
-def _report(task: RowTask) -> dict[str, Any]:
+def _control_tokens(examples: Iterable[Example], spelled: re.Pattern[str]) -> dict[str, Any]:
+    """How many examples spell out control tokens, which ones, and the id of the first."""
+    tokens: Counter[str] = Counter()
+    rows = []
+    for example in examples:
+        # Schemas hide characters in escapes, which a template resolves.
+        texts = [*(readable(message).content for message in example.prompt), *example.fields.values()]
+        found = sorted({token for text in texts for token in spelled.findall(text)})
+        tokens.update(found)
+        rows += [example] if found else []
+    first = min(rows, key=lambda example: _line(example) or 0).id if rows else None
+    return {"rows": len(rows), "first": first, "tokens": dict(tokens.most_common())}
+
+
+def _line(example: Example) -> int | None:
+    line = example.id.rpartition(":")[2]
+    return int(line) if line.isdecimal() else None
+
+
+def _report(task: RowTask, spelled: re.Pattern[str]) -> dict[str, Any]:
     rejected: dict[str, list[int | str]] = {}
     files = {row.file for row in task.rejected}
     for row in task.rejected:
@@ -138,6 +186,7 @@ def _report(task: RowTask) -> dict[str, Any]:
         **_verified(task, task.every_example()),
         "duplicates": asdict(task.duplicates),
         "leaks": dict(task.leaks),
+        "control_tokens": _control_tokens(task.every_example(), spelled),
     }
 
 
@@ -154,8 +203,7 @@ def _verified(task: Task, examples: Iterable[Example]) -> dict[str, Any]:
         if verdict.reward is not None and not verdict.correct:
             wrong = f"its reference says {verdict.answer}, its answer is {example.fields.get('answer')}"
             why = wrong if verdict.feedback is None else verdict.feedback
-            line = example.id.rpartition(":")[2]
-            unverified.append({"row": example.id, "line": int(line) if line.isdecimal() else None, "why": why})
+            unverified.append({"row": example.id, "line": _line(example), "why": why})
     return {
         "checked": counts["all"],
         "verified": counts["right"] / counts["judged"] if counts["judged"] else None,
