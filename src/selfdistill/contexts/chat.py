@@ -237,7 +237,7 @@ class Chat:
 
 def usual_length(chat: Chat) -> int:
     """Default maximum length of a completion in tokens: 1024, but at most half the model's window."""
-    return min(1024, chat.window // 2)
+    return max(1, min(1024, chat.window // 2))
 
 
 def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
