@@ -32,9 +32,9 @@ def test_a_torn_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) 
 
 def test_the_first_and_the_last_scored_step_are_kept() -> None:
     rows = [line(1), line(2, u=(0.1,)), line(2, u=(0.2,)), line(2), line(3, u=(0.3,)), line(4, u=(0.4,)), line(5)]
-    assert outer_steps(rows) == ((rows[1], rows[2]), (rows[5],))
-    assert outer_steps([line(1), line(2), line(3)]) == ((line(1),), (line(3),))
-    assert outer_steps([]) == ((), ())
+    assert outer_steps(rows).first_and_last() == ((rows[1], rows[2]), (rows[5],))
+    assert outer_steps([line(1), line(2), line(3)]).first_and_last() == ((line(1),), (line(3),))
+    assert outer_steps([]).first_and_last() == ((), ())
 
 
 def test_a_correct_and_a_wrong_answer_to_one_problem_come_first() -> None:

@@ -249,7 +249,7 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
     "weights as a link to nothing": (linked(WEIGHTS), "is a link to nothing: download or copy the model again"),
     "weights that are a folder": (
         folder_of(WEIGHTS),
-        "holds no weights (model.safetensors): save them as safetensors there",
+        "holds no weights (model.safetensors): save them as safetensors",
     ),
     "weights of another model": (
         weights(lambda held: {f"transformer.{name}": t for name, t in held.items()}),
@@ -313,21 +313,24 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
     ),
     "llama.cpp's format alone": (
         instead("model-q4_k_m.gguf"),
-        "holds no weights (model.safetensors), only model-q4_k_m.gguf, which",
+        "holds no weights (model.safetensors), only model-q4_k_m.gguf: give ",
     ),
     "TensorFlow's format alone": (
         instead("tf_model.h5"),
-        "holds no weights (model.safetensors), only tf_model.h5, which transformers",
+        "holds no weights (model.safetensors), only tf_model.h5: save them as safetensors",
     ),
     "flax's format alone": (
         instead("flax_model.msgpack"),
-        "holds no weights (model.safetensors), only flax_model.msgpack, which",
+        "holds no weights (model.safetensors), only flax_model.msgpack: save them as safetensors",
     ),
     "Meta's format alone": (
         instead("consolidated.00.pth", "params.json"),
-        "holds no weights (model.safetensors), only consolidated.00.pth, which",
+        "holds no weights (model.safetensors), only consolidated.00.pth: save them as safetensors",
     ),
-    "ONNX alone": (instead("onnx/model.onnx"), "holds no weights (model.safetensors), only onnx/model.onnx, which"),
+    "ONNX alone": (
+        instead("onnx/model.onnx"),
+        "holds no weights (model.safetensors), only onnx/model.onnx: save them as safetensors",
+    ),
     # the config
     "no config": (without("config.json"), "is no model directory, it holds no config.json: give the directory that"),
     "a config that is a list": (holds("config.json", "[]"), "does not hold a JSON object: download or copy it again"),

@@ -177,7 +177,7 @@ def test_the_check_lists_rejected_rows_by_reason_and_line(tmp_path: Path) -> Non
     assert next(iter(describe_check(report))) == "8 rows, 4 rejected, 4 checked, 100.0% verified"
 
 
-def test_rows_that_spell_out_control_tokens_are_counted_and_kept(tmp_path: Path) -> None:
+def test_control_tokens_in_rows_are_counted_and_kept(tmp_path: Path) -> None:
     path = save(
         tmp_path / "rows.jsonl",
         {"question": "1 + 1?", "answer": "2"},
