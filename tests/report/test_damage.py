@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def save(folder: Path) -> Path:
     """A run of four steps of two completions."""
     folder.mkdir()
     completions = [(step, index) for step in range(1, 5) for index in range(2)]
-    files = {
+    files: dict[str, list[dict[str, Any]]] = {
         "metrics": [{"step": step, "loss": 0.5} for step in range(1, 5)],
         "evaluations": [{"step": 0}, {"step": 4}],
         "rollouts": [

@@ -103,8 +103,8 @@ def check_run(folder: Path, config: RunConfig) -> list[dict[str, Any]]:
         found = UNSAFE.search(text)
         assert found is None, (name, found)
         # Python's reader also takes what JSON does not have.
-        for line in text.split("\n"):
-            json.loads(line or "null", parse_constant=_no_json)
+        for written in text.split("\n"):
+            json.loads(written or "null", parse_constant=_no_json)
     metrics = lines(folder / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [*range(1, config.steps + 1)]
     rollouts: dict[int, list[dict[str, Any]]] = {}
@@ -112,7 +112,7 @@ def check_run(folder: Path, config: RunConfig) -> list[dict[str, Any]]:
         rollouts.setdefault(rollout["step"], []).append(rollout)
     for line in metrics:
         made = rollouts[line["step"]]
-        assert len(made) == config.sampling.prompts * config.sampling.completions
+        assert len(made) == config.sampling.prompts * (config.sampling.completions or 0)
         assert line["generated"] == sum(len(rollout["ids"]) for rollout in made)
         assert line["reward"] == pytest.approx(sum(rollout["reward"] for rollout in made) / len(made))
         assert sum(line["skipped"].values()) == sum(rollout.get("u") is None for rollout in made)

@@ -334,7 +334,7 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
     ),
     "a config of an unknown table": (own(CONFIG + "[trainer]\ngpus = 1\n"), "own.toml: unknown key 'trainer'"),
     "a config that is a folder": (
-        lambda place: (place / "own.toml").mkdir() or "train own.toml --out out",
+        folder("train run --out out"),
         "not found; ",
     ),
     "a JSON config of a list": (
