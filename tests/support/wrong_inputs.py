@@ -221,10 +221,6 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
         folder("watch run --static", config__json="{}", metrics__jsonl='{"step": 1\n{}\n'),
         "metrics.jsonl, line 1: not valid JSON",
     ),
-    "watch a comparison that is empty": (
-        folder("watch run --static", compare__json="{}"),
-        "run is not the folder of a run: it has no config.json",
-    ),
     "methods of no name": ("methods nope", "unknown method 'nope'"),
     "configs of no name": ("configs nope", "not found; "),
     "a command that is none": ("eval countdown-base", "No such command 'eval'. Did you mean 'evaluat"),
