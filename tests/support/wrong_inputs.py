@@ -347,8 +347,8 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
         "task.preset 'gsm8k' is for task.kind 'math', not 'choice'",
     ),
     # data
-    "data without a path": ("data check --task math", "Missing option '--path'."),
-    "data without a task": (data(ROWS, ""), "name a --task (math, choice, tools, code) or a --preset (aime, amc, da"),
+    "data without a path": ("data check --task math", "name the rows to check with --path"),
+    "data without a task": (data(ROWS, ""), "name a --task (math, choice, tools, code, text) or a --preset (aime"),
     "data of an unknown task": (data(ROWS, "--task maths"), "data check: task: unknown kind 'maths'"),
     "data of a task of its own": (
         data(ROWS, "--task countdown"),
