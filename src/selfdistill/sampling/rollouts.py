@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import role_prompt
+from selfdistill.contexts.fields import example_fields, role_prompt
 from selfdistill.contexts.templates import HINDSIGHT, Template, may_show
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
@@ -302,7 +302,7 @@ class RolloutWorker:
             prompt = role_prompt(
                 role,
                 group.example,
-                group.example.fields,
+                example_fields(group.example),
                 self.templates,
                 self.chat,
                 thinking=self.thinking,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sections import Optimiser, Sampling, limits_on
+from selfdistill.contexts.fields import example_fields
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.best import best_by
@@ -135,7 +136,8 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
     for name, role in method.roles().items():
         if role.context is None:
             continue
-        known = dict(example.fields) if name in method.sampling_roles() else {**grown, **example.fields}
+        own = example_fields(example)
+        known = own if name in method.sampling_roles() else {**grown, **own}
         if name not in method.sampling_roles() and role.contrast < prompts - 1:
             known["other_question"] = ""
         shown = apply(templates, role.context, (Message("user", ""),), known)
