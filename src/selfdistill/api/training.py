@@ -19,6 +19,7 @@ from selfdistill.distributed.signals import StopRequest, stop_on_signals
 from selfdistill.distributed.world import connect, report_error_once
 from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import read_lines
+from selfdistill.models.devices import on_gpu
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.own import checked_task
@@ -97,7 +98,7 @@ def train(
     checked = parse_config(raw, config_name(config))
     folder, terminal = Path(out), Progress(Console()) if progress is True else progress or Progress()
     with silenced(), report_error_once(resume=f"continue with resume=True, out={str(folder)!r}"):
-        connect(cuda=checked.model.device != "cpu", timeout=checked.parallel.timeout)
+        connect(cuda=on_gpu(checked.model), timeout=checked.parallel.timeout)
         hook: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
         with terminal, stopping(terminal) as stop:
             run = Run(checked, folder, resume=resume, progress=terminal, task=build(checked), **hook)

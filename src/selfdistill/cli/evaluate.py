@@ -9,10 +9,11 @@ from selfdistill.config.sections import limits_on
 from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.evaluation.references import ReferenceScorer
+from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.hf import policy_sampler
-from selfdistill.sampling.rollouts import fitting
+from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.training.run_folder import config_for, load_model
 from selfdistill.types import Task
@@ -53,12 +54,14 @@ def evaluate_model(
     thinking = config.sampling.thinking if own.thinking is None else own.thinking
     params = evaluation_params(own.model_copy(update=asked), max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
-    sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
+    longest = longest_prompt(examples, chat, thinking)
+    rows = config.sampling.max_batch_size or decodable_rows(policy, length=tokens + longest)
+    sampler = policy_sampler(policy, chat, max_batch_size=rows)
     # Where nothing judges, how likely the references are is what there is to say.
     references = ReferenceScorer(
         teachers=Teachers(policy, needed=set(), rate=0.0),
         chat=chat,
-        limits=limits_on(config.model.device, config.limits),
+        limits=limits_on(policy.device.type, config.limits),
         thinking=thinking,
         templates={},
     )

@@ -25,12 +25,13 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) 
     from rich.console import Console
 
     from selfdistill.distributed.world import connect, report_error_once
+    from selfdistill.models.devices import on_gpu
     from selfdistill.tracking.progress import Progress
     from selfdistill.training.loop import Run
 
     with report_error_once(resume=_go_on(folder)):
         settings = load_config(config, overrides)
-        world = connect(cuda=settings.model.device != "cpu", timeout=settings.parallel.timeout)
+        world = connect(cuda=on_gpu(settings.model), timeout=settings.parallel.timeout)
         with Progress(Console(quiet=not world.is_rank_zero)) as progress, stop_on_signals(progress.say) as stop:
             run = Run(settings, folder, resume=resume, progress=progress)
             summary = run.train(stop)

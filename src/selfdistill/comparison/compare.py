@@ -36,6 +36,13 @@ MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")
 """Config tables that may differ between arms: they define an arm, or they change no result."""
 ONLY_SAMPLED = ("sampling.completions", "sampling.temperature", "sampling.top_p", "sampling.top_k")
 """Config keys that an off-policy method does not use, because it learns from given solutions."""
+CHANGES_NO_RESULT: dict[str, Any] = {
+    "checkpoint": True,
+    "limits": True,
+    "sampling": {"max_batch_size"},
+    "parallel": {"activation_checkpointing"},
+}
+"""Keys that a comparison may be continued with under other values. Most are chosen from memory where they are unset."""
 STARTS = "starts.jsonl"
 """File with the number of parallel runs of each start. The seconds of a comparison depend on that number."""
 
@@ -163,7 +170,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     for arm, seed, folder in runs.values():
         if (folder / "config.json").exists():
             config = arm.config.model_copy(update={"seed": seed})
-            check_same_config(folder, config, kept=lambda resolved: resolved.model_dump(exclude={"checkpoint"}))
+            check_same_config(folder, config, kept=lambda resolved: resolved.model_dump(exclude=CHANGES_NO_RESULT))
     children = [
         Child(name, _command(comparison, arm, seed, folder), folder.with_name(f"{folder.name}.log"))
         for name, (arm, seed, folder) in runs.items()
@@ -171,7 +178,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     ]
     if children:
         # Run them in parallel, the cores divided among them, under a lock on the folder.
-        on_accelerator = comparison.arms[0].config.model.device != "cpu"
+        on_accelerator = comparison.arms[0].config.model.device.partition(":")[0] != "cpu"
         jobs = min(jobs or (1 if on_accelerator else cores()), len(children))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
         progress.say(
@@ -278,7 +285,7 @@ def _load_arm(source: str, overrides: Sequence[str], *, seed: int) -> Arm:
 
 
 def _terms(arm: Arm) -> dict[str, Any]:
-    table = arm.config.model_dump()
+    table = arm.config.model_dump(exclude=CHANGES_NO_RESULT)
     return dict(_flat({key: value for key, value in table.items() if key not in MAY_DIFFER}))
 
 

@@ -21,9 +21,11 @@ from selfdistill.config.sections import (
     EvaluationConfig,
     Limits,
     LimitsConfig,
+    Model,
     ModelConfig,
     Optimiser,
     OptimiserConfig,
+    Parallel,
     ParallelConfig,
     Sampling,
     SamplingConfig,
@@ -74,9 +76,11 @@ class RunConfig(Strict):
 class ResolvedConfig(RunConfig):
     """The config of a run with all defaults of the method and the device filled in, as in ``config.json``."""
 
+    model: Model
     sampling: Sampling
     optimiser: Optimiser
     limits: Limits
+    parallel: Parallel = Parallel()
 
 
 KEYS = frozenset(RunConfig.model_fields)

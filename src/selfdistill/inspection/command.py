@@ -18,10 +18,11 @@ from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
 from selfdistill.inspection.plan import choose_methods, hyperparameters
 from selfdistill.methods.base import Method
+from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
-from selfdistill.sampling.rollouts import fitting, sample_and_verify
+from selfdistill.sampling.rollouts import fitting, longest_prompt, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.training.run_folder import config_for, load_model
@@ -126,7 +127,7 @@ def inspect(
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
-    limits = limits_on(config.model.device, config.limits)
+    limits = limits_on(policy.device.type, config.limits)
     findings = inspect_groups(
         policy,
         chat,
@@ -179,7 +180,8 @@ def _sampled(
         temperature=options.temperature,
         seed=derive(options.seed, "sampling", 1),
     )
-    sampler = policy_sampler(policy, chat, max_batch_size=config.max_batch_size)
+    rows = config.max_batch_size or decodable_rows(policy, length=tokens + longest_prompt(examples, chat, thinking))
+    sampler = policy_sampler(policy, chat, max_batch_size=rows)
     return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit
 
 

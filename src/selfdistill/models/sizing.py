@@ -74,7 +74,9 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a model is trained. ``copies`` are teachers with weights of their own: 0 live or LoRA, 1 frozen or averaged;
-    ``frozen`` of them do not move and are kept as they are computed with.
+    ``frozen`` of them do not move and are kept as they are computed with. ``external`` is the number of weights of
+    other models that teach. ``adapter`` is the number of trained weights where not all are: the others are kept as they
+    are computed with, a frozen teacher is the model without its adapter, and the head has no gradient.
 
     ``stored`` bytes a trained or averaged weight, gradient and moment; ``computed`` bytes an activation, and a weight
     that computes: whole weights in a narrower type than the stored ones are copies of them. ``micro`` tokens go through
@@ -85,6 +87,8 @@ class Plan:
     gpus: int = 1
     copies: int = 0
     frozen: int = 0
+    external: int = 0
+    adapter: int = 0
     stored: int = FLOAT32
     computed: int = FLOAT32
     micro: int = 16_384
@@ -132,22 +136,26 @@ measured on a CPU with vocabularies of 16,000 and 151,936."""
 
 def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     """Bytes on each GPU by term; weights and all that has their shape are cut over the GPUs (FSDP2)."""
-    shard = shape.parameters * plan.stored / plan.gpus
+    shard = (plan.adapter or shape.parameters) * plan.stored / plan.gpus
+    base = shape.parameters * plan.computed / plan.gpus if plan.adapter else 0.0
     frozen_shard = shape.parameters * plan.computed / plan.gpus
     sharded = plan.gpus > 1
     # Shards are made narrow as they are gathered; whole weights lie there in both types.
-    narrow = shape.parameters * plan.computed if plan.computed < plan.stored and not sharded else 0.0
+    whole_in_both = plan.computed < plan.stored and not sharded and not plan.adapter
+    narrow = shape.parameters * plan.computed if whole_in_both else 0.0
     averaged = plan.copies - plan.frozen
     # Two layers are whole at a time (one computes, the next arrives), the tables of student and teachers until the
     # loss has read them.
     tables = (1 + plan.copies) * shape.table_parameters
     whole = (2 * shape.layer_parameters + tables) * plan.computed if sharded else 0.0
     return {
-        "weights": shard,
+        "weights": base + shard,
         "computed weights": narrow,
         "gradients": shard,
         "moments": 2 * shard,
-        "teacher copies": averaged * (shard + narrow) + plan.frozen * frozen_shard,
+        "teacher copies": averaged * (shard + narrow)
+        + (0.0 if plan.adapter else plan.frozen * frozen_shard)
+        + plan.external * plan.computed / plan.gpus,
         "gathered weights": whole,
         "activations": activations(shape, plan),
         "loss": loss_path(shape, plan),
@@ -175,6 +183,8 @@ def loss_path(shape: Shape, plan: Plan) -> float:
     piece = max(1, min(rows, plan.piece // shape.V)) * shape.V * FLOAT32
     # Where the head is not float32 its gradient is cast at the end: both lie there for a moment.
     gradient = shape.V * shape.D * (FLOAT32 + (plan.computed if plan.computed != FLOAT32 else 0))
+    if plan.adapter:
+        gradient = 0
     hidden = plan.scored * shape.D * plan.computed
     return gradient + hidden + block + PIECES_IN_A_LOSS * piece
 
@@ -216,3 +226,21 @@ def sampling_seconds(
 
 STATE = ("weights", "computed weights", "gradients", "moments", "teacher copies")
 """The terms that lie there from the first step to the last."""
+
+
+DECODING_TENSORS = 6
+"""float32 tensors of the vocabulary's size for every row that is decoded: logits, log-probabilities, the same at the
+sampling temperature, probabilities, their sums and one that an operation makes besides."""
+SPARE_CACHE = 1.5
+"""Size of the cache's buffers beside what they hold: they grow by half (``models/prefill.py``)."""
+
+
+def resting(shape: Shape, plan: Plan) -> float:
+    """Bytes on each GPU between two updates, while completions are sampled: all but gradients and activations."""
+    terms = memory(shape, plan)
+    return sum(terms[name] for name in STATE) - terms["gradients"]
+
+
+def a_row(shape: Shape, length: int, bytes_a_number: int) -> float:
+    """Bytes that one more completion of ``length`` tokens, prompt included, takes while it is decoded."""
+    return SPARE_CACHE * cache(shape, 1, length, bytes_a_number) + DECODING_TENSORS * FLOAT32 * shape.V

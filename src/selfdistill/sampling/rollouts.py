@@ -56,6 +56,11 @@ def fitting(
     return kept, skipped
 
 
+def longest_prompt(examples: Sequence[Example], chat: Chat, thinking: bool | None) -> int:
+    """Tokens of the longest prompt; 0 without examples."""
+    return max((len(chat.encode(example.prompt, thinking=thinking)) for example in examples), default=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """Completions of some prompts, not verified yet."""

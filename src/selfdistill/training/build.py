@@ -25,6 +25,7 @@ from selfdistill.evaluation.best import best_by
 from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.methods import Method
 from selfdistill.models.compile import check_compiler
+from selfdistill.models.devices import mps_objection, resolve_device
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
@@ -128,6 +129,7 @@ def _fields(stage: Problem) -> dict[str, Any]:
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
     """Load the student and its chat template. ``seed`` initialises a new LoRA adapter."""
+    config, _ = resolve_device(config)
     policy, chat = load_policy(
         config.path,
         dtype=parse_dtype(config.dtype),
@@ -326,5 +328,11 @@ def parse_device(name: str) -> torch.device:
         device = torch.device(f"cuda:{World.current().local_rank}" if name == "cuda" else name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}; "
+            "model.device=auto takes what there is"
+        ) from error
+    objection = mps_objection() if device.type == "mps" else None
+    if objection:
+        raise ConfigError(f"model.device {name!r} cannot be used: {objection}; write model.device=cpu")
     return device

@@ -132,11 +132,17 @@ def check_same_config(
         made = ResolvedConfig.model_validate(with_new_names(found))
     except ValidationError as error:
         raise _another_config(folder, suggest(error, ResolvedConfig)) from error
-    stored, ours = (json.loads(json.dumps(kept(one))) for one in (made, config))
+    stored, ours = (_of_kind(json.loads(json.dumps(kept(one)))) for one in (made, config))
     for key in sorted({*stored, *ours}):
         if stored.get(key) != ours.get(key):
             raise _another_config(folder, _difference(key, stored.get(key), ours.get(key)))
     return remark
+
+
+def _of_kind(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that name the kind of their device alone: which of several GPUs it is changes no result."""
+    model = settings["model"]
+    return {**settings, "model": {**model, "device": model["device"].partition(":")[0]}}
 
 
 def _another_config(folder: Path, where: str) -> CheckpointError:

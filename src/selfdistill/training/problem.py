@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
-from selfdistill.config.sections import Optimiser, Sampling, limits_on
+from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, ParallelConfig, Sampling
 from selfdistill.contexts.fields import example_fields
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
+from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.best import best_by
 from selfdistill.methods import Method, build_method
+from selfdistill.models.devices import read_device, resolve_device
+from selfdistill.models.fit import GivenSizes, Sizes, choose_sizes, plan_of, read_shape
 from selfdistill.models.loading import lasting_name
+from selfdistill.models.sizing import Plan, Shape
 from selfdistill.sampling.rollouts import check_sampling_roles
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.reward import RewardedTask
 from selfdistill.training.atomic import model_path
 from selfdistill.types import Example, Message, Skipped, Task
+
+PROMPT_TOKENS = 1024
+"""Tokens of a prompt for which memory is planned before the prompts are known."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,14 +90,52 @@ def resolve(config: RunConfig) -> ResolvedConfig:
     method = method.at_sampling_temperature(sampling["temperature"])
     # A run goes on from another run's newest weights; its folder is named as they are now.
     path = model_path(config.model.path)[0] if config.model.path.strip() else config.model.path
+    model, _ = resolve_device(config.model)
+    model = model.model_copy(update={"path": lasting_name(path)})
+    sizes = _sizes(config, model, method, max_tokens=sampling["max_tokens"])
     decided = {
-        "model": config.model.model_copy(update={"path": lasting_name(path)}),
+        "model": model,
         "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
-        "sampling": Sampling(**sampling),
+        "sampling": Sampling(**sampling | {"max_batch_size": sizes.max_batch_size}),
         "optimiser": Optimiser(**{"learning_rate": rate, **config.optimiser.model_dump(exclude_none=True)}),
-        "limits": limits_on(config.model.device, config.limits),
+        "limits": Limits(
+            max_tokens_per_microbatch=sizes.max_tokens_per_microbatch,
+            max_logits_per_chunk=sizes.max_logits_per_chunk,
+        ),
+        "parallel": Parallel(
+            **config.parallel.model_dump() | {"activation_checkpointing": sizes.activation_checkpointing}
+        ),
     }
     return ResolvedConfig(**{key: getattr(config, key) for key in RunConfig.model_fields} | decided)
+
+
+def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) -> Sizes:
+    """The sizes that the config leaves open, chosen from the memory of the device. The same on every rank."""
+    shape, world, device = read_shape(model.path), World.current(), read_device(model.device)
+    # Ranks of one machine share its memory, and all ranks must split a step in the same way.
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if model.device.startswith("cpu") else 1
+    free = world.all_gather(None if device is None else device.free // shared)
+    given = GivenSizes(
+        config.limits.max_tokens_per_microbatch,
+        config.limits.max_logits_per_chunk,
+        config.parallel.activation_checkpointing,
+        config.sampling.max_batch_size,
+    )
+    return choose_sizes(
+        model.device,
+        None if None in free else min(one for one in free if one is not None),
+        shape,
+        plan_for(method, model, config.parallel, shape),
+        given,
+        length=max_tokens + PROMPT_TOKENS,
+    )
+
+
+def plan_for(method: Method, model: Model, parallel: ParallelConfig, shape: Shape | None) -> Plan:
+    """What lies in the memory while a method trains a model."""
+    compared = [name for name in method.roles() if name not in method.precompute()]
+    teachers = {role.weights for role in method.roles().values()}
+    return plan_of(shape, model, parallel, teachers, roles=1 + len(compared), ranks=World.current().size)
 
 
 def check_rewards(method: Method, task: Task, name: str) -> None:
