@@ -39,6 +39,7 @@ def test_an_evaluation_is_no_training_speed_and_its_time_is_still_to_come(monkey
     second = {"step": 2, "seconds": 4.0, "phase_seconds": {"generation": 4.0}}
     progress.step(line | second, total=4, evaluation_left=20.0)
     assert [row.split("  ", 4)[-1] for row in text.getvalue().splitlines()] == [
+        "the first step took 2 s: about 26 s for the 3 steps left",
         "100 tokens/s  0:26 left",  # 3 steps of 2 s and 20 s
         "25 tokens/s  0:36 left",  # 400 tokens in 16 s; 2 steps of 8 s and 20 s
     ]

@@ -62,14 +62,17 @@ def train(
     processes: Annotated[
         int | None, typer.Option("--launch", min=1, metavar="N", help="Train with N processes on this machine.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do everything up to the first step, show it, and write nothing.")
+    ] = False,
 ) -> None:
     """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
     from selfdistill.cli import train as starting
 
     folder = out or (Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem)
-    if processes is not None:
+    if processes is not None and not dry_run:
         raise typer.Exit(starting.train_with(processes, config, set_ or [], folder, resume=resume))
-    raise typer.Exit(starting.train(config, set_ or [], folder, resume=resume))
+    raise typer.Exit(starting.train(config, set_ or [], folder, resume=resume, dry_run=dry_run))
 
 
 @command()

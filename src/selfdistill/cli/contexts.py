@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
-from selfdistill.cli.teachers import described
 from selfdistill.config.run import RunConfig
 from selfdistill.seeds import derive
+from selfdistill.training.banner import describe_role
 from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
 from selfdistill.training.trainer import prepare_step
@@ -45,6 +45,6 @@ def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> Iterator[str]:
     for name, ids in view.prompts.items():
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(student, ids, strict=False)))
         role = roles.get(name)
-        what = described(role) if role else "what the model is asked"
+        what = describe_role(role) if role else "what the model is asked"
         yield f"── {name}: {what}; {len(ids)} tokens, {shared} shared with the student from the start"
         yield chat.tokenizer.decode(ids)

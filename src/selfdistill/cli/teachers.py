@@ -10,9 +10,9 @@ from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
+from selfdistill.training.banner import describe_role
 from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
-from selfdistill.types import External, Role, Snapshot
 
 
 def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
         if isinstance(gap, Counter):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))
             raise DataError(f"teacher {name!r} could be shown beside no completion: {reasons}")
-        report[name] = {"what": described(role), **gap.to_json()}
+        report[name] = {"what": describe_role(role), **gap.to_json()}
     return report
 
 
@@ -73,15 +73,3 @@ def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
         )
     for reason, count in sorted(gap["skipped"].items()):
         yield f"  skipped: {count} × {reason}"
-
-
-def described(role: Role) -> str:
-    """Return the context and the weights of a role as text."""
-    prompt = f"context {role.context}" if role.context else "the student's prompt"
-    weights = role.weights
-    match weights:
-        case External(path=path):
-            return f"{prompt}, weights of {path}"
-        case Snapshot(every=every):
-            return f"{prompt}, weights of a snapshot every {every} steps"
-    return f"{prompt}, {weights} weights"

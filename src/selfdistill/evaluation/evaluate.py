@@ -17,6 +17,7 @@ from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.rollouts import gather_groups, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.reward import function_rewards
+from selfdistill.tracking.progress import activity
 from selfdistill.types import Example, RolloutGroup, Task
 
 RESAMPLES = 10_000
@@ -97,7 +98,8 @@ def evaluate(
     """
     indices = world.shard_indices(len(examples))
     share, params = [examples[i] for i in indices], replace(params, ordinals=indices)
-    groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
+    with activity("evaluating", len(share) * params.count, "completions"):
+        groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
     # At another temperature, or from a nucleus, the mean of −log p is no estimate of the entropy.
     plain = params.temperature == 1 and params.top_p == 1 and not params.top_k
     groups = gather_groups(groups, examples, world)

@@ -18,6 +18,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
+from selfdistill.tracking.progress import Interrupted, activity
 from selfdistill.types import (
     STUDENT,
     Completion,
@@ -122,7 +123,8 @@ def verify(task: Task, examples: Sequence[Example], rollouts: Sequence[Sequence[
     """Judge the rollouts of every example, in one batch if the task can; returns one group per example."""
     pairs = list(zip(examples, rollouts, strict=True))
     asked = [(example, r.text, r.finished) for example, row in pairs for r in row]
-    verdicts = iter(verify_all(task, asked, ids=[r.completion_ids for row in rollouts for r in row]))
+    with activity("judging"):
+        verdicts = iter(verify_all(task, asked, ids=[r.completion_ids for row in rollouts for r in row]))
     return [RolloutGroup(example, tuple(row), tuple(next(verdicts) for _ in row)) for example, row in pairs]
 
 
@@ -278,7 +280,7 @@ class RolloutWorker:
             version = sampled.version
         elif STUDENT in roles:
             prompts = self.prompts(share)
-            completions = self.sampler.sample(prompts, params)
+            completions = self._sample(self.sampler, prompts, params)
             groups = verify(self.task, share, Sampled(prompts, completions, version).rollouts(self.chat))
         # Add the completions of the other sampling roles, each from its own context and weights.
         for role in roles:
@@ -286,6 +288,25 @@ class RolloutWorker:
                 groups = self._add_role(role, groups, replace(params, seed=derive(seed, role)), version)
         # All-gather the groups of all ranks.
         return gather_groups(groups, examples, self.world)
+
+    def _sample(
+        self, sampler: Sampler, prompts: Sequence[tuple[int, ...]], params: SamplingParams
+    ) -> list[list[Completion]]:
+        """Sample. If one rank was asked to stop meanwhile, all of them end here.
+
+        Raises:
+            Interrupted: a rank has left its sampling early.
+        """
+        left: Interrupted | None = None
+        completions: list[list[Completion]] = []
+        try:
+            with activity("sampling", len(prompts) * params.count, "completions", may_stop=True):
+                completions = sampler.sample(prompts, params)
+        except Interrupted as interrupted:
+            left = interrupted
+        if self.world.max(int(left is not None)):
+            raise left or Interrupted("another rank")
+        return completions
 
     def prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
         """The student's prompts."""
@@ -320,7 +341,7 @@ class RolloutWorker:
         # Every rank calls the sampler, even without prompts, because it all-gathers sharded weights.
         with self.teachers.weights(role.weights) as policy:
             sampler = policy_sampler(policy, self.chat, max_batch_size=self.max_batch_size)
-            sampled = Sampled([*prompts.values()], sampler.sample([*prompts.values()], params), version)
+            sampled = Sampled([*prompts.values()], self._sample(sampler, [*prompts.values()], params), version)
         # A group's samples share the student's prompt, so that both sides of a pair are scored under the same one.
         student_prompts = [
             groups[i].rollouts[0].prompt_ids if groups[i].rollouts else self.prompts([groups[i].example])[0]

@@ -33,6 +33,7 @@ from selfdistill.sampling.requests import (
     vllm_params,
 )
 from selfdistill.sampling.weight_sync import WeightSync
+from selfdistill.tracking.progress import advance
 from selfdistill.types import Completion
 
 
@@ -222,7 +223,10 @@ class ServerSampler:
                 failures[url] = failure
 
         with ThreadPoolExecutor(self.config.concurrency * len(servers)) as pool:
-            list(pool.map(send, range(len(requests))))
+            for turn, _ in enumerate(pool.map(send, range(len(requests)))):
+                one = completions.get(requests[turn][0])
+                if one is not None:
+                    advance(1, tokens=len(one.ids))
         for url, failure in failures.items():
             self._lost(url, failure)
         return completions

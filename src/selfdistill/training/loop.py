@@ -23,18 +23,18 @@ from selfdistill.files.records import flatten
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.seeds import batches, derive
-from selfdistill.tasks.build import warnings_for
 from selfdistill.tasks.reward import describe_right
 from selfdistill.tracking.alarms import AlarmWatch
-from selfdistill.tracking.progress import Progress
+from selfdistill.tracking.progress import Interrupted, Progress, activity
 from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
+from selfdistill.training.banner import banner, remarks
 from selfdistill.training.build import assemble, epoch_examples
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
 from selfdistill.training.opening import Hold, check_same_config, holds_run, logs_objection, mend_best
-from selfdistill.training.problem import reward_remarks
+from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
@@ -88,7 +88,8 @@ class Run:
             if resume and not exists:
                 progress.say(f"nothing to resume in {folder}: starting a new run")
             require(config.sinks)
-            self.parts = assemble(config, folder=folder, say=progress.say, task=task)
+            with activity("loading the model"):
+                self.parts = assemble(config, folder=folder, say=progress.say, task=task)
             self.config = self.parts.config
             self.counters = Counters()
             self.saved_step = 0
@@ -97,6 +98,7 @@ class Run:
                 JsonLines(folder / f"{name}.jsonl", writes=self.world.is_rank_zero)
                 for name in ("metrics", "evaluations", "rollouts", "alarms")
             )
+            self.starts = JsonLines(folder / "starts.jsonl", writes=self.world.is_rank_zero)
             self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
             self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
             if exists:
@@ -118,10 +120,12 @@ class Run:
         with told_of_disk(self.folder, resume="run the same command again"):
             self.saved.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "config.json", settings)
+            self.starts.append(start_record(self.config.model, step=self.counters.step, seed=self.config.seed))
 
     def train(self, stop: StopRequest | None = None) -> dict[str, Any]:
         """Train to the last step, or until a stop request or an alarm of ``stop_on``; returns the summary."""
         stop = stop or StopRequest()
+        self.progress.stop_requested = lambda: stop.requested
         try:
             with told_of_disk(self.folder, resume="continue the run with --resume"):
                 return self._train(stop)
@@ -136,22 +140,10 @@ class Run:
 
     def _train(self, stop: StopRequest) -> dict[str, Any]:
         parts, config, now = self.parts, self.config, self.counters
-        # Tell the user what is unusual about the data, the model and the method.
-        for warning in warnings_for(parts.task):
-            self.progress.say(f"data: {warning}")
-        for remark in reward_remarks(parts.task, parts.method, parts.templates):
-            self.progress.say(f"reward: {remark}")
-        for remark in parts.chat.remarks([example.prompt for example in parts.examples]):
-            self.progress.say(f"model: {remark}")
-        if not parts.teachers.pack:
-            self.progress.say("model: its layers do not support packing, so batches are padded and no prompt is shared")
-        if parts.unfit:
-            self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
-        if parts.method.one_update and config.optimiser.updates_per_batch > 1:
-            self.progress.say(
-                f"warning: {config.method['name']} is meant for one optimiser step a batch, "
-                f"optimiser.updates_per_batch is {config.optimiser.updates_per_batch}"
-            )
+        # Tell the user what is trained and how, and what is unusual about the data, the model and the method.
+        self.progress.table(banner(parts, self.folder))
+        for remark in remarks(parts):
+            self.progress.say(remark)
         # Evaluate the untrained model once: later evaluations are compared with it.
         if now.before is None:
             clock = Clock(parts.policy.device)
@@ -163,11 +155,16 @@ class Run:
         while now.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
             clock = Clock(parts.policy.device)
             # Sample completions and verify them: one group of rollouts per example.
-            with clock.phase("generation"):
-                groups = self._collect(*next(batches_of_examples))
+            try:
+                with clock.phase("generation"):
+                    groups = self._collect(*next(batches_of_examples))
+            except Interrupted:
+                self.progress.say(f"step {now.step + 1} was left while it was sampled: --resume samples it anew")
+                break
             # Score the rollouts under the method's contexts and make the optimiser updates.
             try:
-                result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
+                with activity("learning", unit="micro-batches"):
+                    result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
             except TrainingError as error:
                 raise self._keep_failed_step(groups, now.step + 1, error) from error
             # Free the gradients: they are as large as the weights, and evaluation and sampling need the memory.
@@ -228,6 +225,8 @@ class Run:
         """
         now, parts, worker, own = self.counters, self.parts, self.parts.worker, self.config.evaluation
         params = evaluation_params(own, max_tokens=worker.params.max_tokens, seed=self.config.seed)
+        # The time left of the step before says nothing about an evaluation.
+        self.progress.status("")
         result = evaluate(
             parts.held_out,
             parts.task,
@@ -317,7 +316,8 @@ class Run:
                 write_json(folder / "state.json", stored)
 
         path = checkpoint.checkpoint_path(self.saved, now.step)
-        checkpoint.write_folder(path, fill, world=self.world)
+        with activity(f"saving step {now.step}"):
+            checkpoint.write_folder(path, fill, world=self.world)
         if self.world.is_rank_zero:
             checkpoint.prune(self.saved, self.config.checkpoint.keep, last=path)
         self.saved_step = now.step
@@ -386,6 +386,7 @@ class Run:
             "right": describe_right(self.parts.task) if self.parts.task.has_verifier else None,
             "seconds": {phase: round(value, 3) for phase, value in now.seconds.items()},
             "alarms": list(self.alarms.read()),
+            "starts": list(self.starts.read()),
             "sink_failures": dict(self.trackers.failures),
             "tokens": now.tokens,
             "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,

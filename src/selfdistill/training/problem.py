@@ -160,7 +160,7 @@ def reward_remarks(task: Task, method: Method, templates: Mapping[str, Template]
         for role in method.roles().values()
         if role.context is not None
         for field in may_show(templates, role.context)
-        if field in ("sibling", "wrong_sibling", "verdict")
+        if "sibling" in field or field in ("verdict", "wrong_answer")
     }
     functions = " + ".join(f"{w:g} × {name}" for w, name in zip(task.weights, task.names, strict=True))
     remarks = [f"a completion is right {task.right}" + (f"; the reward is {functions}" if functions else "")]
