@@ -93,6 +93,8 @@ def train(
     """
     if on_step is not None and not callable(on_step):
         raise ConfigError(f"on_step must be a function of one argument, got {type(on_step).__name__}")
+    if not str(out):
+        raise ConfigError("out is empty, which would be the current folder: name a folder for the run")
     raw = raw_config(config, overrides, settings)
     build = _extract_objects(raw, examples, reward)
     checked = parse_config(raw, config_name(config))

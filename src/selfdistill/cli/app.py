@@ -12,7 +12,17 @@ import typer
 
 from selfdistill import __version__
 from selfdistill.cli.listings import Set, data_app, listings
-from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, as_mistake, quiet, say
+from selfdistill.cli.terminal import (
+    HELP_OPTIONS,
+    Command,
+    Commands,
+    announce_torch,
+    as_mistake,
+    folder,
+    quiet,
+    reporting,
+    say,
+)
 from selfdistill.files.text import printable
 
 app = typer.Typer(
@@ -56,7 +66,12 @@ def train(
     config: Config,
     set_: Set = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: runs/NAME, or the run folder given as config.")
+        Path | None,
+        typer.Option(
+            parser=folder,
+            metavar="DIR",
+            help="Folder of the run; default: runs/NAME, or the run folder given as config.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder if there is one.")] = False,
     processes: Annotated[
@@ -69,10 +84,10 @@ def train(
     """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
     from selfdistill.cli import train as starting
 
-    folder = out or (Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem)
+    place = out or (Path(config) if Path(config).is_dir() else Path("runs") / Path(config).stem)
     if processes is not None and not dry_run:
-        raise typer.Exit(starting.train_with(processes, config, set_ or [], folder, resume=resume))
-    raise typer.Exit(starting.train(config, set_ or [], folder, resume=resume, dry_run=dry_run))
+        raise typer.Exit(starting.train_with(processes, config, set_ or [], place, resume=resume))
+    raise typer.Exit(starting.train(config, set_ or [], place, resume=resume, dry_run=dry_run))
 
 
 @command()
@@ -80,7 +95,7 @@ def compare(
     configs: Annotated[
         list[str], typer.Argument(metavar="CONFIG...", help="Shipped configs by name, TOML files or run folders.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the comparison.")],
+    out: Annotated[Path, typer.Option(parser=folder, metavar="DIR", help="Folder of the comparison.")],
     seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds: every config is run once with each.")] = "0",
     set_: Set = None,
     jobs: Annotated[
@@ -100,6 +115,7 @@ def compare(
     # A mistake in a config is reported before torch is imported, which takes seconds.
     for config in configs:
         load_config(config, set_ or [])
+    announce_torch()
     from rich.console import Console
 
     from selfdistill.comparison.compare import find_arm, parse_seeds, plan, run_comparison, write_results
@@ -136,23 +152,25 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Accuracy of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
+    announce_torch()
     from rich.console import Console
 
     from selfdistill.cli.evaluate import evaluate_model
     from selfdistill.tracking.progress import Progress
 
     quiet()
-    result = evaluate_model(
-        model,
-        task,
-        samples=samples,
-        limit=limit,
-        split=split,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        overrides=set_ or [],
-    )
+    with reporting():
+        result = evaluate_model(
+            model,
+            task,
+            samples=samples,
+            limit=limit,
+            split=split,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            overrides=set_ or [],
+        )
     if json:
         say(jsonlib.dumps(result))
     else:
@@ -168,7 +186,9 @@ def evaluate(
 @command()
 def inspect(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for tokens.parquet, summary.json and index.html.")],
+    out: Annotated[
+        Path, typer.Option(parser=folder, metavar="DIR", help="Folder for tokens.parquet, summary.json and index.html.")
+    ],
     task: TaskKind = None,
     methods: Annotated[
         str | None,
@@ -198,6 +218,7 @@ def inspect(
     set_: Set = None,
 ) -> None:
     """Show which tokens each method would reward and punish, without training: a table, a summary and a page."""
+    announce_torch()
     from selfdistill.inspection.command import InspectOptions, inspect_model
 
     quiet()
@@ -214,7 +235,8 @@ def inspect(
         rollouts=rollouts,
         words=words,
     )
-    summary = inspect_model(model, task, options, out, overrides=set_ or [], say=say)
+    with reporting():
+        summary = inspect_model(model, task, options, out, overrides=set_ or [], say=say)
     for name, reason in summary["left_out"].items():
         say(f"left out: {name}, because {reason}")
     for reason, count in summary["skipped"].items():
@@ -240,10 +262,13 @@ def contexts(
 
     # A mistake in the config is reported before torch is imported, which takes seconds.
     settings = load_config(config, set_ or [])
+    announce_torch()
     quiet()
     from selfdistill.cli.contexts import audit
 
-    for line in audit(settings, examples=examples, completions=completions):
+    with reporting():
+        lines = list(audit(settings, examples=examples, completions=completions))
+    for line in lines:
         say(line)
 
 
@@ -261,10 +286,12 @@ def teachers(
 
     # A mistake in the config is reported before torch is imported, which takes seconds.
     settings = load_config(config, set_ or [])
+    announce_torch()
     quiet()
     from selfdistill.cli.teachers import describe_gap, measure
 
-    report = measure(settings, problems=problems, samples=samples, seed=seed)
+    with reporting():
+        report = measure(settings, problems=problems, samples=samples, seed=seed)
     if json:
         say(jsonlib.dumps(report))
         return
@@ -276,7 +303,7 @@ def teachers(
 @command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    out: Annotated[Path, typer.Option(parser=folder, metavar="DIR", help="Folder for the model.")],
     step: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; unset: the newest.")] = None,
     dtype: Annotated[
         str | None,
@@ -287,6 +314,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a checkpoint's model as a plain Hugging Face directory, from sharded weights too."""
+    announce_torch()
     from selfdistill.training.run_folder import export_model
 
     quiet()

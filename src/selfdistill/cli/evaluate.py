@@ -16,7 +16,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.training.run_folder import config_for, load_model
-from selfdistill.types import Task
+from selfdistill.types import Example, Task
 
 
 def evaluate_model(
@@ -69,4 +69,5 @@ def evaluate_model(
     result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=more).to_json()
     origin = {"model": model, "weights": path, "task": config.task.kind, "split": split, "max_tokens": tokens}
     drawn = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
+    remarks = [*remarks, *chat.unknown_remarks([example.prompt for example in examples])]
     return {**origin, **drawn, "seed": seed, **result, "skipped": dict(unfit), "remarks": remarks}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from selfdistill.errors import CheckpointError, UserError, is_full, out_of_memory
+from selfdistill.errors import CheckpointError, ConfigError, UserError, is_full, out_of_memory
 from selfdistill.files.disk import disk_sentence
 from selfdistill.files.text import printable
 
@@ -46,6 +49,34 @@ def _without_flag_types(parameters: list[Any]) -> list[Any]:
         if getattr(parameter, "is_flag", False) and parameter.metavar is None:
             parameter.metavar = ""
     return parameters
+
+
+def folder(text: str) -> Path:
+    """Return the folder that an option names.
+
+    Raises:
+        ConfigError: the name is empty, which would be the current folder.
+    """
+    if not text.strip():
+        raise ConfigError("--out is empty, which would be the current folder: name a folder, or leave --out away")
+    return Path(text)
+
+
+def announce_torch() -> None:
+    """Say on stderr that torch is being imported, which takes seconds. Once a run, and before anything imports it."""
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        print("loading torch", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Show on stderr what goes on in the block, so that stdout holds the result alone."""
+    from rich.console import Console
+
+    from selfdistill.tracking.progress import Progress
+
+    with Progress(Console(stderr=True)):
+        yield
 
 
 def say(text: str, *, err: bool = False) -> None:

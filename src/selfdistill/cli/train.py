@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfdistill.cli.terminal import quiet
+from selfdistill.cli.terminal import announce_torch, quiet
 from selfdistill.config.run import load_config
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, stop_on_signals
 from selfdistill.errors import ConfigError
@@ -24,8 +23,7 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, 
     if "WORLD_SIZE" not in os.environ:
         # A mistake in the config is reported before torch is imported, which takes seconds.
         load_config(config, overrides)
-    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
-        print("loading torch", flush=True)
+    announce_torch()
     quiet()
     from rich.console import Console
 

@@ -28,7 +28,7 @@ from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files.disk import check_name, lock_folder
 from selfdistill.files.jsonl import JsonLines, read_lines, write_json
 from selfdistill.report.page import write_report
-from selfdistill.tracking.progress import Progress
+from selfdistill.tracking.progress import SILENCE, Progress
 from selfdistill.training.opening import check_same_config
 from selfdistill.training.problem import method_of, resolve
 
@@ -337,7 +337,7 @@ class _Watch:
         self.steps = comparison.arms[0].config.steps
         self.total = total
         self.running: set[str] = set()
-        self.looked = 0.0
+        self.looked = time.monotonic()
 
     def __call__(self, state: State) -> None:
         names = [child.name for child in state.running]
@@ -347,18 +347,35 @@ class _Watch:
             if name not in self.running:
                 self.progress.say(f"{name}: started")
         self.running = set(names)
-        if self.progress.live is None or time.monotonic() - self.looked < 1:
+        # A live line follows every second; a log gets a line every half minute.
+        if time.monotonic() - self.looked < (1 if self.progress.live is not None else SILENCE):
             return
         self.looked = time.monotonic()
         done = sum(bool(how_it_ended(folder)) for folder in self.folders.values())
-        steps = [f"{name} step {last_step(self.folders[name] / 'metrics.jsonl')}/{self.steps}" for name in names]
-        self.progress.status(f"{done} of {self.total} runs done · {' · '.join(steps)}")
+        line = f"{done} of {self.total} runs done · {' · '.join(self._where(name) for name in names)}"
+        if self.progress.live is not None:
+            self.progress.status(line)
+        elif names:
+            self.progress.say(line)
+
+    def _where(self, name: str) -> str:
+        """The step of a running run, and its accuracy at its newest evaluation if it has one."""
+        folder = self.folders[name]
+        avg = (last_line(folder / "evaluations.jsonl") or {}).get("avg")
+        accuracy = "" if avg is None else f", accuracy {avg['value']:.3f}"
+        return f"{name} step {last_step(folder / 'metrics.jsonl')}/{self.steps}{accuracy}"
 
 
 def last_step(path: Path) -> int:
-    """Return the step of the last complete line of a metrics file, read from its end; 0 if there is none."""
+    """Return the step of the last complete line of a metrics file; 0 if there is none."""
+    line = last_line(path)
+    return 0 if line is None else int(line["step"])
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """Return the object of the last complete line of a file of lines, read from its end; None if there is none."""
     if not path.is_file():
-        return 0
+        return None
     size = path.stat().st_size
     # A line with the evaluation of thousands of problems may be longer than 64 KiB.
     window, lines = 1 << 16, list[bytes]()
@@ -371,4 +388,4 @@ def last_step(path: Path) -> int:
             if not start:
                 break
             window *= 4
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    return dict(json.loads(lines[-1])) if lines else None

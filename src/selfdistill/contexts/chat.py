@@ -25,6 +25,11 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4
 """Bytes of the longest character in UTF-8."""
 
+UNKNOWN_SHARE = 0.2
+"""Share of unknown tokens in the prompts from which a warning is given."""
+LOOKED_AT = 1000
+"""Prompts that are looked at for unknown tokens."""
+
 
 class Chat:
     """A tokenizer with its chat template. One object renders all roles, so their templates cannot differ.
@@ -232,7 +237,26 @@ class Chat:
                 f"{len(counts)} of {len(prompts)} prompts spell out {sum(counts)} control tokens of {self.name}, "
                 "which are encoded as text"
             )
-        return warnings
+        unknown = self.unknown_remark(prompts)
+        return warnings if unknown is None else [*warnings, unknown]
+
+    def unknown_remark(self, prompts: Sequence[Sequence[Message]]) -> str | None:
+        """A warning if the tokenizer does not know much of what the prompts say; None if it does.
+
+        Only the words of the first :data:`LOOKED_AT` prompts are looked at, without the template.
+        """
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None:
+            return None
+        texts = [message.content for prompt in prompts[:LOOKED_AT] for message in prompt]
+        ids = [i for text in texts for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        share = ids.count(unknown) / len(ids) if ids else 0.0
+        if share <= UNKNOWN_SHARE:
+            return None
+        return (
+            f"warning: {share:.0%} of the prompts' tokens are unknown to the tokenizer of {self.name}, which reads "
+            f"{self.tokenizer.unk_token!r} for each: this model was not made for these rows"
+        )
 
 
 def usual_length(chat: Chat) -> int:

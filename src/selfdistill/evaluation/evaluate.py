@@ -98,7 +98,7 @@ def evaluate(
     """
     indices = world.shard_indices(len(examples))
     share, params = [examples[i] for i in indices], replace(params, ordinals=indices)
-    with activity("evaluating", len(share) * params.count, "completions"):
+    with activity("evaluating"):
         groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
     # At another temperature, or from a nucleus, the mean of −log p is no estimate of the entropy.
     plain = params.temperature == 1 and params.top_p == 1 and not params.top_k

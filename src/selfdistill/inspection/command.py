@@ -25,6 +25,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
+from selfdistill.tracking.progress import activity
 from selfdistill.training.run_folder import config_for, load_model
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
@@ -124,22 +125,26 @@ def inspect(
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
+    unknown = chat.unknown_remark([group.example.prompt for group in groups])
+    if unknown is not None:
+        say(unknown)
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
     limits = limits_on(policy.device.type, config.limits)
-    findings = inspect_groups(
-        policy,
-        chat,
-        groups,
-        wanted,
-        templates,
-        thinking=config.sampling.thinking,
-        seed=derive(options.seed, "contrast", 1),
-        prompts=config.sampling.prompts,
-        max_tokens=limits.max_tokens_per_microbatch,
-        max_logits_per_chunk=limits.max_logits_per_chunk,
-    )
+    with activity("scoring", unit="micro-batches"):
+        findings = inspect_groups(
+            policy,
+            chat,
+            groups,
+            wanted,
+            templates,
+            thinking=config.sampling.thinking,
+            seed=derive(options.seed, "contrast", 1),
+            prompts=config.sampling.prompts,
+            max_tokens=limits.max_tokens_per_microbatch,
+            max_logits_per_chunk=limits.max_logits_per_chunk,
+        )
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
     origin = {

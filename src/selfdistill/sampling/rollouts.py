@@ -116,7 +116,9 @@ def sample_and_verify(
 ) -> list[RolloutGroup]:
     """Sample ``params.count`` completions of every example and verify them; returns one group per example."""
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
-    return verify(task, examples, Sampled(prompts, sampler.sample(prompts, params)).rollouts(chat))
+    with activity("sampling", len(prompts) * params.count, "completions"):
+        completions = sampler.sample(prompts, params)
+    return verify(task, examples, Sampled(prompts, completions).rollouts(chat))
 
 
 def verify(task: Task, examples: Sequence[Example], rollouts: Sequence[Sequence[Rollout]]) -> list[RolloutGroup]:

@@ -303,6 +303,31 @@ class ServerSampler:
         return add_header
 
 
+def await_servers(config: ServerConfig, log: Callable[[str], None]) -> None:
+    """Wait until a server of the config answers at all, before anything that takes long is done for it.
+
+    Raises:
+        SamplerError: none answers, after all retries.
+    """
+    pause = config.wait
+    for tries_left in range(config.retries, -1, -1):
+        reasons = []
+        for url in config.urls:
+            try:
+                # Any answer will do: what it holds is checked once the weights are sent.
+                requests.get(f"{url}/v1/models", timeout=config.timeout)
+                return
+            except requests.RequestException as error:
+                reasons.append(f"sampler {url}: does not answer ({_reason(error)})")
+        if not tries_left:
+            raise SamplerError(f"{'; '.join(reasons)}: start the servers, or correct sampler.urls")
+        for reason in reasons:
+            log(reason)
+        log(f"no sampler server answers: trying again in {pause:g} s, {tries_left} tries left")
+        time.sleep(pause)
+        pause *= 2
+
+
 @contextmanager
 def _answers_like_vllm(url: str) -> Iterator[None]:
     """Report an answer of another form: a web page, JSON that was cut, a key that is missing.

@@ -164,18 +164,22 @@ class Progress:
         for name, text in rows.items():
             self.console.print(Text(printable(f"{name:{width}}  {text}")), soft_wrap=True)
 
+    def going_on(self) -> str:
+        """What goes on, the outermost activity first: ``"evaluating, sampling: 37 of 128 completions"``."""
+        activities = list(self.activities)
+        return ", ".join([*(one.name for one in activities[:-1]), *(one.line() for one in activities[-1:])])
+
     def _live_line(self) -> Text:
-        going_on = self.activities[-1].line() if self.activities else ""
-        text = "  ".join(filter(None, (self.shown, going_on)))
+        text = "  ".join(filter(None, (self.shown, self.going_on())))
         return Text(printable(text), overflow="ellipsis", no_wrap=True)
 
     def _break_silence(self) -> None:
         """Say every half minute what goes on, where no line has said anything meanwhile."""
         while not self._over.wait(max(0.05, self._spoke + SILENCE - time.monotonic())):
             if time.monotonic() - self._spoke >= SILENCE:
-                going_on = self.activities[-1:]
-                if going_on:
-                    self.say(going_on[0].line())
+                line = self.going_on()
+                if line:
+                    self.say(line)
                 else:
                     self._spoke = time.monotonic()
 
@@ -238,6 +242,11 @@ class Progress:
         title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
         k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
+        # A best of nothing right is none, and an evaluation before the last step is not what came after the run.
+        by, best = summary.get("best_by", "success"), summary["best"]
+        nothing_right = bool(by == "success" and best and not best["avg"]["value"])
+        is_best = best is not None and not nothing_right
+        last = "after" if summary["after_step"] >= summary["steps"] else "newest"
         accuracies = (f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}") if judged else ()
         graded = any(_mean_reward(summary[name] or {}) for name in ("before", "after", "best"))
         # Eighty columns have no room for the majority vote beside the reward.
@@ -246,12 +255,11 @@ class Progress:
         accuracies = (*accuracies, *(UNJUDGED[key] for key in scored))
         for heading in ("", "step", *accuracies, "length", "cut", "delib."):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-        steps = {"before": 0, "after": summary["after_step"]}
-        steps |= {"best": summary["best_step"]} if summary["best"] else {}
+        steps = {"before": 0, "after": summary["after_step"]} | ({"best": summary["best_step"]} if is_best else {})
         for name, step in steps.items():
             row = summary[name]
             table.add_row(
-                name,
+                last if name == "after" else name,
                 str(step),
                 *((f"{row['reward']['value']:.3f}" if row.get("reward") else "–",) if graded else ()),
                 *((_accuracy(row)[:3] if graded else _accuracy(row)) if judged else ()),
@@ -266,10 +274,9 @@ class Progress:
         if evaluated < steps:
             unseen = f"step {steps} is" if steps == evaluated + 1 else f"steps {evaluated + 1} to {steps} are"
             self.say(f"the newest evaluation is that of step {evaluated}: {unseen} in none of these rows")
-        by = summary.get("best_by", "success")
         if by != "success":
             self.say(f"best: {'the newest evaluation' if by == 'last' else f'by {by} on held-out problems'}")
-        if by == "success" and summary["best"] and not summary["best"]["avg"]["value"]:
+        if nothing_right:
             self.say(
                 "no held-out completion was right in any evaluation: no step is the best, and no interval has a width"
             )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
-from selfdistill.config.sampler import EngineConfig
+from selfdistill.config.sampler import EngineConfig, ServerConfig
 from selfdistill.config.sections import BestBy, ModelConfig, Optimiser
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.fsdp import check_parallel
@@ -34,7 +34,9 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
 from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions, reference_text
+from selfdistill.sampling.server import await_servers
 from selfdistill.tasks.build import fitted
+from selfdistill.tracking.progress import activity
 from selfdistill.training.problem import Problem, build_problem
 from selfdistill.training.trainer import Trainer
 from selfdistill.types import STUDENT, Example, External, Task
@@ -84,7 +86,12 @@ def assemble(
     Raises:
         UserError: names the first problem of config, data or model.
     """
-    models = build_models(build_problem(config, task))
+    problem = build_problem(config, task)
+    # A server that is not there is noticed before the model is loaded. Rank 0 alone talks to servers.
+    if folder is not None and isinstance(config.sampler, ServerConfig) and problem.method.on_policy:
+        servers = config.sampler
+        World.current().broadcast_from_rank_zero(lambda: await_servers(servers, say))
+    models = build_models(problem)
     examples, held_out, unfit = choose_examples(models)
     trainer = build_trainer(models)
     worker = build_rollout_worker(models, say)
@@ -114,7 +121,8 @@ def build_models(problem: Problem) -> Models:
         check_compiler(device)
     # Load on the CPU before sharding, because the whole model may not fit on one device.
     loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
-    policy, chat = build_policy(loaded_on, seed=config.seed)
+    with activity("loading the model"):
+        policy, chat = build_policy(loaded_on, seed=config.seed)
     problem = replace(problem, task=fitted(problem.task, chat))
     teachers, origin = build_teachers(
         loaded_on, problem.method, policy, chat, place=lambda p: p.place(parallel, device)

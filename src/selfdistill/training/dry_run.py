@@ -25,7 +25,7 @@ def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progres
     """
     exists = World.current().broadcast_from_rank_zero(lambda: holds_run(folder, resume=resume))
     require(config.sinks)
-    with activity("loading the model"):
+    with activity("reading the rows"):
         parts = assemble(config, folder=folder, say=progress.say)
     if exists:
         check_same_config(folder, parts.config)

@@ -33,7 +33,7 @@ from selfdistill.training.build import assemble, epoch_examples
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
-from selfdistill.training.opening import Hold, check_same_config, holds_run, logs_objection, mend_best
+from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
@@ -88,7 +88,7 @@ class Run:
             if resume and not exists:
                 progress.say(f"nothing to resume in {folder}: starting a new run")
             require(config.sinks)
-            with activity("loading the model"):
+            with activity("reading the rows"):
                 self.parts = assemble(config, folder=folder, say=progress.say, task=task)
             self.config = self.parts.config
             self.counters = Counters()
@@ -106,6 +106,7 @@ class Run:
                 if remark is not None:
                     progress.say(remark)
                 self._restore()
+                check_steps(folder, self.counters.step, self.config.steps, say=progress.say)
             settings = self.config.model_dump()
             self.world.broadcast_from_rank_zero(lambda: self._open(settings, new=not exists))
             begin = Begin(folder, settings, self.counters.step)

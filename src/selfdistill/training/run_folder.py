@@ -14,6 +14,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.files.jsonl import read_object
 from selfdistill.models.policy import ADAPTER, DTYPES, Policy, save_policy
+from selfdistill.tracking.progress import activity
 from selfdistill.training import atomic as checkpoint
 from selfdistill.training.atomic import model_path
 from selfdistill.training.build import build_policy
@@ -33,7 +34,8 @@ def load_model(
     if loaded is not None:
         return (*loaded, loaded[1].name, [])
     path, remarks = model_path(model)
-    policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
+    with activity(f"loading {path}"):
+        policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
     return policy, chat, path, remarks
 
 
