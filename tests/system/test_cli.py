@@ -435,6 +435,33 @@ def test_a_solution_beyond_the_window_is_counted_and_left_out_of_sft(
 # --- what a run leaves -----------------------------------------------------------------------------------------------
 
 
+def test_a_dry_run_leaves_nothing_and_shows_what_a_run_shows(run: Terminal, countdown: Path, tmp_path: Path) -> None:
+    said = run("train", countdown, "--out", tmp_path / "dry", "--dry-run")
+    assert (said.code, said.err) == (0, "")
+    assert not (tmp_path / "dry").exists()
+    banner = said.out.partition("── student")[0]
+    trained = run("train", countdown, "--out", tmp_path / "run").out
+    assert trained.startswith(banner.replace(str(tmp_path / "dry"), str(tmp_path / "run")))
+    assert re.search(r"^the first step took \S+ s: about .+ for the 2 steps left$", trained, re.MULTILINE)
+
+
+def test_an_empty_out_is_refused(run: Terminal, countdown: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    for command in (("train", countdown), ("compare", countdown), ("inspect", "countdown-base"), ("export", tmp_path)):
+        assert refused(run(*command, "--out", "")).startswith("--out is empty, which would be the current folder")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_the_first_line_comes_before_torch_is_imported(countdown: Path, tmp_path: Path) -> None:
+    """What the line is printed by has not imported torch, and a mistake in the config prints no such line."""
+    program = (
+        "import sys; from selfdistill.cli import terminal, app; assert 'torch' not in sys.modules; "
+        "terminal.announce_torch(); assert 'torch' not in sys.modules; import torch; terminal.announce_torch()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "loading torch\n")
+
+
 def test_train_leaves_what_its_folder_promises(run: Terminal, countdown: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = run("train", countdown, "--out", out)
@@ -444,6 +471,7 @@ def test_train_leaves_what_its_folder_promises(run: Terminal, countdown: Path, t
         "metrics.jsonl",
         "rollouts.jsonl",
         "evaluations.jsonl",
+        "starts.jsonl",
         "checkpoints",
         "summary.json",
         "report.html",
