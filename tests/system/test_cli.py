@@ -635,7 +635,7 @@ EVALUATED = {
 def test_evaluate_prints_one_object_with_all_its_numbers(run: Terminal, model: Path) -> None:
     options = ("--samples", 3, "--limit", 4, "--max-tokens", 8, "--set", "task.difficulty=easy", "--json")
     said = run("evaluate", model, "--task", "countdown", *options)
-    assert (said.code, said.err) == (0, "")
+    assert (said.code, said.err) == (0, f"model: {model}, 10.9K weights, float32 on cpu\n")
     result = json.loads(said.out)
     assert set(result) == EVALUATED
     assert (result["problems"], result["samples"], result["split"], result["task"]) == (4, 3, "test", "countdown")

@@ -71,6 +71,14 @@ def test_a_log_gets_a_line_after_a_silence_and_none_where_nothing_goes_on(monkey
     assert text.getvalue().startswith("loading the model: 0:00\n")
 
 
+def test_a_sentence_is_said_where_activities_are_shown() -> None:
+    progress, text = shown()
+    module.tell("before")
+    with progress:
+        module.tell("meanwhile")
+    assert text.getvalue() == "meanwhile\n"
+
+
 def test_a_terminal_has_one_line_with_the_step_and_what_goes_on() -> None:
     progress, _ = shown(terminal=True)
     with progress, activity("sampling", 4, "completions"):

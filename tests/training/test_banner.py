@@ -20,7 +20,7 @@ from selfdistill.models.devices import Device
 from selfdistill.models.sizing import GIB
 from selfdistill.tracking.progress import Progress
 from selfdistill.training import banner as module
-from selfdistill.training.banner import banner, remarks, short
+from selfdistill.training.banner import banner, in_short, remarks, short
 from selfdistill.training.build import assemble
 from selfdistill.training.dry_run import rehearse
 from selfdistill.training.provenance import commit_of, start_record
@@ -64,6 +64,13 @@ def test_the_banner_of_other_runs(model: Path, tmp_path: Path, monkeypatch: pyte
     assert "MiB: more than there is; train an adapter" in banner(assemble(tiny_run(model)), tmp_path)["memory"]
     monkeypatch.setattr(module, "shape_in", lambda config: None)
     assert banner(assemble(tiny_run(model)), tmp_path)["memory"].startswith("not estimated: the sizing model does not")
+
+
+def test_a_loaded_model_in_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = assemble(tiny_run(model, "grpo", "model.dtype=bfloat16"))
+    assert in_short(parts.policy, "m") == "model: m, 10.9K weights, bfloat16 on cpu"
+    monkeypatch.setattr(module, "read_device", lambda name: Device("cuda", "H1", 1, 1, (9, 0)))
+    assert in_short(parts.policy, "m").endswith("on cpu (H1)")
 
 
 def test_more_prompts_than_examples_are_said(model: Path) -> None:

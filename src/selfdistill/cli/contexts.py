@@ -8,7 +8,8 @@ from typing import Any
 
 from selfdistill.config.run import RunConfig
 from selfdistill.seeds import derive
-from selfdistill.training.banner import describe_role
+from selfdistill.tracking.progress import tell
+from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
 from selfdistill.training.trainer import prepare_step
@@ -21,6 +22,7 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
     Completions are sampled from the model, as in training, so siblings and feedback are real.
     """
     models = build_models(build_problem(config))
+    tell(in_short(models.policy, models.chat.name))
     chosen, _, unfit = choose_examples(models)
     seed = derive(config.seed, "audit")
     groups = build_rollout_worker(models).rollout(chosen[:examples], seed=seed, version=0, count=completions)

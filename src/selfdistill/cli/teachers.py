@@ -10,7 +10,8 @@ from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
-from selfdistill.training.banner import describe_role
+from selfdistill.tracking.progress import tell
+from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_models, build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
 
@@ -31,6 +32,7 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
     if not roles:
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
     models = build_models(problem)
+    tell(in_short(models.policy, models.chat.name))
     chosen, _, _ = choose_examples(models)
     worker = build_rollout_worker(models)
     report: dict[str, Any] = {}

@@ -78,6 +78,13 @@ def advance(done: int = 0, *, tokens: int = 0, of: int = 0) -> None:
         current.done, current.tokens, current.of = current.done + done, current.tokens + tokens, current.of + of
 
 
+def tell(sentence: str) -> None:
+    """Say a sentence where activities are shown; nothing where none are."""
+    progress = _SHOWN.get()
+    if progress is not None:
+        progress.say(sentence)
+
+
 def position() -> tuple[int, int]:
     """What is done of the innermost activity, and its tokens, for :func:`rewind`."""
     progress = _SHOWN.get()

@@ -94,6 +94,15 @@ def describe_size(policy: Policy) -> str:
     return f"{short(whole)} weights, {short(trained)} of them trained"
 
 
+def in_short(policy: Policy, name: str) -> str:
+    """A loaded model in one line: its name, size, number type and device."""
+    size = short(sum(p.numel() for p in policy.parameters()))
+    dtype = str(policy.dtype or next(policy.parameters()).dtype).removeprefix("torch.")
+    found = read_device(str(policy.device))
+    words = "" if found is None or found.kind == "cpu" else f" ({found.words})"
+    return f"model: {name}, {size} weights, {dtype} on {policy.device}{words}"
+
+
 def short(number: float) -> str:
     """A number with a unit: ``1.7B``, ``560K``."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
