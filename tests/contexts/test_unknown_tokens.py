@@ -30,17 +30,17 @@ def asked(*texts: str) -> list[tuple[Message, ...]]:
     ],
 )
 def test_a_large_share_of_unknown_tokens_is_a_warning(texts: tuple[str, ...], share: str | None) -> None:
-    remark = chat().unknown_remark(asked(*texts))
-    assert (None if remark is None else remark.split()[1]) == share
-    assert remark is None or chat().remarks(asked(*texts))[-1] == remark
-    assert remark is None or "unknown to the tokenizer of tiny, which reads '<unk>' for each" in remark
+    found = chat().unknown_remarks(asked(*texts))
+    assert [remark.split()[1] for remark in found] == ([] if share is None else [share])
+    assert chat().remarks(asked(*texts)) == found
+    assert all("unknown to the tokenizer of tiny, which reads '<unk>' for each" in remark for remark in found)
 
 
 def test_only_the_first_prompts_are_looked_at() -> None:
-    assert chat().unknown_remark(asked(*["use"] * LOOKED_AT, *["Gödel"] * LOOKED_AT)) is None
+    assert chat().unknown_remarks(asked(*["use"] * LOOKED_AT, *["Gödel"] * LOOKED_AT)) == []
 
 
 def test_a_tokenizer_of_bytes_knows_everything() -> None:
     bytewise = chat()
     bytewise.tokenizer.unk_token = None
-    assert bytewise.unknown_remark(asked("Gödel")) is None
+    assert bytewise.unknown_remarks(asked("Gödel")) == []

@@ -726,7 +726,7 @@ def test_contexts_prints_every_role_with_its_tokens(
     kept = [line for line in config.splitlines() if not line.startswith("method.")]
     countdown.write_text("\n".join([*kept, f'method = "{method}"', ""]), encoding="utf-8")
     said = run("contexts", countdown, "--examples", 2, "--completions", 3)
-    assert (said.code, said.err) == (0, "")
+    assert said.code == 0 and re.fullmatch(r"model: \S+, 10\.9K weights, float32 on cpu\n", said.err)
     text = said.out
     shown = 2 * DRAWN.get(method, 3)
     assert text.count("══ countdown-") == shown

@@ -22,8 +22,8 @@ def audit(config: RunConfig, *, examples: int, completions: int) -> Iterator[str
     Completions are sampled from the model, as in training, so siblings and feedback are real.
     """
     models = build_models(build_problem(config))
-    tell(in_short(models.policy, models.chat.name))
     chosen, _, unfit = choose_examples(models)
+    tell(in_short(models.policy, models.chat.name))
     seed = derive(config.seed, "audit")
     groups = build_rollout_worker(models).rollout(chosen[:examples], seed=seed, version=0, count=completions)
     method, chat, thinking = models.method, models.chat, config.sampling.thinking

@@ -15,8 +15,10 @@ from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
+from selfdistill.tracking.progress import tell
+from selfdistill.training.banner import in_short
 from selfdistill.training.run_folder import config_for, load_model
-from selfdistill.types import Example, Task
+from selfdistill.types import Task
 
 
 def evaluate_model(
@@ -57,6 +59,7 @@ def evaluate_model(
     longest = longest_prompt(examples, chat, thinking)
     rows = config.sampling.max_batch_size or decodable_rows(policy, length=tokens + longest)
     sampler = policy_sampler(policy, chat, max_batch_size=rows)
+    tell(in_short(policy, path))
     # Where nothing judges, how likely the references are is what there is to say.
     references = ReferenceScorer(
         teachers=Teachers(policy, needed=set(), rate=0.0),

@@ -32,8 +32,8 @@ def measure(config: RunConfig, *, problems: int, samples: int, seed: int) -> dic
     if not roles:
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
     models = build_models(problem)
-    tell(in_short(models.policy, models.chat.name))
     chosen, _, _ = choose_examples(models)
+    tell(in_short(models.policy, models.chat.name))
     worker = build_rollout_worker(models)
     report: dict[str, Any] = {}
     for name, role in roles.items():

@@ -237,26 +237,25 @@ class Chat:
                 f"{len(counts)} of {len(prompts)} prompts spell out {sum(counts)} control tokens of {self.name}, "
                 "which are encoded as text"
             )
-        unknown = self.unknown_remark(prompts)
-        return warnings if unknown is None else [*warnings, unknown]
+        return warnings + self.unknown_remarks(prompts)
 
-    def unknown_remark(self, prompts: Sequence[Sequence[Message]]) -> str | None:
-        """A warning if the tokenizer does not know much of what the prompts say; None if it does.
+    def unknown_remarks(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+        """A warning if the tokenizer does not know much of what the prompts say.
 
         Only the words of the first :data:`LOOKED_AT` prompts are looked at, without the template.
         """
         unknown = self.tokenizer.unk_token_id
         if unknown is None:
-            return None
+            return []
         texts = [message.content for prompt in prompts[:LOOKED_AT] for message in prompt]
         ids = [i for text in texts for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         share = ids.count(unknown) / len(ids) if ids else 0.0
         if share <= UNKNOWN_SHARE:
-            return None
-        return (
+            return []
+        return [
             f"warning: {share:.0%} of the prompts' tokens are unknown to the tokenizer of {self.name}, which reads "
             f"{self.tokenizer.unk_token!r} for each: this model was not made for these rows"
-        )
+        ]
 
 
 def usual_length(chat: Chat) -> int:

@@ -41,7 +41,8 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = number
         announce(
-            "Finishing this step, then stopping; long sampling ends after its current batch. Press Ctrl-C again to stop immediately."
+            "Finishing this step, then stopping; a long sampling ends after its current batch. "
+            "Press Ctrl-C again to stop immediately."
         )
 
     kinds = (signal.SIGINT, signal.SIGTERM)

@@ -25,7 +25,8 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
-from selfdistill.tracking.progress import activity
+from selfdistill.tracking.progress import tell
+from selfdistill.training.banner import in_short
 from selfdistill.training.run_folder import config_for, load_model
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
@@ -119,32 +120,29 @@ def inspect(
     templates = _templates(config.contexts or judge.contexts, options)
     policy, chat, path, remarks = load_model(model, config, loaded)
     judge = fitted(judge, chat)
-    for remark in remarks:
+    prompts = [example.prompt for example in judge.examples(options.split)[: options.problems]]
+    for remark in (*remarks, *chat.unknown_remarks(prompts)):
         say(remark)
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
-    unknown = chat.unknown_remark([group.example.prompt for group in groups])
-    if unknown is not None:
-        say(unknown)
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
     limits = limits_on(policy.device.type, config.limits)
-    with activity("scoring", unit="micro-batches"):
-        findings = inspect_groups(
-            policy,
-            chat,
-            groups,
-            wanted,
-            templates,
-            thinking=config.sampling.thinking,
-            seed=derive(options.seed, "contrast", 1),
-            prompts=config.sampling.prompts,
-            max_tokens=limits.max_tokens_per_microbatch,
-            max_logits_per_chunk=limits.max_logits_per_chunk,
-        )
+    findings = inspect_groups(
+        policy,
+        chat,
+        groups,
+        wanted,
+        templates,
+        thinking=config.sampling.thinking,
+        seed=derive(options.seed, "contrast", 1),
+        prompts=config.sampling.prompts,
+        max_tokens=limits.max_tokens_per_microbatch,
+        max_logits_per_chunk=limits.max_logits_per_chunk,
+    )
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
     origin = {
@@ -187,6 +185,7 @@ def _sampled(
     )
     rows = config.max_batch_size or decodable_rows(policy, length=tokens + longest_prompt(examples, chat, thinking))
     sampler = policy_sampler(policy, chat, max_batch_size=rows)
+    tell(in_short(policy, chat.name))
     return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit
 
 

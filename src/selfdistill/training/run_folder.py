@@ -14,10 +14,9 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.files.jsonl import read_object
 from selfdistill.models.policy import ADAPTER, DTYPES, Policy, save_policy
-from selfdistill.tracking.progress import activity, tell
+from selfdistill.tracking.progress import activity
 from selfdistill.training import atomic as checkpoint
 from selfdistill.training.atomic import model_path
-from selfdistill.training.banner import in_short
 from selfdistill.training.build import build_policy
 from selfdistill.training.checkpoint import load_trained
 
@@ -37,7 +36,6 @@ def load_model(
     path, remarks = model_path(model)
     with activity(f"loading {path}"):
         policy, chat = build_policy(config.model.model_copy(update={"path": path}), seed=config.seed)
-    tell(in_short(policy, path))
     return policy, chat, path, remarks
 
 
