@@ -120,8 +120,7 @@ def inspect(
     templates = _templates(config.contexts or judge.contexts, options)
     policy, chat, path, remarks = load_model(model, config, loaded)
     judge = fitted(judge, chat)
-    prompts = [example.prompt for example in judge.examples(options.split)[: options.problems]]
-    for remark in (*remarks, *chat.unknown_remarks(prompts)):
+    for remark in (*remarks, *chat.unknown_remarks([one.prompt for one in judge.examples(options.split)])):
         say(remark)
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
