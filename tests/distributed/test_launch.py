@@ -84,7 +84,8 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_a_stop(config: Pat
     code, _, errors = started.ended()
     assert code == 2
     assert errors == (
-        f"loading torch\nselfdistill: rank 1 was killed by SIGKILL, and the others were ended; continue with --resume --out {run}\n"
+        "loading torch\nselfdistill: rank 1 was killed by SIGKILL, and the others were ended; "
+        f"continue with --resume --out {run}\n"
     )
     newest, _ = checkpoint.latest_valid(run / "checkpoints")
     assert newest is not None

@@ -32,7 +32,7 @@ from selfdistill.models.lora import add_lora
 from selfdistill.models.sizing import GIB, Plan, Shape, a_row, memory, resting
 from selfdistill.training.build import parse_device
 from selfdistill.training.problem import resolve
-from selfdistill.types import External, Weights
+from selfdistill.types import External, Snapshot, Weights
 from sizing import SHAPES
 from support.tiny import save_tiny_model
 
@@ -168,6 +168,11 @@ def test_the_plan_of_a_method(tmp_path: Path) -> None:
     plan = plan_of(TINY, Model(dtype="bfloat16"), ParallelConfig(kind="fsdp2"), weights, roles=3, ranks=4)
     assert plan == Plan(gpus=4, copies=2, frozen=1, external=shape.parameters, stored=4, computed=2, roles=3)
     assert plan_of(TINY, Model(), ParallelConfig(), {"live"}, roles=1, ranks=4).gpus == 1
+    # A snapshot is a copy that does not move, or a second adapter.
+    snapshots: set[Weights] = {Snapshot(5), "frozen"}
+    whole = plan_of(TINY, Model(), ParallelConfig(), snapshots, roles=1, ranks=1)
+    adapter = plan_of(TINY, Model(lora=LoraConfig(rank=3)), ParallelConfig(), snapshots, roles=1, ranks=1)
+    assert [(plan.copies, plan.frozen) for plan in (whole, adapter)] == [(2, 2), (2, 1)]
 
 
 def test_the_shape_is_read_from_the_model_s_own_config(tmp_path: Path) -> None:

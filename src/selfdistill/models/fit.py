@@ -14,7 +14,7 @@ from selfdistill.models.head import PIECE, PIECE_ON_CPU
 from selfdistill.models.loading import resolve_model
 from selfdistill.models.policy import Policy
 from selfdistill.models.sizing import BFLOAT16, FLOAT32, Plan, Shape, a_row, memory, resting
-from selfdistill.types import External, Weights
+from selfdistill.types import External, Snapshot, Weights
 
 MOST_ROWS = 512
 """Completions decoded at once at most: beyond that a batch gains no speed."""
@@ -178,6 +178,9 @@ def plan_of(
     distributions, the student included."""
     external = [read_shape(kind.path) for kind in teachers if isinstance(kind, External)]
     averaged, frozen = int("ema" in teachers), int("frozen" in teachers)
+    # A snapshot does not move between two of them; under an adapter it is a second adapter, as an average is.
+    snapshots = sum(isinstance(kind, Snapshot) for kind in teachers)
+    averaged, frozen = (averaged + snapshots, frozen) if model.lora else (averaged, frozen + snapshots)
     shards = parallel.shards if parallel.kind == "hsdp" and parallel.shards else ranks
     adapter = adapter_parameters(shape, model.lora.rank) if model.lora is not None and shape is not None else 0
     return Plan(
