@@ -111,6 +111,7 @@ def check_stop() -> None:
     if current.may_stop and current.done and progress.stop_requested():
         raise Interrupted(current.name)
 
+
 UNJUDGED = {"loglikelihood": "references", "teacher_gap": "teacher's gap", "teacher_shift": "teacher's shift"}
 """What an evaluation has where nothing is judged, in nats a token, and its name in the terminal."""
 

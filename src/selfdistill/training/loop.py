@@ -34,6 +34,7 @@ from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
 from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
+from selfdistill.training.problem import epoch_examples
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task

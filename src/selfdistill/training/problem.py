@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
@@ -92,7 +92,7 @@ def resolve(config: RunConfig) -> ResolvedConfig:
     path = model_path(config.model.path)[0] if config.model.path.strip() else config.model.path
     model, _ = resolve_device(config.model)
     model = model.model_copy(update={"path": lasting_name(path)})
-    sizes = _sizes(config, model, method, max_tokens=sampling["max_tokens"])
+    sizes = _sizes(config, model, method, max_tokens=max(sampling["max_tokens"], config.evaluation.max_tokens or 0))
     decided = {
         "model": model,
         "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
@@ -197,3 +197,8 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
                 f"{shown.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
                 'map a column to it, for example task.solution = "answer"'
             )
+
+
+def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
+    """The examples of a step in the form of their epoch. ``first`` is the number of examples used by earlier steps."""
+    return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]
