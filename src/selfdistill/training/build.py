@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -292,11 +292,6 @@ def choose_examples(models: Models) -> tuple[list[Example], list[Example], Count
         thinking=thinking if evaluation.thinking is None else evaluation.thinking,
     )
     return kept, kept_held_out, unfit + unfit_held_out
-
-
-def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
-    """The examples of a step in the form of their epoch. ``first`` is the number of examples used by earlier steps."""
-    return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]
 
 
 def build_optimiser(policy: Policy, config: Optimiser) -> torch.optim.Optimizer:

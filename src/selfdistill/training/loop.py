@@ -29,7 +29,7 @@ from selfdistill.tracking.progress import Interrupted, Progress, activity
 from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
 from selfdistill.training.banner import banner, remarks
-from selfdistill.training.build import assemble, epoch_examples
+from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
