@@ -29,6 +29,7 @@ TORCH_INDEX ?=
 TORCH_LATEST ?= torch
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
+FUZZ_ARGS ?=
 # Tests run in this many processes: the machine's cores, four at most (each process holds its own torch).
 JOBS ?= logical
 
@@ -42,7 +43,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm test-container mutants lock check docs pictures bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm test-container mutants fuzz lock check docs pictures bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +71,9 @@ test-container: $(READY) ## build the Dockerfile and run a command in it; needs 
 
 mutants: $(READY_MUTANTS) ## does a test fail for every small change to what computes? hours (some: MUTANTS_ARGS="objectives/signals.py")
 	@PYTHONPATH=scripts $(PY) scripts/mutants.py $(MUTANTS_ARGS)
+
+fuzz: $(READY) ## runs of 2,000 steps on hostile completions, and the memory of a long run; hours (some: FUZZ_ARGS="math --seed 3 --steps 500")
+	@$(TEST_ENV) PYTHONPATH=src:tests $(PY) -m support.fuzzing $(FUZZ_ARGS)
 
 check: $(READY) ## ruff, mypy --strict, the floors between modules, light imports
 	@$(PY) -m ruff check .

@@ -32,12 +32,13 @@ from selfdistill.distributed.world import World
 from selfdistill.methods import build_method
 from selfdistill.models.check import allow_packing
 from selfdistill.models.policy import Policy, load_policy
+from selfdistill.models.sizing import Shape, Work, training_operations
 from selfdistill.models.teachers import Teachers
 from selfdistill.tasks.build import build_task
 from selfdistill.training.clock import Clock
 from selfdistill.training.trainer import Trainer
 from selfdistill.types import Example, Rollout, RolloutGroup, Verdict
-from sizing import SHAPES, Shape, Work, training_operations
+from sizing import SHAPES
 
 METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")
 """Those that learn from the student's completions alone."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sizing import Shape
+from selfdistill.models.sizing import Shape
 
 
 def random_model(shape: Shape, **others: Any) -> Qwen3ForCausalLM:

@@ -22,9 +22,9 @@ from torch import Tensor
 from random_model import random_model
 from selfdistill.distributed.fsdp import checkpoint_activations
 from selfdistill.models.head import PIECE_ON_CPU, HeadInput, LossInputs, sliced_loss
+from selfdistill.models.sizing import FLOAT32, Plan, Shape, cache, memory
 from selfdistill.objectives import jensen_shannon
 from selfdistill.types import TokenSlice
-from sizing import FLOAT32, Plan, Shape, cache, memory
 from workload import resident
 
 ROWS, LENGTH = 8, 512

@@ -23,11 +23,11 @@ from random_model import random_model
 from selfdistill.models.check import allow_packing
 from selfdistill.models.head import LossInputs
 from selfdistill.models.policy import Policy
+from selfdistill.models.sizing import FLOAT32, Device, Shape, Work, sampling_seconds, training_seconds
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
 from selfdistill.scoring.batching import collate
 from selfdistill.types import STUDENT, View
-from sizing import FLOAT32, Device, Shape, Work, sampling_seconds, training_seconds
 
 SHAPES: Mapping[str, Shape] = {
     "6 layers of 512": Shape(layers=6, D=512, H=8, K=4, E=64, F=1536, V=16_000, tied=True),

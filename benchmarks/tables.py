@@ -15,6 +15,7 @@ from typing import Any
 
 import sizing
 from processes import RESULTS
+from selfdistill.models.sizing import Device, Work
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("docs/performance.md", "docs/scaling.md", "docs/models.md")
@@ -172,7 +173,7 @@ def _beside(cases: Mapping[str, tuple[float, float]], what: str, form: str, unit
 
 def sizing_table() -> str:
     """The sizing table; it depends on no measurement."""
-    work, device = sizing.Work(), sizing.Device()
+    work, device = Work(), Device()
     return sizing.table(list(sizing.SHAPES), [8, 16, 64], copies=1, work=work, device=device)
 
 

@@ -28,12 +28,18 @@ COUNTED = {
         "system/test_folders.py",
         "test_a_disk_that_is_full|test_what_the_disk_refuses|test_a_file_that_cannot",
     ),
-    "damaged files of a run": ("system/test_folders.py", "test_damage_is"),
+    "damaged files of a run": ("system/test_folders.py|report/test_damage.py", "test_damage_is|test_damaged_lines"),
     "folders that cannot be written to": ("system/test_folders.py", "test_an_out_that"),
+    "hostile completions through whole runs (kinds of tasks)": ("system/test_fuzz.py", "test_no_completion"),
+    "models that cannot be used": (
+        "system/test_wrong_models.py|models/test_mistakes.py",
+        "test_a_wrong_model|test_a_model_that",
+    ),
+    "command lines, configs, data and folders that are wrong": ("system/test_wrong_inputs.py", "test_a_wrong_input"),
     "settings that cannot be": ("system/test_cli.py", "test_a_setting"),
-    "rows that cannot be used": (
-        "tasks/test_datacheck.py|tasks/test_data.py|tasks/test_code_task.py",
-        "test_rows_that",
+    "rows and files of rows that cannot be used": (
+        "tasks/test_datacheck.py|tasks/test_data.py|tasks/test_code_task.py|tasks/test_odd_files.py|system/test_cli.py",
+        "test_rows_that|test_what_the_check_refuses",
     ),
 }
 """(files of tests, names of tests, as patterns) of each kind."""

@@ -99,7 +99,9 @@ def _shared(model: type[BaseModel]) -> type[BaseModel] | None:
 def _kind(model: type[BaseModel]) -> str:
     for name in DISCRIMINATORS:
         if name in model.model_fields:
-            return f'{name} = "{get_args(model.model_fields[name].annotation)[0]}"'
+            words = get_args(model.model_fields[name].annotation)
+            # A task of the user's own is named by its import path.
+            return f'{name} = "{words[0] if words else "package.module:Class"}"'
     return ""
 
 

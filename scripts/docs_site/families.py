@@ -17,10 +17,13 @@ from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.thinking import MARKS
 from selfdistill.errors import ModelError
 from selfdistill.models.policy import Policy, load_policy
+from selfdistill.tasks.tools.task import chat_syntax
 from support.families import CURRENT, REFUSED, SAMPLED, TOWERS, save_current, saved
+from support.tool_templates import FAMILIES as FAMILY_TEMPLATES
+from support.tool_templates import TEMPLATES, chat_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-HEADER = ("family", "class", "loads", "packs", "LoRA", "thinking", "remarks")
+HEADER = ("family", "class", "loads", "packs", "LoRA", "thinking", "tool calls", "remarks")
 THINKING = {
     "Qwen3": "<think>",
     "Qwen3-MoE": "<think>",
@@ -75,7 +78,7 @@ def line(family: str) -> str:
         except ModelError as error:
             # The reason alone: what the library says in brackets, and the advice, change with its releases.
             said = re.sub(r" \(.*\)", "", str(error).replace(f" of {path}", "")).partition(": ")[0]
-            return _row(family, f"`{kind}`", "refused", "–", "–", "–", said)
+            return _row(family, f"`{kind}`", "refused", "–", "–", "–", "–", said)
     if family in TOWERS:
         remarks.append("a tower for images is left out of adapters")
     if plain.cap is not None:
@@ -86,8 +89,22 @@ def line(family: str) -> str:
     marks = THINKING.get(family, "")
     if marks and marks not in {known.begin for known in MARKS}:
         raise ValueError(f"{family}: {marks} is among no known marks of thinking")
-    shown = f"`{marks}`".replace("|", "\\|") if marks else "–"
-    return _row(family, f"`{kind}`", "yes", "yes" if plain.packs else "padded", "yes", shown, "; ".join(remarks))
+    packs = "yes" if plain.packs else "padded"
+    shown = _code(marks) if marks else "–"
+    return _row(family, f"`{kind}`", "yes", packs, "yes", shown, tool_calls(family), "; ".join(remarks))
+
+
+def tool_calls(family: str) -> str:
+    """What a family's template teaches as the syntax of calls, found by rendering a call and reading it back."""
+    if family not in FAMILY_TEMPLATES:
+        return "–"
+    chat = chat_of(TEMPLATES.get(FAMILY_TEMPLATES[family], ""))
+    found = chat_syntax(chat)
+    return "not written" if found is None else _code(found[0].label)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`".replace("|", "\\|")
 
 
 def _load(path: Path, lora: LoraConfig | None = None) -> Policy:

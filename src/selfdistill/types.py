@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -89,11 +89,13 @@ class Verdict:
     feedback: str | None = None
     """The environment's text about a failure, or None."""
     details: Mapping[str, float] = field(default_factory=dict)
+    success: bool | None = None
+    """Whether the completion counts as right; None: if it earned the full reward of 1."""
 
     @property
     def correct(self) -> bool:
-        """Whether the completion earned the full reward of 1."""
-        return self.reward is not None and self.reward >= 1.0
+        """Whether the completion is right. Whatever says "correct" asks here; one without a reward is not."""
+        return self.reward is not None and (self.reward >= 1.0 if self.success is None else self.success)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ class View:
     source: str = "student"
     """The role that sampled the completion."""
     reward: float | None = None
+    correct: bool = False
+    """Whether the completion is right, by its verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,15 +319,6 @@ class Task(Protocol):
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """Judge a completion by its text (special tokens kept out, thinking included)."""
-        ...
-
-
-@runtime_checkable
-class JudgesMany(Protocol):
-    """A task that judges many completions faster together than one by one."""
-
-    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
-        """A verdict on each (example, text, finished), in order."""
         ...
 
 

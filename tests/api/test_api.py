@@ -184,7 +184,7 @@ def test_a_reward_is_a_function(config: dict[str, Any], tmp_path: Path) -> None:
     sd.train(config, out=tmp_path / "own", steps=2, reward=reward)
     assert metrics(tmp_path / "own") == metrics(tmp_path / "named")
     assert seen[0]["prompts"][0].startswith("use the numbers")
-    assert json.loads((tmp_path / "own" / "config.json").read_text())["reward"].endswith("<locals>.reward")
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["reward"]["function"].endswith("<locals>.reward")
 
 
 def test_a_callback_sees_every_step(config: dict[str, Any], tmp_path: Path) -> None:

@@ -97,7 +97,10 @@ def test_shipped_countdown_configs_can_be_compared_on_equal_terms() -> None:
         ("evaluation.samples = 5", "evaluation.samples is 2 for my-grpo and 5 for other; "),
         ('task.difficulty = "default"', "task.difficulty is easy for my-grpo and default for other; "),
         ("model.lora.rank = 4", "model.lora.rank is unset for my-grpo and 4 for other; "),
-        ('reward = "support.rewards:never"', "reward is support.rewards:even for my-grpo and support.rewards:never"),
+        (
+            'reward.function = "support.rewards:never"',
+            "reward.function is support.rewards:even for my-grpo and support.rewards:never",
+        ),
     ],
 )
 def test_whatever_differs_is_named(here: Path, change: str, sentence: str) -> None:

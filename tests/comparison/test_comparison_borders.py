@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
+from selfdistill.comparison import compare
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.compare import last_step
+from selfdistill.distributed.children import Child, State
 from selfdistill.errors import DataError
 from selfdistill.evaluation.statistics import nested_bootstrap
+from selfdistill.tracking.progress import Progress
 from support.arms import alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
 
 
@@ -155,3 +161,25 @@ def test_the_last_step_is_that_of_the_last_whole_line(width: int, tmp_path: Path
     assert last_step(path) == 2
     path.write_text('{"step": 1' + "1" * width)
     assert last_step(path) == 0
+
+
+def test_a_comparison_in_a_log_tells_steps_and_accuracies_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(compare, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    text = io.StringIO()
+    arms = (SimpleNamespace(config=SimpleNamespace(steps=9)),)
+    folders, comparison = {name: tmp_path / name for name in "ab"}, cast(Any, SimpleNamespace(arms=arms))
+    watch = compare._Watch(Progress(Console(file=text, width=200)), folders, comparison, 2)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 3}\n', encoding="utf-8")
+    (tmp_path / "a" / "evaluations.jsonl").write_text('{"step": 2, "avg": {"value": 0.25}}\n', encoding="utf-8")
+    (tmp_path / "b" / "evaluations.jsonl").write_text('{"step": 2, "avg": null}\n', encoding="utf-8")
+    state = State((Child("a", (), tmp_path), Child("b", (), tmp_path)), 0)
+    for seconds in (0.0, 29.0, 31.0, 32.0, 62.0):
+        now[0] = seconds
+        watch(state)
+    line = "0 of 2 runs done · a step 3/9, accuracy 0.250 · b step 3/9"
+    assert text.getvalue().splitlines() == ["a: started", "b: started", line, line]

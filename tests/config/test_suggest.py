@@ -72,7 +72,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a literal": (
         {"model": {"dtype": "f8"}},
-        "model.dtype: input should be 'float32', 'bfloat16' or 'float64' (got 'f",
+        "model.dtype: input should be 'float32', 'bfloat16', 'float64' or 'auto' (got 'f",
     ),
     "a word of a list": ({"sinks": ["wandd"]}, "sinks: unknown name 'wandd'; did you mean 'wandb'?"),
     "no word in a list": ({"sinks": [3]}, "sinks.0: input should be 'tensorboard', 'wandb' or 'trackio' (got 3)"),

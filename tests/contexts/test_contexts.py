@@ -48,7 +48,7 @@ def shown(name: str, fields: dict[str, str], *, source: str = "default") -> str:
     return messages[-1].content
 
 
-@pytest.mark.parametrize("source", ["countdown", "default", "papers", "toolbox"])
+@pytest.mark.parametrize("source", ["countdown", "default", "papers", "text", "toolbox"])
 def test_a_shipped_file_holds_every_context_and_only_known_fields(source: str) -> None:
     assert source in shipped_contexts()
     templates = load_templates(source)
@@ -60,7 +60,7 @@ def test_a_shipped_file_holds_every_context_and_only_known_fields(source: str) -
     assert templates["student"].text == "$question"
 
 
-@pytest.mark.parametrize("source", ["countdown", "toolbox"])
+@pytest.mark.parametrize("source", ["countdown", "text", "toolbox"])
 def test_all_shipped_files_show_the_same_fields_under_the_same_names(source: str) -> None:
     embedded, default = load_templates(source), load_templates("default")
     assert set(embedded) == set(default)

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-import sizing
 from random_model import random_model
 from selfdistill.config.sections import ParallelConfig
+from selfdistill.models import sizing
 from selfdistill.models.policy import Policy
+from selfdistill.models.sizing import BFLOAT16, FLOAT32, Device, Plan, Shape, Work, memory
 from selfdistill.models.teachers import Teachers
 from selfdistill.types import SequenceBatch, Weights
-from sizing import BFLOAT16, FLOAT32, Device, Plan, Shape, Work, memory
+from sizing import SHAPES
 
 TINY = Shape(layers=2, D=64, H=4, K=2, E=16, F=160, V=500, tied=True)
 ROWS, LENGTH = 3, 40
@@ -28,8 +29,8 @@ def test_parameters_are_those_of_the_model(tied: bool) -> None:
 
 def test_parameters_of_the_published_models() -> None:
     """As their model cards and weight files have them."""
-    assert sizing.SHAPES["qwen3-1.7b"].parameters == 1_720_574_976
-    assert sizing.SHAPES["qwen3-8b"].parameters == 8_190_735_360
+    assert SHAPES["qwen3-1.7b"].parameters == 1_720_574_976
+    assert SHAPES["qwen3-8b"].parameters == 8_190_735_360
 
 
 @pytest.mark.parametrize(("dtype", "bytes_a_number"), [(torch.float32, FLOAT32), (torch.bfloat16, BFLOAT16)])

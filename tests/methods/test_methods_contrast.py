@@ -404,7 +404,7 @@ def test_teacher_weights_may_be_those_of_another_model(
     policy, chat = load_exact(folder)
     dtype, device = torch.float64, torch.device("cpu")
     teacher = keep_float64(load_external(str(other), policy, chat, dtype=dtype, device=device)).double()
-    hyperparameters = {"weights": {"kind": "external", "path": str(other)}}
+    hyperparameters = {"weights": {"kind": "external", "path": str(other)}, "score_temperature": 1.0}
     bench = make_bench(policy, chat, templates, "opsd", hyperparameters, external={External(str(other)): teacher})
     groups = invent_groups(policy, chat)
     bench.step(groups)

@@ -32,14 +32,17 @@ def test_a_torn_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) 
 
 def test_the_first_and_the_last_scored_step_are_kept() -> None:
     rows = [line(1), line(2, u=(0.1,)), line(2, u=(0.2,)), line(2), line(3, u=(0.3,)), line(4, u=(0.4,)), line(5)]
-    assert outer_steps(rows) == ((rows[1], rows[2]), (rows[5],))
-    assert outer_steps([line(1), line(2), line(3)]) == ((line(1),), (line(3),))
-    assert outer_steps([]) == ((), ())
+    assert outer_steps(rows).first_and_last() == ((rows[1], rows[2]), (rows[5],))
+    assert outer_steps([line(1), line(2), line(3)]).first_and_last() == ((line(1),), (line(3),))
+    assert outer_steps([]).first_and_last() == ((), ())
 
 
 def test_a_correct_and_a_wrong_answer_to_one_problem_come_first() -> None:
     rewards = [("a", 0.0), ("a", 0.0), ("b", 1.0), ("b", 0.0), ("c", 1.0), ("c", 1.0)]
-    rows = [line(1, example=example, reward=reward, index=n) for n, (example, reward) in enumerate(rewards)]
+    rows = [
+        line(1, example=example, reward=reward, correct=reward == 1, index=n)
+        for n, (example, reward) in enumerate(rewards)
+    ]
     assert [row.index for row in choose(rows, 4)] == [2, 3, 4, 0]
     assert [row.index for row in choose(rows, 6)] == [2, 3, 4, 0, 5, 1]
 

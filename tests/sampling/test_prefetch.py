@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from selfdistill.config.run import RunConfig, parse_config
-from selfdistill.config.sampler import VLLMConfig
+from selfdistill.config.sampler import ServerConfig, VLLMConfig
 from selfdistill.errors import CheckpointError, ConfigError, SamplerError, TrainingError
 from selfdistill.models.policy import load_policy
 from selfdistill.sampling.build import build_engine
+from selfdistill.sampling.server import await_servers
+from selfdistill.training.build import assemble
 from support.fake_vllm import FakeVLLM, serving
 from support.ranks import WholeRun, run_cases
 from support.runs import STEPS, lines, metrics, open_run, outcome, recorder, tiny_run, train
@@ -255,3 +257,25 @@ def test_what_vllm_cannot_hold_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="is itself an adapter, and vLLM takes one on a whole model"):
         open_run(served(adapter, fake, "grpo", *lora), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dead_server_is_noticed_before_the_model_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Port 9 of this machine has no server; the model would be loaded by what the test takes away."""
+    monkeypatch.setattr("selfdistill.training.build.build_models", None)
+    dead = ("sampler.kind=server", "sampler.urls=['http://127.0.0.1:9']", "sampler.wait=0.0", "sampler.retries=1")
+    said: list[str] = []
+    with pytest.raises(SamplerError, match=r"^sampler http://127\.0\.0\.1:9: does not answer .*: start the servers"):
+        assemble(tiny_run(model, "grpo", *dead), folder=tmp_path, say=said.append)
+    assert [line.split(":")[0] for line in said] == ["sampler http", "no sampler server answers"]
+    # A method that samples nothing asks no server.
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        assemble(tiny_run(model, "sft", *dead), folder=tmp_path)
+
+
+def test_any_answer_of_one_server_is_enough(fake: FakeVLLM) -> None:
+    urls = ["http://127.0.0.1:9", fake.url]
+    said: list[str] = []
+    await_servers(ServerConfig(kind="server", urls=urls, retries=0), said.append)
+    assert fake.calls == ["/v1/models"] and said == []

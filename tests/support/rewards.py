@@ -18,3 +18,9 @@ def never(prompts: list[str], completions: list[str], **columns: Any) -> list[fl
 def wordy(prompts: list[str], completions: list[str], **columns: Any) -> list[str]:
     """An opinion, where a number is asked for."""
     return ["good" for _ in completions]
+
+
+def graded(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """Between 0 and 1 without reaching it, by the sum of the characters. It asks for token ids as TRL's do."""
+    assert all(completion_ids)
+    return [0.02 + (sum(map(ord, text)) % 90) / 100 for text in completions]

@@ -115,7 +115,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Everything that two runs of one config must have in common, bit for bit."""
     newest = checkpoints(folder / "checkpoints")[-1]  # not what a killed process left beside them
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    timed = ("seconds", "tokens_per_second", "written")
+    timed = ("seconds", "tokens_per_second", "written", "starts")
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     state["counters"].pop("seconds")
     state.pop("logs")  # hashes of lines that hold seconds; the lines themselves are compared below

@@ -27,9 +27,9 @@ STOP = 2
 """Id of ``<|end|>``."""
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words and the numbers up to 40."""
-    entries = dict.fromkeys([*SPECIAL, *WORDS, *(str(n) for n in range(41))])
+def tiny_tokenizer(more: int = 0) -> PreTrainedTokenizerFast:
+    """Whole words and the numbers up to 40, and ``more`` words that nobody writes."""
+    entries = dict.fromkeys([*SPECIAL, *WORDS, *(str(n) for n in range(41)), *(f"word{n}" for n in range(more))])
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(

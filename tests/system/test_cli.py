@@ -151,7 +151,7 @@ BAD_SETTINGS = {
     "a model that is not there": ("model.path=./nowhere", "model './nowhere' not found: give a model directory"),
     "no model of that name": ("model.path=nowhere", "or a shipped name (countdown-base"),
     "a context file that is not there": ("contexts=nowhere", "context file 'nowhere' not found: give a shipped name"),
-    "an unknown context": ("method.context=nowhere", "unknown context 'nowhere'; known: answer_only, feedback"),
+    "an unknown context": ("method.context=nowhere", "unknown context 'nowhere'; known: agreeing_sibling, answer_only"),
     "a context that the data cannot fill": ("method.context=own", "no hint in the data"),
     "a reward that is no path": ("reward=even", "reward 'even' must be written 'package.module:function'"),
     "a reward that is not there": ("reward=support.rewards:odd", "has no function 'odd'"),
@@ -268,16 +268,24 @@ def test_a_model_without_a_tokenizer_is_one_sentence(
     assert said.startswith(f"{folder} holds no tokenizer (tokenizer.json): ")
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", '{"model_type": "qqq"}'])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is no model directory, it holds no config.json: "),
+        ("{", "config.json is no JSON ("),
+        ("{}", "holds no weights (model.safetensors): "),
+        ('{"model_type": "qqq"}', "holds no weights (model.safetensors): "),
+    ],
+)
 def test_a_directory_that_holds_no_model_is_one_sentence(
-    text: str, run: Terminal, countdown: Path, tmp_path: Path
+    text: str, sentence: str, run: Terminal, countdown: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     if text:
         (folder / "config.json").write_text(text, encoding="utf-8")
     said = refused(run("train", countdown, "--out", tmp_path / "out", "--set", f"model.path={folder}"))
-    assert said.startswith(f"cannot load a causal language model from {folder}: ")
+    assert said.startswith(str(folder)) and sentence in said
 
 
 def test_a_damaged_weight_file_is_one_sentence(run: Terminal, countdown: Path, model: Path, tmp_path: Path) -> None:
@@ -285,7 +293,7 @@ def test_a_damaged_weight_file_is_one_sentence(run: Terminal, countdown: Path, m
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     said = refused(run("train", countdown, "--out", tmp_path / "out", "--set", f"model.path={folder}"))
-    assert said.startswith(f"cannot load a causal language model from {folder}: ")
+    assert said == f"{weights} is damaged or was not copied to its end: download or copy it again"
 
 
 def with_tokenizer(model: Path, tokenizer: Any, folder: Path) -> Path:
@@ -427,6 +435,33 @@ def test_a_solution_beyond_the_window_is_counted_and_left_out_of_sft(
 # --- what a run leaves -----------------------------------------------------------------------------------------------
 
 
+def test_a_dry_run_leaves_nothing_and_shows_what_a_run_shows(run: Terminal, countdown: Path, tmp_path: Path) -> None:
+    said = run("train", countdown, "--out", tmp_path / "dry", "--dry-run")
+    assert (said.code, said.err) == (0, "")
+    assert not (tmp_path / "dry").exists()
+    banner = said.out.partition("── student")[0]
+    trained = run("train", countdown, "--out", tmp_path / "run").out
+    assert trained.startswith(banner.replace(str(tmp_path / "dry"), str(tmp_path / "run")))
+    assert re.search(r"^the first step took \S+ s: about .+ for the 2 steps left$", trained, re.MULTILINE)
+
+
+def test_an_empty_out_is_refused(run: Terminal, countdown: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    for command in (("train", countdown), ("compare", countdown), ("inspect", "countdown-base"), ("export", tmp_path)):
+        assert refused(run(*command, "--out", "")).startswith("--out is empty, which would be the current folder")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_the_first_line_comes_before_torch_is_imported(countdown: Path, tmp_path: Path) -> None:
+    """What the line is printed by has not imported torch, and a mistake in the config prints no such line."""
+    program = (
+        "import sys; from selfdistill.cli import terminal, app; assert 'torch' not in sys.modules; "
+        "terminal.announce_torch(); assert 'torch' not in sys.modules; import torch; terminal.announce_torch()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "loading torch\n")
+
+
 def test_train_leaves_what_its_folder_promises(run: Terminal, countdown: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = run("train", countdown, "--out", out)
@@ -436,6 +471,7 @@ def test_train_leaves_what_its_folder_promises(run: Terminal, countdown: Path, t
         "metrics.jsonl",
         "rollouts.jsonl",
         "evaluations.jsonl",
+        "starts.jsonl",
         "checkpoints",
         "summary.json",
         "report.html",
@@ -565,6 +601,8 @@ def test_a_loss_that_is_no_number_is_exit_code_2(run: Terminal, countdown: Path,
 
 
 EVALUATED = {
+    "reward",
+    "rewards",
     "entropy",
     "top_p",
     "top_k",
@@ -599,7 +637,7 @@ EVALUATED = {
 def test_evaluate_prints_one_object_with_all_its_numbers(run: Terminal, model: Path) -> None:
     options = ("--samples", 3, "--limit", 4, "--max-tokens", 8, "--set", "task.difficulty=easy", "--json")
     said = run("evaluate", model, "--task", "countdown", *options)
-    assert (said.code, said.err) == (0, "")
+    assert (said.code, said.err) == (0, f"model: {model}, 10.9K weights, float32 on cpu\n")
     result = json.loads(said.out)
     assert set(result) == EVALUATED
     assert (result["problems"], result["samples"], result["split"], result["task"]) == (4, 3, "test", "countdown")
@@ -690,7 +728,7 @@ def test_contexts_prints_every_role_with_its_tokens(
     kept = [line for line in config.splitlines() if not line.startswith("method.")]
     countdown.write_text("\n".join([*kept, f'method = "{method}"', ""]), encoding="utf-8")
     said = run("contexts", countdown, "--examples", 2, "--completions", 3)
-    assert (said.code, said.err) == (0, "")
+    assert said.code == 0 and re.fullmatch(r"model: \S+, 10\.9K weights, float32 on cpu\n", said.err)
     text = said.out
     shown = 2 * DRAWN.get(method, 3)
     assert text.count("══ countdown-") == shown

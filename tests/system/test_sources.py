@@ -221,9 +221,9 @@ def test_data_check_reads_the_rows_of_a_config(folders: Path, capsys: pytest.Cap
     assert "user: 1 + 1? Box it.\n" in _checked("mine.toml", capsys)
     for arguments, sentence in (
         (["countdown-grpo"], "task 'countdown' makes its own problems, so there are no rows to check"),
-        ([], "data check needs rows"),
+        ([], "name the rows to check with --path, as in"),
         (["rows.jsonl", "--path", "rows.json"], "leave one of them out"),
-        (["mine.toml", "--split", "train"], "choose rows of --path"),
+        (["mine.toml", "--split", "train"], "choose among the rows of --path"),
     ):
         with pytest.raises(SystemExit):
             main(["data", "check", *arguments])

@@ -12,7 +12,7 @@ from selfdistill.config.tasks import ChoiceConfig
 from selfdistill.errors import DataError
 from selfdistill.tasks.choice.letters import Chosen, chosen_letter, names_letter, option_lines
 from selfdistill.tasks.choice.task import ChoiceTask
-from selfdistill.training.loop import epoch_examples
+from selfdistill.training.problem import epoch_examples
 from selfdistill.types import Example, Message, Verdict
 
 INSIDE = {

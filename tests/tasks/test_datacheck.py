@@ -177,6 +177,45 @@ def test_the_check_lists_rejected_rows_by_reason_and_line(tmp_path: Path) -> Non
     assert next(iter(describe_check(report))) == "8 rows, 4 rejected, 4 checked, 100.0% verified"
 
 
+def test_control_tokens_in_rows_are_counted_and_kept(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "rows.jsonl",
+        {"question": "1 + 1?", "answer": "2"},
+        {"question": "2 + 2?<|im_end|><|im_start|>system", "answer": "4"},
+        {"question": "3 + 2? [INST]", "answer": "5", "worked": "so <|im_end|> 5 <|mine|>"},
+        {"question": "4 + 2? < |im_end| > <|im_end |>", "answer": "6"},
+    )
+    report = check_data(str(path), task="math", preset=None, overrides=["task.fields={}"])
+    assert report["control_tokens"] == {
+        "rows": 2,
+        "first": "rows:2",
+        "tokens": {"<|im_end|>": 1, "<|im_start|>": 1, "[INST]": 1},
+    }
+    assert report["checked"] == 4
+    assert list(describe_check(report))[1] == (
+        "2 rows spell out control tokens, the first in line 2 of rows (<|im_end|> in 1, <|im_start|> in 1, [INST] in 1)"
+        ": they are kept as text and open no turn"
+    )
+    # A column counts once a context may show it, and a model's own tokens once the model is known.
+    shown = ["task.solution=worked", "task.bad_rows=skip"]
+    report = check_data(str(path), task="math", preset=None, overrides=shown, special_tokens=["<|mine|>"])
+    assert report["control_tokens"]["tokens"] == {"<|im_end|>": 1, "<|mine|>": 1, "[INST]": 1}
+
+
+def test_the_special_tokens_of_a_model_are_looked_for_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path / "rows.jsonl", {"question": "1 + 1? <|pad|>", "answer": "2"})
+    plain = ["data", "check", "--task", "math", "--path", path]
+    assert "control tokens" not in run(capsys, *plain)[1]
+    said = run(capsys, *plain, "--model", "countdown-base")
+    assert said[0] == 0
+    assert "1 rows spell out control tokens, the first in line 1 of rows (<|pad|> in 1): they are kept" in said[1]
+    assert run(capsys, *plain, "--model", "nowhere")[2].startswith(
+        "selfdistill: model 'nowhere' not found: give a model"
+    )
+
+
 def test_a_reference_that_says_something_else_is_listed_and_a_silent_one_counted(tmp_path: Path) -> None:
     path = save(
         tmp_path / "rows.jsonl",

@@ -10,12 +10,11 @@ import pytest
 
 from selfdistill.config.tasks import ToolsConfig
 from selfdistill.contexts import rendering
-from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ModelError
 from selfdistill.tasks.tools.calls import Call, MalformedCall
 from selfdistill.tasks.tools.syntax import find_calls, syntax_of
 from selfdistill.tasks.tools.task import ToolsTask
-from support.tiny import STOP, tiny_tokenizer
+from support.tool_templates import EACH, TEMPLATES, chat_of
 
 TOOLS = [
     {
@@ -41,56 +40,6 @@ TOOLS = [
 ]
 BERN = Call("get_weather", {"city": "Bern", "days": 3, "detail": True})
 TOWNS = Call("list_towns", {})
-
-HEAD = (
-    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ tools }}{{ m.content }}<|end|>"
-    "{% elif m.role == 'system' %}{{ m.content }}{% else %}<|assistant|>{{ m.content }}"
-)
-TAIL = "<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-EACH = "{% for c in m.tool_calls or [] %}{% set f = c.function %}"
-
-# The part of each family's template that writes the calls of an assistant's turn.
-TEMPLATES = {
-    "hermes": EACH + '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>\n'
-    "{% endfor %}",
-    "llama": "{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}"
-    + EACH
-    + '{"name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}{% endfor %}',
-    "qwen3-coder": EACH
-    + "<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments | items %}<parameter={{ k }}>\n{{ "
-    "v | tojson if v is mapping or (v is sequence and v is not string) else v | string }}\n</parameter>\n{% endfor %}"
-    "</function>\n</tool_call>{% endfor %}",
-    "mistral": "{% if m.tool_calls %}[TOOL_CALLS][{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ "
-    "raise_exception('id') }}{% endif %}{{ c.function | tojson }}{{ ', ' if not loop.last }}{% endfor %}]{% endif %}",
-    "mistral-11": EACH + "[TOOL_CALLS]{{ f.name }}[ARGS]{{ f.arguments | tojson }}{% endfor %}",
-    "olmo": "{% if m.tool_calls %}<function_calls>\n{% for c in m.tool_calls %}{{ c.function.name }}("
-    "{% for k, v in c.function.arguments | items %}{{ k }}={{ v | tojson }}{{ ', ' if not loop.last }}{% endfor %})\n"
-    "{% endfor %}</function_calls>{% endif %}",
-    "lfm2": "{% if m.tool_calls %}<|tool_call_start|>[{% for c in m.tool_calls %}{{ c.function.name }}("
-    "{% for k, v in c.function.arguments | items %}{{ k }}={{ v | tojson }}{{ ', ' if not loop.last }}{% endfor %})"
-    "{{ ', ' if not loop.last }}{% endfor %}]<|tool_call_end|>{% endif %}",
-    "glm": EACH + "<tool_call>{{ f.name }}\n{% for k, v in f.arguments | items %}<arg_key>{{ k }}</arg_key>\n"
-    "<arg_value>{{ v if v is string else v | tojson }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}",
-    "deepseek": "{% if m.tool_calls %}<｜tool▁calls▁begin｜>"
-    + EACH
-    + "{{ '<｜tool▁call▁begin｜>' + f.name + '<｜tool▁sep｜>' + f.arguments + '<｜tool▁call▁end｜>' }}{% endfor %}"
-    "<｜tool▁calls▁end｜>{% endif %}",
-    "harmony": EACH
-    + " to=functions.{{ f.name }}<|channel|>commentary json<|message|>{{ f.arguments | tojson }}<|call|>"
-    "{% endfor %}",
-    "gemma": EACH + "<|tool_call>call:{{ f.name }}{{ '{' }}{% for k, v in f.arguments | items %}{{ k }}:"
-    "{% if v is string %}<|\"|>{{ v }}<|\"|>{% else %}{{ v | tojson }}{% endif %}{{ ',' if not loop.last }}{% endfor %}"
-    "{{ '}' }}<tool_call|>{% endfor %}",
-    "thinking": "{% if m.tool_calls %}<think>\n\n</think>\n\n{% endif %}"
-    + EACH
-    + '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}',
-}
-
-
-def chat_of(calls: str) -> Chat:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = HEAD + calls + TAIL
-    return Chat(tokenizer, stop_ids=[STOP], window=256, name="toy")
 
 
 def tools_task(path: Path, *calls: Call, **options: Any) -> ToolsTask:
@@ -203,6 +152,11 @@ def test_values_that_xml_cannot_tell_apart_are_compared_as_the_schema_types_them
         ),
         ("<tool_call>\n<function=list_towns>\n</function>\n</tool_call>", [TOWNS]),
         ("<tool_call>list_towns\n</tool_call>", [TOWNS]),
+        (
+            '<|python_start|>I look.<|python_end|>{"name": "f", "parameters": {"a": 1}}{"name": "g", "parameters": {}}',
+            [Call("f", {"a": 1}), Call("g", {})],
+        ),
+        ("<|python_start|>[f(a=1)]<|python_end|>", [Call("f", {"a": 1})]),
         ("There are {braces} and [lists] here.", []),
     ],
 )

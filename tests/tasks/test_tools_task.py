@@ -110,7 +110,8 @@ def test_equality_is_that_of_json_values() -> None:
             "the input of getWeather is not valid JSON: Expecting value at character 10",
         ),
         (react("getWeather", "Bern"), 0.0, "the input of getWeather is not a JSON object: 'Bern'"),
-        ("Action: getTowns\nand then", 0.0, "the action getTowns has no 'Action Input:'"),
+        ("Action: getWeather\nand then", 0.0, "the action getWeather has no 'Action Input:'"),
+        ("Action: getTowns\nand then", 0.0, "getTowns is the wrong tool here"),
         (
             react("getWeather", '{"town": "Bern", "days": 3}') + "\n" + react("getTowns", "{}"),
             0.0,
@@ -177,6 +178,40 @@ def test_an_empty_argument_is_none_if_it_is_asked_for(tmp_path: Path) -> None:
     task, example = one_of(tmp_path, empty, ignore_empty=True)
     assert task.verify(example, text, finished=True).correct
     assert task.verify(example, react("getWeather", '{"town": "Bern", "days": 0}'), finished=True).feedback is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Action: getTowns",
+        "Thought: all.\n**Action:** `getTowns()`\nObservation: none",
+        "Action: getTowns\nAction Input:",
+    ],
+)
+def test_a_tool_that_needs_no_arguments_is_called_without_them(text: str, tmp_path: Path) -> None:
+    task, example = one_of(tmp_path, {"name": "getTowns", "arguments": {}})
+    assert task.verify(example, text, finished=True).correct
+    assert not task.verify(example, text.replace("getTowns", "getWeather"), finished=True).correct
+
+
+@pytest.mark.parametrize(
+    ("parameters", "needy"),
+    [
+        ({"type": "object", "properties": {}}, False),
+        ({"type": "object", "properties": {"a": {}}, "required": []}, False),
+        ({"type": "object", "properties": {"a": {}}, "required": ["a"]}, True),
+        ({"type": "object", "properties": {"a": {}}}, True),
+    ],
+)
+def test_an_action_without_an_input_is_a_call_where_the_schema_requires_nothing(
+    parameters: dict[str, Any], needy: bool
+) -> None:
+    schemas = [{"function": {"name": "f", "parameters": parameters}}]
+    if needy:
+        with pytest.raises(MalformedCall, match="the action f has no 'Action Input:'"):
+            react_calls("Action: f", schemas)
+    else:
+        assert react_calls("Action: f", schemas) == [Call("f", {})]
 
 
 def test_schemas_are_read_from_a_documentation_and_from_both_spellings() -> None:

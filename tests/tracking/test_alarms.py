@@ -20,12 +20,12 @@ from support.runs import as_toml, lines, metrics, open_run, outcome, recorder, t
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
-DEFAULTS = AlarmsConfig(window=2)
+DEFAULTS = AlarmsConfig(window=2, no_success=2)
 """The shipped limits over two steps, which is little enough to add up by hand."""
 
 
 def heard(*history: Mapping[str, Any], thresholds: AlarmsConfig = DEFAULTS) -> list[Alarm]:
-    watch = AlarmWatch(thresholds)
+    watch = AlarmWatch(thresholds, right="from a reward of 1 on (reward.success)")
     return [alarm for step, line in enumerate(history, start=1) for alarm in watch.look({"step": step, **line})]
 
 
@@ -72,6 +72,23 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[int], str]] = {
         column("truncated", [0.0, 0.2, 0.3, 0.4, 0.2, 0.2, 0.5]),
         [4, 7],
         "35% of the completions were cut by the token limit over the last 2 steps (limit 30%)",
+    ),
+    # Rewards from 0.2 to 0.6 that are never right; step 4 is right once and clears it.
+    "graded rewards": (
+        "no_success",
+        [
+            *({"success": 0.0, "reward_low": low, "reward_high": 0.6} for low in (0.2, 0.3)),
+            *({"success": share, "reward_low": 0.3, "reward_high": 0.6} for share in (0.0, 0.5, 0.0, 0.0)),
+        ],
+        [2, 6],
+        "over the last 2 steps no completion is right, which it is from a reward of 1 on (reward.success), while "
+        "rewards go from 0.2 to 0.6",
+    ),
+    "rewards beyond success": (
+        "no_success",
+        [{"success": 1.0, "reward_low": 3.0, "reward_high": 5.4}] * 2,
+        [2],
+        "every completion is right",
     ),
     "skipped": (
         "skipped_completions",
@@ -169,6 +186,8 @@ NEAR: dict[str, list[dict[str, Any]]] = {
     "truncated_completions": column("truncated", [0.3, 0.29]),
     "skipped_completions": column("left_out", [0.5, 0.49]),
     "no_signal": column("no_signal", [0.8, 0.79]),
+    # None is right, and no reward says that one is better than another.
+    "no_success": [{"success": 0.0, "reward_low": 0.0, "reward_high": 0.0}] * 3,
     "importance_ratios": [{"ratio": 1.09, "clip_share": 0.19}, {"ratio": 0.91, "clip_share": 0.0}],
     "sampler_gap": column("sampler_gap", [0.1, 0.09]),
     "teacher_worse": [{"u_correct": 0.01, "u_wrong": 0.0, "reward": 0.5, "teacher_reward": 0.46}] * 2,

@@ -39,6 +39,7 @@ def test_an_evaluation_is_no_training_speed_and_its_time_is_still_to_come(monkey
     second = {"step": 2, "seconds": 4.0, "phase_seconds": {"generation": 4.0}}
     progress.step(line | second, total=4, evaluation_left=20.0)
     assert [row.split("  ", 4)[-1] for row in text.getvalue().splitlines()] == [
+        "the first step took 2 s: about 26 s for the 3 steps left",
         "100 tokens/s  0:26 left",  # 3 steps of 2 s and 20 s
         "25 tokens/s  0:36 left",  # 400 tokens in 16 s; 2 steps of 8 s and 20 s
     ]
@@ -92,9 +93,16 @@ def test_steps_that_no_evaluation_has_seen_are_named() -> None:
     assert "newest evaluation" not in closing(1.0, steps=5, after_step=5)
 
 
+@pytest.mark.parametrize(("steps", "name"), [(2, "after"), (3, "newest")])
+def test_an_evaluation_before_the_last_step_is_not_called_after(steps: int, name: str) -> None:
+    rows = [row.split()[0] for row in closing(1.0, steps=steps, after_step=2).splitlines() if " 1.000 " in row]
+    assert rows == ["before", name, "best"]
+
+
 @pytest.mark.parametrize(("reward", "none_right"), [(0.0, True), (1.0, False)])
 def test_a_best_step_without_a_right_completion_is_called_none(reward: float, none_right: bool) -> None:
     said = closing(reward, steps=2, after_step=2)
+    assert ("\n best " in said) is not none_right
     assert ("\nno held-out completion was right in any evaluation: no step is the best, " in said) is none_right
 
 

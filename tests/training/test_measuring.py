@@ -28,7 +28,8 @@ def view(group: int, index: int, length: int, *, advantage: float = 0.0, taught:
     prompts = {"student": (3,), **({"teacher": (4,)} if taught else {})}
     ids = tuple(range(8, 8 + length))
     whole = View(prompts, ids, (1.0,) * length, (0.0,) * length, advantage, group, index)
-    return replace(whole, **more)  # type: ignore[arg-type]
+    right = more.get("reward") in (1.0, 2.0)
+    return replace(whole, **{"correct": right, **more})  # type: ignore[arg-type]
 
 
 def scores(*logprobs: float) -> Scores:
@@ -53,12 +54,17 @@ def test_what_a_source_drew_is_averaged_over_its_completions() -> None:
     # Three of the student's, two of them judged; "wait" twice and "hmm" once.
     assert rollout_metrics(GROUPS, "student") == {
         "reward": (1.0 + 0.25) / 2,
+        "reward_low": 0.25,
+        "reward_high": 1.0,
+        "success": 1 / 2,
         "length": (4 + 2 + 6) / 3,
         "truncated": 1 / 3,
         "deliberation": 3 / 3,
     }
-    assert rollout_metrics(GROUPS, "teacher") == {"reward": 0.75, "length": 3.0, "truncated": 0.0, "deliberation": 1.0}
-    assert rollout_metrics(GROUPS, "nobody") == dict.fromkeys(("reward", "length", "truncated", "deliberation"))
+    rewards = dict.fromkeys(("reward", "reward_low", "reward_high"), 0.75)
+    lengths = {"length": 3.0, "truncated": 0.0, "deliberation": 1.0}
+    assert rollout_metrics(GROUPS, "teacher") == {**rewards, "success": 0.0, **lengths}
+    assert rollout_metrics(GROUPS, "nobody") == dict.fromkeys((*rewards, "success", *lengths))
     assert rollout_metrics(GROUPS[1:], "student")["reward"] is None
 
 
@@ -122,6 +128,7 @@ def test_every_completion_is_written_down_with_its_u(model: Path) -> None:
         "finished": False,
         "policy_version": 5,
         "reward": 0.25,
+        "correct": False,
         "feedback": None,
         "u": [0.5, -1.12346],
     }

@@ -69,7 +69,7 @@ def test_a_run_that_judges_nothing_says_so_everywhere(tmp_path: Path, bytewise: 
         assert (row["judged"], row["avg"], row["pass"], row["maj"], row["hits"]) == (0, None, None, None, None)
         assert row["length"] == sum(row["tokens"]) / 6
         assert row["entropy"] > 0
-    assert (summary["best"], summary["best_step"], summary["after_step"]) == (None, None, 2)
+    assert (summary["best"], summary["best_by"], summary["after_step"]) == (None, "last", 2)
     assert weights(folder / "checkpoints" / "best") == weights(checkpoints(folder / "checkpoints")[-1] / "model")
 
     # A damaged copy of it is restored from the checkpoint of its step.
@@ -90,8 +90,10 @@ def test_a_run_that_judges_nothing_says_so_everywhere(tmp_path: Path, bytewise: 
         f"step    2  nothing is judged  length {row['length']:.1f}  truncated {row['truncated']:.1%}  "
         f"entropy {row['entropy']:.3f}  deliberation {row['deliberation']:.2f}\n"
     )
-    assert re.search(r"^ *step +length +cut +delib\. *$", text, re.MULTILINE)
-    assert not re.search("avg@|pass@|maj@|95 %|best", text)
+    assert re.search(r"^ *step +references +length +cut +delib\. *$", text, re.MULTILINE)
+    assert not re.search(r"avg@|pass@|maj@|95 %|^best +\d", text, re.MULTILINE)
+    assert f"step    2  references {row['loglikelihood']['value']:+.3f} nats a token\n" in text
+    assert "best: the newest evaluation" in text
 
     # The page says the same.
     page = (folder / "report.html").read_text(encoding="utf-8")

@@ -376,11 +376,12 @@ def test_all_that_the_loss_is_handed_lies_on_the_students_device(
     record = bench.trainer.step(groups, step=1).record
     whole = sum(2.0**24 + length - 1 for length in lengths)
     assert (record.roles["teacher"].u, record.roles["teacher"].entropy) == (whole, whole)
-    assert asked == [{"max_tokens": 1, "max_logits_per_chunk": 777, "world": bench.trainer.world}] * 2
+    told = {"max_tokens": 1, "max_logits_per_chunk": 777, "world": bench.trainer.world}
+    assert asked == [{"temperatures": {STUDENT: 1.0, "teacher": 1.0}, **told}] * 2
     assert asked[0]["world"] is bench.trainer.world
     assert clocks == [torch.device("meta")]
     assert len(jobs) == 2 * 12
-    known = {"advantage", "old_logprob", "mark", "teacher", "sampler_logprob"}
+    known = {*("advantage", "old_logprob", "position", "length", "segment", "mark", "teacher", "sampler_logprob")}
     assert [set(job.inputs) for job in jobs] == [known] * 12 + [{*known, "learner_logprob"}] * 12
     for job in jobs:
         handed = {**job.inputs, "weight": job.weight_N}

@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 from selfdistill.api.quiet import silenced
 from selfdistill.api.rollouts import check_pair
 from selfdistill.api.settings import Overrides, as_pairs, check_counts
-from selfdistill.api.tasks import as_task, checked_task, take_rows
+from selfdistill.api.tasks import as_task, take_rows
 from selfdistill.cli.evaluate import evaluate_model
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.models.policy import Policy
-from selfdistill.tasks.reward import RewardFunction
+from selfdistill.tasks.own import checked_task
+from selfdistill.tasks.reward import RewardLike
 from selfdistill.types import Task
 
 ModelLike: TypeAlias = str | Path | tuple[Policy, Chat]
@@ -34,7 +35,7 @@ def evaluate(
     max_tokens: int | None = None,
     seed: int = 0,
     checkpoint: int | str | None = None,
-    reward: str | RewardFunction | None = None,
+    reward: RewardLike | None = None,
     overrides: Overrides = (),
 ) -> dict[str, Any]:
     """Measure the accuracy on held-out problems: the same numbers as ``selfdistill evaluate`` with the same seed.
@@ -100,7 +101,7 @@ def model_of(model: ModelLike) -> tuple[str, tuple[Policy, Chat] | None]:
 
 
 def task_of(
-    task: TaskLike | None, reward: str | RewardFunction | None = None
+    task: TaskLike | None, reward: RewardLike | None = None
 ) -> tuple[str | Mapping[str, Any] | None, Task | None]:
     """Return a task as the commands take it: its kind or table, and the object if it is one.
 

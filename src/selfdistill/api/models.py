@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def load_policy(
     path: str | Path,
     *,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[Policy, Chat]:
@@ -33,8 +33,9 @@ def load_policy(
     Args:
         path: a shipped name (``"countdown-base"``), a model directory, a hub id, or the folder of a run, whose newest
             checkpoint is loaded.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float64"``, of weights and activations.
-        device: a torch device, for example ``"cuda"``.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float64"``, of weights and activations; ``"auto"`` is bfloat16 on a
+            GPU that is fast in it, else float32.
+        device: a torch device, for example ``"cuda"``; ``"auto"`` is the GPU with most free memory, else the CPU.
         lora: train an adapter instead of all weights, for example ``{"rank": 8, "alpha": 16}``.
         seed: draws a new adapter's weights.
 

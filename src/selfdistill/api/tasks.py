@@ -13,7 +13,8 @@ from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.data import MemoryRows, Row
 from selfdistill.tasks.judging import verify_all
-from selfdistill.tasks.reward import RewardedTask, RewardFunction, load_reward
+from selfdistill.tasks.own import checked_task
+from selfdistill.tasks.reward import RewardedTask, RewardLike, parse_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.types import Example, Message, Task, Verdict
 
@@ -22,13 +23,9 @@ Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
 
 SOURCES = ("path", "validation_path", "test_path")
 """Keys of a task's table that are sources of rows."""
-PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
-"""The attributes that every task must have."""
 
 
-def load_task(
-    kind: str | None = None, *, seed: int = 0, reward: str | RewardFunction | None = None, **options: Any
-) -> Task:
+def load_task(kind: str | None = None, *, seed: int = 0, reward: RewardLike | None = None, **options: Any) -> Task:
     """Load a task: problems, and a verifier of completions.
 
     ``load_task("countdown")`` generates its problems; ``load_task("math", path="rows.jsonl", prompt="question",
@@ -40,7 +37,8 @@ def load_task(
         seed: draws generated problems, and the order of moving options.
         reward: a function that replaces the verifier's reward, or ``"package.module:function"``. It is called with
             lists ``prompts``, ``completions`` and the row's columns, and returns one float (or None: not judged) per
-            completion.
+            completion. A list of several is added up; a table ``{"function": f, "success": 0.5}`` takes the keys of
+            ``[reward]``, and without a function says which of the verifier's rewards count as right.
             For code, ``"all"`` and ``"share"`` are the task's own key.
         options: keys of the task's table (``docs/data.md``). ``path``, ``validation_path`` and ``test_path`` may be
             files, or rows in memory: a list of dicts or a ``datasets.Dataset``.
@@ -58,7 +56,7 @@ def load_task(
     if "kind" not in table and "preset" not in table:
         raise ConfigError("load_task needs a kind, for example load_task('countdown'), or a preset")
     config = parse_config({"method": "grpo", "task": table, "seed": seed}, "load_task")
-    return build_task(config.task, seed=config.seed, reward=checked_reward(reward), rows=rows)
+    return build_task(config.task, seed=config.seed, reward=reward, rows=rows)
 
 
 def take_rows(table: dict[str, Any]) -> dict[str, MemoryRows]:
@@ -95,46 +93,16 @@ def memory_rows(value: Any, what: str) -> MemoryRows:
     return MemoryRows(rows, "rows")
 
 
-def as_task(given: object, reward: object = None) -> Task | None:
+def as_task(given: object, reward: RewardLike | None = None) -> Task | None:
     """Return a task, given by kind or as an object, with its rewards replaced by ``reward``; None for None.
 
     Raises:
-        ConfigError: the argument is not a task.
+        ConfigError: the argument is not a task, or the reward is no function.
     """
-    function = checked_reward(reward)
-    if given is None:
-        return None if function is None else RewardedTask(Prompts(), _loaded(function))
     if isinstance(given, str):
-        return load_task(given, reward=function)
-    task = checked_task(given)
-    return task if function is None else RewardedTask(task, _loaded(function))
-
-
-def checked_task(given: Any) -> Task:
-    """Check that an object is a task and return it.
-
-    Raises:
-        ConfigError: an attribute is missing; the message names it.
-    """
-    lacking = [part for part in PARTS if not _has(given, part)]
-    if lacking:
-        raise ConfigError(
-            f"a {type(given).__name__} is no task, for it has no {lacking[0]!r}: give load_task(…), a kind "
-            f"('countdown'), or an object with {', '.join(PARTS)}"
-        )
-    task: Task = given
-    return task
-
-
-def checked_reward(reward: object) -> str | RewardFunction | None:
-    """Check that a reward is a function or the import path of one, and return it.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    if reward is None or isinstance(reward, str) or callable(reward):
-        return reward
-    raise ConfigError(f"reward must be a function or 'package.module:function', got {type(reward).__name__}")
+        return load_task(given, reward=reward)
+    task = None if given is None else checked_task(given)
+    return task if reward is None else RewardedTask(task or Prompts(), *parse_reward(reward))
 
 
 def as_examples(given: Any, task: Task | None) -> list[Example]:
@@ -223,9 +191,11 @@ class Chosen:
         """Return the task's own verdicts, in one call if it verifies many at once."""
         return verify_all(self.task, asked)
 
-
-def _loaded(reward: str | RewardFunction) -> RewardFunction:
-    return load_reward(reward) if isinstance(reward, str) else reward
+    def verify_tokens(
+        self, asked: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]]
+    ) -> list[Verdict]:
+        """Return the task's own verdicts, with the token ids for a judge that asks for them."""
+        return verify_all(self.task, asked, ids=ids)
 
 
 def _is_source(value: object) -> bool:

@@ -13,15 +13,17 @@ from rich.console import Console
 
 from selfdistill.api.quiet import silenced
 from selfdistill.api.settings import ConfigLike, Overrides, config_name, raw_config
-from selfdistill.api.tasks import Chosen, as_task, checked_reward, checked_task, memory_rows, take_rows
+from selfdistill.api.tasks import Chosen, as_task, memory_rows, take_rows
 from selfdistill.config.run import RunConfig, parse_config
 from selfdistill.distributed.signals import StopRequest, stop_on_signals
 from selfdistill.distributed.world import connect, report_error_once
 from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import read_lines
+from selfdistill.models.devices import on_gpu
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.data import MemoryRows
-from selfdistill.tasks.reward import RewardFunction
+from selfdistill.tasks.own import checked_task
+from selfdistill.tasks.reward import RewardLike, parse_reward
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.loop import Run
 from selfdistill.types import Example, StepRecord, Task
@@ -57,7 +59,7 @@ def train(
     *,
     out: str | Path,
     examples: Any = None,
-    reward: str | RewardFunction | None = None,
+    reward: RewardLike | None = None,
     on_step: Callable[[StepRecord], object] | None = None,
     resume: bool = False,
     progress: bool | Progress = False,
@@ -91,12 +93,14 @@ def train(
     """
     if on_step is not None and not callable(on_step):
         raise ConfigError(f"on_step must be a function of one argument, got {type(on_step).__name__}")
+    if not str(out):
+        raise ConfigError("out is empty, which would be the current folder: name a folder for the run")
     raw = raw_config(config, overrides, settings)
     build = _extract_objects(raw, examples, reward)
     checked = parse_config(raw, config_name(config))
     folder, terminal = Path(out), Progress(Console()) if progress is True else progress or Progress()
     with silenced(), report_error_once(resume=f"continue with resume=True, out={str(folder)!r}"):
-        connect(cuda=checked.model.device != "cpu", timeout=checked.parallel.timeout)
+        connect(cuda=on_gpu(checked.model), timeout=checked.parallel.timeout)
         hook: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
         with terminal, stopping(terminal) as stop:
             run = Run(checked, folder, resume=resume, progress=terminal, task=build(checked), **hook)
@@ -118,11 +122,13 @@ def stopping(progress: Progress) -> Iterator[StopRequest]:
         yield stop
 
 
-def _extract_objects(raw: dict[str, Any], examples: Any, reward: object) -> Callable[[RunConfig], Task | None]:
+def _extract_objects(
+    raw: dict[str, Any], examples: Any, reward: RewardLike | None
+) -> Callable[[RunConfig], Task | None]:
     """Replace objects in the config's tables by names. Returns a function that builds the task from the objects."""
-    function = checked_reward(reward if reward is not None else raw.get("reward"))
+    function: Any = reward if reward is not None else raw.get("reward")
     if function is not None:
-        raw["reward"] = function if isinstance(function, str) else _name_of(function)
+        raw["reward"] = parse_reward(function)[1].model_dump()
     given = raw.get("task")
     if isinstance(given, str):
         raw["task"] = given = {"kind": given}
@@ -147,7 +153,7 @@ def _extract_objects(raw: dict[str, Any], examples: Any, reward: object) -> Call
 
 
 def _object(
-    raw: dict[str, Any], task: Task, examples: Any, reward: str | RewardFunction | None
+    raw: dict[str, Any], task: Task, examples: Any, reward: RewardLike | None
 ) -> Callable[[RunConfig], Task | None]:
     """Write the name of a task object into the config. Returns the function that builds the task."""
     if examples is not None:
@@ -163,14 +169,14 @@ def _from_table(
     raw: dict[str, Any],
     rows: Mapping[str, MemoryRows],
     chosen: list[Example],
-    reward: str | RewardFunction | None,
+    reward: RewardLike | None,
 ) -> Callable[[RunConfig], Task | None]:
     """Return the function that builds a task of the config with rows in memory, chosen examples or a reward."""
     if chosen:
         checked = parse_config(raw, "examples")
         task = build_task(checked.task, seed=checked.seed, reward=None)
         return _object(raw, Chosen(task, chosen), None, reward)
-    if rows or callable(reward):
+    if rows or reward is not None:
         return lambda config: build_task(config.task, seed=config.seed, reward=reward, rows=rows)
     return lambda config: None
 
@@ -183,8 +189,3 @@ def _examples(given: Any) -> list[Example]:
 
 def _is_task(given: Any) -> bool:
     return callable(getattr(given, "examples", None)) and callable(getattr(given, "verify", None))
-
-
-def _name_of(function: RewardFunction) -> str:
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', type(function).__module__)}:{name}"

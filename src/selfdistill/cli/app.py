@@ -11,7 +11,17 @@ import typer
 
 from selfdistill import __version__
 from selfdistill.cli.listings import Json, Set, check_early, data_app, listings
-from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, as_mistake, quiet, say, say_json
+from selfdistill.cli.terminal import (
+    HELP_OPTIONS,
+    Command,
+    Commands,
+    as_mistake,
+    folder,
+    quiet,
+    reporting,
+    say,
+    say_json,
+)
 from selfdistill.errors import ConfigError
 from selfdistill.files.text import printable
 
@@ -46,6 +56,10 @@ Checkpoint = Annotated[
 ]
 
 
+def _folder_option(help_text: str) -> Any:
+    return typer.Option(parser=folder, metavar="DIR", help=help_text)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         say(f"selfdistill {__version__}")
@@ -66,22 +80,26 @@ def train(
     config: Source,
     set_: Set = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default: runs/NAME, or the run folder given as config.")
+        Path | None,
+        _folder_option("Folder of the run; default: runs/NAME, or the run folder given as config."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder if there is one.")] = False,
     processes: Annotated[
         int | None, typer.Option("--launch", min=1, metavar="N", help="Train with N processes on this machine.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do everything up to the first step, show it, and write nothing.")
+    ] = False,
 ) -> None:
     """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
     from selfdistill.cli import train as starting
     from selfdistill.config.sources import find_source
 
     source = find_source(config)
-    folder = out or (Path(config) if source.kind == "run" else Path("runs") / source.label)
-    if processes is not None:
-        raise typer.Exit(starting.train_with(processes, config, set_ or [], folder, resume=resume))
-    raise typer.Exit(starting.train(config, set_ or [], folder, resume=resume))
+    place = out or (Path(config) if source.kind == "run" else Path("runs") / source.label)
+    if processes is not None and not dry_run:
+        raise typer.Exit(starting.train_with(processes, config, set_ or [], place, resume=resume))
+    raise typer.Exit(starting.train(config, set_ or [], place, resume=resume, dry_run=dry_run))
 
 
 @command()
@@ -89,7 +107,7 @@ def compare(
     configs: Annotated[
         list[str], typer.Argument(metavar="CONFIG...", help="Configs, run folders, or models with --set task.kind=…")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the comparison.")],
+    out: Annotated[Path, _folder_option("Folder of the comparison.")],
     methods: Annotated[
         str | None,
         typer.Option(metavar="NAME,…", help="Make an arm of each config with each of these methods, CONFIG-METHOD."),
@@ -118,6 +136,7 @@ def compare(
     given = [*(f"method={name}" for name in names[:1]), *(set_ or [])]
     for config in configs:
         check_early(config, None, given, command="compare", with_method=True)
+    quiet()
     from selfdistill.cli.compare import compare_arms, describe_arms, plan_comparison
 
     comparison = plan_comparison(
@@ -150,24 +169,25 @@ def evaluate(
 ) -> None:
     """Accuracy of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
     check_early(model, task, set_, command="evaluate")
+    quiet()
     from rich.console import Console
 
     from selfdistill.cli.evaluate import describe_evaluation, evaluate_model
     from selfdistill.tracking.progress import Progress
 
-    quiet()
-    result = evaluate_model(
-        model,
-        task,
-        samples=samples,
-        limit=limit,
-        split=split,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        overrides=set_ or [],
-        checkpoint=checkpoint,
-    )
+    with reporting():
+        result = evaluate_model(
+            model,
+            task,
+            samples=samples,
+            limit=limit,
+            split=split,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            overrides=set_ or [],
+            checkpoint=checkpoint,
+        )
     if json:
         say_json(result)
         return
@@ -179,7 +199,7 @@ def evaluate(
 @command()
 def inspect(
     model: Source,
-    out: Annotated[Path, typer.Option(help="Folder for tokens.parquet, summary.json and index.html.")],
+    out: Annotated[Path, _folder_option("Folder for tokens.parquet, summary.json and index.html.")],
     task: TaskKind = None,
     checkpoint: Checkpoint = None,
     methods: Annotated[
@@ -212,11 +232,10 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show which tokens each method would reward and punish, without training: a table, a summary and a page."""
-    # Which of the overrides belong to a method is known when the methods are: only the config itself is checked here.
-    check_early(model, task, [], command="inspect")
+    check_early(model, task, [], command="inspect")  # Which overrides belong to a method is known when the methods are.
+    quiet()
     from selfdistill.inspection.command import InspectOptions, describe_inspection, inspect_model
 
-    quiet()
     options = InspectOptions(
         methods=None if methods is None else _names(methods),
         configs=config or [],
@@ -232,7 +251,8 @@ def inspect(
         checkpoint=checkpoint,
     )
     tell = partial(say, err=json)
-    summary = inspect_model(model, task, options, out, overrides=set_ or [], say=tell)
+    with reporting():
+        summary = inspect_model(model, task, options, out, overrides=set_ or [], say=tell)
     if json:
         say_json(summary)
     for line in (*describe_inspection(summary), f"page: {out / 'index.html'}"):
@@ -258,7 +278,8 @@ def contexts(
     quiet()
     from selfdistill.cli.contexts import audit, describe_audit
 
-    report = audit(settings, examples=examples, completions=completions, source=config, checkpoint=checkpoint)
+    with reporting():
+        report = audit(settings, examples=examples, completions=completions, source=config, checkpoint=checkpoint)
     if json:
         say_json(report)
         return
@@ -282,7 +303,8 @@ def teachers(
     quiet()
     from selfdistill.cli.teachers import describe_gap, measure
 
-    report = measure(settings, problems=problems, samples=samples, seed=seed, source=config, checkpoint=checkpoint)
+    with reporting():
+        report = measure(settings, problems=problems, samples=samples, seed=seed, source=config, checkpoint=checkpoint)
     if json:
         say_json(report)
         return
@@ -294,7 +316,7 @@ def teachers(
 @command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    out: Annotated[Path, _folder_option("Folder for the model.")],
     step: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; unset: the newest.")] = None,
     dtype: Annotated[
         str | None,
@@ -305,9 +327,9 @@ def export(
     ] = False,
 ) -> None:
     """Write a checkpoint's model as a plain Hugging Face directory, from sharded weights too."""
+    quiet()
     from selfdistill.training.run_folder import export_model
 
-    quiet()
     path = export_model(run, out, step=step, dtype=dtype, merge=merge)
     say(f"{path.name} of {run} is in {out}")
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
-from selfdistill.cli.teachers import described
 from selfdistill.config.run import RunConfig
 from selfdistill.seeds import derive
+from selfdistill.tracking.progress import tell
+from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
 from selfdistill.training.run_folder import load_models
@@ -26,6 +27,7 @@ def audit(
     """
     models, weights = load_models(build_problem(config), source, checkpoint=checkpoint)
     chosen, _, unfit = choose_examples(models)
+    tell(in_short(models.policy, models.chat.name))
     seed = derive(config.seed, "audit")
     groups = build_rollout_worker(models).rollout(chosen[:examples], seed=seed, version=0, count=completions)
     method, chat, thinking = models.method, models.chat, config.sampling.thinking
@@ -77,7 +79,7 @@ def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> list[dict[str,
         prompts.append(
             {
                 "role": name,
-                "what": described(role) if role else "what the model is asked",
+                "what": describe_role(role) if role else "what the model is asked",
                 "tokens": len(ids),
                 "shared": sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(student, ids, strict=False))),
                 "text": chat.tokenizer.decode(ids),

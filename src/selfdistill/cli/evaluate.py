@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from selfdistill.config.run import config_for
+from selfdistill.config.run import RunConfig, config_for
+from selfdistill.config.sections import limits_on
 from selfdistill.contexts.chat import Chat, usual_length
-from selfdistill.evaluation.evaluate import evaluate
+from selfdistill.evaluation.evaluate import evaluate, evaluation_params
+from selfdistill.evaluation.references import ReferenceScorer
+from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.base import SamplingParams
+from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.hf import policy_sampler
-from selfdistill.sampling.rollouts import fitting
-from selfdistill.seeds import derive
+from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
+from selfdistill.tracking.progress import tell
+from selfdistill.training.banner import in_short
 from selfdistill.training.run_folder import Weights, load_model
 from selfdistill.types import Task
 
@@ -51,18 +55,18 @@ def evaluate_model(
     judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
     own = config.evaluation
     tokens = max_tokens or own.max_tokens or config.sampling.max_tokens or usual_length(chat)
+    asked = {"samples": samples, "max_tokens": tokens, "temperature": temperature}
+    own = own.model_copy(update={key: value for key, value in asked.items() if value is not None})
     thinking = config.sampling.thinking if own.thinking is None else own.thinking
-    params = SamplingParams(
-        count=samples or own.samples,
-        max_tokens=tokens,
-        temperature=own.temperature if temperature is None else temperature,
-        top_p=own.top_p,
-        top_k=own.top_k,
-        seed=derive(seed, "evaluation"),
-    )
+    params = evaluation_params(own, max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
-    sampler = policy_sampler(policy, chat, max_batch_size=config.sampling.max_batch_size)
-    result = evaluate(examples, judge, sampler, chat, params, thinking=thinking).to_json()
+    longest = longest_prompt(examples, chat, thinking)
+    rows = config.sampling.max_batch_size or decodable_rows(policy, length=tokens + longest)
+    sampler = policy_sampler(policy, chat, max_batch_size=rows)
+    tell(in_short(policy, weights.describe()))
+    # Where nothing judges, how likely the references are is what there is to say.
+    references = None if judge.has_verifier else _references(policy, chat, config, thinking)
+    result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=references).to_json()
     return {
         "model": model,
         "weights": weights.path,
@@ -74,8 +78,18 @@ def evaluate_model(
         "seed": seed,
         **result,
         "skipped": dict(unfit),
-        "remarks": list(weights.remarks),
+        "remarks": [*weights.remarks, *chat.unknown_remarks([example.prompt for example in examples])],
     }
+
+
+def _references(policy: Policy, chat: Chat, config: RunConfig, thinking: bool | None) -> ReferenceScorer:
+    return ReferenceScorer(
+        teachers=Teachers(policy, needed=set(), rate=0.0),
+        chat=chat,
+        limits=limits_on(policy.device.type, config.limits),
+        thinking=thinking,
+        templates={},
+    )
 
 
 def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:

@@ -82,13 +82,17 @@ def check(
         ),
     ] = None,
     path: Annotated[
-        str | None, typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name.")
+        str | None,
+        typer.Option(help="JSONL or Parquet file, folder saved by datasets, or hub name; unset: a task of one's own."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task by kind; unset: the preset's, or that of the config.")] = None,
     preset: Annotated[str | None, typer.Option(help="Preset by name, or a TOML file; see selfdistill tasks.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set or a saved folder.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub data set.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer's special tokens are looked for in the rows as well.")
+    ] = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
@@ -104,16 +108,20 @@ def check(
     elif source is not None and path is not None:
         raise ConfigError(f"data check reads {source} or {path}: leave one of them out")
     rows = path if own is not None or path is not None else source
-    if rows is None and own is None:
-        raise ConfigError("data check needs rows: selfdistill data check rows.jsonl --task math, or a config")
     parts = {"split": split, "config": config, "revision": revision}
     given = {name: value for name, value in parts.items() if value is not None}
     if given and rows is None:
-        raise ConfigError("--split, --config and --revision choose rows of --path; the config names its own")
+        raise ConfigError("--split, --config and --revision choose among the rows of --path; a config names its own")
     from selfdistill.tasks.check import check_data, describe_check, describe_row
 
+    special: list[str] = []
+    if model is not None:
+        from selfdistill.contexts.control_marks import special_tokens
+        from selfdistill.models.loading import read_tokenizer
+
+        special = [*special_tokens(read_tokenizer(model)).values()]
     where = {"path": rows, **given} if given and rows is not None else rows
-    report = check_data(where, task=task, preset=preset, overrides=set_ or [], own=own)
+    report = check_data(where, task=task, preset=preset, overrides=set_ or [], own=own, special_tokens=special)
     if json:
         say_json(report)
     for line in [] if json else [*describe_check(report), *describe_row(report)]:

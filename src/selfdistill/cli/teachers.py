@@ -10,10 +10,11 @@ from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
+from selfdistill.tracking.progress import tell
+from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
 from selfdistill.training.run_folder import load_models
-from selfdistill.types import External, Role, Snapshot
 
 
 def measure(
@@ -43,6 +44,7 @@ def measure(
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
     models, weights = load_models(problem, source, checkpoint=checkpoint)
     chosen, _, _ = choose_examples(models)
+    tell(in_short(models.policy, models.chat.name))
     worker = build_rollout_worker(models)
     report: dict[str, Any] = {}
     for name, role in roles.items():
@@ -57,7 +59,7 @@ def measure(
         if isinstance(gap, Counter):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))
             raise DataError(f"teacher {name!r} could be shown beside no completion: {reasons}")
-        report[name] = {"what": described(role), "weights": weights.describe(), **gap.to_json()}
+        report[name] = {"what": describe_role(role), "weights": weights.describe(), **gap.to_json()}
     return report
 
 
@@ -84,15 +86,3 @@ def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
         )
     for reason, count in sorted(gap["skipped"].items()):
         yield f"  skipped: {count} × {reason}"
-
-
-def described(role: Role) -> str:
-    """Return the context and the weights of a role as text."""
-    prompt = f"context {role.context}" if role.context else "the student's prompt"
-    weights = role.weights
-    match weights:
-        case External(path=path):
-            return f"{prompt}, weights of {path}"
-        case Snapshot(every=every):
-            return f"{prompt}, weights of a snapshot every {every} steps"
-    return f"{prompt}, {weights} weights"

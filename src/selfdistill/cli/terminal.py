@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -30,6 +33,7 @@ FOREIGN = {
     "--seed": "--set seed=…",
     "--learning-rate": "--set optimiser.learning_rate=…",
     "--max-steps": "--set steps=…",
+    "--epochs": "--set steps=…, counted in optimiser steps",
     "--num-train-epochs": "--set steps=…, counted in optimiser steps",
     "--per-device-train-batch-size": "--set sampling.prompts=…, problems a step over all processes",
     "--gradient-accumulation-steps": "nothing: --set limits.max_tokens_per_microbatch=… bounds memory, never results",
@@ -86,21 +90,31 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, spelled)
         except UsageError as error:
-            # Typer brings a click of its own, whose classes have the names of click's.
-            if type(error).__name__ == "NoArgsIsHelpError":
-                raise
-            if type(error).__name__ != "NoSuchOption":
-                message = error.format_message().replace("\n", " ").rstrip(".")
-                command = ctx.command_path.removeprefix(ctx.find_root().info_name or "")
-                raise ConfigError(f"{message[:1].lower()}{message[1:]}; see selfdistill{command} --help") from error
-            # Pydantic comes with it, which --help does without.
-            from selfdistill.config.suggest import near
+            raise _refusal(ctx, error, own) from error
 
-            name = str(vars(error)["option_name"])
-            ours = FOREIGN.get(name.replace("_", "-"))
-            known = ", ".join(sorted(option for option in own if option.startswith("--")))
-            hint = f"here it is {ours}" if ours else near(name, own) or f"there are: {known}"
-            raise ConfigError(f"{ctx.info_name} has no option {name}; {hint}") from error
+
+def _refusal(ctx: Any, error: Any, own: Iterable[str]) -> Exception:
+    """The one sentence for a command line that cannot be parsed. ``own`` are the names of the known options."""
+    # Typer brings a click of its own, whose classes have the names of click's.
+    kind = type(error).__name__
+    if kind == "NoArgsIsHelpError":
+        return error if isinstance(error, Exception) else ConfigError(str(error))
+    program = ctx.command_path.removeprefix(ctx.find_root().info_name or "").strip()
+    if kind != "NoSuchOption":
+        message = error.format_message().replace("\n", " ").rstrip(".")
+        return ConfigError(f"{message[:1].lower()}{message[1:]}; see {f'selfdistill {program}'.strip()} --help")
+    # Pydantic comes with them, which --help does without.
+    from selfdistill.config.run import KEYS
+    from selfdistill.config.suggest import near
+
+    name = str(error.option_name)
+    ours = FOREIGN.get(name.replace("_", "-"))
+    key = name.removeprefix("--").replace("-", "_")
+    if ours is None and key in KEYS and "--set" in own:
+        ours = f"--set {key}=…"
+    known = ", ".join(sorted(option for option in own if option.startswith("--")))
+    hint = f"here it is {ours}" if ours else near(name, own) or f"there are: {known}"
+    return ConfigError(f"{f'{program} has' if program else 'there is'} no option {name}; {hint}")
 
 
 def _spelled(word: str, own: set[str]) -> str:
@@ -120,6 +134,33 @@ class Commands(TyperGroup):
         """Return the options of the group, including ``--help``."""
         return _without_flag_types(super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options before the command.
+
+        Raises:
+            ConfigError: one sentence for an option that cannot be.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            raise _refusal(ctx, error, {name for one in self.get_params(ctx) for name in one.opts}) from error
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the first word names.
+
+        Raises:
+            ConfigError: there is none; the sentence names the nearest one.
+        """
+        known = self.list_commands(ctx)
+        if args and args[0] not in known:
+            from selfdistill.config.suggest import near
+
+            program = ctx.command_path.removeprefix(ctx.find_root().info_name or "").strip()
+            wanted = f"{program} {args[0]}".strip()
+            hint = near(args[0], known) or f"there are: {', '.join(known)}"
+            raise ConfigError(f"there is no command {wanted}; {hint}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command. Exits with code 130 on Ctrl-C."""
         try:
@@ -134,6 +175,34 @@ def _without_flag_types(parameters: list[Any]) -> list[Any]:
         if getattr(parameter, "is_flag", False) and parameter.metavar is None:
             parameter.metavar = ""
     return parameters
+
+
+def folder(text: str) -> Path:
+    """Return the folder that an option names.
+
+    Raises:
+        ConfigError: the name is empty, which would be the current folder.
+    """
+    if not text.strip():
+        raise ConfigError("--out is empty, which would be the current folder: name a folder, or leave --out away")
+    return Path(text)
+
+
+def announce_torch() -> None:
+    """Say on stderr that torch is being imported, which takes seconds. Once a run, and before anything imports it."""
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        print("loading torch", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Show on stderr what goes on in the block, so that stdout holds the result alone."""
+    from rich.console import Console
+
+    from selfdistill.tracking.progress import Progress
+
+    with Progress(Console(stderr=True)):
+        yield
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -153,7 +222,8 @@ def no_bars() -> None:
 
 
 def quiet() -> None:
-    """Turn off progress bars and all log messages of transformers below errors."""
+    """Import torch, and turn off progress bars and all log messages of transformers below errors."""
+    announce_torch()
     no_bars()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging

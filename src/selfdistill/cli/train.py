@@ -12,8 +12,10 @@ from selfdistill.distributed.signals import STOPPED_BY_ALARM, stop_on_signals
 from selfdistill.errors import ConfigError
 
 
-def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) -> int:
+def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, dry_run: bool = False) -> int:
     """Train in this process, as one rank if the environment sets ``WORLD_SIZE``. Returns the exit code.
+
+    ``dry_run`` does everything up to the first step, prints it and writes nothing.
 
     Raises:
         UserError: the run failed. One rank raises it, the others exit.
@@ -25,12 +27,18 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool) 
     from rich.console import Console
 
     from selfdistill.distributed.world import connect, report_error_once
+    from selfdistill.models.devices import on_gpu
     from selfdistill.tracking.progress import Progress
+    from selfdistill.training.dry_run import rehearse
     from selfdistill.training.loop import Run
 
     with report_error_once(resume=_go_on(folder)):
         settings = load_config(config, overrides)
-        world = connect(cuda=settings.model.device != "cpu", timeout=settings.parallel.timeout)
+        world = connect(cuda=on_gpu(settings.model), timeout=settings.parallel.timeout)
+        if dry_run:
+            with Progress(Console(quiet=not world.is_rank_zero)) as progress:
+                rehearse(settings, folder, resume=resume, progress=progress)
+            return 0
         with Progress(Console(quiet=not world.is_rank_zero)) as progress, stop_on_signals(progress.say) as stop:
             run = Run(settings, folder, resume=resume, progress=progress)
             summary = run.train(stop)

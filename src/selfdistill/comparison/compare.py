@@ -22,14 +22,14 @@ from selfdistill.comparison.arms import ArmPlan, differences, flatten, plan_arms
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.page import write_comparison
 from selfdistill.config.run import ResolvedConfig, load_config
-from selfdistill.config.tasks import MathConfig
+from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files.disk import check_name, lock_folder
 from selfdistill.files.jsonl import JsonLines, read_lines, write_json
 from selfdistill.report.page import write_report
-from selfdistill.tracking.progress import Progress
+from selfdistill.tracking.progress import SILENCE, Progress
 from selfdistill.training.opening import check_same_config
 from selfdistill.training.problem import method_of, resolve
 
@@ -37,8 +37,13 @@ MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")
 """Config tables that may differ between arms: they define an arm, or they change no result."""
 ONLY_SAMPLED = ("sampling.completions", "sampling.temperature", "sampling.top_p", "sampling.top_k")
 """Config keys that an off-policy method does not use, because it learns from given solutions."""
-PLAIN_EVERY = 30.0
-"""Seconds between lines about the running arms if the output is not a terminal."""
+CHANGES_NO_RESULT: dict[str, Any] = {
+    "checkpoint": True,
+    "limits": True,
+    "sampling": {"max_batch_size"},
+    "parallel": {"activation_checkpointing"},
+}
+"""Keys that a comparison may be continued with under other values. Most are chosen from memory where they are unset."""
 STARTS = "starts.jsonl"
 """File with the number of parallel runs of each start. The seconds of a comparison depend on that number."""
 
@@ -101,7 +106,8 @@ def plan(
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
     check_equal_terms(arms)
     terms = arms[0].config
-    if isinstance(terms.task, MathConfig) and terms.task.answer is None and not terms.reward:
+    unverified = isinstance(terms.task, TextConfig) or (isinstance(terms.task, MathConfig) and not terms.task.answer)
+    if unverified and not (terms.reward and terms.reward.function):
         raise ConfigError(
             "nothing is judged in this task, and arms are compared by accuracy: name the answer column (task.answer) "
             'or a reward function (reward = "module:function")'
@@ -173,7 +179,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     for arm, seed, folder in runs.values():
         if (folder / "config.json").exists():
             config = arm.config.model_copy(update={"seed": seed})
-            check_same_config(folder, config, kept=lambda resolved: resolved.model_dump(exclude={"checkpoint"}))
+            check_same_config(folder, config, kept=lambda resolved: resolved.model_dump(exclude=CHANGES_NO_RESULT))
     children = [
         Child(name, _command(comparison, arm, seed, folder), folder.with_name(f"{folder.name}.log"))
         for name, (arm, seed, folder) in runs.items()
@@ -181,7 +187,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     ]
     if children:
         # Run them in parallel, the cores divided among them, under a lock on the folder.
-        on_accelerator = comparison.arms[0].config.model.device != "cpu"
+        on_accelerator = comparison.arms[0].config.model.device.partition(":")[0] != "cpu"
         jobs = min(jobs or (1 if on_accelerator else cores()), len(children))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
         progress.say(
@@ -283,7 +289,7 @@ def _load_arm(arm: ArmPlan, overrides: Sequence[str], *, seed: int) -> Arm:
 
 
 def _terms(arm: Arm) -> dict[str, Any]:
-    table = arm.config.model_dump()
+    table = arm.config.model_dump(exclude=CHANGES_NO_RESULT)
     return dict(flatten({key: value for key, value in table.items() if key not in MAY_DIFFER}))
 
 
@@ -329,7 +335,7 @@ class _Watch:
         self.steps = comparison.arms[0].config.steps
         self.total = total
         self.running: set[str] = set()
-        self.looked = 0.0
+        self.looked = time.monotonic()
 
     def __call__(self, state: State) -> None:
         names = [child.name for child in state.running]
@@ -339,30 +345,33 @@ class _Watch:
             if name not in self.running:
                 self.progress.say(f"{name}: started")
         self.running = set(names)
-        live = self.progress.live is not None
-        if time.monotonic() - self.looked < (1 if live else PLAIN_EVERY):
+        # A live line follows every second; a log gets a line every half minute.
+        if time.monotonic() - self.looked < (1 if self.progress.live is not None else SILENCE):
             return
         self.looked = time.monotonic()
         done = sum(bool(how_it_ended(folder)) for folder in self.folders.values())
-        text = f"{done} of {self.total} runs done · {' · '.join(map(self._state, names))}"
-        (self.progress.status if live else self.progress.say)(text)
+        line = f"{done} of {self.total} runs done · {' · '.join(self._where(name) for name in names)}"
+        if self.progress.live is not None:
+            self.progress.status(line)
+        elif names:
+            self.progress.say(line)
 
-    def _state(self, name: str) -> str:
-        """Return the step of a run and the accuracy of its newest evaluation."""
-        evaluated = last_line(self.folders[name] / "evaluations.jsonl")
-        avg = evaluated and evaluated["avg"]
-        accuracy = f" accuracy {avg['value']:.3f}" if avg else ""
-        return f"{name} step {last_step(self.folders[name] / 'metrics.jsonl')}/{self.steps}{accuracy}"
+    def _where(self, name: str) -> str:
+        """The step of a running run, and its accuracy at its newest evaluation if it has one."""
+        folder = self.folders[name]
+        avg = (last_line(folder / "evaluations.jsonl") or {}).get("avg")
+        accuracy = "" if avg is None else f", accuracy {avg['value']:.3f}"
+        return f"{name} step {last_step(folder / 'metrics.jsonl')}/{self.steps}{accuracy}"
 
 
 def last_step(path: Path) -> int:
     """Return the step of the last complete line of a metrics file; 0 if there is none."""
     line = last_line(path)
-    return int(line["step"]) if line else 0
+    return 0 if line is None else int(line["step"])
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """Return the last complete line of a JSONL file, read from its end; None if there is none."""
+    """Return the object of the last complete line of a file of lines, read from its end; None if there is none."""
     if not path.is_file():
         return None
     size = path.stat().st_size
@@ -377,7 +386,4 @@ def last_line(path: Path) -> dict[str, Any] | None:
             if not start:
                 break
             window *= 4
-    if not lines:
-        return None
-    line: dict[str, Any] = json.loads(lines[-1])
-    return line
+    return dict(json.loads(lines[-1])) if lines else None

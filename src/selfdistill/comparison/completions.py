@@ -93,5 +93,5 @@ def _typical(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _is_right(row: Row) -> bool:
-    reward = row.get("reward")
-    return reward is not None and reward >= 1
+    # A line of an earlier version lacks the key; the record then knows what counted as right.
+    return RolloutLine.from_json(row, "rollouts.jsonl").correct is True

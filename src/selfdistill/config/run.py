@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from selfdistill.config.reward import Reward
 from selfdistill.config.sampler import HFConfig, SamplerConfig
 from selfdistill.config.sections import (
     MAY_CHANGE,
@@ -20,9 +21,11 @@ from selfdistill.config.sections import (
     EvaluationConfig,
     Limits,
     LimitsConfig,
+    Model,
     ModelConfig,
     Optimiser,
     OptimiserConfig,
+    Parallel,
     ParallelConfig,
     Sampling,
     SamplingConfig,
@@ -34,7 +37,7 @@ from selfdistill.config.suggest import near, suggest
 from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset
 from selfdistill.errors import ConfigError
 
-SHORT = {"method": "name", "parallel": "kind"}
+SHORT = {"method": "name", "parallel": "kind", "reward": "function"}
 """Tables that may be written as one word, with the key that the word is the value of."""
 
 
@@ -46,7 +49,10 @@ class RunConfig(Strict):
     model: ModelConfig = ModelConfig()
     task: TaskConfig = Field(CountdownConfig(kind="countdown"), description="Task: its data and its verifier.")
     contexts: str | None = Field(None, description="Context file: a shipped name or a path; unset: the task's own.")
-    reward: str | None = Field(None, description="Custom reward function, as 'package.module:function'.")
+    reward: Reward | None = Field(
+        None,
+        description="Reward functions of one's own, or one as 'package.module:function', and what counts as right.",
+    )
     # Unchecked here: methods validate their own keys, import torch, and may be the user's code.
     method: dict[str, Any] = Field(description="name, and the method's hyperparameters.")
     sampling: SamplingConfig = SamplingConfig()
@@ -70,9 +76,11 @@ class RunConfig(Strict):
 class ResolvedConfig(RunConfig):
     """The config of a run with all defaults of the method and the device filled in, as in ``config.json``."""
 
+    model: Model
     sampling: Sampling
     optimiser: Optimiser
     limits: Limits
+    parallel: Parallel = Parallel()
 
 
 KEYS = frozenset(RunConfig.model_fields)
@@ -82,7 +90,8 @@ KEYS = frozenset(RunConfig.model_fields)
 def lasting(config: BaseModel) -> dict[str, Any]:
     """The keys that a resume must not change: all that are not marked ``MAY_CHANGE``."""
     table = type(config).model_config.get("json_schema_extra")
-    kept: dict[str, Any] = {}
+    # The keys of a task of the user's own are known to its class alone.
+    kept: dict[str, Any] = dict(config.model_extra or {})
     for key, field in type(config).model_fields.items():
         value = getattr(config, key)
         if (field.json_schema_extra or table) != MAY_CHANGE:
@@ -213,7 +222,7 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
     table = raw
     for part in path:
         # `method = "name"` is shorthand for a table and may be extended like one.
-        if part in SHORT and isinstance(table.get(part), str):
+        if part in SHORT and isinstance(table.get(part), str | list):
             table[part] = {SHORT[part]: table[part]}
         below = table.setdefault(part, {})
         if not isinstance(below, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 
@@ -23,6 +23,7 @@ AlarmName = Literal[
     "truncated_completions",
     "skipped_completions",
     "no_signal",
+    "no_success",
     "importance_ratios",
     "sampler_gap",
     "teacher_worse",
@@ -31,6 +32,9 @@ AlarmName = Literal[
     "validation_falls",
 ]
 """An alarm of ``tracking/alarms.py``. The config loads nothing of tracking; a test holds the names to be the same."""
+
+BestBy = Literal["success", "reward", "loglikelihood", "teacher_gap", "teacher_shift", "last"]
+"""A metric of held-out problems by which the best checkpoint is chosen."""
 
 Sink = Literal["tensorboard", "wandb", "trackio"]
 """A tracker of ``tracking/trackers.py``, likewise."""
@@ -57,18 +61,35 @@ class ModelConfig(Strict):
     path: str = Field(
         "countdown-base", description="Model directory, hub id, name of a shipped model, or the folder of a run."
     )
-    dtype: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32",
-        description="Number type that the model computes in. Trained and averaged weights have float32 "
-        "masters if it is bfloat16.",
+    dtype: Literal["float32", "bfloat16", "float64", "auto"] = Field(
+        "auto",
+        description="Number type that the model computes in; 'auto': bfloat16 on a GPU that is fast in it, else "
+        "float32. Trained and averaged weights have float32 masters if it is bfloat16.",
     )
-    device: str = Field("cpu", description="Torch device, for example 'cpu' or 'cuda'.")
+    device: str = Field(
+        "auto",
+        description="Torch device, for example 'cpu' or 'cuda'; 'auto': the GPU with most free memory, else cpu.",
+    )
     lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
     compile: bool = Field(
         False,
         description="Compile the functions of the logits (torch.compile). Results agree to rounding; the first step "
         "takes longer.",
     )
+
+
+class Model(ModelConfig):
+    """The student on a device that is known. The defaults are those of runs that an earlier version wrote."""
+
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    device: str = "cpu"
+
+    @field_validator("device")
+    @classmethod
+    def _is_decided(cls, device: str) -> str:
+        if device == "auto":
+            raise ValueError("a run's own config names its device")
+        return device
 
 
 class SamplingConfig(Strict):
@@ -85,7 +106,12 @@ class SamplingConfig(Strict):
     thinking: bool | None = Field(
         None, description="Thinking switch of the chat template; unset: the template's own default."
     )
-    max_batch_size: int = Field(512, ge=1, description="Completions decoded at once.", json_schema_extra=MAY_CHANGE)
+    max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Completions decoded at once; unset: as many as the device's memory holds, at most 512.",
+        json_schema_extra=MAY_CHANGE,
+    )
 
 
 class Sampling(SamplingConfig):
@@ -96,6 +122,7 @@ class Sampling(SamplingConfig):
     temperature: float
     top_p: float
     top_k: int
+    max_batch_size: int = Field(512, json_schema_extra=MAY_CHANGE)
 
 
 class OptimiserConfig(Strict):
@@ -126,12 +153,13 @@ class LimitsConfig(Strict):
         None,
         ge=1,
         description="Tokens that one forward pass computes; unset: 4096 on a CPU, whose cache holds no more, "
-        "16384 elsewhere.",
+        "16384 elsewhere, fewer where memory does not suffice.",
     )
     max_logits_per_chunk: int | None = Field(
         None,
         ge=1,
-        description="Logits that exist at once, those of all contexts together; unset: 2^26 on a CPU, 2^28 elsewhere.",
+        description="Logits that exist at once, those of all contexts together; unset: 2^26 on a CPU, 2^28 elsewhere, "
+        "fewer where memory does not suffice.",
     )
 
 
@@ -168,6 +196,11 @@ class EvaluationConfig(Strict):
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; unset: sampling.max_tokens.")
     thinking: bool | None = Field(None, description="Thinking switch of the chat template; unset: sampling.thinking.")
     split: Literal["validation", "test"] = Field("validation", description="Split that is evaluated.")
+    best: BestBy | None = Field(
+        None,
+        description="Metric that the best checkpoint has most of ('teacher_shift': least); 'last': the newest. Unset: "
+        "'reward' where reward functions judge, 'success' where a verifier does, 'last' where nothing is judged.",
+    )
 
 
 class ParallelConfig(Strict):
@@ -193,8 +226,10 @@ class ParallelConfig(Strict):
         description="Number type that sharded gradients are summed in; unset: model.dtype, float32 at least.",
         json_schema_extra=STAYS,
     )
-    activation_checkpointing: bool = Field(
-        False, description="Compute the layers' activations again in the backward instead of keeping them."
+    activation_checkpointing: bool | None = Field(
+        None,
+        description="Compute the layers' activations again in the backward instead of keeping them; unset: where "
+        "memory does not hold them.",
     )
     cpu_offload: bool = Field(
         False, description="Keep shards of weights, gradients and optimiser in the machine's memory."
@@ -207,6 +242,12 @@ class ParallelConfig(Strict):
     def sharded(self) -> bool:
         """Whether the weights are sharded: every rank, or under ``"hsdp"`` every group of ranks, holds one copy."""
         return self.kind in ("fsdp2", "hsdp")
+
+
+class Parallel(ParallelConfig):
+    """How several processes share the model, with all defaults filled in."""
+
+    activation_checkpointing: bool = False
 
 
 class CheckpointConfig(Strict):
@@ -233,6 +274,9 @@ class AlarmsConfig(Strict):
     truncated: float = Field(0.3, gt=0, le=1, description="truncated_completions: share of completions cut.")
     skipped: float = Field(0.5, gt=0, le=1, description="skipped_completions: share left out of the loss.")
     no_signal: float = Field(0.8, gt=0, le=1, description="no_signal: share of groups without a learning signal.")
+    no_success: int = Field(
+        20, ge=1, description="no_success: steps of graded rewards in which no completion, or every one, is right."
+    )
     ratio: float = Field(0.1, gt=0, description="importance_ratios: distance of the mean ratio from 1.")
     clipped: float = Field(0.2, gt=0, le=1, description="importance_ratios: share of tokens outside the clip range.")
     sampler_gap: float = Field(

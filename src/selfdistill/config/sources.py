@@ -17,8 +17,13 @@ from selfdistill.errors import CheckpointError, ConfigError
 FILE_ENDINGS = (".toml", ".json", ".jsonl", ".parquet", ".csv", ".yaml", ".yml", ".txt", ".gz", ".py")
 """Endings of files. A name with one of them is no hub id."""
 
+WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
+"""Endings of files that hold weights."""
 ROWS = (".jsonl", ".parquet", ".csv", ".gz")
 """Endings of files that hold rows."""
+
+
+NO_RUN = "is no run folder: its config.json is missing or names no task"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,9 @@ def find_source(name: str) -> Source:
         ConfigError: the folder is both a run and a model.
         CheckpointError: it is a checkpoint whose run has no config.
     """
+    # The folder of an empty name is the one that the user stands in.
+    if not name.strip():
+        return Source(name, "nothing")
     path = Path(name)
     # "." and ".." are the user's own folders, not those around the shipped files.
     if "/" not in name and name.strip("."):
@@ -71,7 +79,9 @@ def find_source(name: str) -> Source:
     if path.is_dir():
         return _folder(name, path)
     if path.exists():
-        return Source(name, "model" if path.suffix == ".gguf" else "config", path)
+        # A file of a model directory is no config either; the model's loader says what to give.
+        of_model = path.suffix in WEIGHTS or (path.suffix == ".json" and "model_type" in _keys(path))
+        return Source(name, "model" if of_model else "config", path)
     parts = name.split("/")
     is_hub_id = len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not name.endswith(FILE_ENDINGS)
     return Source(name, "model" if is_hub_id else "nothing")
@@ -161,7 +171,7 @@ def config_path(source: Source) -> Path:
         path = source.path / "config.json"
         if path.is_file():
             return path
-        raise CheckpointError(f"{source.name} holds checkpoints and no config.json: the config of its run is gone")
+        raise CheckpointError(f"{source.name} {NO_RUN}")
     if source.kind == "model":
         raise ConfigError(f"{source.name} is a model, which has no config")
     known = shipped_configs()
@@ -183,8 +193,13 @@ def read_config(name: str) -> dict[str, Any]:
     try:
         table = json.loads(config_text(name)) if is_json else tomllib.loads(config_text(name))
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"config {name} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
+        where = path if source.kind == "run" else f"config {name}"
+        raise ConfigError(f"{where} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     if not isinstance(table, dict):
         raise ConfigError(f"config {name} holds no table of keys")
+    if source.kind != "run":
+        return table
+    if not table.keys() & {"method", "task"}:
+        raise CheckpointError(f"{name} {NO_RUN}")
     # A run that an earlier version wrote can be continued from its folder alone.
-    return with_new_names(table) if source.kind == "run" else table
+    return with_new_names(table)

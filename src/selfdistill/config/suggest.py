@@ -13,8 +13,10 @@ from selfdistill.config.renamed import RENAMED
 
 EXAMPLES = {"sampler": "vllm", "task": "countdown"}
 """An example of ``kind`` for each table that has several."""
-UNTAGGED = ("text", "source")
-"""Tags of the union of a path and a table. Pydantic's error locations contain them, configs do not."""
+UNTAGGED = ("text", "source", "shipped", "own")
+"""Tags of the unions of sources and of tasks. Pydantic's error locations contain them, configs do not."""
+MEMBERS = ("str", "float", "list[str]", "literal['verifier']")
+"""Names of the types in a union of plain values. They end Pydantic's error locations, configs do not have them."""
 LOGIN = re.compile(r"(?<=//)[^/\s]*@|(?<=['\"/])[^/\s'\":]*:[^/\s'\"]*@")
 """The name and password of a server's URL, also where its scheme is misspelt or missing."""
 
@@ -60,6 +62,8 @@ def _keys_at(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str
         members = [m for m in models if "kind" in m.model_fields and step in get_args(_type(m, "kind"))]
         if len(models) > 1 and members:
             models = members
+        elif step in MEMBERS and step == loc[-1] and path[-2:-1] != ["fields"]:
+            continue
         elif not models or step not in UNTAGGED:
             path.append(str(step))
             models = [below for m in models if step in m.model_fields for below in _models(_type(m, str(step)))]

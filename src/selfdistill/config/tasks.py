@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from selfdistill.config.sections import Strict
 from selfdistill.config.suggest import near
@@ -190,6 +190,24 @@ class CodeConfig(RowsConfig):
     unsafe: bool = Field(False, description="Whether to run model code without isolation where no sandbox works.")
 
 
+class TextConfig(RowsConfig):
+    """Rows of prompts and responses, which nothing verifies."""
+
+    kind: Literal["text"] = "text"
+    prompt: str = Field("prompt", description="Column or dotted path of a text or of messages, or a $-template.")
+    completion: str = Field(
+        "completion?",
+        description="The response, a text or one message, which sft learns and evaluations score.",
+    )
+    solution: str = Field("solution?", description="What contexts show as $solution, if there is one.")
+    privileged_context: str = Field(
+        "privileged_context?", description="$privileged_context; also $solution for rows without one."
+    )
+    messages: str = Field(
+        "messages", description="Column of a conversation whose last turn is the response, for rows without a prompt."
+    )
+
+
 class ObjectConfig(Strict):
     """A task object that Python code handed to the run; no config can build it again."""
 
@@ -197,15 +215,32 @@ class ObjectConfig(Strict):
     name: str = Field(description="Name of the task, and what tells it from others.")
 
 
-TaskConfig = Annotated[
-    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig | CodeConfig | ObjectConfig,
+class OwnTaskConfig(BaseModel):
+    """A task of the user's own. All other keys are arguments of its class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = Field(description="Import path of the class, 'package.module:Class'.")
+
+
+def _whose(value: object) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return "own" if isinstance(kind, str) and ":" in kind else "shipped"
+
+
+ShippedTask = Annotated[
+    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig | CodeConfig | TextConfig | ObjectConfig,
     Field(discriminator="kind"),
 ]
+TaskConfig = Annotated[
+    Annotated[ShippedTask, Tag("shipped")] | Annotated[OwnTaskConfig, Tag("own")], Discriminator(_whose)
+]
+"""A task of the package by its kind, or one of the user's own by import path."""
 
 
 def task_configs() -> dict[str, type[Strict]]:
     """The table of every task that a config can build, by its kind."""
-    tables = [table for table in get_args(get_args(TaskConfig)[0]) if table is not ObjectConfig]
+    tables = [table for table in get_args(get_args(ShippedTask)[0]) if table is not ObjectConfig]
     return {get_args(table.model_fields["kind"].annotation)[0]: table for table in tables}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from selfdistill.contexts.control_marks import any_of, special_tokens
 from selfdistill.contexts.rendering import render
 from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
 from selfdistill.contexts.turns import calls_turn, turn_end
@@ -23,6 +24,11 @@ PIECES = 1 << 15
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4
 """Bytes of the longest character in UTF-8."""
+
+UNKNOWN_SHARE = 0.2
+"""Share of unknown tokens in the prompts from which a warning is given."""
+LOOKED_AT = 1000
+"""Prompts that are looked at for unknown tokens."""
 
 
 class Chat:
@@ -54,13 +60,9 @@ class Chat:
         self.name = name
         self._rendered = lru_cache(maxsize=REMEMBERED)(self._render)
         self._decoded = lru_cache(maxsize=PIECES)(self._decode)
-        # Some added tokens are special without being among the tokenizer's named special tokens.
-        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        special |= {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special = special_tokens(tokenizer)
         self._special_ids = frozenset(special)
-        # Longest first, so that a token is matched before its prefixes.
-        longest_first = sorted(set(special.values()), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._special = any_of(special.values())
 
     def encode(self, messages: Sequence[Message], *, thinking: bool | None = None) -> tuple[int, ...]:
         """Prompt ids up to the start of the assistant's answer. ``thinking`` sets the template's thinking switch.
@@ -102,21 +104,21 @@ class Chat:
 
     def control_tokens(self, messages: Sequence[Message]) -> int:
         """Number of special tokens spelled out in the messages. :meth:`encode` encodes them as plain text."""
-        return sum(len(self._special.findall(_readable(message).content)) for message in messages)
+        return sum(len(self._special.findall(readable(message).content)) for message in messages)
 
     def _marked(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
         """Replace each special token spelled out in the messages by a private character; returns the token of each.
 
         All special tokens in the rendered text then come from the template itself.
         """
-        readable = [_readable(message) for message in messages]
-        spelled = sorted({token for m in readable for token in self._special.findall(m.content)})
+        plain = [readable(message) for message in messages]
+        spelled = sorted({token for m in plain for token in self._special.findall(m.content)})
         if not spelled:
             return list(messages), {}
-        written = "".join(m.content for m in readable)
+        written = "".join(m.content for m in plain)
         unused = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in written)
         mark_of = dict(zip(spelled, unused, strict=False))
-        marked = [Message(m.role, self._special.sub(lambda hit: mark_of[hit.group()], m.content)) for m in readable]
+        marked = [Message(m.role, self._special.sub(lambda hit: mark_of[hit.group()], m.content)) for m in plain]
         return marked, {mark: token for token, mark in mark_of.items()}
 
     def _ids(self, text: str, marks: dict[str, str]) -> tuple[int, ...]:
@@ -235,12 +237,30 @@ class Chat:
                 f"{len(counts)} of {len(prompts)} prompts spell out {sum(counts)} control tokens of {self.name}, "
                 "which are encoded as text"
             )
-        return warnings
+        return warnings + self.unknown_remarks(prompts)
+
+    def unknown_remarks(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+        """A warning if the tokenizer does not know much of what the prompts say.
+
+        Only the words of the first :data:`LOOKED_AT` prompts are looked at, without the template.
+        """
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None:
+            return []
+        texts = [message.content for prompt in prompts[:LOOKED_AT] for message in prompt]
+        ids = [i for text in texts for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        share = ids.count(unknown) / len(ids) if ids else 0.0
+        if share <= UNKNOWN_SHARE:
+            return []
+        return [
+            f"warning: {share:.0%} of the prompts' tokens are unknown to the tokenizer of {self.name}, which reads "
+            f"{self.tokenizer.unk_token!r} for each: this model was not made for these rows"
+        ]
 
 
 def usual_length(chat: Chat) -> int:
     """Default maximum length of a completion in tokens: 1024, but at most half the model's window."""
-    return min(1024, chat.window // 2)
+    return max(1, min(1024, chat.window // 2))
 
 
 def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -250,7 +270,7 @@ def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]
 
 
-def _readable(message: Message) -> Message:
+def readable(message: Message) -> Message:
     """The message with schemas free of escapes: they are parsed later, so ``\\u003c`` must not hide a token."""
     if message.role != "tools":
         return message

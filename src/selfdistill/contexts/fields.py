@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from selfdistill.contexts.chat import Chat
@@ -22,26 +24,73 @@ def hindsight(
     """
     own_group = groups[group]
     verdict = own_group.verdicts[index]
-    fields = dict(own_group.example.fields)
+    fields = example_fields(own_group.example)
     if verdict.reward is not None:
         fields["verdict"] = "correct" if verdict.correct else "wrong"
         fields["assessment"] = _assessment(verdict)
     if verdict.feedback:
         fields["feedback"] = verdict.feedback
-    answers = [chat.answer_part(rollout) for rollout in own_group.rollouts]
-    # The first correct sibling, so that most completions of a group share one teacher prompt.
-    right = (i for i, v in enumerate(own_group.verdicts) if i != index and v.correct and answers[i])
-    if (sibling := next(right, None)) is not None:
-        fields["sibling"] = answers[sibling]
+    texts = [chat.answer_part(rollout) for rollout in own_group.rollouts]
     if other := other_input(groups, group, contrast=contrast, seed=seed):
         fields["other_question"] = other[-1].content
     wrong = {
-        text for text, v in zip(answers, own_group.verdicts, strict=True) if v.reward is not None and not v.correct
+        text: v.answer
+        for text, v in zip(texts, own_group.verdicts, strict=True)
+        if v.reward is not None and not v.correct and text not in ("", texts[index])
     }
-    choices = sorted(wrong - {"", answers[index]})
+    choices = sorted(wrong)
     random.Random(derive(seed, "wrong_sibling", own_group.example.id)).shuffle(choices)
     if contrast < len(choices):
         fields["wrong_sibling"] = choices[contrast]
+        if answer := wrong[choices[contrast]]:
+            fields["wrong_answer"] = answer
+    fields.update(_right_siblings(own_group, index, texts, seed))
+    fields.update(_attempts(own_group, index, texts))
+    return fields
+
+
+def example_fields(example: Example) -> dict[str, str]:
+    """The template fields that an example has by itself, before anything is sampled."""
+    fields = dict(example.fields)
+    words = list(re.finditer(r"\S+", fields.get("solution", "")))
+    if len(words) > 1:
+        fields.setdefault("solution_half", fields["solution"][: words[(len(words) - 1) // 2].end()])
+    return fields
+
+
+def _right_siblings(group: RolloutGroup, index: int, texts: Sequence[str], seed: int) -> dict[str, str]:
+    """The correct completions of a group other than the scored one: the first, a random one, the extremes in length."""
+    right = [i for i, v in enumerate(group.verdicts) if i != index and v.correct and texts[i]]
+    if not right:
+        return {}
+    by_length = sorted(right, key=lambda i: (len(group.rollouts[i].completion_ids), i))
+    drawn = random.Random(derive(seed, "random_sibling", group.example.id, index)).choice(right)
+    # The first one, so that most completions of a group share one teacher prompt.
+    fields = {"sibling": texts[right[0]], "random_sibling": texts[drawn]}
+    fields |= {"shortest_sibling": texts[by_length[0]], "longest_sibling": texts[by_length[-1]]}
+    if answer := group.verdicts[right[0]].answer:
+        fields["sibling_answer"] = answer
+    return fields
+
+
+def _attempts(group: RolloutGroup, index: int, texts: Sequence[str]) -> dict[str, str]:
+    """What needs no verdict: the scored attempt, the others, and the answer that most of the group agree on."""
+    fields = {}
+    if texts[index]:
+        fields["attempt"] = texts[index]
+    if answer := group.verdicts[index].answer:
+        fields["attempt_answer"] = answer
+    others = [text for i, text in enumerate(texts) if i != index and text]
+    if others:
+        fields["attempts"] = "\n\n".join(f"attempt {n} : {text}" for n, text in enumerate(others, 1))
+    votes = Counter(v.answer for v in group.verdicts if v.answer)
+    leading = [answer for answer, count in votes.items() if count == max(votes.values())]
+    if len(leading) == 1:
+        fields["majority_answer"] = leading[0]
+        agreeing = [i for i, v in enumerate(group.verdicts) if i != index and v.answer == leading[0] and texts[i]]
+        if agreeing:
+            shortest = min(agreeing, key=lambda i: (len(group.rollouts[i].completion_ids), i))
+            fields["agreeing_sibling"] = texts[shortest]
     return fields
 
 

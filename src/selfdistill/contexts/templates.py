@@ -31,10 +31,21 @@ FIELDS = {
     "assessment": "the verdict as AntiSD words it; of code judged by its share of tests: how many of them it passes",
     "other_question": "another question of the batch; its system text, tools and earlier turns come with it",
     "wrong_sibling": "a wrong completion of the same group, thinking stripped",
+    "wrong_answer": "the final answer of that wrong completion",
+    "sibling_answer": "the final answer of $sibling",
+    "random_sibling": "as $sibling, drawn anew for every completion and step",
+    "shortest_sibling": "as $sibling, the shortest of them in tokens",
+    "longest_sibling": "as $sibling, the longest of them in tokens",
+    "attempt": "the scored completion itself, thinking stripped",
+    "attempt_answer": "the final answer of the scored completion",
+    "attempts": "all other completions of the group, numbered, thinking stripped",
+    "majority_answer": "the most frequent final answer of the group; missing if two are equally frequent",
+    "agreeing_sibling": "the shortest other completion that ends in $majority_answer, thinking stripped",
+    "solution_half": "the first half of $solution, by its words",
 }
 """Fields that the library itself fills; a task or a field mapping may add more."""
 
-HINDSIGHT = ("feedback", "sibling", "verdict", "assessment", "other_question", "wrong_sibling")
+HINDSIGHT = tuple(name for name in FIELDS if name not in ("question", "solution", "answer", "solution_half"))
 """The :data:`FIELDS` that exist only after sampling, unless the data itself has them."""
 
 

@@ -40,7 +40,10 @@ def stop_on_signals(announce: Callable[[str], None]) -> Iterator[StopRequest]:
         if len(received) > 1:
             raise KeyboardInterrupt
         request.signal = number
-        announce("Finishing this step, then stopping. Press Ctrl-C again to stop immediately.")
+        announce(
+            "Finishing this step, then stopping; a long sampling ends after its current batch. "
+            "Press Ctrl-C again to stop immediately."
+        )
 
     kinds = (signal.SIGINT, signal.SIGTERM)
     previous = {kind: signal.signal(kind, handle) for kind in kinds}

@@ -1,30 +1,39 @@
-"""Evaluation of a model on problems: avg@k, pass@k and maj@k with intervals, length, truncation, deliberation."""
+"""Evaluation of a model on problems: success and mean reward with intervals, length, truncation, deliberation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from selfdistill.config.sections import EvaluationConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
-from selfdistill.evaluation.statistics import Estimate, average, majority, pass_curve
+from selfdistill.evaluation.references import ReferenceScorer
+from selfdistill.evaluation.statistics import Estimate, average, bootstrap, majority, pass_curve
 from selfdistill.evaluation.words import count_markers, deliberation_pattern
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.rollouts import gather_groups, sample_and_verify
+from selfdistill.seeds import derive
+from selfdistill.tasks.reward import function_rewards
+from selfdistill.tracking.progress import activity
 from selfdistill.types import Example, RolloutGroup, Task
+
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Estimates over problems. ``length`` is in tokens, ``truncated`` a share, ``deliberation`` words per completion.
 
-    ``judged`` counts completions with a reward. Without one the three accuracies and ``hits`` are None; beside judged
-    ones, an unjudged completion counts as wrong. ``entropy`` is in nats per token, estimated from the completions; None
-    if they were not sampled from the model's own distribution. ``curve`` is pass@k for k = 1, 2, 4 … up to the samples,
-    of which ``passed`` is the last; ``markers`` counts each deliberation word over all completions. ``hits``, ``words``
-    and ``tokens`` are sums over the samples of each problem, in order, for paired comparisons.
+    ``judged`` counts completions with a reward. Without one the three accuracies, ``reward`` and ``hits`` are None;
+    beside judged ones, an unjudged completion counts as wrong, and has no part in ``reward``, the mean over the judged
+    completions of each problem that has one. ``rewards`` are the means of single functions. ``entropy`` is in nats per
+    token, estimated from the completions; None if they were not sampled from the model's own distribution. ``curve`` is
+    pass@k for k = 1, 2, 4 … up to the samples, of which ``passed`` is the last; ``markers`` counts each deliberation
+    word over all completions. ``hits``, ``words`` and ``tokens`` are sums over the samples of each problem, in order,
+    for paired comparisons.
     """
 
     problems: int
@@ -34,6 +43,8 @@ class Evaluation:
     passed: Estimate | None
     curve: tuple[Estimate, ...] | None
     majority: Estimate | None
+    reward: Estimate | None
+    rewards: Mapping[str, float]
     length: float
     truncated: float
     entropy: float | None
@@ -42,6 +53,8 @@ class Evaluation:
     hits: tuple[int, ...] | None
     words: tuple[int, ...]
     tokens: tuple[int, ...]
+    references: Mapping[str, Estimate] = field(default_factory=dict)
+    """``loglikelihood``, ``teacher_gap`` and ``teacher_shift`` of a :class:`ReferenceScorer`, if there was one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the evaluation as plain JSON, as in ``summary.json`` and ``evaluations.jsonl``."""
@@ -53,6 +66,9 @@ class Evaluation:
             "pass": self.passed and self.passed.as_dict(),
             "pass_curve": self.curve and [estimate.as_dict() for estimate in self.curve],
             "maj": self.majority and self.majority.as_dict(),
+            "reward": self.reward and self.reward.as_dict(),
+            "rewards": dict(self.rewards),
+            **{name: estimate.as_dict() for name, estimate in self.references.items()},
             "length": self.length,
             "truncated": self.truncated,
             "entropy": self.entropy,
@@ -73,17 +89,34 @@ def evaluate(
     *,
     thinking: bool | None,
     world: World = ALONE,
+    references: ReferenceScorer | None = None,
 ) -> Evaluation:
     """Sample ``params.count`` completions per problem, verify them and return the statistics.
 
-    The ranks of ``world`` share the problems. Every rank returns the evaluation of all problems.
+    The ranks of ``world`` share the problems. Every rank returns the evaluation of all problems. ``references`` also
+    scores the problems' references.
     """
     indices = world.shard_indices(len(examples))
     share, params = [examples[i] for i in indices], replace(params, ordinals=indices)
-    groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
+    with activity("evaluating"):
+        groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
     # At another temperature, or from a nucleus, the mean of −log p is no estimate of the entropy.
     plain = params.temperature == 1 and params.top_p == 1 and not params.top_k
-    return summarise(gather_groups(groups, examples, world), samples=params.count, plain=plain)
+    groups = gather_groups(groups, examples, world)
+    evaluation = summarise(groups, samples=params.count, plain=plain)
+    return evaluation if references is None else replace(evaluation, references=references.measure(groups))
+
+
+def evaluation_params(config: EvaluationConfig, *, max_tokens: int, seed: int) -> SamplingParams:
+    """How a config's evaluations sample. ``max_tokens`` is the limit where the config has none, ``seed`` the run's."""
+    return SamplingParams(
+        count=config.samples,
+        max_tokens=config.max_tokens or max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        seed=derive(seed, "evaluation"),
+    )
 
 
 def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> Evaluation:
@@ -95,6 +128,12 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
     correct = [[v.correct for v in group.verdicts] for group in groups]
     answers = [[v.answer for v in group.verdicts] for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewarded = [[v.reward for v in group.verdicts if v.reward is not None] for group in groups]
+    means = [math.fsum(row) / len(row) for row in rewarded if row]
+    by_function: dict[str, list[float]] = {}
+    for verdict in (verdict for group in groups for verdict in group.verdicts):
+        for name, reward in function_rewards(verdict).items():
+            by_function.setdefault(name, []).append(reward)
     pattern = deliberation_pattern()
     words = tuple(sum(len(pattern.findall(r.text)) for r in group.rollouts) for group in groups)
     tokens = tuple(sum(len(r.completion_ids) for r in group.rollouts) for group in groups)
@@ -111,6 +150,8 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         passed=curve[-1] if curve else None,
         curve=curve,
         majority=majority(answers, correct, seed=0) if judged else None,
+        reward=bootstrap(means, k=samples, seed=0, confidence=0.95, resamples=RESAMPLES) if means else None,
+        rewards={name: math.fsum(given) / len(given) for name, given in by_function.items()},
         length=sum(tokens) / len(rollouts),
         truncated=sum(not r.finished for r in rollouts) / len(rollouts),
         entropy=entropy,

@@ -52,14 +52,18 @@ class RolloutLine:
     finished: bool = True
     policy_version: int = 0
     reward: float | None = None
+    correct: bool | None = None
+    """Whether it counts as right; None if it was not judged."""
+    rewards: Mapping[str, float] | None = None
+    """The reward of each function where several judge, by name."""
     feedback: str | None = None
     u: tuple[float | None, ...] | None = None
     """u = log T(y) − log S(y) of each token, in nats; None if no teacher scored the completion."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line as a JSON object, without ``u`` if no teacher scored the completion."""
+        """Return the line as a JSON object, without ``u`` or ``rewards`` where there are none."""
         line = {name: getattr(self, name) for name in LINE_KEYS}
-        return line if self.u is None else {**line, "u": self.u}
+        return line | {name: getattr(self, name) for name in ("u", "rewards") if getattr(self, name) is not None}
 
     @classmethod
     def from_json(cls, row: Row, where: str) -> RolloutLine:
@@ -76,12 +80,15 @@ class RolloutLine:
             if not fits(value):
                 raise DataError(f"{where}: {key!r} is not what a run writes (got {str(value)[:40]!r})")
             values[key] = tuple(value) if isinstance(value, list) else value
+        # Runs before this key counted a completion as right by the full reward of 1.
+        if "correct" not in row and values.get("reward") is not None:
+            values["correct"] = values["reward"] >= 1
         return cls(**values)
 
 
 LINE_KEYS = (
     "step", "example", "index", "source", "prompt", "text", "ids", "tokens", "logprobs", "finished", "policy_version",
-    "reward", "feedback",
+    "reward", "correct", "feedback",
 )  # fmt: skip
 """Keys of a :class:`RolloutLine` in the order of the file."""
 _REQUIRED = ("example", "prompt", "text")
@@ -116,6 +123,8 @@ _FITS: Mapping[str, Callable[[object], bool]] = {
     "finished": lambda value: isinstance(value, bool),
     "policy_version": _is_count,
     "reward": _is_number,
+    "correct": lambda value: value is None or isinstance(value, bool),
+    "rewards": lambda value: value is None or (isinstance(value, dict) and all(map(_is_number, value.values()))),
     "feedback": lambda value: value is None or isinstance(value, str),
     "u": lambda value: value is None or _list_of(_is_number)(value),
 }

@@ -20,12 +20,15 @@ from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
 from selfdistill.inspection.plan import choose_methods, hyperparameters
 from selfdistill.methods.base import Method
+from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
-from selfdistill.sampling.rollouts import fitting, sample_and_verify
+from selfdistill.sampling.rollouts import fitting, longest_prompt, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
+from selfdistill.tracking.progress import tell
+from selfdistill.training.banner import in_short
 from selfdistill.training.run_folder import Weights, load_model
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
@@ -96,7 +99,8 @@ def inspect_model(
 
 
 def describe_inspection(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the methods that were left out, what was skipped, and remarks, as lines for the terminal."""
+    """Yield the weights, the methods that were left out, what was skipped, and remarks, as lines for the terminal."""
+    yield f"weights: {Weights(summary['weights'], summary['checkpoint'], summary['step']).describe()}"
     for name, reason in summary["left_out"].items():
         yield f"left out: {name}, because {reason}"
     for reason, count in summary["skipped"].items():
@@ -135,9 +139,9 @@ def inspect(
     templates = _templates(config.contexts or judge.contexts, options)
     policy, chat, weights = load_model(model, config, loaded, checkpoint=options.checkpoint)
     judge = fitted(judge, chat)
-    for remark in weights.remarks:
+    unknown = chat.unknown_remarks([one.prompt for one in judge.examples(options.split)])
+    for remark in (*weights.remarks, *unknown):
         say(remark)
-    say(f"weights: {weights.describe()}")
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
@@ -145,7 +149,7 @@ def inspect(
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
     say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
-    limits = limits_on(config.model.device, config.limits)
+    limits = limits_on(policy.device.type, config.limits)
     findings = inspect_groups(
         policy,
         chat,
@@ -160,10 +164,8 @@ def inspect(
     )
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
-    origin = _origin(model, weights, options) | {
-        "task": config.task.kind,
-        "knobs": hyperparameters(methods, findings.credits),
-    }
+    origin = _origin(model, weights, options)
+    origin |= {"task": config.task.kind, "knobs": hyperparameters(methods, findings.credits)}
     return InspectResult(table, summarise(table, origin, chat), chat, weights.remarks)
 
 
@@ -207,7 +209,9 @@ def _sampled(
         temperature=options.temperature,
         seed=derive(options.seed, "sampling", 1),
     )
-    sampler = policy_sampler(policy, chat, max_batch_size=config.max_batch_size)
+    rows = config.max_batch_size or decodable_rows(policy, length=tokens + longest_prompt(examples, chat, thinking))
+    sampler = policy_sampler(policy, chat, max_batch_size=rows)
+    tell(in_short(policy, chat.name))
     return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit
 
 
@@ -269,5 +273,5 @@ def _stored(
         # The policy that sampled the completion is unknown. NaN is safe, because inspection sets the ratio to 1.
         logprobs = (float("nan"),) * len(line.ids)
         rollouts.append(Rollout(prompt, line.ids, logprobs, line.finished, line.text, 0))
-        verdicts.append(Verdict(line.reward, feedback=line.feedback))
+        verdicts.append(Verdict(line.reward, feedback=line.feedback, success=line.correct))
     return RolloutGroup(example, tuple(rollouts), tuple(verdicts))

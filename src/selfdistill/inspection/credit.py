@@ -27,6 +27,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import MicroBatch, collate, micro_batches
 from selfdistill.scoring.prepare import Rendered, batch_inputs, loss_inputs, prepare, render
 from selfdistill.scoring.score import head_inputs_of, split, spread, together, with_role
+from selfdistill.tracking.progress import activity
 from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, View
 
 TOKENS, MAX_LOGITS_PER_CHUNK, PROMPTS = 4096, 1 << 24, 16
@@ -126,6 +127,7 @@ def _label(role: Role) -> str:
     return (role.context or STUDENT) + (f" {role.contrast + 1}" if role.contrast else "") + thinking
 
 
+@activity("scoring", unit="micro-batches")
 def inspect_groups(
     policy: Policy,
     chat: Chat,

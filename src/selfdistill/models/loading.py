@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 import torch
 
 from selfdistill.errors import ModelError, first_line, is_full
+from selfdistill.models.folder import check_folder
 from selfdistill.models.gguf import converted, gguf_file
 from selfdistill.models.prefill import keeps_keys, new_cache
 
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+"""A model's id on the hub, with its owner."""
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
 """Name patterns of tokenizer files. An adapter directory may leave the tokenizer to its base."""
 
@@ -28,6 +32,13 @@ def _reason(error: Exception) -> str:
         return "its .bin files hold more than tensors, or are damaged, and are not opened: save it as safetensors"
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config.json says"
+    if "size mismatch for base_model" in str(error):
+        return "its adapter has other shapes than its base model: it was trained on another one"
+    if "Unrecognized configuration class" in str(error):
+        return "its architecture is no causal language model (AutoModelForCausalLM has no class for it)"
+    # A blunder inside a library, at a value that it did not expect.
+    if isinstance(error, TypeError | AttributeError):
+        return f"{type(error).__name__}: {first_line(error)}; see its config.json"
     if isinstance(error, LookupError | ArithmeticError):
         return f"{type(error).__name__}: {first_line(error)}; see its config.json"
     # The validation errors of a config name the field in the first line and the mistake in the second.
@@ -51,10 +62,35 @@ def resolve_model(path: str) -> str:
     return str(converted(file)) if file else path
 
 
+def shipped_models() -> list[str]:
+    """Names of the models in the package."""
+    folder = resources.files("selfdistill.models") / "shipped"
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+
+
+def find_model(path: str) -> str:
+    """The directory or hub id of a model by any name that a user may give.
+
+    Raises:
+        ModelError: the name is none of these.
+    """
+    if is_nowhere(path):
+        short = f"{path[:200]}…" if len(path) > 200 else path
+        if "\0" not in path and len(path) < 200 and Path(path).is_file():
+            raise ModelError(f"model {path!r} is a file: give the directory that holds it")
+        raise ModelError(
+            f"model {short!r} not found: give a model directory, a hub id (org/name) "
+            f"or a shipped name ({', '.join(shipped_models())})"
+        )
+    return resolve_model(path)
+
+
 def is_nowhere(path: str) -> bool:
     """Whether a name is neither a model's directory, nor a shipped model, nor could be a hub id (org/name)."""
-    may_be_hub_id = "/" in path and not Path(path).is_absolute() and not path.startswith(".")
-    return not may_be_hub_id and not gguf_file(path) and not Path(resolve_model(path)).is_dir()
+    try:
+        return not HUB_ID.fullmatch(path) and not gguf_file(path) and not Path(resolve_model(path)).is_dir()
+    except (OSError, ValueError):
+        return True
 
 
 def lasting_name(path: str) -> str:
@@ -63,8 +99,10 @@ def lasting_name(path: str) -> str:
     return str(Path(path).absolute()) if own else path
 
 
-def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
+def read_model(source: str, path: str, dtype: torch.dtype, adapters: Sequence[Path] = ()) -> Any:
     """Load the transformers model in a directory, with an adapter merged into its base. ``path`` is for messages.
+
+    ``adapters`` are the directories whose base model this is.
 
     Raises:
         ModelError: it cannot be loaded, or weights are missing.
@@ -73,12 +111,14 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
 
     loaded: Any
     adapter = Path(source) / "adapter_config.json"
+    if Path(source).is_dir():
+        check_folder(Path(source), path)
     try:
         if adapter.is_file():
             from peft import PeftModel
 
             # The base may itself be an adapter, if one run started from another run's adapter.
-            base = _read_base(adapter, path, dtype)
+            base = _read_base(adapter, path, dtype, adapters)
             if not any(True for _ in Path(source).glob("adapter_model.*")):
                 raise ModelError(f"{path} holds an adapter_config.json and no adapter_model.safetensors beside it")
             with quiet_peft():
@@ -103,7 +143,33 @@ def read_model(source: str, path: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _read_base(adapter: Path, path: str, dtype: torch.dtype) -> Any:
+def read_tokenizer(path: str) -> Any:
+    """The tokenizer of a model by any name that a user may give.
+
+    Raises:
+        ModelError: there is no such model, or its tokenizer is absent or cannot be used.
+    """
+    from transformers import AutoTokenizer
+
+    source = find_model(path)
+    folder = Path(source)
+    # transformers builds an empty tokenizer if the directory has none.
+    if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
+        raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
+    if folder.is_dir():
+        check_folder(folder, path)
+    try:
+        # If trust_remote_code is unset, transformers asks at the terminal whether to run a tokenizer's own code.
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    # The tokenizers library raises a bare Exception for a file that it cannot read.
+    except Exception as error:
+        reason = first_line(error).rstrip(" :.")
+        raise ModelError(
+            f"no usable tokenizer in {path}: {reason}; save its tokenizer.json and tokenizer_config.json again"
+        ) from error
+
+
+def _read_base(adapter: Path, path: str, dtype: torch.dtype, adapters: Sequence[Path]) -> Any:
     """Load the base model of the adapter that a peft config describes.
 
     Raises:
@@ -115,8 +181,10 @@ def _read_base(adapter: Path, path: str, dtype: torch.dtype) -> Any:
         raise ModelError(f"the adapter in {path} names no base model: {remedy}")
     if is_nowhere(base):
         raise ModelError(f"the adapter in {path} belongs to the model in {base}, which is not there: {remedy}")
+    if adapter.parent.resolve() in adapters:
+        raise ModelError(f"the adapter in {path} is its own base model: {remedy}")
     try:
-        return read_model(resolve_model(base), base, dtype)
+        return read_model(resolve_model(base), base, dtype, [*adapters, adapter.parent.resolve()])
     except ModelError as error:
         raise ModelError(
             f"the adapter in {path} cannot be put on its base model: {error}; if it has moved, {remedy}"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from selfdistill.distributed.fsdp import (
     shard,
     unsharded,
 )
-from selfdistill.errors import ModelError, first_line
+from selfdistill.errors import ModelError
 from selfdistill.models.architecture import cache_argument, decoder_of, limit_time_steps
 from selfdistill.models.attention import mask_of_nothing
 from selfdistill.models.check import (
@@ -39,14 +38,7 @@ from selfdistill.models.check import (
 )
 from selfdistill.models.gguf import quantisation
 from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_head_input, sliced_loss
-from selfdistill.models.loading import (
-    TOKENIZER_FILES,
-    is_nowhere,
-    read_model,
-    resolve_model,
-    stop_ids,
-    window_of,
-)
+from selfdistill.models.loading import find_model, read_model, read_tokenizer, stop_ids, window_of
 from selfdistill.models.lora import STUDENT_ADAPTER, add_lora
 from selfdistill.models.masters import Masters, widen
 from selfdistill.types import Scores, SequenceBatch
@@ -245,25 +237,10 @@ def load_policy(
     Raises:
         ModelError: says in one sentence what is wrong and what would be right.
     """
-    from transformers import AutoTokenizer
-
-    if is_nowhere(path):
-        raise ModelError(
-            f"model {path!r} not found: give a model directory, a hub id (org/name) "
-            f"or a shipped name ({', '.join(shipped_models())})"
-        )
-    source = resolve_model(path)
+    source = find_model(path)
     folder = Path(source)
     model = read_model(source, path, dtype)
-    # transformers builds an empty tokenizer if the directory has none.
-    if folder.is_dir() and not any(True for name in TOKENIZER_FILES for _ in folder.glob(name)):
-        raise ModelError(f"{path} holds no tokenizer (tokenizer.json): save the model's own beside its weights")
-    try:
-        # If trust_remote_code is unset, transformers asks at the terminal whether to run a tokenizer's own code.
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    # The tokenizers library raises a bare Exception for a file that it cannot read.
-    except Exception as error:
-        raise ModelError(f"no usable tokenizer in {path}: {first_line(error)}") from error
+    tokenizer = read_tokenizer(path)
     rows = model.get_input_embeddings().weight.shape[0]
     # Not len(tokenizer): if ids have gaps, the largest id exceeds their number.
     ids = max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -313,12 +290,6 @@ def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype,
     teacher.padded_vocab_size = student.causal_lm.get_output_embeddings().weight.shape[0]
     teacher.compiled = student.compiled
     return teacher.requires_grad_(False)
-
-
-def shipped_models() -> list[str]:
-    """Names of the models in the package."""
-    folder = resources.files("selfdistill.models") / "shipped"
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True, adapter_only: bool = False) -> None:

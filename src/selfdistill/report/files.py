@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,8 @@ class RunFiles:
     first: tuple[RolloutLine, ...]
     last: tuple[RolloutLine, ...]
     alarms: tuple[Row, ...] = ()
+    damage: tuple[str, ...] = ()
+    """What is wrong with the lines of the files, a sentence each; ``train --resume`` mends it."""
 
 
 def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
@@ -39,9 +43,8 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
     if not (run_dir / "config.json").is_file():
         raise DataError(_missing_run(run_dir))
     if completions is None:
-        first, last = outer_steps(read_rollouts(run_dir / "rollouts.jsonl"))
-    else:
-        first, last = completions.first_and_last()
+        completions = outer_steps(read_rollouts(run_dir / "rollouts.jsonl"))
+    first, last = completions.first_and_last()
     metrics = tuple(read_lines(run_dir / "metrics.jsonl"))
     folder = run_dir.resolve()
     return RunFiles(
@@ -53,7 +56,46 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
         first=first,
         last=last,
         alarms=tuple(read_lines(run_dir / "alarms.jsonl")),
+        damage=tuple(_damage(run_dir, metrics, completions)),
     )
+
+
+def _damage(run_dir: Path, metrics: Sequence[Row], completions: OuterSteps) -> Iterator[str]:
+    """Say which lines stand twice, are missing or are torn."""
+    steps = [int(step) for row in metrics if (step := number(row.get("step"))) is not None]
+    twice = sorted(step for step, count in Counter(steps).items() if count > 1)
+    absent = sorted({*range(1, max(steps, default=0))} - {*steps})
+    if twice:
+        yield f"metrics.jsonl holds {_named(twice)} more than once: every line is drawn and counted."
+    if absent:
+        yield f"metrics.jsonl lacks {_named(absent)}."
+    evaluated = Counter(number(row.get("step")) for row in read_lines(run_dir / "evaluations.jsonl"))
+    again = sorted(int(step) for step, count in evaluated.items() if step is not None and count > 1)
+    if again:
+        yield f"evaluations.jsonl holds {_named(again)} more than once."
+    if completions.doubled:
+        yield (
+            f"rollouts.jsonl holds {completions.doubled} completions of steps that had ended, or twice in a row: "
+            "they are left out here."
+        )
+    # A line that is torn while the run goes on is only not written to its end yet.
+    for name in ("metrics", "rollouts", "evaluations") if (run_dir / "summary.json").is_file() else ():
+        if _is_torn(run_dir / f"{name}.jsonl"):
+            yield f"The last line of {name}.jsonl is torn and left out."
+
+
+def _named(steps: Sequence[int]) -> str:
+    """Name the first steps, and count the others."""
+    shown = ", ".join(map(str, steps[:5])) + (f" and {len(steps) - 5} more" if len(steps) > 5 else "")
+    return f"step{'s' if len(steps) > 1 else ''} {shown}"
+
+
+def _is_torn(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _missing_run(folder: Path) -> str:
@@ -87,9 +129,16 @@ class OuterSteps:
     def __init__(self) -> None:
         self._first: dict[bool, list[RolloutLine]] = {True: [], False: []}
         self._last: dict[bool, list[RolloutLine]] = {True: [], False: []}
+        self._newest: RolloutLine | None = None
+        self.doubled = 0
+        """Lines left out: a run writes its steps in order, and no completion twice."""
 
     def add(self, line: RolloutLine) -> None:
         """Add the next line of ``rollouts.jsonl``."""
+        if self._newest is not None and (line.step < self._newest.step or line == self._newest):
+            self.doubled += 1
+            return
+        self._newest = line
         scored = bool(line.u)
         first, last = self._first[scored], self._last[scored]
         if not first or first[0].step == line.step:
@@ -105,9 +154,9 @@ class OuterSteps:
         return tuple(self._first[scored]), tuple(self._last[scored])
 
 
-def outer_steps(lines: Iterable[RolloutLine]) -> tuple[tuple[RolloutLine, ...], tuple[RolloutLine, ...]]:
-    """Return the completions of the first and of the last step of the lines, as :class:`OuterSteps` does."""
+def outer_steps(lines: Iterable[RolloutLine]) -> OuterSteps:
+    """Collect the outer steps of all lines."""
     steps = OuterSteps()
     for line in lines:
         steps.add(line)
-    return steps.first_and_last()
+    return steps

@@ -11,6 +11,13 @@ from selfdistill.report import numbers
 from selfdistill.report.files import RunFiles
 
 ACCURACY = ("avg", "pass", "maj")
+ESTIMATES = {
+    "reward": "Mean reward",
+    "loglikelihood": "Log-likelihood of references, nats a token",
+    "teacher_gap": "Teacher's log-likelihood above it",
+    "teacher_shift": "Teacher's shift on own completions, nats a token",
+}
+"""Other estimates of an evaluation, each shown where it was measured, and their names."""
 
 
 def unjudged(side: Row) -> bool:
@@ -80,6 +87,18 @@ def comparison_rows(before: Row, after: Row, best: Row) -> list[dict[str, object
                 "known": any(v is not None for v in values),
             }
         )
+    for key, name in ESTIMATES.items():
+        scores = [score_of(side, key) for side in (before, after, best)]
+        values = [numbers.number(score.get("value")) for score in scores]
+        # A mean reward that is the share of right completions is in the first row already.
+        if key == "reward" and values == [
+            numbers.number(score_of(side, "avg").get("value")) for side in (before, after, best)
+        ]:
+            continue
+        gap = None if values[0] is None or values[1] is None else values[1] - values[0]
+        cells = [(numbers.plain(value), "") for value in values]
+        change = "" if gap is None else numbers.signed(gap, decimals=3)
+        rows.append({"name": name, "cells": cells, "change": change, "known": any(v is not None for v in values)})
     for key, name, share in (
         ("length", "Completion length, tokens", False),
         ("truncated", "Truncated completions", True),

@@ -157,6 +157,7 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
         going=not (finished or ended),
         ended_by=ended,
         alarms=alarm_rows(run),
+        damage=run.damage,
         accuracy=accuracy_charts(evaluations, run.summary.get("best_step"), planned),
         behaviour=behaviour,
         signal=signal,

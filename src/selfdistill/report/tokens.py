@@ -106,7 +106,7 @@ def colour(line: RolloutLine, limit: float) -> Coloured:
     return Coloured(
         example=numbers.printable(line.example),
         index=str(line.index),
-        verdict="unjudged" if reward is None else "correct" if reward >= 1 else "wrong" if reward <= 0 else "partly",
+        verdict="unjudged" if reward is None else "correct" if line.correct else "wrong" if reward <= 0 else "partly",
         reward=numbers.MISSING if reward is None else f"{reward:.3g}".replace("-", numbers.MINUS),
         prompt=numbers.printable(line.prompt).strip(),
         feedback=numbers.printable(line.feedback or "").strip(),
@@ -134,7 +134,7 @@ def choose(lines: Sequence[RolloutLine], count: int) -> list[RolloutLine]:
     by_example: dict[str, tuple[list[RolloutLine], list[RolloutLine]]] = {}
     for line in lines:
         right, wrong = by_example.setdefault(line.example, ([], []))
-        (right if line.reward is not None and line.reward >= 1 else wrong).append(line)
+        (right if line.correct else wrong).append(line)
     pairs = [(right[0], wrong[0]) for right, wrong in by_example.values() if right and wrong]
     chosen = [line for pair in pairs for line in pair][:count]
     taken = {id(line) for line in chosen}

@@ -19,8 +19,11 @@ from selfdistill.models.prefill import Prefill, closed_up
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.memory import BatchSizeLimit, empty_cache
 from selfdistill.sampling.rng import uniform
+from selfdistill.tracking.progress import advance, check_stop, position, rewind
 from selfdistill.types import Completion
 
+REPORT_EVERY = 16
+"""Tokens after which the progress is told of a batch: to count what is finished is to wait for the device."""
 COMPACT_BELOW = 0.95
 """Share of unfinished rows below which finished rows leave the batch. Above it, moving rows in the cache would cost
 more than decoding the finished rows."""
@@ -59,6 +62,8 @@ class HFSampler:
     ) -> list[Completion]:
         """One completion per seed, with equally many seeds per prompt. Halves the batch when memory runs out."""
         if len(seeds) <= self.limit.value or len(seeds) == 1:
+            check_stop()
+            before = position()
             try:
                 # inference_mode is faster than no_grad, but FSDP2 keeps tensors made here for later passes.
                 with torch.inference_mode(not self.policy.sharded):
@@ -67,6 +72,7 @@ class HFSampler:
                 if len(seeds) == 1 or not is_full(error):
                     raise
             # Outside the except block, so that the error has released the tensors of its traceback.
+            rewind(before)
             self.limit.halve(len(seeds))
             empty_cache(self.policy.device)
         if len(prompts) > 1:
@@ -94,7 +100,7 @@ class HFSampler:
         length_B = torch.full((rows,), max_tokens, device=device)
         done_B = torch.zeros(rows, dtype=torch.bool, device=device)
         alive = torch.arange(rows, device=device)
-        logprobs = state.logprobs
+        logprobs, reported = state.logprobs, (0, 0)
         for t in range(max_tokens):
             token = sample_token(logprobs, params, uniform(seed_B[alive], t))
             ids_BT[alive, t] = token
@@ -103,6 +109,8 @@ class HFSampler:
             length_B[alive[stopped]] = t + 1
             done_B[alive[stopped]] = True
             going = ~done_B[alive]
+            if t % REPORT_EVERY == 0:
+                reported = _report(reported, length_B, done_B, t + 1)
             if not going.any() or t + 1 == max_tokens:
                 break
             if going.float().mean() < COMPACT_BELOW:
@@ -114,7 +122,15 @@ class HFSampler:
             raise ModelError(
                 "the model gives probabilities that are not numbers: its weights are broken, or too large for its dtype"
             )
+        _report(reported, length_B, torch.ones_like(done_B), max_tokens)
         return _completions(ids_BT, logprob_BT, length_B, done_B)
+
+
+def _report(reported: tuple[int, int], length_B: Tensor, done_B: Tensor, length: int) -> tuple[int, int]:
+    """Tell the progress how many completions and tokens a batch has by now, beyond those ``reported`` before."""
+    now = int(done_B.sum()), int(length_B.clamp_max(length).sum())
+    advance(now[0] - reported[0], tokens=now[1] - reported[1])
+    return now
 
 
 def policy_sampler(policy: Policy, chat: Chat, *, max_batch_size: int | BatchSizeLimit = 512) -> HFSampler:

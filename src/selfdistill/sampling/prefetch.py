@@ -21,6 +21,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.sampling.requests import Engine
 from selfdistill.sampling.rollouts import RolloutWorker, Sampled
 from selfdistill.seeds import derive
+from selfdistill.tracking.progress import activity
 from selfdistill.types import Completion, Example
 
 PENDING = "pending.json"
@@ -126,7 +127,9 @@ class Prefetcher:
         return nothing
 
     def _sample(self, step: int, prompts: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
-        return self.engine.sample(prompts, replace(self.worker.params, seed=derive(self.seed, "sampling", step)))
+        params = replace(self.worker.params, seed=derive(self.seed, "sampling", step))
+        with activity("sampling", len(prompts) * params.count, "completions"):
+            return self.engine.sample(prompts, params)
 
 
 def _completion(stored: dict[str, Any]) -> Completion:

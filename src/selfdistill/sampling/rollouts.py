@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import role_prompt
+from selfdistill.contexts.fields import example_fields, role_prompt
 from selfdistill.contexts.templates import HINDSIGHT, Template, may_show
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
@@ -18,6 +18,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
+from selfdistill.tracking.progress import Interrupted, activity
 from selfdistill.types import (
     STUDENT,
     Completion,
@@ -54,6 +55,11 @@ def fitting(
             f"and the window of {chat.name} is {chat.window}; lower sampling.max_tokens or shorten the prompts"
         )
     return kept, skipped
+
+
+def longest_prompt(examples: Sequence[Example], chat: Chat, thinking: bool | None) -> int:
+    """Tokens of the longest prompt; 0 without examples."""
+    return max((len(chat.encode(example.prompt, thinking=thinking)) for example in examples), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +116,17 @@ def sample_and_verify(
 ) -> list[RolloutGroup]:
     """Sample ``params.count`` completions of every example and verify them; returns one group per example."""
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
-    return verify(task, examples, Sampled(prompts, sampler.sample(prompts, params)).rollouts(chat))
+    with activity("sampling", len(prompts) * params.count, "completions"):
+        completions = sampler.sample(prompts, params)
+    return verify(task, examples, Sampled(prompts, completions).rollouts(chat))
 
 
 def verify(task: Task, examples: Sequence[Example], rollouts: Sequence[Sequence[Rollout]]) -> list[RolloutGroup]:
     """Judge the rollouts of every example, in one batch if the task can; returns one group per example."""
     pairs = list(zip(examples, rollouts, strict=True))
-    verdicts = iter(verify_all(task, [(example, r.text, r.finished) for example, row in pairs for r in row]))
+    asked = [(example, r.text, r.finished) for example, row in pairs for r in row]
+    with activity("judging"):
+        verdicts = iter(verify_all(task, asked, ids=[r.completion_ids for row in rollouts for r in row]))
     return [RolloutGroup(example, tuple(row), tuple(next(verdicts) for _ in row)) for example, row in pairs]
 
 
@@ -177,8 +187,13 @@ def fitting_solutions(
     return kept, skipped
 
 
+def reference_text(example: Example) -> str | None:
+    """The data's own response to a problem: the field ``response``, or ``solution`` without one; None without both."""
+    return example.fields.get("response", example.fields.get("solution"))
+
+
 def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:
-    text = example.fields.get("response", example.fields.get("solution"))
+    text = reference_text(example)
     if text is None:
         raise DataError(f"example {example.id} has no solution to learn from: map a column to 'solution'")
     return text, chat.response(text)
@@ -267,7 +282,7 @@ class RolloutWorker:
             version = sampled.version
         elif STUDENT in roles:
             prompts = self.prompts(share)
-            completions = self.sampler.sample(prompts, params)
+            completions = self._sample(self.sampler, prompts, params)
             groups = verify(self.task, share, Sampled(prompts, completions, version).rollouts(self.chat))
         # Add the completions of the other sampling roles, each from its own context and weights.
         for role in roles:
@@ -275,6 +290,25 @@ class RolloutWorker:
                 groups = self._add_role(role, groups, replace(params, seed=derive(seed, role)), version)
         # All-gather the groups of all ranks.
         return gather_groups(groups, examples, self.world)
+
+    def _sample(
+        self, sampler: Sampler, prompts: Sequence[tuple[int, ...]], params: SamplingParams
+    ) -> list[list[Completion]]:
+        """Sample. If one rank was asked to stop meanwhile, all of them end here.
+
+        Raises:
+            Interrupted: a rank has left its sampling early.
+        """
+        left: Interrupted | None = None
+        completions: list[list[Completion]] = []
+        try:
+            with activity("sampling", len(prompts) * params.count, "completions", may_stop=True):
+                completions = sampler.sample(prompts, params)
+        except Interrupted as interrupted:
+            left = interrupted
+        if self.world.max(int(left is not None)):
+            raise left or Interrupted("another rank")
+        return completions
 
     def prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
         """The student's prompts."""
@@ -296,7 +330,7 @@ class RolloutWorker:
             prompt = role_prompt(
                 role,
                 group.example,
-                group.example.fields,
+                example_fields(group.example),
                 self.templates,
                 self.chat,
                 thinking=self.thinking,
@@ -309,7 +343,7 @@ class RolloutWorker:
         # Every rank calls the sampler, even without prompts, because it all-gathers sharded weights.
         with self.teachers.weights(role.weights) as policy:
             sampler = policy_sampler(policy, self.chat, max_batch_size=self.max_batch_size)
-            sampled = Sampled([*prompts.values()], sampler.sample([*prompts.values()], params), version)
+            sampled = Sampled([*prompts.values()], self._sample(sampler, [*prompts.values()], params), version)
         # A group's samples share the student's prompt, so that both sides of a pair are scored under the same one.
         student_prompts = [
             groups[i].rollouts[0].prompt_ids if groups[i].rollouts else self.prompts([groups[i].example])[0]

@@ -33,6 +33,7 @@ from selfdistill.sampling.requests import (
     vllm_params,
 )
 from selfdistill.sampling.weight_sync import WeightSync
+from selfdistill.tracking.progress import advance
 from selfdistill.types import Completion
 
 
@@ -222,7 +223,10 @@ class ServerSampler:
                 failures[url] = failure
 
         with ThreadPoolExecutor(self.config.concurrency * len(servers)) as pool:
-            list(pool.map(send, range(len(requests))))
+            for turn, _ in enumerate(pool.map(send, range(len(requests)))):
+                one = completions.get(requests[turn][0])
+                if one is not None:
+                    advance(1, tokens=len(one.ids))
         for url, failure in failures.items():
             self._lost(url, failure)
         return completions
@@ -297,6 +301,31 @@ class ServerSampler:
             return request
 
         return add_header
+
+
+def await_servers(config: ServerConfig, log: Callable[[str], None]) -> None:
+    """Wait until a server of the config answers at all, before anything that takes long is done for it.
+
+    Raises:
+        SamplerError: none answers, after all retries.
+    """
+    pause = config.wait
+    for tries_left in range(config.retries, -1, -1):
+        reasons = []
+        for url in config.urls:
+            try:
+                # Any answer will do: what it holds is checked once the weights are sent.
+                requests.get(f"{url}/v1/models", timeout=config.timeout)
+                return
+            except requests.RequestException as error:
+                reasons.append(f"sampler {url}: does not answer ({_reason(error)})")
+        if not tries_left:
+            raise SamplerError(f"{'; '.join(reasons)}: start the servers, or correct sampler.urls")
+        for reason in reasons:
+            log(reason)
+        log(f"no sampler server answers: trying again in {pause:g} s, {tries_left} tries left")
+        time.sleep(pause)
+        pause *= 2
 
 
 @contextmanager

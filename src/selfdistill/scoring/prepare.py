@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import hindsight, other_input, role_prompt
+from selfdistill.contexts.fields import example_fields, hindsight, other_input, role_prompt
 from selfdistill.contexts.templates import Template
 from selfdistill.errors import ConfigError
 from selfdistill.methods.base import BatchScores, Method, State
@@ -90,7 +90,7 @@ def render(
                 elif (ids := sampled_from.get(name)) is not None:
                     prompts[name] = ids
                 else:
-                    fields = group.example.fields
+                    fields = example_fields(group.example)
                     other: tuple[Message, ...] = ()
                     if name not in sampling_roles:
                         fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
@@ -152,6 +152,7 @@ def prepare(
                     index=i,
                     source=rollout.source,
                     reward=group.verdicts[i].reward,
+                    correct=group.verdicts[i].correct,
                 )
             )
     return result

@@ -13,6 +13,7 @@ from selfdistill.models.head import HeadInput
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.batching import collate, micro_batches
+from selfdistill.tracking.progress import advance
 from selfdistill.types import STUDENT, Scores, View, Weights
 
 
@@ -53,7 +54,10 @@ def _score(
     temperature: float = 1.0,
 ) -> list[Scores]:
     results: dict[int, Scores] = {}
-    for micro_batch in micro_batches(alone, max_tokens=max_tokens, packed=policy.packs, world=world):
+    own = micro_batches(alone, max_tokens=max_tokens, packed=policy.packs, world=world)
+    advance(of=len(own))
+    for micro_batch in own:
+        advance(1)
         picked = [alone[i] for i in micro_batch.indices]
         batch = collate(picked, STUDENT, packed=policy.packs)
         scores = policy.score(batch, max_logits_per_chunk=max_logits_per_chunk, temperature=temperature)

@@ -9,8 +9,10 @@ from selfdistill.config.tasks import (
     CodeConfig,
     MathConfig,
     ObjectConfig,
+    OwnTaskConfig,
     RowsConfig,
     TaskConfig,
+    TextConfig,
     ToolboxConfig,
     ToolsConfig,
 )
@@ -21,17 +23,19 @@ from selfdistill.tasks.code.task import CodeTask
 from selfdistill.tasks.countdown.task import CountdownTask
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.math.task import MathTask
-from selfdistill.tasks.reward import RewardedTask, RewardFunction, load_reward
+from selfdistill.tasks.own import build_own_task
+from selfdistill.tasks.reward import RewardedTask, RewardLike, parse_reward
 from selfdistill.tasks.rows import RowTask
+from selfdistill.tasks.text.task import TextTask
 from selfdistill.tasks.toolbox.task import ToolboxTask
 from selfdistill.tasks.tools.task import ToolsTask
 from selfdistill.types import Task
 
 
 def build_task(
-    config: TaskConfig, *, seed: int, reward: str | RewardFunction | None, rows: Mapping[str, MemoryRows] | None = None
+    config: TaskConfig, *, seed: int, reward: RewardLike | None, rows: Mapping[str, MemoryRows] | None = None
 ) -> Task:
-    """The task of a config. A reward function replaces the rewards of its verifier.
+    """The task of a config. Reward functions replace the rewards of its verifier.
 
     ``rows`` holds rows in memory, by the config key that they replace (``path``, ``test_path`` …).
 
@@ -48,17 +52,17 @@ def build_task(
             f"task {config.kind!r} makes its own problems and reads no rows: name a task that does, for example "
             "task={'kind': 'math', 'prompt': 'question', 'answer': 'answer'}"
         )
+    elif isinstance(config, OwnTaskConfig):
+        task = build_own_task(config, seed=seed)
     elif isinstance(config, ToolboxConfig):
         task = ToolboxTask(config, seed=seed)
     else:
         task = CountdownTask(config, seed=seed)
-    if not reward:
-        return task
-    return RewardedTask(task, load_reward(reward) if isinstance(reward, str) else reward)
+    return task if reward is None or reward == "" else RewardedTask(task, *parse_reward(reward))
 
 
 def build_row_task(
-    config: MathConfig | ChoiceConfig | ToolsConfig | CodeConfig,
+    config: MathConfig | ChoiceConfig | ToolsConfig | CodeConfig | TextConfig,
     *,
     seed: int,
     rows: Mapping[str, MemoryRows] | None = None,
@@ -74,7 +78,7 @@ def build_row_task(
         return ToolsTask(config, rows)
     if isinstance(config, CodeConfig):
         return CodeTask(config, rows)
-    return MathTask(config, rows)
+    return TextTask(config, rows) if isinstance(config, TextConfig) else MathTask(config, rows)
 
 
 def fitted(task: Task, chat: Chat) -> Task:
@@ -84,7 +88,7 @@ def fitted(task: Task, chat: Chat) -> Task:
         UserError: the template writes calls in a syntax that no parser here reads.
     """
     if isinstance(task, RewardedTask) and isinstance(task.task, ToolsTask):
-        return RewardedTask(task.task.fitted(chat), task.reward)
+        return task.over(task.task.fitted(chat))
     return task.fitted(chat) if isinstance(task, ToolsTask) else task
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from selfdistill.config.run import apply_overrides, parse_config
 from selfdistill.config.tasks import RowsConfig, load_preset, shipped_presets, task_configs
+from selfdistill.contexts.chat import readable
+from selfdistill.contexts.control_marks import MARKS, any_of
 from selfdistill.errors import ConfigError
-from selfdistill.tasks.build import build_row_task
-from selfdistill.tasks.rows import RowTask
-from selfdistill.types import Example, Verdict
+from selfdistill.tasks.build import build_row_task, build_task
+from selfdistill.tasks.data import SPLITS, count_duplicates
+from selfdistill.tasks.rows import RowTask, leaks_between
+from selfdistill.types import Example, Task, Verdict
 
 _LINES_SHOWN = 20
 _CHARACTERS_SHOWN = 1000
+_TOKENS_SHOWN = 5
 
 
 def check_data(
@@ -23,6 +29,7 @@ def check_data(
     task: str | None,
     preset: str | None,
     overrides: Sequence[str] = (),
+    special_tokens: Sequence[str] = (),
     own: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Read every row and verify each row's own reference.
@@ -32,11 +39,23 @@ def check_data(
     The reference is the row's solution. If there is none, or the verifier finds no answer in it
     (``silent_solutions``), the row's canonical answer is verified instead. ``verified`` is the share of usable rows
     whose reference scores 1; it is None if nothing can be verified. ``verified_rows`` is their number, ``unverified``
-    lists the other rows. ``row`` is the first usable row as the task maps it.
+    lists the other rows. ``row`` is the first usable row as the task maps it. ``control_tokens`` counts the rows that
+    spell out control tokens of known model families, or one of ``special_tokens``; ``first`` is the id of the first
+    such row.
 
     Raises:
         UserError: the source is unreadable, or the task reads no rows.
     """
+    spelled = any_of([*MARKS, *special_tokens])
+    own_kind = task or (own or {}).get("kind") or ""
+    if ":" in own_kind:
+        whole = {**(own or {}), "kind": own_kind, **({} if path is None else {"path": path})}
+        report = _own_report(whole, overrides, spelled)
+        return {"task": own_kind, "preset": None, "path": whole.get("path"), **report}
+    if path is None and own is None:
+        raise ConfigError(
+            "name the rows to check with --path, as in selfdistill data check rows.jsonl --task math, or a config"
+        )
     if task is None and preset is None and own is None:
         raise ConfigError(f"name a --task ({', '.join(_row_kinds())}) or a --preset ({', '.join(shipped_presets())})")
     named = {"kind": task, "preset": preset, "path": path}
@@ -54,7 +73,7 @@ def check_data(
     row_task = build_row_task(config.task, seed=config.seed)
     source = config.task.path
     read = source if isinstance(source, str) else source.model_dump(exclude_none=True)
-    return {"task": config.task.kind, "preset": config.task.preset, "path": read, **_report(row_task)}
+    return {"task": config.task.kind, "preset": config.task.preset, "path": read, **_report(row_task, spelled)}
 
 
 def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
@@ -71,6 +90,16 @@ def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"rejected: {reason} (line{'s' if len(lines) > 1 else ''} {listed}{more})"
     for row in report["unverified"]:
         yield f"unverified: {row['row']}: {row['why']}"
+    if report["control_tokens"]["rows"]:
+        control = report["control_tokens"]
+        named = ", ".join(f"{token} in {rows}" for token, rows in list(control["tokens"].items())[:_TOKENS_SHOWN])
+        more = f" and {len(control['tokens']) - _TOKENS_SHOWN} more" if len(control["tokens"]) > _TOKENS_SHOWN else ""
+        stem, _, line = control["first"].rpartition(":")
+        place = f"line {line} of {stem}" if line.isdecimal() else control["first"]
+        yield (
+            f"{control['rows']} rows spell out control tokens, the first in {place} "
+            f"({named}{more}): they are kept as text and open no turn"
+        )
     if report["duplicates"]["repeated"]:
         yield f"{report['duplicates']['repeated']} questions occur more than once"
     for pair, count in report["leaks"].items():
@@ -101,7 +130,8 @@ def list_tasks() -> list[dict[str, Any]]:
     ]
     custom = {
         "kind": "custom",
-        "description": "Any task above with a reward function of your own: the key reward beside the task.",
+        "description": "Any task above with a reward function of your own: the key reward beside the task. "
+        "A whole task of your own is task.kind = 'package.module:Class'.",
         "needs": ['reward = "package.module:function"'],
         "presets": {},
     }
@@ -135,14 +165,68 @@ def _indented(text: str) -> str:
     return shown.strip("\n").replace("\n", "\n    ")
 
 
-def _report(task: RowTask) -> dict[str, Any]:
+def _own_report(whole: Mapping[str, Any], overrides: Sequence[str], spelled: re.Pattern[str]) -> dict[str, Any]:
+    """The report on a task of the user's own: its references, repeated prompts, and prompts that splits share."""
+    table: dict[str, Any] = {"method": "grpo", "task": dict(whole)}
+    apply_overrides(table, overrides)
+    config = parse_config(table, "data check")
+    task = build_task(config.task, seed=config.seed, reward=None)
+    if isinstance(task, RowTask):
+        return _report(task, spelled)
+    examples = {split: task.examples(split) for split in SPLITS}
+    questions = {split: [example.prompt[-1].content for example in row] for split, row in examples.items()}
+    everything = [example for row in examples.values() for example in row]
+    return {
+        "rows": len(everything),
+        "row": _mapped(next(iter(everything), None)),
+        "rejected": {},
+        **_verified(task, everything),
+        "duplicates": asdict(count_duplicates([text for row in questions.values() for text in row])),
+        "leaks": leaks_between(questions),
+        "control_tokens": _control_tokens(everything, spelled),
+    }
+
+
+def _control_tokens(examples: Iterable[Example], spelled: re.Pattern[str]) -> dict[str, Any]:
+    """How many examples spell out control tokens, which ones, and the id of the first."""
+    tokens: Counter[str] = Counter()
+    rows = []
+    for example in examples:
+        # Schemas hide characters in escapes, which a template resolves.
+        texts = [*(readable(message).content for message in example.prompt), *example.fields.values()]
+        found = sorted({token for text in texts for token in spelled.findall(text)})
+        tokens.update(found)
+        rows += [example] if found else []
+    first = min(rows, key=lambda example: _line(example) or 0).id if rows else None
+    return {"rows": len(rows), "first": first, "tokens": dict(tokens.most_common())}
+
+
+def _line(example: Example) -> int | None:
+    line = example.id.rpartition(":")[2]
+    return int(line) if line.isdecimal() else None
+
+
+def _report(task: RowTask, spelled: re.Pattern[str]) -> dict[str, Any]:
     rejected: dict[str, list[int | str]] = {}
     files = {row.file for row in task.rejected}
     for row in task.rejected:
         rejected.setdefault(row.reason, []).append(row.line if len(files) == 1 else f"{row.file}:{row.line}")
+    return {
+        "rows": task.rows,
+        "row": _mapped(next(iter(task.every_example()), None)),
+        "rejected": rejected,
+        **_verified(task, task.every_example()),
+        "duplicates": asdict(task.duplicates),
+        "leaks": dict(task.leaks),
+        "control_tokens": _control_tokens(task.every_example(), spelled),
+    }
+
+
+def _verified(task: Task, examples: Iterable[Example]) -> dict[str, Any]:
+    """What the verifier says of each example's own reference."""
     counts: Counter[str] = Counter()
     unverified = []
-    for example in task.every_example():
+    for example in examples:
         verdict, silent = _reference_verdict(task, example)
         counts["silent"] += silent
         counts["judged"] += verdict.reward is not None
@@ -151,35 +235,29 @@ def _report(task: RowTask) -> dict[str, Any]:
         if verdict.reward is not None and not verdict.correct:
             wrong = f"its reference says {verdict.answer}, its answer is {example.fields.get('answer')}"
             why = wrong if verdict.feedback is None else verdict.feedback
-            unverified.append({"row": example.id, "line": int(example.id.rpartition(":")[2]), "why": why})
+            unverified.append({"row": example.id, "line": _line(example), "why": why})
     return {
-        "rows": task.rows,
-        "row": _mapped(next(task.every_example(), None)),
-        "rejected": rejected,
         "checked": counts["all"],
         "verified": counts["right"] / counts["judged"] if counts["judged"] else None,
         "verified_rows": counts["right"],
         "unverified": unverified,
         "silent_solutions": counts["silent"],
-        "duplicates": {
-            "rows": task.duplicates.rows,
-            "distinct": task.duplicates.distinct,
-            "repeated": task.duplicates.repeated,
-        },
-        "leaks": dict(task.leaks),
     }
 
 
-def _reference_verdict(task: RowTask, example: Example) -> tuple[Verdict, bool]:
+def _reference_verdict(task: Task, example: Example) -> tuple[Verdict, bool]:
     """The verdict on the row's reference, and whether the row has a solution without an answer."""
     solution = example.fields.get("solution")
+    # A task that is not over rows need not have a reference besides its solutions.
+    reference = task.reference(example) if isinstance(task, RowTask) and task.has_verifier else solution
     if solution is not None:
         verdict = task.verify(example, solution, finished=True)
         # In a code task the solution is the only reference, so there is no answer to find in it.
-        is_reference = task.has_verifier and task.reference(example) == solution
+        is_reference = task.has_verifier and reference == solution
         stated = verdict.correct or verdict.answer is not None or is_reference
         if stated:
             return verdict, False
-    if not task.has_verifier:
-        return Verdict(None), solution is not None
-    return task.verify(example, task.reference(example), finished=True), solution is not None
+    if not task.has_verifier or reference is None:
+        # Nothing is verified, so no solution is silent about what would be.
+        return Verdict(None), False
+    return task.verify(example, reference, finished=True), solution is not None

@@ -97,6 +97,10 @@ def read_rows(source: str | Path | SourceConfig) -> list[Row]:
     return rows
 
 
+UNREAD = {".tsv", ".xlsx", ".xls", ".ods", ".yaml", ".yml", ".xml", ".html", ".pkl", ".arrow", ".zip", ".tar", ".zst"}
+"""Endings of files that would only be refused line by line as JSON."""
+
+
 def scan_rows(source: str | Path | SourceConfig | MemoryRows) -> Iterator[Row | Rejected]:
     """Yield every row of a source; a malformed line is yielded as ``Rejected``.
 
@@ -135,6 +139,14 @@ def _memory_rows(source: MemoryRows) -> Iterator[Row | Rejected]:
 def _stored_rows(source: SourceConfig) -> Iterator[Row | Rejected]:
     path = Path(source.path)
     if path.is_file():
+        with path.open("rb") as opened:
+            begin = opened.read(24)
+        if begin.startswith(b"version https://git-lfs"):
+            raise DataError(f"data file {path} is a pointer of git-lfs, not the file itself: run git lfs pull there")
+        if path.suffix.lower() in UNREAD:
+            raise DataError(
+                f"data file {path} is read in no way: save it as .jsonl, .jsonl.gz, .json, .csv or .parquet"
+            )
         readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".json": _json_rows}
         return readers.get(path.suffix.lower(), _jsonl_rows)(path)
     if path.is_dir() or source.split is not None:

@@ -4,20 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 from selfdistill.errors import UserError
 from selfdistill.files.text import well_formed
-from selfdistill.types import Example, JudgesMany, Task, Verdict
+from selfdistill.types import Example, Task, Verdict
 
 
-def verify_all(task: Task, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+@runtime_checkable
+class JudgesMany(Protocol):
+    """A task that judges many completions faster together than one by one."""
+
+    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+        """A verdict on each (example, text, finished), in order."""
+        ...
+
+
+@runtime_checkable
+class JudgesTokens(Protocol):
+    """A task whose judge may ask for the token ids of the completions, or that wraps such a task."""
+
+    def verify_tokens(
+        self, asked: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]]
+    ) -> list[Verdict]:
+        """A verdict on each (example, text, finished) with these token ids, in order."""
+        ...
+
+
+def verify_all(
+    task: Task, asked: Sequence[tuple[Example, str, bool]], *, ids: Sequence[tuple[int, ...]] | None = None
+) -> list[Verdict]:
     """A verdict for each (example, text, finished), in order. Uses one call if the task has ``verify_many``.
 
-    A task that wraps another calls this function too. Otherwise it would hide the inner task's ``verify_many``.
+    ``ids`` are the token ids of the completions, for tasks with ``verify_tokens``. A task that wraps another calls
+    this function too. Otherwise it would hide the inner task's ``verify_many``.
 
     Raises:
         UserError: the task's ``verify_many`` returns another number of verdicts.
     """
+    if ids is not None and asked and isinstance(task, JudgesTokens):
+        return [_clean(verdict) for verdict in task.verify_tokens(asked, ids)]
     if not isinstance(task, JudgesMany):
         return [_clean(task.verify(example, text, finished=finished)) for example, text, finished in asked]
     if not asked:

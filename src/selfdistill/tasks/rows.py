@@ -67,7 +67,8 @@ class RowTask(ABC):
             raise DataError(_refusal(rejected, self.rows))
         self.duplicates: Duplicates = count_duplicates([question for split in SPLITS for question, _ in pairs[split]])
         """How often questions repeat, over all splits."""
-        self.leaks: Mapping[str, int] = _leaks({split: [question for question, _ in pairs[split]] for split in SPLITS})
+        questions = {split: [question for question, _ in pairs[split]] for split in SPLITS}
+        self.leaks: Mapping[str, int] = leaks_between(questions)
         """``"train in test"`` → number of questions that both splits hold, ignoring spacing and case."""
         self._examples = {split: tuple(example for _, example in pairs[split][: config.limit]) for split in SPLITS}
 
@@ -177,7 +178,8 @@ def _split(
     return {split: [pair for pair in pairs if split_of[pair[0]] == split] for split in SPLITS}
 
 
-def _leaks(questions: Mapping[str, Sequence[str]]) -> dict[str, int]:
+def leaks_between(questions: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Number of questions that two splits share, ignoring spacing and case, by ``"train in test"``."""
     seen = {split: Counter(" ".join(text.split()).lower() for text in texts) for split, texts in questions.items()}
     pairs = (("train", "validation"), ("train", "test"), ("validation", "test"))
     shared = {f"{first} in {second}": len(seen[first].keys() & seen[second].keys()) for first, second in pairs}
@@ -187,6 +189,8 @@ def _leaks(questions: Mapping[str, Sequence[str]]) -> dict[str, int]:
 def _refusal(rejected: Sequence[Rejected], rows: int) -> str:
     if len(rejected) == 1:
         return str(rejected[0])
+    if len(rejected) == rows and "which field 'answer' needs" in rejected[0].reason:
+        return f'{rejected[0]} (rows without answers, which nothing verifies, are read by task.kind = "text")'
     listed = "; ".join(map(str, rejected[:_SHOWN]))
     more = f"; and {len(rejected) - _SHOWN} more" if len(rejected) > _SHOWN else ""
     return (

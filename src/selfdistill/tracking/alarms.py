@@ -77,8 +77,8 @@ class Scored:
 class History:
     """The metrics of a run by name, oldest first. A metric that the newest line lacks raises no alarm at that line."""
 
-    def __init__(self) -> None:
-        self.step = 0
+    def __init__(self, right: str) -> None:
+        self.step, self.right = 0, right
         self.evaluations: list[Scored] = []
         self._columns: dict[str, list[float]] = {}
         self._newest: Collection[str] = ()
@@ -128,9 +128,9 @@ class Rule:
 class AlarmWatch:
     """Checks all alarms of a run, line by line."""
 
-    def __init__(self, config: AlarmsConfig) -> None:
+    def __init__(self, config: AlarmsConfig, *, right: str = "with the verifier's full reward of 1") -> None:
         self.config = config
-        self.history = History()
+        self.history = History(right)
         self.standing: set[str] = set()
         self.sounded: tuple[Alarm, ...] = ()
         """The alarms that the newest line raised."""
@@ -217,6 +217,20 @@ def _ratio(history: History, at: AlarmsConfig) -> Reading | None:
         readings.append(Reading(clipped[-1], at.clipped, evidence))
     # The alarm clears only when both are back within their limits, so return the reading closer to its limit.
     return max(readings, key=lambda reading: reading.value / reading.limit, default=None)
+
+
+def _success(history: History, at: AlarmsConfig) -> Reading | None:
+    names = ("success", "reward_low", "reward_high")
+    shares, lows, highs = (history.of(name, least=at.no_success)[-at.no_success :] for name in names)
+    if not (shares and lows and highs):
+        return None
+    # Rewards that differ although no completion is right, or every one, are graded on another scale than success is.
+    stuck = min(lows) < max(highs) and (not any(shares) or min(shares) == 1)
+    evidence = (
+        f"over the last {at.no_success} steps {'every' if shares[-1] else 'no'} completion is right, which it is "
+        f"{history.right}, while rewards go from {min(lows):.4g} to {max(highs):.4g}"
+    )
+    return Reading(float(stuck), 1.0, evidence)
 
 
 def _sampler(history: History, at: AlarmsConfig) -> Reading | None:
@@ -344,6 +358,11 @@ ALARMS: Mapping[str, Rule] = {
         "many groups teach nothing",
         _share("no_signal", "no_signal", "the groups taught nothing"),
         "choose problems that are neither always nor never solved, or draw more completions a problem",
+    ),
+    "no_success": Rule(
+        "rewards are graded, and no completion counts as right, or every one does",
+        _success,
+        "set reward.success to the reward from which on a completion is right, or read the reward instead of accuracy",
     ),
     "importance_ratios": Rule(
         "the policy that is trained has left the one that sampled",

@@ -1,9 +1,17 @@
-"""Terminal output of a run: one live line, one line per evaluation, and a closing table."""
+"""Terminal output: a live line of what is going on, one line per evaluation, and a closing table.
+
+Every part that takes a while says so with :func:`activity` and :func:`advance`. What it says is shown by the
+:class:`Progress` that was entered last: on a terminal in the live line, elsewhere as a line every half minute.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
@@ -15,7 +23,97 @@ from rich.text import Text
 from selfdistill.files.text import printable
 
 PLAIN_EVERY = 10.0
-"""Seconds between progress lines if the output is not a terminal (a log file, CI)."""
+"""Seconds between the lines of steps if the output is not a terminal (a log file, CI)."""
+SILENCE = 30.0
+"""Seconds without any line after which such an output is told what is going on."""
+
+
+class Interrupted(Exception):
+    """An activity that ended early, because a stop was requested."""
+
+
+@dataclass(slots=True)
+class Activity:
+    """Something that takes a while: how much of it is done, of how much, and since when. ``of`` 0 is unknown."""
+
+    name: str
+    of: int = 0
+    unit: str = ""
+    may_stop: bool = False
+    done: int = 0
+    tokens: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def line(self) -> str:
+        """``"step 3, sampling: 12 of 64 completions, 340 tokens/s, 0:07"``."""
+        seconds = time.monotonic() - self.began
+        count = f"{min(self.done, self.of)} of {self.of} {self.unit}" if self.of else ""
+        speed = f"{self.tokens / seconds:.0f} tokens/s" if self.tokens and seconds > 0 else ""
+        return f"{self.name}: {', '.join(filter(None, (count, speed, _clock(seconds))))}"
+
+
+_SHOWN: ContextVar[Progress | None] = ContextVar("_SHOWN", default=None)
+"""The progress that shows activities. A thread that samples ahead has none: it would overwrite what the run does."""
+
+
+@contextmanager
+def activity(name: str, of: int = 0, unit: str = "", *, may_stop: bool = False) -> Iterator[None]:
+    """Show what goes on in the block, until it ends. ``may_stop`` lets :func:`check_stop` end it early."""
+    progress = _SHOWN.get()
+    if progress is None:
+        yield
+        return
+    progress.activities.append(Activity(name, of, unit, may_stop))
+    try:
+        yield
+    finally:
+        progress.activities.pop()
+
+
+def advance(done: int = 0, *, tokens: int = 0, of: int = 0) -> None:
+    """Add to what is done of the innermost activity, to its tokens, and to how much there is to do."""
+    progress = _SHOWN.get()
+    if progress is not None and progress.activities:
+        current = progress.activities[-1]
+        current.done, current.tokens, current.of = current.done + done, current.tokens + tokens, current.of + of
+
+
+def tell(sentence: str) -> None:
+    """Say a sentence where activities are shown; nothing where none are."""
+    progress = _SHOWN.get()
+    if progress is not None:
+        progress.say(sentence)
+
+
+def position() -> tuple[int, int]:
+    """What is done of the innermost activity, and its tokens, for :func:`rewind`."""
+    progress = _SHOWN.get()
+    current = progress.activities[-1] if progress is not None and progress.activities else Activity("")
+    return current.done, current.tokens
+
+
+def rewind(before: tuple[int, int]) -> None:
+    """Go back to an earlier :func:`position`: what was done since has to be done again."""
+    done, tokens = position()
+    advance(before[0] - done, tokens=before[1] - tokens)
+
+
+def check_stop() -> None:
+    """End the innermost activity early if it was asked to stop and has something done already.
+
+    Raises:
+        Interrupted: a stop was requested.
+    """
+    progress = _SHOWN.get()
+    if progress is None or not progress.activities:
+        return
+    current = progress.activities[-1]
+    if current.may_stop and current.done and progress.stop_requested():
+        raise Interrupted(current.name)
+
+
+UNJUDGED = {"loglikelihood": "references", "teacher_gap": "teacher's gap", "teacher_shift": "teacher's shift"}
+"""What an evaluation has where nothing is judged, in nats a token, and its name in the terminal."""
 
 
 class Progress:
@@ -30,25 +128,68 @@ class Progress:
         self.evaluating = 0.0
         self.accuracy: float | None = None
         self.last_line = 0.0
+        self.activities: list[Activity] = []
+        self.stop_requested: Callable[[], bool] = lambda: False
+        """Whether a stop was requested."""
+        self.shown = ""
+        """What the live line says besides the activity."""
+        self._spoke = time.monotonic()
+        self._over = threading.Event()
+        self._heart: threading.Thread | None = None
+        self._token: Token[Progress | None] | None = None
 
     def __enter__(self) -> Progress:
+        self._token = _SHOWN.set(self)
         if self.console.is_terminal and not self.console.quiet:
-            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live = Live(get_renderable=self._live_line, console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
+        elif not self.console.quiet:
+            self._heart = threading.Thread(target=self._break_silence, daemon=True)
+            self._heart.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._token is not None:
+            _SHOWN.reset(self._token)
         if self.live is not None:
             self.live.stop()
+        self._over.set()
+        if self._heart is not None:
+            self._heart.join()
 
     def say(self, sentence: str) -> None:
         """Print one sentence on its own line."""
+        self._spoke = time.monotonic()
         self.console.print(Text(printable(sentence)), soft_wrap=True)
 
     def status(self, line: str) -> None:
         """Replace the live line. Does nothing if the output is not a terminal."""
-        if self.live is not None:
-            self.live.update(Text(printable(line), overflow="ellipsis", no_wrap=True))
+        self.shown = line
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        """Print names and what belongs to each, one a line."""
+        width = max(map(len, rows), default=0)
+        for name, text in rows.items():
+            self.console.print(Text(printable(f"{name:{width}}  {text}")), soft_wrap=True)
+
+    def going_on(self) -> str:
+        """What goes on, the outermost activity first: ``"evaluating, sampling: 37 of 128 completions"``."""
+        activities = list(self.activities)
+        return ", ".join([*(one.name for one in activities[:-1]), *(one.line() for one in activities[-1:])])
+
+    def _live_line(self) -> Text:
+        text = "  ".join(filter(None, (self.shown, self.going_on())))
+        return Text(printable(text), overflow="ellipsis", no_wrap=True)
+
+    def _break_silence(self) -> None:
+        """Say every half minute what goes on, where no line has said anything meanwhile."""
+        while not self._over.wait(max(0.05, self._spoke + SILENCE - time.monotonic())):
+            if time.monotonic() - self._spoke >= SILENCE:
+                line = self.going_on()
+                if line:
+                    self.say(line)
+                else:
+                    self._spoke = time.monotonic()
 
     def evaluation(self, step: int | None, result: Mapping[str, Any]) -> None:
         """Print an evaluation on held-out problems; ``step`` is None if it belongs to no training run."""
@@ -58,15 +199,18 @@ class Progress:
         # Without a verifier there is no accuracy to show, and the rest of the evaluation is all there is.
         if avg is None:
             entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
+            told = [f"{words} {result[key]['value']:+.3f}" for key, words in UNJUDGED.items() if key in result]
             self.say(
                 f"{at}nothing is judged  length {result['length']:.1f}  "
                 f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
             )
+            if told:
+                self.say(f"{at}{', '.join(told)} nats a token")
             return
         self.say(
             f"{at}avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
             f"pass@{avg['k']} {result['pass']['value']:.3f}  maj@{avg['k']} {result['maj']['value']:.3f}  "
-            f"length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
+            f"{_mean_reward(result)}length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
         )
         of = result["problems"] * result["samples"]
         if result["judged"] < of:
@@ -85,6 +229,10 @@ class Progress:
         training = max(time.monotonic() - self.began - self.evaluating, 1e-9)
         done = line["step"] - self.first + 1
         left = training / done * (total - line["step"]) + evaluation_left
+        if line["step"] == self.first and self.first < total:
+            more = total - self.first
+            steps = "the step" if more == 1 else f"the {more} steps"
+            self.say(f"the first step took {training:.3g} s: about {_words(left)} for {steps} left")
         reward = "–" if line["reward"] is None else f"{line['reward']:.3f}"
         accuracy = "–" if self.accuracy is None else f"{self.accuracy:.3f}"
         text = (
@@ -92,7 +240,7 @@ class Progress:
             f"{self.tokens / training:.0f} tokens/s  {_clock(left)} left"
         )
         if self.live is not None:
-            self.live.update(Text(text))
+            self.shown = text
         elif time.monotonic() - self.last_line >= PLAIN_EVERY or line["step"] == total:
             self.last_line = time.monotonic()
             self.say(text)
@@ -101,17 +249,29 @@ class Progress:
         """Print the closing table, the time by phase and the path of the page."""
         title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-        k, judged = summary["before"]["samples"], summary["best"] is not None
+        k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
+        # A best of nothing right is none, and an evaluation before the last step is not what came after the run.
+        by, best = summary.get("best_by", "success"), summary["best"]
+        nothing_right = bool(by == "success" and best and not best["avg"]["value"])
+        is_best = best is not None and not nothing_right
+        last = "after" if summary["after_step"] >= summary["steps"] else "newest"
         accuracies = (f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}") if judged else ()
+        graded = any(_mean_reward(summary[name] or {}) for name in ("before", "after", "best"))
+        # Eighty columns have no room for the majority vote beside the reward.
+        accuracies = ("reward", *accuracies[:3]) if graded else accuracies
+        scored = [key for key in UNJUDGED if key in summary["after"]]
+        accuracies = (*accuracies, *(UNJUDGED[key] for key in scored))
         for heading in ("", "step", *accuracies, "length", "cut", "delib."):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-        steps = {"before": 0, "after": summary["after_step"]} | ({"best": summary["best_step"]} if judged else {})
+        steps = {"before": 0, "after": summary["after_step"]} | ({"best": summary["best_step"]} if is_best else {})
         for name, step in steps.items():
             row = summary[name]
             table.add_row(
-                name,
+                last if name == "after" else name,
                 str(step),
-                *(_accuracy(row) if judged else ()),
+                *((f"{row['reward']['value']:.3f}" if row.get("reward") else "–",) if graded else ()),
+                *((_accuracy(row)[:3] if graded else _accuracy(row)) if judged else ()),
+                *(f"{row[key]['value']:+.3f}" if key in row else "–" for key in scored),
                 f"{row['length']:.1f}",
                 f"{row['truncated']:.1%}",
                 f"{row['deliberation']:.2f}",
@@ -122,12 +282,20 @@ class Progress:
         if evaluated < steps:
             unseen = f"step {steps} is" if steps == evaluated + 1 else f"steps {evaluated + 1} to {steps} are"
             self.say(f"the newest evaluation is that of step {evaluated}: {unseen} in none of these rows")
-        if judged and not summary["best"]["avg"]["value"]:
+        if by != "success":
+            self.say(f"best: {'the newest evaluation' if by == 'last' else f'by {by} on held-out problems'}")
+        if nothing_right:
             self.say(
                 "no held-out completion was right in any evaluation: no step is the best, and no interval has a width"
             )
         self.say("time by phase: " + _phases(summary["seconds"]))
         self.say(f"page: {page}")
+
+
+def _mean_reward(result: Mapping[str, Any]) -> str:
+    """The mean reward of an evaluation where it is another number than the share of right completions."""
+    reward, avg = result.get("reward"), result.get("avg")
+    return "" if not reward or not avg or reward["value"] == avg["value"] else f"reward {reward['value']:.3f}  "
 
 
 def _accuracy(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -143,6 +311,13 @@ def _phases(seconds: Mapping[str, float]) -> str:
     total = sum(seconds.values())
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
     return ", ".join(f"{phase} {value:.1f} s ({value / total:.0%})" for phase, value in ordered) if total else "none"
+
+
+def _words(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _clock(seconds: float) -> str:

@@ -215,9 +215,10 @@ def step_numbers(line: Mapping[str, Any]) -> dict[str, float]:
 def evaluation_numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of an evaluation, by name; accuracies with the ends of their intervals."""
     values: dict[str, Any] = {f"evaluation/{key}": value for key, value in result.items()}
-    for key in ("avg", "pass", "maj"):
-        score = result[key]
-        if score is None:  # nothing was judged
+    # Estimates: accuracies and the reward, None where nothing was judged, and what there is instead.
+    for key in ("avg", "pass", "maj", "reward", "loglikelihood", "teacher_gap", "teacher_shift"):
+        score = result.get(key)
+        if score is None:
             continue
         values[f"evaluation/{key}"] = score["value"]
         values.update({f"evaluation/{key}_{end}": score[end] for end in ("low", "high")})

@@ -120,6 +120,9 @@ def _digest(path: Path) -> str:
 
 def model_path(model: str) -> tuple[str, list[str]]:
     """Path of the weights, and remarks. Takes a run's newest valid checkpoint, a checkpoint's model, or the path."""
+    # The folder of an empty name is the one that the user stands in.
+    if not model.strip():
+        return model, []
     folder = Path(model)
     if (folder / "checkpoints").is_dir():
         newest, remarks = latest_valid(folder / "checkpoints")

@@ -15,14 +15,17 @@ from typing import Any
 import torch
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
-from selfdistill.config.sampler import EngineConfig
-from selfdistill.config.sections import ModelConfig, Optimiser
+from selfdistill.config.sampler import EngineConfig, ServerConfig
+from selfdistill.config.sections import BestBy, ModelConfig, Optimiser
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.fsdp import check_parallel
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError
+from selfdistill.evaluation.best import best_by
+from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.methods import Method
 from selfdistill.models.compile import check_compiler
+from selfdistill.models.devices import mps_objection, resolve_device
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
@@ -30,8 +33,10 @@ from selfdistill.sampling.build import build_engine
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
-from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions
+from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions, reference_text
+from selfdistill.sampling.server import await_servers
 from selfdistill.tasks.build import fitted
+from selfdistill.tracking.progress import activity
 from selfdistill.training.problem import Problem, build_problem
 from selfdistill.training.trainer import Trainer
 from selfdistill.types import STUDENT, Example, External, Task
@@ -58,6 +63,10 @@ class Parts(Models):
     """None if the learner samples with its own weights."""
     examples: list[Example]
     held_out: list[Example]
+    best_by: BestBy
+    """The metric that the best checkpoint has most of."""
+    references: ReferenceScorer | None
+    """None where a verifier judges and ``best_by`` asks for none."""
     unfit: Counter[str]
     """Counts of the examples that do not fit the context window, by reason."""
 
@@ -77,7 +86,12 @@ def assemble(
     Raises:
         UserError: names the first problem of config, data or model.
     """
-    models = build_models(build_problem(config, task))
+    problem = build_problem(config, task)
+    # A server that is not there is noticed before the model is loaded. Rank 0 alone talks to servers.
+    if folder is not None and isinstance(config.sampler, ServerConfig) and problem.method.on_policy:
+        servers = config.sampler
+        World.current().broadcast_from_rank_zero(lambda: await_servers(servers, say))
+    models = build_models(problem)
     examples, held_out, unfit = choose_examples(models)
     trainer = build_trainer(models)
     worker = build_rollout_worker(models, say)
@@ -88,6 +102,8 @@ def assemble(
         prefetcher=build_prefetcher(models.config, worker, models.policy, folder, say),
         examples=examples,
         held_out=held_out,
+        best_by=best_by(models.config.evaluation.best, models.task),
+        references=build_references(models),
         unfit=unfit,
     )
 
@@ -105,7 +121,8 @@ def build_models(problem: Problem) -> Models:
         check_compiler(device)
     # Load on the CPU before sharding, because the whole model may not fit on one device.
     loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
-    policy, chat = build_policy(loaded_on, seed=config.seed)
+    with activity("loading the model"):
+        policy, chat = build_policy(loaded_on, seed=config.seed)
     problem = replace(problem, task=fitted(problem.task, chat))
     teachers, origin = build_teachers(
         loaded_on, problem.method, policy, chat, place=lambda p: p.place(parallel, device)
@@ -120,6 +137,7 @@ def _fields(stage: Problem) -> dict[str, Any]:
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
     """Load the student and its chat template. ``seed`` initialises a new LoRA adapter."""
+    config, _ = resolve_device(config)
     policy, chat = load_policy(
         config.path,
         dtype=parse_dtype(config.dtype),
@@ -177,6 +195,33 @@ def build_rollout_worker(models: Models, say: Callable[[str], None] = lambda sen
         ),
         max_batch_size=limit,
         thinking=sampling.thinking,
+        world=World.current(),
+    )
+
+
+def build_references(models: Models) -> ReferenceScorer | None:
+    """The scorer of held-out references; None where a verifier judges and ``evaluation.best`` asks for none.
+
+    Raises:
+        ConfigError: ``evaluation.best`` names a number that this method or its data cannot have.
+    """
+    named = best_by(models.config.evaluation.best, models.task)
+    if models.task.has_verifier and named in ("success", "reward", "last"):
+        return None
+    sampling_roles = models.method.sampling_roles()
+    roles = [r for name, r in models.method.roles().items() if r.context is not None and name not in sampling_roles]
+    if named in ("teacher_gap", "teacher_shift") and not roles:
+        raise ConfigError(f"evaluation.best = {named!r}, but method {models.config.method['name']!r} has no teacher")
+    held_out = models.task.examples(models.config.evaluation.split)
+    if named in ("loglikelihood", "teacher_gap") and reference_text(held_out[0]) is None:
+        raise ConfigError(f"evaluation.best = {named!r}, but example {held_out[0].id} has no response and no solution")
+    return ReferenceScorer(
+        teachers=models.teachers,
+        chat=models.chat,
+        limits=models.config.limits,
+        thinking=models.config.sampling.thinking,
+        teacher=next(iter(roles), None),
+        templates=models.templates,
         world=World.current(),
     )
 
@@ -286,5 +331,11 @@ def parse_device(name: str) -> torch.device:
         device = torch.device(f"cuda:{World.current().local_rank}" if name == "cuda" else name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}; "
+            "model.device=auto takes what there is"
+        ) from error
+    objection = mps_objection() if device.type == "mps" else None
+    if objection:
+        raise ConfigError(f"model.device {name!r} cannot be used: {objection}; write model.device=cpu")
     return device

@@ -15,24 +15,27 @@ from selfdistill.config.run import RunConfig
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
-from selfdistill.evaluation.evaluate import evaluate
+from selfdistill.evaluation.best import score_by
+from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.files.disk import told_of_disk
 from selfdistill.files.jsonl import JsonLines, write_json
 from selfdistill.files.records import flatten
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
-from selfdistill.sampling.base import SamplingParams
 from selfdistill.seeds import batches, derive
-from selfdistill.tasks.build import warnings_for
+from selfdistill.tasks.reward import describe_right
 from selfdistill.tracking.alarms import AlarmWatch
-from selfdistill.tracking.progress import Progress
+from selfdistill.tracking.progress import Interrupted, Progress, activity
 from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
+from selfdistill.training.banner import banner, remarks
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
-from selfdistill.training.opening import Hold, check_same_config, holds_run, logs_objection, mend_best
+from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
+from selfdistill.training.problem import epoch_examples
+from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
 
@@ -86,7 +89,8 @@ class Run:
             if resume and not exists:
                 progress.say(f"nothing to resume in {folder}: starting a new run")
             require(config.sinks)
-            self.parts = assemble(config, folder=folder, say=progress.say, task=task)
+            with activity("reading the rows"):
+                self.parts = assemble(config, folder=folder, say=progress.say, task=task)
             self.config = self.parts.config
             self.counters = Counters()
             self.saved_step = 0
@@ -95,13 +99,15 @@ class Run:
                 JsonLines(folder / f"{name}.jsonl", writes=self.world.is_rank_zero)
                 for name in ("metrics", "evaluations", "rollouts", "alarms")
             )
+            self.starts = JsonLines(folder / "starts.jsonl", writes=self.world.is_rank_zero)
             self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
-            self.watch = AlarmWatch(self.config.alarms)
+            self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
             if exists:
                 remark = check_same_config(folder, self.config)
                 if remark is not None:
                     progress.say(remark)
                 self._restore()
+                check_steps(folder, self.counters.step, self.config.steps, say=progress.say)
             settings = self.config.model_dump()
             self.world.broadcast_from_rank_zero(lambda: self._open(settings, new=not exists))
             begin = Begin(folder, settings, self.counters.step)
@@ -116,10 +122,12 @@ class Run:
         with told_of_disk(self.folder, resume="run the same command again"):
             self.saved.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "config.json", settings)
+            self.starts.append(start_record(self.config.model, step=self.counters.step, seed=self.config.seed))
 
     def train(self, stop: StopRequest | None = None) -> dict[str, Any]:
         """Train to the last step, or until a stop request or an alarm of ``stop_on``; returns the summary."""
         stop = stop or StopRequest()
+        self.progress.stop_requested = lambda: stop.requested
         try:
             with told_of_disk(self.folder, resume="continue the run with --resume"):
                 return self._train(stop)
@@ -134,20 +142,10 @@ class Run:
 
     def _train(self, stop: StopRequest) -> dict[str, Any]:
         parts, config, now = self.parts, self.config, self.counters
-        # Tell the user what is unusual about the data, the model and the method.
-        for warning in warnings_for(parts.task):
-            self.progress.say(f"data: {warning}")
-        for remark in parts.chat.remarks([example.prompt for example in parts.examples]):
-            self.progress.say(f"model: {remark}")
-        if not parts.teachers.pack:
-            self.progress.say("model: its layers do not support packing, so batches are padded and no prompt is shared")
-        if parts.unfit:
-            self.progress.say(f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}")
-        if parts.method.one_update and config.optimiser.updates_per_batch > 1:
-            self.progress.say(
-                f"warning: {config.method['name']} is meant for one optimiser step a batch, "
-                f"optimiser.updates_per_batch is {config.optimiser.updates_per_batch}"
-            )
+        # Tell the user what is trained and how, and what is unusual about the data, the model and the method.
+        self.progress.table(banner(parts, self.folder))
+        for remark in remarks(parts):
+            self.progress.say(remark)
         # Evaluate the untrained model once: later evaluations are compared with it.
         if now.before is None:
             clock = Clock(parts.policy.device)
@@ -159,11 +157,16 @@ class Run:
         while now.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
             clock = Clock(parts.policy.device)
             # Sample completions and verify them: one group of rollouts per example.
-            with clock.phase("generation"):
-                groups = self._collect(*next(batches_of_examples))
+            try:
+                with clock.phase("generation"):
+                    groups = self._collect(*next(batches_of_examples))
+            except Interrupted:
+                self.progress.say(f"step {now.step + 1} was left while it was sampled: --resume samples it anew")
+                break
             # Score the rollouts under the method's contexts and make the optimiser updates.
             try:
-                result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
+                with activity("learning", unit="micro-batches"):
+                    result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
             except TrainingError as error:
                 raise self._keep_failed_step(groups, now.step + 1, error) from error
             # Free the gradients: they are as large as the weights, and evaluation and sampling need the memory.
@@ -220,25 +223,25 @@ class Run:
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the student, export it if it is the best so far, and log the result; returns the result.
 
-        While nothing has been judged no evaluation is better than another, and the newest is exported.
+        While no evaluation has the metric of ``evaluation.best`` none is better than another: the newest is exported.
         """
-        now, parts = self.counters, self.parts
-        config = self.config.evaluation
-        params = SamplingParams(
-            count=config.samples,
-            max_tokens=config.max_tokens or parts.worker.params.max_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            seed=derive(self.config.seed, "evaluation"),
-        )
-        problems, sampler = parts.held_out, parts.worker.sampler
-        thinking = parts.worker.thinking if config.thinking is None else config.thinking
-        evaluation = evaluate(problems, parts.task, sampler, parts.chat, params, thinking=thinking, world=self.world)
-        result = evaluation.to_json()
+        now, parts, worker, own = self.counters, self.parts, self.parts.worker, self.config.evaluation
+        params = evaluation_params(own, max_tokens=worker.params.max_tokens, seed=self.config.seed)
+        # The time left of the step before says nothing about an evaluation.
+        self.progress.status("")
+        result = evaluate(
+            parts.held_out,
+            parts.task,
+            worker.sampler,
+            parts.chat,
+            params,
+            thinking=worker.thinking if own.thinking is None else own.thinking,
+            world=self.world,
+            references=parts.references,
+        ).to_json()
         now.latest, now.latest_step = result, now.step
-        score, best = result["avg"], now.best and now.best["avg"]
-        if best is None or (score is not None and score["value"] > best["value"]):
+        score, best = (score_by(parts.best_by, one) for one in (result, now.best))
+        if best is None or (score is not None and score > best):
             now.best, now.best_step = result, now.step
             checkpoint.write_folder(self.saved / "best", self._export, world=self.world)
         self.evaluations.append({"step": now.step, **result})
@@ -315,7 +318,8 @@ class Run:
                 write_json(folder / "state.json", stored)
 
         path = checkpoint.checkpoint_path(self.saved, now.step)
-        checkpoint.write_folder(path, fill, world=self.world)
+        with activity(f"saving step {now.step}"):
+            checkpoint.write_folder(path, fill, world=self.world)
         if self.world.is_rank_zero:
             checkpoint.prune(self.saved, self.config.checkpoint.keep, last=path)
         self.saved_step = now.step
@@ -369,7 +373,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         now = self.counters
         seconds = sum(now.seconds.values())
-        judged = now.best is not None and now.best["avg"] is not None
+        chosen = score_by(self.parts.best_by, now.best) is not None or self.config.evaluation.best == "last"
         self.trackers.close()
         summary = {
             "steps": now.step,
@@ -378,10 +382,13 @@ class Run:
             "before": now.before,
             "after": now.latest,
             "after_step": now.latest_step,
-            "best": now.best if judged else None,
-            "best_step": now.best_step if judged else None,
+            "best": now.best if chosen else None,
+            "best_step": now.best_step if chosen else None,
+            "best_by": self.parts.best_by,
+            "right": describe_right(self.parts.task) if self.parts.task.has_verifier else None,
             "seconds": {phase: round(value, 3) for phase, value in now.seconds.items()},
             "alarms": list(self.alarms.read()),
+            "starts": list(self.starts.read()),
             "sink_failures": dict(self.trackers.failures),
             "tokens": now.tokens,
             "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
@@ -391,8 +398,3 @@ class Run:
             write_json(self.folder / "summary.json", summary)
             write_report(self.folder)
         return summary
-
-
-def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
-    """The examples of a step in the form of their epoch. ``first`` is the number of examples used by earlier steps."""
-    return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]

@@ -9,6 +9,7 @@ from typing import Any
 from selfdistill.contexts.chat import Chat
 from selfdistill.evaluation.words import deliberation_pattern
 from selfdistill.files.records import RolloutLine
+from selfdistill.tasks.reward import function_rewards
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, RolloutGroup, StepRecord
 
@@ -20,12 +21,24 @@ def callback_record(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
-    """Mean reward, length in tokens, share truncated and deliberation words of one role's samples; None without any."""
+    """Mean reward, share right, length in tokens, share truncated and deliberation words of one role's samples.
+
+    A number is None without samples, or without a judged one. ``reward_low`` and ``reward_high`` are the ends of the
+    rewards; ``reward_<function>`` is the mean of one function where several judge.
+    """
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
+    by_function: dict[str, list[float]] = {}
+    for _, verdict in pairs:
+        for name, reward in function_rewards(verdict).items():
+            by_function.setdefault(f"reward_{name}", []).append(reward)
     words = sum(len(deliberation_pattern().findall(rollout.text)) for rollout, _ in pairs)
     return {
         "reward": sum(rewards) / len(rewards) if rewards else None,
+        "reward_low": min(rewards, default=None),
+        "reward_high": max(rewards, default=None),
+        "success": sum(verdict.correct for _, verdict in pairs) / len(rewards) if rewards else None,
+        **{name: sum(given) / len(given) for name, given in by_function.items()},
         "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
         "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
         "deliberation": words / len(pairs) if pairs else None,
@@ -57,7 +70,7 @@ def separation(result: StepResult) -> dict[str, float | None]:
     for view, own, other in zip(result.views, student, teacher, strict=True):
         if own is None or other is None or view.reward is None or view.source != STUDENT:
             continue
-        total = totals["u_correct" if view.reward >= 1 else "u_wrong"]
+        total = totals["u_correct" if view.correct else "u_wrong"]
         total[0] += float((other.target_N - own.target_N).double().sum())
         total[1] += len(view.completion_ids)
     return {name: total / tokens if tokens else None for name, (total, tokens) in totals.items()}
@@ -85,6 +98,8 @@ def rollout_lines(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat
                 finished=rollout.finished,
                 policy_version=rollout.policy_version,
                 reward=verdict.reward,
+                correct=verdict.correct if verdict.reward is not None else None,
+                rewards=function_rewards(verdict) or None,
                 feedback=verdict.feedback,
                 u=tuple(round(u, 5) for u in (teacher.target_N - student.target_N).tolist())
                 if student is not None and teacher is not None

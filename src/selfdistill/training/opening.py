@@ -132,11 +132,31 @@ def check_same_config(
         made = ResolvedConfig.model_validate(with_new_names(found))
     except ValidationError as error:
         raise _another_config(folder, suggest(error, ResolvedConfig)) from error
-    stored, ours = (json.loads(json.dumps(kept(one))) for one in (made, config))
+    stored, ours = (_of_kind(json.loads(json.dumps(kept(one)))) for one in (made, config))
     for key in sorted({*stored, *ours}):
         if stored.get(key) != ours.get(key):
             raise _another_config(folder, _difference(key, stored.get(key), ours.get(key)))
     return remark
+
+
+def check_steps(folder: Path, done: int, wanted: int, *, say: Callable[[str], None]) -> None:
+    """Refuse to resume a run beyond whose steps it already is, and say where none are left.
+
+    Raises:
+        CheckpointError: the run has made more steps than the config wants.
+    """
+    if done > wanted:
+        raise CheckpointError(
+            f"{folder} is already at step {done}, beyond steps = {wanted}: set steps higher, or choose another --out"
+        )
+    if done == wanted:
+        say(f"{folder} is already at step {done} of {wanted}: nothing is left to train; set steps higher to go on")
+
+
+def _of_kind(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that name the kind of their device alone: which of several GPUs it is changes no result."""
+    model = settings["model"]
+    return {**settings, "model": {**model, "device": model["device"].partition(":")[0]}}
 
 
 def _another_config(folder: Path, where: str) -> CheckpointError:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
-from selfdistill.config.sections import Optimiser, Sampling, limits_on
-from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates
+from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, ParallelConfig, Sampling
+from selfdistill.contexts.fields import example_fields
+from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
+from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.evaluation.best import best_by
 from selfdistill.methods import Method, build_method
+from selfdistill.models.devices import read_device, resolve_device
+from selfdistill.models.fit import GivenSizes, Sizes, choose_sizes, plan_of, read_shape
 from selfdistill.models.loading import lasting_name
+from selfdistill.models.sizing import Plan, Shape
 from selfdistill.sampling.rollouts import check_sampling_roles
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
+from selfdistill.tasks.reward import RewardedTask
 from selfdistill.training.atomic import model_path
 from selfdistill.types import Example, Message, Skipped, Task
+
+PROMPT_TOKENS = 1024
+"""Tokens of a prompt for which memory is planned before the prompts are known."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,10 +49,13 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     method, name = method_of(config), str(config.method["name"])
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, name)
-    if config.reward:
-        # Call the user's reward function once, so that a faulty one fails before anything is written.
+    best_by(config.evaluation.best, task)
+    if config.reward is not None:
+        # Call the user's reward functions once, so that a faulty one fails before anything is written.
         probed = task.examples("train")[:2]
-        verify_all(task, [(one, one.fields.get("solution", ""), True) for one in probed])
+        asked = [(one, one.fields.get("solution", ""), True) for one in probed]
+        # No model is loaded yet: one id stands for the tokens, so that functions that read them are tried too.
+        verify_all(task, asked, ids=[(0,)] * len(asked))
     # Refuse contexts that cannot be rendered.
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
@@ -76,14 +90,52 @@ def resolve(config: RunConfig) -> ResolvedConfig:
     method = method.at_sampling_temperature(sampling["temperature"])
     # A run goes on from another run's newest weights; its folder is named as they are now.
     path = model_path(config.model.path)[0] if config.model.path.strip() else config.model.path
+    model, _ = resolve_device(config.model)
+    model = model.model_copy(update={"path": lasting_name(path)})
+    sizes = _sizes(config, model, method, max_tokens=max(sampling["max_tokens"], config.evaluation.max_tokens or 0))
     decided = {
-        "model": config.model.model_copy(update={"path": lasting_name(path)}),
+        "model": model,
         "method": {"name": config.method["name"], **{k: v for k, v in method.model_dump().items() if k != "name"}},
-        "sampling": Sampling(**sampling),
+        "sampling": Sampling(**sampling | {"max_batch_size": sizes.max_batch_size}),
         "optimiser": Optimiser(**{"learning_rate": rate, **config.optimiser.model_dump(exclude_none=True)}),
-        "limits": limits_on(config.model.device, config.limits),
+        "limits": Limits(
+            max_tokens_per_microbatch=sizes.max_tokens_per_microbatch,
+            max_logits_per_chunk=sizes.max_logits_per_chunk,
+        ),
+        "parallel": Parallel(
+            **config.parallel.model_dump() | {"activation_checkpointing": sizes.activation_checkpointing}
+        ),
     }
     return ResolvedConfig(**{key: getattr(config, key) for key in RunConfig.model_fields} | decided)
+
+
+def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) -> Sizes:
+    """The sizes that the config leaves open, chosen from the memory of the device. The same on every rank."""
+    shape, world, device = read_shape(model.path), World.current(), read_device(model.device)
+    # Ranks of one machine share its memory, and all ranks must split a step in the same way.
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if model.device.startswith("cpu") else 1
+    free = world.all_gather(None if device is None else device.free // shared)
+    given = GivenSizes(
+        config.limits.max_tokens_per_microbatch,
+        config.limits.max_logits_per_chunk,
+        config.parallel.activation_checkpointing,
+        config.sampling.max_batch_size,
+    )
+    return choose_sizes(
+        model.device,
+        None if None in free else min(one for one in free if one is not None),
+        shape,
+        plan_for(method, model, config.parallel, shape),
+        given,
+        length=max_tokens + PROMPT_TOKENS,
+    )
+
+
+def plan_for(method: Method, model: Model, parallel: ParallelConfig, shape: Shape | None) -> Plan:
+    """What lies in the memory while a method trains a model."""
+    compared = [name for name in method.roles() if name not in method.precompute()]
+    teachers = {role.weights for role in method.roles().values()}
+    return plan_of(shape, model, parallel, teachers, roles=1 + len(compared), ranks=World.current().size)
 
 
 def check_rewards(method: Method, task: Task, name: str) -> None:
@@ -99,6 +151,25 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
         )
 
 
+def reward_remarks(task: Task, method: Method, templates: Mapping[str, Template]) -> list[str]:
+    """What to tell of rewards of one's own: what counts as right, and what of a method depends on that alone."""
+    if not isinstance(task, RewardedTask):
+        return []
+    shown = {
+        field
+        for role in method.roles().values()
+        if role.context is not None
+        for field in may_show(templates, role.context)
+        if "sibling" in field or field in ("verdict", "wrong_answer")
+    }
+    functions = " + ".join(f"{w:g} × {name}" for w, name in zip(task.weights, task.names, strict=True))
+    remarks = [f"a completion is right {task.right}" + (f"; the reward is {functions}" if functions else "")]
+    if shown:
+        fields = ", ".join(f"${name}" for name in sorted(shown))
+        remarks.append(f"{fields} of the contexts depend on which completions are right, not on how large a reward is")
+    return remarks
+
+
 def check_contexts(method: Method, templates: Mapping[str, Template], example: Example, *, prompts: int) -> None:
     """Refuse a context that does not exist or can never be rendered.
 
@@ -111,7 +182,8 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
     for name, role in method.roles().items():
         if role.context is None:
             continue
-        known = dict(example.fields) if name in method.sampling_roles() else {**grown, **example.fields}
+        own = example_fields(example)
+        known = own if name in method.sampling_roles() else {**grown, **own}
         if name not in method.sampling_roles() and role.contrast < prompts - 1:
             known["other_question"] = ""
         shown = apply(templates, role.context, (Message("user", ""),), known)
@@ -125,3 +197,8 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
                 f"{shown.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
                 'map a column to it, for example task.solution = "answer"'
             )
+
+
+def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:
+    """The examples of a step in the form of their epoch. ``first`` is the number of examples used by earlier steps."""
+    return [examples[i].in_epoch((first + n) // len(examples)) for n, i in enumerate(indices)]

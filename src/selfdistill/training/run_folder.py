@@ -15,6 +15,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files.jsonl import read_lines, read_object
 from selfdistill.models.policy import ADAPTER, DTYPES, Policy, load_weights, save_policy
+from selfdistill.tracking.progress import activity
 from selfdistill.training import atomic
 from selfdistill.training.build import Models, build_models, build_policy
 from selfdistill.training.checkpoint import load_averages, load_trained
@@ -121,7 +122,8 @@ def load_model(
             f"{weights.folder} holds shards and no model directory: make one with selfdistill export "
             f"{weights.folder.parent.parent} --step {weights.step} --out DIR"
         )
-    policy, chat = build_policy(config.model.model_copy(update={"path": weights.path}), seed=config.seed)
+    with activity(f"loading {weights.path}"):
+        policy, chat = build_policy(config.model.model_copy(update={"path": weights.path}), seed=config.seed)
     return policy, chat, weights
 
 

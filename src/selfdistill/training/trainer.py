@@ -31,6 +31,7 @@ from selfdistill.scoring.prepare import (
 )
 from selfdistill.scoring.score import head_inputs, score_roles, split, together
 from selfdistill.seeds import derive
+from selfdistill.tracking.progress import advance
 from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, gaps, metrics_of_learner, sampled_logprobs
 from selfdistill.training.movement import Movement
@@ -257,7 +258,9 @@ class Trainer:
                 packed=packed,
                 world=self.world,
             )
+        advance(of=len(own))
         for micro_batch in own:
+            advance(1)
             # Compute the hidden states of the teacher roles, without gradient.
             picked = [views[i] for i in micro_batch.indices]
             with clock.phase("student"):

@@ -14,7 +14,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TypeVar
 
-from selfdistill.tasks.math.forms import Number, fold, may_be_product, number, same_number
+from selfdistill.tasks.math.forms import Number, fold, is_genotype, may_be_product, number, same_number
 from selfdistill.tasks.math.structures import (
     LONGEST_LIST,
     Listed,
@@ -71,8 +71,11 @@ _INDIAN = re.compile(r"(?<![0-9,.({\[])[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3}(?![
 def equal(gold: str, given: str, ask: Ask) -> bool:
     """Whether the given answer is the gold one."""
     gold, given = (_SEVERAL_WORDS.sub(r"\1", tidy(text)) for text in (gold, given))
-    if fold(gold) == fold(given):
+    folded = fold(gold), fold(given)
+    if folded[0] == folded[1]:
         return True
+    if any(map(is_genotype, folded)):
+        return sorted(folded[0]) == sorted(folded[1])
     if max(len(gold), len(given)) > LONGEST or not given:
         return False
     if (number(gold) is None) is not (number(given) is None):

@@ -208,9 +208,16 @@ def fold(text: str) -> str:
         # Up to three letters are a product in a formula, and on their own where one stands in both cases: Mm.
         word = run.group()
         both_cases = len({*word}) > len({*word.lower()})
-        return word if len(word) < 4 and (both_cases or not alone) else word.lower()
+        return word if is_genotype(word) or (len(word) < 4 and (both_cases or not alone)) else word.lower()
 
     return _RUN.sub(lowered, text)
+
+
+def is_genotype(word: str) -> bool:
+    """Whether every letter stands twice, one at least in both cases: ``AaBb``, ``AABb``. Case matters in such words."""
+    return len({*word}) > len({*word.lower()}) and all(
+        word.lower().count(letter) == 2 and letter.isalpha() for letter in word.lower()
+    )
 
 
 def may_be_product(word: str) -> bool:

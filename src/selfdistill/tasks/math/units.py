@@ -143,6 +143,8 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
 
 def ratio(gold: Unit | None, given: Unit | None) -> Fraction | None:
     """How many of the gold's unit one of the given is; 1 where one is missing or not known, None where they clash."""
+    if gold is not None and given is not None and _prefixes_clash(gold.words, given.words):
+        return None
     if gold is None or given is None or gold.dimensions is None or given.dimensions is None:
         return Fraction(1)
     if gold.dimensions != given.dimensions:
@@ -151,6 +153,16 @@ def ratio(gold: Unit | None, given: Unit | None) -> Fraction | None:
         return Fraction(1) if "angle" in kinds and kinds & {"celsius", "fahrenheit"} else None
     assert gold.size is not None and given.size is not None
     return given.size / gold.size
+
+
+def _prefixes_clash(gold: str, given: str) -> bool:
+    """Whether two units differ in milli and mega, or pico and peta: ``mV`` and ``MV``, but not ``mm`` and ``MM``."""
+    pairs = zip(
+        *(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z]{2,3}(?![a-zA-Z])", words) for words in (gold, given)), strict=False
+    )
+    return any(
+        {one[0], other[0]} in ({"m", "M"}, {"p", "P"}) and one[1:] == other[1:] and one != other for one, other in pairs
+    )
 
 
 @lru_cache(maxsize=2048)

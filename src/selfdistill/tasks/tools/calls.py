@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +62,17 @@ def react_text(calls: Sequence[Call]) -> str:
     )
 
 
-def react_calls(text: str) -> list[Call]:
+def react_calls(text: str, schemas: Sequence[Mapping[str, Any]] = ()) -> list[Call]:
     """Every call of a completion in the form ``"react"``, thinking aside.
+
+    A tool that ``schemas`` does not give arguments to may be called without ``Action Input:``.
 
     Raises:
         MalformedCall: a call cannot be parsed.
     """
     text = _QUOTE.sub("", text.replace("\r\n", "\n"))
-    return [_react_call(text, match) for match in _REACT.finditer(text)]
+    needy = {schema["function"]["name"] for schema in schemas if _needs_arguments(schema)}
+    return [_react_call(text, match, needy) for match in _REACT.finditer(text)]
 
 
 def shield_values(text: str) -> str:
@@ -152,9 +155,17 @@ def _plain(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _react_call(text: str, match: re.Match[str]) -> Call:
+def _needs_arguments(schema: Mapping[str, Any]) -> bool:
+    """Whether a tool cannot be called without arguments. Where no schema says what is required, all of them are."""
+    parameters = schema["function"]["parameters"]
+    return bool(parameters.get("required", parameters.get("properties")))
+
+
+def _react_call(text: str, match: re.Match[str], needy: Set[str]) -> Call:
     name = match["name"].strip("`*'\" \r").removesuffix("()").replace("\\_", "_")
     begins = _INPUT.match(text, match.end())
+    if begins is None and name not in needy:
+        return Call(name, {})
     if begins is None:
         raise MalformedCall(f"the action {name} has no 'Action Input:'")
     if text[begins.end() : begins.end() + 1] != "{":

@@ -59,12 +59,14 @@ _PARAMETER = re.compile(
 _ARGUMENT = re.compile(
     r"<arg_key>(?P<name>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>(?:(?!<arg_key>).)*?)</arg_value>", re.DOTALL
 )
-_BARE = re.compile(r"^[ \t*`]{0,8}(?=\{\s*\"|\[\s*\{\s*\")", re.MULTILINE)
+# Llama-4 writes the text of a turn between python marks, and its calls behind them.
+_BARE = re.compile(r"(?:<\|python_end\|>\s{0,8}|^[ \t*`]{0,8})(?=\{\s*\"|\[\s*\{\s*\")", re.MULTILINE)
+_BEHIND = re.compile(r"<\|python_end\|>\s{0,8}[\[{]")
 _GEMMA = re.compile(
     r"<\|tool_call>call:(?P<name>[\w.-]+)(?P<body>\{(?:(?!<\|tool_call>).)*?\})<tool_call\|>", re.DOTALL
 )
 _SEPARATOR = re.compile(r"[\s,;]*")
-_ANOTHER = re.compile(r"\s*[;,]\s*(?=\{)")
+_ANOTHER = re.compile(r"\s*[;,]\s*(?=\{)|[ \t]*(?=\{\s*\")")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ def find_calls(text: str, schemas: Schemas, syntax: Syntax | None = None) -> lis
     text = shield_values(text.replace("\r\n", "\n"))
     if syntax is not None:
         return syntax.find(text, schemas)
+    if _BEHIND.search(text):
+        return _bare_json(text, schemas)
     for opening, closing in _TAGS:
         if opening in text and not (opening == "[TOOL_CALLS]" and _headed(text, _HEADS["[TOOL_CALLS]f[ARGS]{…}"])):
             return _tagged(text, schemas, opening, closing, _any_body)

@@ -125,18 +125,14 @@ class ToolsTask(RowTask):
         """
         if self.config.form == "react":
             return self
-        for arguments_as_text in (False, True):
-            write = partial(_written_by, chat, arguments_as_text)
-            syntax = syntax_of(write)
-            if syntax is not None:
-                break
-        else:
+        found = chat_syntax(chat)
+        if found is None:
             raise ModelError(
                 f"the chat template of {chat.name} writes calls of tools in no syntax that can be read back: "
                 'write task.form = "react"'
             )
         task = copy(self)
-        task._syntax, task._write = syntax, write
+        task._syntax, task._write = found
         task._examples = {split: tuple(map(task._rewritten, self._examples[split])) for split in SPLITS}
         return task
 
@@ -165,7 +161,7 @@ class ToolsTask(RowTask):
         """The calls of a completion after its thinking."""
         answer_text = after_thinking(shield_values(text))
         if self.config.form == "react":
-            return react_calls(answer_text)
+            return react_calls(answer_text, example.columns["tool_schemas"])
         return find_calls(answer_text, example.columns["tool_schemas"], self._syntax)
 
     def _no_call(self) -> str:
@@ -240,6 +236,21 @@ class ToolsTask(RowTask):
         if not self.config.ignore_empty:
             return call.arguments
         return {name: value for name, value in call.arguments.items() if value not in ("", None, [], {})}
+
+
+def chat_syntax(chat: Chat) -> tuple[Syntax, Callable[[Sequence[Call]], str]] | None:
+    """The syntax in which a chat template writes calls, and the function that writes them; None if none is known.
+
+    Raises:
+        ModelError: the template takes no tools, or never ends.
+    """
+    # Some templates want the arguments as JSON text.
+    for arguments_as_text in (False, True):
+        write = partial(_written_by, chat, arguments_as_text)
+        syntax = syntax_of(write)
+        if syntax is not None:
+            return syntax, write
+    return None
 
 
 def _written_by(chat: Chat, arguments_as_text: bool, calls: Sequence[Call]) -> str:

@@ -1,0 +1,80 @@
+"""Tasks of the user's own: checks of their parts, and building one by import path."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from selfdistill.config.base import load_named
+from selfdistill.config.suggest import near
+from selfdistill.config.tasks import OwnTaskConfig
+from selfdistill.errors import ConfigError, UserError
+from selfdistill.tasks.frames import raised_in
+from selfdistill.types import Task
+
+PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
+"""The attributes that every task must have."""
+
+
+def build_own_task(config: OwnTaskConfig, *, seed: int) -> Task:
+    """Build the task of a class named ``"package.module:Class"``. The working folder is searched too.
+
+    The class is called with the table's other keys, and with ``seed`` if it takes one. A context file that the task
+    names and that stands beside its module is found there.
+
+    Raises:
+        UserError: the class is missing, does not take these keys, raises, or makes no task.
+    """
+    label = f"task.kind {config.kind!r}"
+    made_by = load_named(config.kind, "task.kind", "class")
+    if not callable(made_by):
+        raise ConfigError(f"{label} is a {type(made_by).__name__}, no class")
+    given: dict[str, Any] = dict(config.model_extra or {})
+    parameters = inspect.signature(made_by).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        unknown = next((key for key in given if key not in parameters), None)
+        if unknown is not None:
+            known = [name for name in parameters if name != "seed"]
+            hint = near(unknown, known, "task.") or f"known: {', '.join(known) or 'none'}"
+            raise ConfigError(f"unknown key 'task.{unknown}', which {config.kind} does not take; {hint}")
+    if "seed" in parameters and "seed" not in given:
+        given["seed"] = seed
+    lacking = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        and name not in given
+    ]
+    if lacking:
+        raise ConfigError(f"{label} needs the key task.{lacking[0]}")
+    try:
+        task = made_by(**given)
+    except UserError:
+        raise
+    except Exception as error:
+        raise raised_in(label, error) from error
+    task = checked_task(task)
+    file = getattr(sys.modules.get(type(task).__module__), "__file__", None)
+    beside = Path(file).parent / task.contexts if file else Path(task.contexts)
+    if beside.is_file():
+        task.contexts = str(beside)
+    return task
+
+
+def checked_task(given: Any) -> Task:
+    """Check that an object is a task and return it.
+
+    Raises:
+        ConfigError: an attribute is missing; the message names it.
+    """
+    lacking = [part for part in PARTS if getattr(given, part, None) is None]
+    if lacking:
+        raise ConfigError(
+            f"a {type(given).__name__} is no task, for it has no {lacking[0]!r}: give load_task(…), a kind "
+            f"('countdown'), or an object with {', '.join(PARTS)}"
+        )
+    task: Task = given
+    return task

@@ -1,0 +1,1 @@
+"""Prompts and references without a verifier."""

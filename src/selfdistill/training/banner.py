@@ -1,0 +1,155 @@
+"""What a run says before its first step: what it will train, on what, how, and what is unusual about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from selfdistill.distributed.world import World
+from selfdistill.models.devices import read_device
+from selfdistill.models.fit import expected_bytes, planned, shape_in
+from selfdistill.models.policy import Policy
+from selfdistill.models.sizing import GIB
+from selfdistill.sampling.rollouts import longest_prompt
+from selfdistill.tasks.build import warnings_for
+from selfdistill.training.build import Parts
+from selfdistill.training.problem import plan_for, reward_remarks
+from selfdistill.types import External, Role, Snapshot
+
+
+def banner(parts: Parts, folder: Path) -> dict[str, str]:
+    """Model, device, method, rows, batch, expected memory and folder of a run, a line of text each."""
+    config, unfit = parts.config, sum(parts.unfit.values())
+    sampling, limits = config.sampling, config.limits
+    roles = {name: role for name, role in parts.method.roles().items() if role.context is not None}
+    teachers = [f"{name}: {describe_role(role)}{_rate(role, parts)}" for name, role in roles.items()]
+    if parts.method.on_policy:
+        most = sampling.prompts * sampling.completions
+        batch = (
+            f"{sampling.prompts} prompts × {sampling.completions} completions of at most {sampling.max_tokens:,} "
+            f"tokens, {min(most, sampling.max_batch_size)} of {most} decoded at once"
+        )
+    else:
+        batch = f"{sampling.prompts} prompts with the data's own responses"
+    again = ", activations computed again" if config.parallel.activation_checkpointing else ""
+    return {
+        "model": f"{parts.chat.name}, {describe_size(parts.policy)}",
+        "device": _device(parts),
+        "method": f"{config.method['name']}; {'; '.join(teachers) or 'no teacher'}",
+        "rows": f"{len(parts.examples):,} to train on, {len(parts.held_out):,} held out ({config.evaluation.split})"
+        + (f"; {unfit:,} left out, as below" if unfit else ""),
+        "batch": f"{batch}; micro-batches of {limits.max_tokens_per_microbatch:,} tokens{again}",
+        "memory": _memory(parts),
+        "output": str(folder),
+    }
+
+
+def remarks(parts: Parts) -> Iterator[str]:
+    """What is unusual about the data, the model and the method, a sentence each."""
+    config = parts.config
+    for warning in warnings_for(parts.task):
+        yield f"data: {warning}"
+    for remark in reward_remarks(parts.task, parts.method, parts.templates):
+        yield f"reward: {remark}"
+    if parts.policy.quantisation is not None:
+        yield (
+            f"model: its weights were quantised ({parts.policy.quantisation}) before they were converted from GGUF, so "
+            "the start is not the original model"
+        )
+    for remark in parts.chat.remarks([example.prompt for example in parts.examples]):
+        yield f"model: {remark}"
+    if not parts.teachers.pack:
+        yield "model: its layers do not support packing, so batches are padded and no prompt is shared"
+    if parts.unfit:
+        yield f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}"
+    asked, there = config.sampling.prompts, len(parts.examples)
+    if asked > there:
+        yield (
+            f"data: sampling.prompts is {asked} and there are {there} examples, so {asked - there} prompts of every "
+            "step repeat an example of the same step"
+        )
+    if parts.method.one_update and config.optimiser.updates_per_batch > 1:
+        yield (
+            f"warning: {config.method['name']} is meant for one optimiser step a batch, "
+            f"optimiser.updates_per_batch is {config.optimiser.updates_per_batch}"
+        )
+
+
+def describe_role(role: Role) -> str:
+    """The context and the weights of a role in words."""
+    prompt = f"context {role.context}" if role.context else "the student's prompt"
+    match role.weights:
+        case External(path=path):
+            return f"{prompt}, weights of {path}"
+        case Snapshot(every=every):
+            return f"{prompt}, weights of a snapshot every {every} steps"
+    return f"{prompt}, {role.weights} weights"
+
+
+def describe_size(policy: Policy) -> str:
+    """The number of a model's weights, and how many of them are trained, in words."""
+    whole, trained = (sum(p.numel() for p in weights) for weights in (policy.parameters(), policy.trainable()))
+    if whole == trained:
+        return f"{short(whole)} weights, all trained"
+    return f"{short(whole)} weights, {short(trained)} of them trained"
+
+
+def in_short(policy: Policy, name: str) -> str:
+    """A loaded model in one line: its name, size, number type and device."""
+    size = short(sum(p.numel() for p in policy.parameters()))
+    dtype = str(policy.dtype or next(policy.parameters()).dtype).removeprefix("torch.")
+    found = read_device(str(policy.device))
+    words = "" if found is None or found.kind == "cpu" else f" ({found.words})"
+    return f"model: {name}, {size} weights, {dtype} on {policy.device}{words}"
+
+
+def short(number: float) -> str:
+    """A number with a unit: ``1.7B``, ``560K``."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def _rate(role: Role, parts: Parts) -> str:
+    return f" (rate {parts.method.teacher_rate:g})" if role.weights == "ema" else ""
+
+
+def _device(parts: Parts) -> str:
+    config, device = parts.config, read_device(str(parts.policy.device))
+    name = config.model.device
+    found = ""
+    if device is not None:
+        words = "" if device.kind == "cpu" else f"{device.words}, {device.free / GIB:.1f} of "
+        found = f" ({words}{device.total / GIB:.1f} GiB)"
+    ranks = World.current().size
+    several = f", {ranks} processes ({config.parallel.kind})" if ranks > 1 else ""
+    return f"{name}{found}, {config.model.dtype}{several}"
+
+
+def _memory(parts: Parts) -> str:
+    """The expected peak, with the lengths of the prompts as they are."""
+    config, policy = parts.config, parts.policy
+    shape, device = shape_in(policy.causal_lm.config.to_dict()), read_device(str(policy.device))
+    if shape is None:
+        return f"not estimated: the sizing model does not know {type(policy.causal_lm).__name__}"
+    sampling = config.sampling
+    length = longest_prompt(parts.examples, parts.chat, sampling.thinking) + sampling.max_tokens
+    rows = sampling.prompts * (sampling.completions if parts.method.on_policy else 1)
+    sizes = (config.limits.max_tokens_per_microbatch, config.limits.max_logits_per_chunk)
+    base = plan_for(parts.method, config.model, config.parallel, shape)
+    # A small step is smaller than its micro-batch may be.
+    micro = min(sizes[0], rows * length)
+    plan = planned(config.model.device, base, micro, sizes[1], config.parallel.activation_checkpointing, length)
+    needed = expected_bytes(shape, plan, rows=min(rows, sampling.max_batch_size), length=length)
+    text = f"about {_bytes(needed)} at the peak of a step"
+    if device is None:
+        return text
+    text += f", of {_bytes(device.total)}"
+    if needed > device.total:
+        text += ": more than there is; train an adapter (model.lora), take a smaller model or lower sampling.max_tokens"
+    return text
+
+
+def _bytes(number: float) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB / 2 else f"{number / 2**20:.0f} MiB"

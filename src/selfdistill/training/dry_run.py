@@ -1,0 +1,63 @@
+"""Everything up to the first step of a run, shown and not written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from selfdistill.config.run import RunConfig
+from selfdistill.contexts.fields import role_prompt
+from selfdistill.contexts.templates import HINDSIGHT
+from selfdistill.distributed.world import World
+from selfdistill.tracking.progress import Progress, activity
+from selfdistill.tracking.trackers import require
+from selfdistill.training.banner import banner, describe_role, remarks
+from selfdistill.training.build import Parts, assemble
+from selfdistill.training.opening import check_same_config, holds_run
+from selfdistill.types import STUDENT, Skipped
+
+
+def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progress) -> None:
+    """Build a run as training would, print its banner and the prompts of its first row, and write nothing.
+
+    Raises:
+        UserError: as training would: the config, the data, the model or the folder cannot be used.
+    """
+    exists = World.current().broadcast_from_rank_zero(lambda: holds_run(folder, resume=resume))
+    require(config.sinks)
+    with activity("reading the rows"):
+        parts = assemble(config, folder=folder, say=progress.say)
+    if exists:
+        check_same_config(folder, parts.config)
+    progress.table(banner(parts, folder))
+    for sentence in (*remarks(parts), *_first_prompts(parts)):
+        progress.say(sentence)
+    progress.say("dry run: nothing was sampled, trained or written")
+
+
+def _first_prompts(parts: Parts) -> Iterator[str]:
+    """The prompts of the student and of every teacher for the first training example, as the model reads them."""
+    example, thinking = parts.examples[0], parts.config.sampling.thinking
+    prompts = {STUDENT: parts.chat.encode(example.prompt, thinking=thinking)}
+    words = {STUDENT: "what the model is asked"}
+    # What is known only after sampling is shown by its name.
+    fields = {name: f"[{name}]" for name in HINDSIGHT} | dict(example.fields)
+    for name, role in parts.method.roles().items():
+        if role.context is None:
+            continue
+        prompt = role_prompt(
+            role,
+            example,
+            fields,
+            parts.templates,
+            parts.chat,
+            thinking=thinking,
+            room=parts.config.sampling.max_tokens,
+        )
+        if isinstance(prompt, Skipped):
+            yield f"── {name}: {describe_role(role)}: cannot be shown for {example.id}: {prompt.reason}"
+        else:
+            prompts[name], words[name] = prompt, describe_role(role)
+    for name, ids in prompts.items():
+        yield f"── {name}: {words[name]}; {example.id}, {len(ids)} tokens"
+        yield str(parts.chat.tokenizer.decode(ids))

@@ -1,0 +1,60 @@
+"""The record of a start: which program made a run, with which command and on what."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from selfdistill.config.sections import Model
+from selfdistill.config.suggest import LOGIN
+from selfdistill.distributed.world import World
+from selfdistill.models.devices import read_device
+
+PACKAGE = Path(__file__).resolve().parents[1]
+LIBRARIES = ("selfdistill", "torch", "transformers")
+
+
+def start_record(model: Model, *, step: int, seed: int) -> dict[str, Any]:
+    """What ``starts.jsonl`` holds of one start, as plain JSON. ``step`` is the step that the run goes on from.
+
+    The name of the machine is not recorded, nor a password in a server's address.
+    """
+    found, program = read_device(model.device), Path(sys.argv[0]).name
+    # "python -m selfdistill" is the same program.
+    program = "selfdistill" if program == "__main__.py" else program
+    return {
+        "step": step,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": LOGIN.sub("", shlex.join([program, *sys.argv[1:]])),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "commit": commit_of(PACKAGE),
+        "device": model.device if found is None or found.kind == "cpu" else f"{model.device}, {found.words}",
+        "dtype": model.dtype,
+        "seed": seed,
+        "processes": World.current().size,
+    }
+
+
+def commit_of(package: Path) -> str | None:
+    """The git commit of the checkout that a package is imported from, with ``+`` where its files differ from it.
+
+    None if the package is installed, or git is missing.
+    """
+    root = package.parents[1]
+    # A package that is installed below some other checkout has not that checkout's commit.
+    if package.parent.name != "src" or not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", str(package)))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+" if changes else commit
