@@ -43,12 +43,18 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     [
         *(["train"], ["train", "--launch", "2"], ["contexts"], ["teachers"], ["evaluate"], ["data check"]),
         ["compare", "countdown-grpo", "--out", "none"],
+        ["train", "--set", "method=antsd"],
+        ["train", "--set", "method.strenght=1"],
+        ["compare", "--out", "none", "--methods", "opsd,antsd"],
+        ["inspect", "--out", "none", "--methods", "opsd,antsd"],
     ],
     ids=" ".join,
 )
 def test_a_mistake_in_a_config_is_reported_before_anything_heavy_is_loaded(arguments: list[str]) -> None:
     """A user waits for the sentence, not for torch."""
-    command = [*arguments[0].split(), "countdown-opsd", *arguments[1:], "--set", "stps=3"]
+    command = [*arguments[0].split(), "countdown-opsd", *arguments[1:]]
+    if not any(word.startswith(("method", "opsd,")) for word in arguments):
+        command += ["--set", "stps=3"]
     code = f"""
 import sys
 from selfdistill.cli.app import main

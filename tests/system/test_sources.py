@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from selfdistill.cli.app import app, main
 from selfdistill.config.run import config_for, load_config
 from selfdistill.config.sources import collision, find_source
 from selfdistill.errors import CheckpointError, ConfigError
+from selfdistill.training.atomic import write_folder
+from selfdistill.training.checkpoint import save_best
 from selfdistill.training.problem import build_problem
 from selfdistill.training.run_folder import find_weights, load_models
 from support.runs import as_toml, tiny_run, train
@@ -115,12 +118,40 @@ def test_evaluate_says_which_checkpoint_it_took(
     assert f"({which}, step {step})\n" in capsys.readouterr().out
 
 
-def test_the_best_checkpoint_has_the_step_of_the_best_evaluation(folders: Path) -> None:
-    lines = [json.loads(line) for line in Path("run/evaluations.jsonl").read_text(encoding="utf-8").splitlines()]
-    values = [line["avg"]["value"] for line in lines]
+def test_the_best_checkpoint_names_its_own_step(folders: Path) -> None:
+    """Not the step of the highest accuracy: ``evaluation.best`` may name another metric."""
+    summary = json.loads(Path("run/summary.json").read_text(encoding="utf-8"))
     weights = find_weights("run", load_config("run"), "best")
-    assert weights.step == lines[values.index(max(values))]["step"]
+    assert weights.step == summary["best_step"]
     assert weights.describe() == f"run/checkpoints/best (best checkpoint, step {weights.step})"
+    weights_file = Path("model/model.safetensors")
+    save_best(Path("other/checkpoints"), 7, lambda folder: shutil.copy(weights_file, folder))
+    for name in ("config.json", "evaluations.jsonl"):
+        shutil.copy(f"run/{name}", f"other/{name}")
+    assert find_weights("other", load_config("run"), "best").step == 7
+    # An earlier version did not write the step down.
+    write_folder(Path("other/checkpoints/best"), lambda folder: (folder / "model.safetensors").touch())
+    assert find_weights("other", load_config("run"), "best").describe() == "other/checkpoints/best (best checkpoint)"
+
+
+def test_a_run_of_a_device_that_is_not_here_is_looked_at_on_the_one_that_is(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("run", "far", symlinks=False)
+    config = json.loads(Path("far/config.json").read_text(encoding="utf-8"))
+    config["model"]["device"] = "cuda:99"
+    config["sampling"]["max_batch_size"] = 4096
+    Path("far/config.json").write_text(json.dumps(config), encoding="utf-8")
+    there = sd.evaluate("far", limit=1, samples=1, max_tokens=5, temperature=0.0)
+    here = sd.evaluate("run", limit=1, samples=1, max_tokens=5, temperature=0.0)
+    said = [one for one in there["remarks"] if one not in here["remarks"]]
+    assert len(said) == 1 and said[0].startswith("the run trained on cuda:99, which is not here: ")
+    assert there["avg"] == here["avg"]
+    main_quietly(["contexts", "far", "--examples", "1", "--completions", "1"])
+    assert "the run trained on cuda:99" in capsys.readouterr().out
+    # A device that the user names must be there.
+    with pytest.raises(ConfigError, match=r"model.device 'cuda:98' cannot be used here"):
+        sd.evaluate("far", limit=1, overrides=["model.device=cuda:98"])
 
 
 @pytest.mark.parametrize(

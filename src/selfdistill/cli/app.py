@@ -135,7 +135,7 @@ def compare(
         raise ConfigError(f"--methods {methods!r} names no method; write for example --methods grpo,opsd")
     given = [*(f"method={name}" for name in names[:1]), *(set_ or [])]
     for config in configs:
-        check_early(config, None, given, command="compare", with_method=True)
+        check_early(config, None, given, command="compare", with_method=True, methods=names)
     quiet()
     from selfdistill.cli.compare import compare_arms, describe_arms, plan_comparison
 
@@ -232,7 +232,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show which tokens each method would reward and punish, without training: a table, a summary and a page."""
-    check_early(model, task, [], command="inspect")  # Which overrides belong to a method is known when the methods are.
+    check_early(model, task, [], command="inspect", methods=_names(methods or ""))  # Overrides may be a method's.
     quiet()
     from selfdistill.inspection.command import InspectOptions, describe_inspection, inspect_model
 

@@ -12,7 +12,7 @@ from selfdistill.tracking.progress import tell
 from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
-from selfdistill.training.run_folder import load_models
+from selfdistill.training.run_folder import load_models, on_this_machine
 from selfdistill.training.trainer import prepare_step
 from selfdistill.types import Role, View
 
@@ -25,6 +25,7 @@ def audit(
     Completions are sampled from the model, as in training, so siblings and feedback are real. ``source`` is the run
     folder that ``config`` was read from; unset: the config's own model.
     """
+    config, moved = (config, []) if source is None else on_this_machine(source, config)
     models, weights = load_models(build_problem(config), source, checkpoint=checkpoint)
     chosen, _, unfit = choose_examples(models)
     tell(in_short(models.policy, models.chat.name))
@@ -34,7 +35,7 @@ def audit(
     prepared = prepare_step(groups, method, models.templates, chat, thinking=thinking, seed=config.seed, step=1)
     return {
         "weights": weights.describe(),
-        "remarks": list(weights.remarks),
+        "remarks": [*moved, *weights.remarks],
         "completions": [
             {
                 "example": groups[view.group].example.id,

@@ -18,7 +18,7 @@ from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.tracking.progress import tell
 from selfdistill.training.banner import in_short
-from selfdistill.training.run_folder import Weights, load_model
+from selfdistill.training.run_folder import Weights, load_model, on_this_machine
 from selfdistill.types import Task
 
 
@@ -50,7 +50,7 @@ def evaluate_model(
     """
     # Models are measured on the same problems, whatever seed they were trained with.
     first = {"seed": 0, **overrides} if isinstance(overrides, Mapping) else ["seed=0", *overrides]
-    config = config_for(model, task, first, command="evaluate")
+    config, moved = on_this_machine(model, config_for(model, task, first, command="evaluate"))
     policy, chat, weights = load_model(model, config, loaded, checkpoint=checkpoint)
     judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
     own = config.evaluation
@@ -78,7 +78,7 @@ def evaluate_model(
         "seed": seed,
         **result,
         "skipped": dict(unfit),
-        "remarks": [*weights.remarks, *chat.unknown_remarks([example.prompt for example in examples])],
+        "remarks": [*moved, *weights.remarks, *chat.unknown_remarks([example.prompt for example in examples])],
     }
 
 

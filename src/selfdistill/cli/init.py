@@ -138,7 +138,11 @@ samples = {8 if found.verified is not None else 1}  # completions of each
 [checkpoint]
 every = 20  # steps between checkpoints; the newest two and the best are kept
 """
-    verified = "nothing verifies them" if found.verified is None else f"{found.verified:.0%} of those tried verified"
+    verified = "nothing verifies them"
+    if found.kind == "code":
+        verified = "each has tests, which were not run: selfdistill data check runs them"
+    elif found.verified is not None:
+        verified = f"the reference of {found.verified:.0%} of those tried is verified"
     remarks = [
         f"found: {found.rows} rows, {found.rejected} of them unusable; task {found.kind} ({found.how}); {verified}",
         f"found: prompts of up to {longest} tokens, a window of {about.window}, "

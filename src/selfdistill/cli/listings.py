@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,19 +27,31 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 
 def check_early(
-    name: str, task: str | None, overrides: list[str] | None, *, command: str, with_method: bool = False
+    name: str,
+    task: str | None,
+    overrides: list[str] | None,
+    *,
+    command: str,
+    with_method: bool = False,
+    methods: Sequence[str] = (),
 ) -> RunConfig:
     """Return the config of a command's argument, before torch is imported, which takes seconds.
 
+    ``methods`` are names of methods, or ``LABEL=NAME``, to check as well.
+
     Raises:
-        UserError: the argument, its config or an override is wrong.
+        UserError: the argument, its config, an override or the name of a method is wrong.
     """
+    from selfdistill.config.method_keys import check_method_name
     from selfdistill.config.run import config_for
     from selfdistill.config.sources import collision
 
     remark = collision(name)
     if remark is not None:
         say(f"remark: {remark}", err=True)
+    for method in methods:
+        if method.partition("=")[0].strip() and (named := method.rpartition("=")[2].strip()):
+            check_method_name(named)
     return config_for(name, task, overrides or [], command=command, with_method=with_method)
 
 

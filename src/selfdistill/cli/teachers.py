@@ -14,7 +14,7 @@ from selfdistill.tracking.progress import tell
 from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
-from selfdistill.training.run_folder import load_models
+from selfdistill.training.run_folder import load_models, on_this_machine
 
 
 def measure(
@@ -36,6 +36,7 @@ def measure(
     Raises:
         UserError: the task has no verifier, the method has no teacher, or a teacher's context could not be rendered.
     """
+    config, moved = (config, []) if source is None else on_this_machine(source, config)
     problem = build_problem(config)
     if not problem.task.has_verifier:
         raise ConfigError("without a verifier no sample is right or wrong, so there is no preference gap to measure")
@@ -44,6 +45,8 @@ def measure(
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
     models, weights = load_models(problem, source, checkpoint=checkpoint)
     chosen, _, _ = choose_examples(models)
+    for remark in (*moved, *weights.remarks):
+        tell(remark)
     tell(in_short(models.policy, models.chat.name))
     worker = build_rollout_worker(models)
     report: dict[str, Any] = {}

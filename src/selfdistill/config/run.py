@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from selfdistill.config.method_keys import METHOD_KEYS, check_method_keys, check_method_name
 from selfdistill.config.reward import Reward
 from selfdistill.config.sampler import HFConfig, SamplerConfig
 from selfdistill.config.sections import (
@@ -211,9 +212,16 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
     if isinstance(table.get("task"), Mapping):
         table["task"] = fill_from_preset(table["task"])
     try:
-        return RunConfig.model_validate(table)
+        config = RunConfig.model_validate(table)
     except ValidationError as error:
         raise ConfigError(f"{source}: {suggest(error, RunConfig)}") from error
+    # The values of hyperparameters are checked by the method's own class, which needs torch.
+    name = config.method["name"]
+    if isinstance(name, str):
+        check_method_name(name)
+        if name in METHOD_KEYS:
+            check_method_keys(name, [key for key in config.method if key != "name"], METHOD_KEYS[name])
+    return config
 
 
 def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:

@@ -29,7 +29,7 @@ from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.tracking.progress import tell
 from selfdistill.training.banner import in_short
-from selfdistill.training.run_folder import Weights, load_model
+from selfdistill.training.run_folder import Weights, load_model, on_this_machine
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
 MOST_EPOCHS = 100
@@ -134,13 +134,13 @@ def inspect(
     methods, rest = choose_methods(options.methods, configs, overrides)
     methods.update(options.built)
     patterns = load_classes(options.words)
-    config = config_for(model, task, rest, command="inspect")
+    config, moved = on_this_machine(model, config_for(model, task, rest, command="inspect"))
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = _templates(config.contexts or judge.contexts, options)
     policy, chat, weights = load_model(model, config, loaded, checkpoint=options.checkpoint)
     judge = fitted(judge, chat)
     unknown = chat.unknown_remarks([one.prompt for one in judge.examples(options.split)])
-    for remark in (*weights.remarks, *unknown):
+    for remark in (*moved, *weights.remarks, *unknown):
         say(remark)
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
@@ -166,7 +166,7 @@ def inspect(
     table = token_table(findings, chat, patterns)
     origin = _origin(model, weights, options)
     origin |= {"task": config.task.kind, "knobs": hyperparameters(methods, findings.credits)}
-    return InspectResult(table, summarise(table, origin, chat), chat, weights.remarks)
+    return InspectResult(table, summarise(table, origin, chat), chat, (*moved, *weights.remarks))
 
 
 def _origin(model: str, weights: Weights, options: InspectOptions) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from selfdistill.config.base import load_named
-from selfdistill.config.suggest import near
+from selfdistill.config.method_keys import check_method_keys, check_method_name
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
@@ -49,11 +49,7 @@ def build_method(name: str, hyperparameters: Mapping[str, Any] | None = None) ->
         ConfigError: unknown method, unknown hyperparameter (with the nearest known one) or a value out of range.
     """
     kind, hyperparameters = _resolve(name), hyperparameters or {}
-    for key in hyperparameters:
-        if key not in kind.model_fields or key == "name":
-            known = [field for field in kind.model_fields if field != "name"]
-            hint = near(key, known) or f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"unknown key method.{key} for method {name!r}; {hint}")
+    check_method_keys(name, hyperparameters, kind.model_fields)
     try:
         return kind.model_validate(dict(hyperparameters))
     except ValidationError as error:
@@ -75,9 +71,7 @@ def _most_specific(error: ValidationError, given: Mapping[str, Any]) -> ErrorDet
 def _resolve(name: str) -> type[Method]:
     if name in METHODS:
         return METHODS[name]
-    if ":" not in name:
-        hint = f"{near(name, METHODS)} known: {', '.join(sorted(METHODS))}; or module:Class".lstrip()
-        raise ConfigError(f"unknown method {name!r}; {hint}")
+    check_method_name(name)
     method = load_named(name, "method", "Class")
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise ConfigError(f"method {name!r} is not a subclass of selfdistill.methods.Method")

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from selfdistill.config.sources import shipped_models
 from selfdistill.errors import ModelError, first_line, is_full
 from selfdistill.models.folder import check_folder
 from selfdistill.models.gguf import converted, gguf_file
@@ -60,12 +61,6 @@ def resolve_model(path: str) -> str:
         return str(shipped)
     file = gguf_file(path)
     return str(converted(file)) if file else path
-
-
-def shipped_models() -> list[str]:
-    """Names of the models in the package."""
-    folder = resources.files("selfdistill.models") / "shipped"
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def find_model(path: str) -> str:

@@ -7,7 +7,7 @@ format of ``torch.distributed.checkpoint``, which can be loaded at any number of
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from selfdistill.distributed.fsdp import copy_into
 from selfdistill.distributed.world import ALONE, World
+from selfdistill.files.jsonl import read_object, write_json
 from selfdistill.models.policy import Policy, load_weights
 from selfdistill.models.teachers import Teachers
+from selfdistill.training.atomic import write_folder
 
 WHOLE = "training.pt"
 SHARDS = "shards"
+BEST = "best.json"
+"""File beside the best weights that names their step."""
 
 
 def save_state(
@@ -41,6 +45,26 @@ def save_state(
         # Through a file of Python's own: torch's says of a full disk no more than "unexpected pos 576 vs 534".
         with (folder / WHOLE).open("wb") as file:
             torch.save(stored, file)
+
+
+def save_best(saved: Path, step: int, export: Callable[[Path], object], world: World = ALONE) -> None:
+    """Replace ``best`` among the checkpoints by the model directory that ``export`` writes. Every rank must call.
+
+    The step stands beside the weights: a checkpoint that says which one is the best may be older than they are.
+    """
+
+    def fill(folder: Path) -> None:
+        export(folder)
+        if world.is_rank_zero:
+            write_json(folder / BEST, {"step": step})
+
+    write_folder(saved / "best", fill, world=world)
+
+
+def best_step(saved: Path) -> int | None:
+    """Return the step of the weights in ``best``; None if an earlier version wrote them."""
+    path = saved / "best" / BEST
+    return int(read_object(path)["step"]) if path.is_file() else None
 
 
 def load_state(

@@ -30,7 +30,7 @@ from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
 from selfdistill.training.banner import banner, remarks
 from selfdistill.training.build import assemble
-from selfdistill.training.checkpoint import load_state, save_state
+from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
 from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
@@ -243,7 +243,7 @@ class Run:
         score, best = (score_by(parts.best_by, one) for one in (result, now.best))
         if best is None or (score is not None and score > best):
             now.best, now.best_step = result, now.step
-            checkpoint.write_folder(self.saved / "best", self._export, world=self.world)
+            save_best(self.saved, now.step, self._export, self.world)
         self.evaluations.append({"step": now.step, **result})
         self.trackers.evaluation(now.step, result)
         self.progress.evaluation(now.step, result)

@@ -18,7 +18,8 @@ from selfdistill.config.suggest import suggest
 from selfdistill.errors import CheckpointError
 from selfdistill.files.disk import check_name, lock_folder, told_of_disk
 from selfdistill.files.jsonl import JsonLines
-from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption, write_folder
+from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption
+from selfdistill.training.checkpoint import save_best
 
 
 class Hold:
@@ -109,10 +110,7 @@ def mend_best(saved: Path, step: int) -> str | None:
     if not (source / "model").is_dir() or corruption(source) is not None:
         return f"{best} is damaged ({reason}), and the checkpoint of its step is gone: the next better one replaces it"
 
-    def fill(folder: Path) -> None:
-        shutil.copytree(source / "model", folder, dirs_exist_ok=True)
-
-    write_folder(best, fill)
+    save_best(saved, step, lambda folder: shutil.copytree(source / "model", folder, dirs_exist_ok=True))
     return f"{best} was damaged ({reason}): it is restored from checkpoint {source.name}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,17 @@ from tempfile import TemporaryDirectory
 
 from selfdistill.config.renamed import with_new_names
 from selfdistill.config.run import RunConfig
-from selfdistill.config.sources import find_source
+from selfdistill.config.sections import LimitsConfig
+from selfdistill.config.sources import find_source, read_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError, ConfigError
-from selfdistill.files.jsonl import read_lines, read_object
+from selfdistill.files.jsonl import read_object
+from selfdistill.models.devices import resolve_device
 from selfdistill.models.policy import ADAPTER, DTYPES, Policy, load_weights, save_policy
 from selfdistill.tracking.progress import activity
 from selfdistill.training import atomic
-from selfdistill.training.build import Models, build_models, build_policy
-from selfdistill.training.checkpoint import load_averages, load_trained
+from selfdistill.training.build import Models, build_models, build_policy, parse_device
+from selfdistill.training.checkpoint import best_step, load_averages, load_trained
 from selfdistill.training.problem import Problem
 
 
@@ -31,7 +32,7 @@ class Weights:
     checkpoint: str | None = None
     """``"last"``, ``"best"``, or ``"step"`` for an earlier one; None if the weights are of no run."""
     step: int | None = None
-    """Step of the checkpoint; None if the weights are of no run."""
+    """Step of the checkpoint; None if the weights are of no run, or an earlier version wrote the best ones."""
     folder: Path | None = None
     """Folder of the checkpoint, which may hold the weights as shards."""
     remarks: tuple[str, ...] = ()
@@ -40,7 +41,7 @@ class Weights:
     def describe(self) -> str:
         """Return the path with the checkpoint and its step in words."""
         if self.step is None:
-            return self.path
+            return self.path if self.checkpoint is None else f"{self.path} ({self.checkpoint} checkpoint)"
         which = "checkpoint" if self.checkpoint == "step" else f"{self.checkpoint} checkpoint"
         return f"{self.path} ({which}, step {self.step})"
 
@@ -71,7 +72,7 @@ def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) ->
         reason = atomic.corruption(saved / "best") if (saved / "best").is_dir() else "it does not exist yet"
         if reason is not None:
             raise CheckpointError(f"{source.path} has no best checkpoint to use: {reason}")
-        return Weights(str(saved / "best"), "best", _best_step(source.path), saved / "best")
+        return Weights(str(saved / "best"), "best", best_step(saved), saved / "best")
     remarks: list[str] = []
     if chosen == "last":
         newest, remarks = atomic.latest_valid(saved)
@@ -94,14 +95,27 @@ def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) ->
     return Weights(str(newest / "model"), which, step, newest, tuple(remarks))
 
 
-def _best_step(run: Path) -> int:
-    """The step of the best checkpoint: the first evaluation with the highest accuracy, the newest if none has one."""
-    step, best = 0, -math.inf
-    for line in read_lines(run / "evaluations.jsonl"):
-        value = -math.inf if line.get("avg") is None else float(line["avg"]["value"])
-        if value > best or best == -math.inf:
-            step, best = int(line["step"]), value
-    return step
+def on_this_machine(name: str, config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """Return the config of a run for the device that is here if the run's own is not, and a sentence that says so.
+
+    The number type stays the run's, because results depend on it; the bounds on memory are those of the device here.
+    Every other config is returned as it is: a device that its user names must be there.
+    """
+    own = config.model.device
+    source = find_source(name)
+    recorded = read_config(name).get("model", {}).get("device") if source.kind == "run" else None
+    if own == "auto" or own != recorded:
+        return config, []
+    try:
+        parse_device(own)
+    except ConfigError:
+        model, _ = resolve_device(config.model.model_copy(update={"device": "auto"}))
+        sampling = config.sampling.model_copy(update={"max_batch_size": None})
+        config = config.model_copy(update={"model": model, "sampling": sampling, "limits": LimitsConfig()})
+        return config, [
+            f"the run trained on {own}, which is not here: {model.device} is used, with {model.dtype} as there"
+        ]
+    return config, []
 
 
 def load_model(

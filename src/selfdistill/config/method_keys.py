@@ -1,0 +1,63 @@
+"""The names of the methods and of their hyperparameters, so that a misspelt one is said before torch is imported.
+
+The methods' own classes declare the same names with defaults and limits, and need torch. A test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from selfdistill.config.suggest import near
+from selfdistill.errors import ConfigError
+
+_ALL = ("weights", "teacher_thinking", "teacher_rate")
+_CLIP = ("scale", "clip_low", "clip_high")
+_DISTILL = (*_ALL, "weight_drift", "divergence")
+_PAIRS = (*_ALL, "beta", "length")
+
+METHOD_KEYS: Mapping[str, tuple[str, ...]] = {
+    "grpo": (*_ALL, *_CLIP),
+    "sft": _ALL,
+    "opsd": (*_DISTILL, "score_temperature", "context"),
+    "sdft": (*_DISTILL, "context"),
+    "sdpo": (*_DISTILL, "ratio_cap", "context"),
+    "credit": (
+        *(*_DISTILL, "ratio_cap", "context", "strength", "contrasts", "contrast", "form"),
+        *("clip_low", "clip_high"),
+    ),
+    "sd": (*_ALL, *_CLIP, "strength", "context"),
+    "antisd": (
+        *(*_ALL, *_CLIP, "strength", "warmup", "gate_ratio", "gate_signal", "gated", "ascend", "compose"),
+        *("hindsight", "context"),
+    ),
+    "purified": (
+        *(*_ALL, "beta", "clip", "teacher_weight", "context", "reference_context", "subtraction", "pmi_target"),
+    ),
+    "pbsd": (*_PAIRS, "reward_filter", "context"),
+    "pbsd_reward": (*_PAIRS, "drop_wrong_groups", "context"),
+}
+"""The hyperparameters of every method that the package has."""
+
+
+def check_method_name(name: str) -> None:
+    """Refuse a name that is neither a method's nor that of a class of the user's own, ``module:Class``.
+
+    Raises:
+        ConfigError: unknown method, with the nearest known one.
+    """
+    if name not in METHOD_KEYS and ":" not in name:
+        hint = f"{near(name, METHOD_KEYS)} known: {', '.join(sorted(METHOD_KEYS))}; or module:Class".lstrip()
+        raise ConfigError(f"unknown method {name!r}; {hint}")
+
+
+def check_method_keys(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse hyperparameters that a method does not have.
+
+    Raises:
+        ConfigError: unknown hyperparameter, with the nearest known one.
+    """
+    names = [key for key in known if key != "name"]
+    for key in given:
+        if key not in names:
+            hint = near(key, names) or f"known: {', '.join(sorted(names))}"
+            raise ConfigError(f"unknown key method.{key} for method {name!r}; {hint}")
