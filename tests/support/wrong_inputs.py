@@ -52,7 +52,7 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
     "train with two configs": ("train countdown-grpo countdown-sdpo", "got unexpected extra argument(s) (countdown-s"),
     "train with an unknown option": (
         "train countdown-grpo --epochs 3",
-        "train has no option --epochs; here it is --set steps=…, counted in",
+        "train has no option --epochs; there are: --dry-run",
     ),
     "train with steps as an option": (
         "train countdown-grpo --steps 3",

@@ -37,6 +37,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "responses": [
         {"prompt": f"Greet {n}.", "response": f"Good day to you, number {n}, and to all."} for n in range(60)
     ],
+    "short": [{"prompt": f"Greet {n}.", "response": "Hi."} for n in range(60)],
+    "trl": [
+        {
+            "prompt": [{"role": "user", "content": f"Greet {n}."}],
+            "completion": [{"role": "assistant", "content": "Hi."}],
+            "privileged_context": "Be brief.",
+        }
+        for n in range(60)
+    ],
 }
 FOUND = {
     "gsm8k": ("math", "grpo", {"preset": "gsm8k"}),
@@ -45,7 +54,9 @@ FOUND = {
     "choice": ("choice", "grpo", {"prompt": "question", "choices": "options", "answer": "answer"}),
     "tools": ("tools", "grpo", {"preset": "toolalpaca"}),
     "code": ("code", "grpo", {"preset": "humaneval"}),
-    "responses": (None, "opsd", {"prompt": "prompt"}),
+    "responses": ("text", "opsd", {"prompt": "prompt", "completion": "response"}),
+    "short": ("text", "opsd", {"prompt": "prompt", "completion": "response"}),
+    "trl": ("text", "opsd", {"preset": "trl"}),
 }
 
 
@@ -72,21 +83,24 @@ def test_the_task_of_rows_is_found(name: str, capsys: pytest.CaptureFixture[str]
     assert table["task"].items() >= keys.items()
     config = load_config(f"{name}.toml")
     assert config.method == {"name": method}
-    assert kind in (None, config.task.kind)
+    assert config.task.kind == kind
     assert f"guessed: method {method}, because " in said
     assert f"guessed: max_tokens {config.sampling.max_tokens}, " in said
+    assert ("has tests, which were not run" in said) == (kind == "code")
+    assert ("of those tried is verified" in said) == (kind not in ("code", "text"))
     # Each key has its reason beside it.
     lines = Path(f"{name}.toml").read_text(encoding="utf-8").splitlines()
     bare = [line for line in lines if "=" in line and "#" not in line]
     assert all(line.startswith(("path =", *(f"{key} =" for key in table["task"]))) for line in bare), bare
 
 
-def test_a_written_config_trains_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert init("gsm8k", ROWS["gsm8k"]) == 0
+@pytest.mark.parametrize("name", ["gsm8k", "tools", "trl"])
+def test_a_written_config_trains_as_it_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(name, ROWS[name]) == 0
     few = ["steps=1", "sampling.prompts=1", "sampling.completions=2", "sampling.max_tokens=8"]
     few += ["evaluation.problems=1", "evaluation.samples=1"]
     with pytest.raises(SystemExit) as end:
-        main(["train", "gsm8k.toml", "--out", "run", *(part for one in few for part in ("--set", one))])
+        main(["train", f"{name}.toml", "--out", "run", *(part for one in few for part in ("--set", one))])
     assert end.value.code == 0, capsys.readouterr().err
     assert Path("run/summary.json").is_file()
 

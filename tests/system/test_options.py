@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,19 +63,55 @@ def test_underscores_and_names_of_trl_and_torchrun_are_taken(capsys: pytest.Capt
     assert "unknown key 'stps'" in said(["train", "countdown-grpo", "--nproc_per_node=2", *unknown], capsys)[2]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "keys"),
-    [
-        ("configs countdown-grpo", {"method", "steps"}),
-        ("methods grpo", {"grpo"}),
-        ("contexts countdown-opsd --examples 1 --completions 1", {"weights", "completions", "skipped", "scored"}),
-    ],
-)
-def test_json_is_one_document_on_stdout(arguments: str, keys: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+JSON_KEYS = {
+    "evaluate countdown-base --task countdown --limit 1 --samples 1 --max-tokens 4": (
+        "avg checkpoint deliberation entropy hits judged length maj markers max_tokens model pass pass_curve problems "
+        "remarks reward rewards samples seed skipped split step task temperature tokens top_k top_p truncated weights "
+        "words"
+    ),
+    "inspect countdown-base --task countdown --problems 1 --samples 1 --max-tokens 4 --methods grpo --out look": (
+        "agreement answer_leak checkpoint completions contexts knobs left_out methods metrics model outcomes problems "
+        "rollouts seed separation sequence signals skipped split step task teacher temperature templates tokens weights"
+    ),
+    "contexts countdown-opsd --examples 1 --completions 1": (
+        "completions control_tokens left_out remarks scored skipped weights"
+    ),
+    "teachers countdown-opsd --problems 2 --samples 2 --set sampling.max_tokens=6": "teacher",
+    "compare countdown-opsd countdown-grpo --out arms --dry-run": "arms baseline folder seeds steps",
+    "data check rows.jsonl --task math": (
+        "checked control_tokens duplicates leaks path preset rejected row rows silent_solutions task unverified "
+        "verified verified_rows"
+    ),
+    "methods grpo": "grpo",
+    "configs countdown-grpo": "checkpoint evaluation method optimiser sampling steps task",
+}
+"""Top-level keys of each document: scripts read them, so a change of one is a change for users."""
+
+
+@pytest.mark.parametrize("arguments", JSON_KEYS)
+def test_json_is_one_document_on_stdout_with_these_keys(
+    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n', encoding="utf-8")
     code, out, _ = said([*arguments.split(), "--json"], capsys)
     assert code == 0
     assert out.count("\n") == 1
-    assert keys <= set(json.loads(out))
+    assert sorted(json.loads(out)) == JSON_KEYS[arguments].split()
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["methods", "--help"]], ids=" ".join)
+def test_no_color_turns_colours_off(arguments: list[str]) -> None:
+    def shown(**more: str) -> str:
+        command = [sys.executable, "-m", "selfdistill", *arguments]
+        given = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        environment = {**given, "FORCE_COLOR": "1", "TERM": "xterm", **more}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    # Select Graphic Rendition: 30 to 37 and 90 to 97 set the colour of the text.
+    colour = re.compile(r"\x1b\[(?:\d+;)*(?:3|9)[0-7]m")
+    assert colour.search(shown())
+    assert not colour.search(shown(NO_COLOR="1"))
 
 
 def test_lists_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:

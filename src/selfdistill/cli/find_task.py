@@ -137,7 +137,9 @@ def _tried(table: Mapping[str, Any], how: str, sample: MemoryRows) -> FoundTask 
     usable = len(examples) / max(1, task.rows)
     if usable < 0.5:
         return None
-    solved = any(_is_worked(example.fields) for example in examples[:VERIFIED])
+    # What stands beside a prompt without an answer may be short.
+    is_text = table["kind"] == "text"
+    solved = any(any(one.fields.values()) if is_text else _is_worked(one.fields) for one in examples[:VERIFIED])
     # Programs run in a sandbox, which takes seconds and may not be there: tests that were found are enough.
     if table["kind"] == "code":
         verified: float | None = 1.0
@@ -177,7 +179,9 @@ def _split(found: FoundTask, rows: MemoryRows) -> FoundTask:
     table = {**found.table, **({} if share == 0.1 else shares)}
     reasons = {
         "preset": f"the schema of the columns; it fills the keys that are not here ({found.how})",
-        "kind": "what the rows are, and so how a completion is verified",
+        "kind": "what the rows are, and so how a completion is verified"
+        if found.verified is not None
+        else "what the rows are: nothing verifies a completion",
         "answer_pattern": "what stands before the answer in its column",
         "validation_share": "a larger share than 0.1, because there are few rows",
         "test_share": "none, because there are few rows: evaluate with --split validation",

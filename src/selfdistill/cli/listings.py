@@ -115,7 +115,7 @@ def check(
 
     no_bars()
     own = None
-    if source is not None and holds_config(find_source(source)):
+    if source is not None and (holds_config(find_source(source)) or source.endswith(".toml")):
         checked = config_for(source, None, set_ or [], command="data check")
         own = checked.task.model_dump(exclude_none=True, exclude_unset=True)
     elif source is not None and path is not None:
