@@ -163,7 +163,7 @@ def test_a_key_without_a_sentence_is_named() -> None:
 def test_commands_are_listed_with_their_options_and_load_nothing_heavy() -> None:
     page = cli_page()
     for line in (
-        "selfdistill inspect MODEL --out PATH [OPTIONS]",
+        "selfdistill inspect MODEL --out DIR [OPTIONS]",
         "| `--set a.b=value` |  | Override a config key; may be repeated. |",
         "| `--seed N` | `0` | Sampling seed. |",
         "## `data check`",
