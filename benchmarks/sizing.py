@@ -25,7 +25,9 @@ from selfdistill.models.sizing import (
     Plan,
     Shape,
     Work,
+    a_row,
     memory,
+    resting,
     sampling_seconds,
     training_seconds,
 )
@@ -65,6 +67,53 @@ def state_table() -> str:
         plans = (Plan(gpus, copies, frozen, computed=computed) for copies, frozen in ((0, 0), (1, 1), (1, 0)))
         lines.append(f"| {words} | {' | '.join(f'{bytes_a_weight(plan):.0f}' for plan in plans)} |")
     return "\n".join(lines)
+
+
+CARDS = (24, 48, 80, 141)
+"""Memory of a GPU in GB, as cards are sold."""
+MICRO = 4096
+"""Tokens of a micro-batch that small cards hold."""
+
+
+def hardware_table() -> str:
+    """The fewest GPUs (a power of two) that hold a model, by method and card, in Markdown."""
+    ways = {
+        "full, no or a live teacher (`grpo`, `sd`, `antisd`)": (0, 0, 0),
+        "full, a frozen teacher (`opsd`, `purified`, `pbsd`)": (1, 1, 0),
+        "full, an averaged teacher (`sdpo`, `sdft`, `credit`)": (1, 0, 0),
+        "LoRA of rank 64, any of them": (0, 0, 64),
+    }
+    lines = [f"| model | trained | {' | '.join(f'{card} GB' for card in CARDS)} |", f"|---|---|{'---|' * len(CARDS)}"]
+    for model, shape in SHAPES.items():
+        for words, (copies, frozen, rank) in ways.items():
+            fewest = [_fewest(shape, copies, frozen, rank, card * 1e9) for card in CARDS]
+            lines.append(f"| {model} | {words} | {' | '.join(fewest)} |")
+    return "\n".join(lines)
+
+
+def _fewest(shape: Shape, copies: int, frozen: int, rank: int, card: float) -> str:
+    """The fewest of 1, 2, 4 … 64 GPUs on which training and sampling take nine tenths of a card at most."""
+    # A and B of every linear map of a layer: queries and outputs, keys and values, three of the feed-forward.
+    sides = 2 * (shape.D + shape.H * shape.E) + 2 * (shape.D + shape.K * shape.E) + 3 * (shape.D + shape.F)
+    for gpus in (1, 2, 4, 8, 16, 32, 64):
+        plan = Plan(
+            gpus=gpus,
+            copies=copies,
+            frozen=frozen,
+            adapter=rank * sides * shape.layers,
+            computed=BFLOAT16,
+            micro=MICRO,
+            scored=MICRO,
+            recompute=True,
+            elements=1 << 26,
+        )
+        work = Work()
+        # While completions are sampled the whole model lies beside the shards, with room for 16 completions.
+        whole = shape.parameters * BFLOAT16 if gpus > 1 else 0.0
+        sampling = resting(shape, plan) + whole + 16 * a_row(shape, work.prompt + work.completion, BFLOAT16)
+        if max(sum(memory(shape, plan).values()), sampling) <= 0.9 * card:
+            return str(gpus)
+    return "more than 64"
 
 
 def table(

@@ -201,7 +201,11 @@ TABLES: Mapping[str, tuple[str, Callable[[Found], str]]] = {
 """Which result a table is made of, and how."""
 
 
-COMPUTED: Mapping[str, Callable[[], str]] = {"sizing": sizing_table, "sizing-state": sizing.state_table}
+COMPUTED: Mapping[str, Callable[[], str]] = {
+    "sizing": sizing_table,
+    "sizing-state": sizing.state_table,
+    "hardware": sizing.hardware_table,
+}
 """Tables that depend on no measurement."""
 
 

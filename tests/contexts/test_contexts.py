@@ -214,7 +214,10 @@ def test_shipped_templates_neither_begin_nor_end_with_space() -> None:
     ("text", "sentence"),
     [
         ('[own]\ntext = "costs $ 5"\n', "[own].text holds a stray '$'; write '$$' for a dollar sign"),
-        ('[own]\ntext = "a"\ntxet = "b"\n', "unknown key 'txet' in [own]; known: description, first_of, system, text"),
+        (
+            '[own]\ntext = "a"\ntxet = "b"\n',
+            "unknown key 'txet' in [own]; known: description, first_of, system, text, turns",
+        ),
         ('[own]\ndescription = "a"\n', "[own] needs either 'text' or 'first_of'"),
         ('[own]\ntext = "a"\nfirst_of = ["b"]\n', "[own] needs either 'text' or 'first_of'"),
         ('[own]\nfirst_of = ["gone"]\n', "own.first_of names 'gone', which is no plain template there"),

@@ -271,7 +271,8 @@ def test_a_reward_that_returns_nonsense_is_named(rewards: Path, returned: object
     task, example = rewarded(rewards, mine)
     with pytest.raises(UserError) as raised:
         task.verify(example, "text", finished=True)
-    assert str(raised.value) == f"reward function 'mine' {sentence}"
+    line = mine.__code__.co_firstlineno
+    assert str(raised.value) == f"reward function 'mine' ({__file__}:{line}) {sentence}"
 
 
 def test_a_reward_that_needs_an_absent_column_is_named(rewards: Path) -> None:

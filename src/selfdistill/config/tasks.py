@@ -77,6 +77,12 @@ class RowsConfig(Strict):
     )
     fields: dict[str, str] = Field({}, description="Further fields for context templates: name = source.")
     system: str | None = Field(None, description="System message, a $-template over the columns.")
+    worked_examples: int = Field(
+        0,
+        ge=0,
+        description="The first N training rows with a solution stand as earlier turns in every prompt, and are not "
+        "trained on.",
+    )
 
 
 class MathConfig(RowsConfig):

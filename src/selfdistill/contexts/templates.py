@@ -1,6 +1,7 @@
 """Contexts as data: named prompt templates in TOML files.
 
-A template's text replaces the last user message of the student's prompt. ``$question`` is that message's own text;
+A template's text replaces the last user message of the student's prompt, and its turns, if it has any, stand before
+it as earlier messages of the conversation. ``$question`` is the student's own last message;
 every other ``$name`` is a field of the example or of its group. A field that is missing makes the rendering a counted
 :class:`~selfdistill.types.Skipped`, never an empty string.
 
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from selfdistill.errors import ConfigError
 from selfdistill.types import Message, Skipped
@@ -51,19 +53,28 @@ HINDSIGHT = tuple(name for name in FIELDS if name not in ("question", "solution"
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A named context: either a text with ``$fields``, or the first of several other templates that can be rendered."""
+    """A named context: either a text with ``$fields``, or the first of several other templates that can be rendered.
+
+    ``turns`` are earlier messages with ``$fields``, which stand before the text.
+    """
 
     name: str
     description: str
     text: str | None = None
     first_of: tuple[str, ...] = ()
     system: str | None = None
+    turns: tuple[Message, ...] = ()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the fields in the turns and the text, in order of appearance."""
+        texts = [*(turn.content for turn in self.turns), self.text or ""]
+        return tuple(dict.fromkeys(name for text in texts for name in string.Template(text).get_identifiers()))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the fields in the text except ``question``, in order of appearance."""
-        names = string.Template(self.text or "").get_identifiers()
-        return tuple(name for name in names if name != "question")
+        """The same without ``question``, which every prompt has."""
+        return tuple(name for name in self.shown if name != "question")
 
     def render(
         self, prompt: Sequence[Message], fields: Mapping[str, str], *, other_input: Sequence[Message] = ()
@@ -80,16 +91,19 @@ class Template:
             return Skipped(self.name, tuple(missing))
         if not prompt or prompt[-1].role != "user":
             raise ConfigError(f"context {self.name}: the prompt must end with a user message")
-        text = string.Template(self.text or "").substitute(fields, question=prompt[-1].content)
-        shown = string.Template(self.text or "").get_identifiers()
+        filled = {**fields, "question": prompt[-1].content}
+        own = [
+            Message(turn.role, string.Template(turn.content).substitute(filled))
+            for turn in (*self.turns, Message("user", self.text or ""))
+        ]
         head: Sequence[Message] = ()
-        if "question" in shown:
+        if "question" in self.shown:
             head = prompt[:-1]
-        elif "other_question" in shown:
+        elif "other_question" in self.shown:
             head = other_input[:-1]
         if self.system is not None:
             head = (*(message for message in head if message.role == "tools"), Message("system", self.system))
-        return (*head, Message("user", text))
+        return (*head, *own)
 
 
 def load_templates(source: str | Path) -> dict[str, Template]:
@@ -164,11 +178,11 @@ def parse_template(name: str, table: object, source: str) -> Template:
     """
     if not isinstance(table, dict):
         raise ConfigError(f"context file {source}: {name!r} must be a table")
-    unknown = set(table) - {"description", "text", "first_of", "system"}
+    unknown = set(table) - {"description", "text", "first_of", "system", "turns"}
     if unknown:
         raise ConfigError(
             f"context file {source}: unknown key {sorted(unknown)[0]!r} in [{name}]; "
-            "known: description, first_of, system, text"
+            "known: description, first_of, system, text, turns"
         )
     if ("text" in table) == ("first_of" in table):
         raise ConfigError(f"context file {source}: [{name}] needs either 'text' or 'first_of'")
@@ -178,7 +192,29 @@ def parse_template(name: str, table: object, source: str) -> Template:
         text=table.get("text"),
         first_of=tuple(table.get("first_of", ())),
         system=table.get("system"),
+        turns=_parse_turns(table.get("turns", ()), f"context file {source}: [{name}].turns"),
     )
-    if template.text is not None and not string.Template(template.text).is_valid():
-        raise ConfigError(f"context file {source}: [{name}].text holds a stray '$'; write '$$' for a dollar sign")
+    texts = [("text", template.text or ""), *(("turns", turn.content) for turn in template.turns)]
+    for key, text in texts:
+        if not string.Template(text).is_valid():
+            raise ConfigError(f"context file {source}: [{name}].{key} holds a stray '$'; write '$$' for a dollar sign")
+    if template.turns and template.text is None:
+        raise ConfigError(f"context file {source}: [{name}] has turns and no text to follow them")
     return template
+
+
+def _parse_turns(turns: object, where: str) -> tuple[Message, ...]:
+    """Earlier messages from a list of tables: user and assistant in turn, the assistant last.
+
+    Raises:
+        ConfigError: they are malformed, or in another order.
+    """
+    form = 'a list of { role = "user" or "assistant", text = "…" }, in turn, the assistant last'
+    tables: list[Any] = list(turns) if isinstance(turns, list | tuple) else [turns]
+    for table in tables:
+        if not (isinstance(table, dict) and set(table) == {"role", "text"} and isinstance(table["text"], str)):
+            raise ConfigError(f"{where} are {form}")
+    roles = [table["role"] for table in tables]
+    if roles != ["user", "assistant"] * (len(roles) // 2):
+        raise ConfigError(f"{where} are {form}; here: {', '.join(map(str, roles))}")
+    return tuple(Message(table["role"], table["text"]) for table in tables)

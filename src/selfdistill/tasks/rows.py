@@ -9,6 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from selfdistill.config.tasks import RowsConfig, SourceConfig
@@ -70,7 +72,13 @@ class RowTask(ABC):
         questions = {split: [question for question, _ in pairs[split]] for split in SPLITS}
         self.leaks: Mapping[str, int] = leaks_between(questions)
         """``"train in test"`` → number of questions that both splits hold, ignoring spacing and case."""
-        self._examples = {split: tuple(example for _, example in pairs[split][: config.limit]) for split in SPLITS}
+        worked = _worked([example for _, example in pairs["train"]], config.worked_examples)
+        self._examples = {
+            split: tuple(_below(worked, example) for _, example in pairs[split] if example not in worked)[
+                : config.limit
+            ]
+            for split in SPLITS
+        }
 
     @abstractmethod
     def example_of(self, row: Row) -> tuple[str, Example]:
@@ -133,6 +141,38 @@ class RowTask(ABC):
                 yield question, example
             except DataError as error:
                 rejected.append(Rejected(row.line, str(error).removeprefix(f"{row.location}: "), row.file))
+
+
+def _worked(examples: Sequence[Example], count: int) -> list[Example]:
+    """The first ``count`` examples that have a solution.
+
+    Raises:
+        DataError: there are fewer, or none would be left to train on.
+    """
+    worked = [example for example in examples if example.fields.get("solution")][:count]
+    if len(worked) < count:
+        raise DataError(
+            f"task.worked_examples is {count}, and {len(worked)} training rows have a solution: map a column to "
+            "task.solution, or ask for fewer"
+        )
+    if count and len(worked) == len(examples):
+        raise DataError(f"task.worked_examples is {count}, which leaves none of {len(examples)} rows to train on")
+    return worked
+
+
+def _below(worked: Sequence[Example], example: Example) -> Example:
+    """The example with worked ones as earlier turns, behind its system text and tools."""
+    if not worked:
+        return example
+    turns = [message for one in worked for message in (one.prompt[-1], Message("assistant", one.fields["solution"]))]
+    heads = takewhile(lambda message: message.role in ("system", "tools"), example.prompt)
+    head = tuple(heads)
+    redraw = example.redraw
+    return replace(
+        example,
+        prompt=(*head, *turns, *example.prompt[len(head) :]),
+        redraw=None if redraw is None else lambda epoch: _below(worked, redraw(epoch)),
+    )
 
 
 def _check_unicode(row: Row, example: Example) -> None:

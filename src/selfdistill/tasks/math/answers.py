@@ -19,6 +19,8 @@ _BETWEEN_BOXES = re.compile(r"[\s$]*(?:,[\s$]*)?(?:(?:and|or)\b|\\text\{\s*(?:an
 _LONGEST_BETWEEN = 60
 
 _WORD = re.compile(r"\banswer\b", re.IGNORECASE)
+# "So there are 10. #### 10": behind a sentence the mark counts if a number follows; people also write of the mark.
+_NUMBER = re.compile(r"(?:\\?\$|[-+−])?[ \t]?\d")
 _LEADING = r"(?:[*_\s:`]|\\\[|\$\$)*"
 _STATES = re.compile(
     rf"(?:[*_\s]*[:=]{_LEADING}"
@@ -111,11 +113,18 @@ def marked_answer(text: str) -> str | None:
 
 
 def _marked_line(text: str) -> tuple[int, str] | None:
-    """(start, content) of the last ``####`` line. A heading "#### Answer" does not count."""
+    """(start, content) of the last ``####`` line, or of a number behind ``####`` within a line.
+
+    A heading "#### Answer" does not count.
+    """
     start = len(text)
     for line in reversed(text.splitlines(keepends=True)):
         start -= len(line)
         stripped = line.strip()
+        mark = stripped.rfind("####")
+        inside = stripped[mark + 4 :].strip(" \t*")
+        if mark > 0 and stripped[mark - 1] != "#" and _NUMBER.match(inside):
+            return start, inside
         content = stripped[4:].strip(" \t*")
         if stripped.startswith("####") and content and not stripped.startswith("#####") and not _WORD.search(content):
             return start, content
