@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from selfdistill.comparison.analysis import MOST_POINTS, ArmRuns, analyse
+from selfdistill.comparison.analysis import analyse
+from selfdistill.comparison.curves import MOST_POINTS
+from selfdistill.comparison.runs import ArmRuns
 from selfdistill.errors import DataError
 from support.arms import PHASES, alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from selfdistill.comparison.analysis import ArmRuns, analyse
+from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.headline import headline
 from selfdistill.comparison.page import Joined, write_comparison, write_joined
+from selfdistill.comparison.runs import ArmRuns
 from support.arms import arm, ended_run, given_terms, simple_run
 from support.pages import Page, assert_stands_alone
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfdistill.comparison.analysis import ArmRuns
+from selfdistill.comparison.runs import ArmRuns
 
 PHASES = {"generation": 2.0, "views": 0.5, "teacher": 0.0, "student": 1.0, "update": 0.5}
 """Seconds of a step: 4 in all, 2 without sampling."""

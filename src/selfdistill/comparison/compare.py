@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfdistill.comparison.analysis import ArmRuns, analyse
+from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.page import write_comparison
+from selfdistill.comparison.runs import ArmRuns
 from selfdistill.config.run import ResolvedConfig, load_config
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children

@@ -1,0 +1,155 @@
+"""The runs of a comparison, read from their folders and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from selfdistill.errors import DataError
+from selfdistill.files.jsonl import Row, read_lines, read_object
+
+PER_PROBLEM = {"accuracy": "hits", "deliberation": "words", "length": "tokens"}
+"""Measures of an evaluation, and the key of the sums per problem that each is computed from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRuns:
+    """One arm: its runs by seed. ``generates`` is False for a method that learns from given solutions."""
+
+    name: str
+    method: Mapping[str, Any]
+    optimiser: Mapping[str, Any]
+    generates: bool
+    folders: Mapping[int, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The files of one run. ``tokens`` and ``seconds`` are totals up to the end of each step; step 0 has 0.
+
+    ``alarms`` is None for a run of a version without alarms. ``ended_by`` names the alarms that stopped the run.
+    """
+
+    evaluations: list[Row]
+    metrics: list[Row]
+    tokens: dict[int, int]
+    seconds: dict[int, float]
+    alarms: list[Row] | None
+    ended_by: list[str]
+
+    def row(self, index: int, key: str) -> list[float]:
+        """Return the mean over samples for each problem of one evaluation."""
+        evaluation = self.evaluations[index]
+        return [total / evaluation["samples"] for total in evaluation[key]]
+
+    def accuracies(self) -> list[float]:
+        """Return the accuracy of every evaluation."""
+        return [fmean(self.row(index, "hits")) for index in range(len(self.evaluations))]
+
+    def best(self) -> int:
+        """Return the index of the first evaluation with the highest accuracy. The one before training counts too."""
+        accuracies = self.accuracies()
+        return accuracies.index(max(accuracies))
+
+    def worst_after_best(self) -> int:
+        """Return the index of the lowest evaluation from the best one on; the best is included."""
+        accuracies, best = self.accuracies(), self.best()
+        return accuracies.index(min(accuracies[best:]), best)
+
+
+def read_run(folder: Path, generates: bool) -> Run:
+    """Read a finished run.
+
+    Raises:
+        DataError: it lacks a file, a line or a key.
+    """
+    evaluations, metrics = list(read_lines(folder / "evaluations.jsonl")), list(read_lines(folder / "metrics.jsonl"))
+    if not evaluations or not metrics:
+        raise DataError(f"{folder} holds no finished run: it has no evaluations or no metrics")
+    unjudged = [row.get("step") for row in evaluations if row.get("judged") == 0]
+    if unjudged:
+        raise DataError(
+            f"{folder} cannot be compared: nothing is judged in its evaluation of step {unjudged[0]}, and arms are "
+            "compared by accuracy; name the answer column (task.answer) or a reward function"
+        )
+    lacking = [key for key in PER_PROBLEM.values() if key not in evaluations[0]]
+    if lacking:
+        raise DataError(
+            f"{folder}/evaluations.jsonl has no {lacking[0]!r} per problem (an older version wrote it): "
+            "delete the run and let it be made again"
+        )
+    summary = read_object(folder / "summary.json")
+    steps: list[Any] = [0, *(row.get("step") for row in metrics)]
+    evaluated = [row.get("step") for row in evaluations]
+    complete = {
+        "metrics": steps == [*range(summary.get("steps", len(metrics)) + 1)],
+        "evaluations": evaluated == [step for step in steps if step in evaluated],
+    }
+    for name, is_complete in complete.items():
+        if not is_complete:
+            raise DataError(
+                f"{folder}/{name}.jsonl has lost, doubled or changed lines: train with --resume, which mends it"
+            )
+    tokens = [row["generated"] if generates else 0 for row in metrics]
+    seconds = [step_seconds(row, without="evaluation") for row in metrics]
+    return Run(
+        evaluations,
+        metrics,
+        dict(zip(steps, accumulate(tokens, initial=0), strict=True)),
+        dict(zip(steps, accumulate(seconds, initial=0.0), strict=True)),
+        summary.get("alarms"),
+        summary.get("stopped_by", []),
+    )
+
+
+def check_pair(folder: Path, run: Run, base_run: Run) -> None:
+    """Check that a run has the evaluations and problems of the baseline's run of its seed.
+
+    Raises:
+        DataError: it has others.
+    """
+    # If an alarm stopped the shorter run, only the steps that both runs reached must agree.
+    shorter = min(run, base_run, key=lambda run: len(run.evaluations))
+    common = len(shorter.evaluations) if shorter.ended_by else None
+    for what, value, base_value in (
+        ("evaluations at steps", evaluated_steps(run)[:common], evaluated_steps(base_run)[:common]),
+        ("held-out problems", len(run.evaluations[0]["hits"]), len(base_run.evaluations[0]["hits"])),
+    ):
+        if value != base_value:
+            raise DataError(f"{folder} cannot be paired: it has {what} {value}, the baseline's run has {base_value}")
+
+
+def evaluated_steps(run: Run) -> list[int]:
+    """Return the steps of the evaluations."""
+    return [row["step"] for row in run.evaluations]
+
+
+def numbers_of(run: Run, key: str) -> list[float]:
+    """Return the numbers that the steps have recorded under a key."""
+    return present([row.get(key) for row in run.metrics])
+
+
+def present(values: Sequence[float | None]) -> list[float]:
+    """Return the values that are not None."""
+    return [value for value in values if value is not None]
+
+
+def mean(values: Any) -> float | None:
+    """Return the mean, or None if there are no values or one of them is None."""
+    values = list(values)
+    return fmean(values) if values and None not in values else None
+
+
+def step_seconds(row: Row, *, without: str = "", only: str = "") -> float:
+    """Return the seconds of a step, without a phase or of one phase only."""
+    phases = row["phase_seconds"]
+    return float(phases.get(only, 0.0) if only else sum(phases.values()) - phases.get(without, 0.0))
+
+
+def quotient(part: float, whole: float) -> float | None:
+    """Return part / whole, or None if the whole is 0."""
+    return part / whole if whole else None
