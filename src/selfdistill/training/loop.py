@@ -19,7 +19,6 @@ from selfdistill.evaluation.best import score_by
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.files.disk import told_of_disk
 from selfdistill.files.jsonl import JsonLines, write_json
-from selfdistill.files.records import flatten
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.seeds import batches, derive
@@ -32,12 +31,12 @@ from selfdistill.training.banner import banner, remarks
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
-from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
+from selfdistill.training.metrics import callback_record, rollout_lines, step_line, total_budget
 from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
 from selfdistill.training.problem import epoch_examples
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
-from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
+from selfdistill.types import Example, RolloutGroup, StepRecord, Task
 
 
 @dataclass(slots=True)
@@ -173,7 +172,8 @@ class Run:
             parts.trainer.optimiser.zero_grad(set_to_none=True)
             now.step += 1
             # Collect the metrics, evaluate if due, and check the alarms.
-            line = self._measure(groups, result, clock)
+            line = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
+            now.tokens += line["generated"]
             if now.step % config.evaluation.every == 0 or now.step == config.steps:
                 with clock.phase("evaluation"):
                     line["evaluation"] = self._evaluate()
@@ -257,20 +257,6 @@ class Run:
         # One more evaluation came before training.
         done = 1 + now.step // every
         return left * now.seconds.get("evaluation", 0.0) / done
-
-    def _measure(self, groups: Sequence[RolloutGroup], result: StepResult, clock: Clock) -> dict[str, Any]:
-        """The step's line of ``metrics.jsonl``, without its seconds."""
-        generated = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
-        self.counters.tokens += generated
-        line = flatten(result.record)
-        line["generated"] = generated
-        line.update(rollout_metrics(groups, STUDENT))
-        for source in self.parts.method.sampling_roles():
-            if source != STUDENT:
-                line.update({f"{source}_{name}": value for name, value in rollout_metrics(groups, source).items()})
-        line.update(signal_shares(groups, result, needs_rewards=self.parts.method.needs_rewards()))
-        line.update(separation(result))
-        return line
 
     def _check_alarms(self, line: dict[str, Any]) -> None:
         """Check the alarms against the step's line, report new ones, and add the active ones to the line."""
@@ -374,6 +360,7 @@ class Run:
         now = self.counters
         seconds = sum(now.seconds.values())
         chosen = score_by(self.parts.best_by, now.best) is not None or self.config.evaluation.best == "last"
+        budget = total_budget(self.metrics.read())
         self.trackers.close()
         summary = {
             "steps": now.step,
@@ -391,6 +378,7 @@ class Run:
             "starts": list(self.starts.read()),
             "sink_failures": dict(self.trackers.failures),
             "tokens": now.tokens,
+            "budget": budget and budget.to_json(),
             "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
