@@ -42,6 +42,14 @@ def test_an_interval_is_that_of_the_means_of_the_seeds() -> None:
     assert (inside.low, inside.high) == (0.0, 1.0)
 
 
+def test_seeds_that_agree_by_chance_are_no_more_certain_than_their_problems() -> None:
+    # Two seeds with the mean 1/2, of problems that vary by 1/√3: a mean of four has the error 1/√12.
+    found = over_seeds([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0]], k=1)
+    assert found.sd == 0.0
+    assert found.freedom == 6
+    assert found.error == pytest.approx(math.sqrt(1 / 12 / 2))
+
+
 def test_runs_weigh_the_same_however_many_problems_they_have() -> None:
     found = over_seeds([[1.0, 1.0, 1.0, 1.0], [0.0]], k=1)
     assert found.value == 0.5
@@ -142,7 +150,10 @@ def test_shared_problems_of_runs_that_agree_are_drawn_all_the_same() -> None:
     # Nothing varies between runs: the error is that of four problems.
     assert found.error == pytest.approx(math.sqrt(1 / 12))
     assert found.freedom == pytest.approx(3)
-    assert over_seeds(rows, k=1).error == 0
+    # Of problems drawn anew for each of three seeds there would be twelve.
+    alone = over_seeds(rows, k=1)
+    assert alone.freedom == 9
+    assert alone.error == pytest.approx(math.sqrt(1 / 12 / 3))
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[1.0], []], [[1.0]]])

@@ -35,6 +35,7 @@ def metrics(step: int, *, phases: Mapping[str, float] = PHASES, **numbers: Any) 
         "length": 10.0,
         "student_entropy": 1.0,
         "generated": 100,
+        "budget": {"completions": {"student": 8}, "drawn": {"student": 100}, "scored": {"teacher": 90}, "trained": 80},
         "phase_seconds": dict(phases),
         **numbers,
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from selfdistill.files.records import Budget, total_budget
 from selfdistill.methods import build_method
-from selfdistill.training.metrics import Budget, budget_of, total_budget
+from selfdistill.training.metrics import budget_of
 from selfdistill.types import Example, Rollout, RolloutGroup, Verdict, View
 
 

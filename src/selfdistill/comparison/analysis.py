@@ -2,22 +2,23 @@
 
 It needs no model and no config, so a folder of runs can be analysed again on any machine.
 
-Every accuracy, length and count of deliberation words is first one number per problem. Every difference is paired: the
-arms of one seed have the same held-out problems, so the difference is taken per problem and then averaged. Its interval
-is a bootstrap over seeds, and over the problems of each seed.
-
-A run that an alarm has stopped is shorter than the others. Its final numbers are those of its own last evaluation. Its
-difference from the baseline is taken at the last step that both runs of the seed have evaluated, so both have trained
-equally long. The curves of its arm end at its last step.
+Every number of a comparison is computed from one number per problem and run. Every difference is paired: the arms of
+one seed have the same held-out problems, so the difference is taken per problem and then averaged over problems, then
+over seeds. Intervals are t intervals over the seeds; those of one column of differences hold together
+(docs/compare.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from selfdistill.comparison.curves import cost_of, evaluation_curves, training_curves
+from selfdistill.comparison.kept import keep_results
+from selfdistill.comparison.reach import reach
+from selfdistill.comparison.reading import Reading, read_arms
 from selfdistill.comparison.runs import (
     PER_PROBLEM,
     ArmRuns,
@@ -26,20 +27,34 @@ from selfdistill.comparison.runs import (
     evaluated_steps,
     mean,
     numbers_of,
+    per_problem,
     read_run,
 )
-from selfdistill.evaluation.statistics import nested_bootstrap
+from selfdistill.errors import DataError
+from selfdistill.evaluation.intervals import SeedEstimate, over_seeds
+from selfdistill.files.jsonl import Row
 from selfdistill.report.outcome import cleared_at
 
-ValuesByRun = list[list[float]]
-"""One row per run, one number per problem."""
-
 CONFIDENCE = 0.95
-RESAMPLES = 10_000
+MARGIN = 0.02
+"""Accuracies that differ by less are called equal, if the intervals show it."""
+
+BOUNDS = {"accuracy": 1.0, "deliberation": math.inf, "length": math.inf}
+"""Largest value of each measure; the smallest is 0."""
 
 
-def analyse(arms: Sequence[ArmRuns], *, baseline: str) -> dict[str, Any]:
+def analyse(
+    arms: Sequence[ArmRuns],
+    *,
+    baseline: str,
+    match: str = "steps",
+    split: str = "validation",
+    margin: float = MARGIN,
+) -> dict[str, Any]:
     """Return all numbers of a comparison, ready for JSON. All arms have the same seeds; ``baseline`` names an arm.
+
+    ``match`` is the unit of which every arm has had equally much, ``split`` the one that final figures come from
+    (:func:`read_arms`), ``margin`` the difference of accuracies within which two arms are called equal.
 
     Raises:
         DataError: a run lacks a file or a key, or two runs of a seed have different problems or evaluations.
@@ -48,21 +63,31 @@ def analyse(arms: Sequence[ArmRuns], *, baseline: str) -> dict[str, Any]:
     base = runs[baseline]
     for arm in arms:
         for folder, run, base_run in zip(arm.folders.values(), runs[arm.name], base, strict=True):
-            check_pair(folder, run, base_run)
+            check_pair(folder, run, base_run, match=match)
+    if len(base) == 1 and len(base[0].evaluations[0]["hits"]) < 2:
+        raise DataError("one seed with one held-out problem has no interval: evaluate more problems, or more seeds")
     seeds = list(arms[0].folders)
+    readings = read_arms(runs, baseline=baseline, match=match, split=split)
+    sets = [reading.final.get("problem_set") for reading in readings[baseline]]
+    shared = len(seeds) > 1 and None not in sets and len(set(sets)) == 1
+    describe = _Describe(len(arms), shared, margin, match)
     result: dict[str, Any] = _rounded(
         {
             "baseline": baseline,
             "seeds": seeds,
-            "samples": base[0].evaluations[0]["samples"],
-            "problems": [len(run.evaluations[0]["hits"]) for run in base],
+            "samples": readings[baseline][0].final["samples"],
+            "problems": [len(reading.final["hits"]) for reading in readings[baseline]],
+            "match": match,
+            "verdict_split": split,
             "interval": {
+                "kind": "t",
                 "confidence": CONFIDENCE,
-                "resamples": RESAMPLES,
                 "over": "problems" if len(seeds) == 1 else "seeds and problems",
+                "shared_problems": shared,
+                "margin": margin,
             },
             "same_start": _same_start(list(runs.values())),
-            "arms": [_arm(arm, runs[arm.name], None if arm.name == baseline else base, base) for arm in arms],
+            "arms": [describe.arm(arm, runs[arm.name], base, readings[arm.name], baseline) for arm in arms],
         }
     )
     return result
@@ -74,64 +99,94 @@ def _same_start(runs: Sequence[Sequence[Run]]) -> bool:
     return all(arm == initial[0] for arm in initial)
 
 
-def _arm(arm: ArmRuns, runs: Sequence[Run], rivals: Sequence[Run] | None, base: Sequence[Run]) -> dict[str, Any]:
-    ends: dict[str, Callable[[Run], int]] = {
-        "before": lambda run: 0,
-        "final": lambda run: len(run.evaluations) - 1,
-        "best": Run.best,
-        "worst_after_best": Run.worst_after_best,
-    }
-    k = runs[0].evaluations[0]["samples"]
-    shared = [min(len(run.evaluations), len(rival.evaluations)) - 1 for run, rival in zip(runs, base, strict=True)]
+class _Describe:
+    """Turns the runs of an arm into its part of ``compare.json``. ``arms`` is the number of arms of the comparison."""
 
-    def table(runs: Sequence[Run], measure: str, end: str) -> ValuesByRun:
-        return [run.row(ends[end](run), PER_PROBLEM[measure]) for run in runs]
+    def __init__(self, arms: int, shared: bool, margin: float, match: str) -> None:
+        self.arms = arms
+        self.shared = shared
+        self.margin = margin
+        self.match = match
 
-    def change(measure: str, before: str, after: str) -> dict[str, float]:
-        return _difference(table(runs, measure, before), table(runs, measure, after), k)
+    def arm(
+        self, arm: ArmRuns, runs: Sequence[Run], base: Sequence[Run], readings: Sequence[Reading], baseline: str
+    ) -> dict[str, Any]:
+        """Return all numbers of one arm."""
+        rivals = None if arm.name == baseline else [reading.rival for reading in readings]
+        befores, finals = [reading.before for reading in readings], [reading.final for reading in readings]
+        measured: dict[str, Any] = {
+            measure: {
+                "before": self._level(befores, measure),
+                "final": self._level(finals, measure),
+                # One interval for each arm, and one for each arm but the baseline: each column holds together.
+                "change": self._difference(befores, finals, measure, family=self.arms).as_dict(),
+                "against_baseline": self._lead(rivals, [reading.own for reading in readings], measure),
+            }
+            for measure in PER_PROBLEM
+        }
+        ends = [(run.evaluations, reading.end) for run, reading in zip(runs, readings, strict=True)]
+        earlier = [evaluations[max(0, end - late_lag(end))] for evaluations, end in ends]
+        later = [evaluations[end] for evaluations, end in ends]
+        measured["accuracy"] |= {
+            "best": self._level([run.evaluations[run.best()] for run in runs], "accuracy"),
+            "best_steps": [evaluated_steps(run)[run.best()] for run in runs],
+            "read_at": [reading.final["step"] for reading in readings],
+            "compared_at": [reading.own["step"] for reading in readings],
+            "late_change": self._difference(earlier, later, "accuracy", family=self.arms).as_dict(),
+            "late_steps": [[before["step"], after["step"]] for before, after in zip(earlier, later, strict=True)],
+        }
+        return {
+            "name": arm.name,
+            "method": dict(arm.method),
+            "optimiser": dict(arm.optimiser),
+            "generates": arm.generates,
+            "runs": [_run_summary(seed, run) for seed, run in zip(arm.folders, runs, strict=True)],
+            **measured,
+            "truncated": {
+                "before": fmean(reading.before["truncated"] for reading in readings),
+                "final": fmean(reading.final["truncated"] for reading in readings),
+            },
+            "reach": reach(runs, base, unit=self.match, family=max(1, self.arms - 1), confidence=CONFIDENCE),
+            "entropy": {role: _first_and_last(runs, f"{role}_entropy") for role in ("student", "teacher")},
+            "gate": mean(mean(numbers_of(run, "gate")) for run in runs),
+            "cost": cost_of(runs, base),
+            "curves": {"evaluations": evaluation_curves(runs), "training": training_curves(runs)},
+            "results": [keep_results(run) for run in runs],
+        }
 
-    def lead(measure: str) -> dict[str, float] | None:
-        """Return the difference from the baseline at the last evaluation that both runs of each seed have."""
+    def _level(self, rows: Sequence[Row], measure: str) -> dict[str, Any]:
+        values = [per_problem(row, PER_PROBLEM[measure]) for row in rows]
+        bounds = (0.0, BOUNDS[measure])
+        k = rows[0]["samples"]
+        return over_seeds(values, k=k, shared=self.shared, bounds=bounds, confidence=CONFIDENCE).as_dict()
+
+    def _difference(self, before: Sequence[Row], after: Sequence[Row], measure: str, *, family: int) -> SeedEstimate:
+        """Estimate the mean of after − before, paired per problem."""
+        pairs = [
+            list(zip(*(per_problem(row, PER_PROBLEM[measure]) for row in rows), strict=True))
+            for rows in zip(before, after, strict=True)
+        ]
+        values = [[new - old for old, new in row] for row in pairs]
+        bounds, k = (-BOUNDS[measure], BOUNDS[measure]), after[0]["samples"]
+        return over_seeds(values, k=k, shared=self.shared, family=family, bounds=bounds, confidence=CONFIDENCE)
+
+    def _lead(self, rivals: Sequence[Row] | None, own: Sequence[Row], measure: str) -> dict[str, Any] | None:
+        """Return the difference from the baseline, and for accuracies whether it is shown to be within the margin."""
         if rivals is None:
             return None
-        base_values, values = (
-            [run.row(index, PER_PROBLEM[measure]) for run, index in zip(side, shared, strict=True)]
-            for side in (rivals, runs)
-        )
-        return _difference(base_values, values, k)
+        found = self._difference(rivals, own, measure, family=self.arms - 1)
+        if measure != "accuracy":
+            return found.as_dict()
+        return {**found.as_dict(), "equal": found.equal_within(self.margin, confidence=CONFIDENCE)}
 
-    measured: dict[str, Any] = {
-        measure: {
-            **{end: _estimate(table(runs, measure, end), k) for end in ("before", "final")},
-            "change": change(measure, "before", "final"),
-            "against_baseline": lead(measure),
-        }
-        for measure in PER_PROBLEM
-    }
-    for end in ("best", "worst_after_best"):
-        measured["accuracy"][end] = _estimate(table(runs, "accuracy", end), k)
-    measured["accuracy"]["best_steps"] = [evaluated_steps(run)[run.best()] for run in runs]
-    measured["accuracy"]["best_against_baseline"] = (
-        None if rivals is None else _difference(table(rivals, "accuracy", "best"), table(runs, "accuracy", "best"), k)
-    )
-    measured["accuracy"]["compared_at"] = [evaluated_steps(run)[index] for run, index in zip(runs, shared, strict=True)]
-    measured["accuracy"]["fall"] = change("accuracy", "best", "worst_after_best")
-    return {
-        "name": arm.name,
-        "method": dict(arm.method),
-        "optimiser": dict(arm.optimiser),
-        "generates": arm.generates,
-        "runs": [_run_summary(seed, run) for seed, run in zip(arm.folders, runs, strict=True)],
-        **measured,
-        "truncated": {
-            end: fmean(run.evaluations[ends[end](run)]["truncated"] for run in runs) for end in ("before", "final")
-        },
-        "reach": _reach(runs, base),
-        "entropy": {role: _first_and_last(runs, f"{role}_entropy") for role in ("student", "teacher")},
-        "gate": mean(mean(numbers_of(run, "gate")) for run in runs),
-        "cost": cost_of(runs, base),
-        "curves": {"evaluations": evaluation_curves(runs), "training": training_curves(runs)},
-    }
+
+def late_lag(end: int) -> int:
+    """Return how many evaluations before evaluation ``end`` the late change begins: a third of them, one at least.
+
+    The lag is fixed before any number is seen, so a curve that is flat but for noise changes by 0 on average. A fall
+    from the best evaluation would not: the best of several noisy numbers is followed by lower ones.
+    """
+    return max(1, round(end / 3))
 
 
 def _run_summary(seed: int, run: Run) -> dict[str, Any]:
@@ -141,45 +196,10 @@ def _run_summary(seed: int, run: Run) -> dict[str, Any]:
         "steps": run.metrics[-1]["step"],
         "evaluated": evaluated_steps(run)[-1],
         "ended_by": run.ended_by,
+        "budget": run.budget,
         "alarms": None
         if run.alarms is None
         else [{**alarm, "cleared": cleared_at(alarm, run.metrics)} for alarm in run.alarms],
-    }
-
-
-def _estimate(table: ValuesByRun, k: int) -> dict[str, float]:
-    return nested_bootstrap(table, k=k, seed=0, confidence=CONFIDENCE, resamples=RESAMPLES).as_dict()
-
-
-def _difference(before: ValuesByRun, after: ValuesByRun, k: int) -> dict[str, float]:
-    """Estimate the mean of after − before, paired per problem."""
-    pairs = [list(zip(*rows, strict=True)) for rows in zip(before, after, strict=True)]
-    return _estimate([[new - old for old, new in row] for row in pairs], k)
-
-
-def _reach(runs: Sequence[Run], base: Sequence[Run]) -> dict[str, Any]:
-    """Return the first evaluation of each run at or above the final accuracy of the baseline's run of its seed.
-
-    There is no interpolation between evaluations, because accuracy is measured only there.
-    """
-    steps: list[int | None] = []
-    for run, rival in zip(runs, base, strict=True):
-        target = rival.accuracies()[-1]
-        reached = (
-            step for step, accuracy in zip(evaluated_steps(run), run.accuracies(), strict=True) if accuracy >= target
-        )
-        steps.append(next(reached, None))
-    reaching = [(run, step) for run, step in zip(runs, steps, strict=True) if step is not None]
-    return {
-        "targets": [rival.accuracies()[-1] for rival in base],
-        "steps": steps,
-        "reached": len(reaching),
-        "of": len(runs),
-        "mean": {
-            "step": mean(step for _, step in reaching),
-            "tokens": mean(run.tokens[step] for run, step in reaching),
-            "seconds": mean(run.seconds[step] for run, step in reaching),
-        },
     }
 
 

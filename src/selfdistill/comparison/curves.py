@@ -23,8 +23,8 @@ def cost_of(runs: Sequence[Run], base: Sequence[Run]) -> dict[str, Any]:
     own, rival = _medians(runs), _medians(base)
     return {
         "seconds": own,
-        "tokens": mean(run.tokens[run.metrics[-1]["step"]] for run in runs),
-        "total_seconds": mean(run.seconds[run.metrics[-1]["step"]] for run in runs),
+        "tokens": mean(run.spent["tokens"][run.metrics[-1]["step"]] for run in runs),
+        "total_seconds": mean(run.spent["seconds"][run.metrics[-1]["step"]] for run in runs),
         "against_baseline": {
             "scoring_to_learning": quotient(own["scoring"], rival["learning"]),
             "scoring_to_step": quotient(own["scoring"], rival["step"]),
@@ -55,8 +55,8 @@ def evaluation_curves(runs: Sequence[Run]) -> dict[str, Any]:
     steps = min(map(evaluated_steps, runs), key=len)
     return {
         "step": steps,
-        "tokens": [fmean(run.tokens[step] for run in runs) for step in steps],
-        "seconds": [fmean(run.seconds[step] for run in runs) for step in steps],
+        "tokens": [fmean(run.spent["tokens"][step] for run in runs) for step in steps],
+        "seconds": [fmean(run.spent["seconds"][step] for run in runs) for step in steps],
         **{
             measure: _over_runs([[fmean(run.row(index, key)) for index in range(len(steps))] for run in runs])
             for measure, key in PER_PROBLEM.items()

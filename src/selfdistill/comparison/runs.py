@@ -11,9 +11,13 @@ from typing import Any
 
 from selfdistill.errors import DataError
 from selfdistill.files.jsonl import Row, read_lines, read_object
+from selfdistill.files.records import total_budget
 
 PER_PROBLEM = {"accuracy": "hits", "deliberation": "words", "length": "tokens"}
 """Measures of an evaluation, and the key of the sums per problem that each is computed from."""
+
+UNITS = ("completions", "tokens", "steps", "seconds")
+"""What arms can be given equally much of: completions and tokens that were sampled, steps, seconds of training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +33,29 @@ class ArmRuns:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The files of one run. ``tokens`` and ``seconds`` are totals up to the end of each step; step 0 has 0.
+    """The files of one run.
 
-    ``alarms`` is None for a run of a version without alarms. ``ended_by`` names the alarms that stopped the run.
+    ``spent`` holds what it had spent by the end of each step, by unit (:data:`UNITS`); step 0 has 0. ``test`` holds the
+    evaluations on the final split. ``alarms`` is None for a run of a version without alarms. ``ended_by`` names the
+    alarms that stopped the run.
     """
 
     evaluations: list[Row]
     metrics: list[Row]
-    tokens: dict[int, int]
-    seconds: dict[int, float]
+    test: list[Row]
+    spent: Mapping[str, Mapping[int, float]]
+    budget: Mapping[str, Any] | None
     alarms: list[Row] | None
     ended_by: list[str]
 
     def row(self, index: int, key: str) -> list[float]:
         """Return the mean over samples for each problem of one evaluation."""
-        evaluation = self.evaluations[index]
-        return [total / evaluation["samples"] for total in evaluation[key]]
+        return per_problem(self.evaluations[index], key)
+
+    def within(self, amount: float, unit: str) -> int:
+        """Return the index of the last evaluation by which the run had spent at most this much of a unit."""
+        spent = self.spent[unit]
+        return max(i for i, row in enumerate(self.evaluations) if spent[row["step"]] <= amount or i == 0)
 
     def accuracies(self) -> list[float]:
         """Return the accuracy of every evaluation."""
@@ -55,10 +66,10 @@ class Run:
         accuracies = self.accuracies()
         return accuracies.index(max(accuracies))
 
-    def worst_after_best(self) -> int:
-        """Return the index of the lowest evaluation from the best one on; the best is included."""
-        accuracies, best = self.accuracies(), self.best()
-        return accuracies.index(min(accuracies[best:]), best)
+
+def per_problem(evaluation: Row, key: str) -> list[float]:
+    """Return the mean over samples for each problem of an evaluation."""
+    return [total / evaluation["samples"] for total in evaluation[key]]
 
 
 def read_run(folder: Path, generates: bool) -> Run:
@@ -94,20 +105,27 @@ def read_run(folder: Path, generates: bool) -> Run:
             raise DataError(
                 f"{folder}/{name}.jsonl has lost, doubled or changed lines: train with --resume, which mends it"
             )
-    tokens = [row["generated"] if generates else 0 for row in metrics]
-    seconds = [step_seconds(row, without="evaluation") for row in metrics]
+    amounts: dict[str, list[float]] = {
+        "steps": [1] * len(metrics),
+        # A run of a version that did not count completions has none here.
+        "completions": [sum(row.get("budget", {}).get("completions", {}).values()) for row in metrics],
+        "tokens": [row["generated"] if generates else 0 for row in metrics],
+        "seconds": [step_seconds(row, without="evaluation") for row in metrics],
+    }
+    budget = total_budget(metrics)
     return Run(
         evaluations,
         metrics,
-        dict(zip(steps, accumulate(tokens, initial=0), strict=True)),
-        dict(zip(steps, accumulate(seconds, initial=0.0), strict=True)),
+        list(read_lines(folder / "test.jsonl")),
+        {unit: dict(zip(steps, accumulate(each, initial=0), strict=True)) for unit, each in amounts.items()},
+        None if budget is None else budget.to_json(),
         summary.get("alarms"),
         summary.get("stopped_by", []),
     )
 
 
-def check_pair(folder: Path, run: Run, base_run: Run) -> None:
-    """Check that a run has the evaluations and problems of the baseline's run of its seed.
+def check_pair(folder: Path, run: Run, base_run: Run, *, match: str = "steps") -> None:
+    """Check that a run has the problems of the baseline's run of its seed, and its evaluations if steps are matched.
 
     Raises:
         DataError: it has others.
@@ -115,12 +133,20 @@ def check_pair(folder: Path, run: Run, base_run: Run) -> None:
     # If an alarm stopped the shorter run, only the steps that both runs reached must agree.
     shorter = min(run, base_run, key=lambda run: len(run.evaluations))
     common = len(shorter.evaluations) if shorter.ended_by else None
-    for what, value, base_value in (
-        ("evaluations at steps", evaluated_steps(run)[:common], evaluated_steps(base_run)[:common]),
+    pairs: list[tuple[str, Any, Any]] = [
         ("held-out problems", len(run.evaluations[0]["hits"]), len(base_run.evaluations[0]["hits"])),
-    ):
+        ("problem sets", _problem_sets(run), _problem_sets(base_run)),
+    ]
+    if match != "completions":
+        # With completions matched, a method that draws more of them a step makes fewer steps.
+        pairs.append(("evaluations at steps", evaluated_steps(run)[:common], evaluated_steps(base_run)[:common]))
+    for what, value, base_value in pairs:
         if value != base_value:
             raise DataError(f"{folder} cannot be paired: it has {what} {value}, the baseline's run has {base_value}")
+
+
+def _problem_sets(run: Run) -> list[str | None]:
+    return [rows[0].get("problem_set") if rows else None for rows in (run.evaluations, run.test)]
 
 
 def evaluated_steps(run: Run) -> list[int]:

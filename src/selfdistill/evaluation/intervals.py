@@ -65,8 +65,9 @@ def over_seeds(
     """Return the mean over runs of the mean over problems, with a t interval.
 
     ``values`` has one row per run and one number per problem. The interval covers other seeds, and other problems if
-    every run has drawn its own. If the runs ``shared`` their problems, the variance between problems is added, from the
-    two-way table of runs and problems. With a single run the interval is over its problems, and covers no other seed.
+    every run has drawn its own. It is never narrower than that of all problems by themselves, because few seeds may
+    agree by chance. If the runs ``shared`` their problems, the variance between problems is added, from the two-way
+    table of runs and problems. With a single run the interval is over its problems, and covers no other seed.
 
     ``family`` intervals hold together at the confidence, by Bonferroni: each is one of 1 − (1 − confidence) / family.
     ``bounds`` are the lowest and the highest possible mean; the interval ends there.
@@ -84,14 +85,16 @@ def over_seeds(
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     means_S = np.array([math.fsum(row) / row.size for row in rows])
     value = math.fsum(means_S) / means_S.size
+    probability = 1 - (1 - confidence) / (2 * family)
+    # Every candidate is a standard error with its degrees of freedom; the one that reaches furthest is taken.
     if len(rows) == 1:
-        variance, freedom = float(rows[0].var(ddof=1)) / rows[0].size, rows[0].size - 1.0
+        candidates = [_within(rows)]
     elif shared and len({row.size for row in rows}) == 1 and rows[0].size > 1:
-        variance, freedom = _two_way(np.stack(rows))
+        candidates = [_two_way(np.stack(rows))]
     else:
-        variance, freedom = float(means_S.var(ddof=1)) / means_S.size, means_S.size - 1.0
-    error = math.sqrt(variance)
-    reach = error * t_quantile(1 - (1 - confidence) / (2 * family), freedom)
+        candidates = [(math.sqrt(float(means_S.var(ddof=1)) / means_S.size), means_S.size - 1.0), _within(rows)]
+    error, freedom = max(candidates, key=lambda one: one[0] * t_quantile(probability, one[1]))
+    reach = error * t_quantile(probability, freedom)
     return SeedEstimate(
         value=value,
         low=max(value - reach, bounds[0]),
@@ -105,8 +108,15 @@ def over_seeds(
     )
 
 
+def _within(rows: Sequence[Vector]) -> tuple[float, float]:
+    """Return the standard error of the mean over runs by their problems alone, and its degrees of freedom."""
+    several = [row for row in rows if row.size > 1]
+    variance = math.fsum(float(row.var(ddof=1)) / row.size for row in several) / len(rows) ** 2
+    return math.sqrt(variance), max(1.0, float(sum(row.size - 1 for row in several)))
+
+
 def _two_way(values_SP: Vector) -> tuple[float, float]:
-    """Return the variance of the grand mean over other runs and other problems, and its degrees of freedom.
+    """Return the standard error of the mean over other runs and other problems, and its degrees of freedom.
 
     The mean squares of runs and of problems both hold the residual's, so it is taken off once. The degrees of freedom
     of the sum are Satterthwaite's. Never less than the variance between runs alone.
@@ -123,9 +133,9 @@ def _two_way(values_SP: Vector) -> tuple[float, float]:
     )
     total = squares[0] + squares[1] - squares[2]
     if total <= squares[0]:
-        return squares[0] / values_SP.size, float(freedoms[0])
+        return math.sqrt(squares[0] / values_SP.size), float(freedoms[0])
     spread = sum(square**2 / freedom for square, freedom in zip(squares, freedoms, strict=True))
-    return total / values_SP.size, max(total**2 / spread, float(freedoms[0]))
+    return math.sqrt(total / values_SP.size), max(total**2 / spread, float(freedoms[0]))
 
 
 @lru_cache(maxsize=4096)

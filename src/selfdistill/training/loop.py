@@ -19,6 +19,7 @@ from selfdistill.evaluation.best import score_by
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.files.disk import told_of_disk
 from selfdistill.files.jsonl import JsonLines, write_json
+from selfdistill.files.records import total_budget
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.seeds import batches, derive
@@ -31,7 +32,7 @@ from selfdistill.training.banner import banner, remarks
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_state
 from selfdistill.training.clock import Clock
-from selfdistill.training.metrics import callback_record, rollout_lines, step_line, total_budget
+from selfdistill.training.metrics import callback_record, rollout_lines, step_line
 from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
 from selfdistill.training.problem import epoch_examples
 from selfdistill.training.provenance import start_record

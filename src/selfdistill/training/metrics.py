@@ -1,40 +1,19 @@
-"""Metrics of a step besides the loss: budget, rewards, lengths, completions without signal, u of right and wrong ones."""
+"""Metrics of a step besides the loss: budget, rewards, lengths, completions without signal, u of right and wrong."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.evaluation.words import deliberation_pattern
-from selfdistill.files.records import RolloutLine, flatten
+from selfdistill.files.records import Budget, RolloutLine, flatten
 from selfdistill.methods.base import Method
 from selfdistill.tasks.reward import function_rewards
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, RolloutGroup, StepRecord, View
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What one or several steps have spent, over all ranks. Tokens are those of completions; prompts are not counted.
-
-    A role that draws nothing, or scores nothing, is not among the keys.
-    """
-
-    completions: Mapping[str, int]
-    """Completions that were sampled, by role, whether or not the loss used them."""
-    drawn: Mapping[str, int]
-    """Their tokens, by role."""
-    scored: Mapping[str, int]
-    """Tokens that went through a role's weights for scoring alone, by role: without a backward pass."""
-    trained: int
-    """Tokens with a weight in the loss, forward and backward, counted once for each optimiser update."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The budget as plain JSON, as in ``metrics.jsonl`` and ``summary.json``."""
-        return asdict(self)
 
 
 def budget_of(groups: Sequence[RolloutGroup], views: Sequence[View], method: Method, *, updates: int) -> Budget:
@@ -54,19 +33,6 @@ def budget_of(groups: Sequence[RolloutGroup], views: Sequence[View], method: Met
         scored[role] = updates * sum(len(view.completion_ids) for view in views if role in view.prompts)
     trained = updates * sum(weight != 0 for view in views for weight in view.weights)
     return Budget(dict(completions), dict(drawn), dict(+scored), trained)
-
-
-def total_budget(lines: Iterable[Mapping[str, Any]]) -> Budget | None:
-    """The sum over the lines of ``metrics.jsonl``; None if an older version wrote one of them, without its budget."""
-    totals = {"completions": Counter[str](), "drawn": Counter[str](), "scored": Counter[str]()}
-    trained = 0
-    for line in lines:
-        if "budget" not in line:
-            return None
-        for name, total in totals.items():
-            total.update(line["budget"][name])
-        trained += line["budget"]["trained"]
-    return Budget(**{name: dict(total) for name, total in totals.items()}, trained=trained)
 
 
 def callback_record(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
