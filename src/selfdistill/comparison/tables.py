@@ -38,11 +38,10 @@ def tables(result: Row) -> list[Table]:
     base = result["baseline"]
     k, arms, steps = result["samples"], result["arms"], result["terms"]["steps"]
     alarms, family = alarm_rows(arms), _about_family(result)
-    late = ", ".join(dict.fromkeys(f"{before} to {after}" for before, after in arms[0]["accuracy"]["late_steps"]))
     return [
         Table(
             f"Held-out accuracy, avg@{k}, {result['verdict_split']} problems{family}",
-            ("Arm", "Before", "Final", "Gain", f"Final vs {base}", "Best", f"Late change, step {late}"),
+            ("Arm", "Before", "Final", "Gain", f"Final vs {base}", "Best", "Late change"),
             _rows(arms, lambda arm: _accuracy(arm, steps)),
         ),
         Table(
@@ -184,13 +183,15 @@ def _accuracy(arm: Row, steps: int) -> tuple[Cell, ...]:
         _with_sd(estimate(accuracy["final"]), accuracy["final"], 100),
         _with_sd(difference(accuracy["against_baseline"]), accuracy["against_baseline"], 100),
     )
+    late = _with_sd(difference(accuracy["late_change"]), accuracy["late_change"], 100)
+    between = ", ".join(dict.fromkeys(f"{before} to {after}" for before, after in accuracy["late_steps"]))
     return (
         _with_sd(estimate(accuracy["before"]), accuracy["before"], 100),
         final,
         _with_sd(difference(accuracy["change"]), accuracy["change"], 100),
         lead,
         _at_step(estimate(accuracy["best"]), sorted(set(accuracy["best_steps"]))),
-        _with_sd(difference(accuracy["late_change"]), accuracy["late_change"], 100),
+        (late[0], f"{late[1]}; step {between}"),
     )
 
 
