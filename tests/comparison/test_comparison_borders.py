@@ -13,7 +13,7 @@ from rich.console import Console
 
 from selfdistill.comparison import compare
 from selfdistill.comparison.analysis import analyse
-from selfdistill.comparison.compare import last_step
+from selfdistill.comparison.runs import last_step
 from selfdistill.distributed.children import Child, State
 from selfdistill.errors import DataError
 from selfdistill.evaluation.intervals import over_seeds

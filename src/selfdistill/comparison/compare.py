@@ -20,7 +20,7 @@ from typing import Any
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.page import write_comparison
-from selfdistill.comparison.runs import ArmRuns
+from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
@@ -258,18 +258,6 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def how_it_ended(folder: Path) -> str:
-    """Return ``done`` after all steps, or the step and the alarms that stopped the run; empty for a run to resume."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return ""
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    if summary["finished"]:
-        return "done"
-    names = summary.get("stopped_by")
-    return f"ended after step {summary['steps']} by {', '.join(names)}" if names else ""
-
-
 def cores() -> int:
     """Return the number of cores that this process may use. A container or ``taskset`` may limit it."""
     if sys.platform == "linux":
@@ -365,28 +353,3 @@ class _Watch:
         avg = (last_line(folder / "evaluations.jsonl") or {}).get("avg")
         accuracy = "" if avg is None else f", accuracy {avg['value']:.3f}"
         return f"{name} step {last_step(folder / 'metrics.jsonl')}/{self.steps}{accuracy}"
-
-
-def last_step(path: Path) -> int:
-    """Return the step of the last complete line of a metrics file; 0 if there is none."""
-    line = last_line(path)
-    return 0 if line is None else int(line["step"])
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """Return the object of the last complete line of a file of lines, read from its end; None if there is none."""
-    if not path.is_file():
-        return None
-    size = path.stat().st_size
-    # A line with the evaluation of thousands of problems may be longer than 64 KiB.
-    window, lines = 1 << 16, list[bytes]()
-    with path.open("rb") as file:
-        while not lines:
-            start = max(0, size - window)
-            file.seek(start)
-            # What stands before the first line break may be the end of a line.
-            lines = file.read(size - start).split(b"\n")[1 if start else 0 : -1]
-            if not start:
-                break
-            window *= 4
-    return dict(json.loads(lines[-1])) if lines else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -179,3 +180,40 @@ def step_seconds(row: Row, *, without: str = "", only: str = "") -> float:
 def quotient(part: float, whole: float) -> float | None:
     """Return part / whole, or None if the whole is 0."""
     return part / whole if whole else None
+
+
+def how_it_ended(folder: Path) -> str:
+    """Return ``done`` after all steps, or the step and the alarms that stopped the run; empty for a run to resume."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return ""
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if summary["finished"]:
+        return "done"
+    names = summary.get("stopped_by")
+    return f"ended after step {summary['steps']} by {', '.join(names)}" if names else ""
+
+
+def last_step(path: Path) -> int:
+    """Return the step of the last complete line of a metrics file; 0 if there is none."""
+    line = last_line(path)
+    return 0 if line is None else int(line["step"])
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """Return the object of the last complete line of a file of lines, read from its end; None if there is none."""
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    # A line with the evaluation of thousands of problems may be longer than 64 KiB.
+    window, lines = 1 << 16, list[bytes]()
+    with path.open("rb") as file:
+        while not lines:
+            start = max(0, size - window)
+            file.seek(start)
+            # What stands before the first line break may be the end of a line.
+            lines = file.read(size - start).split(b"\n")[1 if start else 0 : -1]
+            if not start:
+                break
+            window *= 4
+    return dict(json.loads(lines[-1])) if lines else None
