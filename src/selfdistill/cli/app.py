@@ -108,6 +108,16 @@ def compare(
         str | None,
         typer.Option(metavar="ARM", help="Also put this arm's summary and page into the folder."),
     ] = None,
+    match: Annotated[
+        str,
+        typer.Option(
+            metavar="completions|tokens|steps|seconds", help="What every arm gets equally much of, all roles together."
+        ),
+    ] = "completions",
+    final_split: Annotated[
+        str,
+        typer.Option(metavar="validation|test", help="Split that the verdicts come from; test: nobody tuned on it."),
+    ] = "validation",
 ) -> None:
     """Train several configs on equal terms with several seeds: one table and one page. Resumes where it stopped."""
     from selfdistill.config.run import load_config
@@ -123,7 +133,15 @@ def compare(
     from selfdistill.distributed.signals import stop_on_signals
     from selfdistill.tracking.progress import Progress
 
-    comparison = plan(configs, set_ or [], seeds=parse_seeds(seeds), baseline=baseline, folder=out)
+    comparison = plan(
+        configs,
+        set_ or [],
+        seeds=parse_seeds(seeds),
+        baseline=baseline,
+        folder=out,
+        match=match,
+        split=final_split,
+    )
     if main is not None:
         find_arm(comparison, main, "--main")
     with Progress(Console()) as progress, stop_on_signals(progress.say) as stop:

@@ -13,14 +13,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.completions import side_by_side
+from selfdistill.comparison.matching import MATCH, check_match, matched_steps
 from selfdistill.comparison.page import write_comparison
-from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_step
+from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
@@ -69,6 +70,10 @@ class Comparison:
     overrides: tuple[str, ...]
     baseline: str
     folder: Path
+    match: str = MATCH
+    """What all arms have equally much of."""
+    split: str = "validation"
+    """The split that final figures come from."""
 
     def run_folder(self, arm: Arm, seed: int) -> Path:
         """Return the folder of one run."""
@@ -80,18 +85,29 @@ class Comparison:
 
 
 def plan(
-    sources: Sequence[str], overrides: Sequence[str], *, seeds: Sequence[int], baseline: str | None, folder: Path
+    sources: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    baseline: str | None,
+    folder: Path,
+    match: str = MATCH,
+    split: str = "validation",
 ) -> Comparison:
-    """Load the arms and check that they are on equal terms.
+    """Load the arms, check that they are on equal terms, and give each the steps of an equal budget.
 
     ``baseline`` names an arm; if it is None, the baseline is the first arm with method ``grpo``, or else the first arm.
+    ``match`` and ``split`` are those of :class:`Comparison`.
 
     Raises:
         ConfigError: the terms differ, two arms share a name, or the baseline is not an arm.
     """
+    check_match(match, split)
     for override in overrides:
         if override.partition("=")[0].strip() == "seed":
             raise ConfigError(f"--set {override}: a comparison takes its seeds from --seeds, for example --seeds 0,1,2")
+    if split == "test":
+        overrides = [*overrides, "evaluation.final=test"]
     arms = [_load_arm(source, overrides, seed=seeds[0]) for source in sources]
     for i, arm in enumerate(arms):
         if arm.name in [other.name for other in arms[:i]]:
@@ -106,7 +122,11 @@ def plan(
         )
     grpo = [arm.name for arm in arms if arm.config.method["name"] == "grpo"]
     chosen = baseline or (grpo[0] if grpo else arms[0].name)
-    comparison = Comparison(tuple(arms), tuple(seeds), tuple(overrides), chosen, folder)
+    steps = matched_steps([arm.config for arm in arms], match)
+    equal = [
+        replace(arm, config=arm.config.model_copy(update={"steps": n})) for arm, n in zip(arms, steps, strict=True)
+    ]
+    comparison = Comparison(tuple(equal), tuple(seeds), tuple(overrides), chosen, folder, match, split)
     find_arm(comparison, chosen, "--baseline")
     return comparison
 
@@ -221,14 +241,14 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
         )
         for arm in comparison.arms
     ]
-    config = comparison.arms[0].config
+    config = max((arm.config for arm in comparison.arms), key=lambda config: config.steps)
     terms = {key: value for key, value in config.model_dump().items() if key not in MAY_DIFFER}
     starts = read_lines(comparison.folder / STARTS)
     machine = [{key: line[key] for key in ("jobs", "threads", "cores")} for line in starts]
     result = {
         "terms": json.loads(json.dumps(terms)),
         "machine": [line for i, line in enumerate(machine) if line not in machine[:i]],
-        **analyse(arms, baseline=comparison.baseline),
+        **analyse(arms, baseline=comparison.baseline, match=comparison.match, split=comparison.split),
         "problem": side_by_side(arms),
     }
     for row, arm in zip(result["arms"], comparison.arms, strict=True):
@@ -298,7 +318,11 @@ def _name(arm: Arm, seed: int) -> str:
 
 
 def _command(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> tuple[str, ...]:
-    settings = [part for override in (*comparison.overrides, f"seed={seed}") for part in ("--set", override)]
+    settings = [
+        part
+        for override in (*comparison.overrides, f"steps={arm.config.steps}", f"seed={seed}")
+        for part in ("--set", override)
+    ]
     return (sys.executable, "-m", "selfdistill", "train", arm.source, *settings, "--out", str(folder), "--resume")
 
 

@@ -95,12 +95,12 @@ class Run:
             self.counters = Counters()
             self.saved_step = 0
             self.saved = folder / "checkpoints"
-            self.metrics, self.evaluations, self.rollouts, self.alarms = (
+            self.metrics, self.evaluations, self.rollouts, self.alarms, self.tests, self.starts = (
                 JsonLines(folder / f"{name}.jsonl", writes=self.world.is_rank_zero)
-                for name in ("metrics", "evaluations", "rollouts", "alarms")
+                for name in ("metrics", "evaluations", "rollouts", "alarms", "test", "starts")
             )
-            self.starts = JsonLines(folder / "starts.jsonl", writes=self.world.is_rank_zero)
-            self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
+            self.logs = [self.metrics, self.evaluations, self.rollouts, self.alarms]
+            self.logs += [self.tests] if self.parts.final else []
             self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
             if exists:
                 remark = check_same_config(folder, self.config)
@@ -150,6 +150,7 @@ class Run:
         if now.before is None:
             clock = Clock(parts.policy.device)
             with clock.phase("evaluation"):
+                self._evaluate_finally()
                 now.before = self._evaluate()
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
@@ -193,6 +194,8 @@ class Run:
         # Save the last step in any case, then write summary.json and the report.
         if now.step > self.saved_step:
             self._save(export=True)
+        if now.step >= config.steps or self._stopped_by_alarm():
+            self._evaluate_finally()
         return self._finish()
 
     def _stopped(self, stop: StopRequest) -> bool:
@@ -226,20 +229,8 @@ class Run:
 
         While no evaluation has the metric of ``evaluation.best`` none is better than another: the newest is exported.
         """
-        now, parts, worker, own = self.counters, self.parts, self.parts.worker, self.config.evaluation
-        params = evaluation_params(own, max_tokens=worker.params.max_tokens, seed=self.config.seed)
-        # The time left of the step before says nothing about an evaluation.
-        self.progress.status("")
-        result = evaluate(
-            parts.held_out,
-            parts.task,
-            worker.sampler,
-            parts.chat,
-            params,
-            thinking=worker.thinking if own.thinking is None else own.thinking,
-            world=self.world,
-            references=parts.references,
-        ).to_json()
+        now, parts = self.counters, self.parts
+        result = self._answer(parts.held_out)
         now.latest, now.latest_step = result, now.step
         score, best = (score_by(parts.best_by, one) for one in (result, now.best))
         if best is None or (score is not None and score > best):
@@ -249,6 +240,25 @@ class Run:
         self.trackers.evaluation(now.step, result)
         self.progress.evaluation(now.step, result)
         return result
+
+    def _evaluate_finally(self) -> None:
+        """Answer the problems of ``evaluation.final``, once before training and once after the last step."""
+        if self.parts.final:
+            self.tests.append({"step": self.counters.step, **self._answer(self.parts.final)})
+
+    def _answer(self, problems: Sequence[Example]) -> dict[str, Any]:
+        """The student's evaluation on these problems, as plain JSON."""
+        parts, worker, own = self.parts, self.parts.worker, self.config.evaluation
+        return evaluate(
+            problems,
+            parts.task,
+            worker.sampler,
+            parts.chat,
+            evaluation_params(own, max_tokens=worker.params.max_tokens, seed=self.config.seed),
+            thinking=worker.thinking if own.thinking is None else own.thinking,
+            world=self.world,
+            references=parts.references,
+        ).to_json()
 
     def _evaluation_seconds_left(self) -> float:
         """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""
