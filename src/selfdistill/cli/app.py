@@ -129,6 +129,7 @@ def compare(
     from rich.console import Console
 
     from selfdistill.comparison.compare import find_arm, parse_seeds, plan, run_comparison, write_results
+    from selfdistill.comparison.grids import grid_edges
     from selfdistill.comparison.tables import closing
     from selfdistill.distributed.signals import stop_on_signals
     from selfdistill.tracking.progress import Progress
@@ -149,7 +150,8 @@ def compare(
     if not finished:
         progress.say(f"stopped; the same command goes on where the runs in {out} are")
         raise typer.Exit(128 + (stop.signal or 0))
-    for line in closing(write_results(comparison, main=main)):
+    result = write_results(comparison, main=main)
+    for line in [*closing(result), *grid_edges(result["arms"])]:
         say(line)
     say(f"page: {out / 'compare.html'}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selfdistill.comparison.alarm_tables import alarm_notes
+from selfdistill.comparison.grids import grid_edges
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 
@@ -33,7 +34,7 @@ def notes(result: Row) -> list[str]:
         sentences.append(
             f"{', '.join(map(numbers.printable, asleep))} learns from given solutions and generates nothing."
         )
-    return [*sentences, *alarm_notes(result["arms"])]
+    return [*sentences, *grid_edges(result["arms"]), *alarm_notes(result["arms"])]
 
 
 def _about_intervals(result: Row) -> str:
