@@ -40,6 +40,15 @@ Model = Annotated[str, typer.Argument(help="Model directory, checkpoint, run fol
 TaskKind = Annotated[
     str | None, typer.Option(help="Task by kind (options with --set task.key=value); unset: the run folder's own.")
 ]
+Match = Annotated[
+    str,
+    typer.Option(
+        metavar="completions|tokens|steps|seconds", help="What every arm gets equally much of, all roles together."
+    ),
+]
+FinalSplit = Annotated[
+    str, typer.Option(metavar="validation|test", help="Split that the verdicts come from; test: nobody tuned on it.")
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Longest completion; unset: the run folder's own, else 1024 or half the window."),
@@ -129,19 +138,12 @@ def compare(
     from rich.console import Console
 
     from selfdistill.comparison.compare import find_arm, parse_seeds, plan, run_comparison, write_results
-    from selfdistill.comparison.grids import grid_edges
     from selfdistill.comparison.tables import closing
     from selfdistill.distributed.signals import stop_on_signals
     from selfdistill.tracking.progress import Progress
 
     comparison = plan(
-        configs,
-        set_ or [],
-        seeds=parse_seeds(seeds),
-        baseline=baseline,
-        folder=out,
-        match=match,
-        split=final_split,
+        configs, set_ or [], seeds=parse_seeds(seeds), baseline=baseline, folder=out, match=match, split=final_split
     )
     if main is not None:
         find_arm(comparison, main, "--main")
@@ -150,8 +152,7 @@ def compare(
     if not finished:
         progress.say(f"stopped; the same command goes on where the runs in {out} are")
         raise typer.Exit(128 + (stop.signal or 0))
-    result = write_results(comparison, main=main)
-    for line in [*closing(result), *grid_edges(result["arms"])]:
+    for line in closing(write_results(comparison, main=main)):
         say(line)
     say(f"page: {out / 'compare.html'}")
 

@@ -18,6 +18,7 @@ from selfdistill.comparison.alarm_tables import (
     alarm_words,
     ending,
 )
+from selfdistill.comparison.grids import grid_edges
 from selfdistill.comparison.notes import notes
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
@@ -79,21 +80,7 @@ def tables(result: Row) -> list[Table]:
             ("Arm", "Student entropy", "Teacher entropy", "Gate open"),
             _rows(arms, _signal),
         ),
-        Table(
-            f"Median seconds of a step, and in proportion to the median step of {base}",
-            (
-                "Arm",
-                "Sampling",
-                "Teacher scoring",
-                "Step without sampling",
-                "Whole step",
-                f"Scoring, of {base} without sampling",
-                f"Scoring, of {base}",
-                f"Whole step, to {base}",
-                "Tokens of a run",
-            ),
-            _rows(arms, _cost),
-        ),
+        _cost_table(arms, base),
         *([Table("Alarms in training, seed by seed", HEAD, tuple(alarms))] if alarms else []),
     ]
 
@@ -116,7 +103,7 @@ def _markdown_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[s
 
 
 def closing(result: Row) -> list[str]:
-    """Return the outcome for the terminal, one line per arm."""
+    """Return the outcome for the terminal, one line per arm, and one per best value at the edge of its grid."""
     width = max(len(arm["name"]) for arm in result["arms"])
     lines = []
     for arm in result["arms"]:
@@ -130,7 +117,7 @@ def closing(result: Row) -> list[str]:
                 f"; {name}: {text}" for name, text in (("ended", ending(arm)), ("alarms", alarm_words(arm))) if text
             )
         )
-    return lines
+    return [*lines, *grid_edges(result["arms"])]
 
 
 def estimate(value: Row) -> Cell:
@@ -256,7 +243,8 @@ def marked(arm: Row, steps: int, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
 
 
 def _at_step(cell: Cell, steps: Sequence[int]) -> Cell:
-    return cell[0], f"{cell[1]}; step {', '.join(map(str, steps))}"
+    told = steps[:1] if len(set(steps)) == 1 else steps
+    return cell[0], f"{cell[1]}; step {', '.join(map(str, told))}"
 
 
 def _measure(arm: Row, key: str, decimals: int, steps: int) -> tuple[Cell, ...]:
@@ -280,6 +268,24 @@ def _signal(arm: Row) -> tuple[Cell, ...]:
     roles = (arm["entropy"][role] for role in ("student", "teacher"))
     entropies = [_from_to(role, numbers.plain, ("first", "last")) if role else numbers.MISSING for role in roles]
     return tuple((word, "") for word in (*entropies, numbers.percent(arm["gate"])))
+
+
+def _cost_table(arms: Sequence[Row], base: str) -> Table:
+    return Table(
+        f"Median seconds of a step, and in proportion to the median step of {base}",
+        (
+            "Arm",
+            "Sampling",
+            "Teacher scoring",
+            "Step without sampling",
+            "Whole step",
+            f"Scoring, of {base} without sampling",
+            f"Scoring, of {base}",
+            f"Whole step, to {base}",
+            "Tokens of a run",
+        ),
+        _rows(arms, _cost),
+    )
 
 
 def _cost(arm: Row) -> tuple[Cell, ...]:
