@@ -102,6 +102,7 @@ def test_a_run_that_an_alarm_ended_does_not_cut_the_others(tmp_path: Path) -> No
     ended = ended_run(tmp_path / "ended", (1, 1), (4, 4), steps=3, by=["entropy_collapse"])
     result = analyse([*arms, arm("ended", ended)], baseline="base", match="tokens")
     assert of(result, "other")["accuracy"]["read_at"] == [2]
+    assert of(result, "base")["accuracy"]["read_at"] == [6]
     # It had drawn 200 tokens at its last evaluation, the baseline 200 at step 4.
     found = of(result, "ended")["accuracy"]
     assert (found["read_at"], found["compared_at"]) == ([2], [2])
