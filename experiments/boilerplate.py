@@ -2,8 +2,9 @@
 
 The microscope scores completions of the toolbox base under SDPO's context and CREDIT's contrast. A token is called
 boilerplate where more than nine tenths of all completions hold it, specific where fewer than three tenths do. For both
-kinds: SDPO's signal u, what CREDIT takes from it with the paper's λ (λ times log N, centred over all tokens: a
-constant lifts every token alike), and the methods' own credit. Intervals: bootstrap over problems.
+kinds: SDPO's signal u, what the paper's sampled-token form would take from it (λ times log N, centred over all tokens:
+a constant lifts every token alike), and the credit of the distribution form, the one that docs/results.md trains. Only
+the difference of the latter from SDPO's says what training has moved. Intervals: bootstrap over problems.
 """
 
 from __future__ import annotations
@@ -76,10 +77,12 @@ def main() -> None:
         result[name] = {
             "tokens": int(rows.sum()),
             "u": mean(columns[SIGNAL][rows], examples[rows]),
-            "added by CREDIT": mean(taken[rows], examples[rows]),
+            "added by the sampled-token form": mean(taken[rows], examples[rows]),
             "sdpo": mean(columns["credit sdpo"][rows], examples[rows]),
             "credit": mean(columns["credit credit"][rows], examples[rows]),
-            "credit − sdpo": mean((columns["credit credit"] - columns["credit sdpo"])[rows], examples[rows]),
+            "credit − sdpo, the form that is trained": mean(
+                (columns["credit credit"] - columns["credit sdpo"])[rows], examples[rows]
+            ),
         }
     RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from selfdistill.comparison.grids import grid_edges
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 
@@ -37,7 +39,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
 }
 CONVENTIONS = {"tune": 0, "final": 1000, "doses": 1000}
-"""The toolbox's conventions: final figures come from a set that nothing was chosen by."""
+"""The toolbox's first conventions; every seed has others. Final figures come from sets that nothing was chosen by."""
+FINAL_SPLIT = {"tune": "validation", "final": "test", "doses": "test"}
+"""Tuning looks at validation problems, and figures come from test problems."""
 STEPS = {"tune": 15, "final": 20, "doses": 20}
 LONGER = {("single", "final"): 30}
 """Where right answers are rare, twenty steps are few."""
@@ -124,7 +128,7 @@ def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candid
     rate, hyperparameters = candidate
     steps = LONGER.get((task, stage), STEPS[stage])
     chosen = TASKS[task]
-    conventions = {"conventions": CONVENTIONS[stage]} if task == "toolbox" else {}
+    conventions = {"conventions": CONVENTIONS[stage], "conventions_by_seed": True} if task == "toolbox" else {}
     table = {
         "model": chosen["model"],
         "task": {**chosen["task"], **conventions},
@@ -155,7 +159,7 @@ def dotted(table: dict[str, Any], prefix: str = "") -> str:
 def compare(task: str, stage: str, arms: list[Path], out: Path, jobs: int) -> dict[str, Any]:
     """Run ``selfdistill compare`` and keep its raw numbers."""
     command = [sys.executable, "-m", "selfdistill", "compare", *map(str, arms)]
-    command += ["--seeds", SEEDS[stage], "--jobs", str(jobs), "--out", str(out)]
+    command += ["--seeds", SEEDS[stage], "--final-split", FINAL_SPLIT[stage], "--jobs", str(jobs), "--out", str(out)]
     subprocess.run(command, check=True, env={**os.environ})
     RESULTS.mkdir(exist_ok=True)
     shutil.copy(out / "compare.json", RESULTS / f"{task}-{stage}.json")
@@ -198,6 +202,8 @@ def tune(task: str, out: Path, jobs: int) -> None:
             chosen[method] = {"learning_rate": candidate[0], "knobs": candidate[1], "accuracy": value, "arm": label}
     (RESULTS / f"{task}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(chosen, indent=1))
+    for sentence in grid_edges(compared["arms"]):
+        print(sentence, file=sys.stderr)
 
 
 def final(task: str, out: Path, jobs: int) -> None:

@@ -31,6 +31,59 @@ def difference(score: dict[str, Any] | None) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def deviation(score: dict[str, Any] | None) -> str:
+    """``, SD 2.1``, in points over seeds; empty for a single seed and for the baseline itself."""
+    return "" if score is None or score["sd"] is None else f", SD {100 * score['sd']:.1f}"
+
+
+def restricted(arm: dict[str, Any], baseline: str) -> str:
+    """Restricted mean of the steps to the baseline's final accuracy: ``15 (2 of 3 seeds; −1.5 [−4.0, +1.0])``."""
+    found = arm["reach"]
+    seeds = f"{found['reached']} of {found['of']} seeds"
+    if arm["name"] == baseline or found["against_baseline"] is None:
+        return f"{found['mean']['step']:.3g} ({seeds})"
+    value, low, high = (numbers.signed(found["against_baseline"][key], decimals=1) for key in ("value", "low", "high"))
+    return f"{found['mean']['step']:.3g} ({seeds}; {found['unit']} {value} [{low}, {high}])"
+
+
+def final(result: dict[str, Any]) -> str:
+    """An arm a row: accuracy, gain and difference to the baseline with deviations, budget, how soon it gets there."""
+    if result["interval"].get("kind") != "t":
+        return bootstrapped(result)
+    baseline, accuracy = result["baseline"], result["arms"][0]["accuracy"]
+    lines = [
+        f"All from {share(accuracy['before'])}{deviation(accuracy['before'])}, {result['verdict_split']} problems, "
+        f"equal {result['match']}. Gains and differences of a column hold together (Bonferroni, "
+        f"{len(result['arms'])} arms).\n",
+        f"| arm | rate | steps | final | gain | against `{baseline}` | late change | steps to `{baseline}`'s end, "
+        "restricted mean | deliberation words | tokens drawn, scored, trained |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in result["arms"]:
+        accuracy, words = arm["accuracy"], arm["deliberation"]
+        budgets = [run["budget"] for run in arm["runs"]]
+        spent = [sum(sum(one[kind].values()) for one in budgets) / len(budgets) for kind in ("drawn", "scored")]
+        spent.append(sum(one["trained"] for one in budgets) / len(budgets))
+        gap = accuracy["against_baseline"]
+        cells = [
+            f"`{arm['name']}`",
+            f"{arm['optimiser']['learning_rate']:g}",
+            ", ".join(dict.fromkeys(str(run["steps"]) for run in arm["runs"])),
+            share(accuracy["final"]) + deviation(accuracy["final"]),
+            difference(accuracy["change"]) + deviation(accuracy["change"]),
+            difference(gap) + deviation(gap) + (" equal" if gap is not None and gap["equal"] else ""),
+            difference(accuracy["late_change"]),
+            restricted(arm, baseline),
+            f"{words['before']['value']:.2f} → {words['final']['value']:.2f}",
+            ", ".join(map(numbers.compact, spent)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+# Comparisons made before the t intervals of `compare` print what they hold: a bootstrap, and no result per problem.
+
+
 def reach(found: dict[str, Any]) -> str:
     """Steps to the baseline's final accuracy: ``15 (2 of 3 seeds)``."""
     if not found or not found["reached"]:
@@ -39,7 +92,7 @@ def reach(found: dict[str, Any]) -> str:
     return f"{found['mean']['step']:.3g}{seeds}"
 
 
-def final(result: dict[str, Any]) -> str:
+def bootstrapped(result: dict[str, Any]) -> str:
     """An arm a row: accuracy, its difference to the baseline, steps to the baseline's end, deliberation, cost."""
     baseline = result["baseline"]
     before = result["arms"][0]["accuracy"]["before"]

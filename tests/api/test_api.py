@@ -357,13 +357,15 @@ def test_compare_gives_a_table(model: Path, tmp_path: Path, monkeypatch: pytest.
         "PYTHONPATH", os.pathsep.join([str(Path(sd.__file__).parents[1]), str(Path(__file__).parents[1])])
     )
     arms = {name: tiny_run(model, name, "evaluation.every=1") for name in ("grpo", "sft")}
-    found = sd.compare(arms, out=tmp_path / "c", steps=1, jobs=2)
+    found = sd.compare(arms, out=tmp_path / "c", steps=1, jobs=2, match="steps", final_split="test")
     frame = found.frame()
     assert frame.index.tolist() == ["grpo", "sft"] and frame["runs"].tolist() == [1, 1]
     stored = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert found.result == stored
     assert frame.loc["sft", "accuracy_final"] == stored["arms"][1]["accuracy"]["final"]["value"]
     assert math.isnan(frame.loc["grpo", "accuracy_against_baseline"])
+    assert math.isnan(frame.loc["grpo", "accuracy_final_sd"])  # one seed
+    assert (stored["match"], stored["verdict_split"]) == ("steps", "test")
     assert (tmp_path / "c" / "compare.html").is_file()
 
 

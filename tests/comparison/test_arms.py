@@ -9,7 +9,8 @@ import pytest
 
 from selfdistill.cli.app import main
 from selfdistill.comparison.arms import parse_seeds, plan_arms
-from selfdistill.comparison.compare import Comparison, last_line, plan
+from selfdistill.comparison.compare import Comparison, plan
+from selfdistill.comparison.runs import last_line
 from selfdistill.errors import ConfigError
 from selfdistill.methods import build_method
 from support.runs import as_toml

@@ -52,17 +52,17 @@ def test_the_page_asks_for_nothing_outside_itself(page: Page) -> None:
 
 
 def test_the_outcome_stands_first(page: Page) -> None:
-    assert "base 87.5% 75.0–100.0%, from 25.0% (25.0–25.0%) the baseline" in page.text
-    assert "other 62.5% 50.0–75.0%, from 25.0% (25.0–25.0%) below base : −25.0 points (−25.0 to −25.0)" in page.text
+    assert "base 87.5% 0.0–100.0%, from 25.0% (25.0–25.0%) the baseline" in page.text
+    assert "other 62.5% 0.0–100.0%, from 25.0% (25.0–25.0%) below base : −25.0 points (−25.0 to −25.0)" in page.text
     assert "deliberation words per completion 0.25 → 0.25" in page.text
     assert "Lines are means over 2 seeds; bands reach from the lowest seed to the highest." in page.text
 
 
 def test_tables_hold_the_numbers_of_the_file(page: Page) -> None:
-    assert "62.5% 50.0–75.0% −25.0 points −25.0 to −25.0 100.0% 100.0–100.0%; step 2" in page.text
-    assert "−37.5 points −50.0 to −25.0" in page.text  # the fall
-    assert "base 2 of 2 4 4, 4 400 16.0 s" in page.text
-    assert "other 2 of 2 2 2, 2 200 10.0 s" in page.text
+    assert "−25.0 points −25.0 to −25.0; SD 0.0 100.0% 100.0–100.0%; step 2" in page.text
+    assert "−37.5 points −100.0 to +100.0; SD 17.7; step 2 to 4" in page.text
+    assert "base 2 of 2 4 4, 4 – 400 16.0 s" in page.text
+    assert "other 2 of 2 2 2, 2 −2.0 −2.0 to −2.0 200 10.0 s" in page.text
     assert "other 1.00 → 1.00 0.500 → 0.500 100.0%" in page.text
     assert "base 1.00 → 1.00 – –" in page.text
     assert "other 2.00 1.00 3.00 5.00 50.0% 25.0% 1.25 × 400" in page.text
@@ -137,8 +137,8 @@ def test_alarms_stand_in_the_tables_with_their_evidence(alarmed: tuple[dict[str,
 def test_a_run_that_was_ended_is_marked_wherever_its_numbers_stand(alarmed: tuple[dict[str, Any], Page, str]) -> None:
     found, page, text = alarmed
     # 1/2 at step 4 and 3/4 at step 2; the baseline has 3/4 at step 4 and 1/2 at step 2.
-    assert "other 62.5% 50.0–75.0%; step 4, 2, from 25.0%" in page.text
-    assert "0.0 points (−25.0 to +25.0; step 4, 2)" in page.text
+    assert "other 62.5% 0.0–100.0%; step 4, 2, from 25.0%" in page.text
+    assert "0.0 points (−100.0 to +100.0; step 4, 2)" in page.text
     assert "ended early: seed 1 after step 3 by entropy collapse" in page.text
     assert "alarms: no signal (1 of 2 runs), entropy collapse (1 of 2 runs)" in page.text
     assert "base 75.0% 75.0–75.0%, from" in page.text
@@ -167,7 +167,7 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     assert not [tag for tag, _ in page.elements if tag in ("img", "iframe", "object", "base", "form")]
     text = (tmp_path / "page" / "compare.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in rows} == {5, 6, 7, 9, 10}  # columns and one
+    assert {line.replace("\\|", "").count("|") for line in rows} == {5, 6, 7, 8, 10}  # columns and one
     assert "so\\|\\</script\\>\\<script\\>alert(1)\\</script\\>\\`\\*" in text
 
 
@@ -175,18 +175,22 @@ def test_the_markdown_says_the_same(result: dict[str, Any]) -> None:
     text = markdown(result, "a comparison")
     assert text.startswith("# a comparison\n\nModel models/base, task countdown, 4 steps of 3 problems, seeds 0, 1, ")
     assert (
-        "| other | 25.0% (25.0–25.0%) | 62.5% (50.0–75.0%) | −25.0 points (−25.0 to −25.0) | "
-        "100.0% (100.0–100.0%; step 2) | +12.5 points (0.0 to +25.0) | 62.5% (50.0–75.0%) | "
-        "−37.5 points (−50.0 to −25.0) |"
+        "| other | 25.0% (25.0–25.0%; SD 0.0) | 62.5% (0.0–100.0%; SD 17.7) | "
+        "+37.5 points (−100.0 to +100.0; SD 17.7) | −25.0 points (−25.0 to −25.0; SD 0.0) | "
+        "100.0% (100.0–100.0%; step 2) | −37.5 points (−100.0 to +100.0; SD 17.7; step 2 to 4) |"
     ) in text
-    assert "- 2 seeds: the part of an interval that is due to seeds rests on 2 runs an arm." in text
+    assert "- 2 seeds: the intervals are as wide as 2 runs an arm allow." in text
+    assert "hold together (Bonferroni, 2 arms)**" in text
+    assert "| base | 4 | 32 | 400 | 360 (teacher 360) | 320 | 16.0 s |" in text
+    assert "- All arms made equally many steps; what else they spent stands in the table." in text
+    assert "If anything was tuned on them, they flatter" in text
     assert "- Seconds count training, not evaluation, with 2 runs at a time with 1 thread each." in text
 
 
 def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:
     page = write_page(tmp_path / "page", result_of(tmp_path, seeds=1))
     assert "One seed: the lines have no band." in page.text
-    assert "of a bootstrap over problems;" in page.text
+    assert "Intervals are 95% t intervals of the mean over problems;" in page.text
     assert "One seed: nothing here says how another seed would have come out." in page.text
     assert "75.0%" in page.columns()[0][-1]["rows"][0][1]
     assert "(" not in page.columns()[0][-1]["rows"][0][1]
@@ -200,8 +204,8 @@ def test_another_start_is_named(result: dict[str, Any]) -> None:
 
 def test_the_terminal_gets_a_line_an_arm(result: dict[str, Any]) -> None:
     assert closing(result) == [
-        "base   25.0% (25.0–25.0%) → 87.5% (75.0–100.0%); deliberation 0.25 → 0.25",
-        "other  25.0% (25.0–25.0%) → 62.5% (50.0–75.0%)  −25.0 points (−25.0 to −25.0) against base; "
+        "base   25.0% (25.0–25.0%) → 87.5% (0.0–100.0%); deliberation 0.25 → 0.25",
+        "other  25.0% (25.0–25.0%) → 62.5% (0.0–100.0%)  −25.0 points (−25.0 to −25.0) against base; "
         "deliberation 0.25 → 0.25",
     ]
 
@@ -209,6 +213,10 @@ def test_the_terminal_gets_a_line_an_arm(result: dict[str, Any]) -> None:
 def test_a_difference_is_called_one_only_when_its_interval_leaves_zero_out() -> None:
     assert verdict({"low": 0.01, "high": 0.2}) == "above"
     assert verdict({"low": -0.2, "high": -0.01}) == "below"
+    shown = {"low": -0.01, "high": 0.01, "equal": True}
+    assert verdict(shown, 0.02) == "within 2 points of"
+    assert verdict(shown | {"low": 0.001}, 0.02) == "above"
+    assert verdict(shown | {"equal": False}, 0.02) == "no clear difference from"
     assert verdict({"low": 0.0, "high": 0.0}) == verdict({"low": -0.1, "high": 0.2}) == "no clear difference from"
 
 

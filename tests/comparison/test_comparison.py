@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from selfdistill.comparison.analysis import MOST_POINTS, ArmRuns, analyse
+from selfdistill.comparison.analysis import analyse, late_lag
+from selfdistill.comparison.curves import MOST_POINTS
+from selfdistill.comparison.kept import kept_values
+from selfdistill.comparison.runs import ArmRuns
 from selfdistill.errors import DataError
+from selfdistill.evaluation.intervals import over_seeds
 from support.arms import PHASES, alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
 
 
@@ -21,6 +28,12 @@ def of(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 def ends(value: dict[str, float]) -> tuple[float, float, float]:
     return value["value"], value["low"], value["high"]
+
+
+def spent(steps: int) -> dict[str, Any]:
+    """What the hand-written steps have spent."""
+    tokens = {"drawn": {"student": 100 * steps}, "scored": {"teacher": 90 * steps}, "trained": 80 * steps}
+    return {"completions": {"student": 8 * steps}, **tokens}
 
 
 @pytest.fixture
@@ -41,24 +54,40 @@ def two(tmp_path: Path) -> dict[str, Any]:
     return analyse([arm("base", *base), arm("other", *other)], baseline="base")
 
 
-def test_final_best_and_worst_are_means_over_seeds(two: dict[str, Any]) -> None:
+def test_final_and_best_are_means_over_seeds(two: dict[str, Any]) -> None:
     accuracy = of(two, "other")["accuracy"]
     assert accuracy["before"]["value"] == 0.25
     assert accuracy["final"]["value"] == (1 / 2 + 3 / 8) / 2
+    assert accuracy["final"]["sd"] == pytest.approx(1 / 8 / 2**0.5, rel=1e-5)
     assert accuracy["best"]["value"] == (7 / 8 + 3 / 8) / 2
     assert accuracy["best_steps"] == [2, 4]
-    # The first seed falls to 1/2 after its best; the second has nothing after it.
-    assert accuracy["worst_after_best"]["value"] == (1 / 2 + 3 / 8) / 2
-    assert accuracy["fall"]["value"] == (1 / 2 - 7 / 8) / 2
     assert (accuracy["final"]["k"], accuracy["final"]["n"]) == (4, 4)
-    assert of(two, "base")["accuracy"]["fall"] == {"value": 0.0, "low": 0.0, "high": 0.0, "k": 4, "n": 4}
+
+
+def test_the_late_change_is_taken_between_evaluations_that_were_fixed_beforehand(tmp_path: Path) -> None:
+    # Seven evaluations: the last is compared with the one two before it, whatever stands between.
+    run = simple_run(tmp_path / "run", (0, 0), (4, 4), (4, 4), (0, 0), (2, 2), (4, 4), (1, 3))
+    accuracy = of(analyse([arm("a", run)], baseline="a"), "a")["accuracy"]
+    assert accuracy["late_steps"] == [[8, 12]]
+    assert accuracy["late_change"]["value"] == 0.0
+    assert [late_lag(end) for end in range(8)] == [1, 1, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_flat_curve_changes_late_by_nothing_where_a_fall_from_its_best_is_seen() -> None:
+    generator = np.random.default_rng(0)
+    curves = generator.normal(size=(4000, 9))
+    late = curves[:, -1] - curves[:, -1 - late_lag(8)]
+    fall = np.array([curve[curve.argmax() :].min() - curve.max() for curve in curves])
+    error = float(late.std()) / 4000**0.5
+    assert abs(float(late.mean())) < 3 * error
+    assert float(fall.mean()) < -20 * error
 
 
 def test_a_tie_for_the_best_goes_to_the_earlier_and_the_start_may_be_the_best(tmp_path: Path) -> None:
     run = simple_run(tmp_path / "run", (3, 3), (2, 4), (1, 1), (2, 2))
     accuracy = of(analyse([arm("a", run)], baseline="a"), "a")["accuracy"]
     assert accuracy["best_steps"] == [0]
-    assert (accuracy["best"]["value"], accuracy["worst_after_best"]["value"]) == (0.75, 0.25)
+    assert accuracy["best"]["value"] == 0.75
 
 
 def test_differences_are_those_of_the_pairs(two: dict[str, Any]) -> None:
@@ -67,8 +96,8 @@ def test_differences_are_those_of_the_pairs(two: dict[str, Any]) -> None:
     # Problem by problem, finals differ by 0, −1/2 for one seed and −1/4, 0 for the other.
     value, low, high = ends(accuracy["against_baseline"])
     assert value == (-0.25 - 0.125) / 2
-    assert -0.5 <= low < value < high <= 0.0
-    assert accuracy["best_against_baseline"]["value"] == (1 / 8 - 1 / 8) / 2
+    # Means of the seeds −1/4 and −1/8: standard error 1/16, and t with one degree of freedom is 12.7062.
+    assert (low, high) == pytest.approx((value - 12.7062 / 16, value + 12.7062 / 16), rel=1e-4)
     assert accuracy["change"]["value"] == (1 / 4 + 1 / 8) / 2
     assert two["interval"]["over"] == "seeds and problems"
 
@@ -80,7 +109,7 @@ def test_arms_that_answer_alike_do_not_differ_at_all(tmp_path: Path) -> None:
     zero = (0.0, 0.0, 0.0)
     for measure in ("accuracy", "deliberation", "length"):
         assert ends(of(result, "b")[measure]["against_baseline"]) == zero
-    assert ends(of(result, "b")["accuracy"]["best_against_baseline"]) == zero
+    assert of(result, "b")["accuracy"]["against_baseline"]["equal"] is True
     assert result["same_start"] is True
 
 
@@ -95,11 +124,15 @@ def test_a_constant_lead_has_an_interval_without_width(tmp_path: Path) -> None:
 
 
 def test_with_one_seed_problems_alone_are_drawn(tmp_path: Path) -> None:
-    base, other = simple_run(tmp_path / "a", (0, 0), (0, 0)), simple_run(tmp_path / "b", (0, 0), (4, 0))
+    rows = ((0, 0, 0, 0), (4, 4, 0, 4))
+    base, other = simple_run(tmp_path / "a", rows[0], rows[0]), simple_run(tmp_path / "b", *rows)
     result = analyse([arm("a", base), arm("b", other)], baseline="a")
     assert result["interval"]["over"] == "problems"
-    # Two problems that differ by 1 and 0: a resample's mean is 0, 1/2 or 1, each with a chance above 2.5 %.
-    assert ends(of(result, "b")["accuracy"]["against_baseline"]) == (0.5, 0.0, 1.0)
+    # Four problems differ by 1, 1, 0 and 1: standard error 1/4, and t with three degrees of freedom is 3.18245.
+    value, low, high = ends(of(result, "b")["accuracy"]["against_baseline"])
+    assert (value, high) == (0.75, 1.0)
+    assert low == pytest.approx(0.75 - 3.18245 / 4, abs=1e-4)
+    assert of(result, "b")["accuracy"]["against_baseline"]["sd"] is None
 
 
 def test_a_problem_lost_for_a_problem_won_is_no_difference_of_no_width(tmp_path: Path) -> None:
@@ -110,22 +143,105 @@ def test_a_problem_lost_for_a_problem_won_is_no_difference_of_no_width(tmp_path:
         assert ends(found[name]) == (0.0, -1.0, 1.0)
 
 
+def test_the_intervals_of_a_column_hold_together(tmp_path: Path) -> None:
+    hits = {"a": (1, 1, 2, 1), "b": (2, 1, 3, 1), "c": (2, 2, 2, 1), "d": (1, 2, 3, 4)}
+    arms = [
+        arm(name, *(simple_run(tmp_path / f"{name}{s}", (1,) * 4, row[s:] + row[:s]) for s in range(2)))
+        for name, row in hits.items()
+    ]
+    result = analyse(arms, baseline="a")
+    found = of(result, "d")["accuracy"]
+    assert (found["against_baseline"]["family"], found["change"]["family"], found["final"]["family"]) == (3, 4, 1)
+    values = [[0.0, 0.25, 0.25, 0.75], [0.25, 0.25, 0.75, 0.0]]
+    exact = over_seeds(values, k=4, family=3, bounds=(-1, 1)).as_dict()
+    assert {name: found["against_baseline"][name] for name in exact} == pytest.approx(exact, rel=1e-5)
+    assert of(analyse(arms[:1], baseline="a"), "a")["accuracy"]["change"]["family"] == 1
+
+
+def test_problems_that_all_seeds_share_are_drawn_too(tmp_path: Path) -> None:
+    def runs(name: str, *last: int, sets: tuple[str, str]) -> list[Path]:
+        return [
+            write_run(
+                tmp_path / f"{name}{s}",
+                [evaluation(step, row) | {"problem_set": sets[s]} for step, row in ((0, (1, 1, 1)), (1, last))],
+                [metrics(1)],
+            )
+            for s in range(2)
+        ]
+
+    for case, sets, shared in (("same", ("x", "x"), True), ("own", ("x", "y"), False)):
+        arms = [
+            arm("a", *runs(f"{case}a", 1, 1, 1, sets=sets)),
+            arm("b", *runs(f"{case}b", 4, 0, 2, sets=sets)),
+        ]
+        result = analyse(arms, baseline="a")
+        found = of(result, "b")["accuracy"]["against_baseline"]
+        assert result["interval"]["shared_problems"] is shared
+        # Both seeds differ by 3/4, −1/4 and 1/4: nothing between seeds, 1/2 between problems, of three or of six.
+        assert found["error"] == pytest.approx(0.5 / (3 if shared else 6) ** 0.5, rel=1e-5)
+
+
+def test_other_problems_of_the_same_number_cannot_be_paired(tmp_path: Path) -> None:
+    folders = [
+        write_run(
+            tmp_path / name,
+            [evaluation(step, (1, 2)) | {"problem_set": name} for step in (0, 1)],
+            [metrics(1)],
+        )
+        for name in ("x", "y")
+    ]
+    with pytest.raises(DataError, match=r"cannot be paired: it has problem sets \['y', None\]"):
+        analyse([arm("a", folders[0]), arm("b", folders[1])], baseline="a")
+
+
+def test_every_interval_can_be_made_again_from_what_is_kept(two: dict[str, Any]) -> None:
+    kept: dict[str, Any] = json.loads(json.dumps(two))
+    base, other = of(kept, "base"), of(kept, "other")
+    for measure, most in (("accuracy", 1.0), ("deliberation", math.inf), ("length", math.inf)):
+        finals = [kept_values(run, measure, 4) for run in other["results"]]
+        rivals = [kept_values(run, measure, 4) for run in base["results"]]
+        level = over_seeds(finals, k=4, bounds=(0, most)).as_dict()
+        assert other[measure]["final"] == pytest.approx(level, rel=1e-5)
+        gaps = [[own - rival for own, rival in zip(*rows, strict=True)] for rows in zip(finals, rivals, strict=True)]
+        gap = over_seeds(gaps, k=4, bounds=(-most, most)).as_dict()
+        assert {name: other[measure]["against_baseline"][name] for name in gap} == pytest.approx(gap, rel=1e-5)
+
+
 def test_the_baseline_is_reached_at_an_evaluation_not_between_two(two: dict[str, Any]) -> None:
     reach = of(two, "other")["reach"]
     assert reach["targets"] == [0.75, 0.5]
     assert reach["steps"] == [2, None]
-    assert (reach["reached"], reach["of"]) == (1, 2)
-    # Two steps of 50 tokens, and of 2 + 0.5 + 1 + 1 + 0.5 seconds: evaluation is not counted.
-    assert reach["mean"] == {"step": 2.0, "tokens": 100.0, "seconds": 10.0}
+    assert (reach["reached"], reach["of"], reach["limits"]) == (1, 2, [4, 4])
+    # The second seed never reaches it and counts with all 4 steps. A step has 50 tokens and 5 seconds without
+    # evaluation.
+    assert reach["mean"] == {"step": 3.0, "tokens": 150.0, "seconds": 15.0}
+    # Two steps sooner, and none.
+    assert reach["against_baseline"]["value"] == -1.0
     own = of(two, "base")["reach"]
-    assert (own["steps"], own["mean"]["step"]) == ([4, 4], 4.0)
+    assert (own["steps"], own["mean"]["step"], own["against_baseline"]["value"]) == ([4, 4], 4.0, 0.0)
 
 
 def test_nobody_reaches_what_nobody_reached(tmp_path: Path) -> None:
     base, other = simple_run(tmp_path / "a", (1, 1), (4, 4)), simple_run(tmp_path / "b", (1, 1), (2, 2))
     reach = of(analyse([arm("a", base), arm("b", other)], baseline="a"), "b")["reach"]
-    assert (reach["steps"], reach["reached"]) == ([None], 0)
-    assert reach["mean"] == {"step": None, "tokens": None, "seconds": None}
+    assert (reach["steps"], reach["reached"], reach["against_baseline"]) == ([None], 0, None)
+    assert reach["mean"] == {"step": 2.0, "tokens": 200.0, "seconds": 8.0}
+
+
+def test_an_arm_that_is_the_baseline_but_for_luck_reaches_it_as_soon_on_average(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    seeds = 150
+    folders: dict[str, list[Path]] = {"a": [], "b": []}
+    for seed in range(seeds):
+        for name, runs in folders.items():
+            hits = generator.binomial(4, 0.5, size=(5, 8)).tolist()
+            runs.append(simple_run(tmp_path / f"{name}{seed}", *hits))
+    found = of(analyse([arm(name, *runs) for name, runs in folders.items()], baseline="a"), "b")["reach"]
+    # Among the seeds that reach it alone, it would seem to be sooner by more than a standard error of the mean.
+    assert found["against_baseline"]["low"] < 0 < found["against_baseline"]["high"]
+    assert abs(found["against_baseline"]["value"]) < 2 * found["against_baseline"]["error"]
+    reached = [step for step in found["steps"] if step is not None]
+    assert sum(reached) / len(reached) < found["mean"]["step"] - 2 * found["against_baseline"]["error"]
 
 
 def test_scoring_is_weighed_against_the_step_of_the_baseline(two: dict[str, Any]) -> None:
@@ -173,13 +289,19 @@ def test_curves_are_means_with_the_lowest_and_the_highest_seed(two: dict[str, An
     assert training["gate"] == {"mean": [0.5] * 4, "low": [0.0] * 4, "high": [1.0] * 4}
     assert "gate" not in of(two, "base")["curves"]["training"]
     assert set(training) == {"step", "block", "reward", "length", "student_entropy", "teacher_entropy", "gate"}
-    assert two["interval"] == {"confidence": 0.95, "resamples": 10_000, "over": "seeds and problems"}
+    assert two["interval"] == {
+        "kind": "t",
+        "confidence": 0.95,
+        "over": "seeds and problems",
+        "shared_problems": False,
+        "margin": 0.02,
+    }
 
 
 def test_a_long_run_is_averaged_in_blocks(tmp_path: Path) -> None:
     steps = 2 * MOST_POINTS + 1
     lines = [metrics(step, reward=None if step == 1 else float(step)) for step in range(1, steps + 1)]
-    run = write_run(tmp_path / "a", [evaluation(0, (1,)), evaluation(steps, (1,))], lines)
+    run = write_run(tmp_path / "a", [evaluation(0, (1, 1)), evaluation(steps, (1, 1))], lines)
     training = of(analyse([arm("a", run)], baseline="a"), "a")["curves"]["training"]
     assert training["block"] == 3
     assert training["step"][:2] == [3, 6]
@@ -249,9 +371,10 @@ def test_a_run_that_an_alarm_ended_is_told_apart_where_both_still_trained(tmp_pa
             "steps": 3,
             "evaluated": 2,
             "ended_by": ["entropy_collapse"],
+            "budget": spent(3),
             "alarms": [{**collapse, "cleared": None}],
         },
-        {"seed": 1, "steps": 4, "evaluated": 4, "ended_by": [], "alarms": []},
+        {"seed": 1, "steps": 4, "evaluated": 4, "ended_by": [], "budget": spent(4), "alarms": []},
     ]
     accuracy = other["accuracy"]
     assert accuracy["final"]["value"] == (3 / 4 + 1 / 2) / 2

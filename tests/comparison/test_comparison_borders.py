@@ -13,10 +13,10 @@ from rich.console import Console
 
 from selfdistill.comparison import compare
 from selfdistill.comparison.analysis import analyse
-from selfdistill.comparison.compare import last_step
+from selfdistill.comparison.runs import last_step
 from selfdistill.distributed.children import Child, State
 from selfdistill.errors import DataError
-from selfdistill.evaluation.statistics import nested_bootstrap
+from selfdistill.evaluation.intervals import over_seeds
 from selfdistill.tracking.progress import Progress
 from support.arms import alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
 
@@ -37,12 +37,13 @@ def test_a_run_that_ended_before_its_second_evaluation_is_compared_at_the_start(
         assert (result["samples"], result["problems"]) == (4, [3])
         accuracy = of(result, other)["accuracy"]
         assert accuracy["compared_at"] == [0]
-        assert accuracy["against_baseline"] == {"value": 0.0, "low": 0.0, "high": 0.0, "k": 4, "n": 3}
+        gap = accuracy["against_baseline"]
+        assert (gap["value"], gap["low"], gap["high"], gap["k"], gap["n"]) == (0.0, 0.0, 0.0, 4, 3)
         assert of(result, "short")["accuracy"]["final"]["value"] == pytest.approx(1 / 3, rel=1e-5)
 
 
 def test_a_summary_without_alarms_has_ended_by_none(tmp_path: Path) -> None:
-    rows, lines = [evaluation(0, (1,)), evaluation(1, (2,))], [metrics(1)]
+    rows, lines = [evaluation(0, (1, 1)), evaluation(1, (2, 2))], [metrics(1)]
     plain = write_run(tmp_path / "plain", rows, lines)
     older = write_run(tmp_path / "older", rows, lines, {"steps": 1})
     for name, folder in (("plain", plain), ("older", older)):
@@ -58,7 +59,7 @@ def test_a_summary_without_alarms_has_ended_by_none(tmp_path: Path) -> None:
     ],
 )
 def test_lost_and_doubled_lines_are_not_compared(name: str, steps: tuple[int, ...], tmp_path: Path) -> None:
-    rows = [evaluation(step, (1,)) for step in (steps if name == "evaluations" else (0, 1, 2))]
+    rows = [evaluation(step, (1, 1)) for step in (steps if name == "evaluations" else (0, 1, 2))]
     lines = [metrics(step) for step in (steps if name == "metrics" else (1, 2))]
     run = write_run(tmp_path / "run", rows, lines, {"steps": 2})
     with pytest.raises(DataError, match=r"run/\w+\.jsonl has lost, doubled or changed lines: train with --resume"):
@@ -69,10 +70,9 @@ def test_what_is_better_than_the_baseline_is_positive(tmp_path: Path) -> None:
     base = simple_run(tmp_path / "base", (1, 1), (2, 2), (1, 1))
     other = simple_run(tmp_path / "other", (1, 1), (3, 4), (2, 1))
     accuracy = of(analyse([arm("base", base), arm("other", other)], baseline="base"), "other")["accuracy"]
-    assert (accuracy["best_against_baseline"]["value"], accuracy["against_baseline"]["value"]) == (0.375, 0.125)
-    for name in ("before", "final", "change", "best", "worst_after_best", "fall", "best_against_baseline"):
+    assert (accuracy["best"]["value"], accuracy["against_baseline"]["value"]) == (0.875, 0.125)
+    for name in ("before", "final", "change", "best", "late_change", "against_baseline"):
         assert (accuracy[name]["k"], accuracy[name]["n"]) == (4, 2)
-    assert accuracy["against_baseline"]["k"] == 4
 
 
 def test_whether_an_arm_generates_is_kept(tmp_path: Path) -> None:
@@ -81,28 +81,25 @@ def test_whether_an_arm_generates_is_kept(tmp_path: Path) -> None:
         assert of(analyse([arm("a", run, generates=generates)], baseline="a"), "a")["generates"] is generates
 
 
-def test_an_interval_is_that_of_the_nested_bootstrap(tmp_path: Path) -> None:
+def test_an_interval_is_that_of_the_means_of_the_seeds(tmp_path: Path) -> None:
     hits = [(0, 3, 1, 4, 2, 2, 1), (4, 0, 2, 2, 1, 3, 3)]
     runs = [simple_run(tmp_path / f"{s}", (1,) * 7, row) for s, row in enumerate(hits)]
     found = of(analyse([arm("a", *runs)], baseline="a"), "a")["accuracy"]["final"]
     rows = [[hit / 4 for hit in row] for row in hits]
-    exact = nested_bootstrap(rows, k=4, seed=0, confidence=0.95, resamples=10_000).as_dict()
+    exact = over_seeds(rows, k=4, bounds=(0, 1), confidence=0.95).as_dict()
     assert found == {name: pytest.approx(value, rel=1e-5) for name, value in exact.items()}
 
 
-def test_the_worst_after_the_best_is_after_it(tmp_path: Path) -> None:
-    """1/4 before and after the best; before it by one problem alone, after it by both alike."""
-    run = simple_run(tmp_path / "run", (2, 0), (3, 3), (1, 1))
-    accuracy = of(analyse([arm("a", run)], baseline="a"), "a")["accuracy"]
-    worst = accuracy["worst_after_best"]
-    assert (worst["value"], worst["low"], worst["high"]) == (0.25, 0.25, 0.25)
-    assert (accuracy["fall"]["low"], accuracy["fall"]["high"]) == (-0.5, -0.5)
+def test_one_number_has_no_interval(tmp_path: Path) -> None:
+    run = simple_run(tmp_path / "run", (1,), (2,))
+    with pytest.raises(DataError, match="one seed with one held-out problem has no interval"):
+        analyse([arm("a", run)], baseline="a")
 
 
 @pytest.mark.parametrize(("steps", "block"), [(120, 1), (121, 2), (240, 2), (241, 3)])
 def test_a_curve_has_120_points_at_most(steps: int, block: int, tmp_path: Path) -> None:
     lines = [metrics(step) for step in range(1, steps + 1)]
-    run = write_run(tmp_path / "run", [evaluation(0, (1,)), evaluation(steps, (1,))], lines)
+    run = write_run(tmp_path / "run", [evaluation(0, (1, 1)), evaluation(steps, (1, 1))], lines)
     training = of(analyse([arm("a", run)], baseline="a"), "a")["curves"]["training"]
     assert (training["block"], len(training["step"])) == (block, -(-steps // block))
 
@@ -119,19 +116,19 @@ def test_a_run_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 def test_a_phase_that_no_step_has_takes_no_time(tmp_path: Path) -> None:
-    run = simple_run(tmp_path / "run", (1,), (2,), phases={"views": 0.5, "student": 1.0})
+    run = simple_run(tmp_path / "run", (1, 1), (2, 2), phases={"views": 0.5, "student": 1.0})
     cost = of(analyse([arm("a", run)], baseline="a"), "a")["cost"]
     assert cost["seconds"] == {"generation": 0.0, "scoring": 0.0, "learning": 1.5, "step": 1.5}
 
 
 def test_a_step_without_seconds_has_no_ratio(tmp_path: Path) -> None:
-    run = simple_run(tmp_path / "run", (1,), (2,), phases={"evaluation": 1.0})
+    run = simple_run(tmp_path / "run", (1, 1), (2, 2), phases={"evaluation": 1.0})
     cost = of(analyse([arm("a", run)], baseline="a"), "a")["cost"]
     assert set(cost["against_baseline"].values()) == {None}
 
 
 def test_what_only_one_run_records_is_drawn_and_has_no_mean_over_runs(tmp_path: Path) -> None:
-    evaluations = [evaluation(0, (1,)), evaluation(3, (1,))]
+    evaluations = [evaluation(0, (1, 1)), evaluation(3, (1, 1))]
     with_it = [metrics(step, teacher_entropy=value) for step, value in ((1, None), (2, 2.0), (3, 6.0))]
     without = [metrics(step) for step in (1, 2, 3)]
     runs = [write_run(tmp_path / f"{s}", evaluations, lines) for s, lines in enumerate((with_it, without))]
@@ -143,7 +140,7 @@ def test_what_only_one_run_records_is_drawn_and_has_no_mean_over_runs(tmp_path: 
 
 def test_a_tenth_of_a_short_run_is_one_step(tmp_path: Path) -> None:
     lines = [metrics(step, student_entropy=value) for step, value in ((1, 1.0), (2, 2.0), (3, 6.0))]
-    run = write_run(tmp_path / "run", [evaluation(0, (1,)), evaluation(3, (1,))], lines)
+    run = write_run(tmp_path / "run", [evaluation(0, (1, 1)), evaluation(3, (1, 1))], lines)
     found = of(analyse([arm("a", run)], baseline="a"), "a")["entropy"]["student"]
     assert found == {"first": 1.0, "last": 6.0}
 

@@ -6,20 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from selfdistill.comparison.analysis import ArmRuns, analyse
+from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.headline import headline
 from selfdistill.comparison.page import Joined, write_comparison, write_joined
+from selfdistill.comparison.runs import ArmRuns
 from support.arms import arm, ended_run, given_terms, simple_run
 from support.pages import Page, assert_stands_alone
 
 
 def three_arms(folder: Path) -> dict[str, Any]:
-    """From 1 of 4 right: one arm ends at 3 of 4, one at 0 of 4, one at 1 of 4 by two problems that change places."""
+    """From 1 of 4 right: one arm ends at 3 of 4, one at 0 of 4, one at 1 of 4 by problems that change places."""
     runs = {
-        "a-up": simple_run(folder / "up", (1, 1), (3, 3)),
-        "a-down": simple_run(folder / "down", (1, 1), (0, 0)),
-        "a-level": simple_run(folder / "level", (1, 1), (2, 0)),
+        "a-up": simple_run(folder / "up", (1,) * 8, (3,) * 8),
+        "a-down": simple_run(folder / "down", (1,) * 8, (0,) * 8),
+        "a-level": simple_run(folder / "level", (1,) * 8, (2, 0) * 4),
+        "a-like": simple_run(folder / "like", (1,) * 8, (2, 0) * 4),
     }
     found = analyse([arm(name, run) for name, run in runs.items()], baseline="a-level")
     return given_terms() | found | {"terms": two_steps()}
@@ -33,20 +35,22 @@ def two_steps() -> dict[str, Any]:
 def test_a_rise_a_fall_and_no_clear_change_are_told_apart(tmp_path: Path) -> None:
     first, second, third = headline(three_arms(tmp_path))
     assert first == (
-        "From 25.0% right before training, up rose to 75.0%, down fell to 0.0% and level stood at 25.0% "
-        "(no clear change)."
+        "From 25.0% right before training, up rose to 75.0%, down fell to 0.0%, level stood at 25.0% (no clear change) "
+        "and like stood at 25.0% (no clear change)."
     )
     assert second == (
-        "Against level, in this one seed: clearly above for up (+50.0 points, +25.0 to +75.0); "
-        "no clear difference for down (−25.0 points, −50.0 to 0.0)."
+        "Against level, in this one seed: clearly above for up (+50.0 points, +20.4 to +79.6); "
+        "equal within 2 points for like (0.0 points, 0.0 to 0.0); "
+        "no clear difference for down (−25.0 points, −54.6 to +4.6)."
     )
     assert third == (
-        "Deliberation words per completion: no clear change for up 0.2 → 0.2, down 0.2 → 0.2 and level 0.2 → 0.2."
+        "Deliberation words per completion: no clear change for up 0.2 → 0.2, down 0.2 → 0.2, level 0.2 → 0.2 and "
+        "like 0.2 → 0.2."
     )
 
 
 def test_a_gain_whose_interval_reaches_zero_is_no_rise(tmp_path: Path) -> None:
-    # One problem of two gains a half: the mean gain is a quarter, and a resample may hold the other problem alone.
+    # One problem of two gains a half: the mean gain is a quarter, and its error is as large.
     found = analyse([arm("x", simple_run(tmp_path / "x", (1, 1), (3, 1)))], baseline="x")
     sentences = headline(given_terms() | found | {"terms": two_steps()})
     assert sentences[0] == "From 25.0% right before training, x stood at 50.0% (no clear change)."
@@ -55,7 +59,7 @@ def test_a_gain_whose_interval_reaches_zero_is_no_rise(tmp_path: Path) -> None:
 
 def test_who_learned_without_rewards_is_said_where_it_is_known(tmp_path: Path) -> None:
     found = three_arms(tmp_path)
-    for row, rewards in zip(found["arms"], (True, False, False), strict=True):
+    for row, rewards in zip(found["arms"], (True, False, False, True), strict=True):
         row["rewards"] = rewards
     assert headline(found)[0].endswith(" down and level learned without any reward.")
 

@@ -16,7 +16,6 @@ from selfdistill.evaluation.statistics import (
     bootstrap,
     majority,
     majority_per_problem,
-    nested_bootstrap,
     paired_difference,
     pass_at,
     pass_curve,
@@ -114,50 +113,6 @@ def test_a_paired_difference_sees_what_separate_intervals_do_not() -> None:
     assert (crossed.value, crossed.low, crossed.high) == (0.0, -1.0, 1.0)
 
 
-def test_runs_weigh_the_same_however_many_problems_they_have() -> None:
-    estimate = nested_bootstrap([[1.0, 1.0, 1.0, 1.0], [0.0]], k=2, seed=0)
-    assert (estimate.value, estimate.k, estimate.n) == (0.5, 2, 5)
-    # Two runs that agree within themselves: a resample's mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
-    assert (estimate.low, estimate.high) == (0.0, 1.0)
-    narrow = nested_bootstrap([[1.0, 1.0, 1.0, 1.0], [0.0]], k=2, seed=0, confidence=0.4)
-    assert (narrow.low, narrow.high) == (0.5, 0.5)
-
-
-def test_a_difference_that_never_varies_has_no_width() -> None:
-    assert nested_bootstrap([[0.0] * 7, [0.0] * 5], k=1, seed=0).as_dict() == {
-        "value": 0.0,
-        "low": 0.0,
-        "high": 0.0,
-        "k": 1,
-        "n": 12,
-    }
-    constant = nested_bootstrap([[0.125] * 4, [0.125] * 4], k=1, seed=0)
-    assert (constant.value, constant.low, constant.high) == (0.125, 0.125, 0.125)
-
-
-def test_of_one_run_only_problems_are_drawn() -> None:
-    values = np.random.default_rng(0).random(50)
-    nested = nested_bootstrap([values], k=1, seed=0)
-    plain = bootstrap(values, k=1, seed=0, confidence=0.95, resamples=10_000)
-    assert nested.value == plain.value
-    assert (nested.low, nested.high) == pytest.approx((plain.low, plain.high), abs=0.005)
-
-
-def test_the_nested_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    # Eight runs of 30 problems around 0.1; runs vary by 0.1, problems by 0.4: the mean's standard error is
-    # √(0.01/8 + 0.16/240) = 0.044, which a bootstrap that took all 240 problems for independent puts at 0.027.
-    generator = np.random.default_rng(0)
-    covered = pooled = 0
-    for trial in range(200):
-        values = 0.1 + 0.1 * generator.normal(size=(8, 1)) + 0.4 * generator.normal(size=(8, 30))
-        nested = nested_bootstrap(list(values), k=1, seed=trial, resamples=400)
-        flat = bootstrap(values.ravel(), k=1, seed=trial, confidence=0.95, resamples=400)
-        covered += nested.low <= 0.1 <= nested.high
-        pooled += flat.low <= 0.1 <= flat.high
-    assert 0.92 <= covered / 200 <= 0.99
-    assert pooled / 200 < 0.85
-
-
 def test_every_measure_is_the_bootstrap_of_its_problems() -> None:
     """At the defaults (95 %, 10,000 resamples) and off them, with the seed that was given."""
     generator = np.random.default_rng(1)
@@ -177,11 +132,9 @@ def test_every_measure_is_the_bootstrap_of_its_problems() -> None:
             assert majority(answers, judged, seed=seed, **asked) == voted
             paired = bootstrap(later - per_problem, k=9, seed=seed, **spelt)
             assert paired_difference(per_problem, later, k=9, seed=seed, **asked) == paired
-            nested = nested_bootstrap([per_problem, later], k=3, seed=seed, **spelt)
-            assert nested_bootstrap([per_problem, later], k=3, seed=seed, **asked) == nested
 
 
-@pytest.mark.parametrize("measure", [average, pass_at, majority, paired_difference, nested_bootstrap])
+@pytest.mark.parametrize("measure", [average, pass_at, majority, paired_difference])
 def test_intervals_are_95_per_cent_of_ten_thousand_resamples_unless_asked(measure: Any) -> None:
     defaults = inspect.signature(measure).parameters
     assert (defaults["confidence"].default, defaults["resamples"].default) == (0.95, 10_000)
@@ -200,38 +153,10 @@ def test_the_resamples_are_those_of_one_draw_however_they_are_cut() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-15)
 
 
-def test_the_nested_resamples_are_runs_and_then_problems_of_each_run_drawn() -> None:
-    """Run by run and problem by problem, from the same stream of numbers; runs differ in their problems.
-
-    Half a million numbers are drawn at once: of 3 × 5 all 50 resamples, of 2 × 2,500 a hundred, another, and the rest.
-    """
-
-    def by_hand(rows: list[Any], parts: list[int]) -> list[float]:
-        generator, means = np.random.default_rng(2), []
-        runs, most = len(rows), max(map(len, rows))
-        for part in parts:
-            chosen = generator.integers(runs, size=(part, runs, 1))
-            uniform = generator.random((part, runs, most))
-            for r in range(part):
-                drawn = [rows[run] for run in chosen[r, :, 0]]
-                places = [(uniform[r, s, : len(row)] * len(row)).astype(int) for s, row in enumerate(drawn)]
-                means.append(sum(row[place].mean() for row, place in zip(drawn, places, strict=True)) / runs)
-        return means
-
-    for sizes, parts in (((3, 5, 4), [50]), ((2500, 2400), [100, 100, 50])):
-        rows = [np.random.default_rng(n).random(size) for n, size in enumerate(sizes)]
-        estimate = nested_bootstrap(rows, k=1, seed=2, confidence=0.8, resamples=sum(parts))
-        low, high = np.quantile(by_hand(rows, parts), [0.1, 0.9])
-        assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-12)
-        assert estimate.value == pytest.approx(sum(row.mean() for row in rows) / len(rows), abs=1e-15)
-
-
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -0.1, 1.5])
 def test_a_confidence_is_a_share(confidence: float) -> None:
     with pytest.raises(ValueError, match=f"between 0 and 1, got {confidence}"):
         bootstrap([1.0, 2.0], k=1, seed=0, confidence=confidence, resamples=10)
-    with pytest.raises(ValueError, match=f"between 0 and 1, got {confidence}"):
-        nested_bootstrap([[1.0, 2.0]], k=1, seed=0, confidence=confidence, resamples=10)
 
 
 def test_an_estimate_becomes_plain_json() -> None:
@@ -254,9 +179,5 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         paired_difference([0.0], [0.0, 1.0], k=1, seed=0)
     with pytest.raises(ValueError, match="at least one problem"):
         bootstrap([], k=1, seed=0, confidence=0.95, resamples=10)
-    with pytest.raises(ValueError, match="runs of at least one problem"):
-        nested_bootstrap([[1.0], []], k=1, seed=0)
-    with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
-        nested_bootstrap([[1.0]], k=1, seed=0, confidence=95)
     with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
         bootstrap([1.0], k=1, seed=0, confidence=95, resamples=10)

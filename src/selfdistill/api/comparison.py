@@ -12,6 +12,7 @@ from rich.console import Console
 from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, check_counts, load_config
 from selfdistill.api.training import stopping
 from selfdistill.comparison.compare import find_arm, plan, run_comparison, write_results
+from selfdistill.comparison.matching import MATCH
 from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import write_json
 from selfdistill.tracking.progress import Progress
@@ -31,6 +32,7 @@ class Comparison:
     def frame(self) -> Any:
         """Return a ``pandas.DataFrame`` with one row per arm: each measure before and after, with its 95 % interval.
 
+        The columns that end in ``_sd`` are standard deviations over seeds; NaN for a single seed.
         ``accuracy_against_baseline`` is the paired difference from the baseline's runs; NaN for the baseline.
         """
         import pandas
@@ -43,6 +45,7 @@ class Comparison:
                     estimate = arm[measure][end] or dict.fromkeys(("value", "low", "high"), float("nan"))
                     row[f"{measure}_{end}"] = estimate["value"]
                     row[f"{measure}_{end}_low"], row[f"{measure}_{end}_high"] = estimate["low"], estimate["high"]
+                row[f"{measure}_final_sd"] = float("nan") if (sd := arm[measure]["final"]["sd"]) is None else sd
             row["accuracy_best"] = arm["accuracy"]["best"]["value"]
             rows.append(row)
         return pandas.DataFrame(rows).set_index("arm")
@@ -69,6 +72,8 @@ def compare(
     seeds: int | Sequence[int] = 1,
     baseline: str | None = None,
     main: str | None = None,
+    match: str = MATCH,
+    final_split: str = "validation",
     jobs: int | None = None,
     progress: bool = False,
     overrides: Overrides = (),
@@ -86,6 +91,8 @@ def compare(
         seeds: the number of seeds (0, 1, 2 …), or a list of seeds.
         baseline: the arm to compare with; unset: the first ``grpo``, else the first arm.
         main: also put this arm's summary and page into the folder.
+        match: what every arm gets equally much of: ``"completions"``, ``"tokens"``, ``"steps"`` or ``"seconds"``.
+        final_split: the split that final figures come from, ``"test"`` for problems that nothing was tuned on.
         jobs: runs at a time; unset: one for each core, on an accelerator one.
         progress: print the output of the command; unset: silent.
         overrides: dotted keys for all arms.
@@ -106,7 +113,9 @@ def compare(
     check_counts(jobs=jobs)
     sources = _sources(configs, folder)
     pairs = as_pairs(overrides, settings)
-    comparison = plan(sources, pairs, seeds=chosen, baseline=baseline, folder=folder, methods=methods)
+    comparison = plan(
+        sources, pairs, seeds=chosen, baseline=baseline, folder=folder, methods=methods, match=match, split=final_split
+    )
     if main is not None:
         find_arm(comparison, main, "main")
     with Progress(Console() if progress else None) as terminal, stopping(terminal) as stop:

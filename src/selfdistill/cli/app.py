@@ -46,6 +46,15 @@ TaskKind = Annotated[
     str | None,
     typer.Option(help="Task by kind (options with --set task.key=value); unset: that of the config or run."),
 ]
+Match = Annotated[
+    str,
+    typer.Option(
+        metavar="completions|tokens|steps|seconds", help="What every arm gets equally much of, all roles together."
+    ),
+]
+FinalSplit = Annotated[
+    str, typer.Option(metavar="validation|test", help="Split that the verdicts come from; test: nobody tuned on it.")
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Longest completion; unset: that of the config or run, else 1024 or half the window."),
@@ -128,6 +137,16 @@ def compare(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the arms and what differs; train nothing.")] = False,
     json: Json = False,
+    match: Annotated[
+        str,
+        typer.Option(
+            metavar="completions|tokens|steps|seconds", help="What every arm gets equally much of, all roles together."
+        ),
+    ] = "completions",
+    final_split: Annotated[
+        str,
+        typer.Option(metavar="validation|test", help="Split that the verdicts come from; test: nobody tuned on it."),
+    ] = "validation",
 ) -> None:
     """Train several configs on equal terms with several seeds: one table and one page. Resumes where it stopped."""
     names = _names(methods or "")
@@ -139,9 +158,8 @@ def compare(
     quiet()
     from selfdistill.cli.compare import compare_arms, describe_arms, plan_comparison
 
-    comparison = plan_comparison(
-        configs, set_ or [], methods=names, seeds=seeds, baseline=baseline, main=main, folder=out
-    )
+    terms = {"seeds": seeds, "match": match, "split": final_split}
+    comparison = plan_comparison(configs, set_ or [], methods=names, baseline=baseline, main=main, folder=out, **terms)
     if dry_run:
         describe_arms(comparison, json=json)
     else:

@@ -25,6 +25,8 @@ def plan_comparison(
     baseline: str | None,
     main: str | None,
     folder: Path,
+    match: str,
+    split: str,
 ) -> Comparison:
     """Return the plan of the comparison that the options describe.
 
@@ -32,7 +34,16 @@ def plan_comparison(
         UserError: a config, a method, the seeds or the name of an arm is wrong.
     """
     chosen = parse_seeds(seeds)
-    comparison = plan(configs, overrides, seeds=chosen, baseline=baseline, folder=folder, methods=methods)
+    comparison = plan(
+        configs,
+        overrides,
+        seeds=chosen,
+        baseline=baseline,
+        folder=folder,
+        methods=methods,
+        match=match,
+        split=split,
+    )
     if main is not None:
         find_arm(comparison, main, "--main")
     return comparison

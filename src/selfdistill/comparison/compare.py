@@ -13,14 +13,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfdistill.comparison.analysis import ArmRuns, analyse
+from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.arms import ArmPlan, differences, flatten, plan_arms
 from selfdistill.comparison.completions import side_by_side
+from selfdistill.comparison.matching import MATCH, check_match, matched_steps
 from selfdistill.comparison.page import write_comparison
+from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
@@ -71,6 +73,10 @@ class Comparison:
     overrides: tuple[str, ...]
     baseline: str
     folder: Path
+    match: str = MATCH
+    """What all arms have equally much of."""
+    split: str = "validation"
+    """The split that final figures come from."""
 
     def run_folder(self, arm: Arm, seed: int) -> Path:
         """Return the folder of one run."""
@@ -89,17 +95,25 @@ def plan(
     baseline: str | None,
     folder: Path,
     methods: Sequence[str] = (),
+    match: str = MATCH,
+    split: str = "validation",
 ) -> Comparison:
-    """Load the arms and check that they are on equal terms. With ``methods`` each source is one arm for each of them.
+    """Load the arms, check that they are on equal terms, and give each the steps of an equal budget.
+
+    With ``methods`` each source is one arm for each of them.
 
     ``baseline`` names an arm; if it is None, the baseline is the first arm with method ``grpo``, or else the first arm.
+    ``match`` and ``split`` are those of :class:`Comparison`.
 
     Raises:
         ConfigError: the terms differ, two arms share a name, or the baseline is not an arm.
     """
+    check_match(match, split)
     for override in overrides:
         if override.partition("=")[0].strip() == "seed":
             raise ConfigError(f"--set {override}: a comparison takes its seeds from --seeds, for example --seeds 0,1,2")
+    if split == "test":
+        overrides = [*overrides, "evaluation.final=test"]
     arms = [_load_arm(one, overrides, seed=seeds[0]) for one in plan_arms(sources, methods, overrides)]
     for i, arm in enumerate(arms):
         if arm.name in [other.name for other in arms[:i]]:
@@ -114,7 +128,11 @@ def plan(
         )
     grpo = [arm.name for arm in arms if arm.config.method["name"] == "grpo"]
     chosen = baseline or (grpo[0] if grpo else arms[0].name)
-    comparison = Comparison(tuple(arms), tuple(seeds), tuple(overrides), chosen, folder)
+    steps = matched_steps([arm.config for arm in arms], match)
+    equal = [
+        replace(arm, config=arm.config.model_copy(update={"steps": n})) for arm, n in zip(arms, steps, strict=True)
+    ]
+    comparison = Comparison(tuple(equal), tuple(seeds), tuple(overrides), chosen, folder, match, split)
     find_arm(comparison, chosen, "--baseline")
     return comparison
 
@@ -229,14 +247,14 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
         )
         for arm in comparison.arms
     ]
-    config = comparison.arms[0].config
+    config = max((arm.config for arm in comparison.arms), key=lambda config: config.steps)
     terms = {key: value for key, value in config.model_dump().items() if key not in MAY_DIFFER}
     starts = read_lines(comparison.folder / STARTS)
     machine = [{key: line[key] for key in ("jobs", "threads", "cores")} for line in starts]
     result = {
         "terms": json.loads(json.dumps(terms)),
         "machine": [line for i, line in enumerate(machine) if line not in machine[:i]],
-        **analyse(arms, baseline=comparison.baseline),
+        **analyse(arms, baseline=comparison.baseline, match=comparison.match, split=comparison.split),
         "problem": side_by_side(arms),
     }
     for row, arm in zip(result["arms"], comparison.arms, strict=True):
@@ -261,18 +279,6 @@ def report_plan(comparison: Comparison) -> dict[str, Any]:
         "baseline": comparison.baseline,
         "arms": [{"name": arm.name, "source": arm.source, "differs": unequal[arm.name]} for arm in comparison.arms],
     }
-
-
-def how_it_ended(folder: Path) -> str:
-    """Return ``done`` after all steps, or the step and the alarms that stopped the run; empty for a run to resume."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return ""
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    if summary["finished"]:
-        return "done"
-    names = summary.get("stopped_by")
-    return f"ended after step {summary['steps']} by {', '.join(names)}" if names else ""
 
 
 def cores() -> int:
@@ -306,7 +312,9 @@ def _name(arm: Arm, seed: int) -> str:
 
 def _command(comparison: Comparison, arm: Arm, seed: int, folder: Path) -> tuple[str, ...]:
     settings = [
-        part for override in (*arm.settings, *comparison.overrides, f"seed={seed}") for part in ("--set", override)
+        part
+        for override in (*arm.settings, *comparison.overrides, f"steps={arm.config.steps}", f"seed={seed}")
+        for part in ("--set", override)
     ]
     return (sys.executable, "-m", "selfdistill", "train", arm.source, *settings, "--out", str(folder), "--resume")
 
@@ -362,28 +370,3 @@ class _Watch:
         avg = (last_line(folder / "evaluations.jsonl") or {}).get("avg")
         accuracy = "" if avg is None else f", accuracy {avg['value']:.3f}"
         return f"{name} step {last_step(folder / 'metrics.jsonl')}/{self.steps}{accuracy}"
-
-
-def last_step(path: Path) -> int:
-    """Return the step of the last complete line of a metrics file; 0 if there is none."""
-    line = last_line(path)
-    return 0 if line is None else int(line["step"])
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """Return the object of the last complete line of a file of lines, read from its end; None if there is none."""
-    if not path.is_file():
-        return None
-    size = path.stat().st_size
-    # A line with the evaluation of thousands of problems may be longer than 64 KiB.
-    window, lines = 1 << 16, list[bytes]()
-    with path.open("rb") as file:
-        while not lines:
-            start = max(0, size - window)
-            file.seek(start)
-            # What stands before the first line break may be the end of a line.
-            lines = file.read(size - start).split(b"\n")[1 if start else 0 : -1]
-            if not start:
-                break
-            window *= 4
-    return dict(json.loads(lines[-1])) if lines else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from selfdistill.comparison.analysis import ArmRuns
+from selfdistill.comparison.runs import ArmRuns
 from selfdistill.files.jsonl import Row, read_lines
 from selfdistill.files.records import RolloutLine
 from selfdistill.types import STUDENT

@@ -1,6 +1,7 @@
 """The outcome of a comparison in a few sentences, computed from ``compare.json``.
 
-A change or a difference is claimed only where its interval excludes zero.
+A change or a difference is claimed only where its interval excludes zero, and the intervals of all arms hold together.
+Equality is claimed only where a test of equality shows it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def headline(result: Row) -> list[str]:
 def _accuracy_end(arm: Row, steps: int) -> str:
     accuracy = arm["accuracy"]
     change, final = accuracy["change"], numbers.percent(accuracy["final"]["value"])
-    evaluated = sorted({run["evaluated"] for run in arm["runs"]})
-    where = "" if evaluated == [steps] else f" (it ended early: step {', '.join(map(str, evaluated))})"
+    read = sorted(set(accuracy["read_at"]))
+    early = "it ended early: " if any(run["ended_by"] for run in arm["runs"]) else ""
+    where = "" if read == [steps] else f" ({early}step {', '.join(map(str, read))})"
     if change["low"] > 0:
         return f"rose to {final}{where}"
     return f"fell to {final}{where}" if change["high"] < 0 else f"stood at {final}{where} (no clear change)"
@@ -41,15 +43,18 @@ def _accuracy_end(arm: Row, steps: int) -> str:
 
 def _against_baseline(result: Row, names: Sequence[str]) -> list[str]:
     """Return one sentence about the differences from the baseline; none if there is no other arm."""
-    gaps: dict[str, list[str]] = {"above": [], "below": [], "no clear difference from": []}
+    margin = result["interval"]["margin"]
+    equal = f"within {100 * margin:g} points of"
+    gaps: dict[str, list[str]] = {"above": [], "below": [], equal: [], "no clear difference from": []}
     for name, arm in _pairs(names, result["arms"]):
         gap = arm["accuracy"]["against_baseline"]
         if gap:
-            gaps[verdict(gap)].append(f"{name} ({joined(difference(gap)).replace(' (', ', ').rstrip(')')})")
+            gaps[verdict(gap, margin)].append(f"{name} ({joined(difference(gap)).replace(' (', ', ').rstrip(')')})")
     base = next(name for name, arm in _pairs(names, result["arms"]) if arm["name"] == result["baseline"])
     said = {
         "above": "clearly above for",
         "below": "clearly below for",
+        equal: f"equal within {100 * margin:g} points for",
         "no clear difference from": "no clear difference for",
     }
     parts = [f"{said[kind]} {_listed(rows)}" for kind, rows in gaps.items() if rows]

@@ -11,13 +11,13 @@ from typing import Any
 
 from selfdistill.comparison.alarm_tables import LIST_HEAD, alarm_list, alarm_words, ending
 from selfdistill.comparison.headline import headline
+from selfdistill.comparison.notes import notes
 from selfdistill.comparison.tables import (
     difference,
     estimate,
     joined,
     markdown,
     marked,
-    notes,
     short_names,
     tables,
     verdict,
@@ -185,7 +185,7 @@ def _problem(result: Row) -> dict[str, Any] | None:
 
 def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
     accuracy, words = arm["accuracy"], arm["deliberation"]
-    gap = accuracy["against_baseline"]
+    gap, margin = accuracy["against_baseline"], result["interval"]["margin"]
     final, lead = marked(arm, result["terms"]["steps"], estimate(accuracy["final"]), difference(gap))
     return {
         "tone": _tone(index),
@@ -194,7 +194,7 @@ def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
         "final": final[0],
         "range": final[1],
         "before": joined(estimate(arm["accuracy"]["before"])),
-        "verdict": f"{verdict(gap)} {numbers.printable(result['baseline'])}" if gap else "the baseline",
+        "verdict": f"{verdict(gap, margin)} {numbers.printable(result['baseline'])}" if gap else "the baseline",
         "lead": joined(lead) if gap else "",
         "words": f"{words['before']['value']:.2f} → {words['final']['value']:.2f}",
         "ended": ending(arm),
@@ -244,13 +244,15 @@ def _chart(
 def _facts(result: Row) -> list[tuple[str, str]]:
     terms: dict[str, Any] = result["terms"]
     sampling, evaluation = terms["sampling"], terms["evaluation"]
+    split = result["verdict_split"] if result["verdict_split"] == "test" else evaluation["split"]
     return [
         ("Model", numbers.printable(str(terms["model"]["path"]).rstrip("/").rsplit("/", 1)[-1])),
         ("Task", numbers.printable(str(terms["task"]["kind"]))),
         ("Steps", numbers.whole(terms["steps"])),
         ("Problems a step", numbers.whole(sampling["prompts"])),
         ("Seeds", ", ".join(map(str, result["seeds"]))),
-        ("Held-out", f"{result['problems'][0]} problems × {result['samples']} samples, {evaluation['split']}"),
+        ("Equal in", result["match"]),
+        ("Held-out", f"{result['problems'][0]} problems × {result['samples']} samples, {split}"),
         ("Baseline", numbers.printable(result["baseline"])),
     ]
 

@@ -14,11 +14,12 @@ from selfdistill.comparison.alarm_tables import (
     LIST_HEAD,
     Cell,
     alarm_list,
-    alarm_notes,
     alarm_rows,
     alarm_words,
     ending,
 )
+from selfdistill.comparison.grids import grid_edges
+from selfdistill.comparison.notes import notes
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 from selfdistill.report.outcome import points
@@ -37,34 +38,37 @@ def tables(result: Row) -> list[Table]:
     """Return every table of a comparison, in the order of the page."""
     base = result["baseline"]
     k, arms, steps = result["samples"], result["arms"], result["terms"]["steps"]
-    alarms = alarm_rows(arms)
+    alarms, family = alarm_rows(arms), _about_family(result)
     return [
         Table(
-            f"Held-out accuracy, avg@{k}",
-            (
-                "Arm",
-                "Before",
-                "Final",
-                f"Final vs {base}",
-                "Best",
-                f"Best against {base}",
-                "Worst after best",
-                "Fall",
-            ),
+            f"Held-out accuracy, avg@{k}, {result['verdict_split']} problems{family}",
+            ("Arm", "Before", "Final", "Gain", f"Final vs {base}", "Best", "Late change"),
             _rows(arms, lambda arm: _accuracy(arm, steps)),
         ),
         Table(
-            f"First evaluation at or above the final accuracy of {base}, seed by seed (means of those that reach it)",
-            ("Arm", "Seeds that reach it", "Step", "Generated tokens", "Seconds of training"),
-            _rows(arms, _reach),
+            f"First evaluation at or above the final accuracy of {base}; a seed that never reaches it counts whole",
+            (
+                "Arm",
+                "Seeds that reach it",
+                "Step, restricted mean",
+                f"{arms[0]['reach']['unit'].capitalize()} against {base}",
+                "Generated tokens",
+                "Seconds of training",
+            ),
+            _rows(arms, lambda arm: _reach(arm, base)),
         ),
         Table(
-            "Deliberation words per completion, held-out",
+            "What a run has spent: completions and their tokens, mean over seeds",
+            ("Arm", "Steps", "Completions drawn", "Tokens drawn", "Tokens scored", "Tokens trained", "Seconds"),
+            _rows(arms, _budget),
+        ),
+        Table(
+            f"Deliberation words per completion, held-out{family}",
             ("Arm", "Before", "Final", "Change", f"Final vs {base}"),
             _rows(arms, lambda arm: _measure(arm, "deliberation", 2, steps)),
         ),
         Table(
-            "Tokens per completion, held-out",
+            f"Tokens per completion, held-out{family}",
             ("Arm", "Before", "Final", "Change", f"Final vs {base}", "Cut at the limit"),
             _rows(
                 arms,
@@ -76,48 +80,9 @@ def tables(result: Row) -> list[Table]:
             ("Arm", "Student entropy", "Teacher entropy", "Gate open"),
             _rows(arms, _signal),
         ),
-        Table(
-            f"Median seconds of a step, and in proportion to the median step of {base}",
-            (
-                "Arm",
-                "Sampling",
-                "Teacher scoring",
-                "Step without sampling",
-                "Whole step",
-                f"Scoring, of {base} without sampling",
-                f"Scoring, of {base}",
-                f"Whole step, to {base}",
-                "Tokens of a run",
-            ),
-            _rows(arms, _cost),
-        ),
+        _cost_table(arms, base),
         *([Table("Alarms in training, seed by seed", HEAD, tuple(alarms))] if alarms else []),
     ]
-
-
-def notes(result: Row) -> list[str]:
-    """Return the notes on how to read the numbers, one or two sentences each."""
-    seeds, every = result["seeds"], result["terms"]["evaluation"]["every"]
-    asleep = [arm["name"] for arm in result["arms"] if not arm["generates"]]
-    sentences = [
-        "Before training all arms gave the same answers, seed by seed: they began from the same weights."
-        if result["same_start"]
-        else "Before training the arms did not give the same answers: the weights, the machine or the number of "
-        "threads differed, and the start is equal in distribution at best.",
-        f"Intervals hold {result['interval']['confidence']:.0%} of a bootstrap over {result['interval']['over']}; "
-        "differences are taken problem by problem first, between runs of the same seed.",
-        _about_seeds(len(seeds)),
-        f"Accuracy is known every {'step' if every == 1 else f'{every} steps'} only, so a step count here is no finer "
-        "than that, and luck in one evaluation can bring it forward.",
-        "Best is the highest evaluation of each run, chosen by the same problems that it is reported on, so it "
-        "flatters; worst after best is the lowest from there on, equal to the best where nothing came after it.",
-        f"Seconds count training, not evaluation{_machine(result['machine'])}.",
-    ]
-    if asleep:
-        sentences.append(
-            f"{', '.join(map(numbers.printable, asleep))} learns from given solutions and generates nothing."
-        )
-    return [*sentences, *alarm_notes(result["arms"])]
 
 
 def markdown(result: Row, title: str) -> str:
@@ -138,7 +103,7 @@ def _markdown_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[s
 
 
 def closing(result: Row) -> list[str]:
-    """Return the outcome for the terminal, one line per arm."""
+    """Return the outcome for the terminal, one line per arm, and one per best value at the edge of its grid."""
     width = max(len(arm["name"]) for arm in result["arms"])
     lines = []
     for arm in result["arms"]:
@@ -152,7 +117,7 @@ def closing(result: Row) -> list[str]:
                 f"; {name}: {text}" for name, text in (("ended", ending(arm)), ("alarms", alarm_words(arm))) if text
             )
         )
-    return lines
+    return [*lines, *grid_edges(result["arms"])]
 
 
 def estimate(value: Row) -> Cell:
@@ -173,11 +138,16 @@ def joined(cell: Cell) -> str:
     return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
 
 
-def verdict(value: Row) -> str:
-    """Return ``above`` or ``below`` if the interval excludes 0, otherwise ``no clear difference from``."""
+def verdict(value: Row, margin: float = 0.0) -> str:
+    """Return ``above`` or ``below`` if the interval excludes 0, ``within 2 points of`` if equality is shown.
+
+    Otherwise ``no clear difference from``, which is no claim of equality. ``margin`` is that of the equality.
+    """
     if value["low"] > 0:
         return "above"
-    return "below" if value["high"] < 0 else "no clear difference from"
+    if value["high"] < 0:
+        return "below"
+    return f"within {100 * margin:g} points of" if value.get("equal") else "no clear difference from"
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -194,54 +164,101 @@ def _rows(arms: Sequence[Row], cells: Callable[[Row], tuple[Cell, ...]]) -> tupl
 
 def _accuracy(arm: Row, steps: int) -> tuple[Cell, ...]:
     accuracy = arm["accuracy"]
-    best = sorted(set(accuracy["best_steps"]))
+    final, lead = marked(
+        arm,
+        steps,
+        _with_sd(estimate(accuracy["final"]), accuracy["final"], 100),
+        _with_sd(difference(accuracy["against_baseline"]), accuracy["against_baseline"], 100),
+    )
+    late = _with_sd(difference(accuracy["late_change"]), accuracy["late_change"], 100)
+    between = ", ".join(dict.fromkeys(f"{before} to {after}" for before, after in accuracy["late_steps"]))
     return (
-        estimate(accuracy["before"]),
-        *marked(arm, steps, estimate(accuracy["final"]), difference(accuracy["against_baseline"])),
-        _at_step(estimate(accuracy["best"]), best),
-        difference(accuracy["best_against_baseline"]),
-        estimate(accuracy["worst_after_best"]),
-        difference(accuracy["fall"]),
+        _with_sd(estimate(accuracy["before"]), accuracy["before"], 100),
+        final,
+        _with_sd(difference(accuracy["change"]), accuracy["change"], 100),
+        lead,
+        _at_step(estimate(accuracy["best"]), sorted(set(accuracy["best_steps"]))),
+        (late[0], f"{late[1]}; step {between}"),
     )
 
 
-def _reach(arm: Row) -> tuple[Cell, ...]:
+def _with_sd(cell: Cell, value: Row | None, scale: float, decimals: int = 1) -> Cell:
+    """Return the cell with the standard deviation over seeds in its small print, if there are several."""
+    if value is None or value["sd"] is None:
+        return cell
+    return cell[0], f"{cell[1]}; SD {scale * value['sd']:.{decimals}f}"
+
+
+def _reach(arm: Row, base: str) -> tuple[Cell, ...]:
     reach = arm["reach"]
-    mean = reach["mean"]
+    mean, gap = reach["mean"], reach["against_baseline"]
     each = ", ".join(numbers.MISSING if step is None else str(step) for step in reach["steps"])
-    tokens = numbers.compact(mean["tokens"]) if mean["tokens"] is not None and arm["generates"] else numbers.MISSING
+    tokens = numbers.compact(mean["tokens"]) if arm["generates"] else numbers.MISSING
+    against = (numbers.MISSING, "")
+    if gap is not None and arm["name"] != base:
+        value, low, high = (numbers.signed(gap[end], decimals=1) for end in ("value", "low", "high"))
+        against = (value, f"{low} to {high}")
     return (
         (f"{reach['reached']} of {reach['of']}", ""),
-        (numbers.MISSING, "") if mean["step"] is None else (f"{mean['step']:.4g}", each if reach["of"] > 1 else ""),
+        (f"{mean['step']:.4g}", each if reach["of"] > 1 else ""),
+        against,
         (tokens, ""),
         (numbers.duration(mean["seconds"]), ""),
     )
 
 
-def marked(arm: Row, steps: int, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
-    """Return the final cell and the baseline cell, each with its steps if a run of the arm ended early."""
-    evaluated, compared = [run["evaluated"] for run in arm["runs"]], arm["accuracy"]["compared_at"]
+def _budget(arm: Row) -> tuple[Cell, ...]:
+    """Return what a run has spent, the roles in small print; dashes for a version that did not count it."""
+    runs = arm["runs"]
+    budgets = [run["budget"] for run in runs]
+    known = None not in budgets
+
+    def by_role(kind: str) -> Cell:
+        if not known:
+            return numbers.MISSING, ""
+        roles = dict.fromkeys(role for budget in budgets for role in budget[kind])
+        means = {role: sum(budget[kind].get(role, 0) for budget in budgets) / len(budgets) for role in roles}
+        each = ", ".join(f"{role} {numbers.compact(mean)}" for role, mean in means.items())
+        return numbers.compact(sum(means.values())), each if list(means) not in ([], ["student"]) else ""
+
+    steps = sorted({run["steps"] for run in runs})
+    trained = sum(budget["trained"] for budget in budgets) / len(budgets) if known else None
     return (
-        _at_step(final, evaluated) if set(evaluated) != {steps} else final,
+        (", ".join(map(str, steps)), ""),
+        by_role("completions"),
+        by_role("drawn"),
+        by_role("scored"),
+        (numbers.MISSING if trained is None else numbers.compact(trained), ""),
+        (numbers.duration(arm["cost"]["total_seconds"]), ""),
+    )
+
+
+def marked(arm: Row, steps: int, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
+    """Return the final cell and the baseline cell, each with its steps if a run of the arm was read earlier."""
+    read, compared = arm["accuracy"]["read_at"], arm["accuracy"]["compared_at"]
+    return (
+        _at_step(final, read) if set(read) != {steps} else final,
         _at_step(lead, compared) if set(compared) != {steps} and lead[1] else lead,
     )
 
 
 def _at_step(cell: Cell, steps: Sequence[int]) -> Cell:
-    return cell[0], f"{cell[1]}; step {', '.join(map(str, steps))}"
+    told = steps[:1] if len(set(steps)) == 1 else steps
+    return cell[0], f"{cell[1]}; step {', '.join(map(str, told))}"
 
 
 def _measure(arm: Row, key: str, decimals: int, steps: int) -> tuple[Cell, ...]:
     scores = arm[key]
 
     def value(score: Row) -> Cell:
-        return f"{score['value']:.{decimals}f}", f"{score['low']:.{decimals}f}–{score['high']:.{decimals}f}"
+        cell = f"{score['value']:.{decimals}f}", f"{score['low']:.{decimals}f}–{score['high']:.{decimals}f}"
+        return _with_sd(cell, score, 1, decimals)
 
     def signed(score: Row | None) -> Cell:
         if score is None:
             return numbers.MISSING, ""
         mean, low, high = (numbers.signed(score[key], decimals=decimals) for key in ("value", "low", "high"))
-        return mean, f"{low} to {high}"
+        return _with_sd((mean, f"{low} to {high}"), score, 1, decimals)
 
     final, lead = marked(arm, steps, value(scores["final"]), signed(scores["against_baseline"]))
     return value(scores["before"]), final, signed(scores["change"]), lead
@@ -251,6 +268,24 @@ def _signal(arm: Row) -> tuple[Cell, ...]:
     roles = (arm["entropy"][role] for role in ("student", "teacher"))
     entropies = [_from_to(role, numbers.plain, ("first", "last")) if role else numbers.MISSING for role in roles]
     return tuple((word, "") for word in (*entropies, numbers.percent(arm["gate"])))
+
+
+def _cost_table(arms: Sequence[Row], base: str) -> Table:
+    return Table(
+        f"Median seconds of a step, and in proportion to the median step of {base}",
+        (
+            "Arm",
+            "Sampling",
+            "Teacher scoring",
+            "Step without sampling",
+            "Whole step",
+            f"Scoring, of {base} without sampling",
+            f"Scoring, of {base}",
+            f"Whole step, to {base}",
+            "Tokens of a run",
+        ),
+        _rows(arms, _cost),
+    )
 
 
 def _cost(arm: Row) -> tuple[Cell, ...]:
@@ -268,23 +303,10 @@ def _from_to(ends: Row, form: Any, keys: tuple[str, str] = ("before", "final")) 
     return f"{form(ends[keys[0]])} → {form(ends[keys[1]])}"
 
 
-def _about_seeds(count: int) -> str:
-    if count == 1:
-        return "One seed: nothing here says how another seed would have come out."
-    if count < 5:
-        return f"{count} seeds: the part of an interval that is due to seeds rests on {count} runs an arm."
-    return f"{count} seeds."
-
-
-def _machine(starts: Sequence[Row]) -> str:
-    words = [
-        f"{_count(start['jobs'], 'run')} at a time with {_count(start['threads'], 'thread')} each" for start in starts
-    ]
-    return f", with {' and '.join(words)}" if words else ""
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+def _about_family(result: Row) -> str:
+    """Return the end of a caption that says over how many intervals a column of differences holds."""
+    count = len(result["arms"])
+    return "" if count < 2 else f"; differences of a column hold together (Bonferroni, {count} arms)"
 
 
 def _about(result: Row) -> str:

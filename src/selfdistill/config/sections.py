@@ -196,6 +196,11 @@ class EvaluationConfig(Strict):
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; unset: sampling.max_tokens.")
     thinking: bool | None = Field(None, description="Thinking switch of the chat template; unset: sampling.thinking.")
     split: Literal["validation", "test"] = Field("validation", description="Split that is evaluated.")
+    final: Literal["test"] | None = Field(
+        None,
+        description="Split that is answered only before training and after the last step, for figures that nothing was "
+        "tuned on; unset: none.",
+    )
     best: BestBy | None = Field(
         None,
         description="Metric that the best checkpoint has most of ('teacher_shift': least); 'last': the newest. Unset: "

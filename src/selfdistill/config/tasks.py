@@ -34,6 +34,11 @@ class ToolboxConfig(Strict):
 
     kind: Literal["toolbox"] = "toolbox"
     conventions: int = Field(0, ge=0, description="Seed of the conventions; 1000 to 1999 are for final results alone.")
+    conventions_by_seed: bool = Field(
+        False,
+        description="Draw other conventions for every seed of a run, those of conventions + seed, so that results over "
+        "seeds hold for more than one set.",
+    )
     train: int = Field(1024, ge=1, description="Training problems.")
     validation: int = Field(256, ge=1, description="Validation problems.")
     test: int = Field(256, ge=1, description="Test problems.")

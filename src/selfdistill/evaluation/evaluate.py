@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +35,7 @@ class Evaluation:
     token, estimated from the completions; None if they were not sampled from the model's own distribution. ``curve`` is
     pass@k for k = 1, 2, 4 … up to the samples, of which ``passed`` is the last; ``markers`` counts each deliberation
     word over all completions. ``hits``, ``words`` and ``tokens`` are sums over the samples of each problem, in order,
-    for paired comparisons.
+    for paired comparisons; ``problem_set`` names these problems in this order.
     """
 
     problems: int
@@ -53,6 +55,7 @@ class Evaluation:
     hits: tuple[int, ...] | None
     words: tuple[int, ...]
     tokens: tuple[int, ...]
+    problem_set: str
     references: Mapping[str, Estimate] = field(default_factory=dict)
     """``loglikelihood``, ``teacher_gap`` and ``teacher_shift`` of a :class:`ReferenceScorer`, if there was one."""
 
@@ -77,6 +80,7 @@ class Evaluation:
             "hits": None if self.hits is None else list(self.hits),
             "words": list(self.words),
             "tokens": list(self.tokens),
+            "problem_set": self.problem_set,
         }
 
 
@@ -138,6 +142,7 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
     words = tuple(sum(len(pattern.findall(r.text)) for r in group.rollouts) for group in groups)
     tokens = tuple(sum(len(r.completion_ids) for r in group.rollouts) for group in groups)
     hits = tuple(sum(row) for row in correct)
+    asked = [[group.example.id, *(message.content for message in group.example.prompt)] for group in groups]
     # Rounded, because the last digits of a log-probability depend on the batch that it was computed in.
     known = plain and sum(tokens) > 0
     entropy = round(-math.fsum(p for r in rollouts for p in r.logprobs) / sum(tokens), 4) if known else None
@@ -160,4 +165,5 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         hits=hits if judged else None,
         words=words,
         tokens=tokens,
+        problem_set=hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
     )

@@ -3,7 +3,7 @@
 Every measure is first one number per problem, then its mean. Intervals are percentile bootstraps over problems: they
 estimate the variation over other problems of the same kind, not over other samples of the same problems.
 
-Axis letters: ``P`` problems, ``K`` samples of a problem, ``R`` resamples, ``S`` runs (one a seed).
+Axis letters: ``P`` problems, ``K`` samples of a problem, ``R`` resamples.
 """
 
 from __future__ import annotations
@@ -165,54 +165,6 @@ def bootstrap(values: Sequence[float] | Vector, *, k: int, seed: int, confidence
     means_R = np.concatenate([values_P[generator.integers(values_P.size, size=chunk)].mean(axis=1) for chunk in chunks])
     low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value=math.fsum(values_P) / values_P.size, low=float(low), high=float(high), k=k, n=values_P.size)
-
-
-def nested_bootstrap(
-    values: Sequence[Sequence[float] | Vector], *, k: int, seed: int, confidence: float = 0.95, resamples: int = 10_000
-) -> Estimate:
-    """Return the mean over runs of the mean over problems, with a percentile bootstrap interval over both.
-
-    ``values`` has one row per run and one number per problem. A resample draws runs with replacement, then problems
-    within each drawn run, so the interval covers other seeds and other problems. With a single run it covers problems
-    only. With two or three runs the variance over seeds is estimated from as many numbers and is usually too small.
-
-    Raises:
-        ValueError: there are no runs, a run has no problems, or the confidence is outside (0, 1).
-    """
-    rows = [np.asarray(row, dtype=np.float64) for row in values]
-    if not rows or any(row.ndim != 1 or row.size == 0 for row in rows):
-        raise ValueError(f"a nested bootstrap needs runs of at least one problem, got {[row.shape for row in rows]}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    size_S = np.array([row.size for row in rows])
-    values_SP = np.zeros((len(rows), size_S.max()))
-    for row, target_P in zip(rows, values_SP, strict=True):
-        target_P[: row.size] = row
-    generator = np.random.default_rng(seed)
-    # Draw half a million numbers at a time to bound memory; each takes an index, a value and a weight.
-    chunk = max(1, 500_000 // values_SP.size)
-    means_R = np.concatenate(
-        [
-            _resampled_means(values_SP, size_S, min(chunk, resamples - start), generator)
-            for start in range(0, resamples, chunk)
-        ]
-    )
-    low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
-    value = math.fsum(math.fsum(row) / row.size for row in rows) / len(rows)
-    return Estimate(value=value, low=float(low), high=float(high), k=k, n=int(size_S.sum()))
-
-
-def _resampled_means(
-    values_SP: Vector, size_S: NDArray[np.int64], resamples: int, generator: np.random.Generator
-) -> Vector:
-    runs, most = values_SP.shape
-    run_RS1 = generator.integers(runs, size=(resamples, runs, 1))
-    size_RS1 = size_S[run_RS1]
-    # Runs may differ in their number of problems. Padded entries beyond it get the weight 0.
-    place_RSP = (generator.random((resamples, runs, most)) * size_RS1).astype(np.int64)
-    kept_RSP = np.arange(most) < size_RS1
-    means_R: Vector = ((values_SP[run_RS1, place_RSP] * kept_RSP).sum(-1) / size_RS1[..., 0]).mean(-1)
-    return means_R
 
 
 def _majority(votes: Sequence[str | None], judged: Sequence[bool]) -> float:

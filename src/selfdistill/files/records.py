@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,40 @@ def flatten(record: StepRecord) -> dict[str, Any]:
     flat["seconds"] = sum(record.seconds.values())
     flat["phase_seconds"] = dict(record.seconds)
     return flat
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one or several steps have spent, over all ranks. Tokens are those of completions; prompts are not counted.
+
+    A role that draws nothing, or scores nothing, is not among the keys.
+    """
+
+    completions: Mapping[str, int]
+    """Completions that were sampled, by role, whether or not the loss used them."""
+    drawn: Mapping[str, int]
+    """Their tokens, by role."""
+    scored: Mapping[str, int]
+    """Tokens that went through a role's weights for scoring alone, by role: without a backward pass."""
+    trained: int
+    """Tokens with a weight in the loss, forward and backward, counted once for each optimiser update."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The budget as plain JSON, as in ``metrics.jsonl`` and ``summary.json``."""
+        return asdict(self)
+
+
+def total_budget(lines: Iterable[Mapping[str, Any]]) -> Budget | None:
+    """The sum over the lines of ``metrics.jsonl``; None if an older version wrote one of them, without its budget."""
+    totals = {"completions": Counter[str](), "drawn": Counter[str](), "scored": Counter[str]()}
+    trained = 0
+    for line in lines:
+        if "budget" not in line:
+            return None
+        for name, total in totals.items():
+            total.update(line["budget"][name])
+        trained += line["budget"]["trained"]
+    return Budget(**{name: dict(total) for name, total in totals.items()}, trained=trained)
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,7 +229,7 @@ def leaks_between(questions: Mapping[str, Sequence[str]]) -> dict[str, int]:
 def _refusal(rejected: Sequence[Rejected], rows: int) -> str:
     if len(rejected) == 1:
         return str(rejected[0])
-    if len(rejected) == rows and "which field 'answer' needs" in rejected[0].reason:
+    if len(rejected) == rows and all("which field 'answer' needs" in row.reason for row in rejected):
         return f'{rejected[0]} (rows without answers, which nothing verifies, are read by task.kind = "text")'
     listed = "; ".join(map(str, rejected[:_SHOWN]))
     more = f"; and {len(rejected) - _SHOWN} more" if len(rejected) > _SHOWN else ""

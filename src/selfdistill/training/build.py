@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Parts(Models):
     """None if the learner samples with its own weights."""
     examples: list[Example]
     held_out: list[Example]
+    final: list[Example]
+    """Problems of ``evaluation.final``; empty without it."""
     best_by: BestBy
     """The metric that the best checkpoint has most of."""
     references: ReferenceScorer | None
@@ -93,6 +95,7 @@ def assemble(
         World.current().broadcast_from_rank_zero(lambda: await_servers(servers, say))
     models = build_models(problem)
     examples, held_out, unfit = choose_examples(models)
+    final, unfit_final = choose_final_examples(models)
     trainer = build_trainer(models)
     worker = build_rollout_worker(models, say)
     return Parts(
@@ -102,9 +105,10 @@ def assemble(
         prefetcher=build_prefetcher(models.config, worker, models.policy, folder, say),
         examples=examples,
         held_out=held_out,
+        final=final,
         best_by=best_by(models.config.evaluation.best, models.task),
         references=build_references(models),
-        unfit=unfit,
+        unfit=unfit + unfit_final,
     )
 
 
@@ -285,13 +289,36 @@ def choose_examples(models: Models) -> tuple[list[Example], list[Example], Count
         kept, unfit = fitting(train, chat, max_tokens=max_tokens, thinking=thinking)
     else:
         kept, unfit = fitting_solutions(train, chat, thinking=thinking)
-    kept_held_out, unfit_held_out = fitting(
-        held_out,
-        chat,
-        max_tokens=evaluation.max_tokens or max_tokens,
-        thinking=thinking if evaluation.thinking is None else evaluation.thinking,
-    )
+    kept_held_out, unfit_held_out = _fitting_held_out(models, held_out)
     return kept, kept_held_out, unfit + unfit_held_out
+
+
+def choose_final_examples(models: Models) -> tuple[list[Example], Counter[str]]:
+    """The problems of ``evaluation.final`` that fit the context window, and counts of the others by reason.
+
+    Raises:
+        ConfigError: the final split is the one that is evaluated in the course of training.
+        DataError: no example fits.
+    """
+    evaluation = models.config.evaluation
+    if evaluation.final is None:
+        return [], Counter()
+    if evaluation.final == evaluation.split:
+        raise ConfigError(
+            f"evaluation.final and evaluation.split are both {evaluation.split!r}: final problems are seen at the "
+            'end only, so set evaluation.split = "validation"'
+        )
+    return _fitting_held_out(models, models.task.examples(evaluation.final)[: evaluation.problems])
+
+
+def _fitting_held_out(models: Models, examples: Sequence[Example]) -> tuple[list[Example], Counter[str]]:
+    evaluation, sampling = models.config.evaluation, models.config.sampling
+    return fitting(
+        examples,
+        models.chat,
+        max_tokens=evaluation.max_tokens or sampling.max_tokens,
+        thinking=sampling.thinking if evaluation.thinking is None else evaluation.thinking,
+    )
 
 
 def build_optimiser(policy: Policy, config: Optimiser) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from selfdistill.evaluation.best import score_by
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.files.disk import told_of_disk
 from selfdistill.files.jsonl import JsonLines, write_json
-from selfdistill.files.records import flatten
+from selfdistill.files.records import total_budget
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
 from selfdistill.seeds import batches, derive
@@ -32,12 +32,12 @@ from selfdistill.training.banner import banner, remarks
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
-from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
+from selfdistill.training.metrics import callback_record, rollout_lines, step_line
 from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
 from selfdistill.training.problem import epoch_examples
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
-from selfdistill.types import STUDENT, Example, RolloutGroup, StepRecord, Task
+from selfdistill.types import Example, RolloutGroup, StepRecord, Task
 
 
 @dataclass(slots=True)
@@ -95,12 +95,12 @@ class Run:
             self.counters = Counters()
             self.saved_step = 0
             self.saved = folder / "checkpoints"
-            self.metrics, self.evaluations, self.rollouts, self.alarms = (
+            self.metrics, self.evaluations, self.rollouts, self.alarms, self.tests, self.starts = (
                 JsonLines(folder / f"{name}.jsonl", writes=self.world.is_rank_zero)
-                for name in ("metrics", "evaluations", "rollouts", "alarms")
+                for name in ("metrics", "evaluations", "rollouts", "alarms", "test", "starts")
             )
-            self.starts = JsonLines(folder / "starts.jsonl", writes=self.world.is_rank_zero)
-            self.logs = (self.metrics, self.evaluations, self.rollouts, self.alarms)
+            self.logs = [self.metrics, self.evaluations, self.rollouts, self.alarms]
+            self.logs += [self.tests] if self.parts.final else []
             self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
             if exists:
                 remark = check_same_config(folder, self.config)
@@ -150,6 +150,7 @@ class Run:
         if now.before is None:
             clock = Clock(parts.policy.device)
             with clock.phase("evaluation"):
+                self._evaluate_finally()
                 now.before = self._evaluate()
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
@@ -173,7 +174,8 @@ class Run:
             parts.trainer.optimiser.zero_grad(set_to_none=True)
             now.step += 1
             # Collect the metrics, evaluate if due, and check the alarms.
-            line = self._measure(groups, result, clock)
+            line = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
+            now.tokens += line["generated"]
             if now.step % config.evaluation.every == 0 or now.step == config.steps:
                 with clock.phase("evaluation"):
                     line["evaluation"] = self._evaluate()
@@ -192,6 +194,8 @@ class Run:
         # Save the last step in any case, then write summary.json and the report.
         if now.step > self.saved_step:
             self._save(export=True)
+        if now.step >= config.steps or self._stopped_by_alarm():
+            self._evaluate_finally()
         return self._finish()
 
     def _stopped(self, stop: StopRequest) -> bool:
@@ -225,20 +229,8 @@ class Run:
 
         While no evaluation has the metric of ``evaluation.best`` none is better than another: the newest is exported.
         """
-        now, parts, worker, own = self.counters, self.parts, self.parts.worker, self.config.evaluation
-        params = evaluation_params(own, max_tokens=worker.params.max_tokens, seed=self.config.seed)
-        # The time left of the step before says nothing about an evaluation.
-        self.progress.status("")
-        result = evaluate(
-            parts.held_out,
-            parts.task,
-            worker.sampler,
-            parts.chat,
-            params,
-            thinking=worker.thinking if own.thinking is None else own.thinking,
-            world=self.world,
-            references=parts.references,
-        ).to_json()
+        now, parts = self.counters, self.parts
+        result = self._answer(parts.held_out)
         now.latest, now.latest_step = result, now.step
         score, best = (score_by(parts.best_by, one) for one in (result, now.best))
         if best is None or (score is not None and score > best):
@@ -249,6 +241,25 @@ class Run:
         self.progress.evaluation(now.step, result)
         return result
 
+    def _evaluate_finally(self) -> None:
+        """Answer the problems of ``evaluation.final``, once before training and once after the last step."""
+        if self.parts.final:
+            self.tests.append({"step": self.counters.step, **self._answer(self.parts.final)})
+
+    def _answer(self, problems: Sequence[Example]) -> dict[str, Any]:
+        """The student's evaluation on these problems, as plain JSON."""
+        parts, worker, own = self.parts, self.parts.worker, self.config.evaluation
+        return evaluate(
+            problems,
+            parts.task,
+            worker.sampler,
+            parts.chat,
+            evaluation_params(own, max_tokens=worker.params.max_tokens, seed=self.config.seed),
+            thinking=worker.thinking if own.thinking is None else own.thinking,
+            world=self.world,
+            references=parts.references,
+        ).to_json()
+
     def _evaluation_seconds_left(self) -> float:
         """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""
         now, total, every = self.counters, self.config.steps, self.config.evaluation.every
@@ -257,20 +268,6 @@ class Run:
         # One more evaluation came before training.
         done = 1 + now.step // every
         return left * now.seconds.get("evaluation", 0.0) / done
-
-    def _measure(self, groups: Sequence[RolloutGroup], result: StepResult, clock: Clock) -> dict[str, Any]:
-        """The step's line of ``metrics.jsonl``, without its seconds."""
-        generated = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
-        self.counters.tokens += generated
-        line = flatten(result.record)
-        line["generated"] = generated
-        line.update(rollout_metrics(groups, STUDENT))
-        for source in self.parts.method.sampling_roles():
-            if source != STUDENT:
-                line.update({f"{source}_{name}": value for name, value in rollout_metrics(groups, source).items()})
-        line.update(signal_shares(groups, result, needs_rewards=self.parts.method.needs_rewards()))
-        line.update(separation(result))
-        return line
 
     def _check_alarms(self, line: dict[str, Any]) -> None:
         """Check the alarms against the step's line, report new ones, and add the active ones to the line."""
@@ -374,6 +371,7 @@ class Run:
         now = self.counters
         seconds = sum(now.seconds.values())
         chosen = score_by(self.parts.best_by, now.best) is not None or self.config.evaluation.best == "last"
+        budget = total_budget(self.metrics.read())
         self.trackers.close()
         summary = {
             "steps": now.step,
@@ -391,6 +389,7 @@ class Run:
             "starts": list(self.starts.read()),
             "sink_failures": dict(self.trackers.failures),
             "tokens": now.tokens,
+            "budget": budget and budget.to_json(),
             "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }

@@ -1,23 +1,59 @@
-"""Metrics of a step besides the loss: rewards, lengths, completions without signal, and u of correct and wrong ones."""
+"""Metrics of a step besides the loss: budget, rewards, lengths, completions without signal, u of right and wrong."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.evaluation.words import deliberation_pattern
-from selfdistill.files.records import RolloutLine
+from selfdistill.files.records import Budget, RolloutLine, flatten
+from selfdistill.methods.base import Method
 from selfdistill.tasks.reward import function_rewards
 from selfdistill.training.trainer import StepResult
-from selfdistill.types import STUDENT, RolloutGroup, StepRecord
+from selfdistill.types import STUDENT, RolloutGroup, StepRecord, View
+
+
+def budget_of(groups: Sequence[RolloutGroup], views: Sequence[View], method: Method, *, updates: int) -> Budget:
+    """What a step spent on these groups, of which it made these views. ``updates`` is the number of optimiser updates.
+
+    The teachers are scored anew for every update. The student's own pass is its training, unless the method asks for
+    its scores before the loss.
+    """
+    # Given solutions stand in the groups of a method that is not on-policy, and nobody has sampled them.
+    rollouts = [rollout for group in groups for rollout in group.rollouts if method.on_policy]
+    completions = Counter(rollout.source for rollout in rollouts)
+    drawn = Counter[str]()
+    for rollout in rollouts:
+        drawn[rollout.source] += len(rollout.completion_ids)
+    scored = Counter[str]()
+    for role in dict.fromkeys([*method.precompute(), *method.compared()]):
+        scored[role] = updates * sum(len(view.completion_ids) for view in views if role in view.prompts)
+    trained = updates * sum(weight != 0 for view in views for weight in view.weights)
+    return Budget(dict(completions), dict(drawn), dict(+scored), trained)
 
 
 def callback_record(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
     """The record for the user's callback: adds the seconds and all scalars of the step's metrics line."""
     values = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
     return replace(record, values={**record.values, **values}, seconds=line["phase_seconds"])
+
+
+def step_line(groups: Sequence[RolloutGroup], result: StepResult, method: Method, *, updates: int) -> dict[str, Any]:
+    """The step's line of ``metrics.jsonl``, without its seconds. ``updates`` is the number of optimiser updates."""
+    line = flatten(result.record)
+    budget = budget_of(groups, result.views, method, updates=updates)
+    line["generated"] = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
+    line["budget"] = budget.to_json()
+    line.update(rollout_metrics(groups, STUDENT))
+    for source in method.sampling_roles():
+        if source != STUDENT:
+            line.update({f"{source}_{name}": value for name, value in rollout_metrics(groups, source).items()})
+    line.update(signal_shares(groups, result, needs_rewards=method.needs_rewards()))
+    line.update(separation(result))
+    return line
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:

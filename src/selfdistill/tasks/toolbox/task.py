@@ -106,7 +106,7 @@ class ToolboxTask:
 
     Args:
         config: the task's table; for its conventions see :data:`HELD_OUT_CONVENTIONS`.
-        seed: decides which requests are sampled, and their order.
+        seed: decides which requests are sampled, and their order; with ``conventions_by_seed`` the conventions too.
     """
 
     name = "toolbox"
@@ -115,7 +115,8 @@ class ToolboxTask:
 
     def __init__(self, config: ToolboxConfig | None = None, *, seed: int = 0) -> None:
         self.config = config or ToolboxConfig()
-        self.conventions = conventions_of(self.config.conventions)
+        moved = seed if self.config.conventions_by_seed else 0
+        self.conventions = conventions_of(self.config.conventions + moved)
         self.seed = seed
         self._examples: dict[str, tuple[Example, ...]] = {}
 

@@ -1,0 +1,47 @@
+"""Grids of settings: whether the best arm of a method lies at the edge of what was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from selfdistill.files.jsonl import Row
+from selfdistill.report import numbers
+
+SMALLEST_GRID = 3
+"""Arms of one method from which on they are taken for a grid."""
+
+
+def grid_edges(arms: Sequence[Row]) -> list[str]:
+    """Return a sentence for every setting whose best value is the smallest or the largest that was tried.
+
+    ``arms`` are those of a ``compare.json``. Arms of one method, three at least, are a grid; the best is that of the
+    highest final accuracy. A better value may lie beyond an edge, so a grid is widened until its best lies within.
+    """
+    grids: dict[str, list[Row]] = {}
+    for arm in arms:
+        grids.setdefault(str(arm["method"]["name"]), []).append(arm)
+    sentences = []
+    for method, grid in grids.items():
+        if len(grid) < SMALLEST_GRID:
+            continue
+        settings = [dict(_numeric({"method": arm["method"], "optimiser": arm["optimiser"]})) for arm in grid]
+        best = max(range(len(grid)), key=lambda place: grid[place]["accuracy"]["final"]["value"])
+        for key, value in settings[best].items():
+            tried = sorted({one[key] for one in settings if key in one})
+            if len(tried) < 2 or value not in (tried[0], tried[-1]):
+                continue
+            edge = "smallest" if value == tried[0] else "largest"
+            sentences.append(
+                f"The best {numbers.printable(method)} has the {edge} {key} that was tried, {value:g} of "
+                f"{', '.join(f'{each:g}' for each in tried)}: a better one may lie beyond, so widen the grid."
+            )
+    return sentences
+
+
+def _numeric(table: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the dotted keys of a nested table whose values are numbers."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _numeric(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", value

@@ -1,0 +1,37 @@
+"""The results of every run, problem by problem, as ``compare.json`` keeps them: all its intervals follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfdistill.comparison.runs import PER_PROBLEM, Run
+
+
+def keep_results(run: Run) -> dict[str, Any]:
+    """Return the sums over samples of each problem, for each evaluation of a run.
+
+    An evaluation's numbers are one text with spaces between them, which is a tenth of the file that lists would make.
+    """
+
+    def texts(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {"steps": [row["step"] for row in rows]}
+        for key in PER_PROBLEM.values():
+            table[key] = [" ".join(map(str, row[key])) for row in rows]
+        return table
+
+    kept = {"samples": run.evaluations[0]["samples"], **texts(list(run.evaluations))}
+    return {**kept, "test": texts(list(run.test))} if run.test else kept
+
+
+def kept_values(kept: Mapping[str, Any], measure: str, step: int, *, split: str = "validation") -> list[float]:
+    """Return a measure of each problem at an evaluated step: ``accuracy``, ``deliberation`` or ``length``.
+
+    ``kept`` is what :func:`keep_results` made: ``result["arms"][a]["results"][s]`` of a ``compare.json``.
+
+    Raises:
+        KeyError: the run has no final evaluations. ValueError: it was not evaluated at the step.
+    """
+    table = kept["test"] if split == "test" else kept
+    text = table[PER_PROBLEM[measure]][table["steps"].index(step)]
+    return [float(total) / kept["samples"] for total in text.split()]

@@ -1,0 +1,77 @@
+"""At which evaluations the arms of a comparison are read, so that each has had the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from selfdistill.comparison.runs import Run
+from selfdistill.errors import DataError
+from selfdistill.files.jsonl import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The evaluations that one run is judged by. ``rival`` is the baseline's, ``own`` the one compared with it.
+
+    ``own`` is ``final`` unless an alarm has ended one of the two runs: it is then the last evaluation by which each had
+    spent what the shorter one had.
+    """
+
+    before: Row
+    final: Row
+    own: Row
+    rival: Row
+    end: int
+    """Index of the evaluation that the curve is read to."""
+
+
+def read_arms(runs: Mapping[str, Sequence[Run]], *, baseline: str, match: str, split: str) -> dict[str, list[Reading]]:
+    """Return a reading for each run of each arm.
+
+    ``match`` is a unit of :data:`~selfdistill.comparison.runs.UNITS`. Arms matched in steps or completions have trained
+    until their budget was spent, and are read at the end. Arms matched in tokens or seconds are read at the last
+    evaluation within what the most frugal arm of the seed had spent; runs that an alarm ended, and arms that sample
+    nothing, do not count there. ``split`` is ``"test"`` for figures from the final evaluations, otherwise
+    ``"validation"``.
+
+    Raises:
+        DataError: a run has no final evaluations.
+    """
+    ends = {name: [len(run.evaluations) - 1 for run in arm] for name, arm in runs.items()}
+    if match in ("tokens", "seconds"):
+        for place in range(len(runs[baseline])):
+            totals = [_total(arm[place], match) for arm in runs.values() if not arm[place].ended_by]
+            budget = min((total for total in totals if total), default=0.0)
+            for name, arm in runs.items():
+                if budget:
+                    ends[name][place] = arm[place].within(budget, match)
+    return {
+        name: [
+            _reading(run, rival, (end, rival_end), match, split)
+            for run, rival, end, rival_end in zip(arm, runs[baseline], ends[name], ends[baseline], strict=True)
+        ]
+        for name, arm in runs.items()
+    }
+
+
+def _reading(run: Run, rival: Run, ends: tuple[int, int], match: str, split: str) -> Reading:
+    end, rival_end = ends
+    if split == "test":
+        for one in (run, rival):
+            if len(one.test) < 2:
+                raise DataError("a run has no evaluation on its final split before and after training: make it again")
+        return Reading(run.test[0], run.test[-1], run.test[-1], rival.test[-1], end)
+    shared = ends
+    if run.ended_by or rival.ended_by:
+        steps = run.evaluations[end]["step"], rival.evaluations[rival_end]["step"]
+        unit = match if run.spent[match][steps[0]] and rival.spent[match][steps[1]] else "steps"
+        budget = min(run.spent[unit][steps[0]], rival.spent[unit][steps[1]])
+        shared = run.within(budget, unit), rival.within(budget, unit)
+    return Reading(
+        run.evaluations[0], run.evaluations[end], run.evaluations[shared[0]], rival.evaluations[shared[1]], end
+    )
+
+
+def _total(run: Run, unit: str) -> float:
+    return run.spent[unit][run.evaluations[-1]["step"]]

@@ -1,0 +1,204 @@
+"""Equal budgets: how many steps each arm makes, where it is read, and figures from problems that nobody tuned on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.comparison.analysis import analyse
+from selfdistill.comparison.compare import plan, run_comparison, write_results
+from selfdistill.comparison.headline import headline
+from selfdistill.comparison.matching import check_match, matched_steps
+from selfdistill.comparison.tables import markdown
+from selfdistill.distributed.signals import StopRequest
+from selfdistill.errors import CheckpointError, ConfigError, DataError
+from selfdistill.tracking.progress import Progress
+from selfdistill.training.problem import resolve
+from support.arms import arm, ended_run, given_terms, simple_run
+from support.runs import as_toml, lines, tiny_run, train
+
+
+def of(result: dict[str, Any], name: str) -> dict[str, Any]:
+    [found] = [one for one in result["arms"] if one["name"] == name]
+    assert isinstance(found, dict)
+    return found
+
+
+def steps(model: Path, *methods: str, match: str = "completions", each: int = 20) -> list[int]:
+    return matched_steps([resolve(tiny_run(model, method, f"steps={each}")) for method in methods], match)
+
+
+def test_an_arm_that_draws_twice_as_much_a_step_makes_half_the_steps(model: Path) -> None:
+    # PBSD's student and its teacher both draw; the teacher alone draws for the other form; sft draws nothing.
+    assert steps(model, "grpo", "pbsd", "pbsd_reward", "sft") == [20, 10, 20, 20]
+    assert steps(model, "pbsd", "sft") == [20, 20]
+    assert steps(model, "grpo", "pbsd", each=5) == [5, 2]
+    for match in ("steps", "tokens", "seconds"):
+        assert steps(model, "grpo", "pbsd", match=match) == [20, 20]
+    with pytest.raises(ConfigError, match=r"an arm would make no step.* use --match steps"):
+        steps(model, "grpo", "pbsd", each=1)
+
+
+@pytest.mark.parametrize(
+    ("match", "split", "sentence"),
+    [
+        ("token", "validation", "--match 'token' is no budget; choose from completions, tokens, steps, seconds"),
+        ("steps", "train", "--final-split 'train' is no split; choose from validation, test"),
+        ("tokens", "test", "the test split is answered only at its end"),
+        ("seconds", "test", "--match seconds reads arms at an evaluation in the course of training"),
+    ],
+)
+def test_a_budget_or_split_that_cannot_be_is_one_sentence(match: str, split: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_match(match, split)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def two_lengths(folder: Path) -> list[Any]:
+    """Two arms with evaluations at steps 0, 2, 4 and 6; the other draws twice the tokens, in half the time."""
+    quick = {"generation": 1.0, "student": 1.0}
+    base = simple_run(folder / "base", (1, 1), (1, 2), (2, 2), (3, 3), generated=50)
+    other = simple_run(folder / "other", (1, 1), (2, 3), (3, 4), (4, 4), generated=100, phases=quick)
+    return [arm("base", base), arm("other", other)]
+
+
+def test_at_equal_tokens_an_arm_is_read_where_it_had_drawn_what_the_most_frugal_drew(tmp_path: Path) -> None:
+    result = analyse(two_lengths(tmp_path), baseline="base", match="tokens")
+    other = of(result, "other")["accuracy"]
+    # The baseline drew 300 tokens in all. The other had drawn 200 at step 2 and 400 at step 4.
+    assert (other["read_at"], other["compared_at"], other["final"]["value"]) == ([2], [2], 0.625)
+    assert other["against_baseline"]["value"] == 0.625 - 0.75
+    assert of(result, "base")["accuracy"]["read_at"] == [6]
+    assert result["match"] == "tokens"
+    text = markdown(given_terms() | result, "x")
+    assert "- Arms are read at equal tokens drawn, those of teachers too: each at its last evaluation within" in text
+    assert "62.5% (0.0–100.0%; step 2)" in text
+
+
+def test_at_equal_seconds_the_slower_arm_is_cut(tmp_path: Path) -> None:
+    result = analyse(two_lengths(tmp_path), baseline="base", match="seconds")
+    # The other took 12 seconds for its six steps; the baseline had taken 8 at step 2 and 16 at step 4.
+    assert of(result, "base")["accuracy"]["read_at"] == [2]
+    assert of(result, "other")["accuracy"]["read_at"] == [6]
+    assert of(result, "other")["accuracy"]["against_baseline"]["value"] == 1.0 - 0.375
+    # The late change is taken from what was read, too.
+    assert of(result, "base")["accuracy"]["late_steps"] == [[0, 2]]
+
+
+def test_an_arm_that_draws_nothing_is_read_at_its_end(tmp_path: Path) -> None:
+    arms = two_lengths(tmp_path)
+    given = arm("given", simple_run(tmp_path / "given", (1, 1), (1, 1), (1, 1), (4, 4)), generates=False)
+    result = analyse([*arms, given], baseline="base", match="tokens")
+    assert of(result, "given")["accuracy"]["read_at"] == [6]
+    assert of(result, "other")["accuracy"]["read_at"] == [2]
+
+
+def test_a_run_that_an_alarm_ended_does_not_cut_the_others(tmp_path: Path) -> None:
+    arms = two_lengths(tmp_path)
+    ended = ended_run(tmp_path / "ended", (1, 1), (4, 4), steps=3, by=["entropy_collapse"])
+    result = analyse([*arms, arm("ended", ended)], baseline="base", match="tokens")
+    assert of(result, "other")["accuracy"]["read_at"] == [2]
+    assert of(result, "base")["accuracy"]["read_at"] == [6]
+    # It had drawn 200 tokens at its last evaluation, the baseline 200 at step 4.
+    found = of(result, "ended")["accuracy"]
+    assert (found["read_at"], found["compared_at"]) == ([2], [2])
+    assert found["against_baseline"]["value"] == 1.0 - 0.5
+
+
+def test_arms_of_equal_completions_are_read_at_their_ends(tmp_path: Path) -> None:
+    """The other arm draws twice as many a step, and stops after half the steps."""
+    double = {"completions": {"student": 8, "teacher": 8}, "drawn": {"student": 100}, "scored": {}, "trained": 0}
+    base = simple_run(tmp_path / "base", (1, 1), (2, 2), (3, 3))
+    other = simple_run(tmp_path / "other", (1, 1), (4, 4), budget=double)
+    arms = [arm("base", base), arm("other", other)]
+    with pytest.raises(DataError, match="evaluations at steps"):
+        analyse(arms, baseline="base", match="steps")
+    result = analyse(arms, baseline="base", match="completions")
+    found = of(result, "other")
+    assert (found["accuracy"]["read_at"], found["accuracy"]["against_baseline"]["value"]) == ([2], 0.25)
+    assert found["runs"][0]["budget"]["completions"] == {"student": 16, "teacher": 16}
+    # It reached 3/4 after 32 completions, as many as the baseline.
+    assert (found["reach"]["unit"], found["reach"]["steps"]) == ("completions", [2])
+    table = markdown(given_terms() | result, "x")
+    assert "| other | 2 | 32 (student 16, teacher 16) |" in table
+    assert "- All arms drew equally many completions, those of teachers too;" in table
+
+
+def final_run(folder: Path, validation: tuple[int, int], test: tuple[int, int]) -> Path:
+    """A run whose final split is answered before and after its two steps."""
+    run = simple_run(folder, (1, 1), validation)
+    rows = [
+        {"step": step, "samples": 4, "truncated": 0.0, "hits": hits, "words": [0] * 2, "tokens": [4] * 2}
+        for step, hits in ((0, [2, 2]), (2, list(test)))
+    ]
+    (run / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return run
+
+
+def test_verdicts_may_come_from_problems_that_nobody_tuned_on(tmp_path: Path) -> None:
+    arms = [
+        arm("base", final_run(tmp_path / "base", (2, 2), (4, 4))),
+        arm("other", final_run(tmp_path / "other", (4, 4), (3, 3))),
+    ]
+    seen = of(analyse(arms, baseline="base"), "other")["accuracy"]
+    assert (seen["before"]["value"], seen["final"]["value"], seen["against_baseline"]["value"]) == (0.25, 1.0, 0.5)
+    result = analyse(arms, baseline="base", split="test")
+    final = of(result, "other")["accuracy"]
+    assert (final["before"]["value"], final["final"]["value"], final["against_baseline"]["value"]) == (0.5, 0.75, -0.25)
+    # Curves stay with the validation split.
+    assert of(result, "other")["curves"]["evaluations"]["accuracy"]["mean"] == [0.25, 1.0]
+    terms: dict[str, Any] = given_terms()
+    told = terms | result | {"terms": terms["terms"] | {"steps": 2}}
+    assert headline(told)[0].startswith("From 50.0% right before training, base rose to 100.0%")
+    assert "- Final figures come from the test split" in markdown(told, "x")
+    without = arm("base", simple_run(tmp_path / "without", (1, 1), (2, 2)))
+    with pytest.raises(DataError, match="no evaluation on its final split"):
+        analyse([without], baseline="base", split="test")
+
+
+def test_a_run_answers_its_final_split_before_and_after_and_once_more_where_it_went_on(
+    model: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(model, "grpo", "evaluation.final=test")
+    whole = tmp_path / "whole"
+    train(config, whole)
+    rows = lines(whole / "test.jsonl")
+    assert [row["step"] for row in rows] == [0, 5]
+    assert rows[0]["problem_set"] == rows[1]["problem_set"] != lines(whole / "evaluations.jsonl")[0]["problem_set"]
+    assert {row["problems"] for row in rows} == {3}
+    torn = tmp_path / "torn"
+    train(config, torn, stop_after=3)
+    assert [row["step"] for row in lines(torn / "test.jsonl")] == [0]
+    train(config, torn, resume=True)
+    assert lines(torn / "test.jsonl") == rows
+    train(config, torn, resume=True)
+    assert lines(torn / "test.jsonl") == rows
+    with pytest.raises(ConfigError, match="are both 'test'"):
+        train(tiny_run(model, "grpo", "evaluation.final=test", "evaluation.split=test"), tmp_path / "both")
+
+
+def test_pbsd_and_grpo_draw_equally_many_completions(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src") + ":" + str(Path(__file__).parents[1]))
+    for method in ("grpo", "pbsd"):
+        table = tiny_run(model, method, "steps=4").model_dump(exclude_none=True)
+        Path(f"{method}.toml").write_text(as_toml(table), encoding="utf-8")
+    comparison = plan(["grpo.toml", "pbsd.toml"], [], seeds=[0], baseline=None, folder=tmp_path / "out", split="test")
+    assert [one.config.steps for one in comparison.arms] == [4, 2]
+    assert run_comparison(comparison, jobs=2, progress=Progress(), stop=StopRequest())
+    result = write_results(comparison)
+    spent = [sum(one["runs"][0]["budget"]["completions"].values()) for one in result["arms"]]
+    assert spent == [36, 36]
+    assert (result["match"], result["verdict_split"], result["terms"]["steps"]) == ("completions", "test", 4)
+    assert of(result, "pbsd")["accuracy"]["read_at"] == [2]
+    again = plan(
+        ["grpo.toml", "pbsd.toml"], [], seeds=[0], baseline=None, folder=tmp_path / "out", match="steps", split="test"
+    )
+    with pytest.raises(CheckpointError, match="steps"):
+        run_comparison(again, jobs=2, progress=Progress(), stop=StopRequest())
