@@ -36,6 +36,7 @@ from selfdistill.sampling.prefetch import Prefetcher
 from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions, reference_text
 from selfdistill.sampling.server import await_servers
 from selfdistill.tasks.build import fitted
+from selfdistill.tasks.reward import RewardedTask
 from selfdistill.tracking.progress import activity
 from selfdistill.training.problem import Problem, build_problem
 from selfdistill.training.trainer import Trainer
@@ -93,6 +94,11 @@ def assemble(
     if folder is not None and isinstance(config.sampler, ServerConfig) and problem.method.on_policy:
         servers = config.sampler
         World.current().broadcast_from_rank_zero(lambda: await_servers(servers, say))
+    judge = problem.task.judge if isinstance(problem.task, RewardedTask) else None
+    if folder is not None and judge is not None:
+        first = problem.task.examples("train")[0]
+        judge.open(folder, say)
+        World.current().broadcast_from_rank_zero(lambda: judge.check(first))
     models = build_models(problem)
     examples, held_out, unfit = choose_examples(models)
     final, unfit_final = choose_final_examples(models)

@@ -11,6 +11,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.evaluation.words import deliberation_pattern
 from selfdistill.files.records import Budget, RolloutLine, flatten
 from selfdistill.methods.base import Method
+from selfdistill.tasks.judge import judge_counts
 from selfdistill.tasks.reward import function_rewards
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, RolloutGroup, StepRecord, View
@@ -60,7 +61,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
     """Mean reward, share right, length in tokens, share truncated and deliberation words of one role's samples.
 
     A number is None without samples, or without a judged one. ``reward_low`` and ``reward_high`` are the ends of the
-    rewards; ``reward_<function>`` is the mean of one function where several judge.
+    rewards; ``reward_<function>`` is the mean of one function where several judge; ``judge_asked`` … count requests.
     """
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
@@ -75,6 +76,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
         "reward_high": max(rewards, default=None),
         "success": sum(verdict.correct for _, verdict in pairs) / len(rewards) if rewards else None,
         **{name: sum(given) / len(given) for name, given in by_function.items()},
+        **judge_counts([verdict.details for _, verdict in pairs]),
         "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
         "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
         "deliberation": words / len(pairs) if pairs else None,

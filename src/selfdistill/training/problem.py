@@ -55,7 +55,9 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
         probed = task.examples("train")[:2]
         asked = [(one, one.fields.get("solution", ""), True) for one in probed]
         # No model is loaded yet: one id stands for the tokens, so that functions that read them are tried too.
-        verify_all(task, asked, ids=[(0,)] * len(asked))
+        # A judge is asked where a run is built, once.
+        tried = task.without_judge() if isinstance(task, RewardedTask) else task
+        verify_all(tried, asked, ids=[(0,)] * len(asked))
     # Refuse contexts that cannot be rendered.
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
