@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +21,11 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import requests
-from requests.auth import AuthBase
-
 from selfdistill.config.reward import JudgeConfig
-from selfdistill.errors import ConfigError, UserError, first_line
+from selfdistill.errors import ConfigError, UserError
 from selfdistill.files.jsonl import write_json
-from selfdistill.files.text import printable, well_formed
+from selfdistill.files.text import well_formed
+from selfdistill.tasks.endpoint import Endpoint, Refused
 from selfdistill.types import Example
 
 Asked: TypeAlias = tuple[Example, str, bool]
@@ -38,8 +35,6 @@ COUNTS = ("asked", "cached", "failed", "unreadable", "over_budget")
 """What is counted of requests: sent, answered before, without an answer, with one that holds no number, not sent."""
 FOLDER = "judge"
 """Folder of a run that holds the answers and the ledger of its judge."""
-LONGEST_WAIT = 60.0
-"""Most seconds before a retry, also where the endpoint asks for more."""
 
 
 @dataclass(slots=True)
@@ -66,26 +61,6 @@ class _Answer:
     how: str
 
 
-class _Refused(Exception):
-    """A request without an answer; ``again`` says whether another try may succeed, ``after`` when."""
-
-    def __init__(self, reason: str, *, again: bool, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.again, self.after = again, after
-
-
-class _Key(AuthBase):
-    """Sends the key, and keeps ``requests`` from taking another one from ``.netrc``."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self.key:
-            request.headers["Authorization"] = f"Bearer {self.key}"
-        return request
-
-
 class Judge:
     """Judges completions with a language model.
 
@@ -101,20 +76,13 @@ class Judge:
         self.config = config
         self.concurrency = concurrency
         self.say: Callable[[str], None] = lambda sentence: None
-        self._key = os.environ.get(config.key_env, "") if config.key_env else ""
-        if config.key_env and not self._key.strip():
-            raise ConfigError(
-                f"reward.judge.key_env names the environment variable {config.key_env}, which is not set: give it the "
-                "endpoint's key"
-            )
-        self._key = self._key.strip()
+        self._endpoint = Endpoint(config)
         self._question, self._pattern = config.question, config.answer_pattern
         self._cache = Path(config.cache) if config.cache else None
         self._ledger: Path | None = None
         self._kept: dict[str, str] = {}
         self._sent = 0
         self._down = threading.Event()
-        self._session = requests.Session()
 
     def open(self, folder: Path, say: Callable[[str], None]) -> None:
         """Keep answers and the ledger of requests in a run's folder, and give messages for the user to ``say``."""
@@ -130,8 +98,10 @@ class Judge:
         """
         text = _reference(example) or ""
         try:
-            self._post(self._body(self._text(example, completion=text, first=text, second=text)), self.config.retries)
-        except _Refused as refused:
+            self._endpoint.post(
+                self._body(self._text(example, completion=text, first=text, second=text)), self.config.retries
+            )
+        except Refused as refused:
             raise UserError(
                 f"judge {self.config.url}: {refused}: start the endpoint, or correct reward.judge"
             ) from refused
@@ -268,65 +238,14 @@ class Judge:
     def _ask(self, key: str, body: str) -> _Answer:
         """Send one request. Once the endpoint did not answer after all retries, the rest of a batch tries once each."""
         try:
-            text = self._post(body, 0 if self._down.is_set() else self.config.retries)
-        except _Refused as refused:
+            text = self._endpoint.post(body, 0 if self._down.is_set() else self.config.retries)
+        except Refused as refused:
             if refused.again and not self._down.is_set():
                 self._down.set()
                 self.say(f"judge {self.config.url}: {refused}")
             return _Answer(None, "failed")
         self._keep(key, body, text)
         return _Answer(text, "asked")
-
-    def _post(self, body: str, retries: int) -> str:
-        """The text of the answer to one request, tried again after growing pauses.
-
-        Raises:
-            _Refused: no answer after all retries, or one that another try would not change.
-        """
-        pause = self.config.wait
-        for tries_left in range(retries, -1, -1):
-            try:
-                return self._send(body)
-            except _Refused as refused:
-                if not (refused.again and tries_left):
-                    raise
-                time.sleep(min(max(pause, refused.after), LONGEST_WAIT))
-                pause *= 2
-        raise AssertionError("a try either answers or raises")
-
-    def _send(self, body: str) -> str:
-        try:
-            response = self._session.post(
-                f"{self.config.url.rstrip('/')}/chat/completions",
-                data=body.encode(),
-                headers={"Content-Type": "application/json"},
-                auth=_Key(self._key),
-                timeout=self.config.timeout,
-                # The question and the key go to the address that was named, and to no other.
-                allow_redirects=False,
-            )
-        except requests.RequestException as error:
-            raise _Refused(f"does not answer ({self._clean(first_line(error))})", again=True) from error
-        if response.status_code != 200:
-            again = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
-            after = response.headers.get("Retry-After", "")
-            raise _Refused(
-                f"status {response.status_code} ({self._clean(response.text)})",
-                again=again,
-                after=float(after) if after.isdecimal() else 0.0,
-            )
-        try:
-            text = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise _Refused(f"answers no chat completion ({self._clean(response.text)})", again=False) from error
-        if not isinstance(text, str):
-            raise _Refused("answers without text", again=False)
-        return well_formed(text)
-
-    def _clean(self, text: str) -> str:
-        """The beginning of a message, without the key, which an endpoint may repeat."""
-        shown = text.replace(self._key, "…") if self._key else text
-        return printable(" ".join(shown.split())[:200])
 
     def _known(self, key: str) -> str | None:
         """The answer that was given before, from memory or disk."""
