@@ -32,6 +32,7 @@ from selfdistill.config.sections import (
     Sink,
     Strict,
 )
+from selfdistill.config.signal import SignalConfig
 from selfdistill.config.sources import read_config
 from selfdistill.config.suggest import suggest
 from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset
@@ -57,6 +58,7 @@ class RunConfig(Strict):
     method: dict[str, Any] = Field(description="name, and the method's hyperparameters.")
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerConfig = HFConfig()
+    signal: SignalConfig = SignalConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
