@@ -292,6 +292,12 @@ ALARMS: Mapping[str, Rule] = {
         _deliberation,
         "a teacher that knows the answer need not hesitate, and the student learns that: compare with antisd or grpo",
     ),
+    "reference_leak": Rule(
+        "completions mention a reference that they never saw",
+        _share("leak", "leak", "the completions mention a reference, such as a given solution, that they never saw"),
+        "the student imitates how its teacher refers to its context: look at the completions, reword the context, or "
+        "compare with grpo",
+    ),
     "truncated_completions": Rule(
         "many completions are cut by the token limit",
         _share("truncated", "truncated", "the completions were cut by the token limit"),
