@@ -71,7 +71,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[int], str]] = {
         "reference_leak",
         column("leak", [0.0, 0.1, 0.1, 0.0]),
         [3],
-        "10% of the completions mention a reference, such as a given solution, that they never saw over the last 2 steps",
+        "10% of the completions mention a reference, such as a given solution, that they never saw over the last",
     ),
     "truncated": (
         "truncated_completions",
