@@ -9,7 +9,7 @@ import requests
 from requests.auth import AuthBase
 
 from selfdistill.config.reward import JudgeConfig
-from selfdistill.errors import ConfigError, first_line
+from selfdistill.errors import ConfigError
 from selfdistill.files.text import printable, well_formed
 
 LONGEST_WAIT = 60.0
@@ -84,7 +84,12 @@ class Endpoint:
                 allow_redirects=False,
             )
         except requests.RequestException as error:
-            raise Refused(f"does not answer ({self._clean(first_line(error))})", again=True) from error
+            # What the system said, without the layers of libraries around it.
+            cause: BaseException = error
+            while (inner := cause.__cause__ or cause.__context__) is not None:
+                cause = inner
+            reason = self._clean(str(cause) or type(cause).__name__)
+            raise Refused(f"does not answer ({reason})", again=True) from error
         if response.status_code != 200:
             again = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
             after = response.headers.get("Retry-After", "")
