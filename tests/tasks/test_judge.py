@@ -309,10 +309,8 @@ def test_a_run_counts_what_its_judge_did_and_a_stop_and_resume_ask_nothing_twice
 def test_an_endpoint_that_does_not_answer_is_noticed_at_the_start(folder: Path, tmp_path: Path) -> None:
     table = {"kind": "judge", "url": "http://127.0.0.1:9/v1", "model": "m", "retries": 1, "wait": 0.0}
     config = tiny_run(folder, "grpo").model_copy(update={"reward": RewardConfig.model_validate(table)})
-    with pytest.raises(
-        UserError,
-        match=r"judge http://127\.0\.0\.1:9/v1: does not answer \(\[Errno \d+\] Connection refused\): start the endpoint",
-    ):
+    answer = r"does not answer \(\[Errno \d+\] Connection refused\): start the endpoint"
+    with pytest.raises(UserError, match=rf"judge http://127\.0\.0\.1:9/v1: {answer}"):
         open_run(config, tmp_path / "dead")
     assert not (tmp_path / "dead").exists()
 
