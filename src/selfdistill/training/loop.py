@@ -176,9 +176,8 @@ class Run:
             parts.trainer.optimiser.zero_grad(set_to_none=True)
             now.step += 1
             # Collect the metrics, evaluate if due, and check the alarms.
-            line = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
-            line.update(parts.order.record(now.step, groups))
-            now.tokens += line["generated"]
+            measured = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
+            line = measured | parts.order.record(now.step, groups)
             if now.step % config.evaluation.every == 0 or now.step == config.steps:
                 with clock.phase("evaluation"):
                     line["evaluation"] = self._evaluate()
@@ -285,6 +284,7 @@ class Run:
             raise
 
     def _add_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
+        self.counters.tokens += line["generated"]
         for phase, seconds in clock.seconds.items():
             self.counters.seconds[phase] = self.counters.seconds.get(phase, 0.0) + seconds
         line["phase_seconds"] = {phase: round(seconds, 4) for phase, seconds in clock.seconds.items()}
