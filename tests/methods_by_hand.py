@@ -94,10 +94,12 @@ def cut(student: Row, teacher: Row, k: int) -> tuple[Row, Row]:
     return on(student), on(teacher)
 
 
-def policy_gradient(logprob: Tensor, sampled: float, advantage: float, clip: float = 0.2) -> Tensor:
+def policy_gradient(
+    logprob: Tensor, sampled: float, advantage: float, clip: float = 0.2, high: float | None = None
+) -> Tensor:
     """−min(r A, clip(r) A)."""
     ratio = torch.exp(logprob - sampled)
-    clipped = min(max(float(ratio.detach()), 1 - clip), 1 + clip) * advantage
+    clipped = min(max(float(ratio.detach()), 1 - clip), 1 + (clip if high is None else high)) * advantage
     return -clipped * (ZERO + 1) if clipped < float(ratio.detach()) * advantage else -ratio * advantage
 
 
@@ -115,6 +117,31 @@ def mean_over_tokens(completions: Sequence[Scored], token_loss: Callable[[Scored
 def grpo(one: Scored, t: int) -> Tensor:
     """The clipped policy gradient with the completion's advantage."""
     return policy_gradient(one.student[t][one.ids[t]], one.sampled[t], one.advantage)
+
+
+def cispo(one: Scored, t: int, low: float, high: float) -> Tensor:
+    """−clip(r) A log S, the ratio a number."""
+    logprob = one.student[t][one.ids[t]]
+    weight = min(max(math.exp(float(logprob.detach()) - one.sampled[t]), 1 - low), 1 + high)
+    return -weight * one.advantage * logprob
+
+
+def gspo(one: Scored, low: float, high: float) -> Tensor:
+    """−min(s A, clip(s) A) of a completion, s = (Π_t S / S_sampled)^(1/length), gradient through the whole product."""
+    logprobs = [row[i] for row, i in zip(one.student, one.ids, strict=True)]
+    total = sum((logprob - sampled for logprob, sampled in zip(logprobs, one.sampled, strict=True)), ZERO)
+    return policy_gradient(total / len(one.ids), 0.0, one.advantage, low, high)
+
+
+def reference_penalty(one: Scored, t: int) -> Tensor:
+    """q − log q − 1, q = reference / S."""
+    log_q = one.others["reference"][t][one.ids[t]] - one.student[t][one.ids[t]]
+    return torch.exp(log_q) - log_q - 1
+
+
+def entropy(one: Scored, t: int) -> Tensor:
+    """−Σ_v S log S."""
+    return -sum((torch.exp(p) * p for p in one.student[t]), ZERO)
 
 
 def sft(one: Scored, t: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from selfdistill.evaluation.words import (
     count_markers,
     deliberation_pattern,
     load_classes,
+    mentions_unseen,
 )
+from selfdistill.training.metrics import rollout_metrics
+from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
 
 SENTENCE = "wait , so try 12 + 3.5 = 15.5 self-made double-check </think> the final answer is 12 + 3"
 
@@ -86,3 +90,35 @@ def test_a_folder_without_lists_and_a_broken_expression_are_refused(tmp_path: Pa
 
 def test_other_comes_last() -> None:
     assert (*CLASSES, "other") == ALL_CLASSES
+
+
+def test_a_leak_is_a_mention_of_a_reference_that_the_problem_does_not_mention() -> None:
+    for text in (
+        "As the Reference Solution shows, 4.",
+        "the given says 5",
+        "so, as hinted, 2",
+        "According to the answer",
+    ):
+        assert mentions_unseen(text, "What is 2 + 2?")
+    for text in ("The solution is 4.", "I was hinted-at", "the answer: 4", "preference answers", ""):
+        assert not mentions_unseen(text, "What is 2 + 2?")
+    # Whoever was shown the words may use them, and only those.
+    shown = "Say whether the GIVEN ANSWER is right."
+    assert not mentions_unseen("The given answer is wrong.", shown)
+    assert mentions_unseen("The given answer is wrong by the answer key.", shown)
+
+
+def test_the_share_of_leaks_counts_the_completions_of_a_role_and_not_the_datas_own() -> None:
+    def group(question: str, *said: tuple[str, str, float]) -> RolloutGroup:
+        rollouts = tuple(Rollout((1,), (2,), (logprob,), True, text, 0, source) for text, source, logprob in said)
+        return RolloutGroup(Example("one", (Message("user", question),)), rollouts, (Verdict(1.0),) * len(said))
+
+    leak, plain = "by the answer key", "four"
+    groups = [
+        group("2 + 2?", (leak, "student", -1.0), (plain, "student", -1.0), (leak, "teacher", -1.0)),
+        group("Use the answer key.", (leak, "student", -1.0), (plain, "student", -1.0)),
+        group("3?", (leak, "student", math.nan)),
+    ]
+    assert rollout_metrics(groups, "student")["leak"] == 0.25
+    assert rollout_metrics(groups, "teacher")["leak"] == 1.0
+    assert rollout_metrics(groups[2:], "student")["leak"] is None

@@ -487,7 +487,14 @@ def test_rewards_tilt_the_teachers_samples(length: str) -> None:
 
 KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     # Default, a value at each open end that is refused.
-    "grpo": {"scale": ("std",), "clip_low": (0.2, 0.0), "clip_high": (0.2, 0.0)},
+    "grpo": {
+        "scale": ("std",),
+        "ratio": ("token",),
+        "clip_low": (0.2, 0.0, 1.01),
+        "clip_high": (0.2, 0.0),
+        "kl": (0.0, -0.01),
+        "entropy": (0.0, -0.01),
+    },
     "sft": {},
     "opsd": {"score_temperature": (None, 0.0), "context": ("solution",)},
     "sdft": {"teacher_rate": (0.01, -0.01, 1.01), "context": ("solution",)},
@@ -626,7 +633,7 @@ def test_what_a_name_or_a_knob_was_meant_to_be() -> None:
         return str(caught.value)
 
     assert refused("grpo", scal="none") == "unknown key method.scal for method 'grpo'; did you mean 'scale'?"
-    known = "clip_high, clip_low, scale, teacher_rate, teacher_thinking, weights"
+    known = "clip_high, clip_low, entropy, kl, ratio, scale, teacher_rate, teacher_thinking, weights"
     assert refused("grpo", zzz=1) == f"unknown key method.zzz for method 'grpo'; known: {known}"
     # The name is not a hyperparameter, and is not offered as one.
     assert refused("grpo", name="grpo") == f"unknown key method.name for method 'grpo'; known: {known}"

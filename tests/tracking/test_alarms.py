@@ -67,6 +67,12 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[int], str]] = {
         [5],
         "1.75 deliberation words a completion over the last 2 steps, 44% of 4.00 at the start (limit 50%)",
     ),
+    "reference leak": (
+        "reference_leak",
+        column("leak", [0.0, 0.1, 0.1, 0.0]),
+        [3],
+        "10% of the completions mention a reference, such as a given solution, that they never saw over the last",
+    ),
     "truncated": (
         "truncated_completions",
         column("truncated", [0.0, 0.2, 0.3, 0.4, 0.2, 0.2, 0.5]),
@@ -183,6 +189,7 @@ NEAR: dict[str, list[dict[str, Any]]] = {
     "length_explosion": column("length", [100, 100, 199, 200]),
     "length_shrinkage": column("length", [100, 100, 50, 51]),
     "deliberation_vanishing": column("deliberation", [4, 4, 2, 2.1]),
+    "reference_leak": column("leak", [0.1, 0.09]),
     "truncated_completions": column("truncated", [0.3, 0.29]),
     "skipped_completions": column("left_out", [0.5, 0.49]),
     "no_signal": column("no_signal", [0.8, 0.79]),

@@ -60,9 +60,10 @@ def test_what_a_source_drew_is_averaged_over_its_completions() -> None:
         "length": (4 + 2 + 6) / 3,
         "truncated": 1 / 3,
         "deliberation": 3 / 3,
+        "leak": 0.0,
     }
     rewards = dict.fromkeys(("reward", "reward_low", "reward_high"), 0.75)
-    lengths = {"length": 3.0, "truncated": 0.0, "deliberation": 1.0}
+    lengths = {"length": 3.0, "truncated": 0.0, "deliberation": 1.0, "leak": 0.0}
     assert rollout_metrics(GROUPS, "teacher") == {**rewards, "success": 0.0, **lengths}
     assert rollout_metrics(GROUPS, "nobody") == dict.fromkeys((*rewards, "success", *lengths))
     assert rollout_metrics(GROUPS[1:], "student")["reward"] is None

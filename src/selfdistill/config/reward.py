@@ -1,19 +1,147 @@
-"""The ``[reward]`` section: reward functions of the user's own, and from which reward on a completion is right."""
+"""The ``[reward]`` section: reward functions of one's own, a judge, and from which reward on a completion is right."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from string import Template
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from selfdistill.config.sections import Strict
+from selfdistill.config.sections import MAY_CHANGE, Strict
+
+POINTWISE = """Rate the response to the task on a scale from $lowest to $highest.
+
+<task>
+$prompt
+</task>
+
+<response>
+$completion
+</response>
+
+End with a line of the form "Score: N"."""
+"""The template of a judge that gives numbers, unless the user writes one."""
+
+PAIRWISE = """Which response to the task is better?
+
+<task>
+$prompt
+</task>
+
+<response A>
+$first
+</response A>
+
+<response B>
+$second
+</response B>
+
+End with a line of the form "Better: A", "Better: B" or "Better: tie"."""
+"""The template of a judge that compares two completions, unless the user writes one."""
+
+SCORE_PATTERN = r"(?i)score\W*?(-?\d+(?:\.\d+)?)"
+BETTER_PATTERN = r"(?i)better\W*?\b(A|B|tie)\b"
+
+
+class JudgeConfig(Strict):
+    """A language model behind an OpenAI-compatible endpoint that judges completions."""
+
+    url: str = Field(description="Base address of the endpoint, for example 'http://127.0.0.1:8000/v1'.")
+    model: str = Field(description="Name of the model, as the endpoint knows it.")
+    compare: Literal["none", "all", "first", "reference"] = Field(
+        "none",
+        description="'none': a number for each completion; else the share of comparisons that it wins: with 'all' "
+        "others of its group, with the 'first' of the group, or with the row's own 'reference' (response or solution).",
+    )
+    template: str | None = Field(
+        None,
+        description="The question: $prompt, $completion ($first and $second where completions are compared), and any "
+        "column of the rows; unset: a plain one.",
+    )
+    system: str | None = Field(None, description="System message of every request; unset: none.")
+    pattern: str | None = Field(
+        None,
+        description="Regular expression with one group, whose last match in the answer is the number (A, B or another "
+        "word for a tie where completions are compared); unset: the number after 'Score', the word after 'Better'.",
+    )
+    lowest: float = Field(0.0, description="The number that gives reward 0.")
+    highest: float = Field(10.0, description="The number that gives reward 1; numbers outside are unreadable.")
+    both_orders: bool = Field(True, description="Ask for every comparison a second time with the two exchanged.")
+    parameters: dict[str, Any] = Field(
+        {"temperature": 0.0}, description="Further keys of every request, such as max_tokens."
+    )
+    key_env: str | None = Field(
+        None,
+        description="Environment variable that holds the endpoint's key; the key itself is stored nowhere.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    cache: str | None = Field(
+        None,
+        description="Folder of answers that were given before; unset: 'judge' in the run's own.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    budget: int | None = Field(
+        None,
+        ge=0,
+        description="Most requests of a run, besides one at each start; beyond, nothing is judged. Unset: no bound.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    timeout: float = Field(120.0, gt=0, description="Seconds to wait for one answer.", json_schema_extra=MAY_CHANGE)
+    retries: int = Field(4, ge=0, description="How often a failed request is retried.", json_schema_extra=MAY_CHANGE)
+    wait: float = Field(
+        1.0, ge=0, description="Seconds before the first retry; doubled each time.", json_schema_extra=MAY_CHANGE
+    )
+
+    @property
+    def question(self) -> Template:
+        """The template of the question."""
+        return Template(self.template or (POINTWISE if self.compare == "none" else PAIRWISE))
+
+    @property
+    def answer_pattern(self) -> re.Pattern[str]:
+        """The compiled pattern."""
+        return re.compile(self.pattern or (SCORE_PATTERN if self.compare == "none" else BETTER_PATTERN))
+
+    @model_validator(mode="after")
+    def _usable(self) -> JudgeConfig:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url is an http:// or https:// address, {self.url!r} is not")
+        if "@" in self.url.partition("://")[2].partition("/")[0]:
+            # The config is written to the run's folder, so a password must not be part of it.
+            raise ValueError("url holds a password: name an environment variable with the key in key_env")
+        question = self.question
+        if not question.is_valid():
+            raise ValueError("template: a $ begins the name of a field; write $$ for the sign itself")
+        needed = ["completion"] if self.compare == "none" else ["first", "second"]
+        missing = [f"${name}" for name in needed if name not in question.get_identifiers()]
+        if missing:
+            raise ValueError(f"template lacks {' and '.join(missing)}: the judge would not see what it judges")
+        try:
+            groups = self.answer_pattern.groups
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"pattern must have one group, which holds what was found; {self.pattern!r} has {groups}")
+        if not self.lowest < self.highest:
+            raise ValueError(f"lowest must be below highest: {self.lowest:g} and {self.highest:g}")
+        own = sorted({"model", "messages", "stream", "n"} & self.parameters.keys())
+        if own:
+            raise ValueError(f"parameters must not hold {own[0]!r}, which the request sets itself")
+        return self
 
 
 class RewardConfig(Strict):
-    """Reward functions of one's own, and which completions count as right."""
+    """Reward functions of one's own, a judge, and which completions count as right."""
 
     function: str | list[str] | None = Field(
         None, description="'package.module:function', or a list of several; unset: the task's verifier."
+    )
+    judge: JudgeConfig | None = Field(
+        None,
+        description='A model that judges; { kind = "judge", url = …, model = … } as the whole reward is the same. '
+        "Beside functions it is the last of them.",
     )
     weights: list[float] | None = Field(
         None, min_length=1, description="Weight of each function in the reward; unset: 1 each."
@@ -28,7 +156,19 @@ class RewardConfig(Strict):
         description="Whether functions get prompts and completions as lists of messages, as TRL passes them for chat "
         "data; unset: where the rows' own prompts are such lists.",
     )
-    concurrency: int = Field(8, ge=1, description="Async functions that are awaited at once.")
+    concurrency: int = Field(8, ge=1, description="Async functions that are awaited, and a judge's requests, at once.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind(cls, given: Any) -> Any:
+        """``{ kind = "judge", … }`` as the table of a judge beside the common keys."""
+        if not (isinstance(given, Mapping) and "kind" in given):
+            return given
+        if given["kind"] != "judge":
+            raise ValueError(f"kind must be 'judge', got {given['kind']!r}; a function needs no kind")
+        common = {key: value for key, value in given.items() if key in cls.model_fields}
+        judge = {key: value for key, value in given.items() if key not in (*common, "kind")}
+        return {**common, "judge": judge}
 
 
 def _table(given: Any) -> Any:

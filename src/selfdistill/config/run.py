@@ -33,6 +33,7 @@ from selfdistill.config.sections import (
     Sink,
     Strict,
 )
+from selfdistill.config.signal import SignalConfig
 from selfdistill.config.sources import Source, config_path, find_source, read_config, shipped_configs, shipped_models
 from selfdistill.config.suggest import near, suggest
 from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset
@@ -58,6 +59,7 @@ class RunConfig(Strict):
     method: dict[str, Any] = Field(description="name, and the method's hyperparameters.")
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerConfig = HFConfig()
+    signal: SignalConfig = SignalConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -20,6 +20,7 @@ AlarmName = Literal[
     "length_explosion",
     "length_shrinkage",
     "deliberation_vanishing",
+    "reference_leak",
     "truncated_completions",
     "skipped_completions",
     "no_signal",
@@ -275,6 +276,9 @@ class AlarmsConfig(Strict):
     length_fall: float = Field(0.5, gt=0, lt=1, description="length_shrinkage: share of the length at the start.")
     deliberation: float = Field(
         0.5, ge=0, lt=1, description="deliberation_vanishing: share of the deliberation words at the start."
+    )
+    leak: float = Field(
+        0.1, gt=0, le=1, description="reference_leak: share of completions that mention a reference they never saw."
     )
     truncated: float = Field(0.3, gt=0, le=1, description="truncated_completions: share of completions cut.")
     skipped: float = Field(0.5, gt=0, le=1, description="skipped_completions: share left out of the loss.")

@@ -24,7 +24,7 @@ def best_by(named: BestBy | None, task: Task) -> BestBy:
         ConfigError: the metric needs rewards, and nothing is judged in this task.
     """
     if named is None:
-        functions = isinstance(task, RewardedTask) and task.functions
+        functions = isinstance(task, RewardedTask) and task.names
         return "reward" if functions else "success" if task.has_verifier else "last"
     if named in ("success", "reward") and not task.has_verifier:
         raise ConfigError(

@@ -43,6 +43,18 @@ def deliberation_pattern() -> re.Pattern[str]:
     return _pattern(SHIPPED / "deliberation.txt")
 
 
+@cache
+def reference_pattern() -> re.Pattern[str]:
+    """Return the pattern of the shipped phrases that mention a reference text."""
+    return _pattern(SHIPPED / "reference.txt")
+
+
+def mentions_unseen(text: str, shown: str) -> bool:
+    """Whether a text mentions a reference, by a phrase of the shipped list that what its writer was shown lacks."""
+    given = shown.casefold()
+    return any(match.group().casefold() not in given for match in reference_pattern().finditer(text))
+
+
 def count_markers(texts: Iterable[str]) -> dict[str, int]:
     """Return how often each word of the shipped deliberation list stands in the texts, in the order of the list."""
     markers = [line.lower() for line in _lines(SHIPPED / "deliberation.txt")]

@@ -48,19 +48,19 @@ class AntiSD(GRPO):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: live weights, hindsight context."""
-        return {"teacher": self.teacher(self.context, "live")} if self.hindsight else {}
+        return {**super().roles(), **({"teacher": self.teacher(self.context, "live")} if self.hindsight else {})}
 
     def precompute(self) -> Sequence[str]:
         """The sampled token's log-probability, and the entropy that the gate watches, before the loss."""
         watched = (STUDENT,) if self.gated and self.gate_signal != "teacher_entropy" else ()
-        return (*self.roles(), *watched)
+        return tuple(dict.fromkeys((*super().precompute(), *self.roles(), *watched)))
 
     def new_state(self) -> State | None:
         """The gate, closed."""
         watches = self.gated and (self.hindsight or self.gate_signal != "teacher_entropy")
         return EntropyGate(warmup=self.warmup, ratio=self.gate_ratio) if watches else None
 
-    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
         """Update the gate with what it watches, over all response tokens of the batch."""
         role, _, quantity = self.gate_signal.partition("_")
         scores = [score for score in batch.scores.get(role, []) if score is not None]
@@ -74,10 +74,10 @@ class AntiSD(GRPO):
             if not math.isfinite(value):
                 raise TrainingError(f"the {role}'s {quantity} is {value}: its scores are not numbers")
         if not isinstance(state, EntropyGate):
-            return {"gate": 1.0, **measured}
+            return {"gate": 1.0, **measured, **super().on_batch(state, batch)}
         if measured and batch.update == 0:
             state.update(*measured.values())
-        return {"gate": float(state.open), **measured}
+        return {"gate": float(state.open), **measured, **super().on_batch(state, batch)}
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:
         """Group advantage minus λ g φ(u), or times 1 − λ g φ(u)."""

@@ -26,11 +26,11 @@ class SD(GRPO):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: live weights, hindsight context."""
-        return {"teacher": self.teacher(self.context, "live")}
+        return {**super().roles(), "teacher": self.teacher(self.context, "live")}
 
     def precompute(self) -> Sequence[str]:
         """Only the sampled token's log-probability is needed."""
-        return ("teacher",)
+        return (*super().precompute(), "teacher")
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:
         """Group advantage plus λ u."""

@@ -10,7 +10,10 @@ from __future__ import annotations
 from selfdistill.objectives.divergence import clipped_forward_kl, forward_kl, jensen_shannon, reverse_kl
 from selfdistill.objectives.policy_gradient import (
     clipped_policy_gradient,
+    clipped_weight_policy_gradient,
     group_advantages,
+    reference_penalty,
+    sequence_policy_gradient,
     truncated_importance_weight,
 )
 from selfdistill.objectives.preference import preference_loss, preference_margin, preference_slope
@@ -30,6 +33,7 @@ __all__ = [
     "antisd_advantage",
     "clipped_forward_kl",
     "clipped_policy_gradient",
+    "clipped_weight_policy_gradient",
     "credit_target",
     "decompose",
     "difference",
@@ -43,7 +47,9 @@ __all__ = [
     "preference_margin",
     "preference_slope",
     "purified_target",
+    "reference_penalty",
     "reverse_kl",
+    "sequence_policy_gradient",
     "truncated_importance_weight",
     "with_tail",
 ]

@@ -65,11 +65,69 @@ def clipped_policy_gradient(
     flows through ``logprob_N`` alone. Raises ValueError for bounds outside 0 ≤ clip_low ≤ 1, clip_high ≥ 0, for unequal
     shapes or types other than float32 and float64.
     """
+    _check_clip(clip_low, clip_high)
+    check_logprobs(logprob_N, old_logprob_N, advantage_N)
+    ratio_N = torch.exp((logprob_N - old_logprob_N.detach()).clamp(max=LOG_RATIO_LIMIT))
+    return _pessimistic(ratio_N, advantage_N.detach(), clip_low, clip_high)
+
+
+def sequence_policy_gradient(
+    logprob_N: Tensor,
+    log_ratio_N: Tensor,
+    advantage_N: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+) -> Tensor:
+    """GSPO's loss at each token (arXiv 2507.18071): −min(s A, clamp(s, 1−clip_low, 1+clip_high) A).
+
+    log s is the mean of log p − log p_old over the completion's tokens. ``log_ratio_N`` holds it at each of them, taken
+    from scores of the learner as it is now. The value is that of s; the gradient of the mean over the completion's
+    tokens is that of its s, because s · p(y_t) / sg[p(y_t)] stands for s (the paper's token form). Takes and returns N.
+    Raises ValueError as :func:`clipped_policy_gradient` does.
+    """
+    _check_clip(clip_low, clip_high)
+    check_logprobs(logprob_N, log_ratio_N, advantage_N)
+    ratio_N = torch.exp(log_ratio_N.detach().clamp(max=LOG_RATIO_LIMIT) + logprob_N - logprob_N.detach())
+    return _pessimistic(ratio_N, advantage_N.detach(), clip_low, clip_high)
+
+
+def clipped_weight_policy_gradient(
+    logprob_N: Tensor,
+    old_logprob_N: Tensor,
+    advantage_N: Tensor,
+    *,
+    clip_low: float = 1.0,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """CISPO's loss at each token (arXiv 2506.13585): −sg[clamp(r, 1−clip_low, 1+clip_high)] A log p.
+
+    The clipped ratio weighs every token, and no token loses its gradient. ``clip_low=1`` is no lower bound. Takes and
+    returns N. Raises ValueError as :func:`clipped_policy_gradient` does.
+    """
+    _check_clip(clip_low, clip_high)
+    check_logprobs(logprob_N, old_logprob_N, advantage_N)
+    ratio_N = torch.exp((logprob_N - old_logprob_N).detach().clamp(max=LOG_RATIO_LIMIT))
+    return -ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage_N.detach() * logprob_N
+
+
+def reference_penalty(logprob_N: Tensor, reference_N: Tensor) -> Tensor:
+    """GRPO's estimate of KL(p || reference) at each token: q − log q − 1, q = reference(y) / p(y), up to q = e^20.
+
+    Never negative, and its mean over samples of p is the divergence. Gradient flows through ``logprob_N`` alone. Takes
+    and returns N. Raises ValueError for unequal shapes or types other than float32 and float64.
+    """
+    check_logprobs(logprob_N, reference_N)
+    log_q_N = (reference_N.detach() - logprob_N).clamp(max=LOG_RATIO_LIMIT)
+    return torch.expm1(log_q_N) - log_q_N
+
+
+def _check_clip(clip_low: float, clip_high: float) -> None:
     if not 0.0 <= clip_low <= 1.0 or not clip_high >= 0.0:
         raise ValueError(f"clip bounds must satisfy 0 <= low <= 1 and high >= 0, got {clip_low} and {clip_high}")
-    check_logprobs(logprob_N, old_logprob_N, advantage_N)
-    advantage_N = advantage_N.detach()
-    ratio_N = torch.exp((logprob_N - old_logprob_N.detach()).clamp(max=LOG_RATIO_LIMIT))
+
+
+def _pessimistic(ratio_N: Tensor, advantage_N: Tensor, clip_low: float, clip_high: float) -> Tensor:
     clipped_ratio_N = ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
     return -torch.minimum(ratio_N * advantage_N, clipped_ratio_N * advantage_N)
 

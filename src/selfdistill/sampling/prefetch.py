@@ -89,6 +89,21 @@ class Prefetcher:
             self.pending = Pending(step + 1, version, prompts, self._submit(step + 1, prompts))
         return sampled
 
+    def further(self, examples: Sequence[Example], *, seed: int, version: int) -> Sampled:
+        """Completions of further examples of the same step, on every rank, from the weights of its :meth:`sample`.
+
+        Raises:
+            SamplerError: the engine fails after all retries.
+        """
+        prompts = self.worker.prompts(examples)
+        params = replace(self.worker.params, seed=seed)
+
+        def sample() -> Sampled:
+            with activity("sampling", len(prompts) * params.count, "completions"):
+                return Sampled(prompts, self.engine.sample(prompts, params), version)
+
+        return self.worker.world.broadcast_from_rank_zero(sample)
+
     def save(self, folder: Path) -> None:
         """Wait for the completions sampled ahead and save them. After a failure a resume samples them again."""
         if (

@@ -27,6 +27,7 @@ from selfdistill.config.reward import RewardConfig
 from selfdistill.config.suggest import suggest
 from selfdistill.errors import ConfigError, UserError
 from selfdistill.tasks.frames import raised_in, shown_path
+from selfdistill.tasks.judge import Judge, judge_details
 from selfdistill.tasks.judging import verify_all
 from selfdistill.types import Example, Task, Verdict
 
@@ -37,6 +38,8 @@ RewardLike: TypeAlias = "str | RewardFunction | Sequence[str | RewardFunction] |
 
 DEFAULT_SUCCESS = 1.0
 """A completion is right from this reward on, where neither config nor verifier says otherwise."""
+JUDGE = "judge"
+"""The name of a judge among the functions."""
 DETAIL = "reward/"
 """Begins the names of a verdict's details that hold the reward of a single function."""
 
@@ -93,11 +96,16 @@ class RewardedTask:
     Args:
         task: the inner task.
         reward: the function that computes the rewards, or several; none leaves the verifier's rewards.
-        config: weights, threshold and form of the arguments.
+        config: weights, threshold, form of the arguments, and the settings of a judge.
+        judge: the judge itself, where another task has it already.
     """
 
     def __init__(
-        self, task: Task, reward: RewardFunction | Sequence[RewardFunction] = (), config: RewardConfig | None = None
+        self,
+        task: Task,
+        reward: RewardFunction | Sequence[RewardFunction] = (),
+        config: RewardConfig | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.name = task.name
         self.contexts = task.contexts
@@ -106,13 +114,19 @@ class RewardedTask:
         self.functions = (reward,) if callable(reward) else tuple(reward)
         """The functions that compute the rewards."""
         self.config = config or RewardConfig()
-        self.has_verifier = bool(self.functions) or task.has_verifier
-        self.names = _distinct([_name_of(function) for function in self.functions])
-        """A name for each function, for its column in metrics."""
-        self.weights = self.config.weights or [1.0] * len(self.functions)
-        if len(self.weights) != len(self.functions):
+        self.judge = judge
+        """The model that judges beside the functions."""
+        if judge is None and self.config.judge is not None:
+            self.judge = Judge(self.config.judge, concurrency=self.config.concurrency)
+        judges = [JUDGE] if self.judge else []
+        self.has_verifier = bool(self.functions or judges) or task.has_verifier
+        self.names = _distinct([*(_name_of(function) for function in self.functions), *judges])
+        """A name for each function and the judge, for its column in metrics."""
+        self.weights = self.config.weights or [1.0] * len(self.names)
+        if len(self.weights) != len(self.names):
             raise ConfigError(
-                f"reward.weights must have one number for each function: {len(self.weights)} for {len(self.functions)}"
+                f"reward.weights must have one number for each function{' and the judge' if judges else ''}: "
+                f"{len(self.weights)} for {len(self.names)}"
             )
         if self.config.success == "verifier" and not task.has_verifier:
             raise ConfigError(
@@ -122,14 +136,21 @@ class RewardedTask:
 
     def over(self, task: Task) -> RewardedTask:
         """The same rewards on another task."""
-        return RewardedTask(task, self.functions, self.config)
+        return RewardedTask(task, self.functions, self.config, self.judge)
+
+    def without_judge(self) -> RewardedTask:
+        """The same functions alone, which cost no requests."""
+        config = self.config.model_copy(update={"judge": None, "weights": None})
+        if not self.functions and config.success == "verifier":
+            config = config.model_copy(update={"success": None})
+        return RewardedTask(self.task, self.functions, config)
 
     @property
     def right(self) -> str:
         """Which completions count as right, in words."""
         if self.config.success == "verifier":
             return "where the task's verifier says so (reward.success)"
-        if self.config.success is None and not self.functions:
+        if self.config.success is None and not self.names:
             return describe_right(self.task)
         threshold = DEFAULT_SUCCESS if self.config.success is None else self.config.success
         return f"from a reward of {threshold:g} on (reward.success)"
@@ -172,8 +193,15 @@ class RewardedTask:
         if not asked:
             return []
         verdicts = verify_all(self.task, asked, ids=ids)
-        if self.functions:
+        if self.names:
             columns = self._columns(asked, ids)
+            if self.judge is not None:
+                judged = self.judge.judge(asked)
+                columns.append([one.reward for one in judged])
+                verdicts = [
+                    replace(verdict, details={**verdict.details, **judge_details(one)})
+                    for verdict, one in zip(verdicts, judged, strict=True)
+                ]
             verdicts = [
                 self._rewarded(verdict, [column[n] for column in columns]) for n, verdict in enumerate(verdicts)
             ]
@@ -187,7 +215,7 @@ class RewardedTask:
         given = {name: reward for name, reward in zip(self.names, rewards, strict=True) if reward is not None}
         weights = dict(zip(self.names, self.weights, strict=True))
         total = math.fsum(weights[name] * reward for name, reward in given.items()) if given else None
-        details = {f"{DETAIL}{name}": reward for name, reward in given.items()} if len(self.functions) > 1 else {}
+        details = {f"{DETAIL}{name}": reward for name, reward in given.items()} if len(self.names) > 1 else {}
         return replace(
             verdict,
             reward=total,

@@ -33,11 +33,15 @@ from selfdistill.sampling.build import build_engine
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
+from selfdistill.sampling.resampling import Resampler
 from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions, reference_text
 from selfdistill.sampling.server import await_servers
 from selfdistill.tasks.build import fitted
+from selfdistill.tasks.reward import RewardedTask
 from selfdistill.tracking.progress import activity
+from selfdistill.training.order import Order
 from selfdistill.training.problem import Problem, build_problem
+from selfdistill.training.shaping import Shaping
 from selfdistill.training.trainer import Trainer
 from selfdistill.types import STUDENT, Example, External, Task
 
@@ -62,6 +66,10 @@ class Parts(Models):
     prefetcher: Prefetcher | None
     """None if the learner samples with its own weights."""
     examples: list[Example]
+    resampler: Resampler | None
+    """None unless groups of equal rewards are replaced."""
+    order: Order
+    """Which of the examples each step draws."""
     held_out: list[Example]
     final: list[Example]
     """Problems of ``evaluation.final``; empty without it."""
@@ -93,17 +101,25 @@ def assemble(
     if folder is not None and isinstance(config.sampler, ServerConfig) and problem.method.on_policy:
         servers = config.sampler
         World.current().broadcast_from_rank_zero(lambda: await_servers(servers, say))
+    judge = problem.task.judge if isinstance(problem.task, RewardedTask) else None
+    if folder is not None and judge is not None:
+        first = problem.task.examples("train")[0]
+        judge.open(folder, say)
+        World.current().broadcast_from_rank_zero(lambda: judge.check(first))
     models = build_models(problem)
     examples, held_out, unfit = choose_examples(models)
     final, unfit_final = choose_final_examples(models)
     trainer = build_trainer(models)
     worker = build_rollout_worker(models, say)
+    prefetcher = build_prefetcher(models.config, worker, models.policy, folder, say)
     return Parts(
         **_fields(models),
         trainer=trainer,
         worker=worker,
-        prefetcher=build_prefetcher(models.config, worker, models.policy, folder, say),
+        prefetcher=prefetcher,
         examples=examples,
+        resampler=build_resampler(models.config, worker, prefetcher, examples),
+        order=Order(examples, models.config.sampling.prompts, models.config.seed, models.config.signal),
         held_out=held_out,
         final=final,
         best_by=best_by(models.config.evaluation.best, models.task),
@@ -172,6 +188,7 @@ def build_trainer(models: Models) -> Trainer:
         updates_per_batch=config.optimiser.updates_per_batch,
         importance_cap=config.sampler.importance_cap if isinstance(config.sampler, EngineConfig) else None,
         steps=config.steps,
+        shaping=Shaping(config.signal, config.sampling.max_tokens),
     )
 
 
@@ -251,6 +268,15 @@ def build_prefetcher(
     if not worker.method.on_policy or STUDENT not in worker.method.sampling_roles():
         return None
     return Prefetcher(engine, policy, worker, sampler, seed=config.seed)
+
+
+def build_resampler(
+    config: ResolvedConfig, worker: RolloutWorker, prefetcher: Prefetcher | None, examples: Sequence[Example]
+) -> Resampler | None:
+    """What draws other prompts for groups of equal rewards; None where the config does not ask for it."""
+    if config.signal.equal != "resample":
+        return None
+    return Resampler(worker, prefetcher, examples, config.signal.most, config.seed)
 
 
 def build_teachers(

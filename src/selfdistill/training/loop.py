@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,7 +22,7 @@ from selfdistill.files.jsonl import JsonLines, write_json
 from selfdistill.files.records import total_budget
 from selfdistill.models.policy import save_policy
 from selfdistill.report.page import write_report
-from selfdistill.seeds import batches, derive
+from selfdistill.seeds import derive
 from selfdistill.tasks.reward import describe_right
 from selfdistill.tracking.alarms import AlarmWatch
 from selfdistill.tracking.progress import Interrupted, Progress, activity
@@ -34,7 +34,6 @@ from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, step_line
 from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
-from selfdistill.training.problem import epoch_examples
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord, Task
@@ -154,13 +153,16 @@ class Run:
                 now.before = self._evaluate()
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
-        batches_of_examples = pairwise(self._batches_of_examples())
+        batches_of_examples = pairwise(parts.order.steps(now.step + 1))
         while now.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
             clock = Clock(parts.policy.device)
             # Sample completions and verify them: one group of rollouts per example.
             try:
                 with clock.phase("generation"):
                     groups = self._collect(*next(batches_of_examples))
+                if parts.resampler is not None:
+                    with clock.phase("resampling"):
+                        groups = parts.resampler.fill(groups, step=now.step + 1)
             except Interrupted:
                 self.progress.say(f"step {now.step + 1} was left while it was sampled: --resume samples it anew")
                 break
@@ -174,8 +176,8 @@ class Run:
             parts.trainer.optimiser.zero_grad(set_to_none=True)
             now.step += 1
             # Collect the metrics, evaluate if due, and check the alarms.
-            line = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
-            now.tokens += line["generated"]
+            measured = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
+            line = measured | parts.order.record(now.step, groups)
             if now.step % config.evaluation.every == 0 or now.step == config.steps:
                 with clock.phase("evaluation"):
                     line["evaluation"] = self._evaluate()
@@ -202,13 +204,6 @@ class Run:
         """Whether any rank got a stop request. An all-reduce lets all ranks stop after the same step."""
         stop.signal = self.world.max(stop.signal or 0) or None
         return stop.requested
-
-    def _batches_of_examples(self) -> Iterator[list[Example]]:
-        """The examples of each step, starting with the next step."""
-        per_step, examples, first = self.config.sampling.prompts, self.parts.examples, self.counters.step
-        order = batches(len(examples), per_step, seed=self.config.seed, first_step=first + 1)
-        for step, indices in enumerate(order, start=first):
-            yield epoch_examples(examples, indices, first=step * per_step)
 
     def _collect(self, examples: Sequence[Example], following: Sequence[Example]) -> list[RolloutGroup]:
         """The verified rollouts of the next step. ``following`` are the examples of the step after it."""
@@ -289,6 +284,7 @@ class Run:
             raise
 
     def _add_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
+        self.counters.tokens += line["generated"]
         for phase, seconds in clock.seconds.items():
             self.counters.seconds[phase] = self.counters.seconds.get(phase, 0.0) + seconds
         line["phase_seconds"] = {phase: round(seconds, 4) for phase, seconds in clock.seconds.items()}
@@ -310,7 +306,8 @@ class Run:
             if self.world.is_rank_zero:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 counters = {name: getattr(now, name) for name in now.__slots__}
-                stored = {"counters": counters, "method": method, "origin": parts.origin}
+                order = parts.order.state_dict()
+                stored = {"counters": counters, "method": method, "origin": parts.origin, "order": order}
                 stored |= {"config": self.config.model_dump(), "logs": {one.path.stem: one.mark() for one in self.logs}}
                 write_json(folder / "state.json", stored)
 
@@ -342,6 +339,7 @@ class Run:
             load_state(path, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
             if parts.prefetcher is not None:
                 parts.prefetcher.load(path)
+            parts.order.load_state_dict(stored.get("order"))
             if parts.trainer.state is not None:
                 parts.trainer.state.load_state_dict(stored["method"])
             self.progress.say(f"resuming {self.folder} after step {self.counters.step}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.evaluation.words import deliberation_pattern
+from selfdistill.evaluation.words import deliberation_pattern, mentions_unseen
 from selfdistill.files.records import Budget, RolloutLine, flatten
 from selfdistill.methods.base import Method
+from selfdistill.tasks.judge import judge_counts
 from selfdistill.tasks.reward import function_rewards
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, RolloutGroup, StepRecord, View
@@ -57,10 +59,11 @@ def step_line(groups: Sequence[RolloutGroup], result: StepResult, method: Method
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
-    """Mean reward, share right, length in tokens, share truncated and deliberation words of one role's samples.
+    """Mean reward, share right, length in tokens, share truncated, deliberation words and leaks of one role's samples.
 
+    A leak is a completion that mentions a reference text which its problem does not mention.
     A number is None without samples, or without a judged one. ``reward_low`` and ``reward_high`` are the ends of the
-    rewards; ``reward_<function>`` is the mean of one function where several judge.
+    rewards; ``reward_<function>`` is the mean of one function where several judge; ``judge_asked`` … count requests.
     """
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
@@ -68,6 +71,10 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
     for _, verdict in pairs:
         for name, reward in function_rewards(verdict).items():
             by_function.setdefault(f"reward_{name}", []).append(reward)
+    shown = [" ".join(m.content for m in g.example.prompt) for g in groups for r in g.rollouts if r.source == source]
+    # The data's own responses, which have no log-probabilities of a sampler, leak nothing.
+    wrote = [not any(map(math.isnan, rollout.logprobs)) for rollout, _ in pairs]
+    leaks = [mentions_unseen(r.text, text) for (r, _), text, own in zip(pairs, shown, wrote, strict=True) if own]
     words = sum(len(deliberation_pattern().findall(rollout.text)) for rollout, _ in pairs)
     return {
         "reward": sum(rewards) / len(rewards) if rewards else None,
@@ -75,9 +82,11 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
         "reward_high": max(rewards, default=None),
         "success": sum(verdict.correct for _, verdict in pairs) / len(rewards) if rewards else None,
         **{name: sum(given) / len(given) for name, given in by_function.items()},
+        **judge_counts([verdict.details for _, verdict in pairs]),
         "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
         "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
         "deliberation": words / len(pairs) if pairs else None,
+        "leak": sum(leaks) / len(leaks) if leaks else None,
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
+from selfdistill.config.sampler import EngineConfig
 from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, ParallelConfig, Sampling
 from selfdistill.contexts.fields import example_fields
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
@@ -49,13 +50,16 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     method, name = method_of(config), str(config.method["name"])
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, name)
+    check_signal(config, method, task)
     best_by(config.evaluation.best, task)
     if config.reward is not None:
         # Call the user's reward functions once, so that a faulty one fails before anything is written.
         probed = task.examples("train")[:2]
         asked = [(one, one.fields.get("solution", ""), True) for one in probed]
         # No model is loaded yet: one id stands for the tokens, so that functions that read them are tried too.
-        verify_all(task, asked, ids=[(0,)] * len(asked))
+        # A judge is asked where a run is built, once.
+        tried = task.without_judge() if isinstance(task, RewardedTask) else task
+        verify_all(tried, asked, ids=[(0,)] * len(asked))
     # Refuse contexts that cannot be rendered.
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
@@ -148,6 +152,25 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
         raise ConfigError(
             f"method {name!r} needs rewards, but the task has no verifier: "
             'name the answer column (task.answer) or a reward function (reward = "module:function")'
+        )
+
+
+def check_signal(config: ResolvedConfig, method: Method, task: Task) -> None:
+    """Refuse a ``[signal]`` that this method, task or sampler cannot give.
+
+    Raises:
+        ConfigError: names the key and what it needs.
+    """
+    signal, name = config.signal, config.method["name"]
+    if signal.needs_rewards and not (task.has_verifier and method.on_policy):
+        why = "the task has no verifier" if method.on_policy else f"method {name!r} samples no completions"
+        keys = {"equal": "keep", "weight": "none", "overlong": "keep", "curriculum": False}
+        named = next(key for key, off in keys.items() if getattr(signal, key) not in (off, "mask"))
+        raise ConfigError(f"signal.{named} needs rewards of completions, but {why}")
+    if signal.equal == "resample" and isinstance(config.sampler, EngineConfig) and config.sampler.overlap:
+        raise ConfigError(
+            "signal.equal = 'resample' draws further prompts once a step is judged, and with sampler.overlap the "
+            "engine samples the next step by then: set one of them off"
         )
 
 

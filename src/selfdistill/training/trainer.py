@@ -35,6 +35,7 @@ from selfdistill.tracking.progress import advance
 from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, gaps, metrics_of_learner, sampled_logprobs
 from selfdistill.training.movement import Movement
+from selfdistill.training.shaping import Shaping
 from selfdistill.types import STUDENT, External, Role, RoleSums, RolloutGroup, Scores, StepRecord, View
 
 
@@ -104,6 +105,7 @@ class Trainer:
         updates_per_batch: int = 1,
         importance_cap: float | None = None,
         steps: int | None = None,
+        shaping: Shaping | None = None,
     ) -> None:
         """Build a trainer.
 
@@ -112,7 +114,7 @@ class Trainer:
         ``teachers`` None makes the teachers that the method needs, copied from the student as it is now.
         ``importance_cap`` caps the importance weights of completions that another engine or older weights sampled;
         None makes no correction, for completions that the student itself sampled. ``steps`` is the run's length, for
-        methods with a schedule.
+        methods with a schedule. ``shaping`` drops, weighs and punishes completions; None leaves all as they are.
         """
         self.policy = policy
         self.teachers = teachers or teachers_of(method, policy)
@@ -129,6 +131,7 @@ class Trainer:
         self.updates_per_batch = updates_per_batch
         self.importance_cap = importance_cap
         self.steps = steps
+        self.shaping = shaping
         self.state = method.new_state()
 
     def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock | None = None) -> StepResult:
@@ -176,9 +179,12 @@ class Trainer:
 
     def prepare(self, groups: Sequence[RolloutGroup], *, step: int) -> Prepared:
         """The views of these groups that a step scores, with their advantages."""
-        return prepare_step(
-            groups, self.method, self.templates, self.chat, thinking=self.thinking, seed=self.seed, step=step
+        shaping = self.shaping
+        rewarded = shaping.punish(groups) if shaping else groups
+        prepared = prepare_step(
+            rewarded, self.method, self.templates, self.chat, thinking=self.thinking, seed=self.seed, step=step
         )
+        return shaping.shape(prepared, groups) if shaping else prepared
 
     def _update(
         self, views: Sequence[View], step: int, update: int, clock: Clock, first: Sequence[Scores | None] | None

@@ -1,0 +1,157 @@
+"""The ratios of GSPO and CISPO, the divergence to the reference and the entropy: gradients of a step by brute force."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import methods_by_hand as hand
+from selfdistill.contexts.templates import Template
+from selfdistill.methods import build_method
+from selfdistill.objectives import (
+    clipped_weight_policy_gradient,
+    reference_penalty,
+    sequence_policy_gradient,
+)
+from selfdistill.types import Role
+from support.engine import QUESTIONS, distance, invent_groups, load_exact, make_bench, perturb, size_of
+from support.hindsight import rendered, scored, sibling_or_solution_verdict
+from support.runs import outcome, tiny_run, train
+
+Loss = Callable[[Sequence[hand.Scored]], Tensor]
+
+
+def per_token(*terms: tuple[float, Callable[[hand.Scored, int], Tensor]]) -> Loss:
+    """The mean over all tokens of a weighted sum."""
+
+    def loss(completions: Sequence[hand.Scored]) -> Tensor:
+        return hand.mean_over_tokens(
+            completions, lambda one, t: sum((w * term(one, t) for w, term in terms), hand.ZERO)
+        )
+
+    return loss
+
+
+def per_completion(low: float, high: float) -> Loss:
+    return lambda completions: sum((hand.gspo(one, low, high) for one in completions), hand.ZERO) / len(completions)
+
+
+CASES: dict[str, tuple[str, Mapping[str, Any], Loss]] = {
+    "kl": ("grpo", {"kl": 0.3}, per_token((1, hand.grpo), (0.3, hand.reference_penalty))),
+    "entropy": ("grpo", {"entropy": 0.2}, per_token((1, hand.grpo), (-0.2, hand.entropy))),
+    "weight": (
+        "grpo",
+        {"ratio": "weight", "clip_low": 0.02, "clip_high": 0.01},
+        per_token((1, partial(hand.cispo, low=0.02, high=0.01))),
+    ),
+    "sequence": ("grpo", {"ratio": "sequence", "clip_low": 0.5, "clip_high": 0.5}, per_completion(0.5, 0.5)),
+    "sequence clipped": (
+        "grpo",
+        {"ratio": "sequence", "clip_low": 0.003, "clip_high": 0.004},
+        per_completion(0.003, 0.004),
+    ),
+    "all of it": (
+        "grpo",
+        {"ratio": "weight", "clip_low": 1.0, "clip_high": 0.05, "kl": 0.1, "entropy": 0.1},
+        per_token((1, partial(hand.cispo, low=1.0, high=0.05)), (0.1, hand.reference_penalty), (-0.1, hand.entropy)),
+    ),
+    "sd with kl": ("sd", {"kl": 0.3}, per_token((1, hand.sd(0.5)), (0.3, hand.reference_penalty))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_a_step_is_that_of_brute_force(
+    case: str, folder: Path, templates: Mapping[str, Template]
+) -> None:
+    name, hyperparameters, loss_of = CASES[case]
+    policy, chat = load_exact(folder)
+    start = copy.deepcopy(policy.model)
+    bench = make_bench(policy, chat, templates, name, hyperparameters, move=perturb)
+    groups = invent_groups(policy, chat)
+    result = bench.step(groups)
+    model = copy.deepcopy(start)
+    model.load_state_dict(
+        {n: p for n, p in policy.model.state_dict().items() if ".ema." not in n and ".frozen." not in n}
+    )
+    # The reference is the model before it was moved; SD's teacher is the live one.
+    others = {"reference": lambda g, i: rendered(QUESTIONS[g])}
+    completions = scored(model, start, groups, chat, policy.vocab_size, shown=None, others=others)
+    if name == "sd":
+        told = scored(model, model, groups, chat, policy.vocab_size, shown=sibling_or_solution_verdict)
+        for one, other in zip(completions, told, strict=True):
+            object.__setattr__(one, "teacher", other.teacher)
+    loss = loss_of(completions)
+    assert result.record.loss == pytest.approx(float(loss.detach()), rel=1e-9)
+    expected = hand.gradient(model, loss)
+    assert size_of(expected) > 1e-5
+    assert distance(bench.gradient(), expected) < 1e-8
+
+
+def test_each_of_them_changes_the_gradient(folder: Path, templates: Mapping[str, Template]) -> None:
+    """Otherwise a knob that does nothing would agree with a hand version that forgets it."""
+    gradients = {}
+    for case, (name, hyperparameters, _) in {**CASES, "plain": ("grpo", {}, None)}.items():
+        policy, chat = load_exact(folder)
+        bench = make_bench(policy, chat, templates, name, hyperparameters, move=perturb)
+        bench.step(invent_groups(policy, chat))
+        gradients[case] = bench.gradient()
+    for case in CASES:
+        assert distance(gradients[case], gradients["plain"]) > 1e-3
+
+
+def test_the_values_are_those_of_a_hand_calculation() -> None:
+    half, old = torch.tensor([math.log(0.5)]).double(), torch.tensor([math.log(0.25)]).double()
+    one = torch.ones(1).double()
+    # r = 2, cut at 1.2: −1.2 · log ½; without an upper bound that reaches it, −2 · log ½.
+    assert clipped_weight_policy_gradient(half, old, one).tolist() == pytest.approx([1.2 * math.log(2)])
+    assert clipped_weight_policy_gradient(half, old, one, clip_high=3.0).tolist() == pytest.approx([2 * math.log(2)])
+    assert clipped_weight_policy_gradient(old, half, -one, clip_low=0.3).tolist() == pytest.approx([-0.7 * math.log(4)])
+    # s = 1.5 stands at every token, whatever the token's own ratio is.
+    s = torch.tensor([math.log(1.5)]).double()
+    assert sequence_policy_gradient(half, s, one, clip_low=0.1, clip_high=0.1).tolist() == pytest.approx([-1.1])
+    assert sequence_policy_gradient(half, s, -one, clip_low=0.1, clip_high=0.1).tolist() == pytest.approx([1.5])
+    # q = ½: ½ + log 2 − 1; equal policies are no distance apart.
+    assert reference_penalty(half, old).tolist() == pytest.approx([0.5 + math.log(2) - 1])
+    assert reference_penalty(half, half).tolist() == [0.0]
+    for wrong in ({"clip_low": 1.5}, {"clip_high": -0.1}):
+        with pytest.raises(ValueError, match="clip bounds"):
+            clipped_weight_policy_gradient(half, old, one, **wrong)
+        with pytest.raises(ValueError, match="clip bounds"):
+            sequence_policy_gradient(half, s, one, **wrong)
+    with pytest.raises(ValueError, match="shapes differ"):
+        reference_penalty(half, torch.zeros(2).double())
+
+
+def test_the_mean_of_the_penalty_is_the_divergence() -> None:
+    p, q = (torch.tensor(row, dtype=torch.float64) for row in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6]))
+    expected = float((p * (p / q).log()).sum())
+    assert float((p * reference_penalty(p.log(), q.log())).sum()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_methods_on_top_of_grpo_have_its_roles_too() -> None:
+    for name in ("sd", "antisd"):
+        method = build_method(name, {"kl": 0.1, "ratio": "sequence"})
+        assert dict(method.roles()).keys() == {"reference", "teacher"}
+        assert method.roles()["reference"] == Role(None, "frozen")
+        assert {"reference", "teacher", "student"} <= set(method.precompute())
+        assert (method.compared(), method.weighting) == ([], "completion")
+        assert set(build_method(name, {}).roles()) == {"teacher"}
+    assert list(build_method("grpo", {}).roles()) == list(build_method("grpo", {}).precompute()) == []
+
+
+@pytest.mark.parametrize("name", ["grpo", "antisd"])
+def test_a_stopped_run_goes_on_bit_for_bit(name: str, folder: Path, tmp_path: Path) -> None:
+    method = {"name": name, "ratio": "sequence", "kl": 0.1, "entropy": 0.01}
+    config = tiny_run(folder, method, "optimiser.updates_per_batch=2")
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", stop_after=3)
+    train(config, tmp_path / "parts", resume=True)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
