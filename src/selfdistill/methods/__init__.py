@@ -14,11 +14,16 @@ from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
 from selfdistill.methods.credit import CREDIT
+from selfdistill.methods.demopsd import DemoPSD
+from selfdistill.methods.eopd import EOPD
 from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.hdpo import HDPO
 from selfdistill.methods.opsd import OPSD
+from selfdistill.methods.paced import PACED
 from selfdistill.methods.pbsd import PBSD
 from selfdistill.methods.pbsd_reward import PBSDReward
 from selfdistill.methods.purified import Purified
+from selfdistill.methods.sc_sdpo import SCSDPO
 from selfdistill.methods.sd import SD
 from selfdistill.methods.sdft import SDFT
 from selfdistill.methods.sdpo import SDPO
@@ -36,6 +41,11 @@ METHODS: Mapping[str, type[Method]] = {
     "purified": Purified,
     "pbsd": PBSD,
     "pbsd_reward": PBSDReward,
+    "sc_sdpo": SCSDPO,
+    "paced": PACED,
+    "demopsd": DemoPSD,
+    "eopd": EOPD,
+    "hdpo": HDPO,
 }
 """Every method's class by name. ``build_method`` makes one with its hyperparameters."""
 
