@@ -34,6 +34,8 @@ KNOBS: dict[str, dict[str, Any]] = {
     "sdft": {"teacher_rate": 0.3},
     "credit": {"teacher_rate": 0.3},
     "antisd": {"warmup": 1},
+    "sc_sdpo": {"teacher_rate": 0.3},
+    "demopsd": {"teacher_rate": 0.3},
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, KNOBS.get(name, {})) for name in METHODS},

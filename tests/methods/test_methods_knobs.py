@@ -524,6 +524,42 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "pbsd": {"beta": (0.1, 0.0), "length": ("sum",), "reward_filter": ("off",), "context": ("solution",)},
     "pbsd_reward": {"beta": (0.1, 0.0), "length": ("sum",), "drop_wrong_groups": (False,), "context": ("solution",)},
+    "sc_sdpo": {
+        "teacher_rate": (0.05, -0.01, 1.01),
+        "ratio_cap": (2.0, 0.0),
+        "exponent": (0.5, -0.01),
+        "normalise": ("batch",),
+        "context": ("sibling_or_feedback",),
+    },
+    "paced": {
+        "alpha": (1.0, -0.01),
+        "beta": (1.0, -0.01),
+        "reverse_from": (0.5, -0.01, 1.01),
+        "context": ("solution",),
+    },
+    "demopsd": {
+        "teacher_rate": (0.05, -0.01, 1.01),
+        "ratio_cap": (2.0, 0.0),
+        "weight_drift": (True, False),
+        "alpha_max": (0.15, -0.01, 1.01),
+        "beta": (50.0, 0.0),
+        "context": ("sibling_or_feedback",),
+    },
+    "eopd": {
+        "threshold": (0.8, -0.01),
+        "k": (16, 0),
+        "strength": (1.0, -0.01),
+        "clip_low": (0.2, 0.0),
+        "clip_high": (0.2, 0.0),
+        "context": ("solution",),
+    },
+    "hdpo": {
+        "scale": ("std",),
+        "clip_low": (0.2, 0.0),
+        "clip_high": (0.2, 0.0),
+        "strength": (1.0, -0.01),
+        "context": ("solution",),
+    },
 }
 """The papers' defaults (or ours, where the docstrings say so), and the limits of each hyperparameter."""
 
@@ -630,7 +666,7 @@ def test_what_a_name_or_a_knob_was_meant_to_be() -> None:
     # The name is not a hyperparameter, and is not offered as one.
     assert refused("grpo", name="grpo") == f"unknown key method.name for method 'grpo'; known: {known}"
     assert refused("grpo", nam="grpo").endswith(f"known: {known}")
-    listed = "known: antisd, credit, grpo, opsd, pbsd, pbsd_reward, purified, sd, sdft, sdpo, sft; or module:Class"
+    listed = f"known: {', '.join(sorted(METHODS))}; or module:Class"
     assert refused("grpp") == f"unknown method 'grpp'; did you mean 'grpo'? {listed}"
     assert refused("zzz") == f"unknown method 'zzz'; {listed}"
     wrong = "is not a subclass of selfdistill.methods.Method"
@@ -655,6 +691,11 @@ RECOMMENDED = {
     "purified": (5e-6, 5e-6, 1, 1024, 1.0, 1.0, 0),
     "pbsd": (1e-6, 1e-5, 4, 1024, 1.0, 1.0, 0),
     "pbsd_reward": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "sc_sdpo": (1e-5, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "paced": (5e-6, 5e-6, 8, 1024, 1.0, 1.0, 0),
+    "demopsd": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "eopd": (1e-6, 1e-5, 1, 1024, 1.0, 1.0, 0),
+    "hdpo": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
 }
 DECLARED = {
     # on-policy, without a context, a mean over, one update, needs rewards
@@ -669,6 +710,11 @@ DECLARED = {
     "purified": (True, "drop", "token", False, False),
     "pbsd": (True, "drop", "completion", True, False),
     "pbsd_reward": (True, "drop", "completion", False, True),
+    "sc_sdpo": (True, "drop", "token", False, True),
+    "paced": (True, "drop", "token", False, True),
+    "demopsd": (True, "drop", "token", False, True),
+    "eopd": (True, "drop", "token", False, False),
+    "hdpo": (True, "mask", "token", False, True),
 }
 
 
@@ -697,6 +743,11 @@ WEIGHTS = {
     "purified": "frozen",
     "pbsd": "frozen",
     "pbsd_reward": "frozen",
+    "sc_sdpo": "ema",
+    "paced": "frozen",
+    "demopsd": "ema",
+    "eopd": "frozen",
+    "hdpo": "live",
 }
 
 
@@ -708,7 +759,7 @@ def test_a_teachers_role_has_the_methods_weights_unless_a_knob_names_others(name
     for role, found in roles().roles().items():
         assert found.weights == WEIGHTS[name]
         assert found.thinking is None
-        assert (found.context is None) == (role == "base")
+        assert (found.context is None) == (role in ("base", "bare"))
     other = "live" if WEIGHTS[name] != "live" else "frozen"
     assert {role.weights for role in roles(weights=other).roles().values()} == {other}
     thinking = {role: found.thinking for role, found in roles(teacher_thinking=False).roles().items()}

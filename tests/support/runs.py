@@ -40,6 +40,11 @@ METHODS: dict[str, Any] = {
     "purified": "purified",
     "pbsd": "pbsd",
     "pbsd_reward": "pbsd_reward",
+    "sc_sdpo": {"name": "sc_sdpo", "teacher_rate": 0.3},
+    "paced": "paced",
+    "demopsd": {"name": "demopsd", "teacher_rate": 0.3},
+    "eopd": "eopd",
+    "hdpo": "hdpo",
 }
 """Every method as a run asks for it, with what makes its parts show in a few steps."""
 

@@ -713,6 +713,15 @@ ROLES = {
     ],
     "pbsd": ["student: what the model is asked", "teacher: context solution, frozen weights"],
     "pbsd_reward": ["student: what the model is asked", "teacher: context solution, frozen weights"],
+    "sc_sdpo": ["student: what the model is asked", "teacher: context sibling_or_feedback, ema weights"],
+    "paced": ["student: what the model is asked", "teacher: context solution, frozen weights"],
+    "demopsd": [
+        "student: what the model is asked",
+        "teacher: context sibling_or_feedback, ema weights",
+        "bare: the student's prompt, ema weights",
+    ],
+    "eopd": ["student: what the model is asked", "teacher: context solution, frozen weights"],
+    "hdpo": ["student: what the model is asked", "teacher: context solution, live weights"],
 }
 DRAWN = {"sft": 1, "pbsd": 6}
 """Completions of each problem, where they are not the three that were asked for."""

@@ -23,7 +23,8 @@ class EOPD(DriftingTeacher):
 
     The paper's teacher is a larger model under the student's own prompt:
     ``weights = { kind = "external", path = … }`` with ``context = "student"``. Our choice, so that the method needs no
-    second model: the weights of step 0 that see the solution. Also ours: the learning rates, and one completion a prompt.
+    second model: the weights of step 0 that see the solution. Also ours: the learning rates, and one completion a
+    prompt.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5, completions=1)

@@ -24,7 +24,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
     """Mean reward, share right, length in tokens, share truncated and deliberation words of one role's samples.
 
     A number is None without samples, or without a judged one. ``reward_low`` and ``reward_high`` are the ends of the
-    rewards; ``reward_<function>`` is the mean of one function where several judge.
+    rewards; ``reward_<function>`` is the mean of one function where several judge. Of roles besides the student, which
+    may sample for some problems only, completions and tokens are counted too.
     """
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
@@ -32,6 +33,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
     for _, verdict in pairs:
         for name, reward in function_rewards(verdict).items():
             by_function.setdefault(f"reward_{name}", []).append(reward)
+    tokens = sum(len(r.completion_ids) for r, _ in pairs)
     words = sum(len(deliberation_pattern().findall(rollout.text)) for rollout, _ in pairs)
     return {
         "reward": sum(rewards) / len(rewards) if rewards else None,
@@ -39,9 +41,10 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
         "reward_high": max(rewards, default=None),
         "success": sum(verdict.correct for _, verdict in pairs) / len(rewards) if rewards else None,
         **{name: sum(given) / len(given) for name, given in by_function.items()},
-        "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
+        "length": tokens / len(pairs) if pairs else None,
         "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
         "deliberation": words / len(pairs) if pairs else None,
+        **({} if source == STUDENT else {"completions": len(pairs), "generated": tokens}),
     }
 
 
