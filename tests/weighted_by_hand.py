@@ -88,5 +88,6 @@ def hdpo(completions: Sequence[Scored], strength: float, *, k: int) -> Tensor:
                 rewarded.append(grpo(one, t))
             else:
                 assert one.teacher is not None
-                distilled.append(jensen_shannon(*cut_all([one.student[t], one.teacher[t]], k)))
+                student, teacher = cut_all([one.student[t], one.teacher[t]], k)
+                distilled.append(jensen_shannon(student, teacher))
     return sum(rewarded, ZERO) / max(len(rewarded), 1) + strength * sum(distilled, ZERO) / max(len(distilled), 1)

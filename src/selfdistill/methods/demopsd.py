@@ -29,7 +29,7 @@ class DemoPSD(SDPO):
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)
 
     name: Literal["demopsd"] = "demopsd"  # type: ignore[assignment]
-    weight_drift: Literal[True] = Field(  # type: ignore[assignment]
+    weight_drift: Literal[True] = Field(
         True, description="B is always scored, so u is always logged as pmi and weight_drift."
     )
     divergence: Divergence = Field(
