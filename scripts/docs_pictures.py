@@ -2,8 +2,8 @@
 
 The shipped base model samples Countdown problems with a fixed seed, the microscope scores the completions, and two of
 one problem, a correct and a wrong one, are drawn as every method sees them. Methods that learn from other texts show
-these: ``sft`` its solution, ``pbsd`` a pair, ``pbsd_reward`` two weighted samples of its teacher, ``hdpo`` a right sample
-of its teacher where the student failed. Another machine may sample other completions; the choice among them is by rule.
+these: ``sft`` its solution, ``pbsd`` a pair, ``pbsd_reward`` two weighted samples of its teacher, ``hdpo`` a right one
+of a hard problem. Another machine may sample other completions; the choice among them is by rule.
 Names after the script draw only these.
 """
 
@@ -45,7 +45,7 @@ SETTINGS = {
     # What HDPO does to the samples of its teacher.
     "hdpo": (
         "opsd",
-        {"divergence": build_method("hdpo", {}).model_dump()["divergence"], "weights": "live", "score_temperature": 1.0},
+        {"divergence": build_method("hdpo", {}).model_dump()["divergence"], "score_temperature": 1.0},
     ),
 }
 """Pictures of a method under another name, with its hyperparameters."""
@@ -71,7 +71,8 @@ class Bench:
 
     def table(self, groups: Sequence[RolloutGroup], methods: Sequence[str]) -> TokenTable:
         """What the microscope sees of some groups, u under the solution first."""
-        wanted = plan({name: build_method(*SETTINGS.get(name, (name, {}))) for name in methods}, [TEACHER], self.templates)
+        built = {name: build_method(*SETTINGS.get(name, (name, {}))) for name in methods}
+        wanted = plan(built, [TEACHER], self.templates)
         found = inspect_groups(
             self.policy, self.chat, groups, wanted, self.templates,
             thinking=None, prompts=PROBLEMS, max_tokens=4096, max_logits_per_chunk=1 << 24, seed=SEED,
