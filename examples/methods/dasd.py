@@ -2,7 +2,8 @@
 
 A_t = A + β ω_t δ_t, δ_t = log T(y_t) − log S(y_t), standardised within the completion,
 ω_t = tanh((τ − H_t) / σ_H) · σ(|δ_t| − 1), H_t the student's entropy, τ its (1−ρ)-quantile in the completion, σ_H
-its mean absolute deviation. β and the normaliser of δ are not known to us: 0.1 and the standard deviation are our choice.
+its mean absolute deviation. β and the normaliser of δ are not known to us: 0.1 and the standard deviation are
+our choice.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """RLRT (arXiv 2605.10781): reward what succeeded *without* looking like the reference.
 
-A_t = A · (S / T)^sign(A) on right completions, A elsewhere; T is the live model with the solution. Our choice: the factor
-is clipped at 1 ± ε, ε = 0.2.
+A_t = A · (S / T)^sign(A) on right completions, A elsewhere; T is the live model with the solution. Our choice: the
+factor is clipped at 1 ± ε, ε = 0.2.
 """
 
 from collections.abc import Mapping, Sequence
