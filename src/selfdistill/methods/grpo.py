@@ -21,7 +21,7 @@ class GRPO(Method):
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)
-    without_context: ClassVar[Literal["drop", "keep"]] = "keep"
+    without_context: ClassVar[Literal["drop", "keep", "mask"]] = "keep"
 
     name: Literal["grpo"] = "grpo"
     scale: Literal["std", "none"] = Field("std", description="Divide advantages by the group's std, or not (Dr. GRPO).")

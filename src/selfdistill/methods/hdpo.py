@@ -29,7 +29,7 @@ class HDPO(GRPO):
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)
-    without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"  # type: ignore[assignment]
+    without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"
 
     name: Literal["hdpo"] = "hdpo"  # type: ignore[assignment]
     strength: float = Field(1.0, ge=0, description="λ, weight of the distillation beside GRPO.")
