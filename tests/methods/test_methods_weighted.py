@@ -284,6 +284,8 @@ def test_hdpo_adds_the_teachers_right_samples_to_grpo(lora: LoraConfig | None, m
             completions.append(one)
     assert [one.source for one in completions].count("teacher") == 1 and len(completions) == 13
     measured.compare(weighted.hdpo(completions, 0.6, k=5))
+    # The teacher's right sample is none of the student's.
+    assert {view.group: view.pass_rate for view in measured.result.views} == dict(enumerate(RATES))
     values = measured.result.record.values
     taught_tokens = sum(len(one.ids) for one in completions if one.source == "teacher")
     assert values["distilled_share"] == pytest.approx(taught_tokens / sum(len(one.ids) for one in completions))

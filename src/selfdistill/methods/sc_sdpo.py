@@ -22,9 +22,9 @@ class SCSDPO(SDPO):
     of difficulty; SDPO has none. Questions that are always or never solved weigh 0, also where there is feedback.
     An exponent of 0 is SDPO.
 
-    Experimental: the paper normalises by the batch, in a form that we could not recover. Our choice: w̄ is the mean of w over the
-    completions in the loss, so that the weights of a batch have the mean 1. Also our choice: a question of which no
-    completion is judged weighs 0.
+    Experimental: the paper normalises by the batch, in a form that we could not recover. Our choice: w̄ is the mean of
+    w over the completions in the loss, so that the weights of a batch have the mean 1. Also our choice: a question of
+    which no completion is judged weighs 0.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-5, lora_learning_rate=1e-5)
