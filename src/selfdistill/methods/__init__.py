@@ -13,12 +13,14 @@ from selfdistill.config.suggest import near
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
+from selfdistill.methods.cepo import CEPO
 from selfdistill.methods.credit import CREDIT
 from selfdistill.methods.grpo import GRPO
 from selfdistill.methods.opsd import OPSD
 from selfdistill.methods.pbsd import PBSD
 from selfdistill.methods.pbsd_reward import PBSDReward
 from selfdistill.methods.purified import Purified
+from selfdistill.methods.rlsd import RLSD
 from selfdistill.methods.sd import SD
 from selfdistill.methods.sdft import SDFT
 from selfdistill.methods.sdpo import SDPO
@@ -36,6 +38,8 @@ METHODS: Mapping[str, type[Method]] = {
     "purified": Purified,
     "pbsd": PBSD,
     "pbsd_reward": PBSDReward,
+    "cepo": CEPO,
+    "rlsd": RLSD,
 }
 """Every method's class by name. ``build_method`` makes one with its hyperparameters."""
 
