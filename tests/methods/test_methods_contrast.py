@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +13,15 @@ import torch
 import methods_by_hand as hand
 from selfdistill.config.sections import Limits, LimitsConfig, LoraConfig, limits_on
 from selfdistill.contexts.templates import Template
-from selfdistill.training.trainer import StepResult
-from selfdistill.types import RolloutGroup
 from support.engine import (
     QUESTIONS,
     SAID,
-    Bench,
     distance,
     invent_groups,
     load_exact,
     make_bench,
     numbers_of,
     only_correct,
-    perturb,
     size_of,
 )
 from support.hindsight import (

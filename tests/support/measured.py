@@ -54,7 +54,9 @@ class Measured:
             self.groups = [change(group) for group in self.groups]
         self.result: StepResult = self.bench.step(self.groups, step=step)
         self.student = copy.deepcopy(self.start)
-        self.student.load_state_dict({n: p for n, p in self.policy.model.state_dict().items() if ".ema." not in n})
+        # Without the adapters of averaged and copied teachers.
+        names = self.student.state_dict().keys()
+        self.student.load_state_dict({n: p for n, p in self.policy.model.state_dict().items() if n in names})
 
     def scored(self, *, live: bool = False, **roles: Any) -> list[hand.Scored]:
         """Every completion by brute force; the teachers have the weights of the start, or the student's."""

@@ -713,6 +713,24 @@ ROLES = {
     ],
     "pbsd": ["student: what the model is asked", "teacher: context solution, frozen weights"],
     "pbsd_reward": ["student: what the model is asked", "teacher: context solution, frozen weights"],
+    "cepo": [
+        "student: what the model is asked",
+        "teacher: context answer_only, live weights",
+        "wrong: context wrong_answer, live weights",
+    ],
+    "rlcsd": [
+        "student: what the model is asked",
+        "teacher: context random_sibling_or_solution, snapshot weights",
+        *(f"wrong_{k}: context wrong_sibling, snapshot weights" for k in range(4)),
+    ],
+    "rlsd": ["student: what the model is asked", "teacher: context sibling_or_solution, live weights"],
+    "sdar": ["student: what the model is asked", "teacher: context sibling_or_solution, live weights"],
+    "sdpg": [
+        "student: what the model is asked",
+        "teacher: context answer_only, live weights",
+        "reference: the student's prompt, frozen weights",
+    ],
+    "srpo": ["student: what the model is asked", "teacher: context sibling_or_feedback, ema weights"],
 }
 DRAWN = {"sft": 1, "pbsd": 6}
 """Completions of each problem, where they are not the three that were asked for."""

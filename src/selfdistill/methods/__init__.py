@@ -20,11 +20,15 @@ from selfdistill.methods.opsd import OPSD
 from selfdistill.methods.pbsd import PBSD
 from selfdistill.methods.pbsd_reward import PBSDReward
 from selfdistill.methods.purified import Purified
+from selfdistill.methods.rlcsd import RLCSD
 from selfdistill.methods.rlsd import RLSD
 from selfdistill.methods.sd import SD
+from selfdistill.methods.sdar import SDAR
 from selfdistill.methods.sdft import SDFT
+from selfdistill.methods.sdpg import SDPG
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.methods.sft import SFT
+from selfdistill.methods.srpo import SRPO
 
 METHODS: Mapping[str, type[Method]] = {
     "grpo": GRPO,
@@ -39,7 +43,11 @@ METHODS: Mapping[str, type[Method]] = {
     "pbsd": PBSD,
     "pbsd_reward": PBSDReward,
     "cepo": CEPO,
+    "rlcsd": RLCSD,
     "rlsd": RLSD,
+    "sdar": SDAR,
+    "sdpg": SDPG,
+    "srpo": SRPO,
 }
 """Every method's class by name. ``build_method`` makes one with its hyperparameters."""
 
