@@ -33,7 +33,10 @@ from selfdistill.training.run_folder import config_for
 from selfdistill.types import Role, RolloutGroup, Skipped
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"
-METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")
+METHODS = (
+    *("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified"),
+    *("cepo", "rlcsd", "rlsd", "sdar", "sdpg", "srpo"),
+)
 TEACHER = "solution"
 PROBLEMS, SAMPLES, SEED = 16, 8, 0
 LONGEST = 70
@@ -97,7 +100,7 @@ def choose_pair(table: TokenTable) -> tuple[int, int]:
     """
     by_problem: dict[int, dict[bool, int]] = {}
     for c, (one, length) in enumerate(zip(table.samples, table.findings.lengths, strict=True)):
-        tries = sum(piece.body == "try" for piece in one.pieces)
+        tries = sum(piece.body.strip() == "try" for piece in one.pieces)
         if one.finished and tries >= 2 and length <= LONGEST:
             by_problem.setdefault(table.findings.places[c][0], {}).setdefault(one.reward == 1, c)
 

@@ -41,7 +41,13 @@ METHODS: dict[str, Any] = {
     "pbsd": "pbsd",
     "pbsd_reward": "pbsd_reward",
     "cepo": {"name": "cepo", "decay": 4, "without_wrong": "student"},
-    "rlcsd": {"name": "rlcsd", "weights": {"kind": "snapshot", "every": 2}},
+    # The tiny model's completions rarely hold a sibling's answer: hints that every completion has.
+    "rlcsd": {
+        "name": "rlcsd",
+        "weights": {"kind": "snapshot", "every": 2},
+        "context": "solution",
+        "wrong_context": "reference_only",
+    },
     "rlsd": {"name": "rlsd", "decay": 4},
     "sdar": "sdar",
     "sdpg": {"name": "sdpg", "strength": 0.5, "warmup": 2, "decay": 2, "reference_weight": 0.1},

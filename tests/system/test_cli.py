@@ -715,13 +715,11 @@ ROLES = {
     "pbsd_reward": ["student: what the model is asked", "teacher: context solution, frozen weights"],
     "cepo": [
         "student: what the model is asked",
-        "teacher: context answer_only, live weights",
-        "wrong: context wrong_answer, live weights",
+        "teacher: context answer_only, live weights",  # the tiny model is never wrong with an answer
     ],
     "rlcsd": [
         "student: what the model is asked",
-        "teacher: context random_sibling_or_solution, snapshot weights",
-        *(f"wrong_{k}: context wrong_sibling, snapshot weights" for k in range(4)),
+        "teacher: context random_sibling_or_solution, weights of a snapshot every 10 steps",
     ],
     "rlsd": ["student: what the model is asked", "teacher: context sibling_or_solution, live weights"],
     "sdar": ["student: what the model is asked", "teacher: context sibling_or_solution, live weights"],

@@ -63,8 +63,8 @@ def clipped_policy_gradient(
 
     r = exp(log p − log p_old), computed up to e^20. Takes the learner's log-probability of the sampled token, its value
     when the completion was scored for the first time, and the advantage, each N; returns N, to be *minimised*. Gradient
-    flows through ``logprob_N`` alone. With ``dual_clip`` c a token of negative advantage costs at most c |A|, and has no
-    gradient there (dual-clip PPO, arXiv 1912.09729). Raises ValueError for bounds outside 0 ≤ clip_low ≤ 1,
+    flows through ``logprob_N`` alone. With ``dual_clip`` c a token of negative advantage costs at most c |A|, without
+    gradient at the bound (dual-clip PPO, arXiv 1912.09729). Raises ValueError for bounds outside 0 ≤ clip_low ≤ 1,
     clip_high ≥ 0, dual_clip > 1, for unequal shapes or types other than float32 and float64.
     """
     if not 0.0 <= clip_low <= 1.0 or not clip_high >= 0.0:
