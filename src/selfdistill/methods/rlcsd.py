@@ -87,8 +87,8 @@ class RLCSD(GRPO):
 
     def _bonus(self, right: Scores | None, wrong: Sequence[Scores | None]) -> Tensor | None:
         """r of a completion's tokens; None without both kinds of hint."""
-        there = [scores.target_N.double() for scores in wrong if scores is not None]
+        there = [scores.target_N.cpu().double() for scores in wrong if scores is not None]
         if right is None or not there:
             return None
-        evidence_N = right.target_N.double() - (torch.logsumexp(torch.stack(there), 0) - math.log(len(there)))
+        evidence_N = right.target_N.cpu().double() - (torch.logsumexp(torch.stack(there), 0) - math.log(len(there)))
         return (self.strength * torch.tanh(evidence_N / self.sharpness)).clamp(-self.bonus_clip, self.bonus_clip)

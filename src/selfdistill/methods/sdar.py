@@ -50,4 +50,4 @@ class SDAR(GRPO):
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
         """GRPO's, and the mean gate."""
-        return {**super().metrics(tokens), "gate": self.gate(tokens)}
+        return {**super().metrics(tokens), "pull_gate": self.gate(tokens)}

@@ -59,7 +59,7 @@ class SRPO(GRPO):
             scores is not None and view.reward is not None and not view.correct
             for view, scores in zip(batch.views, teachers, strict=True)
         ]
-        entropies = [scores.entropy_N.double() if scores else torch.empty(0).double() for scores in teachers]
+        entropies = [scores.entropy_N.cpu().double() if scores else torch.empty(0).double() for scores in teachers]
         # Relative to the surest token, so that no weight underflows; the mean takes the factor out again.
         surest = min((float(entropies[i].min()) for i, chosen in enumerate(routed) if chosen), default=0.0)
         unscaled = [(self.entropy_weight * (surest - entropy_N)).exp() for entropy_N in entropies]
