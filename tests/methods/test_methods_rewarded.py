@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,10 @@ def test_cepo_against_the_students_own_prompt_is_rlsd(
 ) -> None:
     """P⁻ = S, because no wrong answer is known, or because P⁻ is shown what the student is."""
     same = {"strength": 0.7, "decay": None, "weight_clip": 0.5, "clip_high": 0.2}
-    rlsd = Measured(folder, templates, "rlsd", {**same, "context": "answer_only"})
     mine = {"without_wrong": "student", "wrong_context": wrong or "wrong_sibling"}
-    unknown = {"change": nothing_wrong} if wrong is None else {}
-    rlsd = Measured(folder, templates, "rlsd", {**same, "context": "answer_only"}, **unknown)
-    cepo = Measured(folder, templates, "cepo", {**same, **mine}, **unknown)
+    change = nothing_wrong if wrong is None else None
+    rlsd = Measured(folder, templates, "rlsd", {**same, "context": "answer_only"}, change=change)
+    cepo = Measured(folder, templates, "cepo", {**same, **mine}, change=change)
     assert distance(cepo.bench.gradient(), rlsd.bench.gradient()) < 1e-12
 
 
@@ -169,7 +168,7 @@ def test_rlcsd_is_two_means_of_advantages_with_a_bonus(
     names = ["teacher", "wrong_0", "wrong_1"]
     right, *wrong = (measured.shown(name) for name in names)
     for g, i in ((g, i) for g in range(3) for i in range(4)):
-        siblings = [attempt(g, j) for j in range(4) if j != i and SAID[g][j][1] == 1.0]
+        siblings: list[str | None] = [attempt(g, j) for j in range(4) if j != i and SAID[g][j][1] == 1.0]
         assert right(g, i) in (siblings or [solution(g, i)])
         mistakes = [
             attempt(g, j) for j in range(4) if j != i and (SAID[g][j][1] or 0.0) < 1 and SAID[g][j][1] is not None
@@ -326,10 +325,11 @@ def test_however_unsure_a_teacher_is_its_weights_have_a_mean_of_1(
     folder: Path, templates: Mapping[str, Template]
 ) -> None:
     measured = Measured(folder, templates, "srpo", {"entropy_weight": 1e4})
-    told = measured.bench.method.on_batch(
-        None, BatchScores({"teacher": measured.result.scores["teacher"]}, measured.result.views)
-    )
-    weights = torch.cat([w for w, chosen in zip(told["distil"], told["routed"], strict=True) if chosen])
+    seen = BatchScores({"teacher": measured.result.scores["teacher"]}, measured.result.views)
+    told = measured.bench.method.on_batch(None, seen)
+    distil, routed = told["distil"], told["routed"]
+    assert isinstance(distil, Sequence) and isinstance(routed, torch.Tensor)
+    weights = torch.cat([weight for weight, chosen in zip(distil, routed.tolist(), strict=True) if chosen])
     assert float(weights.mean()) == pytest.approx(1.0)
 
 
