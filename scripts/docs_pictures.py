@@ -49,6 +49,8 @@ SETTINGS = {
     ),
 }
 """Pictures of a method under another name, with its hyperparameters."""
+    *("cepo", "rlcsd", "rlsd", "sdar", "sdpg", "srpo"),
+)
 TEACHER = "solution"
 PROBLEMS, SAMPLES, SEED = 16, 8, 0
 LONGEST = 70

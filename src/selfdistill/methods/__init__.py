@@ -13,6 +13,7 @@ from selfdistill.config.suggest import near
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
+from selfdistill.methods.cepo import CEPO
 from selfdistill.methods.credit import CREDIT
 from selfdistill.methods.demopsd import DemoPSD
 from selfdistill.methods.eopd import EOPD
@@ -24,10 +25,15 @@ from selfdistill.methods.pbsd import PBSD
 from selfdistill.methods.pbsd_reward import PBSDReward
 from selfdistill.methods.purified import Purified
 from selfdistill.methods.sc_sdpo import SCSDPO
+from selfdistill.methods.rlcsd import RLCSD
+from selfdistill.methods.rlsd import RLSD
 from selfdistill.methods.sd import SD
+from selfdistill.methods.sdar import SDAR
 from selfdistill.methods.sdft import SDFT
+from selfdistill.methods.sdpg import SDPG
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.methods.sft import SFT
+from selfdistill.methods.srpo import SRPO
 
 METHODS: Mapping[str, type[Method]] = {
     "grpo": GRPO,
@@ -46,6 +52,12 @@ METHODS: Mapping[str, type[Method]] = {
     "demopsd": DemoPSD,
     "eopd": EOPD,
     "hdpo": HDPO,
+    "cepo": CEPO,
+    "rlcsd": RLCSD,
+    "rlsd": RLSD,
+    "sdar": SDAR,
+    "sdpg": SDPG,
+    "srpo": SRPO,
 }
 """Every method's class by name. ``build_method`` makes one with its hyperparameters."""
 

@@ -27,6 +27,7 @@ class GRPO(Method):
     scale: Literal["std", "none"] = Field("std", description="Divide advantages by the group's std, or not (Dr. GRPO).")
     clip_low: float = Field(0.2, gt=0, description="Lower clip of the probability ratio.")
     clip_high: float = Field(0.2, gt=0, description="Upper clip of the probability ratio.")
+    dual_clip: float | None = Field(None, gt=1, description="Bound of a bad token's loss, in |A|; unset: none.")
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         """Group advantages; a group of equal rewards has none."""
@@ -44,6 +45,7 @@ class GRPO(Method):
             self.token_advantage(tokens),
             clip_low=self.clip_low,
             clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
         )
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
