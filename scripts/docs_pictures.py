@@ -38,6 +38,7 @@ TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 METHODS = (
     *("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified"),
     *("sc_sdpo", "paced", "demopsd", "eopd"),
+    *("cepo", "rlcsd", "rlsd", "sdar", "sdpg", "srpo"),
     "crisp",
 )
 SETTINGS = {
@@ -49,8 +50,6 @@ SETTINGS = {
     ),
 }
 """Pictures of a method under another name, with its hyperparameters."""
-    *("cepo", "rlcsd", "rlsd", "sdar", "sdpg", "srpo"),
-)
 TEACHER = "solution"
 PROBLEMS, SAMPLES, SEED = 16, 8, 0
 LONGEST = 70

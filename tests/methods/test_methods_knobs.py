@@ -824,8 +824,6 @@ def test_a_teachers_role_has_the_methods_weights_unless_a_knob_names_others(name
         assert found.weights == WEIGHTS[name]
         assert found.thinking is None
         assert (found.context is None) == (role in ("base", "bare"))
-    other = "live" if WEIGHTS[name] != "live" else "frozen"
-        assert (found.context is None) == (role == "base")
     other: Weights = "live" if WEIGHTS[name] != "live" else "frozen"
     assert {role.weights for role in roles(weights=other).roles().values()} == {other}
     thinking = {role: found.thinking for role, found in roles(teacher_thinking=False).roles().items()}

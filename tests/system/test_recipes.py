@@ -145,8 +145,7 @@ def test_a_recipe_names_every_setting_around_its_loss(name: str) -> None:
     # Named, not left to defaults that may move; and where the words are not the papers', the file says so.
     assert {"warmup", "clip_norm", "weight_decay"} <= config.optimiser.model_fields_set
     assert {"temperature", "top_p"} <= config.evaluation.model_fields_set
-    assert config.contexts == ("default" if method in ("pbsd", "crisp") else "papers")
-    assert config.contexts == ("default" if method in ("pbsd", "rlcsd", "sdpg") else "papers")
+    assert config.contexts == ("default" if method in ("pbsd", "rlcsd", "sdpg", "crisp") else "papers")
     if method == "opsd":
         score, sampled = resolve(config).method["score_temperature"], config.sampling.temperature
         assert score == sampled == 1.1

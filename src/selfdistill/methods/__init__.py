@@ -24,9 +24,9 @@ from selfdistill.methods.paced import PACED
 from selfdistill.methods.pbsd import PBSD
 from selfdistill.methods.pbsd_reward import PBSDReward
 from selfdistill.methods.purified import Purified
-from selfdistill.methods.sc_sdpo import SCSDPO
 from selfdistill.methods.rlcsd import RLCSD
 from selfdistill.methods.rlsd import RLSD
+from selfdistill.methods.sc_sdpo import SCSDPO
 from selfdistill.methods.sd import SD
 from selfdistill.methods.sdar import SDAR
 from selfdistill.methods.sdft import SDFT
