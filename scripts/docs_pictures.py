@@ -2,13 +2,15 @@
 
 The shipped base model samples Countdown problems with a fixed seed, the microscope scores the completions, and two of
 one problem, a correct and a wrong one, are drawn as every method sees them. Methods that learn from other texts show
-these: ``sft`` its solution, ``pbsd`` a pair, ``pbsd_reward`` two weighted samples of its teacher. Another machine may
-sample other completions; the choice among them is by rule.
+these: ``sft`` its solution, ``pbsd`` a pair, ``pbsd_reward`` two weighted samples of its teacher, ``hdpo`` a right one
+of a hard problem. Another machine may sample other completions; the choice among them is by rule.
+Names after the script draw only these.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +35,21 @@ from selfdistill.training.build import build_policy
 from selfdistill.types import Role, RolloutGroup, Skipped
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"
-METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")
+METHODS = (
+    *("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified"),
+    *("sc_sdpo", "paced", "demopsd", "eopd"),
+    *("cepo", "rlcsd", "rlsd", "sdar", "sdpg", "srpo"),
+    "crisp",
+)
+SETTINGS = {
+    "crisp": ("opsd", {"context": "brief", "divergence": {"kind": "reverse_kl"}, "score_temperature": 1.0}),
+    # What HDPO does to the samples of its teacher.
+    "hdpo": (
+        "opsd",
+        {"divergence": build_method("hdpo", {}).model_dump()["divergence"], "score_temperature": 1.0},
+    ),
+}
+"""Pictures of a method under another name, with its hyperparameters."""
 TEACHER = "solution"
 PROBLEMS, SAMPLES, SEED = 16, 8, 0
 LONGEST = 70
@@ -56,7 +72,8 @@ class Bench:
 
     def table(self, groups: Sequence[RolloutGroup], methods: Sequence[str]) -> TokenTable:
         """What the microscope sees of some groups, u under the solution first."""
-        wanted = plan({name: build_method(name, {}) for name in methods}, [TEACHER], self.templates)
+        built = {name: build_method(*SETTINGS.get(name, (name, {}))) for name in methods}
+        wanted = plan(built, [TEACHER], self.templates)
         found = inspect_groups(
             self.policy, self.chat, groups, wanted, self.templates,
             thinking=None, prompts=PROBLEMS, max_tokens=4096, max_logits_per_chunk=1 << 24, seed=SEED,
@@ -97,7 +114,7 @@ def choose_pair(table: TokenTable) -> tuple[int, int]:
     """
     by_problem: dict[int, dict[bool, int]] = {}
     for c, (one, length) in enumerate(zip(table.samples, table.findings.lengths, strict=True)):
-        tries = sum(piece.body == "try" for piece in one.pieces)
+        tries = sum(piece.body.strip() == "try" for piece in one.pieces)
         if one.finished and tries >= 2 and length <= LONGEST:
             by_problem.setdefault(table.findings.places[c][0], {}).setdefault(one.reward == 1, c)
 
@@ -180,6 +197,24 @@ def pbsd_picture(students: TokenTable, teachers: TokenTable, beta: float) -> str
     return draw(title, CREDIT, strips)
 
 
+def hdpo_picture(bench: Bench, students: Sequence[RolloutGroup], teachers: Sequence[RolloutGroup]) -> str:
+    """The teacher's longest readable right sample of the problem that the student solves most rarely."""
+
+    def solved(group: RolloutGroup) -> int:
+        return sum(verdict.correct for verdict in group.verdicts)
+
+    own, theirs = min(zip(students, teachers, strict=True), key=lambda pair: solved(pair[0]))
+    right = [
+        RolloutGroup(theirs.example, (rollout,), (verdict,))
+        for rollout, verdict in zip(theirs.rollouts, theirs.verdicts, strict=True)
+        if verdict.correct and len(rollout.completion_ids) <= LONGEST
+    ]
+    table = bench.table([max(right, key=lambda group: len(group.rollouts[0].completion_ids))], ["hdpo"])
+    caption = f"the teacher's sample ({caption_of(table, 0)}); of the student's {SAMPLES}, {solved(own)} was right"
+    strips = [strip(table, 0, table.signals["credit hdpo"], caption)]
+    return draw("The credit that hdpo gives to each token of a sample of its teacher", CREDIT, strips)
+
+
 def pbsd_reward_picture(teachers: TokenTable, beta: float) -> str:
     """Two of the teacher's samples of one problem, one of them wrong, with their weights."""
     by_problem: dict[int, list[int]] = {}
@@ -202,17 +237,20 @@ def main() -> None:
     torch.manual_seed(SEED)
     bench = Bench()
     groups = bench.students()
-    students, teachers = bench.table(groups, METHODS), bench.table(bench.teachers(groups), ())
+    by_teachers = bench.teachers(groups)
+    students, teachers = bench.table(groups, METHODS), bench.table(by_teachers, ())
     pictures: Mapping[str, str] = {
         **credit_pictures(students),
         "sft": sft_picture(bench, students.findings.places[choose_pair(students)[0]][0]),
         "pbsd": pbsd_picture(students, teachers, beta=0.1),
         "pbsd_reward": pbsd_reward_picture(teachers, beta=0.1),
+        "hdpo": hdpo_picture(bench, groups, by_teachers),
     }
+    wanted = sys.argv[1:] or [*pictures]
     TARGET.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        (TARGET / f"{name}.svg").write_text(picture, encoding="utf-8")
-    print(f"{len(pictures)} pictures in {TARGET}; {math.fsum(students.findings.lengths):.0f} tokens were looked at")
+    for name in wanted:
+        (TARGET / f"{name}.svg").write_text(pictures[name], encoding="utf-8")
+    print(f"{len(wanted)} pictures in {TARGET}; {math.fsum(students.findings.lengths):.0f} tokens were looked at")
 
 
 if __name__ == "__main__":

@@ -189,6 +189,9 @@ class View:
     reward: float | None = None
     correct: bool = False
     """Whether the completion is right, by its verdict."""
+    pass_rate: float | None = None
+    """Share of right ones among the student's judged completions of the group, those left out of the loss included;
+    None where none was judged."""
 
 
 @dataclass(frozen=True, slots=True)

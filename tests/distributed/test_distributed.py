@@ -34,6 +34,19 @@ KNOBS: dict[str, dict[str, Any]] = {
     "sdft": {"teacher_rate": 0.3},
     "credit": {"teacher_rate": 0.3},
     "antisd": {"warmup": 1},
+    "sc_sdpo": {"teacher_rate": 0.3},
+    "demopsd": {"teacher_rate": 0.3},
+    "cepo": {"without_wrong": "student"},
+    "rlcsd": {
+        "contrasts": 2,
+        "sharpness": 2.0,
+        "selected_above": 0.1,
+        "selected_weight": 0.4,
+        "context": "solution",
+        "wrong_context": "reference_only",
+    },
+    "sdpg": {"strength": 0.6, "reference_weight": 0.3},
+    "srpo": {"teacher_rate": 0.3},
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, KNOBS.get(name, {})) for name in METHODS},

@@ -90,7 +90,7 @@ def page() -> str:
 
 def code_of_strangers() -> Iterator[tuple[str, str]]:
     """Every piece of Python that a reader is shown: examples, notebooks, code blocks of the documentation."""
-    for path in sorted((ROOT / "examples").glob("*.py")):
+    for path in sorted((ROOT / "examples").rglob("*.py")):
         yield path.name, path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_is_short_and_names_nothing_in_the_package() -> None:
     assert len(CODE.splitlines()) < 60
-    assert "cepo" not in METHODS
+    assert "contrast" not in METHODS
 
 
 def test_it_runs_from_its_folder(folder: Path) -> None:
@@ -56,7 +56,7 @@ def test_without_strength_it_is_grpo(folder: Path, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model", seed=3)
     templates = own_templates(tmp_path)
     gradients = []
-    for name, hyperparameters in (("grpo", {}), ("my_method:CEPO", {"strength": 0.0, "right": "solution"})):
+    for name, hyperparameters in (("grpo", {}), ("my_method:Contrast", {"strength": 0.0, "right": "solution"})):
         policy, chat = load_exact(model)
         bench = make_bench(policy, chat, templates, name, hyperparameters)
         bench.step(invent_groups(policy, chat))
@@ -67,7 +67,7 @@ def test_without_strength_it_is_grpo(folder: Path, tmp_path: Path) -> None:
 def test_praise_goes_where_the_evidence_is(folder: Path) -> None:
     from selfdistill.types import TokenSlice
 
-    method = build_method("my_method:CEPO", {"strength": 0.5})
+    method = build_method("my_method:Contrast", {"strength": 0.5})
     inputs = {
         "advantage": torch.tensor([2.0, -2.0, 2.0]),
         "teacher": torch.tensor([-1.0, -1.0, float("nan")]),

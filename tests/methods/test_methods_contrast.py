@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +13,15 @@ import torch
 import methods_by_hand as hand
 from selfdistill.config.sections import Limits, LimitsConfig, LoraConfig, limits_on
 from selfdistill.contexts.templates import Template
-from selfdistill.training.trainer import StepResult
-from selfdistill.types import RolloutGroup
 from support.engine import (
     QUESTIONS,
     SAID,
-    Bench,
     distance,
     invent_groups,
     load_exact,
     make_bench,
     numbers_of,
     only_correct,
-    perturb,
     size_of,
 )
 from support.hindsight import (
@@ -39,61 +33,12 @@ from support.hindsight import (
     sibling_or_feedback,
     solution,
 )
+from support.measured import Measured, drawn_by_both
 from support.tiny import save_tiny_model
 
 LORA = LoraConfig(rank=3, alpha=6)
 JSD_5 = {"kind": "jensen_shannon", "support": {"kind": "top_k", "k": 5}}
 REVERSE = {"kind": "reverse_kl", "support": {"kind": "full"}}
-
-
-class Measured:
-    """A step of a method on a student that has moved, with the models as they were before and after the move."""
-
-    def __init__(
-        self,
-        folder: Path,
-        templates: Mapping[str, Template],
-        name: str,
-        hyperparameters: Mapping[str, Any],
-        *,
-        sides: bool = False,
-        lora: LoraConfig | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        self.policy, self.chat = load_exact(folder, lora=lora)
-        self.start = copy.deepcopy(self.policy.model)
-        self.bench: Bench = make_bench(
-            self.policy,
-            self.chat,
-            templates,
-            name,
-            {**hyperparameters, "teacher_rate": 0.0},
-            limits=limits,
-            move=perturb,
-        )
-        self.groups: list[RolloutGroup] = invent_groups(self.policy, self.chat)
-        if sides:
-            self.groups = [drawn_by_both(group) for group in self.groups]
-        self.result: StepResult = self.bench.step(self.groups)
-        self.student = copy.deepcopy(self.start)
-        self.student.load_state_dict({n: p for n, p in self.policy.model.state_dict().items() if ".ema." not in n})
-
-    def scored(self, **roles: Any) -> list[hand.Scored]:
-        real = self.policy.vocab_size
-        return scored(self.student, self.start, self.groups, self.chat, real, **roles)
-
-    def compare(self, loss: torch.Tensor) -> None:
-        assert self.result.record.loss == pytest.approx(float(loss.detach()), rel=1e-9)
-        expected = hand.gradient(self.student, loss)
-        assert size_of(expected) > 1e-5
-        assert distance(self.bench.gradient(), expected) < 1e-8
-
-
-def drawn_by_both(group: RolloutGroup) -> RolloutGroup:
-    """Half of the completions as if the teacher's context had drawn them."""
-    half = len(group.rollouts) // 2
-    rollouts = tuple(replace(r, source="teacher") if i >= half else r for i, r in enumerate(group.rollouts))
-    return replace(group, rollouts=rollouts)
 
 
 # --- CREDIT ----------------------------------------------------------------------------------------------------------

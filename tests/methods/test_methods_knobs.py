@@ -29,7 +29,7 @@ from selfdistill.methods.base import (
     at_temperature,
     gain,
 )
-from selfdistill.types import Role, Rollout, RolloutGroup, Scores, TokenSlice, Verdict, View
+from selfdistill.types import Role, Rollout, RolloutGroup, Scores, Snapshot, TokenSlice, Verdict, View, Weights
 
 LN = math.log
 S = (0.5, 0.3, 0.2)
@@ -494,6 +494,7 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
         "clip_high": (0.2, 0.0),
         "kl": (0.0, -0.01),
         "entropy": (0.0, -0.01),
+        "dual_clip": (None, 1.0),
     },
     "sft": {},
     "opsd": {"score_temperature": (None, 0.0), "context": ("solution",)},
@@ -532,6 +533,89 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "pbsd": {"beta": (0.1, 0.0), "length": ("sum",), "reward_filter": ("off",), "context": ("solution",)},
     "pbsd_reward": {"beta": (0.1, 0.0), "length": ("sum",), "drop_wrong_groups": (False,), "context": ("solution",)},
+    "sc_sdpo": {
+        "teacher_rate": (0.05, -0.01, 1.01),
+        "ratio_cap": (2.0, 0.0),
+        "exponent": (0.5, -0.01),
+        "normalise": ("batch",),
+        "context": ("sibling_or_feedback",),
+    },
+    "paced": {
+        "alpha": (1.0, -0.01),
+        "beta": (1.0, -0.01),
+        "reverse_from": (0.5, -0.01, 1.01),
+        "context": ("solution",),
+    },
+    "demopsd": {
+        "teacher_rate": (0.05, -0.01, 1.01),
+        "ratio_cap": (2.0, 0.0),
+        "weight_drift": (True, False),
+        "alpha_max": (0.15, -0.01, 1.01),
+        "beta": (50.0, 0.0),
+        "context": ("sibling_or_feedback",),
+    },
+    "eopd": {
+        "threshold": (0.8, -0.01),
+        "k": (16, 0),
+        "strength": (1.0, -0.01),
+        "clip_low": (0.2, 0.0),
+        "clip_high": (0.2, 0.0),
+        "context": ("solution",),
+    },
+    "hdpo": {
+        "scale": ("std",),
+        "clip_low": (0.2, 0.0),
+        "clip_high": (0.2, 0.0),
+        "strength": (1.0, -0.01),
+        "context": ("solution",),
+    },
+    "cepo": {
+        "strength": (0.5, -0.01, 1.01),
+        "decay": (25, 0),
+        "weight_clip": (0.5, 0.0, 1.01),
+        "clip_low": (0.2, 0.0),
+        "clip_high": (0.28, 0.0),
+        "without_wrong": ("advantage",),
+        "context": ("answer_only",),
+        "wrong_context": ("wrong_answer",),
+    },
+    "rlcsd": {
+        "strength": (0.5, -0.01),
+        "sharpness": (0.02, 0.0),
+        "bonus_clip": (2.0, 0.0),
+        "selected_above": (0.02, -0.01),
+        "selected_weight": (1.0, -0.01),
+        "contrasts": (4, 0),
+        "context": ("random_sibling_or_solution",),
+        "wrong_context": ("wrong_sibling",),
+    },
+    "rlsd": {
+        "strength": (0.5, -0.01, 1.01),
+        "decay": (50, 0),
+        "weight_clip": (0.2, 0.0, 1.01),
+        "context": ("sibling_or_solution",),
+    },
+    "sdar": {"strength": (0.1, -0.01), "sharpness": (5.0, -0.01), "context": ("sibling_or_solution",)},
+    "sdpg": {
+        "clip_low": (0.2, 0.0),
+        "clip_high": (0.28, 0.0),
+        "dual_clip": (3.0, 1.0),
+        "strength": (1e-3, -1e-4),
+        "kl_clip": (20.0, 0.0),
+        "warmup": (0, -1),
+        "decay": (0, -1),
+        "only_praised": (False,),
+        "reference_weight": (1e-3, -1e-4),
+        "reference_form": ("squared",),
+        "context": ("answer_only",),
+    },
+    "srpo": {
+        "teacher_rate": (0.05, -0.01, 1.01),
+        "dual_clip": (3.0, 1.0),
+        "entropy_weight": (1.0, -0.01),
+        "ratio_cap": (2.0, 0.0),
+        "context": ("sibling_or_feedback",),
+    },
 }
 """The papers' defaults (or ours, where the docstrings say so), and the limits of each hyperparameter."""
 
@@ -633,12 +717,12 @@ def test_what_a_name_or_a_knob_was_meant_to_be() -> None:
         return str(caught.value)
 
     assert refused("grpo", scal="none") == "unknown key method.scal for method 'grpo'; did you mean 'scale'?"
-    known = "clip_high, clip_low, entropy, kl, ratio, scale, teacher_rate, teacher_thinking, weights"
+    known = "clip_high, clip_low, dual_clip, entropy, kl, ratio, scale, teacher_rate, teacher_thinking, weights"
     assert refused("grpo", zzz=1) == f"unknown key method.zzz for method 'grpo'; known: {known}"
     # The name is not a hyperparameter, and is not offered as one.
     assert refused("grpo", name="grpo") == f"unknown key method.name for method 'grpo'; known: {known}"
     assert refused("grpo", nam="grpo").endswith(f"known: {known}")
-    listed = "known: antisd, credit, grpo, opsd, pbsd, pbsd_reward, purified, sd, sdft, sdpo, sft; or module:Class"
+    listed = f"known: {', '.join(sorted(METHODS))}; or module:Class"
     assert refused("grpp") == f"unknown method 'grpp'; did you mean 'grpo'? {listed}"
     assert refused("zzz") == f"unknown method 'zzz'; {listed}"
     wrong = "is not a subclass of selfdistill.methods.Method"
@@ -663,6 +747,17 @@ RECOMMENDED = {
     "purified": (5e-6, 5e-6, 1, 1024, 1.0, 1.0, 0),
     "pbsd": (1e-6, 1e-5, 4, 1024, 1.0, 1.0, 0),
     "pbsd_reward": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "sc_sdpo": (1e-5, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "paced": (5e-6, 5e-6, 8, 1024, 1.0, 1.0, 0),
+    "demopsd": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "eopd": (1e-6, 1e-5, 1, 1024, 1.0, 1.0, 0),
+    "hdpo": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "cepo": (1e-6, 5e-6, 8, 1024, 1.0, 1.0, 0),
+    "rlcsd": (1e-6, 1e-5, 8, 1024, 1.0, 0.95, 20),
+    "rlsd": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "sdar": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "sdpg": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "srpo": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
 }
 DECLARED = {
     # on-policy, without a context, a mean over, one update, needs rewards
@@ -677,6 +772,17 @@ DECLARED = {
     "purified": (True, "drop", "token", False, False),
     "pbsd": (True, "drop", "completion", True, False),
     "pbsd_reward": (True, "drop", "completion", False, True),
+    "sc_sdpo": (True, "drop", "token", False, True),
+    "paced": (True, "drop", "token", False, True),
+    "demopsd": (True, "drop", "token", False, True),
+    "eopd": (True, "drop", "token", False, False),
+    "hdpo": (True, "mask", "token", False, True),
+    "cepo": (True, "keep", "token", False, True),
+    "rlcsd": (True, "keep", "token", False, True),
+    "rlsd": (True, "keep", "token", False, True),
+    "sdar": (True, "keep", "token", False, True),
+    "sdpg": (True, "mask", "token", False, True),
+    "srpo": (True, "mask", "token", False, True),
 }
 
 
@@ -695,7 +801,7 @@ def test_what_a_method_declares_of_itself(name: str) -> None:
     assert (r.learning_rate, r.lora_learning_rate, *sampling) == RECOMMENDED[name]
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, Weights] = {
     "opsd": "frozen",
     "sdft": "ema",
     "sdpo": "ema",
@@ -705,6 +811,16 @@ WEIGHTS = {
     "purified": "frozen",
     "pbsd": "frozen",
     "pbsd_reward": "frozen",
+    "sc_sdpo": "ema",
+    "paced": "frozen",
+    "demopsd": "ema",
+    "eopd": "frozen",
+    "hdpo": "live",
+    "cepo": "live",
+    "rlcsd": Snapshot(10),
+    "rlsd": "live",
+    "sdar": "live",
+    "srpo": "ema",
 }
 
 
@@ -716,8 +832,8 @@ def test_a_teachers_role_has_the_methods_weights_unless_a_knob_names_others(name
     for role, found in roles().roles().items():
         assert found.weights == WEIGHTS[name]
         assert found.thinking is None
-        assert (found.context is None) == (role == "base")
-    other = "live" if WEIGHTS[name] != "live" else "frozen"
+        assert (found.context is None) == (role in ("base", "bare"))
+    other: Weights = "live" if WEIGHTS[name] != "live" else "frozen"
     assert {role.weights for role in roles(weights=other).roles().values()} == {other}
     thinking = {role: found.thinking for role, found in roles(teacher_thinking=False).roles().items()}
     assert set(thinking.values()) - {None} == {False}
@@ -727,3 +843,11 @@ def test_a_teachers_role_has_the_methods_weights_unless_a_knob_names_others(name
 def test_the_names_that_are_checked_before_torch_is_imported_are_the_methods_own() -> None:
     own = {name: {key for key in kind.model_fields if key != "name"} for name, kind in METHODS.items()}
     assert {name: set(keys) for name, keys in METHOD_KEYS.items()} == own
+
+
+def test_sdpgs_reference_stays_at_the_start_whatever_the_teacher_is() -> None:
+    roles = build_method("sdpg", {"weights": "ema"}).roles()
+    assert roles == {"teacher": Role("answer_only", "ema"), "reference": Role(None, "frozen")}
+    assert list(build_method("sdpg", {"reference_weight": 0.0}).roles()) == ["teacher"]
+    assert build_method("sdpg", {}).precompute() == ("reference",)
+    assert build_method("sdpg", {"reference_form": "reverse_kl"}).compared() == ["teacher", "reference"]

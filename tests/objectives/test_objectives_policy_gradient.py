@@ -147,6 +147,19 @@ def test_impossible_bounds_are_errors(low: float, high: float) -> None:
         clipped_policy_gradient(token, token, token, clip_low=low, clip_high=high)
 
 
+def test_the_dual_clip_bounds_what_a_bad_token_costs() -> None:
+    """Ratios 1, 2, 5 and 5: −A r is 1, 2, 5 for A = −1; the bound 3 leaves 3, without a gradient."""
+    logprob_N = torch.tensor([1.0, 2.0, 5.0, 5.0], dtype=torch.float64).log().requires_grad_()
+    advantage_N = torch.tensor([-1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    loss_N = clipped_policy_gradient(logprob_N, torch.zeros_like(advantage_N), advantage_N, dual_clip=3.0)
+    assert loss_N.tolist() == pytest.approx([1.0, 2.0, 3.0, -1.2])
+    loss_N.sum().backward()
+    assert logprob_N.grad is not None
+    assert logprob_N.grad.tolist() == pytest.approx([1.0, 2.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="dual_clip must be greater than 1"):
+        clipped_policy_gradient(logprob_N, logprob_N, logprob_N, dual_clip=1.0)
+
+
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match="shapes differ"):
         clipped_policy_gradient(torch.zeros(3), torch.zeros(3), torch.zeros(1))

@@ -28,6 +28,8 @@ DRAWING = sorted(
     name for name, kind in METHODS.items() if tuple(kind.model_validate({}).sampling_roles()) != ("student",)
 )
 COACHED, NAMELESS = "support.methods:Coached", "support.methods:Nameless"
+FAILS = "reward=support.rewards:never"
+"""So that a role draws which samples only where the student has failed."""
 SWITCHED = TEMPLATE.replace(
     "'<|assistant|> <think> '",
     "'<|assistant|> ' + ('<think> </think> ' if enable_thinking is defined and not enable_thinking else '<think> ')",
@@ -89,7 +91,9 @@ def check(groups: Sequence[RolloutGroup], views: Sequence[View], drawn: Mapping[
         for name in {"student", *(r.source for r in groups[view.group].rollouts)}:
             per_group.setdefault((view.group, name), set()).add(view.prompts[name])
     assert {len(prompts) for prompts in per_group.values()} == {1}
-    return {view.source for view in views}
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    assert all((one.role_prompt_ids or one.prompt_ids) == drawn[id(one.completion_ids)] for one in rollouts)
+    return {rollout.source for rollout in rollouts}
 
 
 @pytest.mark.parametrize("context", ["student", "solution", "reference_only", "answer_only"])
@@ -97,7 +101,7 @@ def check(groups: Sequence[RolloutGroup], views: Sequence[View], drawn: Mapping[
 def test_every_sample_is_scored_under_the_prompt_that_drew_it(
     name: str, context: str, model: Path, drawn: dict[int, tuple[int, ...]]
 ) -> None:
-    parts = assemble(tiny_run(model, {"name": name, "context": context}))
+    parts = assemble(tiny_run(model, {"name": name, "context": context}, FAILS))
     assert check(*views_of(parts), drawn) == set(parts.method.sampling_roles())
 
 
@@ -107,7 +111,7 @@ def test_also_with_a_switch_for_thinking_and_a_template_that_shows_the_date(
     name: str, tmp_path: Path, drawn: dict[int, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = with_template(tmp_path / "model", SWITCHED)
-    parts = assemble(tiny_run(folder, {"name": name, "teacher_thinking": True}, "sampling.thinking=false"))
+    parts = assemble(tiny_run(folder, {"name": name, "teacher_thinking": True}, "sampling.thinking=false", FAILS))
     each_day_another(parts.chat, monkeypatch)
     groups, views = views_of(parts)
     assert check(groups, views, drawn) == set(parts.method.sampling_roles())

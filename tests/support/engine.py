@@ -53,6 +53,16 @@ text = "$other_question feedback on an earlier attempt : $feedback ."
 text = "$other_question"
 [wrong_sibling]
 text = "$question another attempt was correct : $wrong_sibling . now solve the problem"
+[sibling_or_solution]
+first_of = ["sibling", "solution"]
+[answer_only]
+text = "$question the answer is $answer ."
+[wrong_answer]
+text = "$question the answer is $wrong_answer ."
+[random_sibling]
+text = "$question another attempt was correct : $random_sibling . now solve the problem"
+[random_sibling_or_solution]
+first_of = ["random_sibling", "solution"]
 """
 
 QUESTIONS = ("use 3 4 to make 12 .", "make 9 .", "use the numbers 1 2 5 to make 8 .")
@@ -102,7 +112,7 @@ def invent_groups(
     groups = []
     for question, solution, said in zip(QUESTIONS, SOLUTIONS, SAID, strict=True):
         prompt = (Message("user", question),)
-        example = Example(question, prompt, {"solution": solution} if solutions else {})
+        example = Example(question, prompt, {"solution": solution, "answer": solution} if solutions else {})
         rollouts = []
         for text, _, _ in said:
             prompt_ids = chat.encode(prompt)
@@ -110,7 +120,9 @@ def invent_groups(
             exact = token_logprobs(policy.model, prompt_ids, ids, policy.vocab_size)
             noise = off * torch.randn(len(ids), generator=generator, dtype=torch.float64)
             rollouts.append(Rollout(prompt_ids, ids, tuple((exact + noise).tolist()), True, text, 0))
-        verdicts = tuple(Verdict(reward, feedback=feedback) for _, reward, feedback in said)
+        verdicts = tuple(
+            Verdict(reward, text.partition("answer ")[2] or None, feedback) for text, reward, feedback in said
+        )
         groups.append(RolloutGroup(example, tuple(rollouts), verdicts))
     return groups
 

@@ -50,7 +50,7 @@ class Gradient:
             groups = [
                 replace(group, rollouts=group.rollouts[: self.first], verdicts=group.verdicts[: self.first]),
             ]
-        if self.method[0] == "pbsd":  # prefers what its teacher has drawn: the second half of each group
+        if self.method[0] in ("pbsd", "hdpo"):  # learn from what the teacher has drawn: the second half of each group
             groups = [replace(group, rollouts=half_drawn(group.rollouts)) for group in groups]
         bench = make_bench(
             policy,

@@ -40,6 +40,24 @@ METHODS: dict[str, Any] = {
     "purified": "purified",
     "pbsd": "pbsd",
     "pbsd_reward": "pbsd_reward",
+    "sc_sdpo": {"name": "sc_sdpo", "teacher_rate": 0.3},
+    "paced": "paced",
+    "demopsd": {"name": "demopsd", "teacher_rate": 0.3},
+    "eopd": "eopd",
+    "hdpo": "hdpo",
+    "cepo": {"name": "cepo", "decay": 4, "without_wrong": "student"},
+    # The tiny model's completions rarely hold a sibling's answer: hints that every completion has.
+    "rlcsd": {
+        "name": "rlcsd",
+        "weights": {"kind": "snapshot", "every": 2},
+        "context": "solution",
+        "wrong_context": "reference_only",
+    },
+    "rlsd": {"name": "rlsd", "decay": 4},
+    "sdar": "sdar",
+    "sdpg": {"name": "sdpg", "strength": 0.5, "warmup": 2, "decay": 2, "reference_weight": 0.1},
+    "sdpg reverse kl": {"name": "sdpg", "strength": 0.5, "reference_weight": 0.1, "reference_form": "reverse_kl"},
+    "srpo": {"name": "srpo", "teacher_rate": 0.3},
 }
 """Every method as a run asks for it, with what makes its parts show in a few steps."""
 

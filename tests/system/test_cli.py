@@ -716,6 +716,31 @@ ROLES = {
     ],
     "pbsd": ["student: what the model is asked", "teacher: context solution, frozen weights"],
     "pbsd_reward": ["student: what the model is asked", "teacher: context solution, frozen weights"],
+    "sc_sdpo": ["student: what the model is asked", "teacher: context sibling_or_feedback, ema weights"],
+    "paced": ["student: what the model is asked", "teacher: context solution, frozen weights"],
+    "demopsd": [
+        "student: what the model is asked",
+        "teacher: context sibling_or_feedback, ema weights",
+        "bare: the student's prompt, ema weights",
+    ],
+    "eopd": ["student: what the model is asked", "teacher: context solution, frozen weights"],
+    "hdpo": ["student: what the model is asked", "teacher: context solution, live weights"],
+    "cepo": [
+        "student: what the model is asked",
+        "teacher: context answer_only, live weights",  # the tiny model is never wrong with an answer
+    ],
+    "rlcsd": [
+        "student: what the model is asked",
+        "teacher: context random_sibling_or_solution, weights of a snapshot every 10 steps",
+    ],
+    "rlsd": ["student: what the model is asked", "teacher: context sibling_or_solution, live weights"],
+    "sdar": ["student: what the model is asked", "teacher: context sibling_or_solution, live weights"],
+    "sdpg": [
+        "student: what the model is asked",
+        "teacher: context answer_only, live weights",
+        "reference: the student's prompt, frozen weights",
+    ],
+    "srpo": ["student: what the model is asked", "teacher: context sibling_or_feedback, ema weights"],
 }
 DRAWN = {"sft": 1, "pbsd": 6}
 """Completions of each problem, where they are not the three that were asked for."""

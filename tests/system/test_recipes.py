@@ -79,12 +79,12 @@ def tiny(name: str, model: Path, folder: Path) -> Parts:
 
 
 def group(parts: Parts, example: Example) -> RolloutGroup:
-    """Two right completions and two wrong ones, so that each has a correct sibling."""
+    """Two right completions and five wrong ones, so that each has a correct sibling and four wrong ones."""
     assert isinstance(parts.task, RowTask)
     right, wrong = parts.task.reference(example), WRONG[parts.task.name]
     rollouts = []
     for source in parts.method.sampling_roles():
-        for text in (right, f"So.\n{right}", wrong, f"Hm.\n{wrong}"):
+        for text in (right, f"So.\n{right}", *("Hm.\n" * n + wrong for n in range(5))):
             ids = parts.chat.response(text)
             prompt = parts.chat.encode(example.prompt)
             rollouts.append(Rollout(prompt, ids, (0.0,) * len(ids), True, text, 0, source))
@@ -99,6 +99,8 @@ def test_there_is_a_recipe_for_every_published_setting() -> None:
     expected |= {f"antisd-{m}" for m in ("qwen3-8b", "qwen3-4b-instruct", "olmo3-7b-instruct", "olmo3-7b-think")}
     expected |= {f"{method}-{data}-qwen3-8b" for method in ("sdpo", "credit") for data in ("science", "tools")}
     expected |= {"sdpo-code-qwen3-8b", "credit-code-qwen3-8b", "credit-science-olmo3-7b-instruct"}
+    expected |= {"sc-sdpo-science-qwen3-8b", "demopsd-science-qwen3-4b-instruct", "crisp-qwen3-8b"}
+    expected |= {"rlcsd-qwen3-8b", "sdpg-qwen3-4b", "srpo-science-qwen3-8b"}
     expected |= {"antisd-qwen3-30b-a3b", "purified-r1-distill-7b", "pbsd-tools-qwen3-8b"}
     assert expected <= set(RECIPES)
 
@@ -123,20 +125,27 @@ PUBLISHED = {
     "credit": {"clip_norm": 1.0, "weight_decay": 0.01},
     "purified": {"clip_norm": 1.0, "weight_decay": 0.0},
     "pbsd": {"clip_norm": 1.0, "weight_decay": 0.0},
+    "sc_sdpo": {"clip_norm": 1.0, "weight_decay": 0.01},
+    "demopsd": {"clip_norm": 1.0, "weight_decay": 0.01},
+    "crisp": {"clip_norm": 1.0, "weight_decay": 0.01},
+    "rlcsd": {"clip_norm": 1.0, "weight_decay": 0.01, "temperature": 1.0, "top_p": 0.95},
+    "sdpg": {"clip_norm": 1.0, "weight_decay": 0.01},
+    "srpo": {"clip_norm": 1.0, "weight_decay": 0.01},
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_names_every_setting_around_its_loss(name: str) -> None:
     config = load_config(name)
-    method = str(config.method["name"])
+    # CRISP is a recipe of OPSD's class.
+    method = "crisp" if name.startswith("crisp") else str(config.method["name"])
     found = {"clip_norm": config.optimiser.clip_norm, "weight_decay": config.optimiser.weight_decay}
     found |= {"temperature": config.evaluation.temperature, "top_p": config.evaluation.top_p}
     assert found.items() >= PUBLISHED[method].items()
     # Named, not left to defaults that may move; and where the words are not the papers', the file says so.
     assert {"warmup", "clip_norm", "weight_decay"} <= config.optimiser.model_fields_set
     assert {"temperature", "top_p"} <= config.evaluation.model_fields_set
-    assert config.contexts == ("default" if method == "pbsd" else "papers")
+    assert config.contexts == ("default" if method in ("pbsd", "rlcsd", "sdpg", "crisp") else "papers")
     if method == "opsd":
         score, sampled = resolve(config).method["score_temperature"], config.sampling.temperature
         assert score == sampled == 1.1

@@ -11,30 +11,74 @@ from selfdistill.config.suggest import near
 from selfdistill.errors import ConfigError
 
 _ALL = ("weights", "teacher_thinking", "teacher_rate")
-_CLIP = ("scale", "clip_low", "clip_high")
-_DISTILL = (*_ALL, "weight_drift", "divergence")
-_PAIRS = (*_ALL, "beta", "length")
+_GRPO = (*_ALL, "scale", "ratio", "clip_low", "clip_high", "kl", "entropy", "dual_clip")
 
 METHOD_KEYS: Mapping[str, tuple[str, ...]] = {
-    "grpo": (*_ALL, *_CLIP),
+    "grpo": _GRPO,
     "sft": _ALL,
-    "opsd": (*_DISTILL, "score_temperature", "context"),
-    "sdft": (*_DISTILL, "context"),
-    "sdpo": (*_DISTILL, "ratio_cap", "context"),
+    "opsd": (*_ALL, "weight_drift", "divergence", "score_temperature", "context"),
+    "sdft": (*_ALL, "weight_drift", "divergence", "context"),
+    "sdpo": (*_ALL, "weight_drift", "divergence", "ratio_cap", "context"),
     "credit": (
-        *(*_DISTILL, "ratio_cap", "context", "strength", "contrasts", "contrast", "form"),
-        *("clip_low", "clip_high"),
+        *_ALL,
+        "weight_drift",
+        "divergence",
+        "ratio_cap",
+        "context",
+        "strength",
+        "contrasts",
+        "contrast",
+        "form",
+        "clip_low",
+        "clip_high",
     ),
-    "sd": (*_ALL, *_CLIP, "strength", "context"),
+    "sd": (*_GRPO, "strength", "context"),
     "antisd": (
-        *(*_ALL, *_CLIP, "strength", "warmup", "gate_ratio", "gate_signal", "gated", "ascend", "compose"),
-        *("hindsight", "context"),
+        *_GRPO,
+        "strength",
+        "warmup",
+        "gate_ratio",
+        "gate_signal",
+        "gated",
+        "ascend",
+        "compose",
+        "hindsight",
+        "context",
     ),
-    "purified": (
-        *(*_ALL, "beta", "clip", "teacher_weight", "context", "reference_context", "subtraction", "pmi_target"),
+    "purified": (*_ALL, "beta", "clip", "teacher_weight", "context", "reference_context", "subtraction", "pmi_target"),
+    "pbsd": (*_ALL, "beta", "length", "reward_filter", "context"),
+    "pbsd_reward": (*_ALL, "beta", "length", "drop_wrong_groups", "context"),
+    "sc_sdpo": (*_ALL, "weight_drift", "divergence", "ratio_cap", "context", "exponent", "normalise"),
+    "paced": (*_ALL, "weight_drift", "alpha", "beta", "reverse_from", "support", "context"),
+    "demopsd": (*_ALL, "weight_drift", "divergence", "ratio_cap", "context", "alpha_max", "beta"),
+    "eopd": (*_ALL, "weight_drift", "threshold", "k", "strength", "clip_low", "clip_high", "context"),
+    "hdpo": (*_GRPO, "strength", "divergence", "context"),
+    "cepo": (*_GRPO, "strength", "decay", "weight_clip", "context", "without_wrong", "wrong_context"),
+    "rlcsd": (
+        *_GRPO,
+        "strength",
+        "sharpness",
+        "bonus_clip",
+        "selected_above",
+        "selected_weight",
+        "contrasts",
+        "context",
+        "wrong_context",
     ),
-    "pbsd": (*_PAIRS, "reward_filter", "context"),
-    "pbsd_reward": (*_PAIRS, "drop_wrong_groups", "context"),
+    "rlsd": (*_GRPO, "strength", "decay", "weight_clip", "context"),
+    "sdar": (*_GRPO, "strength", "sharpness", "context"),
+    "sdpg": (
+        *_GRPO,
+        "strength",
+        "kl_clip",
+        "warmup",
+        "decay",
+        "only_praised",
+        "reference_weight",
+        "reference_form",
+        "context",
+    ),
+    "srpo": (*_GRPO, "entropy_weight", "divergence", "ratio_cap", "context"),
 }
 """The hyperparameters of every method that the package has."""
 

@@ -13,16 +13,27 @@ from selfdistill.config.method_keys import check_method_keys, check_method_name
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
+from selfdistill.methods.cepo import CEPO
 from selfdistill.methods.credit import CREDIT
+from selfdistill.methods.demopsd import DemoPSD
+from selfdistill.methods.eopd import EOPD
 from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.hdpo import HDPO
 from selfdistill.methods.opsd import OPSD
+from selfdistill.methods.paced import PACED
 from selfdistill.methods.pbsd import PBSD
 from selfdistill.methods.pbsd_reward import PBSDReward
 from selfdistill.methods.purified import Purified
+from selfdistill.methods.rlcsd import RLCSD
+from selfdistill.methods.rlsd import RLSD
+from selfdistill.methods.sc_sdpo import SCSDPO
 from selfdistill.methods.sd import SD
+from selfdistill.methods.sdar import SDAR
 from selfdistill.methods.sdft import SDFT
+from selfdistill.methods.sdpg import SDPG
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.methods.sft import SFT
+from selfdistill.methods.srpo import SRPO
 
 METHODS: Mapping[str, type[Method]] = {
     "grpo": GRPO,
@@ -36,6 +47,17 @@ METHODS: Mapping[str, type[Method]] = {
     "purified": Purified,
     "pbsd": PBSD,
     "pbsd_reward": PBSDReward,
+    "sc_sdpo": SCSDPO,
+    "paced": PACED,
+    "demopsd": DemoPSD,
+    "eopd": EOPD,
+    "hdpo": HDPO,
+    "cepo": CEPO,
+    "rlcsd": RLCSD,
+    "rlsd": RLSD,
+    "sdar": SDAR,
+    "sdpg": SDPG,
+    "srpo": SRPO,
 }
 """Every method's class by name. ``build_method`` makes one with its hyperparameters."""
 

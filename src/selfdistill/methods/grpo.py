@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from selfdistill.methods.base import BatchScores, Method, Recommended, State
@@ -37,7 +37,7 @@ class GRPO(Method):
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)
-    without_context: ClassVar[Literal["drop", "keep"]] = "keep"
+    without_context: ClassVar[Literal["drop", "keep", "mask"]] = "keep"
 
     name: Literal["grpo"] = "grpo"
     scale: Literal["std", "none"] = Field("std", description="Divide advantages by the group's std, or not (Dr. GRPO).")
@@ -56,6 +56,17 @@ class GRPO(Method):
         description="β of the KL divergence to the weights before training; they are held beside the student.",
     )
     entropy: float = Field(0.0, ge=0, description="Weight of the student's entropy, which the loss then raises.")
+    dual_clip: float | None = Field(None, gt=1, description="Bound of a bad token's loss, in |A|; unset: none.")
+    variants: ClassVar[bool] = True
+    """Whether ``ratio``, ``kl`` and ``entropy`` apply. A subclass with a loss or roles of its own says no."""
+
+    @model_validator(mode="after")
+    def _check_variants(self) -> Self:
+        if not self.variants and (self.ratio != "token" or self.kl or self.entropy):
+            raise ValueError("ratio, kl and entropy belong to grpo, sd and antisd; this method has a loss of its own")
+        if self.dual_clip is not None and self.ratio != "token":
+            raise ValueError(f"dual_clip bounds the ratio of each token, and ratio is {self.ratio!r}")
+        return self
 
     @property
     def weighting(self) -> Literal["token", "completion"]:  # type: ignore[override]
@@ -101,7 +112,9 @@ class GRPO(Method):
         elif self.ratio == "weight":
             loss_N = clipped_weight_policy_gradient(logprob_N, old_N, advantage_N, clip_low=low, clip_high=high)
         else:
-            loss_N = clipped_policy_gradient(logprob_N, old_N, advantage_N, clip_low=low, clip_high=high)
+            loss_N = clipped_policy_gradient(
+                logprob_N, old_N, advantage_N, clip_low=low, clip_high=high, dual_clip=self.dual_clip
+            )
         if self.kl:
             loss_N = loss_N + self.kl * reference_penalty(logprob_N, tokens.target(REFERENCE))
         return loss_N - self.entropy * entropy(tokens.student) if self.entropy else loss_N

@@ -57,18 +57,26 @@ def clipped_policy_gradient(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    dual_clip: float | None = None,
 ) -> Tensor:
     """The clipped policy-gradient loss at each token: −min(r A, clamp(r, 1−clip_low, 1+clip_high) A).
 
     r = exp(log p − log p_old), computed up to e^20. Takes the learner's log-probability of the sampled token, its value
     when the completion was scored for the first time, and the advantage, each N; returns N, to be *minimised*. Gradient
-    flows through ``logprob_N`` alone. Raises ValueError for bounds outside 0 ≤ clip_low ≤ 1, clip_high ≥ 0, for unequal
-    shapes or types other than float32 and float64.
+    flows through ``logprob_N`` alone. With ``dual_clip`` c a token of negative advantage costs at most c |A|, without
+    gradient at the bound (dual-clip PPO, arXiv 1912.09729). Raises ValueError for bounds outside 0 ≤ clip_low ≤ 1,
+    clip_high ≥ 0, dual_clip > 1, for unequal shapes or types other than float32 and float64.
     """
     _check_clip(clip_low, clip_high)
+    if dual_clip is not None and not dual_clip > 1.0:
+        raise ValueError(f"dual_clip must be greater than 1, got {dual_clip}")
     check_logprobs(logprob_N, old_logprob_N, advantage_N)
     ratio_N = torch.exp((logprob_N - old_logprob_N.detach()).clamp(max=LOG_RATIO_LIMIT))
-    return _pessimistic(ratio_N, advantage_N.detach(), clip_low, clip_high)
+    advantage_N = advantage_N.detach()
+    loss_N = _pessimistic(ratio_N, advantage_N, clip_low, clip_high)
+    if dual_clip is None:
+        return loss_N
+    return torch.where(advantage_N < 0, torch.minimum(loss_N, -dual_clip * advantage_N), loss_N)
 
 
 def sequence_policy_gradient(

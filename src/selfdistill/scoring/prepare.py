@@ -125,6 +125,8 @@ def prepare(
     advantages_PG = method.advantages(_rewards(groups))
     for g, group in enumerate(groups):
         keep = method.keep(group)
+        pairs = zip(group.rollouts, group.verdicts, strict=True)
+        judged = [verdict.correct for r, verdict in pairs if r.source == STUDENT and verdict.reward is not None]
         for i, rollout in enumerate(group.rollouts):
             prompts: dict[str, tuple[int, ...]] = {STUDENT: rollout.prompt_ids}
             if not keep[i]:
@@ -153,6 +155,7 @@ def prepare(
                     source=rollout.source,
                     reward=group.verdicts[i].reward,
                     correct=group.verdicts[i].correct,
+                    pass_rate=sum(judged) / len(judged) if judged else None,
                 )
             )
     return result

@@ -63,7 +63,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
 
     A leak is a completion that mentions a reference text which its problem does not mention.
     A number is None without samples, or without a judged one. ``reward_low`` and ``reward_high`` are the ends of the
-    rewards; ``reward_<function>`` is the mean of one function where several judge; ``judge_asked`` … count requests.
+    rewards; ``reward_<function>`` is the mean of one function where several judge; ``judge_asked`` … count requests. Of
+    roles besides the student, which may sample for some problems only, completions and tokens are counted too.
     """
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
@@ -75,6 +76,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
     # The data's own responses, which have no log-probabilities of a sampler, leak nothing.
     wrote = [not any(map(math.isnan, rollout.logprobs)) for rollout, _ in pairs]
     leaks = [mentions_unseen(r.text, text) for (r, _), text, own in zip(pairs, shown, wrote, strict=True) if own]
+    tokens = sum(len(r.completion_ids) for r, _ in pairs)
     words = sum(len(deliberation_pattern().findall(rollout.text)) for rollout, _ in pairs)
     return {
         "reward": sum(rewards) / len(rewards) if rewards else None,
@@ -83,10 +85,11 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
         "success": sum(verdict.correct for _, verdict in pairs) / len(rewards) if rewards else None,
         **{name: sum(given) / len(given) for name, given in by_function.items()},
         **judge_counts([verdict.details for _, verdict in pairs]),
-        "length": sum(len(r.completion_ids) for r, _ in pairs) / len(pairs) if pairs else None,
+        "length": tokens / len(pairs) if pairs else None,
         "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
         "deliberation": words / len(pairs) if pairs else None,
         "leak": sum(leaks) / len(leaks) if leaks else None,
+        **({} if source == STUDENT else {"completions": len(pairs), "generated": tokens}),
     }
 
 

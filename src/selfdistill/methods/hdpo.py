@@ -1,0 +1,78 @@
+"""HDPO: GRPO, and where all of the student's completions fail, the teacher's right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from selfdistill.methods.base import BatchScores, Divergence, JensenShannon, Recommended, State, TopK, on_support
+from selfdistill.methods.grpo import GRPO
+from selfdistill.types import STUDENT, Role, RolloutGroup, TokenSlice
+
+TEACHER = "teacher"
+
+
+class HDPO(GRPO):
+    """GRPO on the student's completions + λ JSD(S, T) on ȳ ~ T(·|x, r), ȳ right (arXiv 2603.23871).
+
+    The teacher, the live student that sees the solution, samples only for questions of which at least one of the
+    student's completions was judged and none is right; its wrong samples leave the loss. Both terms are means over
+    their own tokens. The divergence is w = ½ on the student's top 64 and a tail.
+
+    The paper's λ is not known to us. Our choices: λ = 1, as many samples of the teacher as of the student, and GRPO
+    also for the failed completions of such a question, which have an advantage where rewards are graded. A
+    question without a context keeps its GRPO. λ = 0 is GRPO, at the price of the teacher's samples.
+    """
+
+    recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)
+    without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"
+
+    variants: ClassVar[bool] = False
+    name: Literal["hdpo"] = "hdpo"  # type: ignore[assignment]
+    strength: float = Field(1.0, ge=0, description="λ, weight of the distillation beside GRPO.")
+    divergence: Divergence = Field(
+        default=JensenShannon(support=TopK(k=64)), description="How teacher and student are compared."
+    )
+    context: str = Field("solution", description="Template that the teacher is shown, and samples from.")
+
+    def roles(self) -> Mapping[str, Role]:
+        """The teacher: live weights, reference solution."""
+        return {TEACHER: self.teacher(self.context, "live")}
+
+    def sampling_roles(self) -> Sequence[str]:
+        """The student, then the teacher."""
+        return (STUDENT, TEACHER)
+
+    def samples_for(self, role: str, group: RolloutGroup) -> bool:
+        """Whether completions were judged and all of them failed."""
+        judged = [verdict.correct for verdict in group.verdicts if verdict.reward is not None]
+        return bool(judged) and not any(judged)
+
+    def keep(self, group: RolloutGroup) -> Sequence[bool]:
+        """The student's completions, and the teacher's right ones."""
+        pairs = zip(group.rollouts, group.verdicts, strict=True)
+        return [rollout.source == STUDENT or verdict.correct for rollout, verdict in pairs]
+
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
+        """Which completions the teacher sampled, and the share of their tokens."""
+        sampled = [view.source == TEACHER for view in batch.views]
+        lengths = [len(view.completion_ids) for view in batch.views]
+        share = sum(n for n, own in zip(lengths, sampled, strict=True) if own) / max(sum(lengths), 1)
+        return {"distilled": torch.tensor(sampled, dtype=torch.float64), "distilled_share": share}
+
+    def loss(self, tokens: TokenSlice) -> Tensor:
+        """Each token's term over its term's share of all tokens, so that the mean over all is the sum of two means."""
+        share = tokens.values["distilled_share"]
+        divergence_N = self.divergence.between(*on_support(tokens, self.divergence.support, STUDENT, TEACHER))
+        # A share of 0 divides no token's loss.
+        reward_N, distilled_N = super().loss(tokens) / (1 - share or 1.0), divergence_N / (share or 1.0)
+        return torch.where(tokens.inputs["distilled"] > 0, self.strength * distilled_N, reward_N)
+
+    def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
+        """GRPO's, as means over the student's completions alone."""
+        share = (1.0 - tokens.inputs["distilled"]) / (1 - tokens.values["distilled_share"] or 1.0)
+        return {name: values_N * share for name, values_N in super().metrics(tokens).items()}
