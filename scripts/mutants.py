@@ -31,13 +31,17 @@ LEDGER = ROOT / "tests" / "mutants.toml"
 RESULTS = ROOT / "build" / "mutants.json"
 
 _OBJECTIVES = ("test_objectives_*.py",)
-_METHODS = ("test_methods_knobs.py",)
+_METHODS = ("test_methods_knobs.py", "test_supports.py")
+_SUMMER = ("test_methods_rewarded.py", "test_methods_weighted.py")
 _TRAINING = ("test_training.py", "test_importance.py")
+SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "sc_sdpo", "paced", "demopsd", "eopd", "hdpo")
 TARGETS: Mapping[str, Sequence[str]] = {
     "objectives/*.py": _OBJECTIVES,
     "methods/entropy_gate.py": ("test_objectives_gate.py", "test_objectives_borders.py"),
-    "methods/*.py": _METHODS,
+    **{f"methods/{name}.py": (*_METHODS, *_SUMMER) for name in SUMMER},
+    "methods/*.py": (*_METHODS, "test_policy_gradients.py", "test_drift.py"),
     "evaluation/statistics.py": ("test_statistics.py",),
+    "evaluation/intervals.py": ("test_intervals.py",),
     "comparison/analysis.py": ("test_comparison*.py",),
     "training/importance.py": ("test_importance.py",),
     "models/teachers.py": ("test_teachers*.py", "test_masters.py", "test_training.py"),
