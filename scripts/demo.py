@@ -62,16 +62,22 @@ JOBS = 2
 def main(out: Path, seed: str) -> int:
     """Train every arm, write the page, and return the exit code."""
     for half in HALVES:
-        settings = [*SETTINGS, f"optimiser.learning_rate={half.learning_rate}"]
-        command = [sys.executable, "-m", "selfdistill", "compare", *half.arms, "--out", str(out / half.name)]
-        command += ["--jobs", str(JOBS), "--seeds", seed, *(part for one in settings for part in ("--set", one))]
-        code = subprocess.run(command).returncode
+        code = subprocess.run([sys.executable, "-m", "selfdistill", *arguments(half, out, seed)]).returncode
         if code:
             return code
     page = out / "demo.html"
     write_joined(page, "What hindsight teaches", [Joined(half.heading, half.about, out / half.name) for half in HALVES])
     print(f"The page of this demo: {page.resolve()}")
     return 0
+
+
+def arguments(half: Half, out: Path, seed: str) -> list[str]:
+    """The command line of a task's comparison, for one seed."""
+    settings = [*SETTINGS, f"optimiser.learning_rate={half.learning_rate}"]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    # "5," is the seed 5 alone, where "5" would be five seeds.
+    seeds = ["--seeds", f"{seed},"]
+    return ["compare", *half.arms, "--out", str(out / half.name), "--jobs", str(JOBS), *seeds, *overrides]
 
 
 if __name__ == "__main__":
