@@ -61,7 +61,7 @@ def test_who_learned_without_rewards_is_said_where_it_is_known(tmp_path: Path) -
     found = three_arms(tmp_path)
     for row, rewards in zip(found["arms"], (True, False, False, True), strict=True):
         row["rewards"] = rewards
-    assert headline(found)[0].endswith(" down and level learned without any reward.")
+    assert headline(found)[0].endswith(" down and level were trained without any reward.")
 
 
 def test_another_start_and_an_early_end_are_said(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ def headline(result: Row) -> list[str]:
         starts = [f"{name} {numbers.percent(a['accuracy']['before']['value'])}" for name, a in _pairs(names, arms)]
         first = f"The arms began apart ({_listed(starts)}): {_listed(ends)}."
     unrewarded = [name for name, arm in _pairs(names, arms) if arm.get("rewards") is False]
-    learned = f" {_listed(unrewarded)} learned without any reward." if unrewarded else ""
-    return [first + learned, *_against_baseline(result, names), *_deliberation(names, arms)]
+    verb = "was" if len(unrewarded) == 1 else "were"
+    without = f" {_listed(unrewarded)} {verb} trained without any reward." if unrewarded else ""
+    return [first + without, *_against_baseline(result, names), *_deliberation(names, arms)]
 
 
 def _accuracy_end(arm: Row, steps: int) -> str:
