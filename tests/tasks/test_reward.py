@@ -194,6 +194,14 @@ def test_what_a_function_raises_is_one_sentence_with_its_own_frames(function: An
     assert not re.search(r"selfdistill/tasks|asyncio", said)
 
 
+def test_a_function_that_leaves_the_interpreter_ends_in_a_sentence_too() -> None:
+    def leave(completions: list[str]) -> list[float]:
+        raise SystemExit(3)
+
+    with pytest.raises(UserError, match=r"reward function 'leave' raised SystemExit \(.*test_reward\.py:\d+ in leave"):
+        judge(RewardedTask(Batched(), leave))
+
+
 def test_async_functions_run_together_and_no_more_than_allowed_at_once() -> None:
     running, most = 0, []
 

@@ -47,8 +47,10 @@ class SeedEstimate:
         """Whether the true mean is within ±``margin``, by two one-sided t tests (TOST) at level 1 − confidence.
 
         The level is divided by the family, as for the interval. False means that equality is not shown, and not that
-        there is a difference.
+        there is a difference. Values without any spread show nothing: no error can be estimated from them.
         """
+        if not self.error:
+            return False
         reach = self.error * t_quantile(1 - (1 - confidence) / self.family, self.freedom)
         return abs(self.value) + reach < margin
 

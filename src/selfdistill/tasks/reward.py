@@ -234,7 +234,8 @@ class RewardedTask:
             arguments = _arguments(function, rows, examples)
             try:
                 returned.append(function(**arguments))
-            except Exception as error:
+            # A function that leaves the interpreter would end the run without a word.
+            except (Exception, SystemExit) as error:
                 raise raised_in(_label(function), error, place=_place_of(function)) from error
         waiting = {n: one for n, one in enumerate(returned) if inspect.isawaitable(one)}
         if waiting:
