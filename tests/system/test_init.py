@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from selfdistill.api.tasks import load_task
 from selfdistill.cli.app import main
 from selfdistill.config.run import load_config
 
@@ -114,6 +115,12 @@ def test_few_rows_and_bad_rows_are_told(capsys: pytest.CaptureFixture[str]) -> N
     assert "found: 21 rows, 1 of them unusable" in capsys.readouterr().out
 
 
+def test_ten_rows_are_enough() -> None:
+    assert init("ten", ROWS["answers"][:10]) == 0
+    task = load_task(**tomllib.loads(Path("ten.toml").read_text(encoding="utf-8"))["task"])
+    assert task.examples("train") and task.examples("validation")
+
+
 def test_what_cannot_be_is_one_sentence_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     Path("answers.toml").write_text("mine", encoding="utf-8")
     assert init("answers", ROWS["answers"]) == 2
@@ -122,7 +129,7 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(capsys: pytest.Captur
     assert init("odd", [{"a": 1, "b": 2}] * 20) == 2
     said = capsys.readouterr().err
     assert "no task fits the rows of odd.jsonl (columns a, b): rename a column to question" in said
-    assert init("few", ROWS["answers"][:2]) == 2
+    assert init("few", ROWS["answers"][:1]) == 2
     assert "too few to hold any out" in capsys.readouterr().err
     for arguments, sentence in (
         (["--model", "./nowhere", "--data", "odd.jsonl"], "no task fits"),

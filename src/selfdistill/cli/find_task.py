@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 from selfdistill.config.run import parse_config
@@ -168,11 +168,12 @@ def _short(examples: Sequence[Example]) -> bool:
 
 def _split(found: FoundTask, rows: MemoryRows) -> FoundTask:
     """Return the task with shares for the splits under which each of them holds rows, and its numbers."""
-    for share in (0.1, 0.2, 0.4):
+    # Four held-out rows if there can be, else one: rows go to splits by hash, so a few rows fall unevenly.
+    for least, share in product((4, 1), (0.1, 0.2, 0.4)):
         shares = {"validation_share": share, "test_share": share if share == 0.1 else 0.0}
         task = _task({**found.table, **shares}, rows)
         sizes = {split: task.size(split) for split in SPLITS}
-        if sizes["validation"] >= 4 and sizes["train"] and (share > 0.1 or sizes["test"] >= 4):
+        if sizes["validation"] >= least and sizes["train"] and (share > 0.1 or sizes["test"] >= least):
             break
     else:
         raise DataError(f"{rows.path} holds {task.rows} rows, too few to hold any out: give at least ten")
