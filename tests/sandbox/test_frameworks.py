@@ -44,3 +44,17 @@ def test_a_skipped_test_and_a_skipped_row_of_a_table_stay_skipped() -> None:
 
     assert marked is test and vars(test)["_pytest_skipped"] is True
     assert vars(test)["_pytest_cases"] == [[{"x": 1}, {"x": 4}]]
+
+
+@pytest.mark.parametrize("name", ["skipif", "xfail"])
+def test_a_condition_decides_wherever_it_stands_and_xfail_needs_none(name: str) -> None:
+    mark = getattr(pytest_module(tally=None).mark, name)
+
+    def skipped(decorate: Any) -> bool:
+        def test() -> None: ...
+
+        return bool(vars(decorate(test))["_pytest_skipped"])
+
+    assert skipped(mark(True)) and skipped(mark(condition=True, reason="why")) and skipped(mark(False, True))
+    assert not skipped(mark(False, reason="why")) and not skipped(mark(condition=False))
+    assert skipped(mark(reason="why")) is skipped(mark) is (name == "xfail")

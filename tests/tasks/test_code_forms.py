@@ -250,8 +250,10 @@ REFUSED: dict[str, tuple[str, str]] = {
         "the tests use pytest.warns, ",
     ),
     "from pytest": ("from pytest import LogCaptureFixture\nassert double(2) == 4", "the tests use pytest.LogCapture"),
-    # Code that fails would pass. The row is refused with its line, as every row of this table.
-    "xfail": ("import pytest\n@pytest.mark.xfail\ndef test_it(): assert double(2) == 5", "pytest.mark.xfail, which"),
+    "a test that is expected to fail": (
+        "import pytest\n@pytest.mark.xfail\ndef test_it(): assert double(2) == 5",
+        UNDER_OWN,
+    ),
     "a fixture that a mark asks for": (
         "import pytest\n@pytest.mark.usefixtures('four')\ndef test_it(): assert double(2) == 4",
         "the tests use pytest.mark.usefixtures, which is not supported",
@@ -297,6 +299,17 @@ def test_a_solution_that_fails_its_tests_is_listed_once_and_not_as_silent(tmp_pa
 
     assert (report["rejected"], report["verified"], report["silent_solutions"]) == ({}, 0.0, 0)
     assert [(row["line"], row["why"]) for row in report["unverified"]] == [(1, "a hidden test failed: a wrong answer")]
+
+
+def test_a_test_that_is_expected_to_fail_says_nothing_unless_its_condition_is_false(tmp_path: Path) -> None:
+    fault = "@pytest.mark.xfail(reason='a known fault', strict=True)\ndef test_fault(): assert double(1) == 3\n"
+    mended = "@pytest.mark.xfail(False, reason='mended')\ndef test_mended(): assert double(3) == 6\n"
+    task = task_of(tmp_path, {"test": f"import pytest\n{fault}{mended}", "code": RIGHT}, reward="share")
+    (example,) = task.examples("train")
+
+    assert judged(task, example, RIGHT).reward == 1.0
+    # It fulfils the expected failure, and that earns nothing.
+    assert judged(task, example, "def double(x): return 3").reward == 0.0
 
 
 def test_without_a_solution_tests_are_refused_where_nothing_in_them_could_fail(tmp_path: Path) -> None:

@@ -16,13 +16,6 @@ from typing import Any
 
 PYTEST = {"raises", "approx", "param", "mark", "fixture", "fail", "skip", "main"}
 """The names of pytest that tests may use."""
-REFUSED = {"xfail", "usefixtures", "asyncio", "anyio"}
-"""The marks that would change what a test means: ``xfail`` rewards code that fails, the others need pytest itself.
-
-A row whose tests use one is refused with its line when it is read. ``bad_rows`` of the task says whether that ends the
-run, or leaves the row out and counts it. ``parametrize``, ``skip`` and ``skipif`` are followed. Any other mark means
-nothing, as in pytest.
-"""
 UNTRACEABLE = {"assertWarns", "assertWarnsRegex", "assertLogs", "assertNoLogs", "expectedFailure"}
 """Parts of unittest that cannot be judged from another process, or that turn a failure into a success."""
 
@@ -145,12 +138,16 @@ class _Param:
 
 
 class _Marks:
-    """``pytest.mark``: a mark is a decorator, with arguments or without."""
+    """``pytest.mark``: a mark is a decorator, with arguments or without.
+
+    ``xfail`` skips the test: its authors expect it to fail, so that it says nothing about the code. A mark without a
+    meaning here has none in pytest either.
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name == "parametrize":
             return self._parametrize
-        return _Mark(skips=name == "skip", decides=name == "skipif")
+        return _Mark(skips=name in ("skip", "xfail"), decides=name in ("skipif", "xfail"))
 
     @staticmethod
     def _parametrize(names: Any, values: Any, **_: Any) -> Callable[[Any], Any]:
@@ -174,13 +171,12 @@ class _Mark:
         self.skips = skips
         self._decides = decides
 
-    def __call__(self, *arguments: Any, **_: Any) -> Any:
-        if self._decides:
-            return _Mark(skips=bool(arguments[0]), decides=False)
-        if arguments and (callable(arguments[0])):
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if arguments and callable(arguments[0]):
             arguments[0]._pytest_skipped = self.skips or vars(arguments[0]).get("_pytest_skipped", False)
             return arguments[0]
-        return self
+        conditions = [*arguments, *([named["condition"]] if "condition" in named else [])]
+        return _Mark(skips=any(conditions), decides=False) if self._decides and conditions else self
 
 
 def count_unittest(tally: Any) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfdistill.errors import DataError
-from selfdistill.sandbox.frameworks import PYTEST, REFUSED, UNTRACEABLE
+from selfdistill.sandbox.frameworks import PYTEST, UNTRACEABLE
 from selfdistill.sandbox.rewriting import is_check, last_name, own_nodes
 
 Reach = Literal["surely", "perhaps", "never"]
@@ -145,8 +145,9 @@ class _Module:
                     wanted = [alias.name for alias in names]
                 case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in pytest:
                     wanted = [name]
-                case ast.Attribute(value=owner, attr=name) if last_name(owner) == "mark" and name in REFUSED:
-                    yield f"the tests use pytest.mark.{name}, which is not supported"
+                # Fixtures run here only for the arguments that name them.
+                case ast.Attribute(value=owner, attr="usefixtures") if last_name(owner) == "mark":
+                    yield "the tests use pytest.mark.usefixtures, which is not supported"
                     continue
                 case ast.Call(keywords=keywords) if last_name(node) in ("fixture", "parametrize"):
                     for keyword in keywords:
