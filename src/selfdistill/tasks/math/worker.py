@@ -1,7 +1,8 @@
 """The process that compares answers by ``math-verify``: a JSON request a line on stdin, one or two replies on stdout.
 
 It is run as a script, knows nothing of this package, and lives under two timers of the operating system, which end it
-in the middle of any computation: one on processor time, and one on wall-clock time should it wait for something.
+in the middle of any computation: one on processor time, and one on wall-clock time should it wait for something. An
+exception that nothing here expects ends it too, and the check counts as given up.
 ``math-verify``'s own timeout raises an exception inside the computation, which big-number arithmetic in C never sees.
 """
 
@@ -17,10 +18,6 @@ from typing import Any
 
 _MEMORY = 4 * 2**30
 """Bytes of address space: a tower of powers would otherwise take the machine's memory before its time is up."""
-
-_UNDECIDED = (TypeError, ValueError, NotImplementedError, RecursionError)
-"""What sympy raises for sound mathematics: an order of f(x) + 1 and f(x), a sum that diverges, an inequality that it
-cannot solve, a limit of f. Anything else ends this process, and the check counts as given up."""
 
 
 def _arm(seconds: float) -> None:
@@ -105,8 +102,10 @@ def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
             if not (apart.is_Float or apart.is_Rational) or not apart.is_finite:
                 continue
             near, far = bool(apart <= size * 10**-20), bool(apart > size * 10**-9)
-        except _UNDECIDED:
-            continue  # not a number there
+        # Sound mathematics that has no number here: sympy cannot order f(x) + 1 and f(x) (TypeError), finds that a sum
+        # diverges (ValueError), or loses itself in a limit of f (RecursionError).
+        except (TypeError, ValueError, RecursionError):
+            continue
         agrees += near
         if not near and (far or spot > 1):
             return differs or (far and spot < 2), False
@@ -169,7 +168,8 @@ def _conditions(expression: Any) -> Any:
         return None
     try:
         return sympy.And(*parts).as_set()
-    except _UNDECIDED:
+    # sympy solves no inequality such as sin x > 0, which then stands for itself.
+    except NotImplementedError:
         return None
 
 
