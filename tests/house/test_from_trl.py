@@ -13,16 +13,18 @@ PAGE = Path(__file__).parents[2] / "docs" / "from-trl.md"
 CONFIGS = ("GRPOConfig", "SDPOConfig", "SDFTConfig", "DistillationConfig", "GKDConfig", "GOLDConfig")
 SHARED = ("Arguments that several trainers share", "TrainingArguments")
 
+# Found, and not imported as other tests of TRL do: the import takes half a minute, and only the sources are read.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+
 
 def folder_of(package: str) -> Path:
     found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        pytest.skip(f"{package} is not installed, so its arguments are not known here")
+    assert found is not None and found.submodule_search_locations
     return Path(next(iter(found.submodule_search_locations)))
 
 
 def classes() -> dict[str, tuple[list[str], list[str]]]:
-    """Name of a config → its bases and its own fields. The sources are parsed: importing TRL takes half a minute."""
+    """Name of a config → its bases and its own fields, parsed from the sources."""
     trl, transformers = folder_of("trl"), folder_of("transformers")
     files = [*sorted(trl.rglob("*_config.py")), transformers / "training_args.py"]
     known: dict[str, tuple[list[str], list[str]]] = {}
