@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,8 @@ import pytest
 
 from selfdistill.inspection.page import PageData, Sample, render_microscope
 from selfdistill.report.tokens import Piece
+from support.browser import chromium, needs_browser
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = (
     "</script><script>document.title='taken'</script>",
     "<img src=x onerror=\"document.title='taken'\">",
@@ -27,11 +25,6 @@ BUDGET_NODES = 6000
 """Elements of the page with a completion of 2,000 tokens picked and a second pane open."""
 BUDGET_BYTES = 70
 """Bytes a token in a file with two contexts and two methods: 51 of numbers, in base64."""
-
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
-    reason="needs chromium on the path and playwright: pip install '.[dev]'",
-)
 
 
 def page_data(completions: int, tokens: int, bodies: tuple[str, ...]) -> PageData:
@@ -97,12 +90,8 @@ def test_model_text_stands_in_the_file_as_text_only() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
+    with chromium() as launched:
+        yield launched
 
 
 def opened(browser: Any, page: str, folder: Path) -> tuple[Any, list[str]]:
@@ -119,7 +108,7 @@ def opened(browser: Any, page: str, folder: Path) -> tuple[Any, list[str]]:
     return tab, trouble
 
 
-@needs_browser
+@needs_browser()
 def test_picking_hover_and_keyboard(browser: Any, tmp_path: Path) -> None:
     tab, trouble = opened(browser, render_microscope(page_data(3, 7, HOSTILE)), tmp_path)
     tokens = tab.locator("#left .t")
@@ -158,7 +147,7 @@ def test_picking_hover_and_keyboard(browser: Any, tmp_path: Path) -> None:
     tab.close()
 
 
-@needs_browser
+@needs_browser()
 def test_completions_are_filtered_sorted_and_searched(browser: Any, tmp_path: Path) -> None:
     # Four tokens: the ids of pieces then begin within a group of base64.
     data = page_data(4, 4, ("alpha", "beta", "gamma"))
@@ -200,7 +189,7 @@ def test_completions_are_filtered_sorted_and_searched(browser: Any, tmp_path: Pa
     tab.close()
 
 
-@needs_browser
+@needs_browser()
 def test_a_link_leads_to_a_completion_and_a_token(browser: Any, tmp_path: Path) -> None:
     tab, trouble = opened(browser, render_microscope(page_data(3, 7, ("word",))), tmp_path)
     tab.locator("#left .t").nth(4).click()
@@ -223,7 +212,7 @@ def test_a_link_leads_to_a_completion_and_a_token(browser: Any, tmp_path: Path) 
     tab.close()
 
 
-@needs_browser
+@needs_browser()
 def test_sections_are_folded_until_the_contents_lead_there(browser: Any, tmp_path: Path) -> None:
     tab, _ = opened(browser, render_microscope(page_data(2, 7, ("word",))), tmp_path)
     assert tab.locator("details[open]").count() == 0
@@ -235,7 +224,7 @@ def test_sections_are_folded_until_the_contents_lead_there(browser: Any, tmp_pat
     tab.close()
 
 
-@needs_browser
+@needs_browser()
 def test_signals_of_a_unit_share_a_scale_unless_asked_otherwise(browser: Any, tmp_path: Path) -> None:
     tab, _ = opened(browser, render_microscope(page_data(2, 7, ("word",))), tmp_path)
     ends = {}
@@ -273,7 +262,7 @@ def test_curves_show_the_tails() -> None:
     assert "tone-teacher" not in page.split("</style>")[1]
 
 
-@needs_browser
+@needs_browser()
 @pytest.mark.parametrize("width", [360, 1280])
 def test_no_width_makes_the_page_scroll_sideways(width: int, browser: Any, tmp_path: Path) -> None:
     tab, _ = opened(browser, render_microscope(page_data(2, 7, ("word",))), tmp_path)
@@ -286,7 +275,7 @@ def test_no_width_makes_the_page_scroll_sideways(width: int, browser: Any, tmp_p
     tab.close()
 
 
-@needs_browser
+@needs_browser()
 def test_400_000_tokens_stay_within_the_budget(browser: Any, tmp_path: Path) -> None:
     page = render_microscope(page_data(200, 2000, tuple(f"word{n}" for n in range(1500))))
     assert len(page.encode()) < BUDGET_BYTES * 400_000

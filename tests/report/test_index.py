@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -18,9 +17,8 @@ from selfdistill.errors import DataError
 from selfdistill.report import server as watching
 from selfdistill.report.index import find_runs, write_index
 from selfdistill.report.server import server_of
+from support.browser import chromium, needs_browser
 from support.pages import Page
-
-CHROMIUM = shutil.which("chromium")
 
 
 def write_run(folder: Path, *, steps: int, evaluations: tuple[float, ...] = (), **summary: Any) -> Path:
@@ -133,20 +131,14 @@ def test_nothing_else_is_served(path: str, browse: Browser) -> None:
     assert browse(path)[0].status == 404
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
-    reason="needs chromium on the path and playwright: pip install '.[dev]'",
-)
+@needs_browser()
 def test_a_page_takes_in_what_is_new_and_keeps_what_the_reader_did(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from playwright.sync_api import sync_playwright
-
     monkeypatch.setattr(watching, "EVERY", 0.05)
     run = top / "a&b going"
-    with server_of(run, host="127.0.0.1", port=0) as server, sync_playwright() as play:
+    with server_of(run, host="127.0.0.1", port=0) as server, chromium() as browser:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        tab = chromium.new_page()
+        tab = browser.new_page()
         tab.set_default_timeout(0)
         trouble: list[str] = []
         tab.on("pageerror", lambda error: trouble.append(str(error)))
@@ -163,7 +155,6 @@ def test_a_page_takes_in_what_is_new_and_keeps_what_the_reader_did(top: Path, mo
             file.write("<oops>\n{}\n")
         tab.get_by_text("not valid JSON").wait_for()
         assert tab.locator(".t", has_text="number3").count() == 1
-        chromium.close()
         server.shutdown()
         thread.join()
     assert trouble == []

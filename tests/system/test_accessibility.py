@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -21,15 +19,9 @@ from selfdistill.comparison.page import Joined, write_comparison, write_joined
 from selfdistill.inspection.page import render_microscope
 from selfdistill.report.index import write_index
 from selfdistill.report.page import write_report
+from support.browser import chromium, needs_browser
 
-CHROMIUM = shutil.which("chromium")
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None
-    or importlib.util.find_spec("playwright") is None
-    or importlib.util.find_spec("axe_playwright_python") is None,
-    reason="needs chromium on the path, playwright and axe-playwright-python: pip install '.[dev]'",
-)
+pytestmark = needs_browser("axe_playwright_python")
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +53,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
+    with chromium() as launched:
+        yield launched
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
