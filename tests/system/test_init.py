@@ -13,6 +13,7 @@ import pytest
 from selfdistill.api.tasks import load_task
 from selfdistill.cli.app import main
 from selfdistill.config.run import load_config
+from support.tiny import tiny_tokenizer
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "gsm8k": [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"} for n in range(60)],
@@ -131,7 +132,10 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(capsys: pytest.Captur
     assert "no task fits the rows of odd.jsonl (columns a, b): rename a column to question" in said
     assert init("few", ROWS["answers"][:1]) == 2
     assert "too few to hold any out" in capsys.readouterr().err
+    tiny_tokenizer().save_pretrained("adapter")
+    Path("adapter/adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
     for arguments, sentence in (
+        (["--model", "adapter", "--data", "answers.jsonl"], "the adapter in adapter names no base model: write where"),
         (["--model", "./nowhere", "--data", "odd.jsonl"], "no task fits"),
         (["--model", "countdown-grpo", "--data", "answers.jsonl"], "--model countdown-grpo is a config"),
         (["--model", "./nowhere", "--data", "answers.jsonl"], "model './nowhere' not found"),

@@ -16,7 +16,7 @@ from selfdistill.config.sources import find_source
 from selfdistill.contexts.thinking import begins_thinking
 from selfdistill.errors import ConfigError, ModelError, first_line
 from selfdistill.methods import METHODS
-from selfdistill.models.loading import resolve_model
+from selfdistill.models.loading import base_name, read_tokenizer, resolve_model
 from selfdistill.training.run_folder import find_weights
 from selfdistill.types import Example
 
@@ -68,7 +68,7 @@ def find_model(name: str) -> FoundModel:
     Raises:
         UserError: the model is not to be found, or has no tokenizer or chat template.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     source = find_source(name)
     if source.kind == "config":
@@ -80,11 +80,11 @@ def find_model(name: str) -> FoundModel:
     path = find_weights(name, config_for(name, None, [], command="init")).path if source.kind == "run" else name
     folder = resolve_model(path)
     adapter = Path(folder) / "adapter_config.json"
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else folder
+    tokenizer = read_tokenizer(path)
+    base = base_name(adapter, name) if adapter.is_file() else folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(resolve_model(base), trust_remote_code=False).get_text_config()
-    # The tokenizers library raises a bare Exception for a file that it cannot read.
+    # transformers raises many different types for a config that it cannot read.
     except Exception as error:
         raise ModelError(f"model {name!r} cannot be read: {first_line(error)}") from error
     template = str(tokenizer.chat_template or "")

@@ -25,6 +25,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 """A model's id on the hub, with its owner."""
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "adapter_config.json")
 """Name patterns of tokenizer files. An adapter directory may leave the tokenizer to its base."""
+_REMEDY = "write where it is now as base_model_name_or_path in {}"
 
 
 def _reason(error: Exception) -> str:
@@ -164,18 +165,29 @@ def read_tokenizer(path: str) -> Any:
         ) from error
 
 
+def base_name(adapter: Path, path: str) -> str:
+    """The name of the model that an adapter was trained on. ``path`` is the adapter's name for messages.
+
+    Raises:
+        ModelError: its config names none, or one that is not there.
+    """
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"the adapter in {path} names no base model: {_REMEDY.format(adapter)}")
+    if is_nowhere(base):
+        raise ModelError(
+            f"the adapter in {path} belongs to the model in {base}, which is not there: {_REMEDY.format(adapter)}"
+        )
+    return str(base)
+
+
 def _read_base(adapter: Path, path: str, dtype: torch.dtype, adapters: Sequence[Path]) -> Any:
     """Load the base model of the adapter that a peft config describes.
 
     Raises:
         ModelError: the path in the adapter's config does not exist, or the base cannot be loaded.
     """
-    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    remedy = f"write where it is now as base_model_name_or_path in {adapter}"
-    if not base:
-        raise ModelError(f"the adapter in {path} names no base model: {remedy}")
-    if is_nowhere(base):
-        raise ModelError(f"the adapter in {path} belongs to the model in {base}, which is not there: {remedy}")
+    base, remedy = base_name(adapter, path), _REMEDY.format(adapter)
     if adapter.parent.resolve() in adapters:
         raise ModelError(f"the adapter in {path} is its own base model: {remedy}")
     try:
