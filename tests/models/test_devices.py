@@ -212,8 +212,8 @@ def test_a_resolved_config_leaves_nothing_open(tmp_path: Path) -> None:
 
 def test_the_limit_of_a_container_is_the_machine_s_memory(tmp_path: Path) -> None:
     own = tmp_path / "cgroup"
-    own.write_text("0::/jobs/mine\n", encoding="ascii")
-    for place, limit in ((".", "max"), ("jobs", "4000"), ("jobs/mine", "max")):
+    own.write_text("0::/jobs/größe\n", encoding="utf-8")
+    for place, limit in ((".", "max"), ("jobs", "4000"), ("jobs/größe", "max")):
         (tmp_path / place).mkdir(exist_ok=True)
         (tmp_path / place / "memory.max").write_text(limit + "\n", encoding="ascii")
     assert devices._cgroup_limits(tmp_path, own) == [4000]

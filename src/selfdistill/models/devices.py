@@ -115,7 +115,8 @@ def _cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) 
     """The limits in bytes of this process's control group and of those above it, in either version of cgroups."""
     limits = []
     try:
-        lines = own.read_text(encoding="ascii").splitlines()
+        # A group may have a name in any letters.
+        lines = os.fsdecode(own.read_bytes()).splitlines()
     except OSError:
         return []
     for line in lines:
