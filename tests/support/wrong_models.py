@@ -280,6 +280,17 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
         weights(lambda held: {n: t > 0 for n, t in held.items()}),
         "holds model.embed_tokens.weight as BOOL, which is no floating-point",
     ),
+    "whole numbers beside an empty quantisation": (
+        lambda folder: (
+            config(quantization_config=None)(folder)
+            or weights(lambda held: {n: t.to(torch.int8) for n, t in held.items()})(folder)
+        ),
+        "holds model.embed_tokens.weight as I8, which is no floating-point number,",
+    ),
+    "weights whose header is brackets": (
+        holds(WEIGHTS, (100_000).to_bytes(8, "little") + b"[" * 100_000),
+        "is damaged: download or copy it again",
+    ),
     "weights without their head": (
         config(tie_word_embeddings=False),
         "lacks 1 of its weights, the first is lm_head.weight",
@@ -339,6 +350,7 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
         holds("config.json", LFS),
         "is a pointer of git-lfs, not the file itself: run git lfs pull there",
     ),
+    "a config of brackets": (holds("config.json", "[" * 100_000), "is no JSON ("),
     "a config in UTF-16": (holds("config.json", '{"model_type": "qwen3"}'.encode("utf-16")), "is no JSON ("),
     "a config with a comment": (holds("config.json", '{"model_type": "qwen3", // mine\n}'), "is no JSON ("),
     "a config without the kind": (config(drop="model_type"), "cannot load a causal language model from"),
@@ -356,6 +368,14 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
     ),
     "a number type that is none": (
         config(dtype="float99"),
+        "names 'float99' as its dtype, which is no number type of torch",
+    ),
+    "a number type to be chosen": (
+        config(dtype="auto"),
+        "names 'auto' as its dtype, which is no number type of torch",
+    ),
+    "a number type that is none, under the old key": (
+        config(drop="dtype", torch_dtype="float99"),
         "names 'float99' as its dtype, which is no number type of torch",
     ),
     "an unknown rope": (
@@ -433,6 +453,10 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
         lambda folder: without("tokenizer.json")(folder) or holds("tokenizer.model", b"\x00")(folder),
         "no usable tokenizer in",
     ),
+    "sentencepiece as a pointer of git-lfs": (
+        lambda folder: without("tokenizer.json")(folder) or holds("tokenizer.model", LFS)(folder),
+        "is a pointer of git-lfs, not the file itself: run git lfs pull there",
+    ),
     "a vocabulary without merges": (
         lambda folder: without("tokenizer.json")(folder) or holds("vocab.json", '{"a": 0}')(folder),
         "no usable tokenizer in",
@@ -508,6 +532,7 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
     "an empty name": (named(""), "the model's name is empty: give a directory, a hub id or a shipped model,"),
     "a blank": (named("  "), "the model's name is empty: give a directory, a hub id or a shipped model,"),
     "a folder of nothing": (only(), "is no model directory, it holds no config.json: give the directory that"),
-    "a cache of the hub": (deeper("snapshots", "0123abcd"), "is no model directory, it holds no config.json: give"),
+    "a cache of the hub": (deeper("snapshots", "0123abcd"), "cache/snapshots/0123abcd"),
+    "the folder around a model": (deeper("weights"), "cache/weights"),
 }
 """What is wrong, how it came about, and words of the sentence that says so."""

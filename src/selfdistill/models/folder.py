@@ -50,7 +50,7 @@ def check_folder(folder: Path, path: str) -> None:
             )
             raise ModelError(f"{path} holds no weights (model.safetensors){instead}: {remedy}")
         _check_shards(folder, path)
-    quantised = "quantization_config" in objects.get("config.json", {})
+    quantised = objects.get("config.json", {}).get("quantization_config") is not None
     for file in sorted([*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors")]):
         types = _types(file)
         odd = next((name for name, kind in types.items() if kind in WHOLE_NUMBERS and name.endswith("weight")), None)
@@ -64,7 +64,8 @@ def check_folder(folder: Path, path: str) -> None:
 def _object(file: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    # RecursionError: brackets without end, such as a file of one repeated byte.
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is no JSON ({error}): download or copy it again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file} does not hold a JSON object: download or copy it again")
@@ -91,7 +92,7 @@ def _check_config(config: Mapping[str, Any], path: str) -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     dtype = config.get("dtype", config.get("torch_dtype"))
-    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ModelError(f"the config.json of {path} names {dtype!r} as its dtype, which is no number type of torch")
     quantised = config.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
@@ -134,7 +135,7 @@ def _types(file: Path) -> dict[str, str]:
             (about["data_offsets"][1] for about in tensors.values()), default=0
         )
         types = {name: str(about["dtype"]) for name, about in tensors.items()}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file} is damaged: download or copy it again") from error
     if not whole:
         raise ModelError(f"{file} is damaged or was not copied to its end: download or copy it again")
