@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROWS = "".join(json.dumps({"question": f"{n} + 1 = ?", "answer": str(n + 1)}) + "\n" for n in range(8))
+SUMS = "".join(f'{{"question": "What is {n} + 1?", "answer": "{n + 1}"}}\n' for n in range(12))
 CONFIG = 'steps = 1\nmethod = "grpo"\nmodel.path = "countdown-base"\ntask = {kind = "countdown"}\n'
 Words = str | Callable[[Path], str]
 """A command line, split at blanks. Where it needs files, a function writes them and returns it."""
@@ -230,6 +231,22 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
         folder("watch run --static", config__json="{}", metrics__jsonl='{"step": 1\n{}\n'),
         "metrics.jsonl, line 1: not valid JSON",
     ),
+    "watch metrics of brackets": (
+        folder("watch run --static", config__json="{}", metrics__jsonl="[" * 100_000 + "\n"),
+        "metrics.jsonl, line 1: not valid JSON",
+    ),
+    "watch metrics of a number without end": (
+        folder("watch run --static", config__json="{}", metrics__jsonl='{"step": ' + "9" * 5000 + "}\n"),
+        "metrics.jsonl, line 1: not valid JSON",
+    ),
+    "watch completions of brackets": (
+        folder("watch run --static", config__json="{}", rollouts__jsonl="[" * 100_000 + "\n"),
+        "rollouts.jsonl, line 1: not valid JSON",
+    ),
+    "init with an adapter that is no JSON": (
+        folder("init --model run --data run/rows.jsonl", adapter_config__json="{", rows__jsonl=SUMS),
+        "adapter_config.json is no JSON (",
+    ),
     "methods of no name": ("methods nope", "unknown method 'nope'"),
     "configs of no name": ("configs nope", "not found; "),
     "a command that is none": ("eval countdown-base", "there is no command eval; did you mean 'evaluate'?"),
@@ -350,6 +367,7 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
         "config own.json holds no table of keys",
     ),
     "a JSON config that is none": (after("train own.json --out out", own__json="{"), "is not valid JSON"),
+    "a JSON config of brackets": (after("train own.json --out out", own__json="[" * 100_000), "is not valid JSON"),
     "a preset that is none": (
         "data check --path rows.jsonl --preset gsm9k",
         "preset 'gsm9k' not found; did you mean 'gsm8k'",

@@ -122,7 +122,7 @@ def _keys(path: Path) -> Iterable[str]:
     """The keys of a JSON object, none if the file does not exist or is damaged: reading it again says what is wrong."""
     try:
         table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return ()
     return table if isinstance(table, dict) else ()
 
@@ -192,7 +192,8 @@ def read_config(name: str) -> dict[str, Any]:
     is_json = path.suffix == ".json"
     try:
         table = json.loads(config_text(name)) if is_json else tomllib.loads(config_text(name))
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    # RecursionError: brackets without end.
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
         where = path if source.kind == "run" else f"config {name}"
         raise ConfigError(f"{where} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     if not isinstance(table, dict):

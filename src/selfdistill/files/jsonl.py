@@ -16,6 +16,8 @@ from selfdistill.files.text import printable_json
 
 Row = Mapping[str, Any]
 """A JSON object from a file."""
+UNREADABLE = (ValueError, RecursionError)
+"""What Python's reader raises: also an integer of more digits than it converts, and brackets without end."""
 
 
 class JsonLines:
@@ -133,10 +135,10 @@ def read_lines(path: Path) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except UNREADABLE as error:
                 if not line.endswith("\n"):
                     return
-                raise DataError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+                raise DataError(f"{path}, line {number}: not valid JSON ({getattr(error, 'msg', error)})") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: not a JSON object")
             yield row
@@ -152,8 +154,9 @@ def read_object(path: Path) -> Row:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}") from error
+    except UNREADABLE as error:
+        line = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{path} is not valid JSON: {getattr(error, 'msg', error)}{line}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} does not hold a JSON object")
     return value

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files.jsonl import UNREADABLE
 from selfdistill.files.records import RolloutLine
 from selfdistill.report.files import OuterSteps, read_run
 from selfdistill.report.index import find_runs, render_index
@@ -155,8 +156,8 @@ def _no_run(folder: Path) -> str:
 def _rollout(line: bytes, path: Path) -> RolloutLine:
     try:
         row = json.loads(line.decode("utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: a line is not valid JSON ({error.msg})") from error
+    except UNREADABLE as error:
+        raise DataError(f"{path}: a line is not valid JSON ({getattr(error, 'msg', error)})") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}: a line is not a JSON object")
     return RolloutLine.from_json(row, f"{path}, a line")
