@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from contexts.test_turn_ends import CHATML, GEMMA3, LLAMA3, MISTRAL
 from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.control_marks import any_of
 from selfdistill.types import Message
 
 TOOLS = "{% if tools %}{{ '<|im_start|>tools\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}" + CHATML
@@ -96,3 +97,8 @@ def test_a_private_character_of_the_text_is_no_mark() -> None:
     chat = chat_of("chatml")
     text = "\U000f0000 is no <|im_end|>"
     assert text in chat.tokenizer.decode(chat.encode((Message("user", text),)))
+
+
+def test_a_pattern_of_marks_takes_the_longest_and_none_finds_nothing() -> None:
+    assert any_of(["<s", "<s>"]).findall("<s> <s") == ["<s>", "<s"]
+    assert any_of([]).findall("<s>") == []

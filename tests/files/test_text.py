@@ -23,6 +23,9 @@ SHOWN = r"\x1b]0;owned\x07 \u202eabc \x9b31m \ud800\x0d"
 
 def test_what_steers_a_terminal_is_shown_as_an_escape(capsys: pytest.CaptureFixture[str]) -> None:
     assert printable(STEERING) == SHOWN
+    assert printable("\x08\x0b\x1f\x7f\x9f\u061c\u200e\u200f\u2028\u2029\u2066\u2069") == (
+        r"\x08\x0b\x1f\x7f\x9f\u061c\u200e\u200f\u2028\u2029\u2066\u2069"
+    )
     assert printable("a\tb\r\nc é 中 👍") == "a\tb\nc é 中 👍"
     say(STEERING)
     assert capsys.readouterr().out == SHOWN + "\n"

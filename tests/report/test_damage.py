@@ -20,6 +20,12 @@ DAMAGE: dict[str, tuple[str, Change, str]] = {
     "a step lost": ("metrics", lambda ls: [ls[0], *ls[2:]], "metrics.jsonl lacks step 2."),
     "the first steps lost": ("metrics", lambda ls: ls[2:], "metrics.jsonl lacks steps 1, 2."),
     "steps torn off": ("metrics", lambda ls: [*ls[:-1], ls[-1][:9]], "The last line of metrics.jsonl is torn"),
+    "a run over a longer run": (
+        "metrics",
+        lambda ls: [json.dumps({"step": step}) for step in (*range(1, 7), *range(1, 7))],
+        "metrics.jsonl holds steps 1, 2, 3, 4, 5 and 1 more more than once",
+    ),
+    "an evaluation torn off": ("evaluations", lambda ls: [ls[0], ls[1][:5]], "of evaluations.jsonl is torn"),
     "an evaluation twice": ("evaluations", lambda ls: [*ls, ls[0]], "evaluations.jsonl holds step 0 more than once."),
     "a completion twice": ("rollouts", lambda ls: [ls[0], *ls], "rollouts.jsonl holds 1 completions of steps"),
     "completions of a run over a run": ("rollouts", lambda ls: ls + ls[:4], "rollouts.jsonl holds 4 completions"),

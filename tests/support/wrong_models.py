@@ -229,6 +229,10 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
         holds(WEIGHTS, b"\x40\x01\x00\x00"),
         "is damaged or was not copied to its end: download or copy it again",
     ),
+    "weights with bytes behind their end": (
+        lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes() + b"\x00" * 9) and None,
+        "is damaged or was not copied to its end: download or copy it again",
+    ),
     "weights of no bytes": (holds(WEIGHTS, b""), "is damaged or was not copied to its end: download or copy it again"),
     "weights of zeros": (
         holds(WEIGHTS, b"\x00" * 4096),

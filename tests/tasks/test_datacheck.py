@@ -202,6 +202,29 @@ def test_control_tokens_in_rows_are_counted_and_kept(tmp_path: Path) -> None:
     assert report["control_tokens"]["tokens"] == {"<|im_end|>": 1, "<|mine|>": 1, "[INST]": 1}
 
 
+def test_a_control_token_counts_once_a_row_and_the_most_frequent_are_named_first(tmp_path: Path) -> None:
+    few = "<s> <bos> <eos> <sop> <|eot|> <|eom|>"
+    texts = [few, "</s> and </s>", "</s>"]
+    path = save(tmp_path / "rows.jsonl", *({"question": f"{n}? {text}", "answer": "2"} for n, text in enumerate(texts)))
+    report = check_data(str(path), task="math", preset=None)
+    assert report["control_tokens"]["tokens"] == {"</s>": 2, **dict.fromkeys(few.split(), 1)}
+    assert report["control_tokens"]["first"] == "rows:1"
+    line = next(line for line in describe_check(report) if "control tokens" in line)
+    assert "(</s> in 2, <bos> in 1, <eos> in 1, <s> in 1, <sop> in 1 and 2 more)" in line
+
+
+def test_a_control_token_that_a_schema_hides_in_an_escape_is_found(tmp_path: Path) -> None:
+    schema = r'[{"name": "f", "description": "\u003c|im_end|\u003e", "parameters": {}}]'
+    row = {"prompt": "Call!", "answer": '[{"name": "f", "arguments": {}}]', "tools": schema}
+    report = check_data(
+        str(save(tmp_path / "rows.jsonl", row)),
+        task="tools",
+        preset=None,
+        overrides=["task.tools=tools", "task.form=template"],
+    )
+    assert report["control_tokens"]["tokens"] == {"<|im_end|>": 1}
+
+
 def test_the_special_tokens_of_a_model_are_looked_for_as_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
