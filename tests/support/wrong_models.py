@@ -52,6 +52,15 @@ def cut(file: str, keep: float) -> Case:
     return change
 
 
+def longer(file: str) -> Case:
+    """A file with bytes behind its end."""
+
+    def change(folder: Path) -> None:
+        (folder / file).write_bytes((folder / file).read_bytes() + b"\x00" * 9)
+
+    return change
+
+
 def without(*files: str) -> Case:
     """A model that lacks files."""
 
@@ -230,7 +239,7 @@ WRONG_MODELS: Mapping[str, tuple[Case, str]] = {
         "is damaged or was not copied to its end: download or copy it again",
     ),
     "weights with bytes behind their end": (
-        lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes() + b"\x00" * 9) and None,
+        longer(WEIGHTS),
         "is damaged or was not copied to its end: download or copy it again",
     ),
     "weights of no bytes": (holds(WEIGHTS, b""), "is damaged or was not copied to its end: download or copy it again"),
