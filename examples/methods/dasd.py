@@ -23,14 +23,15 @@ class DASD(METHODS["grpo"]):
     context: str = Field("sibling_or_solution", description="Template that the teacher is shown.")
 
     def roles(self) -> Mapping[str, Role]:
-        return {"teacher": self.teacher(self.context, "live")}
+        return {**super().roles(), "teacher": self.teacher(self.context, "live")}
 
     def precompute(self) -> Sequence[str]:
-        return ("student", "teacher")
+        return tuple(dict.fromkeys((*super().precompute(), "student", "teacher")))
 
-    def on_batch(self, state: Any, batch: Any) -> Mapping[str, list[Tensor]]:
+    def on_batch(self, state: Any, batch: Any) -> Mapping[str, Any]:
         pairs = zip(batch.scores["student"], batch.scores["teacher"], strict=True)
-        return {"push": [self._push(student, teacher) for student, teacher in pairs]}
+        push = [self._push(student, teacher) for student, teacher in pairs]
+        return {**super().on_batch(state, batch), "push": push}
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:
         return tokens.inputs["advantage"] + self.beta * tokens.inputs["push"]

@@ -20,13 +20,14 @@ class RLRT(METHODS["grpo"]):
     context: str = Field("solution", description="Template that the teacher is shown.")
 
     def roles(self) -> Mapping[str, Role]:
-        return {"teacher": self.teacher(self.context, "live")}
+        return {**super().roles(), "teacher": self.teacher(self.context, "live")}
 
     def precompute(self) -> Sequence[str]:
-        return ("teacher",)
+        return (*super().precompute(), "teacher")
 
-    def on_batch(self, state: Any, batch: Any) -> Mapping[str, Tensor]:
-        return {"right": torch.tensor([view.correct for view in batch.views], dtype=torch.float64)}
+    def on_batch(self, state: Any, batch: Any) -> Mapping[str, Any]:
+        right = torch.tensor([view.correct for view in batch.views], dtype=torch.float64)
+        return {**super().on_batch(state, batch), "right": right}
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:
         advantage = tokens.inputs["advantage"]

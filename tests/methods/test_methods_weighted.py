@@ -299,6 +299,15 @@ def test_hdpo_adds_the_teachers_right_samples_to_grpo(lora: LoraConfig | None, m
     assert values["ratio"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-9)
 
 
+def test_the_share_of_the_teachers_samples_is_that_of_their_weights() -> None:
+    """A mean over completions weighs three tokens as it weighs one."""
+    views = [replace(view_of(0.0, length=3), weights=(1 / 3,) * 3), view_of(0.0, source="teacher")]
+    found = build_method("hdpo", {}).on_batch(None, BatchScores({}, views))
+    assert found["distilled_share"] == pytest.approx(0.5)
+    assert isinstance(distilled := found["distilled"], Tensor) and distilled.tolist() == [0.0, 1.0]
+    assert build_method("hdpo", {}).on_batch(None, BatchScores({}, []))["distilled_share"] == 0.0
+
+
 def test_hdpo_without_samples_of_the_teacher_or_without_strength_is_grpo(measure: Make) -> None:
     grpo = measure("grpo").bench.gradient()
     assert distance(measure("hdpo").bench.gradient(), grpo) < 1e-13

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from torch import Tensor
 import methods_by_hand as hand
 from selfdistill.contexts.templates import Template
 from selfdistill.methods import build_method
+from selfdistill.methods.grpo import GRPO
 from selfdistill.objectives import (
     clipped_weight_policy_gradient,
     reference_penalty,
     sequence_policy_gradient,
 )
-from selfdistill.types import Role
+from selfdistill.types import Role, RolloutGroup
 from support.engine import QUESTIONS, distance, invent_groups, load_exact, make_bench, perturb, size_of
 from support.hindsight import rendered, scored, sibling_or_solution_verdict
+from support.measured import Measured
 from support.runs import outcome, tiny_run, train
 
 Loss = Callable[[Sequence[hand.Scored]], Tensor]
@@ -137,7 +140,7 @@ def test_the_mean_of_the_penalty_is_the_divergence() -> None:
 
 
 def test_methods_on_top_of_grpo_have_its_roles_too() -> None:
-    for name in ("sd", "antisd"):
+    for name in ("sd", "antisd", "rlsd", "sdar"):
         method = build_method(name, {"kl": 0.1, "ratio": "sequence"})
         assert dict(method.roles()).keys() == {"reference", "teacher"}
         assert method.roles()["reference"] == Role(None, "frozen")
@@ -145,6 +148,67 @@ def test_methods_on_top_of_grpo_have_its_roles_too() -> None:
         assert (method.compared(), method.weighting) == ([], "completion")
         assert set(build_method(name, {}).roles()) == {"teacher"}
     assert list(build_method("grpo", {}).roles()) == list(build_method("grpo", {}).precompute()) == []
+
+
+def nothing_wrong(group: RolloutGroup) -> RolloutGroup:
+    """All completions count as right, whatever they earn."""
+    return replace(group, verdicts=tuple(replace(v, success=True, reward=v.reward or 0.3) for v in group.verdicts))
+
+
+PLAIN: dict[str, tuple[Mapping[str, Any], Callable[[RolloutGroup], RolloutGroup] | None]] = {
+    # What leaves GRPO of a method: hyperparameters, and a change of the groups.
+    "sd": ({"strength": 0.0}, None),
+    "antisd": ({"strength": 0.0}, None),
+    "rlsd": ({"strength": 0.0}, None),
+    "cepo": ({"strength": 0.0, "clip_high": 0.2}, None),
+    "rlcsd": ({"context": "bare", "wrong_context": "bare"}, None),
+    "sdar": ({"strength": 0.0}, None),
+    "sdpg": ({"strength": 0.0, "reference_weight": 0.0, "clip_high": 0.2, "dual_clip": None}, None),
+    "srpo": ({"dual_clip": None}, nothing_wrong),
+    "hdpo": ({}, None),
+}
+
+
+@pytest.mark.parametrize("more", [{"kl": 0.3, "entropy": 0.2}, {"ratio": "sequence"}, {"ratio": "weight"}], ids=str)
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_method_on_top_of_grpo_has_its_ratios_its_divergence_and_its_entropy(
+    name: str, more: Mapping[str, Any], folder: Path, templates: Mapping[str, Template]
+) -> None:
+    hyperparameters, change = PLAIN[name]
+    grpo = Measured(folder, templates, "grpo", more, change=change)
+    other = Measured(folder, templates, name, {**hyperparameters, **more}, change=change)
+    assert distance(other.bench.gradient(), grpo.bench.gradient()) < 1e-12
+    # Without them GRPO's own gradient is another one.
+    without = Measured(folder, templates, "grpo", {}, change=change)
+    assert distance(without.bench.gradient(), grpo.bench.gradient()) > 1e-4
+
+
+@pytest.mark.parametrize("form", ["squared", "reverse_kl"])
+def test_sdpgs_reference_is_grpos(form: str, folder: Path, templates: Mapping[str, Template]) -> None:
+    """One role serves both; the gradient is linear in the loss."""
+    own = {"reference_weight": 0.4, "reference_form": form}
+
+    def gradient(name: str, **hyperparameters: Any) -> dict[str, Tensor]:
+        return Measured(folder, templates, name, hyperparameters).bench.gradient()
+
+    added, plain = gradient("sdpg", kl=0.3, **own), gradient("sdpg", **own)
+    penalised, grpo = gradient("grpo", kl=0.3), gradient("grpo")
+    expected = {name: plain[name] + penalised[name] - grpo[name] for name in plain}
+    assert distance(added, expected) < 1e-12
+
+
+@pytest.mark.parametrize("knob", [{"kl": 0.1}, {"ratio": "sequence"}])
+def test_a_method_that_leaves_grpos_roles_out_is_told_so(knob: Mapping[str, Any]) -> None:
+    class Forgetful(GRPO):
+        def roles(self) -> Mapping[str, Role]:
+            return {}
+
+        def precompute(self) -> Sequence[str]:
+            return ()
+
+    assert Forgetful(entropy=0.1, ratio="weight").roles() == {}
+    with pytest.raises(ValueError, match=r"Forgetful leaves them out: add to what super\(\)"):
+        Forgetful.model_validate(knob)
 
 
 @pytest.mark.parametrize("name", ["grpo", "antisd"])

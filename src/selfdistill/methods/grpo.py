@@ -57,13 +57,17 @@ class GRPO(Method):
     )
     entropy: float = Field(0.0, ge=0, description="Weight of the student's entropy, which the loss then raises.")
     dual_clip: float | None = Field(None, gt=1, description="Bound of a bad token's loss, in |A|; unset: none.")
-    variants: ClassVar[bool] = True
-    """Whether ``ratio``, ``kl`` and ``entropy`` apply. A subclass with a loss or roles of its own says no."""
 
     @model_validator(mode="after")
     def _check_variants(self) -> Self:
-        if not self.variants and (self.ratio != "token" or self.kl or self.entropy):
-            raise ValueError("ratio, kl and entropy belong to grpo, sd and antisd; this method has a loss of its own")
+        scored = self.precompute()
+        if (self.kl and not (REFERENCE in scored and REFERENCE in self.roles())) or (
+            self.ratio == "sequence" and STUDENT not in scored
+        ):
+            raise ValueError(
+                f"kl and ratio = 'sequence' need the roles that GRPO scores before the loss, and {type(self).__name__} "
+                "leaves them out: add to what super().roles(), super().precompute() and super().on_batch() return"
+            )
         if self.dual_clip is not None and self.ratio != "token":
             raise ValueError(f"dual_clip bounds the ratio of each token, and ratio is {self.ratio!r}")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -31,7 +32,6 @@ class HDPO(GRPO):
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)
     without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"
 
-    variants: ClassVar[bool] = False
     name: Literal["hdpo"] = "hdpo"  # type: ignore[assignment]
     strength: float = Field(1.0, ge=0, description="λ, weight of the distillation beside GRPO.")
     divergence: Divergence = Field(
@@ -41,7 +41,7 @@ class HDPO(GRPO):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: live weights, reference solution."""
-        return {TEACHER: self.teacher(self.context, "live")}
+        return {**super().roles(), TEACHER: self.teacher(self.context, "live")}
 
     def sampling_roles(self) -> Sequence[str]:
         """The student, then the teacher."""
@@ -57,12 +57,13 @@ class HDPO(GRPO):
         pairs = zip(group.rollouts, group.verdicts, strict=True)
         return [rollout.source == STUDENT or verdict.correct for rollout, verdict in pairs]
 
-    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
-        """Which completions the teacher sampled, and the share of their tokens."""
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
+        """Which completions the teacher sampled, and their tokens' share of the batch's weight."""
         sampled = [view.source == TEACHER for view in batch.views]
-        lengths = [len(view.completion_ids) for view in batch.views]
-        share = sum(n for n, own in zip(lengths, sampled, strict=True) if own) / max(sum(lengths), 1)
-        return {"distilled": torch.tensor(sampled, dtype=torch.float64), "distilled_share": share}
+        weights = [math.fsum(view.weights) for view in batch.views]
+        share = math.fsum(w for w, own in zip(weights, sampled, strict=True) if own) / (math.fsum(weights) or 1.0)
+        distilled = torch.tensor(sampled, dtype=torch.float64)
+        return {**super().on_batch(state, batch), "distilled": distilled, "distilled_share": share}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Each token's term over its term's share of all tokens, so that the mean over all is the sum of two means."""

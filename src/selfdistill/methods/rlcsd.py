@@ -30,7 +30,6 @@ class RLCSD(GRPO):
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5, top_p=0.95, top_k=20)
 
-    variants: ClassVar[bool] = False
     name: Literal["rlcsd"] = "rlcsd"  # type: ignore[assignment]
     strength: float = Field(0.5, ge=0, description="λ, the most that hindsight adds to an advantage.")
     sharpness: float = Field(0.02, gt=0, description="τ in nats; evidence far above it counts as λ.")
@@ -44,15 +43,16 @@ class RLCSD(GRPO):
     def roles(self) -> Mapping[str, Role]:
         """The right hint and K wrong ones, under the last copy of the student."""
         wrong = {name: self.teacher(self.wrong_context, Snapshot(10), k) for k, name in enumerate(self._wrong())}
-        return {"teacher": self.teacher(self.context, Snapshot(10)), **wrong}
+        return {**super().roles(), "teacher": self.teacher(self.context, Snapshot(10)), **wrong}
 
     def precompute(self) -> Sequence[str]:
         """The sampled token's log-probabilities are enough."""
-        return tuple(self.roles())
+        return tuple(dict.fromkeys((*super().precompute(), *self.roles())))
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
         """Each token's bonus, and its factor that makes of one mean over all tokens the two."""
-        columns = [[batch.scores[name][i] for name in self.roles()] for i in range(len(batch.views))]
+        hints = ("teacher", *self._wrong())
+        columns = [[batch.scores[name][i] for name in hints] for i in range(len(batch.views))]
         bonuses = [self._bonus(right, wrong) for right, *wrong in columns]
         weights = [torch.tensor(view.weights, dtype=torch.float64) for view in batch.views]
         selected = [None if bonus is None else bonus.abs() > self.selected_above for bonus in bonuses]
@@ -64,6 +64,7 @@ class RLCSD(GRPO):
         inside = self.selected_weight * total / of_selected if of_selected else 0.0
         outside = total / of_others if of_others else 0.0
         return {
+            **super().on_batch(state, batch),
             "bonus": [torch.zeros_like(w) if b is None else b for w, b in zip(weights, bonuses, strict=True)],
             "factor": [
                 torch.zeros_like(weight) if chosen is None else outside + (inside - outside) * chosen.double()

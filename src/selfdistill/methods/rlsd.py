@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -24,7 +24,6 @@ class RLSD(GRPO):
     completion without the context keeps its plain advantage. The learning rates are GRPO's.
     """
 
-    variants: ClassVar[bool] = False
     name: Literal["rlsd"] = "rlsd"  # type: ignore[assignment]
     strength: float = Field(
         0.5, ge=0, le=1, description="λ at step 1, the share of the advantage that hindsight sizes."
@@ -35,16 +34,16 @@ class RLSD(GRPO):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: live weights, hindsight context."""
-        return {"teacher": self.teacher(self.context, "live")}
+        return {**super().roles(), "teacher": self.teacher(self.context, "live")}
 
     def precompute(self) -> Sequence[str]:
         """The sampled token's log-probability is enough."""
-        return tuple(self.roles())
+        return tuple(dict.fromkeys((*super().precompute(), *self.roles())))
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
         """λ of this step."""
         left = 1.0 if self.decay is None else max(0.0, 1 - (batch.step - 1) / self.decay)
-        return {"strength": self.strength * left}
+        return {**super().on_batch(state, batch), "strength": self.strength * left}
 
     def evidence(self, tokens: TokenSlice) -> Tensor:
         """How much likelier [N] hindsight finds each token, in nats; 0 where a context is missing."""

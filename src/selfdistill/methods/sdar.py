@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,6 @@ class SDAR(GRPO):
     has GRPO's loss alone and counts in the denominator. The learning rates are GRPO's.
     """
 
-    variants: ClassVar[bool] = False
     name: Literal["sdar"] = "sdar"  # type: ignore[assignment]
     strength: float = Field(0.1, ge=0, description="λ, the weight of the pull beside GRPO's loss.")
     sharpness: float = Field(5.0, ge=0, description="β of the gate σ(β u), per nat.")
@@ -32,11 +31,11 @@ class SDAR(GRPO):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: live weights, hindsight context."""
-        return {"teacher": self.teacher(self.context, "live")}
+        return {**super().roles(), "teacher": self.teacher(self.context, "live")}
 
     def precompute(self) -> Sequence[str]:
         """The sampled token's log-probability is enough."""
-        return tuple(self.roles())
+        return tuple(dict.fromkeys((*super().precompute(), *self.roles())))
 
     def gate(self, tokens: TokenSlice) -> Tensor:
         """g [N]; 0 where the context is missing."""

@@ -11,12 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from selfdistill.methods.base import BatchScores, State
-from selfdistill.methods.grpo import GRPO
+from selfdistill.methods.grpo import GRPO, REFERENCE
 from selfdistill.objectives import forward_kl, reverse_kl
 from selfdistill.types import STUDENT, Role, TokenSlice
-
-REFERENCE = "reference"
-"""Role of the weights of step 0 under the student's own prompt."""
 
 
 class SDPG(GRPO):
@@ -32,7 +29,6 @@ class SDPG(GRPO):
 
     without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"
 
-    variants: ClassVar[bool] = False
     name: Literal["sdpg"] = "sdpg"  # type: ignore[assignment]
     clip_high: float = Field(0.28, gt=0, description="Upper clip of the probability ratio.")
     dual_clip: float | None = Field(3.0, gt=1, description="Bound of a bad token's loss, in |A|; unset: none.")
@@ -49,19 +45,25 @@ class SDPG(GRPO):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: live weights, the answer. The reference: the weights of step 0, where α is not 0."""
-        teacher = {"teacher": self.teacher(self.context, "live")}
-        return {**teacher, REFERENCE: Role(None, "frozen")} if self.reference_weight else teacher
+        roles = {**super().roles(), "teacher": self.teacher(self.context, "live")}
+        return {**roles, REFERENCE: Role(None, "frozen")} if self.reference_weight else roles
 
     def precompute(self) -> Sequence[str]:
         """The squared form needs no distribution of the reference."""
-        return (REFERENCE,) if self.reference_weight and self.reference_form == "squared" else ()
+        squared = (REFERENCE,) if self.reference_weight and self.reference_form == "squared" else ()
+        return tuple(dict.fromkeys((*super().precompute(), *squared)))
+
+    def compared(self) -> Sequence[str]:
+        """The teacher, and the reference where f is a KL."""
+        whole = self.reference_weight and self.reference_form != "squared"
+        return ("teacher", REFERENCE) if whole else ("teacher",)
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
         """β of this step."""
         rise = min(1.0, (batch.step - 1) / self.warmup) if self.warmup else 1.0
         left = math.inf if batch.steps is None else batch.steps - batch.step
         fall = min(1.0, left / self.decay) if self.decay else 1.0
-        return {"strength": self.strength * rise * fall}
+        return {**super().on_batch(state, batch), "strength": self.strength * rise * fall}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """The three terms."""

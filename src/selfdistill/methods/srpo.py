@@ -28,7 +28,6 @@ class SRPO(GRPO):
 
     without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"
 
-    variants: ClassVar[bool] = False
     name: Literal["srpo"] = "srpo"  # type: ignore[assignment]
     teacher_rate: float = Field(
         0.05, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step."
@@ -43,11 +42,11 @@ class SRPO(GRPO):
 
     def roles(self) -> Mapping[str, Role]:
         """The teacher: averaged weights, sibling or feedback."""
-        return {"teacher": self.teacher(self.context, "ema")}
+        return {**super().roles(), "teacher": self.teacher(self.context, "ema")}
 
     def precompute(self) -> Sequence[str]:
         """The teacher's entropies, of which the weight needs the batch's mean."""
-        return ("teacher",)
+        return (*super().precompute(), "teacher")
 
     def compared(self) -> Sequence[str]:
         """The teacher's distributions as well."""
@@ -68,6 +67,7 @@ class SRPO(GRPO):
         pairs = [(w, mass) for w, mass, chosen in zip(unscaled, masses, routed, strict=True) if chosen]
         mean = sum(float((w * mass).sum()) for w, mass in pairs) / (math.fsum(float(m.sum()) for _, m in pairs) or 1.0)
         return {
+            **super().on_batch(state, batch),
             "distil": [
                 w / mean if chosen else torch.zeros_like(mass)
                 for w, mass, chosen in zip(unscaled, masses, routed, strict=True)
