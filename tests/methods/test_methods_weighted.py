@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from torch import Tensor
 
 import methods_by_hand as hand
 import weighted_by_hand as weighted
-from selfdistill.config.sections import Limits, LimitsConfig, LoraConfig, limits_on
+from selfdistill.config.sections import LimitsConfig, LoraConfig, limits_on
 from selfdistill.contexts.templates import Template
 from selfdistill.methods import build_method
 from selfdistill.methods.base import BatchScores
-from selfdistill.training.trainer import StepResult
 from selfdistill.types import RolloutGroup, TokenSlice, Verdict, View
-from support.engine import SAID, Bench, distance, invent_groups, load_exact, make_bench, numbers_of, perturb, size_of
-from support.hindsight import Shown, question_alone, scored, sibling_or_feedback, solution
+from support.engine import SAID, distance, invent_groups, load_exact, make_bench, numbers_of, perturb, size_of
+from support.hindsight import question_alone, sibling_or_feedback, solution
+from support.measured import Measured
 
 LORA = LoraConfig(rank=3, alpha=6)
 UNEVEN: tuple[tuple[float | None, ...], ...] = ((0.0, 1.0, 0.0, 0.25), (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, None, 0.5))
@@ -38,29 +37,6 @@ def _share_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfdistill.models.packing.SHARE_FROM", 1)
 
 
-@dataclass
-class Measured:
-    """A step on a student that has moved, with the models before and after the move."""
-
-    bench: Bench
-    groups: list[RolloutGroup]
-    start: Any
-    student: Any
-    result: StepResult
-
-    def scored(self, *, live: bool = False, shown: Shown, **how: Any) -> list[hand.Scored]:
-        """Every completion by whole-sequence forwards; the teacher has the weights of before unless it is live."""
-        teacher = self.student if live else self.start
-        real = self.bench.policy.vocab_size
-        return scored(self.student, teacher, self.groups, self.bench.chat, real, shown=shown, **how)
-
-    def compare(self, loss: Tensor) -> None:
-        assert self.result.record.loss == pytest.approx(float(loss.detach()), rel=1e-9)
-        expected = hand.gradient(self.student, loss)
-        assert size_of(expected) > 1e-5
-        assert distance(self.bench.gradient(), expected) < 1e-8
-
-
 Make = Callable[..., Measured]
 
 
@@ -72,25 +48,17 @@ def measure(folder: Path, templates: Mapping[str, Template]) -> Make:
         *,
         rewards: Sequence[Sequence[float | None]] | None = None,
         with_teachers: bool = False,
-        lora: LoraConfig | None = None,
-        limits: Limits | None = None,
+        **how: Any,
     ) -> Measured:
-        policy, chat = load_exact(folder, lora=lora)
-        start = copy.deepcopy(policy.model)
-        known = {**(hyperparameters or {}), "teacher_rate": 0.0}
-        bench = make_bench(policy, chat, templates, name, known, move=perturb, limits=limits)
-        groups = invent_groups(policy, chat)
-        if rewards is not None:
-            groups = [
-                replace(group, verdicts=tuple(Verdict(reward) for reward in given))
-                for group, given in zip(groups, rewards, strict=True)
-            ]
-        if with_teachers:
-            groups[1] = taught(groups[1])
-        result = bench.step(groups)
-        student = copy.deepcopy(start)
-        student.load_state_dict({n: p for n, p in policy.model.state_dict().items() if ".ema." not in n})
-        return Measured(bench, groups, start, student, result)
+        given = iter(rewards or ())
+
+        def changed(group: RolloutGroup) -> RolloutGroup:
+            if rewards is not None:
+                group = replace(group, verdicts=tuple(map(Verdict, next(given))))
+            failed = not any(verdict.correct for verdict in group.verdicts)
+            return taught(group) if with_teachers and failed else group
+
+        return Measured(folder, templates, name, hyperparameters or {}, change=changed, **how)
 
     return made
 
