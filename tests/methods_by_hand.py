@@ -95,12 +95,19 @@ def cut(student: Row, teacher: Row, k: int) -> tuple[Row, Row]:
 
 
 def policy_gradient(
-    logprob: Tensor, sampled: float, advantage: float, clip: float = 0.2, high: float | None = None
+    logprob: Tensor,
+    sampled: float,
+    advantage: float,
+    clip: float = 0.2,
+    high: float | None = None,
+    dual: float | None = None,
 ) -> Tensor:
-    """−min(r A, clip(r) A)."""
+    """−min(r A, clip(r) A), and for A < 0 at most −dual · A."""
     ratio = torch.exp(logprob - sampled)
     clipped = min(max(float(ratio.detach()), 1 - clip), 1 + (clip if high is None else high)) * advantage
-    return -clipped * (ZERO + 1) if clipped < float(ratio.detach()) * advantage else -ratio * advantage
+    loss = ZERO - clipped if clipped < float(ratio.detach()) * advantage else -ratio * advantage
+    bounded = dual is not None and advantage < 0 and float(loss.detach()) > -dual * advantage
+    return ZERO - (dual or 0.0) * advantage if bounded else loss
 
 
 def capped_ratio(logprob: Tensor, sampled: float, cap: float) -> float:
@@ -141,7 +148,12 @@ def reference_penalty(one: Scored, t: int) -> Tensor:
 
 def entropy(one: Scored, t: int) -> Tensor:
     """−Σ_v S log S."""
-    return -sum((torch.exp(p) * p for p in one.student[t]), ZERO)
+    return entropy_of(one.student[t])
+
+
+def entropy_of(row: Row) -> Tensor:
+    """−Σ_v P log P."""
+    return -sum((torch.exp(p) * p for p in row), ZERO)
 
 
 def sft(one: Scored, t: int) -> Tensor:
@@ -316,7 +328,7 @@ def pbsd_reward(completions: Sequence[Scored], beta: float, *, mean: bool = Fals
 def median_entropy(completions: Sequence[Scored]) -> float:
     """Median, over all tokens of all completions that have a context, of the teacher's entropy."""
     shown = [row for one in completions if one.teacher is not None for row in one.teacher]
-    return statistics.median(-sum(math.exp(float(p)) * float(p) for p in row) for row in shown)
+    return statistics.median(float(entropy_of(row)) for row in shown)
 
 
 def gradient(model: Any, loss: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from methods_by_hand import (
     Scored,
     capped_ratio,
     cut,
+    entropy_of,
     gain,
     jensen_shannon,
     kl,
@@ -67,13 +68,7 @@ def clipped(
     one: Scored, t: int, advantage: float, *, low: float = 0.2, high: float = 0.2, dual: float | None = None
 ) -> Tensor:
     """−min(r A, clip(r, 1 − low, 1 + high) A), and for A < 0 at most −dual · A."""
-    own = one.student[t][one.ids[t]]
-    ratio = (own - one.sampled[t]).exp()
-    bounded = min(max(float(ratio.detach()), 1 - low), 1 + high) * advantage
-    loss = ZERO - bounded if bounded < float(ratio.detach()) * advantage else -ratio * advantage
-    if dual is not None and advantage < 0 and float(loss.detach()) > -dual * advantage:
-        return ZERO - dual * advantage
-    return loss
+    return policy_gradient(one.student[t][one.ids[t]], one.sampled[t], advantage, low, high, dual)
 
 
 def rlcsd(
@@ -138,25 +133,22 @@ def sdpg(
     return loss
 
 
-def entropy(row: Row) -> float:
-    """−Σ p log p."""
-    return -sum(math.exp(float(p)) * float(p) for p in row)
-
-
 def srpo(completions: Sequence[Scored], beta: float, *, k: int, dual: float | None = 3.0) -> Tensor:
     """GRPO on right and unjudged completions and on those without a teacher, SDPO × exp(−βH)/mean on the others."""
 
     def routed(one: Scored) -> bool:
         return one.teacher is not None and one.reward is not None and one.reward < 1
 
-    weights = [math.exp(-beta * entropy(row)) for one in completions if routed(one) for row in one.teacher or []]
+    weights = [
+        math.exp(-beta * float(entropy_of(row))) for one in completions if routed(one) for row in one.teacher or []
+    ]
     mean = sum(weights) / len(weights)
 
     def loss(one: Scored, t: int) -> Tensor:
         if not routed(one):
             return clipped(one, t, one.advantage, dual=dual)
         assert one.teacher is not None
-        weight = math.exp(-beta * entropy(one.teacher[t])) / mean
+        weight = math.exp(-beta * float(entropy_of(one.teacher[t]))) / mean
         ratio = capped_ratio(one.student[t][one.ids[t]], one.sampled[t], 2.0)
         return weight * ratio * jensen_shannon(*cut(one.student[t], one.teacher[t], k))
 

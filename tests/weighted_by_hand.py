@@ -16,6 +16,7 @@ from methods_by_hand import (
     Scored,
     capped_ratio,
     cut_all,
+    entropy_of,
     frozen,
     grpo,
     jensen_shannon,
@@ -59,11 +60,6 @@ def demopsd(
     return loss
 
 
-def uncertain(row: Row, threshold: float) -> bool:
-    """Whether the entropy of a row is above a threshold."""
-    return -sum(math.exp(float(p)) * float(p) for p in row) > threshold
-
-
 def eopd(threshold: float, k: int, strength: float = 1.0) -> Callable[[Scored, int], Tensor]:
     """Policy gradient with log T(y) − log S_old(y), plus the KL from T on its own k likeliest where T is uncertain."""
 
@@ -71,7 +67,7 @@ def eopd(threshold: float, k: int, strength: float = 1.0) -> Callable[[Scored, i
         assert one.teacher is not None
         token, teacher = one.ids[t], one.teacher[t]
         gradient = policy_gradient(one.student[t][token], one.sampled[t], float(teacher[token]) - one.sampled[t])
-        if not uncertain(teacher, threshold):
+        if float(entropy_of(teacher)) <= threshold:
             return gradient
         chosen = sorted(range(len(teacher)), key=lambda v: -float(teacher[v]))[:k]
         return gradient + strength * kl(normalised([teacher[v] for v in chosen]), [one.student[t][v] for v in chosen])

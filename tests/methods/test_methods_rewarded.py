@@ -19,7 +19,7 @@ from selfdistill.methods.base import BatchScores
 from selfdistill.types import RolloutGroup
 from support.engine import QUESTIONS, SAID, SOLUTIONS, distance, only_correct
 from support.hindsight import question_alone, rendered, sibling, sibling_or_feedback, solution
-from support.measured import Measured
+from support.measured import Measured, nothing_wrong
 
 LORA = LoraConfig(rank=3, alpha=6)
 CUTS = {
@@ -137,16 +137,6 @@ def test_cepo_against_the_students_own_prompt_is_rlsd(
     rlsd = Measured(folder, templates, "rlsd", {**same, "context": "answer_only"}, change=change)
     cepo = Measured(folder, templates, "cepo", {**same, **mine}, change=change)
     assert distance(cepo.bench.gradient(), rlsd.bench.gradient()) < 1e-12
-
-
-def nothing_wrong(group: RolloutGroup) -> RolloutGroup:
-    """Graded rewards of which all count as right."""
-    return replace(
-        group,
-        verdicts=tuple(
-            replace(v, success=True, reward=v.reward if v.reward is not None else 0.3) for v in group.verdicts
-        ),
-    )
 
 
 # --- RLCSD -----------------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def test_alpha_1_everywhere_is_distillation_to_the_students_own_prompt(measure: 
 @both
 def test_eopd_adds_the_teachers_likeliest_where_it_is_uncertain(lora: LoraConfig | None, measure: Make) -> None:
     rows = [row for one in measure("eopd", {}).scored(shown=solution, drop=True) for row in one.teacher or []]
-    entropies = sorted(-sum(math.exp(float(p)) * float(p) for p in row) for row in rows)
+    entropies = sorted(float(hand.entropy_of(row)) for row in rows)
     # Completions share their first position: the threshold lies in the widest gap, not between two equal numbers.
     _, below = max((b - a, a) for a, b in pairwise(entropies[len(rows) // 4 : -len(rows) // 4]))
     middle = below + 1e-6

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from selfdistill.objectives import (
 from selfdistill.types import Role, RolloutGroup
 from support.engine import QUESTIONS, distance, invent_groups, load_exact, make_bench, perturb, size_of
 from support.hindsight import rendered, scored, sibling_or_solution_verdict
-from support.measured import Measured
+from support.measured import Measured, nothing_wrong
 from support.runs import outcome, tiny_run, train
 
 Loss = Callable[[Sequence[hand.Scored]], Tensor]
@@ -148,11 +147,6 @@ def test_methods_on_top_of_grpo_have_its_roles_too() -> None:
         assert (method.compared(), method.weighting) == ([], "completion")
         assert set(build_method(name, {}).roles()) == {"teacher"}
     assert list(build_method("grpo", {}).roles()) == list(build_method("grpo", {}).precompute()) == []
-
-
-def nothing_wrong(group: RolloutGroup) -> RolloutGroup:
-    """All completions count as right, whatever they earn."""
-    return replace(group, verdicts=tuple(replace(v, success=True, reward=v.reward or 0.3) for v in group.verdicts))
 
 
 PLAIN: dict[str, tuple[Mapping[str, Any], Callable[[RolloutGroup], RolloutGroup] | None]] = {
