@@ -67,7 +67,13 @@ REFUSED = {
     "a role": ({"prompt": [{"role": "robot", "content": "x"}]}, "message 1 of 'prompt' must have a role"),
     "an image": ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "images and other parts"),
     "a call": ({"messages": [USER, {**BOT, "tool_calls": [{}]}]}, "calls tools, which a text does not hold"),
-    "two answers": ({"prompt": [USER], "completion": [BOT, BOT]}, "must hold one message of the assistant, it has 2"),
+    "two answers": (
+        {"prompt": [USER], "completion": [BOT, BOT]},
+        "must hold one message of the assistant, it has assistant, assistant",
+    ),
+    "an answer of the user": ({"prompt": [USER], "completion": [USER]}, "of the assistant, it has user"),
+    "one tool without a list": ({"prompt": "x", "tools": {"name": "add"}}, "the tools are no list of JSON objects"),
+    "a text about tools": ({"prompt": "x", "tools": "a saw"}, "name the column otherwise"),
 }
 
 
@@ -95,8 +101,24 @@ def test_other_columns_are_named_and_required_ones_are_missed() -> None:
     assert example.fields == {"solution": "so 2", "response": "2"}
     with pytest.raises(DataError, match=r"no 's', which task\.completion names"):
         sd.load_task("text", path=rows, **{**names, "completion": "s"})
+    # A source without "?" is required, whatever the row has beside it.
+    with pytest.raises(DataError, match=r"no 'gold\.txt', which field 'solution' needs; the row has q, gold, r$"):
+        sd.load_task("text", path=rows, **{**names, "solution": "gold.txt"})
     with pytest.raises(DataError, match="has a system message of its own"):
         sd.load_task("text", path=[{"prompt": [SYSTEM, USER]}], system="Hello.")
+
+
+@pytest.mark.parametrize("gold", [{}, {"text": None}, None])
+def test_an_optional_path_may_end_anywhere(gold: object) -> None:
+    row = {"prompt": "1 + 1?", "completion": "2", "gold": gold}
+    task = sd.load_task("text", path=[row], solution="gold.text?", test_share=0.0, validation_share=0.0)
+    assert task.examples("train")[0].fields == {"response": "2", "solution": "2"}
+
+
+def test_a_template_of_the_prompt_comes_before_a_conversation() -> None:
+    row = {"q": "1 + 1?", "messages": [USER, BOT]}
+    task = sd.load_task("text", path=[row], prompt="$q Think.", test_share=0.0, validation_share=0.0)
+    assert task.examples("train")[0].prompt == (Message("user", "1 + 1? Think."),)
 
 
 @pytest.fixture(scope="module")

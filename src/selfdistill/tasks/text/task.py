@@ -16,6 +16,7 @@ from selfdistill.config.tasks import TextConfig
 from selfdistill.errors import DataError
 from selfdistill.tasks.data import MemoryRows, Row, lookup, map_row
 from selfdistill.tasks.rows import RowTask, example_id, system_messages
+from selfdistill.tasks.tools.calls import MalformedCall, read_schemas
 from selfdistill.types import Example, Message, Verdict
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -76,16 +77,23 @@ class TextTask(RowTask):
             if any(message.role == "system" for message in prompt):
                 raise DataError(f"{row.location}: the prompt has a system message of its own; leave out task.system")
             prompt = (*system_messages(row, config.system), *prompt)
-        if isinstance(schemas := row.values.get("tools"), str | list) and schemas:
-            tools = schemas if isinstance(schemas, str) else json.dumps(schemas)
-            prompt = (Message("tools", tools), *prompt)
+        if tools := row.values.get("tools"):
+            try:
+                read_schemas(tools)
+            except MalformedCall as error:
+                raise DataError(
+                    f"{row.location}: {error}; name the column otherwise if its tools are not for the chat template"
+                ) from error
+            prompt = (Message("tools", tools if isinstance(tools, str) else json.dumps(tools)), *prompt)
         # What contexts may show: the columns that this row has.
         named = {"solution": config.solution, "privileged_context": config.privileged_context}
         fields = map_row(row, config.fields)
         for name, source in named.items():
-            if "$" in source or _present(row, source.removesuffix("?")):
-                fields |= _text(row, name, source.removesuffix("?"))
-                form.append(source.removesuffix("?"))
+            column = source.removesuffix("?")
+            # A source without "?" is required, and its absence is an error of the look-up.
+            if column == source or _present(row, column):
+                fields |= _text(row, name, column)
+                form.append(column)
         if response is not None:
             fields["response"] = response
         shown = [fields[name] for name in ("solution", "privileged_context", "response") if name in fields]
@@ -110,7 +118,7 @@ class TextTask(RowTask):
             value = lookup(row, "prompt", config.prompt)
             prompt = _messages(row, config.prompt, value) if isinstance(value, list | tuple) else ()
             prompt = prompt or (Message("user", map_row(row, {"prompt": config.prompt})["prompt"]),)
-        if "$" not in completion and not _present(row, completion):
+        if not _present(row, completion):
             if not config.completion.endswith("?"):
                 raise DataError(f"{row.location}: no {completion!r}, which task.completion names")
             return prompt, None, [config.prompt]
@@ -123,8 +131,9 @@ def _text(row: Row, name: str, source: str) -> dict[str, str]:
     value = None if "$" in source else lookup(row, name, source)
     if isinstance(value, list | tuple):
         turns = _messages(row, source, value)
-        if name == "response" and len(turns) > 1:
-            raise DataError(f"{row.location}: {source!r} must hold one message of the assistant, it has {len(turns)}")
+        if name == "response" and [turn.role for turn in turns] != ["assistant"]:
+            roles = ", ".join(turn.role for turn in turns)
+            raise DataError(f"{row.location}: {source!r} must hold one message of the assistant, it has {roles}")
         return {name: _plain(turns)}
     return map_row(row, {name: source})
 
@@ -157,9 +166,13 @@ def _content(where: str, content: Any) -> str:
 
 
 def _present(row: Row, source: str) -> bool:
-    """Whether the row has a value at a column or a dotted path."""
-    value: object = row.values.get(source, row.values.get(source.partition(".")[0]))
-    return value is not None
+    """Whether the row has a value at a column or a dotted path. A template is always asked for."""
+    if "$" in source:
+        return True
+    try:
+        return lookup(row, source, source) is not None
+    except DataError:
+        return False
 
 
 def _plain(turns: Sequence[Message]) -> str:
