@@ -194,12 +194,20 @@ def test_what_a_function_raises_is_one_sentence_with_its_own_frames(function: An
     assert not re.search(r"selfdistill/tasks|asyncio", said)
 
 
-def test_a_function_that_leaves_the_interpreter_ends_in_a_sentence_too() -> None:
-    def leave(completions: list[str]) -> list[float]:
-        raise SystemExit(3)
+def leave(completions: list[str]) -> list[float]:
+    raise SystemExit(3)
 
-    with pytest.raises(UserError, match=r"reward function 'leave' raised SystemExit \(.*test_reward\.py:\d+ in leave"):
-        judge(RewardedTask(Batched(), leave))
+
+async def leave_later(completions: list[str]) -> list[float]:
+    await asyncio.sleep(0)
+    return leave(completions)
+
+
+@pytest.mark.parametrize("function", [leave, leave_later])
+def test_a_function_that_leaves_the_interpreter_ends_in_a_sentence_too(function: Any) -> None:
+    said = rf"reward function '{function.__name__}' raised SystemExit \(.*test_reward\.py:\d+ in leave\)"
+    with pytest.raises(UserError, match=said):
+        judge(RewardedTask(Batched(), function))
 
 
 def test_async_functions_run_together_and_no_more_than_allowed_at_once() -> None:

@@ -14,7 +14,7 @@ import asyncio
 import inspect
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from numbers import Real
@@ -323,10 +323,13 @@ async def _gather(waiting: Sequence[Awaitable[Any]], most: int) -> list[Any]:
 
     async def one(awaitable: Awaitable[Any]) -> Any:
         async with gate:
-            return await awaitable
+            try:
+                return await awaitable
+            # A task would hand SystemExit to the event loop, past the results of the others.
+            except (Exception, SystemExit) as error:
+                return error
 
-    calls: list[Coroutine[Any, Any, Any]] = [one(awaitable) for awaitable in waiting]
-    return await asyncio.gather(*calls, return_exceptions=True)
+    return await asyncio.gather(*(one(awaitable) for awaitable in waiting))
 
 
 def _place_of(function: RewardFunction) -> str:
