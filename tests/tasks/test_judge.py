@@ -69,6 +69,15 @@ def test_the_last_match_of_the_pattern_counts_on_a_scale_of_ones_own() -> None:
     assert fake.questions == ["1 + 1?|a|2|$"]
 
 
+def test_a_column_does_not_take_the_name_of_the_scale_or_of_what_is_judged() -> None:
+    fake = FakeJudge(lambda question: "Score: 5")
+    columns = dict.fromkeys(("highest", "lowest", "prompt", "completion"), "of the row")
+    with serving(fake) as [url]:
+        judge = judge_at(url, template="$prompt $lowest to $highest: $completion")
+        assert rewards(judge, asked("a", example=Example("rows:3", SUM.prompt, {}, columns))) == [0.5]
+    assert fake.questions == ["1 + 1? 0 to 10: a"]
+
+
 def test_what_the_model_wrote_stays_text() -> None:
     """It names fields, breaks out of no JSON, and a half character is replaced."""
     text = '$sum ${prompt} $$ "}],"model":"x" \ud800'
@@ -188,6 +197,11 @@ def test_a_key_is_sent_and_neither_shown_nor_stored(tmp_path: Path, monkeypatch:
     with serving(fake) as [url]:
         with pytest.raises(ConfigError, match="environment variable THE_KEY, which is not set"):
             judge_at(url, key_env="THE_KEY")
+        for broken in ("s3\ncret", "s3cr\u2026t"):
+            monkeypatch.setenv("THE_KEY", broken)
+            with pytest.raises(ConfigError, match="THE_KEY, which holds line breaks or letters") as refused:
+                judge_at(url, key_env="THE_KEY")
+            assert "cr" not in str(refused.value)
         monkeypatch.setenv("THE_KEY", "s3cret\n")
         judge = judge_at(url, key_env="THE_KEY")
         judge.open(tmp_path, said.append)

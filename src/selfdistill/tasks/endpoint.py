@@ -43,16 +43,17 @@ class Endpoint:
         """Read the key.
 
         Raises:
-            ConfigError: the environment variable of the key is not set.
+            ConfigError: the environment variable of the key is not set, or holds what no header can.
         """
         self.config = config
-        self._key = os.environ.get(config.key_env, "") if config.key_env else ""
-        if config.key_env and not self._key.strip():
+        self._key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
+        # What a header cannot hold would fail at the first request, with the key in the message.
+        if config.key_env and not (self._key.isascii() and self._key.isprintable() and self._key):
+            what = "holds line breaks or letters that no header can" if self._key else "is not set"
             raise ConfigError(
-                f"reward.judge.key_env names the environment variable {config.key_env}, which is not set: give it the "
+                f"reward.judge.key_env names the environment variable {config.key_env}, which {what}: give it the "
                 "endpoint's key"
             )
-        self._key = self._key.strip()
         self._session = requests.Session()
 
     def post(self, body: str, retries: int) -> str:

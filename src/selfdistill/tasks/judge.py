@@ -71,7 +71,7 @@ class Judge:
         """``concurrency`` is the number of requests at once.
 
         Raises:
-            ConfigError: the environment variable of the key is not set.
+            ConfigError: the environment variable of the key is not set, or holds what no header can.
         """
         self.config = config
         self.concurrency = concurrency
@@ -179,7 +179,7 @@ class Judge:
         spoken = [message for message in example.prompt if message.role != "tools"]
         prompt = spoken[0].content if len(spoken) == 1 else "\n\n".join(f"{m.role}: {m.content}" for m in spoken)
         scale = {"lowest": f"{self.config.lowest:g}", "highest": f"{self.config.highest:g}"}
-        values = {**scale, **example.columns, **example.fields, "prompt": prompt, **texts}
+        values = {**example.columns, **example.fields, **scale, "prompt": prompt, **texts}
         try:
             return well_formed(self._question.substitute(values))
         except KeyError as error:
