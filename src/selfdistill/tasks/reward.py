@@ -239,13 +239,13 @@ class RewardedTask:
                 raise raised_in(_label(function), error, place=_place_of(function)) from error
         waiting = {n: one for n, one in enumerate(returned) if inspect.isawaitable(one)}
         if waiting:
+            calls = [(self.functions[n], one) for n, one in waiting.items()]
             # In a thread of its own: a notebook's thread already runs an event loop.
             with ThreadPoolExecutor(max_workers=1) as pool:
-                results = pool.submit(asyncio.run, _gather([*waiting.values()], self.config.concurrency)).result()
+                results = pool.submit(asyncio.run, _gather(calls, self.config.concurrency)).result()
             for n, result in zip(waiting, results, strict=True):
                 if isinstance(result, BaseException):
-                    function = self.functions[n]
-                    raise raised_in(_label(function), result, place=_place_of(function)) from result
+                    raise result
                 returned[n] = result
         return [_checked(function, one, examples) for function, one in zip(self.functions, returned, strict=True)]
 
@@ -317,19 +317,19 @@ def _checked(function: RewardFunction, returned: Any, examples: Sequence[Example
     return rewards
 
 
-async def _gather(waiting: Sequence[Awaitable[Any]], most: int) -> list[Any]:
-    """The results of the awaitables, or what they raised; at most ``most`` run at once."""
+async def _gather(calls: Sequence[tuple[RewardFunction, Awaitable[Any]]], most: int) -> list[Any]:
+    """What functions return to be awaited, or the sentence on what they raised; at most ``most`` run at once."""
     gate = asyncio.Semaphore(most)
 
-    async def one(awaitable: Awaitable[Any]) -> Any:
+    async def one(function: RewardFunction, awaitable: Awaitable[Any]) -> Any:
         async with gate:
             try:
                 return await awaitable
-            # A task would hand SystemExit to the event loop, past the results of the others.
+            # A SystemExit would leave the event loop, past the results of the others.
             except (Exception, SystemExit) as error:
-                return error
+                raise raised_in(_label(function), error, place=_place_of(function)) from error
 
-    return await asyncio.gather(*(one(awaitable) for awaitable in waiting))
+    return await asyncio.gather(*(one(*call) for call in calls), return_exceptions=True)
 
 
 def _place_of(function: RewardFunction) -> str:
