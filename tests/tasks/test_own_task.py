@@ -27,6 +27,11 @@ class Broken:
         self.size = 1 / size
 
 
+class Gone:
+    def __init__(self):
+        raise SystemExit(3)
+
+
 class Half:
     name = "half"
 
@@ -119,12 +124,30 @@ def test_it_is_loaded_from_python_and_its_verdict_says_what_is_right() -> None:
             {"kind": "my_task:Broken", "size": 0},
             "task.kind 'my_task:Broken' raised ZeroDivisionError: division by zero (my_task.py:",
         ),
+        ({"kind": "my_task:Gone"}, "task.kind 'my_task:Gone' raised SystemExit (my_task.py:"),
         ({"kind": "my_task:Reversal", "path": [{"x": 1}]}, "makes its own problems and reads no rows"),
     ],
 )
 def test_what_is_wrong_with_it_is_one_sentence(table: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)):
         sd.load_task(**table)
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [
+        ("raise ValueError('bad size')", "ValueError: bad size"),
+        ("import json\njson.nope", "AttributeError: module 'json' has no attribute 'nope'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_what_a_module_raises_while_it_is_imported_is_said(folder: Path, code: str, raised: str) -> None:
+    (folder / "broken_module.py").write_text(code, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        sd.load_task("broken_module:Reversal")
+    assert str(caught.value) == (
+        f"task.kind 'broken_module:Reversal': module 'broken_module' cannot be imported, it raised {raised}"
+    )
 
 
 def test_kinds_and_keys_of_the_package_are_named_as_before() -> None:

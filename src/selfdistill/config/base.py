@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pkgutil
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,24 @@ def load_named(spec: str, what: str, kind: str) -> Any:
     """The object at ``"package.module:name"``. Error messages name its purpose ``what`` and its ``kind``.
 
     Raises:
-        ConfigError: the path is malformed, or the module or name does not exist.
+        ConfigError: the path is malformed, the module cannot be imported, or it has no such name.
     """
-    module, colon, name = spec.partition(":")
-    malformed = ConfigError(f"{what} {spec!r} must be written 'package.module:{kind}'")
-    if not (module and colon and name):
-        raise malformed
+    module, _, name = spec.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise ConfigError(f"{what} {spec!r} must be written 'package.module:{kind}'")
     try:
         with _working_folder_on_path():
-            return pkgutil.resolve_name(spec)
-    except ValueError as error:
-        raise malformed from error
-    except AttributeError as error:
-        raise ConfigError(f"{what} {spec!r}: module {module!r} has no {kind} {name!r}") from error
+            found: Any = importlib.import_module(module)
     except (ImportError, SyntaxError) as error:
         raise ConfigError(f"{what} {spec!r}: module {module!r} cannot be imported ({error})") from error
+    # Importing runs the user's code, which may raise anything.
+    except (Exception, SystemExit) as error:
+        raised = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ConfigError(f"{what} {spec!r}: module {module!r} cannot be imported, it raised {raised}") from error
+    try:
+        return attrgetter(name)(found)
+    except AttributeError as error:
+        raise ConfigError(f"{what} {spec!r}: module {module!r} has no {kind} {name!r}") from error
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def build_own_task(config: OwnTaskConfig, *, seed: int) -> Task:
         task = made_by(**given)
     except UserError:
         raise
-    except Exception as error:
+    # A class that leaves the interpreter would end the command without a word.
+    except (Exception, SystemExit) as error:
         raise raised_in(label, error) from error
     task = checked_task(task)
     file = getattr(sys.modules.get(type(task).__module__), "__file__", None)
