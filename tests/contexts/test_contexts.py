@@ -221,6 +221,10 @@ def test_shipped_templates_neither_begin_nor_end_with_space() -> None:
         ('[own]\ndescription = "a"\n', "[own] needs either 'text' or 'first_of'"),
         ('[own]\ntext = "a"\nfirst_of = ["b"]\n', "[own] needs either 'text' or 'first_of'"),
         ('[own]\nfirst_of = ["gone"]\n', "own.first_of names 'gone', which is no plain template there"),
+        ('[own]\nfirst_of = "gone"\n', "[own].first_of must be a list of names"),
+        ("[own]\nfirst_of = []\n", "[own].first_of must be a list of names"),
+        ("[own]\ntext = 3\n", "[own].text must be a text"),
+        ('[own]\ntext = "a"\nsystem = 3\n', "[own].system must be a text"),
         ('own = "a"\n', "'own' must be a table"),
         ("[own\n", "is not valid TOML"),
     ],
@@ -230,6 +234,12 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None
         load(tmp_path, text)
     assert str(raised.value).startswith(f"context file {tmp_path / 'own.toml'}")
     assert sentence in str(raised.value)
+
+
+def test_a_file_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_bytes(b'[own]\ntext = "caf\xe9"\n')
+    with pytest.raises(ConfigError, match=r"own\.toml is not valid TOML: 'utf-8' codec"):
+        load_templates(tmp_path / "own.toml")
 
 
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:

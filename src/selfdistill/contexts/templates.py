@@ -120,7 +120,7 @@ def load_templates(source: str | Path) -> dict[str, Template]:
         )
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"context file {source} is not valid TOML: {error}") from error
     templates = {name: parse_template(name, table, str(source)) for name, table in tables.items()}
     for template in templates.values():
@@ -186,11 +186,17 @@ def parse_template(name: str, table: object, source: str) -> Template:
         )
     if ("text" in table) == ("first_of" in table):
         raise ConfigError(f"context file {source}: [{name}] needs either 'text' or 'first_of'")
+    for key in ("text", "system"):
+        if not isinstance(table.get(key, ""), str):
+            raise ConfigError(f"context file {source}: [{name}].{key} must be a text")
+    choices = table.get("first_of", ())
+    if "first_of" in table and not (isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices)):
+        raise ConfigError(f"context file {source}: [{name}].first_of must be a list of names")
     template = Template(
         name=name,
         description=str(table.get("description", "")),
         text=table.get("text"),
-        first_of=tuple(table.get("first_of", ())),
+        first_of=tuple(choices),
         system=table.get("system"),
         turns=_parse_turns(table.get("turns", ()), f"context file {source}: [{name}].turns"),
     )
