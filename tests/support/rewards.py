@@ -15,6 +15,11 @@ def never(prompts: list[str], completions: list[str], **columns: Any) -> list[fl
     return [0.0] * len(completions)
 
 
+def unsure(prompts: list[str], completions: list[str], **columns: Any) -> list[None]:
+    """None: nothing is judged."""
+    return [None] * len(completions)
+
+
 def wordy(prompts: list[str], completions: list[str], **columns: Any) -> list[str]:
     """An opinion, where a number is asked for."""
     return ["good" for _ in completions]

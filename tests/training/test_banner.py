@@ -82,6 +82,15 @@ def test_more_prompts_than_examples_are_said(model: Path) -> None:
     assert [sentence for sentence in silent if not sentence.startswith("reward:")] == []
 
 
+@pytest.mark.parametrize(("method", "alone"), [("grpo", True), ("sd", True), ("opsd", False), ("hdpo", False)])
+def test_a_completion_that_is_compared_with_none_is_said(model: Path, method: str, alone: bool) -> None:
+    """``opsd`` compares no rewards, and in ``hdpo`` the teacher's completions may join the group."""
+    told = "reward: sampling.completions is 1, and a completion alone in its group has advantage 0"
+    for completions in (1, 2):
+        run = tiny_run(model, METHODS.get(method, method), f"sampling.completions={completions}")
+        assert (told in list(remarks(assemble(run)))) is (alone and completions == 1)
+
+
 def test_a_dry_run_shows_the_banner_and_two_prompts_and_writes_nothing(model: Path, tmp_path: Path) -> None:
     said = rehearsed(tiny_run(model, METHODS["opsd"]), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

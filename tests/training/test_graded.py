@@ -17,7 +17,7 @@ from selfdistill.evaluation.evaluate import summarise
 from selfdistill.tracking.progress import Progress
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
 from support.bytewise import save_bytewise_model
-from support.runs import lines, train
+from support.runs import lines, open_run, recorder, train
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -41,6 +41,24 @@ def config(folder: Path, model: Path, method: str, reward: Any, **changes: Any) 
         "evaluation": {"every": 1, "problems": 1, "samples": 3},
     }
     return parse_config({**raw, **changes}, "a test")
+
+
+def test_a_reward_that_judges_nothing_is_said_and_the_newest_weights_are_the_best(
+    tmp_path: Path, bytewise: Path
+) -> None:
+    run = open_run(config(tmp_path, bytewise, "grpo", "support.rewards:unsure"), tmp_path / "run")
+    summary = run.train()
+    said = "reward: no held-out completion is judged, and grpo needs rewards"
+    assert recorder(run).said.count(said) == 1
+    assert (summary["best"], summary["best_by"]) == (None, "reward")
+    assert (tmp_path / "run" / "checkpoints" / "best" / "model.safetensors").read_bytes() == weights(tmp_path / "run")
+    text = io.StringIO()
+    Progress(Console(file=text, width=120)).closing(summary, "page")
+    assert "\nbest: the newest evaluation, because none has the metric reward\n" in text.getvalue()
+    # What judges is not told so.
+    run = open_run(config(tmp_path, bytewise, "grpo", "support.rewards:never"), tmp_path / "other")
+    run.train()
+    assert said not in recorder(run).said
 
 
 def weights(folder: Path) -> bytes:

@@ -282,8 +282,12 @@ class Progress:
         if evaluated < steps:
             unseen = f"step {steps} is" if steps == evaluated + 1 else f"steps {evaluated + 1} to {steps} are"
             self.say(f"the newest evaluation is that of step {evaluated}: {unseen} in none of these rows")
-        if by != "success":
-            self.say(f"best: {'the newest evaluation' if by == 'last' else f'by {by} on held-out problems'}")
+        if by == "last":
+            self.say("best: the newest evaluation")
+        elif best is None:
+            self.say(f"best: the newest evaluation, because none has the metric {by}")
+        elif by != "success":
+            self.say(f"best: by {by} on held-out problems")
         if nothing_right:
             self.say(
                 "no held-out completion was right in any evaluation: no step is the best, and no interval has a width"

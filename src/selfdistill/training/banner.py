@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selfdistill.distributed.world import World
+from selfdistill.methods.grpo import GRPO
 from selfdistill.models.devices import read_device
 from selfdistill.models.fit import expected_bytes, planned, shape_in
 from selfdistill.models.policy import Policy
@@ -68,6 +69,9 @@ def remarks(parts: Parts) -> Iterator[str]:
             f"data: sampling.prompts is {asked} and there are {there} examples, so {asked - there} prompts of every "
             "step repeat an example of the same step"
         )
+    compares = type(parts.method).advantages is GRPO.advantages and len(parts.method.sampling_roles()) == 1
+    if compares and config.sampling.completions == 1:
+        yield "reward: sampling.completions is 1, and a completion alone in its group has advantage 0"
     if parts.method.one_update and config.optimiser.updates_per_batch > 1:
         yield (
             f"warning: {config.method['name']} is meant for one optimiser step a batch, "

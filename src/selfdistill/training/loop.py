@@ -151,6 +151,10 @@ class Run:
             with clock.phase("evaluation"):
                 self._evaluate_finally()
                 now.before = self._evaluate()
+            if parts.method.needs_rewards() and not now.before["judged"]:
+                self.progress.say(
+                    f"reward: no held-out completion is judged, and {config.method['name']} needs rewards"
+                )
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
         batches_of_examples = pairwise(parts.order.steps(now.step + 1))
