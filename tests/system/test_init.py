@@ -107,13 +107,15 @@ def test_a_written_config_trains_as_it_is(name: str, capsys: pytest.CaptureFixtu
     assert Path("run/summary.json").is_file()
 
 
-def test_few_rows_and_bad_rows_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [*ROWS["answers"][:20], {"query": None, "target": 3}]
+@pytest.mark.parametrize("bad", [{"query": None, "target": 3}, "no object"])
+def test_few_rows_and_bad_rows_are_told(bad: object, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*ROWS["answers"][:20], bad]
     assert init("answers", rows) == 0
     table = tomllib.loads(Path("answers.toml").read_text(encoding="utf-8"))["task"]
     assert (table["bad_rows"], table["test_share"]) == ("skip", 0.0)
     assert table["validation_share"] > 0.1
     assert "found: 21 rows, 1 of them unusable" in capsys.readouterr().out
+    assert load_task(**table).examples("train")
 
 
 def test_ten_rows_are_enough() -> None:
@@ -130,6 +132,11 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(capsys: pytest.Captur
     assert init("odd", [{"a": 1, "b": 2}] * 20) == 2
     said = capsys.readouterr().err
     assert "no task fits the rows of odd.jsonl (columns a, b): rename a column to question" in said
+    Path("torn.jsonl").write_text('{"question": "1 + 1?"\n[]\n', encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["init", "--model", "countdown-base", "--data", "torn.jsonl", "--out", "torn.toml"])
+    said = capsys.readouterr().err
+    assert "none of 2 rows of torn.jsonl can be read, the first: torn.jsonl, line 1: malformed JSON (Expecting" in said
     assert init("few", ROWS["answers"][:1]) == 2
     assert "too few to hold any out" in capsys.readouterr().err
     tiny_tokenizer().save_pretrained("adapter")

@@ -79,7 +79,15 @@ def find_task(where: str | Mapping[str, str]) -> FoundTask:
     """
     source = where if isinstance(where, str) else SourceConfig.model_validate(where)
     name = where if isinstance(where, str) else where["path"]
-    everything = [row.values for row in scan_rows(source) if not isinstance(row, Rejected)]
+    everything: list[Mapping[str, Any]] = []
+    unread: list[Rejected] = []
+    for row in scan_rows(source):
+        if isinstance(row, Rejected):
+            unread.append(row)
+        else:
+            everything.append(row.values)
+    if not everything:
+        raise DataError(f"none of {len(unread)} rows of {name} can be read, the first: {unread[0]}")
     columns = list(dict.fromkeys(key for values in everything[:TRIED] for key in values))
     sample = MemoryRows(list(islice(everything, TRIED)), name)
     fitting = [found for table, how in _candidates(columns) if (found := _tried(table, how, sample)) is not None]
@@ -89,7 +97,7 @@ def find_task(where: str | Mapping[str, str]) -> FoundTask:
             "question and one to answer or solution, or write the [task] table by hand (selfdistill tasks)"
         )
     best = max(fitting, key=lambda found: found.rank)
-    return _split(best, MemoryRows(everything, name))
+    return _split(best, MemoryRows(everything, name), unread)
 
 
 def _candidates(columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -166,8 +174,11 @@ def _short(examples: Sequence[Example]) -> bool:
     return lengths[len(lengths) // 2] <= 60
 
 
-def _split(found: FoundTask, rows: MemoryRows) -> FoundTask:
-    """Return the task with shares for the splits under which each of them holds rows, and its numbers."""
+def _split(found: FoundTask, rows: MemoryRows, unread: Sequence[Rejected]) -> FoundTask:
+    """Return the task with shares for the splits under which each of them holds rows, and its numbers.
+
+    ``unread`` are the rows of the source that are no objects at all.
+    """
     # Four held-out rows if there can be, else one: rows go to splits by hash, so a few rows fall unevenly.
     for least, share in product((4, 1), (0.1, 0.2, 0.4)):
         shares = {"validation_share": share, "test_share": share if share == 0.1 else 0.0}
@@ -187,15 +198,16 @@ def _split(found: FoundTask, rows: MemoryRows) -> FoundTask:
         "validation_share": "a larger share than 0.1, because there are few rows",
         "test_share": "none, because there are few rows: evaluate with --split validation",
     }
-    if task.rejected:
+    rejected = [*unread, *task.rejected]
+    if rejected:
         table["bad_rows"] = "skip"
-        reasons["bad_rows"] = f"{len(task.rejected)} rows cannot be used, the first: {task.rejected[0].reason}"
+        reasons["bad_rows"] = f"{len(rejected)} rows cannot be used, the first: {rejected[0].reason}"
     return replace(
         found,
         table=table,
         reasons=reasons,
-        rows=task.rows,
-        rejected=len(task.rejected),
+        rows=task.rows + len(unread),
+        rejected=len(rejected),
         train=sizes["train"],
         validation=sizes["validation"],
         examples=list(task.every_example()),
