@@ -151,10 +151,6 @@ class Run:
             with clock.phase("evaluation"):
                 self._evaluate_finally()
                 now.before = self._evaluate()
-            if parts.method.needs_rewards() and not now.before["judged"]:
-                self.progress.say(
-                    f"reward: no held-out completion is judged, and {config.method['name']} needs rewards"
-                )
             now.seconds.update(clock.seconds)
             self.watch.look({"step": 0, "evaluation": now.before})
         batches_of_examples = pairwise(parts.order.steps(now.step + 1))
@@ -238,6 +234,8 @@ class Run:
         self.evaluations.append({"step": now.step, **result})
         self.trackers.evaluation(now.step, result)
         self.progress.evaluation(now.step, result)
+        if parts.method.needs_rewards() and not result["judged"]:
+            self.progress.say("reward: no held-out completion is judged, and the method needs rewards")
         return result
 
     def _evaluate_finally(self) -> None:
