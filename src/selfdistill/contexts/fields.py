@@ -58,6 +58,11 @@ def example_fields(example: Example) -> dict[str, str]:
     return fields
 
 
+def reference_text(example: Example) -> str | None:
+    """The data's own response to a problem: the field ``response``, or ``solution`` without one; None without both."""
+    return example.fields.get("response", example.fields.get("solution"))
+
+
 def _right_siblings(group: RolloutGroup, index: int, texts: Sequence[str], seed: int) -> dict[str, str]:
     """The correct completions of a group other than the scored one: the first, a random one, the extremes in length."""
     right = [i for i, v in enumerate(group.verdicts) if i != index and v.correct and texts[i]]

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from selfdistill.config.sections import Limits
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import role_prompt
+from selfdistill.contexts.fields import reference_text, role_prompt
 from selfdistill.contexts.templates import Template
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.evaluation.statistics import Estimate, bootstrap
 from selfdistill.models.teachers import Teachers
-from selfdistill.sampling.rollouts import reference_text
 from selfdistill.scoring.score import score_roles
 from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, Skipped, View
 

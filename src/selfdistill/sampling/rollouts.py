@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import example_fields, role_prompt
+from selfdistill.contexts.fields import example_fields, reference_text, role_prompt
 from selfdistill.contexts.templates import HINDSIGHT, Template, may_show
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
@@ -185,11 +185,6 @@ def fitting_solutions(
     if not kept:
         raise DataError(f"no prompt fits with its solution into the window of {chat.name}, {chat.window} tokens")
     return kept, skipped
-
-
-def reference_text(example: Example) -> str | None:
-    """The data's own response to a problem: the field ``response``, or ``solution`` without one; None without both."""
-    return example.fields.get("response", example.fields.get("solution"))
 
 
 def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from selfdistill.config.reward import JudgeConfig
+from selfdistill.contexts.fields import reference_text
 from selfdistill.errors import ConfigError, UserError
 from selfdistill.files.jsonl import write_json
 from selfdistill.files.text import well_formed
@@ -96,7 +97,7 @@ class Judge:
         Raises:
             UserError: it gives no answer, after all retries.
         """
-        text = _reference(example) or ""
+        text = reference_text(example) or ""
         try:
             self._endpoint.post(
                 self._body(self._text(example, completion=text, first=text, second=text)), self.config.retries
@@ -146,7 +147,7 @@ class Judge:
         """The comparisons of every group. A completion that is the reference's own text is compared too."""
         if self.config.compare == "reference":
             for n, (example, text, _) in enumerate(asked):
-                reference = _reference(example)
+                reference = reference_text(example)
                 if reference is None:
                     raise ConfigError(
                         f"reward.judge.compare = 'reference', but example {example.id} has no response and no solution"
@@ -308,10 +309,6 @@ class Judge:
         if missing:
             unjudged = sum(judged.reward is None for judged in results)
             self.say(f"judge: of {asked} requests {', '.join(missing)}; {unjudged} completions stay unjudged")
-
-
-def _reference(example: Example) -> str | None:
-    return example.fields.get("response", example.fields.get("solution"))
 
 
 def judge_counts(details: Sequence[Mapping[str, Any]]) -> dict[str, float]:

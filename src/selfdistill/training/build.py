@@ -18,6 +18,7 @@ from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig, ServerConfig
 from selfdistill.config.sections import BestBy, ModelConfig, Optimiser
 from selfdistill.contexts.chat import Chat
+from selfdistill.contexts.fields import reference_text
 from selfdistill.distributed.fsdp import check_parallel
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError
@@ -34,7 +35,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
 from selfdistill.sampling.resampling import Resampler
-from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions, reference_text
+from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions
 from selfdistill.sampling.server import await_servers
 from selfdistill.tasks.build import fitted
 from selfdistill.tasks.reward import RewardedTask
