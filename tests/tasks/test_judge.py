@@ -144,7 +144,10 @@ def test_once_the_endpoint_is_gone_the_rest_of_a_batch_tries_once_each() -> None
         judge = Judge(JudgeConfig(url=f"{url}/v1", model="m", wait=0.0, retries=3), concurrency=1)
         fake.failures = [(503, "gone")] * 20
         assert [one.counts["failed"] for one in judge.judge(asked("a", "b", "c"))] == [1, 1, 1]
-    assert len(fake.calls) == 4 + 1 + 1
+        assert len(fake.calls) == 4 + 1 + 1
+        # The next batch has all its tries again.
+        fake.failures = [(503, "gone"), None]
+        assert rewards(judge, asked("a")) == [0.5]
 
 
 def test_answers_are_kept_on_disk_and_nothing_is_asked_twice(tmp_path: Path) -> None:
