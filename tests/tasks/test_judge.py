@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from selfdistill.config.reward import JudgeConfig, RewardConfig
 from selfdistill.config.run import parse_config
 from selfdistill.errors import ConfigError, UserError
+from selfdistill.tasks import endpoint
+from selfdistill.tasks.endpoint import Endpoint, Refused
 from selfdistill.tasks.judge import Judge
 from selfdistill.tasks.reward import RewardedTask, parse_reward
 from selfdistill.types import Example, Message, Verdict
@@ -136,6 +139,23 @@ def test_failures_are_tried_again_and_those_that_another_try_would_not_change_ar
         assert [one.counts["failed"] for one in judge.judge(asked("c", "d"))] == [1, 1]
         # A request that failed is asked anew.
         assert rewards(judge, asked("b")) == [0.5]
+
+
+def test_a_pause_is_doubled_or_as_long_as_the_endpoint_asks_and_a_minute_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asks = iter([0.0, 0.0, 30.0, 600.0, 0.0])
+
+    def refuse(body: str) -> str:
+        raise Refused("busy", again=True, after=next(asks))
+
+    paused: list[float] = []
+    monkeypatch.setattr(endpoint, "time", SimpleNamespace(sleep=paused.append))
+    busy = Endpoint(JudgeConfig(url="http://127.0.0.1:9/v1", model="m", wait=2.0))
+    monkeypatch.setattr(busy, "_send", refuse)
+    with pytest.raises(Refused):
+        busy.post("{}", retries=4)
+    assert paused == [2.0, 4.0, 30.0, 60.0]
 
 
 def test_once_the_endpoint_is_gone_the_rest_of_a_batch_tries_once_each() -> None:
