@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,14 +139,26 @@ def test_an_adapter_on_a_gguf_names_the_converted_directory_as_its_base(tmp_path
         assert torch.equal(again.model(ids).logits, policy.model(ids).logits)
 
 
-def test_what_is_no_gguf_is_refused_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "bad.gguf").write_bytes(b"not a model at all" * 10)
-    with pytest.raises(ModelError, match=r"bad\.gguf is no readable GGUF file"):
-        load(tmp_path / "bad.gguf")
-    cut = write_gguf(tmp_path / "cut.gguf")
-    cut.write_bytes(cut.read_bytes()[:-2000])
-    with pytest.raises(ModelError, match=r"cut\.gguf"):
-        load(cut)
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        (lambda whole: b"", "is no GGUF file, although"),
+        (lambda whole: b"not a model at all" * 10, "is no GGUF file, although"),
+        (lambda whole: b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs"),
+        (lambda whole: whole[:4], "is damaged or was not copied to its end: download or copy it again"),
+        (lambda whole: whole[:40], "is damaged or was not copied to its end"),
+        (lambda whole: whole[:-2000], "is damaged or was not copied to its end"),
+        (lambda whole: whole[:4] + b"\x63" + whole[5:], "cannot be read: .* version 99"),
+    ],
+    ids=["empty", "text", "pointer", "magic alone", "header cut", "end cut", "version"],
+)
+def test_what_is_no_gguf_is_refused_in_plain_words_and_leaves_nothing(
+    contents: Callable[[bytes], bytes], said: str, tmp_path: Path, cache: Path
+) -> None:
+    file = write_gguf(tmp_path / "bad.gguf")
+    file.write_bytes(contents(file.read_bytes()))
+    with pytest.raises(ModelError, match=rf"bad\.gguf {said}"):
+        load(file)
     assert list(cache.rglob("*")) == []
 
 

@@ -14,9 +14,13 @@ from typing import Any
 import torch
 
 from selfdistill.errors import ModelError, first_line, is_full
+from selfdistill.models.folder import POINTER
 
 RECORD = "gguf.json"
 """File of a converted directory: the GGUF file's name, its SHA-256, and how many tensors it stores in which type."""
+
+MAGIC = b"GGUF"
+"""How every GGUF file begins."""
 
 PLAIN_TYPES = {"F32", "F16", "BF16", "F64"}
 """Tensor types of GGUF that hold plain floating-point numbers. All others are quantised."""
@@ -101,8 +105,14 @@ def tensor_types(file: Path) -> Counter[str]:
     """How many tensors of a GGUF file have which type, for example ``{"Q4_1": 210, "F32": 61, "Q8_0": 1}``.
 
     Raises:
-        ModelError: the ``gguf`` package is missing, or the file is no GGUF.
+        ModelError: the ``gguf`` package is missing, or the file is no GGUF, damaged or cut off.
     """
+    with file.open("rb") as opened:
+        start = opened.read(len(POINTER))
+    if start == POINTER:
+        raise ModelError(f"{file} is a pointer of git-lfs, not the file itself: run git lfs pull there")
+    if not start.startswith(MAGIC):
+        raise ModelError(f"{file} is no GGUF file, although its name ends in .gguf: download or copy it again")
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -111,9 +121,13 @@ def tensor_types(file: Path) -> Counter[str]:
         ) from error
     try:
         tensors = GGUFReader(file).tensors
-    # The reader maps the file and fails with whatever its contents lead to.
+    # The reader maps the file and fails with whatever its contents lead to: only what it says of a version is a reason.
     except Exception as error:
-        raise ModelError(f"{file} is no readable GGUF file: {first_line(error)}") from error
+        if is_full(error):
+            raise
+        if "version" in str(error):
+            raise ModelError(f"{file} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{file} is damaged or was not copied to its end: download or copy it again") from error
     return Counter(tensor.tensor_type.name for tensor in tensors)
 
 
