@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from selfdistill.training.build import assemble
 from selfdistill.training.dry_run import rehearse
 from selfdistill.training.provenance import commit_of, start_record
 from support.runs import LORA, METHODS, lines, open_run, recorder, tiny_run, train
+from support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -132,10 +134,54 @@ def test_a_dry_run_refuses_what_training_refuses(
 def test_a_dry_run_of_a_resume_compares_the_configs(model: Path, tmp_path: Path) -> None:
     train(tiny_run(model, "grpo", "steps=1"), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    rehearsed(tiny_run(model), tmp_path / "run", resume=True)
+    said = rehearsed(tiny_run(model, "grpo", "steps=2"), tmp_path / "run", resume=True)
+    assert said.startswith(f"{tmp_path / 'run'} would be resumed after step 1 of 2\nmodel ")
+    said = rehearsed(tiny_run(model, "grpo", "steps=1"), tmp_path / "run", resume=True)
+    assert "is already at step 1 of 1: nothing is left to train" in said
     with pytest.raises(CheckpointError, match="seed was 0 and is now 1"):
         rehearsed(tiny_run(model, "grpo", "seed=1"), tmp_path / "run", resume=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_dry_run_of_a_resume_says_where_it_would_go_on(model: Path, tmp_path: Path) -> None:
+    folder, config = tmp_path / "run", tiny_run(model, "grpo", "steps=2", "checkpoint.every=1")
+    assert f"nothing to resume in {folder}: this would be a new run\n" in rehearsed(config, folder, resume=True)
+    assert "new run" not in rehearsed(config, folder)
+    train(config, folder)
+    # The newest checkpoint is torn: the one before it is taken, as training would.
+    (folder / "checkpoints" / "step-000002" / "state.json").write_text("{}")
+    said = rehearsed(config, folder, resume=True)
+    assert "checkpoint step-000002 is torn (state.json is damaged); using the one before it\n" in said
+    assert f"{folder} would be resumed after step 1 of 2\n" in said
+    # Lines from before a checkpoint are gone: no checkpoint can be gone on from.
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl has lost or changed lines from before it"):
+        rehearsed(config, folder, resume=True)
+    shutil.rmtree(folder / "checkpoints")
+    assert f"{folder} has no checkpoint yet: it would start over\n" in rehearsed(config, folder, resume=True)
+
+
+def test_a_dry_run_refuses_a_resume_from_other_weights(tmp_path: Path) -> None:
+    own = save_tiny_model(tmp_path / "own")
+    train(tiny_run(own, "grpo", "steps=1"), tmp_path / "run")
+    save_tiny_model(own, seed=1)
+    with pytest.raises(CheckpointError, match=f"began from other weights than {own} holds now: it cannot resume"):
+        rehearsed(tiny_run(own, "grpo", "steps=1"), tmp_path / "run", resume=True)
+
+
+def test_a_dry_run_says_what_it_converted(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFDISTILL_CACHE", str(tmp_path / "cache"))
+    mine = tmp_path / "cache" / "gguf" / "tiny-1"
+
+    def converting(config: Any, **options: Any) -> Any:
+        mine.mkdir(parents=True, exist_ok=True)
+        (mine / "gguf.json").write_text("{}")
+        return assemble(config, **options)
+
+    monkeypatch.setattr("selfdistill.training.dry_run.assemble", converting)
+    first, second = (rehearsed(tiny_run(model), tmp_path / "run").splitlines()[-1] for _ in range(2))
+    assert first.startswith(f"dry run: nothing was sampled or trained, and only {mine} written")
+    assert second == "dry run: nothing was sampled, trained or written"
 
 
 def test_every_start_leaves_its_record(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

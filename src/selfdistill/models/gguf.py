@@ -54,11 +54,19 @@ def converted(file: Path) -> Path:
     """
     status = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("SELFDISTILL_CACHE") or Path.home() / ".cache" / "selfdistill")
-    target = cache / "gguf" / f"{file.stem}-{key}"
+    target = _cache() / f"{file.stem}-{key}"
     if not (target / RECORD).is_file():
         convert(file, target)
     return target
+
+
+def conversions() -> set[Path]:
+    """The directories that GGUF files have been converted into so far."""
+    return {record.parent for record in _cache().glob(f"*/{RECORD}")}
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("SELFDISTILL_CACHE") or Path.home() / ".cache" / "selfdistill") / "gguf"
 
 
 def convert(file: Path, target: Path) -> None:

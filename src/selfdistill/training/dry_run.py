@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from selfdistill.config.run import RunConfig
 from selfdistill.contexts.fields import role_prompt
 from selfdistill.contexts.templates import HINDSIGHT
 from selfdistill.distributed.world import World
+from selfdistill.models.gguf import conversions
 from selfdistill.tracking.progress import Progress, activity
 from selfdistill.tracking.trackers import require
 from selfdistill.training.banner import banner, describe_role, remarks
 from selfdistill.training.build import Parts, assemble
-from selfdistill.training.opening import check_same_config, holds_run
+from selfdistill.training.opening import check_origin, check_same_config, check_steps, holds_run, newest_state
 from selfdistill.types import STUDENT, Skipped
 
 
@@ -25,14 +26,37 @@ def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progres
     """
     exists = World.current().broadcast_from_rank_zero(lambda: holds_run(folder, resume=resume))
     require(config.sinks)
+    converted = conversions()
     with activity("reading the rows"):
         parts = assemble(config, folder=folder, say=progress.say)
     if exists:
-        check_same_config(folder, parts.config)
+        _rehearse_resume(parts, folder, say=progress.say)
+    elif resume:
+        progress.say(f"nothing to resume in {folder}: this would be a new run")
     progress.table(banner(parts, folder))
     for sentence in (*remarks(parts), *_first_prompts(parts)):
         progress.say(sentence)
-    progress.say("dry run: nothing was sampled, trained or written")
+    new = ", ".join(map(str, sorted(conversions() - converted)))
+    progress.say(
+        f"dry run: nothing was sampled or trained, and only {new} written, which a run from this GGUF file reads too"
+        if new
+        else "dry run: nothing was sampled, trained or written"
+    )
+
+
+def _rehearse_resume(parts: Parts, folder: Path, *, say: Callable[[str], None]) -> None:
+    """Say from which step a run would go on, or refuse as a resume would."""
+    remark = check_same_config(folder, parts.config)
+    if remark is not None:
+        say(remark)
+    path, state = newest_state(folder, say=say)
+    if path is None:
+        say(f"{folder} has no checkpoint yet: it would start over")
+        return
+    check_origin(folder, state, parts.origin, parts.config.model.path)
+    step = state["counters"]["step"]
+    say(f"{folder} would be resumed after step {step} of {parts.config.steps}")
+    check_steps(folder, step, parts.config.steps, say=say)
 
 
 def _first_prompts(parts: Parts) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from typing import Any
 from selfdistill.config.run import RunConfig
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.distributed.world import World
-from selfdistill.errors import CheckpointError, OutOfMemory, SamplerError, TrainingError
+from selfdistill.errors import OutOfMemory, SamplerError, TrainingError
 from selfdistill.evaluation.best import score_by
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.files.disk import told_of_disk
@@ -33,7 +32,15 @@ from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, step_line
-from selfdistill.training.opening import Hold, check_same_config, check_steps, holds_run, logs_objection, mend_best
+from selfdistill.training.opening import (
+    Hold,
+    check_origin,
+    check_same_config,
+    check_steps,
+    holds_run,
+    mend_best,
+    newest_state,
+)
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord, Task
@@ -324,18 +331,10 @@ class Run:
         """Load the newest valid checkpoint, and cut the log files back to its step."""
         if self.world.is_rank_zero:
             checkpoint.repair(self.saved / "best")
-        path, remarks = self.world.broadcast_from_rank_zero(
-            lambda: checkpoint.latest_valid(self.saved, lambda found: logs_objection(found, self.logs))
-        )
-        for remark in remarks:
-            self.progress.say(remark)
         parts = self.parts
+        path, stored = newest_state(self.folder, say=self.progress.say)
         if path is not None:
-            stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if stored["origin"] != parts.origin:
-                raise CheckpointError(
-                    f"{self.folder} began from other weights than {self.config.model.path} holds now: it cannot resume"
-                )
+            check_origin(self.folder, stored, parts.origin, self.config.model.path)
             self.counters = Counters(**stored["counters"])
             self.saved_step = self.counters.step
             load_state(path, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
@@ -347,7 +346,7 @@ class Run:
             self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
         else:
             self.progress.say(f"{self.folder} has no checkpoint yet: starting over")
-        marks = {} if path is None else stored.get("logs", {})
+        marks = stored.get("logs", {})
         for lines in self.logs:
             after = None if path is None else marks.get(lines.path.stem) or lines.mark_after(self.counters.step)
             lines.cut(after)

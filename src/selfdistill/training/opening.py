@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from selfdistill.config.renamed import with_new_names
 from selfdistill.config.run import ResolvedConfig, lasting
 from selfdistill.config.suggest import suggest
+from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError
 from selfdistill.files.disk import check_name, lock_folder, told_of_disk
 from selfdistill.files.jsonl import JsonLines
-from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption
+from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption, latest_valid
 from selfdistill.training.checkpoint import save_best
 
 
@@ -86,19 +87,46 @@ def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
         return stored, None
     for one in reversed(checkpoints(folder / "checkpoints")):
         if corruption(one) is None:
-            state: dict[str, Any] = json.loads((one / "state.json").read_text(encoding="utf-8"))
+            state = _state(one)
             if "config" in state:
                 return state["config"], f"{path} is damaged: it is written again from checkpoint {one.name}"
     raise CheckpointError(f"{path} is damaged, and no whole checkpoint holds a copy of it: choose another --out")
 
 
-def logs_objection(checkpoint: Path, logs: Sequence[JsonLines]) -> str | None:
-    """Which of a run's files of lines does not begin with what was written before a checkpoint; None if all do."""
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if "logs" not in state:  # an older version wrote it
-        return None
-    changed = [lines.path.name for lines in logs if lines.differs(state["logs"][lines.path.stem])]
-    return f"{changed[0]} has lost or changed lines from before it" if changed else None
+def newest_state(folder: Path, *, say: Callable[[str], None]) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint that a run goes on from and its ``state.json``; None and nothing if it has none yet.
+
+    It is the newest whole one whose lines are still in the run's files. ``say`` is told what is wrong with newer ones.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is usable.
+    """
+
+    def objection(checkpoint: Path) -> str | None:
+        # A checkpoint of an older version has no marks.
+        marks = _state(checkpoint).get("logs", {})
+        changed = [f"{name}.jsonl" for name in marks if JsonLines(folder / f"{name}.jsonl").differs(marks[name])]
+        return f"{changed[0]} has lost or changed lines from before it" if changed else None
+
+    path, remarks = World.current().broadcast_from_rank_zero(lambda: latest_valid(folder / "checkpoints", objection))
+    for remark in remarks:
+        say(remark)
+    return path, {} if path is None else _state(path)
+
+
+def check_origin(folder: Path, state: Mapping[str, Any], origin: str, model: str) -> None:
+    """Refuse to resume a run whose model has changed since. ``origin`` is the fingerprint of the weights now.
+
+    Raises:
+        CheckpointError: the run began from others.
+    """
+    if state["origin"] != origin:
+        raise CheckpointError(f"{folder} began from other weights than {model} holds now: it cannot resume")
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return state
 
 
 def mend_best(saved: Path, step: int) -> str | None:
