@@ -26,6 +26,7 @@ from selfdistill.models.sizing import (
     Shape,
     Work,
     a_row,
+    adapter_parameters,
     memory,
     resting,
     sampling_seconds,
@@ -93,14 +94,12 @@ def hardware_table() -> str:
 
 def _fewest(shape: Shape, copies: int, frozen: int, rank: int, card: float) -> str:
     """The fewest of 1, 2, 4 … 64 GPUs on which training and sampling take nine tenths of a card at most."""
-    # A and B of every linear map of a layer: queries and outputs, keys and values, three of the feed-forward.
-    sides = 2 * (shape.D + shape.H * shape.E) + 2 * (shape.D + shape.K * shape.E) + 3 * (shape.D + shape.F)
     for gpus in (1, 2, 4, 8, 16, 32, 64):
         plan = Plan(
             gpus=gpus,
             copies=copies,
             frozen=frozen,
-            adapter=rank * sides * shape.layers,
+            adapter=adapter_parameters(shape, rank),
             computed=BFLOAT16,
             micro=MICRO,
             scored=MICRO,

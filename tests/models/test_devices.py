@@ -20,7 +20,6 @@ from selfdistill.models.fit import (
     MOST_ROWS,
     GivenSizes,
     Sizes,
-    adapter_parameters,
     choose_sizes,
     peak,
     plan_of,
@@ -29,7 +28,7 @@ from selfdistill.models.fit import (
     shape_in,
 )
 from selfdistill.models.lora import add_lora
-from selfdistill.models.sizing import GIB, Plan, Shape, a_row, memory, resting
+from selfdistill.models.sizing import GIB, Plan, Shape, a_row, adapter_parameters, memory, resting
 from selfdistill.training.build import parse_device
 from selfdistill.training.problem import resolve
 from selfdistill.types import External, Snapshot, Weights

@@ -13,7 +13,7 @@ from selfdistill.models.devices import read_device
 from selfdistill.models.head import PIECE, PIECE_ON_CPU
 from selfdistill.models.loading import resolve_model
 from selfdistill.models.policy import Policy
-from selfdistill.models.sizing import BFLOAT16, FLOAT32, Plan, Shape, a_row, memory, resting
+from selfdistill.models.sizing import BFLOAT16, FLOAT32, Plan, Shape, a_row, adapter_parameters, memory, resting
 from selfdistill.types import External, Snapshot, Weights
 
 MOST_ROWS = 512
@@ -193,10 +193,3 @@ def plan_of(
         computed=BYTES[model.dtype],
         roles=roles,
     )
-
-
-def adapter_parameters(shape: Shape, rank: int) -> int:
-    """Weights of an adapter on every linear layer: two factors of a rank for each of seven products."""
-    heads, groups = shape.H * shape.E, shape.K * shape.E
-    sides = 2 * (shape.D + heads) + 2 * (shape.D + groups) + 3 * (shape.D + shape.F)
-    return shape.layers * rank * sides

@@ -162,6 +162,13 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     }
 
 
+def adapter_parameters(shape: Shape, rank: int) -> int:
+    """Weights of an adapter on every linear layer: two factors of a rank for each of seven products."""
+    heads, groups = shape.H * shape.E, shape.K * shape.E
+    sides = 2 * (shape.D + heads) + 2 * (shape.D + groups) + 3 * (shape.D + shape.F)
+    return shape.layers * rank * sides
+
+
 def activations(shape: Shape, plan: Plan) -> float:
     """Bytes that one micro-batch keeps for its backward; recomputed, each layer's input and one layer in full."""
     in_full = plan.micro * shape.saved_bytes(plan.computed)
