@@ -75,6 +75,14 @@ def test_a_loaded_model_in_one_line(model: Path, monkeypatch: pytest.MonkeyPatch
     assert in_short(parts.policy, "m").endswith("on cpu (H1)")
 
 
+def test_an_apple_gpu_that_is_left_out_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr(devices, "mps_objection", lambda: "it has no float64")
+    sentence = "device: mps is left out: it has no float64"
+    assert sentence in remarks(assemble(tiny_run(model, "grpo", "model.device=auto")))
+    assert sentence not in remarks(assemble(tiny_run(model, "grpo", "model.device=cpu")))
+
+
 def test_more_prompts_than_examples_are_said(model: Path) -> None:
     said, silent = (remarks(assemble(tiny_run(model, "grpo", f"sampling.prompts={n}"))) for n in (11, 8))
     assert [sentence for sentence in said if not sentence.startswith("reward:")] == [

@@ -52,6 +52,8 @@ def remarks(parts: Parts) -> Iterator[str]:
         yield f"data: {warning}"
     for remark in reward_remarks(parts.task, parts.method, parts.templates):
         yield f"reward: {remark}"
+    if parts.device_remark:
+        yield f"device: {parts.device_remark}"
     if parts.policy.quantisation is not None:
         yield (
             f"model: its weights were quantised ({parts.policy.quantisation}) before they were converted from GGUF, so "

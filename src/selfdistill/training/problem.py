@@ -38,6 +38,8 @@ class Problem:
     task: Task
     method: Method
     templates: Mapping[str, Template]
+    device_remark: str
+    """What to say about a device that ``model.device = "auto"`` left out; empty if it left out none."""
 
 
 def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
@@ -46,6 +48,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     Raises:
         UserError: names the first problem of config or data.
     """
+    _, device_remark = resolve_device(config.model)
     config = resolve(config)
     method, name = method_of(config), str(config.method["name"])
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
@@ -65,7 +68,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     example = task.examples("train")[0]
     check_sampling_roles(method, templates, example, name=name)
     check_contexts(method, templates, example, prompts=config.sampling.prompts)
-    return Problem(config=config, task=task, method=method, templates=templates)
+    return Problem(config=config, task=task, method=method, templates=templates, device_remark=device_remark)
 
 
 def method_of(config: RunConfig) -> Method:
