@@ -75,6 +75,11 @@ def test_the_number_type_by_the_device(kind: str, capability: tuple[int, int] | 
     assert choose_dtype(kind, capability) == dtype
 
 
+def test_a_sequence_longer_than_the_micro_batch_is_one_by_itself() -> None:
+    assert planned("cpu", Plan(), 100, 50, False, 300).micro == 300
+    assert planned("cpu", Plan(), 400, 50, False, 300).micro == 400
+
+
 def test_a_machine_with_two_gpus_trains_in_bfloat16_on_the_emptier(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"cuda:0": gpu(5, (8, 6)), "cuda:1": gpu(9, (8, 6))}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

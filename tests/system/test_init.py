@@ -12,7 +12,10 @@ import pytest
 
 from selfdistill.api.tasks import load_task
 from selfdistill.cli.app import main
+from selfdistill.cli.find_task import FoundTask
+from selfdistill.cli.init import FoundModel, config_text
 from selfdistill.config.run import load_config
+from selfdistill.types import Example, Message
 from support.tiny import tiny_tokenizer
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -94,6 +97,33 @@ def test_the_task_of_rows_is_found(name: str, capsys: pytest.CaptureFixture[str]
     lines = Path(f"{name}.toml").read_text(encoding="utf-8").splitlines()
     bare = [line for line in lines if "=" in line and "#" not in line]
     assert all(line.startswith(("path =", *(f"{key} =" for key in table["task"]))) for line in bare), bare
+
+
+class Words:
+    """A tokenizer whose tokens are words."""
+
+    def __call__(self, text: str, **options: object) -> dict[str, list[str]]:
+        return {"input_ids": text.split()}
+
+
+@pytest.mark.parametrize(
+    ("thinks", "verified", "window", "prompt", "solution", "expected"),
+    [
+        (False, 1.0, 10_000, 2, 100, 256),  # twice 100, in whole 64s
+        (True, 1.0, 10_000, 2, 100, 4096),  # room for thought
+        (True, 1.0, 100_000, 2, 2000, 8000),  # four times the solution
+        (True, 1.0, 1000, 2, 300, 918),  # 1000 less a prompt of 2 + 16 and 64
+        (True, None, 1000, 2, 300, 618),  # and less the solution, which the teacher is shown
+        (False, 1.0, 300, 200, 60, 75),  # a quarter: 300 − 216 − 64 = 20 would be less
+    ],
+)
+def test_the_longest_completion_follows_from_the_solutions_and_the_window(
+    thinks: bool, verified: float | None, window: int, prompt: int, solution: int, expected: int
+) -> None:
+    rows = [Example(f"rows:{n}", (Message("user", "a " * prompt),), {"solution": "b " * solution}) for n in range(20)]
+    found = FoundTask("math", {"kind": "math"}, "column names", "rows", 1.0, verified, True, {}, 20, 0, 16, 2, rows)
+    text, _ = config_text(FoundModel("m", Words(), window, False, thinks), found, "rows.jsonl")
+    assert tomllib.loads(text)["sampling"]["max_tokens"] == expected
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "tools", "trl"])
