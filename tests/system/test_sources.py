@@ -88,6 +88,11 @@ def test_a_folder_that_is_a_run_and_a_model_is_refused_by_every_command(
         assert said.err.count("\n") == 1
 
 
+def test_a_misspelt_config_is_named_even_beside_a_task() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'countdown-grpo'"):
+        config_for("countdwn-grpo", "countdown", command="contexts", with_method=True)
+
+
 def test_a_shipped_name_that_hides_a_folder_is_said(folders: Path) -> None:
     (folders / "countdown-grpo").mkdir()
     assert collision("countdown-grpo") is not None
