@@ -12,7 +12,8 @@ from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.compare import plan, run_comparison, write_results
 from selfdistill.comparison.headline import headline
 from selfdistill.comparison.matching import check_match, matched_steps
-from selfdistill.comparison.tables import markdown
+from selfdistill.comparison.page import render_comparison
+from selfdistill.comparison.tables import closing, markdown
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.tracking.progress import Progress
@@ -77,6 +78,53 @@ def test_at_equal_tokens_an_arm_is_read_where_it_had_drawn_what_the_most_frugal_
     text = markdown(given_terms() | result, "x")
     assert "- Arms are read at equal tokens drawn, those of teachers too: each at its last evaluation within" in text
     assert "62.5% (0.0–100.0%; step 2)" in text
+    assert "→ 62.5% (0.0–100.0%; step 2)  −12.5 points (−100.0 to +100.0; step 2) against base;" in "\n".join(
+        closing(given_terms() | result)
+    )
+
+
+def late_arms(folder: Path, *, seeds: int = 1) -> list[Any]:
+    """Two arms with evaluations at steps 0 and 2. The other draws twice the tokens: step 2 is beyond the budget.
+
+    It has twice the accuracy there. With two seeds only the first draws that much.
+    """
+    base = [simple_run(folder / f"base-{seed}", (1, 1), (2, 2), generated=50) for seed in range(seeds)]
+    drawn = (100, 50)[:seeds]
+    other = [simple_run(folder / f"other-{s}", (1, 1), (4, 4), generated=drawn[s]) for s in range(seeds)]
+    return [arm("base", *base), arm("other", *other)]
+
+
+def test_an_arm_without_an_evaluation_within_the_budget_is_not_judged_by_its_start(tmp_path: Path) -> None:
+    terms: dict[str, Any] = given_terms()
+    result = terms | analyse(late_arms(tmp_path), baseline="base", match="tokens") | {"problem": None}
+    result["terms"] |= {"steps": 2}
+    other = of(result, "other")
+    for measure in ("accuracy", "deliberation", "length"):
+        assert [other[measure][key] for key in ("final", "change", "against_baseline")] == [None] * 3, measure
+    assert (other["accuracy"]["read_at"], other["accuracy"]["late_change"], other["reach"]) == ([0], None, None)
+    # It is said in every place where a figure would stand.
+    why = "no evaluation within the budget; evaluation.every is 2"
+    row = f"| other | 25.0% (25.0–25.0%) | – ({why}) | – | – | 100.0% (100.0–100.0%; step 2) | – |"
+    assert row in markdown(result, "x")
+    assert "| other | – | – | – | – | – |" in markdown(result, "x")
+    assert closing(result)[1] == f"other  25.0% (25.0–25.0%) → – ({why}); deliberation 0.25 → –"
+    first, *others = headline(result)
+    assert first.endswith(f"base rose to 50.0% and other has no final figure ({why}).")
+    assert not any("other" in sentence for sentence in others)
+    page = render_comparison(result, "x")
+    assert "not compared with base" in page
+    assert why in page
+    # A baseline that cannot be read has nothing compared with it.
+    turned = analyse(late_arms(tmp_path / "turned"), baseline="other", match="tokens")
+    assert of(turned, "base")["accuracy"]["final"]["value"] == 0.5
+    assert (of(turned, "base")["accuracy"]["against_baseline"], of(turned, "base")["reach"]) == (None, None)
+
+
+def test_one_seed_without_an_evaluation_within_the_budget_is_named(tmp_path: Path) -> None:
+    result = given_terms() | analyse(late_arms(tmp_path, seeds=2), baseline="base", match="tokens")
+    other = of(result, "other")
+    assert (other["accuracy"]["read_at"], other["accuracy"]["final"]) == ([0, 2], None)
+    assert "→ – (no evaluation within the budget of seed 0; evaluation.every is 2);" in closing(result)[1]
 
 
 def test_at_equal_seconds_the_slower_arm_is_cut(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ class Comparison:
         """Return a ``pandas.DataFrame`` with one row per arm: each measure before and after, with its 95 % interval.
 
         The columns that end in ``_sd`` are standard deviations over seeds; NaN for a single seed.
-        ``accuracy_against_baseline`` is the paired difference from the baseline's runs; NaN for the baseline.
+        ``accuracy_against_baseline`` is the paired difference from the baseline's runs; NaN for the baseline. An arm
+        without an evaluation within an equal budget has NaN for all but ``before`` and ``accuracy_best``.
         """
         import pandas
 
@@ -45,18 +46,19 @@ class Comparison:
                     estimate = arm[measure][end] or dict.fromkeys(("value", "low", "high"), float("nan"))
                     row[f"{measure}_{end}"] = estimate["value"]
                     row[f"{measure}_{end}_low"], row[f"{measure}_{end}_high"] = estimate["low"], estimate["high"]
-                row[f"{measure}_final_sd"] = float("nan") if (sd := arm[measure]["final"]["sd"]) is None else sd
+                sd = (arm[measure]["final"] or {}).get("sd")
+                row[f"{measure}_final_sd"] = float("nan") if sd is None else sd
             row["accuracy_best"] = arm["accuracy"]["best"]["value"]
             rows.append(row)
         return pandas.DataFrame(rows).set_index("arm")
 
     def plot(self, measure: str = "accuracy", *, ax: Any = None) -> Any:
-        """Plot the final value of a measure with its interval for each arm. Returns the matplotlib axes."""
+        """Plot the final value of a measure with its interval, for arms that have one. Returns the matplotlib axes."""
         from selfdistill.api.figures import intervals
 
         if measure not in MEASURES:
             raise ConfigError(f"unknown measure {measure!r}; there are: {', '.join(MEASURES)}")
-        arms = self.result["arms"]
+        arms = [arm for arm in self.result["arms"] if arm[measure]["final"]]
         return intervals([arm["name"] for arm in arms], [arm[measure]["final"] for arm in arms], measure, ax=ax)
 
     def __repr__(self) -> str:

@@ -111,16 +111,19 @@ class _Describe:
     def arm(
         self, arm: ArmRuns, runs: Sequence[Run], base: Sequence[Run], readings: Sequence[Reading], baseline: str
     ) -> dict[str, Any]:
-        """Return all numbers of one arm."""
-        rivals = None if arm.name == baseline else [reading.rival for reading in readings]
+        """Return all numbers of one arm. Those of an arm that has no evaluation to be read at are None."""
         befores, finals = [reading.before for reading in readings], [reading.final for reading in readings]
+        rivals, owns = [reading.rival for reading in readings], [reading.own for reading in readings]
+        # The evaluation before training is no result of training: nothing is read there, and nothing compared.
+        read = all(reading.read for reading in readings)
+        compared = read and all(reading.rival_read for reading in readings)
         measured: dict[str, Any] = {
             measure: {
                 "before": self._level(befores, measure),
-                "final": self._level(finals, measure),
+                "final": self._level(finals, measure) if read else None,
                 # One interval for each arm, and one for each arm but the baseline: each column holds together.
-                "change": self._difference(befores, finals, measure, family=self.arms).as_dict(),
-                "against_baseline": self._lead(rivals, [reading.own for reading in readings], measure),
+                "change": self._difference(befores, finals, measure, family=self.arms).as_dict() if read else None,
+                "against_baseline": self._lead(rivals, owns, measure) if compared and arm.name != baseline else None,
             }
             for measure in PER_PROBLEM
         }
@@ -130,9 +133,9 @@ class _Describe:
         measured["accuracy"] |= {
             "best": self._level([run.evaluations[run.best()] for run in runs], "accuracy"),
             "best_steps": [evaluated_steps(run)[run.best()] for run in runs],
-            "read_at": [reading.final["step"] for reading in readings],
-            "compared_at": [reading.own["step"] for reading in readings],
-            "late_change": self._difference(earlier, later, "accuracy", family=self.arms).as_dict(),
+            "read_at": [row["step"] for row in finals],
+            "compared_at": [row["step"] for row in owns],
+            "late_change": self._difference(earlier, later, "accuracy", family=self.arms).as_dict() if read else None,
             "late_steps": [[before["step"], after["step"]] for before, after in zip(earlier, later, strict=True)],
         }
         return {
@@ -143,10 +146,12 @@ class _Describe:
             "runs": [_run_summary(seed, run) for seed, run in zip(arm.folders, runs, strict=True)],
             **measured,
             "truncated": {
-                "before": fmean(reading.before["truncated"] for reading in readings),
-                "final": fmean(reading.final["truncated"] for reading in readings),
+                "before": fmean(row["truncated"] for row in befores),
+                "final": fmean(row["truncated"] for row in finals) if read else None,
             },
-            "reach": reach(runs, base, unit=self.match, family=max(1, self.arms - 1), confidence=CONFIDENCE),
+            "reach": reach(runs, base, unit=self.match, family=max(1, self.arms - 1), confidence=CONFIDENCE)
+            if compared
+            else None,
             "entropy": {role: _first_and_last(runs, f"{role}_entropy") for role in ("student", "teacher")},
             "gate": mean(mean(numbers_of(run, "gate")) for run in runs),
             "cost": cost_of(runs, base),
@@ -170,10 +175,8 @@ class _Describe:
         bounds, k = (-BOUNDS[measure], BOUNDS[measure]), after[0]["samples"]
         return over_seeds(values, k=k, shared=self.shared, family=family, bounds=bounds, confidence=CONFIDENCE)
 
-    def _lead(self, rivals: Sequence[Row] | None, own: Sequence[Row], measure: str) -> dict[str, Any] | None:
+    def _lead(self, rivals: Sequence[Row], own: Sequence[Row], measure: str) -> dict[str, Any]:
         """Return the difference from the baseline, and for accuracies whether it is shown to be within the margin."""
-        if rivals is None:
-            return None
         found = self._difference(rivals, own, measure, family=self.arms - 1)
         if measure != "accuracy":
             return found.as_dict()

@@ -15,11 +15,13 @@ def grid_edges(arms: Sequence[Row]) -> list[str]:
     """Return a sentence for every setting whose best value is the smallest or the largest that was tried.
 
     ``arms`` are those of a ``compare.json``. Arms of one method, three at least, are a grid; the best is that of the
-    highest final accuracy. A better value may lie beyond an edge, so a grid is widened until its best lies within.
+    highest final accuracy, and an arm without one does not count. A better value may lie beyond an edge, so a grid is
+    widened until its best lies within.
     """
     grids: dict[str, list[Row]] = {}
     for arm in arms:
-        grids.setdefault(str(arm["method"]["name"]), []).append(arm)
+        if arm["accuracy"]["final"] is not None:
+            grids.setdefault(str(arm["method"]["name"]), []).append(arm)
     sentences = []
     for method, grid in grids.items():
         if len(grid) < SMALLEST_GRID:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfdistill.comparison.tables import difference, joined, short_names, verdict
+from selfdistill.comparison.reading import unread
+from selfdistill.comparison.tables import difference, joined, short_names, verdict, words_of
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 
@@ -18,8 +19,7 @@ def headline(result: Row) -> list[str]:
     """Return the outcome: accuracy, the difference from the baseline, deliberation, and which arms used no reward."""
     arms = result["arms"]
     names = short_names([numbers.printable(arm["name"]) for arm in arms])
-    steps = result["terms"]["steps"]
-    ends = [f"{name} {_accuracy_end(arm, steps)}" for name, arm in zip(names, arms, strict=True)]
+    ends = [f"{name} {_accuracy_end(arm, result['terms'])}" for name, arm in zip(names, arms, strict=True)]
     start = numbers.percent(arms[0]["accuracy"]["before"]["value"])
     first = f"From {start} right before training, {_listed(ends)}."
     if not result["same_start"]:
@@ -31,12 +31,14 @@ def headline(result: Row) -> list[str]:
     return [first + without, *_against_baseline(result, names), *_deliberation(names, arms)]
 
 
-def _accuracy_end(arm: Row, steps: int) -> str:
+def _accuracy_end(arm: Row, terms: Row) -> str:
     accuracy = arm["accuracy"]
+    if why := unread(arm, terms["evaluation"]["every"]):
+        return f"has no final figure ({why})"
     change, final = accuracy["change"], numbers.percent(accuracy["final"]["value"])
     read = sorted(set(accuracy["read_at"]))
     early = "it ended early: " if any(run["ended_by"] for run in arm["runs"]) else ""
-    where = "" if read == [steps] else f" ({early}step {', '.join(map(str, read))})"
+    where = "" if read == [terms["steps"]] else f" ({early}step {', '.join(map(str, read))})"
     if change["low"] > 0:
         return f"rose to {final}{where}"
     return f"fell to {final}{where}" if change["high"] < 0 else f"stood at {final}{where} (no clear change)"
@@ -66,14 +68,14 @@ def _against_baseline(result: Row, names: Sequence[str]) -> list[str]:
 
 def _deliberation(names: Sequence[str], arms: Sequence[Row]) -> list[str]:
     """Return one sentence about the deliberation words of all arms; none if no arm deliberates."""
-    if all(arm["deliberation"][end]["value"] == 0 for arm in arms for end in ("before", "final")):
+    told = [(name, arm["deliberation"]) for name, arm in _pairs(names, arms) if arm["deliberation"]["final"]]
+    if all(words[end]["value"] == 0 for _, words in told for end in ("before", "final")):
         return []
     kinds: dict[str, list[str]] = {"fell": [], "rose": [], "kept": []}
-    for name, arm in _pairs(names, arms):
-        words = arm["deliberation"]
+    for name, words in told:
         change = words["change"]
         kind = "fell" if change["high"] < 0 else "rose" if change["low"] > 0 else "kept"
-        kinds[kind].append(f"{name} {words['before']['value']:.1f} → {words['final']['value']:.1f}")
+        kinds[kind].append(f"{name} {words_of(words, 1)}")
     said = {"fell": "less for", "rose": "more for", "kept": "no clear change for"}
     parts = [f"{said[kind]} {_listed(rows)}" for kind, rows in kinds.items() if rows]
     return [f"Deliberation words per completion: {'; '.join(parts)}."]

@@ -21,6 +21,7 @@ from selfdistill.comparison.tables import (
     short_names,
     tables,
     verdict,
+    words_of,
 )
 from selfdistill.files.jsonl import Row
 from selfdistill.files.records import RolloutLine
@@ -184,9 +185,13 @@ def _problem(result: Row) -> dict[str, Any] | None:
 
 
 def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
-    accuracy, words = arm["accuracy"], arm["deliberation"]
+    accuracy, baseline = arm["accuracy"], numbers.printable(result["baseline"])
     gap, margin = accuracy["against_baseline"], result["interval"]["margin"]
-    final, lead = marked(arm, result["terms"]["steps"], estimate(accuracy["final"]), difference(gap))
+    final, lead = marked(arm, result["terms"], estimate(accuracy["final"]), difference(gap))
+    if arm["name"] == result["baseline"]:
+        said = "the baseline"
+    else:
+        said = f"{verdict(gap, margin)} {baseline}" if gap else f"not compared with {baseline}"
     return {
         "tone": _tone(index),
         "name": numbers.printable(arm["name"]),
@@ -194,9 +199,9 @@ def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
         "final": final[0],
         "range": final[1],
         "before": joined(estimate(arm["accuracy"]["before"])),
-        "verdict": f"{verdict(gap, margin)} {numbers.printable(result['baseline'])}" if gap else "the baseline",
+        "verdict": said,
         "lead": joined(lead) if gap else "",
-        "words": f"{words['before']['value']:.2f} → {words['final']['value']:.2f}",
+        "words": words_of(arm["deliberation"], 2),
         "ended": ending(arm),
         "alarms": alarm_words(arm),
     }

@@ -24,6 +24,10 @@ class Reading:
     rival: Row
     end: int
     """Index of the evaluation that the curve is read to."""
+    read: bool = True
+    """Whether the run has an evaluation within the budget, the one before training aside."""
+    rival_read: bool = True
+    """Whether the baseline's run has one."""
 
 
 def read_arms(runs: Mapping[str, Sequence[Run]], *, baseline: str, match: str, split: str) -> dict[str, list[Reading]]:
@@ -55,6 +59,18 @@ def read_arms(runs: Mapping[str, Sequence[Run]], *, baseline: str, match: str, s
     }
 
 
+def unread(arm: Row, every: int) -> str:
+    """Return why an arm of a ``compare.json`` has no final figures; empty if it has them.
+
+    ``every`` is the number of steps between two evaluations.
+    """
+    if arm["accuracy"]["final"] is not None:
+        return ""
+    seeds = [run["seed"] for run, step in zip(arm["runs"], arm["accuracy"]["read_at"], strict=True) if not step]
+    where = f" of seed {', '.join(map(str, seeds))}" if len(arm["runs"]) > 1 else ""
+    return f"no evaluation within the budget{where}; evaluation.every is {every}"
+
+
 def _reading(run: Run, rival: Run, ends: tuple[int, int], match: str, split: str) -> Reading:
     end, rival_end = ends
     if split == "test":
@@ -68,9 +84,10 @@ def _reading(run: Run, rival: Run, ends: tuple[int, int], match: str, split: str
         unit = match if run.spent[match][steps[0]] and rival.spent[match][steps[1]] else "steps"
         budget = min(run.spent[unit][steps[0]], rival.spent[unit][steps[1]])
         shared = run.within(budget, unit), rival.within(budget, unit)
-    return Reading(
-        run.evaluations[0], run.evaluations[end], run.evaluations[shared[0]], rival.evaluations[shared[1]], end
-    )
+    # A run whose only evaluation is the one before training was ended by an alarm, not cut by the budget.
+    within = [at > 0 or len(one.evaluations) == 1 for one, at in zip((run, rival), ends, strict=True)]
+    owns = run.evaluations[shared[0]], rival.evaluations[shared[1]]
+    return Reading(run.evaluations[0], run.evaluations[end], *owns, end, *within)
 
 
 def _total(run: Run, unit: str) -> float:

@@ -20,6 +20,7 @@ from selfdistill.comparison.alarm_tables import (
 )
 from selfdistill.comparison.grids import grid_edges
 from selfdistill.comparison.notes import notes
+from selfdistill.comparison.reading import unread
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 from selfdistill.report.outcome import points
@@ -37,13 +38,14 @@ class Table:
 def tables(result: Row) -> list[Table]:
     """Return every table of a comparison, in the order of the page."""
     base = result["baseline"]
-    k, arms, steps = result["samples"], result["arms"], result["terms"]["steps"]
+    k, arms = result["samples"], result["arms"]
+    unit = next((arm["reach"]["unit"] for arm in arms if arm["reach"]), result["match"])
     alarms, family = alarm_rows(arms), _about_family(result)
     return [
         Table(
             f"Held-out accuracy, avg@{k}, {result['verdict_split']} problems{family}",
             ("Arm", "Before", "Final", "Gain", f"Final vs {base}", "Best", "Late change"),
-            _rows(arms, lambda arm: _accuracy(arm, steps)),
+            _rows(arms, lambda arm: _accuracy(arm, result["terms"])),
         ),
         Table(
             f"First evaluation at or above the final accuracy of {base}; a seed that never reaches it counts whole",
@@ -51,7 +53,7 @@ def tables(result: Row) -> list[Table]:
                 "Arm",
                 "Seeds that reach it",
                 "Step, restricted mean",
-                f"{arms[0]['reach']['unit'].capitalize()} against {base}",
+                f"{unit.capitalize()} against {base}",
                 "Generated tokens",
                 "Seconds of training",
             ),
@@ -65,14 +67,17 @@ def tables(result: Row) -> list[Table]:
         Table(
             f"Deliberation words per completion, held-out{family}",
             ("Arm", "Before", "Final", "Change", f"Final vs {base}"),
-            _rows(arms, lambda arm: _measure(arm, "deliberation", 2, steps)),
+            _rows(arms, lambda arm: _measure(arm, "deliberation", 2, result["terms"])),
         ),
         Table(
             f"Tokens per completion, held-out{family}",
             ("Arm", "Before", "Final", "Change", f"Final vs {base}", "Cut at the limit"),
             _rows(
                 arms,
-                lambda arm: (*_measure(arm, "length", 1, steps), (_from_to(arm["truncated"], numbers.percent), "")),
+                lambda arm: (
+                    *_measure(arm, "length", 1, result["terms"]),
+                    (_from_to(arm["truncated"], numbers.percent), ""),
+                ),
             ),
         ),
         Table(
@@ -108,11 +113,12 @@ def closing(result: Row) -> list[str]:
     lines = []
     for arm in result["arms"]:
         accuracy, words = arm["accuracy"], arm["deliberation"]
-        before, final, lead = accuracy["before"], accuracy["final"], accuracy["against_baseline"]
-        against = f"  {joined(difference(lead))} against {result['baseline']}" if lead else ""
+        before, gap = accuracy["before"], accuracy["against_baseline"]
+        final, lead = marked(arm, result["terms"], estimate(accuracy["final"]), difference(gap))
+        against = f"  {joined(lead)} against {result['baseline']}" if gap else ""
         lines.append(
-            f"{arm['name']:<{width}}  {joined(estimate(before))} → {joined(estimate(final))}{against}; "
-            f"deliberation {words['before']['value']:.2f} → {words['final']['value']:.2f}"
+            f"{arm['name']:<{width}}  {joined(estimate(before))} → {joined(final)}{against}; "
+            f"deliberation {words_of(words, 2)}"
             + "".join(
                 f"; {name}: {text}" for name, text in (("ended", ending(arm)), ("alarms", alarm_words(arm))) if text
             )
@@ -120,17 +126,27 @@ def closing(result: Row) -> list[str]:
     return [*lines, *grid_edges(result["arms"])]
 
 
-def estimate(value: Row) -> Cell:
-    """Return an accuracy with its interval, in percent."""
+def estimate(value: Row | None) -> Cell:
+    """Return an accuracy with its interval, in percent, or a dash for an arm that has none."""
+    if value is None:
+        return numbers.MISSING, ""
     return numbers.percent(value["value"]), numbers.percent_range(value["low"], value["high"])
 
 
 def difference(value: Row | None) -> Cell:
-    """Return a difference of accuracies in percentage points with its interval, or a dash for the baseline itself."""
+    """Return a difference of accuracies in percentage points with its interval, or a dash where none is taken."""
     if value is None:
         return numbers.MISSING, ""
     low, high = (numbers.signed(100 * value[end], decimals=1) for end in ("low", "high"))
     return points(value["value"]), f"{low} to {high}"
+
+
+def words_of(measured: Row, decimals: int) -> str:
+    """Return the deliberation words of an arm, before and final: ``0.25 → 0.50``."""
+    return " → ".join(
+        numbers.MISSING if measured[end] is None else f"{measured[end]['value']:.{decimals}f}"
+        for end in ("before", "final")
+    )
 
 
 def joined(cell: Cell) -> str:
@@ -162,23 +178,25 @@ def _rows(arms: Sequence[Row], cells: Callable[[Row], tuple[Cell, ...]]) -> tupl
     return tuple((numbers.printable(arm["name"]), cells(arm)) for arm in arms)
 
 
-def _accuracy(arm: Row, steps: int) -> tuple[Cell, ...]:
+def _accuracy(arm: Row, terms: Row) -> tuple[Cell, ...]:
     accuracy = arm["accuracy"]
     final, lead = marked(
         arm,
-        steps,
+        terms,
         _with_sd(estimate(accuracy["final"]), accuracy["final"], 100),
         _with_sd(difference(accuracy["against_baseline"]), accuracy["against_baseline"], 100),
     )
     late = _with_sd(difference(accuracy["late_change"]), accuracy["late_change"], 100)
-    between = ", ".join(dict.fromkeys(f"{before} to {after}" for before, after in accuracy["late_steps"]))
+    if accuracy["late_change"] is not None:
+        between = ", ".join(dict.fromkeys(f"{before} to {after}" for before, after in accuracy["late_steps"]))
+        late = late[0], f"{late[1]}; step {between}"
     return (
         _with_sd(estimate(accuracy["before"]), accuracy["before"], 100),
         final,
         _with_sd(difference(accuracy["change"]), accuracy["change"], 100),
         lead,
         _at_step(estimate(accuracy["best"]), sorted(set(accuracy["best_steps"]))),
-        (late[0], f"{late[1]}; step {between}"),
+        late,
     )
 
 
@@ -191,6 +209,8 @@ def _with_sd(cell: Cell, value: Row | None, scale: float, decimals: int = 1) -> 
 
 def _reach(arm: Row, base: str) -> tuple[Cell, ...]:
     reach = arm["reach"]
+    if reach is None:
+        return ((numbers.MISSING, ""),) * 5
     mean, gap = reach["mean"], reach["against_baseline"]
     each = ", ".join(numbers.MISSING if step is None else str(step) for step in reach["steps"])
     tokens = numbers.compact(mean["tokens"]) if arm["generates"] else numbers.MISSING
@@ -233,13 +253,18 @@ def _budget(arm: Row) -> tuple[Cell, ...]:
     )
 
 
-def marked(arm: Row, steps: int, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
-    """Return the final cell and the baseline cell, each with its steps if a run of the arm was read earlier."""
-    read, compared = arm["accuracy"]["read_at"], arm["accuracy"]["compared_at"]
-    return (
-        _at_step(final, read) if set(read) != {steps} else final,
-        _at_step(lead, compared) if set(compared) != {steps} and lead[1] else lead,
-    )
+def marked(arm: Row, terms: Row, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
+    """Return the final cell and the baseline cell, each with its steps if a run of the arm was read earlier.
+
+    The final cell of an arm that could not be read says why. ``terms`` are those of the comparison.
+    """
+    read, compared = ({*arm["accuracy"][key]} for key in ("read_at", "compared_at"))
+    if why := unread(arm, terms["evaluation"]["every"]):
+        final = numbers.MISSING, why
+    elif read != {terms["steps"]}:
+        final = _at_step(final, arm["accuracy"]["read_at"])
+    early = lead[1] and compared != {terms["steps"]}
+    return final, _at_step(lead, arm["accuracy"]["compared_at"]) if early else lead
 
 
 def _at_step(cell: Cell, steps: Sequence[int]) -> Cell:
@@ -247,10 +272,12 @@ def _at_step(cell: Cell, steps: Sequence[int]) -> Cell:
     return cell[0], f"{cell[1]}; step {', '.join(map(str, told))}"
 
 
-def _measure(arm: Row, key: str, decimals: int, steps: int) -> tuple[Cell, ...]:
+def _measure(arm: Row, key: str, decimals: int, terms: Row) -> tuple[Cell, ...]:
     scores = arm[key]
 
-    def value(score: Row) -> Cell:
+    def value(score: Row | None) -> Cell:
+        if score is None:
+            return numbers.MISSING, ""
         cell = f"{score['value']:.{decimals}f}", f"{score['low']:.{decimals}f}–{score['high']:.{decimals}f}"
         return _with_sd(cell, score, 1, decimals)
 
@@ -260,7 +287,7 @@ def _measure(arm: Row, key: str, decimals: int, steps: int) -> tuple[Cell, ...]:
         mean, low, high = (numbers.signed(score[key], decimals=decimals) for key in ("value", "low", "high"))
         return _with_sd((mean, f"{low} to {high}"), score, 1, decimals)
 
-    final, lead = marked(arm, steps, value(scores["final"]), signed(scores["against_baseline"]))
+    final, lead = marked(arm, terms, value(scores["final"]), signed(scores["against_baseline"]))
     return value(scores["before"]), final, signed(scores["change"]), lead
 
 

@@ -151,7 +151,8 @@ def _arms(place: Place) -> Iterator[dict[str, Any]]:
     arms = result.get("arms")
     words = []
     for arm in arms if isinstance(arms, list) else ():
-        final = numbers.number(arm.get("accuracy", {}).get("final", {}).get("value"))
+        # An arm that could not be read within an equal budget has no final accuracy.
+        final = numbers.number((arm.get("accuracy", {}).get("final") or {}).get("value"))
         words.append(f"{numbers.printable(str(arm.get('name')))} {numbers.percent(final)}")
     yield {"name": numbers.printable("this folder" if place.name == "." else place.name), "arms": ", ".join(words)}
 
