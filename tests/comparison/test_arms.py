@@ -113,10 +113,16 @@ def test_a_dry_run_lists_the_arms_with_what_differs(here: Path, capsys: pytest.C
     assert not Path("out").exists()
 
 
-def test_methods_that_name_none_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("methods", "sentence"),
+    [(",", "--methods ',' names no method"), ("grpo, grpo", "--methods grpo,grpo names a method twice")],
+)
+def test_methods_that_make_no_comparison_are_refused(
+    methods: str, sentence: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["compare", "mine.toml", "--methods", ",", "--out", "out"])
-    assert "--methods ',' names no method" in capsys.readouterr().err
+        main(["compare", "mine.toml", "--methods", methods, "--out", "out"])
+    assert sentence in capsys.readouterr().err
     assert not Path("out").exists()
 
 

@@ -278,7 +278,7 @@ def inspect(
 
 
 def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 @command()
