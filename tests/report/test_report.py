@@ -199,6 +199,21 @@ def test_what_a_run_did_not_record_is_named(page: Page) -> None:
     assert "Not recorded in this run: share of clipped tokens." in page.text
 
 
+@pytest.mark.parametrize(
+    ("method", "lacks"),
+    [
+        ({"name": "grpo"}, "gradient norm, loss, share of clipped tokens"),
+        ({"name": "sd", "context": "x"}, "teacher entropy, mean u, gradient norm, loss, share of clipped tokens"),
+        ({"name": "antisd", "context": "x", "gated": True}, "teacher entropy, mean u, gate, gradient norm, loss, "),
+        ("of an old run", "gradient norm, "),
+    ],
+)
+def test_a_run_does_not_lack_what_its_method_never_records(tmp_path: Path, method: object, lacks: str) -> None:
+    rows = [{"step": 1, "student_entropy": 1.0}]
+    page = Page(write_report(write_run(tmp_path / "run", [], metrics=rows, config={**CONFIG, "method": method})))
+    assert f"deliberation words, {lacks}" in page.text
+
+
 def test_a_run_with_nothing_but_a_config_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     page = Page(write_report(tmp_path))

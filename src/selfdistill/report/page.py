@@ -58,6 +58,8 @@ class Part:
     look: Look = "line"
     tone: str = "student"
     smooth: bool = False
+    of: str = ""
+    """Hyperparameter of the methods that record it, empty if all do. Other methods do not lack it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,16 @@ SIGNAL = (
         "nats per token",
         (
             Part("student entropy", "student_entropy", "student"),
-            Part("teacher entropy", "teacher_entropy", "teacher", tone="teacher"),
+            Part("teacher entropy", "teacher_entropy", "teacher", tone="teacher", of="context"),
         ),
     ),
-    Figure("Mean u", "nats per token", (Part("mean u", "pmi", tone="teacher"),)),
-    Figure("Gate of the teacher's signal", "", (Part("gate", "gate", look="stairs"),), names={0.0: "off", 1.0: "on"}),
+    Figure("Mean u", "nats per token", (Part("mean u", "pmi", tone="teacher", of="context"),)),
+    Figure(
+        "Gate of the teacher's signal",
+        "",
+        (Part("gate", "gate", look="stairs", of="gated"),),
+        names={0.0: "off", 1.0: "on"},
+    ),
     Figure("Gradient norm", "before clipping", (Part("gradient norm", "grad_norm"),)),
     Figure("Loss", "the quantity optimised", (Part("loss", "loss"),)),
     Figure("Clipped tokens", "share of a step", (Part("share of clipped tokens", "clip_share"),), share=True),
@@ -138,8 +145,10 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
     finished, ended = run.summary.get("finished") is True, ended_by(run.summary)
     # The axes of a run that goes on reach to its last planned step.
     planned = None if finished or ended else numbers.number(run.config.get("steps"))
-    behaviour, no_behaviour = draw_figures(BEHAVIOUR, run.metrics, planned)
-    signal, no_signal = draw_figures(SIGNAL, run.metrics, planned)
+    method = run.config.get("method")
+    known = method if isinstance(method, dict) else {}
+    behaviour, no_behaviour = draw_figures(BEHAVIOUR, run.metrics, known, planned)
+    signal, no_signal = draw_figures(SIGNAL, run.metrics, known, planned)
     chosen = [choose(rows, SHOWN) for rows in (run.first, run.last)]
     limit = scale_limit(u for rows in chosen for row in rows for u in token_values(row))
     best = run.summary.get("best")
@@ -204,17 +213,18 @@ def render(
 
 
 def draw_figures(
-    figures: Sequence[Figure], metrics: Sequence[Row], planned: float | None = None
+    figures: Sequence[Figure], metrics: Sequence[Row], method: Row, planned: float | None = None
 ) -> tuple[list[Chart], list[str]]:
     """Return the charts of the figures that have numbers, and the names of the series that have none.
 
-    The axes reach to the step ``planned``.
+    ``method`` is that table of the config: what other methods record is not missing. The axes reach to the step
+    ``planned``.
     """
     charts: list[Chart] = []
     missing: list[str] = []
     for figure in figures:
         raw = [(part, series_of(part, metrics)) for part in figure.parts]
-        missing += [part.name for part, line in raw if line is None]
+        missing += [part.name for part, line in raw if line is None and (not part.of or part.of in method)]
         series = [smoothed for part, line in raw if line is not None for smoothed in _smoothed(part, line)]
         if series:
             height = 120 if figure.names else 190
