@@ -9,6 +9,7 @@ from typing import Any
 from selfdistill.config.run import apply_overrides, load_config
 from selfdistill.config.sources import find_source, read_config
 from selfdistill.errors import ConfigError
+from selfdistill.report.outcome import flatten
 from selfdistill.training.problem import resolve
 
 SAMPLING = ("completions", "max_tokens", "temperature", "top_p", "top_k")
@@ -82,15 +83,6 @@ def differences(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     absent = object()
     unequal = [key for key in keys if len({repr(table.get(key, absent)) for table in flat.values()}) > 1]
     return {name: {key: table[key] for key in unequal if key in table} for name, table in flat.items()}
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a nested table by their dotted keys."""
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def describe_plan(report: Mapping[str, Any]) -> Iterator[str]:

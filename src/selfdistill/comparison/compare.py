@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.comparison.analysis import analyse
-from selfdistill.comparison.arms import ArmPlan, differences, flatten, plan_arms
+from selfdistill.comparison.arms import ArmPlan, differences, plan_arms
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.matching import MATCH, check_match, matched_steps
 from selfdistill.comparison.page import write_comparison
@@ -30,6 +30,7 @@ from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files.disk import check_name, lock_folder
 from selfdistill.files.jsonl import JsonLines, read_lines, write_json
+from selfdistill.report.outcome import flatten
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import SILENCE, Progress
 from selfdistill.training.opening import check_same_config

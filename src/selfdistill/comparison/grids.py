@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
+from selfdistill.report.outcome import flatten
 
 SMALLEST_GRID = 3
 """Arms of one method from which on they are taken for a grid."""
@@ -26,7 +27,8 @@ def grid_edges(arms: Sequence[Row]) -> list[str]:
     for method, grid in grids.items():
         if len(grid) < SMALLEST_GRID:
             continue
-        settings = [dict(_numeric({"method": arm["method"], "optimiser": arm["optimiser"]})) for arm in grid]
+        tables = [dict(flatten({"method": arm["method"], "optimiser": arm["optimiser"]})) for arm in grid]
+        settings = [{key: value for key, value in table.items() if type(value) in (int, float)} for table in tables]
         best = max(range(len(grid)), key=lambda place: grid[place]["accuracy"]["final"]["value"])
         for key, value in settings[best].items():
             tried = sorted({one[key] for one in settings if key in one})
@@ -38,12 +40,3 @@ def grid_edges(arms: Sequence[Row]) -> list[str]:
                 f"{', '.join(f'{each:g}' for each in tried)}: a better one may lie beyond, so widen the grid."
             )
     return sentences
-
-
-def _numeric(table: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the dotted keys of a nested table whose values are numbers."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _numeric(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{key}", value

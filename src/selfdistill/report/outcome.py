@@ -174,13 +174,19 @@ def phase_rows(seconds: Mapping[str, float]) -> list[dict[str, str]]:
     ]
 
 
-def flat(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted keys of a nested config, as ``--set`` accepts them, and their values as text."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a nested table by their dotted keys, as ``--set`` accepts them."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield numbers.printable(f"{prefix}{key}"), numbers.printable(_word(value) if value is not None else "none")
+            yield f"{prefix}{key}", value
+
+
+def flat(config: Row) -> Iterator[tuple[str, str]]:
+    """Yield the dotted keys of a nested config and their values as text."""
+    for key, value in flatten(config):
+        yield numbers.printable(key), "none" if value is None else _word(value)
 
 
 def points(difference: float) -> str:
