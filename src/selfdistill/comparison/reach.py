@@ -34,7 +34,7 @@ def reach(runs: Sequence[Run], base: Sequence[Run], *, unit: str, family: int, c
         mine = whole if first is None else min(run.spent[unit][first], whole)
         theirs = rival.spent[unit][_first(rival, rival.accuracies()[-1]) or 0]
         gaps.append([float(mine - theirs)])
-        ends.append(limit if first is None else first)
+        ends.append(limit if first is None else min(first, limit))
     paid = [run.spent for run in runs]
     last = [min(end, evaluated_steps(run)[-1]) for run, end in zip(runs, ends, strict=True)]
     return {

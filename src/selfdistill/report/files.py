@@ -41,7 +41,7 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
         DataError: ``config.json`` is missing, or a file is malformed.
     """
     if not (run_dir / "config.json").is_file():
-        raise DataError(_missing_run(run_dir))
+        raise DataError(missing_run(run_dir))
     if completions is None:
         completions = outer_steps(read_rollouts(run_dir / "rollouts.jsonl"))
     first, last = completions.first_and_last()
@@ -52,7 +52,7 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
         name=f"{folder.parent.name}, {folder.name}" if folder.name.startswith("seed-") else folder.name,
         config=read_object(run_dir / "config.json"),
         metrics=(*_before_training(run_dir, metrics), *metrics),
-        summary=_summary_of(run_dir, metrics),
+        summary=summary_of(run_dir, metrics),
         first=first,
         last=last,
         alarms=tuple(read_lines(run_dir / "alarms.jsonl")),
@@ -98,17 +98,17 @@ def _is_torn(path: Path) -> bool:
         return file.read() != b"\n"
 
 
-def _missing_run(folder: Path) -> str:
-    """The message for a folder that holds no run."""
+def missing_run(folder: Path) -> str:
+    """Return the message for a folder that holds no run."""
     if not folder.exists():
         return f"there is no folder {folder}; a run makes its own when its model is loaded"
     return f"{folder} is not the folder of a run: it has no config.json"
 
 
-def _summary_of(run_dir: Path, metrics: Sequence[Row]) -> Row:
+def summary_of(run_dir: Path, metrics: Sequence[Row]) -> Row:
+    """Return the summary of a run with these metrics; empty if the run has gone on since it was written."""
     summary = read_object(run_dir / "summary.json")
     summarised, last = number(summary.get("steps")), number(metrics[-1].get("step")) if metrics else None
-    # A run that was stopped and then resumed has made steps since its summary, which is out of date.
     return {} if summarised is not None and last is not None and last > summarised else summary
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 from selfdistill.errors import DataError
-from selfdistill.files.jsonl import Row, read_lines, read_object
+from selfdistill.files.jsonl import read_lines, read_object
 from selfdistill.report import numbers
-from selfdistill.report.outcome import ended_by, score_name, score_of, stepped
+from selfdistill.report.files import summary_of
+from selfdistill.report.outcome import ended_by, score_name, score_of, spoken, stepped
 from selfdistill.report.page import Live, render, write_report
 
 DEPTH = 5
@@ -114,15 +115,11 @@ def run_row(place: Place) -> dict[str, Any]:
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    config, summary = read_object(folder / "config.json"), read_object(folder / "summary.json")
+    config = read_object(folder / "config.json")
     evaluations = [row for row in read_lines(folder / "evaluations.jsonl") if "step" in row]
-    last: Row = {}
-    for line in stepped(list(read_lines(folder / "metrics.jsonl"))):
-        last = line
+    metrics = stepped(list(read_lines(folder / "metrics.jsonl")))
+    summary, last = summary_of(folder, metrics), metrics[-1] if metrics else {}
     done, planned = numbers.number(last.get("step")) or 0.0, numbers.number(config.get("steps"))
-    summarised = numbers.number(summary.get("steps"))
-    if summarised is not None and done > summarised:
-        summary = {}  # The run has gone on since its summary was written.
     ends = [score_of(row, "avg") for row in (evaluations[0], evaluations[-1])] if evaluations else [{}, {}]
     ended = ended_by(summary)
     standing = last.get("alarms")
@@ -137,7 +134,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "range": numbers.percent_range(numbers.number(ends[1].get("low")), numbers.number(ends[1].get("high"))),
         "state": "finished" if summary.get("finished") else "ended" if ended else "stopped" if summary else "going",
         "ended": ended,
-        "alarms": ", ".join(_word(one).replace("_", " ") for one in standing) if isinstance(standing, list) else "",
+        "alarms": ", ".join(map(spoken, standing)) if isinstance(standing, list) else "",
     }
 
 

@@ -1,9 +1,8 @@
 """A web server for the page of a run, or of every run in a folder, rendered again whenever a run's files change.
 
 The server renders pages and serves no files: a path is looked up among the runs that it found, so path traversal is
-impossible. By default it listens on the loopback
-address and refuses requests for other host names. Otherwise a website whose name resolves to this machine (DNS
-rebinding) could read the run through a visitor's browser.
+impossible. By default it listens on the loopback address and refuses requests for other host names. Otherwise a website
+whose name resolves to this machine (DNS rebinding) could read the run through a visitor's browser.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from urllib.parse import quote, unquote
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files.jsonl import UNREADABLE
 from selfdistill.files.records import RolloutLine
-from selfdistill.report.files import OuterSteps, read_run
+from selfdistill.report.files import OuterSteps, missing_run, read_run
 from selfdistill.report.index import find_runs, render_index
 from selfdistill.report.page import Live, render, render_run
 
@@ -107,13 +106,13 @@ class FolderFollower:
     """Renders the index of a folder of runs at ``/``, the pages of its comparisons, and those of each run below it."""
 
     def __init__(self, folder: Path) -> None:
-        """Render the index once. Raises DataError if there is no run in the folder."""
+        """Raises DataError if there is no run in the folder."""
         self.folder = folder
         self._lock = Lock()
         self._followers: dict[str, Follower] = {}
         runs, comparisons = find_runs(folder)
         if not runs and not comparisons:
-            raise DataError(_no_run(folder))
+            raise DataError(missing_run(folder) + (", and no run is in it" if folder.exists() else ""))
 
     def __call__(self, path: str) -> str | None:
         """Return the index at ``/``, and at ``/NAME/`` and ``/NAME/still`` the page of a run.
@@ -144,13 +143,6 @@ class FolderFollower:
                 up = "../" * (name.count("/") + 1)
                 follower = self._followers[name] = Follower(place.folder, up)
         return follower(f"/{page}")
-
-
-def _no_run(folder: Path) -> str:
-    """Return the message for a folder that holds no run."""
-    if not folder.exists():
-        return f"there is no folder {folder}; a run makes its own when its model is loaded"
-    return f"{folder} is not the folder of a run: it has no config.json, and no run is in it"
 
 
 def _rollout(line: bytes, path: Path) -> RolloutLine:
