@@ -102,6 +102,7 @@ def test_an_arm_without_an_evaluation_within_the_budget_is_not_judged_by_its_sta
     for measure in ("accuracy", "deliberation", "length"):
         assert [other[measure][key] for key in ("final", "change", "against_baseline")] == [None] * 3, measure
     assert (other["accuracy"]["read_at"], other["accuracy"]["late_change"], other["reach"]) == ([0], None, None)
+    assert other["accuracy"]["late_steps"] == [[0, 0]]
     # It is said in every place where a figure would stand.
     why = "no evaluation within the budget; evaluation.every is 2"
     row = f"| other | 25.0% (25.0–25.0%) | – ({why}) | – | – | 100.0% (100.0–100.0%; step 2) | – |"
@@ -125,6 +126,15 @@ def test_one_seed_without_an_evaluation_within_the_budget_is_named(tmp_path: Pat
     other = of(result, "other")
     assert (other["accuracy"]["read_at"], other["accuracy"]["final"]) == ([0, 2], None)
     assert "→ – (no evaluation within the budget of seed 0; evaluation.every is 2);" in closing(result)[1]
+
+
+def test_a_level_that_is_reached_beyond_the_whole_of_the_baseline_counts_as_the_whole(tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        two_lengths(tmp_path / seed)
+    arms = [arm(name, tmp_path / "0" / name, tmp_path / "1" / name) for name in ("base", "other")]
+    reach = of(analyse(arms, baseline="base", match="tokens"), "other")["reach"]
+    # The other gets there at step 4 with 400 tokens; the baseline, at its end, with 300.
+    assert (reach["steps"], reach["unit"], reach["against_baseline"]["value"]) == ([4, 4], "tokens", 0.0)
 
 
 def test_at_equal_seconds_the_slower_arm_is_cut(tmp_path: Path) -> None:
@@ -155,6 +165,16 @@ def test_a_run_that_an_alarm_ended_does_not_cut_the_others(tmp_path: Path) -> No
     found = of(result, "ended")["accuracy"]
     assert (found["read_at"], found["compared_at"]) == ([2], [2])
     assert found["against_baseline"]["value"] == 1.0 - 0.5
+
+
+def test_a_run_that_counted_no_completions_is_compared_with_an_ended_one_in_steps(tmp_path: Path) -> None:
+    older = simple_run(tmp_path / "older", (1, 1), (2, 2), (3, 3))
+    rows = [{key: value for key, value in row.items() if key != "budget"} for row in lines(older / "metrics.jsonl")]
+    (older / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ended = ended_run(tmp_path / "ended", (1, 1), (4, 4), steps=3, by=["entropy_collapse"])
+    result = analyse([arm("older", older), arm("ended", ended)], baseline="older", match="completions")
+    found = of(result, "ended")["accuracy"]
+    assert (found["compared_at"], found["against_baseline"]["value"]) == ([2], 0.5)
 
 
 def test_arms_of_equal_completions_are_read_at_their_ends(tmp_path: Path) -> None:
