@@ -850,4 +850,4 @@ def test_sdpgs_reference_stays_at_the_start_whatever_the_teacher_is() -> None:
     assert roles == {"teacher": Role("answer_only", "ema"), "reference": Role(None, "frozen")}
     assert list(build_method("sdpg", {"reference_weight": 0.0}).roles()) == ["teacher"]
     assert build_method("sdpg", {}).precompute() == ("reference",)
-    assert build_method("sdpg", {"reference_form": "reverse_kl"}).compared() == ["teacher", "reference"]
+    assert tuple(build_method("sdpg", {"reference_form": "reverse_kl"}).compared()) == ("teacher", "reference")
