@@ -19,6 +19,11 @@ DAMAGE: dict[str, tuple[str, Change, str]] = {
     "a run over a run": ("metrics", lambda ls: ls + ls[1:], "metrics.jsonl holds steps 2, 3, 4 more than once"),
     "a step lost": ("metrics", lambda ls: [ls[0], *ls[2:]], "metrics.jsonl lacks step 2."),
     "the first steps lost": ("metrics", lambda ls: ls[2:], "metrics.jsonl lacks steps 1, 2."),
+    "a step far beyond the others": (
+        "metrics",
+        lambda ls: [*ls, json.dumps({"step": 10**12})],
+        "metrics.jsonl lacks steps 5, 6, 7, 8, 9 and 999999999990 more.",
+    ),
     "steps torn off": ("metrics", lambda ls: [*ls[:-1], ls[-1][:9]], "The last line of metrics.jsonl is torn"),
     "a run over a longer run": (
         "metrics",

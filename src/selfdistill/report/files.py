@@ -6,12 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 
 from selfdistill.errors import DataError
 from selfdistill.files.jsonl import Row, read_lines, read_object
 from selfdistill.files.records import RolloutLine, read_rollouts
 from selfdistill.report.numbers import number
+
+_NAMED = 5
+"""Steps that a sentence about damage names; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,13 @@ def _damage(run_dir: Path, metrics: Sequence[Row], completions: OuterSteps) -> I
     """Say which lines stand twice, are missing or are torn."""
     steps = [int(step) for row in metrics if (step := number(row.get("step"))) is not None]
     twice = sorted(step for step, count in Counter(steps).items() if count > 1)
-    absent = sorted({*range(1, max(steps, default=0))} - {*steps})
+    # A damaged line may name a step of any size, so the gaps are walked and never listed whole.
+    known = sorted({step for step in steps if step > 0})
+    absent = (step for before, after in pairwise([0, *known]) for step in range(before + 1, after))
     if twice:
         yield f"metrics.jsonl holds {_named(twice)} more than once: every line is drawn and counted."
-    if absent:
-        yield f"metrics.jsonl lacks {_named(absent)}."
+    if known and known[-1] > len(known):
+        yield f"metrics.jsonl lacks {_named([*islice(absent, _NAMED)], count=known[-1] - len(known))}."
     evaluated = Counter(number(row.get("step")) for row in read_lines(run_dir / "evaluations.jsonl"))
     again = sorted(int(step) for step, count in evaluated.items() if step is not None and count > 1)
     if again:
@@ -84,10 +90,11 @@ def _damage(run_dir: Path, metrics: Sequence[Row], completions: OuterSteps) -> I
             yield f"The last line of {name}.jsonl is torn and left out."
 
 
-def _named(steps: Sequence[int]) -> str:
-    """Name the first steps, and count the others."""
-    shown = ", ".join(map(str, steps[:5])) + (f" and {len(steps) - 5} more" if len(steps) > 5 else "")
-    return f"step{'s' if len(steps) > 1 else ''} {shown}"
+def _named(steps: Sequence[int], *, count: int | None = None) -> str:
+    """Name the first steps, and count the others. ``count`` is the number of all, if ``steps`` holds the first alone."""
+    count = len(steps) if count is None else count
+    shown = ", ".join(map(str, steps[:_NAMED])) + (f" and {count - _NAMED} more" if count > _NAMED else "")
+    return f"step{'s' if count > 1 else ''} {shown}"
 
 
 def _is_torn(path: Path) -> bool:
