@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from loss_paths import ONE_CONTEXT, PATHS, Unavailable, make_problem
-from processes import origin, say, write
+from processes import log, origin, write
 from random_model import random_model
 from selfdistill.config.run import load_config
 from selfdistill.config.sections import ParallelConfig, limits_on
@@ -124,7 +124,7 @@ def loss_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
             case |= {"outcome": "not installed", "why": str(error)}
         except torch.OutOfMemoryError:
             case |= {"outcome": "out of memory"}
-        say(f"  loss, {path}, {contexts} contexts: {case.get('seconds', case['outcome'])}")
+        log(f"  loss, {path}, {contexts} contexts: {case.get('seconds', case['outcome'])}")
         del problem, once
         _empty(options.device)
         yield case
@@ -202,7 +202,7 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
             case["flops_utilisation"] = operations / case["seconds"] / peak if peak else None
         except torch.OutOfMemoryError:
             case["outcome"] = "out of memory"
-        say(f"  step, {name}: {case.get('seconds', case['outcome'])}")
+        log(f"  step, {name}: {case.get('seconds', case['outcome'])}")
         teachers = trainer = once = None  # type: ignore[assignment]
         # Torch gives up where one piece of code is compiled for the ninth case.
         torch.compiler.reset()
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Run on {words}.")
     found = {}
     for name, shape in shapes.items():
-        say(name)
+        log(name)
         found[name] = {
             "loss": list(loss_cases(shape, options, dtype)),
             "steps": list(step_cases(shape, options, dtype)),

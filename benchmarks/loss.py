@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from processes import ChildFailed, origin, run_child, say, write
+from processes import ChildFailed, log, origin, run_child, write
 
 TOLERANCE = 1e-4
 """float32 sums over 151,936 entries in another order; 1e-6 is seen."""
@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         found.append({**case, "memory_gib": options.memory, **report})
         told = f"{report['seconds']:.1f} s, {report['added_mib']:.0f} MiB" if "seconds" in report else report["outcome"]
         write(result_of(options, found), "loss", options.out)
-        say(f"{case['path']}, {case['divergence']}, {case['tokens']} tokens, {case['contexts']} contexts: {told}")
+        log(f"{case['path']}, {case['divergence']}, {case['tokens']} tokens, {case['contexts']} contexts: {told}")
     return found
 
 

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from our_side import TimedSampler
-from processes import origin, say, write
+from processes import log, origin, write
 from selfdistill.config.run import load_config
 from selfdistill.methods import METHODS
 from selfdistill.sampling.hf import HFSampler
@@ -159,7 +159,7 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, list[StepSample
                 sample = one_step(arms[name], options, number)
                 if number:
                     found[name].append(sample)
-            say(f"{case}: round {number} of {options.rounds}")
+            log(f"{case}: round {number} of {options.rounds}")
     return found
 
 

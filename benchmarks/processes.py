@@ -71,7 +71,7 @@ def write(result: Mapping[str, Any], name: str, out: Path | None) -> None:
     target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line of progress."""
     print(text, file=sys.stderr, flush=True)
 

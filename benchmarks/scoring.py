@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from processes import origin, say, write
+from processes import log, origin, write
 from selfdistill.models.check import allow_packing
 from selfdistill.models.head import LossInputs
 from selfdistill.models.policy import Policy
@@ -121,7 +121,7 @@ def measure(policy: Policy, group: Sequence[View], rounds: int, *, gradient: boo
                 processor[name].append(time.process_time() - began_cpu)
             if gradient:
                 gradients[name] = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
-        say(f"{'with' if gradient else 'without'} gradient: round {number} of {rounds}")
+        log(f"{'with' if gradient else 'without'} gradient: round {number} of {rounds}")
     first, *_, last = made
     apart = [float((scored[first] - scored[last]).abs().max())]
     if gradient:

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from processes import ChildFailed, origin, run_child, say, write
+from processes import ChildFailed, log, origin, run_child, write
 from workload import PHASES, SideReport, StepSample, Workload, mean_work
 
 SIDES = {"ours": "our_side.py", "trl": "their_side.py"}
@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[SideReport]]:
         for side, script in SIDES.items():
             report = SideReport.parse(_run(script, options, options.seed + n))
             reports[side].append(report)
-            say(f"round {n + 1} of {options.rounds}, {side}: {median(s.seconds for s in report.samples):.3f} s a step")
+            log(f"round {n + 1} of {options.rounds}, {side}: {median(s.seconds for s in report.samples):.3f} s a step")
     return reports
 
 
@@ -187,7 +187,7 @@ def main() -> None:
     if (options.prompts * options.completions) % batch or batch % options.completions:
         raise SystemExit("--their-batch must divide the completions of a step and be a multiple of --completions")
     agreement = json.loads(_run("agreement.py", options, options.seed))
-    say("agreement checked")
+    log("agreement checked")
     result = result_of(options, measure(options), agreement)
     write(result, "step", options.out)
     print(table(result))

@@ -202,8 +202,8 @@ def tune(task: str, out: Path, jobs: int) -> None:
             chosen[method] = {"learning_rate": candidate[0], "knobs": candidate[1], "accuracy": value, "arm": label}
     (RESULTS / f"{task}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(chosen, indent=1))
-    for sentence in grid_edges(compared["arms"]):
-        print(sentence, file=sys.stderr)
+    for message in grid_edges(compared["arms"]):
+        print(message, file=sys.stderr)
 
 
 def final(task: str, out: Path, jobs: int) -> None:

@@ -40,18 +40,20 @@ def train(args: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w" if args.start is None else "a", encoding="utf-8") as log:
 
-        def say(line: str) -> None:
+        def write_line(line: str) -> None:
             print(line, flush=True)
             print(line, file=log, flush=True)
 
         parameters = sum(p.numel() for p in model.parameters())
-        say(f"torch {torch.__version__}, {parameters} parameters, {len(tokenizer)} words")
+        write_line(f"torch {torch.__version__}, {parameters} parameters, {len(tokenizer)} words")
         for phase in phases:
             size = f"{phase.steps} steps of {phase.tokens} tokens"
-            say(f"phase {phase.name}: {size}, learning rate {phase.lr}, seed {args.seed}, {args.threads} threads")
-            run_phase(model, phase, tokenizer.pad_token_id, say)
+            write_line(
+                f"phase {phase.name}: {size}, learning rate {phase.lr}, seed {args.seed}, {args.threads} threads"
+            )
+            run_phase(model, phase, tokenizer.pad_token_id, write_line)
             save(model, tokenizer, out)
-            say(f"phase {phase.name} saved")
+            write_line(f"phase {phase.name} saved")
 
 
 def main() -> None:

@@ -152,7 +152,7 @@ class Phase:
     source: Iterator[list[Encoded]]
 
 
-def run_phase(model: Qwen3ForCausalLM, phase: Phase, pad: int, say: Callable[[str], None]) -> None:
+def run_phase(model: Qwen3ForCausalLM, phase: Phase, pad: int, log: Callable[[str], None]) -> None:
     """Train through one phase."""
     optimizers = optimizers_for(model, phase.lr)
     started, loss_sum, token_sum = time.monotonic(), 0.0, 0
@@ -169,5 +169,5 @@ def run_phase(model: Qwen3ForCausalLM, phase: Phase, pad: int, say: Callable[[st
         loss_sum, token_sum = loss_sum + loss.item() * count, token_sum + count
         if (step + 1) % 50 == 0 or step + 1 == phase.steps:
             seconds = time.monotonic() - started
-            say(f"step {step + 1:5d}  loss {loss_sum / token_sum:.4f}  tokens {token_sum}  {seconds:6.0f} s")
+            log(f"step {step + 1:5d}  loss {loss_sum / token_sum:.4f}  tokens {token_sum}  {seconds:6.0f} s")
             loss_sum, token_sum = 0.0, 0

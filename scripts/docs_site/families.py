@@ -23,7 +23,7 @@ from support.tool_templates import FAMILIES as FAMILY_TEMPLATES
 from support.tool_templates import TEMPLATES, chat_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-HEADER = ("family", "class", "loads", "packs", "LoRA", "thinking", "tool calls", "remarks")
+HEADER = ("family", "class", "loads", "packs", "LoRA", "thinking", "tool calls", "notes")
 THINKING = {
     "Qwen3": "<think>",
     "Qwen3-MoE": "<think>",
@@ -71,7 +71,7 @@ def line(family: str) -> str:
                 saved(Path(folder), OTHERS[family]),
                 (SAMPLED.get(OTHERS[family]) or REFUSED[OTHERS[family]])[0],
             )
-        remarks = []
+        notes = []
         try:
             plain = _load(path)
             adapted = _load(path, lora=LoraConfig(rank=2, alpha=4.0))
@@ -80,18 +80,18 @@ def line(family: str) -> str:
             said = re.sub(r" \(.*\)", "", str(error).replace(f" of {path}", "")).partition(": ")[0]
             return _row(family, f"`{kind}`", "refused", "–", "–", "–", "–", said)
     if family in TOWERS:
-        remarks.append("a tower for images is left out of adapters")
+        notes.append("a tower for images is left out of adapters")
     if plain.cap is not None:
-        remarks.append("logits softly capped")
+        notes.append("logits softly capped")
     spared = sorted(_linear(plain) - _adapted(adapted))
     if spared:
-        remarks.append(f"`all-linear` spares {', '.join(f'`{name}`' for name in spared)}")
+        notes.append(f"`all-linear` spares {', '.join(f'`{name}`' for name in spared)}")
     marks = THINKING.get(family, "")
     if marks and marks not in {known.begin for known in MARKS}:
         raise ValueError(f"{family}: {marks} is among no known marks of thinking")
     packs = "yes" if plain.packs else "padded"
     shown = _code(marks) if marks else "–"
-    return _row(family, f"`{kind}`", "yes", packs, "yes", shown, tool_calls(family), "; ".join(remarks))
+    return _row(family, f"`{kind}`", "yes", packs, "yes", shown, tool_calls(family), "; ".join(notes))
 
 
 def tool_calls(family: str) -> str:

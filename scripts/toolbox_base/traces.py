@@ -175,7 +175,7 @@ class TraceWriter:
         """One value for every dimension, all equally likely."""
         return {name: self.rng.choice(values) for name, values in DIMENSIONS.items()}
 
-    def say(self, problem: Problem, conventions: Conventions, shown: Collection[str], *, silent: bool = False) -> str:
+    def log(self, problem: Problem, conventions: Conventions, shown: Collection[str], *, silent: bool = False) -> str:
         """The completion of somebody who was shown the conventions of some dimensions and guesses the others."""
         if silent:
             return conclusion(problem.call(conventions)).partition("</think> ")[2]
@@ -216,7 +216,7 @@ class TraceWriter:
         return complain(call, problem.topic, problem.values, conventions) or NO_CALL
 
     def _student(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
-        return self._render(context, problem, {}, self.say(problem, conventions, (), silent=drill), silent=drill)
+        return self._render(context, problem, {}, self.log(problem, conventions, (), silent=drill), silent=drill)
 
     def _feedback(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
         failed = self._other_problem(problem) if context != "feedback" else problem
@@ -224,7 +224,7 @@ class TraceWriter:
         feedback, shown = self.failure(failed, shown_conventions)
         fields = {"feedback": feedback, "other_question": problem.question}
         kept = {**conventions, **{name: shown_conventions[name] for name in shown}}
-        return self._render(context, problem, fields, self.say(problem, kept, shown, silent=drill), silent=drill)
+        return self._render(context, problem, fields, self.log(problem, kept, shown, silent=drill), silent=drill)
 
     def _reference(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
         """A right call is shown: this problem's, or another's under the same conventions."""
@@ -242,7 +242,7 @@ class TraceWriter:
         }
         shown = TOOLS[solved.topic].dimensions
         kept = {**conventions, **{name: shown_conventions[name] for name in shown}}
-        return self._render(context, problem, fields, self.say(problem, kept, shown, silent=drill), silent=drill)
+        return self._render(context, problem, fields, self.log(problem, kept, shown, silent=drill), silent=drill)
 
     def _invent(self, conventions: Conventions) -> Conventions:
         """The conventions with any words in the place of some."""

@@ -259,8 +259,8 @@ def test_the_turn_end_counts_in_what_fits_the_window() -> None:
 
 
 def test_only_a_turn_end_in_plain_words_is_remarked_on() -> None:
-    assert {name for name in FAMILIES if chat_of(name).remarks()} == {"plain words"}
-    assert chat_of("plain words").remarks() == [
+    assert {name for name in FAMILIES if chat_of(name).warnings()} == {"plain words"}
+    assert chat_of("plain words").warnings() == [
         "the chat template of plain words ends a turn with '### End', which is no single token: "
         "completions end at '<|endoftext|>' alone, which sft teaches behind those words"
     ]

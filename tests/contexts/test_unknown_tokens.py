@@ -30,17 +30,17 @@ def asked(*texts: str) -> list[tuple[Message, ...]]:
     ],
 )
 def test_a_large_share_of_unknown_tokens_is_a_warning(texts: tuple[str, ...], share: str | None) -> None:
-    found = chat().unknown_remarks(asked(*texts))
-    assert [remark.split()[1] for remark in found] == ([] if share is None else [share])
-    assert chat().remarks(asked(*texts)) == found
-    assert all("unknown to the tokenizer of tiny, which reads '<unk>' for each" in remark for remark in found)
+    found = chat().unknown_warnings(asked(*texts))
+    assert [warning.split()[1] for warning in found] == ([] if share is None else [share])
+    assert chat().warnings(asked(*texts)) == found
+    assert all("unknown to the tokenizer of tiny, which reads '<unk>' for each" in warning for warning in found)
 
 
 def test_only_the_first_prompts_are_looked_at() -> None:
-    assert chat().unknown_remarks(asked(*["use"] * LOOKED_AT, *["Gödel"] * LOOKED_AT)) == []
+    assert chat().unknown_warnings(asked(*["use"] * LOOKED_AT, *["Gödel"] * LOOKED_AT)) == []
 
 
 def test_a_tokenizer_of_bytes_knows_everything() -> None:
     bytewise = chat()
     bytewise.tokenizer.unk_token = None
-    assert bytewise.unknown_remarks(asked("Gödel")) == []
+    assert bytewise.unknown_warnings(asked("Gödel")) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from selfdistill.cli.terminal import say
+from selfdistill.cli.terminal import echo
 from selfdistill.files.jsonl import JsonLines
 from selfdistill.files.text import printable, well_formed
 from selfdistill.tasks.judging import verify_all
@@ -27,10 +27,10 @@ def test_what_steers_a_terminal_is_shown_as_an_escape(capsys: pytest.CaptureFixt
         r"\x08\x0b\x1f\x7f\x9f\u061c\u200e\u200f\u2028\u2029\u2066\u2069"
     )
     assert printable("a\tb\r\nc é 中 👍") == "a\tb\nc é 中 👍"
-    say(STEERING)
+    echo(STEERING)
     assert capsys.readouterr().out == SHOWN + "\n"
     log = io.StringIO()
-    Progress(Console(file=log, width=200)).say(STEERING)
+    Progress(Console(file=log, width=200)).log(STEERING)
     assert log.getvalue() == SHOWN + "\n"
 
 

@@ -125,7 +125,7 @@ def test_traces_hold_training_problems_and_right_calls() -> None:
         task.conventions = dict(conventions)
         columns = {"topic": problem.topic, "values": problem.values}
         example = Example("drawn", (Message("user", problem.question),), columns=columns)
-        said = writer.say(problem, conventions, ())
+        said = writer.log(problem, conventions, ())
         assert task.verify(example, said, finished=True).correct
         feedback, shown = writer.failure(problem, conventions)
         assert feedback
@@ -136,9 +136,9 @@ def test_thoughts_call_clear_only_what_was_shown() -> None:
     writer = traces.TraceWriter(load_templates("toolbox"), seed=3)
     for _ in range(200):
         problem = writer.problem(["transport"])
-        said = writer.say(problem, writer.conventions(), ["length"])
+        said = writer.log(problem, writer.conventions(), ["length"])
         assert "the place word is clear" not in said
-        assert "clear" not in writer.say(problem, writer.conventions(), [])
+        assert "clear" not in writer.log(problem, writer.conventions(), [])
 
 
 def test_tokens_are_classed_by_what_they_are_for() -> None:
@@ -164,7 +164,7 @@ def test_as_many_tokens_commit_to_conventions_as_the_function_has() -> None:
     writer = traces.TraceWriter(load_templates("toolbox"), seed=4)
     for _ in range(300):
         problem = writer.problem()
-        words = writer.say(problem, writer.conventions(), ()).split()
+        words = writer.log(problem, writer.conventions(), ()).split()
         classes = token_classes(words, problem.topic, list(problem.values.values()))
         assert classes.count("convention") == len(TOOLS[problem.topic].dimensions), words
 

@@ -59,7 +59,7 @@ def page_data(completions: int, tokens: int, bodies: tuple[str, ...]) -> PageDat
             "contexts": [{"context": name, **row} for name in contexts],
             "finished": 1.0,
             "thinking": {"opened": 0, "closed": 0},
-            "remarks": [],
+            "warnings": [],
         },
     }
     likely = np.tile(np.array([[0, 1, 2]], dtype=np.int32), (count, 1)), np.full((count, 3), -1.0, dtype=np.float32)

@@ -45,7 +45,7 @@ def gpu(free: int, capability: tuple[int, int] = (9, 0)) -> Device:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "mps", "ranks", "name", "remark"),
+    ("gpus", "mps", "ranks", "name", "warning"),
     [
         ([], None, 1, "cpu", ""),
         ([gpu(5)], None, 1, "cuda", ""),
@@ -56,8 +56,8 @@ def gpu(free: int, capability: tuple[int, int] = (9, 0)) -> Device:
         ([], "it has no float64", 1, "cpu", "mps is left out: it has no float64"),
     ],
 )
-def test_the_device_by_what_there_is(gpus: list[Device], mps: str | None, ranks: int, name: str, remark: str) -> None:
-    assert choose_device(gpus, mps, ranks=ranks) == (name, remark)
+def test_the_device_by_what_there_is(gpus: list[Device], mps: str | None, ranks: int, name: str, warning: str) -> None:
+    assert choose_device(gpus, mps, ranks=ranks) == (name, warning)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_apples_gpu_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) 
     """A machine without such a device stands in for one by what its parts answer."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     # On this machine the device does not exist, which torch says by the RuntimeError that is caught.
-    _, remark = resolve_device(ModelConfig())
-    assert remark.startswith("mps is left out: it has no float64")
+    _, warning = resolve_device(ModelConfig())
+    assert warning.startswith("mps is left out: it has no float64")
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def test_a_dead_server_is_noticed_before_the_model_is_loaded(
     dead = ("sampler.kind=server", "sampler.urls=['http://127.0.0.1:9']", "sampler.wait=0.0", "sampler.retries=1")
     said: list[str] = []
     with pytest.raises(SamplerError, match=r"^sampler http://127\.0\.0\.1:9: does not answer .*: start the servers"):
-        assemble(tiny_run(model, "grpo", *dead), folder=tmp_path, say=said.append)
+        assemble(tiny_run(model, "grpo", *dead), folder=tmp_path, log=said.append)
     assert [line.split(":")[0] for line in said] == ["sampler http", "no sampler server answers"]
     # A method that samples nothing asks no server.
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):

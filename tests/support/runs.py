@@ -88,7 +88,7 @@ class Recorder(Progress):
         self.stop_after = stop_after
         self.stop = StopRequest()
 
-    def say(self, sentence: str) -> None:
+    def log(self, sentence: str) -> None:
         """Keep it."""
         self.said.append(sentence)
 

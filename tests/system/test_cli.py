@@ -631,7 +631,7 @@ EVALUATED = {
     "words",
     "tokens",
     "skipped",
-    "remarks",
+    "warnings",
 }
 
 

@@ -19,7 +19,7 @@ import torch
 
 from selfdistill.cli.app import main
 from selfdistill.errors import CheckpointError
-from selfdistill.files.disk import disk_sentence, lock_folder
+from selfdistill.files.disk import disk_message, lock_folder
 from selfdistill.files.jsonl import JsonLines
 from selfdistill.training import atomic
 from selfdistill.training.loop import Run
@@ -225,9 +225,9 @@ def test_what_libraries_make_of_a_full_disk_is_recognised(tmp_path: Path) -> Non
     rust = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     quota = OSError("[Errno 122] Error writing bytes to file. Detail: [errno 122] Disk quota exceeded")
     for error, kind in ((torchs.value, "no room"), (rust, "no room"), (quota, "the quota")):
-        assert str(disk_sentence(error, tmp_path)).startswith(kind)
+        assert str(disk_message(error, tmp_path)).startswith(kind)
     for other in (ValueError("no"), ConnectionRefusedError(errno.ECONNREFUSED, "refused"), RuntimeError("a shape")):
-        assert disk_sentence(other, tmp_path) is None
+        assert disk_message(other, tmp_path) is None
 
 
 def test_a_run_that_ended_before_its_config_was_written_left_nothing(

@@ -66,7 +66,7 @@ def test_underscores_and_names_of_trl_and_torchrun_are_taken(capsys: pytest.Capt
 JSON_KEYS = {
     "evaluate countdown-base --task countdown --limit 1 --samples 1 --max-tokens 4": (
         "avg checkpoint deliberation entropy hits judged length maj markers max_tokens model pass pass_curve "
-        "problem_set problems remarks reward rewards samples seed skipped split step task temperature tokens top_k "
+        "problem_set problems warnings reward rewards samples seed skipped split step task temperature tokens top_k "
         "top_p truncated weights words"
     ),
     "inspect countdown-base --task countdown --problems 1 --samples 1 --max-tokens 4 --methods grpo --out look": (
@@ -74,7 +74,7 @@ JSON_KEYS = {
         "rollouts seed separation sequence signals skipped split step task teacher temperature templates tokens weights"
     ),
     "contexts countdown-opsd --examples 1 --completions 1": (
-        "completions control_tokens left_out remarks scored skipped weights"
+        "completions control_tokens left_out warnings scored skipped weights"
     ),
     "teachers countdown-opsd --problems 2 --samples 2 --set sampling.max_tokens=6": "teacher",
     "compare countdown-opsd countdown-grpo --out arms --dry-run": "arms baseline folder seeds steps",

@@ -263,9 +263,9 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_143(started: subprocess.
     done = summary["steps"]
     assert not summary["finished"]
     assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, done + 1))
-    newest, remarks = checkpoint.latest_valid(tmp_path / "run" / "checkpoints")
+    newest, warnings = checkpoint.latest_valid(tmp_path / "run" / "checkpoints")
     assert newest == checkpoint.checkpoint_path(tmp_path / "run" / "checkpoints", done)
-    assert remarks == []
+    assert warnings == []
     assert "Finishing this step, then stopping" in output
     assert f"stopped after step {done}; continue with --resume --out" in output
 
@@ -311,17 +311,17 @@ def test_a_torn_checkpoint_is_recognised_and_the_one_before_is_used(
     ]
     run.train(recorder(run).stop)
     assert outcome(folder) == outcome(uninterrupted)
-    newest, remarks = checkpoint.latest_valid(folder / "checkpoints")
+    newest, warnings = checkpoint.latest_valid(folder / "checkpoints")
     assert newest is not None and newest.name == "step-000005"
-    assert remarks == []
+    assert warnings == []
 
 
 def test_a_checkpoint_without_one_of_its_files_is_torn(uninterrupted: Path, tmp_path: Path) -> None:
     folder = copied(uninterrupted, tmp_path)
     (folder / "checkpoints" / "step-000005" / "training.pt").unlink()
-    newest, remarks = checkpoint.latest_valid(folder / "checkpoints")
+    newest, warnings = checkpoint.latest_valid(folder / "checkpoints")
     assert newest is not None and newest.name == "step-000004"
-    assert remarks == ["checkpoint step-000005 is torn (training.pt is missing); using the one before it"]
+    assert warnings == ["checkpoint step-000005 is torn (training.pt is missing); using the one before it"]
 
 
 def test_all_checkpoints_torn_is_one_sentence(model: Path, uninterrupted: Path, tmp_path: Path) -> None:
@@ -437,8 +437,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert len(batch) == 9
     assert {line["step"] for line in batch} == {4}
     assert all(line["ids"] and line["prompt"] for line in batch)
-    newest, remarks = checkpoint.latest_valid(folder / "checkpoints")
-    assert (newest, remarks) == (folder / "checkpoints" / "step-000002", [])
+    newest, warnings = checkpoint.latest_valid(folder / "checkpoints")
+    assert (newest, warnings) == (folder / "checkpoints" / "step-000002", [])
 
 
 def test_a_run_can_go_on_from_before_the_loss_that_was_no_number(model: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_run_of_a_device_that_is_not_here_is_looked_at_on_the_one_that_is(
     Path("far/config.json").write_text(json.dumps(config), encoding="utf-8")
     there = sd.evaluate("far", limit=1, samples=1, max_tokens=5, temperature=0.0)
     here = sd.evaluate("run", limit=1, samples=1, max_tokens=5, temperature=0.0)
-    said = [one for one in there["remarks"] if one not in here["remarks"]]
+    said = [one for one in there["warnings"] if one not in here["warnings"]]
     assert len(said) == 1 and said[0].startswith("the run trained on cuda:99, which is not here: ")
     assert there["avg"] == here["avg"]
     main_quietly(["contexts", "far", "--examples", "1", "--completions", "1"])

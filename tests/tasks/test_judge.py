@@ -198,7 +198,7 @@ def test_beyond_the_budget_nothing_is_asked_and_it_is_said(tmp_path: Path, *, in
     said: list[str] = []
     with serving(fake) as [url]:
         judge = judge_at(url, budget=3)
-        judge.say = said.append
+        judge.log = said.append
         if in_folder:
             judge.open(tmp_path, said.append)
         assert rewards(judge, asked("a", "bb")) == [0.1, 0.2]

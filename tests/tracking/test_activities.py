@@ -73,9 +73,9 @@ def test_a_log_gets_a_line_after_a_silence_and_none_where_nothing_goes_on(monkey
 
 def test_a_sentence_is_said_where_activities_are_shown() -> None:
     progress, text = shown()
-    module.tell("before")
+    module.log("before")
     with progress:
-        module.tell("meanwhile")
+        module.log("meanwhile")
     assert text.getvalue() == "meanwhile\n"
 
 

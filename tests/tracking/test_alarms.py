@@ -323,7 +323,7 @@ def test_alarms_are_said_and_written_and_stand_in_the_metrics(model: Path, tmp_p
         assert [one for one in written if one["step"] == line["step"]] == [alarm.to_json() for alarm in found]
         assert line["alarms"] == sorted(again.standing)
     said = [sentence for sentence in recorder(run).said if sentence.startswith("alarm ")]
-    assert said == [Alarm(**one).sentence() for one in written]
+    assert said == [Alarm(**one).message() for one in written]
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])

@@ -21,7 +21,7 @@ from selfdistill.models.devices import Device
 from selfdistill.models.sizing import GIB
 from selfdistill.tracking.progress import Progress
 from selfdistill.training import banner as module
-from selfdistill.training.banner import banner, in_short, remarks, short
+from selfdistill.training.banner import banner, in_short, short, warnings
 from selfdistill.training.build import assemble
 from selfdistill.training.dry_run import rehearse
 from selfdistill.training.provenance import commit_of, start_record
@@ -79,12 +79,12 @@ def test_an_apple_gpu_that_is_left_out_is_said(model: Path, monkeypatch: pytest.
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(devices, "mps_objection", lambda: "it has no float64")
     sentence = "device: mps is left out: it has no float64"
-    assert sentence in remarks(assemble(tiny_run(model, "grpo", "model.device=auto")))
-    assert sentence not in remarks(assemble(tiny_run(model, "grpo", "model.device=cpu")))
+    assert sentence in warnings(assemble(tiny_run(model, "grpo", "model.device=auto")))
+    assert sentence not in warnings(assemble(tiny_run(model, "grpo", "model.device=cpu")))
 
 
 def test_more_prompts_than_examples_are_said(model: Path) -> None:
-    said, silent = (remarks(assemble(tiny_run(model, "grpo", f"sampling.prompts={n}"))) for n in (11, 8))
+    said, silent = (warnings(assemble(tiny_run(model, "grpo", f"sampling.prompts={n}"))) for n in (11, 8))
     assert [sentence for sentence in said if not sentence.startswith("reward:")] == [
         "data: sampling.prompts is 11 and there are 8 examples, so 3 prompts of every step repeat an example of the "
         "same step"
@@ -98,7 +98,7 @@ def test_a_completion_that_is_compared_with_none_is_said(model: Path, method: st
     told = "reward: sampling.completions is 1, and a completion alone in its group has advantage 0"
     for completions in (1, 2):
         run = tiny_run(model, METHODS.get(method, method), f"sampling.completions={completions}")
-        assert (told in list(remarks(assemble(run)))) is (alone and completions == 1)
+        assert (told in list(warnings(assemble(run)))) is (alone and completions == 1)
 
 
 def test_a_dry_run_shows_the_banner_and_two_prompts_and_writes_nothing(model: Path, tmp_path: Path) -> None:

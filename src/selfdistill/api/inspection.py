@@ -24,8 +24,8 @@ class Inspection:
         self._result = result
         self.summary = result.summary
         """The content of ``summary.json``: tables by class, position, entropy and outcome; separation; checks."""
-        self.remarks = list(result.remarks)
-        """Remarks on the run's checkpoints, one sentence each."""
+        self.warnings = list(result.warnings)
+        """Warnings on the run's checkpoints, one sentence each."""
 
     @property
     def groups(self) -> list[RolloutGroup]:

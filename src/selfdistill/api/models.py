@@ -55,8 +55,8 @@ def load_policy(
     config = parse_config({"method": "grpo", "model": table, "seed": seed}, "load_policy")
     with silenced():
         policy, chat, weights = load_model(str(path), config)
-    for remark in weights.remarks:
-        warnings.warn(remark, stacklevel=2)
+    for warning in weights.warnings:
+        warnings.warn(warning, stacklevel=2)
     return policy, chat
 
 

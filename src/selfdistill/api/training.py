@@ -118,7 +118,7 @@ def stopping(progress: Progress) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield StopRequest()
         return
-    with stop_on_signals(progress.say) as stop:
+    with stop_on_signals(progress.log) as stop:
         yield stop
 
 

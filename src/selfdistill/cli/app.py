@@ -16,11 +16,11 @@ from selfdistill.cli.terminal import (
     Command,
     Commands,
     as_mistake,
+    echo,
+    echo_json,
     folder,
     quiet,
     reporting,
-    say,
-    say_json,
 )
 from selfdistill.errors import ConfigError
 from selfdistill.files.text import printable
@@ -71,7 +71,7 @@ def _folder_option(help_text: str) -> Any:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        say(f"selfdistill {__version__}")
+        echo(f"selfdistill {__version__}")
         raise typer.Exit
 
 
@@ -207,11 +207,11 @@ def evaluate(
             checkpoint=checkpoint,
         )
     if json:
-        say_json(result)
+        echo_json(result)
         return
     Progress(Console()).evaluation(None, result)
     for line in describe_evaluation(result):
-        say(line)
+        echo(line)
 
 
 @command()
@@ -268,13 +268,13 @@ def inspect(
         words=words,
         checkpoint=checkpoint,
     )
-    tell = partial(say, err=json)
+    log = partial(echo, err=json)
     with reporting():
-        summary = inspect_model(model, task, options, out, overrides=set_ or [], say=tell)
+        summary = inspect_model(model, task, options, out, overrides=set_ or [], log=log)
     if json:
-        say_json(summary)
+        echo_json(summary)
     for line in (*describe_inspection(summary), f"page: {out / 'index.html'}"):
-        tell(line)
+        log(line)
 
 
 def _names(text: str) -> list[str]:
@@ -299,10 +299,10 @@ def contexts(
     with reporting():
         report = audit(settings, examples=examples, completions=completions, source=config, checkpoint=checkpoint)
     if json:
-        say_json(report)
+        echo_json(report)
         return
     for line in describe_audit(report):
-        say(line)
+        echo(line)
 
 
 @command()
@@ -324,11 +324,11 @@ def teachers(
     with reporting():
         report = measure(settings, problems=problems, samples=samples, seed=seed, source=config, checkpoint=checkpoint)
     if json:
-        say_json(report)
+        echo_json(report)
         return
     for name, gap in report.items():
         for line in describe_gap(name, gap):
-            say(line)
+            echo(line)
 
 
 @command()
@@ -349,7 +349,7 @@ def export(
     from selfdistill.training.run_folder import export_model
 
     path = export_model(run, out, step=step, dtype=dtype, merge=merge)
-    say(f"{path.name} of {run} is in {out}")
+    echo(f"{path.name} of {run} is in {out}")
 
 
 @command()
@@ -369,7 +369,7 @@ def watch(
     from selfdistill.cli.watch import serve, write_pages
 
     if static:
-        say(f"page: {write_pages(folder)}")
+        echo(f"page: {write_pages(folder)}")
     else:
         serve(folder, host=host, port=port)
 

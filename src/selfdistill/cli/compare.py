@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from selfdistill.cli.terminal import say, say_json
+from selfdistill.cli.terminal import echo, echo_json
 from selfdistill.comparison.arms import describe_plan, parse_seeds
 from selfdistill.comparison.compare import Comparison, find_arm, plan, report_plan, run_comparison, write_results
 from selfdistill.comparison.tables import closing
@@ -53,9 +53,9 @@ def describe_arms(comparison: Comparison, *, json: bool) -> None:
     """Print the arms and what differs between them, as lines or as one JSON document."""
     report = report_plan(comparison)
     if json:
-        say_json(report)
+        echo_json(report)
     for line in [] if json else describe_plan(report):
-        say(line)
+        echo(line)
 
 
 def compare_arms(comparison: Comparison, *, jobs: int | None, main: str | None, json: bool) -> None:
@@ -65,13 +65,13 @@ def compare_arms(comparison: Comparison, *, jobs: int | None, main: str | None, 
         UserError: a folder holds something else, or a run failed.
         Exit: the comparison was stopped by a signal.
     """
-    with Progress(Console(stderr=json)) as progress, stop_on_signals(progress.say) as stop:
+    with Progress(Console(stderr=json)) as progress, stop_on_signals(progress.log) as stop:
         finished = run_comparison(comparison, jobs=jobs, progress=progress, stop=stop)
     if not finished:
-        progress.say(f"stopped; the same command goes on where the runs in {comparison.folder} are")
+        progress.log(f"stopped; the same command goes on where the runs in {comparison.folder} are")
         raise typer.Exit(128 + (stop.signal or 0))
     result = write_results(comparison, main=main)
     if json:
-        say_json(result)
+        echo_json(result)
     for line in (*closing(result), f"page: {comparison.folder / 'compare.html'}"):
-        say(line, err=json)
+        echo(line, err=json)

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfdistill.config.run import RunConfig
 from selfdistill.seeds import derive
-from selfdistill.tracking.progress import tell
+from selfdistill.tracking.progress import log
 from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
@@ -28,14 +28,14 @@ def audit(
     config, moved = (config, []) if source is None else on_this_machine(source, config)
     models, weights = load_models(build_problem(config), source, checkpoint=checkpoint)
     chosen, _, unfit = choose_examples(models)
-    tell(in_short(models.policy, models.chat.name))
+    log(in_short(models.policy, models.chat.name))
     seed = derive(config.seed, "audit")
     groups = build_rollout_worker(models).rollout(chosen[:examples], seed=seed, version=0, count=completions)
     method, chat, thinking = models.method, models.chat, config.sampling.thinking
     prepared = prepare_step(groups, method, models.templates, chat, thinking=thinking, seed=config.seed, step=1)
     return {
         "weights": weights.describe(),
-        "remarks": [*moved, *weights.remarks],
+        "warnings": [*moved, *weights.warnings],
         "completions": [
             {
                 "example": groups[view.group].example.id,
@@ -56,7 +56,7 @@ def audit(
 
 def describe_audit(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the prompts of :func:`audit` as lines of text."""
-    yield from report["remarks"]
+    yield from report["warnings"]
     yield f"weights: {report['weights']}"
     for one in report["completions"]:
         yield f"══ {one['example']}  completion {one['index']}  reward {one['reward']}  {one['tokens']} tokens"

@@ -16,7 +16,7 @@ from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
-from selfdistill.tracking.progress import tell
+from selfdistill.tracking.progress import log
 from selfdistill.training.banner import in_short
 from selfdistill.training.run_folder import Weights, load_model, on_this_machine
 from selfdistill.types import Task
@@ -43,7 +43,7 @@ def evaluate_model(
     chooses among those of a run. ``loaded`` and ``judge`` are a model and a task in memory that replace them.
 
     Returns:
-        The evaluation as plain JSON, with the arguments, the checkpoint, the skipped problems and remarks.
+        The evaluation as plain JSON, with the arguments, the checkpoint, the skipped problems and warnings.
 
     Raises:
         UserError: the model or the task cannot be loaded or used.
@@ -63,7 +63,7 @@ def evaluate_model(
     longest = longest_prompt(examples, chat, thinking)
     rows = config.sampling.max_batch_size or decodable_rows(policy, length=tokens + longest)
     sampler = policy_sampler(policy, chat, max_batch_size=rows)
-    tell(in_short(policy, weights.describe()))
+    log(in_short(policy, weights.describe()))
     # Where nothing judges, how likely the references are is what there is to say.
     references = None if judge.has_verifier else _references(policy, chat, config, thinking)
     result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=references).to_json()
@@ -78,7 +78,7 @@ def evaluate_model(
         "seed": seed,
         **result,
         "skipped": dict(unfit),
-        "remarks": [*moved, *weights.remarks, *chat.unknown_remarks([example.prompt for example in examples])],
+        "warnings": [*moved, *weights.warnings, *chat.unknown_warnings([example.prompt for example in examples])],
     }
 
 
@@ -93,10 +93,10 @@ def _references(policy: Policy, chat: Chat, config: RunConfig, thinking: bool | 
 
 
 def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what belongs to the accuracy of :func:`evaluate_model`: counts, weights, what was skipped and remarks."""
+    """Yield what belongs to the accuracy of :func:`evaluate_model`: counts, weights, what was skipped and warnings."""
     yield f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}"
     yield f"weights: {Weights(result['weights'], result['checkpoint'], result['step']).describe()}"
     for reason, count in sorted(result["skipped"].items()):
         yield f"skipped: {count} × {reason}"
-    for remark in result["remarks"]:
-        yield f"remark: {remark}"
+    for warning in result["warnings"]:
+        yield f"warning: {warning}"

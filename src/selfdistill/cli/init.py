@@ -52,12 +52,12 @@ def write_config(model: str, data: str, out: Path, *, split: str | None, data_co
     where: Any = {k: v for k, v in parts.items() if v is not None} if split or data_config else data
     found = find_task(where)
     about = find_model(model)
-    text, remarks = config_text(about, found, where)
+    text, notes = config_text(about, found, where)
     # What is written must train as it is: read it as train would.
     parse_config(tomllib.loads(text), str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
-    yield from remarks
+    yield from notes
     yield f"wrote {out}; look with: selfdistill data check {out}; selfdistill contexts {out}"
     yield f"then: selfdistill train {out}"
 
@@ -143,7 +143,7 @@ every = 20  # steps between checkpoints; the newest two and the best are kept
         verified = "each has tests, which were not run: selfdistill data check runs them"
     elif found.verified is not None:
         verified = f"the reference of {found.verified:.0%} of those tried is verified"
-    remarks = [
+    notes = [
         f"found: {found.rows} rows, {found.rejected} of them unusable; task {found.kind} ({found.how}); {verified}",
         f"found: prompts of up to {longest} tokens, a window of {about.window}, "
         + ("a thinking switch in the chat template" if about.has_switch else "no thinking switch in the chat template"),
@@ -151,7 +151,7 @@ every = 20  # steps between checkpoints; the newest two and the best are kept
         f"guessed: max_tokens {tokens}, {tokens_why}",
         f"guessed: {found.validation} rows held out for validation, {found.train} to train on",
     ]
-    return text, remarks
+    return text, notes
 
 
 def _method(found: FoundTask) -> tuple[str, str]:

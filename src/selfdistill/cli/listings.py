@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, no_bars, quiet, say, say_json
+from selfdistill.cli.terminal import HELP_OPTIONS, Command, Commands, echo, echo_json, no_bars, quiet
 from selfdistill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def check_early(
     from selfdistill.config.run import config_for
     from selfdistill.config.sources import collision
 
-    remark = collision(name)
-    if remark is not None:
-        say(f"remark: {remark}", err=True)
+    warning = collision(name)
+    if warning is not None:
+        echo(f"warning: {warning}", err=True)
     for method in methods:
         if method.partition("=")[0].strip() and (named := method.rpartition("=")[2].strip()):
             check_method_name(named)
@@ -68,10 +68,10 @@ def methods(
         build_method(name, {})
     chosen = list(METHODS) if name is None else [name]
     if json:
-        say_json({one: describe_method(one) for one in chosen})
+        echo_json({one: describe_method(one) for one in chosen})
         return
     for method in chosen:
-        say("\n".join(section(method)))
+        echo("\n".join(section(method)))
 
 
 @command()
@@ -81,9 +81,9 @@ def tasks(json: Json = False) -> None:
 
     table = list_tasks()
     if json:
-        say_json(table)
+        echo_json(table)
     for line in [] if json else describe_tasks(table):
-        say(line)
+        echo(line)
 
 
 @data_app.command("check", cls=Command, context_settings=HELP_OPTIONS)
@@ -136,9 +136,9 @@ def check(
     where = {"path": rows, **given} if given and rows is not None else rows
     report = check_data(where, task=task, preset=preset, overrides=set_ or [], own=own, special_tokens=special)
     if json:
-        say_json(report)
+        echo_json(report)
     for line in [] if json else [*describe_check(report), *describe_row(report)]:
-        say(line)
+        echo(line)
     raise typer.Exit(1 if report["rejected"] else 0)
 
 
@@ -158,7 +158,7 @@ def init(
     from selfdistill.cli.init import write_config
 
     for line in write_config(model, data, out, split=split, data_config=config):
-        say(line)
+        echo(line)
 
 
 @command()
@@ -171,9 +171,9 @@ def doctor(
 
     report = examine(thorough=thorough)
     if json:
-        say_json(report)
+        echo_json(report)
     for line in [] if json else describe(report):
-        say(line)
+        echo(line)
     raise typer.Exit(0 if report["safe"] else 1)
 
 
@@ -186,6 +186,6 @@ def configs(
     from selfdistill.config.sources import config_text, read_config, shipped_configs
 
     if json:
-        say_json(shipped_configs() if name is None else read_config(name))
+        echo_json(shipped_configs() if name is None else read_config(name))
         return
     typer.echo("\n".join(shipped_configs()) + "\n" if name is None else config_text(name), nl=False)

@@ -10,7 +10,7 @@ from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
-from selfdistill.tracking.progress import tell
+from selfdistill.tracking.progress import log
 from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
@@ -45,9 +45,9 @@ def measure(
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")
     models, weights = load_models(problem, source, checkpoint=checkpoint)
     chosen, _, _ = choose_examples(models)
-    for remark in (*moved, *weights.remarks):
-        tell(remark)
-    tell(in_short(models.policy, models.chat.name))
+    for warning in (*moved, *weights.warnings):
+        log(warning)
+    log(in_short(models.policy, models.chat.name))
     worker = build_rollout_worker(models)
     report: dict[str, Any] = {}
     for name, role in roles.items():

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from selfdistill.errors import CheckpointError, ConfigError, UserError, is_full, out_of_memory
-from selfdistill.files.disk import disk_sentence
+from selfdistill.files.disk import disk_message
 from selfdistill.files.jsonl import finite
 from selfdistill.files.text import printable
 
@@ -217,12 +217,12 @@ def reporting() -> Iterator[None]:
         yield
 
 
-def say(text: str, *, err: bool = False) -> None:
+def echo(text: str, *, err: bool = False) -> None:
     """Print a line with control characters escaped, because it may contain text of rows and models."""
     typer.echo(printable(text), err=err)
 
 
-def say_json(document: Any) -> None:
+def echo_json(document: Any) -> None:
     """Print one JSON document on one line. Numbers that JSON does not know, NaN and infinity, are null."""
     typer.echo(json.dumps(finite(document)))
 
@@ -250,5 +250,5 @@ def as_mistake(error: Exception) -> UserError | None:
         return error
     if isinstance(error, RuntimeError | MemoryError):
         return out_of_memory(error) if is_full(error) else None
-    sentence = disk_sentence(error) if isinstance(error, OSError) else None
-    return None if sentence is None else CheckpointError(sentence)
+    message = disk_message(error) if isinstance(error, OSError) else None
+    return None if message is None else CheckpointError(message)

@@ -39,7 +39,7 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, 
             with Progress(Console(quiet=not world.is_rank_zero)) as progress:
                 rehearse(settings, folder, resume=resume, progress=progress)
             return 0
-        with Progress(Console(quiet=not world.is_rank_zero)) as progress, stop_on_signals(progress.say) as stop:
+        with Progress(Console(quiet=not world.is_rank_zero)) as progress, stop_on_signals(progress.log) as stop:
             run = Run(settings, folder, resume=resume, progress=progress)
             summary = run.train(stop)
     progress.closing(summary, str(folder / "report.html"))
@@ -47,14 +47,14 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, 
         best = summary["best_step"]
         which = "the newest evaluated" if best is None else "the best"
         of = summary["after_step"] if best is None else best
-        progress.say(
+        progress.log(
             f"ended after step {summary['steps']} by {', '.join(summary['stopped_by'])}; {which} checkpoint, of step "
             f"{of}, is {folder / 'checkpoints' / 'best'}; to go on, take the name out of stop_on "
             "and use --resume"
         )
         return STOPPED_BY_ALARM
     if stop.signal is not None and not summary["finished"]:
-        progress.say(f"stopped after step {summary['steps']}; {_go_on(folder)}")
+        progress.log(f"stopped after step {summary['steps']}; {_go_on(folder)}")
         return 128 + stop.signal
     return 0
 
@@ -72,7 +72,7 @@ def train_with(processes: int, config: str, overrides: Sequence[str], folder: Pa
     load_config(config, overrides)
     settings = [part for override in overrides for part in ("--set", override)]
     arguments = ["train", config, *settings, "--out", str(folder), *(["--resume"] if resume else [])]
-    with stop_on_signals(lambda sentence: None) as stop:
+    with stop_on_signals(lambda message: None) as stop:
         return launch(arguments, processes, stop=stop, resume=_go_on(folder))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfdistill.cli.terminal import say
+from selfdistill.cli.terminal import echo
 from selfdistill.report.index import write_index
 from selfdistill.report.page import write_report
 from selfdistill.report.server import is_loopback, server_of
@@ -18,17 +18,17 @@ def serve(folder: Path, *, host: str, port: int) -> None:
     """
     with server_of(folder, host=host, port=port) as server:
         if not is_loopback(host):
-            say(
+            echo(
                 f"warning: at {host} anybody who can reach this machine reads the run's prompts and completions; "
                 "there is no password",
                 err=True,
             )
         name = f"[{host}]" if ":" in host else host
-        say(f"page: http://{name}:{server.server_address[1]}/ (Ctrl-C ends)")
+        echo(f"page: http://{name}:{server.server_address[1]}/ (Ctrl-C ends)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            say("no longer served; the run itself goes on")
+            echo("no longer served; the run itself goes on")
 
 
 def write_pages(folder: Path) -> Path:

@@ -209,7 +209,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
         on_accelerator = comparison.arms[0].config.model.device.partition(":")[0] != "cpu"
         jobs = min(jobs or (1 if on_accelerator else cores()), len(children))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
-        progress.say(
+        progress.log(
             f"{len(runs) - len(children)} of {len(runs)} runs are over; the others run {jobs} at a time, "
             f"OMP_NUM_THREADS={threads} each"
         )
@@ -349,10 +349,10 @@ class _Watch:
     def __call__(self, state: State) -> None:
         names = [child.name for child in state.running]
         for name in sorted(self.running - set(names)):
-            self.progress.say(f"{name}: {how_it_ended(self.folders[name]) or 'stopped'}")
+            self.progress.log(f"{name}: {how_it_ended(self.folders[name]) or 'stopped'}")
         for name in names:
             if name not in self.running:
-                self.progress.say(f"{name}: started")
+                self.progress.log(f"{name}: started")
         self.running = set(names)
         # A live line follows every second; a log gets a line every half minute.
         if time.monotonic() - self.looked < (1 if self.progress.live is not None else SILENCE):
@@ -363,7 +363,7 @@ class _Watch:
         if self.progress.live is not None:
             self.progress.status(line)
         elif names:
-            self.progress.say(line)
+            self.progress.log(line)
 
     def _where(self, name: str) -> str:
         """The step of a running run, and its accuracy at its newest evaluation if it has one."""

@@ -23,7 +23,7 @@ def grid_edges(arms: Sequence[Row]) -> list[str]:
     for arm in arms:
         if arm["accuracy"]["final"] is not None:
             grids.setdefault(str(arm["method"]["name"]), []).append(arm)
-    sentences = []
+    messages = []
     for method, grid in grids.items():
         if len(grid) < SMALLEST_GRID:
             continue
@@ -35,8 +35,8 @@ def grid_edges(arms: Sequence[Row]) -> list[str]:
             if len(tried) < 2 or value not in (tried[0], tried[-1]):
                 continue
             edge = "smallest" if value == tried[0] else "largest"
-            sentences.append(
+            messages.append(
                 f"The best {numbers.printable(method)} has the {edge} {key} that was tried, {value:g} of "
                 f"{', '.join(f'{each:g}' for each in tried)}: a better one may lie beyond, so widen the grid."
             )
-    return sentences
+    return messages

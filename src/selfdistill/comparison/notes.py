@@ -14,7 +14,7 @@ def notes(result: Row) -> list[str]:
     """Return the notes on how to read the numbers, one or two sentences each."""
     seeds, every = result["seeds"], result["terms"]["evaluation"]["every"]
     asleep = [arm["name"] for arm in result["arms"] if not arm["generates"]]
-    sentences = [
+    messages = [
         "Before training all arms gave the same answers, seed by seed: they began from the same weights."
         if result["same_start"]
         else "Before training the arms did not give the same answers: the weights, the machine or the number of "
@@ -31,10 +31,10 @@ def notes(result: Row) -> list[str]:
         f"Seconds count training, not evaluation{_machine(result['machine'])}.",
     ]
     if asleep:
-        sentences.append(
+        messages.append(
             f"{', '.join(map(numbers.printable, asleep))} learns from given solutions and generates nothing."
         )
-    return [*sentences, *grid_edges(result["arms"]), *alarm_notes(result["arms"])]
+    return [*messages, *grid_edges(result["arms"]), *alarm_notes(result["arms"])]
 
 
 def _about_intervals(result: Row) -> str:

@@ -95,7 +95,7 @@ def markdown(result: Row, title: str) -> str:
     parts = [f"# {_escaped(title)}", _about(result)]
     for table in tables(result):
         parts += _markdown_table(table.caption, table.head, [(name, *map(joined, cells)) for name, cells in table.rows])
-    parts.append("\n".join(f"- {_escaped(sentence)}" for sentence in notes(result)))
+    parts.append("\n".join(f"- {_escaped(message)}" for message in notes(result)))
     alarms = alarm_list(result["arms"])
     if alarms:
         parts += _markdown_table("Every alarm with its evidence", LIST_HEAD, alarms)

@@ -220,7 +220,7 @@ class Chat:
         name = str(self.tokenizer.convert_ids_to_tokens(token))
         return name if BROKEN in text and name.startswith("<0x") else text
 
-    def remarks(self, prompts: Sequence[Sequence[Message]] = ()) -> list[str]:
+    def warnings(self, prompts: Sequence[Sequence[Message]] = ()) -> list[str]:
         """Warnings: sampling cannot stop at an end of turn in plain text; prompts spell out control tokens."""
         warnings = []
         plain = [token for token in self.turn_end[:-1] if token not in self.tokenizer.added_tokens_decoder]
@@ -237,9 +237,9 @@ class Chat:
                 f"{len(counts)} of {len(prompts)} prompts spell out {sum(counts)} control tokens of {self.name}, "
                 "which are encoded as text"
             )
-        return warnings + self.unknown_remarks(prompts)
+        return warnings + self.unknown_warnings(prompts)
 
-    def unknown_remarks(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+    def unknown_warnings(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
         """A warning if the tokenizer does not know much of what the prompts say.
 
         Only the words of the first :data:`LOOKED_AT` prompts are looked at, without the template.

@@ -84,13 +84,13 @@ def told_of_disk(folder: Path | None = None, *, resume: str = "") -> Iterator[No
     try:
         yield
     except Exception as error:
-        sentence = None if isinstance(error, UserError) else disk_sentence(error, folder, resume=resume)
-        if sentence is None:
+        message = None if isinstance(error, UserError) else disk_message(error, folder, resume=resume)
+        if message is None:
             raise
-        raise CheckpointError(sentence) from error
+        raise CheckpointError(message) from error
 
 
-def disk_sentence(error: BaseException, folder: Path | None = None, *, resume: str = "") -> str | None:
+def disk_message(error: BaseException, folder: Path | None = None, *, resume: str = "") -> str | None:
     """Return the cause and the remedy of a disk error, or None if the error is about something else.
 
     It searches the chained errors and their texts for an errno: torch chains the error, Rust libraries print it.

@@ -27,7 +27,7 @@ from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
-from selfdistill.tracking.progress import tell
+from selfdistill.tracking.progress import log
 from selfdistill.training.banner import in_short
 from selfdistill.training.run_folder import Weights, load_model, on_this_machine
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
@@ -66,7 +66,7 @@ class InspectResult:
     table: TokenTable
     summary: dict[str, Any]
     chat: Chat
-    remarks: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     def write(self, out: Path) -> None:
         """Write ``tokens.parquet``, ``summary.json`` and ``index.html``.
@@ -85,7 +85,7 @@ def inspect_model(
     out: Path,
     *,
     overrides: Sequence[str],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Inspect a model and write the three files into ``out``. Returns the summary.
 
@@ -93,20 +93,20 @@ def inspect_model(
         UserError: the model, the task, a method or a context cannot be used, or ``out`` contains other files.
     """
     check_place(out)
-    result = inspect(model, task, options, overrides=overrides, say=say)
+    result = inspect(model, task, options, overrides=overrides, log=log)
     result.write(out)
     return result.summary
 
 
 def describe_inspection(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the weights, the methods that were left out, what was skipped, and remarks, as lines for the terminal."""
+    """Yield the weights, the methods that were left out, what was skipped, and warnings, as lines for the terminal."""
     yield f"weights: {Weights(summary['weights'], summary['checkpoint'], summary['step']).describe()}"
     for name, reason in summary["left_out"].items():
         yield f"left out: {name}, because {reason}"
     for reason, count in summary["skipped"].items():
         yield f"skipped: {count} × {reason}"
-    for remark in summary["templates"]["remarks"]:
-        yield f"remark: {remark}"
+    for warning in summary["templates"]["warnings"]:
+        yield f"warning: {warning}"
 
 
 def inspect(
@@ -115,7 +115,7 @@ def inspect(
     options: InspectOptions,
     *,
     overrides: Sequence[str],
-    say: Callable[[str], None] = lambda sentence: None,
+    log: Callable[[str], None] = lambda message: None,
     loaded: tuple[Policy, Chat] | None = None,
     judge: Task | None = None,
 ) -> InspectResult:
@@ -139,16 +139,16 @@ def inspect(
     templates = _templates(config.contexts or judge.contexts, options)
     policy, chat, weights = load_model(model, config, loaded, checkpoint=options.checkpoint)
     judge = fitted(judge, chat)
-    unknown = chat.unknown_remarks([one.prompt for one in judge.examples(options.split)])
-    for remark in (*moved, *weights.remarks, *unknown):
-        say(remark)
+    unknown = chat.unknown_warnings([one.prompt for one in judge.examples(options.split)])
+    for warning in (*moved, *weights.warnings, *unknown):
+        log(warning)
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
     wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
-    say(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
+    log(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
     limits = limits_on(policy.device.type, config.limits)
     findings = inspect_groups(
         policy,
@@ -166,7 +166,7 @@ def inspect(
     table = token_table(findings, chat, patterns)
     origin = _origin(model, weights, options)
     origin |= {"task": config.task.kind, "knobs": hyperparameters(methods, findings.credits)}
-    return InspectResult(table, summarise(table, origin, chat), chat, (*moved, *weights.remarks))
+    return InspectResult(table, summarise(table, origin, chat), chat, (*moved, *weights.warnings))
 
 
 def _origin(model: str, weights: Weights, options: InspectOptions) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _sampled(
     )
     rows = config.max_batch_size or decodable_rows(policy, length=tokens + longest_prompt(examples, chat, thinking))
     sampler = policy_sampler(policy, chat, max_batch_size=rows)
-    tell(in_short(policy, chat.name))
+    log(in_short(policy, chat.name))
     return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit
 
 

@@ -30,11 +30,11 @@ ANSWER_ONLY = "answer_only"
 OUTCOMES = ("correct", "wrong", "not judged")
 
 _FIRST_GAP = 5.0
-"""A remark needs a first token whose mean |u| exceeds that of the other tokens by this factor."""
+"""A warning needs a first token whose mean |u| exceeds that of the other tokens by this factor."""
 _LEAST_GAP = 0.5
-"""A remark needs a first token whose mean |u| exceeds this many nats."""
+"""A warning needs a first token whose mean |u| exceeds this many nats."""
 _LEAST_END = 2.0
-"""A remark needs a context that makes the end of a completion less likely by more than this many nats."""
+"""A warning needs a context that makes the end of a completion less likely by more than this many nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,28 +223,28 @@ def template_checks(table: TokenTable, chat: Chat) -> dict[str, Any]:
         "contexts": rows,
         "finished": sum(r.finished for r in rollouts) / len(rollouts),
         "thinking": {"opened": sum(opened), "closed": sum(closed)},
-        "remarks": _remarks(rows),
+        "warnings": _warnings(rows),
     }
 
 
-def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     student = next(row for row in rows if row["context"] == STUDENT)
-    remarks = []
+    warnings = []
     for row in rows:
         first, other, name = row["first_token"], row["other_tokens"], row["context"]
         if first is not None and first > max(_LEAST_GAP, _FIRST_GAP * (other or 0.0)):
-            remarks.append(
+            warnings.append(
                 f"Under {name} the first token's mean |u| is {first:.2f} nats, elsewhere {other or 0.0:.2f}: "
                 "see whether its prompt ends as the student's does."
             )
         if row["end"] is not None and student["end"] is not None and row["end"] < student["end"] - _LEAST_END:
-            remarks.append(
+            warnings.append(
                 f"Under {name} the end of a completion has a mean log-probability of {row['end']:.2f}, under the "
                 f"student's prompt {student['end']:.2f}: the context asks for another form of answer."
             )
         if row["shared_ending"] == 0:
-            remarks.append(f"Some prompt of {name} ends with another token than the student's.")
-    return remarks
+            warnings.append(f"Some prompt of {name} ends with another token than the student's.")
+    return warnings
 
 
 def _shared_ending(left: Sequence[int], right: Sequence[int]) -> int:

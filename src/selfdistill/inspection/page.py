@@ -94,7 +94,7 @@ def render_microscope(page_data: PageData) -> str:
         positions=_position_charts(page_data),
         totals=_total_charts(page_data),
         page_tables=page_tables(summary),
-        remarks=list(summary["templates"]["remarks"]),
+        warnings=list(summary["templates"]["warnings"]),
         variants=_variants(summary),
         left_out=[(name, reason) for name, reason in summary["left_out"].items()],
         skipped=[(reason, numbers.whole(count)) for reason, count in summary["skipped"].items()],

@@ -54,15 +54,15 @@ def choose_dtype(kind: str, capability: tuple[int, int] | None) -> Literal["floa
 
 def resolve_device(config: ModelConfig) -> tuple[Model, str]:
     """The model's config with device and number type decided, and what to say about a device that is left out."""
-    name, remark = config.device, ""
+    name, warning = config.device, ""
     if name == "auto":
         gpus = [one for i in range(torch.cuda.device_count()) if (one := read_device(f"cuda:{i}"))]
-        name, remark = choose_device(gpus, mps_objection(), ranks=World.current().size)
+        name, warning = choose_device(gpus, mps_objection(), ranks=World.current().size)
     dtype = config.dtype
     if dtype == "auto":
         device = read_device(name)
         dtype = choose_dtype(name.partition(":")[0], None if device is None else device.capability)
-    return Model(**{**dict(config), "device": name, "dtype": dtype}), remark
+    return Model(**{**dict(config), "device": name, "dtype": dtype}), warning
 
 
 def on_gpu(config: ModelConfig) -> bool:

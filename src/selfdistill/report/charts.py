@@ -120,13 +120,13 @@ def curve_chart(
     place_x = _placer(x_axis, left, right)
     place_y = _placer(y_axis, bottom, top)
     label_heights = label_places([place_y(_last(line.y)) for line in thinned], top=top, bottom=bottom)
-    say = (lambda value: (names or {}).get(value, form(value))) if names else form
+    format_value = (lambda value: (names or {}).get(value, form(value))) if names else form
     return Chart(
         title=title,
         unit=unit,
         x_name=x_name,
-        change="" if rivals else _change(thinned[0], say),
-        summary=_summary(title, unit, thinned, say, x_name, rivals=rivals),
+        change="" if rivals else _change(thinned[0], format_value),
+        summary=_summary(title, unit, thinned, format_value, x_name, rivals=rivals),
         width=width,
         height=height,
         left=left,
@@ -140,7 +140,9 @@ def curve_chart(
             for line, label_height in zip(thinned, label_heights, strict=True)
         ),
         marks=tuple((coordinate(place_x(x)), word) for x, word in marks if x_axis.low <= x <= x_axis.high),
-        columns=_columns(thinned, place_x, place_y, say, numbers.percent_range if share else numbers.plain_range),
+        columns=_columns(
+            thinned, place_x, place_y, format_value, numbers.percent_range if share else numbers.plain_range
+        ),
     )
 
 
@@ -149,11 +151,12 @@ def _known_x(series: Sequence[Series]) -> list[float]:
 
 
 def _summary(
-    title: str, unit: str, series: Sequence[Series], say: Callable[[float], str], x_name: str, *, rivals: bool
+    title: str, unit: str, series: Sequence[Series], format_value: Callable[[float], str], x_name: str, *, rivals: bool
 ) -> str:
     """Return what a chart shows in words: the ends of its first series, of all of them with ``rivals``."""
     parts = [
-        (f"{line.label}: " if rivals else "") + _ends(line, say, x_name) for line in (series if rivals else series[:1])
+        (f"{line.label}: " if rivals else "") + _ends(line, format_value, x_name)
+        for line in (series if rivals else series[:1])
     ]
     return f"{title}{f' ({unit})' if unit else ''}: {'; '.join(parts)}"
 
@@ -281,7 +284,7 @@ def _columns(
     series: Sequence[Series],
     place_x: Callable[[float], float],
     place_y: Callable[[float], float],
-    say: Callable[[float], str],
+    format_value: Callable[[float], str],
     range_of: Callable[[Value, Value], str],
 ) -> tuple[dict[str, object], ...]:
     rows: dict[float, list[list[str]]] = {}
@@ -291,7 +294,7 @@ def _columns(
                 continue
             span = range_of(line.low[i], line.high[i]) if line.low else ""
             rows.setdefault(x, []).append(
-                [line.label, say(y) + (f" ({span})" if span else ""), coordinate(place_y(y)), line.tone]
+                [line.label, format_value(y) + (f" ({span})" if span else ""), coordinate(place_y(y)), line.tone]
             )
     return tuple({"x": coordinate(place_x(x)), "step": _reading(x), "rows": rows[x]} for x in sorted(rows))
 
@@ -304,15 +307,15 @@ def _placer(axis: Axis, start: float, end: float) -> Callable[[float], float]:
     return lambda value: axis.place(value, start, end)
 
 
-def _change(series: Series, say: Callable[[float], str]) -> str:
-    first, last = say(_first(series.y)), say(_last(series.y))
+def _change(series: Series, format_value: Callable[[float], str]) -> str:
+    first, last = format_value(_first(series.y)), format_value(_last(series.y))
     return first if _first_x(series) == _last_x(series) else f"{first} → {last}"
 
 
-def _ends(series: Series, say: Callable[[float], str], x_name: str) -> str:
+def _ends(series: Series, format_value: Callable[[float], str], x_name: str) -> str:
     """Return the first and the last value with their x; a single value is said once."""
     ends = dict.fromkeys([(_first_x(series), _first(series.y)), (_last_x(series), _last(series.y))])
-    return ", ".join(f"{say(value)} at {x_name} {_reading(x)}" for x, value in ends)
+    return ", ".join(f"{format_value(value)} at {x_name} {_reading(x)}" for x, value in ends)
 
 
 def _first(y: Sequence[Value]) -> float:

@@ -91,7 +91,7 @@ def _damage(run_dir: Path, metrics: Sequence[Row], completions: OuterSteps) -> I
 
 
 def _named(steps: Sequence[int], *, count: int | None = None) -> str:
-    """Name the first steps, and count the others. ``count`` is the number of all, if ``steps`` holds the first alone."""
+    """Name the first steps and count the others. ``count`` is the number of all steps, if ``steps`` is cut."""
     count = len(steps) if count is None else count
     shown = ", ".join(map(str, steps[:_NAMED])) + (f" and {count - _NAMED} more" if count > _NAMED else "")
     return f"step{'s' if count > 1 else ''} {shown}"

@@ -185,7 +185,7 @@ class _Answer(BaseHTTPRequestHandler):
         except (DataError, OSError) as error:
             # This page asks again too, and shows the run once its files can be read.
             trouble = render(
-                "trouble.html", polls=True, scripts=("page.js", "live.js"), sentence=str(error), seconds=EVERY
+                "trouble.html", polls=True, scripts=("page.js", "live.js"), message=str(error), seconds=EVERY
             )
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, trouble, html=True)
             return

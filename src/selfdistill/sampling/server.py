@@ -376,5 +376,5 @@ def _error_message(text: str) -> str:
     except ValueError:
         return text.strip().splitlines()[0][:300] if text.strip() else "no reason given"
     error = body.get("error", body) if isinstance(body, dict) else body
-    sentence = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
-    return str(sentence).splitlines()[0][:300]
+    message = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
+    return str(message).splitlines()[0][:300]

@@ -76,7 +76,7 @@ class Judge:
         """
         self.config = config
         self.concurrency = concurrency
-        self.say: Callable[[str], None] = lambda sentence: None
+        self.log: Callable[[str], None] = lambda message: None
         self._endpoint = Endpoint(config)
         self._question, self._pattern = config.question, config.answer_pattern
         self._cache = Path(config.cache) if config.cache else None
@@ -85,9 +85,9 @@ class Judge:
         self._sent = 0
         self._down = threading.Event()
 
-    def open(self, folder: Path, say: Callable[[str], None]) -> None:
-        """Keep answers and the ledger of requests in a run's folder, and give messages for the user to ``say``."""
-        self.say = say
+    def open(self, folder: Path, log: Callable[[str], None]) -> None:
+        """Keep answers and the ledger of requests in a run's folder, and give messages for the user to ``log``."""
+        self.log = log
         self._ledger = folder / FOLDER / "requests"
         self._cache = self._cache or folder / FOLDER / "answers"
 
@@ -136,7 +136,7 @@ class Judge:
             points.setdefault(other, []).append(0.5)
         for n, won in points.items():
             results[n].reward = sum(won) / len(won)
-        self._tell(results)
+        self._log(results)
         return results
 
     def _pointwise(self, asked: Sequence[Asked]) -> Iterator[_Question]:
@@ -243,7 +243,7 @@ class Judge:
         except Refused as refused:
             if refused.again and not self._down.is_set():
                 self._down.set()
-                self.say(f"judge {self.config.url}: {refused}")
+                self.log(f"judge {self.config.url}: {refused}")
             return _Answer(None, "failed")
         self._keep(key, body, text)
         return _Answer(text, "asked")
@@ -294,7 +294,7 @@ class Judge:
             os.close(descriptor)
         return budget is None or position <= budget
 
-    def _tell(self, results: Sequence[Judged]) -> None:
+    def _log(self, results: Sequence[Judged]) -> None:
         """Say what is missing among the answers of a batch."""
         total: Counter[str] = Counter()
         for judged in results:
@@ -308,7 +308,7 @@ class Judge:
         missing = [f"{total[name]} {text}" for name, text in words.items() if total[name]]
         if missing:
             unjudged = sum(judged.reward is None for judged in results)
-            self.say(f"judge: of {asked} requests {', '.join(missing)}; {unjudged} completions stay unjudged")
+            self.log(f"judge: of {asked} requests {', '.join(missing)}; {unjudged} completions stay unjudged")
 
 
 def judge_counts(details: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -37,7 +37,7 @@ class Alarm:
         """Return the alarm as plain JSON."""
         return asdict(self)
 
-    def sentence(self) -> str:
+    def message(self) -> str:
         """Return the alarm as a sentence for the terminal."""
         return f"alarm {self.name}, step {self.step}: {self.evidence}; {self.suggestion}"
 

@@ -78,11 +78,11 @@ def advance(done: int = 0, *, tokens: int = 0, of: int = 0) -> None:
         current.done, current.tokens, current.of = current.done + done, current.tokens + tokens, current.of + of
 
 
-def tell(sentence: str) -> None:
+def log(message: str) -> None:
     """Say a sentence where activities are shown; nothing where none are."""
     progress = _SHOWN.get()
     if progress is not None:
-        progress.say(sentence)
+        progress.log(message)
 
 
 def position() -> tuple[int, int]:
@@ -157,10 +157,10 @@ class Progress:
         if self._heart is not None:
             self._heart.join()
 
-    def say(self, sentence: str) -> None:
+    def log(self, message: str) -> None:
         """Print one sentence on its own line."""
         self._spoke = time.monotonic()
-        self.console.print(Text(printable(sentence)), soft_wrap=True)
+        self.console.print(Text(printable(message)), soft_wrap=True)
 
     def status(self, line: str) -> None:
         """Replace the live line. Does nothing if the output is not a terminal."""
@@ -187,7 +187,7 @@ class Progress:
             if time.monotonic() - self._spoke >= SILENCE:
                 line = self.going_on()
                 if line:
-                    self.say(line)
+                    self.log(line)
                 else:
                     self._spoke = time.monotonic()
 
@@ -200,21 +200,21 @@ class Progress:
         if avg is None:
             entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
             told = [f"{words} {result[key]['value']:+.3f}" for key, words in UNJUDGED.items() if key in result]
-            self.say(
+            self.log(
                 f"{at}nothing is judged  length {result['length']:.1f}  "
                 f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
             )
             if told:
-                self.say(f"{at}{', '.join(told)} nats a token")
+                self.log(f"{at}{', '.join(told)} nats a token")
             return
-        self.say(
+        self.log(
             f"{at}avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
             f"pass@{avg['k']} {result['pass']['value']:.3f}  maj@{avg['k']} {result['maj']['value']:.3f}  "
             f"{_mean_reward(result)}length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
         )
         of = result["problems"] * result["samples"]
         if result["judged"] < of:
-            self.say(f"{of - result['judged']} of {of} completions are not judged and count as wrong")
+            self.log(f"{of - result['judged']} of {of} completions are not judged and count as wrong")
 
     def step(self, line: Mapping[str, Any], *, total: int, evaluation_left: float = 0.0) -> None:
         """Show a training step: on the live line, or at most every :data:`PLAIN_EVERY` seconds as a line.
@@ -232,7 +232,7 @@ class Progress:
         if line["step"] == self.first and self.first < total:
             more = total - self.first
             steps = "the step" if more == 1 else f"the {more} steps"
-            self.say(f"the first step took {training:.3g} s: about {_words(left)} for {steps} left")
+            self.log(f"the first step took {training:.3g} s: about {_words(left)} for {steps} left")
         reward = "–" if line["reward"] is None else f"{line['reward']:.3f}"
         accuracy = "–" if self.accuracy is None else f"{self.accuracy:.3f}"
         text = (
@@ -243,7 +243,7 @@ class Progress:
             self.shown = text
         elif time.monotonic() - self.last_line >= PLAIN_EVERY or line["step"] == total:
             self.last_line = time.monotonic()
-            self.say(text)
+            self.log(text)
 
     def closing(self, summary: Mapping[str, Any], page: str) -> None:
         """Print the closing table, the time by phase and the path of the page."""
@@ -281,19 +281,19 @@ class Progress:
         steps, evaluated = summary["steps"], summary["after_step"]
         if evaluated < steps:
             unseen = f"step {steps} is" if steps == evaluated + 1 else f"steps {evaluated + 1} to {steps} are"
-            self.say(f"the newest evaluation is that of step {evaluated}: {unseen} in none of these rows")
+            self.log(f"the newest evaluation is that of step {evaluated}: {unseen} in none of these rows")
         if by == "last":
-            self.say("best: the newest evaluation")
+            self.log("best: the newest evaluation")
         elif best is None:
-            self.say(f"best: the newest evaluation, because none has the metric {by}")
+            self.log(f"best: the newest evaluation, because none has the metric {by}")
         elif by != "success":
-            self.say(f"best: by {by} on held-out problems")
+            self.log(f"best: by {by} on held-out problems")
         if nothing_right:
-            self.say(
+            self.log(
                 "no held-out completion was right in any evaluation: no step is the best, and no interval has a width"
             )
-        self.say("time by phase: " + _phases(summary["seconds"]))
-        self.say(f"page: {page}")
+        self.log("time by phase: " + _phases(summary["seconds"]))
+        self.log(f"page: {page}")
 
 
 def _mean_reward(result: Mapping[str, Any]) -> str:

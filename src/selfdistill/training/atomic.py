@@ -96,15 +96,15 @@ def latest_valid(
     Raises:
         CheckpointError: there are checkpoints, but none is valid.
     """
-    remarks: list[str] = []
+    warnings: list[str] = []
     for path in reversed(checkpoints(folder)):
         reason = corruption(path) or objection(path)
         if reason is None:
-            return path, remarks
-        remarks.append(f"checkpoint {path.name} is torn ({reason}); using the one before it")
-    if remarks:
-        raise CheckpointError(f"no whole checkpoint in {folder}: {'; '.join(remarks)}")
-    return None, remarks
+            return path, warnings
+        warnings.append(f"checkpoint {path.name} is torn ({reason}); using the one before it")
+    if warnings:
+        raise CheckpointError(f"no whole checkpoint in {folder}: {'; '.join(warnings)}")
+    return None, warnings
 
 
 def prune(folder: Path, keep: int, *, last: Path) -> None:
@@ -119,18 +119,18 @@ def _digest(path: Path) -> str:
 
 
 def model_path(model: str) -> tuple[str, list[str]]:
-    """Path of the weights, and remarks. Takes a run's newest valid checkpoint, a checkpoint's model, or the path."""
+    """Path of the weights, and warnings. Takes a run's newest valid checkpoint, a checkpoint's model, or the path."""
     # The folder of an empty name is the one that the user stands in.
     if not model.strip():
         return model, []
     folder = Path(model)
     if (folder / "checkpoints").is_dir():
-        newest, remarks = latest_valid(folder / "checkpoints")
+        newest, warnings = latest_valid(folder / "checkpoints")
         if newest is None:
             raise CheckpointError(f"{model} has no checkpoint yet")
         if not (newest / "model").is_dir():
             raise CheckpointError(
                 f"{newest} holds shards and no model directory: make one with selfdistill export {model} --out DIR"
             )
-        return str(newest / "model"), remarks
+        return str(newest / "model"), warnings
     return (str(folder / "model") if (folder / "model").is_dir() else model), []

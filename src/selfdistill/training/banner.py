@@ -14,7 +14,7 @@ from selfdistill.models.sizing import GIB
 from selfdistill.sampling.rollouts import longest_prompt
 from selfdistill.tasks.build import warnings_for
 from selfdistill.training.build import Parts
-from selfdistill.training.problem import plan_for, reward_remarks
+from selfdistill.training.problem import plan_for, reward_warnings
 from selfdistill.types import External, Role, Snapshot
 
 
@@ -45,22 +45,22 @@ def banner(parts: Parts, folder: Path) -> dict[str, str]:
     }
 
 
-def remarks(parts: Parts) -> Iterator[str]:
+def warnings(parts: Parts) -> Iterator[str]:
     """What is unusual about the data, the model and the method, a sentence each."""
     config = parts.config
     for warning in warnings_for(parts.task):
         yield f"data: {warning}"
-    for remark in reward_remarks(parts.task, parts.method, parts.templates):
-        yield f"reward: {remark}"
-    if parts.device_remark:
-        yield f"device: {parts.device_remark}"
+    for warning in reward_warnings(parts.task, parts.method, parts.templates):
+        yield f"reward: {warning}"
+    if parts.device_warning:
+        yield f"device: {parts.device_warning}"
     if parts.policy.quantisation is not None:
         yield (
             f"model: its weights were quantised ({parts.policy.quantisation}) before they were converted from GGUF, so "
             "the start is not the original model"
         )
-    for remark in parts.chat.remarks([example.prompt for example in parts.examples]):
-        yield f"model: {remark}"
+    for warning in parts.chat.warnings([example.prompt for example in parts.examples]):
+        yield f"model: {warning}"
     if not parts.teachers.pack:
         yield "model: its layers do not support packing, so batches are padded and no prompt is shared"
     if parts.unfit:

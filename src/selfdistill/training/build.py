@@ -86,12 +86,12 @@ def assemble(
     config: RunConfig,
     *,
     folder: Path | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
+    log: Callable[[str], None] = lambda message: None,
     task: Task | None = None,
 ) -> Parts:
     """Build every part of a run.
 
-    ``folder`` is the run folder, in which weights are written for a sampling engine; None uses no engine. ``say``
+    ``folder`` is the run folder, in which weights are written for a sampling engine; None uses no engine. ``log``
     receives messages for the user, such as a failing server. ``task`` replaces the task of ``config.task``.
 
     Raises:
@@ -101,18 +101,18 @@ def assemble(
     # A server that is not there is noticed before the model is loaded. Rank 0 alone talks to servers.
     if folder is not None and isinstance(config.sampler, ServerConfig) and problem.method.on_policy:
         servers = config.sampler
-        World.current().broadcast_from_rank_zero(lambda: await_servers(servers, say))
+        World.current().broadcast_from_rank_zero(lambda: await_servers(servers, log))
     judge = problem.task.judge if isinstance(problem.task, RewardedTask) else None
     if folder is not None and judge is not None:
         first = problem.task.examples("train")[0]
-        judge.open(folder, say)
+        judge.open(folder, log)
         World.current().broadcast_from_rank_zero(lambda: judge.check(first))
     models = build_models(problem)
     examples, held_out, unfit = choose_examples(models)
     final, unfit_final = choose_final_examples(models)
     trainer = build_trainer(models)
-    worker = build_rollout_worker(models, say)
-    prefetcher = build_prefetcher(models.config, worker, models.policy, folder, say)
+    worker = build_rollout_worker(models, log)
+    prefetcher = build_prefetcher(models.config, worker, models.policy, folder, log)
     return Parts(
         **_fields(models),
         trainer=trainer,
@@ -193,14 +193,14 @@ def build_trainer(models: Models) -> Trainer:
     )
 
 
-def build_rollout_worker(models: Models, say: Callable[[str], None] = lambda sentence: None) -> RolloutWorker:
+def build_rollout_worker(models: Models, log: Callable[[str], None] = lambda message: None) -> RolloutWorker:
     """The part that samples and verifies the rollouts of a step. Its sampler also serves evaluation.
 
-    ``say`` receives messages for the user.
+    ``log`` receives messages for the user.
     """
     sampling = models.config.sampling
     # Rank 0 logs through the run; other ranks report a smaller batch size on stderr.
-    limit = BatchSizeLimit(sampling.max_batch_size, say if World.current().is_rank_zero else log_to_stderr)
+    limit = BatchSizeLimit(sampling.max_batch_size, log if World.current().is_rank_zero else log_to_stderr)
     return RolloutWorker(
         task=models.task,
         method=models.method,
@@ -249,7 +249,7 @@ def build_references(models: Models) -> ReferenceScorer | None:
 
 
 def build_prefetcher(
-    config: ResolvedConfig, worker: RolloutWorker, policy: Policy, folder: Path | None, say: Callable[[str], None]
+    config: ResolvedConfig, worker: RolloutWorker, policy: Policy, folder: Path | None, log: Callable[[str], None]
 ) -> Prefetcher | None:
     """The sampling engine of the config with its prefetcher, or None if the student does not sample with an engine."""
     sampler = config.sampler
@@ -262,7 +262,7 @@ def build_prefetcher(
         model=config.model.path,
         dtype=config.model.dtype,
         folder=folder / "weights",
-        log=say,
+        log=log,
         ranks=worker.world.size,
     )
     # An engine that cannot run here is refused above, also if this method would not use it. It has not been started.

@@ -12,7 +12,7 @@ from selfdistill.distributed.world import World
 from selfdistill.models.gguf import conversions
 from selfdistill.tracking.progress import Progress, activity
 from selfdistill.tracking.trackers import require
-from selfdistill.training.banner import banner, describe_role, remarks
+from selfdistill.training.banner import banner, describe_role, warnings
 from selfdistill.training.build import Parts, assemble
 from selfdistill.training.opening import check_origin, check_same_config, check_steps, holds_run, newest_state
 from selfdistill.types import STUDENT, Skipped
@@ -28,35 +28,35 @@ def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progres
     require(config.sinks)
     converted = conversions()
     with activity("reading the rows"):
-        parts = assemble(config, folder=folder, say=progress.say)
+        parts = assemble(config, folder=folder, log=progress.log)
     if exists:
-        _rehearse_resume(parts, folder, say=progress.say)
+        _rehearse_resume(parts, folder, log=progress.log)
     elif resume:
-        progress.say(f"nothing to resume in {folder}: this would be a new run")
+        progress.log(f"nothing to resume in {folder}: this would be a new run")
     progress.table(banner(parts, folder))
-    for sentence in (*remarks(parts), *_first_prompts(parts)):
-        progress.say(sentence)
+    for message in (*warnings(parts), *_first_prompts(parts)):
+        progress.log(message)
     new = ", ".join(map(str, sorted(conversions() - converted)))
-    progress.say(
+    progress.log(
         f"dry run: nothing was sampled or trained, and only {new} written, which a run from this GGUF file reads too"
         if new
         else "dry run: nothing was sampled, trained or written"
     )
 
 
-def _rehearse_resume(parts: Parts, folder: Path, *, say: Callable[[str], None]) -> None:
+def _rehearse_resume(parts: Parts, folder: Path, *, log: Callable[[str], None]) -> None:
     """Say from which step a run would go on, or refuse as a resume would."""
-    remark = check_same_config(folder, parts.config)
-    if remark is not None:
-        say(remark)
-    path, state = newest_state(folder, say=say)
+    warning = check_same_config(folder, parts.config)
+    if warning is not None:
+        log(warning)
+    path, state = newest_state(folder, log=log)
     if path is None:
-        say(f"{folder} has no checkpoint yet: it would start over")
+        log(f"{folder} has no checkpoint yet: it would start over")
         return
     check_origin(folder, state, parts.origin, parts.config.model.path)
     step = state["counters"]["step"]
-    say(f"{folder} would be resumed after step {step} of {parts.config.steps}")
-    check_steps(folder, step, parts.config.steps, say=say)
+    log(f"{folder} would be resumed after step {step} of {parts.config.steps}")
+    check_steps(folder, step, parts.config.steps, log=log)
 
 
 def _first_prompts(parts: Parts) -> Iterator[str]:

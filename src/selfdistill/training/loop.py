@@ -27,7 +27,7 @@ from selfdistill.tracking.alarms import AlarmWatch
 from selfdistill.tracking.progress import Interrupted, Progress, activity
 from selfdistill.tracking.trackers import Begin, Trackers, require
 from selfdistill.training import atomic as checkpoint
-from selfdistill.training.banner import banner, remarks
+from selfdistill.training.banner import banner, warnings
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
@@ -93,10 +93,10 @@ class Run:
             if exists:
                 self.world.broadcast_from_rank_zero(self.hold.take)
             if resume and not exists:
-                progress.say(f"nothing to resume in {folder}: starting a new run")
+                progress.log(f"nothing to resume in {folder}: starting a new run")
             require(config.sinks)
             with activity("reading the rows"):
-                self.parts = assemble(config, folder=folder, say=progress.say, task=task)
+                self.parts = assemble(config, folder=folder, log=progress.log, task=task)
             self.config = self.parts.config
             self.counters = Counters()
             self.saved_step = 0
@@ -109,15 +109,15 @@ class Run:
             self.logs += [self.tests] if self.parts.final else []
             self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
             if exists:
-                remark = check_same_config(folder, self.config)
-                if remark is not None:
-                    progress.say(remark)
+                warning = check_same_config(folder, self.config)
+                if warning is not None:
+                    progress.log(warning)
                 self._restore()
-                check_steps(folder, self.counters.step, self.config.steps, say=progress.say)
+                check_steps(folder, self.counters.step, self.config.steps, log=progress.log)
             settings = self.config.model_dump()
             self.world.broadcast_from_rank_zero(lambda: self._open(settings, new=not exists))
             begin = Begin(folder, settings, self.counters.step)
-            self.trackers = Trackers(config.sinks if self.world.is_rank_zero else [], begin, warn=progress.say)
+            self.trackers = Trackers(config.sinks if self.world.is_rank_zero else [], begin, warn=progress.log)
             on_failure.pop_all()
 
     def _open(self, settings: Mapping[str, Any], *, new: bool) -> None:
@@ -150,8 +150,8 @@ class Run:
         parts, config, now = self.parts, self.config, self.counters
         # Tell the user what is trained and how, and what is unusual about the data, the model and the method.
         self.progress.table(banner(parts, self.folder))
-        for remark in remarks(parts):
-            self.progress.say(remark)
+        for warning in warnings(parts):
+            self.progress.log(warning)
         # Evaluate the untrained model once: later evaluations are compared with it.
         if now.before is None:
             clock = Clock(parts.policy.device)
@@ -171,7 +171,7 @@ class Run:
                     with clock.phase("resampling"):
                         groups = parts.resampler.fill(groups, step=now.step + 1)
             except Interrupted:
-                self.progress.say(f"step {now.step + 1} was left while it was sampled: --resume samples it anew")
+                self.progress.log(f"step {now.step + 1} was left while it was sampled: --resume samples it anew")
                 break
             # Score the rollouts under the method's contexts and make the optimiser updates.
             try:
@@ -242,7 +242,7 @@ class Run:
         self.trackers.evaluation(now.step, result)
         self.progress.evaluation(now.step, result)
         if parts.method.needs_rewards() and not result["judged"]:
-            self.progress.say("reward: no held-out completion is judged, and the method needs rewards")
+            self.progress.log("reward: no held-out completion is judged, and the method needs rewards")
         return result
 
     def _evaluate_finally(self) -> None:
@@ -278,7 +278,7 @@ class Run:
         sounded = self.watch.look(line)
         line["alarms"] = sorted(self.watch.standing)
         for alarm in sounded:
-            self.progress.say(alarm.sentence())
+            self.progress.log(alarm.message())
         self.alarms.append(*(alarm.to_json() for alarm in sounded))
 
     def _stopped_by_alarm(self) -> list[str]:
@@ -332,7 +332,7 @@ class Run:
         if self.world.is_rank_zero:
             checkpoint.repair(self.saved / "best")
         parts = self.parts
-        path, stored = newest_state(self.folder, say=self.progress.say)
+        path, stored = newest_state(self.folder, log=self.progress.log)
         if path is not None:
             check_origin(self.folder, stored, parts.origin, self.config.model.path)
             self.counters = Counters(**stored["counters"])
@@ -343,9 +343,9 @@ class Run:
             parts.order.load_state_dict(stored.get("order"))
             if parts.trainer.state is not None:
                 parts.trainer.state.load_state_dict(stored["method"])
-            self.progress.say(f"resuming {self.folder} after step {self.counters.step}")
+            self.progress.log(f"resuming {self.folder} after step {self.counters.step}")
         else:
-            self.progress.say(f"{self.folder} has no checkpoint yet: starting over")
+            self.progress.log(f"{self.folder} has no checkpoint yet: starting over")
         marks = stored.get("logs", {})
         for lines in self.logs:
             after = None if path is None else marks.get(lines.path.stem) or lines.mark_after(self.counters.step)
@@ -353,7 +353,7 @@ class Run:
         if path is not None and self.world.is_rank_zero and self.counters.best is not None:
             mended = mend_best(self.saved, self.counters.best_step)
             if mended is not None:
-                self.progress.say(mended)
+                self.progress.log(mended)
         self.world.barrier()
         if path is not None:
             # Alarms have no state besides these lines, so replaying the lines restores them.

@@ -93,10 +93,10 @@ def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
     raise CheckpointError(f"{path} is damaged, and no whole checkpoint holds a copy of it: choose another --out")
 
 
-def newest_state(folder: Path, *, say: Callable[[str], None]) -> tuple[Path | None, dict[str, Any]]:
+def newest_state(folder: Path, *, log: Callable[[str], None]) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint that a run goes on from and its ``state.json``; None and nothing if it has none yet.
 
-    It is the newest whole one whose lines are still in the run's files. ``say`` is told what is wrong with newer ones.
+    It is the newest whole one whose lines are still in the run's files. ``log`` is told what is wrong with newer ones.
 
     Raises:
         CheckpointError: there are checkpoints, but none is usable.
@@ -108,9 +108,9 @@ def newest_state(folder: Path, *, say: Callable[[str], None]) -> tuple[Path | No
         changed = [f"{name}.jsonl" for name in marks if JsonLines(folder / f"{name}.jsonl").differs(marks[name])]
         return f"{changed[0]} has lost or changed lines from before it" if changed else None
 
-    path, remarks = World.current().broadcast_from_rank_zero(lambda: latest_valid(folder / "checkpoints", objection))
-    for remark in remarks:
-        say(remark)
+    path, warnings = World.current().broadcast_from_rank_zero(lambda: latest_valid(folder / "checkpoints", objection))
+    for warning in warnings:
+        log(warning)
     return path, {} if path is None else _state(path)
 
 
@@ -153,7 +153,7 @@ def check_same_config(
     Raises:
         CheckpointError: names the first key that differs, or says that no config can be read.
     """
-    found, remark = stored_config(folder)
+    found, warning = stored_config(folder)
     try:
         made = ResolvedConfig.model_validate(with_new_names(found))
     except ValidationError as error:
@@ -162,10 +162,10 @@ def check_same_config(
     for key in sorted({*stored, *ours}):
         if stored.get(key) != ours.get(key):
             raise _another_config(folder, _difference(key, stored.get(key), ours.get(key)))
-    return remark
+    return warning
 
 
-def check_steps(folder: Path, done: int, wanted: int, *, say: Callable[[str], None]) -> None:
+def check_steps(folder: Path, done: int, wanted: int, *, log: Callable[[str], None]) -> None:
     """Refuse to resume a run beyond whose steps it already is, and say where none are left.
 
     Raises:
@@ -176,7 +176,7 @@ def check_steps(folder: Path, done: int, wanted: int, *, say: Callable[[str], No
             f"{folder} is already at step {done}, beyond steps = {wanted}: set steps higher, or choose another --out"
         )
     if done == wanted:
-        say(f"{folder} is already at step {done} of {wanted}: nothing is left to train; set steps higher to go on")
+        log(f"{folder} is already at step {done} of {wanted}: nothing is left to train; set steps higher to go on")
 
 
 def _of_kind(settings: dict[str, Any]) -> dict[str, Any]:

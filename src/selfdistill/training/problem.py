@@ -38,7 +38,7 @@ class Problem:
     task: Task
     method: Method
     templates: Mapping[str, Template]
-    device_remark: str
+    device_warning: str
     """What to say about a device that ``model.device = "auto"`` left out; empty if it left out none."""
 
 
@@ -48,7 +48,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     Raises:
         UserError: names the first problem of config or data.
     """
-    _, device_remark = resolve_device(config.model)
+    _, device_warning = resolve_device(config.model)
     config = resolve(config)
     method, name = method_of(config), str(config.method["name"])
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
@@ -68,7 +68,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     example = task.examples("train")[0]
     check_sampling_roles(method, templates, example, name=name)
     check_contexts(method, templates, example, prompts=config.sampling.prompts)
-    return Problem(config=config, task=task, method=method, templates=templates, device_remark=device_remark)
+    return Problem(config=config, task=task, method=method, templates=templates, device_warning=device_warning)
 
 
 def method_of(config: RunConfig) -> Method:
@@ -177,7 +177,7 @@ def check_signal(config: ResolvedConfig, method: Method, task: Task) -> None:
         )
 
 
-def reward_remarks(task: Task, method: Method, templates: Mapping[str, Template]) -> list[str]:
+def reward_warnings(task: Task, method: Method, templates: Mapping[str, Template]) -> list[str]:
     """What to tell of rewards of one's own: what counts as right, and what of a method depends on that alone."""
     if not isinstance(task, RewardedTask):
         return []
@@ -189,11 +189,11 @@ def reward_remarks(task: Task, method: Method, templates: Mapping[str, Template]
         if "sibling" in field or field in ("verdict", "wrong_answer")
     }
     functions = " + ".join(f"{w:g} × {name}" for w, name in zip(task.weights, task.names, strict=True))
-    remarks = [f"a completion is right {task.right}" + (f"; the reward is {functions}" if functions else "")]
+    warnings = [f"a completion is right {task.right}" + (f"; the reward is {functions}" if functions else "")]
     if shown:
         fields = ", ".join(f"${name}" for name in sorted(shown))
-        remarks.append(f"{fields} of the contexts depend on which completions are right, not on how large a reward is")
-    return remarks
+        warnings.append(f"{fields} of the contexts depend on which completions are right, not on how large a reward is")
+    return warnings
 
 
 def check_contexts(method: Method, templates: Mapping[str, Template], example: Example, *, prompts: int) -> None:

@@ -35,7 +35,7 @@ class Weights:
     """Step of the checkpoint; None if the weights are of no run, or an earlier version wrote the best ones."""
     folder: Path | None = None
     """Folder of the checkpoint, which may hold the weights as shards."""
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """Sentences for the user, for example about a damaged checkpoint that was skipped."""
 
     def describe(self) -> str:
@@ -73,9 +73,9 @@ def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) ->
         if reason is not None:
             raise CheckpointError(f"{source.path} has no best checkpoint to use: {reason}")
         return Weights(str(saved / "best"), "best", best_step(saved), saved / "best")
-    remarks: list[str] = []
+    warnings: list[str] = []
     if chosen == "last":
-        newest, remarks = atomic.latest_valid(saved)
+        newest, warnings = atomic.latest_valid(saved)
         if newest is None:
             raise CheckpointError(f"{name} has no checkpoint yet")
     else:
@@ -92,7 +92,7 @@ def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) ->
             raise CheckpointError(f"checkpoint {newest.name} is torn ({reason})")
     which = "last" if newest == atomic.checkpoints(saved)[-1] or chosen == "last" else "step"
     step = int(newest.name.removeprefix("step-"))
-    return Weights(str(newest / "model"), which, step, newest, tuple(remarks))
+    return Weights(str(newest / "model"), which, step, newest, tuple(warnings))
 
 
 def on_this_machine(name: str, config: RunConfig) -> tuple[RunConfig, list[str]]:
