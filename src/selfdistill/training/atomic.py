@@ -32,11 +32,11 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, world: World = A
     fill(aside)
     world.barrier()
     files = world.broadcast_from_rank_zero(lambda: sorted(path for path in aside.rglob("*") if path.is_file()))
-    mine = [files[i] for i in world.shard_indices(len(files))]
-    parts = world.all_gather({str(path.relative_to(aside)): _digest(path) for path in mine})
+    own_files = [files[i] for i in world.shard_indices(len(files))]
+    parts = world.all_gather({str(path.relative_to(aside)): _digest(path) for path in own_files})
     if world.is_rank_zero:
         write_json(aside / MANIFEST, dict(sorted(pair for part in parts for pair in part.items())))
-    for path in mine:
+    for path in own_files:
         sync(path)
     world.barrier()
     if world.is_rank_zero:
@@ -64,8 +64,8 @@ def corruption(folder: Path) -> str | None:
         return "its manifest is missing or unreadable"
     if not isinstance(manifest, dict) or not manifest:
         return "its manifest names no files"
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
-    if extra := sorted(there - manifest.keys()):
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    if extra := sorted(present - manifest.keys()):
         return f"its manifest does not name {extra[0]}"
     for name, digest in manifest.items():
         path = folder / name
@@ -91,7 +91,7 @@ def latest_valid(
 ) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint, or None; and one sentence for every newer one that is corrupt.
 
-    ``objection`` says what else is wrong with a valid one, for example that the files beside it do not fit.
+    ``objection`` returns a further reason to reject a valid checkpoint, for example that the log files do not match.
 
     Raises:
         CheckpointError: there are checkpoints, but none is valid.
@@ -120,7 +120,7 @@ def _digest(path: Path) -> str:
 
 def model_path(model: str) -> tuple[str, list[str]]:
     """Path of the weights, and warnings. Takes a run's newest valid checkpoint, a checkpoint's model, or the path."""
-    # The folder of an empty name is the one that the user stands in.
+    # Path("") is the current directory.
     if not model.strip():
         return model, []
     folder = Path(model)

@@ -1,4 +1,4 @@
-"""What a run says before its first step: what it will train, on what, how, and what is unusual about it."""
+"""The banner and the warnings of a run before its first step."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from selfdistill.types import External, Role, Snapshot
 
 
 def banner(parts: Parts, folder: Path) -> dict[str, str]:
-    """Model, device, method, rows, batch, expected memory and folder of a run, a line of text each."""
+    """One line of text each: model, device, method, rows, batch, expected memory and folder of a run."""
     config, unfit = parts.config, sum(parts.unfit.values())
     sampling, limits = config.sampling, config.limits
     roles = {name: role for name, role in parts.method.roles().items() if role.context is not None}
     teachers = [f"{name}: {describe_role(role)}{_rate(role, parts)}" for name, role in roles.items()]
     if parts.method.on_policy:
-        most = sampling.prompts * sampling.completions
+        total = sampling.prompts * sampling.completions
         batch = (
             f"{sampling.prompts} prompts × {sampling.completions} completions of at most {sampling.max_tokens:,} "
-            f"tokens, {min(most, sampling.max_batch_size)} of {most} decoded at once"
+            f"tokens, {min(total, sampling.max_batch_size)} of {total} decoded at once"
         )
     else:
         batch = f"{sampling.prompts} prompts with the data's own responses"
-    again = ", activations computed again" if config.parallel.activation_checkpointing else ""
+    checkpointing = ", activations computed again" if config.parallel.activation_checkpointing else ""
     return {
         "model": f"{parts.chat.name}, {describe_size(parts.policy)}",
         "device": _device(parts),
         "method": f"{config.method['name']}; {'; '.join(teachers) or 'no teacher'}",
         "rows": f"{len(parts.examples):,} to train on, {len(parts.held_out):,} held out ({config.evaluation.split})"
         + (f"; {unfit:,} left out, as below" if unfit else ""),
-        "batch": f"{batch}; micro-batches of {limits.max_tokens_per_microbatch:,} tokens{again}",
+        "batch": f"{batch}; micro-batches of {limits.max_tokens_per_microbatch:,} tokens{checkpointing}",
         "memory": _memory(parts),
         "output": str(folder),
     }
 
 
 def warnings(parts: Parts) -> Iterator[str]:
-    """What is unusual about the data, the model and the method, a sentence each."""
+    """Warnings about unusual data, models and methods, one sentence each."""
     config = parts.config
     for warning in warnings_for(parts.task):
         yield f"data: {warning}"
@@ -65,11 +65,11 @@ def warnings(parts: Parts) -> Iterator[str]:
         yield "model: its layers do not support packing, so batches are padded and no prompt is shared"
     if parts.unfit:
         yield f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}"
-    asked, there = config.sampling.prompts, len(parts.examples)
-    if asked > there:
+    prompts, available = config.sampling.prompts, len(parts.examples)
+    if prompts > available:
         yield (
-            f"data: sampling.prompts is {asked} and there are {there} examples, so {asked - there} prompts of every "
-            "step repeat an example of the same step"
+            f"data: sampling.prompts is {prompts} and there are {available} examples, so {prompts - available} "
+            "prompts of every step repeat an example of the same step"
         )
     compares = type(parts.method).advantages is GRPO.advantages and len(parts.method.sampling_roles()) == 1
     if compares and config.sampling.completions == 1:
@@ -82,7 +82,7 @@ def warnings(parts: Parts) -> Iterator[str]:
 
 
 def describe_role(role: Role) -> str:
-    """The context and the weights of a role in words."""
+    """Describe the context and the weights of a role."""
     prompt = f"context {role.context}" if role.context else "the student's prompt"
     match role.weights:
         case External(path=path):
@@ -93,19 +93,19 @@ def describe_role(role: Role) -> str:
 
 
 def describe_size(policy: Policy) -> str:
-    """The number of a model's weights, and how many of them are trained, in words."""
-    whole, trained = (sum(p.numel() for p in weights) for weights in (policy.parameters(), policy.trainable()))
-    if whole == trained:
-        return f"{short(whole)} weights, all trained"
-    return f"{short(whole)} weights, {short(trained)} of them trained"
+    """Describe how many weights a model has and how many of them are trained."""
+    total, trained = (sum(p.numel() for p in weights) for weights in (policy.parameters(), policy.trainable()))
+    if total == trained:
+        return f"{short(total)} weights, all trained"
+    return f"{short(total)} weights, {short(trained)} of them trained"
 
 
 def in_short(policy: Policy, name: str) -> str:
     """A loaded model in one line: its name, size, number type and device."""
     size = short(sum(p.numel() for p in policy.parameters()))
     dtype = str(policy.dtype or next(policy.parameters()).dtype).removeprefix("torch.")
-    found = read_device(str(policy.device))
-    words = "" if found is None or found.kind == "cpu" else f" ({found.words})"
+    device = read_device(str(policy.device))
+    words = "" if device is None or device.kind == "cpu" else f" ({device.words})"
     return f"model: {name}, {size} weights, {dtype} on {policy.device}{words}"
 
 
@@ -124,17 +124,17 @@ def _rate(role: Role, parts: Parts) -> str:
 def _device(parts: Parts) -> str:
     config, device = parts.config, read_device(str(parts.policy.device))
     name = config.model.device
-    found = ""
+    memory = ""
     if device is not None:
         words = "" if device.kind == "cpu" else f"{device.words}, {device.free / GIB:.1f} of "
-        found = f" ({words}{device.total / GIB:.1f} GiB)"
+        memory = f" ({words}{device.total / GIB:.1f} GiB)"
     ranks = World.current().size
     several = f", {ranks} processes ({config.parallel.kind})" if ranks > 1 else ""
-    return f"{name}{found}, {config.model.dtype}{several}"
+    return f"{name}{memory}, {config.model.dtype}{several}"
 
 
 def _memory(parts: Parts) -> str:
-    """The expected peak, with the lengths of the prompts as they are."""
+    """Describe the expected peak memory, computed with the actual lengths of the prompts."""
     config, policy = parts.config, parts.policy
     shape, device = shape_in(policy.causal_lm.config.to_dict()), read_device(str(policy.device))
     if shape is None:
@@ -144,7 +144,7 @@ def _memory(parts: Parts) -> str:
     rows = sampling.prompts * (sampling.completions if parts.method.on_policy else 1)
     sizes = (config.limits.max_tokens_per_microbatch, config.limits.max_logits_per_chunk)
     base = plan_for(parts.method, config.model, config.parallel, shape)
-    # A small step is smaller than its micro-batch may be.
+    # A small step does not fill a micro-batch.
     micro = min(sizes[0], rows * length)
     plan = planned(config.model.device, base, micro, sizes[1], config.parallel.activation_checkpointing, length)
     needed = expected_bytes(shape, plan, rows=min(rows, sampling.max_batch_size), length=length)

@@ -60,7 +60,7 @@ class Models(Problem):
 
 @dataclass(slots=True, kw_only=True)
 class Parts(Models):
-    """A problem and its models with all else that the training loop uses."""
+    """A problem, its models, and the other parts of the training loop."""
 
     trainer: Trainer
     worker: RolloutWorker
@@ -70,14 +70,14 @@ class Parts(Models):
     resampler: Resampler | None
     """None unless groups of equal rewards are replaced."""
     order: Order
-    """Which of the examples each step draws."""
+    """The examples of each step."""
     held_out: list[Example]
     final: list[Example]
     """Problems of ``evaluation.final``; empty without it."""
     best_by: BestBy
-    """The metric that the best checkpoint has most of."""
+    """The metric that selects the best checkpoint."""
     references: ReferenceScorer | None
-    """None where a verifier judges and ``best_by`` asks for none."""
+    """None if the task has a verifier and ``best_by`` needs no references."""
     unfit: Counter[str]
     """Counts of the examples that do not fit the context window, by reason."""
 
@@ -98,7 +98,7 @@ def assemble(
         UserError: names the first problem of config, data or model.
     """
     problem = build_problem(config, task)
-    # A server that is not there is noticed before the model is loaded. Rank 0 alone talks to servers.
+    # Report an unreachable server before loading the model. Only rank 0 talks to servers.
     if folder is not None and isinstance(config.sampler, ServerConfig) and problem.method.on_policy:
         servers = config.sampler
         World.current().broadcast_from_rank_zero(lambda: await_servers(servers, log))
@@ -153,7 +153,7 @@ def build_models(problem: Problem) -> Models:
 
 
 def _fields(stage: Problem) -> dict[str, Any]:
-    return {one.name: getattr(stage, one.name) for one in fields(stage)}
+    return {field.name: getattr(stage, field.name) for field in fields(stage)}
 
 
 def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
@@ -222,21 +222,21 @@ def build_rollout_worker(models: Models, log: Callable[[str], None] = lambda mes
 
 
 def build_references(models: Models) -> ReferenceScorer | None:
-    """The scorer of held-out references; None where a verifier judges and ``evaluation.best`` asks for none.
+    """The scorer of held-out references; None if the task has a verifier and ``evaluation.best`` needs no references.
 
     Raises:
         ConfigError: ``evaluation.best`` names a number that this method or its data cannot have.
     """
-    named = best_by(models.config.evaluation.best, models.task)
-    if models.task.has_verifier and named in ("success", "reward", "last"):
+    metric = best_by(models.config.evaluation.best, models.task)
+    if models.task.has_verifier and metric in ("success", "reward", "last"):
         return None
     sampling_roles = models.method.sampling_roles()
     roles = [r for name, r in models.method.roles().items() if r.context is not None and name not in sampling_roles]
-    if named in ("teacher_gap", "teacher_shift") and not roles:
-        raise ConfigError(f"evaluation.best = {named!r}, but method {models.config.method['name']!r} has no teacher")
+    if metric in ("teacher_gap", "teacher_shift") and not roles:
+        raise ConfigError(f"evaluation.best = {metric!r}, but method {models.config.method['name']!r} has no teacher")
     held_out = models.task.examples(models.config.evaluation.split)
-    if named in ("loglikelihood", "teacher_gap") and reference_text(held_out[0]) is None:
-        raise ConfigError(f"evaluation.best = {named!r}, but example {held_out[0].id} has no response and no solution")
+    if metric in ("loglikelihood", "teacher_gap") and reference_text(held_out[0]) is None:
+        raise ConfigError(f"evaluation.best = {metric!r}, but example {held_out[0].id} has no response and no solution")
     return ReferenceScorer(
         teachers=models.teachers,
         chat=models.chat,
@@ -265,7 +265,7 @@ def build_prefetcher(
         log=log,
         ranks=worker.world.size,
     )
-    # An engine that cannot run here is refused above, also if this method would not use it. It has not been started.
+    # build_engine refuses an engine that cannot run, even if this method does not use it. It starts no engine.
     if not worker.method.on_policy or STUDENT not in worker.method.sampling_roles():
         return None
     return Prefetcher(engine, policy, worker, sampler, seed=config.seed)
@@ -274,7 +274,7 @@ def build_prefetcher(
 def build_resampler(
     config: ResolvedConfig, worker: RolloutWorker, prefetcher: Prefetcher | None, examples: Sequence[Example]
 ) -> Resampler | None:
-    """What draws other prompts for groups of equal rewards; None where the config does not ask for it."""
+    """The resampler, which draws other prompts for groups of equal rewards; None unless the config asks for it."""
     if config.signal.equal != "resample":
         return None
     return Resampler(worker, prefetcher, examples, config.signal.most, config.seed)
@@ -313,18 +313,18 @@ def choose_examples(models: Models) -> tuple[list[Example], list[Example], Count
     max_tokens, thinking = models.config.sampling.max_tokens, models.config.sampling.thinking
     train, held_out = models.task.examples("train"), models.task.examples(evaluation.split)[: evaluation.problems]
     if models.method.on_policy:
-        kept, unfit = fitting(train, chat, max_tokens=max_tokens, thinking=thinking)
+        examples, excluded = fitting(train, chat, max_tokens=max_tokens, thinking=thinking)
     else:
-        kept, unfit = fitting_solutions(train, chat, thinking=thinking)
-    kept_held_out, unfit_held_out = _fitting_held_out(models, held_out)
-    return kept, kept_held_out, unfit + unfit_held_out
+        examples, excluded = fitting_solutions(train, chat, thinking=thinking)
+    fitting_held_out, excluded_held_out = _fitting_held_out(models, held_out)
+    return examples, fitting_held_out, excluded + excluded_held_out
 
 
 def choose_final_examples(models: Models) -> tuple[list[Example], Counter[str]]:
     """The problems of ``evaluation.final`` that fit the context window, and counts of the others by reason.
 
     Raises:
-        ConfigError: the final split is the one that is evaluated in the course of training.
+        ConfigError: the final split is the one that is evaluated during training.
         DataError: no example fits.
     """
     evaluation = models.config.evaluation

@@ -42,7 +42,7 @@ def save_state(
         # The model directory holds these weights in a narrower number type.
         masters = {name: master.detach() for name, master in policy.masters.weights.items()}
         stored = {"optimiser": optimiser.state_dict(), "teachers": teachers.state_dict(), "masters": masters}
-        # Through a file of Python's own: torch's says of a full disk no more than "unexpected pos 576 vs 534".
+        # A Python file reports a full disk clearly; torch's own file only says "unexpected pos 576 vs 534".
         with (folder / WHOLE).open("wb") as file:
             torch.save(stored, file)
 
@@ -50,7 +50,7 @@ def save_state(
 def save_best(saved: Path, step: int, export: Callable[[Path], object], world: World = ALONE) -> None:
     """Replace ``best`` among the checkpoints by the model directory that ``export`` writes. Every rank must call.
 
-    The step stands beside the weights: a checkpoint that says which one is the best may be older than they are.
+    The step is stored beside the weights, because the newest checkpoint may be older than they are.
     """
 
     def fill(folder: Path) -> None:
@@ -86,11 +86,11 @@ def load_state(
     if not policy.sharded:
         optimiser.load_state_dict(stored["optimiser"])
         return
-    for place, parameter in enumerate(policy.trainable()):
-        for key, value in stored["optimiser"]["state"].get(place, {}).items():
-            room = torch.zeros_like(parameter) if value.shape == parameter.shape else torch.zeros_like(value)
-            copy_into(room, value)
-            optimiser.state[parameter][key] = room
+    for index, parameter in enumerate(policy.trainable()):
+        for key, value in stored["optimiser"]["state"].get(index, {}).items():
+            moment = torch.zeros_like(parameter) if value.shape == parameter.shape else torch.zeros_like(value)
+            copy_into(moment, value)
+            optimiser.state[parameter][key] = moment
 
 
 def load_trained(folder: Path, policy: Policy) -> None:
@@ -115,10 +115,10 @@ def load_averages(folder: Path, teachers: Teachers) -> None:
 
 
 def _put_masters(policy: Policy, stored: Mapping[str, Any]) -> None:
-    """Load the master weights, which are wider than those of the model directory, if the checkpoint has any."""
-    kept = policy.kept()
+    """Load the master weights if the checkpoint has any. They are wider than those of the model directory."""
+    parameters = policy.kept()
     for name, value in stored.get("masters", {}).items():
-        copy_into(kept[name], value)
+        copy_into(parameters[name], value)
     policy.refresh()
 
 
@@ -158,8 +158,8 @@ def _make_room(folder: Path, policy: Policy, optimiser: torch.optim.Optimizer) -
     """Allocate the optimiser state that the checkpoint holds, as zeros: shards are loaded into existing tensors."""
     stored: Mapping[str, Any] = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
     for name, parameter in policy.trained().items():
-        start = f"optimiser.{name}."
-        for entry, found in stored.items():
-            if entry.startswith(start):
-                like = parameter if found.size == parameter.shape else torch.zeros(found.size)
-                optimiser.state[parameter][entry.removeprefix(start)] = torch.zeros_like(like)
+        prefix = f"optimiser.{name}."
+        for entry, metadata in stored.items():
+            if entry.startswith(prefix):
+                shape_like = parameter if metadata.size == parameter.shape else torch.zeros(metadata.size)
+                optimiser.state[parameter][entry.removeprefix(prefix)] = torch.zeros_like(shape_like)

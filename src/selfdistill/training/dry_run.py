@@ -1,4 +1,4 @@
-"""Everything up to the first step of a run, shown and not written."""
+"""Dry run: build a run up to its first step, print it, and write nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progres
 
 
 def _rehearse_resume(parts: Parts, folder: Path, *, log: Callable[[str], None]) -> None:
-    """Say from which step a run would go on, or refuse as a resume would."""
+    """Log the step from which a run would continue, or refuse as a resume would."""
     warning = check_same_config(folder, parts.config)
     if warning is not None:
         log(warning)
@@ -63,8 +63,8 @@ def _first_prompts(parts: Parts) -> Iterator[str]:
     """The prompts of the student and of every teacher for the first training example, as the model reads them."""
     example, thinking = parts.examples[0], parts.config.sampling.thinking
     prompts = {STUDENT: parts.chat.encode(example.prompt, thinking=thinking)}
-    words = {STUDENT: "what the model is asked"}
-    # What is known only after sampling is shown by its name.
+    descriptions = {STUDENT: "what the model is asked"}
+    # Fields that are known only after sampling are shown by their names.
     fields = {name: f"[{name}]" for name in HINDSIGHT} | dict(example.fields)
     for name, role in parts.method.roles().items():
         if role.context is None:
@@ -81,7 +81,7 @@ def _first_prompts(parts: Parts) -> Iterator[str]:
         if isinstance(prompt, Skipped):
             yield f"── {name}: {describe_role(role)}: cannot be shown for {example.id}: {prompt.reason}"
         else:
-            prompts[name], words[name] = prompt, describe_role(role)
+            prompts[name], descriptions[name] = prompt, describe_role(role)
     for name, ids in prompts.items():
-        yield f"── {name}: {words[name]}; {example.id}, {len(ids)} tokens"
+        yield f"── {name}: {descriptions[name]}; {example.id}, {len(ids)} tokens"
         yield str(parts.chat.tokenizer.decode(ids))

@@ -22,7 +22,7 @@ LEARNER = "learner_logprob"
 
 
 def sampled_logprobs(view: View) -> Sequence[float]:
-    """Values of :data:`SAMPLER` for a view: NaN for a teacher's samples, whose sampling weights are at hand."""
+    """Values of :data:`SAMPLER` for a view: NaN for a teacher's samples, which the engine did not sample."""
     return view.old_logprobs if view.source == STUDENT else [math.nan] * len(view.completion_ids)
 
 
@@ -34,16 +34,16 @@ def corrected(loss: TokenLoss, *, cap: float) -> TokenLoss:
     """
 
     def weighted(tokens: TokenSlice) -> Tensor:
-        seen, learner_N = _at_the_learner(tokens)
+        at_learner, learner_N = _at_the_learner(tokens)
         sampler_N = tokens.inputs[SAMPLER]
         weight_N = truncated_importance_weight(learner_N, sampler_N, cap=cap)
-        return torch.where(sampler_N.isnan(), torch.ones_like(weight_N), weight_N) * loss(seen)
+        return torch.where(sampler_N.isnan(), torch.ones_like(weight_N), weight_N) * loss(at_learner)
 
     return weighted
 
 
 def metrics_of_learner(metrics: TokenMetrics) -> TokenMetrics:
-    """The metrics, computed on the same inputs as the corrected loss."""
+    """The metrics, computed on the inputs of the corrected loss."""
 
     def measured(tokens: TokenSlice) -> Mapping[str, Tensor]:
         return metrics(_at_the_learner(tokens)[0])
@@ -53,8 +53,8 @@ def metrics_of_learner(metrics: TokenMetrics) -> TokenMetrics:
 
 def _at_the_learner(tokens: TokenSlice) -> tuple[TokenSlice, Tensor]:
     learner_N = tokens.inputs[LEARNER] if LEARNER in tokens.inputs else tokens.target(STUDENT).detach()
-    elsewhere_N = ~tokens.inputs[SAMPLER].isnan()
-    old_N = torch.where(elsewhere_N, learner_N, tokens.inputs["old_logprob"])
+    by_engine_N = ~tokens.inputs[SAMPLER].isnan()
+    old_N = torch.where(by_engine_N, learner_N, tokens.inputs["old_logprob"])
     inputs = {**tokens.inputs, "old_logprob": old_N}
     return TokenSlice(tokens.target_N, tokens.roles, inputs, tokens.values), learner_N
 

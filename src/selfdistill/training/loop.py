@@ -87,7 +87,7 @@ class Run:
         self.world = World.current()
         self.hold = Hold(folder)
         exists = self.world.broadcast_from_rank_zero(lambda: holds_run(folder, resume=resume))
-        # A traceback that somebody keeps keeps this run too, so a failure has to release the folder itself.
+        # A stored traceback keeps this object alive, so a failure must release the folder explicitly.
         with ExitStack() as on_failure:
             on_failure.callback(self.hold.release)
             if exists:
@@ -138,30 +138,30 @@ class Run:
             with told_of_disk(self.folder, resume="continue the run with --resume"):
                 return self._train(stop)
         except OutOfMemory as error:
-            at = self.saved_step
-            kept = f"step {at} is kept, and --resume goes on from it" if at else "no step was saved yet"
-            raise OutOfMemory(f"{error}; {kept}") from error
+            step = self.saved_step
+            hint = f"step {step} is kept, and --resume goes on from it" if step else "no step was saved yet"
+            raise OutOfMemory(f"{error}; {hint}") from error
         finally:
             if self.parts.prefetcher is not None:
                 self.parts.prefetcher.close()
             self.hold.release()
 
     def _train(self, stop: StopRequest) -> dict[str, Any]:
-        parts, config, now = self.parts, self.config, self.counters
+        parts, config, counters = self.parts, self.config, self.counters
         # Tell the user what is trained and how, and what is unusual about the data, the model and the method.
         self.progress.table(banner(parts, self.folder))
         for warning in warnings(parts):
             self.progress.log(warning)
         # Evaluate the untrained model once: later evaluations are compared with it.
-        if now.before is None:
+        if counters.before is None:
             clock = Clock(parts.policy.device)
             with clock.phase("evaluation"):
                 self._evaluate_finally()
-                now.before = self._evaluate()
-            now.seconds.update(clock.seconds)
-            self.watch.look({"step": 0, "evaluation": now.before})
-        batches_of_examples = pairwise(parts.order.steps(now.step + 1))
-        while now.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
+                counters.before = self._evaluate()
+            counters.seconds.update(clock.seconds)
+            self.watch.look({"step": 0, "evaluation": counters.before})
+        batches_of_examples = pairwise(parts.order.steps(counters.step + 1))
+        while counters.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
             clock = Clock(parts.policy.device)
             # Sample completions and verify them: one group of rollouts per example.
             try:
@@ -169,23 +169,23 @@ class Run:
                     groups = self._collect(*next(batches_of_examples))
                 if parts.resampler is not None:
                     with clock.phase("resampling"):
-                        groups = parts.resampler.fill(groups, step=now.step + 1)
+                        groups = parts.resampler.fill(groups, step=counters.step + 1)
             except Interrupted:
-                self.progress.log(f"step {now.step + 1} was left while it was sampled: --resume samples it anew")
+                self.progress.log(f"step {counters.step + 1} was left while it was sampled: --resume samples it anew")
                 break
             # Score the rollouts under the method's contexts and make the optimiser updates.
             try:
                 with activity("learning", unit="micro-batches"):
-                    result = parts.trainer.step(groups, step=now.step + 1, clock=clock)
+                    result = parts.trainer.step(groups, step=counters.step + 1, clock=clock)
             except TrainingError as error:
-                raise self._keep_failed_step(groups, now.step + 1, error) from error
+                raise self._keep_failed_step(groups, counters.step + 1, error) from error
             # Free the gradients: they are as large as the weights, and evaluation and sampling need the memory.
             parts.trainer.optimiser.zero_grad(set_to_none=True)
-            now.step += 1
+            counters.step += 1
             # Collect the metrics, evaluate if due, and check the alarms.
             measured = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
-            line = measured | parts.order.record(now.step, groups)
-            if now.step % config.evaluation.every == 0 or now.step == config.steps:
+            line = measured | parts.order.record(counters.step, groups)
+            if counters.step % config.evaluation.every == 0 or counters.step == config.steps:
                 with clock.phase("evaluation"):
                     line["evaluation"] = self._evaluate()
             self._add_seconds(clock, line)
@@ -198,12 +198,12 @@ class Run:
             self.progress.step(line, total=config.steps, evaluation_left=self._evaluation_seconds_left())
             # Call the user's function, then save a checkpoint if due.
             self._call_back(callback_record(result.record, line))
-            if now.step % config.checkpoint.every == 0:
-                self._save(export=now.step == config.steps)
+            if counters.step % config.checkpoint.every == 0:
+                self._save(export=counters.step == config.steps)
         # Save the last step in any case, then write summary.json and the report.
-        if now.step > self.saved_step:
+        if counters.step > self.saved_step:
             self._save(export=True)
-        if now.step >= config.steps or self._stopped_by_alarm():
+        if counters.step >= config.steps or self._stopped_by_alarm():
             self._evaluate_finally()
         return self._finish()
 
@@ -229,18 +229,18 @@ class Run:
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the student, export it if it is the best so far, and log the result; returns the result.
 
-        While no evaluation has the metric of ``evaluation.best`` none is better than another: the newest is exported.
+        Until an evaluation has the metric of ``evaluation.best``, the newest one counts as the best.
         """
-        now, parts = self.counters, self.parts
+        counters, parts = self.counters, self.parts
         result = self._answer(parts.held_out)
-        now.latest, now.latest_step = result, now.step
-        score, best = (score_by(parts.best_by, one) for one in (result, now.best))
+        counters.latest, counters.latest_step = result, counters.step
+        score, best = (score_by(parts.best_by, evaluation) for evaluation in (result, counters.best))
         if best is None or (score is not None and score > best):
-            now.best, now.best_step = result, now.step
-            save_best(self.saved, now.step, self._export, self.world)
-        self.evaluations.append({"step": now.step, **result})
-        self.trackers.evaluation(now.step, result)
-        self.progress.evaluation(now.step, result)
+            counters.best, counters.best_step = result, counters.step
+            save_best(self.saved, counters.step, self._export, self.world)
+        self.evaluations.append({"step": counters.step, **result})
+        self.trackers.evaluation(counters.step, result)
+        self.progress.evaluation(counters.step, result)
         if parts.method.needs_rewards() and not result["judged"]:
             self.progress.log("reward: no held-out completion is judged, and the method needs rewards")
         return result
@@ -252,34 +252,34 @@ class Run:
 
     def _answer(self, problems: Sequence[Example]) -> dict[str, Any]:
         """The student's evaluation on these problems, as plain JSON."""
-        parts, worker, own = self.parts, self.parts.worker, self.config.evaluation
+        parts, worker, settings = self.parts, self.parts.worker, self.config.evaluation
         return evaluate(
             problems,
             parts.task,
             worker.sampler,
             parts.chat,
-            evaluation_params(own, max_tokens=worker.params.max_tokens, seed=self.config.seed),
-            thinking=worker.thinking if own.thinking is None else own.thinking,
+            evaluation_params(settings, max_tokens=worker.params.max_tokens, seed=self.config.seed),
+            thinking=worker.thinking if settings.thinking is None else settings.thinking,
             world=self.world,
             references=parts.references,
         ).to_json()
 
     def _evaluation_seconds_left(self) -> float:
         """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""
-        now, total, every = self.counters, self.config.steps, self.config.evaluation.every
-        # The last step is evaluated too where ``every`` does not divide it.
-        left = -(-total // every) - now.step // every if now.step < total else 0
-        # One more evaluation came before training.
-        done = 1 + now.step // every
-        return left * now.seconds.get("evaluation", 0.0) / done
+        counters, total, every = self.counters, self.config.steps, self.config.evaluation.every
+        # The last step is evaluated even if ``every`` does not divide it.
+        left = -(-total // every) - counters.step // every if counters.step < total else 0
+        # The first evaluation came before training.
+        done = 1 + counters.step // every
+        return left * counters.seconds.get("evaluation", 0.0) / done
 
     def _check_alarms(self, line: dict[str, Any]) -> None:
         """Check the alarms against the step's line, report new ones, and add the active ones to the line."""
-        sounded = self.watch.look(line)
+        new_alarms = self.watch.look(line)
         line["alarms"] = sorted(self.watch.standing)
-        for alarm in sounded:
+        for alarm in new_alarms:
             self.progress.log(alarm.message())
-        self.alarms.append(*(alarm.to_json() for alarm in sounded))
+        self.alarms.append(*(alarm.to_json() for alarm in new_alarms))
 
     def _stopped_by_alarm(self) -> list[str]:
         """Names of the alarms that end the run: those listed in ``stop_on`` that the newest step has triggered."""
@@ -304,7 +304,7 @@ class Run:
 
     def _save(self, *, export: bool) -> None:
         """Write a checkpoint. Sharded weights are also written as a model directory only if ``export`` is set."""
-        parts, now = self.parts, self.counters
+        parts, counters = self.parts, self.counters
 
         def fill(folder: Path) -> None:
             if export or not parts.policy.sharded:
@@ -314,18 +314,18 @@ class Run:
                 parts.prefetcher.save(folder)
             if self.world.is_rank_zero:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
-                counters = {name: getattr(now, name) for name in now.__slots__}
+                progress = {name: getattr(counters, name) for name in counters.__slots__}
                 order = parts.order.state_dict()
-                stored = {"counters": counters, "method": method, "origin": parts.origin, "order": order}
-                stored |= {"config": self.config.model_dump(), "logs": {one.path.stem: one.mark() for one in self.logs}}
+                stored = {"counters": progress, "method": method, "origin": parts.origin, "order": order}
+                stored |= {"config": self.config.model_dump(), "logs": {log.path.stem: log.mark() for log in self.logs}}
                 write_json(folder / "state.json", stored)
 
-        path = checkpoint.checkpoint_path(self.saved, now.step)
-        with activity(f"saving step {now.step}"):
+        path = checkpoint.checkpoint_path(self.saved, counters.step)
+        with activity(f"saving step {counters.step}"):
             checkpoint.write_folder(path, fill, world=self.world)
         if self.world.is_rank_zero:
             checkpoint.prune(self.saved, self.config.checkpoint.keep, last=path)
-        self.saved_step = now.step
+        self.saved_step = counters.step
 
     def _restore(self) -> None:
         """Load the newest valid checkpoint, and cut the log files back to its step."""
@@ -351,9 +351,9 @@ class Run:
             after = None if path is None else marks.get(lines.path.stem) or lines.mark_after(self.counters.step)
             lines.cut(after)
         if path is not None and self.world.is_rank_zero and self.counters.best is not None:
-            mended = mend_best(self.saved, self.counters.best_step)
-            if mended is not None:
-                self.progress.log(mended)
+            warning = mend_best(self.saved, self.counters.best_step)
+            if warning is not None:
+                self.progress.log(warning)
         self.world.barrier()
         if path is not None:
             # Alarms have no state besides these lines, so replaying the lines restores them.
@@ -367,29 +367,29 @@ class Run:
         return TrainingError(f"{error}; the batch is in {path}, the last checkpoint is kept")
 
     def _finish(self) -> dict[str, Any]:
-        now = self.counters
-        seconds = sum(now.seconds.values())
-        chosen = score_by(self.parts.best_by, now.best) is not None or self.config.evaluation.best == "last"
+        counters = self.counters
+        seconds = sum(counters.seconds.values())
+        has_best = score_by(self.parts.best_by, counters.best) is not None or self.config.evaluation.best == "last"
         budget = total_budget(self.metrics.read())
         self.trackers.close()
         summary = {
-            "steps": now.step,
-            "finished": now.step >= self.config.steps,
-            "stopped_by": self._stopped_by_alarm() if now.step < self.config.steps else [],
-            "before": now.before,
-            "after": now.latest,
-            "after_step": now.latest_step,
-            "best": now.best if chosen else None,
-            "best_step": now.best_step if chosen else None,
+            "steps": counters.step,
+            "finished": counters.step >= self.config.steps,
+            "stopped_by": self._stopped_by_alarm() if counters.step < self.config.steps else [],
+            "before": counters.before,
+            "after": counters.latest,
+            "after_step": counters.latest_step,
+            "best": counters.best if has_best else None,
+            "best_step": counters.best_step if has_best else None,
             "best_by": self.parts.best_by,
             "right": describe_right(self.parts.task) if self.parts.task.has_verifier else None,
-            "seconds": {phase: round(value, 3) for phase, value in now.seconds.items()},
+            "seconds": {phase: round(value, 3) for phase, value in counters.seconds.items()},
             "alarms": list(self.alarms.read()),
             "starts": list(self.starts.read()),
             "sink_failures": dict(self.trackers.failures),
-            "tokens": now.tokens,
+            "tokens": counters.tokens,
             "budget": budget and budget.to_json(),
-            "tokens_per_second": round(now.tokens / seconds, 2) if seconds else None,
+            "tokens_per_second": round(counters.tokens / seconds, 2) if seconds else None,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         if self.world.is_rank_zero:

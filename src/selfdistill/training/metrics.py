@@ -19,22 +19,22 @@ from selfdistill.types import STUDENT, RolloutGroup, StepRecord, View
 
 
 def budget_of(groups: Sequence[RolloutGroup], views: Sequence[View], method: Method, *, updates: int) -> Budget:
-    """What a step spent on these groups, of which it made these views. ``updates`` is the number of optimiser updates.
+    """The budget that a step spent on these groups and their views. ``updates`` is the number of optimiser updates.
 
     The teachers are scored anew for every update. The student's own pass is its training, unless the method asks for
     its scores before the loss.
     """
-    # Given solutions stand in the groups of a method that is not on-policy, and nobody has sampled them.
+    # The rollouts of a method that is not on-policy are given solutions, which were not sampled.
     rollouts = [rollout for group in groups for rollout in group.rollouts if method.on_policy]
     completions = Counter(rollout.source for rollout in rollouts)
-    drawn = Counter[str]()
+    generated = Counter[str]()
     for rollout in rollouts:
-        drawn[rollout.source] += len(rollout.completion_ids)
+        generated[rollout.source] += len(rollout.completion_ids)
     scored = Counter[str]()
     for role in dict.fromkeys([*method.precompute(), *method.compared()]):
         scored[role] = updates * sum(len(view.completion_ids) for view in views if role in view.prompts)
     trained = updates * sum(weight != 0 for view in views for weight in view.weights)
-    return Budget(dict(completions), dict(drawn), dict(+scored), trained)
+    return Budget(dict(completions), dict(generated), dict(+scored), trained)
 
 
 def callback_record(record: StepRecord, line: Mapping[str, Any]) -> StepRecord:
@@ -72,10 +72,14 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
     for _, verdict in pairs:
         for name, reward in function_rewards(verdict).items():
             by_function.setdefault(f"reward_{name}", []).append(reward)
-    shown = [" ".join(m.content for m in g.example.prompt) for g in groups for r in g.rollouts if r.source == source]
-    # The data's own responses, which have no log-probabilities of a sampler, leak nothing.
-    wrote = [not any(map(math.isnan, rollout.logprobs)) for rollout, _ in pairs]
-    leaks = [mentions_unseen(r.text, text) for (r, _), text, own in zip(pairs, shown, wrote, strict=True) if own]
+    prompts = [" ".join(m.content for m in g.example.prompt) for g in groups for r in g.rollouts if r.source == source]
+    # The data's own responses have no log-probabilities of a sampler. They are not checked for leaks.
+    was_sampled = [not any(map(math.isnan, rollout.logprobs)) for rollout, _ in pairs]
+    leaks = [
+        mentions_unseen(r.text, prompt)
+        for (r, _), prompt, sampled in zip(pairs, prompts, was_sampled, strict=True)
+        if sampled
+    ]
     tokens = sum(len(r.completion_ids) for r, _ in pairs)
     words = sum(len(deliberation_pattern().findall(rollout.text)) for rollout, _ in pairs)
     return {
@@ -102,10 +106,10 @@ def signal_shares(
     needs no rewards, every scored completion is a signal.
     """
     sampled = sum(len(group.rollouts) for group in groups)
-    teaching = {view.group for view in result.views if view.advantage or len(view.prompts) > 1 or not needs_rewards}
+    with_signal = {view.group for view in result.views if view.advantage or len(view.prompts) > 1 or not needs_rewards}
     return {
         "left_out": 1 - len(result.views) / sampled if sampled else None,
-        "no_signal": 1 - len(teaching) / len(groups) if groups else None,
+        "no_signal": 1 - len(with_signal) / len(groups) if groups else None,
     }
 
 

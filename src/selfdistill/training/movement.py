@@ -35,14 +35,14 @@ class Movement:
         ``pulls`` are the sampled gradients, or differences to the target, of each weight; empty for a weight without
         one. The counts are summed over the ranks of ``world``, which hold shards.
         """
-        counted = [
-            torch.stack([((now != then) & (pull != 0)).sum(), (pull != 0).sum()])
-            for now, then, pull in zip(self.sample(self.weights), self.before, pulls, strict=True)
+        by_weight = [
+            torch.stack([((after != before) & (pull != 0)).sum(), (pull != 0).sum()])
+            for after, before, pull in zip(self.sample(self.weights), self.before, pulls, strict=True)
             if len(pull)
         ]
-        mine: list[int] = torch.stack(counted).sum(0).tolist() if counted else [0, 0]
-        moved, asked = (sum(column) for column in zip(*world.all_gather(mine), strict=True))
-        return moved / asked if asked else None
+        counts: list[int] = torch.stack(by_weight).sum(0).tolist() if by_weight else [0, 0]
+        moved, pulled = (sum(column) for column in zip(*world.all_gather(counts), strict=True))
+        return moved / pulled if pulled else None
 
 
 @torch.no_grad()

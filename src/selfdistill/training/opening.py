@@ -1,4 +1,4 @@
-"""A run's folder before its first step: whose it is, and whether a config may go on with it."""
+"""A run's folder before the first step: the lock, and the checks whether a config may resume the run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from selfdistill.training.checkpoint import save_best
 class Hold:
     """A run's lock on its folder: two runs that write into one ruin both.
 
-    It ends when it is let go, when nobody knows it any more, and with the process, however that dies.
+    The lock ends with :meth:`release`, with the last reference to this object, or with the process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,14 +47,14 @@ class Hold:
                 self._end = weakref.finalize(self, os.close, descriptor)
 
     def release(self) -> None:
-        """Let go of the folder."""
+        """Release the lock."""
         if self._end is not None:
             self._end()
             self._end = None
 
 
 def holds_run(folder: Path, *, resume: bool) -> bool:
-    """Whether a folder holds a run to resume. What a run leaves that ended before its config was written is no run.
+    """Whether a folder holds a run to resume. Files of a run that ended before it wrote its config do not count.
 
     Raises:
         CheckpointError: it holds a run and ``resume`` is not set, it holds other files, or it cannot be read.
@@ -64,16 +64,16 @@ def holds_run(folder: Path, *, resume: bool) -> bool:
         exists = (folder / "config.json").exists() or any((folder / "checkpoints").glob("step-*"))
         if exists and not resume:
             raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
-        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if "checkpoints" in found and not any((folder / "checkpoints").iterdir()):
-            found.remove("checkpoints")
-        if not exists and found - {"config.json.tmp"}:
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if "checkpoints" in names and not any((folder / "checkpoints").iterdir()):
+            names.remove("checkpoints")
+        if not exists and names - {"config.json.tmp"}:
             raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
     return exists
 
 
 def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
-    """The config that a run was made with, and what to say where it had to be taken from a checkpoint.
+    """The config that a run was made with, and a warning if it had to be read from a checkpoint.
 
     Raises:
         CheckpointError: ``config.json`` is no JSON object, and no whole checkpoint holds a copy.
@@ -85,18 +85,18 @@ def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
         stored = None
     if isinstance(stored, dict):
         return stored, None
-    for one in reversed(checkpoints(folder / "checkpoints")):
-        if corruption(one) is None:
-            state = _state(one)
+    for checkpoint in reversed(checkpoints(folder / "checkpoints")):
+        if corruption(checkpoint) is None:
+            state = _state(checkpoint)
             if "config" in state:
-                return state["config"], f"{path} is damaged: it is written again from checkpoint {one.name}"
+                return state["config"], f"{path} is damaged: it is written again from checkpoint {checkpoint.name}"
     raise CheckpointError(f"{path} is damaged, and no whole checkpoint holds a copy of it: choose another --out")
 
 
 def newest_state(folder: Path, *, log: Callable[[str], None]) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint that a run goes on from and its ``state.json``; None and nothing if it has none yet.
+    """The checkpoint that a run resumes from and its ``state.json``; None and an empty dict if it has none yet.
 
-    It is the newest whole one whose lines are still in the run's files. ``log`` is told what is wrong with newer ones.
+    It is the newest valid one whose lines are still in the run's files. ``log`` gets one warning for each newer one.
 
     Raises:
         CheckpointError: there are checkpoints, but none is usable.
@@ -118,7 +118,7 @@ def check_origin(folder: Path, state: Mapping[str, Any], origin: str, model: str
     """Refuse to resume a run whose model has changed since. ``origin`` is the fingerprint of the weights now.
 
     Raises:
-        CheckpointError: the run began from others.
+        CheckpointError: the run began from other weights.
     """
     if state["origin"] != origin:
         raise CheckpointError(f"{folder} began from other weights than {model} holds now: it cannot resume")
@@ -130,7 +130,7 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 
 def mend_best(saved: Path, step: int) -> str | None:
-    """Restore a damaged copy of the best weights from the checkpoint of its step; what to say, None if it is whole."""
+    """Restore damaged best weights from the checkpoint of their step; returns a warning, or None if they are valid."""
     best, source = saved / "best", checkpoint_path(saved, step)
     reason = corruption(best)
     if reason is None:
@@ -145,7 +145,7 @@ def mend_best(saved: Path, step: int) -> str | None:
 def check_same_config(
     folder: Path, config: ResolvedConfig, *, kept: Callable[[ResolvedConfig], dict[str, Any]] = lasting
 ) -> str | None:
-    """Refuse to resume a run with another config than its own; returns what :func:`stored_config` says.
+    """Refuse to resume a run with another config than its own; returns the warning of :func:`stored_config`.
 
     ``kept`` are the keys of a config that must be the same. A key missing from the stored config is newer than the run,
     which behaved as the default does.
@@ -153,34 +153,34 @@ def check_same_config(
     Raises:
         CheckpointError: names the first key that differs, or says that no config can be read.
     """
-    found, warning = stored_config(folder)
+    settings, warning = stored_config(folder)
     try:
-        made = ResolvedConfig.model_validate(with_new_names(found))
+        original = ResolvedConfig.model_validate(with_new_names(settings))
     except ValidationError as error:
         raise _another_config(folder, suggest(error, ResolvedConfig)) from error
-    stored, ours = (_of_kind(json.loads(json.dumps(kept(one)))) for one in (made, config))
-    for key in sorted({*stored, *ours}):
-        if stored.get(key) != ours.get(key):
-            raise _another_config(folder, _difference(key, stored.get(key), ours.get(key)))
+    stored, current = (_of_kind(json.loads(json.dumps(kept(resolved)))) for resolved in (original, config))
+    for key in sorted({*stored, *current}):
+        if stored.get(key) != current.get(key):
+            raise _another_config(folder, _difference(key, stored.get(key), current.get(key)))
     return warning
 
 
-def check_steps(folder: Path, done: int, wanted: int, *, log: Callable[[str], None]) -> None:
-    """Refuse to resume a run beyond whose steps it already is, and say where none are left.
+def check_steps(folder: Path, done: int, steps: int, *, log: Callable[[str], None]) -> None:
+    """Refuse to resume a run that is already beyond the config's steps, and log if no step is left.
 
     Raises:
         CheckpointError: the run has made more steps than the config wants.
     """
-    if done > wanted:
+    if done > steps:
         raise CheckpointError(
-            f"{folder} is already at step {done}, beyond steps = {wanted}: set steps higher, or choose another --out"
+            f"{folder} is already at step {done}, beyond steps = {steps}: set steps higher, or choose another --out"
         )
-    if done == wanted:
-        log(f"{folder} is already at step {done} of {wanted}: nothing is left to train; set steps higher to go on")
+    if done == steps:
+        log(f"{folder} is already at step {done} of {steps}: nothing is left to train; set steps higher to go on")
 
 
 def _of_kind(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that name the kind of their device alone: which of several GPUs it is changes no result."""
+    """Settings without the index of the device, because the choice among several GPUs changes no result."""
     model = settings["model"]
     return {**settings, "model": {**model, "device": model["device"].partition(":")[0]}}
 
@@ -191,9 +191,9 @@ def _another_config(folder: Path, where: str) -> CheckpointError:
     )
 
 
-def _difference(key: str, stored: Any, ours: Any) -> str:
-    if isinstance(stored, dict) and isinstance(ours, dict):
-        for below in sorted({*stored, *ours}):
-            if stored.get(below) != ours.get(below):
-                return _difference(f"{key}.{below}", stored.get(below), ours.get(below))
-    return f"{key} was {stored!r} and is now {ours!r}"
+def _difference(key: str, stored: Any, current: Any) -> str:
+    if isinstance(stored, dict) and isinstance(current, dict):
+        for name in sorted({*stored, *current}):
+            if stored.get(name) != current.get(name):
+                return _difference(f"{key}.{name}", stored.get(name), current.get(name))
+    return f"{key} was {stored!r} and is now {current!r}"

@@ -1,4 +1,4 @@
-"""Which examples each step draws: shuffled epochs, or a curriculum by their estimated success."""
+"""The examples of each step: shuffled epochs, or a curriculum by their estimated success."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ AHEAD = 2
 class Order:
     """The examples of every step, with the estimates of a curriculum.
 
-    The examples of step k follow from the seed and the outcomes of steps up to k − 2, whenever they are drawn. So the
-    newest outcomes are kept apart from the estimates until no step that is still to be drawn can do without them.
+    The examples of step k depend only on the seed and the outcomes of steps up to k − 2, whenever they are drawn. So
+    the newest outcomes stay separate from the estimates until every step that must not know them has been drawn.
     """
 
     examples: Sequence[Example]
@@ -44,7 +44,7 @@ class Order:
             yield epoch_examples(self.examples, chosen, first=(step - 1) * self.per_step)
 
     def record(self, step: int, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """Take the outcomes of a step into the estimates; returns what resampling cost and what a curriculum knows."""
+        """Add the outcomes of a step to the estimates; returns the metrics of resampling and of the curriculum."""
         cost = resampling_cost(groups, self.per_step) if self.config.equal == "resample" else {}
         if not self.config.curriculum:
             return cost
@@ -57,7 +57,7 @@ class Order:
         while len(self.newest) > AHEAD:
             self._take(self.success, self.newest.pop(0)[1])
         estimates = self._estimates(step + AHEAD)
-        known = [estimates[one.id] for one in self.examples if one.id in estimates]
+        known = [estimates[example.id] for example in self.examples if example.id in estimates]
         return {
             **cost,
             "curriculum_known": len(known) / len(self.examples),
@@ -65,10 +65,10 @@ class Order:
         }
 
     def _estimates(self, step: int) -> dict[str, float]:
-        """The estimates that the draw of a step may know."""
+        """The estimates that the draw of a step may use."""
         estimates = dict(self.success)
-        for then, outcomes in self.newest:
-            if then <= step - AHEAD:
+        for earlier_step, outcomes in self.newest:
+            if earlier_step <= step - AHEAD:
                 self._take(estimates, outcomes)
         return estimates
 
@@ -78,15 +78,15 @@ class Order:
             estimates[name] = (1 - rate) * estimates.get(name, UNKNOWN) + rate * share
 
     def _draw(self, step: int) -> list[int]:
-        """Different examples in proportion to s(1−s) + floor; more than there are come round again."""
+        """Draw examples without replacement in proportion to s(1−s) + floor; repeat them if the step needs more."""
         estimates = self._estimates(step)
-        chance = random.Random(derive(self.seed, "curriculum", step))
+        rng = random.Random(derive(self.seed, "curriculum", step))
         keys = []
         for index, example in enumerate(self.examples):
             s = estimates.get(example.id, UNKNOWN)
             weight = s * (1 - s) + self.config.curriculum_floor
             # The k smallest of such exponential times are k draws without replacement, each in proportion to weight.
-            keys.append((chance.expovariate(weight), index))
+            keys.append((rng.expovariate(weight), index))
         drawn = [index for _, index in sorted(keys)]
         return [drawn[n % len(drawn)] for n in range(self.per_step)]
 
@@ -95,7 +95,7 @@ class Order:
         return {"success": self.success, "newest": self.newest}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take up the estimates of a checkpoint; one of an earlier version has none."""
+        """Load the estimates of a checkpoint. A checkpoint of an earlier version has none."""
         if state is None:
             return
         self.success = dict(state["success"])

@@ -1,4 +1,4 @@
-"""What a run learns: its config resolved, and the checks that need no model."""
+"""The problem of a run: its resolved config, its task, method and contexts, and the checks that need no model."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ PROMPT_TOKENS = 1024
 
 @dataclass(slots=True, kw_only=True)
 class Problem:
-    """What a run learns: everything that needs no model."""
+    """All parts of a run that need no model."""
 
     config: ResolvedConfig
     task: Task
     method: Method
     templates: Mapping[str, Template]
     device_warning: str
-    """What to say about a device that ``model.device = "auto"`` left out; empty if it left out none."""
+    """Warning about a device that ``model.device = "auto"`` skipped; empty if it skipped none."""
 
 
 def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
@@ -57,12 +57,11 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     best_by(config.evaluation.best, task)
     if config.reward is not None:
         # Call the user's reward functions once, so that a faulty one fails before anything is written.
-        probed = task.examples("train")[:2]
-        asked = [(one, one.fields.get("solution", ""), True) for one in probed]
-        # No model is loaded yet: one id stands for the tokens, so that functions that read them are tried too.
-        # A judge is asked where a run is built, once.
-        tried = task.without_judge() if isinstance(task, RewardedTask) else task
-        verify_all(tried, asked, ids=[(0,)] * len(asked))
+        examples = task.examples("train")[:2]
+        completions = [(example, example.fields.get("solution", ""), True) for example in examples]
+        # No model is loaded yet, so one dummy id replaces the tokens. The judge is checked once, when the run is built.
+        without_judge = task.without_judge() if isinstance(task, RewardedTask) else task
+        verify_all(without_judge, completions, ids=[(0,)] * len(completions))
     # Refuse contexts that cannot be rendered.
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
@@ -78,7 +77,7 @@ def method_of(config: RunConfig) -> Method:
 
 
 def resolve(config: RunConfig) -> ResolvedConfig:
-    """Decide what is left open, by the method's recommended settings and the device.
+    """Fill in unset keys from the method's recommended settings and the device.
 
     Raises:
         ConfigError: the method or one of its hyperparameters is unknown or out of range.
@@ -95,7 +94,7 @@ def resolve(config: RunConfig) -> ResolvedConfig:
         **config.sampling.model_dump(exclude_none=True),
     }
     method = method.at_sampling_temperature(sampling["temperature"])
-    # A run goes on from another run's newest weights; its folder is named as they are now.
+    # A run may start from another run's newest weights. Record the checkpoint, because the newest one changes.
     path = model_path(config.model.path)[0] if config.model.path.strip() else config.model.path
     model, _ = resolve_device(config.model)
     model = model.model_copy(update={"path": lasting_name(path)})
@@ -117,7 +116,7 @@ def resolve(config: RunConfig) -> ResolvedConfig:
 
 
 def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) -> Sizes:
-    """The sizes that the config leaves open, chosen from the memory of the device. The same on every rank."""
+    """Choose the sizes that the config leaves unset by the device's memory. They are the same on every rank."""
     shape, world, device = read_shape(model.path), World.current(), read_device(model.device)
     # Ranks of one machine share its memory, and all ranks must split a step in the same way.
     shared = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if model.device.startswith("cpu") else 1
@@ -130,7 +129,7 @@ def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) 
     )
     return choose_sizes(
         model.device,
-        None if None in free else min(one for one in free if one is not None),
+        None if None in free else min(size for size in free if size is not None),
         shape,
         plan_for(method, model, config.parallel, shape),
         given,
@@ -139,7 +138,7 @@ def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) 
 
 
 def plan_for(method: Method, model: Model, parallel: ParallelConfig, shape: Shape | None) -> Plan:
-    """What lies in the memory while a method trains a model."""
+    """The memory plan of training a model with a method."""
     compared = [name for name in method.roles() if name not in method.precompute()]
     teachers = {role.weights for role in method.roles().values()}
     return plan_of(shape, model, parallel, teachers, roles=1 + len(compared), ranks=World.current().size)
@@ -178,10 +177,10 @@ def check_signal(config: ResolvedConfig, method: Method, task: Task) -> None:
 
 
 def reward_warnings(task: Task, method: Method, templates: Mapping[str, Template]) -> list[str]:
-    """What to tell of rewards of one's own: what counts as right, and what of a method depends on that alone."""
+    """Warnings about custom rewards: what counts as right, and which context fields depend only on that."""
     if not isinstance(task, RewardedTask):
         return []
-    shown = {
+    verdict_fields = {
         field
         for role in method.roles().values()
         if role.context is not None
@@ -190,8 +189,8 @@ def reward_warnings(task: Task, method: Method, templates: Mapping[str, Template
     }
     functions = " + ".join(f"{w:g} × {name}" for w, name in zip(task.weights, task.names, strict=True))
     warnings = [f"a completion is right {task.right}" + (f"; the reward is {functions}" if functions else "")]
-    if shown:
-        fields = ", ".join(f"${name}" for name in sorted(shown))
+    if verdict_fields:
+        fields = ", ".join(f"${name}" for name in sorted(verdict_fields))
         warnings.append(f"{fields} of the contexts depend on which completions are right, not on how large a reward is")
     return warnings
 
@@ -204,23 +203,23 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
     Raises:
         ConfigError, DataError: names the context and what it needs.
     """
-    grown = dict.fromkeys((name for name in HINDSIGHT if name != "other_question"), "")
+    hindsight = dict.fromkeys((name for name in HINDSIGHT if name != "other_question"), "")
     for name, role in method.roles().items():
         if role.context is None:
             continue
         own = example_fields(example)
-        known = own if name in method.sampling_roles() else {**grown, **own}
+        fields = own if name in method.sampling_roles() else {**hindsight, **own}
         if name not in method.sampling_roles() and role.contrast < prompts - 1:
-            known["other_question"] = ""
-        shown = apply(templates, role.context, (Message("user", ""),), known)
-        if isinstance(shown, Skipped) and "other_question" in shown.missing:
+            fields["other_question"] = ""
+        rendered = apply(templates, role.context, (Message("user", ""),), fields)
+        if isinstance(rendered, Skipped) and "other_question" in rendered.missing:
             raise ConfigError(
-                f"{shown.reason}: contrast {role.contrast + 1} needs {role.contrast + 2} questions a step, "
+                f"{rendered.reason}: contrast {role.contrast + 1} needs {role.contrast + 2} questions a step, "
                 f"sampling.prompts is {prompts}"
             )
-        if isinstance(shown, Skipped):
+        if isinstance(rendered, Skipped):
             raise DataError(
-                f"{shown.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
+                f"{rendered.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
                 'map a column to it, for example task.solution = "answer"'
             )
 

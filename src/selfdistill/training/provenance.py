@@ -1,4 +1,4 @@
-"""The record of a start: which program made a run, with which command and on what."""
+"""The record of a start: program versions, command, commit and device."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LIBRARIES = ("selfdistill", "torch", "transformers")
 
 
 def start_record(model: Model, *, step: int, seed: int) -> dict[str, Any]:
-    """What ``starts.jsonl`` holds of one start, as plain JSON. ``step`` is the step that the run goes on from.
+    """One start's line of ``starts.jsonl``, as plain JSON. ``step`` is the step that the run continues from.
 
     The name of the machine is not recorded, nor a password in a server's address.
     """
-    found, program = read_device(model.device), Path(sys.argv[0]).name
+    device, program = read_device(model.device), Path(sys.argv[0]).name
     # "python -m selfdistill" is the same program.
     program = "selfdistill" if program == "__main__.py" else program
     return {
@@ -34,7 +34,7 @@ def start_record(model: Model, *, step: int, seed: int) -> dict[str, Any]:
         "command": LOGIN.sub("", shlex.join([program, *sys.argv[1:]])),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "commit": commit_of(PACKAGE),
-        "device": model.device if found is None or found.kind == "cpu" else f"{model.device}, {found.words}",
+        "device": model.device if device is None or device.kind == "cpu" else f"{model.device}, {device.words}",
         "dtype": model.dtype,
         "seed": seed,
         "processes": World.current().size,
@@ -42,12 +42,12 @@ def start_record(model: Model, *, step: int, seed: int) -> dict[str, Any]:
 
 
 def commit_of(package: Path) -> str | None:
-    """The git commit of the checkout that a package is imported from, with ``+`` where its files differ from it.
+    """The git commit of the checkout that a package is imported from, with ``+`` if its files differ from the commit.
 
     None if the package is installed, or git is missing.
     """
     root = package.parents[1]
-    # A package that is installed below some other checkout has not that checkout's commit.
+    # A package installed inside another project's checkout does not have that checkout's commit.
     if package.parent.name != "src" or not (root / ".git").exists():
         return None
     try:

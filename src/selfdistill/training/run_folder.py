@@ -1,4 +1,4 @@
-"""Read a run folder or a model without training: its weights, its export."""
+"""Load or export the weights of a run folder or a model, without training."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from selfdistill.training.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights that a name stands for, and the checkpoint they are of."""
+    """The weights that a name refers to, and their checkpoint."""
 
     path: str
     """Model directory, hub id or shipped name."""
     checkpoint: str | None = None
-    """``"last"``, ``"best"``, or ``"step"`` for an earlier one; None if the weights are of no run."""
+    """``"last"``, ``"best"``, or ``"step"`` for an earlier one; None if the weights belong to no run."""
     step: int | None = None
-    """Step of the checkpoint; None if the weights are of no run, or an earlier version wrote the best ones."""
+    """Step of the checkpoint; None if the weights belong to no run, or an earlier version wrote the best ones."""
     folder: Path | None = None
     """Folder of the checkpoint, which may hold the weights as shards."""
     warnings: tuple[str, ...] = ()
@@ -49,8 +49,7 @@ class Weights:
 def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) -> Weights:
     """Find the weights of a config, a run folder, a checkpoint or a model.
 
-    A config stands for the model that it names, a run for its newest valid checkpoint unless ``checkpoint`` says
-    ``"best"`` or a step.
+    A config refers to its model, a run to its newest valid checkpoint unless ``checkpoint`` is ``"best"`` or a step.
 
     Raises:
         UserError: the checkpoint does not exist, is damaged or has been written as shards.
@@ -62,58 +61,58 @@ def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) ->
         if source.kind == "config":
             return Weights(config.model.path)
         # A checkpoint that was copied away from its run has the model in a folder of its own.
-        own = source.path is not None and (Path(name) / "model").is_dir()
-        return Weights(str(source.path) if own else name)
+        has_model = source.path is not None and (Path(name) / "model").is_dir()
+        return Weights(str(source.path) if has_model else name)
     if checkpoint is not None and source.checkpoint is not None:
         raise ConfigError(f"{name} is a checkpoint already: leave out --checkpoint, or give its run, {source.path}")
-    chosen = checkpoint or source.checkpoint or "last"
+    selected = checkpoint or source.checkpoint or "last"
     saved = source.path / "checkpoints"
-    if chosen == "best":
+    if selected == "best":
         reason = atomic.corruption(saved / "best") if (saved / "best").is_dir() else "it does not exist yet"
         if reason is not None:
             raise CheckpointError(f"{source.path} has no best checkpoint to use: {reason}")
         return Weights(str(saved / "best"), "best", best_step(saved), saved / "best")
     warnings: list[str] = []
-    if chosen == "last":
+    if selected == "last":
         newest, warnings = atomic.latest_valid(saved)
         if newest is None:
             raise CheckpointError(f"{name} has no checkpoint yet")
     else:
-        kept = [int(path.name.removeprefix("step-")) for path in atomic.checkpoints(saved)]
-        if not chosen.isdecimal() or int(chosen) not in kept:
-            steps = ", ".join(map(str, kept)) or "none so far"
+        steps = [int(path.name.removeprefix("step-")) for path in atomic.checkpoints(saved)]
+        if not selected.isdecimal() or int(selected) not in steps:
+            listed = ", ".join(map(str, steps)) or "none so far"
             raise CheckpointError(
-                f"{source.path} has no checkpoint {chosen!r}: write best, last or a step; it keeps those of steps "
-                f"{steps}"
+                f"{source.path} has no checkpoint {selected!r}: write best, last or a step; it keeps those of steps "
+                f"{listed}"
             )
-        newest = atomic.checkpoint_path(saved, int(chosen))
+        newest = atomic.checkpoint_path(saved, int(selected))
         reason = atomic.corruption(newest)
         if reason is not None:
             raise CheckpointError(f"checkpoint {newest.name} is torn ({reason})")
-    which = "last" if newest == atomic.checkpoints(saved)[-1] or chosen == "last" else "step"
+    which = "last" if newest == atomic.checkpoints(saved)[-1] or selected == "last" else "step"
     step = int(newest.name.removeprefix("step-"))
     return Weights(str(newest / "model"), which, step, newest, tuple(warnings))
 
 
 def on_this_machine(name: str, config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """Return the config of a run for the device that is here if the run's own is not, and a sentence that says so.
+    """Return a run's config with this machine's device if the recorded one is missing here, and a warning about it.
 
-    The number type stays the run's, because results depend on it; the bounds on memory are those of the device here.
-    Every other config is returned as it is: a device that its user names must be there.
+    The number type stays the run's, because results depend on it; the memory limits are those of this device. Every
+    other config is returned unchanged, because a device that its user names must exist.
     """
-    own = config.model.device
+    device = config.model.device
     source = find_source(name)
     recorded = read_config(name).get("model", {}).get("device") if source.kind == "run" else None
-    if own == "auto" or own != recorded:
+    if device == "auto" or device != recorded:
         return config, []
     try:
-        parse_device(own)
+        parse_device(device)
     except ConfigError:
         model, _ = resolve_device(config.model.model_copy(update={"device": "auto"}))
         sampling = config.sampling.model_copy(update={"max_batch_size": None})
         config = config.model_copy(update={"model": model, "sampling": sampling, "limits": LimitsConfig()})
         return config, [
-            f"the run trained on {own}, which is not here: {model.device} is used, with {model.dtype} as there"
+            f"the run trained on {device}, which is not here: {model.device} is used, with {model.dtype} as there"
         ]
     return config, []
 
@@ -121,7 +120,7 @@ def on_this_machine(name: str, config: RunConfig) -> tuple[RunConfig, list[str]]
 def load_model(
     name: str, config: RunConfig, loaded: tuple[Policy, Chat] | None = None, *, checkpoint: str | None = None
 ) -> tuple[Policy, Chat, Weights]:
-    """Load the model of a config, a run folder, a checkpoint or a model, and say which weights were taken.
+    """Load the model of a config, a run folder, a checkpoint or a model; also returns which weights were loaded.
 
     ``loaded`` is returned as it is if the model is already in memory. ``checkpoint`` is as for :func:`find_weights`.
 
@@ -144,10 +143,10 @@ def load_model(
 def load_models(
     problem: Problem, source: str | None = None, *, checkpoint: str | None = None
 ) -> tuple[Models, Weights]:
-    """Load the student and all teachers of a config, or of a run as they were at a checkpoint.
+    """Load the student and all teachers of a config, or of a run at a checkpoint.
 
-    ``source`` is what the problem's config was read from; unset: the config's own model. Frozen teachers are those of
-    the run's beginning. ``checkpoint`` is as for :func:`find_weights`.
+    ``source`` is the name that the problem's config was read from; unset: the config's own model. Frozen teachers have
+    the weights of the run's start. ``checkpoint`` is as for :func:`find_weights`.
 
     Raises:
         UserError: the config, the data or the checkpoint cannot be used.
@@ -188,29 +187,29 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty: choose another --out")
     path = atomic.latest_valid(saved)[0] if step is None else atomic.checkpoint_path(saved, step)
-    kept = ", ".join(str(int(found.name.removeprefix("step-"))) for found in atomic.checkpoints(saved))
-    if not kept:
+    steps = ", ".join(str(int(folder.name.removeprefix("step-"))) for folder in atomic.checkpoints(saved))
+    if not steps:
         raise CheckpointError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
     if path is None or not path.is_dir():
-        raise CheckpointError(f"{run} has no checkpoint of step {step}; it keeps: {kept}")
+        raise CheckpointError(f"{run} has no checkpoint of step {step}; it keeps: {steps}")
     reason = atomic.corruption(path)
     if reason is not None:
         raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
-    stored = path / "model"
-    adapter = (stored / "adapter_config.json").is_file()
-    if stored.is_dir() and dtype is None and not (merge and adapter):
-        # A merged model stands beside its own adapter, which only a resume needs.
-        shutil.copytree(stored, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ADAPTER))
+    model = path / "model"
+    adapter = (model / "adapter_config.json").is_file()
+    if model.is_dir() and dtype is None and not (merge and adapter):
+        # The merged model's folder also has the adapter, which only a resume needs.
+        shutil.copytree(model, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ADAPTER))
         return path
     config = RunConfig.model_validate(with_new_names(read_object(run / "config.json")))
-    wanted = {"device": "cpu", "dtype": dtype or config.model.dtype}
-    policy, chat = build_policy(config.model.model_copy(update=wanted), seed=config.seed)
+    overrides = {"device": "cpu", "dtype": dtype or config.model.dtype}
+    policy, chat = build_policy(config.model.model_copy(update=overrides), seed=config.seed)
     load_trained(path, policy)
     if not merge or not policy.is_lora:
         save_policy(policy, chat, out)
         return path
     with TemporaryDirectory(prefix="selfdistill-export-") as aside:
         save_policy(policy, chat, Path(aside), adapter_only=True)
-        merged = {"path": aside, "lora": None, **wanted}
+        merged = {"path": aside, "lora": None, **overrides}
         save_policy(*build_policy(config.model.model_copy(update=merged), seed=config.seed), out)
     return path

@@ -1,4 +1,4 @@
-"""How much each completion of a step counts: overlong ones punished or masked, groups dropped or weighed."""
+"""The weight of each completion of a step: overlong ones are punished or masked, groups dropped or weighted."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Shaping:
         return replace(verdict, reward=reward, success=verdict.correct)
 
     def punishment(self, length: int) -> float:
-        """What is added to the reward of a completion of this many tokens, from −1 to 0."""
+        """The term, from −1 to 0, that is added to the reward of a completion of this many tokens."""
         margin = min(self.config.margin or max(1, self.max_tokens // 5), self.max_tokens)
         return -min(1.0, max(0.0, (length - (self.max_tokens - margin)) / margin))
 
     def shape(self, prepared: Prepared, groups: Sequence[RolloutGroup]) -> Prepared:
-        """The views with their weights, without those that do not count, which are counted by reason.
+        """The views with their weights. Views of weight 0 are removed and counted by reason.
 
         ``groups`` are those of the step, before any punishment.
         """
@@ -66,8 +66,8 @@ class Shaping:
         skipped: Counter[str] = Counter(prepared.skipped)
         for view in prepared.views:
             factor, reason = factors[view.group]
-            cut = not groups[view.group].rollouts[view.index].finished
-            if self.config.overlong == "mask" and cut:
+            truncated = not groups[view.group].rollouts[view.index].finished
+            if self.config.overlong == "mask" and truncated:
                 factor, reason = 0.0, OVERLONG
             if factor:
                 views.append(view if factor == 1 else replace(view, weights=tuple(factor * w for w in view.weights)))

@@ -68,19 +68,21 @@ class _Totals:
     sums: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[int, Scores]] = field(default_factory=dict)
 
-    def add(self, chosen: Sequence[int], result: LossOutput, views: Sequence[View]) -> None:
+    def add(self, indices: Sequence[int], result: LossOutput, views: Sequence[View]) -> None:
         """Add the result of one micro-batch over the views of these indices."""
         self.loss += float(result.loss.detach())
         for name, value in result.metric_sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         for role, scores in result.scores.items():
-            pairs = zip(chosen, views, split(scores, views), strict=True)
-            present = {i: each for i, view, each in pairs if role in view.prompts}
-            self.scores.setdefault(role, {}).update(present)
+            pairs = zip(indices, views, split(scores, views), strict=True)
+            scores_by_view = {i: view_scores for i, view, view_scores in pairs if role in view.prompts}
+            self.scores.setdefault(role, {}).update(scores_by_view)
 
     def alone(self) -> _Totals:
         """A CPU copy for all_gather."""
-        scores = {role: {i: each.alone() for i, each in column.items()} for role, column in self.scores.items()}
+        scores = {
+            role: {i: view_scores.alone() for i, view_scores in column.items()} for role, column in self.scores.items()
+        }
         return _Totals(self.loss, self.sums, scores)
 
 
@@ -156,6 +158,7 @@ class Trainer:
             last = self._update(prepared.views, step, update, clock, first)
             first = first or last.scores.get(STUDENT)
         self.teachers.take_snapshots(step)
+        # Collect what metrics.jsonl records of the step.
         record = StepRecord(
             step=step,
             loss=last.loss,
@@ -168,14 +171,10 @@ class Trainer:
                 "learning_rate": rate,
                 "dropped": float(prepared.dropped),
                 **last.values,
-                **self._gaps(prepared.views, first or ()),
+                **({} if self.importance_cap is None else gaps(prepared.views, first or (), cap=self.importance_cap)),
             },
         )
         return StepResult(record, prepared.views, last.scores)
-
-    def _gaps(self, views: Sequence[View], learner: Sequence[Scores | None]) -> dict[str, float]:
-        """Gap between the log-probabilities of learner and sampling engine; empty if the student itself sampled."""
-        return {} if self.importance_cap is None else gaps(views, learner, cap=self.importance_cap)
 
     def prepare(self, groups: Sequence[RolloutGroup], *, step: int) -> Prepared:
         """The views of these groups that a step scores, with their advantages."""
@@ -190,13 +189,16 @@ class Trainer:
         self, views: Sequence[View], step: int, update: int, clock: Clock, first: Sequence[Scores | None] | None
     ) -> _Update:
         """Make one optimiser update."""
+        # Score the roles that the method needs before the loss, and compute the values of the whole batch.
         with clock.phase("teacher"):
             precomputed = self._precompute(views)
             batch = batch_inputs(
                 self.method, self.state, views, precomputed, update=update, step=step, steps=self.steps
             )
+        # Accumulate the gradients of all micro-batches.
         self.optimiser.zero_grad(set_to_none=True)
         loss, scores, metrics = self._backward(batch, first, clock)
+        # Clip the gradients, then update the student and the averaged teacher.
         with clock.phase("update"):
             norm = clip_grad_norm(self.policy.trainable(), self.clip_norm or math.inf)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -210,7 +212,7 @@ class Trainer:
     def _move(self) -> dict[str, float]:
         """Update the student, then the averaged teacher; returns the share of weights that changed, for each.
 
-        Not counted: weights with gradient 0, and averages that equal the student. Rounding may swallow others.
+        Weights with gradient 0 and averages that equal the student are not counted. Rounding may undo other changes.
         """
         weights, world = self.policy.trainable(), self.world if self.policy.sharded else ALONE
         student = Movement(weights)
@@ -250,29 +252,29 @@ class Trainer:
         """
         views, packed = batch.views, self.teachers.pack
         totals = _Totals()
-        # Compared roles enter the loss with their whole distribution; they run beside the student.
+        # Compared roles enter the loss with their whole distribution; they run in the same micro-batch as the student.
         roles = self.method.roles()
         compared = {name: roles[name].weights for name in self.method.compared()}
         temperatures = {name: roles[name].temperature for name in compared}
         forwards = [[STUDENT], *together(compared, packed=packed)]
         # Split the views over ranks, and this rank's share into micro-batches.
         with clock.phase("views"):
-            own = micro_batches(
+            batches = micro_batches(
                 views,
                 max_tokens=self.limits.max_tokens_per_microbatch,
                 forwards=forwards,
                 packed=packed,
                 world=self.world,
             )
-        advance(of=len(own))
-        for micro_batch in own:
+        advance(of=len(batches))
+        for micro_batch in batches:
             advance(1)
             # Compute the hidden states of the teacher roles, without gradient.
             picked = [views[i] for i in micro_batch.indices]
             with clock.phase("student"):
                 sequences = collate(picked, STUDENT, packed=packed)
             with clock.phase("teacher"):
-                others = head_inputs(self.teachers, picked, compared, sequences.target_N, temperatures)
+                teachers = head_inputs(self.teachers, picked, compared, sequences.target_N, temperatures)
             # Forward and backward pass of the student; the head makes logits in slices.
             with clock.phase("student"):
                 job = loss_inputs(
@@ -280,7 +282,7 @@ class Trainer:
                     batch,
                     micro_batch,
                     sequences.target_N,
-                    others,
+                    teachers,
                     self.policy,
                     max_logits_per_chunk=self.limits.max_logits_per_chunk,
                 )
@@ -349,23 +351,25 @@ def teachers_of(method: Method, policy: Policy) -> Teachers:
     return Teachers(policy, needed=needed, rate=method.teacher_rate)
 
 
-def _together(own: _Totals, views: int, world: World) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
+def _together(
+    totals: _Totals, views: int, world: World
+) -> tuple[float, dict[str, list[Scores | None]], dict[str, float]]:
     """All-gather the totals of the ranks; returns loss, scores by role for each view, and sums of metrics."""
-    parts = world.all_gather(own.alone()) if world.size > 1 else [own]
+    parts = world.all_gather(totals.alone()) if world.size > 1 else [totals]
     sums: dict[str, float] = {}
     scores: dict[str, list[Scores | None]] = {}
     for part in parts:
         for name, value in part.sums.items():
             sums[name] = sums.get(name, 0.0) + value
         for role, column in part.scores.items():
-            everyones = scores.setdefault(role, [None] * views)
-            for i, each in column.items():
-                everyones[i] = each
+            scores_by_view = scores.setdefault(role, [None] * views)
+            for i, view_scores in column.items():
+                scores_by_view[i] = view_scores
     return math.fsum(part.loss for part in parts), scores, sums
 
 
 def _role_sums(scores: Mapping[str, Sequence[Scores | None]]) -> dict[str, RoleSums]:
-    """Sums over tokens by role: entropy, and for each teacher u."""
+    """Sums over tokens by role: the entropy, and u for each teacher."""
     result: dict[str, RoleSums] = {}
     students = scores.get(STUDENT, [])
     for role, column in scores.items():
