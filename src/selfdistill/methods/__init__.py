@@ -1,4 +1,4 @@
-"""The methods, one file each, and the table that names them."""
+"""The methods, one file each, and the table of their names."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def build_method(name: str, hyperparameters: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
 
 
-def _most_specific(error: ValidationError, given: Mapping[str, Any]) -> ErrorDetails:
-    """The first error of the alternative that the user named by its ``kind``, or else the first of all."""
-    for found in error.errors():
-        table = given.get(str(found["loc"][0])) if found["loc"] else None
+def _most_specific(error: ValidationError, hyperparameters: Mapping[str, Any]) -> ErrorDetails:
+    """The first error of the alternative that the user's ``kind`` selects, else the first of all errors."""
+    for entry in error.errors():
+        table = hyperparameters.get(str(entry["loc"][0])) if entry["loc"] else None
         kind = table.get("kind") if isinstance(table, Mapping) else None
-        if kind is not None and any(str(part).lower() == kind for part in found["loc"][1:]):
-            return found
+        if kind is not None and any(str(part).lower() == kind for part in entry["loc"][1:]):
+            return entry
     return error.errors()[0]
 
 

@@ -52,8 +52,8 @@ class AntiSD(GRPO):
 
     def precompute(self) -> Sequence[str]:
         """The sampled token's log-probability, and the entropy that the gate watches, before the loss."""
-        watched = (STUDENT,) if self.gated and self.gate_signal != "teacher_entropy" else ()
-        return tuple(dict.fromkeys((*super().precompute(), *self.roles(), *watched)))
+        gate_role = (STUDENT,) if self.gated and self.gate_signal != "teacher_entropy" else ()
+        return tuple(dict.fromkeys((*super().precompute(), *self.roles(), *gate_role)))
 
     def new_state(self) -> State | None:
         """The gate, closed."""
@@ -61,7 +61,7 @@ class AntiSD(GRPO):
         return EntropyGate(warmup=self.warmup, ratio=self.gate_ratio) if watches else None
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
-        """Update the gate with what it watches, over all response tokens of the batch."""
+        """Update the gate with its signal over all response tokens of the batch."""
         role, _, quantity = self.gate_signal.partition("_")
         scores = [score for score in batch.scores.get(role, []) if score is not None]
         measured: dict[str, float] = {}
@@ -90,8 +90,8 @@ class AntiSD(GRPO):
 
 
 def _median(values_N: Tensor) -> float:
-    """The middle value, or the mean of the two in the middle; NaN where one is NaN or there are none."""
-    # Of the two, torch.median takes the lower one.
+    """The median, with the mean of the two middle values; NaN if a value is NaN or there are none."""
+    # torch.median returns the lower of the two middle values.
     return float((values_N.median() - (-values_N).median()) / 2.0)
 
 

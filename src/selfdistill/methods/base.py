@@ -51,7 +51,7 @@ class State(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchScores:
-    """A batch as :meth:`Method.on_batch` sees it, before the loss."""
+    """The input of :meth:`Method.on_batch`: a batch with its scores, before the loss."""
 
     scores: Mapping[str, list[Scores | None]] = field(default_factory=dict)
     """Scores by role of ``precompute()``, one entry per view; None where the view lacks the role's prompt."""
@@ -83,9 +83,9 @@ class Method(Strict):
     on_policy: ClassVar[bool] = True
     """Whether completions are sampled; if not, the reference solutions are the completions."""
     without_context: ClassVar[Literal["drop", "keep", "mask"]] = "drop"
-    """What happens to a completion whose context cannot be rendered. "drop": it leaves the loss and is counted.
-    "keep": it stays without the contexts of ``precompute()``, but not without one whose distribution the loss compares.
-    "mask": it stays in any case, and the loss asks ``tokens.has(role)``."""
+    """Treatment of a completion whose context cannot be rendered. "drop": it leaves the loss and is counted.
+    "keep": it stays if a context of ``precompute()`` is missing, but not if the loss compares the missing distribution.
+    "mask": it always stays, and the loss checks ``tokens.has(role)``."""
     weighting: ClassVar[Literal["token", "completion"]] = "token"
     """Whether the loss is a mean over tokens or over completions."""
     one_update: ClassVar[bool] = False
@@ -116,7 +116,7 @@ class Method(Strict):
     )
 
     def at_sampling_temperature(self, temperature: float) -> Method:
-        """The method with the hyperparameters filled in that follow ``sampling.temperature`` where they are unset."""
+        """The method with its unset hyperparameters that default to ``sampling.temperature`` filled in."""
         return self
 
     def roles(self) -> Mapping[str, Role]:
@@ -132,9 +132,9 @@ class Method(Strict):
         return (STUDENT,)
 
     def samples_for(self, role: str, group: RolloutGroup) -> bool:
-        """Whether a sampling role besides the student samples for this group, which holds what was sampled before.
+        """Whether a sampling role besides the student samples for this group, which holds the rollouts so far.
 
-        Roles sample in the order of :meth:`sampling_roles`. A group without such samples goes on as it is.
+        Roles sample in the order of :meth:`sampling_roles`. A group that a role does not sample for is unchanged.
         """
         return True
 
@@ -143,9 +143,9 @@ class Method(Strict):
         return ()
 
     def compared(self) -> Sequence[str]:
-        """Roles whose whole distributions the loss sees: all that are not scored before, unless overridden.
+        """Roles whose whole distributions the loss compares: by default all that ``precompute()`` does not name.
 
-        A role may be both: ``on_batch`` then sees its entropies, and the loss its distributions, for one more pass.
+        A role may be in both: ``on_batch`` then gets its entropies and the loss its distributions, for one more pass.
         """
         return [name for name in self.roles() if name not in self.precompute()]
 
@@ -184,7 +184,7 @@ class Method(Strict):
 
 
 class DriftingTeacher(Method):
-    """A method whose teacher may have other weights than the student: u is then not pMI alone.
+    """A method whose teacher may have other weights than the student, so that u is not pMI alone.
 
     Σ_t u_t = Σ_t [log T(y_t) − log B(y_t)] + Σ_t [log B(y_t) − log S(y_t)], where B has the teacher's weights and the
     student's prompt. The first sum is the pMI of completion and context, the second the drift of the weights.
@@ -195,15 +195,15 @@ class DriftingTeacher(Method):
     )
 
     def bare(self, weights: Weights) -> Mapping[str, Role]:
-        """The role B, where it is asked for. It is scored before the loss, which does not need it."""
+        """The role B, if ``weight_drift`` is set. It is scored before the loss, which does not need it."""
         return {BARE: Role(None, self.weights or weights)} if self.weight_drift else {}
 
     def precompute(self) -> Sequence[str]:
-        """B, where it is asked for."""
+        """B, if ``weight_drift`` is set."""
         return (BARE,) if self.weight_drift else ()
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
-        """The two parts of u, in nats a token, where B is scored."""
+        """The two parts of u, in nats a token, if B is scored."""
         if not self.weight_drift:
             return {}
         bare_N = tokens.target(BARE)
@@ -296,19 +296,19 @@ def at_temperature(tokens: TokenSlice, temperature: float) -> TokenSlice:
 def on_support(tokens: TokenSlice, support: Full | TopK, *roles: str, teacher: str = "teacher") -> tuple[Tensor, ...]:
     """Log-probabilities [N, S] of the named roles on the support, tail bin included.
 
-    ``teacher`` is the role that chooses where ``support.chosen_by`` asks for a teacher. In a union the second mention
+    ``teacher`` is the role that selects tokens if ``support.chosen_by`` names a teacher. In a union the second mention
     of a token has log-probability −inf under every role, so that it counts once.
     """
     if support.kind == "full":
         return tuple(tokens.roles[role] for role in roles)
-    choosing = {"student": [STUDENT], "teacher": [teacher], "union": [STUDENT, teacher]}[support.chosen_by]
-    chosen = [_likeliest(tokens.roles[role], support.k) for role in choosing]
-    ids_NK = torch.cat(chosen, -1)
-    if len(chosen) == 1:
+    selecting = {"student": [STUDENT], "teacher": [teacher], "union": [STUDENT, teacher]}[support.chosen_by]
+    selected_ids = [_likeliest(tokens.roles[role], support.k) for role in selecting]
+    ids_NK = torch.cat(selected_ids, -1)
+    if len(selected_ids) == 1:
         return tuple(with_tail(tokens.roles[role].gather(-1, ids_NK)) for role in roles)
-    twice_NK = (chosen[1][:, :, None] == chosen[0][:, None, :]).any(-1)
-    twice_NK = torch.cat([torch.zeros_like(chosen[0], dtype=torch.bool), twice_NK], -1)
-    gathered = (tokens.roles[role].gather(-1, ids_NK).masked_fill(twice_NK, -math.inf) for role in roles)
+    repeated_NK = (selected_ids[1][:, :, None] == selected_ids[0][:, None, :]).any(-1)
+    repeated_NK = torch.cat([torch.zeros_like(selected_ids[0], dtype=torch.bool), repeated_NK], -1)
+    gathered = (tokens.roles[role].gather(-1, ids_NK).masked_fill(repeated_NK, -math.inf) for role in roles)
     return tuple(with_tail(logprobs_NK) for logprobs_NK in gathered)
 
 

@@ -1,4 +1,4 @@
-"""CEPO: RLSD whose evidence is how far the right answer's hindsight and a wrong answer's differ."""
+"""CEPO: RLSD whose evidence is the difference between the hindsight of a right and of a wrong answer."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ class CEPO(RLSD):
         return torch.where(right_N.isnan() | wrong_N.isnan(), instead_N, right_N - wrong_N)
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
-        """RLSD's, and the share of tokens that both answers were shown for."""
+        """RLSD's, and the share of tokens with both contexts."""
         both_N = tokens.has("teacher") & tokens.has("wrong")
         return {**super().metrics(tokens), "contrasted": both_N.to(tokens.target("teacher").dtype)}

@@ -1,4 +1,4 @@
-"""CREDIT: SDPO without what stays likely under unrelated questions."""
+"""CREDIT: SDPO minus the part of the signal that unrelated questions share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DemoPSD: a teacher that gives way to what the student would have done where the two are far apart."""
+"""DemoPSD: a teacher mixed with its own distribution without hindsight where it is far from the student."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class EntropyGate:
         return self._open
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, as plain JSON values."""
+        """The state needed to continue, as plain JSON values."""
         return {
             "warmup": self._warmup,
             "ratio": self._ratio,
@@ -71,7 +71,7 @@ class EntropyGate:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another gate stopped; ValueError if that one had another warm-up or ratio, or on unknown keys."""
+        """Continue from another gate's state; ValueError if its warm-up or ratio differs, or on unknown keys."""
         if set(state) != set(self.state_dict()):
             raise ValueError(f"gate state needs the keys {sorted(self.state_dict())}, got {sorted(state)}")
         if (state["warmup"], state["ratio"]) != (self._warmup, self._ratio):

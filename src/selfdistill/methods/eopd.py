@@ -1,4 +1,4 @@
-"""EOPD: on-policy distillation by the sampled token, and by whole distributions where the teacher is uncertain."""
+"""EOPD: on-policy distillation by the sampled token, plus whole distributions where the teacher is uncertain."""
 
 from __future__ import annotations
 

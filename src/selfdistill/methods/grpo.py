@@ -74,19 +74,19 @@ class GRPO(Method):
 
     @property
     def weighting(self) -> Literal["token", "completion"]:  # type: ignore[override]
-        """GSPO's is a mean over completions, every other one over tokens."""
+        """GSPO's loss is a mean over completions, all others are means over tokens."""
         return "completion" if self.ratio == "sequence" else "token"
 
     def roles(self) -> Mapping[str, Role]:
-        """The reference, where its divergence is asked for."""
+        """The reference, if its divergence has a weight."""
         return {REFERENCE: Role(None, "frozen")} if self.kl else {}
 
     def precompute(self) -> Sequence[str]:
-        """The reference, and the student where the ratio is that of the whole completion."""
+        """The reference, and the student if the ratio is that of the whole completion."""
         return (*([REFERENCE] if self.kl else ()), *([STUDENT] if self.ratio == "sequence" else ()))
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
-        """The mean log-ratio of each completion, where the ratio is that of the completion."""
+        """The mean log-ratio of each completion, if the ratio is that of the completion."""
         if self.ratio != "sequence":
             return {}
         means = []
@@ -132,7 +132,7 @@ class GRPO(Method):
         )
         ratio_N = log_ratio_N.exp()
         outside_N = (ratio_N < 1 - self.clip_low) | (ratio_N > 1 + self.clip_high)
-        found = {"clip_share": outside_N.to(ratio_N.dtype), "ratio": ratio_N}
+        metrics = {"clip_share": outside_N.to(ratio_N.dtype), "ratio": ratio_N}
         if self.kl:
-            found["kl"] = reference_penalty(tokens.target(STUDENT).detach(), tokens.target(REFERENCE))
-        return found
+            metrics["kl"] = reference_penalty(tokens.target(STUDENT).detach(), tokens.target(REFERENCE))
+        return metrics

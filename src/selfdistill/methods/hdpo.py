@@ -1,4 +1,4 @@
-"""HDPO: GRPO, and where all of the student's completions fail, the teacher's right ones."""
+"""HDPO: GRPO, plus the teacher's right completions if all of the student's fail."""
 
 from __future__ import annotations
 
@@ -58,18 +58,20 @@ class HDPO(GRPO):
         return [rollout.source == STUDENT or verdict.correct for rollout, verdict in pairs]
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
-        """Which completions the teacher sampled, and their tokens' share of the batch's weight."""
-        sampled = [view.source == TEACHER for view in batch.views]
+        """A mask of the completions that the teacher sampled, and their share of the batch's weight."""
+        from_teacher = [view.source == TEACHER for view in batch.views]
         weights = [math.fsum(view.weights) for view in batch.views]
-        share = math.fsum(w for w, own in zip(weights, sampled, strict=True) if own) / (math.fsum(weights) or 1.0)
-        distilled = torch.tensor(sampled, dtype=torch.float64)
+        share = math.fsum(w for w, included in zip(weights, from_teacher, strict=True) if included) / (
+            math.fsum(weights) or 1.0
+        )
+        distilled = torch.tensor(from_teacher, dtype=torch.float64)
         return {**super().on_batch(state, batch), "distilled": distilled, "distilled_share": share}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Each token's term over its term's share of all tokens, so that the mean over all is the sum of two means."""
         share = tokens.values["distilled_share"]
         divergence_N = self.divergence.between(*on_support(tokens, self.divergence.support, STUDENT, TEACHER))
-        # A share of 0 divides no token's loss.
+        # If a share is 0, no token has that term.
         reward_N, distilled_N = super().loss(tokens) / (1 - share or 1.0), divergence_N / (share or 1.0)
         return torch.where(tokens.inputs["distilled"] > 0, self.strength * distilled_N, reward_N)
 

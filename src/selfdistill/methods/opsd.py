@@ -43,7 +43,7 @@ class OPSD(DriftingTeacher):
         return {"teacher": self.teacher(self.context, "frozen"), **self.bare("frozen")}
 
     def at_sampling_temperature(self, temperature: float) -> OPSD:
-        """The released trainer scores at the temperature that it samples at."""
+        """Score at the sampling temperature, as the released trainer does."""
         return self if self.score_temperature else self.model_copy(update={"score_temperature": temperature})
 
     def needs_rewards(self) -> bool:
@@ -52,6 +52,6 @@ class OPSD(DriftingTeacher):
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token."""
-        # A method that no config has resolved scores at the temperature that the recipe samples at.
+        # A method that was not resolved by a config scores at the recipe's sampling temperature.
         softened = at_temperature(tokens, self.score_temperature or self.recommended.temperature)
         return self.divergence.between(*on_support(softened, self.divergence.support, "student", "teacher"))

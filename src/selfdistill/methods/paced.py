@@ -1,4 +1,4 @@
-"""PACED: distillation at the edge of what the student can do, forward KL first, reverse KL later."""
+"""PACED: distillation at the edge of the student's ability, forward KL first, reverse KL later."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class PACED(DriftingTeacher):
         """The weight of every completion's question, its mean, and whether the second part has begun."""
         rates = [view.pass_rate for view in batch.views]
         weights = [0.0 if p is None else p**self.alpha * (1 - p) ** self.beta for p in rates]
-        done = 0.0 if batch.steps is None else (batch.step - 1) / batch.steps
+        progress = 0.0 if batch.steps is None else (batch.step - 1) / batch.steps
         return {
             "question_weight": torch.tensor(weights, dtype=torch.float64),
             "question_weight_mean": sum(weights) / len(weights) if weights else 0.0,
-            "reverse": float(self.reverse_from <= done),
+            "reverse": float(self.reverse_from <= progress),
         }
 
     def loss(self, tokens: TokenSlice) -> Tensor:
-        """The divergence of the run's part, times the question's weight."""
+        """The divergence of this part of the run, times the question's weight."""
         divergence = reverse_kl if tokens.values["reverse"] else forward_kl
         return tokens.inputs["question_weight"] * divergence(*on_support(tokens, self.support, STUDENT, "teacher"))

@@ -54,11 +54,11 @@ class PBSD(Method):
 
     def keep(self, group: RolloutGroup) -> Sequence[bool]:
         """Whole pairs, and with the filter those whose teacher sample is right."""
-        chosen: set[int] = set()
+        indices: set[int] = set()
         for plus, minus in zip(_of(group, TEACHER), _of(group, STUDENT), strict=False):
             if self.reward_filter == "off" or group.verdicts[plus].correct:
-                chosen |= {plus, minus}
-        return [index in chosen for index in range(len(group.rollouts))]
+                indices |= {plus, minus}
+        return [index in indices for index in range(len(group.rollouts))]
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor]:
         """Each pair's loss, and the weight that its tokens carry."""

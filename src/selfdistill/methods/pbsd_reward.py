@@ -47,7 +47,7 @@ class PBSDReward(Method):
         return (TEACHER,)
 
     def keep(self, group: RolloutGroup) -> Sequence[bool]:
-        """Completions that have a reward, of groups with a right sample where that is asked for."""
+        """Completions with a reward; with ``drop_wrong_groups`` only those of groups with a right sample."""
         if self.drop_wrong_groups and not any(verdict.correct for verdict in group.verdicts):
             return [False] * len(group.rollouts)
         return [verdict.reward is not None for verdict in group.verdicts]

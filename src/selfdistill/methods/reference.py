@@ -39,19 +39,19 @@ def section(name: str) -> Iterator[str]:
     )
     yield "| hyperparameter | default | what it is |"
     yield "|---|---|---|"
-    silent = set() if method.roles() else TEACHERS
+    omitted = set() if method.roles() else TEACHERS
     for hyperparameter, field in kind.model_fields.items():
-        if hyperparameter != "name" and hyperparameter not in silent:
+        if hyperparameter != "name" and hyperparameter not in omitted:
             yield f"| `{hyperparameter}` | `{_default(getattr(method, hyperparameter))}` | {limits(field)} |"
     yield ""
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """The content of :func:`section` as plain JSON: the defaults of a method and what it recommends."""
+    """The content of :func:`section` as plain JSON: the defaults and the recommended settings of a method."""
     kind = METHODS[name]
     method = kind.model_validate({})
     roles = {
-        role: {"context": one.context, "weights": weights_word(one.weights)} for role, one in method.roles().items()
+        role: {"context": spec.context, "weights": weights_word(spec.weights)} for role, spec in method.roles().items()
     }
     return {
         "description": inspect.cleandoc(kind.__doc__ or "").partition("\n")[0],

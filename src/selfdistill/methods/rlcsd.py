@@ -1,4 +1,4 @@
-"""RLCSD: GRPO plus a bounded bonus for what a right hint says and wrong hints do not."""
+"""RLCSD: GRPO plus a bounded bonus for the difference between a right hint and wrong hints."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class RLCSD(GRPO):
         return tuple(dict.fromkeys((*super().precompute(), *self.roles())))
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
-        """Each token's bonus, and its factor that makes of one mean over all tokens the two."""
+        """Each token's bonus, and the factor that turns one mean over all tokens into the two means."""
         hints = ("teacher", *self._wrong())
         columns = [[batch.scores[name][i] for name in hints] for i in range(len(batch.views))]
         bonuses = [self._bonus(right, wrong) for right, *wrong in columns]
         weights = [torch.tensor(view.weights, dtype=torch.float64) for view in batch.views]
         selected = [None if bonus is None else bonus.abs() > self.selected_above for bonus in bonuses]
-        # The loss is Σ weight · factor · term / Σ weight: a factor of Σ weight / Σ own weight is a mean of its own.
+        # The loss is Σ weight · factor · term / Σ weight: a factor of Σ weight / Σ own weight gives a separate mean.
         total = math.fsum(float(weight.sum()) for weight in weights)
         pairs = [(weight, chosen) for weight, chosen in zip(weights, selected, strict=True) if chosen is not None]
         of_selected = math.fsum(float(weight[chosen].sum()) for weight, chosen in pairs)
@@ -75,7 +75,7 @@ class RLCSD(GRPO):
         }
 
     def token_advantage(self, tokens: TokenSlice) -> Tensor:
-        """A + r, and 0 where that would have the other sign."""
+        """A + r, or 0 if the sign would change."""
         advantage_N = tokens.inputs["advantage"]
         moved_N = advantage_N + tokens.inputs["bonus"]
         return torch.where(moved_N.sign() == advantage_N.sign(), moved_N, torch.zeros_like(moved_N))
@@ -89,8 +89,10 @@ class RLCSD(GRPO):
 
     def _bonus(self, right: Scores | None, wrong: Sequence[Scores | None]) -> Tensor | None:
         """r of a completion's tokens; None without both kinds of hint."""
-        there = [scores.target_N.cpu().double() for scores in wrong if scores is not None]
-        if right is None or not there:
+        wrong_logprobs = [scores.target_N.cpu().double() for scores in wrong if scores is not None]
+        if right is None or not wrong_logprobs:
             return None
-        evidence_N = right.target_N.cpu().double() - (torch.logsumexp(torch.stack(there), 0) - math.log(len(there)))
+        evidence_N = right.target_N.cpu().double() - (
+            torch.logsumexp(torch.stack(wrong_logprobs), 0) - math.log(len(wrong_logprobs))
+        )
         return (self.strength * torch.tanh(evidence_N / self.sharpness)).clamp(-self.bonus_clip, self.bonus_clip)

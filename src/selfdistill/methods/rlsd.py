@@ -42,8 +42,8 @@ class RLSD(GRPO):
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
         """λ of this step."""
-        left = 1.0 if self.decay is None else max(0.0, 1 - (batch.step - 1) / self.decay)
-        return {**super().on_batch(state, batch), "strength": self.strength * left}
+        remaining = 1.0 if self.decay is None else max(0.0, 1 - (batch.step - 1) / self.decay)
+        return {**super().on_batch(state, batch), "strength": self.strength * remaining}
 
     def evidence(self, tokens: TokenSlice) -> Tensor:
         """How much likelier [N] hindsight finds each token, in nats; 0 where a context is missing."""
@@ -62,9 +62,9 @@ class RLSD(GRPO):
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
         """GRPO's, the mean weight, and the share of tokens whose weight is clipped."""
         weight_N = self.token_weight(tokens)
-        at_an_end_N = (weight_N <= 1 - self.weight_clip) | (weight_N >= 1 + self.weight_clip)
+        clipped_N = (weight_N <= 1 - self.weight_clip) | (weight_N >= 1 + self.weight_clip)
         return {
             **super().metrics(tokens),
             "credit_weight": weight_N,
-            "credit_weight_clipped": at_an_end_N.to(weight_N.dtype),
+            "credit_weight_clipped": clipped_N.to(weight_N.dtype),
         }

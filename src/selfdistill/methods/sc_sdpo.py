@@ -1,4 +1,4 @@
-"""SC-SDPO: SDPO that looks most at the questions which are solved half of the time."""
+"""SC-SDPO: SDPO that weights questions by their pass rate, most at one half."""
 
 from __future__ import annotations
 

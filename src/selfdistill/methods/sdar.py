@@ -1,4 +1,4 @@
-"""SDAR: GRPO, and a pull towards sampled tokens that hindsight likes."""
+"""SDAR: GRPO plus a pull towards sampled tokens that hindsight makes likelier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SDPG: GRPO, a KL to the model in hindsight, and a KL to where the run began."""
+"""SDPG: GRPO, a KL to the model in hindsight, and a KL to the weights of step 0."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class SDPG(GRPO):
 
     def compared(self) -> Sequence[str]:
         """The teacher, and the reference where f is a KL."""
-        whole = self.reference_weight and self.reference_form != "squared"
-        return ("teacher", REFERENCE) if whole else ("teacher",)
+        compares_reference = self.reference_weight and self.reference_form != "squared"
+        return ("teacher", REFERENCE) if compares_reference else ("teacher",)
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
         """β of this step."""
@@ -76,15 +76,15 @@ class SDPG(GRPO):
         return {**super().metrics(tokens), "teacher_kl": self._distilled(tokens), **drift}
 
     def _distilled(self, tokens: TokenSlice) -> Tensor:
-        """The bounded KL to the teacher; 0 where there is none, or none is wanted."""
-        wanted_N = tokens.has("teacher")
+        """The bounded KL to the teacher; 0 for completions without a context and those that are excluded."""
+        included_N = tokens.has("teacher")
         if self.only_praised:
-            wanted_N = wanted_N & (tokens.inputs["advantage"] > 0)
+            included_N = included_N & (tokens.inputs["advantage"] > 0)
         kl_N = reverse_kl(tokens.student, tokens.roles["teacher"]).clamp_max(self.kl_clip)
-        return torch.where(wanted_N, kl_N, torch.zeros_like(kl_N))
+        return torch.where(included_N, kl_N, torch.zeros_like(kl_N))
 
     def _drift(self, tokens: TokenSlice) -> Tensor:
-        """f, how far the student is from the start."""
+        """f, the distance of the student from the weights of step 0."""
         if self.reference_form == "squared":
             return 0.5 * (tokens.target(STUDENT) - tokens.target(REFERENCE)).square()
         between = reverse_kl if self.reference_form == "reverse_kl" else forward_kl

@@ -45,7 +45,7 @@ class SRPO(GRPO):
         return {**super().roles(), "teacher": self.teacher(self.context, "ema")}
 
     def precompute(self) -> Sequence[str]:
-        """The teacher's entropies, of which the weight needs the batch's mean."""
+        """The teacher, because the entropy weight needs the mean over the batch."""
         return (*super().precompute(), "teacher")
 
     def compared(self) -> Sequence[str]:
@@ -53,14 +53,14 @@ class SRPO(GRPO):
         return ("teacher",)
 
     def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, float | Tensor | Sequence[Tensor]]:
-        """Which completions are routed to SDPO, and the weight of each of their tokens."""
+        """A mask of the completions that are routed to SDPO, and the weight of each of their tokens."""
         teachers = batch.scores.get("teacher", [None] * len(batch.views))
         routed = [
             scores is not None and view.reward is not None and not view.correct
             for view, scores in zip(batch.views, teachers, strict=True)
         ]
         entropies = [scores.entropy_N.cpu().double() if scores else torch.empty(0).double() for scores in teachers]
-        # Relative to the surest token, so that no weight underflows; the mean takes the factor out again.
+        # Relative to the lowest entropy, so that no weight underflows; dividing by the mean cancels the factor.
         surest = min((float(entropies[i].min()) for i, chosen in enumerate(routed) if chosen), default=0.0)
         unscaled = [(self.entropy_weight * (surest - entropy_N)).exp() for entropy_N in entropies]
         masses = [torch.tensor(view.weights, dtype=torch.float64) for view in batch.views]

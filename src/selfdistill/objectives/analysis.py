@@ -1,4 +1,4 @@
-"""What PBSD's analysis says of a teacher, exact on a finite set of answers (arXiv 2605.05040).
+"""PBSD's analysis of a teacher, exact on a finite set of answers (arXiv 2605.05040).
 
 The functions are for toys and tests: an answer is one of N outcomes, S and T are their distributions, r their rewards.
 They take float64 log-probabilities, and logarithms are natural. Axis letter: ``N`` answers.
@@ -53,10 +53,10 @@ def expected_right_weight(share: float, *, beta: float, samples: int, drop_wrong
 
 @dataclass(frozen=True, slots=True)
 class TeacherStatistics:
-    """What decides how well a student learns from preferring a teacher's samples to its own.
+    """Statistics that decide how well a student learns from preferring a teacher's samples to its own.
 
-    ``gap``: reward of the teacher's samples above the student's. ``shift``: KL(S || T) + KL(T || S) in nats, which
-    −E[m]/beta is. ``curvature``: the largest eigenvalue of the Hessian of E[−log σ(m)] in the student's logits.
+    ``gap``: reward of the teacher's samples minus the student's. ``shift``: KL(S || T) + KL(T || S) in nats, equal to
+    −E[m]/beta. ``curvature``: the largest eigenvalue of the Hessian of E[−log σ(m)] in the student's logits.
     ``rate``: the rise of E_S[r] for a small step down the gradient, by step size.
     """
 
@@ -70,8 +70,9 @@ def teacher_statistics(student_N: Tensor, teacher_N: Tensor, rewards_N: Tensor, 
     """Measure a teacher, exactly, for a student with one logit an answer.
 
     The further a teacher is, the flatter is the loss: the Hessian holds σ(m) σ(−m), which falls with |m|. At S = T its
-    largest eigenvalue is beta²/2 times that of diag(T) − T Tᵀ. A teacher that is both right and near is learnt from
-    faster than one that is as right and far: compare ``rate`` (our measure; the paper's condition is not known to us).
+    largest eigenvalue is beta²/2 times that of diag(T) − T Tᵀ. A student learns
+    faster from a near teacher than from a far one that is as often right: compare ``rate`` (our measure; the paper's
+    condition is not known to us).
     """
     check_logprobs(student_N, teacher_N, rewards_N)
     logits_N = student_N.detach().clone().requires_grad_(True)

@@ -44,8 +44,8 @@ def jensen_shannon(student_NS: Tensor, teacher_NS: Tensor, *, teacher_weight: fl
     give exactly 0 in value and gradient. Raises ValueError for w outside (0, 1): the endpoints are identically zero,
     and the KL that other libraries return there is another objective with its own name.
 
-    Differentiable once. The derivative with respect to log S is (1−w) S (log S − log M): what comes through M cancels
-    what comes through the logarithm of S, so log M is held constant and neither needs to be stored.
+    Differentiable once. The derivative with respect to log S is (1−w) S (log S − log M): the term through M cancels
+    the term through the logarithm of S, so log M is held constant and neither needs to be stored.
     """
     check_logprobs(student_NS, teacher_NS)
     if not 0.0 < teacher_weight < 1.0:
@@ -78,8 +78,8 @@ def _forward_kl_terms(student_NS: Tensor, teacher_NS: Tensor) -> Tensor:
 def _weigh(logprobs_NS: Tensor, gap_NS: Tensor) -> Tensor:
     """Probability times gap, with 0 · ±inf = 0 and 0 · NaN = 0 in value and gradient.
 
-    Asking for a probability of zero, not for a log-probability of -inf, also covers what underflows: exp(-150) is 0 in
-    float32 and would meet an infinite gap.
+    Testing for a probability of zero, not for a log-probability of -inf, also covers underflow: exp(-150) is 0 in
+    float32 and would be multiplied by an infinite gap.
     """
     probs_NS = logprobs_NS.exp()
     return probs_NS * gap_NS.masked_fill(probs_NS == 0.0, 0.0)
@@ -92,7 +92,7 @@ def _gaps_to_mixture(student_NS: Tensor, teacher_NS: Tensor, teacher_weight: flo
     quadratic in the gap, and logaddexp would leave it as the difference of numbers that agree to seven digits.
     """
     gap_NS = teacher_NS - student_NS
-    # Scalars of the gap's own type: ``torch.where`` on two Python numbers answers in float32.
+    # Scalars of the gap's own type: ``torch.where`` on two Python numbers returns float32.
     weight_of_teacher = gap_NS.new_full((), teacher_weight)
     weight_of_student = gap_NS.new_full((), 1.0 - teacher_weight)
     weight_of_smaller_NS = torch.where(gap_NS >= 0.0, weight_of_student, weight_of_teacher)

@@ -19,10 +19,11 @@ from selfdistill.objectives._checks import check_logprobs
 def credit_target(teacher_NS: Tensor, contrast_CNS: Tensor, *, weight: float) -> Tensor:
     """The target of CREDIT: Q ∝ T · exp(−weight · mean_k log N_k), a mean of logs (arXiv 2605.11613).
 
-    Each contrast N_k scores the completion with the feedback of its own question under another question, so what any
-    question would earn is divided out. The reverse KL to Q has the gradient of the paper's vocabulary-level advantage
-    log T − log S − weight · mean_k log N_k; writing it as a target is our derivation, and lets any divergence use it.
-    Takes N×S and C×N×S, on a top-k support with the tail already appended; returns N×S. Weight 0 returns the teacher.
+    Each contrast N_k scores the completion with the feedback of its own question under another question, so the part
+    that any question would earn is divided out. The reverse KL to Q has the gradient of the paper's vocabulary-level
+    advantage log T − log S − weight · mean_k log N_k; writing it as a target is our derivation, and lets any
+    divergence use it. Takes N×S and C×N×S, on a top-k support with the tail already appended; returns N×S. Weight 0
+    returns the teacher.
 
     Raises ValueError for a negative weight, no contrast at all, unequal shapes or other types.
     """
