@@ -122,8 +122,8 @@ def _is_square(group: AttentionGroup, window: int | None) -> bool:
     on devices with fast mask-free kernels; with many, the mask costs less: half of suffix² pairs, or of a block.
     """
     length, suffix = group.key_SK.shape[1], group.suffix_length
-    most = 0 if group.key_SK.device.type in MASKS_ARE_CHEAP else suffix * min(suffix, QUERIES)
-    return (window is None or length <= window) and (length - suffix) ** 2 <= most
+    limit = 0 if group.key_SK.device.type in MASKS_ARE_CHEAP else suffix * min(suffix, QUERIES)
+    return (window is None or length <= window) and (length - suffix) ** 2 <= limit
 
 
 def _attend(
@@ -147,14 +147,14 @@ def _attend(
     for start in range(0, suffix, QUERIES):
         end = min(start + QUERIES, suffix)
         position = torch.arange(prefix + start, prefix + end, device=query_SHLD.device)[:, None]
-        seen = slice(0 if window is None else max(0, prefix + start - window + 1), prefix + end)
-        other = torch.arange(seen.start, seen.stop, device=query_SHLD.device)[None]
+        visible = slice(0 if window is None else max(0, prefix + start - window + 1), prefix + end)
+        other = torch.arange(visible.start, visible.stop, device=query_SHLD.device)[None]
         mask = other <= position if window is None else (other <= position) & (other > position - window)
         parts.append(
             attend_(
                 query_SHLD[:, :, start:end],
-                key_SHKD[:, :, seen],
-                value_SHKD[:, :, seen],
+                key_SHKD[:, :, visible],
+                value_SHKD[:, :, visible],
                 attn_mask=mask,
                 scale=scaling,
                 dropout_p=dropout,

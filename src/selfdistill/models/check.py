@@ -242,9 +242,9 @@ def _decoded(policy: Checked, sequences: Sequence[PromptAndCompletion]) -> Tenso
         if not unfinished.any():
             break
         if not unfinished.all():
-            kept = closed_up(unfinished)
-            state.keep(kept)
-            alive = alive[kept]
+            remaining = closed_up(unfinished)
+            state.keep(remaining)
+            alive = alive[remaining]
         logprobs = state.advance(torch.tensor([completions[row][t] for row in alive.tolist()], device=policy.device))
     return torch.stack([logprobs_V for row in logprobs_of_row for logprobs_V in row])
 

@@ -1,5 +1,6 @@
-"""The device and the number type of ``"auto"``, and how much memory a device has. Choices are functions of what was
-read; only the functions that read ask torch and the system."""
+"""The device and the number type of ``"auto"``, and how much memory a device has.
+
+Only the functions that read a device or its memory query torch and the system; all others are pure."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as it was found. ``free`` and ``total`` are bytes; on a CPU both are what this process may use."""
+    """A device of this machine. ``free`` and ``total`` are bytes; on a CPU both are the memory this process may use."""
 
     kind: str
     words: str
@@ -32,7 +33,7 @@ class Device:
 
 
 def choose_device(gpus: Sequence[Device], mps_objection: str | None, *, ranks: int = 1) -> tuple[str, str]:
-    """The device of ``"auto"``, and what to say about one that is left out (empty: nothing).
+    """The device of ``"auto"``, and a warning about one that is skipped (empty: none).
 
     ``gpus`` are the CUDA devices by index. With several ranks each takes its own, which ``"cuda"`` names.
     ``mps_objection`` says why Apple's GPU cannot run this program; it is empty if it can, None if there is no such GPU.
@@ -53,10 +54,10 @@ def choose_dtype(kind: str, capability: tuple[int, int] | None) -> Literal["floa
 
 
 def resolve_device(config: ModelConfig) -> tuple[Model, str]:
-    """The model's config with device and number type decided, and what to say about a device that is left out."""
+    """The model's config with device and number type decided, and a warning about a device that is skipped."""
     name, warning = config.device, ""
     if name == "auto":
-        gpus = [one for i in range(torch.cuda.device_count()) if (one := read_device(f"cuda:{i}"))]
+        gpus = [gpu for i in range(torch.cuda.device_count()) if (gpu := read_device(f"cuda:{i}"))]
         name, warning = choose_device(gpus, mps_objection(), ranks=World.current().size)
     dtype = config.dtype
     if dtype == "auto":
@@ -101,21 +102,21 @@ def read_device(name: str) -> Device | None:
 def machine_memory() -> int | None:
     """Bytes of memory that this process may use: the machine's, or less where a container or a job limits it.
 
-    None if the system does not say. What is free at this moment is not asked: it changes from run to run, and a run's
-    sizes should not.
+    None if the system does not report it. The memory that is free now is not used, because it changes from run to run
+    and a run's sizes should not.
     """
     try:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-    return min([whole, *_cgroup_limits()])
+    return min([total, *_cgroup_limits()])
 
 
 def _cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[int]:
     """The limits in bytes of this process's control group and of those above it, in either version of cgroups."""
     limits = []
     try:
-        # A group may have a name in any letters.
+        # The name of a group may contain any bytes.
         lines = os.fsdecode(own.read_bytes()).splitlines()
     except OSError:
         return []
@@ -125,10 +126,10 @@ def _cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) 
             continue
         base, file = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
         # Inside a container the group's own path may lie above the root that is mounted.
-        places = [base, *(base.joinpath(*Path(path).parts[1:n]) for n in range(2, len(Path(path).parts) + 1))]
-        for place in places:
+        directories = [base, *(base.joinpath(*Path(path).parts[1:n]) for n in range(2, len(Path(path).parts) + 1))]
+        for directory in directories:
             try:
-                text = (place / file).read_text(encoding="ascii").strip()
+                text = (directory / file).read_text(encoding="ascii").strip()
             except OSError:
                 continue
             if text.isdigit():

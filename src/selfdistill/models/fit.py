@@ -17,9 +17,9 @@ from selfdistill.models.sizing import BFLOAT16, FLOAT32, Plan, Shape, a_row, ada
 from selfdistill.types import External, Snapshot, Weights
 
 MOST_ROWS = 512
-"""Completions decoded at once at most: beyond that a batch gains no speed."""
+"""Largest number of completions decoded at once. A larger batch is not faster."""
 FEWEST_TOKENS = 1024
-"""Tokens of the smallest micro-batch that is chosen. A longer completion is a micro-batch of its own anyhow."""
+"""Tokens of the smallest micro-batch that is chosen. A longer completion is its own micro-batch."""
 KEPT_FROM = 4096
 """Tokens of a micro-batch above which it is halved before activations are recomputed: half the micro-batch costs
 little time, recomputing costs a third more operations."""
@@ -30,7 +30,7 @@ KEPT_BACK = 0.1
 
 @dataclass(frozen=True, slots=True)
 class GivenSizes:
-    """The sizes that the user set. None: left open."""
+    """The sizes that the user set; None if unset."""
 
     max_tokens_per_microbatch: int | None = None
     max_logits_per_chunk: int | None = None
@@ -40,7 +40,7 @@ class GivenSizes:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What bounds the memory of a step."""
+    """The sizes that bound the memory of a step."""
 
     max_tokens_per_microbatch: int
     max_logits_per_chunk: int
@@ -57,30 +57,30 @@ def choose_sizes(
     and where nothing fits, the sizes are the device's usual ones and the smallest ones. ``plan`` says what else lies in
     the memory; its micro-batch, its chunk and whether it recomputes are not read.
     """
-    usual = limits_on(device)
-    tokens = given.max_tokens_per_microbatch or usual.max_tokens_per_microbatch
-    logits = given.max_logits_per_chunk or usual.max_logits_per_chunk
+    defaults = limits_on(device)
+    tokens = given.max_tokens_per_microbatch or defaults.max_tokens_per_microbatch
+    logits = given.max_logits_per_chunk or defaults.max_logits_per_chunk
     recompute, rows = given.activation_checkpointing, given.max_batch_size
     if free is None or shape is None:
         return Sizes(tokens, logits, bool(recompute), rows or MOST_ROWS)
-    room = free * (1 - KEPT_BACK)
+    budget = free * (1 - KEPT_BACK)
     # The ways to split a step, the fastest first.
-    ways = [False, True] if recompute is None else [recompute]
-    tried: list[tuple[int, int, bool]] = []
-    for again in ways:
+    options = [False, True] if recompute is None else [recompute]
+    candidates: list[tuple[int, int, bool]] = []
+    for recomputing in options:
         micro, chunk = tokens, logits
         while True:
-            tried.append((micro, chunk, again))
-            smallest = KEPT_FROM if recompute is None and not again else FEWEST_TOKENS
+            candidates.append((micro, chunk, recomputing))
+            smallest = KEPT_FROM if recompute is None and not recomputing else FEWEST_TOKENS
             if given.max_tokens_per_microbatch or micro // 2 < smallest:
                 break
             micro //= 2
             chunk = chunk if given.max_logits_per_chunk else max(chunk // 2, 1 << 22)
     tokens, logits, recompute = next(
-        (way for way in tried if peak(shape, planned(device, plan, *way, length)) <= room), tried[-1]
+        (way for way in candidates if peak(shape, planned(device, plan, *way, length)) <= budget), candidates[-1]
     )
     if rows is None:
-        rows = min(max(int((room - resting(shape, plan)) // a_row(shape, length, plan.computed)), 1), MOST_ROWS)
+        rows = min(max(int((budget - resting(shape, plan)) // a_row(shape, length, plan.computed)), 1), MOST_ROWS)
     return Sizes(tokens, logits, recompute, rows)
 
 
@@ -114,10 +114,10 @@ def read_shape(path: str) -> Shape | None:
         from transformers.utils.hub import cached_file
 
         try:
-            found = cached_file(path, "config.json")
+            config_file = cached_file(path, "config.json")
         except (OSError, ValueError):
             return None
-        config = None if found is None else _json(Path(found))
+        config = None if config_file is None else _json(Path(config_file))
     return None if config is None else shape_in(config)
 
 
@@ -158,7 +158,7 @@ def decodable_rows(policy: Policy, *, length: int) -> int:
     shape, device = shape_in(policy.causal_lm.config.to_dict()), read_device(str(policy.device))
     if shape is None or device is None:
         return MOST_ROWS
-    # A GPU's free memory no longer has the weights in it; a CPU's memory is all that the process may use.
+    # A GPU's free memory excludes the weights; a CPU's memory is everything that the process may use.
     size = next(policy.parameters()).element_size()
     weights = sum(p.numel() for p in policy.parameters()) * size if device.kind == "cpu" else 0
     rows = (device.free * (1 - KEPT_BACK) - weights) // a_row(shape, length, size)
@@ -178,7 +178,7 @@ def plan_of(
     distributions, the student included."""
     external = [read_shape(kind.path) for kind in teachers if isinstance(kind, External)]
     averaged, frozen = int("ema" in teachers), int("frozen" in teachers)
-    # A snapshot does not move between two of them; under an adapter it is a second adapter, as an average is.
+    # A snapshot is constant between two renewals. With LoRA it is a second adapter, as an average is.
     snapshots = sum(isinstance(kind, Snapshot) for kind in teachers)
     averaged, frozen = (averaged + snapshots, frozen) if model.lora else (averaged, frozen + snapshots)
     shards = parallel.shards if parallel.kind == "hsdp" and parallel.shards else ranks
@@ -187,7 +187,7 @@ def plan_of(
         gpus=shards if parallel.sharded else 1,
         copies=averaged + frozen,
         frozen=frozen,
-        external=sum(one.parameters for one in external if one is not None),
+        external=sum(shape_of_teacher.parameters for shape_of_teacher in external if shape_of_teacher is not None),
         adapter=adapter,
         stored=BYTES[model.dtype] if model.dtype == "float64" else FLOAT32,
         computed=BYTES[model.dtype],

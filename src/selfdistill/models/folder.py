@@ -1,4 +1,4 @@
-"""What is wrong in a model's folder, found before its files are loaded: libraries name neither file nor remedy."""
+"""Checks of a model's folder before its files are loaded, because libraries name neither file nor remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from selfdistill.errors import ModelError
 
 POINTER = b"version https://git-lfs"
-"""How a file begins that git has put in place of a large one."""
+"""First bytes of a git-lfs pointer, which git stores instead of a large file."""
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 INDEX = "model.safetensors.index.json"
 FOREIGN = ("*.gguf", "*.h5", "*.msgpack", "consolidated.*", "*.onnx", "*.ckpt", "*.pth", "*.pt", "*.npz")
@@ -64,7 +64,7 @@ def check_folder(folder: Path, path: str) -> None:
 def _object(file: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    # RecursionError: brackets without end, such as a file of one repeated byte.
+    # RecursionError: deeply nested brackets, such as a file of one repeated byte.
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is no JSON ({error}): download or copy it again") from error
     if not isinstance(value, dict):
@@ -76,7 +76,7 @@ def _check_adapter(config: Mapping[str, Any], path: str) -> None:
     from peft import PeftType
 
     kind = str(config.get("peft_type"))
-    # A prompt or a prefix is no change of weights, so no merged model could be trained, sampled or saved.
+    # A prompt or a prefix does not change weights, so it cannot be merged into the model.
     if kind not in PeftType.__members__ or "PROMPT" in kind or kind in {"P_TUNING", "PREFIX_TUNING", "CPT"}:
         raise ModelError(f"the adapter in {path} is of the kind {kind}, which cannot be merged into its base: use LORA")
 
@@ -96,7 +96,7 @@ def _check_config(config: Mapping[str, Any], path: str) -> None:
         raise ModelError(f"the config.json of {path} names {dtype!r} as its dtype, which is no number type of torch")
     quantised = config.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    # bitsandbytes is known by further names, which begin with its own.
+    # bitsandbytes has further names, which all begin with its own.
     if method is not None and method != "bitsandbytes" and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise ModelError(
             f"the config.json of {path} names the quantisation {method!r}, which transformers does not know"
@@ -112,13 +112,13 @@ def _check_shards(folder: Path, path: str) -> None:
         if shards:
             raise ModelError(f"{path} holds {shards[0].name} and no {INDEX}: copy that file too")
         return
-    places = _object(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    file_of = _object(index).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of:
         raise ModelError(f"{index} names no files (weight_map): download or copy it again")
-    absent = sorted({str(name) for name in places.values() if not (folder / str(name)).is_file()})
+    absent = sorted({str(name) for name in file_of.values() if not (folder / str(name)).is_file()})
     if absent:
         raise ModelError(
-            f"{path} lacks {len(absent)} of the {len(set(places.values()))} files of weights that {INDEX} names, the "
+            f"{path} lacks {len(absent)} of the {len(set(file_of.values()))} files of weights that {INDEX} names, the "
             f"first is {absent[0]}: download or copy it"
         )
 
@@ -131,12 +131,12 @@ def _types(file: Path) -> dict[str, str]:
             size = file.stat().st_size
             header = json.loads(opened.read(length)) if 2 <= length <= size - 8 else {}
         tensors = {name: about for name, about in header.items() if name != "__metadata__"}
-        whole = bool(header) and size == 8 + length + max(
+        complete = bool(header) and size == 8 + length + max(
             (about["data_offsets"][1] for about in tensors.values()), default=0
         )
         types = {name: str(about["dtype"]) for name, about in tensors.items()}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file} is damaged: download or copy it again") from error
-    if not whole:
+    if not complete:
         raise ModelError(f"{file} is damaged or was not copied to its end: download or copy it again")
     return types

@@ -20,24 +20,24 @@ RECORD = "gguf.json"
 """File of a converted directory: the GGUF file's name, its SHA-256, and how many tensors it stores in which type."""
 
 MAGIC = b"GGUF"
-"""How every GGUF file begins."""
+"""First bytes of every GGUF file."""
 
 PLAIN_TYPES = {"F32", "F16", "BF16", "F64"}
 """Tensor types of GGUF that hold plain floating-point numbers. All others are quantised."""
 
 
 def gguf_file(path: str) -> Path | None:
-    """The GGUF file that a model's path stands for: the file itself, or the only one in a folder without config.json.
+    """The GGUF file that a model's path refers to: the file itself, or the only one in a folder without config.json.
 
     Raises:
         ModelError: the folder holds several GGUF files.
     """
-    place = Path(path)
-    if place.suffix == ".gguf" and place.is_file():
-        return place
-    if not place.is_dir() or any((place / name).is_file() for name in ("config.json", "adapter_config.json")):
+    source = Path(path)
+    if source.suffix == ".gguf" and source.is_file():
+        return source
+    if not source.is_dir() or any((source / name).is_file() for name in ("config.json", "adapter_config.json")):
         return None
-    files = sorted(place.glob("*.gguf"))
+    files = sorted(source.glob("*.gguf"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise ModelError(f"{path} holds several GGUF files ({names}): name one of them, {path}/{files[0].name}")
@@ -95,22 +95,22 @@ def convert(file: Path, target: Path) -> None:
     model.load_state_dict(quantised.state_dict())
     model.generation_config = quantised.generation_config
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
         record = {"file": file.name, "sha256": _sha256(file), "tensors": dict(types)}
-        (aside / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        aside.chmod(0o755)
+        (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
         # Of two processes that convert at once, the second finds the first one's directory: both hold the same.
         if not (target / RECORD).is_file():
-            aside.rename(target)
+            temporary.rename(target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def tensor_types(file: Path) -> Counter[str]:
-    """How many tensors of a GGUF file have which type, for example ``{"Q4_1": 210, "F32": 61, "Q8_0": 1}``.
+    """Counts of a GGUF file's tensors by type, for example ``{"Q4_1": 210, "F32": 61, "Q8_0": 1}``.
 
     Raises:
         ModelError: the ``gguf`` package is missing, or the file is no GGUF, damaged or cut off.
@@ -129,7 +129,7 @@ def tensor_types(file: Path) -> Counter[str]:
         ) from error
     try:
         tensors = GGUFReader(file).tensors
-    # The reader maps the file and fails with whatever its contents lead to: only what it says of a version is a reason.
+    # The reader maps the file and may raise any error. Only its message about a version is shown to the user.
     except Exception as error:
         if is_full(error):
             raise
@@ -142,7 +142,7 @@ def tensor_types(file: Path) -> Counter[str]:
 def quantisation(folder: str | Path) -> str | None:
     """How the weights of a converted directory were quantised, for example ``"Q4_1"``; None if they were not.
 
-    The most frequent quantised type stands for all.
+    It is the most frequent quantised type.
     """
     record = Path(folder) / RECORD
     if not record.is_file():

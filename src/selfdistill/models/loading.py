@@ -38,7 +38,7 @@ def _reason(error: Exception) -> str:
         return "its adapter has other shapes than its base model: it was trained on another one"
     if "Unrecognized configuration class" in str(error):
         return "its architecture is no causal language model (AutoModelForCausalLM has no class for it)"
-    # A blunder inside a library, at a value that it did not expect.
+    # An error inside a library, caused by a value that it did not expect.
     if isinstance(error, TypeError | AttributeError):
         return f"{type(error).__name__}: {first_line(error)}; see its config.json"
     if isinstance(error, LookupError | ArithmeticError):

@@ -69,12 +69,12 @@ def build_prefix_tree(sequences: Sequence[tuple[int, ...]], *, share_from: int |
             # The common prefix is too short to share, but subsets may share a longer one.
             todo += [(same, start, parent) for same in _split(sequences, members, common)[::-1]]
             continue
-        here = len(tree.segments)
+        index = len(tree.segments)
         tree.segments.append(Segment(first[start:common], start, parent))
         longer = [member for member in members if len(sequences[member]) > common]
         for member in members:
-            tree.ends[member] = here
-        todo += [(same, common, here) for same in _split(sequences, longer, common)[::-1]]
+            tree.ends[member] = index
+        todo += [(same, common, index) for same in _split(sequences, longer, common)[::-1]]
     return tree
 
 

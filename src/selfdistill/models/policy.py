@@ -200,11 +200,11 @@ class Policy(nn.Module):
         return is_sharded(self)
 
     def release(self) -> None:
-        """Reshard weights that a forward pass without gradient has left whole."""
+        """Reshard weights after a forward pass without a backward, which leaves them unsharded."""
         release(self)
 
     def kept(self) -> dict[str, nn.Parameter]:
-        """All parameters by name in the type that they are kept in: masters replace the weights that compute."""
+        """All parameters by name, with the masters instead of the weights that compute."""
         return {**dict(self.model.named_parameters()), **self.masters.weights}
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -235,7 +235,7 @@ def load_policy(
     checked for scoring, and need not decode.
 
     Raises:
-        ModelError: says in one sentence what is wrong and what would be right.
+        ModelError: one sentence says what is wrong and what would be right.
     """
     source = find_model(path)
     folder = Path(source)
@@ -335,9 +335,9 @@ def load_weights(policy: Policy, folder: Path) -> None:
         return
     from transformers import AutoModelForCausalLM
 
-    kept = policy.kept()
-    state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(iter(kept.values())).dtype).state_dict()
-    for name, value in {**policy.model.state_dict(keep_vars=True), **kept}.items():
+    parameters = policy.kept()
+    state = AutoModelForCausalLM.from_pretrained(folder, dtype=next(iter(parameters.values())).dtype).state_dict()
+    for name, value in {**policy.model.state_dict(keep_vars=True), **parameters}.items():
         copy_into(value, state[name])
     policy.refresh()
 

@@ -125,9 +125,9 @@ class InPlaceLayer(DynamicLayer):
 
 def closed_up(unfinished_B: Tensor) -> Tensor:
     """Rows to keep, ordered so that few move: the last unfinished rows take the indices of finished ones."""
-    kept = int(unfinished_B.sum())
-    rows = torch.arange(kept, device=unfinished_B.device)
-    rows[~unfinished_B[:kept]] = unfinished_B[kept:].nonzero().squeeze(-1) + kept
+    count = int(unfinished_B.sum())
+    rows = torch.arange(count, device=unfinished_B.device)
+    rows[~unfinished_B[:count]] = unfinished_B[count:].nonzero().squeeze(-1) + count
     return rows
 
 

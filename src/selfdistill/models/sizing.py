@@ -140,14 +140,14 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     base = shape.parameters * plan.computed / plan.gpus if plan.adapter else 0.0
     frozen_shard = shape.parameters * plan.computed / plan.gpus
     sharded = plan.gpus > 1
-    # Shards are made narrow as they are gathered; whole weights lie there in both types.
-    whole_in_both = plan.computed < plan.stored and not sharded and not plan.adapter
-    narrow = shape.parameters * plan.computed if whole_in_both else 0.0
+    # Shards are cast when they are gathered; unsharded weights exist in both types.
+    both_types = plan.computed < plan.stored and not sharded and not plan.adapter
+    narrow = shape.parameters * plan.computed if both_types else 0.0
     averaged = plan.copies - plan.frozen
-    # Two layers are whole at a time (one computes, the next arrives), the tables of student and teachers until the
-    # loss has read them.
+    # Two layers are unsharded at a time (one computes, the next is gathered). The tables of student and teachers stay
+    # unsharded until the loss has read them.
     tables = (1 + plan.copies) * shape.table_parameters
-    whole = (2 * shape.layer_parameters + tables) * plan.computed if sharded else 0.0
+    gathered = (2 * shape.layer_parameters + tables) * plan.computed if sharded else 0.0
     return {
         "weights": base + shard,
         "computed weights": narrow,
@@ -156,7 +156,7 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
         "teacher copies": averaged * (shard + narrow)
         + (0.0 if plan.adapter else plan.frozen * frozen_shard)
         + plan.external * plan.computed / plan.gpus,
-        "gathered weights": whole,
+        "gathered weights": gathered,
         "activations": activations(shape, plan),
         "loss": loss_path(shape, plan),
     }
@@ -179,7 +179,7 @@ def activations(shape: Shape, plan: Plan) -> float:
 
 
 def kept_inputs(shape: Shape, plan: Plan) -> float:
-    """Bytes of the layers' inputs, all that is kept of them where the rest is computed again."""
+    """Bytes of the layers' inputs, the only activations that recomputation keeps."""
     return float(shape.layers * plan.micro * shape.D * plan.computed)
 
 
@@ -188,7 +188,7 @@ def loss_path(shape: Shape, plan: Plan) -> float:
     rows = max(1, min(plan.scored, plan.elements // (plan.roles * shape.V)))
     block = plan.roles * rows * shape.V * plan.computed
     piece = max(1, min(rows, plan.piece // shape.V)) * shape.V * FLOAT32
-    # Where the head is not float32 its gradient is cast at the end: both lie there for a moment.
+    # If the head is not float32, its gradient is cast at the end, so both copies exist at once.
     gradient = shape.V * shape.D * (FLOAT32 + (plan.computed if plan.computed != FLOAT32 else 0))
     if plan.adapter:
         gradient = 0
@@ -232,7 +232,7 @@ def sampling_seconds(
 
 
 STATE = ("weights", "computed weights", "gradients", "moments", "teacher copies")
-"""The terms that lie there from the first step to the last."""
+"""The terms that exist from the first step to the last."""
 
 
 DECODING_TENSORS = 6

@@ -156,9 +156,9 @@ class Teachers:
         """Name, tensor and the student's tensor of every weight that follows the student."""
         students = self.policy.kept()
         if self.policy.is_lora:
-            own, theirs = f".{_adapter(kind)}.", f".{STUDENT_ADAPTER}."
-            names = [name for name in students if own in name]
-            return [(name, students[name], students[name.replace(own, theirs)]) for name in names]
+            follower_key, student_key = f".{_adapter(kind)}.", f".{STUDENT_ADAPTER}."
+            names = [name for name in students if follower_key in name]
+            return [(name, students[name], students[name.replace(follower_key, student_key)]) for name in names]
         follower = self.copies[kind]
         # A snapshot has no masters: it only computes.
         weights = follower.kept() if kind == "ema" else dict(follower.model.named_parameters())
