@@ -28,8 +28,8 @@ def cut_by_tokens(
     if forwards is None:
         forwards = [[role] for role in dict.fromkeys(role for view in views for role in view.prompts)]
 
-    def tokens(chosen: Sequence[int]) -> int:
-        return max((_computed([views[i] for i in chosen], roles, packed=packed) for roles in forwards), default=0)
+    def tokens(indices: Sequence[int]) -> int:
+        return max((_computed([views[i] for i in indices], roles, packed=packed) for roles in forwards), default=0)
 
     order = sorted(range(len(views)), key=lambda i: (_prompts(views[i]), i) if packed else (-_length(views[i]), i))
     batches: list[list[int]] = []
@@ -112,12 +112,12 @@ def collate(views: Sequence[View], *roles: str, packed: bool = False) -> Sequenc
         raise ValueError(f"role {pairs[prompts.index(0)][0]!r} has an empty prompt")
     target_N = torch.tensor([token for _, view in pairs for token in view.completion_ids], dtype=torch.long)
     if packed:
-        made = pack(build_prefix_tree(sequences))
+        layout = pack(build_prefix_tree(sequences))
         column_N = torch.cat(
-            [indices[prompt - 1 : -1] for indices, prompt in zip(made.token_indices, prompts, strict=True)]
+            [indices[prompt - 1 : -1] for indices, prompt in zip(layout.token_indices, prompts, strict=True)]
         )
         row_N = torch.zeros_like(column_N)
-        return SequenceBatch(made.ids_T[None], row_N, column_N, target_N, made.position_T[None], made.layout)
+        return SequenceBatch(layout.ids_T[None], row_N, column_N, target_N, layout.position_T[None], layout.layout)
     ids_BL = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
     lengths = torch.tensor([len(view.completion_ids) for _, view in pairs])
     column_N = torch.cat([torch.arange(p - 1, len(ids) - 1) for p, ids in zip(prompts, sequences, strict=True)])

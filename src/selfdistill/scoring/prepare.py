@@ -1,4 +1,4 @@
-"""The one preparation of a batch: the prompts of every role, who enters the loss, and what the loss is given.
+"""Preparation of a batch: the prompts of every role, the views that enter the loss, and the inputs of the loss.
 
 Training, the microscope, the teacher measurement and the ``contexts`` command all prepare here. In order:
 :func:`render` the prompts, :func:`prepare` the views, score the roles of ``precompute()``, then :func:`batch_inputs`,
@@ -29,7 +29,7 @@ from selfdistill.scoring.batching import MicroBatch, concatenate
 from selfdistill.types import STUDENT, Message, Role, RolloutGroup, Scores, Skipped, View, has_prompt
 
 Rendered: TypeAlias = "list[list[dict[str, tuple[int, ...] | Skipped]]]"
-"""By group, completion and role: the prompt ids, or why there are none."""
+"""By group, completion and role: the prompt ids, or the reason why there are none."""
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class BatchInputs:
-    """What the loss is given besides distributions, computed from the whole batch before the backward pass."""
+    """Inputs of the loss besides distributions, computed from the whole batch before the backward pass."""
 
     views: Sequence[View]
     scores: Mapping[str, Sequence[Scores | None]]
@@ -232,8 +232,8 @@ def _at_all_tokens(
         )
     if len(inside) == len(views):
         return numbers
-    given = dict(zip(inside, numbers, strict=True))
-    return [given.get(n, torch.full((len(view.completion_ids),), math.nan)) for n, view in enumerate(views)]
+    numbers_of = dict(zip(inside, numbers, strict=True))
+    return [numbers_of.get(n, torch.full((len(view.completion_ids),), math.nan)) for n, view in enumerate(views)]
 
 
 def loss_inputs(
@@ -254,7 +254,7 @@ def loss_inputs(
     device, dtype = policy.device, wide_dtype(policy)
     views = [batch.views[i] for i in micro_batch.indices]
     lengths = torch.tensor([len(view.completion_ids) for view in views])
-    # Per token: the advantage of its completion, its log-probability when it was sampled, and where it stands.
+    # Per token: the advantage of its completion, its log-probability when it was sampled, and its position.
     inputs = {
         "advantage": concatenate([[view.advantage] * len(view.completion_ids) for view in views], dtype),
         "old_logprob": concatenate([view.old_logprobs for view in views], dtype),
@@ -263,7 +263,7 @@ def loss_inputs(
         "segment": torch.ones(int(lengths.sum()), dtype=dtype),
     }
     inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
-    # Where a completion could not be shown the context of a compared role. All could, for most methods.
+    # A mask of the completions with the context of a compared role, if any lacks it.
     for role in head_inputs:
         if not all(role in view.prompts for view in views):
             present = torch.tensor([role in view.prompts for view in views], dtype=dtype)

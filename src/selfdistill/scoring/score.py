@@ -88,11 +88,11 @@ def score_roles(
     for kind, temperature in dict.fromkeys(passes.values()):
         pairs = [(role, i) for role in weights if passes[role] == (kind, temperature) for i in range(len(views))]
         with_prompt = [(role, i) for role, i in pairs if role in views[i].prompts]
-        alone = [_alone(views[i], role) for role, i in with_prompt]
+        single_role_views = [_alone(views[i], role) for role, i in with_prompt]
         with teachers.weights(kind) as policy:
             scores = _score(
                 policy,
-                alone,
+                single_role_views,
                 max_tokens=max_tokens,
                 max_logits_per_chunk=max_logits_per_chunk,
                 world=world,
@@ -147,7 +147,7 @@ def head_inputs(
 
 
 def with_role(views: Sequence[View], role: str) -> Tensor:
-    """Whether [N] each completion token of the views belongs to one that has the role's prompt."""
+    """Mask [N] of the completion tokens whose view has the role's prompt."""
     lengths = torch.tensor([len(view.completion_ids) for view in views])
     return torch.tensor([role in view.prompts for view in views]).repeat_interleave(lengths)
 
