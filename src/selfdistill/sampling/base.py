@@ -46,10 +46,10 @@ class SamplingParams:
     prompts are all of them."""
 
     def __post_init__(self) -> None:
-        for name, (kind, fits, wanted) in RANGES.items():
+        for name, (kind, fits, description) in RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-                raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+                raise ConfigError(f"{name} must be {description}, got {value!r}")
 
     def seeds(self, prompts: int) -> list[list[int]]:
         """A seed for each of the ``count`` completions of each prompt.

@@ -23,7 +23,7 @@ from selfdistill.tracking.progress import advance, check_stop, position, rewind
 from selfdistill.types import Completion
 
 REPORT_EVERY = 16
-"""Tokens after which the progress is told of a batch: to count what is finished is to wait for the device."""
+"""Tokens between two progress reports of a batch. Counting finished rows waits for the device."""
 COMPACT_BELOW = 0.95
 """Share of unfinished rows below which finished rows leave the batch. Above it, moving rows in the cache would cost
 more than decoding the finished rows."""
@@ -114,9 +114,9 @@ class HFSampler:
             if not going.any() or t + 1 == max_tokens:
                 break
             if going.float().mean() < COMPACT_BELOW:
-                kept = closed_up(going)
-                state.keep(kept)
-                alive, token = alive[kept], token[kept]
+                rows_left = closed_up(going)
+                state.keep(rows_left)
+                alive, token = alive[rows_left], token[rows_left]
             logprobs = state.advance(token)
         if logprob_BT.isnan().any():
             raise ModelError(
@@ -127,10 +127,10 @@ class HFSampler:
 
 
 def _report(reported: tuple[int, int], length_B: Tensor, done_B: Tensor, length: int) -> tuple[int, int]:
-    """Tell the progress how many completions and tokens a batch has by now, beyond those ``reported`` before."""
-    now = int(done_B.sum()), int(length_B.clamp_max(length).sum())
-    advance(now[0] - reported[0], tokens=now[1] - reported[1])
-    return now
+    """Report the completions and tokens of a batch beyond those ``reported`` before; returns the new counts."""
+    counts = int(done_B.sum()), int(length_B.clamp_max(length).sum())
+    advance(counts[0] - reported[0], tokens=counts[1] - reported[1])
+    return counts
 
 
 def policy_sampler(policy: Policy, chat: Chat, *, max_batch_size: int | BatchSizeLimit = 512) -> HFSampler:
@@ -154,9 +154,9 @@ def sample_token(logprobs_BV: Tensor, params: SamplingParams, uniform_B: Tensor)
     cumulative = scaled.softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     # Rounding must not bring the number up to the total: the sampled token needs a probability above 0.
-    wanted = (uniform_B[:, None].to(total.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
+    threshold = (uniform_B[:, None].to(total.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
     # With NaN probabilities the search returns an index past the vocabulary, which would crash a CUDA process.
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp_max(cumulative.shape[-1] - 1)
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp_max(cumulative.shape[-1] - 1)
 
 
 def _completions(ids_BT: Tensor, logprob_BT: Tensor, length_B: Tensor, done_B: Tensor) -> list[Completion]:

@@ -1,4 +1,4 @@
-"""Other prompts in place of those whose completions all earn the same (dynamic sampling, arXiv 2503.14476)."""
+"""Dynamic sampling: other prompts replace those whose completions have equal rewards (arXiv 2503.14476)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from selfdistill.types import STUDENT, Example, RolloutGroup, Verdict
 
 
 def _judged(group: RolloutGroup) -> list[Verdict]:
-    """The verdicts with a reward on the student's own completions, or on all where other roles alone sample."""
+    """The verdicts with a reward on the student's completions, or on all if only other roles sample."""
     pairs = [pair for pair in zip(group.rollouts, group.verdicts, strict=True) if pair[1].reward is not None]
     alone = not any(rollout.source == STUDENT for rollout in group.rollouts)
     return [verdict for rollout, verdict in pairs if alone or rollout.source == STUDENT]
 
 
 def has_equal_rewards(group: RolloutGroup) -> bool:
-    """Whether all judged completions earn the same, as they do with fewer than two."""
+    """Whether all judged completions have the same reward; also true with fewer than two."""
     return len({verdict.reward for verdict in _judged(group)}) < 2
 
 
@@ -37,7 +37,7 @@ class Resampler:
     worker: RolloutWorker
     prefetcher: Prefetcher | None
     examples: Sequence[Example]
-    """Those that are drawn from."""
+    """The examples that other prompts are drawn from."""
     most: float
     """Groups drawn in all, at most, as a multiple of the first ones."""
     seed: int
@@ -52,22 +52,22 @@ class Resampler:
         Raises:
             UserError: as for :meth:`RolloutWorker.rollout`.
         """
-        drawn = list(groups)
-        wanted, bound = len(groups), int(self.most * len(groups))
+        filled = list(groups)
+        target, bound = len(groups), int(self.most * len(groups))
         used = {group.example.id for group in groups}
         pool = [example for example in self.examples if example.id not in used]
         random.Random(derive(self.seed, "resampled prompts", step)).shuffle(pool)
-        turn = 0
+        attempt = 0
         while True:
-            missing = min(wanted - sum(not has_equal_rewards(g) for g in drawn), bound - len(drawn), len(pool))
+            missing = min(target - sum(not has_equal_rewards(g) for g in filled), bound - len(filled), len(pool))
             if missing <= 0:
-                return drawn
-            turn += 1
+                return filled
+            attempt += 1
             chosen, pool = pool[:missing], pool[missing:]
-            seed, version = derive(self.seed, "resampling", step, turn), step - 1
+            seed, version = derive(self.seed, "resampling", step, attempt), step - 1
             engine = self.prefetcher
             sampled = None if engine is None else engine.further(chosen, seed=seed, version=version)
-            drawn += self.worker.rollout(chosen, seed=seed, version=version, sampled=sampled)
+            filled += self.worker.rollout(chosen, seed=seed, version=version, sampled=sampled)
 
 
 def resampling_cost(groups: Sequence[RolloutGroup], prompts: int) -> dict[str, float]:

@@ -39,22 +39,22 @@ def fitting(
     Raises:
         DataError: no example fits.
     """
-    kept: list[Example] = []
+    fitted: list[Example] = []
     skipped: Counter[str] = Counter()
     longest = 0
     for example in examples:
         length = len(chat.encode(example.prompt, thinking=thinking))
         longest = max(longest, length)
         if length + max_tokens <= chat.window:
-            kept.append(example)
+            fitted.append(example)
         else:
             skipped["prompt too long for the window"] += 1
-    if not kept:
+    if not fitted:
         raise DataError(
             f"no prompt fits: the longest of {len(examples)} has {longest} tokens, completions may take {max_tokens}, "
             f"and the window of {chat.name} is {chat.window}; lower sampling.max_tokens or shorten the prompts"
         )
-    return kept, skipped
+    return fitted, skipped
 
 
 def longest_prompt(examples: Sequence[Example], chat: Chat, thinking: bool | None) -> int:
@@ -124,9 +124,9 @@ def sample_and_verify(
 def verify(task: Task, examples: Sequence[Example], rollouts: Sequence[Sequence[Rollout]]) -> list[RolloutGroup]:
     """Judge the rollouts of every example, in one batch if the task can; returns one group per example."""
     pairs = list(zip(examples, rollouts, strict=True))
-    asked = [(example, r.text, r.finished) for example, row in pairs for r in row]
+    completions = [(example, r.text, r.finished) for example, row in pairs for r in row]
     with activity("judging"):
-        verdicts = iter(verify_all(task, asked, ids=[r.completion_ids for row in rollouts for r in row]))
+        verdicts = iter(verify_all(task, completions, ids=[r.completion_ids for row in rollouts for r in row]))
     return [RolloutGroup(example, tuple(row), tuple(next(verdicts) for _ in row)) for example, row in pairs]
 
 
@@ -174,17 +174,17 @@ def fitting_solutions(
     Raises:
         DataError: an example has no response, or no example fits.
     """
-    kept: list[Example] = []
+    fitted: list[Example] = []
     skipped: Counter[str] = Counter()
     for example in examples:
         length = len(chat.encode(example.prompt, thinking=thinking)) + len(_response(example, chat)[1])
         if length <= chat.window:
-            kept.append(example)
+            fitted.append(example)
         else:
             skipped["prompt and solution too long for the window"] += 1
-    if not kept:
+    if not fitted:
         raise DataError(f"no prompt fits with its solution into the window of {chat.name}, {chat.window} tokens")
-    return kept, skipped
+    return fitted, skipped
 
 
 def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:
@@ -294,15 +294,15 @@ class RolloutWorker:
         Raises:
             Interrupted: a rank has left its sampling early.
         """
-        left: Interrupted | None = None
+        interruption: Interrupted | None = None
         completions: list[list[Completion]] = []
         try:
             with activity("sampling", len(prompts) * params.count, "completions", may_stop=True):
                 completions = sampler.sample(prompts, params)
         except Interrupted as interrupted:
-            left = interrupted
-        if self.world.max(int(left is not None)):
-            raise left or Interrupted("another rank")
+            interruption = interrupted
+        if self.world.max(int(interruption is not None)):
+            raise interruption or Interrupted("another rank")
         return completions
 
     def prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Sampling from vLLM servers over HTTP, with weight sync to all of them.
 
 Connections stay open between requests. Every answer names the version of the weights that it was
-sampled with. A server that was restarted is recognised by it, gets the weights again, and gets the request again.
+sampled with. This reveals a restarted server, which gets the weights and the request again.
 """
 
 from __future__ import annotations
@@ -224,9 +224,9 @@ class ServerSampler:
 
         with ThreadPoolExecutor(self.config.concurrency * len(servers)) as pool:
             for turn, _ in enumerate(pool.map(send, range(len(requests)))):
-                one = completions.get(requests[turn][0])
-                if one is not None:
-                    advance(1, tokens=len(one.ids))
+                completion = completions.get(requests[turn][0])
+                if completion is not None:
+                    advance(1, tokens=len(completion.ids))
         for url, failure in failures.items():
             self._lost(url, failure)
         return completions
@@ -330,7 +330,7 @@ def await_servers(config: ServerConfig, log: Callable[[str], None]) -> None:
 
 @contextmanager
 def _answers_like_vllm(url: str) -> Iterator[None]:
-    """Report an answer of another form: a web page, JSON that was cut, a key that is missing.
+    """Report an answer in another format: a web page, truncated JSON, a missing key.
 
     Raises:
         SamplerError: names the server and what its answer lacks.
@@ -362,7 +362,7 @@ def _hint(path: str, code: int) -> str:
 
 
 def _reason(error: requests.RequestException) -> str:
-    """What the system said, without the layers of libraries around it."""
+    """The innermost cause of a library's error, which has the system's message."""
     cause: BaseException = error
     while (inner := cause.__cause__ or cause.__context__) is not None:
         cause = inner

@@ -35,12 +35,12 @@ class WeightSync:
         All ranks must call. Only rank 0 writes.
         """
         path = self.folder / f"version-{version:06d}"
-        kept = {path.name, f"version-{version - 1:06d}"}
+        recent = {path.name, f"version-{version - 1:06d}"}
         if world.is_rank_zero:
             for old in self.folder.glob("version-*"):
-                if old.name not in kept:
+                if old.name not in recent:
                     shutil.rmtree(old)
-            # What a stopped run left half-written must not be read.
+            # A directory that a stopped run left half-written must not be read.
             shutil.rmtree(path, ignore_errors=True)
         save_policy(policy, self.chat, path, writes=world.is_rank_zero, adapter_only=True)
         return path
