@@ -69,9 +69,9 @@ def _right_siblings(group: RolloutGroup, index: int, texts: Sequence[str], seed:
     if not right:
         return {}
     by_length = sorted(right, key=lambda i: (len(group.rollouts[i].completion_ids), i))
-    drawn = random.Random(derive(seed, "random_sibling", group.example.id, index)).choice(right)
+    random_index = random.Random(derive(seed, "random_sibling", group.example.id, index)).choice(right)
     # The first one, so that most completions of a group share one teacher prompt.
-    fields = {"sibling": texts[right[0]], "random_sibling": texts[drawn]}
+    fields = {"sibling": texts[right[0]], "random_sibling": texts[random_index]}
     fields |= {"shortest_sibling": texts[by_length[0]], "longest_sibling": texts[by_length[-1]]}
     if answer := group.verdicts[right[0]].answer:
         fields["sibling_answer"] = answer
@@ -79,7 +79,7 @@ def _right_siblings(group: RolloutGroup, index: int, texts: Sequence[str], seed:
 
 
 def _attempts(group: RolloutGroup, index: int, texts: Sequence[str]) -> dict[str, str]:
-    """What needs no verdict: the scored attempt, the others, and the answer that most of the group agree on."""
+    """The fields that need no verdict: the scored attempt, the others, and the group's majority answer."""
     fields = {}
     if texts[index]:
         fields["attempt"] = texts[index]

@@ -35,21 +35,21 @@ def render(tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, prompt: bool, 
 
 
 @contextmanager
-def _time_limit(what: str) -> Iterator[None]:
+def _time_limit(subject: str) -> Iterator[None]:
     """Raise after :data:`SECONDS`, in the main thread only: SIGALRM handlers run nowhere else."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        raise ModelError(f"{what} takes more than {SECONDS:g} seconds for one conversation: look for a loop in it")
+        raise ModelError(f"{subject} takes more than {SECONDS:g} seconds for one conversation: look for a loop in it")
 
     before = signal.signal(signal.SIGALRM, give_up)
     timer = signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
-        # The caller's own alarm, where there is one, goes on.
+        # Restore the caller's own alarm, if there is one.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, *timer)

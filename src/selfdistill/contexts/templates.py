@@ -5,9 +5,9 @@ it as earlier messages of the conversation. ``$question`` is the student's own l
 every other ``$name`` is a field of the example or of its group. A field that is missing makes the rendering a counted
 :class:`~selfdistill.types.Skipped`, never an empty string.
 
-What stands before the text (system text, tools, earlier turns) belongs to the question that the text shows: to the
-example's own where it names ``$question``, to the other input where it names ``$other_question`` alone, and it is left
-out where the text names neither, because such a context knows a solution and no question.
+The messages before the text (system text, tools, earlier turns) belong to the question that the text shows: to the
+example's own if it names ``$question``, to the other input if it names only ``$other_question``. They are left out if
+the text names neither, because such a context shows a solution and no question.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Template:
     def render(
         self, prompt: Sequence[Message], fields: Mapping[str, str], *, other_input: Sequence[Message] = ()
     ) -> tuple[Message, ...] | Skipped:
-        """The text below what belongs to its question, or which field is missing.
+        """The messages before the text, then the turns and the text; or the names of missing fields.
 
         ``other_input`` is the whole prompt whose last message is ``$other_question``; empty if the data has that field.
 

@@ -71,10 +71,10 @@ def calls_turn(
     question = {"role": "user", "content": QUESTION}
     turns: list[dict[str, Any]] = [question, {"role": "assistant", "content": "", "tool_calls": tool_calls}]
     try:
-        begun, whole = render(tokenizer, [question], prompt=True), render(tokenizer, turns, prompt=False)
+        prompt_text, turn_text = render(tokenizer, [question], prompt=True), render(tokenizer, turns, prompt=False)
     except TemplateError:
         return ""
-    head, tail = (text.rpartition(QUESTION)[2] for text in (begun, whole))
+    head, tail = (text.rpartition(QUESTION)[2] for text in (prompt_text, turn_text))
     shared = next((n for n, (a, b) in enumerate(zip(head, tail, strict=False)) if a != b), min(len(head), len(tail)))
     if shared < len(head):
         # The prompt may open a thought that this turn lacks: "<think>" and "<tool_call>" share their first letters.
