@@ -65,14 +65,24 @@ def measure_compatibility(
         for i, rollout in enumerate(group.rollouts):
             fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
             template = _answering(templates, role, fields)
-            said = chat.answer_part(rollout)
-            if template is None or not said or (shown := fields[template.needs[0]].strip()) in ("", said):
+            answer_text = chat.answer_part(rollout)
+            if (
+                template is None
+                or not answer_text
+                or (context_answer := fields[template.needs[0]].strip()) in ("", answer_text)
+            ):
                 continue
             pair = [
                 _view(
-                    template, group, chat, answer, seen, thinking if role.thinking is None else role.thinking, thinking
+                    template,
+                    group,
+                    chat,
+                    answer,
+                    context_text,
+                    thinking if role.thinking is None else role.thinking,
+                    thinking,
                 )
-                for answer, seen in ((said, shown), (shown, said))
+                for answer, context_text in ((answer_text, context_answer), (context_answer, answer_text))
             ]
             if all(
                 len(ids) + len(view.completion_ids) <= chat.window for view in pair for ids in view.prompts.values()
@@ -91,9 +101,9 @@ def measure_compatibility(
     differences = [f - r for f, r in zip(forward, reverse, strict=True)]
     count = len(forward)
     rms, size = (math.sqrt(math.fsum(x * x for x in values) / len(values)) for values in (differences, sums))
-    pmi, turned, difference = (math.fsum(values) / count for values in (forward, reverse, differences))
+    pmi, reverse_pmi, difference = (math.fsum(values) / count for values in (forward, reverse, differences))
     violation = rms / (math.sqrt(2.0) * size) if size else None
-    return Compatibility(count, pmi, turned, difference, rms, violation)
+    return Compatibility(count, pmi, reverse_pmi, difference, rms, violation)
 
 
 def _answering(templates: Mapping[str, Template], role: Role, fields: Mapping[str, str]) -> Template | None:
@@ -112,11 +122,11 @@ def _view(
     group: RolloutGroup,
     chat: Chat,
     answer: str,
-    seen: str,
+    context_text: str,
     teacher_thinking: bool | None,
     thinking: bool | None,
 ) -> View:
-    messages = apply({template.name: template}, template.name, group.example.prompt, {template.needs[0]: seen})
+    messages = apply({template.name: template}, template.name, group.example.prompt, {template.needs[0]: context_text})
     assert not isinstance(messages, Skipped)
     prompts = {
         STUDENT: chat.encode(group.example.prompt, thinking=thinking),

@@ -88,14 +88,14 @@ def over_seeds(
     means_S = np.array([math.fsum(row) / row.size for row in rows])
     value = math.fsum(means_S) / means_S.size
     probability = 1 - (1 - confidence) / (2 * family)
-    # Every candidate is a standard error with its degrees of freedom; the one that reaches furthest is taken.
+    # Every candidate is a standard error with its degrees of freedom; the widest interval is taken.
     if len(rows) == 1:
         candidates = [_within(rows)]
     elif shared and len({row.size for row in rows}) == 1 and rows[0].size > 1:
         candidates = [_two_way(np.stack(rows))]
     else:
         candidates = [(math.sqrt(float(means_S.var(ddof=1)) / means_S.size), means_S.size - 1.0), _within(rows)]
-    error, freedom = max(candidates, key=lambda one: one[0] * t_quantile(probability, one[1]))
+    error, freedom = max(candidates, key=lambda pair: pair[0] * t_quantile(probability, pair[1]))
     reach = error * t_quantile(probability, freedom)
     return SeedEstimate(
         value=value,
@@ -151,5 +151,5 @@ def t_quantile(probability: float, freedom: float) -> float:
     angle = np.linspace(0.0, math.pi / 2, 20_001)
     density = np.cos(angle) ** (freedom - 1)
     summed = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    found = np.interp(2 * probability - 1, summed / summed[-1], angle)
-    return math.sqrt(freedom) * math.tan(float(found))
+    quantile_angle = np.interp(2 * probability - 1, summed / summed[-1], angle)
+    return math.sqrt(freedom) * math.tan(float(quantile_angle))

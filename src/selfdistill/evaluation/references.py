@@ -1,4 +1,4 @@
-"""How likely held-out references are, and how far a teacher is from the student: numbers that need no verifier."""
+"""Likelihood of held-out references, and distance of a teacher from the student: numbers that need no verifier."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class ReferenceScorer:
         for n, group in enumerate(groups):
             text = reference_text(group.example)
             prompt = self.chat.encode(group.example.prompt, thinking=self.thinking)
-            written = () if text is None else self.chat.response(text)
-            if len(prompt) + len(written) > self.chat.window:
-                written = ()
-            sampled = group.rollouts[0].completion_ids if self.teacher is not None and group.rollouts else ()
-            for index, ids in enumerate((written, sampled)):
+            reference_ids = () if text is None else self.chat.response(text)
+            if len(prompt) + len(reference_ids) > self.chat.window:
+                reference_ids = ()
+            sampled_ids = group.rollouts[0].completion_ids if self.teacher is not None and group.rollouts else ()
+            for index, ids in enumerate((reference_ids, sampled_ids)):
                 if ids:
                     views.append(View(self._prompts(group, prompt, len(ids)), ids, (), (), 0.0, n, index))
         if not views:
@@ -83,10 +83,10 @@ class ReferenceScorer:
         if self.teacher is None:
             return {STUDENT: prompt}
         fields = group.example.fields
-        shown = role_prompt(
+        teacher_prompt = role_prompt(
             self.teacher, group.example, fields, self.templates, self.chat, thinking=self.thinking, room=room
         )
-        return {STUDENT: prompt} if isinstance(shown, Skipped) else {STUDENT: prompt, TEACHER: shown}
+        return {STUDENT: prompt} if isinstance(teacher_prompt, Skipped) else {STUDENT: prompt, TEACHER: teacher_prompt}
 
 
 def _mean(scores: Scores | None) -> float | None:

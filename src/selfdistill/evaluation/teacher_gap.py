@@ -87,29 +87,25 @@ def measure_teacher_gap(
         seed=0,
         room=params.max_tokens,
     )
-    by_place = {(g, i): row[i][TEACHER] for g, row in enumerate(rendered) for i in range(len(row))}
-    prompts = {at: ids for at, ids in by_place.items() if not isinstance(ids, Skipped)}
-    skipped = Counter(ids.reason for ids in by_place.values() if isinstance(ids, Skipped))
-    places_with_prompt = sorted(prompts)
-    if not places_with_prompt:
+    prompt_by_index = {(g, i): row[i][TEACHER] for g, row in enumerate(rendered) for i in range(len(row))}
+    prompts = {index: ids for index, ids in prompt_by_index.items() if not isinstance(ids, Skipped)}
+    skipped = Counter(ids.reason for ids in prompt_by_index.values() if isinstance(ids, Skipped))
+    indices = sorted(prompts)
+    if not indices:
         return skipped
-    teacher_by_place = _sample_teacher(
+    teacher_rollout_of = _sample_teacher(
         role, worker, groups, prompts, replace(params, count=1, seed=derive(seed, "teacher"))
     )
-    student_rollouts = [groups[g].rollouts[i] for g, i in places_with_prompt]
-    teacher_rollouts = [teacher_by_place[at] for at in places_with_prompt]
-    student_correct = [groups[g].verdicts[i].correct for g, i in places_with_prompt]
-    to_verify = [
-        (groups[g].example, r.text, r.finished) for (g, _), r in zip(places_with_prompt, teacher_rollouts, strict=True)
-    ]
+    student_rollouts = [groups[g].rollouts[i] for g, i in indices]
+    teacher_rollouts = [teacher_rollout_of[index] for index in indices]
+    student_correct = [groups[g].verdicts[i].correct for g, i in indices]
+    to_verify = [(groups[g].example, r.text, r.finished) for (g, _), r in zip(indices, teacher_rollouts, strict=True)]
     teacher_correct = [verdict.correct for verdict in verify_all(worker.task, to_verify)]
     shifts = [
-        _log_ratios(role, worker, policy, rollouts, [prompts[at] for at in places_with_prompt], sign, max_tokens)
+        _log_ratios(role, worker, policy, rollouts, [prompts[index] for index in indices], sign, max_tokens)
         for rollouts, sign in ((student_rollouts, 1.0), (teacher_rollouts, -1.0))
     ]
-    summary = _summary(
-        places_with_prompt, student_correct, teacher_correct, shifts, student_rollouts, teacher_rollouts, skipped
-    )
+    summary = _summary(indices, student_correct, teacher_correct, shifts, student_rollouts, teacher_rollouts, skipped)
     summary.compatibility = measure_compatibility(
         policy,
         worker.chat,
@@ -130,11 +126,11 @@ def _sample_teacher(
     prompts: Mapping[tuple[int, int], tuple[int, ...]],
     params: SamplingParams,
 ) -> dict[tuple[int, int], Rollout]:
-    places_with_prompt = sorted(prompts)
+    indices = sorted(prompts)
     chat = worker.chat
     with worker.teachers.weights(role.weights) as policy:
         sampler = policy_sampler(policy, chat, max_batch_size=worker.max_batch_size)
-        completions = sampler.sample([prompts[at] for at in places_with_prompt], params)
+        completions = sampler.sample([prompts[index] for index in indices], params)
     return {
         (g, i): Rollout(
             groups[g].rollouts[i].prompt_ids,
@@ -146,7 +142,7 @@ def _sample_teacher(
             TEACHER,
             prompts[g, i],
         )
-        for (g, i), (completion,) in zip(places_with_prompt, completions, strict=True)
+        for (g, i), (completion,) in zip(indices, completions, strict=True)
     }
 
 
@@ -173,7 +169,7 @@ def _log_ratios(
 
 
 def _summary(
-    places: Sequence[tuple[int, int]],
+    indices: Sequence[tuple[int, int]],
     student_correct: Sequence[bool],
     teacher_correct: Sequence[bool],
     shifts: Sequence[Sequence[float]],
@@ -182,26 +178,26 @@ def _summary(
     skipped: Counter[str],
 ) -> TeacherGap:
     """Average over the completions of each problem, then over problems, with intervals over problems."""
-    problems = sorted({g for g, _ in places})
-    most = max(sum(1 for g, _ in places if g == problem) for problem in problems)
+    problems = sorted({g for g, _ in indices})
+    max_completions = max(sum(1 for g, _ in indices if g == problem) for problem in problems)
 
     def each(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        rows = [[value for (g, _), value in zip(places, values, strict=True) if g == problem] for problem in problems]
+        rows = [[value for (g, _), value in zip(indices, values, strict=True) if g == problem] for problem in problems]
         return np.concatenate([average_per_problem([row]) for row in rows])
 
     def estimate(values: Sequence[float]) -> Estimate:
-        return bootstrap(each(values), k=most, seed=0, confidence=0.95, resamples=RESAMPLES)
+        return bootstrap(each(values), k=max_completions, seed=0, confidence=0.95, resamples=RESAMPLES)
 
     student, teacher = [float(x) for x in student_correct], [float(x) for x in teacher_correct]
     return TeacherGap(
         student=estimate(student),
         teacher=estimate(teacher),
-        gap=paired_difference(each(student), each(teacher), k=most, seed=0, resamples=RESAMPLES),
+        gap=paired_difference(each(student), each(teacher), k=max_completions, seed=0, resamples=RESAMPLES),
         shift_on_student=estimate(shifts[0]),
         shift_on_teacher=estimate(shifts[1]),
         per_token_on_student=sum(shifts[0]) / sum(len(r.completion_ids) for r in student_rollouts),
         per_token_on_teacher=sum(shifts[1]) / sum(len(r.completion_ids) for r in teacher_rollouts),
         problems=len(problems),
-        completions=len(places),
+        completions=len(indices),
         skipped=skipped,
     )
