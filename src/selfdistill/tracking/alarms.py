@@ -104,42 +104,42 @@ class AlarmWatch:
 def _entropy(who: str) -> Callable[[History, AlarmsConfig], Reading | None]:
     def read(history: History, at: AlarmsConfig) -> Reading | None:
         numbers = history.of(f"{who}_entropy", least=2 * at.window)
-        start, now = _ends(numbers, at.window)
+        start, recent = _ends(numbers, at.window)
         if not start:
             return None
         evidence = (
-            f"mean entropy of the {who} over the last {at.window} steps is {now:.4f} nats a token, "
-            f"{now / start:.0%} of {start:.4f} at the start (limit {at.entropy:.0%})"
+            f"mean entropy of the {who} over the last {at.window} steps is {recent:.4f} nats a token, "
+            f"{recent / start:.0%} of {start:.4f} at the start (limit {at.entropy:.0%})"
         )
-        return Reading(now, at.entropy * start, evidence, low=True)
+        return Reading(recent, at.entropy * start, evidence, low=True)
 
     return read
 
 
 def _length(*, growth: bool) -> Callable[[History, AlarmsConfig], Reading | None]:
     def read(history: History, at: AlarmsConfig) -> Reading | None:
-        start, now = _ends(history.of("length", least=2 * at.window), at.window)
+        start, recent = _ends(history.of("length", least=2 * at.window), at.window)
         if not start:
             return None
         limit = at.length_growth if growth else at.length_fall
         evidence = (
-            f"completions of the last {at.window} steps have {now:.1f} tokens on average, "
-            f"{now / start:.2f} × the {start:.1f} at the start (limit {limit:g} ×)"
+            f"completions of the last {at.window} steps have {recent:.1f} tokens on average, "
+            f"{recent / start:.2f} × the {start:.1f} at the start (limit {limit:g} ×)"
         )
-        return Reading(now, limit * start, evidence, low=not growth)
+        return Reading(recent, limit * start, evidence, low=not growth)
 
     return read
 
 
 def _deliberation(history: History, at: AlarmsConfig) -> Reading | None:
-    start, now = _ends(history.of("deliberation", least=2 * at.window), at.window)
+    start, recent = _ends(history.of("deliberation", least=2 * at.window), at.window)
     if not start:
         return None
     evidence = (
-        f"{now:.2f} deliberation words a completion over the last {at.window} steps, "
-        f"{now / start:.0%} of {start:.2f} at the start (limit {at.deliberation:.0%})"
+        f"{recent:.2f} deliberation words a completion over the last {at.window} steps, "
+        f"{recent / start:.0%} of {start:.2f} at the start (limit {at.deliberation:.0%})"
     )
-    return Reading(now, at.deliberation * start, evidence, low=True)
+    return Reading(recent, at.deliberation * start, evidence, low=True)
 
 
 def _share(key: str, name: str, words: str) -> Callable[[History, AlarmsConfig], Reading | None]:
@@ -148,8 +148,8 @@ def _share(key: str, name: str, words: str) -> Callable[[History, AlarmsConfig],
         if not numbers:
             return None
         limit: float = getattr(at, name)
-        now = fmean(numbers[-at.window :])
-        return Reading(now, limit, f"{now:.0%} of {words} over the last {at.window} steps (limit {limit:.0%})")
+        recent = fmean(numbers[-at.window :])
+        return Reading(recent, limit, f"{recent:.0%} of {words} over the last {at.window} steps (limit {limit:.0%})")
 
     return read
 
@@ -185,12 +185,12 @@ def _sampler(history: History, at: AlarmsConfig) -> Reading | None:
     numbers = history.of("sampler_gap", least=at.window)
     if not numbers:
         return None
-    now = fmean(numbers[-at.window :])
+    recent = fmean(numbers[-at.window :])
     evidence = (
-        f"over the last {at.window} steps the learner's log-probabilities differ from the sampler's by {now:.4f} nats "
-        f"a token (limit {at.sampler_gap:g})"
+        f"over the last {at.window} steps the learner's log-probabilities differ from the sampler's by {recent:.4f} "
+        f"nats a token (limit {at.sampler_gap:g})"
     )
-    return Reading(now, at.sampler_gap, evidence)
+    return Reading(recent, at.sampler_gap, evidence)
 
 
 def _teacher(history: History, at: AlarmsConfig) -> Reading | None:
@@ -235,29 +235,31 @@ def _moved(history: History, at: AlarmsConfig) -> Reading | None:
     for key, whose in (("moved", "weights with a gradient"), ("average_moved", "averaged weights behind the student")):
         numbers = history.of(key, least=at.window)
         if numbers:
-            now = fmean(numbers[-at.window :])
-            evidence = f"updates of the last {at.window} steps changed {now:.2%} of the {whose} (limit {at.moved:.0%})"
-            readings.append(Reading(now, at.moved, evidence, low=True))
+            recent = fmean(numbers[-at.window :])
+            evidence = (
+                f"updates of the last {at.window} steps changed {recent:.2%} of the {whose} (limit {at.moved:.0%})"
+            )
+            readings.append(Reading(recent, at.moved, evidence, low=True))
     return min(readings, key=lambda reading: reading.value, default=None)
 
 
 def _validation(history: History, at: AlarmsConfig) -> Reading | None:
     if not history.new("evaluation") or len(history.evaluations) < 2:
         return None
-    *earlier, now = history.evaluations
+    *earlier, recent = history.evaluations
     best = max(earlier, key=lambda evaluation: evaluation.accuracy)
     start = history.of("reward")[: at.window]
     reward = best.reward if best.reward is not None else fmean(start) if start else None
-    if reward is None or now.reward is None:
+    if reward is None or recent.reward is None:
         return None
     evidence = (
-        f"held-out accuracy fell from {best.accuracy:.3f} at step {best.step} to {now.accuracy:.3f} (upper end "
-        f"{now.high:.3f}) while the training reward rose from {reward:.3f} to {now.reward:.3f} "
+        f"held-out accuracy fell from {best.accuracy:.3f} at step {best.step} to {recent.accuracy:.3f} (upper end "
+        f"{recent.high:.3f}) while the training reward rose from {reward:.3f} to {recent.reward:.3f} "
         f"(limit {at.validation:g})"
     )
     # A fall within the interval, or together with a falling reward, is not overfitting.
-    fell = now.high < best.accuracy and now.reward > reward
-    return Reading(best.accuracy - now.accuracy if fell else 0.0, at.validation, evidence)
+    fell = recent.high < best.accuracy and recent.reward > reward
+    return Reading(best.accuracy - recent.accuracy if fell else 0.0, at.validation, evidence)
 
 
 def _ends(numbers: list[float], window: int) -> tuple[float, float]:

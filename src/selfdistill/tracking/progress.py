@@ -1,7 +1,7 @@
-"""Terminal output: a live line of what is going on, one line per evaluation, and a closing table.
+"""Terminal output: a live line of the current activity, one line per evaluation, and a closing table.
 
-Every part that takes a while says so with :func:`activity` and :func:`advance`. What it says is shown by the
-:class:`Progress` that was entered last: on a terminal in the live line, elsewhere as a line every half minute.
+Every long activity reports itself with :func:`activity` and :func:`advance`. The :class:`Progress` that was entered
+last shows it: on a terminal in the live line, elsewhere as a line every half minute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from selfdistill.files.text import printable
 PLAIN_EVERY = 10.0
 """Seconds between the lines of steps if the output is not a terminal (a log file, CI)."""
 SILENCE = 30.0
-"""Seconds without any line after which such an output is told what is going on."""
+"""Seconds without any line after which such an output gets a line about the current activity."""
 
 
 class Interrupted(Exception):
@@ -34,7 +34,7 @@ class Interrupted(Exception):
 
 @dataclass(slots=True)
 class Activity:
-    """Something that takes a while: how much of it is done, of how much, and since when. ``of`` 0 is unknown."""
+    """A long activity: the amount done, the total, and the start time. ``of`` 0 means an unknown total."""
 
     name: str
     of: int = 0
@@ -53,12 +53,12 @@ class Activity:
 
 
 _SHOWN: ContextVar[Progress | None] = ContextVar("_SHOWN", default=None)
-"""The progress that shows activities. A thread that samples ahead has none: it would overwrite what the run does."""
+"""The progress that shows activities. A thread that samples ahead has none: it would overwrite the run's activity."""
 
 
 @contextmanager
 def activity(name: str, of: int = 0, unit: str = "", *, may_stop: bool = False) -> Iterator[None]:
-    """Show what goes on in the block, until it ends. ``may_stop`` lets :func:`check_stop` end it early."""
+    """Show an activity until the block ends. ``may_stop`` lets :func:`check_stop` end it early."""
     progress = _SHOWN.get()
     if progress is None:
         yield
@@ -71,7 +71,7 @@ def activity(name: str, of: int = 0, unit: str = "", *, may_stop: bool = False) 
 
 
 def advance(done: int = 0, *, tokens: int = 0, of: int = 0) -> None:
-    """Add to what is done of the innermost activity, to its tokens, and to how much there is to do."""
+    """Add to the amount done, the tokens and the total of the innermost activity."""
     progress = _SHOWN.get()
     if progress is not None and progress.activities:
         current = progress.activities[-1]
@@ -79,27 +79,27 @@ def advance(done: int = 0, *, tokens: int = 0, of: int = 0) -> None:
 
 
 def log(message: str) -> None:
-    """Say a sentence where activities are shown; nothing where none are."""
+    """Print a message on the current progress; nothing without one."""
     progress = _SHOWN.get()
     if progress is not None:
         progress.log(message)
 
 
 def position() -> tuple[int, int]:
-    """What is done of the innermost activity, and its tokens, for :func:`rewind`."""
+    """The amount done and the tokens of the innermost activity, for :func:`rewind`."""
     progress = _SHOWN.get()
     current = progress.activities[-1] if progress is not None and progress.activities else Activity("")
     return current.done, current.tokens
 
 
 def rewind(before: tuple[int, int]) -> None:
-    """Go back to an earlier :func:`position`: what was done since has to be done again."""
+    """Return to an earlier :func:`position`, because the work since then is repeated."""
     done, tokens = position()
     advance(before[0] - done, tokens=before[1] - tokens)
 
 
 def check_stop() -> None:
-    """End the innermost activity early if it was asked to stop and has something done already.
+    """End the innermost activity early if a stop was requested and some of it is done.
 
     Raises:
         Interrupted: a stop was requested.
@@ -113,7 +113,7 @@ def check_stop() -> None:
 
 
 UNJUDGED = {"loglikelihood": "references", "teacher_gap": "teacher's gap", "teacher_shift": "teacher's shift"}
-"""What an evaluation has where nothing is judged, in nats a token, and its name in the terminal."""
+"""Metrics of an evaluation without a verifier, in nats per token, and their names in the terminal."""
 
 
 class Progress:
@@ -132,7 +132,7 @@ class Progress:
         self.stop_requested: Callable[[], bool] = lambda: False
         """Whether a stop was requested."""
         self.shown = ""
-        """What the live line says besides the activity."""
+        """Text of the live line besides the activity."""
         self._spoke = time.monotonic()
         self._over = threading.Event()
         self._heart: threading.Thread | None = None
@@ -167,22 +167,22 @@ class Progress:
         self.shown = line
 
     def table(self, rows: Mapping[str, str]) -> None:
-        """Print names and what belongs to each, one a line."""
+        """Print the rows, one name with its text per line."""
         width = max(map(len, rows), default=0)
         for name, text in rows.items():
             self.console.print(Text(printable(f"{name:{width}}  {text}")), soft_wrap=True)
 
     def going_on(self) -> str:
-        """What goes on, the outermost activity first: ``"evaluating, sampling: 37 of 128 completions"``."""
+        """The current activities, outermost first: ``"evaluating, sampling: 37 of 128 completions"``."""
         activities = list(self.activities)
-        return ", ".join([*(one.name for one in activities[:-1]), *(one.line() for one in activities[-1:])])
+        return ", ".join([*(entry.name for entry in activities[:-1]), *(entry.line() for entry in activities[-1:])])
 
     def _live_line(self) -> Text:
         text = "  ".join(filter(None, (self.shown, self.going_on())))
         return Text(printable(text), overflow="ellipsis", no_wrap=True)
 
     def _break_silence(self) -> None:
-        """Say every half minute what goes on, where no line has said anything meanwhile."""
+        """Print the current activity after every half minute without a line."""
         while not self._over.wait(max(0.05, self._spoke + SILENCE - time.monotonic())):
             if time.monotonic() - self._spoke >= SILENCE:
                 line = self.going_on()
@@ -196,16 +196,16 @@ class Progress:
         avg = result["avg"]
         self.accuracy = None if avg is None else avg["value"]
         at = "" if step is None else f"step {step:>4}  "
-        # Without a verifier there is no accuracy to show, and the rest of the evaluation is all there is.
+        # Without a verifier there is no accuracy, so print the other metrics.
         if avg is None:
             entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
-            told = [f"{words} {result[key]['value']:+.3f}" for key, words in UNJUDGED.items() if key in result]
+            references = [f"{words} {result[key]['value']:+.3f}" for key, words in UNJUDGED.items() if key in result]
             self.log(
                 f"{at}nothing is judged  length {result['length']:.1f}  "
                 f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
             )
-            if told:
-                self.log(f"{at}{', '.join(told)} nats a token")
+            if references:
+                self.log(f"{at}{', '.join(references)} nats a token")
             return
         self.log(
             f"{at}avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
@@ -250,7 +250,7 @@ class Progress:
         title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
         k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
-        # A best of nothing right is none, and an evaluation before the last step is not what came after the run.
+        # There is no best if nothing was right, and "after" needs an evaluation of the last step.
         by, best = summary.get("best_by", "success"), summary["best"]
         nothing_right = bool(by == "success" and best and not best["avg"]["value"])
         is_best = best is not None and not nothing_right
@@ -277,7 +277,7 @@ class Progress:
                 f"{row['deliberation']:.2f}",
             )
         self.console.print(table)
-        # Say what the rows do not show: steps after the last evaluation, and a best of nothing.
+        # Print facts that the rows do not show: steps after the last evaluation, and a missing best.
         steps, evaluated = summary["steps"], summary["after_step"]
         if evaluated < steps:
             unseen = f"step {steps} is" if steps == evaluated + 1 else f"steps {evaluated + 1} to {steps} are"
@@ -297,13 +297,13 @@ class Progress:
 
 
 def _mean_reward(result: Mapping[str, Any]) -> str:
-    """The mean reward of an evaluation where it is another number than the share of right completions."""
+    """The mean reward of an evaluation if it differs from the share of right completions; else empty."""
     reward, avg = result.get("reward"), result.get("avg")
     return "" if not reward or not avg or reward["value"] == avg["value"] else f"reward {reward['value']:.3f}  "
 
 
 def _accuracy(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The cells of the closing table that an evaluation has only where something was judged."""
+    """The cells of the closing table that need judged completions."""
     avg = row["avg"]
     if avg is None:
         return ("–",) * 4
