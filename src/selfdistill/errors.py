@@ -77,5 +77,5 @@ def out_of_memory(error: BaseException, phase: str | None = None) -> OutOfMemory
     where = f" in the phase {phase!r} of a step" if phase else ""
     remedy = REMEDIES.get(phase, ANYWHERE) if phase else ANYWHERE
     # Keep two sentences: torch appends long advice on its allocator.
-    found = ". ".join(str(error).strip().splitlines()[0].split(". ")[:2]) if str(error).strip() else "MemoryError"
-    return OutOfMemory(f"not enough memory{where} ({found}): {remedy}")
+    reason = ". ".join(str(error).strip().splitlines()[0].split(". ")[:2]) if str(error).strip() else "MemoryError"
+    return OutOfMemory(f"not enough memory{where} ({reason}): {remedy}")
