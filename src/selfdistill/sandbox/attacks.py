@@ -59,7 +59,7 @@ class Finding:
 
 
 class Range:
-    """The targets of attacks: a secret file and variable, a server, a process, and a name that survivors bear."""
+    """The targets of attacks: a secret file and variable, a server, a process, and a name that marks survivors."""
 
     def __init__(self, sandbox: Sandbox, folder: Path) -> None:
         self.sandbox = sandbox
@@ -95,7 +95,7 @@ class Range:
         return Finding(name, outcome, self._trouble(outcome))
 
     def close(self) -> None:
-        """Take the targets down."""
+        """Close the sockets and kill the process."""
         self._server.close()
         self._local.close()
         self._victim.kill()
@@ -114,7 +114,7 @@ class Range:
 
 
 def processes_named(name: str) -> list[str]:
-    """The ids of the machine's processes that bear a name of at most 15 letters; none without ``/proc``."""
+    """The ids of the machine's processes with a name of at most 15 letters; none without ``/proc``."""
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -132,7 +132,7 @@ def attacking(sandbox: Sandbox) -> Iterator[Range]:
     """
     if sandbox.isolation.name == "none":
         raise UserError("attacks are not run without isolation: several would succeed")
-    kept = os.environ.get("SELFDISTILL_SECRET")
+    previous = os.environ.get("SELFDISTILL_SECRET")
     os.environ["SELFDISTILL_SECRET"] = "the secret"
     try:
         with tempfile.TemporaryDirectory(prefix="selfdistill-range-") as folder:
@@ -144,5 +144,5 @@ def attacking(sandbox: Sandbox) -> Iterator[Range]:
                 target.close()
     finally:
         os.environ.pop("SELFDISTILL_SECRET")
-        if kept is not None:
-            os.environ["SELFDISTILL_SECRET"] = kept
+        if previous is not None:
+            os.environ["SELFDISTILL_SECRET"] = previous

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from selfdistill.sandbox.codec import Untransferable, decode
-from selfdistill.sandbox.link import CandidateFailed, Link, Remote, shown
+from selfdistill.sandbox.link import CandidateFailed, Link, Remote, bounded_repr
 
 _ABSOLUTE, _RELATIVE = 1e-8, 1e-5
 
@@ -51,37 +51,37 @@ def _alike(got: Any, expected: Any) -> bool:
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_as_json(one) for one in value]
+        return [_as_json(item) for item in value]
     if isinstance(value, dict):
-        return {key: _as_json(one) for key, one in value.items()}
+        return {key: _as_json(item) for key, item in value.items()}
     return value
 
 
 def compare(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
     """Call the function at ``job["path"]`` with the arguments of each of ``job["cases"]``.
 
-    Returns how many cases ``passed``. Of the first that did not, it also returns the number (``first``) and one of its
-    value (``got``), its exception (``raised``) and why its value cannot be compared (``trouble``).
+    Returns the number of cases that ``passed``. If one failed, the result also holds the index of the ``first`` that
+    did, and one of three: its value (``got``), its exception (``raised``), or why it cannot be compared (``trouble``).
     """
     link = Link(channel)
     passed, first = 0, None
     for number, (arguments, expected) in enumerate(job["cases"]):
-        found: dict[str, Any]
+        failure: dict[str, Any]
         try:
             got = link.at(job["path"])(*decode(arguments, _none))
             if not isinstance(got, Remote) and same_value(got, decode(expected, _none)):
                 passed += 1
                 continue
-            found = {"got": shown(got)}
+            failure = {"got": bounded_repr(got)}
         except CandidateFailed as error:
-            found = {"raised": error.args[0]}
+            failure = {"raised": error.args[0]}
         except Untransferable as trouble:
-            found = {"trouble": str(trouble)}
+            failure = {"trouble": str(trouble)}
         except Exception as error:  # the candidate's own, rebuilt as a built-in one, or a value that cannot be shown
             raised = getattr(error, "candidate", None)
-            found = {"raised": raised} if raised else {"trouble": f"{type(error).__name__}: {error}"[:200]}
+            failure = {"raised": raised} if raised else {"trouble": f"{type(error).__name__}: {error}"[:200]}
         if first is None:
-            first = {"first": number, **found}
+            first = {"first": number, **failure}
     return {"passed": passed, **(first or {})}
 
 

@@ -25,8 +25,7 @@ COLLISIONS = 1_000
 """Maximum members of a set or dict with equal hashes: n of them take n² comparisons."""
 
 _LATE = (("dec", "decimal", "Decimal"), ("fr", "fractions", "Fraction"))
-"""Types whose modules take longer to import than most programs run. Whoever holds such a value has imported them."""
-
+"""Types whose modules take longer to import than most programs run. They are imported only to decode such a value."""
 
 _VIEWS: tuple[tuple[str, Any], ...] = (("dk", type({}.keys())), ("dv", type({}.values())), ("di", type({}.items())))
 
@@ -117,15 +116,15 @@ def decode(tree: Any, refer: Callable[[int, str], Any], depth: int = 0) -> Any:
 
 
 def _has_too_many_nodes(tree: Any) -> bool:
-    waiting, seen = [tree], 0
-    while waiting:
-        one = waiting.pop()
+    stack, count = [tree], 0
+    while stack:
+        node = stack.pop()
         # The tree of a value has up to three nodes besides itself: its tag, and a list or two texts.
-        seen += 1
-        if seen > 4 * NODES:
+        count += 1
+        if count > 4 * NODES:
             return True
-        if isinstance(one, list):
-            waiting += one
+        if isinstance(node, list):
+            stack += node
     return False
 
 
@@ -147,9 +146,9 @@ def _hashed(kind: Callable[[Any], Any], items: list[Any], keys: list[Any]) -> An
     if len(keys) > COLLISIONS:
         counts: dict[int, int] = {}
         for key in keys:
-            place = hash(key)
-            counts[place] = counts.get(place, 0) + 1
-            if counts[place] > COLLISIONS:
+            code = hash(key)
+            counts[code] = counts.get(code, 0) + 1
+            if counts[code] > COLLISIONS:
                 raise Untransferable("a set or dict whose members' hashes are equal")
     return kind(items)
 

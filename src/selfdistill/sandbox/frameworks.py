@@ -140,8 +140,8 @@ class _Param:
 class _Marks:
     """``pytest.mark``: a mark is a decorator, with arguments or without.
 
-    ``xfail`` skips the test: its authors expect it to fail, so that it says nothing about the code. A mark without a
-    meaning here has none in pytest either.
+    ``xfail`` skips the test: its authors expect it to fail, so it does not test the code. Other marks have no effect,
+    as in pytest.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -199,7 +199,7 @@ def count_unittest(tally: Any) -> None:
                 inside[0] -= 1
                 error = sys.exc_info()[1]
                 if not inside[0] and (holds or isinstance(error, AssertionError)):
-                    listed = ", ".join(tally.shown(argument) for argument in arguments)
+                    listed = ", ".join(tally.repr_of(argument) for argument in arguments)
                     tally.count(f"self.{name}({listed})", holds)
 
         return method
@@ -255,7 +255,7 @@ class Session:
                 self._methods(member)
 
     def _function(self, name: str, function: Any, marked: list[Any], around: Any = None) -> None:
-        """Run a function with each set of its arguments. All of them together have to reach one of its own checks."""
+        """Run a function with each set of its arguments. At least one of these runs has to reach one of its checks."""
         if any(vars(holder).get("_pytest_skipped") for holder in (*marked, function)):
             return
         tables = [table for holder in (*marked, function) for table in vars(holder).get("_pytest_cases", [])]
@@ -271,7 +271,7 @@ class Session:
 
     def _filled(self, function: Any, arguments: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
         """The arguments that a function asks for: from its table, from fixtures, or the candidate."""
-        import inspect  # here: most tests take no arguments, and this import is a tenth of the judge's time
+        import inspect  # imported late: most tests take no arguments, and it takes a tenth of the judge's time
 
         filled = {}
         for name, parameter in inspect.signature(function).parameters.items():
@@ -302,10 +302,10 @@ class Session:
                 yield getattr(instance, name)
                 _call_with(getattr(instance, "teardown_method", None), getattr(instance, name))
 
-            self._function(self._owned(owner, name), function, marked, around)
+            self._function(self._qualified_name(owner, name), function, marked, around)
 
-    def _owned(self, owner: type, name: str) -> str:
-        """The method's name behind that of the class in whose body it stands."""
+    def _qualified_name(self, owner: type, name: str) -> str:
+        """The method's name, prefixed with that of the class that defines it."""
         return next(f"{base.__name__}.{name}" for base in owner.__mro__ if name in vars(base))
 
     def _cases(self, owner: Any) -> None:
@@ -317,7 +317,7 @@ class Session:
         running = ExitStack()
 
         def start(test: Any) -> None:
-            name = session._owned(type(test), test._testMethodName)
+            name = session._qualified_name(type(test), test._testMethodName)
             running.enter_context(tally.test(name, must_check=name in session._checking))
 
         def error(test: Any, raised: Any) -> None:

@@ -1,8 +1,8 @@
-"""The first code inside the sandbox: it gives up every right that is left, then runs one job.
+"""The first code inside the sandbox: it drops the privileges that are left, then runs one job.
 
 A fresh interpreter runs the text of this file (``python -c``) before any model-written code, so it imports only the
-standard library. After the first line of model code nothing here can be trusted. Nothing has to be: the rights are
-given up for good, and results are compared in another process.
+standard library. After the first line of model code nothing here can be trusted. Nothing has to be: the privileges
+cannot be regained, and results are compared in another process.
 """
 
 from __future__ import annotations
@@ -87,24 +87,24 @@ def seccomp_program(machine: str) -> bytes | None:
     """The system call filter as BPF, or None for a processor whose numbers are not listed."""
     if machine not in ("x86_64", "aarch64"):
         return None
-    place = 0 if machine == "x86_64" else 1
+    index = 0 if machine == "x86_64" else 1
     load, equal, at_least, bits, result = 0x20, 0x15, 0x35, 0x45, 0x06
     number, arch, first = 0, 4, 16
-    steps = [(load, 0, 0, arch), (equal, 1, 0, _AUDIT_ARCH[place]), (result, 0, 0, _REFUSE), (load, 0, 0, number)]
-    # The x32 numbers of the same calls begin there.
+    steps = [(load, 0, 0, arch), (equal, 1, 0, _AUDIT_ARCH[index]), (result, 0, 0, _REFUSE), (load, 0, 0, number)]
+    # The x32 numbers of the same calls begin at 0x40000000.
     steps += [(at_least, 0, 1, 0x40000000), (result, 0, 0, _REFUSE)]
     for numbers in _FORBIDDEN.values():
-        steps += [(equal, 0, 1, numbers[place]), (result, 0, 0, _REFUSE)]
-    steps += [(equal, 0, 1, _CLONE3[place]), (result, 0, 0, _UNKNOWN)]
-    steps += [(equal, 0, 3, _CLONE[place]), (load, 0, 0, first), (bits, 0, 1, _NEW_NAMESPACES), (result, 0, 0, _REFUSE)]
+        steps += [(equal, 0, 1, numbers[index]), (result, 0, 0, _REFUSE)]
+    steps += [(equal, 0, 1, _CLONE3[index]), (result, 0, 0, _UNKNOWN)]
+    steps += [(equal, 0, 3, _CLONE[index]), (load, 0, 0, first), (bits, 0, 1, _NEW_NAMESPACES), (result, 0, 0, _REFUSE)]
     # Anonymous shared memory: after MADV_DONTNEED its pages stay, but no process counts them any more.
-    steps += [(load, 0, 0, number), (equal, 0, 4, _MMAP[place]), (load, 0, 0, first + 24)]
+    steps += [(load, 0, 0, number), (equal, 0, 4, _MMAP[index]), (load, 0, 0, first + 24)]
     steps += [(bits, 0, 2, _ANONYMOUS), (bits, 0, 1, _SHARED), (result, 0, 0, _REFUSE)]
-    steps += [(load, 0, 0, number), (equal, 0, 1 + 2 * len(_COMMANDS), _FCNTL[place]), (load, 0, 0, first + 8)]
+    steps += [(load, 0, 0, number), (equal, 0, 1 + 2 * len(_COMMANDS), _FCNTL[index]), (load, 0, 0, first + 8)]
     for command in _COMMANDS:
         steps += [(equal, 0, 1, command), (result, 0, 0, _REFUSE)]
     # Only Unix sockets: AF_VSOCK reaches a hypervisor from any network namespace.
-    steps += [(load, 0, 0, number), (equal, 0, 3, _SOCKET[place])]
+    steps += [(load, 0, 0, number), (equal, 0, 3, _SOCKET[index])]
     steps += [(load, 0, 0, first), (equal, 1, 0, 1), (result, 0, 0, _REFUSE), (result, 0, 0, _ALLOW)]
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
@@ -136,45 +136,45 @@ def _confine(limits: dict[str, Any]) -> None:
         ("MEMLOCK", 0),
         ("MSGQUEUE", 0),
     ):
-        which = getattr(resource, f"RLIMIT_{name}", None)
-        if which is None or value is None:
+        limit = getattr(resource, f"RLIMIT_{name}", None)
+        if limit is None or value is None:
             continue
-        hard = resource.getrlimit(which)[1]
-        wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (wanted, wanted))
+        hard = resource.getrlimit(limit)[1]
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (bound, bound))
     if limits["uid"] is not None:
         _leave_root(limits["uid"])
-    _thread.stack_size(8 * 2**20)  # otherwise every thread reserves as much as the main one may use
+    _thread.stack_size(8 * 2**20)  # by default every thread reserves the stack limit of the main thread
     os.closerange(3, 64)
     if sys.platform == "linux":
         _filter_calls()
 
 
-def _stay_above() -> None:
-    """Go on in a child. This process stays above it, and no descendant outlives this process or the trainer.
+def _supervise() -> None:
+    """Fork, and return in the child. The parent supervises: no descendant outlives the parent or the trainer.
 
-    It replaces a namespace of processes, which would end them all. This process ends as its child did.
+    This replaces a process namespace, whose end would kill all its processes. The parent exits as its child did.
     """
-    parent, told = os.getppid(), {signal.SIGCHLD, signal.SIGTERM}
+    parent, signals = os.getppid(), {signal.SIGCHLD, signal.SIGTERM}
     if ctypes.CDLL(None).prctl(36, 1, 0, 0, 0):  # PR_SET_CHILD_SUBREAPER: orphans come here
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, told)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     child = os.fork()
     if child == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return
     folder = os.getcwd()
     os.chdir("/")
     os.closerange(0, 64)
-    status, wanted = 0, True
-    while wanted and os.getppid() == parent:
-        found = signal.sigtimedwait(told, 0.1)
-        wanted = found is None or found.si_signo != signal.SIGTERM
+    status, terminated = 0, False
+    while not terminated and os.getppid() == parent:
+        received = signal.sigtimedwait(signals, 0.1)
+        terminated = received is not None and received.si_signo == signal.SIGTERM
         ended, code = os.waitpid(child, os.WNOHANG)
         if ended:
             status = code
             break
-    _end_all_below()
+    _kill_descendants()
     if os.getppid() != parent:
         import shutil
 
@@ -184,32 +184,32 @@ def _stay_above() -> None:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
-    os._exit(os.waitstatus_to_exitcode(status) if wanted else 0)
+    os._exit(0 if terminated else os.waitstatus_to_exitcode(status))
 
 
-def _end_all_below() -> None:
+def _kill_descendants() -> None:
     while True:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        below = []
+        children = []
         for thread in os.listdir("/proc/self/task"):
             with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
-                below += [int(one) for one in file.read().split()]
-        if not below:
+                children += [int(pid) for pid in file.read().split()]
+        if not children:
             return
-        # Their own children become children of this process, and follow in the next round.
-        for one in below:
+        # The children of a killed process become children of this one, and are killed in the next round.
+        for pid in children:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(one, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
 
 def _leave_root(uid: int) -> None:
-    for one in (uid, 65534):  # the second where a container maps few ids
+    for candidate in (uid, 65534):  # a container may map few ids, and 65534 (nobody) is among them
         try:
             os.setgroups([])
-            os.setresgid(one, one, one)
-            os.setresuid(one, one, one)
+            os.setresgid(candidate, candidate, candidate)
+            os.setresuid(candidate, candidate, candidate)
         except OSError:
             continue
         return
@@ -217,14 +217,14 @@ def _leave_root(uid: int) -> None:
 
 
 class Channel:
-    """JSON messages, each behind its length, over two file descriptors."""
+    """JSON messages over two file descriptors. The length of a message precedes it."""
 
     def __init__(self, read: int, write: int) -> None:
         self._read = read
         self._write = write
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; None at the end. It reads no byte more, because a program's input may follow."""
+        """The next message; None at the end. It reads no byte beyond the message: a program's input may follow."""
         header = b""
         while not header.endswith(b"\n"):
             byte = os.read(self._read, 1)
@@ -251,7 +251,7 @@ class Channel:
 
 def report(error: BaseException) -> dict[str, Any]:
     """An exception as data: its built-in type, its own name, its message, and the line of the solution."""
-    import traceback  # here: most programs run without it
+    import traceback  # imported late: most programs run without it
 
     kind = type(error)
     known = next((base for base in kind.__mro__ if base.__module__ == "builtins"), BaseException)
@@ -269,7 +269,7 @@ def report(error: BaseException) -> dict[str, Any]:
 
 
 def run_program(source: str) -> int:
-    """Run a script on the standard streams. Returns its exit code. A traceback shows lines of the script alone."""
+    """Run a script on the standard streams and return its exit code. A traceback shows only lines of the script."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = ["solution.py"]
@@ -282,8 +282,8 @@ def run_program(source: str) -> int:
         import traceback
 
         linecache.cache["solution.py"] = (len(source), None, source.splitlines(keepends=True), "solution.py")
-        here = error.__traceback__
-        print("".join(traceback.format_exception(type(error), error, here and here.tb_next)), file=sys.stderr)
+        trace = error.__traceback__
+        print("".join(traceback.format_exception(type(error), error, trace and trace.tb_next)), file=sys.stderr)
         return 1
     return 0
 
@@ -335,10 +335,10 @@ class Server:
 
 
 def main() -> None:
-    """Confine this process, report that it is ready, and do the job that the channel brings."""
+    """Confine this process, report that it is ready, and run the job that the trainer sends."""
     limits = json.loads(sys.argv[1])
-    if limits["stay_above"] and sys.platform == "linux":
-        _stay_above()
+    if limits["supervise"] and sys.platform == "linux":
+        _supervise()
     _confine(limits)
     program = Channel(0, 1)
     os.write(1, READY)

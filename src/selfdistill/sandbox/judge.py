@@ -4,7 +4,7 @@ Test code holds the expected values (``assert f(2) == 4``, ``check(candidate)``)
 code. Every call of the candidate goes through the channel. It returns a plain value of an exact type, or a reference to
 an object of the candidate, which equals nothing but itself. Checks are rewritten so that each is counted and the first
 failure can be described (``rewriting.py``). Tests that pytest or unittest would collect are run as they would run them
-(``frameworks.py``). Tests that reach no check have said nothing, whatever they print.
+(``frameworks.py``). Tests that reach no check give no verdict, whatever they print.
 
 Arguments are passed by value, so the candidate's changes to them stay in its process. A function that has to change its
 argument in place therefore fails, and one that empties its argument to please ``f(xs) == sorted(xs)`` earns nothing.
@@ -24,7 +24,7 @@ from typing import Any
 
 from selfdistill.sandbox.frameworks import Session, Skipped, count_unittest, pytest_module
 from selfdistill.sandbox.link import (
-    SHOWN,
+    MAX_REPR,
     Absent,
     CandidateFailed,
     CandidateLost,
@@ -32,9 +32,9 @@ from selfdistill.sandbox.link import (
     Link,
     Remote,
     as_raised,
+    bounded_repr,
     doubt,
     kind_of,
-    shown,
 )
 from selfdistill.sandbox.rewriting import Rewriter
 
@@ -70,7 +70,7 @@ class Tally:
         self._doubtful: list[tuple[str, frozenset[int]]] = []
 
     def count(self, test: str, holds: bool, error: BaseException | None = None) -> None:
-        """Count a check. One that holds before the candidate was ever asked says nothing of it, and is not counted."""
+        """Count a check. One that holds before the candidate was asked does not test it, and is not counted."""
         self.made += 1
         if holds and not self._link.consulted:
             return
@@ -104,7 +104,7 @@ class Tally:
             return
         if not holds and right is not None and self.failure is None:
             self.fail(self._sources[number])
-            self.failure |= {"got": shown(sides[0]), "expected": shown(sides[1])}  # type: ignore[operator]
+            self.failure |= {"got": bounded_repr(sides[0]), "expected": bounded_repr(sides[1])}  # type: ignore[operator]
         self.count(self._sources[number], holds)
 
     def plain(self, number: int, holds: object) -> None:
@@ -140,12 +140,12 @@ class Tally:
 
     def take(self, error: BaseException, expected: Any) -> BaseException | None:
         """The exception if it is of the expected type, else None. Types of the candidate are compared by name."""
-        for one in expected if isinstance(expected, tuple) else (expected,):
-            if type(one) is Remote:
-                name = object.__getattribute__(one, "_remote")[2]
+        for kind in expected if isinstance(expected, tuple) else (expected,):
+            if type(kind) is Remote:
+                name = object.__getattribute__(kind, "_remote")[2]
                 holds = getattr(error, "candidate", {}).get("name") == name
             else:
-                holds = isinstance(one, type) and issubclass(kind_of(error), one)
+                holds = isinstance(kind, type) and issubclass(kind_of(error), kind)
             if holds and not isinstance(error, CandidateLost):
                 return as_raised(error)
         return None
@@ -189,20 +189,24 @@ class Tally:
         if self.failure is not None:
             return
         raised = error.args[0] if isinstance(error, CandidateFailed) else getattr(error, "candidate", None)
-        found: dict[str, Any] = {"kind": "raised" if raised else "wrong", "test": test[:SHOWN], **self._link.latest}
+        failure: dict[str, Any] = {
+            "kind": "raised" if raised else "wrong",
+            "test": test[:MAX_REPR],
+            **self._link.latest,
+        }
         if raised:
-            found |= {"raised": raised}
+            failure |= {"raised": raised}
         elif error is not None:
-            found |= {"trouble": f"{type(error).__name__}: {error}"[:SHOWN]}
-        self.failure = found
+            failure |= {"trouble": f"{type(error).__name__}: {error}"[:MAX_REPR]}
+        self.failure = failure
 
     def doubt(self, value: Any) -> None:
         """Note that an object of the candidate is compared."""
         doubt(value)
 
-    def shown(self, value: Any) -> str:
+    def repr_of(self, value: Any) -> str:
         """A representation of bounded length."""
-        return shown(value)
+        return bounded_repr(value)
 
 
 def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -229,27 +233,27 @@ def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
         "__entered__": tally.entered.add,
         "__doubt__": doubt,
     }
-    # Run the module of tests, with the candidate behind every name that is not its own.
-    whole = False
+    # Run the module of tests. Names that it does not define are looked up in the candidate.
+    completed = False
     with tally.part():
         own = dict.fromkeys(("candidate", entry.rpartition(".")[2]), link.at(entry)) if entry else {}
         unknown = _unknown([setup, tests], {*names, *own})
         lent = _lent([setup, tests], unknown)
-        if own or unknown - lent.keys():  # otherwise the tests use no name but those that they seem to have forgotten
+        if own or unknown - lent.keys():  # otherwise the candidate must define these names: nothing else is tested
             names |= lent
         names |= {name: link.get(name) for name in unknown - names.keys()}
         exec(compile(setup, "setup", "exec"), names)
         names |= own  # after the setup, which may define a stub of the function
         exec(compile(tests, "tests", "exec"), names)
-        whole = True
+        completed = True
     # Run what the module defines and does not call by itself.
-    if whole or not tally.stopped:
-        defined = [one.name for one in tests.body if isinstance(one, ast.FunctionDef | ast.ClassDef)]
+    if completed or not tally.stopped:
+        defined = [node.name for node in tests.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         if entry and "check" in defined and "check" not in tally.entered:
             with tally.test("check", must_check=True), tally.part():
                 names["check"](names["candidate"])
         Session(tally, names, rewriter.checking).run(list(dict.fromkeys(defined)))
-    # Code that has stopped the tests has failed every check that was not reached.
+    # If the tests were stopped, every check that was not reached counts as failed.
     tally.settle()
     total = max(tally.reached, len(rewriter.sources), 1) if tally.stopped else tally.reached
     passed = tally.passed if tally.failure is None else min(tally.passed, total - 1)
@@ -257,10 +261,10 @@ def judge(channel: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _importing(link: Link, tally: Tally) -> Callable[..., Any]:
-    """``__import__`` for tests: the stand-in for pytest, unittest that counts, the candidate for unknown modules."""
+    """``__import__`` for tests: a stand-in for pytest, a unittest that counts, the candidate for unknown modules."""
     ready: set[str] = set()
 
-    def imported(name: str, space: Any = None, local: Any = None, wanted: Any = (), level: int = 0) -> Any:
+    def imported(name: str, space: Any = None, local: Any = None, members: Any = (), level: int = 0) -> Any:
         top = name.partition(".")[0]
         if top == "pytest":
             return sys.modules.setdefault("pytest", pytest_module(tally))
@@ -269,9 +273,9 @@ def _importing(link: Link, tally: Tally) -> Callable[..., Any]:
             count_unittest(tally)
         if level or top == "__main__" or importlib.util.find_spec(top) is None:
             return CandidateModule(link, name)
-        module = __import__(name, space, local, wanted, level)
-        here = all(one == "*" or hasattr(module, one) for one in wanted or ())
-        return module if here else CandidateModule(link, name)
+        module = __import__(name, space, local, members, level)
+        complete = all(member == "*" or hasattr(module, member) for member in members or ())
+        return module if complete else CandidateModule(link, name)
 
     return imported
 
@@ -296,22 +300,22 @@ def _unknown(trees: list[ast.Module], names: set[str]) -> set[str]:
 def _lent(trees: list[ast.Module], unknown: set[str]) -> dict[str, Any]:
     """Unknown names that Python's own modules define: the tests forgot the import, and no candidate defines them.
 
-    A module is meant where every use of the name is one of its attributes: ``math.isclose``, not ``bisect(xs, 3)``.
+    A name means a module only if every use reads an attribute of it: ``math.isclose``, not ``bisect(xs, 3)``.
     """
-    lent = {name: module for module, several in _LENT.items() for name in several}
+    owners = {name: module for module, names in _LENT.items() for name in names}
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    found: dict[str, Any] = {}
+    lent: dict[str, Any] = {}
     for name in unknown:
         uses = [node for node in nodes if isinstance(node, ast.Name) and node.id == name]
-        read = [one for one in nodes if isinstance(one, ast.Attribute) and one.value in uses]
-        if name in _PACKAGES and len(read) == len(uses):
-            found[name] = Absent(name)
+        reads = [node for node in nodes if isinstance(node, ast.Attribute) and node.value in uses]
+        if name in _PACKAGES and len(reads) == len(uses):
+            lent[name] = Absent(name)
             continue
-        if name in sys.stdlib_module_names and len(read) == len(uses):
+        if name in sys.stdlib_module_names and len(reads) == len(uses):
             module = importlib.import_module(name)
-            if all(hasattr(module, one.attr) for one in read):
-                found[name] = module
+            if all(hasattr(module, read.attr) for read in reads):
+                lent[name] = module
                 continue
-        if name in lent:
-            found[name] = getattr(importlib.import_module(lent[name]), name)
-    return found
+        if name in owners:
+            lent[name] = getattr(importlib.import_module(owners[name]), name)
+    return lent

@@ -14,18 +14,17 @@ from typing import Any
 
 from selfdistill.sandbox.codec import Encoder, Untransferable, decode
 
-SHOWN = 4000
+MAX_REPR = 4000
 """Maximum characters of a representation that leaves this process. The task cuts it further."""
 DIGITS = 100_000
 """Maximum digits of an integer that is written."""
-
 
 _NEVER_REBUILT = (StopIteration, StopAsyncIteration, SyntaxError, UnicodeError, AssertionError)
 """Exceptions that mean something else in the judge, or need more than a message."""
 
 
 class CandidateFailed(BaseException):
-    """The candidate raised an exception that is not rebuilt here, has ended, or lacks a name; ``args[0]`` says which.
+    """The candidate raised an exception that is not rebuilt, has ended, or lacks a name; ``args[0]`` describes it.
 
     It is no ``Exception``, so that ``except Exception`` in a test does not take it for an expected one.
     """
@@ -98,7 +97,7 @@ class Absent:
 
 
 class CandidateModule(types.ModuleType):
-    """What a test imports from a module that does not exist here: ``from solution import double``."""
+    """The candidate, imported as a module that does not exist here: ``from solution import double``."""
 
     def __init__(self, link: Link, name: str) -> None:
         super().__init__(name)
@@ -120,7 +119,7 @@ class Link:
         self._channel = channel
         self.latest: dict[str, str] = {}
         self.consulted = False
-        """Whether the tests have had more of the candidate yet than a reference to its function."""
+        """Whether the tests have used the candidate. A mere reference to its function does not count."""
         self.doubted: set[int] = set()
         """Numbers of the objects that were compared since the latest check."""
         self.used: set[int] = set()
@@ -129,33 +128,35 @@ class Link:
     def get(self, name: str) -> Any:
         """The value of a name in the candidate's module; :class:`Absent` if it does not define the name."""
         try:
-            found = self.ask("get", name)
+            value = self.ask("get", name)
         except KeyError:
             return Absent(name)
-        self.consulted |= type(found) is not Remote
-        return found
+        self.consulted |= type(value) is not Remote
+        return value
 
     def at(self, path: str) -> Any:
         """The function at a path: ``"solve"``, or ``"Solution.solve"`` of a new object of the class."""
         first, *others = path.split(".")
-        found = self.get(first)
+        function = self.get(first)
         for name in others:
-            found = getattr(found(), name)
+            function = getattr(function(), name)
         self.consulted = False
-        return found
+        return function
 
     def call(self, target: Remote, number: int, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Call a remote object."""
-        listed = [shown(one) for one in arguments] + [f"{key}={shown(value)}" for key, value in named.items()]
-        self.latest = {"input": f"{name}({', '.join(listed)})"[:SHOWN]}
+        listed = [bounded_repr(argument) for argument in arguments]
+        listed += [f"{key}={bounded_repr(value)}" for key, value in named.items()]
+        self.latest = {"input": f"{name}({', '.join(listed)})"[:MAX_REPR]}
         value = self.ask("call", target, list(arguments), named)
-        self.latest["got"] = shown(value)
+        self.latest["got"] = bounded_repr(value)
         return value
 
-    def ask(self, what: str, *arguments: Any) -> Any:
+    def ask(self, request: str, *arguments: Any) -> Any:
         """Send a request and return the answer. The candidate's exception is raised here as its built-in type."""
-        self.consulted |= what != "get"
-        self._channel.send({"ask": {"do": what, "with": [_Outgoing().encode(one) for one in arguments]}})
+        self.consulted |= request != "get"
+        encoded = [_Outgoing().encode(argument) for argument in arguments]
+        self._channel.send({"ask": {"do": request, "with": encoded}})
         try:
             answer = self._channel.receive()
         except (ValueError, RecursionError):
@@ -181,13 +182,13 @@ class _Outgoing(Encoder):
         return super().encode(value, depth)
 
 
-def shown(value: Any) -> str:
+def bounded_repr(value: Any) -> str:
     """A representation of bounded length."""
     # The sandbox lets code write integers of any length, and n digits take n² time.
     usual = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(DIGITS)
     try:
-        return repr(value)[:SHOWN]
+        return repr(value)[:MAX_REPR]
     except ValueError:
         return f"<a {type(value).__name__} too large to show>"
     finally:
@@ -207,7 +208,7 @@ def kind_of(error: BaseException) -> type:
 
 
 def as_raised(error: BaseException) -> BaseException:
-    """The exception as a test that expects it sees it."""
+    """The exception in the form that a test which expects it can inspect."""
     if not isinstance(error, CandidateFailed):
         return error
     kind: Any = kind_of(error)
@@ -216,17 +217,17 @@ def as_raised(error: BaseException) -> BaseException:
     return raised
 
 
-def _rebuilt(found: Any) -> BaseException:
+def _rebuilt(raised: Any) -> BaseException:
     """The candidate's exception as a built-in one that a test may expect; any other as :class:`CandidateFailed`."""
-    kind: Any = getattr(builtins, str(found.get("type")), None)
+    kind: Any = getattr(builtins, str(raised.get("type")), None)
     if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, _NEVER_REBUILT):
-        return CandidateFailed(found)
-    message: Any = str(found.get("message", ""))
-    if kind is KeyError:  # whose text is the key's representation
+        return CandidateFailed(raised)
+    message: Any = str(raised.get("message", ""))
+    if kind is KeyError:  # its message is the repr of the key
         try:
             message = ast.literal_eval(message)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             message = str(message)
     error: Exception = kind(message)
-    error.candidate = found  # type: ignore[attr-defined]
+    error.candidate = raised  # type: ignore[attr-defined]
     return error

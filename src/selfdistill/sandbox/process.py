@@ -34,7 +34,7 @@ _MOST_FILES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a process may use. ``memory`` and ``seconds`` bound its whole tree; the others bound each process alone.
+    """The limits of a process. ``memory`` and ``seconds`` bound its whole tree; the others bound each process alone.
 
     ``cpu`` counts processor seconds, so that a busy machine does not fail right programs. ``seconds`` of wall-clock
     time count from the moment the interpreter runs. Sizes are in bytes.
@@ -89,8 +89,8 @@ class Process:
 
     Args:
         isolation: how the process is isolated.
-        limits: what the process may use.
-        slot: a number that no other running process of this program has; the user id is made of it.
+        limits: the limits of the process.
+        slot: a number that no other running process of this program has. It determines the user id.
     """
 
     def __init__(self, isolation: Isolation, limits: Limits, *, slot: int) -> None:
@@ -106,7 +106,7 @@ class Process:
             **asdict(limits),
             "uid": _user_id(slot) if own and is_root() else None,
             "processes": limits.processes if own else None,
-            "stay_above": not own,
+            "supervise": not own,
         }
         self._process = subprocess.Popen(
             isolation.command(["-c", guest_code(), json.dumps(settings)]),
@@ -127,7 +127,7 @@ class Process:
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
             self._selector.register(stream, selectors.EVENT_READ)
-        self._below: dict[int, str] = {}
+        self._descendants: dict[int, str] = {}
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
 
@@ -157,7 +157,7 @@ class Process:
 
     @property
     def output(self) -> bytes:
-        """The standard output that nobody has taken yet."""
+        """The standard output that :meth:`take` has not consumed."""
         return bytes(self._output)
 
     def allow(self, seconds: float) -> None:
@@ -196,7 +196,7 @@ class Process:
         return message
 
     def take(self) -> bytes:
-        """The bytes of the next message, not parsed. Hostile bytes are costly to parse: a process under limits does it.
+        """The bytes of the next message. Hostile bytes are costly to parse, so a process under limits parses them.
 
         Raises:
             Ended: the process ended, ran into a limit, or wrote something that does not begin as a message.
@@ -223,10 +223,10 @@ class Process:
 
     def kill(self) -> None:
         """Kill the process and its whole tree, and wait until all are gone."""
-        # The tree of a process that has ended can no longer be listed. Those that were last seen are waited for.
-        below = _start_times(_tree(self._process.pid)[1:]) if self._process.poll() is None else self._below
+        # The tree of a process that has ended cannot be listed any more, so its latest listing is used.
+        descendants = _start_times(_tree(self._process.pid)[1:]) if self._process.poll() is None else self._descendants
         if self._folder is not None:
-            # The supervisor inside ends the tree first: without its root the kernel no longer knows what belongs to it.
+            # The supervisor kills the tree first, because the descendants of a dead process cannot be listed.
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_END_SECONDS)
@@ -234,7 +234,7 @@ class Process:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
-        _await_end(below)
+        _await_end(descendants)
         self._selector.close()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
@@ -249,18 +249,18 @@ class Process:
         Raises:
             Ended: the process ended or ran into a limit before that.
         """
-        watched = time.monotonic()
+        last_check = time.monotonic()
         while not done():
             now = time.monotonic()
             if now > self._deadline:
                 raise Ended("time")
             # Memory and files of the whole tree are counted here, because the kernel limits only single processes.
-            if now - watched > _TICK:
-                watched = now
+            if now - last_check > _TICK:
+                last_check = now
                 pids = _tree(self._process.pid)
-                self._below = _start_times(pids[1:])
-                held, files = _scratch(pids)
-                if _memory(pids) + held > self._limits.memory or files > _MOST_FILES:
+                self._descendants = _start_times(pids[1:])
+                scratch, files = _scratch(pids)
+                if _memory(pids) + scratch > self._limits.memory or files > _MOST_FILES:
                     raise Ended("memory")
             for key, _ in self._selector.select(_TICK):
                 self._move(cast(IO[bytes], key.fileobj))
@@ -323,14 +323,13 @@ class Process:
 
 
 def _user_id(slot: int) -> int:
-    """A user id of its own for every program and slot, because the kernel counts processes by user id."""
-    # Far above the ids in use.
+    """A user id for each program and slot, far above the ids in use: the kernel counts processes by user id."""
     return 2_000_000_000 + (_first_user_id() + slot) % 2_000_000_000
 
 
 @cache
 def _first_user_id() -> int:
-    # Random, not made of the process id: containers of one machine have equal process ids at the same time.
+    # Random, not derived from the process id: two containers of a machine can have equal process ids.
     return secrets.randbelow(7_000_000) * 256
 
 
@@ -371,12 +370,12 @@ def _scratch(pids: list[int]) -> tuple[int, int]:
 
 
 def _await_end(started: dict[int, str]) -> None:
-    """Wait until killed processes are gone. The end of a namespace's process 1 kills the others, but not at once."""
+    """Wait until killed processes are gone. The kernel kills a namespace after its process 1 ends, but not at once."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:
         # Another start time means that another process has the id now.
         alive = _start_times(list(started))
-        started = {pid: when for pid, when in started.items() if alive.get(pid) == when}
+        started = {pid: start for pid, start in started.items() if alive.get(pid) == start}
         if not started:
             return
         for pid in started:

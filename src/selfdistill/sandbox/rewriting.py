@@ -47,7 +47,7 @@ def is_check(node: ast.AST) -> bool:
     """Whether a node can show that the code under test is wrong."""
     match node:
         case ast.Assert(test=test):
-            return _says_something(test) or _fails(node)
+            return _can_vary(test) or _fails(node)
         case ast.Call():
             return last_name(node).startswith("assert") or last_name(node) in ("fail", "raises")
         case ast.If(body=[*_, last]):
@@ -57,8 +57,8 @@ def is_check(node: ast.AST) -> bool:
     return False
 
 
-def _says_something(test: ast.expr) -> bool:
-    """Whether a condition can be true and false: ``assert True`` and ``assert (f(2) == 4, "wrong")`` cannot."""
+def _can_vary(test: ast.expr) -> bool:
+    """Whether a condition can be true or false: ``assert True`` and ``assert (f(2) == 4, "wrong")`` cannot."""
     if isinstance(test, ast.Tuple) and test.elts:
         return False
     return any(isinstance(inner, ast.Name) for inner in ast.walk(test))
@@ -115,7 +115,7 @@ class Rewriter(ast.NodeTransformer):
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         """``__case__(n, lambda: a, lambda: b)`` for ``assert a == b``, else ``__case__(n, lambda: test)``."""
-        if not _says_something(node.test):
+        if not _can_vary(node.test):
             failed = ast.Expr(_hook("__failed__", self._number(node.test)))
             return ast.copy_location(ast.If(ast.UnaryOp(ast.Not(), node.test), [failed], []), node)
         number = self._number(node.test)
@@ -144,7 +144,7 @@ class Rewriter(ast.NodeTransformer):
         return [ast.Expr(_hook("__failed__", self._number(node))), node]
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        """A call of a library's ``assert_…`` is a check. A function of the tests by such a name holds its own."""
+        """A call of a library's ``assert_…`` is a check. A function of that name in the tests has checks of its own."""
         match node.value:
             case ast.Call(func=function, args=args, keywords=keywords):
                 if last_name(function).startswith("assert_") and last_name(function) not in self._defined:
@@ -153,7 +153,7 @@ class Rewriter(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        """``is`` asks no object, so a hook notes the objects that it compares."""
+        """``is`` calls no method of its operands, so a hook notes the objects that it compares."""
         self.generic_visit(node)
         if any(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops):
             sides: list[ast.expr] = [

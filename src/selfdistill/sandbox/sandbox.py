@@ -5,7 +5,7 @@
 '42\\n'
 
 The process that runs model code knows only inputs. Outputs are compared outside of it, so that it cannot forge a
-result. ``selfdistill doctor`` says which isolation is active and attacks it.
+result. ``selfdistill doctor`` prints which isolation is active and attacks it.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Failure:
     builtin: str = ""
     """The built-in exception that the exception is or descends from."""
     loading: bool = False
-    """Whether it occurred while the module was loaded, before the code saw any test's input."""
+    """Whether it occurred while the module was loaded, before the code received any test's input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """How many calls gave the expected value. The other fields describe the first call that did not.
+    """The number of calls that returned the expected value. The other fields describe the first call that did not.
 
-    ``first`` is its index, ``got`` its value as text, ``failure`` why it gave none.
+    ``first`` is its index, ``got`` its value as text, and ``failure`` the reason if it returned none.
     """
 
     passed: int
@@ -71,7 +71,7 @@ class Compared:
 class Tally:
     """The result of test code: how many checks it reached, how many of them passed, and the first that failed.
 
-    Test code with a ``total`` of 0 has said nothing.
+    With a ``total`` of 0 there is no verdict.
     """
 
     passed: int
@@ -83,8 +83,8 @@ class Sandbox:
     """Runs model-written code, up to ``workers`` jobs at once. Several threads may share it.
 
     Args:
-        limits: what each process may use.
-        workers: how many jobs run at once.
+        limits: the limits of each process.
+        workers: the number of jobs that run at once.
         unsafe: run without isolation if none works.
 
     Raises:
@@ -124,7 +124,7 @@ class Sandbox:
             Untransferable: a case holds a value that is not of a plain type.
         """
         trees = [[Encoder(_refuse).encode(list(given)), Encoder(_refuse).encode(value)] for given, value in cases]
-        reply = self._beside(source, {"run": "cases.compare", "path": path, "cases": trees})
+        reply = self._run_with_judge(source, {"run": "cases.compare", "path": path, "cases": trees})
         if isinstance(reply, Failure):
             return Compared(0, 0, failure=reply)
         verdict, ended = reply
@@ -140,15 +140,15 @@ class Sandbox:
 
     def judge(self, source: str, *, tests: str, setup: str = "", entry: str = "") -> Tally | Failure:
         """Run test code against a module, each in a process of its own. ``judge.py`` says what counts as a check."""
-        reply = self._beside(source, {"run": "judge.judge", "tests": tests, "setup": setup, "entry": entry})
+        reply = self._run_with_judge(source, {"run": "judge.judge", "tests": tests, "setup": setup, "entry": entry})
         if isinstance(reply, Failure):
             return reply
         verdict, ended = reply
         failure = {**(verdict["failure"] or {}), "kind": ended.end} if ended else verdict["failure"]
         return Tally(verdict["passed"], verdict["total"], failure)
 
-    def _beside(self, source: str, job: dict[str, Any]) -> tuple[dict[str, Any], Ended | None] | Failure:
-        """Load a module in one process, run a judge in another; returns the verdict, and how the module's one ended."""
+    def _run_with_judge(self, source: str, job: dict[str, Any]) -> tuple[dict[str, Any], Ended | None] | Failure:
+        """Load a module in one process, judge it in another. Returns the verdict and how the first process ended."""
         with (
             self._slot() as slot,
             Process(self.isolation, self.limits, slot=2 * slot) as process,
@@ -162,7 +162,7 @@ class Sandbox:
             if isinstance(raised, dict):
                 return replace(failure_of(raised), loading=True)
             with Process(self.isolation, self.limits, slot=2 * slot + 1) as judge:
-                # The judge waits for the candidate, and must outlive it to say how far the tests came.
+                # The judge must outlive the candidate to report how far the tests came.
                 judge.allow(2 * self.limits.seconds)
                 judge.send({"mode": "judge", "judge": judge_code(job["run"]), **job})
                 return self._relay(process, judge)
@@ -174,7 +174,7 @@ class Sandbox:
             try:
                 message = judge.receive()
             except Ended as stopped:
-                # No model code runs there: a value was too costly for the judge, or a test ended the process.
+                # The judge runs no model code: a value was too costly for it, or a test ended its process.
                 return Failure(ended.end) if ended else Failure("unjudged", message=stopped.end)
             if "verdict" in message:
                 return message["verdict"], ended
