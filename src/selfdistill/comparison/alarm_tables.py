@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
-from selfdistill.report.outcome import spoken
+from selfdistill.report.outcome import alarm_label
 
 Cell = tuple[str, str]
 """A value as text, and its interval in small print (may be empty)."""
@@ -29,7 +29,7 @@ def alarm_rows(arms: Sequence[Row]) -> list[tuple[str, tuple[Cell, ...]]]:
             by_run = [[alarm for alarm in run["alarms"] if alarm["name"] == alarm_name] for run in recorded]
             first = ", ".join(numbers.whole(alarms[0]["step"]) if alarms else numbers.MISSING for alarms in by_run)
             words = [
-                spoken(alarm_name),
+                alarm_label(alarm_name),
                 _of(sum(map(bool, by_run)), recorded),
                 first,
                 str(sum(map(len, by_run))),
@@ -50,7 +50,7 @@ def alarm_list(arms: Sequence[Row]) -> list[tuple[str, ...]]:
             numbers.printable(arm["name"]),
             str(run["seed"]),
             numbers.whole(alarm["step"]),
-            spoken(alarm["name"]),
+            alarm_label(alarm["name"]),
             numbers.whole(alarm["cleared"]),
             numbers.printable(alarm["evidence"]),
             numbers.printable(alarm["suggestion"]),
@@ -80,7 +80,7 @@ def alarm_notes(arms: Sequence[Row]) -> Iterator[str]:
 def ending(arm: Row) -> str:
     """Return the runs of an arm that an alarm stopped: ``seed 0 after step 33 by entropy collapse``; may be empty."""
     return "; ".join(
-        f"seed {run['seed']} after step {run['steps']} by {', '.join(map(spoken, run['ended_by']))}"
+        f"seed {run['seed']} after step {run['steps']} by {', '.join(map(alarm_label, run['ended_by']))}"
         for run in arm["runs"]
         if run["ended_by"]
     )

@@ -1,4 +1,4 @@
-"""Axes of charts: their ranges, their ticks, and the words of the ticks."""
+"""Axes of charts: their ranges, their ticks and the labels of the ticks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from selfdistill.report import numbers
 
 Scale = Literal["linear", "log", "tails", "signed"]
-"""How an axis is stretched. ``tails`` is for percentiles and widens both ends, like probability paper; ``signed`` is
+"""The scale of an axis. ``tails`` is for percentiles and widens both ends, like probability paper; ``signed`` is
 logarithmic in both directions from zero."""
 
 
@@ -27,8 +27,8 @@ class Axis:
 
     def place(self, value: float, start: float, end: float) -> float:
         """Return the coordinate of a value; ``start`` and ``end`` are the coordinates of the low and the high end."""
-        low, at, high = (self._stretched(one) for one in (self.low, value, self.high))
-        share = (at - low) / (high - low)
+        low, scaled, high = (self._stretched(point) for point in (self.low, value, self.high))
+        share = (scaled - low) / (high - low)
         return start + share * (end - start)
 
     def _stretched(self, value: float) -> float:

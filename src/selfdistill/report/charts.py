@@ -27,11 +27,11 @@ from selfdistill.report.axes import (
 Look = Literal["line", "faint", "points", "stairs"]
 Value = float | None
 LABEL_HEIGHT = 13.0
-"""Least vertical distance of two direct labels: one line of 11-unit text and its spacing."""
+"""Minimum vertical distance of two direct labels: one line of 11-unit text and its spacing."""
 SIGN_WIDTH = 6.4
 """Width of one character of 11-unit system text, rounded up."""
 MOST_POINTS = 800
-"""Most points of a drawn series. A chart is 800 units wide, so longer series are reduced to minima and maxima."""
+"""Maximum points of a drawn series. A chart is 800 units wide, so longer series are reduced to minima and maxima."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _known_x(series: Sequence[Series]) -> list[float]:
 def _summary(
     title: str, unit: str, series: Sequence[Series], format_value: Callable[[float], str], x_name: str, *, rivals: bool
 ) -> str:
-    """Return what a chart shows in words: the ends of its first series, of all of them with ``rivals``."""
+    """Return a chart in words: the first and last values of its first series, with ``rivals`` those of all."""
     parts = [
         (f"{line.label}: " if rivals else "") + _ends(line, format_value, x_name)
         for line in (series if rivals else series[:1])
@@ -313,7 +313,7 @@ def _change(series: Series, format_value: Callable[[float], str]) -> str:
 
 
 def _ends(series: Series, format_value: Callable[[float], str], x_name: str) -> str:
-    """Return the first and the last value with their x; a single value is said once."""
+    """Return the first and the last value with their x; a single value appears once."""
     ends = dict.fromkeys([(_first_x(series), _first(series.y)), (_last_x(series), _last(series.y))])
     return ", ".join(f"{format_value(value)} at {x_name} {_reading(x)}" for x, value in ends)
 

@@ -15,7 +15,7 @@ from selfdistill.files.records import RolloutLine, read_rollouts
 from selfdistill.report.numbers import number
 
 _NAMED = 5
-"""Steps that a sentence about damage names; the others are counted."""
+"""Number of steps that a message about damage names. The others are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class RunFiles:
     last: tuple[RolloutLine, ...]
     alarms: tuple[Row, ...] = ()
     damage: tuple[str, ...] = ()
-    """What is wrong with the lines of the files, a sentence each; ``train --resume`` mends it."""
+    """Messages about damaged lines of the files. ``train --resume`` repairs such lines."""
 
 
 def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
@@ -65,26 +65,26 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
 
 
 def _damage(run_dir: Path, metrics: Sequence[Row], completions: OuterSteps) -> Iterator[str]:
-    """Say which lines stand twice, are missing or are torn."""
+    """Yield a message for each kind of damage: repeated, missing and torn lines."""
     steps = [int(step) for row in metrics if (step := number(row.get("step"))) is not None]
-    twice = sorted(step for step, count in Counter(steps).items() if count > 1)
+    repeated = sorted(step for step, count in Counter(steps).items() if count > 1)
     # A damaged line may name a step of any size, so the gaps are walked and never listed whole.
     known = sorted({step for step in steps if step > 0})
-    absent = (step for before, after in pairwise([0, *known]) for step in range(before + 1, after))
-    if twice:
-        yield f"metrics.jsonl holds {_named(twice)} more than once: every line is drawn and counted."
+    missing = (step for before, after in pairwise([0, *known]) for step in range(before + 1, after))
+    if repeated:
+        yield f"metrics.jsonl holds {_named(repeated)} more than once: every line is drawn and counted."
     if known and known[-1] > len(known):
-        yield f"metrics.jsonl lacks {_named([*islice(absent, _NAMED)], count=known[-1] - len(known))}."
+        yield f"metrics.jsonl lacks {_named([*islice(missing, _NAMED)], count=known[-1] - len(known))}."
     evaluated = Counter(number(row.get("step")) for row in read_lines(run_dir / "evaluations.jsonl"))
-    again = sorted(int(step) for step, count in evaluated.items() if step is not None and count > 1)
-    if again:
-        yield f"evaluations.jsonl holds {_named(again)} more than once."
+    evaluated_again = sorted(int(step) for step, count in evaluated.items() if step is not None and count > 1)
+    if evaluated_again:
+        yield f"evaluations.jsonl holds {_named(evaluated_again)} more than once."
     if completions.doubled:
         yield (
             f"rollouts.jsonl holds {completions.doubled} completions of steps that had ended, or twice in a row: "
             "they are left out here."
         )
-    # A line that is torn while the run goes on is only not written to its end yet.
+    # While a run is going, an incomplete last line is still being written.
     for name in ("metrics", "rollouts", "evaluations") if (run_dir / "summary.json").is_file() else ():
         if _is_torn(run_dir / f"{name}.jsonl"):
             yield f"The last line of {name}.jsonl is torn and left out."
@@ -93,8 +93,8 @@ def _damage(run_dir: Path, metrics: Sequence[Row], completions: OuterSteps) -> I
 def _named(steps: Sequence[int], *, count: int | None = None) -> str:
     """Name the first steps and count the others. ``count`` is the number of all steps, if ``steps`` is cut."""
     count = len(steps) if count is None else count
-    shown = ", ".join(map(str, steps[:_NAMED])) + (f" and {count - _NAMED} more" if count > _NAMED else "")
-    return f"step{'s' if count > 1 else ''} {shown}"
+    names = ", ".join(map(str, steps[:_NAMED])) + (f" and {count - _NAMED} more" if count > _NAMED else "")
+    return f"step{'s' if count > 1 else ''} {names}"
 
 
 def _is_torn(path: Path) -> bool:
@@ -113,7 +113,7 @@ def missing_run(folder: Path) -> str:
 
 
 def summary_of(run_dir: Path, metrics: Sequence[Row]) -> Row:
-    """Return the summary of a run with these metrics; empty if the run has gone on since it was written."""
+    """Return the summary of a run with these metrics; empty if the run has continued since it was written."""
     summary = read_object(run_dir / "summary.json")
     summarised, last = number(summary.get("steps")), number(metrics[-1].get("step")) if metrics else None
     return {} if summarised is not None and last is not None and last > summarised else summary
@@ -138,7 +138,7 @@ class OuterSteps:
         self._last: dict[bool, list[RolloutLine]] = {True: [], False: []}
         self._newest: RolloutLine | None = None
         self.doubled = 0
-        """Lines left out: a run writes its steps in order, and no completion twice."""
+        """Number of lines left out, because a run writes its steps in order and no completion twice."""
 
     def add(self, line: RolloutLine) -> None:
         """Add the next line of ``rollouts.jsonl``."""

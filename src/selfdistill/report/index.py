@@ -13,7 +13,7 @@ from selfdistill.errors import DataError
 from selfdistill.files.jsonl import read_lines, read_object
 from selfdistill.report import numbers
 from selfdistill.report.files import summary_of
-from selfdistill.report.outcome import ended_by, score_name, score_of, spoken, stepped
+from selfdistill.report.outcome import alarm_label, ended_by, score_name, score_of, stepped
 from selfdistill.report.page import Live, render, write_report
 
 DEPTH = 5
@@ -21,8 +21,8 @@ DEPTH = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a run or a comparison lies: its folder, and its path below the folder of the index, with slashes."""
+class Entry:
+    """A run or a comparison of the index: its folder, and its path below the folder of the index, with slashes."""
 
     folder: Path
     name: str
@@ -37,21 +37,21 @@ def is_run(folder: Path) -> bool:
     return "method" in read_object(folder / "config.json")
 
 
-def find_runs(top: Path) -> tuple[list[Place], list[Place]]:
+def find_runs(top: Path) -> tuple[list[Entry], list[Entry]]:
     """Return the runs and the comparisons below a folder, by name. Folders inside a run are not searched."""
     runs, comparisons = [], []
     for path, folders, files in os.walk(top):
         folder = Path(path)
         depth = len(folder.relative_to(top).parts)
-        place = Place(folder, folder.relative_to(top).as_posix())
+        entry = Entry(folder, folder.relative_to(top).as_posix())
         if depth and "config.json" in files and ("metrics.jsonl" in files or is_run(folder)):
-            runs.append(place)
+            runs.append(entry)
             folders.clear()
         if "compare.json" in files:
-            comparisons.append(place)
+            comparisons.append(entry)
         # Hidden folders hold no runs, and a checkpoint holds a model.
         folders[:] = sorted(name for name in folders if depth < DEPTH and name[0] != "." and name != "checkpoints")
-    return sorted(runs, key=lambda place: place.name), sorted(comparisons, key=lambda place: place.name)
+    return sorted(runs, key=lambda entry: entry.name), sorted(comparisons, key=lambda entry: entry.name)
 
 
 def write_index(top: Path) -> Path:
@@ -64,16 +64,16 @@ def write_index(top: Path) -> Path:
     if not runs and not comparisons:
         raise DataError(f"{top} holds no run: no folder in it has the config.json of a run")
     broken: dict[str, str] = {}
-    for place in runs:
-        page, metrics = place.folder / "report.html", place.folder / "metrics.jsonl"
+    for entry in runs:
+        page, metrics = entry.folder / "report.html", entry.folder / "metrics.jsonl"
         try:
             if not page.exists() or (metrics.exists() and metrics.stat().st_mtime_ns > page.stat().st_mtime_ns):
-                write_report(place.folder)
+                write_report(entry.folder)
         except DataError as error:
-            broken[place.name] = str(error)
+            broken[entry.name] = str(error)
     target, part = top / "index.html", top / "index.html.part"
     text = render_index(
-        top, runs, comparisons, link=lambda place, page: "" if place.name in broken else f"{quote(place.name)}/{page}"
+        top, runs, comparisons, link=lambda entry, page: "" if entry.name in broken else f"{quote(entry.name)}/{page}"
     )
     part.write_bytes(text.encode("utf-8", errors="replace"))
     os.replace(part, target)
@@ -82,14 +82,14 @@ def write_index(top: Path) -> Path:
 
 def render_index(
     top: Path,
-    runs: list[Place],
-    comparisons: list[Place],
+    runs: list[Entry],
+    comparisons: list[Entry],
     *,
-    link: Callable[[Place, str], str],
+    link: Callable[[Entry, str], str],
     live: Live | None = None,
 ) -> str:
-    """Return the index as HTML text. ``link`` gives the address of a page of a place, or an empty text."""
-    rows = [{**run_row(place), "link": link(place, "report.html")} for place in runs]
+    """Return the index as HTML text. ``link`` returns the address of a page of an entry, or an empty text."""
+    rows = [{**run_row(entry), "link": link(entry, "report.html")} for entry in runs]
     return render(
         "index.html",
         polls=bool(live and live.seconds),
@@ -98,18 +98,18 @@ def render_index(
         live=live,
         runs=rows,
         going=sum(row["state"] == "going" for row in rows),
-        comparisons=[{**row, "link": link(place, "compare.html")} for place in comparisons for row in _arms(place)],
+        comparisons=[{**row, "link": link(entry, "compare.html")} for entry in comparisons for row in _arms(entry)],
     )
 
 
-def run_row(place: Place) -> dict[str, Any]:
-    """Return a run's row: its name, method, task, steps, accuracy before and now, and how it stands.
+def run_row(entry: Entry) -> dict[str, Any]:
+    """Return a run's row: its name, method, task, steps, accuracy before and now, and its state.
 
-    A file that cannot be read gives a row with the sentence that says so.
+    If a file cannot be read, the row holds the error message instead.
     """
-    name = numbers.printable(place.name)
+    name = numbers.printable(entry.name)
     try:
-        return {"name": name, "trouble": "", **_row(place.folder)}
+        return {"name": name, "trouble": "", **_row(entry.folder)}
     except DataError as error:
         return {"name": name, "trouble": numbers.printable(str(error)), "state": "unreadable"}
 
@@ -122,7 +122,7 @@ def _row(folder: Path) -> dict[str, Any]:
     done, planned = numbers.number(last.get("step")) or 0.0, numbers.number(config.get("steps"))
     ends = [score_of(row, "avg") for row in (evaluations[0], evaluations[-1])] if evaluations else [{}, {}]
     ended = ended_by(summary)
-    standing = last.get("alarms")
+    active = last.get("alarms")
     method, task = config.get("method"), config.get("task")
     return {
         "method": _word(method.get("name") if isinstance(method, dict) else method),
@@ -134,16 +134,16 @@ def _row(folder: Path) -> dict[str, Any]:
         "range": numbers.percent_range(numbers.number(ends[1].get("low")), numbers.number(ends[1].get("high"))),
         "state": "finished" if summary.get("finished") else "ended" if ended else "stopped" if summary else "going",
         "ended": ended,
-        "alarms": ", ".join(map(spoken, standing)) if isinstance(standing, list) else "",
+        "alarms": ", ".join(map(alarm_label, active)) if isinstance(active, list) else "",
     }
 
 
-def _arms(place: Place) -> Iterator[dict[str, Any]]:
+def _arms(entry: Entry) -> Iterator[dict[str, Any]]:
     """Yield one row for a comparison: its name and its arms with their final accuracies."""
     try:
-        result = read_object(place.folder / "compare.json")
+        result = read_object(entry.folder / "compare.json")
     except DataError as error:
-        yield {"name": numbers.printable(place.name), "arms": numbers.printable(str(error))}
+        yield {"name": numbers.printable(entry.name), "arms": numbers.printable(str(error))}
         return
     arms = result.get("arms")
     words = []
@@ -151,7 +151,7 @@ def _arms(place: Place) -> Iterator[dict[str, Any]]:
         # An arm that could not be read within an equal budget has no final accuracy.
         final = numbers.number((arm.get("accuracy", {}).get("final") or {}).get("value"))
         words.append(f"{numbers.printable(str(arm.get('name')))} {numbers.percent(final)}")
-    yield {"name": numbers.printable("this folder" if place.name == "." else place.name), "arms": ", ".join(words)}
+    yield {"name": numbers.printable("this folder" if entry.name == "." else entry.name), "arms": ", ".join(words)}
 
 
 def _word(value: object) -> str:

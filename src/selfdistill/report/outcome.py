@@ -21,7 +21,7 @@ ESTIMATES = {
 
 
 def unjudged(side: Row) -> bool:
-    """Whether an evaluation was made whose completions no verifier and no reward function judged."""
+    """Whether neither a verifier nor a reward function judged the completions of an evaluation."""
     return side.get("judged") == 0
 
 
@@ -59,7 +59,7 @@ def headline(before: Row, after: Row) -> dict[str, str]:
         }
     if _less(new["high"], old["low"]):
         return words | {"kind": "worse", "verdict": "Worse", "reason": "the intervals before and after do not overlap"}
-    # A bootstrap over zeros has no width, however few the problems.
+    # The bootstrap interval of zeros has no width, even for few problems.
     none_right = old["value"] == new["value"] == 0
     reason = "no completion was right, before or after" if none_right else "the intervals before and after overlap"
     return words | {"kind": "open", "verdict": "No clear change", "reason": reason}
@@ -90,7 +90,7 @@ def comparison_rows(before: Row, after: Row, best: Row) -> list[dict[str, object
     for key, name in ESTIMATES.items():
         scores = [score_of(side, key) for side in (before, after, best)]
         values = [numbers.number(score.get("value")) for score in scores]
-        # A mean reward that is the share of right completions is in the first row already.
+        # If the mean reward equals the share of right completions, the first row already shows it.
         if key == "reward" and values == [
             numbers.number(score_of(side, "avg").get("value")) for side in (before, after, best)
         ]:
@@ -123,8 +123,8 @@ def evaluation_rows(evaluations: Sequence[tuple[float, Row]]) -> list[list[str]]
         for key in ACCURACY:
             score = {end: numbers.number(score_of(evaluation, key).get(end)) for end in ("value", "low", "high")}
             span = numbers.percent_range(score["low"], score["high"])
-            known = "not judged" if unjudged(evaluation) else numbers.percent(score["value"])
-            cells.append(known + (f" ({span})" if span else ""))
+            value = "not judged" if unjudged(evaluation) else numbers.percent(score["value"])
+            cells.append(value + (f" ({span})" if span else ""))
         cells.append(numbers.plain(numbers.number(evaluation.get("length"))))
         cells.append(numbers.percent(numbers.number(evaluation.get("truncated"))))
         cells.append(numbers.plain(numbers.number(evaluation.get("deliberation"))))
@@ -160,7 +160,7 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
 
 
 def phase_rows(seconds: Mapping[str, float]) -> list[dict[str, str]]:
-    """Return the time of each phase, longest first, with its share of the total and its width beside the longest."""
+    """Return the time of each phase, longest first: its share of the total, and its bar's width in percent."""
     total, longest = sum(seconds.values()), max(seconds.values(), default=0.0)
     return [
         {
@@ -229,7 +229,7 @@ def alarm_rows(run: RunFiles) -> list[dict[str, object]]:
         cleared = cleared_at(alarm, run.metrics)
         rows.append(
             {
-                "name": spoken(alarm.get("name")),
+                "name": alarm_label(alarm.get("name")),
                 "step": numbers.whole(numbers.number(alarm.get("step"))),
                 "cleared": "" if cleared is None else numbers.whole(cleared),
                 "evidence": _word(alarm.get("evidence")),
@@ -249,7 +249,7 @@ def cleared_at(alarm: Row, metrics: Sequence[Row]) -> float | None:
     return None
 
 
-def spoken(name: object) -> str:
+def alarm_label(name: object) -> str:
     """Return the name of an alarm with spaces for underscores."""
     return _word(name).replace("_", " ")
 
@@ -257,7 +257,7 @@ def spoken(name: object) -> str:
 def ended_by(summary: Row) -> str:
     """Return the names of the alarms that stopped the run; empty if none did."""
     names = summary.get("stopped_by")
-    return ", ".join(map(spoken, names)) if isinstance(names, list) else ""
+    return ", ".join(map(alarm_label, names)) if isinstance(names, list) else ""
 
 
 def stepped(metrics: Sequence[Row]) -> list[Row]:

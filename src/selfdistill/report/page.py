@@ -1,8 +1,8 @@
 """The page of a run, ``report.html``: one file without network access that shows the results and the training curves.
 
-Other modules do the parts: geometry of charts (``charts``), colours of tokens (``tokens``), reading (``files``) and
-rounding (``numbers``). ``server`` renders the same page again while a run is going. The pages of comparisons and
-inspections share these parts.
+Its parts have modules of their own: geometry of charts (``charts``), colours of tokens (``tokens``), reading
+(``files``) and rounding (``numbers``). ``server`` renders the same page again while a run is going. The pages of
+comparisons and inspections share these parts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from selfdistill.report.outcome import (
 )
 from selfdistill.report.tokens import Coloured, choose, colour, scale_limit, token_values
 
-SHOWN = 6
+COMPLETIONS_PER_STEP = 6
 """Completions of each of the two steps on the page: three rows with one correct and one wrong answer each."""
 
 
@@ -59,7 +59,7 @@ class Part:
     tone: str = "student"
     smooth: bool = False
     of: str = ""
-    """Hyperparameter of the methods that record it, empty if all do. Other methods do not lack it."""
+    """Hyperparameter of the methods that record it; empty if all do. In runs of other methods it is not missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def write_report(run_dir: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """How a served page follows its run: it asks for its content every ``seconds``, or never if these are None.
+    """Polling of a served page: it requests its content every ``seconds``, or never if these are None.
 
     ``up`` is the address of the index of all runs, empty if only this run is served.
     """
@@ -143,13 +143,13 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
     ]
     before, after = ends(run.summary, evaluations)
     finished, ended = run.summary.get("finished") is True, ended_by(run.summary)
-    # The axes of a run that goes on reach to its last planned step.
+    # The axes of an unfinished run extend to its last planned step.
     planned = None if finished or ended else numbers.number(run.config.get("steps"))
     method = run.config.get("method")
     known = method if isinstance(method, dict) else {}
     behaviour, no_behaviour = draw_figures(BEHAVIOUR, run.metrics, known, planned)
     signal, no_signal = draw_figures(SIGNAL, run.metrics, known, planned)
-    chosen = [choose(rows, SHOWN) for rows in (run.first, run.last)]
+    chosen = [choose(rows, COMPLETIONS_PER_STEP) for rows in (run.first, run.last)]
     limit = scale_limit(u for rows in chosen for row in rows for u in token_values(row))
     best = run.summary.get("best")
     judged = not any(unjudged(evaluation) for _, evaluation in evaluations) or isinstance(best, dict)
@@ -193,7 +193,7 @@ def render(
     """Fill a template and return the page. Every value is escaped, and only the page's own ``scripts`` may run.
 
     Templates and scripts come from the ``templates`` folder of ``room``, or else from report/templates. A page that
-    ``polls`` may ask its own server for its content, and no page may ask for anything else.
+    ``polls`` may request its content from its own server, and no page may request anything else.
     """
     source = partial(_source, room=room)
     script = "".join(map(source, scripts))
@@ -217,8 +217,8 @@ def draw_figures(
 ) -> tuple[list[Chart], list[str]]:
     """Return the charts of the figures that have numbers, and the names of the series that have none.
 
-    ``method`` is that table of the config: what other methods record is not missing. The axes reach to the step
-    ``planned``.
+    ``method`` is the method's table of the config. A series that only other methods record is not missing. The axes
+    extend to the step ``planned``.
     """
     charts: list[Chart] = []
     missing: list[str] = []

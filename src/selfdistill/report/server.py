@@ -1,6 +1,6 @@
 """A web server for the page of a run, or of every run in a folder, rendered again whenever a run's files change.
 
-The server renders pages and serves no files: a path is looked up among the runs that it found, so path traversal is
+The server renders pages and serves no files. It looks paths up among the runs that it found, so path traversal is
 impossible. By default it listens on the loopback address and refuses requests for other host names. Otherwise a website
 whose name resolves to this machine (DNS rebinding) could read the run through a visitor's browser.
 """
@@ -33,11 +33,11 @@ from selfdistill.report.index import find_runs, render_index
 from selfdistill.report.page import Live, render, render_run
 
 EVERY = 5
-"""Seconds between two questions of a page for its content; a training step rarely takes less."""
+"""Seconds between two requests of a page for its content; a training step rarely takes less."""
 IDLE = 10.0
 """Timeout in seconds of a connection, for its request and for each write of the answer."""
 MAX_CONNECTIONS = 32
-"""Most open connections, with one thread each. A further one closes the oldest."""
+"""Maximum number of open connections, with one thread each. A further one closes the oldest."""
 FOLLOWED = ("config.json", "metrics.jsonl", "evaluations.jsonl", "rollouts.jsonl", "alarms.jsonl", "summary.json")
 
 
@@ -66,11 +66,11 @@ class Follower:
         self.page(still=False)
 
     def __call__(self, path: str) -> str | None:
-        """Return the page that follows the run at ``/``, and one that holds still at ``/still``."""
+        """Return the page that follows the run at ``/``, and one that does not poll at ``/still``."""
         return self.page(still=path == "/still") if path in ("/", "/still") else None
 
     def page(self, *, still: bool) -> str:
-        """Return the current page. A ``still`` page does not ask for its content again.
+        """Return the current page. A ``still`` page does not poll.
 
         Raises:
             DataError: a file cannot be read.
@@ -80,8 +80,8 @@ class Follower:
             if still not in self._pages or self._pages[still][0] != state:
                 self._read_on()
                 run = read_run(self.folder, self._completions)
-                over = run.summary.get("finished") is True
-                self._pages[still] = (state, render_run(run, Live(None if still or over else EVERY, self.up)))
+                finished = run.summary.get("finished") is True
+                self._pages[still] = (state, render_run(run, Live(None if still or finished else EVERY, self.up)))
             return self._pages[still][1]
 
     def _read_on(self) -> None:
@@ -127,21 +127,21 @@ class FolderFollower:
                 self.folder,
                 runs,
                 comparisons,
-                link=lambda place, page: quote(place.name) + ("/" if page == "report.html" else f"/{page}"),
+                link=lambda entry, page: quote(entry.name) + ("/" if page == "report.html" else f"/{page}"),
                 live=live,
             )
         name, _, page = unquote(path).removeprefix("/").rpartition("/")
         if page == "compare.html":
-            found = next((place.folder / page for place in comparisons if place.name == (name or ".")), None)
-            return found.read_text(encoding="utf-8") if found and found.is_file() else None
-        place = next((place for place in runs if place.name == name), None)
-        if place is None:
+            path_of_page = next((entry.folder / page for entry in comparisons if entry.name == (name or ".")), None)
+            return path_of_page.read_text(encoding="utf-8") if path_of_page and path_of_page.is_file() else None
+        entry = next((entry for entry in runs if entry.name == name), None)
+        if entry is None:
             return None
         with self._lock:
             follower = self._followers.get(name)
             if follower is None:
                 up = "../" * (name.count("/") + 1)
-                follower = self._followers[name] = Follower(place.folder, up)
+                follower = self._followers[name] = Follower(entry.folder, up)
         return follower(f"/{page}")
 
 
@@ -183,7 +183,7 @@ class _Answer(BaseHTTPRequestHandler):
         try:
             page = self.pages(self.path)
         except (DataError, OSError) as error:
-            # This page asks again too, and shows the run once its files can be read.
+            # The error page polls too, and shows the run once its files can be read.
             trouble = render(
                 "trouble.html", polls=True, scripts=("page.js", "live.js"), message=str(error), seconds=EVERY
             )

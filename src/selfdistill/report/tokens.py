@@ -9,7 +9,7 @@ from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
 
 MOST_TOKENS = 3000
-"""Most tokens of a completion on a page; longer ones are cut, with a note. Twelve such completions are about 5 MB."""
+"""Maximum tokens of a completion on a page; longer ones are cut, with a note. Twelve of this length are about 5 MB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,23 @@
-// Asks the server for the page every few seconds, and puts its new content in place of the old.
+// Requests the page from the server every few seconds, and replaces the content that has changed.
 {
   let tag = "";
   let last = document.querySelector("main").innerHTML;
-  const told = (sentence) => {
+  const report = (message) => {
     const line = document.querySelector(".live .state");
-    if (line) line.textContent = sentence;
+    if (line) line.textContent = message;
   };
   const replace = (main) => {
     const summaries = (root) => [...root.querySelectorAll("details > summary")];
-    const open = new Set(summaries(document).filter((one) => one.parentElement.open).map((one) => one.textContent));
+    const open = new Set(summaries(document).filter((summary) => summary.parentElement.open).map((summary) => summary.textContent));
     const { scrollX, scrollY } = window;
     hideTip();
     document.querySelector("main").replaceWith(main);
-    for (const one of summaries(main)) if (open.has(one.textContent)) one.parentElement.open = true;
+    for (const summary of summaries(main)) if (open.has(summary.textContent)) summary.parentElement.open = true;
     wire(main);
     window.scrollTo(scrollX, scrollY);
   };
   const ask = async () => {
-    // A reader who marks text or moves among tokens keeps them until done.
+    // No update while the reader has selected text or moves among tokens: it would be lost.
     const busy = !document.getSelection().isCollapsed || document.activeElement.closest(".t, .canvas svg");
     try {
       const answer = busy ? null : await fetch(location.pathname, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
@@ -30,14 +30,14 @@
           document.title = page.title;
           replace(main);
         }
-        told("");
+        report("");
       } else if (answer && answer.status !== 304) {
         const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-        told(`Not updated: ${(page.querySelector(".lead") || page.body).textContent.trim()}`);
+        report(`Not updated: ${(page.querySelector(".lead") || page.body).textContent.trim()}`);
         tag = "";
       }
     } catch {
-      told("Not updated: the server does not answer.");
+      report("Not updated: the server does not answer.");
       tag = "";
     }
     const line = document.querySelector(".live[data-every]");

@@ -1,5 +1,5 @@
 "use strict";
-// Hover and keyboard only: the page is whole without it. Text goes in by textContent, never as HTML.
+// Hover and keyboard only: the page is complete without it. Text is inserted with textContent, never as HTML.
 const SVG = "http://www.w3.org/2000/svg";
 
 const tip = document.getElementById("tip");
@@ -8,7 +8,7 @@ const showTip = (token) => {
   const head = document.createElement("b");
   head.textContent = JSON.stringify(token.textContent);
   const lines = [];
-  // A block of a page with more to say answers for its tokens.
+  // A block may describe its tokens itself, as in the page of inspect.
   const { describe } = token.parentElement;
   if (describe) lines.push(...describe(token));
   if (token.dataset.u) lines.push(`u ${token.dataset.u} nats`);
@@ -41,10 +41,10 @@ const wire = (root) => {
       rule.setAttribute("visibility", "hidden");
       spots.replaceChildren();
     };
-    const show = (place) => {
-      if (place === current) return;
-      current = place;
-      const column = columns[place];
+    const show = (index) => {
+      if (index === current) return;
+      current = index;
+      const column = columns[index];
       rule.setAttribute("x1", column.x);
       rule.setAttribute("x2", column.x);
       rule.setAttribute("visibility", "visible");
@@ -74,8 +74,8 @@ const wire = (root) => {
       const box = svg.getBoundingClientRect();
       const x = ((event.clientX - box.left) / box.width) * width;
       let nearest = 0;
-      columns.forEach((column, place) => {
-        if (Math.abs(column.x - x) < Math.abs(columns[nearest].x - x)) nearest = place;
+      columns.forEach((column, index) => {
+        if (Math.abs(column.x - x) < Math.abs(columns[nearest].x - x)) nearest = index;
       });
       show(nearest);
     });
@@ -103,9 +103,9 @@ const wire = (root) => {
     });
     block.addEventListener("keydown", (event) => {
       const tokens = block.children;
-      const place = [...tokens].indexOf(document.activeElement);
+      const index = [...tokens].indexOf(document.activeElement);
       const target = {
-        ArrowRight: Math.min(place + 1, tokens.length - 1), ArrowLeft: Math.max(place - 1, 0), Home: 0, End: tokens.length - 1,
+        ArrowRight: Math.min(index + 1, tokens.length - 1), ArrowLeft: Math.max(index - 1, 0), Home: 0, End: tokens.length - 1,
       }[event.key];
       if (event.key === "Escape") block.focus();
       if (target === undefined || !tokens.length) return;
