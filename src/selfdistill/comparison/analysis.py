@@ -53,8 +53,8 @@ def analyse(
 ) -> dict[str, Any]:
     """Return all numbers of a comparison, ready for JSON. All arms have the same seeds; ``baseline`` names an arm.
 
-    ``match`` is the unit of which every arm has had equally much, ``split`` the one that final figures come from
-    (:func:`read_arms`), ``margin`` the difference of accuracies within which two arms are called equal.
+    ``match`` is the unit of the equal budget and ``split`` the split of the final figures (:func:`read_arms`).
+    ``margin`` is the difference of accuracies within which two arms are called equal.
 
     Raises:
         DataError: a run lacks a file or a key, or two runs of a seed have different problems or evaluations.
@@ -111,17 +111,17 @@ class _Describe:
     def arm(
         self, arm: ArmRuns, runs: Sequence[Run], base: Sequence[Run], readings: Sequence[Reading], baseline: str
     ) -> dict[str, Any]:
-        """Return all numbers of one arm. Those of an arm that has no evaluation to be read at are None."""
+        """Return all numbers of one arm. Without an evaluation within the budget its final numbers are None."""
         befores, finals = [reading.before for reading in readings], [reading.final for reading in readings]
         rivals, owns = [reading.rival for reading in readings], [reading.own for reading in readings]
-        # The evaluation before training is no result of training: nothing is read there, and nothing compared.
+        # The evaluation before training is no result of training, so it gives no final number and no comparison.
         read = all(reading.read for reading in readings)
         compared = read and all(reading.rival_read for reading in readings)
         measured: dict[str, Any] = {
             measure: {
                 "before": self._level(befores, measure),
                 "final": self._level(finals, measure) if read else None,
-                # One interval for each arm, and one for each arm but the baseline: each column holds together.
+                # The intervals of a column hold together: one for each arm here, and one for each rival below.
                 "change": self._difference(befores, finals, measure, family=self.arms).as_dict() if read else None,
                 "against_baseline": self._lead(rivals, owns, measure) if compared and arm.name != baseline else None,
             }
@@ -177,17 +177,17 @@ class _Describe:
 
     def _lead(self, rivals: Sequence[Row], own: Sequence[Row], measure: str) -> dict[str, Any]:
         """Return the difference from the baseline, and for accuracies whether it is shown to be within the margin."""
-        found = self._difference(rivals, own, measure, family=self.arms - 1)
+        lead = self._difference(rivals, own, measure, family=self.arms - 1)
         if measure != "accuracy":
-            return found.as_dict()
-        return {**found.as_dict(), "equal": found.equal_within(self.margin, confidence=CONFIDENCE)}
+            return lead.as_dict()
+        return {**lead.as_dict(), "equal": lead.equal_within(self.margin, confidence=CONFIDENCE)}
 
 
 def late_lag(end: int) -> int:
-    """Return how many evaluations before evaluation ``end`` the late change begins: a third of them, one at least.
+    """Return how many evaluations before evaluation ``end`` the late change begins: a third of them, at least one.
 
-    The lag is fixed before any number is seen, so a curve that is flat but for noise changes by 0 on average. A fall
-    from the best evaluation would not: the best of several noisy numbers is followed by lower ones.
+    The lag does not depend on the results, so a flat noisy curve has a late change of 0 on average. A fall from the
+    best evaluation has not, because lower numbers follow the best of several noisy ones.
     """
     return max(1, round(end / 3))
 

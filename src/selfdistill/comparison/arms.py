@@ -1,4 +1,4 @@
-"""The arms of a comparison before they are trained: which sources and methods make them, and in what they differ."""
+"""The arms of a comparison before they are trained: their sources, their methods and their differences."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from selfdistill.report.outcome import flatten
 from selfdistill.training.problem import resolve
 
 SAMPLING = ("completions", "max_tokens", "temperature", "top_p", "top_k")
-"""Keys of ``sampling`` that a method decides where a config leaves them open."""
+"""Keys of ``sampling`` whose defaults depend on the method."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArmPlan:
-    """One arm: its name, the config it is trained from, and the settings that make it this arm."""
+    """One arm: its name, its config, and the overrides that turn the config into this arm."""
 
     name: str
     source: str
@@ -28,8 +28,8 @@ class ArmPlan:
 def plan_arms(sources: Sequence[str], methods: Sequence[str], overrides: Sequence[str]) -> list[ArmPlan]:
     """Return one arm for each config, or with ``methods`` one for each config and method, named ``config-method``.
 
-    A method has its own defaults, but for the config's own method, which keeps its settings. What a method decides
-    about sampling where the config leaves it open is that of the config's own method, of the first one if it has none.
+    The config's own method keeps its settings; every other method has its defaults. Sampling settings that the config
+    leaves open are those of the config's own method, or of the first of ``methods`` if it has none.
 
     Raises:
         ConfigError: a config cannot be used, or a method is named twice.
@@ -49,14 +49,14 @@ def plan_arms(sources: Sequence[str], methods: Sequence[str], overrides: Sequenc
         given = raw.get("sampling", {})
         shared = [f"sampling.{key}={getattr(first.sampling, key)}" for key in SAMPLING if given.get(key) is None]
         for method in methods:
-            # The class of a method of one's own, package.module:Class, is name enough.
+            # A user's method, package.module:Class, is named by its class.
             arm = f"{label}-{method.rpartition(':')[2]}"
             arms.append(ArmPlan(arm, name, (*([] if method == own else [f'method="{method}"']), *shared)))
     return arms
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse a number of seeds, ``3`` for 0, 1 and 2, or a list of seeds such as ``0,5,7``; ``5,`` is the seed 5 alone.
+    """Parse a number of seeds (``3`` is 0, 1 and 2) or a list of seeds (``0,5,7``); ``5,`` is the seed 5 alone.
 
     Raises:
         ConfigError: an entry is not a whole number, a seed is repeated, or there is none.
@@ -77,7 +77,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def differences(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return for each arm the dotted keys of its config whose values are not the same in all arms that have them."""
+    """Return for each arm the dotted keys and values of its config that are not the same in all arms."""
     flat = {name: dict(flatten(table)) for name, table in tables.items()}
     keys = dict.fromkeys(key for table in flat.values() for key in table)
     absent = object()

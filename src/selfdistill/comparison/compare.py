@@ -46,7 +46,7 @@ CHANGES_NO_RESULT: dict[str, Any] = {
     "sampling": {"max_batch_size"},
     "parallel": {"activation_checkpointing"},
 }
-"""Keys that a comparison may be continued with under other values. Most are chosen from memory where they are unset."""
+"""Keys whose values may change when a comparison is resumed. If unset, most are chosen by available memory."""
 STARTS = "starts.jsonl"
 """File with the number of parallel runs of each start. The seconds of a comparison depend on that number."""
 
@@ -62,7 +62,7 @@ class Arm:
     rewards: bool = True
     """Whether the method learns from rewards."""
     settings: tuple[str, ...] = ()
-    """Overrides that make this arm of its source; those of the comparison come after them."""
+    """Overrides that turn the source into this arm. Those of the comparison are applied after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ class Comparison:
     baseline: str
     folder: Path
     match: str = MATCH
-    """What all arms have equally much of."""
+    """Unit of the equal budget of all arms."""
     split: str = "validation"
-    """The split that final figures come from."""
+    """Split of the final figures."""
 
     def run_folder(self, arm: Arm, seed: int) -> Path:
         """Return the folder of one run."""
@@ -101,7 +101,7 @@ def plan(
 ) -> Comparison:
     """Load the arms, check that they are on equal terms, and give each the steps of an equal budget.
 
-    With ``methods`` each source is one arm for each of them.
+    With ``methods`` each source gives one arm per method.
 
     ``baseline`` names an arm; if it is None, the baseline is the first arm with method ``grpo``, or else the first arm.
     ``match`` and ``split`` are those of :class:`Comparison`.
@@ -115,7 +115,7 @@ def plan(
             raise ConfigError(f"--set {override}: a comparison takes its seeds from --seeds, for example --seeds 0,1,2")
     if split == "test":
         overrides = [*overrides, "evaluation.final=test"]
-    arms = [_load_arm(one, overrides, seed=seeds[0]) for one in plan_arms(sources, methods, overrides)]
+    arms = [_load_arm(arm, overrides, seed=seeds[0]) for arm in plan_arms(sources, methods, overrides)]
     for i, arm in enumerate(arms):
         if arm.name in [other.name for other in arms[:i]]:
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
@@ -205,7 +205,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
         if not how_it_ended(folder)
     ]
     if children:
-        # Run them in parallel, the cores divided among them, under a lock on the folder.
+        # Run them in parallel under a lock on the folder. They share the cores equally.
         on_accelerator = comparison.arms[0].config.model.device.partition(":")[0] != "cpu"
         jobs = min(jobs or (1 if on_accelerator else cores()), len(children))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
@@ -234,7 +234,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
 
 
 def write_results(comparison: Comparison, *, main: str | None = None) -> dict[str, Any]:
-    """Read all runs and write ``compare.json``, ``compare.md`` and ``compare.html``. Returns the content of the first.
+    """Read all runs, write ``compare.json``, ``compare.md`` and ``compare.html``, and return the content of the first.
 
     ``main`` names an arm. The summary and the page of its first run are copied into the folder of the comparison.
     """
@@ -271,7 +271,7 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
 
 
 def report_plan(comparison: Comparison) -> dict[str, Any]:
-    """Return as plain JSON what would be trained: the arms with what differs between them, the seeds, the baseline."""
+    """Return the plan as plain JSON: the arms with the settings in which they differ, the seeds, the baseline."""
     unequal = differences({arm.name: arm.config.model_dump(mode="json") for arm in comparison.arms})
     return {
         "folder": str(comparison.folder),
@@ -301,7 +301,7 @@ def _terms(arm: Arm) -> dict[str, Any]:
 
 
 def _word(value: Any) -> str:
-    """Return a value as ``--set`` parses it: text without quotes, everything else as JSON, which TOML reads too."""
+    """Return a value in the form that ``--set`` parses: text without quotes, any other value as JSON (valid TOML)."""
     if value is None:
         return "unset"
     return value if isinstance(value, str) else json.dumps(value)
@@ -326,8 +326,8 @@ def _locked(folder: Path) -> Iterator[list[int]]:
 
     Two processes must never write into the same run, even if the parent was killed.
     """
-    held = f"another comparison still runs in {folder}: wait for its runs to end, or choose another --out"
-    descriptor = lock_folder(folder, held)
+    message = f"another comparison still runs in {folder}: wait for its runs to end, or choose another --out"
+    descriptor = lock_folder(folder, message)
     try:
         yield [] if descriptor is None else [descriptor]
     finally:
@@ -344,7 +344,7 @@ class _Watch:
         self.steps = comparison.arms[0].config.steps
         self.total = total
         self.running: set[str] = set()
-        self.looked = time.monotonic()
+        self.last_line_at = time.monotonic()
 
     def __call__(self, state: State) -> None:
         names = [child.name for child in state.running]
@@ -354,18 +354,18 @@ class _Watch:
             if name not in self.running:
                 self.progress.log(f"{name}: started")
         self.running = set(names)
-        # A live line follows every second; a log gets a line every half minute.
-        if time.monotonic() - self.looked < (1 if self.progress.live is not None else SILENCE):
+        # A live line is updated every second; a log gets a line every half minute.
+        if time.monotonic() - self.last_line_at < (1 if self.progress.live is not None else SILENCE):
             return
-        self.looked = time.monotonic()
+        self.last_line_at = time.monotonic()
         done = sum(bool(how_it_ended(folder)) for folder in self.folders.values())
-        line = f"{done} of {self.total} runs done · {' · '.join(self._where(name) for name in names)}"
+        line = f"{done} of {self.total} runs done · {' · '.join(self._position(name) for name in names)}"
         if self.progress.live is not None:
             self.progress.status(line)
         elif names:
             self.progress.log(line)
 
-    def _where(self, name: str) -> str:
+    def _position(self, name: str) -> str:
         """The step of a running run, and its accuracy at its newest evaluation if it has one."""
         folder = self.folders[name]
         avg = (last_line(folder / "evaluations.jsonl") or {}).get("avg")

@@ -19,10 +19,10 @@ Problem = tuple[str, str]
 def side_by_side(arms: Sequence[ArmRuns]) -> dict[str, Any] | None:
     """Return one problem of the last common step with a completion of each arm, ready for JSON.
 
-    A completion is sampled before the step learns from it. If no earlier step had the problem, it is held out from the
-    weights that answer it (``fresh``); such problems are preferred. Among them the arms differ most on the chosen one,
-    by mean reward; the first wins a tie. Each arm shows the completion of middle length among those with its more
-    frequent verdict. Returns None if no problem was answered by two arms.
+    A completion is sampled before the step learns from it. So a problem without an earlier step is held out from the
+    weights that answer it (``fresh``), and such problems are preferred. Among them, the chosen one has the largest
+    difference of mean reward between arms; the first wins a tie. Each arm shows a completion of its more frequent
+    verdict, the one of median length. Returns None if no problem was answered by two arms.
     """
     seed = next(iter(arms[0].folders))
     folders = {arm.name: arm.folders[seed] for arm in arms if arm.generates}
@@ -31,10 +31,10 @@ def side_by_side(arms: Sequence[ArmRuns]) -> dict[str, Any] | None:
         return None
     step = min(steps)
     answers: dict[str, dict[Problem, list[Row]]] = {}
-    seen: set[Problem] = set()
+    trained: set[Problem] = set()
     for name, folder in folders.items():
         earlier, answers[name] = _answers(folder / "rollouts.jsonl", step)
-        seen |= earlier
+        trained |= earlier
     answered = [name for name, problems in answers.items() if problems]
     common = (
         [problem for problem in answers[answered[0]] if all(problem in answers[name] for name in answered)]
@@ -43,7 +43,7 @@ def side_by_side(arms: Sequence[ArmRuns]) -> dict[str, Any] | None:
     )
     if len(answered) < 2 or not common:
         return None
-    fresh = [problem for problem in common if problem not in seen]
+    fresh = [problem for problem in common if problem not in trained]
     chosen = max(fresh or common, key=lambda problem: _spread([answers[name][problem] for name in answered]))
     return {
         "seed": seed,
@@ -63,19 +63,19 @@ def _last_step(folder: Path) -> int:
 
 def _answers(path: Path, step: int) -> tuple[set[Problem], dict[Problem, list[Row]]]:
     """Return the problems of earlier steps, and the student's completions of a step by problem."""
-    seen: set[Problem] = set()
+    earlier: set[Problem] = set()
     answers: dict[Problem, list[Row]] = {}
     for row in read_lines(path):
         problem = str(row.get("example")), str(row.get("prompt"))
         if row.get("step", 0) < step:
-            seen.add(problem)
+            earlier.add(problem)
         elif row.get("step") == step and row.get("source", STUDENT) == STUDENT:
             answers.setdefault(problem, []).append(row)
-    return seen, answers
+    return earlier, answers
 
 
 def _spread(answers: Sequence[Sequence[Row]]) -> float:
-    """Return the largest difference of mean reward between two arms; 0 where nothing is judged."""
+    """Return the largest difference of mean reward between two arms; 0 if no completion is judged."""
     means = [
         fmean(rewards)
         for rows in answers
@@ -87,11 +87,11 @@ def _spread(answers: Sequence[Sequence[Row]]) -> float:
 def _typical(rows: Sequence[Row]) -> dict[str, Any]:
     right = [row for row in rows if _is_right(row)]
     wrong = [row for row in rows if not _is_right(row)]
-    kind = sorted(right if len(right) >= len(wrong) else wrong, key=lambda row: len(row.get("tokens", ())))
-    line = RolloutLine.from_json(kind[(len(kind) - 1) // 2], "rollouts.jsonl")
+    frequent = sorted(right if len(right) >= len(wrong) else wrong, key=lambda row: len(row.get("tokens", ())))
+    line = RolloutLine.from_json(frequent[(len(frequent) - 1) // 2], "rollouts.jsonl")
     return {"right": len(right), "completions": len(rows), "line": line.to_json() | {"ids": []}}
 
 
 def _is_right(row: Row) -> bool:
-    # A line of an earlier version lacks the key; the record then knows what counted as right.
+    # A line of an earlier version lacks the key; the record then derives it from the reward.
     return RolloutLine.from_json(row, "rollouts.jsonl").correct is True

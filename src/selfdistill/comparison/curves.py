@@ -1,4 +1,4 @@
-"""The curves of an arm over its training, and what its steps cost."""
+"""The curves of an arm over its training, and the cost of its steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from selfdistill.comparison.runs import PER_PROBLEM, Run, evaluated_steps, mean, present, quotient, step_seconds
 
 MOST_POINTS = 120
-"""Most points of a training curve. Longer runs are averaged in blocks of steps, which keeps ``compare.json`` small."""
+"""Maximum points of a training curve. Longer runs are averaged in blocks of steps to keep ``compare.json`` small."""
 
 TRACES = ("reward", "length", "student_entropy", "teacher_entropy", "gate")
 """Keys of ``metrics.jsonl`` that have a training curve."""
@@ -20,16 +20,16 @@ def cost_of(runs: Sequence[Run], base: Sequence[Run]) -> dict[str, Any]:
 
     ``scoring`` is the time of the teachers' forward passes. ``learning`` is the step without sampling and evaluation.
     """
-    own, rival = _medians(runs), _medians(base)
+    own, baseline = _medians(runs), _medians(base)
     return {
         "seconds": own,
         "tokens": mean(run.spent["tokens"][run.metrics[-1]["step"]] for run in runs),
         "total_seconds": mean(run.spent["seconds"][run.metrics[-1]["step"]] for run in runs),
         "against_baseline": {
-            "scoring_to_learning": quotient(own["scoring"], rival["learning"]),
-            "scoring_to_step": quotient(own["scoring"], rival["step"]),
-            "learning": quotient(own["learning"], rival["learning"]),
-            "step": quotient(own["step"], rival["step"]),
+            "scoring_to_learning": quotient(own["scoring"], baseline["learning"]),
+            "scoring_to_step": quotient(own["scoring"], baseline["step"]),
+            "learning": quotient(own["learning"], baseline["learning"]),
+            "step": quotient(own["step"], baseline["step"]),
         },
     }
 

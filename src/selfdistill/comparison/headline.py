@@ -54,13 +54,13 @@ def _against_baseline(result: Row, names: Sequence[str]) -> list[str]:
         if gap:
             gaps[verdict(gap, margin)].append(f"{name} ({joined(difference(gap)).replace(' (', ', ').rstrip(')')})")
     base = next(name for name, arm in _pairs(names, result["arms"]) if arm["name"] == result["baseline"])
-    said = {
+    phrases = {
         "above": "clearly above for",
         "below": "clearly below for",
         equal: f"equal within {100 * margin:g} points for",
         "no clear difference from": "no clear difference for",
     }
-    parts = [f"{said[kind]} {_listed(rows)}" for kind, rows in gaps.items() if rows]
+    parts = [f"{phrases[kind]} {_listed(rows)}" for kind, rows in gaps.items() if rows]
     # An interval over the problems of one seed is narrower than the difference between seeds.
     where = ", in this one seed" if len(result["seeds"]) == 1 else ""
     return [f"Against {base}{where}: {'; '.join(parts)}."] if parts else []
@@ -68,16 +68,16 @@ def _against_baseline(result: Row, names: Sequence[str]) -> list[str]:
 
 def _deliberation(names: Sequence[str], arms: Sequence[Row]) -> list[str]:
     """Return one sentence about the deliberation words of all arms; none if no arm deliberates."""
-    told = [(name, arm["deliberation"]) for name, arm in _pairs(names, arms) if arm["deliberation"]["final"]]
-    if all(words[end]["value"] == 0 for _, words in told for end in ("before", "final")):
+    measured = [(name, arm["deliberation"]) for name, arm in _pairs(names, arms) if arm["deliberation"]["final"]]
+    if all(words[end]["value"] == 0 for _, words in measured for end in ("before", "final")):
         return []
     kinds: dict[str, list[str]] = {"fell": [], "rose": [], "kept": []}
-    for name, words in told:
+    for name, words in measured:
         change = words["change"]
         kind = "fell" if change["high"] < 0 else "rose" if change["low"] > 0 else "kept"
         kinds[kind].append(f"{name} {words_of(words, 1)}")
-    said = {"fell": "less for", "rose": "more for", "kept": "no clear change for"}
-    parts = [f"{said[kind]} {_listed(rows)}" for kind, rows in kinds.items() if rows]
+    phrases = {"fell": "less for", "rose": "more for", "kept": "no clear change for"}
+    parts = [f"{phrases[kind]} {_listed(rows)}" for kind, rows in kinds.items() if rows]
     return [f"Deliberation words per completion: {'; '.join(parts)}."]
 
 

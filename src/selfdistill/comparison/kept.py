@@ -1,4 +1,4 @@
-"""The results of every run, problem by problem, as ``compare.json`` keeps them: all its intervals follow from them."""
+"""The results of every run, problem by problem, as ``compare.json`` stores them. Its intervals follow from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfdistill.comparison.runs import PER_PROBLEM, Run
 def keep_results(run: Run) -> dict[str, Any]:
     """Return the sums over samples of each problem, for each evaluation of a run.
 
-    An evaluation's numbers are one text with spaces between them, which is a tenth of the file that lists would make.
+    The numbers of an evaluation are one text with spaces between them. Lists would make the file ten times as large.
     """
 
     def texts(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def keep_results(run: Run) -> dict[str, Any]:
 def kept_values(kept: Mapping[str, Any], measure: str, step: int, *, split: str = "validation") -> list[float]:
     """Return a measure of each problem at an evaluated step: ``accuracy``, ``deliberation`` or ``length``.
 
-    ``kept`` is what :func:`keep_results` made: ``result["arms"][a]["results"][s]`` of a ``compare.json``.
+    ``kept`` is the result of :func:`keep_results`: ``result["arms"][a]["results"][s]`` of a ``compare.json``.
 
     Raises:
         KeyError: the run has no final evaluations. ValueError: it was not evaluated at the step.

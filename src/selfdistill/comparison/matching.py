@@ -1,4 +1,4 @@
-"""Equal budgets of the arms of a comparison: in what they are equal, and how many steps that makes for each."""
+"""Equal budgets of the arms of a comparison: the unit, and the number of steps of each arm."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from selfdistill.errors import ConfigError
 from selfdistill.training.problem import method_of
 
 MATCH = "completions"
-"""The default: the methods compete for what a sampler gives out, whichever role asks for it."""
+"""The default. Every sampled completion counts, whichever role it is sampled from."""
 
 SPLITS = ("validation", "test")
 """Splits that final figures may come from."""
 
 
 def check_match(match: str, split: str) -> None:
-    """Refuse a unit or a split that does not exist, and two that exclude each other.
+    """Refuse an unknown unit, an unknown split, and a unit and a split that exclude each other.
 
     Raises:
-        ConfigError: says what would be right.
+        ConfigError: the message names the valid values.
     """
     if match not in UNITS:
         raise ConfigError(f"--match {match!r} is no budget; choose from {', '.join(UNITS)}")
@@ -34,21 +34,21 @@ def check_match(match: str, split: str) -> None:
 
 
 def matched_steps(configs: Sequence[ResolvedConfig], match: str) -> list[int]:
-    """Return how many steps each arm makes.
+    """Return the number of steps of each arm.
 
-    With completions matched, an arm that draws more of them a step than the most frugal one makes fewer steps: PBSD,
-    whose student and teacher both draw, makes half. An arm that learns from given solutions draws none and keeps its
-    steps. All other budgets keep the steps of the configs.
+    With completions matched, an arm that samples more of them per step than the most frugal arm makes fewer steps.
+    PBSD, which samples from student and teacher, makes half. An arm that learns from given solutions samples none and
+    keeps its steps. All other budgets keep the steps of the configs.
 
     Raises:
         ConfigError: an arm would not make a single step.
     """
     if match != "completions":
         return [config.steps for config in configs]
-    draws = [_drawn_in_a_step(config) for config in configs]
-    least = min((drawn for drawn in draws if drawn), default=1)
+    sampled = [_completions_per_step(config) for config in configs]
+    least = min((count for count in sampled if count), default=1)
     steps = [
-        config.steps * least // drawn if drawn else config.steps for config, drawn in zip(configs, draws, strict=True)
+        config.steps * least // count if count else config.steps for config, count in zip(configs, sampled, strict=True)
     ]
     if not min(steps):
         raise ConfigError(
@@ -58,7 +58,7 @@ def matched_steps(configs: Sequence[ResolvedConfig], match: str) -> list[int]:
     return steps
 
 
-def _drawn_in_a_step(config: ResolvedConfig) -> int:
+def _completions_per_step(config: ResolvedConfig) -> int:
     method = method_of(config)
     roles = len(method.sampling_roles()) if method.on_policy else 0
     return roles * config.sampling.prompts * config.sampling.completions

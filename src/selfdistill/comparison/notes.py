@@ -13,7 +13,7 @@ from selfdistill.report import numbers
 def notes(result: Row) -> list[str]:
     """Return the notes on how to read the numbers, one or two sentences each."""
     seeds, every = result["seeds"], result["terms"]["evaluation"]["every"]
-    asleep = [arm["name"] for arm in result["arms"] if not arm["generates"]]
+    offline = [arm["name"] for arm in result["arms"] if not arm["generates"]]
     messages = [
         "Before training all arms gave the same answers, seed by seed: they began from the same weights."
         if result["same_start"]
@@ -30,9 +30,9 @@ def notes(result: Row) -> list[str]:
         "beforehand: of a curve that is flat but for noise it is 0 on average.",
         f"Seconds count training, not evaluation{_machine(result['machine'])}.",
     ]
-    if asleep:
+    if offline:
         messages.append(
-            f"{', '.join(map(numbers.printable, asleep))} learns from given solutions and generates nothing."
+            f"{', '.join(map(numbers.printable, offline))} learns from given solutions and generates nothing."
         )
     return [*messages, *grid_edges(result["arms"]), *alarm_notes(result["arms"])]
 
@@ -59,8 +59,8 @@ def _about_intervals(result: Row) -> str:
 def _about_budget(result: Row) -> str:
     match = result["match"]
     if match in ("steps", "completions"):
-        told = "made equally many steps" if match == "steps" else "drew equally many completions, those of teachers too"
-        return f"All arms {told}; what else they spent stands in the table."
+        done = "made equally many steps" if match == "steps" else "drew equally many completions, those of teachers too"
+        return f"All arms {done}; what else they spent stands in the table."
     if match == "tokens":
         return (
             "Arms are read at equal tokens drawn, those of teachers too: each at its last evaluation within what the "

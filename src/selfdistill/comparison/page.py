@@ -33,7 +33,7 @@ from selfdistill.report.tokens import colour, scale_limit, token_values
 
 TONES = 9
 LONGEST_LABEL = 14
-"""Longest name, in characters, that is written beside its curve. Longer names appear in the legend only."""
+"""Maximum characters of a name that labels its curve. Longer names appear only in the legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,6 @@ FIGURES = (
     ),
     Figure("Training reward", "mean of a step", "reward"),
 )
-
 
 JOINED = (BY_STEP, FIGURES[2])
 """The curves of a page that joins several comparisons."""
@@ -126,7 +125,7 @@ class Joined:
 
 
 def write_joined(path: Path, title: str, parts: Sequence[Joined]) -> None:
-    """Write one page for several comparisons: what happened in each, one problem with every arm, then two curves.
+    """Write one page for several comparisons: the outcome of each, one problem with every arm, then two curves.
 
     Links to the comparisons' own pages are relative to the folder of ``path``.
     """
@@ -177,7 +176,7 @@ def _problem(result: Row) -> dict[str, Any] | None:
                 "name": short[arm["name"]],
                 "tone": tones[arm["name"]],
                 "share": f"{arm['right']} of {arm['completions']} right",
-                "one": replace(colour(line, limit), prompt=""),
+                "completion": replace(colour(line, limit), prompt=""),
             }
             for arm, line in rows
         ],
@@ -189,9 +188,9 @@ def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
     gap, margin = accuracy["against_baseline"], result["interval"]["margin"]
     final, lead = marked(arm, result["terms"], estimate(accuracy["final"]), difference(gap))
     if arm["name"] == result["baseline"]:
-        said = "the baseline"
+        words = "the baseline"
     else:
-        said = f"{verdict(gap, margin)} {baseline}" if gap else f"not compared with {baseline}"
+        words = f"{verdict(gap, margin)} {baseline}" if gap else f"not compared with {baseline}"
     return {
         "tone": _tone(index),
         "name": numbers.printable(arm["name"]),
@@ -199,7 +198,7 @@ def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
         "final": final[0],
         "range": final[1],
         "before": joined(estimate(arm["accuracy"]["before"])),
-        "verdict": said,
+        "verdict": words,
         "lead": joined(lead) if gap else "",
         "words": words_of(arm["deliberation"], 2),
         "ended": ending(arm),

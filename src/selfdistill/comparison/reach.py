@@ -1,4 +1,4 @@
-"""How soon an arm reaches the baseline's final accuracy: a restricted mean over all seeds, those that never do too."""
+"""The steps until an arm reaches the baseline's final accuracy: a restricted mean over all seeds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from selfdistill.comparison.runs import Run, evaluated_steps
 from selfdistill.evaluation.intervals import over_seeds
 
 COSTS = ("tokens", "seconds")
-"""What the means are also told in."""
+"""Other units in which the means are reported."""
 
 
 def reach(runs: Sequence[Run], base: Sequence[Run], *, unit: str, family: int, confidence: float) -> dict[str, Any]:
     """Return the first evaluation of each run at or above the final accuracy of the baseline's run of its seed.
 
-    A run that never reaches it counts with the whole length of the baseline's run, so that no seed is left out of the
-    means: a mean over those that reach it would compare an arm's luckiest seeds with all of the baseline's. The
-    baseline reaches it at its last evaluation at the latest, and an arm that is like it in all but luck has the same
-    mean on average. ``against_baseline`` is the difference in ``unit``, of which all arms had equally much, paired by
-    seed; None with one seed. Runs that have not counted the unit are compared in steps.
+    A run that never reaches it counts with the whole length of the baseline's run, so that the means include every
+    seed. A mean over the runs that reach it would compare an arm's luckiest seeds with all seeds of the baseline. The
+    baseline reaches it at its last evaluation at the latest, so an arm that differs from it by luck alone has the same
+    mean on average. ``against_baseline`` is the difference in ``unit``, the unit of the equal budget, paired by seed;
+    None with one seed. Runs that have not counted the unit are compared in steps.
 
     There is no interpolation between evaluations, because accuracy is measured only there.
     """
@@ -30,10 +30,10 @@ def reach(runs: Sequence[Run], base: Sequence[Run], *, unit: str, family: int, c
     limits = [evaluated_steps(rival)[-1] for rival in base]
     gaps, ends = [], []
     for run, rival, first, limit in zip(runs, base, firsts, limits, strict=True):
-        whole = rival.spent[unit][limit]
-        mine = whole if first is None else min(run.spent[unit][first], whole)
-        theirs = rival.spent[unit][_first(rival, rival.accuracies()[-1]) or 0]
-        gaps.append([float(mine - theirs)])
+        total = rival.spent[unit][limit]
+        own = total if first is None else min(run.spent[unit][first], total)
+        baseline = rival.spent[unit][_first(rival, rival.accuracies()[-1]) or 0]
+        gaps.append([float(own - baseline)])
         ends.append(limit if first is None else min(first, limit))
     paid = [run.spent for run in runs]
     last = [min(end, evaluated_steps(run)[-1]) for run, end in zip(runs, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""At which evaluations the arms of a comparison are read, so that each has had the same budget."""
+"""Selects the evaluations at which the arms of a comparison are read, so that each has had the same budget."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from selfdistill.files.jsonl import Row
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The evaluations that one run is judged by. ``rival`` is the baseline's, ``own`` the one compared with it.
+    """The evaluations at which one run is read. ``own`` is compared with ``rival``, an evaluation of the baseline.
 
-    ``own`` is ``final`` unless an alarm has ended one of the two runs: it is then the last evaluation by which each had
-    spent what the shorter one had.
+    ``own`` is ``final`` unless an alarm has ended one of the two runs. Then ``own`` and ``rival`` are the last
+    evaluations within the budget that the shorter run had spent.
     """
 
     before: Row
@@ -23,9 +23,9 @@ class Reading:
     own: Row
     rival: Row
     end: int
-    """Index of the evaluation that the curve is read to."""
+    """Index of the last evaluation of the curve within the budget."""
     read: bool = True
-    """Whether the run has an evaluation within the budget, the one before training aside."""
+    """Whether the run has an evaluation within the budget, apart from the one before training."""
     rival_read: bool = True
     """Whether the baseline's run has one."""
 
@@ -33,23 +33,23 @@ class Reading:
 def read_arms(runs: Mapping[str, Sequence[Run]], *, baseline: str, match: str, split: str) -> dict[str, list[Reading]]:
     """Return a reading for each run of each arm.
 
-    ``match`` is a unit of :data:`~selfdistill.comparison.runs.UNITS`. Arms matched in steps or completions have trained
-    until their budget was spent, and are read at the end. Arms matched in tokens or seconds are read at the last
-    evaluation within what the most frugal arm of the seed had spent; runs that an alarm ended, and arms that sample
-    nothing, do not count there. ``split`` is ``"test"`` for figures from the final evaluations, otherwise
-    ``"validation"``.
+    ``match`` is a unit of :data:`~selfdistill.comparison.runs.UNITS`. Arms matched in steps or completions have spent
+    their budget at the end, and are read there. Arms matched in tokens or seconds are read at the last evaluation
+    within the budget, the total of the most frugal arm of the seed; runs that an alarm ended and arms that sample
+    nothing do not set it. ``split`` is ``"test"`` for figures from the final evaluations, otherwise ``"validation"``.
 
     Raises:
         DataError: a run has no final evaluations.
     """
     ends = {name: [len(run.evaluations) - 1 for run in arm] for name, arm in runs.items()}
     if match in ("tokens", "seconds"):
-        for place in range(len(runs[baseline])):
-            totals = [_total(arm[place], match) for arm in runs.values() if not arm[place].ended_by]
+        for index in range(len(runs[baseline])):
+            complete = [arm[index] for arm in runs.values() if not arm[index].ended_by]
+            totals = [run.spent[match][run.evaluations[-1]["step"]] for run in complete]
             budget = min((total for total in totals if total), default=0.0)
             for name, arm in runs.items():
                 if budget:
-                    ends[name][place] = arm[place].within(budget, match)
+                    ends[name][index] = arm[index].within(budget, match)
     return {
         name: [
             _reading(run, rival, (end, rival_end), match, split)
@@ -74,8 +74,8 @@ def unread(arm: Row, every: int) -> str:
 def _reading(run: Run, rival: Run, ends: tuple[int, int], match: str, split: str) -> Reading:
     end, rival_end = ends
     if split == "test":
-        for one in (run, rival):
-            if len(one.test) < 2:
+        for tested in (run, rival):
+            if len(tested.test) < 2:
                 raise DataError("a run has no evaluation on its final split before and after training: make it again")
         return Reading(run.test[0], run.test[-1], run.test[-1], rival.test[-1], end)
     shared = ends
@@ -85,10 +85,6 @@ def _reading(run: Run, rival: Run, ends: tuple[int, int], match: str, split: str
         budget = min(run.spent[unit][steps[0]], rival.spent[unit][steps[1]])
         shared = run.within(budget, unit), rival.within(budget, unit)
     # A run whose only evaluation is the one before training was ended by an alarm, not cut by the budget.
-    within = [at > 0 or len(one.evaluations) == 1 for one, at in zip((run, rival), ends, strict=True)]
+    within = [index > 0 or len(each.evaluations) == 1 for each, index in zip((run, rival), ends, strict=True)]
     owns = run.evaluations[shared[0]], rival.evaluations[shared[1]]
     return Reading(run.evaluations[0], run.evaluations[end], *owns, end, *within)
-
-
-def _total(run: Run, unit: str) -> float:
-    return run.spent[unit][run.evaluations[-1]["step"]]

@@ -18,7 +18,7 @@ PER_PROBLEM = {"accuracy": "hits", "deliberation": "words", "length": "tokens"}
 """Measures of an evaluation, and the key of the sums per problem that each is computed from."""
 
 UNITS = ("completions", "tokens", "steps", "seconds")
-"""What arms can be given equally much of: completions and tokens that were sampled, steps, seconds of training."""
+"""Units of equal budgets: sampled completions, sampled tokens, steps, seconds of training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class ArmRuns:
 class Run:
     """The files of one run.
 
-    ``spent`` holds what it had spent by the end of each step, by unit (:data:`UNITS`); step 0 has 0. ``test`` holds the
+    ``spent`` holds the cumulative amount of each unit (:data:`UNITS`) by step; step 0 has 0. ``test`` holds the
     evaluations on the final split. ``alarms`` is None for a run of a version without alarms. ``ended_by`` names the
     alarms that stopped the run.
     """
@@ -108,7 +108,7 @@ def read_run(folder: Path, generates: bool) -> Run:
             )
     amounts: dict[str, list[float]] = {
         "steps": [1] * len(metrics),
-        # A run of a version that did not count completions has none here.
+        # Older versions did not count completions: their runs have 0.
         "completions": [sum(row.get("budget", {}).get("completions", {}).values()) for row in metrics],
         "tokens": [row["generated"] if generates else 0 for row in metrics],
         "seconds": [step_seconds(row, without="evaluation") for row in metrics],
@@ -126,10 +126,12 @@ def read_run(folder: Path, generates: bool) -> Run:
 
 
 def check_pair(folder: Path, run: Run, base_run: Run, *, match: str = "steps") -> None:
-    """Check that a run has the problems of the baseline's run of its seed, and its evaluations if steps are matched.
+    """Check that a run has the problems of the baseline's run of its seed, and evaluations at the same steps.
+
+    With completions matched, the steps may differ.
 
     Raises:
-        DataError: it has others.
+        DataError: the problems or the steps differ.
     """
     # If an alarm stopped the shorter run, only the steps that both runs reached must agree.
     shorter = min(run, base_run, key=lambda run: len(run.evaluations))
@@ -139,11 +141,11 @@ def check_pair(folder: Path, run: Run, base_run: Run, *, match: str = "steps") -
         ("problem sets", _problem_sets(run), _problem_sets(base_run)),
     ]
     if match != "completions":
-        # With completions matched, a method that draws more of them a step makes fewer steps.
+        # With completions matched, a method that samples more of them per step makes fewer steps.
         pairs.append(("evaluations at steps", evaluated_steps(run)[:common], evaluated_steps(base_run)[:common]))
-    for what, value, base_value in pairs:
+    for name, value, base_value in pairs:
         if value != base_value:
-            raise DataError(f"{folder} cannot be paired: it has {what} {value}, the baseline's run has {base_value}")
+            raise DataError(f"{folder} cannot be paired: it has {name} {value}, the baseline's run has {base_value}")
 
 
 def _problem_sets(run: Run) -> list[str | None]:
@@ -156,7 +158,7 @@ def evaluated_steps(run: Run) -> list[int]:
 
 
 def numbers_of(run: Run, key: str) -> list[float]:
-    """Return the numbers that the steps have recorded under a key."""
+    """Return the numbers of all steps under a key of the metrics."""
     return present([row.get(key) for row in run.metrics])
 
 
@@ -211,7 +213,7 @@ def last_line(path: Path) -> dict[str, Any] | None:
         while not lines:
             start = max(0, size - window)
             file.seek(start)
-            # What stands before the first line break may be the end of a line.
+            # The text before the first line break may be the end of a longer line.
             lines = file.read(size - start).split(b"\n")[1 if start else 0 : -1]
             if not start:
                 break

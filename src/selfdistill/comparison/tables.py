@@ -91,7 +91,7 @@ def tables(result: Row) -> list[Table]:
 
 
 def markdown(result: Row, title: str) -> str:
-    """``compare.md``: the tables and the notes."""
+    """Return the text of ``compare.md``: the tables and the notes."""
     parts = [f"# {_escaped(title)}", _about(result)]
     for table in tables(result):
         parts += _markdown_table(table.caption, table.head, [(name, *map(joined, cells)) for name, cells in table.rows])
@@ -108,7 +108,7 @@ def _markdown_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[s
 
 
 def closing(result: Row) -> list[str]:
-    """Return the outcome for the terminal, one line per arm, and one per best value at the edge of its grid."""
+    """Return the outcome for the terminal: one line per arm, and one per best value at the edge of its grid."""
     width = max(len(arm["name"]) for arm in result["arms"])
     lines = []
     for arm in result["arms"]:
@@ -157,7 +157,7 @@ def joined(cell: Cell) -> str:
 def verdict(value: Row, margin: float = 0.0) -> str:
     """Return ``above`` or ``below`` if the interval excludes 0, ``within 2 points of`` if equality is shown.
 
-    Otherwise ``no clear difference from``, which is no claim of equality. ``margin`` is that of the equality.
+    Otherwise ``no clear difference from``, which is no claim of equality. ``margin`` is the margin of the equality.
     """
     if value["low"] > 0:
         return "above"
@@ -228,7 +228,7 @@ def _reach(arm: Row, base: str) -> tuple[Cell, ...]:
 
 
 def _budget(arm: Row) -> tuple[Cell, ...]:
-    """Return what a run has spent, the roles in small print; dashes for a version that did not count it."""
+    """Return the budget of a run, with its roles in small print; dashes for a run that did not count it."""
     runs = arm["runs"]
     budgets = [run["budget"] for run in runs]
     known = None not in budgets
@@ -256,7 +256,7 @@ def _budget(arm: Row) -> tuple[Cell, ...]:
 def marked(arm: Row, terms: Row, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
     """Return the final cell and the baseline cell, each with its steps if a run of the arm was read earlier.
 
-    The final cell of an arm that could not be read says why. ``terms`` are those of the comparison.
+    The final cell of an arm that could not be read holds the reason. ``terms`` are those of the comparison.
     """
     read, compared = ({*arm["accuracy"][key]} for key in ("read_at", "compared_at"))
     if why := unread(arm, terms["evaluation"]["every"]):
@@ -268,8 +268,8 @@ def marked(arm: Row, terms: Row, final: Cell, lead: Cell) -> tuple[Cell, Cell]:
 
 
 def _at_step(cell: Cell, steps: Sequence[int]) -> Cell:
-    told = steps[:1] if len(set(steps)) == 1 else steps
-    return cell[0], f"{cell[1]}; step {', '.join(map(str, told))}"
+    listed = steps[:1] if len(set(steps)) == 1 else steps
+    return cell[0], f"{cell[1]}; step {', '.join(map(str, listed))}"
 
 
 def _measure(arm: Row, key: str, decimals: int, terms: Row) -> tuple[Cell, ...]:
@@ -331,7 +331,7 @@ def _from_to(ends: Row, form: Any, keys: tuple[str, str] = ("before", "final")) 
 
 
 def _about_family(result: Row) -> str:
-    """Return the end of a caption that says over how many intervals a column of differences holds."""
+    """Return the end of a caption: the number of arms over which a column of differences holds together."""
     count = len(result["arms"])
     return "" if count < 2 else f"; differences of a column hold together (Bonferroni, {count} arms)"
 
