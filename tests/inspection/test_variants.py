@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import ConfigError
-from selfdistill.inspection.plan import LOOKED_AT, choose_methods, hyperparameters
+from selfdistill.inspection.plan import DEFAULT_METHODS, choose_methods, hyperparameters
 from selfdistill.methods import build_method
 
 
 def test_unset_are_the_usual_ones_as_they_come() -> None:
     methods, rest = choose_methods(None, [], ["task.difficulty=easy"])
-    assert tuple(methods) == LOOKED_AT
+    assert tuple(methods) == DEFAULT_METHODS
     assert all(method == build_method(name, {}) for name, method in methods.items())
     assert rest == ["task.difficulty=easy"]
 

@@ -1,4 +1,4 @@
-"""The ``inspect`` command: scores a model's completions and writes three files about the credit of some methods."""
+"""The ``inspect`` command: scores a model's completions and writes three files with the credit of each method."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from selfdistill.training.run_folder import Weights, load_model, on_this_machine
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
 MOST_EPOCHS = 100
-"""Number of epochs that are searched for the form of a problem that a stored completion answered."""
+"""Number of epochs in which the form of a problem that a stored completion answered is searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class InspectOptions:
 
 @dataclass(frozen=True, slots=True)
 class InspectResult:
-    """The result of an inspection: the numbers of every token, their summary, and the chat that decodes the tokens."""
+    """The result of an inspection: the numbers of every token, their summary, and the chat that decodes tokens."""
 
     table: TokenTable
     summary: dict[str, Any]
@@ -129,7 +129,7 @@ def inspect(
     configs = list(options.configs)
     unset = options.methods is None and not configs and not options.built
     if unset and loaded is None and find_source(model).kind in ("config", "run"):
-        # Whoever names a config or a run asks about its method first of all.
+        # A config or a run names a method of its own, which is the default here.
         configs = [model]
     methods, rest = choose_methods(options.methods, configs, overrides)
     methods.update(options.built)
@@ -139,22 +139,22 @@ def inspect(
     templates = _templates(config.contexts or judge.contexts, options)
     policy, chat, weights = load_model(model, config, loaded, checkpoint=options.checkpoint)
     judge = fitted(judge, chat)
-    unknown = chat.unknown_warnings([one.prompt for one in judge.examples(options.split)])
+    unknown = chat.unknown_warnings([example.prompt for example in judge.examples(options.split)])
     for warning in (*moved, *weights.warnings, *unknown):
         log(warning)
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
-    wanted = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
+    scoring_plan = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
-    log(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(wanted.roles)}")
+    log(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(scoring_plan.roles)}")
     limits = limits_on(policy.device.type, config.limits)
     findings = inspect_groups(
         policy,
         chat,
         groups,
-        wanted,
+        scoring_plan,
         templates,
         thinking=config.sampling.thinking,
         seed=derive(options.seed, "contrast", 1),
@@ -170,7 +170,7 @@ def inspect(
 
 
 def _origin(model: str, weights: Weights, options: InspectOptions) -> dict[str, Any]:
-    """Return where the completions come from, for the summary."""
+    """Return the origin of the completions for the summary."""
     sampled = options.rollouts is None
     return {
         "model": model,
@@ -185,7 +185,7 @@ def _origin(model: str, weights: Weights, options: InspectOptions) -> dict[str, 
 
 
 def _templates(source: str, options: InspectOptions) -> dict[str, Template]:
-    """Load the templates of a file. Refuses options with unknown contexts, or with nothing to inspect."""
+    """Load the templates of a file. Refuse options with unknown contexts, or with nothing to inspect."""
     templates = load_templates(source)
     for name in options.contexts:
         if name not in templates:
@@ -200,7 +200,7 @@ def _sampled(
 ) -> tuple[list[RolloutGroup], Counter[str]]:
     tokens = options.max_tokens or config.max_tokens or usual_length(chat)
     thinking = config.thinking
-    examples, unfit = fitting(
+    examples, excluded = fitting(
         judge.examples(options.split)[: options.problems], chat, max_tokens=tokens, thinking=thinking
     )
     params = SamplingParams(
@@ -212,7 +212,7 @@ def _sampled(
     rows = config.max_batch_size or decodable_rows(policy, length=tokens + longest_prompt(examples, chat, thinking))
     sampler = policy_sampler(policy, chat, max_batch_size=rows)
     log(in_short(policy, chat.name))
-    return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), unfit
+    return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), excluded
 
 
 def read_groups(
@@ -241,7 +241,7 @@ def read_groups(
     for (_, name), members in reversed(lines.items()):
         if len(groups) == options.problems:
             break
-        example = _as_asked(examples.get(name), members[0].prompt)
+        example = _matching_form(examples.get(name), members[0].prompt)
         if example is None:
             unused["a stored completion's problem is not among the task's"] += len(members)
             continue
@@ -255,8 +255,8 @@ def read_groups(
     return groups[::-1], unused
 
 
-def _as_asked(example: Example | None, prompt: str) -> Example | None:
-    """Return the example in the form that has this prompt; some tasks change the form every epoch. None if no form."""
+def _matching_form(example: Example | None, prompt: str) -> Example | None:
+    """Return the form of the example with this prompt, or None. Some tasks change the form every epoch."""
     epochs = range(MOST_EPOCHS if example and example.redraw else 1)
     forms = (example.in_epoch(epoch) for epoch in epochs if example)
     return next((form for form in forms if form.prompt[-1].content == prompt), None)

@@ -1,8 +1,8 @@
-"""Scores every context once under the current weights, and computes the credit that each method gives to each token.
+"""Scores every context once under the current weights, and computes the credit of each token under each method.
 
 Nothing is trained, so live, frozen and averaged teachers are all the model itself. Completions count as sampled from
-the current weights: the policy ratio is 1. The *credit* of a token is −∂loss/∂logit of that token, for the method's own
-loss (:func:`selfdistill.models.head.token_credit`), with an open gate, before weighting and averaging.
+the current weights, so the policy ratio is 1. The *credit* of a token is −∂loss/∂logit of that token, for the method's
+own loss (:func:`selfdistill.models.head.token_credit`), with an open gate, before weighting and averaging.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from selfdistill.tracking.progress import activity
 from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, View
 
 TOKENS, MAX_LOGITS_PER_CHUNK, PROMPTS = 4096, 1 << 24, 16
-"""Defaults: tokens of a forward pass, most logits in memory, and problems of a step."""
+"""Defaults: maximum tokens of a forward pass, maximum logits in memory, and problems of a step."""
 CREDIT = "token credit"
-"""Key of the credit among a method's own metrics. It contains a space, their names never do."""
+"""Key of the credit among a method's own metrics. It contains a space, so it cannot clash with their names."""
 ALTERNATIVES = 3
 """Number of likeliest tokens that are kept under student and teacher."""
 
@@ -132,7 +132,7 @@ def inspect_groups(
     policy: Policy,
     chat: Chat,
     groups: Sequence[RolloutGroup],
-    wanted: Plan,
+    scoring_plan: Plan,
     templates: Mapping[str, Template],
     *,
     thinking: bool | None,
@@ -153,15 +153,15 @@ def inspect_groups(
     parts: list[Findings] = []
     for start in range(0, len(groups), prompts):
         step = list(groups[start : start + prompts])
-        rendered = render(step, wanted.roles, templates, chat, thinking=thinking, seed=seed)
+        rendered = render(step, scoring_plan.roles, templates, chat, thinking=thinking, seed=seed)
         parts.append(
             _inspect_step(
-                policy, step, rendered, wanted, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk
+                policy, step, rendered, scoring_plan, max_tokens=max_tokens, max_logits_per_chunk=max_logits_per_chunk
             )
         )
     findings = join(parts)
-    findings.left_out = dict(wanted.left_out)
-    # A context that could be rendered for no completion has no column; its skips are counted.
+    findings.left_out = dict(scoring_plan.left_out)
+    # A context that was rendered for no completion has no column. Its skips are counted.
     findings.contexts = [name for name in findings.contexts if not np.isnan(findings.logprobs[name]).all()]
     if findings.teacher not in findings.contexts:
         findings.teacher = None
@@ -176,25 +176,25 @@ def _inspect_step(
     policy: Policy,
     groups: list[RolloutGroup],
     rendered: Rendered,
-    wanted: Plan,
+    scoring_plan: Plan,
     *,
     max_tokens: int,
     max_logits_per_chunk: int,
 ) -> Findings:
     # One view per completion, with every context that could be rendered for it.
-    prepared = prepare(groups, _Contexts(contexts=wanted.roles), rendered)
+    prepared = prepare(groups, _Contexts(contexts=scoring_plan.roles), rendered)
     views = prepared.views
-    forwards = together(dict.fromkeys(wanted.roles, "live"), packed=policy.packs)
-    cut = micro_batches(views, max_tokens=max_tokens, forwards=forwards, packed=policy.packs, world=ALONE)
-    batches = [_scored_batch(policy, views, micro_batch) for micro_batch in cut]
-    contexts = list(wanted.roles)
+    forwards = together(dict.fromkeys(scoring_plan.roles, "live"), packed=policy.packs)
+    cuts = micro_batches(views, max_tokens=max_tokens, forwards=forwards, packed=policy.packs, world=ALONE)
+    batches = [_scored_batch(policy, views, micro_batch) for micro_batch in cuts]
+    contexts = list(scoring_plan.roles)
     scores = {label: _scores(batches, views, label, max_logits_per_chunk) for label in contexts}
     order = _order(batches, views)
     findings = Findings(
         groups=groups,
         places=[(view.group, view.index) for view in views],
         contexts=contexts,
-        teacher=wanted.teacher,
+        teacher=scoring_plan.teacher,
         logprobs={
             label: _concatenated([None if s is None else s.target_N for s in column], views)
             for label, column in scores.items()
@@ -207,15 +207,15 @@ def _inspect_step(
         metrics={},
         alternatives={
             name: _alternatives(batches, label, order, max_logits_per_chunk)
-            for name, label in ((STUDENT, STUDENT), ("teacher", wanted.teacher))
+            for name, label in ((STUDENT, STUDENT), ("teacher", scoring_plan.teacher))
             if label is not None
         },
         prompts=[dict(view.prompts) for view in views],
         skipped=prepared.skipped,
     )
-    for name, method in wanted.methods.items():
+    for name, method in scoring_plan.methods.items():
         # The method sees the same prompts, scores and hidden states by the names of its roles.
-        labels = wanted.role_contexts[name]
+        labels = scoring_plan.role_contexts[name]
         by_role = [[{role: prompts[label] for role, label in labels.items()} for prompts in row] for row in rendered]
         method_views = prepare(groups, method, by_role, with_left_out=True).views
         precomputed = {role: scores[labels.get(role, STUDENT)] for role in method.precompute()}
@@ -236,7 +236,7 @@ def on_policy(views: Sequence[View], scores: Sequence[Scores | None]) -> list[Vi
 
 
 def _scored_batch(policy: Policy, views: Sequence[View], micro_batch: MicroBatch) -> _Batch:
-    """Compute the hidden states of every context. A completion without a context has zeros, which a mask marks."""
+    """Compute the hidden states of every context. A completion without a context has zeros and is masked."""
     picked = [views[i] for i in micro_batch.indices]
     target_N = collate(picked, STUDENT).target_N.to(policy.device)
     head_inputs: dict[str, HeadInput] = {}
@@ -258,7 +258,7 @@ def _scores(
     max_logits_per_chunk: int,
     temperature: float = 1.0,
 ) -> list[Scores | None]:
-    """Return the scores of each view; None where the context could not be rendered."""
+    """Return the scores of each view; None if its context could not be rendered."""
     result: list[Scores | None] = [None] * len(views)
     for batch in batches:
         if label not in batch.head_inputs:
@@ -293,14 +293,14 @@ def _credit(
             continue
         compared = method.compared()
         student = batch.head_inputs[STUDENT]
-        # A method that goes on without a context compares a head without input there, as in training.
-        nothing = replace(student, hidden_ND=torch.zeros_like(student.hidden_ND))
+        # A method that keeps completions without a context gets zeros as hidden states there, as in training.
+        zeros = replace(student, hidden_ND=torch.zeros_like(student.hidden_ND))
         role_inputs = {
-            role: replace(batch.head_inputs.get(label, nothing), temperature=method.roles()[role].temperature)
+            role: replace(batch.head_inputs.get(label, zeros), temperature=method.roles()[role].temperature)
             for role, label in labels.items()
             if role in compared
         }
-        job = loss_inputs(
+        head_loss = loss_inputs(
             method,
             inputs,
             batch.micro_batch,
@@ -309,8 +309,11 @@ def _credit(
             policy,
             max_logits_per_chunk=max_logits_per_chunk,
         )
-        job = replace(job, metrics=lambda tokens: {CREDIT: token_credit(method.loss, tokens), **method.metrics(tokens)})
-        metrics_N = token_metrics(student, job)
+        head_loss = replace(
+            head_loss,
+            metrics=lambda tokens: {CREDIT: token_credit(method.loss, tokens), **method.metrics(tokens)},
+        )
+        metrics_N = token_metrics(student, head_loss)
         parts.append({name: value_N.cpu() for name, value_N in metrics_N.items()})
     sizes = [len(batch.target_N) for batch in batches]
     metrics = columns(parts, sizes)
@@ -339,13 +342,13 @@ def _alternatives(
 
 def _order(batches: Sequence[_Batch], views: Sequence[View]) -> Tensor:
     """Return for each token, in the order of the views, its index in the order of the batches."""
-    begins: dict[int, int] = {}
+    starts: dict[int, int] = {}
     offset = 0
     for batch in batches:
         for i in batch.micro_batch.indices:
-            begins[i] = offset
+            starts[i] = offset
             offset += len(views[i].completion_ids)
-    return torch.cat([torch.arange(begins[i], begins[i] + len(view.completion_ids)) for i, view in enumerate(views)])
+    return torch.cat([torch.arange(starts[i], starts[i] + len(view.completion_ids)) for i, view in enumerate(views)])
 
 
 def _concatenated(columns: Sequence[Tensor | None], views: Sequence[View]) -> Floats:

@@ -30,16 +30,16 @@ ANSWER_ONLY = "answer_only"
 OUTCOMES = ("correct", "wrong", "not judged")
 
 _FIRST_GAP = 5.0
-"""A warning needs a first token whose mean |u| exceeds that of the other tokens by this factor."""
+"""A warning needs a mean |u| of first tokens that exceeds that of the other tokens by this factor."""
 _LEAST_GAP = 0.5
-"""A warning needs a first token whose mean |u| exceeds this many nats."""
+"""A warning needs a mean |u| of first tokens above this many nats."""
 _LEAST_END = 2.0
-"""A warning needs a context that makes the end of a completion less likely by more than this many nats."""
+"""A warning needs a context under which the log-probability of the end is lower by more than this many nats."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """The findings with the texts, classes and outcomes that the page and the tables need."""
+    """The findings with texts, classes and outcomes for the page and the tables."""
 
     findings: Findings
     samples: list[Sample]
@@ -48,7 +48,7 @@ class TokenTable:
 
     @property
     def signals(self) -> dict[str, NDArray[np.float64]]:
-        """Return u of every context and the credit of every method, by the name that files and page use."""
+        """Return u of every context and the credit of every method, by their names in the files and on the page."""
         gains = {f"u {name}": values for name, values in self.findings.gains().items()}
         credits = {f"credit {name}": v.astype(np.float64) for name, v in self.findings.credits.items()}
         return {**gains, **credits}
@@ -92,7 +92,7 @@ def outcome(verdict: Verdict) -> str:
 
 
 SEQUENCE = ("credit_score", "credit_specific")
-"""Metrics of a token whose sums over a completion are of interest: CREDIT's reward, and its contrastive pMI."""
+"""Metrics that are also summed over each completion: CREDIT's reward, and its contrastive pMI."""
 
 
 def summarise(table: TokenTable, origin: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
@@ -176,8 +176,8 @@ def _metric_tables(table: TokenTable) -> dict[str, Any]:
 def _leak(findings: Findings, gains: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
     """Return the table of the answer leak.
 
-    ``same`` has the contexts whose prompts all equal the answer-only prompt, for example if a solution is only its
-    answer.
+    ``same`` lists the contexts whose prompts all equal the answer-only prompt, for example because every solution is
+    only its answer.
     """
     if ANSWER_ONLY not in gains:
         reason = f"no completion could be shown the context {ANSWER_ONLY}; in shipped files it needs the field 'answer'"
@@ -262,7 +262,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def write_findings(folder: Path, table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> None:
-    """Write the three files into a folder, which is created. They replace older ones once all three are complete."""
+    """Create the folder and write the three files into it. They replace older ones once all three are complete."""
     page = render_microscope(page_data_of(table, summary, chat))
     parts = [folder / f"{name}.part" for name in FILES]
     with told_of_disk(folder):
@@ -297,7 +297,7 @@ def check_place(folder: Path) -> None:
 
 
 def page_data_of(table: TokenTable, summary: Mapping[str, Any], chat: Chat) -> PageData:
-    """Return the findings in the form that the page takes."""
+    """Return the data of the page."""
     findings = table.findings
     words: dict[int, str] = {}
     for ids_NK, _ in findings.alternatives.values():

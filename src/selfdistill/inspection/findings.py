@@ -65,26 +65,26 @@ def _tensors(columns: Mapping[str, Floats]) -> dict[str, Tensor]:
 
 def join(parts: Sequence[Findings]) -> Findings:
     """Concatenate the findings of several steps."""
-    whole = replace(parts[0])
+    joined = replace(parts[0])
     for part in parts[1:]:
-        shift = len(whole.groups)
-        whole.places = [*whole.places, *((g + shift, i) for g, i in part.places)]
-        whole.groups = [*whole.groups, *part.groups]
-        sizes = [len(whole.logprobs[STUDENT]), len(part.logprobs[STUDENT])]
-        whole.metrics = {
+        shift = len(joined.groups)
+        joined.places = [*joined.places, *((g + shift, i) for g, i in part.places)]
+        joined.groups = [*joined.groups, *part.groups]
+        sizes = [len(joined.logprobs[STUDENT]), len(part.logprobs[STUDENT])]
+        joined.metrics = {
             name: {
                 key: value.numpy()
                 for key, value in columns([_tensors(left), _tensors(part.metrics[name])], sizes).items()
             }
-            for name, left in whole.metrics.items()
+            for name, left in joined.metrics.items()
         }
-        whole.prompts = [*whole.prompts, *part.prompts]
-        whole.skipped = whole.skipped + part.skipped
+        joined.prompts = [*joined.prompts, *part.prompts]
+        joined.skipped = joined.skipped + part.skipped
         for name in ("logprobs", "entropies", "credits"):
-            left, right = getattr(whole, name), getattr(part, name)
-            setattr(whole, name, {key: np.concatenate([left[key], right[key]]) for key in left})
-        whole.alternatives = {
+            left, right = getattr(joined, name), getattr(part, name)
+            setattr(joined, name, {key: np.concatenate([left[key], right[key]]) for key in left})
+        joined.alternatives = {
             key: (np.concatenate([ids, part.alternatives[key][0]]), np.concatenate([p, part.alternatives[key][1]]))
-            for key, (ids, p) in whole.alternatives.items()
+            for key, (ids, p) in joined.alternatives.items()
         }
-    return whole
+    return joined

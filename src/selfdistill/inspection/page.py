@@ -30,7 +30,7 @@ HALF_LARGEST = 65504.0
 
 OUTCOMES = ("correct", "wrong", "not judged")
 TONES = {"correct": "right", "wrong": "wrong", "not judged": "quiet"}
-"""Tones of outcomes. Blue and orange are the signs of a signal on this page and nothing else."""
+"""Tones of outcomes. On this page blue and orange only show the sign of a signal."""
 PERCENTILES = (0.1, 0.2, 0.5, 1, 2, 5, *range(10, 91, 5), 95, 98, 99, 99.5, 99.8, 99.9)
 
 DIGITS = 9
@@ -103,7 +103,7 @@ def render_microscope(page_data: PageData) -> str:
 
 
 def _columns(page_data: PageData) -> dict[str, NDArray[Any]]:
-    """Return all numbers of the tokens, by the name that the page uses."""
+    """Return all numbers of the tokens by their names on the page."""
     columns: dict[str, NDArray[Any]] = {f"logprob {STUDENT}": page_data.logprobs[STUDENT]}
     columns.update(page_data.signals)
     columns.update({f"entropy {name}": values for name, values in page_data.entropies.items()})
@@ -111,7 +111,7 @@ def _columns(page_data: PageData) -> dict[str, NDArray[Any]]:
 
 
 def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Return the data that the script needs once, and a block of base64 for every completion."""
+    """Return the data that all completions share, and a block of base64 for every completion."""
     pieces: dict[tuple[str, str, bool], int] = {}
     lengths = [len(sample.pieces) for sample in page_data.samples]
     piece_N = np.array(
@@ -123,10 +123,10 @@ def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dic
         dtype=np.int64,
     )
     index = {token: n for n, token in enumerate(page_data.words)}
-    known = np.zeros(max(page_data.words, default=-1) + 1, dtype=np.int64)
-    known[list(index)] = list(index.values())
+    index_of_id = np.zeros(max(page_data.words, default=-1) + 1, dtype=np.int64)
+    index_of_id[list(index)] = list(index.values())
     sides = list(page_data.alternatives)
-    ids = [piece_N[:, None], *(known[page_data.alternatives[side][0]] for side in sides)]
+    ids = [piece_N[:, None], *(index_of_id[page_data.alternatives[side][0]] for side in sides)]
     wide = max(len(pieces), len(index)) > 1 << 16
     numbers_CN = np.stack([_half(values) for values in columns.values()])
     chances = [_half(page_data.alternatives[side][1]) for side in sides]
@@ -166,8 +166,8 @@ def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dic
 def _shades(columns: Mapping[str, NDArray[Any]], lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Return each column's name, its colour limits and its sum over each completion, None if a number is missing.
 
-    ``limit`` is shared by the columns of a unit, such as u under every context, so that their colours compare; ``own``
-    is of the column alone.
+    ``limit`` is shared by the columns of a unit, such as u under every context, so that their colours are comparable.
+    ``own`` is the limit of the column alone.
     """
     pools: dict[str, list[NDArray[Any]]] = {}
     for name, values in columns.items():

@@ -15,7 +15,7 @@ STUDENT = "student"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A formatted number. In a tinted column it has a colour by its sign and size."""
+    """A formatted number. In a tinted column its colour shows its sign and size."""
 
     text: str
     side: str = ""

@@ -10,7 +10,7 @@ from selfdistill.config.sources import find_source, read_config
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods import METHODS, Method, build_method
 
-LOOKED_AT = ("grpo", "sd", "antisd", "opsd", "sdpo", "credit", "purified")
+DEFAULT_METHODS = ("grpo", "sd", "antisd", "opsd", "sdpo", "credit", "purified")
 """The default methods. All of them learn from the student's own completions."""
 
 
@@ -19,7 +19,7 @@ def choose_methods(
 ) -> tuple[dict[str, Method], list[str]]:
     """Return the methods by label, and the overrides that set no hyperparameter of a method.
 
-    ``named`` has names and ``label=name``; None means :data:`LOOKED_AT` if there are no ``configs``. Each of
+    ``named`` has names and ``label=name``; None means :data:`DEFAULT_METHODS` if there are no ``configs``. Each of
     ``configs``, a config or the folder of a run, adds its method under the name of the file. The override
     ``label.hyperparameter=value`` sets a hyperparameter.
 
@@ -28,14 +28,14 @@ def choose_methods(
     """
     tables: dict[str, dict[str, Any]] = {}
     if named is None:
-        named = () if configs else LOOKED_AT
+        named = () if configs else DEFAULT_METHODS
     for label, table in [*map(_named, named), *map(_configured, configs)]:
         if label in KEYS:
             raise ConfigError(f"a method cannot be labelled {label!r}: --set would take it for that key of a config")
         if label in tables:
             raise ConfigError(f"two methods are labelled {label!r}: write another label, as in other={table['name']}")
         tables[label] = table
-    rest = [override for override in overrides if not _set_knob(tables, override)]
+    rest = [override for override in overrides if not _set_hyperparameter(tables, override)]
     methods = {}
     for label, table in tables.items():
         name = table.pop("name")
@@ -47,7 +47,7 @@ def choose_methods(
 
 
 def hyperparameters(methods: Mapping[str, Method], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return for each label the name of the method and the hyperparameters that are not the default, for JSON."""
+    """Return for each label the method's name and the hyperparameters that are not the default, ready for JSON."""
     table = {}
     for label in names:
         method = methods[label]
@@ -81,7 +81,7 @@ def _configured(name: str) -> tuple[str, dict[str, Any]]:
     return source.label, dict(table)
 
 
-def _set_knob(tables: Mapping[str, dict[str, Any]], override: str) -> bool:
+def _set_hyperparameter(tables: Mapping[str, dict[str, Any]], override: str) -> bool:
     """Apply an override to the table of the method that it names. Returns False if it names none."""
     key, equals, value = override.partition("=")
     # The longest matching label counts, because a label may be the prefix of another: `arm` and `arm.wide`.

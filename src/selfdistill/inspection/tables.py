@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector: TypeAlias = NDArray[np.float64]
-Places: TypeAlias = NDArray[np.int64]
+Indices: TypeAlias = NDArray[np.int64]
 Statistics: TypeAlias = dict[str, Any]
 
 DECILES = 10
@@ -48,12 +48,12 @@ def by_label(values_N: Vector, label_N: NDArray[Any], labels: Sequence[Any]) -> 
     return rows
 
 
-def deciles(lengths: Sequence[int]) -> Places:
+def deciles(lengths: Sequence[int]) -> Indices:
     """Return for each token the tenth of its completion that contains it, 0 to 9."""
     return np.concatenate([np.arange(n) * DECILES // n for n in lengths if n] or [np.zeros(0, dtype=np.int64)])
 
 
-def entropy_parts(entropy_N: Vector, parts: int = ENTROPY_PARTS) -> tuple[Places, list[str]]:
+def entropy_parts(entropy_N: Vector, parts: int = ENTROPY_PARTS) -> tuple[Indices, list[str]]:
     """Divide the tokens into quantile bins of entropy. Returns the bin of each token and the ranges in nats.
 
     Tokens of equal entropy share a bin, so many equal entropies give fewer bins than ``parts``.
@@ -112,7 +112,7 @@ def agreement(u: Mapping[str, Vector]) -> list[Statistics]:
 
 
 def answer_leak(u: Mapping[str, Vector], answer: str) -> list[Statistics]:
-    """Return how much of each context's u the answer alone explains: R² of u on the u of the context ``answer``."""
+    """Return the R² of each context's u on the u of the context ``answer``: the share that the answer explains."""
     rows = []
     for name, values_N in u.items():
         if name != answer:
@@ -128,12 +128,12 @@ def totals(values_N: Vector, lengths: Sequence[int]) -> Vector:
 
 
 def split(values_N: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
-    """Split the values into those of each completion."""
+    """Split the values of all tokens by completion."""
     return np.split(values_N, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def separation(
-    total_C: Vector, correct_C: NDArray[np.bool_], problem_C: Places, *, seed: int = 0, resamples: int = 2000
+    total_C: Vector, correct_C: NDArray[np.bool_], problem_C: Indices, *, seed: int = 0, resamples: int = 2000
 ) -> Statistics:
     """Return the AUC of a completion's sum against its outcome, over all pairs and over pairs within a problem.
 
@@ -143,7 +143,7 @@ def separation(
     """
     known = ~np.isnan(total_C)
     total_C, correct_C = total_C[known], correct_C[known]
-    problems, place_C = np.unique(problem_C[known], return_inverse=True)
+    problems, index_C = np.unique(problem_C[known], return_inverse=True)
     right, wrong = np.flatnonzero(correct_C), np.flatnonzero(~correct_C)
     result: Statistics = {
         "correct": len(right),
@@ -158,12 +158,12 @@ def separation(
     points_PP, pairs_PP = np.zeros((2, len(problems), len(problems)))
     for i in right:
         score = (total_C[i] > total_C[wrong]) + 0.5 * (total_C[i] == total_C[wrong])
-        np.add.at(points_PP[place_C[i]], place_C[wrong], score)
-        np.add.at(pairs_PP[place_C[i]], place_C[wrong], 1.0)
+        np.add.at(points_PP[index_C[i]], index_C[wrong], score)
+        np.add.at(pairs_PP[index_C[i]], index_C[wrong], 1.0)
     draws = np.random.default_rng(seed).integers(len(problems), size=(resamples, len(problems)))
     count_RP = np.stack([np.bincount(draw, minlength=len(problems)) for draw in draws]).astype(np.float64)
-    apart = ~np.eye(len(problems), dtype=np.bool_)
-    for name, left_out in (("auc", np.zeros_like(apart)), ("within", apart)):
+    across = ~np.eye(len(problems), dtype=np.bool_)
+    for name, left_out in (("auc", np.zeros_like(across)), ("within", across)):
         points, pairs = points_PP * ~left_out, pairs_PP * ~left_out
         if pairs.sum():
             result[name] = _auc(points, pairs, count_RP, within=name == "within")

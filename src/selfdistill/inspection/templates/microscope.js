@@ -1,4 +1,4 @@
-// The microscope: decodes the completion that is picked, and nothing else. Text goes in by textContent, never as HTML.
+// The microscope decodes only the selected completion. Text is inserted with textContent, never as HTML.
 {
   const data = JSON.parse(document.getElementById("data").textContent);
   const pick = Object.fromEntries(["completion", "signal", "beside", "scale", "outcome", "sort", "search"].map((id) => [id, document.getElementById(id)]));
@@ -6,8 +6,8 @@
   const detail = document.getElementById("detail");
   const first = detail.firstElementChild;
   const options = [...pick.completion.options];
-  let shown = null;
-  let place = 0;
+  let current = null;
+  let index = 0;
   let pinned = -1;
 
   const half = (bits) => {
@@ -17,14 +17,14 @@
     if (power === 31) return rest ? NaN : sign * Infinity;
     return sign * (power ? 2 ** (power - 15) * (1 + rest / 1024) : 2 ** -24 * rest);
   };
-  // The layout is written down in inspection/page.py.
+  // inspection/page.py documents the layout.
   const bytesOf = (text) => Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
   const Id = data.wide ? Uint32Array : Uint16Array;
-  const decode = (place) => {
-    const text = atob(document.getElementById(`block-${place}`).textContent);
+  const decode = (index) => {
+    const text = atob(document.getElementById(`block-${index}`).textContent);
     const bytes = new Uint8Array(text.length);
     for (let i = 0; i < text.length; i += 1) bytes[i] = text.charCodeAt(i);
-    const count = data.lengths[place];
+    const count = data.lengths[index];
     let at = 0;
     const take = (Kind, length) => {
       const size = Kind.BYTES_PER_ELEMENT * length;
@@ -40,12 +40,12 @@
   };
 
   // The text of a completion: only the ids of its pieces are decoded, a whole group of four base64 signs at a time.
-  const textOf = (place) => {
-    const count = data.lengths[place];
+  const textOf = (index) => {
+    const count = data.lengths[index];
     const from = 2 * count * data.columns.length;
     const to = from + Id.BYTES_PER_ELEMENT * count;
     const start = Math.floor(from / 3);
-    const part = document.getElementById(`block-${place}`).textContent.slice(4 * start, 4 * Math.ceil(to / 3));
+    const part = document.getElementById(`block-${index}`).textContent.slice(4 * start, 4 * Math.ceil(to / 3));
     const ids = new Id(bytesOf(part).slice(from - 3 * start, to - 3 * start).buffer);
     return Array.from(ids, (id) => data.pieces[id][0] + data.pieces[id][1]).join("");
   };
@@ -66,11 +66,11 @@
   const paint = (pane, shade) => {
     const { name } = data.shades[shade];
     const limit = data.shades[shade][pick.scale.value];
-    const values = shown.columns[shade];
+    const values = current.columns[shade];
     const block = pane.querySelector(".tokens");
     const all = document.createDocumentFragment();
-    for (let n = 0; n < shown.count; n += 1) {
-      const [before, body, unseen] = data.pieces[shown.pieces[n]];
+    for (let n = 0; n < current.count; n += 1) {
+      const [before, body, unseen] = data.pieces[current.pieces[n]];
       if (before) all.append(before);
       const value = values[n];
       const strength = Math.round(100 * Math.min(1, Math.abs(value) / limit));
@@ -101,23 +101,23 @@
     }));
     return table;
   };
-  const tell = (n) => {
-    const value = (name) => { const at = data.columns.indexOf(name); return at < 0 ? NaN : shown.columns[at][n]; };
+  const describe = (n) => {
+    const value = (name) => { const at = data.columns.indexOf(name); return at < 0 ? NaN : current.columns[at][n]; };
     const student = value("logprob student");
-    const head = make("h3", JSON.stringify(data.pieces[shown.pieces[n]][1]));
-    const place = make("p", `token ${n + 1} of ${shown.count}, ${data.classes[shown.classes[n]]}`, "note");
+    const head = make("h3", JSON.stringify(data.pieces[current.pieces[n]][1]));
+    const position = make("p", `token ${n + 1} of ${current.count}, ${data.classes[current.classes[n]]}`, "note");
     const contexts = data.contexts.map((name) => {
       const gain = name === "student" ? NaN : value(`u ${name}`);
       const logprob = name === "student" ? student : student + gain;
       return [name, signed(logprob), signed(gain), signed(value(`entropy ${name}`)).replace("+", "")];
     });
-    const parts = [head, place, rows(["", "log-prob", "u", "entropy"], contexts)];
+    const parts = [head, position, rows(["", "log-prob", "u", "entropy"], contexts)];
     if (data.methods.length) parts.push(rows(["", "credit"], data.methods.map((name) => [name, signed(value(`credit ${name}`))])));
     data.sides.forEach((side, s) => {
       const list = Array.from({ length: data.alternatives }, (_, k) => {
         const at = n * data.alternatives + k;
-        const chance = Math.exp(shown.chances[s][at]);
-        return Number.isNaN(chance) ? null : [JSON.stringify(data.words[shown.ids[s][at]]), chance < 0.0005 ? "<0.1%" : `${(100 * chance).toFixed(1)}%`];
+        const chance = Math.exp(current.chances[s][at]);
+        return Number.isNaN(chance) ? null : [JSON.stringify(data.words[current.ids[s][at]]), chance < 0.0005 ? "<0.1%" : `${(100 * chance).toFixed(1)}%`];
       }).filter(Boolean);
       parts.push(rows([`likeliest: ${side}`, ""], list.length ? list : [["not shown", ""]]));
     });
@@ -127,13 +127,13 @@
     const block = pane.querySelector(".tokens");
     block.describe = (token) => {
       const n = Array.prototype.indexOf.call(block.children, token);
-      tell(n);
+      describe(n);
       for (const other of panes) {
         for (const twin of other.querySelectorAll(".twin")) twin.classList.remove("twin");
         if (other !== pane && !other.hidden) other.querySelector(".tokens").children[n].classList.add("twin");
       }
       const shade = Number(block.dataset.shade);
-      return [`${data.shades[shade].name} ${signed(shown.columns[shade][n])}`];
+      return [`${data.shades[shade].name} ${signed(current.columns[shade][n])}`];
     };
   }
 
@@ -147,7 +147,7 @@
     pin(pinned);
   };
   // A link to a token counts from one, as the page does: #completion=12&token=40.
-  const link = (n) => history.replaceState(null, "", `#completion=${place + 1}${n < 0 ? "" : `&token=${n + 1}`}`);
+  const link = (n) => history.replaceState(null, "", `#completion=${index + 1}${n < 0 ? "" : `&token=${n + 1}`}`);
   const pin = (n) => {
     pinned = n;
     for (const pane of panes) {
@@ -155,7 +155,7 @@
       const token = pane.querySelector(".tokens").children[n];
       if (token) token.classList.add("pinned");
     }
-    if (n >= 0) tell(n);
+    if (n >= 0) describe(n);
   };
   for (const pane of panes) {
     const block = pane.querySelector(".tokens");
@@ -166,18 +166,18 @@
       link(pinned);
     });
     // The panel goes back to the token that was picked.
-    block.addEventListener("pointerleave", () => { if (pinned >= 0) tell(pinned); });
+    block.addEventListener("pointerleave", () => { if (pinned >= 0) describe(pinned); });
   }
 
   const show = (to) => {
-    place = to;
+    index = to;
     pick.completion.value = String(to);
-    shown = decode(to);
+    current = decode(to);
     const { prompt, feedback } = data.texts[to];
     document.getElementById("prompt").textContent = prompt;
-    const said = document.getElementById("feedback");
-    said.textContent = feedback ? `Feedback: ${feedback}` : "";
-    said.hidden = !feedback;
+    const feedbackLine = document.getElementById("feedback");
+    feedbackLine.textContent = feedback ? `Feedback: ${feedback}` : "";
+    feedbackLine.hidden = !feedback;
     detail.replaceChildren(first);
     pinned = -1;
     repaint();
@@ -190,7 +190,7 @@
     if (words && !texts) {
       texts = data.texts.map(({ prompt, feedback }, n) => [data.names[n], prompt, feedback, textOf(n)].join("\n").toLowerCase());
     }
-    const found = options.map((_, n) => n).filter((n) => (
+    const matches = options.map((_, n) => n).filter((n) => (
       (!pick.outcome.value || data.outcomes[n] === pick.outcome.value) && (!words || texts[n].includes(words))
     ));
     const { sums } = data.shades[pick.signal.value];
@@ -199,17 +199,17 @@
       reward: (n) => (data.rewards[n] === null ? -Infinity : data.rewards[n]),
       length: (n) => data.lengths[n],
     }[pick.sort.value];
-    return size ? found.sort((a, b) => (size(b) === size(a) ? a - b : size(b) - size(a))) : found;
+    return size ? matches.sort((a, b) => (size(b) === size(a) ? a - b : size(b) - size(a))) : matches;
   };
   // Keeps the completion that is shown if the list still has it.
   const list = () => {
-    const found = matching();
-    pick.completion.replaceChildren(...found.map((n) => options[n]));
-    document.getElementById("count").textContent = `${found.length} of ${options.length} completions`;
-    for (const id of ["previous", "next"]) document.getElementById(id).disabled = found.length < 2;
-    pick.completion.disabled = !found.length;
-    if (found.includes(place)) pick.completion.value = String(place);
-    else if (found.length) { show(found[0]); link(-1); }
+    const matches = matching();
+    pick.completion.replaceChildren(...matches.map((n) => options[n]));
+    document.getElementById("count").textContent = `${matches.length} of ${options.length} completions`;
+    for (const id of ["previous", "next"]) document.getElementById(id).disabled = matches.length < 2;
+    pick.completion.disabled = !matches.length;
+    if (matches.includes(index)) pick.completion.value = String(index);
+    else if (matches.length) { show(matches[0]); link(-1); }
   };
   const step = (by) => {
     const count = pick.completion.options.length;
@@ -230,7 +230,7 @@
     }
     show(to);
     const n = Number(wish.get("token")) - 1;
-    if (!Number.isInteger(n) || n < 0 || n >= shown.count) return;
+    if (!Number.isInteger(n) || n < 0 || n >= current.count) return;
     pin(n);
     panes[0].querySelector(".tokens").children[n].scrollIntoView({ block: "center" });
   };
