@@ -102,7 +102,7 @@ def curve_chart(
     ``share`` shows values in [0, 1] as percentages. ``names`` replaces the y ticks (``{0: "off", 1: "on"}``). ``marks``
     are vertical lines with a label at a step. The summary describes the first series; with ``rivals`` it describes all,
     and the y-axis starts at zero. Without ``labels`` the caller must draw a legend. With ``tails`` x are percentiles,
-    and both axes are stretched at their ends. ``planned`` is the last x of a run that goes on.
+    and both axes are stretched at their ends. ``planned`` is the last x of an unfinished run.
 
     Raises:
         ValueError: no series has a number.

@@ -17,7 +17,7 @@ ESTIMATES = {
     "teacher_gap": "Teacher's log-likelihood above it",
     "teacher_shift": "Teacher's shift on own completions, nats a token",
 }
-"""Other estimates of an evaluation, each shown where it was measured, and their names."""
+"""Names of the other estimates of an evaluation. The table has a row for each that was measured."""
 
 
 def unjudged(side: Row) -> bool:

@@ -301,7 +301,7 @@ class Server:
         sys.modules["solution"] = self._module
         while (request := self._channel.receive()) is not None:
             try:
-                answer = {"value": self._encode(self._answer(request))}
+                answer = {"value": Encoder(self._keep).encode(self._answer(request))}
             except BaseException as error:  # SystemExit too, because the model's code exits
                 answer = {"raised": report(error)}
             self._channel.send(answer)
@@ -325,9 +325,6 @@ class Server:
                 return getattr(value[0], value[1])
             case _:
                 return setattr(value[0], value[1], value[2])
-
-    def _encode(self, value: Any) -> Any:
-        return Encoder(self._keep).encode(value)
 
     def _keep(self, value: Any) -> int:
         self._objects.append(value)

@@ -139,7 +139,7 @@ class Sandbox:
         return Compared(verdict["passed"], verdict["first"], verdict.get("got", ""), failure)
 
     def judge(self, source: str, *, tests: str, setup: str = "", entry: str = "") -> Tally | Failure:
-        """Run test code against a module, each in a process of its own. ``judge.py`` says what counts as a check."""
+        """Run test code against a module, each in a process of its own. ``judge.py`` defines what counts as a check."""
         reply = self._run_with_judge(source, {"run": "judge.judge", "tests": tests, "setup": setup, "entry": entry})
         if isinstance(reply, Failure):
             return reply
