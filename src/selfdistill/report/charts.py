@@ -107,7 +107,7 @@ def curve_chart(
     Raises:
         ValueError: no series has a number.
     """
-    form = numbers.percent if share else numbers.plain
+    form, range_of = (numbers.percent, numbers.percent_range) if share else (numbers.plain, numbers.plain_range)
     thinned = [thin(line, most=MOST_POINTS) for line in series]
     x_axis = tail_axis() if tails else step_axis(_known_x(series), planned=planned)
     x_words = tick_words(x_axis.ticks, scale="tails") if tails else count_words(x_axis.ticks)
@@ -140,9 +140,7 @@ def curve_chart(
             for line, label_height in zip(thinned, label_heights, strict=True)
         ),
         marks=tuple((coordinate(place_x(x)), word) for x, word in marks if x_axis.low <= x <= x_axis.high),
-        columns=_columns(
-            thinned, place_x, place_y, format_value, numbers.percent_range if share else numbers.plain_range
-        ),
+        columns=_columns(thinned, place_x, place_y, format_value, range_of),
     )
 
 
