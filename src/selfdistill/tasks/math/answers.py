@@ -19,7 +19,7 @@ _BETWEEN_BOXES = re.compile(r"[\s$]*(?:,[\s$]*)?(?:(?:and|or)\b|\\text\{\s*(?:an
 _LONGEST_BETWEEN = 60
 
 _WORD = re.compile(r"\banswer\b", re.IGNORECASE)
-# "So there are 10. #### 10": behind a sentence the mark counts if a number follows; people also write of the mark.
+# "So there are 10. #### 10": after a sentence the mark counts only if a number follows, because texts also mention it.
 _NUMBER = re.compile(r"(?:\\?\$|[-+−])?[ \t]?\d")
 _LEADING = r"(?:[*_\s:`]|\\\[|\$\$)*"
 _STATES = re.compile(
@@ -107,13 +107,13 @@ def _stated_beside(text: str, word: re.Match[str]) -> str | None:
 
 
 def marked_answer(text: str) -> str | None:
-    """The content of the last ``#### …`` line, GSM8K's mark of an answer."""
+    """The content of the last ``#### …`` line, GSM8K's mark for an answer."""
     marked = _marked_line(text)
     return None if marked is None else marked[1]
 
 
 def _marked_line(text: str) -> tuple[int, str] | None:
-    """(start, content) of the last ``####`` line, or of a number behind ``####`` within a line.
+    """(start, content) of the last ``####`` line, or of a number after ``####`` within a line.
 
     A heading "#### Answer" does not count.
     """
@@ -132,7 +132,7 @@ def _marked_line(text: str) -> tuple[int, str] | None:
 
 
 def _boxes(text: str, *, finished: bool = True) -> list[tuple[int, int, str]]:
-    """(start, end, content) of every closed, non-empty box in text order. Of nested boxes only the outer one."""
+    """(start, end, content) of every closed, non-empty box in text order. Nested boxes count as the outer one."""
     opened: list[tuple[int, int] | None] = []
     boxes: list[tuple[int, int, str]] = []
     for token in _TOKEN.finditer(text):

@@ -37,7 +37,7 @@ _SYMBOLS = re.compile(
     r"|\\(?:text|math[a-z]+|operatorname|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+|[a-zA-Z]{4,}|(?P<product>[a-zA-Z]{1,3})"
 )
 _SPARE = tuple(f"\\{name}" for name in "kappa rho tau chi eta nu".split())
-"""Letters without a capital in LaTeX, which are rare in answers."""
+"""Greek letters that are rare in answers and have no capital command in LaTeX."""
 
 
 class GivenUp(Exception):
@@ -74,9 +74,9 @@ class AnswerChecker:
         """Whether ``given`` equals ``gold``; a check that ran out of time or memory is unequal and ``unchecked``."""
         forms: dict[str, str] = {}
 
-        def ask(one: str, other: str) -> Reply:
-            reply, form = self._remembered(one, other)
-            forms[other] = form
+        def ask(gold_side: str, given_side: str) -> Reply:
+            reply, form = self._remembered(gold_side, given_side)
+            forms[given_side] = form
             return reply
 
         try:
@@ -90,6 +90,7 @@ class AnswerChecker:
         return Comparison(equal=False, canonical=form if usable and form is not None else canonical(given))
 
     def _remembered(self, gold: str, given: str) -> tuple[Reply, str]:
+        """The cached or new reply and canonical form; raises ``GivenUp`` if the check was given up."""
         key = (gold, given)
         with self._lock:
             if key not in self._results:
@@ -121,7 +122,7 @@ class AnswerChecker:
         reply = Reply(bool(verdict["equal"]), *values)
         if reply.equal:
             return reply, canonical(gold)
-        # The canonical form is a second answer, so that an algebra that cannot be brought into form is still judged.
+        # The canonical form is a second reply: a verdict still counts if the worker fails to compute the form.
         form = _receive(worker)
         if form is None:
             self.close()
@@ -148,7 +149,7 @@ class AnswerChecker:
 
 
 def _as_latex(answer: str) -> str:
-    """The answer as math-verify reads it: 4.5e33 as a product, i apart from the number before it."""
+    """The answer in math-verify's syntax: 4.5e33 as a product, a space between a number and a following i."""
     answer = re.sub(r"(?<=[0-9.])[eE]([-+]?[0-9]{1,4})(?![0-9])", r" \\times 10^{\1}", bare(answer))
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", answer):  # to math-verify 30° is 30 radians
         answer = re.sub(r"([0-9.]+)\s*\^\s*\\circ", r"\\frac{\1\\pi}{180}", answer)
@@ -156,27 +157,31 @@ def _as_latex(answer: str) -> str:
 
 
 def _with_capitals_apart(gold: str, given: str) -> tuple[str, str]:
-    r"""Both sides with capitals renamed where case tells symbols apart: ``R - r``, ``\Delta`` and ``\delta``.
+    r"""Rename capitals on both sides where only the case distinguishes two symbols: ``R - r``, ``\Delta - \delta``.
 
-    math-verify reads every symbol in lower case, so that R - r would be 0 and r - R its equal. Where one side has a
-    Latin letter in both cases, or the two sides have a Greek one in both, its capital becomes a Greek letter that
-    neither has.
+    math-verify reads every symbol in lower case, so R - r would be 0 and equal r - R. A capital becomes an unused Greek
+    letter if one side has the Latin letter in both cases, or if the two sides together have the Greek one in both.
     """
-    symbols = [{one for run in _SYMBOLS.finditer(side) for one in _symbols(run)} for side in (gold, given)]
-    both = symbols[0] | symbols[1]
+    side_symbols = [{symbol for run in _SYMBOLS.finditer(side) for symbol in _symbols(run)} for side in (gold, given)]
+    all_symbols = side_symbols[0] | side_symbols[1]
     capitals = [
-        one
-        for one in sorted(both)
-        if one != one.lower()
-        and any({one, one.lower()} <= side for side in ([both] if one.startswith("\\") else symbols))
+        symbol
+        for symbol in sorted(all_symbols)
+        if symbol != symbol.lower()
+        and any(
+            {symbol, symbol.lower()} <= side for side in ([all_symbols] if symbol.startswith("\\") else side_symbols)
+        )
     ]
-    free = [greek for greek in _SPARE if greek not in both]
-    if not capitals or len(capitals) > len(free):
+    unused = [greek for greek in _SPARE if greek not in all_symbols]
+    if not capitals or len(capitals) > len(unused):
         return gold, given
-    other = dict(zip(capitals, free, strict=False))
+    replacement = dict(zip(capitals, unused, strict=False))
 
     def renamed(run: re.Match[str]) -> str:
-        return "".join(f"{other[one]} " if one in other else one for one in _symbols(run)) or run.group()
+        return (
+            "".join(f"{replacement[symbol]} " if symbol in replacement else symbol for symbol in _symbols(run))
+            or run.group()
+        )
 
     return _SYMBOLS.sub(renamed, gold), _SYMBOLS.sub(renamed, given)
 

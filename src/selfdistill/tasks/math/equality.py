@@ -79,7 +79,7 @@ def equal(gold: str, given: str, ask: Ask) -> bool:
     if max(len(gold), len(given)) > LONGEST or not given:
         return False
     if (number(gold) is None) is not (number(given) is None):
-        # In India 1,20,000 is a number, elsewhere three of them; beside a number it is a number.
+        # 1,20,000 is one number in India and three numbers elsewhere. Against a single number it is read as one.
         gold, given = (_INDIAN.sub(lambda run: run.group().replace(",", ""), text) for text in (gold, given))
     if number(gold) is not None and number(given) is not None:
         return _quantity(gold, given, ask)
@@ -93,7 +93,7 @@ def equal(gold: str, given: str, ask: Ask) -> bool:
 
 
 def _quantity(gold: str, given: str, ask: Ask) -> bool:
-    """Values with units: the units must not clash, and the values are equal."""
+    """Values with units: the units must be compatible and the values equal."""
     (value, unit), (given_value, given_unit) = split_unit(gold), split_unit(given)
     scale = ratio(unit, given_unit)
     if scale is None:
@@ -114,7 +114,7 @@ def _quantity(gold: str, given: str, ask: Ask) -> bool:
     reply = ask(gold, given)
     if reply.equal:
         return True
-    # A decimal may be what the other side is rounded to: 3.4641 for 2\sqrt{3}.
+    # A decimal may be the other side rounded: 3.4641 for 2\sqrt{3}.
     if gold_number is not None and gold_number.last is not None and reply.given_value is not None:
         return same_number(gold_number, Number(reply.given_value, endless=True))
     if given_number is not None and given_number.last is not None and reply.gold_value is not None:
@@ -149,7 +149,7 @@ def _time(gold: str, given: str, ask: Ask) -> bool | None:
         return None  # 8.30 is a number
     if gold_time.seconds == given_time.seconds or (gold_time.half and given_time.half):
         return gold_time.seconds == given_time.seconds
-    # Where one leaves the half of the day open, 4:35 is 4:35 p.m.
+    # If one side does not say a.m. or p.m., 4:35 equals 4:35 p.m.
     return (
         (gold_time.half or given_time.half)
         and gold_time.seconds % 43200 == given_time.seconds % 43200
@@ -158,7 +158,7 @@ def _time(gold: str, given: str, ask: Ask) -> bool | None:
 
 
 def _numeral(gold: str, given: str, ask: Ask) -> bool | None:
-    """Numerals of other bases: ``2516_8`` is ``2516`` where a base may be left out, and not ``2516_9``."""
+    """Numerals of other bases: ``2516_8`` equals ``2516`` (the base may be omitted), but not ``2516_9``."""
     gold_numeral, given_numeral = numeral(gold), numeral(given)
     if gold_numeral is None and given_numeral is None:
         return None
@@ -197,16 +197,16 @@ def _congruence(gold: str, given: str, ask: Ask) -> bool | None:
         return False
 
     def same(residue: str, given_residue: str) -> bool:
-        one, other, size = number(residue), number(given_residue), number(modulus)
-        if one is None or other is None or size is None or size.value == 0:
+        gold_number, given_number, size = number(residue), number(given_residue), number(modulus)
+        if gold_number is None or given_number is None or size is None or size.value == 0:
             return equal(residue, given_residue, ask)
-        return (one.value - other.value) % size.value == 0
+        return (gold_number.value - given_number.value) % size.value == 0
 
     return _matched(residues, given_residues, same)
 
 
 def _interval(gold: str, given: str, ask: Ask) -> bool | None:
-    """Intervals and inequalities in each other's terms: ``x \\le 2`` is ``(-\\infty, 2]``."""
+    """Intervals and inequalities: ``x \\le 2`` equals ``(-\\infty, 2]``."""
     gold_set, given_set = intervals(gold), intervals(given)
     if gold_set is None or given_set is None:
         return None
@@ -224,7 +224,7 @@ def _interval(gold: str, given: str, ask: Ask) -> bool | None:
 
 
 def _list(gold: str, given: str, ask: Ask) -> bool | None:
-    """Several values. Order counts within parentheses, not within braces or without brackets."""
+    """Several values. Order matters inside parentheses, but not inside braces or without brackets."""
     gold_list, given_list = listed(gold), listed(given)
     if number(gold) is not None:
         gold_list = Listed("", (gold,))
@@ -240,7 +240,7 @@ def _list(gold: str, given: str, ask: Ask) -> bool | None:
         return None
     single = 1 in (len(gold_list.items), len(given_list.items))
     if single and _RELATION.search(gold) is None is not _RELATION.search(given):
-        return None  # an interval, perhaps, and an inequality that only algebra can solve
+        return None  # possibly an interval and an inequality that only algebra can solve
     if {gold_list.kind, given_list.kind} == {"tuple", "square"} and len(gold_list.items) == 2:
         return False  # an open interval and a closed one
     if {gold_list.kind, given_list.kind} in ({"tuple", "set"}, {"vector", "set"}):
@@ -263,7 +263,7 @@ def _list(gold: str, given: str, ask: Ask) -> bool | None:
 
 
 def _in_terms(gold: Listed, given: Listed) -> tuple[Sequence[str], Sequence[str]]:
-    """``x=1, y=2`` beside ``(1, 2)``: the values of different variables, in the order of their names."""
+    """The items of both sides; ``x=1, y=2`` against ``(1, 2)`` gives the values in the order of the variables."""
     named = [[assigned(item) for item in side.items] for side in (gold, given)]
     names = [[name for name, _ in side if name is not None] for side in named]
     for side, own_names, other_names in ((0, names[0], names[1]), (1, names[1], names[0])):
@@ -293,7 +293,7 @@ def _ratio(gold: str, given: str, ask: Ask) -> bool | None:
 
 
 def _word(gold: str, given: str, ask: Ask) -> bool | None:
-    """Words letter by letter: ``cab`` is not ``abc``, as it would be as a product."""
+    """Words, compared letter by letter: ``cab`` is not ``abc``, although the products are equal."""
     gold_word, given_word = (_spoken(text) for text in (gold, given))
     if given_word is None and len(gold_word or "") == 2 and gold.isupper():
         return None  # PV may be written P V
@@ -305,7 +305,7 @@ def _word(gold: str, given: str, ask: Ask) -> bool | None:
 
 
 def _spoken(text: str) -> str | None:
-    """Words in lower case; None for what is no word, such as a product of letters."""
+    """The text in lower case, or None if it is not made of words (a product of letters, for example)."""
     words = bare(text).strip(" .,;:!?")
     marked = "\\text" in text
     if words == "\\emptyset":
@@ -324,14 +324,14 @@ def _pairwise(gold: Sequence[str], given: Sequence[str], ask: Ask) -> bool:
 
 def _matched(gold: Sequence[T], given: Sequence[T], same: Callable[[T, T], bool]) -> bool:
     """Whether gold and given items can be matched one to one."""
-    left = list(given)
-    if len(gold) != len(left):
+    remaining = list(given)
+    if len(gold) != len(remaining):
         return False
     for gold_item in gold:
-        index = next((i for i, candidate in enumerate(left) if same(gold_item, candidate)), None)
+        index = next((i for i, candidate in enumerate(remaining) if same(gold_item, candidate)), None)
         if index is None:
             return False
-        del left[index]
+        del remaining[index]
     return True
 
 

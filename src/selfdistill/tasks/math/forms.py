@@ -1,4 +1,4 @@
-"""Numbers of final answers, how far two of them may differ, and one text for answers that are equal at a glance."""
+"""Parse the numbers of final answers, compare them with rounding, and give obviously equal answers one text."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ _NUMERALS = {word: i for i, word in enumerate(f"{_ONES} eighteen nineteen".split
 _SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")  # not between digits: "1 00" is no 100
 _RUN = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}")
 _ALONE = re.compile(r"[A-Za-z'.,;:!?]+")
-# No symbol is called o, and nobody multiplies u by p.
+# These are words and not products of symbols: no symbol is called o, and u times p does not occur.
 _SHORT_WORDS = frozenset("no on of or so to go do up".split())
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A plain number as it is written: ``6.70e-5`` is 6.7e-5 with 3 ``digits``, the last of which counts 1e-7."""
+    """A number with its precision: ``6.70e-5`` is 6.7e-5 with 3 ``digits``; one unit of the last digit is 1e-7."""
 
     value: Fraction
     digits: int | None = None
-    """Significant digits of a decimal; None for what is written exactly: an integer, a fraction, a period."""
+    """Significant digits of a decimal; None for an exact number (an integer, a fraction, a repeating decimal)."""
     last: Fraction | None = None
-    """What one of the last digit counts."""
+    """The value of one unit in the last digit."""
     percent: bool = False
     endless: bool = False
-    """Whether ``value`` only approximates what has no end, such as the square root of 2."""
+    """Whether ``value`` approximates a number without a finite expansion, such as the square root of 2."""
 
 
 def number(answer: str) -> Number | None:
-    r"""The number that an answer writes (``1,234``, ``4.5 \times 10^{33}``, ``2\frac13``, ``8\%``, ``twelve``)."""
+    r"""The number of an answer such as ``1,234``, ``4.5 \times 10^{33}``, ``2\frac13``, ``8\%`` or ``twelve``."""
     value, _ = split_unit(tidy(answer))
     return _number(value)
 
@@ -107,14 +107,14 @@ def _decimal(match: re.Match[str]) -> Number:
     scale = _SCALES[match["scale"].strip()] if match["scale"] else 1
     value = _signed(match, int(whole + decimals) * last * scale)
     percent = bool(match["percent"])
-    written = bool(decimals) or match["e"] is not None or match["ten"] is not None
-    if not written:
+    inexact = bool(decimals) or match["e"] is not None or match["ten"] is not None
+    if not inexact:
         return Number(value, percent=percent)
     return Number(value, len((whole + decimals).lstrip("0")) or 1, last * scale, percent)
 
 
 def _going_on(match: re.Match[str]) -> Number:
-    """Digits that go on: their period where one shows (0.333..., 0.1666..., 0.1212...), else a rounded number."""
+    """A decimal ending in "...": exact if the digits repeat (0.333..., 0.1666..., 0.1212...), else a rounded number."""
     digits = match["digits"]
     for length in range(1, 7):
         repeats = 3 if length == 1 else 2
@@ -139,7 +139,7 @@ def _signed(match: re.Match[str], value: Fraction) -> Fraction:
 
 
 def _in_words(text: str) -> Number | None:
-    """``twenty-five``, ``one hundred``, ``two thirds``: numerals up to the hundreds, and what scales them."""
+    """Number words up to the hundreds, with words that scale them: ``twenty-five``, ``two million``."""
     total = 0
     words = re.split(r"[ -]+", text)
     if not 0 < len(words) <= 6:
@@ -157,7 +157,8 @@ def _in_words(text: str) -> Number | None:
 def same_number(gold: Number, given: Number) -> bool:
     """Whether two numbers are the same answer: equal, or one is the other rounded to enough digits.
 
-    8 % is 8 and 0.08 where the row's answer has the sign; where only the given one has, 20 % is 20 and 50 % is 0.5.
+    If the row's answer is 8 %, both 8 and 0.08 are right. If only the given answer has the sign, 20 % is right for 20
+    and 50 % for 0.5.
     """
     if gold.percent == given.percent:
         return _close(gold, given)
@@ -175,16 +176,16 @@ def _close(gold: Number, given: Number) -> bool:
         return True
     if gold.last is None and given.last is None:
         return False
-    apart = abs(gold.value - given.value)
-    if max(gold.digits or 0, given.digits or 0) >= 15 and apart <= Fraction(1, 10**12) * abs(gold.value):
-        return True  # the noise of binary floats: 0.30000000000000004
-    # The one with the coarser last digit may be the other one rounded.
+    difference = abs(gold.value - given.value)
+    if max(gold.digits or 0, given.digits or 0) >= 15 and difference <= Fraction(1, 10**12) * abs(gold.value):
+        return True  # rounding error of binary floats: 0.30000000000000004
+    # The number with the coarser last digit may be the other number rounded.
     coarse, fine = (gold, given) if (gold.last or 0) > (given.last or 0) else (given, gold)
     assert coarse.last is not None and coarse.digits is not None
-    if 2 * apart > coarse.last:
+    if 2 * difference > coarse.last:
         return False
     if fine.last is not None or (not fine.endless and _terminates(fine.value)):
-        # Both can be written out. Six digits are what math-verify asks for; an integer is never a rounded number.
+        # Both have finite expansions. math-verify requires six digits; an integer is never a rounded number.
         return coarse.digits >= 6 and fine.value.denominator > 1 and coarse.last < 1
     return coarse.digits >= (3 if coarse is gold else 4)
 
@@ -198,14 +199,14 @@ def _terminates(value: Fraction) -> bool:
 
 
 def fold(text: str) -> str:
-    r"""The text without spacing and text commands, words in lower case; ``\Delta`` and ``\delta`` stay apart."""
+    r"""The text without spacing and text commands, words in lower case; ``\Delta`` and ``\delta`` stay distinct."""
     text = _SPACE.sub("", bare(text))
     if len(text.strip("().")) == 1:
         return text.lower()
     alone = _ALONE.fullmatch(text) is not None
 
     def lowered(run: re.Match[str]) -> str:
-        # Up to three letters are a product in a formula, and on their own where one stands in both cases: Mm.
+        # Up to three letters are a product within a formula; alone they are one if a letter occurs in both cases: Mm.
         word = run.group()
         both_cases = len({*word}) > len({*word.lower()})
         return word if is_genotype(word) or (len(word) < 4 and (both_cases or not alone)) else word.lower()
@@ -214,7 +215,7 @@ def fold(text: str) -> str:
 
 
 def is_genotype(word: str) -> bool:
-    """Whether every letter stands twice, one at least in both cases: ``AaBb``, ``AABb``. Case matters in such words."""
+    """Whether every letter occurs twice and at least one in both cases: ``AaBb``, ``AABb``. Case matters here."""
     return len({*word}) > len({*word.lower()}) and all(
         word.lower().count(letter) == 2 and letter.isalpha() for letter in word.lower()
     )
@@ -228,7 +229,7 @@ def may_be_product(word: str) -> bool:
 
 
 def canonical(answer: str) -> str:
-    """One text for answers that are equal at a glance: numbers as fractions in lowest terms, words in lower case."""
+    """One text for obviously equal answers: numbers as fractions in lowest terms, words in lower case."""
     value, _ = split_unit(tidy(answer))
     parsed = _number(value)
     if parsed is None:

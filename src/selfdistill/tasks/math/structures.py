@@ -1,4 +1,4 @@
-"""What final answers are made of: lists, intervals, matrices, times, bases and ratios, read off their text."""
+"""Parse the structure of final answers: lists, intervals, matrices, times, bases and ratios."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ Kind = Literal["", "set", "tuple", "square", "vector"]
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """Several values: ``kind`` says what encloses them ("" for nothing), which decides whether their order counts."""
+    """Several values. ``kind`` names the enclosing brackets ("" for none), which decide whether order matters."""
 
     kind: Kind
     items: tuple[str, ...]
 
     @property
     def ordered(self) -> bool:
-        """Whether the order counts."""
+        """Whether the order matters."""
         return self.kind in ("tuple", "square", "vector")
 
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The parts between separators that stand in no bracket."""
+    """The parts of the text between separators outside brackets."""
     parts, depth, start, i = [], 0, 0, 0
     while i < len(text):
         character = text[i]
@@ -94,7 +94,7 @@ _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
 def listed(text: str) -> Listed:
-    r"""The values of a tidy answer, one or several; ``2 \pm \sqrt{3}`` is two."""
+    r"""The values of a tidy answer; ``2 \pm \sqrt{3}`` has two."""
     assigned = _ASSIGNED.match(text)
     rest = text[assigned.end() :] if assigned else text
     if rest != text and (enclosed(rest) or not _has_relation(rest)) and (_several(rest) or enclosed(rest)):
@@ -131,7 +131,7 @@ def _has_relation(text: str) -> bool:
 
 
 def enclosed(text: str) -> Kind:
-    """What encloses the whole text."""
+    """The kind of brackets that enclose the whole text, or ""."""
     if text.startswith("\\langle") and text.endswith("\\rangle"):
         return "vector"
     size, kind = (2, "set") if text.startswith("\\{") else (1, {"(": "tuple", "[": "square"}.get(text[:1], ""))
@@ -158,7 +158,7 @@ def _both_signs(item: str) -> list[str]:
 
 
 def assigned(item: str) -> tuple[str | None, str]:
-    """``x = 5`` as its variable and value; (None, item) where nothing is assigned."""
+    """The variable and value of ``x = 5``; (None, item) for anything else."""
     match = re.fullmatch(rf"(?P<name>{_VARIABLE})\s*=\s*(?P<value>[^=<>]+)", item)
     return (match["name"], match["value"]) if match else (None, item)
 
@@ -179,7 +179,7 @@ def matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """An interval between two ends; brackets at infinity are open."""
+    """An interval. It is always open at infinity."""
 
     low: str
     low_closed: bool
@@ -188,7 +188,7 @@ class Piece:
 
 
 def intervals(text: str) -> tuple[str | None, tuple[Piece, ...]] | None:
-    """An inequality or a union of intervals as (its variable, its pieces); None for anything else."""
+    """The variable and intervals of an inequality or a union of intervals; None for anything else."""
     builder = _BUILDER.fullmatch(text)
     text = builder["condition"].strip() if builder else text
     name = None
@@ -241,7 +241,7 @@ def _inequality(text: str) -> tuple[str, list[Piece]] | None:
 
 
 def _chain(text: str) -> tuple[str, list[Piece]] | None:
-    """``x < 2`` or ``1 \\le x < 2`` as its variable and its pieces."""
+    """The variable and intervals of ``x < 2`` or ``1 \\le x < 2``."""
     parts = [part.strip() for part in _RELATION.split(text)]
     if not all(parts):
         return None
@@ -267,18 +267,18 @@ def _chain(text: str) -> tuple[str, list[Piece]] | None:
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """A time of day: seconds since midnight, or since midnight or noon where nothing says which."""
+    """A time of day in seconds since midnight, or since midnight or noon if the half of the day is not given."""
 
     seconds: int
     half: bool
-    """Whether it says which half of the day."""
+    """Whether the half of the day is given (a.m. or p.m.)."""
     clock: bool
-    """Whether it has minutes."""
+    """Whether minutes are given."""
     hour: int
 
 
 def time_of_day(text: str) -> Time | None:
-    """``8:30 p.m.`` as a time; a bare number reads as an hour."""
+    """Parse a time such as ``8:30 p.m.``; a bare number is an hour."""
     text = {"noon": "12 noon", "midnight": "12 midnight"}.get(bare(text).lower(), text)
     match = _TIME.fullmatch(bare(text))
     if match is None or int(match["hour"]) > 24:
@@ -293,7 +293,7 @@ def time_of_day(text: str) -> Time | None:
 
 
 def numeral(text: str) -> tuple[str, int] | None:
-    """``2516_8`` as its digits and its base."""
+    """The digits and the base of ``2516_8``."""
     match = _BASE.fullmatch(bare(text))
     if match is None:
         return None
@@ -313,7 +313,7 @@ def proportion(text: str) -> list[str] | None:
 
 
 def label(text: str) -> tuple[str, bool, str | None] | None:
-    """The letter of an option, whether it is marked as one, and the text behind it: ``D) 12`` is ("D", True, "12")."""
+    """(letter of an option, whether it is marked as one, text after it): ``D) 12`` gives ("D", True, "12")."""
     match = _LABEL.fullmatch(bare(text).removeprefix("\\text"))
     if match is None:
         return None

@@ -1,7 +1,7 @@
 r"""Mathematics from rows of data: a question, a final answer, and optionally a worked solution.
 
-Any schema is read by naming its columns (a column, a dotted path or a ``$`` template, see ``tasks/data.py``); the files
-in ``tasks/presets/`` name those of GSM8K, MATH, AIME, AMC, DAPO and OpenThoughts.
+Columns are mapped to fields by name, dotted path or ``$`` template (see ``tasks/data.py``), so any schema can be read.
+The files in ``tasks/presets/`` map those of GSM8K, MATH, AIME, AMC, DAPO and OpenThoughts.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _PROSE = frozenset(
 class MathTask(RowTask):
     r"""Problems with a final answer, verified by symbolic equality.
 
-    The answer of a row is the last ``\boxed{…}`` or ``#### …`` line of its text, else all of it; ``answer_pattern``
-    finds it instead (group 1 of the last match). Without ``answer`` nothing is verified (``has_verifier`` is False),
-    and a reward function is required. Unless ``boxed_only``, ``#### 72`` and "the answer is 72" count like a box.
+    The answer of a row is the last ``\boxed{…}`` or ``#### …`` line of its text, else the whole text. If
+    ``answer_pattern`` is given, the answer is group 1 of its last match. Without ``answer`` nothing is verified
+    (``has_verifier`` is False) and a reward function is required. Unless ``boxed_only`` is set, ``#### 72`` and "the
+    answer is 72" count like a box.
 
     Args:
         config: the task's table.
@@ -57,8 +58,8 @@ class MathTask(RowTask):
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         r"""Reward 1 for an answer equal to the row's, else 0.
 
-        The answer is the last ``\boxed{…}`` after the thinking, else the one stated by a ``####`` line or "the answer
-        is". If the token limit cut the completion, only a closed box counts: "the answer is 1" may have meant 12.
+        The answer is the last ``\boxed{…}`` after the thinking, else the one in a ``####`` line or after "the answer
+        is". If the token limit cut off the completion, only a closed box counts: "the answer is 1" may be a cut 12.
         """
         find_answer = boxed_answer if self.config.boxed_only else final_answer
         given = find_answer(after_thinking(text), finished=finished)

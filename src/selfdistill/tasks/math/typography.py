@@ -1,7 +1,7 @@
-"""One spelling for what a final answer looks like: Unicode, spacing and markup brought to plain LaTeX.
+"""Normalize the typography of final answers: Unicode, spacing and markup become plain LaTeX.
 
-Only the looks change here, never the value. Digits of other scripts stay as they are: a full-width ``６`` is not ``6``,
-since a model that writes it does not write the row's language.
+The value never changes. Digits of other scripts stay as they are: a full-width ``６`` is not ``6``, because a model
+that writes it does not write the row's language.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from unicodedata import decomposition, numeric
 
 LONGEST = 400
-"""Characters of an answer beyond which only its text is compared."""
+"""Longest answer, in characters, that is parsed. Of longer ones only the text is compared."""
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon"
@@ -90,18 +90,22 @@ _UNICODE = {
     "⌉": "\\rceil ",
     "˚": "^\\circ ",
     **{
-        one: f"\\frac{{{Fraction(numeric(one)).limit_denominator(10).numerator}}}"
-        f"{{{Fraction(numeric(one)).limit_denominator(10).denominator}}}"
-        for one in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+        character: f"\\frac{{{Fraction(numeric(character)).limit_denominator(10).numerator}}}"
+        f"{{{Fraction(numeric(character)).limit_denominator(10).denominator}}}"
+        for character in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
     },
     **dict.fromkeys("\u00a0\u2002\u2003\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
     **dict.fromkeys("\u200b\u2060\ufeff\u200e\u200f", ""),
 }
 _TABLE = str.maketrans(_UNICODE)
-# What Unicode calls a superscript or a subscript of one character: x², xᵃ⁺ᵇ, xᵢ. The º of a degree is none.
+# Unicode superscripts and subscripts of one character: x², xᵃ⁺ᵇ, xᵢ. The º of a degree is not among them.
 _SCRIPTS = [chr(i) for first, last in ("²³", "¹¹", "ʰˣ", "ᴬᵪ", "⁰ₜ", "ⱼⱽ") for i in range(ord(first), ord(last) + 1)]
 _RAISED, _LOWERED = (
-    {one: chr(int(parts[1], 16)) for one in _SCRIPTS if (parts := decomposition(one).split())[:1] == [kind]}
+    {
+        character: chr(int(parts[1], 16))
+        for character in _SCRIPTS
+        if (parts := decomposition(character).split())[:1] == [kind]
+    }
     for kind in ("<super>", "<sub>")
 )
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
@@ -144,7 +148,7 @@ _SUBSTITUTIONS = tuple(
         (r"_\s*\{\s*([0-9a-zA-Z])\s*\}(?![0-9a-zA-Z])", r"_\1"),
         (r"\\(?:R|Reals)(?![a-zA-Z])|\\(?:mathbb|Bbb)\s*\{?\s*R\s*\}?", r"\\mathbb{R}"),
         (r"(?<=[0-9}]) +([kM]?) ?\\Omega(?![a-zA-Z])", r" \\text{\1ohm}"),  # a resistance
-        # A millionth of a unit: 5\,\mu\text{m}, 5 \text{μm}, 5 μm; the last at the end, for 5 \mu m g is a product.
+        # Micro units: 5\,\mu\text{m}, 5 \text{μm}, 5 μm. The last only at the end, because 5 \mu m g is a product.
         (r"\\(?:text|mathrm)\s*\{ *\\mu *\}", r"\\mu "),
         (rf"(?<=[0-9}}]) *(?:\\mu *{_TEXT}|{_TEXT} *\\mu) *({_METRIC})(?![a-zA-Z])", r" \\text{micro\1"),
         (rf"(?<=[0-9}}]) *\\mu *({_METRIC})(?![a-zA-Z])(?=[ .]*$| *[/^])", r" \\text{micro\1}"),
@@ -167,13 +171,13 @@ _SUBSTITUTIONS = tuple(
         (r"(?<=[\w)}])\s*\*\s*(?=[\w({\\-])", r" \\cdot "),
     )
 )  # fmt: skip
-# Most answers are numbers and words, which need none of the substitutions.
+# Most answers are numbers and words that need no substitution.
 _SIMPLE = re.compile(r"(?!.*(?:pi|inf|oo|sqrt))[0-9A-Za-z ,.%/:;()+=-]*", re.IGNORECASE)
 _UNWRAPPED = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|underline|boxed|fbox|ensuremath|mathit|emph|mathstrut|pmb)\s*(?=\{)"
 )
 _LONE_BRACES = re.compile(r"(?<![\\a-zA-Z}\]^_])\{([0-9a-zA-Z.]+)\}")
-# Plain braces around a condition are those of a set: {x | x > 1}.
+# Plain braces around a condition denote a set: {x | x > 1}.
 _BUILT = re.compile(
     r"\{(\s*(?:[a-zA-Z](?:_\w)?|\([a-z, ]+\))\s*(?:\\in[^|:<>]{1,20})?)(?:\\mid(?![a-zA-Z])|\||:)"
     r"(?=.*(?:[<>=]|\\[a-z]))"
@@ -231,7 +235,7 @@ def bare(text: str) -> str:
 
 
 def closing(text: str, start: int) -> int | None:
-    r"""Where the brace that opens at ``start`` closes; ``\{`` and ``\}`` are no braces."""
+    r"""Index of the brace that closes the one at ``start``, or None. ``\{`` and ``\}`` do not count as braces."""
     depth = 0
     for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
@@ -241,7 +245,7 @@ def closing(text: str, start: int) -> int | None:
 
 
 def _without_markup(text: str) -> str:
-    r"""Without dollar signs of mathematics, ``\(…\)``, backticks, quotes and bold; ``\$`` stays as a currency."""
+    r"""The text without math delimiters, backticks, quotes and bold; ``\$`` stays as a currency."""
     text = re.sub(r"(?<!\\)\$(?=\s*[0-9])(?![^$]*(?<!\\)\$)", r"\\$", text)
     text = re.sub(r"(?<!\\)\$|(?<!\\)\\[()\[\]](?!\s*[0-9.]+\s*(?:pt|em|ex)\])|`|\"", "", text).strip()
     for mark in ("**", "__", "*", "'"):
@@ -251,7 +255,7 @@ def _without_markup(text: str) -> str:
 
 
 def _unwrap(text: str, command: re.Pattern[str], *, space: bool = False) -> str:
-    """The text with the contents of these commands in their place."""
+    """The text with each such command replaced by its content."""
     parts, position = [], 0
     for match in command.finditer(text):
         if match.start() < position:

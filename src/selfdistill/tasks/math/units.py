@@ -1,4 +1,4 @@
-"""Units behind and before a number: what belongs to a quantity, and how many of one make another."""
+"""Split units from the numbers of answers, and convert between units."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KNOWN = {
     "energy": "j joule 1; kj kilojoule 1000; erg 1/10000000",
 }
 _APART = ("gal", "quart", "pint", "celsius", "fahrenheit", "kelvin")
-"""Units that nobody wants converted: each is a dimension of its own."""
+"""Units that are never converted: each is a dimension of its own."""
 _TABLE: dict[str, tuple[str, Fraction]] = {}
 for _dimension, _rows in _KNOWN.items():
     for _row in _rows.split("; "):
@@ -34,13 +34,13 @@ for _dimension, _rows in _KNOWN.items():
         _TABLE.update(dict.fromkeys(_names, (_kind, Fraction(_size))))
 _SHORT = {"mph": "mi/h", "kph": "km/h", "kmph": "km/h", "kmh": "km/h", "C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 _SINGLE = frozenset("m g s h d l L J N W V A K C F T".split())
-"""Letters that are units behind a number and a space; any other letter is a variable."""
+"""Letters that are units after a number and a space; any other letter is a variable."""
 NO_UNITS = frozenset(
     "hundred thousand million billion trillion percent percentage and or over pi sqrt sin cos tan sec csc cot log ln "
     "exp mod base if for where when with a.m p.m am pm noon midnight to is not but else otherwise plus minus least "
     "most more less than infty dozen cup cap in arcsin arccos arctan sinh cosh max min all".split()
 )
-"""Words that change what stands before them, so that none of them is a unit."""
+"""Words after a number that are not units, because they change its meaning."""
 
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?"
 _TEXT_UNIT = rf"\\text\s*\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*\}}{_POWER}"
@@ -73,7 +73,7 @@ _CALLED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit: its ``dimensions`` with powers and its ``size``, both None where its words are not known."""
+    """A unit: its ``dimensions`` with powers and its ``size``; both are None if the unit is unknown."""
 
     words: str
     dimensions: tuple[tuple[str, int], ...] | None = None
@@ -82,7 +82,7 @@ class Unit:
 
 @lru_cache(maxsize=8192)
 def split_unit(text: str) -> tuple[str, Unit | None]:
-    """A tidy answer as its value and its unit; words like "area =" before the value are dropped with it."""
+    """The value and the unit of a tidy answer. Words like "area =" before the value are dropped."""
     called = _CALLED.match(text)
     if called and called.end() < len(text):
         text = text[called.end() :]
@@ -109,7 +109,7 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", unit_text).strip(" .,()")
     names = re.findall(r"[a-zA-Z.]+", words)
     if kind == "degrees" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value):
-        return text, None  # the degrees of an angle within
+        return text, None  # the degrees belong to the angle inside the function
     if kind == "degrees":
         return value, _unit("degree" if words.endswith("circ") else words[-1])
     if any(name.lower().strip(".") in NO_UNITS - {"in"} or name.lower() in NO_UNITS - {"in"} for name in names):
@@ -142,26 +142,29 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def ratio(gold: Unit | None, given: Unit | None) -> Fraction | None:
-    """How many of the gold's unit one of the given is; 1 where one is missing or not known, None where they clash."""
+    """Factor from the given unit to the gold unit: 1 if either is missing or unknown, None if they are incompatible."""
     if gold is not None and given is not None and _prefixes_clash(gold.words, given.words):
         return None
     if gold is None or given is None or gold.dimensions is None or given.dimensions is None:
         return Fraction(1)
     if gold.dimensions != given.dimensions:
         kinds = {kind for kind, _ in gold.dimensions + given.dimensions}
-        # "30°" is a temperature where the other side says of which scale.
+        # "30°" is a temperature if the other side names a temperature scale.
         return Fraction(1) if "angle" in kinds and kinds & {"celsius", "fahrenheit"} else None
     assert gold.size is not None and given.size is not None
     return given.size / gold.size
 
 
 def _prefixes_clash(gold: str, given: str) -> bool:
-    """Whether two units differ in milli and mega, or pico and peta: ``mV`` and ``MV``, but not ``mm`` and ``MM``."""
+    """Whether two units differ only as milli and mega, or pico and peta: ``mV``/``MV``, but not ``mm``/``MM``."""
     pairs = zip(
         *(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z]{2,3}(?![a-zA-Z])", words) for words in (gold, given)), strict=False
     )
     return any(
-        {one[0], other[0]} in ({"m", "M"}, {"p", "P"}) and one[1:] == other[1:] and one != other for one, other in pairs
+        {gold_word[0], given_word[0]} in ({"m", "M"}, {"p", "P"})
+        and gold_word[1:] == given_word[1:]
+        and gold_word != given_word
+        for gold_word, given_word in pairs
     )
 
 

@@ -1,9 +1,9 @@
-"""The process that compares answers by ``math-verify``: a JSON request a line on stdin, one or two replies on stdout.
+"""The process that compares answers with ``math-verify``: one JSON request per line on stdin, replies on stdout.
 
-It is run as a script, knows nothing of this package, and lives under two timers of the operating system, which end it
-in the middle of any computation: one on processor time, and one on wall-clock time should it wait for something. An
-exception that nothing here expects ends it too, and the check counts as given up.
-``math-verify``'s own timeout raises an exception inside the computation, which big-number arithmetic in C never sees.
+It runs as a script and imports nothing of this package. Two timers of the operating system can kill it in the middle of
+any computation: one on processor time, and one on wall-clock time in case it waits. An unexpected exception ends it
+too. In both cases the check counts as given up. ``math-verify``'s own timeout does not suffice: it raises an exception,
+which cannot interrupt big-number arithmetic in C.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Any
 
 _MEMORY = 4 * 2**30
-"""Bytes of address space: a tower of powers would otherwise take the machine's memory before its time is up."""
+"""Limit of the address space in bytes; without it a tower of powers exhausts the memory before the timeout."""
 
 
 def _arm(seconds: float) -> None:
@@ -26,7 +26,7 @@ def _arm(seconds: float) -> None:
 
 
 def _canonical(expressions: list[Any]) -> str:
-    """One text for equal values: a number by 12 digits or as a fraction, an expression multiplied out."""
+    """One text for equal values: a number to 12 digits or as a fraction, an expression multiplied out."""
     first = expressions[0]
     if isinstance(first, str):
         return "".join(first.split()).lower()
@@ -40,14 +40,14 @@ def _canonical(expressions: list[Any]) -> str:
 
 
 def _right_side(expression: Any) -> Any:
-    """What an equation gives a symbol or a function: "x = 5" is the answer 5."""
+    """The right side of an equation that defines a symbol or a function ("x = 5" gives 5), else the expression."""
     if getattr(expression, "rel_op", None) == "==" and (expression.lhs.is_Symbol or expression.lhs.is_Function):
         return expression.rhs
     return expression
 
 
 def _closed(expression: Any) -> Any:
-    """The value of an expression without symbols, evaluated as far as it goes; None for anything else."""
+    """The evaluated value of an expression without symbols; None for anything else."""
     if not getattr(expression, "is_number", False) or getattr(expression, "is_Matrix", False):
         return None
     value = expression.doit()
@@ -62,24 +62,24 @@ def _digits(value: Any) -> str | None:
 
 
 def _same_value(gold: Any, given: Any) -> bool:
-    """Whether two numbers are equal, relative to their size: math-verify rounds to an absolute 1e-15.
+    """Whether two numbers are equal to a relative tolerance; math-verify's is absolute, 1e-15.
 
-    Exact numbers are compared to 50 digits of 60, decimals (15 digits, as they are parsed) to 12.
+    Exact numbers are evaluated to 60 digits and compared to 50. Decimals are parsed with 15 digits and compared to 12.
     """
     if gold.is_Rational and given.is_Rational:
         return bool(gold == given)
     import sympy
 
     decimal = gold.atoms(sympy.Float) or given.atoms(sympy.Float)
-    apart, size = abs((gold - given).evalf(60)), abs(gold.evalf(60))
-    return bool(apart <= size * 10 ** (-12 if decimal else -50) or apart == 0)
+    difference, size = abs((gold - given).evalf(60)), abs(gold.evalf(60))
+    return bool(difference <= size * 10 ** (-12 if decimal else -50) or difference == 0)
 
 
 def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
     """(whether two expressions differ at a positive point, whether they agree at every point that can be computed).
 
-    Values that are computed are a second opinion: math-verify takes x/3^{40} + 1e-20 y for x/3^{40}, and simplification
-    misses identities.
+    The values correct math-verify, which takes x/3^{40} + 1e-20 y for x/3^{40} and whose simplification misses
+    identities.
     """
     import sympy
 
@@ -92,28 +92,29 @@ def _spots(gold: Any, given: Any) -> tuple[bool, bool]:
         return False, False
     signs = ((1, 1), (1, 1), (-1, 1), (1, -1))
     differs, agrees = False, 0
-    for spot, pair in enumerate(signs):
+    for point, pair in enumerate(signs):
         at = {
-            symbol: sympy.Rational(pair[i % 2] * (1009 + 271 * i + 613 * spot), 997) for i, symbol in enumerate(symbols)
+            symbol: sympy.Rational(pair[i % 2] * (1009 + 271 * i + 613 * point), 997)
+            for i, symbol in enumerate(symbols)
         }
         try:
             left, right = (side.doit().subs(at).evalf(30) for side in (gold, given))
-            apart, size = abs(left - right), abs(left) + abs(right)
-            if not (apart.is_Float or apart.is_Rational) or not apart.is_finite:
+            difference, size = abs(left - right), abs(left) + abs(right)
+            if not (difference.is_Float or difference.is_Rational) or not difference.is_finite:
                 continue
-            near, far = bool(apart <= size * 10**-20), bool(apart > size * 10**-9)
-        # Sound mathematics that has no number here: sympy cannot order f(x) + 1 and f(x) (TypeError), finds that a sum
-        # diverges (ValueError), or loses itself in a limit of f (RecursionError).
+            near, far = bool(difference <= size * 10**-20), bool(difference > size * 10**-9)
+        # Valid expressions that have no number at this point: sympy cannot order f(x) + 1 and f(x) (TypeError), finds
+        # that a sum diverges (ValueError), or recurses endlessly in a limit of f (RecursionError).
         except (TypeError, ValueError, RecursionError):
             continue
         agrees += near
-        if not near and (far or spot > 1):
-            return differs or (far and spot < 2), False
+        if not near and (far or point > 1):
+            return differs or (far and point < 2), False
     return differs, agrees >= 3
 
 
 def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]:
-    """Whether math-verify finds a pair equal, corrected by values where both sides have them."""
+    """math-verify's verdict on a pair, corrected by the numerical values if both sides have them."""
     from math_verify import verify
 
     gold_side, given_side = (
@@ -127,10 +128,10 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
         same_name = getattr(given_side, "lhs", None) == gold_side.lhs
         gold_side, given_side = _right_side(gold_side), _right_side(given_side) if same_name else given_side
     elif getattr(gold_side, "rel_op", None) != "==":
-        # The row's answer is no equation, so the right side of one is the answer: "m + n = 204" means 204.
+        # The row's answer is no equation, so the answer of a given equation is its right side: "m + n = 204" is 204.
         given_side = given_side.rhs if getattr(given_side, "rel_op", None) == "==" else given_side
     elif gold_side.rhs == 0 and getattr(given_side, "rel_op", None) != "==":
-        return {"equal": False, "values": values}  # "x + y = 0" is an equation and no 0
+        return {"equal": False, "values": values}  # "x + y = 0" is an equation, not the answer 0
     left, right = _closed(gold_side), _closed(given_side)
     values = [_digits(left), _digits(right)]
     if left is not None and right is not None:
@@ -145,7 +146,7 @@ def _verdict(gold: list[Any], given: list[Any], percent: bool) -> dict[str, Any]
 
 
 def _imaginary(expression: Any) -> Any:
-    """With the letter i as the imaginary unit where nothing else is unknown: the parser reads some i as a variable."""
+    """The expression with i as the imaginary unit if i is its only symbol. The parser reads some i as a variable."""
     import sympy
 
     free: set[Any] = getattr(expression, "free_symbols", set())
@@ -155,7 +156,7 @@ def _imaginary(expression: Any) -> Any:
 
 
 def _conditions(expression: Any) -> Any:
-    """A set, or the numbers that satisfy an inequality of one variable; None for anything else."""
+    """The set of an interval, a union or an inequality in one variable; None for anything else."""
     if getattr(expression, "is_Interval", False) or getattr(expression, "is_Union", False):
         return expression
     import sympy
@@ -168,7 +169,7 @@ def _conditions(expression: Any) -> Any:
         return None
     try:
         return sympy.And(*parts).as_set()
-    # sympy solves no inequality such as sin x > 0, which then stands for itself.
+    # sympy cannot solve inequalities such as sin x > 0.
     except NotImplementedError:
         return None
 
@@ -176,7 +177,7 @@ def _conditions(expression: Any) -> Any:
 def main() -> None:
     """Answer requests until stdin ends."""
     for timer in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(timer, signal.SIG_DFL)  # the parent may have handed down "ignored"
+        signal.signal(timer, signal.SIG_DFL)  # the parent may have set these to "ignore"
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF, signal.SIGALRM})
     _arm(float(sys.argv[1]))
     if sys.platform == "linux":
@@ -190,7 +191,7 @@ def main() -> None:
     replies.write('{"ready": true}\n')
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    # Units are gone before an answer comes here; math-verify's own would take the t of "v_0 t" for one.
+    # Units are removed before this process is asked; math-verify would take the t of "v_0 t" for a unit.
     rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
     reading = [LatexExtractionConfig(normalization_config=rules), ExprExtractionConfig()]
     for line in sys.stdin:
