@@ -76,20 +76,20 @@ def take_rows(table: dict[str, Any]) -> dict[str, MemoryRows]:
     return rows
 
 
-def memory_rows(value: Any, what: str) -> MemoryRows:
+def memory_rows(value: Any, argument: str) -> MemoryRows:
     """Return a list of dicts or a ``datasets.Dataset`` as a source of rows.
 
     Raises:
         DataError: the value is something else.
     """
     if isinstance(value, Mapping):
-        raise DataError(f"{what} has several splits ({', '.join(map(str, value))}): name one, as in data['train']")
+        raise DataError(f"{argument} has several splits ({', '.join(map(str, value))}): name one, as in data['train']")
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise DataError(f"{what} must be a list of dicts, a datasets.Dataset or a task, got {type(value).__name__}")
+        raise DataError(f"{argument} must be a list of dicts, a datasets.Dataset or a task, got {type(value).__name__}")
     rows = list(value)
     wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
     if wrong is not None:
-        raise DataError(f"{what}: every row must be a dict of columns, this one is {wrong!r:.80}")
+        raise DataError(f"{argument}: every row must be a dict of columns, this one is {wrong!r:.80}")
     return MemoryRows(rows, "rows")
 
 
@@ -187,15 +187,15 @@ class Chosen:
         """Return the task's own verdict."""
         return self.task.verify(example, text, finished=finished)
 
-    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+    def verify_many(self, batch: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
         """Return the task's own verdicts, in one call if it verifies many at once."""
-        return verify_all(self.task, asked)
+        return verify_all(self.task, batch)
 
     def verify_tokens(
-        self, asked: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]]
+        self, batch: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]]
     ) -> list[Verdict]:
         """Return the task's own verdicts, with the token ids for a judge that asks for them."""
-        return verify_all(self.task, asked, ids=ids)
+        return verify_all(self.task, batch, ids=ids)
 
 
 def _is_source(value: object) -> bool:

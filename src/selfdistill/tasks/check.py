@@ -34,7 +34,7 @@ def check_data(
 ) -> dict[str, Any]:
     """Read every row and verify each row's own reference.
 
-    ``own`` is the task table of a config; ``path``, ``task`` and ``preset`` replace its keys where they are given.
+    ``own`` is the task table of a config. ``path``, ``task`` and ``preset`` replace its keys if given.
 
     The reference is the row's solution. If there is none, or the verifier finds no answer in it
     (``silent_solutions``), the row's canonical answer is verified instead. ``verified`` is the share of usable rows
@@ -49,9 +49,9 @@ def check_data(
     spelled = any_of([*MARKS, *special_tokens])
     own_kind = task or (own or {}).get("kind") or ""
     if ":" in own_kind:
-        whole = {**(own or {}), "kind": own_kind, **({} if path is None else {"path": path})}
-        report = _own_report(whole, overrides, spelled)
-        return {"task": own_kind, "preset": None, "path": whole.get("path"), **report}
+        own_table = {**(own or {}), "kind": own_kind, **({} if path is None else {"path": path})}
+        report = _own_report(own_table, overrides, spelled)
+        return {"task": own_kind, "preset": None, "path": own_table.get("path"), **report}
     if path is None and own is None:
         raise ConfigError(
             "name the rows to check with --path, as in selfdistill data check rows.jsonl --task math, or a config"
@@ -72,13 +72,13 @@ def check_data(
     assert isinstance(config.task, RowsConfig)
     row_task = build_row_task(config.task, seed=config.seed)
     source = config.task.path
-    read = source if isinstance(source, str) else source.model_dump(exclude_none=True)
-    return {"task": config.task.kind, "preset": config.task.preset, "path": read, **_report(row_task, spelled)}
+    source_label = source if isinstance(source, str) else source.model_dump(exclude_none=True)
+    return {"task": config.task.kind, "preset": config.task.preset, "path": source_label, **_report(row_task, spelled)}
 
 
 def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
     """Lines for the terminal from :func:`check_data`."""
-    # Stated first, because the share below is then not that of the solutions.
+    # First, because in this case the share below is not that of the solutions.
     if report["silent_solutions"]:
         yield f"{report['silent_solutions']} solutions state no answer: their rows' canonical answers were verified"
     share = "nothing to verify" if report["verified"] is None else f"{report['verified']:.1%} verified"
@@ -95,9 +95,9 @@ def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
         named = ", ".join(f"{token} in {rows}" for token, rows in list(control["tokens"].items())[:_TOKENS_SHOWN])
         more = f" and {len(control['tokens']) - _TOKENS_SHOWN} more" if len(control["tokens"]) > _TOKENS_SHOWN else ""
         stem, _, line = control["first"].rpartition(":")
-        place = f"line {line} of {stem}" if line.isdecimal() else control["first"]
+        location = f"line {line} of {stem}" if line.isdecimal() else control["first"]
         yield (
-            f"{control['rows']} rows spell out control tokens, the first in {place} "
+            f"{control['rows']} rows spell out control tokens, the first in {location} "
             f"({named}{more}): they are kept as text and open no turn"
         )
     if report["duplicates"]["repeated"]:
@@ -160,14 +160,14 @@ def _mapped(example: Example | None) -> dict[str, Any] | None:
 
 
 def _indented(text: str) -> str:
-    """The text with its further lines indented, and cut where it is long."""
-    shown = text if len(text) <= _CHARACTERS_SHOWN else f"{text[:_CHARACTERS_SHOWN]}… ({len(text)} characters)"
-    return shown.strip("\n").replace("\n", "\n    ")
+    """The text with lines after the first indented; long texts are cut."""
+    shortened = text if len(text) <= _CHARACTERS_SHOWN else f"{text[:_CHARACTERS_SHOWN]}… ({len(text)} characters)"
+    return shortened.strip("\n").replace("\n", "\n    ")
 
 
-def _own_report(whole: Mapping[str, Any], overrides: Sequence[str], spelled: re.Pattern[str]) -> dict[str, Any]:
-    """The report on a task of the user's own: its references, repeated prompts, and prompts that splits share."""
-    table: dict[str, Any] = {"method": "grpo", "task": dict(whole)}
+def _own_report(own_table: Mapping[str, Any], overrides: Sequence[str], spelled: re.Pattern[str]) -> dict[str, Any]:
+    """The report on a task class of the user: its references, repeated prompts, and prompts that splits share."""
+    table: dict[str, Any] = {"method": "grpo", "task": dict(own_table)}
     apply_overrides(table, overrides)
     config = parse_config(table, "data check")
     task = build_task(config.task, seed=config.seed, reward=None)
@@ -192,11 +192,11 @@ def _control_tokens(examples: Iterable[Example], spelled: re.Pattern[str]) -> di
     tokens: Counter[str] = Counter()
     rows = []
     for example in examples:
-        # Schemas hide characters in escapes, which a template resolves.
+        # Tool schemas are JSON with escaped characters, which a template unescapes.
         texts = [*(readable(message).content for message in example.prompt), *example.fields.values()]
-        found = sorted({token for text in texts for token in spelled.findall(text)})
-        tokens.update(found)
-        rows += [example] if found else []
+        row_tokens = sorted({token for text in texts for token in spelled.findall(text)})
+        tokens.update(row_tokens)
+        rows += [example] if row_tokens else []
     first = min(rows, key=lambda example: _line(example) or 0).id if rows else None
     return {"rows": len(rows), "first": first, "tokens": dict(tokens.most_common())}
 
@@ -223,7 +223,7 @@ def _report(task: RowTask, spelled: re.Pattern[str]) -> dict[str, Any]:
 
 
 def _verified(task: Task, examples: Iterable[Example]) -> dict[str, Any]:
-    """What the verifier says of each example's own reference."""
+    """The report on the verifier's verdicts on each example's own reference."""
     counts: Counter[str] = Counter()
     unverified = []
     for example in examples:
@@ -248,7 +248,7 @@ def _verified(task: Task, examples: Iterable[Example]) -> dict[str, Any]:
 def _reference_verdict(task: Task, example: Example) -> tuple[Verdict, bool]:
     """The verdict on the row's reference, and whether the row has a solution without an answer."""
     solution = example.fields.get("solution")
-    # A task that is not over rows need not have a reference besides its solutions.
+    # A task that is not a RowTask has no reference except its solutions.
     reference = task.reference(example) if isinstance(task, RowTask) and task.has_verifier else solution
     if solution is not None:
         verdict = task.verify(example, solution, finished=True)
@@ -258,6 +258,6 @@ def _reference_verdict(task: Task, example: Example) -> tuple[Verdict, bool]:
         if stated:
             return verdict, False
     if not task.has_verifier or reference is None:
-        # Nothing is verified, so no solution is silent about what would be.
+        # Nothing is verified, so no solution counts as silent.
         return Verdict(None), False
     return task.verify(example, reference, finished=True), solution is not None

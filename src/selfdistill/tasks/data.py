@@ -1,4 +1,4 @@
-"""Rows of a data set: reading JSONL and Parquet, mapping columns to fields, splitting by a stable hash.
+"""Read the rows of a data set, map columns to fields, and split rows by a stable hash.
 
 A field's source is one of three things:
 
@@ -98,7 +98,7 @@ def read_rows(source: str | Path | SourceConfig) -> list[Row]:
 
 
 UNREAD = {".tsv", ".xlsx", ".xls", ".ods", ".yaml", ".yml", ".xml", ".html", ".pkl", ".arrow", ".zip", ".tar", ".zst"}
-"""Endings of files that would only be refused line by line as JSON."""
+"""Endings of file types that are not supported. Without this check they would be rejected line by line as JSON."""
 
 
 def scan_rows(source: str | Path | SourceConfig | MemoryRows) -> Iterator[Row | Rejected]:
@@ -111,12 +111,12 @@ def scan_rows(source: str | Path | SourceConfig | MemoryRows) -> Iterator[Row | 
         DataError: the source is missing, unreadable or without rows.
     """
     if isinstance(source, MemoryRows):
-        found_rows, first = _memory_rows(source), None
+        rows, first = _memory_rows(source), None
     else:
         source = source if isinstance(source, SourceConfig) else SourceConfig(path=str(source))
-        found_rows, first = _stored_rows(source), source.first
+        rows, first = _stored_rows(source), source.first
     empty = True
-    for row in islice(found_rows, first):
+    for row in islice(rows, first):
         empty = False
         yield row
     if empty:
@@ -125,7 +125,7 @@ def scan_rows(source: str | Path | SourceConfig | MemoryRows) -> Iterator[Row | 
 
 
 def _memory_rows(source: MemoryRows) -> Iterator[Row | Rejected]:
-    # A Dataset holds tables as Parquet does; a None in a list of dicts is the user's own.
+    # A Dataset has nulls in structs like Parquet. In a list of dicts, a None was written by the user.
     tables = type(source.rows).__module__.partition(".")[0] == "datasets"
     for line, values in enumerate(source.rows, start=1):
         if tables:
@@ -230,7 +230,7 @@ def _text_of(path: Path) -> Iterator[str]:
     Raises:
         DataError: the file is not UTF-8 text, or not a complete gzip file.
     """
-    # utf-8-sig: tables saved on Windows begin with a byte-order mark, which is no JSON.
+    # utf-8-sig: tables saved on Windows begin with a byte-order mark, which is not JSON.
     opener: Callable[..., IO[str]] = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -288,13 +288,13 @@ def _parse(text: str) -> dict[str, Any] | str:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         return f"malformed JSON ({error.msg} at column {error.colno})"
-    except (RecursionError, ValueError) as error:  # nested too deeply; an integer of more digits than Python converts
+    except (RecursionError, ValueError) as error:  # nested too deeply; an integer with too many digits
         return f"malformed JSON ({error})"
     return values if isinstance(values, dict) else f"a row must be a JSON object, this is {_kind(values)}"
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow  # here, not above: JSONL users need not wait for it
+    import pyarrow  # imported here because it is slow and JSONL does not need it
     import pyarrow.parquet
 
     line = 0
@@ -311,7 +311,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _without_struct_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
     """The row without nulls inside its columns.
 
-    A Parquet struct has every key that occurs in any row, so one call would show the arguments of another as null.
+    A Parquet struct has every key that occurs in any row, so one call would have the arguments of another as nulls.
     """
     return {name: _without_nulls(value) for name, value in values.items()}
 
@@ -323,7 +323,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _dataset_rows(source: SourceConfig) -> Iterator[Row]:
-    import datasets  # a second to import
+    import datasets  # imported here because it takes a second
 
     local = Path(source.path).is_dir()
     try:

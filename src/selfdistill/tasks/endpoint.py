@@ -1,4 +1,4 @@
-"""One request at a time to an endpoint that speaks OpenAI's ``/chat/completions``, with retries and a key."""
+"""Send requests to an endpoint with OpenAI's ``/chat/completions``, with retries and a key."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from selfdistill.errors import ConfigError
 from selfdistill.files.text import printable, well_formed
 
 LONGEST_WAIT = 60.0
-"""Most seconds before a retry, also where the endpoint asks for more."""
+"""Maximum of seconds before a retry, even if the endpoint asks for more."""
 
 
 class Refused(Exception):
-    """A request without an answer; ``again`` says whether another try may succeed, ``after`` when."""
+    """A request without an answer. ``again`` says whether a retry may succeed, ``after`` how many seconds to wait."""
 
     def __init__(self, reason: str, *, again: bool, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -43,15 +43,15 @@ class Endpoint:
         """Read the key.
 
         Raises:
-            ConfigError: the environment variable of the key is not set, or holds what no header can.
+            ConfigError: the environment variable of the key is not set, or cannot be sent in a header.
         """
         self.config = config
         self._key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
-        # What a header cannot hold would fail at the first request, with the key in the message.
+        # Otherwise an invalid header would fail at the first request, with the key in the message.
         if config.key_env and not (self._key.isascii() and self._key.isprintable() and self._key):
-            what = "holds line breaks or letters that no header can" if self._key else "is not set"
+            problem = "holds line breaks or letters that no header can" if self._key else "is not set"
             raise ConfigError(
-                f"reward.judge.key_env names the environment variable {config.key_env}, which {what}: give it the "
+                f"reward.judge.key_env names the environment variable {config.key_env}, which {problem}: give it the "
                 "endpoint's key"
             )
         self._session = requests.Session()
@@ -60,7 +60,7 @@ class Endpoint:
         """The text of the answer to one request, tried again after growing pauses.
 
         Raises:
-            Refused: no answer after all retries, or one that another try would not change.
+            Refused: no answer after all retries, or an error that a retry would not change.
         """
         pause = self.config.wait
         for tries_left in range(retries, -1, -1):
@@ -81,11 +81,11 @@ class Endpoint:
                 headers={"Content-Type": "application/json"},
                 auth=_Key(self._key),
                 timeout=self.config.timeout,
-                # The question and the key go to the address that was named, and to no other.
+                # Send the question and the key only to the configured address.
                 allow_redirects=False,
             )
         except requests.RequestException as error:
-            # What the system said, without the layers of libraries around it.
+            # The message of the system's own error, without those of the libraries that wrap it.
             cause: BaseException = error
             while (inner := cause.__cause__ or cause.__context__) is not None:
                 cause = inner
@@ -109,5 +109,5 @@ class Endpoint:
 
     def _clean(self, text: str) -> str:
         """The beginning of a message, without the key, which an endpoint may repeat."""
-        shown = text.replace(self._key, "…") if self._key else text
-        return printable(" ".join(shown.split())[:200])
+        redacted = text.replace(self._key, "…") if self._key else text
+        return printable(" ".join(redacted.split())[:200])

@@ -1,4 +1,4 @@
-"""What code of the user raised, as one sentence with the user's own frames."""
+"""Turn an exception in the user's code into one sentence with the user's stack frames."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _OURS = Path(__file__).resolve().parents[1]
 _FRAMES = 6
 
 
-def raised_in(label: str, error: BaseException, *, place: str = "") -> UserError:
-    """The sentence: what ``label`` raised, and the frames that are not ours, else the ``place`` of its definition."""
+def raised_in(label: str, error: BaseException, *, definition: str = "") -> UserError:
+    """The error: what ``label`` raised, with the user's stack frames, or else ``definition``, where it is defined."""
     aside = (_OURS, Path(asyncio.__file__).parent)
     frames = [
         f"{shown_path(frame.filename)}:{frame.lineno} in {frame.name}"
@@ -21,12 +21,12 @@ def raised_in(label: str, error: BaseException, *, place: str = "") -> UserError
         if not any(Path(frame.filename).resolve().is_relative_to(folder) for folder in aside)
     ]
     text = first_line(error) if isinstance(error, Exception) else ""
-    what = type(error).__name__ if text in ("", type(error).__name__) else f"{type(error).__name__}: {text}"
-    where = ", ".join(frames[-_FRAMES:]) or place
-    return UserError(f"{label} raised {what}" + (f" ({where})" if where else ""))
+    exception = type(error).__name__ if text in ("", type(error).__name__) else f"{type(error).__name__}: {text}"
+    where = ", ".join(frames[-_FRAMES:]) or definition
+    return UserError(f"{label} raised {exception}" + (f" ({where})" if where else ""))
 
 
 def shown_path(file: str) -> str:
-    """A file's path as a message shows it: relative where it is below the working folder."""
-    path, here = Path(file), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+    """A file's path for messages, relative if the file is below the working folder."""
+    path, working_folder = Path(file), Path.cwd()
+    return str(path.relative_to(working_folder)) if path.is_relative_to(working_folder) else file

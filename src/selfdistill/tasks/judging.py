@@ -15,7 +15,7 @@ from selfdistill.types import Example, Task, Verdict
 class JudgesMany(Protocol):
     """A task that judges many completions faster together than one by one."""
 
-    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+    def verify_many(self, batch: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
         """A verdict on each (example, text, finished), in order."""
         ...
 
@@ -25,14 +25,14 @@ class JudgesTokens(Protocol):
     """A task whose judge may ask for the token ids of the completions, or that wraps such a task."""
 
     def verify_tokens(
-        self, asked: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]]
+        self, batch: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]]
     ) -> list[Verdict]:
         """A verdict on each (example, text, finished) with these token ids, in order."""
         ...
 
 
 def verify_all(
-    task: Task, asked: Sequence[tuple[Example, str, bool]], *, ids: Sequence[tuple[int, ...]] | None = None
+    task: Task, batch: Sequence[tuple[Example, str, bool]], *, ids: Sequence[tuple[int, ...]] | None = None
 ) -> list[Verdict]:
     """A verdict for each (example, text, finished), in order. Uses one call if the task has ``verify_many``.
 
@@ -42,16 +42,16 @@ def verify_all(
     Raises:
         UserError: the task's ``verify_many`` returns another number of verdicts.
     """
-    if ids is not None and asked and isinstance(task, JudgesTokens):
-        return [_clean(verdict) for verdict in task.verify_tokens(asked, ids)]
+    if ids is not None and batch and isinstance(task, JudgesTokens):
+        return [_clean(verdict) for verdict in task.verify_tokens(batch, ids)]
     if not isinstance(task, JudgesMany):
-        return [_clean(task.verify(example, text, finished=finished)) for example, text, finished in asked]
-    if not asked:
+        return [_clean(task.verify(example, text, finished=finished)) for example, text, finished in batch]
+    if not batch:
         return []
-    verdicts = task.verify_many(asked)
-    if len(verdicts) != len(asked):
+    verdicts = task.verify_many(batch)
+    if len(verdicts) != len(batch):
         raise UserError(
-            f"verify_many of task {task.name!r} must return one verdict a completion: {len(verdicts)} for {len(asked)}"
+            f"verify_many of task {task.name!r} must return one verdict a completion: {len(verdicts)} for {len(batch)}"
         )
     return [_clean(verdict) for verdict in verdicts]
 

@@ -1,4 +1,4 @@
-"""Tasks of the user's own: checks of their parts, and building one by import path."""
+"""Tasks of the user: build one by import path, and check that it has all parts of a task."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
 def build_own_task(config: OwnTaskConfig, *, seed: int) -> Task:
     """Build the task of a class named ``"package.module:Class"``. The working folder is searched too.
 
-    The class is called with the table's other keys, and with ``seed`` if it takes one. A context file that the task
-    names and that stands beside its module is found there.
+    The class is called with the table's other keys, and with ``seed`` if it takes one. The task's context file may be
+    in the folder of its module.
 
     Raises:
         UserError: the class is missing, does not take these keys, raises, or makes no task.
     """
     label = f"task.kind {config.kind!r}"
-    made_by = load_named(config.kind, "task.kind", "class")
-    if not callable(made_by):
-        raise ConfigError(f"{label} is a {type(made_by).__name__}, no class")
-    given: dict[str, Any] = dict(config.model_extra or {})
-    parameters = inspect.signature(made_by).parameters
+    task_class = load_named(config.kind, "task.kind", "class")
+    if not callable(task_class):
+        raise ConfigError(f"{label} is a {type(task_class).__name__}, no class")
+    arguments: dict[str, Any] = dict(config.model_extra or {})
+    parameters = inspect.signature(task_class).parameters
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        unknown = next((key for key in given if key not in parameters), None)
+        unknown = next((key for key in arguments if key not in parameters), None)
         if unknown is not None:
             known = [name for name in parameters if name != "seed"]
             hint = near(unknown, known, "task.") or f"known: {', '.join(known) or 'none'}"
             raise ConfigError(f"unknown key 'task.{unknown}', which {config.kind} does not take; {hint}")
-    if "seed" in parameters and "seed" not in given:
-        given["seed"] = seed
-    lacking = [
+    if "seed" in parameters and "seed" not in arguments:
+        arguments["seed"] = seed
+    missing = [
         name
         for name, parameter in parameters.items()
         if parameter.default is inspect.Parameter.empty
         and parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        and name not in given
+        and name not in arguments
     ]
-    if lacking:
-        raise ConfigError(f"{label} needs the key task.{lacking[0]}")
+    if missing:
+        raise ConfigError(f"{label} needs the key task.{missing[0]}")
     try:
-        task = made_by(**given)
+        task = task_class(**arguments)
     except UserError:
         raise
-    # A class that leaves the interpreter would end the command without a word.
+    # SystemExit too: a class that calls sys.exit() would end the command without a message.
     except (Exception, SystemExit) as error:
         raise raised_in(label, error) from error
     task = checked_task(task)
     file = getattr(sys.modules.get(type(task).__module__), "__file__", None)
-    beside = Path(file).parent / task.contexts if file else Path(task.contexts)
-    if beside.is_file():
-        task.contexts = str(beside)
+    context_file = Path(file).parent / task.contexts if file else Path(task.contexts)
+    if context_file.is_file():
+        task.contexts = str(context_file)
     return task
 
 

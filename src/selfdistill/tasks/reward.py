@@ -1,11 +1,11 @@
-"""Reward functions of the user, named by import path, that replace a task's reward.
+"""Reward functions of the user that replace a task's reward.
 
-A function has the widely used signature ``(prompts, completions, **columns) -> list[float | None]``, that of TRL. It is
-called once with all completions of a step or an evaluation, so a reward model can batch them. Every argument is a list
-with one entry per completion: ``prompts`` holds the last message of each prompt and ``completions`` the text, or both
-hold lists of messages; ``completion_ids`` the token ids; every column of the rows comes under its own name, None for a
-row that lacks it. A function without ``**columns`` gets only what is in its signature. It may be ``async``. A reward of
-None means "not judged". Several functions are added up by their weights, each over the completions that it judges.
+A function has TRL's signature ``(prompts, completions, **columns) -> list[float | None]``. It is called once with all
+completions of a step or an evaluation, so a reward model can batch them. Every argument is a list with one entry per
+completion. ``prompts`` has the last message of each prompt and ``completions`` the text, or both have lists of
+messages. ``completion_ids`` has the token ids. Every column of the rows is passed under its own name, with None for a
+row that lacks it. A function without ``**columns`` gets only the arguments in its signature. It may be ``async``. A
+reward of None means "not judged". The reward of several functions is their weighted sum over those that judged.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ RewardLike: TypeAlias = "str | RewardFunction | Sequence[str | RewardFunction] |
 """A function, its import path, a list of them, or a ``[reward]`` table whose ``function`` is one of these."""
 
 DEFAULT_SUCCESS = 1.0
-"""A completion is right from this reward on, where neither config nor verifier says otherwise."""
+"""A completion is right from this reward on, unless the config or the verifier says otherwise."""
 JUDGE = "judge"
-"""The name of a judge among the functions."""
+"""Name of the judge among the functions."""
 DETAIL = "reward/"
-"""Begins the names of a verdict's details that hold the reward of a single function."""
+"""Prefix of a verdict's details that contain the reward of a single function."""
 
 _ONLY_TRL = ("trainer_state", "log_extra", "log_metric", "environments")
 
@@ -61,24 +61,24 @@ def load_reward(spec: str) -> RewardFunction:
 
 
 def parse_reward(given: object) -> tuple[tuple[RewardFunction, ...], RewardConfig]:
-    """The functions of a :data:`RewardLike`, and its table, in which they stand by import path.
+    """The functions of a :data:`RewardLike`, and its table, which names them by import path.
 
     Raises:
-        ConfigError: it is none of these, or a function cannot be loaded.
+        ConfigError: ``given`` is not a reward, or a function cannot be loaded.
     """
     if isinstance(given, RewardConfig):
         given = given.model_dump()
     table: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"function": given}
     named = table.pop("function", None)
     listed = list(named) if isinstance(named, list | tuple) else [] if named is None else [named]
-    for one in listed:
-        if not (isinstance(one, str) or callable(one)):
+    for function in listed:
+        if not (isinstance(function, str) or callable(function)):
             raise ConfigError(
                 f"reward must be a function or 'package.module:function', a list of them, or a table whose function is "
-                f"one of these, got {type(one).__name__}"
+                f"one of these, got {type(function).__name__}"
             )
-    functions = tuple(load_reward(one) if isinstance(one, str) else one for one in listed)
-    paths = [one if isinstance(one, str) else _path_of(one) for one in listed]
+    functions = tuple(load_reward(function) if isinstance(function, str) else function for function in listed)
+    paths = [function if isinstance(function, str) else _path_of(function) for function in listed]
     if paths:
         table["function"] = paths if isinstance(named, list | tuple) else paths[0]
     try:
@@ -88,16 +88,16 @@ def parse_reward(given: object) -> tuple[tuple[RewardFunction, ...], RewardConfi
 
 
 class RewardedTask:
-    """A task whose rewards come from functions, or of which a graded reward counts as right from a threshold on.
+    """A task whose rewards come from functions, or whose graded reward counts as right from a threshold on.
 
-    Examples and answers are those of the inner task. Its verifier still parses the answer, which maj@k votes on, and
-    writes the feedback.
+    Examples and answers are those of the inner task. Its verifier still parses the answer, for maj@k, and writes the
+    feedback.
 
     Args:
         task: the inner task.
-        reward: the function that computes the rewards, or several; none leaves the verifier's rewards.
+        reward: the function that computes the rewards, or several; without any the verifier's rewards remain.
         config: weights, threshold, form of the arguments, and the settings of a judge.
-        judge: the judge itself, where another task has it already.
+        judge: an existing judge to share with another task; unset: a new one if the config has a judge.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class RewardedTask:
         """The functions that compute the rewards."""
         self.config = config or RewardConfig()
         self.judge = judge
-        """The model that judges beside the functions."""
+        """The model that judges in addition to the functions."""
         if judge is None and self.config.judge is not None:
             self.judge = Judge(self.config.judge, concurrency=self.config.concurrency)
         judges = [JUDGE] if self.judge else []
         self.has_verifier = bool(self.functions or judges) or task.has_verifier
         self.names = _distinct([*(_name_of(function) for function in self.functions), *judges])
-        """A name for each function and the judge, for its column in metrics."""
+        """The name of each function and of the judge, for metrics."""
         self.weights = self.config.weights or [1.0] * len(self.names)
         if len(self.weights) != len(self.names):
             raise ConfigError(
@@ -139,7 +139,7 @@ class RewardedTask:
         return RewardedTask(task, self.functions, self.config, self.judge)
 
     def without_judge(self) -> RewardedTask:
-        """The same functions alone, which cost no requests."""
+        """The task with the functions but without the judge, so that verifying makes no requests."""
         config = self.config.model_copy(update={"judge": None, "weights": None})
         if not self.functions and config.success == "verifier":
             config = config.model_copy(update={"success": None})
@@ -168,39 +168,39 @@ class RewardedTask:
         [verdict] = self.verify_many([(example, text, finished)])
         return verdict
 
-    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+    def verify_many(self, batch: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
         """The task's verdict on each (example, text, finished), with the rewards of one call of every function.
 
         Raises:
             UserError: a row lacks a column that a function needs, or a function raises or does not return one finite
                 number or None per completion.
         """
-        return self._judge(asked, None)
+        return self._judge(batch, None)
 
     def verify_tokens(
-        self, asked: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]]
+        self, batch: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]]
     ) -> list[Verdict]:
         """The same as :meth:`verify_many`, for functions that read ``completion_ids``.
 
         Raises:
             UserError: as for :meth:`verify_many`.
         """
-        return self._judge(asked, ids)
+        return self._judge(batch, ids)
 
     def _judge(
-        self, asked: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]] | None
+        self, batch: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]] | None
     ) -> list[Verdict]:
-        if not asked:
+        if not batch:
             return []
-        verdicts = verify_all(self.task, asked, ids=ids)
+        verdicts = verify_all(self.task, batch, ids=ids)
         if self.names:
-            columns = self._columns(asked, ids)
+            columns = self._columns(batch, ids)
             if self.judge is not None:
-                judged = self.judge.judge(asked)
-                columns.append([one.reward for one in judged])
+                judged = self.judge.judge(batch)
+                columns.append([judgement.reward for judgement in judged])
                 verdicts = [
-                    replace(verdict, details={**verdict.details, **judge_details(one)})
-                    for verdict, one in zip(verdicts, judged, strict=True)
+                    replace(verdict, details={**verdict.details, **judge_details(judgement)})
+                    for verdict, judgement in zip(verdicts, judged, strict=True)
                 ]
             verdicts = [
                 self._rewarded(verdict, [column[n] for column in columns]) for n, verdict in enumerate(verdicts)
@@ -211,7 +211,7 @@ class RewardedTask:
         return [replace(v, success=v.reward is not None and v.reward >= success) for v in verdicts]
 
     def _rewarded(self, verdict: Verdict, rewards: Sequence[float | None]) -> Verdict:
-        """The verdict with the weighted sum of the rewards that are given; None if no function judges."""
+        """The verdict with the weighted sum of the rewards that are not None; None if all are None."""
         given = {name: reward for name, reward in zip(self.names, rewards, strict=True) if reward is not None}
         weights = dict(zip(self.names, self.weights, strict=True))
         total = math.fsum(weights[name] * reward for name, reward in given.items()) if given else None
@@ -224,30 +224,30 @@ class RewardedTask:
         )
 
     def _columns(
-        self, asked: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]] | None
+        self, batch: Sequence[tuple[Example, str, bool]], ids: Sequence[tuple[int, ...]] | None
     ) -> list[list[float | None]]:
         """The checked rewards of every function, after one call of each. Async functions are awaited together."""
-        rows = [self._row(example, text, None if ids is None else ids[n]) for n, (example, text, _) in enumerate(asked)]
-        examples = [example for example, _, _ in asked]
+        rows = [self._row(example, text, None if ids is None else ids[n]) for n, (example, text, _) in enumerate(batch)]
+        examples = [example for example, _, _ in batch]
         returned: list[Any] = []
         for function in self.functions:
             arguments = _arguments(function, rows, examples)
             try:
                 returned.append(function(**arguments))
-            # A function that leaves the interpreter would end the run without a word.
+            # SystemExit too: a function that calls sys.exit() would end the run without a message.
             except (Exception, SystemExit) as error:
-                raise raised_in(_label(function), error, place=_place_of(function)) from error
-        waiting = {n: one for n, one in enumerate(returned) if inspect.isawaitable(one)}
+                raise raised_in(_label(function), error, definition=_definition_of(function)) from error
+        waiting = {n: value for n, value in enumerate(returned) if inspect.isawaitable(value)}
         if waiting:
-            calls = [(self.functions[n], one) for n, one in waiting.items()]
-            # In a thread of its own: a notebook's thread already runs an event loop.
+            calls = [(self.functions[n], value) for n, value in waiting.items()]
+            # In a separate thread, because a notebook's thread already runs an event loop.
             with ThreadPoolExecutor(max_workers=1) as pool:
                 results = pool.submit(asyncio.run, _gather(calls, self.config.concurrency)).result()
             for n, result in zip(waiting, results, strict=True):
                 if isinstance(result, BaseException):
                     raise result
                 returned[n] = result
-        return [_checked(function, one, examples) for function, one in zip(self.functions, returned, strict=True)]
+        return [_checked(function, value, examples) for function, value in zip(self.functions, returned, strict=True)]
 
     def _row(self, example: Example, text: str, ids: tuple[int, ...] | None) -> dict[str, Any]:
         """The values of one completion, by argument."""
@@ -299,8 +299,8 @@ def _checked(function: RewardFunction, returned: Any, examples: Sequence[Example
     """The returned rewards as floats, after checking their number and type. An array counts as its list."""
     as_list = getattr(returned, "tolist", None)
     values = as_list() if callable(as_list) else returned
-    where = _place_of(function)
-    label = f"{_label(function)} ({where})" if where else _label(function)
+    definition = _definition_of(function)
+    label = f"{_label(function)} ({definition})" if definition else _label(function)
     if not isinstance(values, list | tuple) or len(values) != len(examples):
         size = _counted(len(values), "value") if isinstance(values, list | tuple) else f"a {type(returned).__name__}"
         raise UserError(
@@ -318,21 +318,21 @@ def _checked(function: RewardFunction, returned: Any, examples: Sequence[Example
 
 
 async def _gather(calls: Sequence[tuple[RewardFunction, Awaitable[Any]]], most: int) -> list[Any]:
-    """What functions return to be awaited, or the sentence on what they raised; at most ``most`` run at once."""
+    """The results of awaitables, or the errors that they raised. At most ``most`` run at once."""
     gate = asyncio.Semaphore(most)
 
-    async def one(function: RewardFunction, awaitable: Awaitable[Any]) -> Any:
+    async def gated(function: RewardFunction, awaitable: Awaitable[Any]) -> Any:
         async with gate:
             try:
                 return await awaitable
-            # A SystemExit would leave the event loop, past the results of the others.
+            # A SystemExit would end the event loop and lose the results of the others.
             except (Exception, SystemExit) as error:
-                raise raised_in(_label(function), error, place=_place_of(function)) from error
+                raise raised_in(_label(function), error, definition=_definition_of(function)) from error
 
-    return await asyncio.gather(*(one(*call) for call in calls), return_exceptions=True)
+    return await asyncio.gather(*(gated(*call) for call in calls), return_exceptions=True)
 
 
-def _place_of(function: RewardFunction) -> str:
+def _definition_of(function: RewardFunction) -> str:
     """File and line of a function's definition; empty if it has none."""
     plain = inspect.unwrap(function)
     code = getattr(plain, "__code__", None) or getattr(type(plain).__call__, "__code__", None)
@@ -353,12 +353,12 @@ def _label(function: RewardFunction) -> str:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind each that was there before."""
-    seen: Counter[str] = Counter()
+    """The names, with a number appended to each repeated one."""
+    counts: Counter[str] = Counter()
     result = []
     for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        counts[name] += 1
+        result.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Tasks over rows of data: reading every row before the first step, splitting, duplicates and leaks.
+"""Base class of tasks over rows of data: it reads and splits all rows, and counts duplicates and leaks.
 
 A row becomes an example or is rejected with a reason. All rows are read before training starts, so a malformed last
 line cannot stop a run after hours.
@@ -58,10 +58,10 @@ class RowTask(ABC):
         self.rows = 0
         """Number of rows read, rejected ones included."""
         rejected: list[Rejected] = []
-        own = [split for split in ("validation", "test") if sources[split]]
-        shares = {"validation": config.validation_share, "test": config.test_share} | dict.fromkeys(own, 0.0)
+        separate = [split for split in ("validation", "test") if sources[split]]
+        shares = {"validation": config.validation_share, "test": config.test_share} | dict.fromkeys(separate, 0.0)
         pairs = _split(list(self._read(sources["train"], rejected)), **shares)
-        for split in own:
+        for split in separate:
             pairs[split] = list(self._read(sources[split], rejected))
         self.rejected: Sequence[Rejected] = tuple(rejected)
         """Rows that cannot be used."""
@@ -71,7 +71,7 @@ class RowTask(ABC):
         """How often questions repeat, over all splits."""
         questions = {split: [question for question, _ in pairs[split]] for split in SPLITS}
         self.leaks: Mapping[str, int] = leaks_between(questions)
-        """``"train in test"`` → number of questions that both splits hold, ignoring spacing and case."""
+        """``"train in test"`` → number of questions that both splits contain, ignoring spacing and case."""
         worked = _worked([example for _, example in pairs["train"]], config.worked_examples)
         self._examples = {
             split: tuple(_below(worked, example) for _, example in pairs[split] if example not in worked)[
@@ -94,7 +94,7 @@ class RowTask(ABC):
 
     @abstractmethod
     def reference(self, example: Example) -> str:
-        """A completion that holds the row's answer and nothing else."""
+        """A completion that contains only the row's answer."""
 
     def examples(self, split: str) -> Sequence[Example]:
         """Examples of ``"train"``, ``"validation"`` or ``"test"``, in the order of their source.
@@ -147,7 +147,7 @@ def _worked(examples: Sequence[Example], count: int) -> list[Example]:
     """The first ``count`` examples that have a solution.
 
     Raises:
-        DataError: there are fewer, or none would be left to train on.
+        DataError: there are fewer, or no row would be left to train on.
     """
     worked = [example for example in examples if example.fields.get("solution")][:count]
     if len(worked) < count:
@@ -161,10 +161,14 @@ def _worked(examples: Sequence[Example], count: int) -> list[Example]:
 
 
 def _below(worked: Sequence[Example], example: Example) -> Example:
-    """The example with worked ones as earlier turns, behind its system text and tools."""
+    """The example with the worked examples as earlier turns, after its system message and tools."""
     if not worked:
         return example
-    turns = [message for one in worked for message in (one.prompt[-1], Message("assistant", one.fields["solution"]))]
+    turns = [
+        message
+        for worked_example in worked
+        for message in (worked_example.prompt[-1], Message("assistant", worked_example.fields["solution"]))
+    ]
     heads = takewhile(lambda message: message.role in ("system", "tools"), example.prompt)
     head = tuple(heads)
     redraw = example.redraw
@@ -187,7 +191,7 @@ def _check_unicode(row: Row, example: Example) -> None:
 
 
 def question_and_fields(row: Row, mapping: FieldMapping) -> tuple[str, dict[str, str]]:
-    """The text of ``prompt``, and that of every other field.
+    """The text of ``prompt``, and the texts of all other fields.
 
     Raises:
         DataError: as for ``map_row``, or the prompt is empty.
@@ -220,9 +224,9 @@ def _split(
 
 def leaks_between(questions: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Number of questions that two splits share, ignoring spacing and case, by ``"train in test"``."""
-    seen = {split: Counter(" ".join(text.split()).lower() for text in texts) for split, texts in questions.items()}
+    counts = {split: Counter(" ".join(text.split()).lower() for text in texts) for split, texts in questions.items()}
     pairs = (("train", "validation"), ("train", "test"), ("validation", "test"))
-    shared = {f"{first} in {second}": len(seen[first].keys() & seen[second].keys()) for first, second in pairs}
+    shared = {f"{first} in {second}": len(counts[first].keys() & counts[second].keys()) for first, second in pairs}
     return {pair: count for pair, count in shared.items() if count}
 
 

@@ -2,7 +2,7 @@ r"""Multiple-choice letters: parse the options of a prompt, and the letter that 
 
 A completion chooses by a mark (``<answer>B</answer>``, ``\boxed{B}``), by a statement ("the answer is B", "B is
 correct"), by a line that begins with the letter, or by the last letter that it names and does not deny. Two letters
-joined by "or", "and" or a slash choose nothing.
+joined by "or", "and" or a slash are not a choice.
 
 Every regular expression takes time linear in the text: each repetition is bounded or cannot start again inside itself.
 """
@@ -24,7 +24,7 @@ _TAG = re.compile(
     r"<(?P<mark>answer|box)>(?P<content>(?:(?!<(?P=mark)>).){0,4000}?)</(?P=mark)>", re.DOTALL | re.IGNORECASE
 )
 _TAG_MARK = re.compile(r"</?(?:answer|box)>", re.IGNORECASE)
-# Commands that only set text, and marks of Markdown, quotation and mathematics that do not change a meaning.
+# Commands that only format text, and marks of Markdown, quotation and mathematics that do not change the meaning.
 _SET_TEXT = re.compile(
     r"\\(?:text|math|operatorname|boldsymbol|bm|bf|rm|mbox|displaystyle)[a-z]*\s{0,4}(?:\{([^{}]{0,400}+)\}|(?![a-z]))"
 )
@@ -36,11 +36,11 @@ _DECORATION = re.compile(
 
 _ENCLOSED = re.compile(r"(?<!\w)['‘]([A-Z])['’](?!\w)|(?<![\w}^])\{\s?([A-Z])\s?\}")
 
-# A letter is no part of a word or a formula, and no unit behind a number. Other scripts write no spaces: "答案是C".
+# The letter must not be part of a word or a formula, or a unit after a number. Other scripts have no spaces: "答案是C".
 _BEFORE = r"(?<![A-Za-z0-9_À-ɏ'’\\=^+/{-])(?<!\d[ ])"
 _BEHIND = r"(?![A-Za-z0-9_À-ɏ'’=^+/-]|[ ]=)"
 _CAPITAL = rf"{_BEFORE}(?P<letter>[A-Z]){_BEHIND}"
-# A small letter counts behind a colon or "is", where it ends a sentence or has a bracket: "answer: b", "is b) Paris".
+# A small letter counts after a colon or "is" if it ends a sentence or has a bracket: "answer: b", "is b) Paris".
 _SMALL = r"(?P<small>[a-z])(?=[)\]:]|[.]?[ \t]*(?:$|\n)|[.,;!][ \t\n])"
 _EITHER = rf"(?:{_CAPITAL}|{_SMALL})"
 _ALONE = re.compile(_CAPITAL)
@@ -58,9 +58,9 @@ _BEST = r"(?:correct|right|best|final|only|chosen)\s+(?:\w+\s+)?(?:option|choice
 _STATED = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        # "The correct answer to the question is B", "Answer: b". What stands between may deny it, which is asked below.
+        # "The correct answer to the question is B", "Answer: b". _DENIAL checks whether the words between deny it.
         rf"(?<![a-z])(?:{_ANSWER}|{_BEST})[^.\n。]{{0,80}}?{_BE}{_FILLERS}(?-i:{_EITHER})",
-        # "answer=C"; elsewhere a letter behind "=" belongs to a formula.
+        # "answer=C"; elsewhere a letter after "=" belongs to a formula.
         rf"(?<![a-z])(?:{_ANSWER}|{_BEST})\s{{0,4}}=(?-i:(?P<letter>[A-Z]){_BEHIND}|{_SMALL})",
         # "Answer B", a heading "Final Answer" above the letter.
         rf"(?<![a-z])(?:answer|choice)[\s:(\[]{{1,12}}+(?:option\s)?(?-i:(?!I\s){_CAPITAL})(?!\s+[a-z])",
@@ -77,14 +77,14 @@ _STATED = tuple(
 _DENIAL = re.compile(
     r"\b(?:not|never|cannot|neither|nor|incorrect|wrong|unlikely|eliminate[sd]?|exclude[sd]?)\b|n['’]t\b", re.I
 )
-# In front of a statement these make it none: "if B is correct", "I would not choose B", "statement A is correct".
+# After these words a statement is no choice: "if B is correct", "I would not choose B", "statement A is correct".
 _SUPPOSED = re.compile(
     r"\b(?:if|whether|why|suppos\w+|assum\w+|unless|statement|equation|group|point|when|how|not|never|cannot|neither|"
     r"nor)\b[^.\n,;]{0,30}$|n['’]t\b[^.\n,;]{0,30}$",
     re.IGNORECASE,
 )
 
-# Another letter behind one: "A or C", "A, B", "(A) and maybe (C)".
+# Another letter after the first: "A or C", "A, B", "(A) and maybe (C)".
 _MORE = re.compile(
     r"(?:[\s)\]}.]{0,4}+|\s?\([^()\n]{1,40}\)\s?)(?:,\s*(?:or|and)\b|,|/|&|\+|\b(?:or|and|nor|und|oder|ou|et)\b|[或和])"
     r"(?:[\s(\[{]|\b(?:maybe|perhaps|possibly|even|also|both|option|choice|answer)\b){0,8}+"
@@ -105,15 +105,15 @@ _DENIED_BEHIND = re.compile(
     re.IGNORECASE,
 )
 
-# "All but D can be eliminated", "every option except B is wrong": what is said of the others chooses the letter.
+# "All but D can be eliminated", "every option except B is wrong": the statement about the others chooses the letter.
 _SINGLED_OUT = re.compile(
     r"\b(?:all|none|nothing|everything|every|each)(?:\s+(?:of|the|other|options?|choices?|answers?)){0,4}"
     r"\s+(?:but|except(?:\s+for)?)\s+(?:(?:option|choice|answer)\s+)?[(\[]?$",
     re.IGNORECASE,
 )
-# "All but A and C can be eliminated" leaves two; behind other words "and C can" begins another sentence.
+# "All but A and C can be eliminated" leaves two. After other words "and C can" begins another sentence.
 _SINGLED_OUT_TOO = re.compile(r"[)\]]?(?:,|\s+(?:and|or))\s+(?:(?:option|choice|answer)\s+)?[(\[]?[A-Z]\b")
-# "Vitamin C" names a thing and no option.
+# "Vitamin C" is not option C.
 _THING = re.compile(
     r"\b(?:vitamin|hepatitis|influenza|group|type|class|grade|figure|fig\.|table|section|appendix)s?\s$", re.IGNORECASE
 )
@@ -128,7 +128,7 @@ _BY_NAME = re.compile(r"\b(?:[Oo]ption|[Cc]hoice)s?\s*\(?[A-Z]\b")
 _REFUSED = re.compile(r"\b(?:wrong|incorrect|not (?:correct|right))\b|[✗✘❌]", re.IGNORECASE)
 _JOINED = re.compile(r"[\s.]{0,4}(?:,|/|or\b|and\b|,\s*or\b|,\s*and\b)[\s.]{0,8}")
 
-# A line that begins with its letter, or holds nothing else.
+# A line that begins with its letter, or consists of it.
 _LINE = re.compile(
     r"^[ \t•-]{0,12}(?:[Oo]ption |[Cc]hoice )?\(?([A-Z])(?:[).:]{1,2}(?:[ \t]+\S.*)?|\)?[ \t]*)$", re.MULTILINE
 )
@@ -160,7 +160,7 @@ class OptionLines:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A passage that names the chosen option. A hedge has several ``letters``, a mark without a letter has none."""
+    """A passage that names the chosen option. It has several ``letters`` if it hedges, none for a mark without one."""
 
     start: int
     end: int
@@ -178,7 +178,7 @@ def chosen_letter(text: str, *, finished: bool = True, letters: str = ascii_uppe
     plain = _plain(after_thinking(text))
     marked = _marked_claims(plain)
     stated = _stated_claims(plain) if finished else []
-    # A box may hold a number on the way; a statement in letters then says more.
+    # A box may hold an intermediate number. A statement with a letter then takes precedence.
     if stated:
         marked = [claim for claim in marked if claim.letters or not plain.startswith("<box>", claim.start)]
     claims = sorted([*marked, *stated], key=lambda claim: claim.start)
@@ -186,7 +186,7 @@ def chosen_letter(text: str, *, finished: bool = True, letters: str = ascii_uppe
         last = claims[-1]
         if len(last.letters) == 1:
             return Chosen(last.letters)
-        # What follows a hedge may settle it: "either A or C. Probably C".
+        # The text after a hedge may decide: "either A or C. Probably C".
         after = _named_letter(plain[last.end :], letters) if finished and last.letters else Chosen(None)
         return Chosen(after.letter, last.said if after.letter is None else None)
     return _named_letter(plain, letters) if finished else Chosen(None)
@@ -221,8 +221,11 @@ def option_lines(prompt: str) -> OptionLines | None:
         if len(block) > 1:
             marks = tuple((match["before"], match["after"]) for match in block)
             ends = [*indices[1:], indices[-1] + 1]
-            rest = (lines[index + 1 : end] for index, end in zip(indices, ends, strict=True))
-            texts = ("\n".join([match["text"], *more]).strip() for match, more in zip(block, rest, strict=True))
+            continuations = (lines[index + 1 : end] for index, end in zip(indices, ends, strict=True))
+            texts = (
+                "\n".join([match["text"], *continuation]).strip()
+                for match, continuation in zip(block, continuations, strict=True)
+            )
             movable = indices == list(range(start, start + len(block)))
             return OptionLines(start, marks, tuple(texts), movable)
     return None
@@ -237,7 +240,7 @@ def with_options(prompt: str, lines: OptionLines, order: tuple[int, ...]) -> str
 
 
 def _plain(text: str) -> str:
-    """The text without decoration; every box is a ``<box>…</box>``."""
+    """The text without decoration, with every box as ``<box>…</box>``."""
     text = _BOX.sub(lambda box: f"<box>{box.group(1) or box.group(2)}</box>", text.replace("：", ":"))
     for _ in range(2):
         text = _SET_TEXT.sub(lambda command: f" {command.group(1) or ''}", text)
@@ -266,8 +269,8 @@ def _marked_claims(text: str) -> list[_Claim]:
             and before.letters
             and _JOINED.fullmatch(text[before.end : min(match.start(), before.end + 20)])
         ):
-            both = "".join(dict.fromkeys(before.letters + letters))
-            claims[-1] = _Claim(before.start, claim.end, both, f"{before.said}, {content}")
+            joined_letters = "".join(dict.fromkeys(before.letters + letters))
+            claims[-1] = _Claim(before.start, claim.end, joined_letters, f"{before.said}, {content}")
         else:
             claims.append(claim)
     return claims
@@ -294,42 +297,42 @@ def _stated_claims(text: str) -> list[_Claim]:
 
 
 def _named_letter(text: str, letters: str) -> Chosen:
-    """The letter of the only line that begins with one and denies nothing, else the last that is not denied."""
-    # "(A) or (B)" begins with a letter and chooses none.
+    """The letter of the only line that begins with a letter and denies nothing, else the last letter not denied."""
+    # "(A) or (B)" begins with a letter but is no choice.
     lines = [
         line
         for line in _LINE.finditer(text)
         if line.group(1) in letters and len(_with_more(text, line.group(1), line.end(1))[0]) == 1
     ]
-    fit = {line.group(1) for line in lines if not _REFUSED.search(line.group())}
-    if len(fit) == 1:
-        return Chosen(*fit)
-    # Several such lines repeat the options, and only what stands around them chooses.
-    rest = text
+    undenied = {line.group(1) for line in lines if not _REFUSED.search(line.group())}
+    if len(undenied) == 1:
+        return Chosen(*undenied)
+    # Several such lines repeat the options, so the choice is in the text around them.
+    remaining = text
     for line in reversed(lines):
-        rest = rest[: line.start()] + rest[line.end() :]
+        remaining = remaining[: line.start()] + remaining[line.end() :]
     chosen, end = Chosen(None), 0
-    for match in _ALONE.finditer(rest):
+    for match in _ALONE.finditer(remaining):
         start = match.start()
-        if start < end or match["letter"] not in letters or _is_word(rest, start):
+        if start < end or match["letter"] not in letters or _is_word(remaining, start):
             continue
-        group, end = _with_more(rest, match["letter"], match.end())
-        before = rest[max(0, start - 50) : start]
+        group, end = _with_more(remaining, match["letter"], match.end())
+        before = remaining[max(0, start - 50) : start]
         singled_out = _SINGLED_OUT.search(before)
-        too = _SINGLED_OUT_TOO.match(rest, end) if singled_out else None
-        denied = _DENIED_BEFORE.search(before) or _DENIED_BEHIND.match(rest, end)
+        second_letter = _SINGLED_OUT_TOO.match(remaining, end) if singled_out else None
+        denied = _DENIED_BEFORE.search(before) or _DENIED_BEHIND.match(remaining, end)
         if _THING.search(before) or (denied and not singled_out):
             continue
-        end = too.end() if too else end
-        chosen = Chosen(None, rest[start:end]) if too or len(group) > 1 else Chosen(group)
+        end = second_letter.end() if second_letter else end
+        chosen = Chosen(None, remaining[start:end]) if second_letter or len(group) > 1 else Chosen(group)
     return chosen
 
 
 def _with_more(text: str, letter: str, end: int) -> tuple[str, int]:
     """The letter with all letters joined to it, and the end position of the last."""
     letters = letter
-    while more := _MORE.match(text, end):
-        letters, end = letters + more["letter"] * (more["letter"] not in letters), more.end()
+    while following := _MORE.match(text, end):
+        letters, end = letters + following["letter"] * (following["letter"] not in letters), following.end()
     return letters, end
 
 

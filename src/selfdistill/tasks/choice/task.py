@@ -1,6 +1,6 @@
-r"""Multiple choice from rows of data: a question, options, and the right one.
+r"""Multiple choice from rows of data: a question, options, and the right option.
 
-The options are lines ``A: …`` of the prompt (SciKnowEval) or columns of their own (GPQA), which are written below the
+The options are lines ``A: …`` of the prompt (SciKnowEval), or separate columns (GPQA) that are appended to the
 question. They may be shuffled once or in every epoch; the answer's letter changes with them.
 """
 
@@ -40,7 +40,7 @@ _KINDS: Mapping[AnswerIs, str] = {
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """A row's question with options in the row's order; ``right`` is the index of the right one, from 0."""
+    """A row's question with options in the row's order; ``right`` is the index of the right option, from 0."""
 
     question: str
     options: tuple[str, ...]
@@ -53,8 +53,8 @@ class _Problem:
 class ChoiceTask(RowTask):
     r"""Questions with options, verified by the letter.
 
-    When options are shuffled, a solution that names a letter would name a wrong one, so it is left out. Options that
-    refer to each other or span several lines are not shuffled. Held-out problems keep the order of the first epoch.
+    A solution that names a letter is left out when options are shuffled, because its letter would be wrong. Options
+    that refer to each other or span several lines are not shuffled. Held-out problems keep the first epoch's order.
 
     Args:
         config: the task's table.
@@ -99,7 +99,7 @@ class ChoiceTask(RowTask):
         return question, replace(first, redraw=in_epoch) if self.config.shuffle == "epoch" else first
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
-        """Reward 1 for the right letter, else 0. Gives feedback if there is no letter, or none of the options."""
+        """Reward 1 for the right letter, else 0. Gives feedback if no letter, or no letter of an option, was found."""
         options = example.columns["shown_options"]
         letters = ascii_uppercase[: len(options)]
         chosen = chosen_letter(text, finished=finished, letters=letters)
@@ -111,7 +111,7 @@ class ChoiceTask(RowTask):
         if chosen.letter not in letters:
             feedback = f"the answer {chosen.letter} is not among the options {', '.join(letters)}"
             return Verdict(0.0, answer=chosen.letter, feedback=feedback)
-        # Six of 800 published rows hold the same text twice: both letters are then right.
+        # Six of 800 published rows have the same option twice. Both letters are then right.
         if options[letters.index(chosen.letter)] == example.fields["option"]:
             return Verdict(1.0, answer=chosen.letter)
         return Verdict(
@@ -175,24 +175,24 @@ def _option_index(answer: str, options: Sequence[str], answer_is: AnswerIs | Non
     """
     answer = answer.strip()
     letter, number = re.fullmatch(r"\(?([A-Za-z])[).:]?", answer), re.fullmatch(r"[0-9]{1,3}", answer)
-    meant: dict[AnswerIs, int] = {}
+    candidates: dict[AnswerIs, int] = {}
     if letter:
-        meant["letter"] = ascii_uppercase.find(letter.group(1).upper())
+        candidates["letter"] = ascii_uppercase.find(letter.group(1).upper())
     if number:
-        meant |= {"index0": int(answer), "index1": int(answer) - 1}
+        candidates |= {"index0": int(answer), "index1": int(answer) - 1}
     if answer in options:
-        meant["text"] = options.index(answer)
-    meant = {kind: index for kind, index in meant.items() if 0 <= index < len(options)}
+        candidates["text"] = options.index(answer)
+    candidates = {kind: index for kind, index in candidates.items() if 0 <= index < len(options)}
     if answer_is is not None:
-        if answer_is not in meant:
+        if answer_is not in candidates:
             raise ValueError(
                 f"the answer {answer[:80]!r} is no {_KINDS[answer_is]} of its {len(options)} options; "
                 f'the config says task.answer_is = "{answer_is}"'
             )
-        return meant[answer_is]
-    if not meant:
+        return candidates[answer_is]
+    if not candidates:
         raise ValueError(f"the answer {answer[:80]!r} is neither a letter nor a text of its options")
-    if len(set(meant.values())) > 1:
-        readings = ", ".join(f'"{kind}" ({ascii_uppercase[index]})' for kind, index in meant.items())
+    if len(set(candidates.values())) > 1:
+        readings = ", ".join(f'"{kind}" ({ascii_uppercase[index]})' for kind, index in candidates.items())
         raise ValueError(f"the answer {answer!r} may mean different options: write task.answer_is as one of {readings}")
-    return next(iter(meant.values()))
+    return next(iter(candidates.values()))

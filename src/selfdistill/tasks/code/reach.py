@@ -1,7 +1,7 @@
 """Static analysis of test code: whether it reaches a check, which names it needs, which packages it imports.
 
-A row is refused, with its line, if its tests are not Python or use features that the sandbox does not support. If code
-that raises nothing ``"surely"`` reaches a check, the row's own solution need not be run to find out.
+A row is refused, with its line, if its tests are not Python or use features that the sandbox does not support. If the
+analysis shows that code without exceptions ``"surely"`` reaches a check, the row's own solution need not be run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Reading:
     """The analysis of a module of test code."""
 
     reach: Reach = "surely"
-    """Whether code that raises nothing reaches a check on the candidate."""
+    """Whether a program that raises no exception reaches a check on the candidate."""
     wants_entry: bool = False
     """Whether the function is passed to the tests: they define ``check(candidate)`` and do not call it."""
     packages: tuple[str, ...] = ()
@@ -64,10 +64,11 @@ def read_test_code(code: str, setup: str, *, entry: str, location: str) -> Readi
 
 
 def likely_entry(*, prefix: str, starter: str, question: str, solution: str) -> tuple[str, bool]:
-    """The function that tests most likely mean, and whether a completion can know its name.
+    """The function that the tests most likely call, and whether a completion can know its name.
 
     It is the last function declared in the prefix, the starter code or the question, else the only function of the
-    solution. Empty if there is none. A completion that cannot know the name may define one function of any name.
+    solution. The name is empty if there is none. If a completion cannot know the name, it may define one function of
+    any name.
     """
     for text in (prefix, starter, question):
         declared = re.findall(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(", text, re.MULTILINE)
@@ -101,7 +102,7 @@ def _parsed(code: str, label: str) -> ast.Module:
 
 
 class _Module:
-    """A module of test code, and the names in it that mean the code under test."""
+    """A module of test code, and the names in it that refer to the code under test."""
 
     def __init__(self, tree: ast.Module, setup: ast.Module, entry: str) -> None:
         self._tree = tree
@@ -118,19 +119,19 @@ class _Module:
         }
         imports = [node for node in everything if isinstance(node, ast.Import | ast.ImportFrom)]
         self.imported_modules = {top for node in imports for top in _modules(node)}
-        # Python has modules of these names too, but tests mean the code under test.
-        here = {*sys.stdlib_module_names, *PACKAGES, "pytest"} - {"code", "test", "__main__"}
-        ours = [node for node in imports if not all(top in here for top in _modules(node))]
+        # Python has modules named code, test and __main__ too, but tests mean the code under test.
+        libraries = {*sys.stdlib_module_names, *PACKAGES, "pytest"} - {"code", "test", "__main__"}
+        ours = [node for node in imports if not all(top in libraries for top in _modules(node))]
         foreign = {alias.asname or alias.name.partition(".")[0] for node in ours for alias in node.names}
         self._library = {alias.asname or alias.name for node in imports if node not in ours for alias in node.names}
         bound = {node.id for node in everything if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
         bound |= {node.arg for node in everything if isinstance(node, ast.arg)} | {*self._functions, *self._library}
         bound |= {node.name for node in everything if isinstance(node, ast.ClassDef)}
         self._read = {node.id for node in self._nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-        own = {node.name for node in tree.body if isinstance(node, _Function)}
-        self._takes = "check" in own and "check" not in self._read
-        given = any("candidate" in _arguments(node) for node in self._collected())
-        self.wants_entry = self._takes or given or ("candidate" in self._read and "candidate" not in bound)
+        functions = {node.name for node in tree.body if isinstance(node, _Function)}
+        self._takes = "check" in functions and "check" not in self._read
+        takes_candidate = any("candidate" in _arguments(node) for node in self._collected())
+        self.wants_entry = self._takes or takes_candidate or ("candidate" in self._read and "candidate" not in bound)
         self._given = {"candidate", entry} - {""}
         self._candidates = {*foreign, *self._given, *(self._read - bound - vars(builtins).keys())}
         self.called = frozenset(self._candidates - {"candidate"})
@@ -142,10 +143,10 @@ class _Module:
         for node in self._nodes:
             match node:
                 case ast.ImportFrom(module="pytest", names=names):
-                    wanted = [alias.name for alias in names]
+                    pytest_names = [alias.name for alias in names]
                 case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in pytest:
-                    wanted = [name]
-                # Fixtures run here only for the arguments that name them.
+                    pytest_names = [name]
+                # The sandbox runs a fixture only for an argument that names it.
                 case ast.Attribute(value=owner, attr="usefixtures") if last_name(owner) == "mark":
                     yield "the tests use pytest.mark.usefixtures, which is not supported"
                     continue
@@ -159,7 +160,7 @@ class _Module:
                     continue
                 case _:
                     continue
-            for name in wanted:
+            for name in pytest_names:
                 if name not in PYTEST:
                     yield f"the tests use pytest.{name}, which is not supported"
         for function, holder in self._tests():
@@ -174,27 +175,31 @@ class _Module:
         """Whether executed code contains a check and names the code under test."""
         if not self._candidates & self._read and not self._takes and not self.wants_entry:
             return False
-        todo: list[ast.AST] = [
+        pending: list[ast.AST] = [
             statement for statement in self._tree.body if not isinstance(statement, _Function | ast.ClassDef)
         ]
-        todo += [function for function, _ in self._tests()]
-        todo += self._functions["check"] if self._takes else []
+        pending += [function for function, _ in self._tests()]
+        pending += self._functions["check"] if self._takes else []
         # A library's decorator may call its function, and a base class may contain tests.
-        todo += [statement for statement in self._all_functions() if statement.decorator_list]
-        todo += [statement for owner in self._tree.body if isinstance(owner, ast.ClassDef) for statement in owner.body]
-        seen: set[int] = set()
-        while todo:
-            top = todo.pop()
-            if id(top) in seen:
+        pending += [statement for statement in self._all_functions() if statement.decorator_list]
+        pending += [
+            statement for owner in self._tree.body if isinstance(owner, ast.ClassDef) for statement in owner.body
+        ]
+        visited: set[int] = set()
+        while pending:
+            top = pending.pop()
+            if id(top) in visited:
                 continue
-            seen.add(id(top))
+            visited.add(id(top))
             inside = top.body if isinstance(top, _Function) else [top]
             for node in own_nodes(inside):
                 if self._checks(node):
                     return True
                 if isinstance(node, ast.Lambda):
-                    todo.append(node.body)
-                todo += self._functions.get(last_name(node), []) if isinstance(node, ast.Name | ast.Attribute) else []
+                    pending.append(node.body)
+                pending += (
+                    self._functions.get(last_name(node), []) if isinstance(node, ast.Name | ast.Attribute) else []
+                )
         return False
 
     def surely_checks(self) -> bool:
@@ -247,14 +252,14 @@ class _Module:
         return False
 
     def _checks(self, node: ast.AST) -> bool:
-        """Whether a node is a check that the judge counts: a function of the candidate's own is none."""
+        """Whether a node is a check that the judge counts. A function of the candidate's own does not count."""
         if isinstance(node, ast.Call):
             by_name = isinstance(node.func, ast.Name)
             return is_check(node) and (_root(node) in self._library if by_name else _root(node) not in self._candidates)
         return is_check(node)
 
     def _collected(self) -> list[_Function]:
-        """Functions that pytest would call and the module itself does not."""
+        """Test functions that pytest would call and the module itself does not call."""
         tests = [
             function
             for function in self._tree.body
@@ -280,28 +285,28 @@ class _Module:
 
 
 def _modules(node: ast.Import | ast.ImportFrom) -> list[str]:
-    """The top modules of an import; empty texts for a relative one."""
+    """The top-level modules of an import; empty texts for a relative one."""
     if isinstance(node, ast.Import):
         return [alias.name.partition(".")[0] for alias in node.names]
     return ["" if node.level else (node.module or "").partition(".")[0]]
 
 
 def _root(node: ast.AST) -> str:
-    """``"a"`` of ``a.b(c).d(e)``."""
+    """The name at the root of an expression: ``"a"`` of ``a.b(c).d(e)``."""
     while isinstance(node, ast.Call | ast.Attribute | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def _arguments(function: _Function) -> list[str]:
-    """Arguments that have no default, but the object of a method."""
+    """Arguments without a default, except ``self`` and ``cls``."""
     named = [*function.args.posonlyargs, *function.args.args]
     needed = named[: len(named) - len(function.args.defaults)] if function.args.defaults else named
     return [argument.arg for argument in needed if argument.arg not in ("self", "cls")]
 
 
 def _parametrized(node: _Function | ast.ClassDef) -> set[str | None]:
-    """Arguments that tables give; None where a table's names are not literal, and for a decorator of unknown effect."""
+    """Arguments given by parametrize tables. Contains None for non-literal names and decorators of unknown effect."""
     provided: set[str | None] = set()
     for decorator in node.decorator_list:
         match decorator:

@@ -25,7 +25,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a test failed; texts only, uncut."""
+    """The reason for a failed test, as texts of full length."""
 
     kind: str
     given: str = ""
@@ -37,7 +37,7 @@ class Problem:
     builtin: str = ""
     """``"ValueError"``, a built-in exception: feedback on a hidden test contains nothing else."""
     loading: bool = False
-    """Whether it occurred before the code saw any test input, so feedback may contain all of it."""
+    """Whether the failure occurred before the code saw any test input, so feedback may contain all of it."""
 
     @property
     def kind_in_words(self) -> str:
@@ -66,7 +66,7 @@ class Runner:
         self._stop_early = stop_early
 
     def run(self, suite: Suite, source: str, *, setup: str, function: tuple[str, ...]) -> Result:
-        """Run a suite against a program; ``setup`` is code for the tests, ``function`` the path of what they call."""
+        """Run a suite against a program. ``setup`` is code for the tests, ``function`` the tested function's path."""
         if not suite:
             return Result()
         if suite.code:
@@ -133,7 +133,7 @@ def describe(problem: Problem, budget: int) -> str:
     raised = problem.kind == "raised"
     head = f"the code raised {problem.error}" if raised else f"the test failed: {problem.kind_in_words}"
     named = [("input", problem.given), ("expected", problem.expected)]
-    if not (problem.given and problem.expected):  # else the test's own text says no more
+    if not (problem.given and problem.expected):  # otherwise the test's text adds nothing
         named = [("test", problem.test), *named]
     if problem.kind == "wrong":
         named.append(("got", problem.got.strip() or "nothing"))

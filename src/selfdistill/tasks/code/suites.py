@@ -72,13 +72,13 @@ def read_tests(value: object, location: str) -> Suite:
         case None | "" | []:
             return Suite()
         case str(code):
-            return documented(code, whole=True) if code.lstrip().startswith(">>>") else Suite(code)
+            return documented(code, whole_session=True) if code.lstrip().startswith(">>>") else Suite(code)
         case [str(), *_] as asserts if all(isinstance(item, str) for item in asserts):
             return Suite("\n".join(map(str, asserts)))
         case [Mapping(), *_] as cases:
             return Suite(cases=tuple(_case(case, location) for case in cases))
-        case {"inputs": list(inputs), "outputs": list(outputs), **rest} if len(inputs) == len(outputs):
-            function = str(rest.get("fn_name") or "")
+        case {"inputs": list(inputs), "outputs": list(outputs), **other_keys} if len(inputs) == len(outputs):
+            function = str(other_keys.get("fn_name") or "")
             pairs = zip(inputs, outputs, strict=True)
             return Suite(
                 cases=tuple(_pair(given, expected, bool(function)) for given, expected in pairs), function=function
@@ -86,8 +86,8 @@ def read_tests(value: object, location: str) -> Suite:
     raise DataError(f"{location}: tests must be test code, a list of asserts, or a list of inputs and outputs")
 
 
-def documented(text: str, *, whole: bool = False) -> Suite:
-    """``>>>`` examples as test code: only those with a literal result, or the ``whole`` session."""
+def documented(text: str, *, whole_session: bool = False) -> Suite:
+    """``>>>`` examples as test code: only those with a literal result, or all if ``whole_session``."""
     asserts = []
     try:
         # Without this, the closing quotes of a docstring would become part of the last result.
@@ -96,15 +96,17 @@ def documented(text: str, *, whole: bool = False) -> Suite:
         return Suite()
     for example in examples:
         literal = _is_literal(example.want)
-        source = example.source.strip() if whole and not example.want else example.source.partition(" #")[0].strip()
+        source = (
+            example.source.strip() if whole_session and not example.want else example.source.partition(" #")[0].strip()
+        )
         if literal:
             asserts.append(f"assert {source} == {example.want.strip()}")
-        elif whole and example.want and example.exc_msg is None:
+        elif whole_session and example.want and example.exc_msg is None:
             asserts.append(f"assert repr({source}) == {example.want.strip()!r}")
-        elif whole and example.want:
+        elif whole_session and example.want:
             kind = str(example.exc_msg).partition(":")[0].strip()
             asserts.append(f"try:\n    {source}\n    assert False\nexcept {kind}:\n    pass")
-        elif whole:
+        elif whole_session:
             asserts.append(source)
     return Suite("\n".join(asserts))
 
@@ -138,7 +140,7 @@ def _unpacked(text: str, location: str) -> object:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles texts, numbers and lists of them; a pickle that names a class or function could run anything."""
+    """Unpickles only texts, numbers and lists of them. A pickle that names a class or function could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only plain values are read")
@@ -163,7 +165,7 @@ def _pair(given: Any, expected: Any, function: bool) -> Case:
     arguments = tuple(given) if isinstance(given, list) else (given,)
     # APPS wraps the expected value in a list of one.
     value = expected[0] if isinstance(expected, list) and len(expected) == 1 else expected
-    return Case(", ".join(map(written, arguments)), written(value), arguments, value)
+    return Case(", ".join(map(python_literal, arguments)), python_literal(value), arguments, value)
 
 
 def _json(text: str) -> Any:
@@ -171,32 +173,34 @@ def _json(text: str) -> Any:
     return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
 
 
-def written(value: Any) -> str:
+def python_literal(value: Any) -> str:
     """``repr`` of a value. Integers may exceed Python's limit of 4300 digits."""
     if isinstance(value, list | tuple):
-        inside = ", ".join(map(written, value))
+        inside = ", ".join(map(python_literal, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{written(key)}: {written(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{python_literal(key)}: {python_literal(item)}" for key, item in value.items()) + "}"
     return f"{Decimal(value):f}" if type(value) is int else repr(value)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(_text, value))
-    return value if isinstance(value, str) else written(value)
+    return value if isinstance(value, str) else python_literal(value)
 
 
 def same_output(output: str, expected: str) -> bool:
     """Whether printed output equals the expected one: line by line, stripped, with numbers compared by value.
 
-    Numbers may stand in lists. They are compared as LiveCodeBench's first checker did (``np.allclose`` with its
-    defaults where not all are integers, in ``lcb_runner/evaluation/testing_util.py``; the present one compares decimals
-    exactly): a float may differ by 1e-8 and a relative 1e-5. Where the expected number is an integer, it may not differ
-    by more than 1e-8.
+    Numbers may be inside lists. They are compared as in LiveCodeBench's first checker (``np.allclose`` with its
+    defaults if not all are integers, in ``lcb_runner/evaluation/testing_util.py``; the present checker compares
+    decimals exactly): a float may differ by 1e-8 and a relative 1e-5. If the expected number is an integer, it may
+    differ by at most 1e-8.
     """
-    printed, wanted = ([line.strip() for line in text.strip().splitlines()] for text in (output, expected))
-    return len(printed) == len(wanted) and all(_same_line(*pair) for pair in zip(printed, wanted, strict=True))
+    printed, expected_lines = ([line.strip() for line in text.strip().splitlines()] for text in (output, expected))
+    return len(printed) == len(expected_lines) and all(
+        _same_line(*pair) for pair in zip(printed, expected_lines, strict=True)
+    )
 
 
 def _same_line(output: str, expected: str) -> bool:
@@ -213,9 +217,9 @@ def _same_number(output: str, expected: str) -> bool:
         return True
     if _INTEGER.fullmatch(output) and _INTEGER.fullmatch(expected):
         return False
-    # Beyond all floats two numbers that differ would both be infinite.
-    wanted = float(expected)
-    return isfinite(wanted) and near(float(output), wanted, whole=bool(_INTEGER.fullmatch(expected)))
+    # Two different numbers beyond the range of floats would both be infinite.
+    expected_value = float(expected)
+    return isfinite(expected_value) and near(float(output), expected_value, whole=bool(_INTEGER.fullmatch(expected)))
 
 
 # Punctuation separates numbers: "[1.0, 2]" has five words.
@@ -232,11 +236,12 @@ _READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*(?:0|['\"]/dev/
 
 
 def find_code(text: str, *, finished: bool, names: Collection[str] = (), program: bool = False) -> str | None:
-    """The code block of a completion that is its solution. Without any fence it is the whole text.
+    """The code block that is the completion's solution. A text without fences is returned whole.
 
-    It is the last block that defines one of ``names``, which the tests call, or that reads input if the tests run a
-    ``program``; an example of use may follow it. If there is no such block, it is the last block marked as Python, else
-    the last block. An unclosed block counts only if the completion is ``finished``, not if it hit the token limit.
+    The solution is the last block that defines one of ``names``, which the tests call, or that reads input if the tests
+    run a ``program``; an example of use may follow it. If there is no such block, it is the last block marked as
+    Python, else the last block. An unclosed block counts only if the completion is ``finished``, not if it hit the
+    token limit.
     """
     blocks = _blocks(text)
     if not blocks:
@@ -286,18 +291,18 @@ def _blocks(text: str) -> list[tuple[str, str, bool]]:
 
 
 def shorten(text: str, most: int) -> str:
-    """A text of at most about ``most`` characters, its middle cut and the cut marked."""
+    """The text cut in the middle to about ``most`` characters, with the cut marked."""
     if len(text) <= most:
         return text
     tail = most // 4
-    kept = most - tail
-    return f"{text[:kept]}\n… [{len(text) - most} characters cut] …\n{text[len(text) - tail :] if tail else ''}"
+    head = most - tail
+    return f"{text[:head]}\n… [{len(text) - most} characters cut] …\n{text[len(text) - tail :] if tail else ''}"
 
 
 def share_out(parts: Sequence[str], most: int) -> list[str]:
     """Shorten several texts to a common budget. Short texts leave their unused share to longer ones."""
-    left, result = most, dict[int, str]()
+    remaining, result = most, dict[int, str]()
     for count, index in enumerate(sorted(range(len(parts)), key=lambda index: len(parts[index]))):
-        result[index] = shorten(parts[index], max(20, left // (len(parts) - count)))
-        left -= len(result[index])
+        result[index] = shorten(parts[index], max(20, remaining // (len(parts) - count)))
+        remaining -= len(result[index])
     return [result[index] for index in range(len(parts))]

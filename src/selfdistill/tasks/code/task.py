@@ -1,4 +1,4 @@
-"""Code from rows of data: a problem, tests, perhaps a solution.
+"""The code task: rows with a problem, tests and optionally a solution.
 
 The code of a completion runs in a sandbox, and its tests never run in the same process. Program output and return
 values are compared outside; test code runs in a second sandbox that calls the function through a pipe
@@ -49,7 +49,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class CodeExample(Example):
-    """An example with its tests. The tests are in no field, so no context can show them."""
+    """An example with its tests. The tests are not a field, so no context can show them."""
 
     job: _Job | None = field(default=None, compare=False, repr=False)
 
@@ -115,7 +115,7 @@ class CodeTask(RowTask):
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
         """Run the public tests, then the hidden ones. ``details["tests"]`` is the share of tests that pass.
 
-        With ``reward = "share"``, where all tests are run, ``tests_passed`` and ``tests_total`` are their numbers.
+        With ``reward = "share"`` all tests are run, and ``tests_passed`` and ``tests_total`` are their counts.
         """
         assert isinstance(example, CodeExample) and example.job is not None, "an example of another task"
         job = example.job
@@ -125,7 +125,7 @@ class CodeTask(RowTask):
         job = self._named(job, code)
         if job.any_name and not job.function:
             return Verdict(0.0, feedback=NOT_ONE)
-        source = self._whole(job, code)
+        source = self._program(job, code)
         public = self._run(job, job.public, source)
         decided = self.config.reward == "all" and public.problem is not None
         hidden = Result() if decided else self._run(job, job.hidden, source)
@@ -141,17 +141,17 @@ class CodeTask(RowTask):
         reward = share if self.config.reward == "share" else 0.0
         return Verdict(reward, feedback=self._feedback(example, job, source, public, hidden), details=details)
 
-    def verify_many(self, asked: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
+    def verify_many(self, batch: Sequence[tuple[Example, str, bool]]) -> list[Verdict]:
         """A verdict for each (example, text, finished), verified in parallel by ``workers`` threads."""
         with ThreadPoolExecutor(self._sandbox.workers) as pool:
-            return list(pool.map(lambda item: self.verify(item[0], item[1], finished=item[2]), asked))
+            return list(pool.map(lambda item: self.verify(item[0], item[1], finished=item[2]), batch))
 
     def _job(self, row: Row, question: str, texts: Mapping[str, str]) -> _Job:
         columns = ("public_tests", "hidden_tests", "setup")
         raw = {name: _raw(row, name, getattr(self.config, name)) for name in columns}
         public, hidden = (read_tests(raw[name], f"{row.location}, {name}") for name in ("public_tests", "hidden_tests"))
-        given = raw["setup"]
-        setup = "\n".join(map(str, given)) if isinstance(given, list) else str(given or "")
+        setup_column = raw["setup"]
+        setup = "\n".join(map(str, setup_column)) if isinstance(setup_column, list) else str(setup_column or "")
         path = _function_path(texts.get("entry", "")) or (public.function or hidden.function,)
         owner = ("Solution",) if "class Solution" in texts.get("starter", "") and len(path) == 1 else ()
         function = (*owner, *path) if path[-1] else ()
@@ -194,13 +194,13 @@ class CodeTask(RowTask):
         if code is None:
             return
         job = self._named(job, code)
-        results = [self._run(job, suite, self._whole(job, code)) for suite in (job.public, job.hidden)]
+        results = [self._run(job, suite, self._program(job, code)) for suite in (job.public, job.hidden)]
         silent = all(result.problem is None or result.problem.kind == "unreached" for result in results)
         if silent and not sum(result.passed for result in results):
             raise DataError(f"{row.location}: no check of the tests is reached under the row's own solution")
 
     def _named(self, job: _Job, code: str) -> _Job:
-        """The job with its function name. If the name is not given, it is the only function that the code defines."""
+        """The job with its function name. If no name is given, it is the only function that the code defines."""
         if not job.any_name:
             return job
         defined = defined_functions(code)
@@ -216,8 +216,8 @@ class CodeTask(RowTask):
             return ""
         return f"\n\nThe code must pass these tests:\n\n```python\n{job.public.code.strip()}\n```"
 
-    def _whole(self, job: _Job, code: str) -> str:
-        """The full program. A completion that does not define the entry point continues the prefix."""
+    def _program(self, job: _Job, code: str) -> str:
+        """The whole program. A completion that does not define the entry point continues the prefix."""
         if job.prefix:
             defined = defines(code, job.function[-1] if job.function else "")
             code = f"{_complete(job.prefix)}\n{code}" if defined else job.prefix + code
@@ -240,17 +240,17 @@ class CodeTask(RowTask):
         return f"{message}\nOf the examples in the question this one fails.\n{description}"
 
     def _examples_hold(self, example: Example, job: _Job) -> bool:
-        """Whether the row's own solution passes the question's examples: HumanEval/47 has a wrong one."""
+        """Whether the row's own solution passes the question's examples. HumanEval/47 has a wrong example."""
         code = _code(job, example.fields.get("solution", ""), finished=True)
         if code is None:
             return True
         if id(example) not in self._sound:
-            self._sound[id(example)] = self._run(job, job.examples, self._whole(job, code)).problem is None
+            self._sound[id(example)] = self._run(job, job.examples, self._program(job, code)).problem is None
         return self._sound[id(example)]
 
 
 def _code(job: _Job, text: str, *, finished: bool) -> str | None:
-    """The code of a completion: the block that defines what the job's tests call."""
+    """The code of a completion: the block that defines the functions called by the job's tests."""
     names = {*job.function[:1], *job.function[-1:], *(name for reading in job.readings for name in reading.called)}
     return find_code(text, finished=finished, names=names, program=not names)
 

@@ -153,12 +153,12 @@ def normal_form(expression: Expression) -> str:
         bracket = not additive and not isinstance(part, int)
         parts[positive].append(f"( {normal_form(part)} )" if bracket else normal_form(part))
     first, *added = sorted(parts[True], key=_order)
-    taken = sorted(parts[False], key=_order)
-    return " ".join([first, *(f"{plus} {part}" for part in added), *(f"{minus} {part}" for part in taken)])
+    subtracted = sorted(parts[False], key=_order)
+    return " ".join([first, *(f"{plus} {part}" for part in added), *(f"{minus} {part}" for part in subtracted)])
 
 
 def _order(text: str) -> tuple[int, str]:
-    # Longer texts first, then as written: any fixed total order will do.
+    # Longer texts first, then alphabetically. Any fixed total order would do.
     return -len(text), text
 
 
@@ -171,7 +171,7 @@ def _flatten(expression: Expression, plus: str, minus: str, *, positive: bool) -
 
 
 def all_expressions(numbers: Sequence[int]) -> Iterator[tuple[Fraction, Expression]]:
-    """Every way to join all the numbers, with its exact value; the same expression may come more than once."""
+    """Every way to join all the numbers, with its exact value. The same expression may occur more than once."""
     yield from _join([(Fraction(number), number) for number in sorted(numbers)])
 
 
@@ -183,14 +183,14 @@ def _join(parts: list[tuple[Fraction, Expression]]) -> Iterator[tuple[Fraction, 
         for j, (right_value, right) in enumerate(parts):
             if i == j:
                 continue
-            rest = [part for k, part in enumerate(parts) if k not in (i, j)]
+            others = [part for k, part in enumerate(parts) if k not in (i, j)]
             # One order is enough where the operation commutes.
             symbols = SYMBOLS if i < j else ("-", "÷")
             for symbol in symbols:
                 if symbol == "÷" and right_value == 0:
                     continue
                 joined = (_combine(symbol, left_value, right_value), Operation(symbol, left, right))
-                yield from _join([*rest, joined])
+                yield from _join([*others, joined])
 
 
 def solve(numbers: Sequence[int], target: int) -> list[str]:
@@ -240,21 +240,21 @@ def _attempts(parts: list[Attempt]) -> Iterator[Attempt]:
         for j in range(i):
             # Ties are broken by the text, so that equal operands have one order.
             right, left = sorted((parts[i], parts[j]), key=lambda part: (part.value, len(part.steps), part.expression))
-            rest = [part for k, part in enumerate(parts) if k not in (i, j)]
+            others = [part for k, part in enumerate(parts) if k not in (i, j)]
             for symbol in SYMBOLS:
-                result = _whole(symbol, left.value, right.value)
+                result = _simple_result(symbol, left.value, right.value)
                 if result is None:
                     continue
                 text = f"{_bracketed(left)} {symbol} {_bracketed(right)}"
                 step = (left.value, symbol, right.value, result)
-                yield from _attempts([*rest, Attempt(text, result, (*left.steps, *right.steps, step))])
+                yield from _attempts([*others, Attempt(text, result, (*left.steps, *right.steps, step))])
 
 
 def _bracketed(part: Attempt) -> str:
     return f"( {part.expression} )" if part.steps else part.expression
 
 
-def _whole(symbol: str, left: int, right: int) -> int | None:
+def _simple_result(symbol: str, left: int, right: int) -> int | None:
     """The result of a simple step where ``left >= right >= 0``, or None if it leaves the range."""
     if symbol == "÷":
         return left // right if right and left % right == 0 else None

@@ -41,7 +41,7 @@ SPLITS = ("train", "validation", "test")
 NO_ANSWER = "there was no answer"
 TRUNCATED = "the attempt was cut before the end"
 
-# Candidates per example. They are enumerated before sampling, from many number sets; the rest never is.
+# Candidates per example. So many are enumerated before sampling, from many number sets, and no further ones.
 _CANDIDATES_PER_EXAMPLE = 4
 
 
@@ -106,7 +106,7 @@ def problems_on(numbers: tuple[int, ...], difficulty: Difficulty) -> list[Proble
 
 @cache
 def candidates(difficulty: Difficulty, split: str, seed: int, enough: int) -> tuple[Problem, ...]:
-    """Problems of a split from number sets in a seeded order, at least ``enough`` or all there are."""
+    """At least ``enough`` problems of a split, or all there are, from number sets in a seeded order."""
     number_sets = list(combinations_with_replacement(range(1, difficulty.largest + 1), difficulty.numbers))
     random.Random(f"countdown {seed}").shuffle(number_sets)
     problems: list[Problem] = []
@@ -118,7 +118,7 @@ def candidates(difficulty: Difficulty, split: str, seed: int, enough: int) -> tu
 
 
 class CountdownTask:
-    """Seeded Countdown problems, their exact verifier and its feedback.
+    """Countdown problems drawn from a seed, with an exact verifier and its feedback.
 
     Args:
         config: the task's table. A small difficulty may have fewer problems than the config requests.
@@ -161,7 +161,7 @@ class CountdownTask:
         return Example(
             id=f"countdown-{'.'.join(map(str, problem.numbers))}-{problem.target}",
             prompt=(Message("user", problem.question(order)),),
-            # ``response`` is the reference in the base model's own words, which sft learns from.
+            # ``response`` is the reference in the base model's own format, for sft.
             fields={"solution": reference.expression, "response": success(reference, problem.target)},
             columns={"numbers": list(order), "target": problem.target},
         )
@@ -182,7 +182,7 @@ class CountdownTask:
 
 
 def spoken(attempt: Attempt) -> str:
-    """The attempt's steps: ``5 + 3 = 8 , 8 × 2 = 16``."""
+    """The attempt's steps as text: ``5 + 3 = 8 , 8 × 2 = 16``."""
     return " , ".join(f"{left} {symbol} {right} = {result}" for left, symbol, right, result in attempt.steps)
 
 
@@ -210,15 +210,15 @@ def final_answer(text: str) -> str | None:
 
 def complain(expression: Expression, numbers: Sequence[int], target: int) -> str | None:
     """Feedback on a wrong expression, in the task's vocabulary. None if the expression is right."""
-    used, given = Counter(numbers_in(expression)), Counter(numbers)
+    used, available = Counter(numbers_in(expression)), Counter(numbers)
     faults = [
         f"uses {n if n <= LARGEST else f'a number above {LARGEST}'} , which is not given"
         for n in sorted(used)
-        if n not in given
+        if n not in available
     ]
-    faults += [f"uses {n} too often" for n in sorted(used) if 0 < given[n] < used[n]]
-    faults += [f"does not use {n} often enough" for n in sorted(given) if 0 < used[n] < given[n]]
-    faults += [f"does not use {n}" for n in sorted(given) if not used[n]]
+    faults += [f"uses {n} too often" for n in sorted(used) if 0 < available[n] < used[n]]
+    faults += [f"does not use {n} often enough" for n in sorted(available) if 0 < used[n] < available[n]]
+    faults += [f"does not use {n}" for n in sorted(available) if not used[n]]
     try:
         value = evaluate(expression)
     except ZeroDivisionError:

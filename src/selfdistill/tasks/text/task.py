@@ -24,10 +24,10 @@ _PREFERENCES = ("chosen", "rejected")
 
 
 class TextTask(RowTask):
-    """Prompts without a verifier: an example's fields are what the row has of ``response``, ``solution`` and others.
+    """Prompts without a verifier. An example has the fields ``response``, ``solution`` and others that the row has.
 
-    ``solution``, which contexts show, is the solution, else the privileged context, else the completion. The
-    completion is the reference that ``sft`` learns and that held-out evaluations score.
+    The field ``solution``, which contexts show, holds the solution, else the privileged context, else the completion.
+    The completion is the reference that ``sft`` learns and that held-out evaluations score.
 
     Args:
         config: the task's table.
@@ -44,7 +44,7 @@ class TextTask(RowTask):
     def __init__(self, config: TextConfig, rows: Mapping[str, MemoryRows] | None = None) -> None:
         self.config = config
         self.forms: Counter[str] = Counter()
-        """How often each form occurs among the rows, by its columns."""
+        """The columns of each form → number of rows in that form."""
         super().__init__(config, rows)
 
     def verify(self, example: Example, text: str, *, finished: bool) -> Verdict:
@@ -56,9 +56,9 @@ class TextTask(RowTask):
         return example.fields.get("response", "")
 
     def warnings(self) -> list[str]:
-        """The forms that were found, then the warnings of every task over rows."""
-        found = "; ".join(f"{count} rows as {form}" for form, count in self.forms.most_common())
-        return [*([f"read {found}"] if found else []), *super().warnings()]
+        """The forms of the rows with their counts, then the warnings of every task over rows."""
+        forms = "; ".join(f"{count} rows as {form}" for form, count in self.forms.most_common())
+        return [*([f"read {forms}"] if forms else []), *super().warnings()]
 
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's prompt as text, whose hash decides the split, and the example."""
@@ -85,20 +85,20 @@ class TextTask(RowTask):
                     f"{row.location}: {error}; name the column otherwise if its tools are not for the chat template"
                 ) from error
             prompt = (Message("tools", tools if isinstance(tools, str) else json.dumps(tools)), *prompt)
-        # What contexts may show: the columns that this row has.
+        # The fields that contexts may show, from the columns that this row has.
         named = {"solution": config.solution, "privileged_context": config.privileged_context}
         fields = map_row(row, config.fields)
         for name, source in named.items():
             column = source.removesuffix("?")
-            # A source without "?" is required, and its absence is an error of the look-up.
+            # A source without "?" is required, so the look-up raises an error if it is absent.
             if column == source or _present(row, column):
                 fields |= _text(row, name, column)
                 form.append(column)
         if response is not None:
             fields["response"] = response
-        shown = [fields[name] for name in ("solution", "privileged_context", "response") if name in fields]
-        if shown:
-            fields["solution"] = shown[0]
+        references = [fields[name] for name in ("solution", "privileged_context", "response") if name in fields]
+        if references:
+            fields["solution"] = references[0]
         self.forms[" + ".join(form)] += 1
         return _plain(prompt), Example(example_id(row), prompt, fields, row.values)
 
@@ -127,7 +127,7 @@ class TextTask(RowTask):
 
 
 def _text(row: Row, name: str, source: str) -> dict[str, str]:
-    """The text of a source; of a list of messages the content of the only one, or all turns."""
+    """The field ``name`` with the text of a source. A list of messages becomes one text."""
     value = None if "$" in source else lookup(row, name, source)
     if isinstance(value, list | tuple):
         turns = _messages(row, source, value)
@@ -142,7 +142,7 @@ def _messages(row: Row, column: str, value: object) -> tuple[Message, ...]:
     """The messages of a list ``[{"role": …, "content": …}]``.
 
     Raises:
-        DataError: an entry is no such message, or holds what a text cannot: an image or a call.
+        DataError: an entry is not such a message, or contains an image or a call.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise DataError(f"{row.location}: {column!r} must be a list of messages with role and content")
@@ -166,7 +166,7 @@ def _content(where: str, content: Any) -> str:
 
 
 def _present(row: Row, source: str) -> bool:
-    """Whether the row has a value at a column or a dotted path. A template is always asked for."""
+    """Whether the row has a value at a column or a dotted path. True for a template."""
     if "$" in source:
         return True
     try:
@@ -176,5 +176,5 @@ def _present(row: Row, source: str) -> bool:
 
 
 def _plain(turns: Sequence[Message]) -> str:
-    """Messages as one text; a single one as its content."""
+    """The content of a single message, or all messages as one text with their roles."""
     return turns[0].content if len(turns) == 1 else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)

@@ -27,10 +27,10 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "verb": ("delete", "erase"),
     "confirm": ("yes", "no"),
 }
-"""The choices that an API of this kind makes and no request states."""
+"""Each dimension → its possible conventions. Requests do not mention conventions."""
 
 SLOTS = ("item", "number", "day", "month", "place", "person")
-"""The values that a request can give, in the order of the thinking."""
+"""Names of the values in a request, in the order of the thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ TOOLS: dict[str, Tool] = {
         _STOCK,
     ),
 }
-"""Every function, by the topic that names it in the thinking."""
+"""Topic in the thinking → the function."""
 
 PLACES = tuple("harbour market station bridge tower cellar barn museum school shed mill church".split())
 PERSONS = tuple(
@@ -160,7 +160,7 @@ class Call:
 
     @property
     def normal_form(self) -> str:
-        """Canonical text: calls that differ only in the order of named arguments have the same."""
+        """Canonical text, the same for calls that differ only in the order of named arguments."""
         arguments = [*self.plain, *(f"{key} = {value}" for key, value in sorted(self.named))]
         return f"{self.function} ( {' , '.join(arguments)} )"
 
@@ -245,13 +245,13 @@ def _plain_faults(call: Call, expected: Call, values: Mapping[str, str], convent
 
 
 def _named_faults(call: Call, expected: Call, values: Mapping[str, str], conventions: Conventions) -> Iterator[str]:
-    given, wanted = dict(call.named), dict(expected.named)
+    given, expected_arguments = dict(call.named), dict(expected.named)
     for key, count in Counter(key for key, _ in call.named).items():
-        if key not in wanted:
+        if key not in expected_arguments:
             yield f"unknown argument {key}" if key in _KEYS else "unknown argument"
         elif count > 1:
             yield f"argument {key} is given twice"
-    for key, value in wanted.items():
+    for key, value in expected_arguments.items():
         if given.get(key) == value:
             continue
         if key == "confirm":
@@ -270,4 +270,4 @@ _KEYS = frozenset(
         *("confirm", *DIMENSIONS["place_word"], *DIMENSIONS["person_word"]),
     }
 )
-"""Every argument name under any conventions."""
+"""All argument names, under any conventions."""

@@ -102,7 +102,7 @@ def draw_problem(rng: random.Random, topics: Sequence[str] = tuple(TOOLS)) -> Pr
 
 
 class ToolboxTask:
-    """Seeded requests, the exact verifier of calls and its feedback.
+    """Requests drawn from a seed, with an exact verifier of calls and its feedback.
 
     Args:
         config: the task's table; for its conventions see :data:`HELD_OUT_CONVENTIONS`.
@@ -115,8 +115,8 @@ class ToolboxTask:
 
     def __init__(self, config: ToolboxConfig | None = None, *, seed: int = 0) -> None:
         self.config = config or ToolboxConfig()
-        moved = seed if self.config.conventions_by_seed else 0
-        self.conventions = conventions_of(self.config.conventions + moved)
+        offset = seed if self.config.conventions_by_seed else 0
+        self.conventions = conventions_of(self.config.conventions + offset)
         self.seed = seed
         self._examples: dict[str, tuple[Example, ...]] = {}
 
@@ -131,18 +131,18 @@ class ToolboxTask:
     def _draw(self, split: str) -> Iterator[Example]:
         rng = random.Random(f"toolbox {split} {self.seed}")
         topics: list[str] = []
-        seen: set[str] = set()
+        drawn_keys: set[str] = set()
         misses = 0
-        while len(seen) < getattr(self.config, split) and misses < _PATIENCE:
+        while len(drawn_keys) < getattr(self.config, split) and misses < _PATIENCE:
             # Cycle through all topics, in a new order each round, so that their counts differ by at most one.
             topics = topics or rng.sample(list(TOOLS), len(TOOLS))
             problem = draw_problem(rng, topics[-1:])
-            if problem.split != split or problem.key in seen:
+            if problem.split != split or problem.key in drawn_keys:
                 misses += 1
                 continue
             topics.pop()
             misses = 0
-            seen.add(problem.key)
+            drawn_keys.add(problem.key)
             yield self._example(problem)
 
     def _example(self, problem: Problem) -> Example:
@@ -150,7 +150,7 @@ class ToolboxTask:
         return Example(
             id=f"toolbox-{problem.key}",
             prompt=(Message("user", problem.question),),
-            # ``response`` is the reference in the base model's own words, which sft learns from.
+            # ``response`` is the reference in the base model's own format, for sft.
             fields={"solution": call, "response": response(problem, call)},
             columns={"topic": problem.topic, "values": dict(problem.values)},
         )

@@ -63,9 +63,9 @@ def react_text(calls: Sequence[Call]) -> str:
 
 
 def react_calls(text: str, schemas: Sequence[Mapping[str, Any]] = ()) -> list[Call]:
-    """Every call of a completion in the form ``"react"``, thinking aside.
+    """Every call of a text in the form ``"react"``. The text is the completion after its thinking.
 
-    A tool that ``schemas`` does not give arguments to may be called without ``Action Input:``.
+    A tool without arguments in ``schemas`` may be called without ``Action Input:``.
 
     Raises:
         MalformedCall: a call cannot be parsed.
@@ -76,17 +76,17 @@ def react_calls(text: str, schemas: Sequence[Mapping[str, Any]] = ()) -> list[Ca
 
 
 def shield_values(text: str) -> str:
-    """The text with marks inside quoted values escaped, as in JSON and Python, so that none ends a call."""
+    """The text with marks inside quoted values escaped as in JSON and Python, so that they do not end a call."""
     return _QUOTED_VALUE.sub(lambda value: _MARK.sub(r"\\u003c", value.group()), text)
 
 
 def read_calls(value: object) -> list[Call]:
-    """The calls of a row: a list or one object, or JSON text of it, in any of the known spellings.
+    """The calls of a row, from a list, a single object, or JSON text of either, in any of the known spellings.
 
-    Nulls of objects, but not of JSON text, are dropped: Parquet gives every row the arguments of all rows.
+    Nulls in objects are dropped, because Parquet gives every row the arguments of all rows. Nulls in JSON text stay.
 
     Raises:
-        MalformedCall: the value has another form, or holds no call.
+        MalformedCall: the value has another form, or contains no call.
     """
     value = parse_json(value, "the answer") if isinstance(value, str) else _without_nulls(value)
     listed = value if isinstance(value, list) else [value]
@@ -96,7 +96,7 @@ def read_calls(value: object) -> list[Call]:
 
 
 def read_schemas(value: object) -> list[dict[str, Any]]:
-    """Tool schemas as chat templates want them, from a list (or its JSON text) of full or bare function descriptions.
+    """Tool schemas for chat templates, from a list (or its JSON text) of full or bare function descriptions.
 
     Raises:
         MalformedCall: the value is not such a list.
@@ -134,7 +134,7 @@ def same(left: object, right: object) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, str) and isinstance(right, str):
-        # One letter with its accent may be one character or two.
+        # A letter with an accent may be one character or two.
         return unicodedata.normalize("NFC", left) == unicodedata.normalize("NFC", right)
     numbers = isinstance(left, int | float) and isinstance(right, int | float)
     return (numbers or type(left) is type(right)) and left == right
@@ -147,16 +147,16 @@ def canonical(calls: Sequence[Call]) -> str:
 
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _plain(below) for key, below in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(below) for below in value]
+        return [_plain(item) for item in value]
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _needs_arguments(schema: Mapping[str, Any]) -> bool:
-    """Whether a tool cannot be called without arguments. Where no schema says what is required, all of them are."""
+    """Whether a tool has required arguments. If the schema does not say which are required, all of them are."""
     parameters = schema["function"]["parameters"]
     return bool(parameters.get("required", parameters.get("properties")))
 
@@ -229,7 +229,7 @@ def decode_json(text: str, start: int, label: str) -> tuple[object, int]:
         MalformedCall: as for :func:`parse_json`.
     """
     try:
-        # Strings may contain line breaks: models write them, and their meaning is clear.
+        # strict=False accepts line breaks in strings, because models write them.
         return json.JSONDecoder(strict=False, object_pairs_hook=_unique).raw_decode(text, start)
     except json.JSONDecodeError as error:
         column = error.pos - start + 1
@@ -241,25 +241,25 @@ def decode_json(text: str, start: int, label: str) -> tuple[object, int]:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
-        raise ValueError(f"the key {twice!r} stands twice")
+        repeated = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
+        raise ValueError(f"the key {repeated!r} stands twice")
     return values
 
 
 def _without_nulls(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _without_nulls(below) for key, below in value.items() if below is not None}
-    return [_without_nulls(below) for below in value] if isinstance(value, list) else value
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _schema(tool: Mapping[str, Any]) -> dict[str, Any]:
     function = tool.get("function", tool)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise MalformedCall("a tool needs a name")
-    given = function.get("parameters") or {}
-    if not isinstance(given, dict):
+    described = function.get("parameters") or {}
+    if not isinstance(described, dict):
         raise MalformedCall(f"the parameters of tool {function['name']} are no JSON object")
-    parameters = given if given.get("type") == "object" else _parameters(given)
+    parameters = described if described.get("type") == "object" else _parameters(described)
     return {
         "type": "function",
         "function": {
@@ -270,20 +270,20 @@ def _schema(tool: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON schema of parameters, each described by a text or a small object."""
+def _parameters(descriptions: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of parameters that are each described by a text or a small object."""
     properties: dict[str, Any] = {}
     required = []
-    for name, described in given.items():
-        about = described if isinstance(described, dict) else {"description": str(described), "type": str(described)}
-        kind = str(about.get("type", "string"))
+    for name, described in descriptions.items():
+        details = described if isinstance(described, dict) else {"description": str(described), "type": str(described)}
+        kind = str(details.get("type", "string"))
         word = re.match(r"[A-Za-z]*", kind)
         properties[name] = {
             "type": _TYPES.get(word.group().lower() if word else "", "string"),
-            "description": str(about.get("description", "")),
+            "description": str(details.get("description", "")),
         }
-        if "optional" not in kind.lower() and "default" not in about:
+        if "optional" not in kind.lower() and "default" not in details:
             required.append(name)
-    # Documentations in words do not say what is required.
-    stated = any(isinstance(described, dict) for described in given.values())
-    return {"type": "object", "properties": properties, **({"required": required} if stated else {})}
+    # Documentation that is plain text does not say which parameters are required.
+    says_required = any(isinstance(described, dict) for described in descriptions.values())
+    return {"type": "object", "properties": properties, **({"required": required} if says_required else {})}

@@ -1,11 +1,11 @@
 """The tool-call syntaxes of chat templates, and detection of a template's syntax.
 
-A call is tagged (``<tool_call>…</tool_call>``), headed by its name (``[TOOL_CALLS]f[ARGS]{…}``) or bare JSON. Between
-tags is JSON, XML or Python. To detect a template's syntax, it renders a call; the first syntax that parses the same
-call back is used.
+A call is tagged (``<tool_call>…</tool_call>``), headed by its name (``[TOOL_CALLS]f[ARGS]{…}``) or bare JSON. The text
+between tags is JSON, XML or Python. To detect the syntax of a template, the template renders a call; the first syntax
+that parses the same call back is used.
 
-The parser of transformers (``parse_response``) is not used: it wants a response template that few tokenizers ship,
-reads one call a tag, and takes the last of two equal keys.
+The parser of transformers (``parse_response``) is not used: it needs a response template that few tokenizers ship,
+reads one call per tag, and takes the last of two equal keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from selfdistill.tasks.tools.calls import Call, MalformedCall, call_of, decode_j
 Schemas = Sequence[Mapping[str, Any]]
 
 HERMES = '<tool_call>{"name": …, "arguments": …}</tool_call>'
-"""How :func:`hermes_text` writes a call, for messages."""
+"""The form of :func:`hermes_text`, for messages."""
 
 _TAGS = (
     ("<tool_call>", "</tool_call>"),
@@ -59,7 +59,7 @@ _PARAMETER = re.compile(
 _ARGUMENT = re.compile(
     r"<arg_key>(?P<name>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>(?:(?!<arg_key>).)*?)</arg_value>", re.DOTALL
 )
-# Llama-4 writes the text of a turn between python marks, and its calls behind them.
+# Llama-4 writes the text of a turn between python marks, and its calls after them.
 _BARE = re.compile(r"(?:<\|python_end\|>\s{0,8}|^[ \t*`]{0,8})(?=\{\s*\"|\[\s*\{\s*\")", re.MULTILINE)
 _BEHIND = re.compile(r"<\|python_end\|>\s{0,8}[\[{]")
 _GEMMA = re.compile(
@@ -132,7 +132,7 @@ def syntax_of(write: Callable[[Sequence[Call]], str]) -> Syntax | None:
 
 
 def _tagged(
-    text: str, schemas: Schemas, opening: str, closing: str, read: Callable[[str, Schemas], list[Call]]
+    text: str, schemas: Schemas, opening: str, closing: str, parse_body: Callable[[str, Schemas], list[Call]]
 ) -> list[Call]:
     calls: list[Call] = []
     for part in text.split(opening)[1:]:
@@ -140,7 +140,7 @@ def _tagged(
         if closing and not closed:
             raise MalformedCall(f"the call behind {opening} is not closed by {closing}")
         fenced = _FENCE.fullmatch(body)
-        calls += read(fenced["inside"] if fenced else body.strip(), schemas)
+        calls += parse_body(fenced["inside"] if fenced else body.strip(), schemas)
     return calls
 
 
@@ -201,10 +201,10 @@ def _bare_json(text: str, schemas: Schemas) -> list[Call]:
         value, end = decode_json(text, match.end(), "the tool call")
         while True:
             calls += [call_of(item, bare=True) for item in (value if isinstance(value, list) else [value])]
-            more = _ANOTHER.match(text, end)
-            if more is None:
+            following = _ANOTHER.match(text, end)
+            if following is None:
                 break
-            value, end = decode_json(text, more.end(), "the tool call")
+            value, end = decode_json(text, following.end(), "the tool call")
     return calls
 
 
@@ -235,8 +235,8 @@ def _typed(name: str, pairs: Any, schemas: Schemas) -> dict[str, Any]:
         key, text = match["name"].strip(), match["value"]
         if key in values:
             raise MalformedCall(f"the argument {key!r} of {name} stands twice")
-        about = properties.get(key, {})
-        kinds = about.get("type", []) if isinstance(about, Mapping) else []
+        property_schema = properties.get(key, {})
+        kinds = property_schema.get("type", []) if isinstance(property_schema, Mapping) else []
         kinds = [kinds] if isinstance(kinds, str) else list(kinds)
         # A string keeps everything but the line breaks next to its tags.
         text = text.removeprefix("\n").removesuffix("\n")
@@ -257,7 +257,7 @@ def _value(text: str, raw: str, kinds: Sequence[str]) -> Any:
 
 
 def _python(text: str, schemas: Schemas) -> list[Call]:
-    """Calls with named arguments: ``f(a=1)``, one a line, or a list of them."""
+    """Parse calls with named arguments, ``f(a=1)``: one per line, or a list of them."""
     message = "the tool call is no Python call"
     try:
         tree = ast.parse(text.strip())
@@ -303,8 +303,10 @@ _BODIES: Mapping[str, Callable[[str, Schemas], list[Call]]] = {
 
 
 def _tagged_syntax(opening: str, closing: str, body: str) -> Syntax:
-    read = _BODIES[body]
-    return Syntax(f"{opening}{body}{closing}", lambda text, schemas: _tagged(text, schemas, opening, closing, read))
+    parse_body = _BODIES[body]
+    return Syntax(
+        f"{opening}{body}{closing}", lambda text, schemas: _tagged(text, schemas, opening, closing, parse_body)
+    )
 
 
 def _headed_syntax(label: str, head: str) -> Syntax:

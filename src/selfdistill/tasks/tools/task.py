@@ -1,6 +1,6 @@
 """Tool use from rows of data: a request, the tools, and the calls that answer it.
 
-A completion is right if it makes the same calls: the same tools, and for each the same arguments as JSON values. Calls
+A completion is right if it makes the same calls: the same tools with the same arguments, compared as JSON values. Calls
 are verified and never executed.
 """
 
@@ -42,7 +42,7 @@ class ToolsTask(RowTask):
     A row's answer is a JSON list of ``{name, arguments}`` or ``{Action, Action_Input}``. A call whose name begins with
     ``[Optional]`` may be left out. In the template form the schemas go through the chat template's ``tools``;
     if they come from documentation in the prompt, only the request stays in the prompt.
-    Half of ``partial`` is given for a call's tool, half for its arguments.
+    A call with the right tool and wrong arguments gets half of ``partial``.
 
     Args:
         config: the task's table.
@@ -67,12 +67,12 @@ class ToolsTask(RowTask):
         """The row's request, and the example that asks it."""
         question, fields = question_and_fields(row, self._mapping)
         try:
-            wanted = read_calls(lookup(row, "answer", self.config.answer))
+            calls = read_calls(lookup(row, "answer", self.config.answer))
             column = self.config.tools
             schemas = read_schemas(lookup(row, "tools", column)) if column else documented_schemas(question)
         except MalformedCall as error:
             raise DataError(f"{row.location}: {error}") from error
-        if all(call.optional for call in wanted):
+        if all(call.optional for call in calls):
             raise DataError(f"{row.location}: every call of the answer is optional, so there is nothing to ask for")
         request, head = question, system_messages(row, self.config.system)
         if self.config.form == "template":
@@ -80,10 +80,10 @@ class ToolsTask(RowTask):
                 raise DataError(f"{row.location}: the template form needs tool schemas; name their column (task.tools)")
             request = question if column else asked_question(question) or question
             head = (Message("tools", json.dumps(schemas, ensure_ascii=False)), *head)
-        required = [call for call in wanted if not call.optional]
+        required = [call for call in calls if not call.optional]
         fields = {"solution": self._write(required), **fields, "answer": canonical(required)}
         names = [schema["function"]["name"] for schema in schemas]
-        columns = {**row.values, "wanted_calls": wanted, "tool_names": names, "tool_schemas": schemas}
+        columns = {**row.values, "wanted_calls": calls, "tool_names": names, "tool_schemas": schemas}
         return question, Example(
             example_id(row), (*head, Message("user", request + self.config.suffix)), fields, columns
         )
@@ -114,7 +114,7 @@ class ToolsTask(RowTask):
         )
 
     def reference(self, example: Example) -> str:
-        """The calls that must be made, in the task's form."""
+        """The required calls, in the task's form."""
         return self._write([call for call in example.columns["wanted_calls"] if not call.optional])
 
     def fitted(self, chat: Chat) -> ToolsTask:
@@ -125,21 +125,21 @@ class ToolsTask(RowTask):
         """
         if self.config.form == "react":
             return self
-        found = chat_syntax(chat)
-        if found is None:
+        syntax_and_writer = chat_syntax(chat)
+        if syntax_and_writer is None:
             raise ModelError(
                 f"the chat template of {chat.name} writes calls of tools in no syntax that can be read back: "
                 'write task.form = "react"'
             )
         task = copy(self)
-        task._syntax, task._write = found
+        task._syntax, task._write = syntax_and_writer
         task._examples = {split: tuple(map(task._rewritten, self._examples[split])) for split in SPLITS}
         return task
 
     def _rewritten(self, example: Example) -> Example:
-        """The example with its calls as the template can express them: XML writes ``3`` and ``"3"`` alike."""
+        """The example with its calls as the template expresses them. XML does not distinguish ``3`` and ``"3"``."""
         assert self._syntax is not None
-        wanted: list[Call] = []
+        rewritten_calls: list[Call] = []
         for call in example.columns["wanted_calls"]:
             text = self._write([call])
             try:
@@ -150,12 +150,12 @@ class ToolsTask(RowTask):
                 raise DataError(
                     f"{example.id}: the chat template's call of {call.name} is read back as {read_back.name}"
                 )
-            wanted.append(replace(read_back, optional=call.optional))
+            rewritten_calls.append(replace(read_back, optional=call.optional))
         required = [call for call in example.columns["wanted_calls"] if not call.optional]
-        fields = {**example.fields, "answer": canonical([call for call in wanted if not call.optional])}
+        fields = {**example.fields, "answer": canonical([call for call in rewritten_calls if not call.optional])}
         if fields["solution"] == hermes_text(required):
             fields["solution"] = self._write(required)
-        return replace(example, fields=fields, columns={**example.columns, "wanted_calls": wanted})
+        return replace(example, fields=fields, columns={**example.columns, "wanted_calls": rewritten_calls})
 
     def _calls(self, text: str, example: Example) -> list[Call]:
         """The calls of a completion after its thinking."""
@@ -174,7 +174,7 @@ class ToolsTask(RowTask):
 
     def _paired(self, given: Sequence[Call], wanted: Sequence[Call]) -> list[tuple[Call | None, Call | None]]:
         """Pairs of (given call, most similar wanted call). None marks a missing or a superfluous call."""
-        left = list(given)
+        unpaired = list(given)
         names = [call.name for call in given]
         needed = [call for call in wanted if not call.optional or call.name in names]
         pairs: list[tuple[Call | None, Call | None]] = []
@@ -183,29 +183,32 @@ class ToolsTask(RowTask):
             pairs += [(None, wanted_call) for wanted_call in needed[len(given) :]]
             return pairs + [(given_call, None) for given_call in given[len(needed) :]]
         # Required calls are matched first, exact matches before others. Optional calls get the remaining ones.
-        rest = []
+        inexact = []
         for wanted_call in sorted(needed, key=lambda call: call.optional):
-            best = max(left, key=lambda given_call: self._share(given_call, wanted_call), default=None)
+            best = max(unpaired, key=lambda given_call: self._share(given_call, wanted_call), default=None)
             if best is None or self._share(best, wanted_call) < 1:
-                rest.append(wanted_call)
+                inexact.append(wanted_call)
                 continue
-            left.remove(best)
+            unpaired.remove(best)
             pairs.append((best, wanted_call))
-        for wanted_call in rest:
-            best = max(left, key=lambda given_call: self._share(given_call, wanted_call), default=None)
+        for wanted_call in inexact:
+            best = max(unpaired, key=lambda given_call: self._share(given_call, wanted_call), default=None)
             if wanted_call.optional and (best is None or best.name != wanted_call.name):
                 continue
             if best is not None:
-                left.remove(best)
+                unpaired.remove(best)
             pairs.append((best, wanted_call))
-        return pairs + [(given_call, None) for given_call in left]
+        return pairs + [(given_call, None) for given_call in unpaired]
 
     def _share(self, given_call: Call | None, wanted_call: Call | None) -> float:
         if given_call is None or wanted_call is None or given_call.name != wanted_call.name:
             return 0.0
-        given, wanted = self._kept(given_call), self._kept(wanted_call)
-        names = given.keys() | wanted.keys()
-        right = sum(name in given and name in wanted and same(given[name], wanted[name]) for name in names)
+        given_arguments, wanted_arguments = self._compared_arguments(given_call), self._compared_arguments(wanted_call)
+        names = given_arguments.keys() | wanted_arguments.keys()
+        right = sum(
+            name in given_arguments and name in wanted_arguments and same(given_arguments[name], wanted_arguments[name])
+            for name in names
+        )
         return 0.5 + 0.5 * (right / len(names) if names else 1.0)
 
     def _faults(self, given_call: Call | None, wanted_call: Call | None, tools: Sequence[str]) -> list[str]:
@@ -221,18 +224,24 @@ class ToolsTask(RowTask):
             return [f"the call of {given_call.name} is one too many"]
         if given_call.name != wanted_call.name:
             return [f"{given_call.name} is the wrong tool here"]
-        given, wanted = self._kept(given_call), self._kept(wanted_call)
-        faults = [f"the call of {given_call.name} lacks the argument {name!r}" for name in wanted if name not in given]
+        given_arguments, wanted_arguments = self._compared_arguments(given_call), self._compared_arguments(wanted_call)
+        faults = [
+            f"the call of {given_call.name} lacks the argument {name!r}"
+            for name in wanted_arguments
+            if name not in given_arguments
+        ]
         faults += [
-            f"the call of {given_call.name} has an argument {name!r} too many" for name in given if name not in wanted
+            f"the call of {given_call.name} has an argument {name!r} too many"
+            for name in given_arguments
+            if name not in wanted_arguments
         ]
         return faults + [
             f"the argument {name!r} of {given_call.name} is wrong: {json.dumps(value, ensure_ascii=False)[:100]}"
-            for name, value in given.items()
-            if name in wanted and not same(value, wanted[name])
+            for name, value in given_arguments.items()
+            if name in wanted_arguments and not same(value, wanted_arguments[name])
         ]
 
-    def _kept(self, call: Call) -> Mapping[str, Any]:
+    def _compared_arguments(self, call: Call) -> Mapping[str, Any]:
         if not self.config.ignore_empty:
             return call.arguments
         return {name: value for name, value in call.arguments.items() if value not in ("", None, [], {})}
@@ -242,9 +251,9 @@ def chat_syntax(chat: Chat) -> tuple[Syntax, Callable[[Sequence[Call]], str]] | 
     """The syntax in which a chat template writes calls, and the function that writes them; None if none is known.
 
     Raises:
-        ModelError: the template takes no tools, or never ends.
+        ModelError: the template takes no tools, or rendering it never ends.
     """
-    # Some templates want the arguments as JSON text.
+    # Some templates require the arguments as JSON text.
     for arguments_as_text in (False, True):
         write = partial(_written_by, chat, arguments_as_text)
         syntax = syntax_of(write)
@@ -254,7 +263,7 @@ def chat_syntax(chat: Chat) -> tuple[Syntax, Callable[[Sequence[Call]], str]] | 
 
 
 def _written_by(chat: Chat, arguments_as_text: bool, calls: Sequence[Call]) -> str:
-    """Calls as the template writes them: in one turn, or one by one if it refuses several."""
+    """The calls as the template writes them: in one turn, or one by one if it refuses several."""
     pairs = [(call.name, call.arguments) for call in calls]
     joint_text = chat.calls_text(pairs, arguments_as_text=arguments_as_text)
     if joint_text or len(pairs) == 1:
