@@ -1,1 +1,1 @@
-"""What a user types: arguments, commands, Ctrl-C."""
+"""The command line: arguments, commands, Ctrl-C."""

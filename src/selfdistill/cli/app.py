@@ -69,8 +69,8 @@ def _folder_option(help_text: str) -> Any:
     return typer.Option(parser=folder, metavar="DIR", help=help_text)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         echo(f"selfdistill {__version__}")
         raise typer.Exit
 
@@ -101,14 +101,14 @@ def train(
     ] = False,
 ) -> None:
     """Train a model; stop with Ctrl-C, continue with --resume. Exit code 3: ended by an alarm of stop_on."""
-    from selfdistill.cli import train as starting
+    from selfdistill.cli import train as train_command
     from selfdistill.config.sources import find_source
 
     source = find_source(config)
-    place = out or (Path(config) if source.kind == "run" else Path("runs") / source.label)
+    run_folder = out or (Path(config) if source.kind == "run" else Path("runs") / source.label)
     if processes is not None and not dry_run:
-        raise typer.Exit(starting.train_with(processes, config, set_ or [], place, resume=resume))
-    raise typer.Exit(starting.train(config, set_ or [], place, resume=resume, dry_run=dry_run))
+        raise typer.Exit(train_command.train_with(processes, config, set_ or [], run_folder, resume=resume))
+    raise typer.Exit(train_command.train(config, set_ or [], run_folder, resume=resume, dry_run=dry_run))
 
 
 @command()

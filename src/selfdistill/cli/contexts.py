@@ -20,7 +20,7 @@ from selfdistill.types import Role, View
 def audit(
     config: RunConfig, *, examples: int, completions: int, source: str | None = None, checkpoint: str | None = None
 ) -> dict[str, Any]:
-    """Return, as plain JSON, every prompt that training would score for a few examples, and the skipped ones.
+    """Return as plain JSON every prompt that training would score for a few examples, and counts of the skipped ones.
 
     Completions are sampled from the model, as in training, so siblings and feedback are real. ``source`` is the run
     folder that ``config`` was read from; unset: the config's own model.
@@ -58,13 +58,16 @@ def describe_audit(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the prompts of :func:`audit` as lines of text."""
     yield from report["warnings"]
     yield f"weights: {report['weights']}"
-    for one in report["completions"]:
-        yield f"══ {one['example']}  completion {one['index']}  reward {one['reward']}  {one['tokens']} tokens"
-        for prompt in one["prompts"]:
+    for completion in report["completions"]:
+        yield (
+            f"══ {completion['example']}  completion {completion['index']}  reward {completion['reward']}  "
+            f"{completion['tokens']} tokens"
+        )
+        for prompt in completion["prompts"]:
             lengths = f"{prompt['tokens']} tokens, {prompt['shared']} shared with the student from the start"
             yield f"── {prompt['role']}: {prompt['what']}; {lengths}"
             yield prompt["text"]
-        yield f"── completion (the same ids under every prompt)\n{one['text']}\n"
+        yield f"── completion (the same ids under every prompt)\n{completion['text']}\n"
     if report["control_tokens"]:
         yield f"{report['control_tokens']} control tokens in the prompts of these examples are encoded as text"
     for reason, count in report["skipped"].items():

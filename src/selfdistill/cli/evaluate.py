@@ -39,8 +39,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate the model of a config, a run folder, a checkpoint, a model directory, a hub id or a shipped name.
 
-    A config and a run have a task, an evaluation and a token limit of their own; a model needs ``task``. ``checkpoint``
-    chooses among those of a run. ``loaded`` and ``judge`` are a model and a task in memory that replace them.
+    A config or a run brings its task, evaluation and token limit; a model needs ``task``. ``checkpoint`` selects one of
+    a run. ``loaded`` and ``judge`` replace the model and the task by ones in memory.
 
     Returns:
         The evaluation as plain JSON, with the arguments, the checkpoint, the skipped problems and warnings.
@@ -48,23 +48,23 @@ def evaluate_model(
     Raises:
         UserError: the model or the task cannot be loaded or used.
     """
-    # Models are measured on the same problems, whatever seed they were trained with.
+    # All models are measured on the same problems, whatever seed they were trained with.
     first = {"seed": 0, **overrides} if isinstance(overrides, Mapping) else ["seed=0", *overrides]
     config, moved = on_this_machine(model, config_for(model, task, first, command="evaluate"))
     policy, chat, weights = load_model(model, config, loaded, checkpoint=checkpoint)
     judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
-    own = config.evaluation
-    tokens = max_tokens or own.max_tokens or config.sampling.max_tokens or usual_length(chat)
-    asked = {"samples": samples, "max_tokens": tokens, "temperature": temperature}
-    own = own.model_copy(update={key: value for key, value in asked.items() if value is not None})
-    thinking = config.sampling.thinking if own.thinking is None else own.thinking
-    params = evaluation_params(own, max_tokens=tokens, seed=seed)
+    evaluation = config.evaluation
+    tokens = max_tokens or evaluation.max_tokens or config.sampling.max_tokens or usual_length(chat)
+    options = {"samples": samples, "max_tokens": tokens, "temperature": temperature}
+    evaluation = evaluation.model_copy(update={key: value for key, value in options.items() if value is not None})
+    thinking = config.sampling.thinking if evaluation.thinking is None else evaluation.thinking
+    params = evaluation_params(evaluation, max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
     longest = longest_prompt(examples, chat, thinking)
     rows = config.sampling.max_batch_size or decodable_rows(policy, length=tokens + longest)
     sampler = policy_sampler(policy, chat, max_batch_size=rows)
     log(in_short(policy, weights.describe()))
-    # Where nothing judges, how likely the references are is what there is to say.
+    # Without a verifier the only measurement is the likelihood of the references.
     references = None if judge.has_verifier else _references(policy, chat, config, thinking)
     result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=references).to_json()
     return {
@@ -93,7 +93,7 @@ def _references(policy: Policy, chat: Chat, config: RunConfig, thinking: bool | 
 
 
 def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what belongs to the accuracy of :func:`evaluate_model`: counts, weights, what was skipped and warnings."""
+    """Yield the lines below the accuracy of :func:`evaluate_model`: counts, weights, skipped problems and warnings."""
     yield f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}"
     yield f"weights: {Weights(result['weights'], result['checkpoint'], result['step']).describe()}"
     for reason, count in sorted(result["skipped"].items()):

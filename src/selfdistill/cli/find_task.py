@@ -1,4 +1,4 @@
-"""Find the task that a file of rows is for: presets and mappings of usual column names are tried on the rows."""
+"""Find the task of a file of rows, by trying presets and mappings of common column names on the rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from selfdistill.tasks.rows import RowTask
 from selfdistill.types import Example
 
 TRIED, VERIFIED = 200, 12
-"""Rows that a candidate is tried on, and those of them whose reference is verified."""
+"""Number of rows that a candidate is tried on, and the number of references among them that are verified."""
 SPECIFIC = ("text", "math", "choice", "tools", "code")
-"""Kinds of tasks by how much a row must have for them. Of those that fit, the last one is meant."""
+"""Kinds of tasks in the order of what they require of a row. The last kind that fits is chosen."""
 PROMPTS = ("prompt", "question", "problem", "query", "instruction", "input", "request", "text", "task")
 ANSWERS = (
     "answer",
@@ -37,12 +37,12 @@ SOLUTIONS = (
 )
 CHOICES = ("choices", "options")
 PATTERNS = (None, r"####\s*(.+)", r"\\boxed\{(.+)\}", r"(?i)the (?:final )?answer is:?\s*(.+?)\.?$")
-"""Forms of an answer at the end of its column."""
+"""Patterns of an answer at the end of its column; None takes the whole column."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundTask:
-    """A task that fits the rows, with what it was chosen by."""
+    """A task that fits the rows, with the measurements that it was chosen by."""
 
     kind: str
     table: Mapping[str, Any]
@@ -63,22 +63,22 @@ class FoundTask:
 
     @property
     def rank(self) -> tuple[Any, ...]:
-        """Higher is better: rows that can be used and verified, then the more specific task, then solutions."""
+        """Sort key, higher is better: share of usable and verified rows, then the specific kind, then solutions."""
         share = self.usable * (0.5 if self.verified is None else self.verified)
-        # Of presets that fit alike, the one that the file is named after is meant.
+        # Among presets that fit equally well, the one that the file is named after wins.
         preset = str(self.table.get("preset", ""))
         named = bool(preset) and preset.partition("-")[0] in self.name.lower()
         return round(share, 1), SPECIFIC.index(self.kind), self.has_solutions, named, bool(preset)
 
 
-def find_task(where: str | Mapping[str, str]) -> FoundTask:
+def find_task(data: str | Mapping[str, str]) -> FoundTask:
     """Find the task that fits the rows of a file, a saved folder or a hub data set best.
 
     Raises:
         DataError: the rows cannot be read, or no task fits them; the message names their columns.
     """
-    source = where if isinstance(where, str) else SourceConfig.model_validate(where)
-    name = where if isinstance(where, str) else where["path"]
+    source = data if isinstance(data, str) else SourceConfig.model_validate(data)
+    name = data if isinstance(data, str) else data["path"]
     everything: list[Mapping[str, Any]] = []
     unread: list[Rejected] = []
     for row in scan_rows(source):
@@ -90,26 +90,28 @@ def find_task(where: str | Mapping[str, str]) -> FoundTask:
         raise DataError(f"none of {len(unread)} rows of {name} can be read, the first: {unread[0]}")
     columns = list(dict.fromkeys(key for values in everything[:TRIED] for key in values))
     sample = MemoryRows(list(islice(everything, TRIED)), name)
-    fitting = [found for table, how in _candidates(columns) if (found := _tried(table, how, sample)) is not None]
+    fitting = [
+        candidate for table, how in _candidates(columns) if (candidate := _tried(table, how, sample)) is not None
+    ]
     if not fitting:
         raise DataError(
             f"no task fits the rows of {name} (columns {', '.join(map(str, columns)) or 'none'}): rename a column to "
             "question and one to answer or solution, or write the [task] table by hand (selfdistill tasks)"
         )
-    best = max(fitting, key=lambda found: found.rank)
+    best = max(fitting, key=lambda candidate: candidate.rank)
     return _split(best, MemoryRows(everything, name), unread)
 
 
 def _candidates(columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the tables of tasks that the rows may be for, with where each comes from."""
+    """Yield the tables of tasks that may fit the columns, each with its origin."""
     for name in shipped_presets():
         yield {"preset": name, "kind": load_preset(name).kind}, f"preset {name}"
 
-    def known(names: Sequence[str]) -> list[str]:
+    def columns_named(names: Sequence[str]) -> list[str]:
         lower = {str(column).lower(): str(column) for column in columns}
         return [lower[name] for name in names if name in lower]
 
-    prompts, answers, solutions, choices = map(known, (PROMPTS, ANSWERS, SOLUTIONS, CHOICES))
+    prompts, answers, solutions, choices = map(columns_named, (PROMPTS, ANSWERS, SOLUTIONS, CHOICES))
     for prompt in prompts[:2]:
         for answer in answers[:3]:
             if answer == prompt:
@@ -121,8 +123,8 @@ def _candidates(columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
             worked = [{"solution": solution} for solution in solutions[:1] if solution not in (prompt, answer)]
             for pattern in PATTERNS:
                 form = {} if pattern is None else {"answer_pattern": pattern, "solution": answer}
-                for more in [form] if pattern else [*worked, {}]:
-                    yield {"kind": "math", "prompt": prompt, "answer": answer, **more}, "column names"
+                for solution_keys in [form] if pattern else [*worked, {}]:
+                    yield {"kind": "math", "prompt": prompt, "answer": answer, **solution_keys}, "column names"
         for solution in solutions[:2]:
             if solution == prompt:
                 continue
@@ -136,7 +138,7 @@ def _candidates(columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _tried(table: Mapping[str, Any], how: str, sample: MemoryRows) -> FoundTask | None:
-    """Return what a candidate is worth on some rows; None if it can use few of them or verifies few."""
+    """Return the candidate with its shares of usable and verified rows; None if one of them is below a half."""
     try:
         task = _task(table, sample)
     except (ConfigError, DataError):
@@ -145,14 +147,18 @@ def _tried(table: Mapping[str, Any], how: str, sample: MemoryRows) -> FoundTask 
     usable = len(examples) / max(1, task.rows)
     if usable < 0.5:
         return None
-    # What stands beside a prompt without an answer may be short.
+    # In a text task every completion counts as solved, however short it is.
     is_text = table["kind"] == "text"
-    solved = any(any(one.fields.values()) if is_text else _is_worked(one.fields) for one in examples[:VERIFIED])
-    # Programs run in a sandbox, which takes seconds and may not be there: tests that were found are enough.
+    solved = any(
+        any(example.fields.values()) if is_text else _is_worked(example.fields) for example in examples[:VERIFIED]
+    )
+    # Programs are not run: the sandbox takes seconds and may be missing. Rows that have tests count as verified.
     if table["kind"] == "code":
         verified: float | None = 1.0
     elif task.has_verifier:
-        checked = [task.verify(one, task.reference(one), finished=True).correct for one in examples[:VERIFIED]]
+        checked = [
+            task.verify(example, task.reference(example), finished=True).correct for example in examples[:VERIFIED]
+        ]
         verified = sum(checked) / len(checked)
     else:
         verified = None
@@ -164,7 +170,7 @@ def _tried(table: Mapping[str, Any], how: str, sample: MemoryRows) -> FoundTask 
 
 
 def _is_worked(fields: Mapping[str, str]) -> bool:
-    """Whether a row has a solution that says more than its answer."""
+    """Whether a row has a solution that is longer than its answer."""
     return len(fields.get("solution", "")) > len(fields.get("answer", "")) + 10
 
 
@@ -174,25 +180,25 @@ def _short(examples: Sequence[Example]) -> bool:
     return lengths[len(lengths) // 2] <= 60
 
 
-def _split(found: FoundTask, rows: MemoryRows, unread: Sequence[Rejected]) -> FoundTask:
-    """Return the task with shares for the splits under which each of them holds rows, and its numbers.
+def _split(task_found: FoundTask, rows: MemoryRows, unread: Sequence[Rejected]) -> FoundTask:
+    """Return the task with split shares that leave rows in every split, and with its counts of rows.
 
-    ``unread`` are the rows of the source that are no objects at all.
+    ``unread`` are the rows of the source that are no objects.
     """
-    # Four held-out rows if there can be, else one: rows go to splits by hash, so a few rows fall unevenly.
+    # Hold out at least four rows if possible, else one. Rows go to splits by hash, so few rows are split unevenly.
     for least, share in product((4, 1), (0.1, 0.2, 0.4)):
         shares = {"validation_share": share, "test_share": share if share == 0.1 else 0.0}
-        task = _task({**found.table, **shares}, rows)
+        task = _task({**task_found.table, **shares}, rows)
         sizes = {split: task.size(split) for split in SPLITS}
         if sizes["validation"] >= least and sizes["train"] and (share > 0.1 or sizes["test"] >= least):
             break
     else:
         raise DataError(f"{rows.path} holds {task.rows} rows, too few to hold any out: give at least ten")
-    table = {**found.table, **({} if share == 0.1 else shares)}
+    table = {**task_found.table, **({} if share == 0.1 else shares)}
     reasons = {
-        "preset": f"the schema of the columns; it fills the keys that are not here ({found.how})",
+        "preset": f"the schema of the columns; it fills the keys that are not here ({task_found.how})",
         "kind": "what the rows are, and so how a completion is verified"
-        if found.verified is not None
+        if task_found.verified is not None
         else "what the rows are: nothing verifies a completion",
         "answer_pattern": "what stands before the answer in its column",
         "validation_share": "a larger share than 0.1, because there are few rows",
@@ -203,7 +209,7 @@ def _split(found: FoundTask, rows: MemoryRows, unread: Sequence[Rejected]) -> Fo
         table["bad_rows"] = "skip"
         reasons["bad_rows"] = f"{len(rejected)} rows cannot be used, the first: {rejected[0].reason}"
     return replace(
-        found,
+        task_found,
         table=table,
         reasons=reasons,
         rows=task.rows + len(unread),

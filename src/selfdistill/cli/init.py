@@ -1,4 +1,4 @@
-"""The ``init`` command: a commented config for a model and a file of rows, with what was found out and what guessed."""
+"""The ``init`` command: write a commented config for a model and a file of rows, with notes on findings and guesses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from selfdistill.types import Example
 MEASURED = 500
 """Rows whose lengths in tokens are counted."""
 ROOM = {True: 4096, False: 1024}
-"""Longest completion where no row says how long one is, of models that think and of others."""
+"""Longest completion if the rows have no solutions, for models that think (True) and for others (False)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """What a config needs to know of a model without loading its weights."""
+    """The properties of a model that a config needs, read without loading its weights."""
 
     path: str
     tokenizer: Any
@@ -49,11 +49,11 @@ def write_config(model: str, data: str, out: Path, *, split: str | None, data_co
     if out.suffix != ".toml":
         raise ConfigError(f"--out {out}: a config's name ends in .toml, for example mine.toml")
     parts = {"path": data, "config": data_config, "split": split}
-    where: Any = {k: v for k, v in parts.items() if v is not None} if split or data_config else data
-    found = find_task(where)
-    about = find_model(model)
-    text, notes = config_text(about, found, where)
-    # What is written must train as it is: read it as train would.
+    data_source: Any = {k: v for k, v in parts.items() if v is not None} if split or data_config else data
+    task = find_task(data_source)
+    found_model = find_model(model)
+    text, notes = config_text(found_model, task, data_source)
+    # The written config must be valid as it is, so parse it as train would.
     parse_config(tomllib.loads(text), str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
@@ -66,7 +66,7 @@ def find_model(name: str) -> FoundModel:
     """Read a model's tokenizer, chat template and window.
 
     Raises:
-        UserError: the model is not to be found, or has no tokenizer or chat template.
+        UserError: the model is not found, or has no tokenizer or chat template.
     """
     from transformers import AutoConfig
 
@@ -94,28 +94,28 @@ def find_model(name: str) -> FoundModel:
     return FoundModel(path, tokenizer, int(window), "enable_thinking" in template, begins_thinking(template))
 
 
-def config_text(about: FoundModel, found: FoundTask, where: Any) -> tuple[str, list[str]]:
-    """Return the text of the config, and sentences about what was found out and what was guessed."""
-    method, why = _method(found)
+def config_text(found_model: FoundModel, found_task: FoundTask, data_source: Any) -> tuple[str, list[str]]:
+    """Return the text of the config, and one sentence for each finding and guess."""
+    method, why = _method(found_task)
     recommended = METHODS[method].recommended
-    lengths = _lengths(about, found.examples)
-    tokens, tokens_why = _max_tokens(about, lengths, recommended.max_tokens, shows_solutions=method != "grpo")
+    lengths = _lengths(found_model, found_task.examples)
+    tokens, tokens_why = _max_tokens(found_model, lengths, recommended.max_tokens, shows_solutions=method != "grpo")
     longest = max(length for length, _ in lengths)
-    prompts = min(16, max(1, found.train))
+    prompts = min(16, max(1, found_task.train))
     switch = (
         "# thinking = false  # the template has a thinking switch; unset: its own default"
-        if about.has_switch
+        if found_model.has_switch
         else "# thinking: the chat template has no switch for it"
     )
-    table = {"path": where, **found.table}
-    task = "\n".join(f"{key} = {_toml(value)}{_reason(key, found)}" for key, value in table.items())
+    table = {"path": data_source, **found_task.table}
+    task = "\n".join(f"{key} = {_toml(value)}{_reason(key, found_task)}" for key, value in table.items())
     text = f"""# Written by selfdistill init. The config's reference describes every key; --set overrides any of them.
 seed = 0  # everything random follows from it
-steps = 100  # optimiser steps; a pass over the training rows takes {max(1, -(-found.train // prompts))}
+steps = 100  # optimiser steps; a pass over the training rows takes {max(1, -(-found_task.train // prompts))}
 method = "{method}"  # {why}
 
 [model]
-path = {_toml(about.path)}
+path = {_toml(found_model.path)}
 # device, dtype: left to what the machine has; lora.rank = 16 trains an adapter, which takes far less memory
 
 [task]
@@ -132,79 +132,88 @@ max_tokens = {tokens}  # {tokens_why}
 
 [evaluation]
 every = 20  # steps between evaluations on rows that are held out
-problems = {min(128, found.validation)}  # of the {found.validation} rows in the validation split
-samples = {8 if found.verified is not None else 1}  # completions of each
+problems = {min(128, found_task.validation)}  # of the {found_task.validation} rows in the validation split
+samples = {8 if found_task.verified is not None else 1}  # completions of each
 
 [checkpoint]
 every = 20  # steps between checkpoints; the newest two and the best are kept
 """
     verified = "nothing verifies them"
-    if found.kind == "code":
+    if found_task.kind == "code":
         verified = "each has tests, which were not run: selfdistill data check runs them"
-    elif found.verified is not None:
-        verified = f"the reference of {found.verified:.0%} of those tried is verified"
+    elif found_task.verified is not None:
+        verified = f"the reference of {found_task.verified:.0%} of those tried is verified"
     notes = [
-        f"found: {found.rows} rows, {found.rejected} of them unusable; task {found.kind} ({found.how}); {verified}",
-        f"found: prompts of up to {longest} tokens, a window of {about.window}, "
-        + ("a thinking switch in the chat template" if about.has_switch else "no thinking switch in the chat template"),
+        f"found: {found_task.rows} rows, {found_task.rejected} of them unusable; task {found_task.kind} "
+        f"({found_task.how}); {verified}",
+        f"found: prompts of up to {longest} tokens, a window of {found_model.window}, "
+        + (
+            "a thinking switch in the chat template"
+            if found_model.has_switch
+            else "no thinking switch in the chat template"
+        ),
         f"guessed: method {method}, because {why}",
         f"guessed: max_tokens {tokens}, {tokens_why}",
-        f"guessed: {found.validation} rows held out for validation, {found.train} to train on",
+        f"guessed: {found_task.validation} rows held out for validation, {found_task.train} to train on",
     ]
     return text, notes
 
 
-def _method(found: FoundTask) -> tuple[str, str]:
-    """Return the method that docs/methods/index.md begins with for such rows, and the reason."""
-    if found.verified is not None:
-        more = "; antisd and opsd can use the solutions" if found.has_solutions else ""
-        return "grpo", f"the rows have answers that can be verified, and it is the arm to beat{more}"
+def _method(found_task: FoundTask) -> tuple[str, str]:
+    """Return the method that docs/methods/index.md recommends first for such rows, and the reason."""
+    if found_task.verified is not None:
+        benefits = "; antisd and opsd can use the solutions" if found_task.has_solutions else ""
+        return "grpo", f"the rows have answers that can be verified, and it is the arm to beat{benefits}"
     return "opsd", "the rows have solutions and nothing verifies a completion"
 
 
-def _lengths(about: FoundModel, examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """Return the tokens of each prompt, template included, and of its solution, 0 without one."""
+def _lengths(found_model: FoundModel, examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """Return the numbers of tokens of each prompt, template included, and of its solution (0 without one)."""
     lengths = []
     for example in examples[:MEASURED]:
         messages = [{"role": message.role, "content": message.content} for message in example.prompt]
         prompt = "".join(message["content"] for message in messages)
         solution = example.fields.get("solution", "")
-        count = len(about.tokenizer(prompt, add_special_tokens=False)["input_ids"]) + 16 * len(messages)
-        lengths.append((count, len(about.tokenizer(solution, add_special_tokens=False)["input_ids"])))
+        count = len(found_model.tokenizer(prompt, add_special_tokens=False)["input_ids"]) + 16 * len(messages)
+        lengths.append((count, len(found_model.tokenizer(solution, add_special_tokens=False)["input_ids"])))
     return lengths
 
 
 def _max_tokens(
-    about: FoundModel, lengths: Sequence[tuple[int, int]], usual: int, *, shows_solutions: bool
+    found_model: FoundModel, lengths: Sequence[tuple[int, int]], usual: int, *, shows_solutions: bool
 ) -> tuple[int, str]:
-    """Return the longest completion and the reason: twice the long solutions, and what the window leaves.
+    """Return the token limit of a completion and its reason: twice the long solutions, within the model's window.
 
     ``shows_solutions`` says whether the method puts solutions into a teacher's prompt.
     """
     solutions = sorted(solution for _, solution in lengths if solution)
     long = solutions[int(0.95 * (len(solutions) - 1))] if solutions else 0
-    if about.thinks:
-        wanted, why = max(ROOM[True], 4 * long), "the model thinks before it answers"
+    if found_model.thinks:
+        tokens, why = max(ROOM[True], 4 * long), "the model thinks before it answers"
     elif solutions:
-        wanted, why = max(64, 2 * long), f"twice the {long} tokens of the longest solutions but 5 %"
+        tokens, why = max(64, 2 * long), f"twice the {long} tokens of the longest solutions but 5 %"
     else:
-        wanted, why = min(usual, ROOM[False]), "no row says how long a solution is"
-    taken = sorted(prompt + shows_solutions * solution for prompt, solution in lengths)
-    left = about.window - taken[int(0.95 * (len(taken) - 1))] - 64
-    if left >= wanted:
-        return -(-wanted // 64) * 64, why
-    if left >= about.window // 4:
-        return left, f"what the window of {about.window} tokens leaves beside the longest prompts but 5 %"
-    return about.window // 4, f"a quarter of the window of {about.window} tokens: longer prompts are left out"
+        tokens, why = min(usual, ROOM[False]), "no row says how long a solution is"
+    prompts = sorted(prompt + shows_solutions * solution for prompt, solution in lengths)
+    # The longest 5 % of the prompts may leave less room; 64 tokens are spare.
+    room = found_model.window - prompts[int(0.95 * (len(prompts) - 1))] - 64
+    if room >= tokens:
+        return -(-tokens // 64) * 64, why
+    if room >= found_model.window // 4:
+        return room, f"what the window of {found_model.window} tokens leaves beside the longest prompts but 5 %"
+    return (
+        found_model.window // 4,
+        f"a quarter of the window of {found_model.window} tokens: longer prompts are left out",
+    )
 
 
-def _reason(key: str, found: FoundTask) -> str:
-    reason = found.reasons.get(key)
+def _reason(key: str, found_task: FoundTask) -> str:
+    reason = found_task.reasons.get(key)
     return f"  # {reason}" if reason else ""
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    # JSON's texts, numbers, truth values and lists are TOML's too.
+    # JSON's strings, numbers, booleans and lists are valid TOML.
     return json.dumps(value, ensure_ascii=False)

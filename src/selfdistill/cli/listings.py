@@ -35,7 +35,7 @@ def check_early(
     with_method: bool = False,
     methods: Sequence[str] = (),
 ) -> RunConfig:
-    """Return the config of a command's argument, before torch is imported, which takes seconds.
+    """Return the config of a command's argument. Reports mistakes before torch is imported, which takes seconds.
 
     ``methods`` are names of methods, or ``LABEL=NAME``, to check as well.
 
@@ -68,7 +68,7 @@ def methods(
         build_method(name, {})
     chosen = list(METHODS) if name is None else [name]
     if json:
-        echo_json({one: describe_method(one) for one in chosen})
+        echo_json({method: describe_method(method) for method in chosen})
         return
     for method in chosen:
         echo("\n".join(section(method)))
@@ -114,16 +114,16 @@ def check(
     from selfdistill.config.sources import find_source, holds_config
 
     no_bars()
-    own = None
+    config_task = None
     if source is not None and (holds_config(find_source(source)) or source.endswith(".toml")):
         checked = config_for(source, None, set_ or [], command="data check")
-        own = checked.task.model_dump(exclude_none=True, exclude_unset=True)
+        config_task = checked.task.model_dump(exclude_none=True, exclude_unset=True)
     elif source is not None and path is not None:
         raise ConfigError(f"data check reads {source} or {path}: leave one of them out")
-    rows = path if own is not None or path is not None else source
+    rows = path if config_task is not None or path is not None else source
     parts = {"split": split, "config": config, "revision": revision}
-    given = {name: value for name, value in parts.items() if value is not None}
-    if given and rows is None:
+    source_parts = {name: value for name, value in parts.items() if value is not None}
+    if source_parts and rows is None:
         raise ConfigError("--split, --config and --revision choose among the rows of --path; a config names its own")
     from selfdistill.tasks.check import check_data, describe_check, describe_row
 
@@ -133,8 +133,10 @@ def check(
         from selfdistill.models.loading import read_tokenizer
 
         special = [*special_tokens(read_tokenizer(model)).values()]
-    where = {"path": rows, **given} if given and rows is not None else rows
-    report = check_data(where, task=task, preset=preset, overrides=set_ or [], own=own, special_tokens=special)
+    rows_source = {"path": rows, **source_parts} if source_parts and rows is not None else rows
+    report = check_data(
+        rows_source, task=task, preset=preset, overrides=set_ or [], own=config_task, special_tokens=special
+    )
     if json:
         echo_json(report)
     for line in [] if json else [*describe_check(report), *describe_row(report)]:
@@ -151,7 +153,7 @@ def init(
     config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
 ) -> None:
     """Write a commented config for a model and rows, and say what was found out and what was guessed."""
-    # The file is looked for before torch is imported, which takes seconds.
+    # Checked before torch is imported, which takes seconds.
     if out.exists():
         raise ConfigError(f"{out} exists already: choose another --out, or remove it")
     quiet()

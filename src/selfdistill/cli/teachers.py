@@ -81,11 +81,15 @@ def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
             f"  shift on the {side}'s samples, {formula}: {text(gap[f'shift_on_{side}'], 2)} nats a completion, "
             f"{per_token:.4f} a token"
         )
-    if (found := gap["compatibility"]) is not None:
-        share = "" if found["violation"] is None else f" ({found['violation']:.0%} of their size; 0 is Bayes' rule)"
+    if (compatibility := gap["compatibility"]) is not None:
+        share = (
+            ""
+            if compatibility["violation"] is None
+            else f" ({compatibility['violation']:.0%} of their size; 0 is Bayes' rule)"
+        )
         yield (
-            f"  posterior compatibility: sum of u {found['pmi']:.2f} nats, with answer and context exchanged "
-            f"{found['reverse']:.2f}; they differ by {found['rms']:.2f} nats a completion{share}"
+            f"  posterior compatibility: sum of u {compatibility['pmi']:.2f} nats, with answer and context exchanged "
+            f"{compatibility['reverse']:.2f}; they differ by {compatibility['rms']:.2f} nats a completion{share}"
         )
     for reason, count in sorted(gap["skipped"].items()):
         yield f"  skipped: {count} × {reason}"

@@ -19,12 +19,12 @@ from selfdistill.files.jsonl import finite
 from selfdistill.files.text import printable
 
 UsageError: Any = typer.BadParameter.__mro__[1]
-"""What typer raises for a command line that it cannot parse."""
+"""The exception that typer raises for a command line that it cannot parse."""
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 """Context settings of every command."""
 
 ALIASES = {"--output-dir": "--out", "--nproc-per-node": "--launch", "--model-name-or-path": "--model"}
-"""Options of trl and torchrun that mean the same as ours and are taken under their own name too."""
+"""Options of trl and torchrun that are accepted as other names of ours."""
 FOREIGN = {
     "--model": "the argument itself, a config or a model; inside a config model.path",
     "--model-name-or-path": "the argument itself, a config or a model; inside a config model.path",
@@ -80,7 +80,7 @@ FOREIGN = {
     "--standalone": "--launch N of selfdistill train",
     "--output-dir": "--out DIR",
 }
-"""Options of trl, vllm and torchrun, by what does the same here."""
+"""Options of trl, vllm and torchrun → the option or setting that does the same here."""
 
 
 class Command(TyperCommand):
@@ -91,23 +91,22 @@ class Command(TyperCommand):
         return _without_flag_types(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, with underscores in option names as good as hyphens.
+        """Parse the arguments. Underscores in option names count as hyphens.
 
         Raises:
-            ConfigError: one sentence for an option or an argument that cannot be; it names ours for a name of trl, vllm
-                or torchrun.
+            ConfigError: an option or an argument is wrong. For one of trl, vllm or torchrun the message names ours.
         """
-        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
-        spelled = [_spelled(word, own) for word in args]
+        options = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        spelled = [_spelled(word, options) for word in args]
         try:
             return super().parse_args(ctx, spelled)
         except UsageError as error:
-            raise _refusal(ctx, error, own) from error
+            raise _refusal(ctx, error, options) from error
 
 
-def _refusal(ctx: Any, error: Any, own: Iterable[str]) -> Exception:
-    """The one sentence for a command line that cannot be parsed. ``own`` are the names of the known options."""
-    # Typer brings a click of its own, whose classes have the names of click's.
+def _refusal(ctx: Any, error: Any, options: Iterable[str]) -> Exception:
+    """The error for a command line that cannot be parsed. ``options`` are the names of the command's options."""
+    # Typer ships its own copy of click, so the class is recognised by its name.
     kind = type(error).__name__
     if kind == "NoArgsIsHelpError":
         return error if isinstance(error, Exception) else ConfigError(str(error))
@@ -115,28 +114,28 @@ def _refusal(ctx: Any, error: Any, own: Iterable[str]) -> Exception:
     if kind != "NoSuchOption":
         message = error.format_message().replace("\n", " ").rstrip(".")
         return ConfigError(f"{message[:1].lower()}{message[1:]}; see {f'selfdistill {program}'.strip()} --help")
-    # Pydantic comes with them, which --help does without.
+    # These import pydantic, which --help does not need.
     from selfdistill.config.run import KEYS
     from selfdistill.config.suggest import near
 
     name = str(error.option_name)
     ours = FOREIGN.get(name.replace("_", "-"))
     key = name.removeprefix("--").replace("-", "_")
-    if ours is None and key in KEYS and "--set" in own:
+    if ours is None and key in KEYS and "--set" in options:
         ours = f"--set {key}=…"
-    known = ", ".join(sorted(option for option in own if option.startswith("--")))
-    hint = f"here it is {ours}" if ours else near(name, own) or f"there are: {known}"
+    known = ", ".join(sorted(option for option in options if option.startswith("--")))
+    hint = f"here it is {ours}" if ours else near(name, options) or f"there are: {known}"
     return ConfigError(f"{f'{program} has' if program else 'there is'} no option {name}; {hint}")
 
 
-def _spelled(word: str, own: set[str]) -> str:
-    """The word of a command line with its option under our name: with hyphens, or another tool's name for the same."""
+def _spelled(word: str, options: set[str]) -> str:
+    """The word with its option under our name: underscores become hyphens, and aliases of other tools are resolved."""
     if not word.startswith("--") or len(word) == 2:
         return word
     name, equals, value = word.partition("=")
     hyphened = name.replace("_", "-")
     ours = ALIASES.get(hyphened, "")
-    return (hyphened if hyphened in own else ours if ours in own else name) + equals + value
+    return (hyphened if hyphened in options else ours if ours in options else name) + equals + value
 
 
 class Commands(TyperGroup):
@@ -150,27 +149,29 @@ class Commands(TyperGroup):
         """Parse the options before the command.
 
         Raises:
-            ConfigError: one sentence for an option that cannot be.
+            ConfigError: an option is wrong.
         """
         try:
             return super().parse_args(ctx, args)
         except UsageError as error:
-            raise _refusal(ctx, error, {name for one in self.get_params(ctx) for name in one.opts}) from error
+            raise _refusal(
+                ctx, error, {name for parameter in self.get_params(ctx) for name in parameter.opts}
+            ) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the first word names.
 
         Raises:
-            ConfigError: there is none; the sentence names the nearest one.
+            ConfigError: there is none; the message names the nearest one.
         """
         known = self.list_commands(ctx)
         if args and args[0] not in known:
             from selfdistill.config.suggest import near
 
             program = ctx.command_path.removeprefix(ctx.find_root().info_name or "").strip()
-            wanted = f"{program} {args[0]}".strip()
+            command = f"{program} {args[0]}".strip()
             hint = near(args[0], known) or f"there are: {', '.join(known)}"
-            raise ConfigError(f"there is no command {wanted}; {hint}")
+            raise ConfigError(f"there is no command {command}; {hint}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -201,14 +202,14 @@ def folder(text: str) -> Path:
 
 
 def announce_torch() -> None:
-    """Say on stderr that torch is being imported, which takes seconds. Once a run, and before anything imports it."""
+    """Print to stderr that torch is being imported, which takes seconds. Prints nothing if it is imported already."""
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         print("loading torch", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Show on stderr what goes on in the block, so that stdout holds the result alone."""
+    """Show the progress of the block on stderr, so that stdout holds only the result."""
     from rich.console import Console
 
     from selfdistill.tracking.progress import Progress

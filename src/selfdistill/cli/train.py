@@ -1,4 +1,4 @@
-"""The ``train`` command: in this process, as one rank of several, or in N processes that it launches."""
+"""The ``train`` command: train in this process, as one rank of several, or in N launched processes."""
 
 from __future__ import annotations
 

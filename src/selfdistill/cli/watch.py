@@ -1,4 +1,4 @@
-"""The ``watch`` command: serves the page of a run, or of several, until Ctrl-C, or writes it."""
+"""The ``watch`` command: serve the page of one or several runs until Ctrl-C, or write it."""
 
 from __future__ import annotations
 
