@@ -13,28 +13,28 @@ from typing import Any
 from selfdistill.errors import ConfigError
 
 
-def load_named(spec: str, what: str, kind: str) -> Any:
-    """The object at ``"package.module:name"``. Error messages name its purpose ``what`` and its ``kind``.
+def load_named(spec: str, purpose: str, kind: str) -> Any:
+    """The object at ``"package.module:name"``. Error messages name its ``purpose`` and its ``kind``.
 
     Raises:
         ConfigError: the path is malformed, the module cannot be imported, or it has no such name.
     """
     module, _, name = spec.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
-        raise ConfigError(f"{what} {spec!r} must be written 'package.module:{kind}'")
+        raise ConfigError(f"{purpose} {spec!r} must be written 'package.module:{kind}'")
     try:
         with _working_folder_on_path():
-            found: Any = importlib.import_module(module)
+            loaded: Any = importlib.import_module(module)
     except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"{what} {spec!r}: module {module!r} cannot be imported ({error})") from error
+        raise ConfigError(f"{purpose} {spec!r}: module {module!r} cannot be imported ({error})") from error
     # Importing runs the user's code, which may raise anything.
     except (Exception, SystemExit) as error:
         raised = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ConfigError(f"{what} {spec!r}: module {module!r} cannot be imported, it raised {raised}") from error
+        raise ConfigError(f"{purpose} {spec!r}: module {module!r} cannot be imported, it raised {raised}") from error
     try:
-        return attrgetter(name)(found)
+        return attrgetter(name)(loaded)
     except AttributeError as error:
-        raise ConfigError(f"{what} {spec!r}: module {module!r} has no {kind} {name!r}") from error
+        raise ConfigError(f"{purpose} {spec!r}: module {module!r} has no {kind} {name!r}") from error
 
 
 @contextmanager

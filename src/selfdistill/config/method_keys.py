@@ -1,6 +1,6 @@
-"""The names of the methods and of their hyperparameters, so that a misspelt one is said before torch is imported.
+"""The names of the methods and of their hyperparameters, so that a misspelt one is reported before torch is imported.
 
-The methods' own classes declare the same names with defaults and limits, and need torch. A test compares.
+The methods' own classes declare the same names with defaults and limits, but need torch. A test compares the two.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ METHOD_KEYS: Mapping[str, tuple[str, ...]] = {
     ),
     "srpo": (*_GRPO, "entropy_weight", "divergence", "ratio_cap", "context"),
 }
-"""The hyperparameters of every method that the package has."""
+"""Each method of the package → its hyperparameters."""
 
 
 def check_method_name(name: str) -> None:
-    """Refuse a name that is neither a method's nor that of a class of the user's own, ``module:Class``.
+    """Refuse a name that is neither a method of the package nor a class of the user, ``module:Class``.
 
     Raises:
         ConfigError: unknown method, with the nearest known one.

@@ -20,7 +20,7 @@ def with_new_names(table: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of a run's ``config.json`` with the keys of earlier versions under their new names."""
     renamed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
     for old, new in RENAMED.items():
-        room, _, key = old.partition(".")
-        if isinstance(renamed.get(room), dict) and key in renamed[room]:
-            renamed[room][new.partition(".")[2]] = renamed[room].pop(key)
+        table_name, _, key = old.partition(".")
+        if isinstance(renamed.get(table_name), dict) and key in renamed[table_name]:
+            renamed[table_name][new.partition(".")[2]] = renamed[table_name].pop(key)
     return renamed

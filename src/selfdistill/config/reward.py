@@ -1,4 +1,4 @@
-"""The ``[reward]`` section: reward functions of one's own, a judge, and from which reward on a completion is right."""
+"""The ``[reward]`` section: the user's reward functions, a judge, and the reward from which a completion is right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ $completion
 </response>
 
 End with a line of the form "Score: N"."""
-"""The template of a judge that gives numbers, unless the user writes one."""
+"""Default template of a judge that gives numbers."""
 
 PAIRWISE = """Which response to the task is better?
 
@@ -39,7 +39,7 @@ $second
 </response B>
 
 End with a line of the form "Better: A", "Better: B" or "Better: tie"."""
-"""The template of a judge that compares two completions, unless the user writes one."""
+"""Default template of a judge that compares two completions."""
 
 SCORE_PATTERN = r"(?i)score\W*?(-?\d+(?:\.\d+)?)"
 BETTER_PATTERN = r"(?i)better\W*?\b(A|B|tie)\b"
@@ -126,9 +126,9 @@ class JudgeConfig(Strict):
             raise ValueError(f"pattern must have one group, which holds what was found; {self.pattern!r} has {groups}")
         if not self.lowest < self.highest:
             raise ValueError(f"lowest must be below highest: {self.lowest:g} and {self.highest:g}")
-        own = sorted({"model", "messages", "stream", "n"} & self.parameters.keys())
-        if own:
-            raise ValueError(f"parameters must not hold {own[0]!r}, which the request sets itself")
+        reserved = sorted({"model", "messages", "stream", "n"} & self.parameters.keys())
+        if reserved:
+            raise ValueError(f"parameters must not hold {reserved[0]!r}, which the request sets itself")
         return self
 
 
@@ -161,7 +161,7 @@ class RewardConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _kind(cls, given: Any) -> Any:
-        """``{ kind = "judge", … }`` as the table of a judge beside the common keys."""
+        """Move the keys of ``{ kind = "judge", … }`` into the table ``judge``, except the common ones."""
         if not (isinstance(given, Mapping) and "kind" in given):
             return given
         if given["kind"] != "judge":

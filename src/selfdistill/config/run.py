@@ -40,7 +40,7 @@ from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_pres
 from selfdistill.errors import ConfigError
 
 SHORT = {"method": "name", "parallel": "kind", "reward": "function"}
-"""Tables that may be written as one word, with the key that the word is the value of."""
+"""Tables that may be written as a single value → the key that gets the value."""
 
 
 class RunConfig(Strict):
@@ -93,13 +93,13 @@ KEYS = frozenset(RunConfig.model_fields)
 def lasting(config: BaseModel) -> dict[str, Any]:
     """The keys that a resume must not change: all that are not marked ``MAY_CHANGE``."""
     table = type(config).model_config.get("json_schema_extra")
-    # The keys of a task of the user's own are known to its class alone.
-    kept: dict[str, Any] = dict(config.model_extra or {})
+    # Extra keys belong to a task class of the user.
+    lasting_keys: dict[str, Any] = dict(config.model_extra or {})
     for key, field in type(config).model_fields.items():
         value = getattr(config, key)
         if (field.json_schema_extra or table) != MAY_CHANGE:
-            kept[key] = lasting(value) if isinstance(value, BaseModel) else value
-    return kept
+            lasting_keys[key] = lasting(value) if isinstance(value, BaseModel) else value
+    return lasting_keys
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -108,7 +108,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     ``overrides`` are ``a.b=value`` pairs with values in TOML syntax. A model needs its method and task from them.
 
     Raises:
-        ConfigError: one sentence: what, where, what would be right.
+        ConfigError: the message says what is wrong, where, and what would be right.
     """
     source = find_source(name)
     if source.checkpoint is not None:
@@ -137,7 +137,8 @@ def config_for(
     """The config of a command that trains nothing, for a config, a run folder, a checkpoint or a model.
 
     ``task`` is a kind or a table, and replaces the task of the source unless it is of the same kind. ``with_method``
-    says whether the command asks for the method; else none can be set. The weights of a run are found apart.
+    says whether the command uses the method; otherwise an override of the method is refused. The weights of a run are
+    found separately.
 
     Raises:
         ConfigError: the source does not exist, no task is named, or an override is invalid.
@@ -146,22 +147,22 @@ def config_for(
         if override.partition("=")[0].strip().partition(".")[0] == "method":
             raise ConfigError(f"--set {override}: {command} trains nothing, so it has no method to set")
     source = find_source(name)
-    # With a task, the model's loader says best what is wrong with a folder that is nothing known.
+    # If a task is given, an unknown folder is left to the model's loader, whose message is better.
     if source.kind == "nothing" and with_method:
-        # A method is asked of configs most of all: name the nearest one.
+        # Commands with a method mostly take configs, so the message names the nearest config.
         config_path(source)
     if source.kind == "nothing" and task is None:
         raise ConfigError(_not_found(source))
     raw = read_config(name) if source.kind in ("config", "run") else {"model": {"path": name}}
     if not with_method:
         raw["method"] = {"name": "grpo"}
-        # A run's checkpoint is a whole model with its adapter merged, and a new adapter changes nothing.
+        # The adapter of a run's checkpoint is loaded merged, and a new adapter would change nothing.
         raw["model"] = {key: value for key, value in raw.get("model", {}).items() if key != "lora"}
-    own = raw.get("task") if source.kind == "model" else raw.get("task", "countdown")
-    kind = own.get("kind") if isinstance(own, Mapping) else own
+    source_task = raw.get("task") if source.kind == "model" else raw.get("task", "countdown")
+    kind = source_task.get("kind") if isinstance(source_task, Mapping) else source_task
     table = {"kind": task} if isinstance(task, str) else task
     if table is not None and table != {"kind": kind}:
-        # The reward function and the contexts were meant for the task that is replaced.
+        # The reward function and the contexts belong to the task that is replaced.
         raw = {key: value for key, value in raw.items() if key not in ("reward", "contexts")} | {"task": dict(table)}
     apply_overrides(raw, overrides)
     if "task" not in raw and source.kind == "model":
@@ -186,7 +187,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str,
     """Write ``a.b=value`` pairs, or a mapping of ``a.b`` to values, into a nested table.
 
     Raises:
-        ConfigError: a pair without ``=``, or a path through something that is no table.
+        ConfigError: a pair has no ``=``, or a key goes through a value that is not a table.
     """
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
@@ -234,10 +235,10 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
         # `method = "name"` is shorthand for a table and may be extended like one.
         if part in SHORT and isinstance(table.get(part), str | list):
             table[part] = {SHORT[part]: table[part]}
-        below = table.setdefault(part, {})
-        if not isinstance(below, dict):
+        subtable = table.setdefault(part, {})
+        if not isinstance(subtable, dict):
             raise ConfigError(f"{override}: {part} is a value, not a table")
-        table = below
+        table = subtable
     table[last] = value
 
 

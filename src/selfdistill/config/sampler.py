@@ -97,17 +97,17 @@ class ServerConfig(EngineConfig):
 
 
 class Address(str):
-    """A server's URL without name and password. These are kept in ``authorization``, and never shown or stored."""
+    """A server's URL without name and password. They are kept in ``authorization`` and never shown or stored."""
 
     authorization: str = ""
-    """The value of the ``Authorization`` header; empty where the URL held no password."""
+    """The value of the ``Authorization`` header; empty if the URL had no password."""
 
     @classmethod
     def read(cls, url: str) -> Address:
         """The address in a URL that may hold ``name:password@``."""
-        scheme, separator, rest = url.rstrip("/").partition("://")
-        # The last @ of the host's part: a password may hold others.
-        host, slash, path = rest.partition("/")
+        scheme, separator, location = url.rstrip("/").partition("://")
+        # Split at the last @ before the path, because a password may contain others.
+        host, slash, path = location.partition("/")
         login, _, host = host.rpartition("@")
         address = cls(f"{scheme}{separator}{host}{slash}{path}" if separator else url)
         if login:

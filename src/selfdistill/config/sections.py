@@ -32,20 +32,19 @@ AlarmName = Literal[
     "vanishing_updates",
     "validation_falls",
 ]
-"""An alarm of ``tracking/alarms.py``. The config loads nothing of tracking; a test holds the names to be the same."""
+"""An alarm of ``tracking/alarms.py``. The config does not import tracking; a test compares the names."""
 
 BestBy = Literal["success", "reward", "loglikelihood", "teacher_gap", "teacher_shift", "last"]
 """A metric of held-out problems by which the best checkpoint is chosen."""
 
 Sink = Literal["tensorboard", "wandb", "trackio"]
-"""A tracker of ``tracking/trackers.py``, likewise."""
+"""A tracker of ``tracking/trackers.py``; a test compares the names."""
 
 
 MAY_CHANGE: JsonDict = {"resume": "may change"}
-"""Marks a key, or all keys of a table, with which a run may be taken up again under another value: it leaves past steps
-as they are and changes later ones by rounding at most."""
+"""Marks a key, or all keys of a table, that a resume may change, because it changes the steps by rounding at most."""
 STAYS: JsonDict = {"resume": "stays"}
-"""Marks a key that a resume must not change, in a table whose other keys it may."""
+"""Marks a key that a resume must not change, in a table marked ``MAY_CHANGE``."""
 
 
 class LoraConfig(Strict):

@@ -55,5 +55,5 @@ class SignalConfig(Strict):
 
     @property
     def needs_rewards(self) -> bool:
-        """Whether anything of it depends on verdicts."""
+        """Whether any of the settings depends on verdicts."""
         return self.equal != "keep" or self.weight != "none" or self.overlong == "punish" or self.curriculum

@@ -1,4 +1,4 @@
-"""What an argument of a command names: a config, a run folder, a checkpoint or a model; and reading its config."""
+"""Find the config, run folder, checkpoint or model that a command's argument names, and read its config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_RUN = "is no run folder: its config.json is missing or names no task"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an argument names. Every command and function asks :func:`find_source`."""
+    """The config, run or model that an argument names. :func:`find_source` is the only place that decides."""
 
     name: str
     """The argument as it was written."""
@@ -40,8 +40,8 @@ class Source:
 
     @property
     def label(self) -> str:
-        """A short name: of an arm, of a method that is inspected, of the folder of a run."""
-        # The name of a folder or of a model may have dots, and "." has none of its own.
+        """A short name for an arm, an inspected method or a run folder."""
+        # Only configs lose their ending: other names may have dots. resolve() gives "." a name.
         return Path(self.name).stem if self.kind == "config" else Path(self.name).resolve().name
 
 
@@ -64,11 +64,11 @@ def find_source(name: str) -> Source:
         ConfigError: the folder is both a run and a model.
         CheckpointError: it is a checkpoint whose run has no config.
     """
-    # The folder of an empty name is the one that the user stands in.
+    # An empty name would be the current folder.
     if not name.strip():
         return Source(name, "nothing")
     path = Path(name)
-    # "." and ".." are the user's own folders, not those around the shipped files.
+    # "." and ".." are folders of the user, not those around the shipped files.
     if "/" not in name and name.strip("."):
         shipped = resources.files("selfdistill.config") / "shipped" / f"{name}.toml"
         if isinstance(shipped, Path) and shipped.is_file():
@@ -79,7 +79,7 @@ def find_source(name: str) -> Source:
     if path.is_dir():
         return _folder(name, path)
     if path.exists():
-        # A file of a model directory is no config either; the model's loader says what to give.
+        # A file of a model directory is not a config; the model's loader reports what to give instead.
         of_model = path.suffix in WEIGHTS or (path.suffix == ".json" and "model_type" in _keys(path))
         return Source(name, "model" if of_model else "config", path)
     parts = name.split("/")
@@ -119,7 +119,7 @@ def _folder(name: str, path: Path) -> Source:
 
 
 def _keys(path: Path) -> Iterable[str]:
-    """The keys of a JSON object, none if the file does not exist or is damaged: reading it again says what is wrong."""
+    """The keys of a JSON object; none if the file is missing or damaged, which the later reading of it reports."""
     try:
         table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError):
@@ -135,7 +135,7 @@ def holds_config(source: Source) -> bool:
 
 
 def collision(name: str) -> str | None:
-    """A sentence where a shipped name hides a folder of the same name, else None."""
+    """A warning if a shipped name hides a folder of the same name, else None."""
     if name in (*shipped_configs(), *shipped_models()) and Path(name).is_dir():
         return f"{name} is taken for what the package ships under that name; the folder here is ./{name}"
     return None
@@ -192,7 +192,7 @@ def read_config(name: str) -> dict[str, Any]:
     is_json = path.suffix == ".json"
     try:
         table = json.loads(config_text(name)) if is_json else tomllib.loads(config_text(name))
-    # RecursionError: brackets without end.
+    # RecursionError: too many nested brackets.
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
         where = path if source.kind == "run" else f"config {name}"
         raise ConfigError(f"{where} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error

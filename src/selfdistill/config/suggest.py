@@ -28,11 +28,11 @@ def near(name: str, known: Iterable[str], where: str = "") -> str:
 
 
 def suggest(error: ValidationError, model: type[BaseModel]) -> str:
-    """The sentence for the first error of a table checked by ``model``; a misspelt key comes before all others."""
+    """The message for the first error of a table checked by ``model``; a misspelt key comes before all others."""
     first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
     given, kind = first["input"], first["type"]
-    *above, last = first["loc"] or ("",)
-    path, known = _keys_at(above, model)
+    *parents, last = first["loc"] or ("",)
+    path, known = _keys_at(parents, model)
     where = ".".join([*path, ""])
     if kind == "extra_forbidden":
         name = where + str(last)
@@ -50,23 +50,23 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{where}: unknown kind {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}"
     # A server's URL may hold a password, and the value may be a long table.
     value, message = LOGIN.sub("", repr(given)), LOGIN.sub("", first["msg"])
-    got = "" if kind == "missing" else f" (got {value:.80})"
-    return f"{where or 'the config'}: {message[0].lower()}{message[1:]}{got}"
+    value_note = "" if kind == "missing" else f" (got {value:.80})"
+    return f"{where or 'the config'}: {message[0].lower()}{message[1:]}{value_note}"
 
 
 def _keys_at(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], list[str]]:
     """The path of keys of a pydantic error location, without union tags, and the keys known there."""
     path: list[str] = []
     models = [model]
-    for step in loc:
-        members = [m for m in models if "kind" in m.model_fields and step in get_args(_type(m, "kind"))]
+    for part in loc:
+        members = [m for m in models if "kind" in m.model_fields and part in get_args(_type(m, "kind"))]
         if len(models) > 1 and members:
             models = members
-        elif step in MEMBERS and step == loc[-1] and path[-2:-1] != ["fields"]:
+        elif part in MEMBERS and part == loc[-1] and path[-2:-1] != ["fields"]:
             continue
-        elif not models or step not in UNTAGGED:
-            path.append(str(step))
-            models = [below for m in models if step in m.model_fields for below in _models(_type(m, str(step)))]
+        elif not models or part not in UNTAGGED:
+            path.append(str(part))
+            models = [below for m in models if part in m.model_fields for below in _models(_type(m, str(part)))]
     return path, list(dict.fromkeys(key for m in models for key in m.model_fields))
 
 
