@@ -32,10 +32,10 @@ def curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], *, ax: Any)
     Raises:
         ConfigError: no step has the metric.
     """
-    known = sorted({key for line in lines for key, value in line.items() if isinstance(value, int | float)})
+    metrics = sorted({key for line in lines for key, value in line.items() if isinstance(value, int | float)})
     for name in names:
-        if name not in known:
-            raise ConfigError(f"the metrics have no number {name!r}; there are: {', '.join(known)}")
+        if name not in metrics:
+            raise ConfigError(f"the metrics have no number {name!r}; there are: {', '.join(metrics)}")
     ax = axes(ax)
     steps = [line["step"] for line in lines]
     for name in names:

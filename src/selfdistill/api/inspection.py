@@ -68,8 +68,8 @@ class Inspection:
     def __repr__(self) -> str:
         s = self.summary
         skipped = "".join(f"; skipped: {count} × {reason}" for reason, count in s["skipped"].items())
-        left = "".join(f"; left out: {name}, because {reason}" for name, reason in s["left_out"].items())
-        return f"<{s['completions']} completions, {s['tokens']} tokens: {', '.join(self.signals)}{skipped}{left}>"
+        left_out = "".join(f"; left out: {name}, because {reason}" for name, reason in s["left_out"].items())
+        return f"<{s['completions']} completions, {s['tokens']} tokens: {', '.join(self.signals)}{skipped}{left_out}>"
 
 
 def inspect(
@@ -144,18 +144,18 @@ def _check(out: str | Path | None, *lists: object, **counts: object) -> None:
 
 
 def _methods(
-    given: Sequence[object] | Mapping[str, object] | None,
+    methods: Sequence[object] | Mapping[str, object] | None,
 ) -> tuple[list[str] | None, dict[str, Method]]:
     """Return the methods by name, as the command takes them, and the methods that are objects."""
-    if given is None:
+    if methods is None:
         return None, {}
-    if not isinstance(given, Mapping):
-        names = [method for method in given if isinstance(method, str)]
-        if len(names) < len(given):
+    if not isinstance(methods, Mapping):
+        names = [method for method in methods if isinstance(method, str)]
+        if len(names) < len(methods):
             raise ConfigError("a method that is an object needs a label: write methods={'mine': method}")
         return names, {}
-    built = {label: method for label, method in given.items() if isinstance(method, Method)}
-    named = {label: name for label, name in given.items() if not isinstance(name, Method)}
+    built = {label: method for label, method in methods.items() if isinstance(method, Method)}
+    named = {label: name for label, name in methods.items() if not isinstance(name, Method)}
     wrong = next((name for name in named.values() if not isinstance(name, str)), None)
     if wrong is not None:
         raise ConfigError(f"a method is a name or a Method object, got {wrong!r:.60}")

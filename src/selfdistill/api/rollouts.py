@@ -90,10 +90,10 @@ def _check_room(problems: Sequence[Example], chat: Chat, tokens: int, thinking: 
         )
 
 
-def written(
+def verify_texts(
     chat: Chat, examples: Sequence[Example], completions: Sequence[Any], judge: Task, *, thinking: bool | None
 ) -> list[RolloutGroup]:
-    """Tokenise written texts as completions and verify them. The log-probabilities of a sampler are unknown (NaN).
+    """Tokenise texts as completions and verify them. The log-probabilities of a sampler are unknown (NaN).
 
     Raises:
         DataError: a problem has no text or list of texts, or a text does not fit the window.

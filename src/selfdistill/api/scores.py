@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfdistill.api.rollouts import check_pair, written
+from selfdistill.api.rollouts import check_pair, verify_texts
 from selfdistill.api.tasks import Prompts, as_examples, as_task
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, load_templates, parse_template
@@ -144,7 +144,7 @@ def score(
     check_pair(policy, chat)
     judge = as_task(task)
     if completions is not None:
-        groups = written(chat, as_examples(groups, judge), completions, judge or Prompts(), thinking=thinking)
+        groups = verify_texts(chat, as_examples(groups, judge), completions, judge or Prompts(), thinking=thinking)
     elif isinstance(groups, RolloutGroup) or not all(isinstance(group, RolloutGroup) for group in groups):
         raise DataError("score takes a list of groups from rollout, or prompts together with completions=")
     groups = list(groups)
@@ -160,12 +160,12 @@ def score(
 
 
 def _templates(
-    groups: Sequence[RolloutGroup], judge: Task | None, given: str | Path | Mapping[str, Template] | None
+    groups: Sequence[RolloutGroup], judge: Task | None, templates: str | Path | Mapping[str, Template] | None
 ) -> dict[str, Template]:
-    if isinstance(given, Mapping):
-        return dict(given)
-    if given is not None:
-        return load_templates(given)
+    if isinstance(templates, Mapping):
+        return dict(templates)
+    if templates is not None:
+        return load_templates(templates)
     files = {judge.contexts} if judge else {group.contexts for group in groups if group.contexts}
     if len(files) > 1:
         raise ConfigError(
@@ -180,13 +180,13 @@ def _named(contexts: Sequence[str | Template] | Mapping[str, str | Template], kn
     if isinstance(contexts, str):
         raise ConfigError(f"contexts are a list of names: write contexts=[{contexts!r}]")
     pairs = contexts.items() if isinstance(contexts, Mapping) else [(_name(context), context) for context in contexts]
-    for name, given in pairs:
+    for name, context in pairs:
         if name == STUDENT:
             raise ConfigError("the student's own prompt is always scored: name the other contexts only")
-        if isinstance(given, Template):
-            known[name] = given
+        if isinstance(context, Template):
+            known[name] = context
         elif isinstance(contexts, Mapping):
-            known[name] = parse_template(name, {"text": given}, "contexts")
+            known[name] = parse_template(name, {"text": context}, "contexts")
         elif name not in known:
             raise ConfigError(
                 f"unknown context {name!r}; known: {', '.join(sorted(known))}; a text of your own goes "
