@@ -1,4 +1,4 @@
-"""Locks on folders, and one clear sentence for every error of a disk."""
+"""Lock folders, and turn disk errors into one clear message."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def check_name(folder: Path) -> None:
 
 
 @contextmanager
-def told_of_disk(folder: Path | None = None, *, resume: str = "") -> Iterator[None]:
-    """Turn every disk error inside the block into one clear sentence, whichever library raised it.
+def report_disk_errors(folder: Path | None = None, *, resume: str = "") -> Iterator[None]:
+    """Turn every disk error inside the block into one clear message, whichever library raised it.
 
     The message names ``folder`` if the error names no file. ``resume`` is the advice for continuing on a full disk.
 

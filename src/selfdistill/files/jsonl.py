@@ -17,7 +17,7 @@ from selfdistill.files.text import printable_json
 Row = Mapping[str, Any]
 """A JSON object from a file."""
 UNREADABLE = (ValueError, RecursionError)
-"""What Python's reader raises: also an integer of more digits than it converts, and brackets without end."""
+"""Exceptions of Python's JSON reader, also for an integer with too many digits and for too many nested brackets."""
 
 
 class JsonLines:
@@ -34,13 +34,13 @@ class JsonLines:
         if not objects or not self.writes:
             return
         lines = (printable_json(json.dumps(finite(value), ensure_ascii=False)) + "\n" for value in objects)
-        written = "".join(lines).encode()
+        data = "".join(lines).encode()
         with self.path.open("ab") as file:
-            file.write(written)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        self._digest.update(written)
-        self._bytes += len(written)
+        self._digest.update(data)
+        self._bytes += len(data)
 
     def mark(self) -> dict[str, Any]:
         """Return the number of bytes written and their hash, for :meth:`differs` and :meth:`cut`."""

@@ -32,9 +32,9 @@ def flatten(record: StepRecord) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one or several steps have spent, over all ranks. Tokens are those of completions; prompts are not counted.
+    """The cost of one or several steps, over all ranks. Tokens are those of completions; prompts are not counted.
 
-    A role that draws nothing, or scores nothing, is not among the keys.
+    A role that samples nothing, or scores nothing, is not among the keys.
     """
 
     completions: Mapping[str, int]
@@ -42,7 +42,7 @@ class Budget:
     drawn: Mapping[str, int]
     """Their tokens, by role."""
     scored: Mapping[str, int]
-    """Tokens that went through a role's weights for scoring alone, by role: without a backward pass."""
+    """Tokens that a role's weights scored without a backward pass, by role."""
     trained: int
     """Tokens with a weight in the loss, forward and backward, counted once for each optimiser update."""
 
@@ -52,7 +52,7 @@ class Budget:
 
 
 def total_budget(lines: Iterable[Mapping[str, Any]]) -> Budget | None:
-    """The sum over the lines of ``metrics.jsonl``; None if an older version wrote one of them, without its budget."""
+    """The sum over the lines of ``metrics.jsonl``; None if an older version wrote a line without a budget."""
     totals = {"completions": Counter[str](), "drawn": Counter[str](), "scored": Counter[str]()}
     trained = 0
     for line in lines:
@@ -90,13 +90,13 @@ class RolloutLine:
     correct: bool | None = None
     """Whether it counts as right; None if it was not judged."""
     rewards: Mapping[str, float] | None = None
-    """The reward of each function where several judge, by name."""
+    """The reward of each function by name, if several functions judge."""
     feedback: str | None = None
     u: tuple[float | None, ...] | None = None
     """u = log T(y) − log S(y) of each token, in nats; None if no teacher scored the completion."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line as a JSON object, without ``u`` or ``rewards`` where there are none."""
+        """Return the line as a JSON object, without ``u`` and ``rewards`` if they are None."""
         line = {name: getattr(self, name) for name in LINE_KEYS}
         return line | {name: getattr(self, name) for name in ("u", "rewards") if getattr(self, name) is not None}
 

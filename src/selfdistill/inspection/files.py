@@ -16,7 +16,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.thinking import begins_thinking, ends_thinking
 from selfdistill.errors import ConfigError
 from selfdistill.evaluation.words import ALL_CLASSES, classify
-from selfdistill.files.disk import check_name, lock_folder, told_of_disk
+from selfdistill.files.disk import check_name, lock_folder, report_disk_errors
 from selfdistill.files.jsonl import write_json
 from selfdistill.inspection import tables
 from selfdistill.inspection.findings import Findings
@@ -265,7 +265,7 @@ def write_findings(folder: Path, table: TokenTable, summary: Mapping[str, Any], 
     """Create the folder and write the three files into it. They replace older ones once all three are complete."""
     page = render_microscope(page_data_of(table, summary, chat))
     parts = [folder / f"{name}.part" for name in FILES]
-    with told_of_disk(folder):
+    with report_disk_errors(folder):
         lock = lock_folder(folder, f"another inspection still writes to {folder}: wait for it, or choose another --out")
         try:
             write_tokens(parts[0], table)
@@ -286,7 +286,7 @@ def check_place(folder: Path) -> None:
     Raises:
         ConfigError: the folder is a file or contains other files.
     """
-    with told_of_disk(folder):
+    with report_disk_errors(folder):
         check_name(folder)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out {folder} is a file: choose another --out")

@@ -16,7 +16,7 @@ from selfdistill.distributed.world import World
 from selfdistill.errors import OutOfMemory, SamplerError, TrainingError
 from selfdistill.evaluation.best import score_by
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
-from selfdistill.files.disk import told_of_disk
+from selfdistill.files.disk import report_disk_errors
 from selfdistill.files.jsonl import JsonLines, write_json
 from selfdistill.files.records import total_budget
 from selfdistill.models.policy import save_policy
@@ -125,7 +125,7 @@ class Run:
         if new:
             # Another run may have taken the folder while this one loaded its model.
             holds_run(self.folder, resume=False)
-        with told_of_disk(self.folder, resume="run the same command again"):
+        with report_disk_errors(self.folder, resume="run the same command again"):
             self.saved.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "config.json", settings)
             self.starts.append(start_record(self.config.model, step=self.counters.step, seed=self.config.seed))
@@ -135,7 +135,7 @@ class Run:
         stop = stop or StopRequest()
         self.progress.stop_requested = lambda: stop.requested
         try:
-            with told_of_disk(self.folder, resume="continue the run with --resume"):
+            with report_disk_errors(self.folder, resume="continue the run with --resume"):
                 return self._train(stop)
         except OutOfMemory as error:
             step = self.saved_step

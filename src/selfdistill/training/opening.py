@@ -17,7 +17,7 @@ from selfdistill.config.run import ResolvedConfig, lasting
 from selfdistill.config.suggest import suggest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError
-from selfdistill.files.disk import check_name, lock_folder, told_of_disk
+from selfdistill.files.disk import check_name, lock_folder, report_disk_errors
 from selfdistill.files.jsonl import JsonLines
 from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption, latest_valid
 from selfdistill.training.checkpoint import save_best
@@ -41,7 +41,7 @@ class Hold:
         """
         if self._end is None:
             held = f"another run still writes to {self._folder}: wait for it to end, or choose another --out"
-            with told_of_disk(self._folder):
+            with report_disk_errors(self._folder):
                 descriptor = lock_folder(self._folder, held)
             if descriptor is not None:
                 self._end = weakref.finalize(self, os.close, descriptor)
@@ -59,7 +59,7 @@ def holds_run(folder: Path, *, resume: bool) -> bool:
     Raises:
         CheckpointError: it holds a run and ``resume`` is not set, it holds other files, or it cannot be read.
     """
-    with told_of_disk(folder):
+    with report_disk_errors(folder):
         check_name(folder)
         exists = (folder / "config.json").exists() or any((folder / "checkpoints").glob("step-*"))
         if exists and not resume:
