@@ -1,9 +1,9 @@
-"""The whole idea in one plain loop: sample, verify, look again with hindsight, update.
+"""The whole idea in one plain loop: sample, verify, score again with hindsight, update.
 
-A model is asked Countdown problems. Each completion is scored twice by the same weights: under the question alone
-(student) and under the question with a correct solution (teacher). u = log T − log S says, token by token, what
-hindsight makes likelier. AntiSD subtracts φ(u) from the GRPO advantage. No batching by length, no checkpoint, no gate:
-those are in ``selfdistill train``. Run it with ``python examples/minimal_loop.py [steps]``.
+The model solves Countdown problems. The same weights score each completion twice: under the question alone (student)
+and under the question with a correct solution (teacher). u = log T − log S is positive for tokens that hindsight makes
+likelier. AntiSD subtracts φ(u) from the GRPO advantage. Batching by length, checkpoints and the gate are left out; they
+are in ``selfdistill train``. Run it with ``python examples/minimal_loop.py [steps]``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COMPLETIONS, MAX_TOKENS, STRENGTH, LEARNING_RATE = 8, 256, 0.1, 2e-4
 
 
 def completion_logprobs(model: torch.nn.Module, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
-    """Log-probability of each completion token. The completion's ids are never tokenised again."""
+    """Log-probability of each completion token. The completion's ids are used as sampled, not tokenised again."""
     ids = torch.tensor([[*prompt, *completion]])
     logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
@@ -60,15 +60,15 @@ def main(steps: int, prompts_per_step: int = 8) -> sd.Policy:
         optimiser.zero_grad()
         for p, (example, group) in enumerate(zip(batch, groups, strict=True)):
             for g, completion in enumerate(group):
-                # 4. The same ids under another prompt: the teacher has seen a solution.
+                # 4. Score the same ids under another prompt: the teacher sees a solution.
                 fields = {**example.fields, "verdict": "correct" if verdicts[p][g].correct else "wrong"}
-                shown = templates["solution_verdict"].render(example.prompt, fields)
-                assert isinstance(shown, tuple), shown
+                teacher_prompt = templates["solution_verdict"].render(example.prompt, fields)
+                assert isinstance(teacher_prompt, tuple), teacher_prompt
                 with torch.no_grad():
-                    teacher_N = completion_logprobs(model, chat.encode(shown), completion.ids)
+                    teacher_N = completion_logprobs(model, chat.encode(teacher_prompt), completion.ids)
                 student_N = completion_logprobs(model, prompts[p], completion.ids)
 
-                # 5. Credit: the group's verdict on the whole, hindsight's on each token.
+                # 5. Credit: the group's advantage of the completion plus hindsight's advantage of each token.
                 u_N = pointwise_mutual_information(teacher_N, student_N.detach())
                 credit_N = advantage_PG[p, g] + STRENGTH * antisd_advantage(u_N)
                 loss_N = clipped_policy_gradient(student_N, student_N.detach(), credit_N)

@@ -1,10 +1,11 @@
-"""Whether CREDIT moves reward from boilerplate to what is specific of a problem: ``python experiments/boilerplate.py``.
+"""Measure whether CREDIT moves reward from boilerplate to problem-specific tokens.
 
-The microscope scores completions of the toolbox base under SDPO's context and CREDIT's contrast. A token is called
-boilerplate where more than nine tenths of all completions hold it, specific where fewer than three tenths do. For both
-kinds: SDPO's signal u, what the paper's sampled-token form would take from it (λ times log N, centred over all tokens:
-a constant lifts every token alike), and the credit of the distribution form, the one that docs/results.md trains. Only
-the difference of the latter from SDPO's says what training has moved. Intervals: bootstrap over problems.
+Run it with ``python experiments/boilerplate.py``. ``selfdistill inspect`` scores completions of the toolbox base model
+under SDPO's context and CREDIT's contrast. A token is boilerplate if more than nine tenths of all completions contain
+it, and specific if fewer than three tenths do. For both kinds the result has SDPO's signal u, the amount that the
+paper's sampled-token form would subtract from it (λ times log N, centred over all tokens, because a constant changes
+every token alike), and the credit of the distribution form, which docs/results.md trains. The effect of CREDIT is the
+difference of that credit from SDPO's. Intervals are a bootstrap over problems.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ COLUMNS = ("completion", "example", "id", SIGNAL, GENERIC, "credit sdpo", "credi
 
 
 def tokens(problems: int, samples: int) -> dict[str, Any]:
-    """The columns of the microscope's table."""
+    """The columns of the token table of ``selfdistill inspect``."""
     import pyarrow.parquet as parquet
 
     with tempfile.TemporaryDirectory() as folder:
@@ -42,25 +43,25 @@ def tokens(problems: int, samples: int) -> dict[str, Any]:
 
 
 def kinds(table: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of each token, the share of all completions that hold it."""
+    """For each token the share of all completions that contain it."""
     holders: dict[int, set[int]] = defaultdict(set)
     for token, completion in zip(table["id"], table["completion"], strict=True):
         holders[token].add(completion)
-    everyone = len(set(table["completion"]))
-    return np.array([len(holders[token]) / everyone for token in table["id"]])
+    completions = len(set(table["completion"]))
+    return np.array([len(holders[token]) / completions for token in table["id"]])
 
 
 def mean(values: Any, examples: Any) -> dict[str, Any]:
-    """Mean over problems of each problem's mean, with its interval."""
+    """Mean over problems of the mean per problem, with its interval."""
     rows = defaultdict(list)
     for value, example in zip(values, examples, strict=True):
         rows[example].append(value)
-    each = [float(np.mean(row)) for row in rows.values()]
-    return bootstrap(each, k=1, seed=0, confidence=0.95, resamples=10_000).as_dict()
+    problem_means = [float(np.mean(row)) for row in rows.values()]
+    return bootstrap(problem_means, k=1, seed=0, confidence=0.95, resamples=10_000).as_dict()
 
 
 def main() -> None:
-    """Measure and write the table."""
+    """Measure, then write and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=64)
     parser.add_argument("--samples", type=int, default=4)
@@ -69,7 +70,7 @@ def main() -> None:
     share = kinds(table)
     columns = {name: np.array(table[name], dtype=float) for name in COLUMNS[3:]}
     scored = ~np.isnan(columns["credit credit"])
-    taken = -0.1 * (columns[GENERIC] - columns[GENERIC][scored].mean())
+    added = -0.1 * (columns[GENERIC] - columns[GENERIC][scored].mean())
     examples = np.array(table["example"])
     result: dict[str, Any] = {"problems": args.problems, "samples": args.samples, "tokens": int(scored.sum())}
     for name, chosen in (("boilerplate", share > BOILERPLATE), ("specific", share < SPECIFIC)):
@@ -77,7 +78,7 @@ def main() -> None:
         result[name] = {
             "tokens": int(rows.sum()),
             "u": mean(columns[SIGNAL][rows], examples[rows]),
-            "added by the sampled-token form": mean(taken[rows], examples[rows]),
+            "added by the sampled-token form": mean(added[rows], examples[rows]),
             "sdpo": mean(columns["credit sdpo"][rows], examples[rows]),
             "credit": mean(columns["credit credit"][rows], examples[rows]),
             "credit − sdpo, the form that is trained": mean(

@@ -1,9 +1,9 @@
 """The experiments of docs/results.md: ``python experiments/run.py TASK tune``, then ``… final`` and ``… doses``.
 
-Every arm has the same small budget for tuning: each of its candidates is trained with three seeds of its own and fewer
-steps, and the one with the best last validation accuracy goes into the final comparison. ``doses`` trains what tuning
-would not choose: the strengths that the papers' claims are about, untuned. Configs are written below
-``--out``; the raw ``compare.json`` of each comparison is kept in experiments/results/.
+Every arm has the same small budget for tuning: each candidate is trained with three separate seeds and fewer steps, and
+the candidate with the best final validation accuracy enters the final comparison. ``doses`` trains candidates that
+tuning would not choose: the untuned strengths of the papers' claims. Configs are written below ``--out``; the raw
+``compare.json`` of each comparison is kept in experiments/results/.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ TASKS: dict[str, dict[str, Any]] = {
     "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
 }
 CONVENTIONS = {"tune": 0, "final": 1000, "doses": 1000}
-"""The toolbox's first conventions; every seed has others. Final figures come from sets that nothing was chosen by."""
+"""The toolbox's first conventions; every seed has others. The conventions of final figures were not used for tuning."""
 FINAL_SPLIT = {"tune": "validation", "final": "test", "doses": "test"}
-"""Tuning looks at validation problems, and figures come from test problems."""
+"""Tuning uses validation problems, and figures come from test problems."""
 STEPS = {"tune": 15, "final": 20, "doses": 20}
 LONGER = {("single", "final"): 30}
-"""Where right answers are rare, twenty steps are few."""
+"""More steps for tasks where right answers are rare."""
 EVERY = {"tune": 15, "final": 5, "doses": 5}
 SEEDS = {"tune": "10,11,12", "final": "0,1,2,3,4,5,6,7", "doses": "0,1,2,3,4,5,6,7"}
 
-TOLD = (
+METRICS = (
     "reward",
     "length",
     "deliberation",
@@ -60,7 +60,7 @@ TOLD = (
     "cos_total_question",
     "left_out",
 )
-"""Metrics of which the page speaks."""
+"""Metrics that docs/results.md mentions."""
 
 JSD = {"divergence": {"kind": "jensen_shannon"}}
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
@@ -77,7 +77,7 @@ def strengths(rate: float, *values: float) -> list[Candidate]:
     return [(rate, {"strength": value}) for value in values]
 
 
-# Four candidates an arm: learning rates, or λ at GRPO's second rate and one more at its third, which turned out best.
+# Four candidates per arm: learning rates, or λ at GRPO's second rate and one more at its third, which was best.
 GRIDS: dict[str, list[Candidate]] = {
     "grpo": rates(*RATES),
     "sd": [*strengths(2e-4, 0.05, 0.1, 0.5), *strengths(4e-4, 0.05)],
@@ -88,7 +88,7 @@ GRIDS: dict[str, list[Candidate]] = {
     "sdpo": rates(3e-5, 1e-4, 2e-4, 4e-4),
     "credit": [*strengths(1e-4, 0.05, 0.1, 0.5), *strengths(2e-4, 0.1)],
 }
-# On toolbox sdpo and grpo alone went on gaining up to 4e-4, so everything there is offered larger rates.
+# On toolbox sdpo and grpo kept improving up to 4e-4, so all arms there get larger rates.
 GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
     "toolbox": {
         "sdpo": rates(*RATES),
@@ -116,15 +116,15 @@ DOSES: dict[str, dict[str, tuple[str, Candidate]]] = {
         **{f"credit-{value:g}": ("credit", (4e-4, {"strength": value})) for value in (0.5, 1.0, 2.0)},
     },
 }
-"""Arms of the stage ``doses``; the first is what the others are compared with."""
+"""Arms of the stage ``doses``; the first is the baseline."""
 TUNED_ON = {"single": "countdown"}
-"""Tasks that take over what was tuned on another."""
+"""Task → the task whose tuned candidates it uses."""
 UNGATED = {"countdown": True, "single": True}
-"""Where AntiSD also runs without its gate, with what was tuned for AntiSD."""
+"""Tasks on which AntiSD also runs without its gate, with the candidate tuned for AntiSD."""
 
 
 def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candidate, stage: str) -> Path:
-    """A config file of one arm, as JSON-compatible TOML of dotted keys."""
+    """Write the config file of one arm, as TOML lines with dotted keys."""
     rate, hyperparameters = candidate
     steps = LONGER.get((task, stage), STEPS[stage])
     chosen = TASKS[task]
@@ -163,28 +163,28 @@ def compare(task: str, stage: str, arms: list[Path], out: Path, jobs: int) -> di
     subprocess.run(command, check=True, env={**os.environ})
     RESULTS.mkdir(exist_ok=True)
     shutil.copy(out / "compare.json", RESULTS / f"{task}-{stage}.json")
-    kept = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
-    (RESULTS / f"{task}-{stage}-metrics.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    metrics = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
+    (RESULTS / f"{task}-{stage}-metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     return result
 
 
 def measured(folder: Path) -> dict[str, dict[str, float]]:
-    """What an arm's steps measured, seeds together: means of the first step, of the last and of all."""
+    """Means of an arm's metrics over all seeds: in the first step, in the last step and over all steps."""
     runs = [path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("seed-*/metrics.jsonl"))]
     steps = {"first": [run[0] for run in runs], "last": [run[-1] for run in runs]}
     steps["all"] = [line for run in runs for line in run]
-    found: dict[str, dict[str, float]] = {}
+    means: dict[str, dict[str, float]] = {}
     for when, lines in steps.items():
-        for key in TOLD:
+        for key in METRICS:
             values = [value for line in map(json.loads, lines) if isinstance(value := line.get(key), int | float)]
             if values:
-                found.setdefault(key, {})[when] = round(sum(values) / len(values), 6)
-    return found
+                means.setdefault(key, {})[when] = round(sum(values) / len(values), 6)
+    return means
 
 
 def tune(task: str, out: Path, jobs: int) -> None:
-    """Train every candidate and write down the best of each arm."""
+    """Train every candidate and write the best of each arm to a file."""
     arms: dict[str, tuple[str, Candidate]] = {}
     for method in ARMS[task]:
         for candidate in GRIDS_OF.get(task, {}).get(method, GRIDS[method]):
@@ -220,7 +220,7 @@ def final(task: str, out: Path, jobs: int) -> None:
 
 
 def doses(task: str, out: Path, jobs: int) -> None:
-    """Train the arms that the claims are about, with every seed."""
+    """Train the arms of the papers' claims with every seed."""
     arms = DOSES[task].items()
     compare(task, "doses", [write_arm(out / "arms", task, label, *arm, "doses") for label, arm in arms], out, jobs)
 

@@ -1,6 +1,6 @@
 """The tables of docs/results.md, from the kept ``compare.json`` files: ``python experiments/tables.py [--check]``.
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of experiments/results/.
+A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of experiments/results/.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ def deviation(score: dict[str, Any] | None) -> str:
 
 def restricted(arm: dict[str, Any], baseline: str) -> str:
     """Restricted mean of the steps to the baseline's final accuracy: ``15 (2 of 3 seeds; −1.5 [−4.0, +1.0])``."""
-    found = arm["reach"]
-    seeds = f"{found['reached']} of {found['of']} seeds"
-    if arm["name"] == baseline or found["against_baseline"] is None:
-        return f"{found['mean']['step']:.3g} ({seeds})"
-    value, low, high = (numbers.signed(found["against_baseline"][key], decimals=1) for key in ("value", "low", "high"))
-    return f"{found['mean']['step']:.3g} ({seeds}; {found['unit']} {value} [{low}, {high}])"
+    reach_of_arm = arm["reach"]
+    seeds = f"{reach_of_arm['reached']} of {reach_of_arm['of']} seeds"
+    if arm["name"] == baseline or reach_of_arm["against_baseline"] is None:
+        return f"{reach_of_arm['mean']['step']:.3g} ({seeds})"
+    value, low, high = (
+        numbers.signed(reach_of_arm["against_baseline"][key], decimals=1) for key in ("value", "low", "high")
+    )
+    return f"{reach_of_arm['mean']['step']:.3g} ({seeds}; {reach_of_arm['unit']} {value} [{low}, {high}])"
 
 
 def final(result: dict[str, Any]) -> str:
-    """An arm a row: accuracy, gain and difference to the baseline with deviations, budget, how soon it gets there."""
+    """One row per arm: accuracy, gain and difference from the baseline with deviations, steps to its end, budget."""
     if result["interval"].get("kind") != "t":
         return bootstrapped(result)
     baseline, accuracy = result["baseline"], result["arms"][0]["accuracy"]
@@ -62,8 +64,8 @@ def final(result: dict[str, Any]) -> str:
     for arm in result["arms"]:
         accuracy, words = arm["accuracy"], arm["deliberation"]
         budgets = [run["budget"] for run in arm["runs"]]
-        spent = [sum(sum(one[kind].values()) for one in budgets) / len(budgets) for kind in ("drawn", "scored")]
-        spent.append(sum(one["trained"] for one in budgets) / len(budgets))
+        spent = [sum(sum(budget[kind].values()) for budget in budgets) / len(budgets) for kind in ("drawn", "scored")]
+        spent.append(sum(budget["trained"] for budget in budgets) / len(budgets))
         gap = accuracy["against_baseline"]
         cells = [
             f"`{arm['name']}`",
@@ -81,19 +83,23 @@ def final(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Comparisons made before the t intervals of `compare` print what they hold: a bootstrap, and no result per problem.
+# Comparisons older than the t intervals of `compare` have bootstrap intervals and no results per problem.
 
 
-def reach(found: dict[str, Any]) -> str:
+def reach(reached_steps: dict[str, Any]) -> str:
     """Steps to the baseline's final accuracy: ``15 (2 of 3 seeds)``."""
-    if not found or not found["reached"]:
+    if not reached_steps or not reached_steps["reached"]:
         return "–"
-    seeds = "" if found["reached"] == found["of"] else f" ({found['reached']} of {found['of']} seeds)"
-    return f"{found['mean']['step']:.3g}{seeds}"
+    seeds = (
+        ""
+        if reached_steps["reached"] == reached_steps["of"]
+        else f" ({reached_steps['reached']} of {reached_steps['of']} seeds)"
+    )
+    return f"{reached_steps['mean']['step']:.3g}{seeds}"
 
 
 def bootstrapped(result: dict[str, Any]) -> str:
-    """An arm a row: accuracy, its difference to the baseline, steps to the baseline's end, deliberation, cost."""
+    """One row per arm: accuracy, its difference from the baseline, steps to the baseline's end, deliberation, cost."""
     baseline = result["baseline"]
     before = result["arms"][0]["accuracy"]["before"]
     lines = [
@@ -121,7 +127,7 @@ def bootstrapped(result: dict[str, Any]) -> str:
 
 
 def tune(result: dict[str, Any], chosen: dict[str, Any]) -> str:
-    """A method a row, its candidates in the order of their accuracy; the one that was chosen is bold."""
+    """One row per method with its candidates in the order of their accuracy; the chosen candidate is bold."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for arm in result["arms"]:
         rows.setdefault(arm["method"]["name"], []).append(arm)
@@ -141,7 +147,7 @@ def tune(result: dict[str, Any], chosen: dict[str, Any]) -> str:
 
 
 def label(arm: dict[str, Any]) -> str:
-    """The rate, and λ where the method has one that was tuned."""
+    """The learning rate, and λ if the method has one."""
     strength = arm["method"].get("strength")
     return f"{arm['optimiser']['learning_rate']:g}" + (f", λ {strength:g}" if strength is not None else "")
 
@@ -156,12 +162,12 @@ def table(name: str) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with its tables as the results say."""
-    return TABLE.sub(lambda found: f"{found[1]}{table(found[2])}{found[3]}", page)
+    """The page with its tables filled from the results."""
+    return TABLE.sub(lambda match: f"{match[1]}{table(match[2])}{match[3]}", page)
 
 
 def main() -> None:
-    """Write the page again, or with ``--check`` say whether it is up to date."""
+    """Rewrite the page, or with ``--check`` fail if it is not up to date."""
     page = PAGE.read_text(encoding="utf-8")
     if "--check" in sys.argv[1:]:
         sys.exit(

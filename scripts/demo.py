@@ -1,4 +1,4 @@
-"""``make demo``: four arms on Countdown, three on the toolbox, and one page that says what happened to each.
+"""``make demo``: train four arms on Countdown and three on the toolbox, and write one page about both comparisons.
 
 The settings are the same for every arm of a task. Arms that have finished are not trained again.
 """
@@ -15,14 +15,14 @@ from selfdistill.comparison.page import Joined, write_joined
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """One task of the demo: its heading, what hindsight is in it, and its arms."""
+    """One task of the demo: its heading, a text about hindsight in this task, and its arms."""
 
     name: str
     heading: str
     about: str
     arms: tuple[str, ...]
     learning_rate: str
-    """The rate that does best for most of the arms: docs/results.md."""
+    """The learning rate that is best for most of the arms (docs/results.md)."""
 
 
 HALVES = (
@@ -56,7 +56,7 @@ SETTINGS = (
     "checkpoint.every=20",
 )
 JOBS = 2
-"""Two processes of one thread each use two cores better than one process of two threads."""
+"""Two processes with one thread each use two cores better than one process with two threads."""
 
 
 def main(out: Path, seed: str) -> int:
@@ -75,7 +75,7 @@ def arguments(half: Half, out: Path, seed: str) -> list[str]:
     """The command line of a task's comparison, for one seed."""
     settings = [*SETTINGS, f"optimiser.learning_rate={half.learning_rate}"]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    # "5," is the seed 5 alone, where "5" would be five seeds.
+    # "5," is the single seed 5; "5" would be five seeds.
     seeds = ["--seeds", f"{seed},"]
     return ["compare", *half.arms, "--out", str(out / half.name), "--jobs", str(JOBS), *seeds, *overrides]
 

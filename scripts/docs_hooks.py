@@ -1,8 +1,8 @@
-"""What MkDocs does beside its own work: pages and tables that the code knows best, and formulas as MathML.
+"""MkDocs hooks: generate pages and tables from the code, and render formulas as MathML.
 
-A line ``<!-- generated: NAME -->`` of a page is replaced by a table, ``<!-- generated: method NAME -->`` by what a
-method says of itself. Formulas are TeX between dollar signs; they become MathML, which browsers draw by themselves, so
-that the site needs neither a script nor the network for them.
+A line ``<!-- generated: NAME -->`` of a page is replaced by a table, and ``<!-- generated: method NAME -->`` by the
+reference of a method. Formulas are TeX between dollar signs. They become MathML, which browsers render natively, so the
+site needs neither a script nor the network for them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Put pages that nobody has given a place under "More", so that none is lost."""
+    """Add pages that are not in the navigation under "More"."""
     named = set(_paths(config.nav)) | {*PAGES}
     folder = Path(config.docs_dir)
     others = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.md"))]
@@ -54,7 +54,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def _paths(nav: Any) -> list[str]:
-    """Every page that a part of the navigation names."""
+    """All pages in a part of the navigation."""
     if isinstance(nav, str):
         return [nav]
     parts = nav.values() if isinstance(nav, dict) else nav
@@ -62,16 +62,16 @@ def _paths(nav: Any) -> list[str]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that have no file of their own."""
+    """Add the generated pages."""
     for path, text in PAGES.items():
         files.append(File.generated(config, path, content=text()))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put generated tables in their places."""
+    """Replace the markers of generated tables by the tables."""
 
-    def made(match: re.Match[str]) -> str:
+    def generated(match: re.Match[str]) -> str:
         name, argument = match.groups()
         if name == "method":
             return pages.method_reference(argument)
@@ -79,7 +79,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
             raise PluginError(f"no generated table {name!r}; there are: {', '.join(TABLES)}")
         return TABLES[name]()
 
-    return _GENERATED.sub(made, markdown)
+    return _GENERATED.sub(generated, markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -89,6 +89,6 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _mathml(match: re.Match[str]) -> str:
     _, bracket, tex = match.groups()
-    # The converter sets no space between a named function and its argument.
+    # The converter does not put a space between a named function and its argument.
     tex = re.sub(r"\\(log|min|max|exp|tanh) (?=[\w\\])", r"\\\1\\, ", html.unescape(tex))
     return convert(tex, display="block" if bracket == "[" else "inline")

@@ -1,10 +1,10 @@
 """Draw the documentation's pictures of the methods: ``python scripts/docs_pictures.py``.
 
-The shipped base model samples Countdown problems with a fixed seed, the microscope scores the completions, and two of
-one problem, a correct and a wrong one, are drawn as every method sees them. Methods that learn from other texts show
-these: ``sft`` its solution, ``pbsd`` a pair, ``pbsd_reward`` two weighted samples of its teacher, ``hdpo`` a right one
-of a hard problem. Another machine may sample other completions; the choice among them is by rule.
-Names after the script draw only these.
+The shipped base model samples completions of Countdown problems with a fixed seed, and the inspection scores them. A
+correct and a wrong completion of one problem are drawn with the credit of every method. Methods that learn from other
+texts show those: ``sft`` a solution, ``pbsd`` a pair, ``pbsd_reward`` two weighted samples of its teacher, ``hdpo`` a
+right sample of a hard problem. Another machine may sample other completions; the drawn ones are chosen by a fixed rule.
+Names of pictures after the script's name draw only these.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ METHODS = (
 )
 SETTINGS = {
     "crisp": ("opsd", {"context": "brief", "divergence": {"kind": "reverse_kl"}, "score_temperature": 1.0}),
-    # What HDPO does to the samples of its teacher.
+    # HDPO's loss on the samples of its teacher.
     "hdpo": (
         "opsd",
         {"divergence": build_method("hdpo", {}).model_dump()["divergence"], "score_temperature": 1.0},
@@ -53,14 +53,14 @@ SETTINGS = {
 TEACHER = "solution"
 PROBLEMS, SAMPLES, SEED = 16, 8, 0
 LONGEST = 70
-"""Tokens of a drawn completion: more would not be read."""
+"""Maximum number of tokens of a drawn completion, so that it stays readable."""
 
 Numbers = NDArray[np.float64]
 CREDIT = ("pushed down", "pushed up")
 
 
 class Bench:
-    """The model, the task and what is needed to look at completions."""
+    """The model, the task, and the objects that sample and inspect completions."""
 
     def __init__(self) -> None:
         config = config_for("countdown-base", "countdown", [], command="docs_pictures")
@@ -71,14 +71,14 @@ class Bench:
         self.sampler = policy_sampler(self.policy, self.chat)
 
     def table(self, groups: Sequence[RolloutGroup], methods: Sequence[str]) -> TokenTable:
-        """What the microscope sees of some groups, u under the solution first."""
+        """The token table of some groups, with u under the solution."""
         built = {name: build_method(*SETTINGS.get(name, (name, {}))) for name in methods}
-        wanted = plan(built, [TEACHER], self.templates)
-        found = inspect_groups(
-            self.policy, self.chat, groups, wanted, self.templates,
+        inspection_plan = plan(built, [TEACHER], self.templates)
+        findings = inspect_groups(
+            self.policy, self.chat, groups, inspection_plan, self.templates,
             thinking=None, prompts=PROBLEMS, max_tokens=4096, max_logits_per_chunk=1 << 24, seed=SEED,
         )  # fmt: skip
-        return token_table(found, self.chat, load_classes(None))
+        return token_table(findings, self.chat, load_classes(None))
 
     def students(self) -> list[RolloutGroup]:
         """Completions that the student samples."""
@@ -103,20 +103,20 @@ class Bench:
 
 
 def parts_of(table: TokenTable, values: Numbers) -> list[Numbers]:
-    """Numbers of every token, completion by completion."""
+    """The numbers of all tokens, split by completion."""
     return np.split(values, np.cumsum(table.findings.lengths)[:-1])
 
 
 def choose_pair(table: TokenTable) -> tuple[int, int]:
-    """A correct and a wrong completion of one problem that both deliberate and are short enough to be read.
+    """A correct and a wrong completion of one problem that both deliberate and are short enough to read.
 
-    The problem is the one that is solved nearest to half of the time, so that reward and blame are of one size.
+    The chosen problem is solved closest to half of the time, so the advantages of both have a similar size.
     """
     by_problem: dict[int, dict[bool, int]] = {}
-    for c, (one, length) in enumerate(zip(table.samples, table.findings.lengths, strict=True)):
-        tries = sum(piece.body.strip() == "try" for piece in one.pieces)
-        if one.finished and tries >= 2 and length <= LONGEST:
-            by_problem.setdefault(table.findings.places[c][0], {}).setdefault(one.reward == 1, c)
+    for c, (sample, length) in enumerate(zip(table.samples, table.findings.lengths, strict=True)):
+        tries = sum(piece.body.strip() == "try" for piece in sample.pieces)
+        if sample.finished and tries >= 2 and length <= LONGEST:
+            by_problem.setdefault(table.findings.places[c][0], {}).setdefault(sample.reward == 1, c)
 
     def unevenness(problem: int) -> float:
         verdicts = table.findings.groups[problem].verdicts
@@ -127,20 +127,20 @@ def choose_pair(table: TokenTable) -> tuple[int, int]:
 
 
 def strip(table: TokenTable, c: int, values: Numbers, caption: str) -> Strip:
-    """Completion ``c`` with its share of the numbers of all tokens."""
+    """Completion ``c`` with its part of the numbers of all tokens."""
     return Strip(caption, table.samples[c].pieces, parts_of(table, values)[c].tolist())
 
 
 def caption_of(table: TokenTable, c: int) -> str:
-    """Its problem and its verdict."""
-    one = table.samples[c]
-    return f"{one.prompt.strip(' .')}: {'correct' if one.reward == 1 else 'wrong'}, reward {one.reward:g}"
+    """The problem and the verdict of a completion."""
+    sample = table.samples[c]
+    return f"{sample.prompt.strip(' .')}: {'correct' if sample.reward == 1 else 'wrong'}, reward {sample.reward:g}"
 
 
 def credit_pictures(table: TokenTable) -> dict[str, str]:
-    """A picture for u, and one for every method that has a credit of sampled completions."""
+    """One picture of u, and one for every method that gives credit to sampled completions."""
     pair = choose_pair(table)
-    drawn = {
+    pictures = {
         "u": draw(
             "u of two completions under a solution, token by token",
             ("less likely with hindsight", "more likely with hindsight"),
@@ -150,8 +150,8 @@ def credit_pictures(table: TokenTable) -> dict[str, str]:
     }
     for name in METHODS:
         strips = [strip(table, c, table.signals[f"credit {name}"], caption_of(table, c)) for c in pair]
-        drawn[name] = draw(f"The credit that {name} gives to each token of two completions", CREDIT, strips)
-    return drawn
+        pictures[name] = draw(f"The credit that {name} gives to each token of two completions", CREDIT, strips)
+    return pictures
 
 
 def sft_picture(bench: Bench, example: int) -> str:
@@ -179,7 +179,7 @@ def pbsd_picture(students: TokenTable, teachers: TokenTable, beta: float) -> str
     margin = preference_margin(*scores, beta=beta)
     slope = beta * torch.sigmoid(-margin).item()
     strips = []
-    for table, c, sign, who in (
+    for table, c, sign, origin in (
         (teachers, plus, 1, "the teacher's sample y⁺"),
         (students, minus, -1, "the student's sample y⁻"),
     ):
@@ -190,7 +190,7 @@ def pbsd_picture(students: TokenTable, teachers: TokenTable, beta: float) -> str
                 table,
                 c,
                 sign * slope * -np.expm1(logprobs),
-                f"{who}, each token's weight {weight} ({caption_of(table, c)})",
+                f"{origin}, each token's weight {weight} ({caption_of(table, c)})",
             )
         )
     title = f"A pair of pbsd: margin {margin.item():.2f}, loss {preference_loss(margin).item():.2f}"
@@ -203,14 +203,16 @@ def hdpo_picture(bench: Bench, students: Sequence[RolloutGroup], teachers: Seque
     def solved(group: RolloutGroup) -> int:
         return sum(verdict.correct for verdict in group.verdicts)
 
-    own, theirs = min(zip(students, teachers, strict=True), key=lambda pair: solved(pair[0]))
+    student_group, teacher_group = min(zip(students, teachers, strict=True), key=lambda pair: solved(pair[0]))
     right = [
-        RolloutGroup(theirs.example, (rollout,), (verdict,))
-        for rollout, verdict in zip(theirs.rollouts, theirs.verdicts, strict=True)
+        RolloutGroup(teacher_group.example, (rollout,), (verdict,))
+        for rollout, verdict in zip(teacher_group.rollouts, teacher_group.verdicts, strict=True)
         if verdict.correct and len(rollout.completion_ids) <= LONGEST
     ]
     table = bench.table([max(right, key=lambda group: len(group.rollouts[0].completion_ids))], ["hdpo"])
-    caption = f"the teacher's sample ({caption_of(table, 0)}); of the student's {SAMPLES}, {solved(own)} was right"
+    caption = (
+        f"the teacher's sample ({caption_of(table, 0)}); of the student's {SAMPLES}, {solved(student_group)} was right"
+    )
     strips = [strip(table, 0, table.signals["credit hdpo"], caption)]
     return draw("The credit that hdpo gives to each token of a sample of its teacher", CREDIT, strips)
 
@@ -224,16 +226,16 @@ def pbsd_reward_picture(teachers: TokenTable, beta: float) -> str:
     rewards = torch.tensor([teachers.samples[c].reward for c in members], dtype=torch.float64)
     weights = dict(zip(members, (rewards / beta).softmax(0).tolist(), strict=True))
     logprobs = teachers.findings.logprobs["student"].astype(np.float64)
-    shown = [next(c for c in members if teachers.samples[c].reward == reward) for reward in (1.0, 0.0)]
+    drawn = [next(c for c in members if teachers.samples[c].reward == reward) for reward in (1.0, 0.0)]
     strips = [
         strip(teachers, c, -weights[c] * np.expm1(logprobs), f"weight {weights[c]:.5f} ({caption_of(teachers, c)})")
-        for c in shown
+        for c in drawn
     ]
     return draw("What pbsd_reward makes of two samples of its teacher", CREDIT, strips)
 
 
 def main() -> None:
-    """Draw all and say where."""
+    """Draw all pictures and print their folder."""
     torch.manual_seed(SEED)
     bench = Bench()
     groups = bench.students()

@@ -1,7 +1,7 @@
 """Write the tables of docs/verdicts.md: ``python scripts/docs_verdicts.py``.
 
-What stands between ``<!-- verdicts: KIND -->`` and ``<!-- end -->`` is made anew from the cases in ``tests/cases``;
-nothing else is touched. A kind of task is one function of ``KINDS``, in a module of ``scripts/verdicts``.
+The text between ``<!-- verdicts: KIND -->`` and ``<!-- end -->`` is generated from the cases in ``tests/cases``; the
+rest of the page stays as it is. ``KINDS`` has one function for each table, from the modules of ``scripts/verdicts``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PLACE = re.compile(r"(<!-- verdicts: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 
 def filled(page: str) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables regenerated."""
     return _PLACE.sub(lambda match: f"{match[1]}\n{KINDS[match[2]]()}\n\n{match[3]}", page)
 
 

@@ -75,20 +75,20 @@ def main() -> int:
         lived = {key for key, test in _last().items() if not test}
         mutants = [m for m in mutants if m.key() in lived]
     print(f"{len(mutants)} mutants of {len(files)} files", flush=True)
-    found: list[tuple[Mutant, str]] = []
+    results: list[tuple[Mutant, str]] = []
 
     def report(mutant: Mutant, test: str) -> None:
-        found.append((mutant, test))
+        results.append((mutant, test))
         if not test:
             print(f"survives: {_words(mutant.key())}", flush=True)
-        if len(found) % 100 == 0:
-            print(f"{len(found)} of {len(mutants)}, {time.monotonic() - began:.0f} s", flush=True)
+        if len(results) % 100 == 0:
+            print(f"{len(results)} of {len(mutants)}, {time.monotonic() - began:.0f} s", flush=True)
 
     tests = sorted({name for file in files for name in _tests_of(file)})
     status = hunt(PACKAGE, mutants, tests, nearest=_tests_of, report=report, jobs=options.jobs)
     if status != 0:
         return status
-    return _verdict(found, _explained(LEDGER), whole=not (options.only or options.again), files=files)
+    return _verdict(results, _explained(LEDGER), complete=not (options.only or options.again), files=files)
 
 
 def _options() -> argparse.Namespace:
@@ -102,8 +102,8 @@ def _options() -> argparse.Namespace:
 
 
 def _files(targets: Mapping[str, Sequence[str]]) -> list[str]:
-    found = [str(path.relative_to(PACKAGE)) for pattern in targets for path in sorted(PACKAGE.glob(pattern))]
-    return [file for file in dict.fromkeys(found) if file not in WORDS]
+    files = [str(path.relative_to(PACKAGE)) for pattern in targets for path in sorted(PACKAGE.glob(pattern))]
+    return [file for file in dict.fromkeys(files) if file not in WORDS]
 
 
 def _tests_of(file: str) -> list[str]:
@@ -125,33 +125,34 @@ def _explained(ledger: Path) -> dict[tuple[str, str, str, str], str]:
 
 
 def _last() -> dict[tuple[str, str, str, str], str]:
-    """What became of every mutant when it was last run."""
+    """The result of every mutant when it was last run."""
     lines = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     return {(file, scope, before, after): test for file, scope, before, after, test in lines}
 
 
 def _verdict(
-    found: Sequence[tuple[Mutant, str]],
+    results: Sequence[tuple[Mutant, str]],
     explained: Mapping[tuple[str, str, str, str], str],
     *,
-    whole: bool,
+    complete: bool,
     files: Sequence[str],
 ) -> int:
-    """Say and write what became of the mutants; 1 where the ledger and the survivors differ."""
-    survived = {mutant.key() for mutant, test in found if not test}
+    """Print and write the results of the mutants. Returns 1 if the ledger and the survivors differ."""
+    survived = {mutant.key() for mutant, test in results if not test}
     open_ = [key for key in survived if key not in explained]
-    stale = [key for key in explained if whole and key[0] in files and key not in survived]
-    known = {key: test for key, test in _last().items() if not (whole and key[0] in files)}
-    # Two mutants may differ in no word, where a line stands twice: one that lives is enough.
-    for mutant, test in sorted(found, key=lambda each: not each[1]):
-        known[mutant.key()] = test
+    stale = [key for key in explained if complete and key[0] in files and key not in survived]
+    results_by_key = {key: test for key, test in _last().items() if not (complete and key[0] in files)}
+    # Two mutants may have the same key if a line occurs twice. The key counts as surviving if one of them survives.
+    for mutant, test in sorted(results, key=lambda result: not result[1]):
+        results_by_key[mutant.key()] = test
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps([[*key, test] for key, test in known.items()], indent=0))
-    made, lived = Counter(m.file for m, _ in found), Counter(m.file for m, test in found if not test)
-    for file in made:
-        print(f"{file}: {made[file]} mutants, {made[file] - lived[file]} found, {lived[file]} survive")
+    RESULTS.write_text(json.dumps([[*key, test] for key, test in results_by_key.items()], indent=0))
+    made_count, survivor_count = Counter(m.file for m, _ in results), Counter(m.file for m, test in results if not test)
+    for file in made_count:
+        survivors = survivor_count[file]
+        print(f"{file}: {made_count[file]} mutants, {made_count[file] - survivors} found, {survivors} survive")
     print(
-        f"{len(found)} mutants, {sum(bool(t) for _, t in found)} found; {len(survived)} survivors differ in words, "
+        f"{len(results)} mutants, {sum(bool(t) for _, t in results)} found; {len(survived)} survivors differ in words, "
         f"{len(survived) - len(open_)} of them explained in {LEDGER.relative_to(ROOT)}"
     )
     for key in sorted(open_):
@@ -168,6 +169,6 @@ def _words(key: tuple[str, str, str, str]) -> str:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    # A fork has none of its parent's threads, and would wait for OpenMP's for ever: one thread, before torch loads.
+    # Set before torch loads: a fork lacks its parent's threads and would wait forever for those of OpenMP.
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     sys.exit(main())

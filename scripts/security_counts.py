@@ -1,6 +1,6 @@
-"""Writes how many attacks, kills, faults and wrong inputs the suite tries into docs/security.md.
+"""Write the numbers of attacks, kills, faults and wrong inputs that the suite tries into docs/security.md.
 
-The numbers are those of pytest's own collection, so that no table of cases has to be counted twice.
+The numbers come from pytest's own collection, so they need not be counted by hand.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ COUNTED = {
         "test_rows_that|test_what_the_check_refuses",
     ),
 }
-"""(files of tests, names of tests, as patterns) of each kind."""
+"""Kind → (test files, test names), both as patterns."""
 
 
 def counts() -> dict[str, int]:
-    """How many cases the suite has of each kind."""
+    """The number of cases of each kind in the suite."""
     files = sorted({f"tests/{name}" for names, _ in COUNTED.values() for name in names.split("|")})
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return {
-        what: sum(bool(re.match(rf"tests/({names})::({tests})", line)) for line in listed)
-        for what, (names, tests) in COUNTED.items()
+        kind: sum(bool(re.match(rf"tests/({names})::({tests})", line)) for line in listed)
+        for kind, (names, tests) in COUNTED.items()
     }
 
 
 def filled(page: str) -> str:
     """The page with its table of counts."""
-    rows = "".join(f"| {what} | {number} |\n" for what, number in counts().items())
+    rows = "".join(f"| {kind} | {number} |\n" for kind, number in counts().items())
     table = f"<!-- counts -->\n| tried | cases |\n|---|---|\n{rows}<!-- end -->"
     return re.sub(r"<!-- counts -->.*?<!-- end -->", lambda _: table, page, flags=re.DOTALL)
 
