@@ -182,9 +182,9 @@ def test_what_the_check_refuses_the_task_refuses_in_the_same_words(name: str, tm
         assert words in log(path)
 
 
-@pytest.mark.parametrize("tell", [checked, built])
-def test_an_empty_folder_is_refused(log: Callable[[Path], str], tmp_path: Path) -> None:
-    assert "cannot be read as a folder" in log(tmp_path)
+@pytest.mark.parametrize("refusal", [checked, built])
+def test_an_empty_folder_is_refused(refusal: Callable[[Path], str], tmp_path: Path) -> None:
+    assert "cannot be read as a folder" in refusal(tmp_path)
 
 
 def test_nulls_that_a_table_adds_to_structs_are_no_values(tmp_path: Path) -> None:
