@@ -94,17 +94,17 @@ def find_model(name: str) -> FoundModel:
     return FoundModel(path, tokenizer, int(window), "enable_thinking" in template, begins_thinking(template))
 
 
-def config_text(found_model: FoundModel, found_task: FoundTask, data_source: Any) -> tuple[str, list[str]]:
+def config_text(model: FoundModel, found_task: FoundTask, data_source: Any) -> tuple[str, list[str]]:
     """Return the text of the config, and one sentence for each finding and guess."""
     method, why = _method(found_task)
     recommended = METHODS[method].recommended
-    lengths = _lengths(found_model, found_task.examples)
-    tokens, tokens_why = _max_tokens(found_model, lengths, recommended.max_tokens, shows_solutions=method != "grpo")
+    lengths = _lengths(model, found_task.examples)
+    tokens, tokens_why = _max_tokens(model, lengths, recommended.max_tokens, shows_solutions=method != "grpo")
     longest = max(length for length, _ in lengths)
     prompts = min(16, max(1, found_task.train))
     switch = (
         "# thinking = false  # the template has a thinking switch; unset: its own default"
-        if found_model.has_switch
+        if model.has_switch
         else "# thinking: the chat template has no switch for it"
     )
     table = {"path": data_source, **found_task.table}
@@ -115,7 +115,7 @@ steps = 100  # optimiser steps; a pass over the training rows takes {max(1, -(-f
 method = "{method}"  # {why}
 
 [model]
-path = {_toml(found_model.path)}
+path = {_toml(model.path)}
 # device, dtype: left to what the machine has; lora.rank = 16 trains an adapter, which takes far less memory
 
 [task]
@@ -146,12 +146,8 @@ every = 20  # steps between checkpoints; the newest two and the best are kept
     notes = [
         f"found: {found_task.rows} rows, {found_task.rejected} of them unusable; task {found_task.kind} "
         f"({found_task.how}); {verified}",
-        f"found: prompts of up to {longest} tokens, a window of {found_model.window}, "
-        + (
-            "a thinking switch in the chat template"
-            if found_model.has_switch
-            else "no thinking switch in the chat template"
-        ),
+        f"found: prompts of up to {longest} tokens, a window of {model.window}, "
+        + ("a thinking switch in the chat template" if model.has_switch else "no thinking switch in the chat template"),
         f"guessed: method {method}, because {why}",
         f"guessed: max_tokens {tokens}, {tokens_why}",
         f"guessed: {found_task.validation} rows held out for validation, {found_task.train} to train on",
