@@ -1,9 +1,14 @@
-"""The experiments of docs/results.md: ``python experiments/run.py TASK tune``, then ``… final`` and ``… doses``.
+"""The experiments of docs/results.md: ``python experiments/run.py TASK STAGE``, in the order of these stages.
 
-Every arm has the same small budget for tuning: each candidate is trained with three separate seeds and fewer steps, and
-the candidate with the best final validation accuracy enters the final comparison. ``doses`` trains candidates that
-tuning would not choose: the untuned strengths of the papers' claims. Configs are written below ``--out``; the raw
-``compare.json`` of each comparison is kept in experiments/results/.
+``tune``: every arm has the same small budget, four candidates, each trained with three seeds of its own and fewer
+steps. The one with the best last validation accuracy goes into the final comparison. If the best learning rate of an
+arm is the smallest or the largest that it was offered, the next one beyond it is tried too, at most ``WIDENINGS``
+times. ``final`` trains the chosen ones. ``doses`` trains what tuning would not choose: the strengths that the papers'
+claims are about, untuned. ``rates`` gives every arm the same learning rates: GRPO's tuned one, a tenth and a hundredth
+of it.
+
+Configs are written below ``--out``; the raw ``compare.json`` of each comparison is kept in experiments/results/. An
+interrupted stage goes on where its runs are.
 """
 
 from __future__ import annotations
@@ -38,15 +43,16 @@ TASKS: dict[str, dict[str, Any]] = {
     "single": {"task": {"kind": "countdown", "difficulty": "single"}, "model": {"path": "countdown-base"}},
     "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
 }
-CONVENTIONS = {"tune": 0, "final": 1000, "doses": 1000}
+CONVENTIONS = {"tune": 0, "final": 1000, "doses": 1000, "rates": 1000}
 """The toolbox's first conventions; every seed has others. The conventions of final figures were not used for tuning."""
-FINAL_SPLIT = {"tune": "validation", "final": "test", "doses": "test"}
+FINAL_SPLIT = {"tune": "validation", "final": "test", "doses": "test", "rates": "test"}
 """Tuning uses validation problems, and figures come from test problems."""
-STEPS = {"tune": 15, "final": 20, "doses": 20}
+STEPS = {"tune": 15, "final": 20, "doses": 20, "rates": 20}
 LONGER = {("single", "final"): 30}
 """More steps for tasks where right answers are rare."""
-EVERY = {"tune": 15, "final": 5, "doses": 5}
-SEEDS = {"tune": "10,11,12", "final": "0,1,2,3,4,5,6,7", "doses": "0,1,2,3,4,5,6,7"}
+EVERY = {"tune": 15, "final": 4, "doses": 4, "rates": 4}
+SEEDS = {"tune": "10,11,12", "final": "0,1,2,3,4,5,6,7", "doses": "0,1,2,3,4,5,6,7", "rates": "0,1,2,3,4"}
+WIDENINGS = 2
 
 METRICS = (
     "reward",
@@ -87,6 +93,8 @@ GRIDS: dict[str, list[Candidate]] = {
     "pbsd": rates(1e-5, 3e-5, 1e-4, 2e-4),
     "sdpo": rates(3e-5, 1e-4, 2e-4, 4e-4),
     "credit": [*strengths(1e-4, 0.05, 0.1, 0.5), *strengths(2e-4, 0.1)],
+    **{method: rates(*RATES) for method in ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo")},
+    **{method: rates(3e-5, 1e-4, 2e-4, 4e-4) for method in ("sc_sdpo", "paced", "demopsd", "eopd")},
 }
 # On toolbox sdpo and grpo kept improving up to 4e-4, so all arms there get larger rates.
 GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
@@ -97,16 +105,20 @@ GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
         "opsd": rates(*RATES, **JSD),
         "purified": rates(*RATES),
         "pbsd": rates(*RATES),
+        **{method: rates(*RATES) for method in ("sc_sdpo", "paced", "demopsd", "eopd")},
     }
 }
+SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo", "sc_sdpo", "paced", "demopsd", "eopd")
 ARMS = {
-    "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd"),
-    "single": ("grpo", "antisd"),
-    "toolbox": ("grpo", "sdpo", "credit", "antisd", "opsd", "purified", "pbsd"),
+    "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd", "sdpo", "credit", *SUMMER),
+    "single": ("grpo", "antisd", *SUMMER),
+    "toolbox": ("grpo", "sdpo", "credit", "antisd", "opsd", "purified", "pbsd", *SUMMER),
 }
 DOSES: dict[str, dict[str, tuple[str, Candidate]]] = {
     "countdown": {
         "sd-0.5": ("sd", (2e-4, {"strength": 0.5})),
+        # AntiSD as published: λ = 0.5 and its gate.
+        "antisd-0.5": ("antisd", (2e-4, {"strength": 0.5})),
         "opsd-1e-4": ("opsd", (1e-4, JSD)),
         "purified-1e-4": ("purified", (1e-4, {})),
         "pbsd-1e-4": ("pbsd", (1e-4, {})),
@@ -156,15 +168,15 @@ def dotted(table: dict[str, Any], prefix: str = "") -> str:
     return lines
 
 
-def compare(task: str, stage: str, arms: list[Path], out: Path, jobs: int) -> dict[str, Any]:
+def compare(task: str, stage: str, arms: list[Path], out: Path, jobs: int, *, suffix: str = "") -> dict[str, Any]:
     """Run ``selfdistill compare`` and keep its raw numbers."""
     command = [sys.executable, "-m", "selfdistill", "compare", *map(str, arms)]
     command += ["--seeds", SEEDS[stage], "--final-split", FINAL_SPLIT[stage], "--jobs", str(jobs), "--out", str(out)]
     subprocess.run(command, check=True, env={**os.environ})
     RESULTS.mkdir(exist_ok=True)
-    shutil.copy(out / "compare.json", RESULTS / f"{task}-{stage}.json")
+    shutil.copy(out / "compare.json", RESULTS / f"{task}-{stage}{suffix}.json")
     metrics = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
-    (RESULTS / f"{task}-{stage}-metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{task}-{stage}{suffix}-metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     return result
 
@@ -184,26 +196,50 @@ def measured(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def tune(task: str, out: Path, jobs: int) -> None:
-    """Train every candidate and write the best of each arm to a file."""
-    arms: dict[str, tuple[str, Candidate]] = {}
-    for method in ARMS[task]:
-        for candidate in GRIDS_OF.get(task, {}).get(method, GRIDS[method]):
-            label = "-".join(
-                [method, f"{candidate[0]:g}", *(f"{candidate[1][k]:g}" for k in ("strength",) if k in candidate[1])]
-            )
-            arms[label] = (method, candidate)
-    paths = [write_arm(out / "arms", task, label, *arm, "tune") for label, arm in arms.items()]
-    compared = compare(task, "tune", paths, out, jobs)
-    accuracy = {arm["name"]: arm["accuracy"]["final"]["value"] for arm in compared["arms"]}
-    chosen: dict[str, Any] = {}
-    for label, (method, candidate) in arms.items():
-        value = accuracy[label]
-        if method not in chosen or value > chosen[method]["accuracy"]:
-            chosen[method] = {"learning_rate": candidate[0], "knobs": candidate[1], "accuracy": value, "arm": label}
+    """Train every candidate, widen the grids whose best rate is at an edge, and write down the best of each arm."""
+    candidates = {method: list(GRIDS_OF.get(task, {}).get(method, GRIDS[method])) for method in ARMS[task]}
+    for left in range(WIDENINGS, -1, -1):
+        arms = {label(method, each): (method, each) for method, grid in candidates.items() for each in grid}
+        paths = [write_arm(out / "arms", task, name, *arm, "tune") for name, arm in arms.items()]
+        compared = compare(task, "tune", paths, out, jobs)
+        accuracy = {arm["name"]: arm["accuracy"]["final"]["value"] for arm in compared["arms"]}
+        best = {
+            method: grid[max(range(len(grid)), key=[accuracy[label(method, each)] for each in grid].__getitem__)]
+            for method, grid in candidates.items()
+        }
+        beyond = {method: wider(grid, best[method]) for method, grid in candidates.items()} if left else {}
+        for method, candidate in beyond.items():
+            candidates[method] += [candidate] if candidate else []
+        if not any(beyond.values()):
+            break
+    chosen = {
+        method: {
+            "learning_rate": rate,
+            "knobs": hyperparameters,
+            "accuracy": accuracy[label(method, (rate, hyperparameters))],
+            "arm": label(method, (rate, hyperparameters)),
+            "candidates": len(candidates[method]),
+        }
+        for method, (rate, hyperparameters) in best.items()
+    }
     (RESULTS / f"{task}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(chosen, indent=1))
     for message in grid_edges(compared["arms"]):
         print(message, file=sys.stderr)
+
+
+def label(method: str, candidate: Candidate) -> str:
+    """The name of a candidate's arm: method, learning rate and λ."""
+    rate, hyperparameters = candidate
+    return "-".join([method, f"{rate:g}", *(f"{hyperparameters[k]:g}" for k in ("strength",) if k in hyperparameters)])
+
+
+def wider(grid: list[Candidate], best: Candidate) -> Candidate | None:
+    """The next learning rate beyond the best one, at half or twice of it, or None if the best is not at an edge."""
+    tried = sorted({rate for rate, _ in grid})
+    if best[0] == tried[0]:
+        return (best[0] / 2, best[1])
+    return (best[0] * 2, best[1]) if best[0] == tried[-1] else None
 
 
 def final(task: str, out: Path, jobs: int) -> None:
@@ -225,6 +261,22 @@ def doses(task: str, out: Path, jobs: int) -> None:
     compare(task, "doses", [write_arm(out / "arms", task, label, *arm, "doses") for label, arm in arms], out, jobs)
 
 
+def equal_rates(task: str, out: Path, jobs: int) -> None:
+    """Train every arm with the tuned hyperparameters at GRPO's tuned learning rate, a tenth and a hundredth of it.
+
+    One comparison for each rate, so that each has GRPO at the same rate as its baseline.
+    """
+    chosen = json.loads((RESULTS / f"{TUNED_ON.get(task, task)}-chosen.json").read_text(encoding="utf-8"))
+    for part in (1, 10, 100):
+        rate = chosen["grpo"]["learning_rate"] / part
+        folder = out / f"one-{part}"
+        paths = [
+            write_arm(folder / "arms", task, method, method, (rate, chosen[method]["knobs"]), "rates")
+            for method in ARMS[task]
+        ]
+        compare(task, "rates", paths, folder, jobs, suffix=f"-{part}")
+
+
 def main() -> None:
     """Read the command line and run one stage of one task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -233,7 +285,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    stage = {"tune": tune, "final": final, "doses": doses}[args.stage]
+    stage = {"tune": tune, "final": final, "doses": doses, "rates": equal_rates}[args.stage]
     stage(args.task, args.out / f"{args.task}-{args.stage}", args.jobs)
 
 
