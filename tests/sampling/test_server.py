@@ -195,6 +195,21 @@ def test_what_a_dead_server_leaves_undone_the_others_do(
     assert "does not answer" in said(sampler)[0]
 
 
+def test_a_request_on_a_connection_that_is_just_closed_is_sent_once_more(
+    make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
+) -> None:
+    sampler = make(three[:1])
+    sampler.update(student[0], 0)
+    whole = draw(sampler)
+    three[0].hangups = 1
+    assert (draw(sampler), said(sampler)) == (whole, [])
+    three[0].hangups = 100
+    sampler.config = sampler.config.model_copy(update={"retries": 0})
+    with pytest.raises(SamplerError):
+        draw(sampler)
+    assert "does not answer" in said(sampler)[0]
+
+
 def test_a_server_that_is_back_gets_the_weights_again(
     make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
 ) -> None:

@@ -47,6 +47,8 @@ class FakeVLLM:
         """Connections that were opened to it."""
         self.idle: float | None = None
         """Seconds after which it closes a connection that asks for nothing; None keeps it."""
+        self.hangups = 0
+        """Requests whose connection it closes without an answer."""
         self.password: str | None = None
         """The ``Authorization`` header without which it refuses everything."""
 
@@ -169,7 +171,9 @@ def _handler(fake: FakeVLLM) -> type[BaseHTTPRequestHandler]:
             self._reply("POST", json.loads(self.rfile.read(length)) if length else {})
 
         def _reply(self, verb: str, body: Mapping[str, Any]) -> None:
-            answer = fake.answer(verb, self.path, body)
+            with fake.lock:
+                fake.hangups -= 1
+            answer = None if fake.hangups >= 0 else fake.answer(verb, self.path, body)
             if fake.password is not None and self.headers.get("Authorization") != fake.password:
                 answer = 401, {"detail": "Unauthorized"}
             if answer is None:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ProtocolError
 
 from selfdistill.config.sampler import Address, ServerConfig
 from selfdistill.contexts.chat import Chat
@@ -276,10 +278,18 @@ class ServerSampler:
             _Failed: the server cannot be reached, closes the connection, or has an internal error.
             SamplerError: it refuses the request, and will refuse it again.
         """
+        send = partial(
+            self._session.request, verb, url + path, json=body, auth=self._authorize(url), timeout=self.config.timeout
+        )
         try:
-            answer = self._session.request(
-                verb, url + path, json=body, auth=self._authorize(url), timeout=self.config.timeout
-            )
+            try:
+                answer = send()
+            except requests.ConnectionError as error:
+                # A server may close an idle connection at the moment in which a request is sent on it. The second
+                # request opens a new one.
+                if not any(isinstance(cause, ProtocolError) for cause in error.args):
+                    raise
+                answer = send()
         except requests.RequestException as error:
             raise _Failed(f"does not answer ({_reason(error)})") from error
         if answer.ok:
