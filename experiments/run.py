@@ -176,7 +176,9 @@ def compare(task: str, stage: str, arms: list[Path], out: Path, jobs: int, *, su
     RESULTS.mkdir(exist_ok=True)
     shutil.copy(out / "compare.json", RESULTS / f"{task}-{stage}{suffix}.json")
     metrics = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
-    (RESULTS / f"{task}-{stage}{suffix}-metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{task}-{stage}{suffix}-metrics.json").write_text(
+        json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
+    )
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     return result
 
