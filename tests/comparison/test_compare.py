@@ -69,7 +69,7 @@ def test_the_refusal_names_overrides_under_which_the_arms_can_be_compared(here: 
     names = ("my-grpo.toml", "my-opsd.toml", "my-antisd.toml")
     said = refusal(*names)
     assert said.startswith("not on equal terms: sampling.temperature is 1.0 for my-grpo and 1.1 for my-opsd; ")
-    assert "arms may differ in method, optimiser and limits only" in said
+    assert "arms may differ in method, optimiser, signal and limits only" in said
     remedy = said.partition("for example ")[2].removeprefix("--set ").split(" --set ")
     assert remedy == ["sampling.temperature=1.0", "sampling.top_p=1.0", "sampling.top_k=0"]
     arms = plan(names, remedy, seeds=[0, 1], baseline=None, folder=Path("out")).arms
@@ -114,12 +114,14 @@ def test_whatever_differs_is_named(here: Path, change: str, sentence: str) -> No
 
 def test_what_belongs_to_an_arm_may_differ(here: Path) -> None:
     own = {"optimiser.learning_rate": "0.002", "limits.max_tokens_per_microbatch": "512", "checkpoint.every": "1"}
+    own["signal.weight"] = '"deviation"'
     text = (here / "my-grpo.toml").read_text()
     kept = [line for line in text.splitlines() if line.partition(" =")[0] not in own]
     (here / "other.toml").write_text("\n".join([*kept, *(f"{key} = {value}" for key, value in own.items()), ""]))
     comparison = plan(["other.toml", "my-grpo.toml"], [], seeds=[0], baseline=None, folder=Path("out"))
     assert [arm.config.optimiser.learning_rate for arm in comparison.arms] == [0.002, 0.01]
     assert comparison.arms[0].config.limits.max_tokens_per_microbatch == 512
+    assert [arm.config.signal.weight for arm in comparison.arms] == ["deviation", "none"]
 
 
 def test_a_method_that_samples_nothing_needs_no_sampling_settings(here: Path) -> None:

@@ -158,6 +158,23 @@ def test_silence_is_said_and_told_from_runs_in_which_nobody_listened(tmp_path: P
     assert "Some runs are older than the alarms" in markdown(result, "x")
 
 
+def test_what_a_signal_cost_has_a_table_of_its_own(tmp_path: Path, page: Page) -> None:
+    assert "What the settings of signal cost" not in page.text
+    counts = {"resampled_completions": 4, "resampled_tokens": 25, "dropped": 6.0, "tokens": 50}
+    more = simple_run(tmp_path / "m", (1, 1), (2, 2), phases={**PHASES, "resampling": 1.0}, **counts)
+    arms = [arm("base", simple_run(tmp_path / "b", (1, 1), (2, 2))), arm("more", more, signal={"equal": "resample"})]
+    found = given_terms() | analyse(arms, baseline="base", match="steps")
+    text = write_page(tmp_path / "signal", found).text
+    # Two steps of 100 tokens and 5 seconds.
+    assert "more equal = resample 8 50 25.0% of all 2.0 s 20.0% of all 12 100 50.0% of all 200 10.0 s" in text
+    assert "base – – – – – – 200 8.0 s" in text
+    assert "signal.equal – resample" in text
+    # A file of an earlier version has no such numbers.
+    for row in found["arms"]:
+        del row["signal"]
+    assert "What the settings of signal cost" not in markdown(found, "old")
+
+
 def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     found = result_of(tmp_path, names=("base", HOSTILE))
     page = write_page(tmp_path / "page", found)

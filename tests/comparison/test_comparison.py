@@ -259,6 +259,46 @@ def test_scoring_is_weighed_against_the_step_of_the_baseline(two: dict[str, Any]
     assert of(two, "base")["cost"]["against_baseline"]["scoring_to_step"] == 0.0
 
 
+def resampling_run(folder: Path, *seconds: float) -> Path:
+    """A run that draws 4 further completions of 60 tokens a step, in so many seconds; 6 of 12 leave the loss."""
+    lines = [
+        metrics(
+            step,
+            phases={**PHASES, "resampling": each},
+            generated=160,
+            budget={"completions": {"student": 12}, "drawn": {"student": 160}, "scored": {}, "trained": 70},
+            resampled_completions=4,
+            resampled_tokens=60,
+            dropped=6.0,
+            tokens=70,
+        )
+        for step, each in enumerate(seconds, start=1)
+    ]
+    return write_run(folder, [evaluation(step, (1, 1)) for step in (0, len(seconds))], lines)
+
+
+def test_drawing_further_prompts_is_sampling_and_not_learning(tmp_path: Path) -> None:
+    plain = simple_run(tmp_path / "plain", (1, 1), (2, 2))
+    more = [resampling_run(tmp_path / f"more{s}", *seconds) for s, seconds in enumerate(((1.0, 3.0), (2.0, 2.0)))]
+    arms = [arm("plain", plain, plain), arm("more", *more, signal={"equal": "resample"})]
+    result = analyse(arms, baseline="plain", match="steps")
+    # A step takes 4 seconds and the further prompts; 2 of them and no more are learning.
+    cost = of(result, "more")["cost"]
+    assert cost["seconds"] == {"generation": 4.0, "scoring": 0.0, "learning": 2.0, "step": 6.0}
+    assert cost["against_baseline"]["learning"] == 1.0
+    assert of(result, "plain")["cost"]["seconds"]["generation"] == 2.0
+    assert of(result, "more")["signal"] == {
+        "settings": {"equal": "resample"},
+        "completions": 8.0,
+        "tokens": 120.0,
+        "seconds": 4.0,
+        "left_out": 12.0,
+        "left_out_tokens": 180.0,
+    }
+    nothing = dict.fromkeys(("completions", "tokens", "seconds", "left_out", "left_out_tokens"))
+    assert of(result, "plain")["signal"] == {"settings": {}, **nothing}
+
+
 def test_entropies_gates_and_deliberation(tmp_path: Path) -> None:
     lines = [metrics(step, student_entropy=step / 10, gate=float(step > 15)) for step in range(1, 21)]
     rows = [evaluation(0, (1, 1), words=8, tokens=40), evaluation(20, (1, 1), words=2, tokens=60)]

@@ -11,14 +11,15 @@ import pytest
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.compare import plan, run_comparison, write_results
 from selfdistill.comparison.headline import headline
-from selfdistill.comparison.matching import check_match, matched_steps
+from selfdistill.comparison.matching import check_match, check_resampling, matched_steps
+from selfdistill.comparison.notes import notes
 from selfdistill.comparison.page import render_comparison
 from selfdistill.comparison.tables import closing, markdown
 from selfdistill.distributed.signals import StopRequest
 from selfdistill.errors import CheckpointError, ConfigError, DataError
 from selfdistill.tracking.progress import Progress
 from selfdistill.training.problem import resolve
-from support.arms import arm, ended_run, given_terms, simple_run
+from support.arms import arm, ended_run, evaluation, given_terms, metrics, simple_run, write_run
 from support.runs import as_toml, lines, tiny_run, train
 
 
@@ -270,3 +271,32 @@ def test_pbsd_and_grpo_draw_equally_many_completions(
     )
     with pytest.raises(CheckpointError, match="steps"):
         run_comparison(again, jobs=2, progress=Progress(), stop=StopRequest())
+
+
+def test_an_arm_that_drew_further_prompts_is_read_at_equal_completions(tmp_path: Path) -> None:
+    # 8 completions a step, and 4 more in the place of others: after two steps of three it has drawn 24 of 24.
+    plain = write_run(tmp_path / "a", [evaluation(n, (1, n)) for n in range(4)], [metrics(n) for n in (1, 2, 3)])
+    budget = {"completions": {"student": 12}, "drawn": {"student": 100}, "scored": {}, "trained": 80}
+    lines = [metrics(n, budget=budget, resampled_completions=4) for n in (1, 2, 3)]
+    more = write_run(tmp_path / "b", [evaluation(n, (1, n)) for n in range(4)], lines)
+    arms = [arm("plain", plain), arm("more", more, signal={"equal": "resample"})]
+    read = {
+        match: {
+            name: of(analyse(arms, baseline="plain", match=match), name)["accuracy"]["read_at"]
+            for name in ("plain", "more")
+        }
+        for match in ("completions", "steps")
+    }
+    assert read == {"completions": {"plain": [3], "more": [2]}, "steps": {"plain": [3], "more": [3]}}
+    said = notes(given_terms() | analyse(arms, baseline="plain", match="completions"))
+    assert any("those drawn in the place of others too" in one for one in said)
+    said = notes(given_terms() | analyse(arms[:1], baseline="plain", match="completions"))
+    assert any("drew equally many completions" in one for one in said)
+
+
+def test_further_prompts_at_equal_completions_cannot_have_a_test_split(model: Path) -> None:
+    config = resolve(tiny_run(model, "grpo", "signal.equal=resample"))
+    with pytest.raises(ConfigError, match="answered only at its end: use --match steps or --final-split validation"):
+        check_resampling([config], "completions", "test")
+    check_resampling([config], "steps", "test")
+    check_resampling([config], "completions", "validation")

@@ -57,9 +57,16 @@ def write_run(
     return folder
 
 
-def arm(name: str, *folders: Path, generates: bool = True, method: str | None = None) -> ArmRuns:
+def arm(
+    name: str,
+    *folders: Path,
+    generates: bool = True,
+    method: str | None = None,
+    signal: Mapping[str, Any] | None = None,
+) -> ArmRuns:
     """An arm whose runs have the seeds 0, 1, …"""
-    return ArmRuns(name, {"name": method or name}, {"learning_rate": 0.001}, generates, dict(enumerate(folders)))
+    runs = dict(enumerate(folders))
+    return ArmRuns(name, {"name": method or name}, {"learning_rate": 0.001}, generates, runs, signal or {})
 
 
 def simple_run(folder: Path, *hits: Sequence[int], **numbers: Any) -> Path:

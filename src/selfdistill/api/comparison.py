@@ -104,7 +104,7 @@ def compare(
         A :class:`Comparison`: ``.frame()``, ``.result``, ``.plot()``; the page is ``out/compare.html``.
 
     Raises:
-        UserError: arms that differ in more than method, optimiser and limits; or a run that failed.
+        UserError: arms that differ in more than method, optimiser, signal and limits; or a run that failed.
     """
     folder = Path(out)
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from selfdistill.comparison.curves import cost_of, evaluation_curves, training_curves
+from selfdistill.comparison.curves import cost_of, evaluation_curves, signal_of, training_curves
 from selfdistill.comparison.kept import keep_results
 from selfdistill.comparison.reach import reach
 from selfdistill.comparison.reading import Reading, read_arms
@@ -155,6 +155,7 @@ class _Describe:
             "entropy": {role: _first_and_last(runs, f"{role}_entropy") for role in ("student", "teacher")},
             "gate": mean(mean(numbers_of(run, "gate")) for run in runs),
             "cost": cost_of(runs, base),
+            "signal": signal_of(arm.signal, runs),
             "curves": {"evaluations": evaluation_curves(runs), "training": training_curves(runs)},
             "results": [keep_results(run) for run in runs],
         }

@@ -20,7 +20,7 @@ from typing import Any
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.arms import ArmPlan, differences, plan_arms
 from selfdistill.comparison.completions import side_by_side
-from selfdistill.comparison.matching import MATCH, check_match, matched_steps
+from selfdistill.comparison.matching import MATCH, check_match, check_resampling, matched_steps
 from selfdistill.comparison.page import write_comparison
 from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
@@ -36,7 +36,7 @@ from selfdistill.tracking.progress import SILENCE, Progress
 from selfdistill.training.opening import check_same_config
 from selfdistill.training.problem import method_of, resolve
 
-MAY_DIFFER = ("seed", "method", "optimiser", "limits", "checkpoint")
+MAY_DIFFER = ("seed", "method", "optimiser", "signal", "limits", "checkpoint")
 """Config tables that may differ between arms: they define an arm, or they change no result."""
 ONLY_SAMPLED = ("sampling.completions", "sampling.temperature", "sampling.top_p", "sampling.top_k")
 """Config keys that an off-policy method does not use, because it learns from given solutions."""
@@ -129,6 +129,7 @@ def plan(
         )
     grpo = [arm.name for arm in arms if arm.config.method["name"] == "grpo"]
     chosen = baseline or (grpo[0] if grpo else arms[0].name)
+    check_resampling([arm.config for arm in arms], match, split)
     steps = matched_steps([arm.config for arm in arms], match)
     equal = [
         replace(arm, config=arm.config.model_copy(update={"steps": n})) for arm, n in zip(arms, steps, strict=True)
@@ -151,7 +152,7 @@ def find_arm(comparison: Comparison, name: str, option: str) -> Arm:
 
 
 def check_equal_terms(arms: Sequence[Arm]) -> None:
-    """Refuse arms that differ in more than method, optimiser and limits.
+    """Refuse arms that differ in more than method, optimiser, signal and limits.
 
     Raises:
         ConfigError: the terms differ. The message names the first difference and the overrides that remove all of them.
@@ -174,8 +175,8 @@ def check_equal_terms(arms: Sequence[Arm]) -> None:
         remedy.append(f"--set {key}={_word(common)}")
     if remedy:
         raise ConfigError(
-            f"not on equal terms: {first}; arms may differ in method, optimiser and limits only, and --set applies "
-            f"to all of them, for example {' '.join(remedy)}"
+            f"not on equal terms: {first}; arms may differ in method, optimiser, signal and limits only, and --set "
+            f"applies to all of them, for example {' '.join(remedy)}"
         )
 
 
@@ -245,6 +246,7 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
             optimiser=arm.config.optimiser.model_dump(),
             generates=arm.on_policy,
             folders={seed: comparison.run_folder(arm, seed) for seed in comparison.seeds},
+            signal=arm.config.signal.model_dump(exclude_defaults=True),
         )
         for arm in comparison.arms
     ]

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from selfdistill.comparison.runs import PER_PROBLEM, Run, evaluated_steps, mean, present, quotient, step_seconds
+from selfdistill.comparison.runs import (
+    PER_PROBLEM,
+    SAMPLING,
+    Run,
+    evaluated_steps,
+    mean,
+    present,
+    quotient,
+    step_seconds,
+)
 
 MOST_POINTS = 120
 """Maximum points of a training curve. Longer runs are averaged in blocks of steps to keep ``compare.json`` small."""
@@ -18,7 +27,8 @@ TRACES = ("reward", "length", "student_entropy", "teacher_entropy", "gate")
 def cost_of(runs: Sequence[Run], base: Sequence[Run]) -> dict[str, Any]:
     """Return the median seconds of each part of a step, and their ratios to the baseline's step.
 
-    ``scoring`` is the time of the teachers' forward passes. ``learning`` is the step without sampling and evaluation.
+    ``generation`` is the time of all sampling, of prompts drawn in the place of others too. ``scoring`` is that of the
+    teachers' forward passes. ``learning`` is the step without sampling and evaluation.
     """
     own, baseline = _medians(runs), _medians(base)
     return {
@@ -38,12 +48,36 @@ def _medians(runs: Sequence[Run]) -> dict[str, float]:
     """Return the median seconds over all steps of all runs. A median ignores the slow first step and disturbances."""
     rows = [row for run in runs for row in run.metrics]
     return {
-        "generation": median(row["phase_seconds"].get("generation", 0.0) for row in rows),
+        "generation": median(step_seconds(row, only=SAMPLING) for row in rows),
         "scoring": median(row["phase_seconds"].get("teacher", 0.0) for row in rows),
-        "learning": median(
-            step_seconds(row, without="evaluation") - step_seconds(row, only="generation") for row in rows
-        ),
-        "step": median(step_seconds(row, without="evaluation") for row in rows),
+        "learning": median(step_seconds(row, without=["evaluation", *SAMPLING]) for row in rows),
+        "step": median(step_seconds(row, without=["evaluation"]) for row in rows),
+    }
+
+
+def signal_of(settings: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the ``[signal]`` settings of an arm and what they cost a run, as means over seeds.
+
+    ``completions``, ``tokens`` and ``seconds`` are those of prompts drawn in the place of others, None for an arm that
+    draws none. ``left_out`` and ``left_out_tokens`` are the completions that have no part in the loss, for whatever
+    reason; None for runs that did not count them.
+    """
+
+    def total(key: str) -> float | None:
+        counts = [[row.get(key) for row in run.metrics] for run in runs]
+        return None if any(None in row for row in counts) else fmean(sum(present(row)) for row in counts)
+
+    resampled = any(run.resampled() for run in runs)
+    generated, kept = total("generated"), total("tokens")
+    return {
+        "settings": dict(settings),
+        "completions": total("resampled_completions"),
+        "tokens": total("resampled_tokens"),
+        "seconds": fmean(sum(step_seconds(row, only=["resampling"]) for row in run.metrics) for run in runs)
+        if resampled
+        else None,
+        "left_out": total("dropped"),
+        "left_out_tokens": None if generated is None or kept is None else generated - kept,
     }
 
 

@@ -33,12 +33,27 @@ def check_match(match: str, split: str) -> None:
         )
 
 
+def check_resampling(configs: Sequence[ResolvedConfig], match: str, split: str) -> None:
+    """Refuse arms of equal completions that draw nobody knows how many, where they can be read at their ends only.
+
+    Raises:
+        ConfigError: says what would be right.
+    """
+    if match == "completions" and split == "test" and any(config.signal.equal == "resample" for config in configs):
+        raise ConfigError(
+            "with signal.equal = 'resample' the completions of a step are known only once they are drawn, so arms of "
+            "equal completions are read in the course of training, and the test split is answered only at its end: use "
+            "--match steps or --final-split validation"
+        )
+
+
 def matched_steps(configs: Sequence[ResolvedConfig], match: str) -> list[int]:
     """Return the number of steps of each arm.
 
     With completions matched, an arm that samples more of them per step than the most frugal arm makes fewer steps.
     PBSD, which samples from student and teacher, makes half. An arm that learns from given solutions samples none and
-    keeps its steps. All other budgets keep the steps of the configs.
+    keeps its steps. All other budgets keep the steps of the configs. What ``signal.equal = "resample"`` draws beyond
+    the first completions of a step is not known here: :func:`~selfdistill.comparison.reading.read_arms` matches it.
 
     Raises:
         ConfigError: an arm would not make a single step.

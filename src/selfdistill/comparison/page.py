@@ -269,7 +269,17 @@ def _band(result: Row) -> str:
 
 def _own_settings(arms: Sequence[Row]) -> list[tuple[str, ...]]:
     """Return the settings of method and optimiser: one row per setting, one column per arm."""
-    settings = [dict(flat({"method": arm["method"], "optimiser": arm["optimiser"]})) for arm in arms]
+    settings = [
+        dict(
+            flat(
+                {
+                    **{key: arm[key] for key in ("method", "optimiser")},
+                    "signal": (arm.get("signal") or {}).get("settings", {}),
+                }
+            )
+        )
+        for arm in arms
+    ]
     keys = sorted({key for values in settings for key in values}, key=lambda key: (key != "method.name", key))
     return [(key, *(values.get(key, numbers.MISSING) for values in settings)) for key in keys]
 

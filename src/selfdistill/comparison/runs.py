@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +30,8 @@ class ArmRuns:
     optimiser: Mapping[str, Any]
     generates: bool
     folders: Mapping[int, Path]
+    signal: Mapping[str, Any] = field(default_factory=dict)
+    """What its ``[signal]`` section asks for beside the defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ class Run:
         """Return the index of the last evaluation by which the run had spent at most this much of a unit."""
         spent = self.spent[unit]
         return max(i for i, row in enumerate(self.evaluations) if spent[row["step"]] <= amount or i == 0)
+
+    def resampled(self) -> bool:
+        """Whether its steps may draw further prompts in the place of those whose completions all earn the same."""
+        return any("resampled_completions" in row for row in self.metrics)
 
     def accuracies(self) -> list[float]:
         """Return the accuracy of every evaluation."""
@@ -111,7 +117,7 @@ def read_run(folder: Path, generates: bool) -> Run:
         # Older versions did not count completions: their runs have 0.
         "completions": [sum(row.get("budget", {}).get("completions", {}).values()) for row in metrics],
         "tokens": [row["generated"] if generates else 0 for row in metrics],
-        "seconds": [step_seconds(row, without="evaluation") for row in metrics],
+        "seconds": [step_seconds(row, without=["evaluation"]) for row in metrics],
     }
     budget = total_budget(metrics)
     return Run(
@@ -173,10 +179,15 @@ def mean(values: Any) -> float | None:
     return fmean(values) if values and None not in values else None
 
 
-def step_seconds(row: Row, *, without: str = "", only: str = "") -> float:
-    """Return the seconds of a step, without a phase or of one phase only."""
+SAMPLING = ("generation", "resampling")
+"""Phases of a step that draw completions."""
+
+
+def step_seconds(row: Row, *, without: Sequence[str] = (), only: Sequence[str] = ()) -> float:
+    """Return the seconds of a step, without some phases or of some phases only."""
     phases = row["phase_seconds"]
-    return float(phases.get(only, 0.0) if only else sum(phases.values()) - phases.get(without, 0.0))
+    kept = [phase for phase in phases if phase not in without and (not only or phase in only)]
+    return float(sum(phases[phase] for phase in kept))
 
 
 def quotient(part: float, whole: float) -> float | None:

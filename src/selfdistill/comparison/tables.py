@@ -23,7 +23,7 @@ from selfdistill.comparison.notes import notes
 from selfdistill.comparison.reading import unread
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
-from selfdistill.report.outcome import points
+from selfdistill.report.outcome import flat, points
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ def tables(result: Row) -> list[Table]:
             _rows(arms, _signal),
         ),
         _cost_table(arms, base),
+        *_signal_table(arms),
         *([Table("Alarms in training, seed by seed", HEAD, tuple(alarms))] if alarms else []),
     ]
 
@@ -324,6 +325,51 @@ def _cost(arm: Row) -> tuple[Cell, ...]:
         numbers.compact(arm["cost"]["tokens"]) if arm["generates"] else numbers.MISSING,
     )
     return tuple((word, "") for word in words)
+
+
+def _signal_table(arms: Sequence[Row]) -> list[Table]:
+    """Return the table of what the ``[signal]`` settings cost; none if no arm has any."""
+    if not any((arm.get("signal") or {}).get("settings") for arm in arms):
+        return []
+    head = (
+        "Arm",
+        "Signal",
+        "Further completions",
+        "Their tokens",
+        "Their seconds",
+        "Left out of the loss",
+        "Tokens left out",
+        "Tokens of a run",
+        "Seconds of a run",
+    )
+    return [Table("What the settings of signal cost a run, mean over seeds", head, _rows(arms, _signal_cost))]
+
+
+def _signal_cost(arm: Row) -> tuple[Cell, ...]:
+    signal, cost = arm["signal"], arm["cost"]
+    settings = ", ".join(f"{key} = {value}" for key, value in flat(signal["settings"]))
+
+    def count(value: float | None, whole: float | None = None) -> Cell:
+        if value is None:
+            return numbers.MISSING, ""
+        return numbers.compact(value), f"{numbers.percent(value / whole)} of all" if whole else ""
+
+    seconds = signal["seconds"]
+    return (
+        (settings or numbers.MISSING, ""),
+        count(signal["completions"]),
+        count(signal["tokens"], cost["tokens"]),
+        (numbers.MISSING, "")
+        if seconds is None
+        else (
+            numbers.duration(seconds),
+            f"{numbers.percent(seconds / cost['total_seconds'])} of all" if cost["total_seconds"] else "",
+        ),
+        count(signal["left_out"]),
+        count(signal["left_out_tokens"], cost["tokens"]),
+        count(cost["tokens"]) if arm["generates"] else (numbers.MISSING, ""),
+        (numbers.duration(cost["total_seconds"]), ""),
+    )
 
 
 def _from_to(ends: Row, form: Any, keys: tuple[str, str] = ("before", "final")) -> str:
