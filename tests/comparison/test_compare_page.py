@@ -72,13 +72,19 @@ def test_tables_hold_the_numbers_of_the_file(page: Page) -> None:
 
 def test_charts_have_a_line_an_arm_over_steps_tokens_and_seconds(page: Page) -> None:
     columns = page.columns()
-    wide, narrow, tokens, seconds = columns[:4]
+    wide, narrow, passes, tokens, seconds = columns[:5]
     assert wide == [{**one, "x": mine["x"], "rows": mine["rows"]} for one, mine in zip(narrow, wide, strict=True)]
     last = [row[:2] for row in wide[-1]["rows"]]
     assert last == [["base", "87.5% (75.0–100.0%)"], ["other", "62.5% (50.0–75.0%)"]]
     assert [column["step"] for column in tokens] == ["0", "200", "400"]
     assert [column["step"] for column in seconds] == ["0", "8", "10", "16", "20"]
-    assert page.attributes("svg", "data-x") == ["step", "step", "tokens", "seconds", *["step"] * 6]
+    assert page.attributes("svg", "data-x") == ["step", "step", "k", "tokens", "seconds", *["step"] * 6]
+    assert [column["step"] for column in passes] == ["1", "2", "4"]
+    # Two seeds with 3 and 4 of 4 right have pass@2 of 1.
+    assert [row[:2] for row in passes[1]["rows"]] == [
+        ["base", "100.0% (100.0–100.0%)"],
+        ["other", "91.7% (0.0–100.0%)"],
+    ]
     summary = page.attributes("svg", "aria-label")[0]
     assert (
         summary
@@ -156,6 +162,18 @@ def test_silence_is_said_and_told_from_runs_in_which_nobody_listened(tmp_path: P
     assert "- No alarm sounded in any run." in heard
     assert "Alarms in training" not in heard
     assert "Some runs are older than the alarms" in markdown(result, "x")
+
+
+def test_pass_at_k_has_two_tables(page: Page, result: dict[str, Any]) -> None:
+    assert "Final pass@k, validation problems: at least one of k completions is right" in page.text
+    # The other arm has 2 and 3 of 4 right: pass@2 is 5/6 and 1.
+    assert "other 62.5% 0.0–100.0% 91.7% 0.0–100.0% 100.0% 100.0–100.0%" in page.text
+    assert "Final pass@k vs base; differences of a column hold together (Bonferroni, 2 arms)" in page.text
+    assert "other −25.0 points −25.0 to −25.0 −8.3 points −100.0 to +97.6 0.0 points 0.0 to 0.0" in page.text
+    # A file of an earlier version has no curve.
+    for row in result["arms"]:
+        del row["pass_curve"]
+    assert "pass@" not in markdown(result, "old")
 
 
 def test_what_a_signal_cost_has_a_table_of_its_own(tmp_path: Path, page: Page) -> None:

@@ -452,3 +452,40 @@ def test_an_alarm_is_cleared_at_the_first_step_at_which_it_no_longer_stands(tmp_
         ("gradient_jump", 2, 3),
         ("no_signal", 4, None),
     ]
+
+
+def test_pass_at_k_by_hand(tmp_path: Path) -> None:
+    # Of 4 samples 0, 1, 2 and 4 are right. Both of two are wrong in 6, 3, 1 and 0 of the 6 pairs.
+    base = simple_run(tmp_path / "b", (0, 0, 0, 0), (0, 1, 2, 4))
+    other = simple_run(tmp_path / "o", (0, 0, 0, 0), (1, 1, 3, 4))
+    result = analyse([arm("base", base), arm("other", other)], baseline="base")
+    curve = of(result, "base")["pass_curve"]
+    assert [point["k"] for point in curve] == [1, 2, 4]
+    assert [point["final"]["value"] for point in curve] == pytest.approx([7 / 16, (1 / 2 + 5 / 6 + 1) / 4, 3 / 4], 1e-5)
+    assert [point["against_baseline"] for point in curve] == [None] * 3
+    # At k = 2 the problems are at 0, 1/2, 5/6 and 1: variance 7/36, and t with three degrees of freedom is 3.18245.
+    assert curve[1]["final"]["error"] == pytest.approx((7 / 36 / 4) ** 0.5, rel=1e-5)
+    assert ends(curve[1]["final"]) == pytest.approx((7 / 12, 0.0, 1.0), rel=1e-5)
+    assert curve[0]["final"]["low"] == curve[2]["final"]["low"] == 0.0
+    # The other arm leads by 1/2 of the first problem and 1/6 of the third at k = 2; at k = 4 by the whole first one.
+    lead = [point["against_baseline"]["value"] for point in of(result, "other")["pass_curve"]]
+    assert lead == pytest.approx([2 / 16, (1 / 2 + 1 / 6) / 4, 1 / 4], rel=1e-5)
+
+
+def test_pass_at_k_over_seeds_holds_together_over_arms(tmp_path: Path) -> None:
+    final = {"a": ((1, 1), (1, 3)), "b": ((2, 1), (4, 3)), "c": ((1, 1), (1, 3))}
+    arms = [
+        arm(name, *(simple_run(tmp_path / f"{name}{s}", (1, 1), row) for s, row in enumerate(rows)))
+        for name, rows in final.items()
+    ]
+    [one, two, four] = of(analyse(arms, baseline="a"), "b")["pass_curve"]
+    # At k = 2 one, two, three and four of 4 right are 1/2, 5/6, 1 and 1: seeds lead by 1/6 and by 1/4.
+    exact = over_seeds([[1 / 3, 0.0], [1 / 2, 0.0]], k=2, family=2, bounds=(-1, 1)).as_dict()
+    assert {key: two["against_baseline"][key] for key in exact} == pytest.approx(exact, rel=1e-5)
+    assert (one["against_baseline"]["value"], four["against_baseline"]["value"]) == (0.25, 0.0)
+
+
+def test_one_sample_a_problem_has_no_curve_of_pass_at_k(tmp_path: Path) -> None:
+    rows = [evaluation(0, (0, 1), samples=1), evaluation(1, (1, 1), samples=1)]
+    result = analyse([arm("a", write_run(tmp_path / "a", rows, [metrics(1)]))], baseline="a")
+    assert of(result, "a")["pass_curve"] == []

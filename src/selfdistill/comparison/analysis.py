@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from selfdistill.comparison.curves import cost_of, evaluation_curves, signal_of, training_curves
+from selfdistill.comparison.curves import cost_of, evaluation_curves, training_curves
 from selfdistill.comparison.kept import keep_results
+from selfdistill.comparison.pass_at import pass_curve_of
 from selfdistill.comparison.reach import reach
 from selfdistill.comparison.reading import Reading, read_arms
 from selfdistill.comparison.runs import (
@@ -30,6 +31,7 @@ from selfdistill.comparison.runs import (
     per_problem,
     read_run,
 )
+from selfdistill.comparison.signal_costs import signal_of
 from selfdistill.errors import DataError
 from selfdistill.evaluation.intervals import SeedEstimate, over_seeds
 from selfdistill.files.jsonl import Row
@@ -145,6 +147,9 @@ class _Describe:
             "generates": arm.generates,
             "runs": [_run_summary(seed, run) for seed, run in zip(arm.folders, runs, strict=True)],
             **measured,
+            "pass_curve": self._pass_curve(finals, rivals, owns, apart=compared and arm.name != baseline)
+            if read
+            else [],
             "truncated": {
                 "before": fmean(row["truncated"] for row in befores),
                 "final": fmean(row["truncated"] for row in finals) if read else None,
@@ -159,6 +164,14 @@ class _Describe:
             "curves": {"evaluations": evaluation_curves(runs), "training": training_curves(runs)},
             "results": [keep_results(run) for run in runs],
         }
+
+    def _pass_curve(
+        self, finals: Sequence[Row], rivals: Sequence[Row], owns: Sequence[Row], *, apart: bool
+    ) -> list[dict[str, Any]]:
+        """Estimate pass@k of the final evaluations, and the lead over the baseline's if the arm is told ``apart``."""
+        pairs = list(zip(rivals, owns, strict=True)) if apart else None
+        family = max(1, self.arms - 1)
+        return pass_curve_of(finals, pairs, shared=self.shared, family=family, confidence=CONFIDENCE)
 
     def _level(self, rows: Sequence[Row], measure: str) -> dict[str, Any]:
         values = [per_problem(row, PER_PROBLEM[measure]) for row in rows]

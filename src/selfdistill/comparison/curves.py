@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -52,32 +52,6 @@ def _medians(runs: Sequence[Run]) -> dict[str, float]:
         "scoring": median(row["phase_seconds"].get("teacher", 0.0) for row in rows),
         "learning": median(step_seconds(row, without=["evaluation", *SAMPLING]) for row in rows),
         "step": median(step_seconds(row, without=["evaluation"]) for row in rows),
-    }
-
-
-def signal_of(settings: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the ``[signal]`` settings of an arm and what they cost a run, as means over seeds.
-
-    ``completions``, ``tokens`` and ``seconds`` are those of prompts drawn in the place of others, None for an arm that
-    draws none. ``left_out`` and ``left_out_tokens`` are the completions that have no part in the loss, for whatever
-    reason; None for runs that did not count them.
-    """
-
-    def total(key: str) -> float | None:
-        counts = [[row.get(key) for row in run.metrics] for run in runs]
-        return None if any(None in row for row in counts) else fmean(sum(present(row)) for row in counts)
-
-    resampled = any(run.resampled() for run in runs)
-    generated, kept = total("generated"), total("tokens")
-    return {
-        "settings": dict(settings),
-        "completions": total("resampled_completions"),
-        "tokens": total("resampled_tokens"),
-        "seconds": fmean(sum(step_seconds(row, only=["resampling"]) for row in run.metrics) for run in runs)
-        if resampled
-        else None,
-        "left_out": total("dropped"),
-        "left_out_tokens": None if generated is None or kept is None else generated - kept,
     }
 
 

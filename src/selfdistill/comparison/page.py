@@ -103,7 +103,14 @@ def render_comparison(result: Row, name: str) -> str:
         arms=[_arm(arm, index, result) for index, arm in enumerate(arms)],
         samples=result["samples"],
         accuracy=[_chart(BY_STEP, arms, short, result["samples"], size=size) for size in sizes],
-        charts=[chart for figure in FIGURES if (chart := _chart(figure, arms, short, result["samples"]))],
+        charts=[
+            chart
+            for chart in (
+                _pass_chart(arms, short),
+                *(_chart(figure, arms, short, result["samples"]) for figure in FIGURES),
+            )
+            if chart
+        ],
         band=_band(result),
         tables=tables(result),
         notes=notes(result),
@@ -243,6 +250,23 @@ def _chart(
         rivals=True,
         labels=labels,
     )
+
+
+def _pass_chart(arms: Sequence[Row], names: Sequence[str]) -> Chart | None:
+    """Return the chart of pass@k over k, with the interval of each arm as its band; None where there is no curve."""
+    series = []
+    for index, (arm, name) in enumerate(zip(arms, names, strict=True)):
+        curve = arm.get("pass_curve") or []
+        sizes, values = [point["k"] for point in curve], [point["final"] for point in curve]
+        ends = {end: [value[end] for value in values] for end in ("value", "low", "high")}
+        if curve:
+            look: Look = "points"
+            series.append(Series(name, sizes, ends["value"], ends["low"], ends["high"], look, _tone(index)))
+    if not series:
+        return None
+    labels = max(len(line.label) for line in series) <= LONGEST_LABEL
+    unit = "of the final evaluation; bands are intervals"
+    return curve_chart("pass@k", series, unit=unit, share=True, x_name="k", rivals=True, labels=labels, size=(360, 210))
 
 
 def _facts(result: Row) -> list[tuple[str, str]]:

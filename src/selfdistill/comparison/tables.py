@@ -21,9 +21,10 @@ from selfdistill.comparison.alarm_tables import (
 from selfdistill.comparison.grids import grid_edges
 from selfdistill.comparison.notes import notes
 from selfdistill.comparison.reading import unread
+from selfdistill.comparison.signal_costs import SIGNAL_HEAD, signal_cells
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
-from selfdistill.report.outcome import flat, points
+from selfdistill.report.outcome import points
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def tables(result: Row) -> list[Table]:
             ("Arm", "Before", "Final", "Gain", f"Final vs {base}", "Best", "Late change"),
             _rows(arms, lambda arm: _accuracy(arm, result["terms"])),
         ),
+        *_pass_tables(result, family),
         Table(
             f"First evaluation at or above the final accuracy of {base}; a seed that never reaches it counts whole",
             (
@@ -86,7 +88,11 @@ def tables(result: Row) -> list[Table]:
             _rows(arms, _signal),
         ),
         _cost_table(arms, base),
-        *_signal_table(arms),
+        *(
+            [Table("What the settings of signal cost a run, mean over seeds", SIGNAL_HEAD, _rows(arms, signal_cells))]
+            if any((arm.get("signal") or {}).get("settings") for arm in arms)
+            else []
+        ),
         *([Table("Alarms in training, seed by seed", HEAD, tuple(alarms))] if alarms else []),
     ]
 
@@ -327,49 +333,25 @@ def _cost(arm: Row) -> tuple[Cell, ...]:
     return tuple((word, "") for word in words)
 
 
-def _signal_table(arms: Sequence[Row]) -> list[Table]:
-    """Return the table of what the ``[signal]`` settings cost; none if no arm has any."""
-    if not any((arm.get("signal") or {}).get("settings") for arm in arms):
+def _pass_tables(result: Row, family: str) -> list[Table]:
+    """Return the tables of pass@k and of its lead over the baseline; none where a problem has one sample."""
+    arms, base = result["arms"], result["baseline"]
+    sizes = list(dict.fromkeys(point["k"] for arm in arms for point in arm.get("pass_curve") or []))
+    if not sizes:
         return []
-    head = (
-        "Arm",
-        "Signal",
-        "Further completions",
-        "Their tokens",
-        "Their seconds",
-        "Left out of the loss",
-        "Tokens left out",
-        "Tokens of a run",
-        "Seconds of a run",
-    )
-    return [Table("What the settings of signal cost a run, mean over seeds", head, _rows(arms, _signal_cost))]
 
+    def cells(arm: Row, form: Callable[[Row | None], Cell], key: str) -> tuple[Cell, ...]:
+        points_of = {point["k"]: point[key] for point in arm["pass_curve"]}
+        return tuple(form(points_of.get(k)) for k in sizes)
 
-def _signal_cost(arm: Row) -> tuple[Cell, ...]:
-    signal, cost = arm["signal"], arm["cost"]
-    settings = ", ".join(f"{key} = {value}" for key, value in flat(signal["settings"]))
-
-    def count(value: float | None, whole: float | None = None) -> Cell:
-        if value is None:
-            return numbers.MISSING, ""
-        return numbers.compact(value), f"{numbers.percent(value / whole)} of all" if whole else ""
-
-    seconds = signal["seconds"]
-    return (
-        (settings or numbers.MISSING, ""),
-        count(signal["completions"]),
-        count(signal["tokens"], cost["tokens"]),
-        (numbers.MISSING, "")
-        if seconds is None
-        else (
-            numbers.duration(seconds),
-            f"{numbers.percent(seconds / cost['total_seconds'])} of all" if cost["total_seconds"] else "",
-        ),
-        count(signal["left_out"]),
-        count(signal["left_out_tokens"], cost["tokens"]),
-        count(cost["tokens"]) if arm["generates"] else (numbers.MISSING, ""),
-        (numbers.duration(cost["total_seconds"]), ""),
-    )
+    head = ("Arm", *(f"pass@{k}" for k in sizes))
+    level = f"Final pass@k, {result['verdict_split']} problems: at least one of k completions is right"
+    found = [Table(level, head, _rows(arms, lambda arm: cells(arm, estimate, "final")))]
+    rivals = [arm for arm in arms if arm["name"] != base]
+    if rivals:
+        caption = f"Final pass@k vs {base}{family}"
+        found.append(Table(caption, head, _rows(rivals, lambda arm: cells(arm, difference, "against_baseline"))))
+    return found
 
 
 def _from_to(ends: Row, form: Any, keys: tuple[str, str] = ("before", "final")) -> str:

@@ -64,9 +64,13 @@ def pass_curve(
     Raises:
         ValueError: there are no problems, or the problems have different numbers of samples.
     """
-    samples = _samples(correct)
-    sizes = sorted({samples, *(2**power for power in range(samples.bit_length()))})
+    sizes = curve_sizes(_samples(correct))
     return [pass_at(correct, k, seed=seed, confidence=confidence, resamples=resamples) for k in sizes]
+
+
+def curve_sizes(samples: int) -> list[int]:
+    """Return the k of a curve of pass@k: 1, 2, 4 … and all samples."""
+    return sorted({samples, *(2**power for power in range(samples.bit_length()))})
 
 
 def majority(
