@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.cli.app import main
-from selfdistill.comparison.arms import parse_seeds, plan_arms
+from selfdistill.comparison.arms import ArmPlan, parse_seeds, parse_sweep, plan_arms
 from selfdistill.comparison.compare import Comparison, plan
 from selfdistill.comparison.runs import last_line
 from selfdistill.errors import ConfigError
@@ -72,6 +72,48 @@ def test_a_model_and_several_configs_make_arms_too(here: Path) -> None:
         arms("grpo", "antsd")
 
 
+def test_a_sweep_makes_an_arm_of_each_value(here: Path) -> None:
+    made = plan_arms(["mine.toml"], ["antisd"], ["sampling.completions=2"], ["method.gate_ratio=0.90, 0.95"])
+    assert [(arm.name, arm.settings[-1]) for arm in made] == [
+        ("mine-antisd-gate_ratio-0.90", "method.gate_ratio=0.90"),
+        ("mine-antisd-gate_ratio-0.95", "method.gate_ratio=0.95"),
+    ]
+    assert made[0].settings[0] == 'method="antisd"'
+    two = plan_arms(["mine.toml"], [], [], ["signal.equal=keep,drop", "optimiser.learning_rate=1e-5,1e-4"])
+    assert two[1] == ArmPlan(
+        "mine-equal-keep-learning_rate-1e-4", "mine.toml", ("signal.equal=keep", "optimiser.learning_rate=1e-4")
+    )
+    assert len(two) == 4
+    # What the arms are trained with, and what a folder may be named.
+    comparison = plan(
+        ["mine.toml"],
+        [],
+        seeds=[0],
+        baseline=None,
+        folder=Path("out"),
+        methods=["antisd"],
+        sweeps=["method.gate_ratio=0.9,1"],
+    )
+    assert [arm.config.method["gate_ratio"] for arm in comparison.arms] == [0.9, 1.0]
+    [slash, _] = plan_arms(["mine.toml"], [], [], ["method.context=a/b,c"])
+    assert slash.name == "mine-context-a_b"
+
+
+@pytest.mark.parametrize("text", ["method.gate_ratio", "=1,2", "method.gate_ratio=0.9", "method.gate_ratio=0.9,,1"])
+def test_a_sweep_without_two_values_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write a key and two values or more"):
+        parse_sweep(text)
+
+
+def test_a_sweep_that_makes_no_arms_is_refused(here: Path) -> None:
+    with pytest.raises(ConfigError, match="names a value twice"):
+        parse_sweep("method.gate_ratio=0.9, 0.9")
+    with pytest.raises(ConfigError, match="--set gives the same key to all arms"):
+        plan_arms(["mine.toml"], [], ["steps = 3", "method.teacher_rate=1"], ["method.teacher_rate=0.1,0.2"])
+    with pytest.raises(ConfigError, match=r"not on equal terms: sampling\.temperature is 0\.5"):
+        plan(["mine.toml"], [], seeds=[0], baseline=None, folder=Path("out"), sweeps=["sampling.temperature=0.5,1"])
+
+
 @pytest.mark.parametrize(
     ("text", "seeds"), [("3", [0, 1, 2]), ("1", [0]), ("0,5,7", [0, 5, 7]), ("5,", [5]), (" 2 , 1 ", [2, 1])]
 )
@@ -110,6 +152,12 @@ def test_a_dry_run_lists_the_arms_with_what_differs(here: Path, capsys: pytest.C
     grpo, opsd = (arm["differs"] for arm in report["arms"])
     assert (grpo["method.clip_low"], opsd["method.context"]) == (0.2, "solution")
     assert not {key.partition(".")[0] for key in grpo | opsd} - {"method", "optimiser"}
+    with pytest.raises(SystemExit):
+        main([*command, "--sweep", "optimiser.learning_rate=1e-5,1e-4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[0] for line in lines[1:5]] == [
+        f"mine-{method}-learning_rate-{rate}" for method in ("grpo", "opsd") for rate in ("1e-5", "1e-4")
+    ]
     assert not Path("out").exists()
 
 

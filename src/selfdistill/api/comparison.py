@@ -71,6 +71,7 @@ def compare(
     *,
     out: str | Path,
     methods: Sequence[str] = (),
+    sweep: Mapping[str, Sequence[Any]] | None = None,
     seeds: int | Sequence[int] = 1,
     baseline: str | None = None,
     main: str | None = None,
@@ -90,6 +91,8 @@ def compare(
             form, which are written into ``out/configs``.
         out: folder of the comparison.
         methods: make an arm of each config with each of these methods, named ``config-method``.
+        sweep: dotted keys with values, for example ``{"method.gate_ratio": [0.90, 0.93, 0.95]}``: make an arm with each
+            value, named ``arm-key-value``.
         seeds: the number of seeds (0, 1, 2 …), or a list of seeds.
         baseline: the arm to compare with; unset: the first ``grpo``, else the first arm.
         main: also put this arm's summary and page into the folder.
@@ -115,8 +118,17 @@ def compare(
     check_counts(jobs=jobs)
     sources = _sources(configs, folder)
     pairs = as_pairs(overrides, settings)
+    sweeps = [f"{key}={','.join(map(str, values))}" for key, values in (sweep or {}).items()]
     comparison = plan(
-        sources, pairs, seeds=chosen, baseline=baseline, folder=folder, methods=methods, match=match, split=final_split
+        sources,
+        pairs,
+        seeds=chosen,
+        baseline=baseline,
+        folder=folder,
+        methods=methods,
+        match=match,
+        split=final_split,
+        sweeps=sweeps,
     )
     if main is not None:
         find_arm(comparison, main, "main")

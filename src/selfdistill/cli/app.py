@@ -121,6 +121,10 @@ def compare(
         str | None,
         typer.Option(metavar="NAME,…", help="Make an arm of each config with each of these methods, CONFIG-METHOD."),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B,…", help="Make an arm with each of these values, ARM-KEY-VALUE; repeatable."),
+    ] = None,
     seeds: Annotated[
         str, typer.Option(metavar="N|A,B,…", help="Number of seeds, 3 for 0,1,2, or a list of them.")
     ] = "1",
@@ -159,7 +163,9 @@ def compare(
     from selfdistill.cli.compare import compare_arms, describe_arms, plan_comparison
 
     terms = {"seeds": seeds, "match": match, "split": final_split}
-    comparison = plan_comparison(configs, set_ or [], methods=names, baseline=baseline, main=main, folder=out, **terms)
+    comparison = plan_comparison(
+        configs, set_ or [], methods=names, sweeps=sweep or [], baseline=baseline, main=main, folder=out, **terms
+    )
     if dry_run:
         describe_arms(comparison, json=json)
     else:

@@ -21,6 +21,7 @@ def plan_comparison(
     overrides: Sequence[str],
     *,
     methods: Sequence[str],
+    sweeps: Sequence[str],
     seeds: str,
     baseline: str | None,
     main: str | None,
@@ -41,6 +42,7 @@ def plan_comparison(
         baseline=baseline,
         folder=folder,
         methods=methods,
+        sweeps=sweeps,
         match=match,
         split=split,
     )

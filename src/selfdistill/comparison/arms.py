@@ -25,15 +25,57 @@ class ArmPlan:
     settings: tuple[str, ...] = ()
 
 
-def plan_arms(sources: Sequence[str], methods: Sequence[str], overrides: Sequence[str]) -> list[ArmPlan]:
+def plan_arms(
+    sources: Sequence[str], methods: Sequence[str], overrides: Sequence[str], sweeps: Sequence[str] = ()
+) -> list[ArmPlan]:
     """Return one arm for each config, or with ``methods`` one for each config and method, named ``config-method``.
 
     The config's own method keeps its settings; every other method has its defaults. Sampling settings that the config
-    leaves open are those of the config's own method, or of the first of ``methods`` if it has none.
+    leaves open are those of the config's own method, or of the first of ``methods`` if it has none. A sweep,
+    ``key=value,value``, makes one arm per value out of each of these, named ``arm-key-value``; several sweeps make one
+    per combination.
 
     Raises:
-        ConfigError: a config cannot be used, or a method is named twice.
+        ConfigError: a config cannot be used, a method is named twice, or a sweep cannot be read.
     """
+    arms = _of_methods(sources, methods, overrides)
+    for sweep in sweeps:
+        settings = parse_sweep(sweep)
+        if any(override.partition("=")[0].strip() == settings[0].partition("=")[0] for override in overrides):
+            raise ConfigError(f"--sweep {sweep}: --set gives the same key to all arms; leave one of the two out")
+        arms = [
+            ArmPlan(f"{arm.name}-{_label(setting)}", arm.source, (*arm.settings, setting))
+            for arm in arms
+            for setting in settings
+        ]
+    return arms
+
+
+def parse_sweep(text: str) -> list[str]:
+    """Return the settings of a sweep: ``method.gate_ratio=0.9,0.95`` is ``method.gate_ratio=0.9`` and one more.
+
+    Raises:
+        ConfigError: there is no key, there are fewer than two values, or one stands twice.
+    """
+    key, _, given = (part.strip() for part in text.partition("="))
+    values = [value.strip() for value in given.split(",")]
+    if not key or len(values) < 2 or not all(values):
+        raise ConfigError(
+            f"--sweep {text!r}: write a key and two values or more, such as --sweep method.gate_ratio=0.90,0.93,0.95"
+        )
+    if len(set(values)) < len(values):
+        raise ConfigError(f"--sweep {text!r} names a value twice")
+    return [f"{key}={value}" for value in values]
+
+
+def _label(setting: str) -> str:
+    """Return the part of an arm's name, which is a folder's, that a setting of a sweep adds."""
+    key, _, value = setting.partition("=")
+    return f"{key.rpartition('.')[2]}-{''.join(sign if sign.isalnum() or sign in '.+-_' else '_' for sign in value)}"
+
+
+def _of_methods(sources: Sequence[str], methods: Sequence[str], overrides: Sequence[str]) -> list[ArmPlan]:
+    """Return one arm for each config, or one for each config and method."""
     if len(set(methods)) < len(methods):
         raise ConfigError(f"--methods {','.join(methods)} names a method twice")
     arms = []

@@ -98,10 +98,12 @@ def plan(
     methods: Sequence[str] = (),
     match: str = MATCH,
     split: str = "validation",
+    sweeps: Sequence[str] = (),
 ) -> Comparison:
     """Load the arms, check that they are on equal terms, and give each the steps of an equal budget.
 
-    With ``methods`` each source gives one arm per method.
+    With ``methods`` each source gives one arm per method. Each of ``sweeps`` (``key=value,value``) makes one arm per value
+    out of every arm.
 
     ``baseline`` names an arm; if it is None, the baseline is the first arm with method ``grpo``, or else the first arm.
     ``match`` and ``split`` are those of :class:`Comparison`.
@@ -115,7 +117,7 @@ def plan(
             raise ConfigError(f"--set {override}: a comparison takes its seeds from --seeds, for example --seeds 0,1,2")
     if split == "test":
         overrides = [*overrides, "evaluation.final=test"]
-    arms = [_load_arm(arm, overrides, seed=seeds[0]) for arm in plan_arms(sources, methods, overrides)]
+    arms = [_load_arm(arm, overrides, seed=seeds[0]) for arm in plan_arms(sources, methods, overrides, sweeps)]
     for i, arm in enumerate(arms):
         if arm.name in [other.name for other in arms[:i]]:
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
