@@ -447,6 +447,13 @@ WRONG: dict[str, tuple[Callable[[tuple[sd.Policy, sd.Chat]], object], str]] = {
     "seeds": (lambda m: sd.compare([CONFIG], out="x", seeds=[1, 1]), "different whole numbers"),
     "arms": (lambda m: sd.compare(CONFIG, out="x"), "configs are a list of names and paths"),
     "terms": (lambda m: sd.compare([CONFIG, "toolbox-grpo"], out="x"), "not on equal terms"),
+    "sweep of one": (lambda m: sd.compare([CONFIG], out="x", sweep={"method.scale": [True]}), "two values or more"),
+    "sweep twice": (
+        lambda m: sd.compare([CONFIG], out="x", sweep={"a.b": [True, True]}),
+        "names a value twice",
+    ),
+    "sweep's comma": (lambda m: sd.compare([CONFIG], out="x", sweep={"a": ["b,c", "d"]}), "sweep of a: b,c contains a"),
+    "sweep's None": (lambda m: sd.compare([CONFIG], out="x", sweep={"a": [None, 1]}), "a: None cannot be written"),
 }
 
 

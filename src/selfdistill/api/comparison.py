@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, check_counts, load_config
+from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, as_sweeps, check_counts, load_config
 from selfdistill.api.training import stopping
 from selfdistill.comparison.compare import find_arm, plan, run_comparison, write_results
 from selfdistill.comparison.matching import MATCH
@@ -110,25 +110,17 @@ def compare(
         UserError: arms that differ in more than method, optimiser, signal and limits; or a run that failed.
     """
     folder = Path(out)
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen or len(set(chosen)) < len(chosen) or not all(type(seed) is int and seed >= 0 for seed in chosen):
-        raise ConfigError(
-            f"seeds are a number of at least 1, or different whole numbers such as [0, 1, 2]; got {seeds!r}"
-        )
     check_counts(jobs=jobs)
-    sources = _sources(configs, folder)
-    pairs = as_pairs(overrides, settings)
-    sweeps = [f"{key}={','.join(map(str, values))}" for key, values in (sweep or {}).items()]
     comparison = plan(
-        sources,
-        pairs,
-        seeds=chosen,
+        _sources(configs, folder),
+        as_pairs(overrides, settings),
+        seeds=_seeds(seeds),
         baseline=baseline,
         folder=folder,
         methods=methods,
         match=match,
         split=final_split,
-        sweeps=sweeps,
+        sweeps=as_sweeps(sweep or {}),
     )
     if main is not None:
         find_arm(comparison, main, "main")
@@ -137,6 +129,15 @@ def compare(
     if not finished:
         signal.raise_signal(stop.signal or signal.SIGINT)
     return Comparison(write_results(comparison, main=main), folder)
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen or len(set(chosen)) < len(chosen) or not all(type(seed) is int and seed >= 0 for seed in chosen):
+        raise ConfigError(
+            f"seeds are a number of at least 1, or different whole numbers such as [0, 1, 2]; got {seeds!r}"
+        )
+    return chosen
 
 
 def _sources(configs: Sequence[str | Path] | Mapping[str, ConfigLike], folder: Path) -> list[str]:

@@ -82,6 +82,22 @@ def as_pairs(overrides: Overrides, settings: Mapping[str, Any] | None = None) ->
     return pairs
 
 
+def as_sweeps(sweep: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return the sweeps as ``a.b=value,value`` texts, as ``compare --sweep`` takes them.
+
+    Raises:
+        ConfigError: a value cannot be written on a command line, or contains a comma.
+    """
+    texts = []
+    for key, values in sweep.items():
+        written = [pair.partition("=")[2] for value in values for pair in as_pairs({key: value})]
+        for text in written:
+            if "," in text:
+                raise ConfigError(f"sweep of {key}: {text} contains a comma; write a config for each arm")
+        texts.append(f"{key}={','.join(written)}")
+    return texts
+
+
 def checked_pairs(overrides: Sequence[str]) -> list[str]:
     """Check that the overrides are a list of texts and return them.
 

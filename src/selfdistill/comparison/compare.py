@@ -102,8 +102,8 @@ def plan(
 ) -> Comparison:
     """Load the arms, check that they are on equal terms, and give each the steps of an equal budget.
 
-    With ``methods`` each source gives one arm per method. Each of ``sweeps`` (``key=value,value``) makes one arm per value
-    out of every arm.
+    With ``methods`` each source gives one arm per method. Each of ``sweeps`` (``key=value,value``) makes one arm per
+    value out of every arm.
 
     ``baseline`` names an arm; if it is None, the baseline is the first arm with method ``grpo``, or else the first arm.
     ``match`` and ``split`` are those of :class:`Comparison`.
