@@ -87,12 +87,10 @@ def compare(
     Finished runs in ``out`` are kept, so the same call continues an interrupted comparison.
 
     Args:
-        configs: shipped names, TOML or JSON files, run folders and models; or a dict of arms' names to configs in any
-            form, which are written into ``out/configs``.
+        configs: shipped names, files, run folders and models; or a dict of arms to configs, kept in ``out/configs``.
         out: folder of the comparison.
         methods: make an arm of each config with each of these methods, named ``config-method``.
-        sweep: dotted keys with values, for example ``{"method.gate_ratio": [0.90, 0.93, 0.95]}``: make an arm with each
-            value, named ``arm-key-value``.
+        sweep: make an arm of each value of each key, named ``arm-key-value``: ``{"method.gate_ratio": [0.9, 0.95]}``.
         seeds: the number of seeds (0, 1, 2 …), or a list of seeds.
         baseline: the arm to compare with; unset: the first ``grpo``, else the first arm.
         main: also put this arm's summary and page into the folder.
@@ -122,8 +120,7 @@ def compare(
         split=final_split,
         sweeps=as_sweeps(sweep or {}),
     )
-    if main is not None:
-        find_arm(comparison, main, "main")
+    find_arm(comparison, main or comparison.baseline, "main")
     with Progress(Console() if progress else None) as terminal, stopping(terminal) as stop:
         finished = run_comparison(comparison, jobs=jobs, progress=terminal, stop=stop)
     if not finished:
