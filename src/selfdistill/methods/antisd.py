@@ -21,14 +21,16 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class AntiSD(GRPO):
     """A_{i,t} = A_i − λ g φ(u_t), φ(u) = ½(softplus(u) − ln 2), in the clipped policy gradient (arXiv 2605.11609).
 
-    The live student, shown a correct solution and the verdict on the scored completion, is the teacher. Its median
-    entropy H over the batch drives the gate g: closed for the first W steps, H_warm their median, closed again when
-    H < ratio · H_warm, open when H ≥ H_warm. For every completion, also in groups of equal reward. The paper's
-    ablations are hyperparameters; its "student-perplexity" gate is ``gate_signal``, read as the same median of the
-    student's entropies, or as exp of its mean −log S(y_t). Our choices: H_warm is a median; a completion whose
-    context is missing keeps its plain GRPO advantage; "multiply" is A_i · max(0, 1 − λ g φ(u)), which keeps the
-    sign of A_i; without a teacher, the uniform distribution over the vocabulary replaces it, and the gate, which
-    has no entropy to watch, is open.
+    The teacher is the live student whose prompt shows a correct solution and the verdict on the scored completion. The
+    median H of its entropies over the batch drives the gate g. The gate is closed for the first W steps, and H_warm is
+    the median of H over these steps. Later it closes when H < ratio · H_warm and opens when H ≥ H_warm. The bonus
+    applies to every completion, also in groups of equal reward. The paper's ablations are hyperparameters.
+    ``gate_signal`` has its "student-perplexity" gate in two readings: the same median of the student's entropies, or
+    exp of the student's mean −log S(y_t).
+
+    Our choices: H_warm is a median. A completion whose context is missing keeps its plain GRPO advantage. "multiply" is
+    A_i · max(0, 1 − λ g φ(u)), which keeps the sign of A_i. Without a teacher, the uniform distribution over the
+    vocabulary replaces it. The gate is then open, since it has no entropy to watch.
     """
 
     name: Literal["antisd"] = "antisd"  # type: ignore[assignment]

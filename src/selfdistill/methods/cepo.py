@@ -17,12 +17,12 @@ from selfdistill.types import Role, TokenSlice
 class CEPO(RLSD):
     """A_{i,t} = A_i · [1 − λ + λ · clip(exp(sign(A_i) Δ_t), 1 − ε_w, 1 + ε_w)] in the clipped policy gradient.
 
-    Δ = log P⁺(y) − log P⁻(y), detached (arXiv 2605.19436). P⁺ is shown the final answer alone, P⁻ the final answer of a
-    wrong completion of the group in the same words, both under live weights: what any answer would earn cancels. λ
-    falls from 0.5 to 0 in 25 steps. Without a wrong answer the released code has P⁻ = P⁺, so that the completion keeps
-    its plain advantage; the paper's text has P⁻ = S, which is RLSD: ``without_wrong = "student"``. The paper takes the
-    completion of lowest reward, ours is one of the wrong completions other than the scored one, in a seeded order. The
-    full-fine-tuning learning rate is GRPO's; the paper trains LoRA of rank 16.
+    Δ = log P⁺(y) − log P⁻(y), detached (arXiv 2605.19436). P⁺ sees the final answer alone, and P⁻ sees the final answer
+    of a wrong completion of the group in the same words. Both have live weights, so the effect of any answer at all
+    cancels. λ falls from 0.5 to 0 in 25 steps. Without a wrong answer the released code has P⁻ = P⁺, so the completion
+    keeps its plain advantage. The paper's text has P⁻ = S, which is RLSD: ``without_wrong = "student"``. The paper
+    takes the completion of lowest reward. Ours takes a wrong completion other than the scored one, in a seeded order.
+    The full-fine-tuning learning rate is GRPO's. The paper trains LoRA of rank 16.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=5e-6)

@@ -19,13 +19,13 @@ class CREDIT(SDPO):
     """Distil to Q ∝ T · exp(−λ mean_k log N_k), N_k another question with this completion's hindsight (2605.11613).
 
     The paper's vocabulary-level advantage log T − log S − λ mean_k log N_k inside the reverse-KL gradient is the
-    reverse KL to Q (our derivation), so any divergence on SDPO's support will do; the importance ratio is SDPO's.
-    Questions are sampled from the batch, seeded, never the completion's own. ``contrast`` may name any template with
-    ``$other_question`` or ``$wrong_sibling``: ``other_question_bare`` contrasts with another question without
-    feedback, ``wrong_sibling`` with a wrong solution of the same question. λ = 0 is SDPO.
+    reverse KL to Q (our derivation). Any divergence on SDPO's support is therefore possible. The importance ratio is
+    SDPO's. Questions are sampled from the batch with a seed, never the completion's own. ``contrast`` may name any
+    template with ``$other_question`` or ``$wrong_sibling``: ``other_question_bare`` contrasts with another question
+    without feedback, ``wrong_sibling`` with a wrong solution of the same question. λ = 0 is SDPO.
 
-    ``form = "advantage"`` is the sampled-token form u − λ (G − Ḡ), G = mean_k log N_k(y), Ḡ its mean over the batch:
-    G is never positive, so without the centring it would lift every token (ours).
+    ``form = "advantage"`` is the sampled-token form u − λ (G − Ḡ), with G = mean_k log N_k(y) and Ḡ its mean over the
+    batch. G is never positive, so without the centring it would push every token up. The centring is our choice.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)

@@ -18,9 +18,9 @@ from selfdistill.types import STUDENT, TokenSlice
 class DemoPSD(SDPO):
     """Reverse KL to Q ∝ T^(1−α) · B^α, α = 2 α_max (σ(β d) − ½), d = JSD(S, T) at each token (arXiv 2607.02502).
 
-    T is the averaged model that sees a sibling or feedback, B the same weights without. Where hindsight agrees with
-    the student, α is near 0 and the target is SDPO's; where they differ, up to α_max of the target's exponent goes back
-    to B, which keeps the student from narrowing. d is detached, w = ½. α_max = 0 is SDPO with a reverse KL.
+    T is the averaged model that sees a sibling or feedback, B has the same weights and sees neither. Where hindsight
+    agrees with the student, α is near 0 and the target is SDPO's. Where they differ, B gets up to α_max of the target's
+    exponent, which keeps the student's variety. d is detached, w = ½. α_max = 0 is SDPO with a reverse KL.
 
     The paper's β is 25 to 100 by domain. Our choices: β = 50; d and Q are taken on SDPO's support, the student's top
     100 and a tail; SDPO's importance ratio stays; the LoRA learning rate.

@@ -17,14 +17,13 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class EOPD(DriftingTeacher):
     """Policy gradient with log T(y) − log S_old(y), plus 1[H_T > τ] · KL(T_K || S) (arXiv 2603.07079).
 
-    T_K is the teacher on its own K likeliest tokens, normalised there; S is not. The sampled token alone pulls the
-    student to one of the teacher's modes; where the teacher is uncertain, the forward KL keeps the others. It is added,
-    not exchanged. K = 16, τ = 0.8 nats, clip 0.2.
+    T_K is the teacher on its own K likeliest tokens, normalised there. S is not normalised there. The policy gradient
+    uses the sampled token alone and pulls the student to one of the teacher's modes. Where the teacher is uncertain,
+    the forward KL keeps the other modes. The KL is added and replaces nothing. K = 16, τ = 0.8 nats, clip 0.2.
 
-    The paper's teacher is a larger model under the student's own prompt:
-    ``weights = { kind = "external", path = … }`` with ``context = "student"``. Our choice, so that the method needs no
-    second model: the weights of step 0 that see the solution. Also ours: the learning rates, and one completion a
-    prompt.
+    The paper's teacher is a larger model under the student's own prompt: ``weights = { kind = "external", path = … }``
+    with ``context = "student"``. Our default teacher has the weights of step 0 and sees the solution, so that the
+    method needs no second model. The learning rates and one completion per prompt are also our choices.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5, completions=1)

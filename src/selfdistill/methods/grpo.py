@@ -29,11 +29,12 @@ SEQUENCE = "sequence_log_ratio"
 class GRPO(Method):
     """Group-relative policy optimisation (arXiv 2402.03300).
 
-    A_i = (R_i − mean) / std over the completions of one prompt, in the clipped policy gradient. Our choice: token mean
-    over the whole batch, as in later practice, instead of the mean of sequence means. The ratio of a "sequence" is
-    GSPO's (arXiv 2507.18071), the geometric mean over the completion's tokens, in a mean over completions; "weight" is
-    CISPO's (arXiv 2506.13585), whose clipped ratio weighs log S(y_t) and has no gradient. Added to the loss of each
-    token where asked for: the paper's estimate of KL(S || reference), and the entropy of S with a minus sign.
+    A_i = (R_i − mean) / std over the completions of one prompt, in the clipped policy gradient. Our choice: a token
+    mean over the whole batch, as in later practice, instead of the mean of sequence means. The ratio "sequence" is
+    GSPO's (arXiv 2507.18071): the geometric mean over the completion's tokens, in a mean over completions. The ratio
+    "weight" is CISPO's (arXiv 2506.13585): the clipped ratio weights log S(y_t) and has no gradient. Two optional terms
+    are added to the loss of each token: the paper's estimate of KL(S || reference), and the entropy of S with a minus
+    sign.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)

@@ -20,13 +20,13 @@ TEACHER = "teacher"
 class HDPO(GRPO):
     """GRPO on the student's completions + λ JSD(S, T) on ȳ ~ T(·|x, r), ȳ right (arXiv 2603.23871).
 
-    The teacher, the live student that sees the solution, samples only for questions of which at least one of the
-    student's completions was judged and none is right; its wrong samples leave the loss. Both terms are means over
-    their own tokens. The divergence is w = ½ on the student's top 64 and a tail.
+    The teacher is the live student that sees the solution. It samples only for questions without a right completion of
+    the student and with at least one judged completion. The teacher's wrong samples leave the loss. Each of the two
+    terms is a mean over its own tokens. The divergence is w = ½ on the student's top 64 and a tail.
 
-    The paper's λ is not known to us. Our choices: λ = 1, as many samples of the teacher as of the student, and GRPO
-    also for the failed completions of such a question, which have an advantage where rewards are graded. A
-    question without a context keeps its GRPO. λ = 0 is GRPO, at the price of the teacher's samples.
+    We do not know the paper's λ. Our choices: λ = 1; as many samples of the teacher as of the student; GRPO also for
+    the failed completions of such a question, which have an advantage where rewards are graded. A question without a
+    context keeps its GRPO loss. λ = 0 is GRPO at the cost of the teacher's samples.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)

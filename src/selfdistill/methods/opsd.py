@@ -23,8 +23,8 @@ class OPSD(DriftingTeacher):
     """Divergence from S(·|x, y_<t) to T(·|x, r, y_<t) on the student's own completions (arXiv 2601.18734).
 
     T has the weights of step 0. Both sides are divided by the sampling temperature, 1.1, as in the released trainer.
-    Defaults are the current recipe (clipped forward KL, τ = 0.05, to which belongs ``optimiser.clip_norm = 0.1``); the
-    first release is ``divergence = {kind = "jensen_shannon"}``, learning rate 2e-4 and 2048 tokens (config
+    Defaults are the current recipe: clipped forward KL with τ = 0.05, to be used with ``optimiser.clip_norm = 0.1``.
+    The first release is ``divergence = {kind = "jensen_shannon"}``, learning rate 2e-4 and 2048 tokens (config
     ``countdown-opsd-first``).
     """
 

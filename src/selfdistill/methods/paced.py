@@ -17,14 +17,14 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class PACED(DriftingTeacher):
     """w(p) · KL between S and T(·|x, r, y_<t), w(p) = p^α (1−p)^β of the question's pass rate p (arXiv 2603.11178).
 
-    p is the share of right ones among the student's judged completions of the question. The first part of a run
-    descends KL(T || S), which covers what the teacher does, the second KL(S || T), which settles on a part of it.
-    α = β = 1 are the paper's; α = β = 0 weighs all questions alike.
+    p is the share of right completions among the student's judged completions of the question. The first part of a run
+    descends KL(T || S), which covers all of the teacher's modes. The second part descends KL(S || T), which
+    concentrates on some of them. α = β = 1 are the paper's values. α = β = 0 weights all questions alike.
 
     The paper estimates p and distils its own teacher's responses. Our choices: p is estimated anew from the eight
-    completions of every step, the student's own completions are the text, T has the weights of step 0 and sees the
-    solution, the second part begins at half of the run (outside a run, the loss is that of the first), w is not
-    normalised, a question of which no completion is judged weighs 0, and the learning rates.
+    completions of every step. The text is the student's own completions. T has the weights of step 0 and sees the
+    solution. The second part begins at half of the run. Outside a run the loss is that of the first part. w is not
+    normalised. A question without a judged completion has the weight 0. The learning rates are ours too.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=5e-6, lora_learning_rate=5e-6)

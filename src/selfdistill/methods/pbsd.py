@@ -19,11 +19,12 @@ TEACHER = "teacher"
 class PBSD(Method):
     """−log σ(m), m = β [Δ(y⁺) − Δ(y⁻)], Δ(y) = log S(y|x) − log T(y|x, c), y⁺ ~ T(x, c), y⁻ ~ S(x) (2605.05040).
 
-    The teacher context samples as often as the student does, and the i-th samples form a pair. A pass without
-    gradient gives m; since ∇[−log σ(m)] = −σ(−m) ∇m, every token then carries a constant weight, so no pair needs to
-    fit into one micro-batch. Our choices, the paper's being unknown: summed Δ, β = 0.1, frozen teacher, four pairs a
-    prompt, the learning rates. ``length = "mean"`` divides Δ by the length, which is another objective: the student
-    term is then no zero-mean control variate. An exact solve overshoots, so one optimiser step a batch.
+    The teacher samples under its context as often as the student samples, and the i-th samples form a pair. A pass
+    without gradient gives m. Since ∇[−log σ(m)] = −σ(−m) ∇m, every token then has a constant weight, so a pair need not
+    fit into one micro-batch. The paper's settings are unknown. Our choices: summed Δ, β = 0.1, frozen teacher, four
+    pairs per prompt, the learning rates. ``length = "mean"`` divides Δ by the length, which is another objective: the
+    student term is then no zero-mean control variate. An exact solution overshoots, so take one optimiser step per
+    batch.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5, completions=4)

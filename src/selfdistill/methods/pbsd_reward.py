@@ -18,11 +18,12 @@ TEACHER = "teacher"
 class PBSDReward(Method):
     """−Σ_i w_i log S(y_i|x), w = softmax(r/β) over the teacher's samples y_i of one prompt (arXiv 2605.05040).
 
-    The optimum of max_π E_π[r] − β KL(π‖T) is π* ∝ T · exp(r/β); on samples of T its weights are a softmax of the
+    The optimum of max_π E_π[r] − β KL(π‖T) is π* ∝ T · exp(r/β). On samples of T its weights are a softmax of the
     rewards, and the cross-entropy to it needs no density of T. Only the teacher samples. Unjudged samples leave the
-    loss. On K samples right answers weigh less than under π*, by a term of order 1/K; most of it are groups without a
-    right sample, which ``drop_wrong_groups`` leaves out. Our choices: β = 0.1, frozen teacher, eight samples a prompt,
-    log-probabilities summed over the completion (``length = "mean"`` divides by its length), the learning rates.
+    loss. On K samples right answers weigh less than under π*, by a term of order 1/K. Most of this bias comes from
+    groups without a right sample, which ``drop_wrong_groups`` leaves out. Our choices: β = 0.1, frozen teacher, eight
+    samples per prompt, log-probabilities summed over the completion (``length = "mean"`` divides by its length), the
+    learning rates.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)

@@ -18,11 +18,12 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class Purified(Method):
     """Jensen–Shannon to P ∝ B · exp(c tanh(Δ̄/c) / β), Δ = log T(·|x, r) − log R(·|r) (arXiv 2607.02234).
 
-    Of log T − log S, the part log R − log S comes from the reference alone and is left out. Teacher T, reference-only
-    R and base B (the student's prompt) share the weights of step 0; with LoRA that is one network with the adapter
-    off. Whole vocabulary, w = ½. The full-fine-tuning learning rate is our choice; the paper trains LoRA of rank 64.
-    Its two steps can be left out one by one: without the subtraction Δ is log T − log B; without the PMI target P is
-    the residual alone, exp(c tanh(Δ̄/c) / β) normalised; without both P is T (OPSD).
+    log T − log S has a part that comes from the reference alone, log R − log S. The target leaves this part out.
+    Teacher T, reference-only R and base B (the student's prompt) share the weights of step 0. With LoRA they are one
+    network with the adapter off. The divergence uses the whole vocabulary, w = ½. The full-fine-tuning learning rate is
+    our choice. The paper trains LoRA of rank 64. Each of the two steps can be left out. Without the subtraction, Δ is
+    log T − log B. Without the PMI target, P is the residual alone, exp(c tanh(Δ̄/c) / β) normalised. Without both, P is
+    T (OPSD).
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=5e-6, lora_learning_rate=5e-6, completions=1)

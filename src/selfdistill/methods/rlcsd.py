@@ -19,13 +19,13 @@ class RLCSD(GRPO):
     """A_{i,t} = A_i + r_t without a change of sign, r = clip(λ tanh(e/τ), −c, c), in the clipped policy gradient.
 
     e = log T(y | right hint) − log (1/K) Σ_k T(y | wrong hint k), the log of a mean (arXiv 2606.11709). The right hint
-    is a random correct completion of the group, else the reference; the wrong ones are up to K wrong completions, none
-    of them the scored one; fewer count as they are. T is the student copied every 10 steps. A token with |r| > δ is
-    selected, and the loss is the mean over unselected tokens plus η times the mean over selected ones: two
-    denominators. A completion without both kinds of hint leaves the loss, and ``without_hints`` counts it. A_i = 0
-    stays 0, and such tokens count in the denominators (our reading). The code's β is 1 and multiplies λ; here λ is
-    both. Defaults are those of the released script; the full-fine-tuning rate is the paper's, the one for LoRA ten
-    times it.
+    is a random correct completion of the group, else the reference. The wrong hints are up to K wrong completions. The
+    scored completion is never a hint. If there are fewer than K, the mean is over those. T is the student, copied every
+    10 steps. A token with |r| > δ is selected. The loss is the mean over unselected tokens plus η times the mean over
+    selected ones, with two denominators. A completion without both kinds of hint leaves the loss, and ``without_hints``
+    counts it. A_i = 0 stays 0, and such tokens count in the denominators (our reading). The code's β is 1 and
+    multiplies λ, so λ stands for both here. Defaults are those of the released script. The full-fine-tuning rate is the
+    paper's, the LoRA rate is ten times higher.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5, top_p=0.95, top_k=20)

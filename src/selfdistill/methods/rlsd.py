@@ -16,12 +16,12 @@ from selfdistill.types import Role, TokenSlice
 class RLSD(GRPO):
     """A_{i,t} = A_i · [1 − λ + λ · clip(exp(sign(A_i) u_t), 1 − ε_w, 1 + ε_w)] in the clipped policy gradient.
 
-    u = log T(y) − log S(y), detached (arXiv 2604.03128, "Self-Distilled RLVR"). A token that hindsight finds likelier
-    is praised more in a right completion and blamed less in a wrong one; its sign is the reward's. λ falls linearly
-    from ``strength`` at step 1 to 0 after ``decay`` steps; from then on the method is GRPO. Our choices: live teacher
-    weights, as in two of three released codes (the third copies the student every 10 steps: ``weights = {kind =
-    "snapshot", every = 10}``); the paper's eq. 16 clips w A and not the usual ratio, the codes and this file both; a
-    completion without the context keeps its plain advantage. The learning rates are GRPO's.
+    u = log T(y) − log S(y), detached (arXiv 2604.03128, "Self-Distilled RLVR"). A token that hindsight makes likelier
+    is praised more in a right completion and blamed less in a wrong one. Its sign is the reward's. λ falls linearly
+    from ``strength`` at step 1 to 0 after ``decay`` steps. From then on the method is GRPO. Our choices: The teacher
+    weights are live, as in two of three released codes. The third code copies the student every 10 steps: ``weights =
+    {kind = "snapshot", every = 10}``. The paper's eq. 16 clips w A and not the usual ratio. The codes and this file
+    clip both. A completion without the context keeps its plain advantage. The learning rates are GRPO's.
     """
 
     name: Literal["rlsd"] = "rlsd"  # type: ignore[assignment]

@@ -17,14 +17,14 @@ from selfdistill.types import TokenSlice
 class SCSDPO(SDPO):
     """SDPO's loss × w / w̄, w = [p(1−p)]^½ of the question's pass rate p (arXiv 2605.27765).
 
-    p is the share of right ones among the student's judged completions of the question, also those that SDPO leaves
-    out for want of a context. Dividing advantages by their standard deviation leaves √(p(1−p)) as GRPO's only weight
-    of difficulty; SDPO has none. Questions that are always or never solved weigh 0, also where there is feedback.
-    An exponent of 0 is SDPO.
+    p is the share of right completions among the student's judged completions of the question. It includes completions
+    that SDPO leaves out because they have no context. GRPO divides advantages by their standard deviation, which leaves
+    √(p(1−p)) as its only weight for difficulty. SDPO has no such weight. Questions that are always or never solved have
+    the weight 0, even if there is feedback. An exponent of 0 is SDPO.
 
     Experimental: the paper normalises by the batch, in a form that we could not recover. Our choice: w̄ is the mean of
-    w over the completions in the loss, so that the weights of a batch have the mean 1. Also our choice: a question of
-    which no completion is judged weighs 0.
+    w over the completions in the loss, so the weights of a batch have the mean 1. A question without a judged
+    completion has the weight 0, which is also our choice.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-5, lora_learning_rate=1e-5)

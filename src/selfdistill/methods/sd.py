@@ -16,8 +16,8 @@ from selfdistill.types import Role, TokenSlice
 class SD(GRPO):
     """A_{i,t} = A_i + λ u_t, u_t = log T(y_t) − log S(y_t) ("default self-distillation" of arXiv 2605.11609).
 
-    The teacher is the live student shown a correct solution. Tokens that hindsight makes likelier are rewarded.
-    A completion without a context keeps its plain GRPO advantage.
+    The teacher is the live student whose prompt shows a correct solution. Tokens that hindsight makes likelier are
+    rewarded. A completion without a context keeps its plain GRPO advantage.
     """
 
     name: Literal["sd"] = "sd"  # type: ignore[assignment]

@@ -17,11 +17,11 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class SDAR(GRPO):
     """GRPO's loss + λ g_t (log T(y_t) − log S(y_t)), g = σ(β u) detached, u the same difference (arXiv 2605.15155).
 
-    T is detached, so that the second term's gradient is −λ g ∇log S: every sampled token is lifted, most where
-    hindsight likes it, hardly where it does not, and none is pushed down. The paper trains agents over several turns
-    under a prompt with retrieved skills; this is its single-turn form, and the context is our choice, as are live
-    weights. λ is 0.1 by default in the released code and 0.01 in all of its scripts. A completion without the context
-    has GRPO's loss alone and counts in the denominator. The learning rates are GRPO's.
+    T is detached, so the second term's gradient is −λ g ∇log S. It pushes every sampled token up and none down. The
+    push is strong where hindsight makes the token likelier and nearly zero where it makes it less likely. The paper
+    trains agents over several turns under a prompt with retrieved skills. This is its single-turn form. The context and
+    live weights are our choice. λ is 0.1 by default in the released code and 0.01 in all of its scripts. A completion
+    without the context has GRPO's loss alone and counts in the denominator. The learning rates are GRPO's.
     """
 
     name: Literal["sdar"] = "sdar"  # type: ignore[assignment]

@@ -15,8 +15,8 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class SDFT(DriftingTeacher):
     """KL(S || T) at each token of the student's own completions, T an average of its path that sees a demonstration.
 
-    Self-distillation fine-tuning: the demonstration is the data's solution, η = 0.01, the whole vocabulary. The
-    learning rates are our choice.
+    The method is self-distillation fine-tuning. The demonstration is the data's solution, η = 0.01, and the KL is over
+    the whole vocabulary. The learning rates are our choice.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-5, lora_learning_rate=1e-4, completions=1)

@@ -19,12 +19,13 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class SDPG(GRPO):
     """GRPO's loss + β min(KL(S‖T), 20) + α f(S, S₀) at each token (arXiv 2606.04036).
 
-    T is the live student that has seen the final answer, detached; S₀ has the weights of step 0 and the student's
-    prompt. f is ½ (log S(y) − log S₀(y))² by default, whose gradient on samples of S is that of KL(S‖S₀), or that KL or
-    KL(S₀‖S) over the vocabulary; the code's fourth form (``ufkl``) is left out, since its definition was not recovered.
-    β may rise from 0 over the first ``warmup`` steps and fall to 0 over the last ``decay``, both linear. The loss of
-    bad tokens is bounded (dual clip). A completion without the context has no second term. Our choices: a KL beyond its
-    bound has no gradient; the clip range is GRPO's below and DAPO's above; the LoRA learning rate.
+    T is the live student that has seen the final answer, detached. S₀ has the weights of step 0 and the student's
+    prompt. f is ½ (log S(y) − log S₀(y))² by default, whose gradient on samples of S is that of KL(S‖S₀). It can also
+    be that KL or KL(S₀‖S) over the vocabulary. The code's fourth form (``ufkl``) is left out, since its definition was
+    not recovered. β may rise from 0 over the first ``warmup`` steps and fall to 0 over the last ``decay``, both
+    linearly. The loss of bad tokens is bounded (dual clip). A completion without the context has no second term. Our
+    choices: a KL beyond its bound has no gradient; the clip range is GRPO's below and DAPO's above; the LoRA learning
+    rate.
     """
 
     without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"

@@ -15,11 +15,11 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class SDPO(DriftingTeacher):
     """Divergence from S to T(·|x, z, y_<t) on the student's top-K and a tail bin (arXiv 2601.20802).
 
-    z is a correct completion of the same group other than the scored one, thinking stripped; else the environment's
-    feedback; else the completion leaves the loss and is counted. Each token's loss is multiplied by
-    min(S / S_sampled, 2). T is an average of the student's path. Defaults are those of the science and tool settings;
-    the code setting is ``teacher_rate = 0.01`` with ``divergence = {kind = "reverse_kl", support = {kind = "top_k",
-    k = 20}}``. No GRPO term.
+    z is a correct completion of the same group other than the scored one, without its thinking. If there is none, z is
+    the environment's feedback. Without feedback the completion leaves the loss and is counted. Each token's loss is
+    multiplied by min(S / S_sampled, 2). T is a running average of the student. Defaults are those of the science and
+    tool settings. The code setting is ``teacher_rate = 0.01`` with ``divergence = {kind = "reverse_kl", support = {kind
+    = "top_k", k = 20}}``. There is no GRPO term.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-5, lora_learning_rate=1e-5)

@@ -18,12 +18,12 @@ from selfdistill.types import STUDENT, Role, TokenSlice
 class SRPO(GRPO):
     """GRPO's loss on right completions, SDPO's times an entropy weight on wrong ones (arXiv 2604.02288).
 
-    A completion is routed to SDPO if it is wrong and its teacher has a context; all others have GRPO's loss with a dual
-    clip. w_t = exp(−β H_t) / mean over all routed tokens, H the entropy of the teacher: an unsure teacher counts less.
-    One mean over all tokens. T is an average of the student's path. A wrong completion is one that was judged and is
-    not right; an unjudged one is not routed (our choice), and its advantage is 0. The context is SDPO's. A second-hand
-    note gives (1 − H / log V)^α for w and a cross-entropy; the released code, which this follows, does not. Our choice:
-    the LoRA learning rate.
+    A completion is routed to SDPO if it is wrong and its teacher has a context. All others have GRPO's loss with a dual
+    clip. w_t = exp(−β H_t) / mean over all routed tokens, where H is the teacher's entropy: tokens on which the teacher
+    is unsure weigh less. The loss is one mean over all tokens. T is a running average of the student. A wrong
+    completion is one that was judged and is not right. An unjudged one is not routed (our choice), and its advantage is
+    0. The context is SDPO's. A second-hand note gives (1 − H / log V)^α for w and a cross-entropy. The released code
+    does not, and this file follows the code. Our choice: the LoRA learning rate.
     """
 
     without_context: ClassVar[Literal["drop", "keep", "mask"]] = "mask"
