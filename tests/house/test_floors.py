@@ -40,6 +40,7 @@ KNOW_THE_WHOLE_CONFIG = {
     "comparison",
     "cli",
     "api",
+    "inspection/drift.py",
     *(f"training/{name}.py" for name in ("problem", "build", "opening", "loop", "run_folder", "dry_run")),
 }
 """Rooms and modules that may import a whole config: what builds a run, compares runs or speaks with the user. Every

@@ -17,6 +17,7 @@ from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.words import load_classes
 from selfdistill.files.records import RolloutLine, read_rollouts
 from selfdistill.inspection.credit import inspect_groups, plan
+from selfdistill.inspection.drift import load_with_teachers, measure_drift
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
 from selfdistill.inspection.plan import choose_methods, hyperparameters
 from selfdistill.methods.base import Method
@@ -29,7 +30,7 @@ from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.tracking.progress import log
 from selfdistill.training.banner import in_short
-from selfdistill.training.run_folder import Weights, load_model, on_this_machine
+from selfdistill.training.run_folder import Weights, on_this_machine
 from selfdistill.types import STUDENT, Example, Rollout, RolloutGroup, Task, Verdict
 
 MOST_EPOCHS = 100
@@ -137,10 +138,11 @@ def inspect(
     config, moved = on_this_machine(model, config_for(model, task, rest, command="inspect"))
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = _templates(config.contexts or judge.contexts, options)
-    policy, chat, weights = load_model(model, config, loaded, checkpoint=options.checkpoint)
+    own = load_with_teachers(model, config, methods, loaded, checkpoint=options.checkpoint, judge=judge)
+    policy, chat, weights = own.policy, own.chat, own.weights
     judge = fitted(judge, chat)
     unknown = chat.unknown_warnings([example.prompt for example in judge.examples(options.split)])
-    for warning in (*moved, *weights.warnings, *unknown):
+    for warning in (*moved, *weights.warnings, *unknown, *own.warnings):
         log(warning)
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
@@ -162,6 +164,7 @@ def inspect(
         max_tokens=limits.max_tokens_per_microbatch,
         max_logits_per_chunk=limits.max_logits_per_chunk,
     )
+    measure_drift(findings, own, limits)
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
     origin = _origin(model, weights, options)

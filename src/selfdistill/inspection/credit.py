@@ -102,8 +102,8 @@ def plan(
             continue
         kept[name] = method
         method_roles = method.roles()
-        mapped[name] = {role_name: _label(role) for role_name, role in method_roles.items()}
-        roles.update({_label(role): role for role in method_roles.values()})
+        mapped[name] = {role_name: label_of(role) for role_name, role in method_roles.items()}
+        roles.update({label_of(role): role for role in method_roles.values()})
     roles.update({name: Role(name) for name in also})
     own = [label for labels in mapped.values() for label in labels.values() if label != STUDENT]
     return Plan(roles, next(iter([*contexts, *own]), None), kept, mapped, left_out)
@@ -122,7 +122,8 @@ def _reason_left_out(method: Method, templates: Mapping[str, Template]) -> str |
     return None
 
 
-def _label(role: Role) -> str:
+def label_of(role: Role) -> str:
+    """Return the name of a role's context in an inspection."""
     thinking = {None: "", True: ", thinking", False: ", no thinking"}[role.thinking]
     return (role.context or STUDENT) + (f" {role.contrast + 1}" if role.contrast else "") + thinking
 

@@ -48,10 +48,12 @@ class TokenTable:
 
     @property
     def signals(self) -> dict[str, NDArray[np.float64]]:
-        """Return u of every context and the credit of every method, by their names in the files and on the page."""
+        """Return u of every context, its parts under a teacher's own weights, and every method's credit, by name."""
         gains = {f"u {name}": values for name, values in self.findings.gains().items()}
         credits = {f"credit {name}": v.astype(np.float64) for name, v in self.findings.credits.items()}
-        return {**gains, **credits}
+        pmi = {f"pmi {name}": values for name, values in self.findings.pmi.items()}
+        drift = {f"drift {name}": values for name, values in self.findings.weight_drift.items()}
+        return {**gains, **pmi, **drift, **credits}
 
 
 def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> TokenTable:
@@ -132,6 +134,20 @@ def summarise(table: TokenTable, origin: Mapping[str, Any], chat: Chat) -> dict[
                 if name in values
             }
             for method, values in findings.metrics.items()
+        },
+        "drift": {
+            name: {
+                part: {
+                    "mean": tables.describe(totals_C := tables.totals(values_N, lengths))["mean"],
+                    **tables.separation(totals_C[judged], correct_C, problem_C),
+                }
+                for part, values_N in (
+                    ("pmi", pmi_N),
+                    ("weight_drift", findings.weight_drift[name]),
+                    ("u", pmi_N + findings.weight_drift[name]),
+                )
+            }
+            for name, pmi_N in findings.pmi.items()
         },
         "agreement": tables.agreement(gains),
         "answer_leak": _leak(findings, gains),

@@ -38,6 +38,11 @@ class Findings:
     prompts: list[dict[str, tuple[int, ...]]]
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
+    pmi: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """The pMI of a context under the teacher's own weights, by context and kind of weights; see
+    :mod:`selfdistill.inspection.drift`."""
+    weight_drift: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """By the same names: how much likelier the student's prompt makes the token under the teacher's weights."""
 
     @property
     def lengths(self) -> list[int]:

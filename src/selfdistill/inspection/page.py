@@ -99,6 +99,7 @@ def render_microscope(page_data: PageData) -> str:
         left_out=[(name, reason) for name, reason in summary["left_out"].items()],
         skipped=[(reason, numbers.whole(count)) for reason, count in summary["skipped"].items()],
         leak=summary["answer_leak"],
+        drift=bool(summary["drift"]),
     )
 
 

@@ -55,6 +55,8 @@ def page_tables(summary: Mapping[str, Any]) -> list[Table]:
         tables += [_shares(signals), _balance(signals)]
     if summary["separation"]:
         tables.append(_separation(summary["separation"]))
+    if summary["drift"]:
+        tables.append(_drift(summary["drift"]))
     if summary["agreement"]:
         tables.append(_agreement(summary))
     if summary["answer_leak"]["rows"]:
@@ -126,6 +128,23 @@ def _separation(separation: Mapping[str, Any]) -> Table:
     return Table(
         "Σu against reward: AUC", ["Context", "All pairs", "Pairs of one problem", "Correct", "Wrong"], rows, note
     )
+
+
+def _drift(drift: Mapping[str, Any]) -> Table:
+    def within(part: Mapping[str, Any]) -> Cell:
+        return Cell(numbers.MISSING if part["within"] is None else f"{part['within']['value']:.3f}")
+
+    parts = ("u", "pmi", "weight_drift")
+    rows = [
+        (name, [*(_plain(row[part]["mean"]) for part in parts), *(within(row[part]) for part in parts)])
+        for name, row in drift.items()
+    ]
+    note = (
+        "Under the weights that the run's teacher has. The pMI is that of completion and context; the drift is how "
+        "much likelier the completion is under the teacher's weights without the context. AUC is within a problem."
+    )
+    head = ["Context (weights)", "Σu", "Σ pMI", "Σ drift", "AUC Σu", "AUC Σ pMI", "AUC Σ drift"]
+    return Table("Σu of a completion is pMI and drift of the weights, means in nats", head, rows, note)
 
 
 def _agreement(summary: Mapping[str, Any]) -> Table:

@@ -1,0 +1,144 @@
+"""u of a run under the weights that its teacher really has: the pMI of the context, and the drift of the weights.
+
+Σ_t [log T(y_t) − log S(y_t)] = Σ_t [log T(y_t) − log B(y_t)] + Σ_t [log B(y_t) − log S(y_t)], where T has the teacher's
+weights and the context, and B the teacher's weights and the student's prompt. The first sum is the pMI of completion
+and context under the teacher's weights, the second the drift of the weights, which is 0 for a live teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfdistill.config.run import RunConfig
+from selfdistill.config.sections import Limits
+from selfdistill.config.sources import find_source, read_config
+from selfdistill.contexts.chat import Chat
+from selfdistill.inspection.credit import label_of
+from selfdistill.inspection.findings import Findings
+from selfdistill.methods import build_method
+from selfdistill.methods.base import Method
+from selfdistill.models.policy import Policy
+from selfdistill.models.teachers import Teachers
+from selfdistill.scoring.score import score_roles
+from selfdistill.tracking.progress import activity
+from selfdistill.training.problem import build_problem
+from selfdistill.training.run_folder import Weights, find_weights, load_model, load_models
+from selfdistill.types import STUDENT, External, Role, Scores, Snapshot, Task, View
+
+BARE = "student's prompt"
+"""Role that has the teacher's weights and the student's prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The inspected weights, and the teachers of the run that they are of, if those have weights of their own."""
+
+    policy: Policy
+    chat: Chat
+    weights: Weights
+    teachers: Teachers | None = None
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """The roles of these teachers, by the label of their context and the kind of their weights."""
+    warnings: tuple[str, ...] = ()
+    """Why the drift of a teacher is not measured."""
+
+
+def load_with_teachers(
+    name: str,
+    config: RunConfig,
+    methods: Mapping[str, Method],
+    loaded: tuple[Policy, Chat] | None,
+    *,
+    checkpoint: str | None,
+    judge: Task,
+) -> Loaded:
+    """Load what is inspected, and with a run whose method is among ``methods`` its frozen, averaged or copied teachers.
+
+    Raises:
+        UserError: the model or the checkpoint cannot be found or used.
+    """
+    own = _method_of_run(name) if loaded is None else None
+    # Teachers of another model are no older weights of the student: their u has no drift.
+    roles = {
+        f"{label_of(role)} ({_kind(role)})": role
+        for role in (own.roles().values() if own is not None and own in methods.values() else ())
+        if role.context is not None and role.weights != "live" and not isinstance(role.weights, External)
+    }
+    follows = any(role.weights != "frozen" for role in roles.values())
+    best = bool(roles) and find_weights(name, config, checkpoint).checkpoint == "best"
+    if own is None or not roles or (best and follows):
+        policy, chat, weights = load_model(name, config, loaded, checkpoint=checkpoint)
+        lacking = "the best checkpoint holds the student alone: name a step to see the drift of its teacher's weights"
+        return Loaded(policy, chat, weights, warnings=(lacking,) if roles else ())
+    table = read_config(name)["method"]
+    problem = build_problem(config.model_copy(update={"method": table}), judge)
+    models, weights = load_models(problem, name, checkpoint=checkpoint)
+    return Loaded(models.policy, models.chat, weights, models.teachers, roles)
+
+
+def _method_of_run(name: str) -> Method | None:
+    """Return the method of a run; None for everything else."""
+    if find_source(name).kind != "run":
+        return None
+    table = dict(read_config(name)["method"])
+    return build_method(str(table.pop("name")), table)
+
+
+def _kind(role: Role) -> str:
+    if isinstance(role.weights, Snapshot):
+        return f"snapshot {role.weights.every}"
+    return str(role.weights)
+
+
+@activity("scoring teachers")
+def measure_drift(findings: Findings, loaded: Loaded, limits: Limits) -> None:
+    """Add ``pmi`` and ``weight_drift`` of every token to the findings, by the names of the teachers' roles.
+
+    A role whose context was not looked at, because its method cannot be inspected, has none.
+    """
+    if loaded.teachers is None:
+        return
+    completions = [findings.groups[g].rollouts[i].completion_ids for g, i in findings.places]
+    student_N = findings.logprobs[STUDENT].astype(np.float64)
+    for name, role in loaded.roles.items():
+        label = label_of(role)
+        if label not in findings.contexts:
+            continue
+        views = [
+            View(
+                {BARE: prompts[STUDENT], **({label: prompts[label]} if label in prompts else {})},
+                ids,
+                (1.0,) * len(ids),
+                (math.nan,) * len(ids),
+                0.0,
+                g,
+                i,
+            )
+            for prompts, ids, (g, i) in zip(findings.prompts, completions, findings.places, strict=True)
+        ]
+        scores = score_roles(
+            loaded.teachers,
+            views,
+            dict.fromkeys((BARE, label), role.weights),
+            max_tokens=limits.max_tokens_per_microbatch,
+            max_logits_per_chunk=limits.max_logits_per_chunk,
+        )
+        bare_N, teacher_N = (_targets(scores[one], findings.lengths) for one in (BARE, label))
+        findings.pmi[name] = teacher_N - bare_N
+        # Where the context is missing there is no u to be split.
+        findings.weight_drift[name] = np.where(np.isnan(teacher_N), math.nan, bare_N - student_N)
+
+
+def _targets(scores: Sequence[Scores | None], lengths: Sequence[int]) -> NDArray[np.float64]:
+    """Return the log-probabilities of all completions, NaN where a completion has none."""
+    return np.concatenate(
+        [
+            np.full(n, math.nan) if score is None else score.target_N.double().cpu().numpy()
+            for score, n in zip(scores, lengths, strict=True)
+        ]
+    )

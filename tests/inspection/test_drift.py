@@ -1,0 +1,75 @@
+"""u of a run splits into pMI and drift under the weights that its teacher really has, per token and completion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfdistill.inspection.command import InspectOptions, inspect
+from selfdistill.inspection.files import arrow_table, page_data_of
+from selfdistill.inspection.page import render_microscope
+from support.engine import load_exact, token_logprobs
+from support.runs import tiny_run, train
+from support.tiny import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model", seed=3)
+
+
+def inspected(run: Path, **options: object) -> tuple[object, list[str]]:
+    told: list[str] = []
+    chosen = InspectOptions(None, problems=3, samples=2, max_tokens=10, **options)  # type: ignore[arg-type]
+    return inspect(str(run), None, chosen, overrides=[], log=told.append), told
+
+
+@pytest.mark.parametrize("weights", ["frozen", "ema"])
+def test_pmi_and_drift_are_those_of_plain_forwards(weights: str, folder: Path, tmp_path: Path) -> None:
+    method = {"name": "opsd", "weights": weights, "teacher_rate": 0.5 if weights == "ema" else 0.0}
+    train(tiny_run(folder, method, "steps=2", "optimiser.warmup=0"), tmp_path / "run")
+    found, _ = inspected(tmp_path / "run")
+    findings, summary = found.table.findings, found.summary  # type: ignore[attr-defined]
+    name = f"solution ({weights})"
+    student, _ = load_exact(tmp_path / "run" / "checkpoints" / "step-000002" / "model")
+    teacher, _ = load_exact(folder)
+    if weights == "ema":
+        state = torch.load(tmp_path / "run" / "checkpoints" / "step-000002" / "training.pt", weights_only=True)
+        teacher.model.load_state_dict({key: value.double() for key, value in state["teachers"].items()}, strict=False)
+    sums: dict[str, list[float]] = {"pmi": [], "weight_drift": [], "u": []}
+    begin = 0
+    for (g, i), prompts in zip(findings.places, findings.prompts, strict=True):
+        ids = findings.groups[g].rollouts[i].completion_ids
+        shown, bare = (
+            token_logprobs(teacher.model, prompts[one], ids, teacher.vocab_size) for one in ("solution", "student")
+        )
+        own = token_logprobs(student.model, prompts["student"], ids, student.vocab_size)
+        rows = slice(begin, begin + len(ids))
+        assert findings.pmi[name][rows] == pytest.approx((shown - bare).numpy(), abs=2e-4)
+        assert findings.weight_drift[name][rows] == pytest.approx((bare - own).numpy(), abs=2e-4)
+        begin += len(ids)
+        for part, values in (("pmi", shown - bare), ("weight_drift", bare - own), ("u", shown - own)):
+            sums[part].append(float(values.sum()))
+    assert max(map(abs, sums["weight_drift"])) > 1e-2, "the weights have moved"
+    for part, totals in sums.items():
+        assert summary["drift"][name][part]["mean"] == pytest.approx(np.mean(totals), abs=1e-3)
+    # The same columns stand in the file and, with their sums over each completion, on the page.
+    columns = arrow_table(found.table).column_names  # type: ignore[attr-defined]
+    assert {f"pmi {name}", f"drift {name}"} <= set(columns)
+    page = render_microscope(page_data_of(found.table, summary, found.chat))  # type: ignore[attr-defined]
+    assert "Σu of a completion is pMI and drift of the weights" in page
+    assert "but for pmi and drift" in page
+
+
+def test_a_live_teacher_has_no_drift_and_the_best_checkpoint_no_average(folder: Path, tmp_path: Path) -> None:
+    live = {"name": "opsd", "weights": "live"}
+    train(tiny_run(folder, live, "steps=1", "checkpoint.every=1", "evaluation.every=1"), tmp_path / "live")
+    found, _ = inspected(tmp_path / "live")
+    assert found.summary["drift"] == {}  # type: ignore[attr-defined]
+    train(tiny_run(folder, "sdpo", "steps=1", "checkpoint.every=1", "evaluation.every=1"), tmp_path / "run")
+    found, told = inspected(tmp_path / "run", checkpoint="best")
+    assert found.summary["drift"] == {}  # type: ignore[attr-defined]
+    assert any("name a step to see the drift" in one for one in told)
