@@ -80,13 +80,14 @@ def test_the_refusal_names_overrides_under_which_the_arms_can_be_compared(here: 
     ]
 
 
-def test_shipped_countdown_configs_can_be_compared_on_equal_terms() -> None:
+@pytest.mark.parametrize("task", ["countdown", "toolbox"])
+def test_shipped_configs_of_a_task_can_be_compared_on_equal_terms(task: str) -> None:
     equal = ["temperature=1", "top_p=1", "top_k=0", "prompts=16", "completions=8"]
-    names = [name for name in shipped_configs() if name.startswith("countdown-")]
+    names = [name for name in shipped_configs() if name.startswith(f"{task}-")]
     overrides = [f"sampling.{setting}" for setting in equal]
     comparison = plan(names, overrides, seeds=[0], baseline=None, folder=Path("out"))
     assert [arm.name for arm in comparison.arms] == names
-    assert comparison.baseline == "countdown-grpo"
+    assert comparison.baseline == f"{task}-grpo"
 
 
 @pytest.mark.parametrize(

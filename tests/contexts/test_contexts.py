@@ -10,6 +10,7 @@ import pytest
 from selfdistill.contexts.fields import hindsight
 from selfdistill.contexts.templates import FIELDS, Template, apply, load_templates, shipped_contexts
 from selfdistill.errors import ConfigError
+from selfdistill.methods import METHODS, build_method
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Skipped, Verdict
 from support.engine import load_exact
 
@@ -99,6 +100,26 @@ def test_the_contrast_differs_from_its_context_in_the_question_alone(source: str
     for context, contrast in (("sibling", "other_question_sibling"), ("feedback", "other_question_feedback")):
         own, other = (shown(name, fields, source=source) for name in (context, contrast))
         assert other == own.replace(PROMPT[-1].content, "<other>")
+
+
+@pytest.mark.parametrize("source", ["countdown", "default", "papers", "text", "toolbox"])
+def test_a_shipped_file_serves_every_method(source: str) -> None:
+    templates = load_templates(source)
+    asked = {role.context for name in METHODS for role in build_method(name, {}).roles().values()}
+    assert asked - {None} <= set(templates)
+
+
+@pytest.mark.parametrize("source", ["countdown", "default", "papers", "text", "toolbox"])
+def test_right_and_wrong_hints_differ_in_the_hint_alone(source: str) -> None:
+    """What a contrast of two hints measures would else be their words."""
+    names = ("random_sibling", "wrong_sibling", "answer", "wrong_answer", "solution")
+    fields = dict.fromkeys(names, "<hint>")
+    pairs = (("random_sibling_or_solution", "wrong_sibling"), ("answer_only", "wrong_answer"))
+    for right, wrong in pairs:
+        assert shown(right, fields, source=source) == shown(wrong, fields, source=source)
+    if source == "papers":
+        alone = shown("random_sibling_or_solution", {"solution": "<hint>"}, source=source)
+        assert alone == shown("wrong_sibling", fields, source=source)
 
 
 def test_the_papers_words() -> None:

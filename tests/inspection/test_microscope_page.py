@@ -52,6 +52,7 @@ def page_data(completions: int, tokens: int, bodies: tuple[str, ...]) -> PageDat
         "skipped": {},
         "signals": {name: {**tables, "balance": {"tokens": 0}} for name in names},
         "separation": {},
+        "drift": {},
         "metrics": {},
         "agreement": [],
         "answer_leak": {"available": False, "reason": "none", "rows": []},

@@ -53,7 +53,7 @@ WRONG = {
     "code": "```python\nprint('no')\n```",
     "tools": "Action: g\nAction Input: {}",
     "choice": "I cannot tell.",
-    "math": "I cannot tell.",
+    "math": "It is \\boxed{-7}.",
 }
 
 
@@ -100,7 +100,7 @@ def test_there_is_a_recipe_for_every_published_setting() -> None:
     expected |= {f"{method}-{data}-qwen3-8b" for method in ("sdpo", "credit") for data in ("science", "tools")}
     expected |= {"sdpo-code-qwen3-8b", "credit-code-qwen3-8b", "credit-science-olmo3-7b-instruct"}
     expected |= {"sc-sdpo-science-qwen3-8b", "demopsd-science-qwen3-4b-instruct", "crisp-qwen3-8b"}
-    expected |= {"rlcsd-qwen3-8b", "sdpg-qwen3-4b", "srpo-science-qwen3-8b"}
+    expected |= {"rlcsd-qwen3-8b", "sdpg-qwen3-4b", "srpo-science-qwen3-8b", "rlsd-qwen3-8b", "cepo-qwen3-4b"}
     expected |= {"antisd-qwen3-30b-a3b", "purified-r1-distill-7b", "pbsd-tools-qwen3-8b"}
     assert expected <= set(RECIPES)
 
@@ -129,6 +129,8 @@ PUBLISHED = {
     "demopsd": {"clip_norm": 1.0, "weight_decay": 0.01},
     "crisp": {"clip_norm": 1.0, "weight_decay": 0.01},
     "rlcsd": {"clip_norm": 1.0, "weight_decay": 0.01, "temperature": 1.0, "top_p": 0.95},
+    "rlsd": {"clip_norm": 1.0, "weight_decay": 0.01, "temperature": 1.0, "top_p": 0.95},
+    "cepo": {"clip_norm": 1.0, "weight_decay": 0.01},
     "sdpg": {"clip_norm": 1.0, "weight_decay": 0.01},
     "srpo": {"clip_norm": 1.0, "weight_decay": 0.01},
 }
@@ -145,7 +147,8 @@ def test_a_recipe_names_every_setting_around_its_loss(name: str) -> None:
     # Named, not left to defaults that may move; and where the words are not the papers', the file says so.
     assert {"warmup", "clip_norm", "weight_decay"} <= config.optimiser.model_fields_set
     assert {"temperature", "top_p"} <= config.evaluation.model_fields_set
-    assert config.contexts == ("default" if method in ("pbsd", "rlcsd", "sdpg", "crisp") else "papers")
+    ours = ("pbsd", "rlcsd", "rlsd", "cepo", "sdpg", "crisp")
+    assert config.contexts == ("default" if method in ours else "papers")
     if method == "opsd":
         score, sampled = resolve(config).method["score_temperature"], config.sampling.temperature
         assert score == sampled == 1.1
