@@ -229,10 +229,16 @@ def filler(text: str) -> Callable[[Path], None]:
 LONG = ("steps=400", "evaluation.every=400", "checkpoint.every=5", "checkpoint.keep=1", "sampling.prompts=2")
 
 
+PLAIN = ("sdpo", *LONG)
+SIGNAL = ("grpo", *LONG, "signal.equal=resample", "signal.curriculum=true")
+"""Other prompts in the place of those of equal rewards, and prompts drawn by what earlier steps have shown."""
+
+
 @pytest.fixture
-def started(model: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A long run in a process of its own, past its first checkpoint."""
-    config = tiny_run(model, METHODS["sdpo"], *LONG)
+def started(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A long run in a process of its own, past its first checkpoint; of sdpo, if the test does not say of what."""
+    name, *settings = getattr(request, "param", PLAIN)
+    config = tiny_run(model, METHODS[name], *settings)
     path = tmp_path / "config.toml"
     path.write_text(as_toml(config.model_dump(exclude_none=True)), encoding="utf-8")
     tests = Path(__file__).parents[1]
@@ -270,14 +276,18 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_143(started: subprocess.
     assert f"stopped after step {done}; continue with --resume --out" in output
 
 
+@pytest.mark.parametrize(
+    ("started", "settings"), [(PLAIN, PLAIN), (SIGNAL, SIGNAL)], indirect=["started"], ids=["sdpo", "signal"]
+)
 def test_kill_9_loses_no_more_than_the_steps_since_the_last_checkpoint(
-    started: subprocess.Popen[str], model: Path, tmp_path: Path
+    started: subprocess.Popen[str], settings: tuple[str, ...], model: Path, tmp_path: Path
 ) -> None:
     time.sleep(0.3)
     started.send_signal(signal.SIGKILL)
     started.communicate()
     assert started.returncode == -signal.SIGKILL
-    config = tiny_run(model, METHODS["sdpo"], *LONG)
+    name, *overrides = settings
+    config = tiny_run(model, METHODS[name], *overrides)
     run = open_run(config, tmp_path / "run", resume=True)
     reached = run.counters.step
     assert reached >= 5
@@ -286,8 +296,14 @@ def test_kill_9_loses_no_more_than_the_steps_since_the_last_checkpoint(
     recorder(run).stop_after = reached + 2
     run.train(recorder(run).stop)
     train(config, tmp_path / "whole", stop_after=reached + 2)
-    assert outcome(tmp_path / "run")["metrics"] == outcome(tmp_path / "whole")["metrics"]
-    assert outcome(tmp_path / "run")["weights"] == outcome(tmp_path / "whole")["weights"]
+    resumed, whole = outcome(tmp_path / "run"), outcome(tmp_path / "whole")
+    for kept in ("metrics", "rollouts", "weights", "training", "state"):
+        assert resumed[kept] == whole[kept]
+    if settings is SIGNAL:
+        # Both had something to remember: prompts were drawn in vain, and the curriculum knew more after the kill.
+        after = resumed["metrics"][reached:]
+        assert sum(line["resampled_prompts"] for line in after) > 0
+        assert all(line["curriculum_known"] > 0 for line in after)
 
 
 # --- torn ------------------------------------------------------------------------------------------------------------
