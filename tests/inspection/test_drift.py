@@ -12,7 +12,7 @@ from selfdistill.inspection.command import InspectOptions, inspect
 from selfdistill.inspection.files import arrow_table, page_data_of
 from selfdistill.inspection.page import render_microscope
 from support.engine import load_exact, token_logprobs
-from support.runs import tiny_run, train
+from support.runs import LORA, tiny_run, train
 from support.tiny import save_tiny_model
 
 
@@ -62,6 +62,28 @@ def test_pmi_and_drift_are_those_of_plain_forwards(weights: str, folder: Path, t
     page = render_microscope(page_data_of(found.table, summary, found.chat))  # type: ignore[attr-defined]
     assert "Σu of a completion is pMI and drift of the weights" in page
     assert "but for pmi and drift" in page
+
+
+@pytest.mark.parametrize("weights", ["frozen", "ema"])
+def test_the_teacher_of_an_adapter_is_split_too(weights: str, folder: Path, tmp_path: Path) -> None:
+    method = {"name": "opsd", "weights": weights, "teacher_rate": 0.0}
+    train(tiny_run(folder, method, "steps=2", "optimiser.warmup=0", *LORA), tmp_path / "run")
+    found, _ = inspected(tmp_path / "run")
+    findings, name = found.table.findings, f"solution ({weights})"  # type: ignore[attr-defined]
+    # A frozen teacher is the model without its adapter, and an average of rate 0 stays at the adapter of step 0.
+    teacher, _ = load_exact(folder)
+    begin = 0
+    for (g, i), prompts in zip(findings.places, findings.prompts, strict=True):
+        ids = findings.groups[g].rollouts[i].completion_ids
+        rows = slice(begin, begin + len(ids))
+        shown, bare = (
+            token_logprobs(teacher.model, prompts[one], ids, teacher.vocab_size).numpy()
+            for one in ("solution", "student")
+        )
+        assert findings.pmi[name][rows] == pytest.approx(shown - bare, abs=2e-4)
+        assert findings.weight_drift[name][rows] == pytest.approx(bare - findings.logprobs["student"][rows], abs=2e-4)
+        begin += len(ids)
+    assert np.abs(findings.weight_drift[name]).max() > 1e-3, "the adapter has moved"
 
 
 def test_a_live_teacher_has_no_drift_and_the_best_checkpoint_no_average(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfdistill.config.run import RunConfig
-from selfdistill.config.sections import Limits
+from selfdistill.config.sections import Limits, LoraConfig
 from selfdistill.config.sources import find_source, read_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.inspection.credit import label_of
@@ -75,8 +75,12 @@ def load_with_teachers(
         policy, chat, weights = load_model(name, config, loaded, checkpoint=checkpoint)
         lacking = "the best checkpoint holds the student alone: name a step to see the drift of its teacher's weights"
         return Loaded(policy, chat, weights, warnings=(lacking,) if roles else ())
-    table = read_config(name)["method"]
-    problem = build_problem(config.model_copy(update={"method": table}), judge)
+    recorded = read_config(name)
+    # A command that trains nothing has no adapter in its config; beside it the teacher is the model without it.
+    lora = recorded["model"].get("lora")
+    adapter = None if lora is None else LoraConfig.model_validate(lora)
+    changes = {"method": recorded["method"], "model": config.model.model_copy(update={"lora": adapter})}
+    problem = build_problem(config.model_copy(update=changes), judge)
     models, weights = load_models(problem, name, checkpoint=checkpoint)
     return Loaded(models.policy, models.chat, weights, models.teachers, roles)
 
