@@ -7,25 +7,20 @@ and a thread cannot be stopped.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-import signal
-import subprocess
 import sys
-import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from selfdistill.errors import UserError
 from selfdistill.tasks.math.equality import Reply, equal
 from selfdistill.tasks.math.forms import canonical, number
 from selfdistill.tasks.math.typography import bare, tidy
 from selfdistill.tasks.math.units import split_unit
+from selfdistill.tasks.worker_process import WorkerProcess
 
 _WORKER = Path(__file__).with_name("worker.py")
 _START_SECONDS = 120.0
@@ -67,8 +62,7 @@ class AnswerChecker:
         self.timeout = timeout
         self._results: OrderedDict[tuple[str, str], tuple[Reply, str] | None] = OrderedDict()
         self._lock = Lock()
-        self._worker: subprocess.Popen[str] | None = None
-        self._ending: weakref.finalize[[subprocess.Popen[str]], AnswerChecker] | None = None
+        self._worker = WorkerProcess(_WORKER, [str(_START_SECONDS)])
 
     def compare(self, gold: str, given: str) -> Comparison:
         """Whether ``given`` equals ``gold``; a check that ran out of time or memory is unequal and ``unchecked``."""
@@ -105,16 +99,15 @@ class AnswerChecker:
 
     def close(self) -> None:
         """Stop the worker. The next check starts a new one."""
-        if self._ending is not None:
-            self._ending()
-        self._worker = None
+        self._worker.close()
 
     def _ask(self, gold: str, given: str) -> tuple[Reply, str] | None:
         """The worker's reply and the canonical form of the given answer. None if the check was given up."""
-        worker = self._start()
+        if not self._worker.running and self._worker.start() is None:
+            raise UserError(f"the answer checker did not start: is math-verify installed for {sys.executable}?")
         sides = _with_capitals_apart(_as_latex(gold), _as_latex(given))
         request = {"gold": sides[0], "given": sides[1], "timeout": self.timeout}
-        verdict = _exchange(worker, json.dumps(request))
+        verdict = self._worker.ask(request)
         if verdict is None:
             self.close()
             return None
@@ -123,29 +116,10 @@ class AnswerChecker:
         if reply.equal:
             return reply, canonical(gold)
         # The canonical form is a second reply: a verdict still counts if the worker fails to compute the form.
-        form = _receive(worker)
+        form = self._worker.receive()
         if form is None:
             self.close()
         return reply, canonical(given) if form is None else str(form["canonical"])
-
-    def _start(self) -> subprocess.Popen[str]:
-        if self._worker is not None and self._worker.poll() is None:
-            return self._worker
-        self.close()
-        # -P: the script's own folder holds a math.py, which must not hide Python's. A session of its own: Ctrl-C in the
-        # terminal is for the run, which finishes its step and still needs verdicts.
-        self._worker = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(_START_SECONDS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        self._ending = weakref.finalize(self, _end, self._worker)
-        if _receive(self._worker) is None:
-            raise UserError(f"the answer checker did not start: is math-verify installed for {sys.executable}?")
-        return self._worker
 
 
 def _as_latex(answer: str) -> str:
@@ -189,31 +163,3 @@ def _with_capitals_apart(gold: str, given: str) -> tuple[str, str]:
 def _symbols(run: re.Match[str]) -> list[str]:
     """The symbols of a match: a Greek command, the letters of a product of at most three, or none."""
     return [run["greek"]] if run["greek"] else list(run["product"] or "")
-
-
-def _exchange(worker: subprocess.Popen[str], line: str) -> dict[str, Any] | None:
-    assert worker.stdin is not None
-    try:
-        worker.stdin.write(line + "\n")
-        worker.stdin.flush()
-    except BrokenPipeError:
-        return None
-    return _receive(worker)
-
-
-def _receive(worker: subprocess.Popen[str]) -> dict[str, Any] | None:
-    """The worker's next line, or None if it has ended. A timer of the system kills it, so this read cannot hang."""
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    reply: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
-    return reply
-
-
-def _end(worker: subprocess.Popen[str]) -> None:
-    if worker.poll() is None:
-        worker.send_signal(signal.SIGKILL)
-    worker.wait()
-    for pipe in (worker.stdin, worker.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):  # a request that it never read
-                pipe.close()
