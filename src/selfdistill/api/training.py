@@ -146,7 +146,7 @@ def _extract_objects(
             table["path"] = rows["path"].rows
             take_rows(table)
             # A task without rows has no such key in its table; building the task reports the mistake.
-            if table.get("kind") in ("countdown", "toolbox"):
+            if table.get("kind") in ("countdown", "toolbox", "reasoning_gym"):
                 del table["path"]
     raw["task"] = table
     return _from_table(raw, rows, chosen, function)

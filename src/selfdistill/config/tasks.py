@@ -44,6 +44,44 @@ class ToolboxConfig(Strict):
     test: int = Field(256, ge=1, description="Test problems.")
 
 
+class GeneratorConfig(Strict):
+    """One generator of the package reasoning-gym."""
+
+    name: str = Field(description="Name of the generator, for example 'chain_sum'.")
+    difficulty: int | None = Field(
+        None, ge=0, description="Level of the generator's own curriculum, from 0; unset: its default config."
+    )
+    config: dict[str, Any] = Field({}, description="Keys of the generator's own config, beside or over its difficulty.")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Share of the questions among several.")
+
+
+class ReasoningGymConfig(Strict):
+    """Generated puzzles of the package reasoning-gym (an extra), verified by its own scorers."""
+
+    kind: Literal["reasoning_gym"]
+    generators: list[GeneratorConfig] = Field(
+        min_length=1, description="The generators: a name, a table, or a list of names and tables."
+    )
+    system: str | None = Field(None, description="System message.")
+    suffix: str = Field(
+        "\n\nReason step by step and give the final answer, and nothing else, as <answer>…</answer>.",
+        description="Appended to every question.",
+    )
+    train: int = Field(1024, ge=1, description="Training problems.")
+    validation: int = Field(256, ge=1, description="Validation problems.")
+    test: int = Field(256, ge=1, description="Test problems.")
+    reveal_incorrect: bool = Field(False, description="Whether feedback may say that an answer is wrong.")
+    timeout: float = Field(5.0, gt=0, description="Processor seconds that one score may take.")
+
+    @field_validator("generators", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        listed = [value] if isinstance(value, str | Mapping) else value
+        return (
+            [{"name": one} if isinstance(one, str) else one for one in listed] if isinstance(listed, list) else listed
+        )
+
+
 class SourceConfig(Strict):
     """Rows that a path cannot name: a split of a hub data set or of a folder saved by ``datasets``."""
 
@@ -240,7 +278,15 @@ def _whose(value: object) -> str:
 
 
 ShippedTask = Annotated[
-    CountdownConfig | ToolboxConfig | MathConfig | ChoiceConfig | ToolsConfig | CodeConfig | TextConfig | ObjectConfig,
+    CountdownConfig
+    | ToolboxConfig
+    | ReasoningGymConfig
+    | MathConfig
+    | ChoiceConfig
+    | ToolsConfig
+    | CodeConfig
+    | TextConfig
+    | ObjectConfig,
     Field(discriminator="kind"),
 ]
 TaskConfig = Annotated[

@@ -10,6 +10,7 @@ from selfdistill.config.tasks import (
     MathConfig,
     ObjectConfig,
     OwnTaskConfig,
+    ReasoningGymConfig,
     RowsConfig,
     TaskConfig,
     TextConfig,
@@ -24,6 +25,7 @@ from selfdistill.tasks.countdown.task import CountdownTask
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.math.task import MathTask
 from selfdistill.tasks.own import build_own_task
+from selfdistill.tasks.reasoning_gym.task import ReasoningGymTask
 from selfdistill.tasks.reward import RewardedTask, RewardLike, parse_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.tasks.text.task import TextTask
@@ -56,6 +58,8 @@ def build_task(
         task = build_own_task(config, seed=seed)
     elif isinstance(config, ToolboxConfig):
         task = ToolboxTask(config, seed=seed)
+    elif isinstance(config, ReasoningGymConfig):
+        task = ReasoningGymTask(config, seed=seed)
     else:
         task = CountdownTask(config, seed=seed)
     return task if reward is None or reward == "" else RewardedTask(task, *parse_reward(reward))
@@ -93,6 +97,6 @@ def fitted(task: Task, chat: Chat) -> Task:
 
 
 def warnings_for(task: Task) -> list[str]:
-    """Warnings about a task's rows, one sentence each. Empty for tasks that generate their problems."""
+    """Warnings about a task's rows, one sentence each. Empty for tasks whose problems are always enough."""
     inner = task.task if isinstance(task, RewardedTask) else task
-    return inner.warnings() if isinstance(inner, RowTask) else []
+    return inner.warnings() if isinstance(inner, RowTask | ReasoningGymTask) else []

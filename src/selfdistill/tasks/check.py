@@ -15,6 +15,7 @@ from selfdistill.contexts.control_marks import MARKS, any_of
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.build import build_row_task, build_task
 from selfdistill.tasks.data import SPLITS, count_duplicates
+from selfdistill.tasks.reasoning_gym.task import ReasoningGymTask
 from selfdistill.tasks.rows import RowTask, leaks_between
 from selfdistill.types import Example, Task, Verdict
 
@@ -48,7 +49,7 @@ def check_data(
     """
     spelled = any_of([*MARKS, *special_tokens])
     own_kind = task or (own or {}).get("kind") or ""
-    if ":" in own_kind:
+    if ":" in own_kind or own_kind == "reasoning_gym":
         own_table = {**(own or {}), "kind": own_kind, **({} if path is None else {"path": path})}
         report = _own_report(own_table, overrides, spelled)
         return {"task": own_kind, "preset": None, "path": own_table.get("path"), **report}
@@ -166,7 +167,7 @@ def _indented(text: str) -> str:
 
 
 def _own_report(own_table: Mapping[str, Any], overrides: Sequence[str], spelled: re.Pattern[str]) -> dict[str, Any]:
-    """The report on a task class of the user: its references, repeated prompts, and prompts that splits share."""
+    """The report on a task without rows: its references, repeated prompts, and prompts that splits share."""
     table: dict[str, Any] = {"method": "grpo", "task": dict(own_table)}
     apply_overrides(table, overrides)
     config = parse_config(table, "data check")
@@ -248,8 +249,10 @@ def _verified(task: Task, examples: Iterable[Example]) -> dict[str, Any]:
 def _reference_verdict(task: Task, example: Example) -> tuple[Verdict, bool]:
     """The verdict on the row's reference, and whether the row has a solution without an answer."""
     solution = example.fields.get("solution")
-    # A task that is not a RowTask has no reference except its solutions.
-    reference = task.reference(example) if isinstance(task, RowTask) and task.has_verifier else solution
+    # Other tasks have no reference except their solutions.
+    reference = solution
+    if isinstance(task, RowTask | ReasoningGymTask) and task.has_verifier:
+        reference = task.reference(example)
     if solution is not None:
         verdict = task.verify(example, solution, finished=True)
         # In a code task the solution is the only reference, so there is no answer to find in it.
