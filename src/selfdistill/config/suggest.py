@@ -66,7 +66,9 @@ def _keys_at(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str
             continue
         elif not models or part not in UNTAGGED:
             path.append(str(part))
-            models = [below for m in models if part in m.model_fields for below in _models(_type(m, str(part)))]
+            # The models of a list's elements are known from the list, whatever the index.
+            if not isinstance(part, int):
+                models = [below for m in models if part in m.model_fields for below in _models(_type(m, str(part)))]
     return path, list(dict.fromkeys(key for m in models for key in m.model_fields))
 
 

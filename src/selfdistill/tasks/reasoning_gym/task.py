@@ -94,17 +94,21 @@ class ReasoningGymTask:
         return [number for number, misses in enumerate(self._misses) if misses < _PATIENCE]
 
     def _draw_one(self) -> None:
-        """Draw the next question of the stream and put it into its split, unless it was drawn before."""
+        """Draw the next new question of the stream and put it into its split."""
         numbers = self._unexhausted()
         weights = [self.config.generators[number].weight for number in numbers]
         number = self._rng.choices(numbers, weights)[0]
-        index = self._next[number]
-        self._next[number] += 1
-        drawn = self._gym.draw(number, self.seed, index)
-        if drawn is None or drawn.question in self._seen:
+        # A repeated question is replaced by one of the same generator, so that the weights hold for what is kept.
+        while True:
+            index = self._next[number]
+            self._next[number] += 1
+            drawn = self._gym.draw(number, self.seed, index)
+            if drawn is not None and drawn.question not in self._seen:
+                break
             self.duplicates += drawn is not None
             self._misses[number] += 1
-            return
+            if self._misses[number] >= _PATIENCE:
+                return
         self._misses[number] = 0
         self._seen.add(drawn.question)
         split = split_of(drawn.question)

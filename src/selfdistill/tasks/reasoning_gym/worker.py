@@ -45,8 +45,8 @@ _FUNCTIONS = frozenset(
 
 
 _MAY_EVALUATE = frozenset(["sympy", "mpmath", "collections", "importlib"])
-"""Libraries whose own code evaluates what they have written themselves, as ``lambdify``, ``namedtuple`` and imports do. The text
-of a model reaches sympy as a formula that was checked."""
+"""Libraries whose own code evaluates what they have written themselves, as ``lambdify``, ``namedtuple`` and imports do.
+The text of a model reaches sympy as a formula that was checked."""
 
 
 class Refused(ValueError):
