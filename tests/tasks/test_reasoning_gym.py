@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from selfdistill.config.run import parse_config
+import selfdistill as sd
+from selfdistill.config.run import lasting, load_config, parse_config
 from selfdistill.config.tasks import GeneratorConfig, ReasoningGymConfig
 from selfdistill.errors import ConfigError, UserError
 from selfdistill.tasks.build import build_task, warnings_for
@@ -17,7 +19,8 @@ from selfdistill.tasks.reasoning_gym.client import UNSOUND, Gym
 from selfdistill.tasks.reasoning_gym.task import NO_ANSWER, TRUNCATED, ReasoningGymTask, split_of
 from selfdistill.tasks.reasoning_gym.worker import Refused, check_formula
 from selfdistill.tasks.reward import RewardedTask
-from selfdistill.types import Example
+from selfdistill.training.metrics import rollout_metrics
+from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
 
 INSTALLED = importlib.util.find_spec("reasoning_gym") is not None
 needs_package = pytest.mark.skipif(not INSTALLED, reason="reasoning-gym is not installed")
@@ -29,7 +32,7 @@ HOSTILE = {
     "n_queens": "__import__('os').system('touch {mark}')",
     "string_insertion": "open('{mark}', 'w')",
     "spiral_matrix": "[].__class__.__base__.__subclasses__()",
-    "binary_matrix": "exec('open(\"{mark}\", \"w\")')",
+    "binary_matrix": 'exec(\'open("{mark}", "w")\')',
     "puzzle24": "__import__('pathlib').Path('{mark}').touch()",
     "countdown": "__import__('os').system('touch {mark}')",
     "polynomial_multiplication": "open('{mark}', 'w')",
@@ -116,7 +119,12 @@ def test_examples_depend_on_the_seed_alone() -> None:
 @needs_package
 def test_weights_decide_the_shares_and_a_generator_may_occur_at_two_difficulties() -> None:
     table = [
-        {"name": "chain_sum", "difficulty": 0, "weight": 3, "config": {"min_terms": 2, "max_terms": 2, "max_digits": 5}},
+        {
+            "name": "chain_sum",
+            "difficulty": 0,
+            "weight": 3,
+            "config": {"min_terms": 2, "max_terms": 2, "max_digits": 5},
+        },
         {"name": "chain_sum", "difficulty": 1, "config": {"min_terms": 6, "max_terms": 6}},
     ]
     task = ReasoningGymTask(config(table, train=200))
@@ -164,8 +172,9 @@ def test_a_graded_score_is_the_reward_and_a_threshold_says_what_is_right() -> No
     example = task.examples("train")[0]
     # The scorer gives half marks for a board as a list.
     listed = repr([row.split() for row in example.fields["answer"].split("\n")])
-    plain, threshold = task.task.verify(example, answer(listed), finished=True), task.verify(
-        example, answer(listed), finished=True
+    plain, threshold = (
+        task.task.verify(example, answer(listed), finished=True),
+        task.verify(example, answer(listed), finished=True),
     )
     assert (plain.reward, plain.correct) == (0.5, False)
     assert plain.feedback is not None and plain.feedback.endswith("is wrong")
@@ -258,3 +267,61 @@ def test_a_generator_is_a_name_a_table_or_a_list_of_both() -> None:
     with pytest.raises(UserError, match="did you mean 'task.generators.0.difficulty'"):
         table = {"kind": "reasoning_gym", "generators": [{"name": "a", "dificulty": 1}]}
         parse_config({"method": "grpo", "task": table}, "test")
+
+
+def test_the_shipped_config_is_a_mix_of_sound_generators() -> None:
+    shipped = load_config("reasoning-gym-grpo").task
+    assert isinstance(shipped, ReasoningGymConfig)
+    assert len(shipped.generators) == 3
+    assert not {generator.name for generator in shipped.generators} & set(UNSOUND)
+
+
+def test_answers_that_were_given_up_are_counted_in_the_metrics() -> None:
+    rollouts = tuple(Rollout((1,), (2,), (0.0,), True, text, 0) for text in "abc")
+    given_up = Verdict(0.0, details={"unchecked": 1.0})
+    example = Example("one", (Message("user", "?"),))
+    group = RolloutGroup(example, rollouts, (given_up, Verdict(1.0), given_up))
+    assert rollout_metrics([group], "student")["unchecked"] == 2
+    assert "unchecked" not in rollout_metrics([RolloutGroup(example, rollouts[:1], (Verdict(1.0),))], "student")
+
+
+@needs_package
+def test_the_shipped_config_has_all_its_questions() -> None:
+    shipped = load_config("reasoning-gym-grpo", ["task.train=20", "task.validation=5", "task.test=5"]).task
+    assert isinstance(shipped, ReasoningGymConfig)
+    task = ReasoningGymTask(shipped)
+    assert warnings_for(task) == []
+    assert {e.columns["generator"] for e in task.examples("train")} == {g.name for g in shipped.generators}
+
+
+def test_a_resume_compares_every_key_of_every_generator() -> None:
+    table = {"kind": "reasoning_gym", "generators": [{"name": "a", "difficulty": 1}, "b"]}
+    kept = lasting(parse_config({"method": "grpo", "task": table}, "test"))
+    rest = {"config": {}, "weight": 1.0}
+    assert kept["task"]["generators"] == [
+        {"name": "a", "difficulty": 1, **rest},
+        {"name": "b", "difficulty": None, **rest},
+    ]
+
+
+@needs_package
+def test_a_resumed_run_ends_as_the_whole_run_does(tmp_path: Path) -> None:
+    def train(out: str, **keys: object) -> list[dict[str, object]]:
+        table = {"kind": "reasoning_gym", "generators": ["chain_sum", "leg_counting"], "train": 8, "validation": 2}
+        sd.train(
+            "countdown-grpo",
+            task={**table, "test": 2},
+            out=tmp_path / out,
+            sampling={"prompts": 2, "completions": 2, "max_tokens": 8},
+            evaluation={"every": 9, "problems": 1, "samples": 1, "max_tokens": 4},
+            checkpoint={"every": 1},
+            **keys,
+        )
+        lines = (tmp_path / out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        # The entropy depends on every prompt token.
+        return [{key: json.loads(line)[key] for key in ("step", "student_entropy", "reward")} for line in lines]
+
+    whole = train("whole", steps=4)
+    train("stopped", steps=2)
+    assert train("stopped", steps=4, resume=True) == whole
+    assert len({step["student_entropy"] for step in whole}) == 4

@@ -98,8 +98,14 @@ def lasting(config: BaseModel) -> dict[str, Any]:
     for key, field in type(config).model_fields.items():
         value = getattr(config, key)
         if (field.json_schema_extra or table) != MAY_CHANGE:
-            lasting_keys[key] = lasting(value) if isinstance(value, BaseModel) else value
+            lasting_keys[key] = _lasting_value(value)
     return lasting_keys
+
+
+def _lasting_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_lasting_value(one) for one in value]
+    return lasting(value) if isinstance(value, BaseModel) else value
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -63,8 +63,9 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
 
     A leak is a completion that mentions a reference text which its problem does not mention.
     A number is None without samples, or without a judged one. ``reward_low`` and ``reward_high`` are the ends of the
-    rewards; ``reward_<function>`` is the mean of one function where several judge; ``judge_asked`` … count requests. Of
-    roles besides the student, which may sample for some problems only, completions and tokens are counted too.
+    rewards; ``reward_<function>`` is the mean of one function where several judge; ``judge_asked`` … count requests,
+    ``unchecked`` the answers that a verifier gave up, where there are any. Of roles
+    besides the student, which may sample for some problems only, completions and tokens are counted too.
     """
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]
@@ -81,6 +82,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
         if sampled
     ]
     tokens = sum(len(r.completion_ids) for r, _ in pairs)
+    unchecked = sum("unchecked" in verdict.details for _, verdict in pairs)
     words = sum(len(deliberation_pattern().findall(rollout.text)) for rollout, _ in pairs)
     return {
         "reward": sum(rewards) / len(rewards) if rewards else None,
@@ -89,6 +91,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
         "success": sum(verdict.correct for _, verdict in pairs) / len(rewards) if rewards else None,
         **{name: sum(given) / len(given) for name, given in by_function.items()},
         **judge_counts([verdict.details for _, verdict in pairs]),
+        **({"unchecked": unchecked} if unchecked else {}),
         "length": tokens / len(pairs) if pairs else None,
         "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
         "deliberation": words / len(pairs) if pairs else None,

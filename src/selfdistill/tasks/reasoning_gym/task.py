@@ -122,7 +122,7 @@ class ReasoningGymTask:
         place = {"generator": generator, "entry": number, "seed": self.seed, "index": index}
         return Example(
             id=f"reasoning_gym-{self._labels[number]}-{self.seed}-{index}",
-            prompt=(*system, Message("user", drawn.question + self.config.suffix)),
+            prompt=(*system, Message("user", drawn.question.rstrip() + self.config.suffix)),
             fields={} if drawn.answer is None else {"answer": drawn.answer},
             columns={"question": drawn.question, "answer": drawn.answer, **place},
         )
