@@ -264,7 +264,7 @@ def test_what_is_no_formula_is_refused(text: str) -> None:
 def test_a_generator_is_a_name_a_table_or_a_list_of_both() -> None:
     assert [g.name for g in config(["a", {"name": "b"}]).generators] == ["a", "b"]
     assert config("a").generators == config({"name": "a"}).generators == [GeneratorConfig(name="a")]
-    with pytest.raises(UserError, match="did you mean 'task.generators.0.difficulty'"):
+    with pytest.raises(UserError, match=r"did you mean 'task\.generators\.0\.difficulty'"):
         table = {"kind": "reasoning_gym", "generators": [{"name": "a", "dificulty": 1}]}
         parse_config({"method": "grpo", "task": table}, "test")
 
@@ -306,7 +306,7 @@ def test_a_resume_compares_every_key_of_every_generator() -> None:
 
 @needs_package
 def test_a_resumed_run_ends_as_the_whole_run_does(tmp_path: Path) -> None:
-    def train(out: str, **keys: object) -> list[dict[str, object]]:
+    def train(out: str, *, steps: int, resume: bool = False) -> list[dict[str, object]]:
         table = {"kind": "reasoning_gym", "generators": ["chain_sum", "leg_counting"], "train": 8, "validation": 2}
         sd.train(
             "countdown-grpo",
@@ -315,7 +315,8 @@ def test_a_resumed_run_ends_as_the_whole_run_does(tmp_path: Path) -> None:
             sampling={"prompts": 2, "completions": 2, "max_tokens": 8},
             evaluation={"every": 9, "problems": 1, "samples": 1, "max_tokens": 4},
             checkpoint={"every": 1},
-            **keys,
+            steps=steps,
+            resume=resume,
         )
         lines = (tmp_path / out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         # The entropy depends on every prompt token.

@@ -64,8 +64,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
     A leak is a completion that mentions a reference text which its problem does not mention.
     A number is None without samples, or without a judged one. ``reward_low`` and ``reward_high`` are the ends of the
     rewards; ``reward_<function>`` is the mean of one function where several judge; ``judge_asked`` … count requests,
-    ``unchecked`` the answers that a verifier gave up, where there are any. Of roles
-    besides the student, which may sample for some problems only, completions and tokens are counted too.
+    ``unchecked`` the answers that a verifier gave up, where there are any. Of roles besides the student, which may
+    sample for some problems only, completions and tokens are counted too.
     """
     pairs = [pair for g in groups for pair in zip(g.rollouts, g.verdicts, strict=True) if pair[0].source == source]
     rewards = [verdict.reward for _, verdict in pairs if verdict.reward is not None]

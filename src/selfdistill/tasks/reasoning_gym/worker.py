@@ -33,9 +33,10 @@ _MEMORY = 4 * 2**30
 _CHUNKS_KEPT = 4
 _ENTRIES_KEPT = 4096
 
-_REFUSED_EVENTS = ("subprocess.", "socket.", "ctypes.", "os.exec", "os.fork", "os.posix_spawn", "os.system", "os.kill")
-_REFUSED_EVENTS += ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.")
-_REFUSED_EVENTS += ("os.chmod", "os.chown", "os.putenv", "signal.", "urllib.")
+_REFUSED_EVENTS = tuple(
+    "subprocess. socket. ctypes. shutil. signal. urllib. os.chmod os.chown os.exec os.fork os.kill os.link os.mkdir "
+    "os.posix_spawn os.putenv os.remove os.rename os.rmdir os.symlink os.system os.truncate".split()
+)
 
 _FORMULA = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|(?P<name>[A-Za-z]+)|[-+*/^(),\s])", re.ASCII)
 _LONGEST_FORMULA = 2000
