@@ -264,8 +264,8 @@ def test_what_is_no_formula_is_refused(text: str) -> None:
 def test_a_generator_is_a_name_a_table_or_a_list_of_both() -> None:
     assert [g.name for g in config(["a", {"name": "b"}]).generators] == ["a", "b"]
     assert config("a").generators == config({"name": "a"}).generators == [GeneratorConfig(name="a")]
+    table = {"kind": "reasoning_gym", "generators": [{"name": "a", "dificulty": 1}]}
     with pytest.raises(UserError, match=r"did you mean 'task\.generators\.0\.difficulty'"):
-        table = {"kind": "reasoning_gym", "generators": [{"name": "a", "dificulty": 1}]}
         parse_config({"method": "grpo", "task": table}, "test")
 
 
