@@ -31,7 +31,7 @@ WITHOUT_ANSWER = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube",
 HOSTILE = {
     "n_queens": "__import__('os').system('touch {mark}')",
     "string_insertion": "open('{mark}', 'w')",
-    "spiral_matrix": "[].__class__.__base__.__subclasses__()",
+    "spiral_matrix": "[open('{mark}', 'w')]",
     "binary_matrix": 'exec(\'open("{mark}", "w")\')',
     "puzzle24": "__import__('pathlib').Path('{mark}').touch()",
     "countdown": "__import__('os').system('touch {mark}')",
