@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from selfdistill.config.method_keys import METHOD_KEYS
+from selfdistill.config.hyperparameters import METHOD_KEYS
 from selfdistill.errors import ConfigError, TrainingError
 from selfdistill.methods import METHODS, Method, build_method
 from selfdistill.methods.base import (

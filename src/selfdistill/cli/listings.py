@@ -42,7 +42,7 @@ def check_early(
     Raises:
         UserError: the argument, its config, an override or the name of a method is wrong.
     """
-    from selfdistill.config.method_keys import check_method_name
+    from selfdistill.config.hyperparameters import check_method_name
     from selfdistill.config.run import config_for
     from selfdistill.config.sources import collision
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from selfdistill.config.method_keys import METHOD_KEYS, check_method_keys, check_method_name
+from selfdistill.config.hyperparameters import METHOD_KEYS, check_method_keys, check_method_name
 from selfdistill.config.reward import Reward
 from selfdistill.config.sampler import HFConfig, SamplerConfig
 from selfdistill.config.sections import (

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from selfdistill.config.base import load_named
-from selfdistill.config.method_keys import check_method_keys, check_method_name
+from selfdistill.config.hyperparameters import check_method_keys, check_method_name
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
