@@ -43,7 +43,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm test-container real-model mutants fuzz lock check docs pictures bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm test-container real-model mutants fuzz lock check docs pictures schemas bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +90,9 @@ docs: $(READY) ## build the documentation into build/site, strictly; it reads wi
 
 pictures: $(READY) ## draw the documentation's pictures of the methods again
 	@PYTHONPATH=scripts $(PY) scripts/docs_pictures.py
+
+schemas: $(READY) ## write down the methods' hyperparameters again, for the checks that come before torch
+	@PYTHONPATH=scripts $(PY) scripts/method_schemas.py
 
 bench: $(READY_BENCH) ## measure loss path, steps, scoring and memory, fifty minutes on two quiet cores: docs/performance.md
 	@$(PY) benchmarks/loss.py

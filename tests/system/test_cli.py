@@ -133,7 +133,7 @@ BAD_SETTINGS = {
     "a hyperparameter out of range": ("method.teacher_rate=1.5", "method.teacher_rate"),
     "an end of the Jensen-Shannon family": (
         "method.divergence={kind='jensen_shannon', teacher_weight=1.0}",
-        "method.divergence.jensen_shannon.teacher_weight",
+        "method.divergence.teacher_weight",
     ),
     "a value of the wrong type": ("steps=many", "steps: "),
     "a value out of range": ("sampling.top_p=1.5", "sampling.top_p: "),

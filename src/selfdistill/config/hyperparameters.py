@@ -1,86 +1,38 @@
-"""The names of the methods and of their hyperparameters, so that a misspelt one is reported before torch is imported.
+"""Check a method's hyperparameters before torch is imported, which the methods' own classes need.
 
-The methods' own classes declare the same names with defaults and limits, but need torch. A test compares the two.
+``method_schemas.json`` says what those classes say of each hyperparameter: its type, its bounds, its default. ``make
+schemas`` writes it from them. The models built from it give the very messages of the classes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from functools import cache, reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
+from pydantic_core import ErrorDetails
+
+from selfdistill.config.sections import Strict
 from selfdistill.config.suggest import near
 from selfdistill.errors import ConfigError
+from selfdistill.types import External, Snapshot
 
-_ALL = ("weights", "teacher_thinking", "teacher_rate")
-_GRPO = (*_ALL, "scale", "ratio", "clip_low", "clip_high", "kl", "entropy", "dual_clip")
+Kind = TypeVar("Kind", bound=BaseModel)
 
-METHOD_KEYS: Mapping[str, tuple[str, ...]] = {
-    "grpo": _GRPO,
-    "sft": _ALL,
-    "opsd": (*_ALL, "weight_drift", "divergence", "score_temperature", "context"),
-    "sdft": (*_ALL, "weight_drift", "divergence", "context"),
-    "sdpo": (*_ALL, "weight_drift", "divergence", "ratio_cap", "context"),
-    "credit": (
-        *_ALL,
-        "weight_drift",
-        "divergence",
-        "ratio_cap",
-        "context",
-        "strength",
-        "contrasts",
-        "contrast",
-        "form",
-        "clip_low",
-        "clip_high",
-    ),
-    "sd": (*_GRPO, "strength", "context"),
-    "antisd": (
-        *_GRPO,
-        "strength",
-        "warmup",
-        "gate_ratio",
-        "gate_signal",
-        "gated",
-        "ascend",
-        "compose",
-        "hindsight",
-        "context",
-    ),
-    "purified": (*_ALL, "beta", "clip", "teacher_weight", "context", "reference_context", "subtraction", "pmi_target"),
-    "pbsd": (*_ALL, "beta", "length", "reward_filter", "context"),
-    "pbsd_reward": (*_ALL, "beta", "length", "drop_wrong_groups", "context"),
-    "sc_sdpo": (*_ALL, "weight_drift", "divergence", "ratio_cap", "context", "exponent", "normalise"),
-    "paced": (*_ALL, "weight_drift", "alpha", "beta", "reverse_from", "support", "context"),
-    "demopsd": (*_ALL, "weight_drift", "divergence", "ratio_cap", "context", "alpha_max", "beta"),
-    "eopd": (*_ALL, "weight_drift", "threshold", "k", "strength", "clip_low", "clip_high", "context"),
-    "hdpo": (*_GRPO, "strength", "divergence", "context"),
-    "cepo": (*_GRPO, "strength", "decay", "weight_clip", "context", "without_wrong", "wrong_context"),
-    "rlcsd": (
-        *_GRPO,
-        "strength",
-        "sharpness",
-        "bonus_clip",
-        "selected_above",
-        "selected_weight",
-        "contrasts",
-        "context",
-        "wrong_context",
-    ),
-    "rlsd": (*_GRPO, "strength", "decay", "weight_clip", "context"),
-    "sdar": (*_GRPO, "strength", "sharpness", "context"),
-    "sdpg": (
-        *_GRPO,
-        "strength",
-        "kl_clip",
-        "warmup",
-        "decay",
-        "only_praised",
-        "reference_weight",
-        "reference_form",
-        "context",
-    ),
-    "srpo": (*_GRPO, "entropy_weight", "divergence", "ratio_cap", "context"),
-}
+SCHEMAS = Path(__file__).with_name("method_schemas.json")
+_READ: Mapping[str, Any] = json.loads(SCHEMAS.read_text(encoding="utf-8"))
+
+METHOD_KEYS: Mapping[str, tuple[str, ...]] = {name: tuple(keys) for name, keys in _READ["methods"].items()}
 """Each method of the package → its hyperparameters."""
+
+PLAIN: Mapping[str, Any] = {"number": float, "integer": int, "boolean": bool, "string": str, "null": None}
+BOUNDS = {"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "exclusiveMaximum": "lt"}
+LIGHT: Mapping[str, Any] = {"External": External, "Snapshot": Snapshot}
+"""Classes that need no torch and stand for themselves, with what they check in code."""
 
 
 def check_method_name(name: str) -> None:
@@ -94,14 +46,110 @@ def check_method_name(name: str) -> None:
         raise ConfigError(f"unknown method {name!r}; {hint}")
 
 
-def check_method_keys(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse hyperparameters that a method does not have.
+def check_hyperparameters(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse hyperparameters that a method of the package does not have, and values that it does not take.
 
     Raises:
-        ConfigError: unknown hyperparameter, with the nearest known one.
+        ConfigError: the sentence of ``methods.build_method``.
     """
+    # Python callers may give the tables of a divergence as objects of the methods' classes.
+    plain = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in given.items()}
+    validated(_model(name), name, plain)
+
+
+def validated(kind: type[Kind], name: str, given: Mapping[str, Any]) -> Kind:
+    """A method's hyperparameters, checked by ``kind``: the method's own class, or the model of its schema.
+
+    Raises:
+        ConfigError: unknown hyperparameter, with the nearest known one, or a value out of range.
+    """
+    _check_keys(name, given, kind.model_fields)
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        first = _most_specific(error, given)
+        where = ".".join(["method", *_keys(first, given)])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"unknown key {where} for method {name!r} (got {first['input']!r})") from error
+        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
+
+
+def check_dual_clip(ratio: str, dual_clip: float | None) -> None:
+    """Refuse GRPO's bound of a bad token's loss where the probability ratio is not that of each token.
+
+    Raises:
+        ValueError: for pydantic.
+    """
+    if dual_clip is not None and ratio != "token":
+        raise ValueError(f"dual_clip bounds the ratio of each token, and ratio is {ratio!r}")
+
+
+def _check_keys(name: str, given: Iterable[str], known: Iterable[str]) -> None:
     names = [key for key in known if key != "name"]
     for key in given:
         if key not in names:
             hint = near(key, names) or f"known: {', '.join(sorted(names))}"
             raise ConfigError(f"unknown key method.{key} for method {name!r}; {hint}")
+
+
+def _most_specific(error: ValidationError, given: Mapping[str, Any]) -> ErrorDetails:
+    """The first error of the alternative that the user's ``kind`` selects, else the first of all errors."""
+    for entry in error.errors():
+        table = given.get(str(entry["loc"][0])) if entry["loc"] else None
+        kind = table.get("kind") if isinstance(table, Mapping) else None
+        if kind is not None and any(str(part).lower() == kind for part in entry["loc"][1:]):
+            return entry
+    return error.errors()[0]
+
+
+def _keys(error: ErrorDetails, given: Mapping[str, Any]) -> list[str]:
+    """The keys of an error's location as the user wrote them, without pydantic's names of alternatives."""
+    keys: list[str] = []
+    table: Any = given
+    for part in error["loc"]:
+        if not isinstance(table, Mapping):
+            break
+        if part in table or (error["type"] == "missing" and part == error["loc"][-1]):
+            keys.append(str(part))
+            table = table.get(part)
+    return keys
+
+
+class _Hyperparameters(Strict):
+    """Base of the models that are built from schemas, with the one check of several hyperparameters together."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> _Hyperparameters:
+        values = dict(self)
+        if "dual_clip" in values:
+            check_dual_clip(values["ratio"], values["dual_clip"])
+        return self
+
+
+@cache
+def _model(name: str) -> type[_Hyperparameters]:
+    """The model of a method's hyperparameters."""
+    return create_model(name, __base__=_Hyperparameters, **_fields(_READ["methods"][name]))
+
+
+def _fields(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: (_type(schema), schema.get("default", ...)) for key, schema in properties.items()}
+
+
+def _type(schema: Mapping[str, Any]) -> Any:
+    """The annotation that pydantic drew a schema from."""
+    match schema:
+        case {"$ref": str(reference)}:
+            name = reference.rpartition("/")[2]
+            return LIGHT.get(name) or create_model(name, __base__=Strict, **_fields(_READ["$defs"][name]))
+        case {"discriminator": {"propertyName": str(key)}, "oneOf": [*parts]}:
+            return Annotated[reduce(or_, map(_type, parts)), Field(discriminator=key)]
+        case {"anyOf": [*parts]}:
+            return reduce(or_, map(_type, parts))
+        case {"enum": [*words]}:
+            return Literal[tuple(words)]
+        case {"const": word}:
+            return Literal[word]
+    bounds = {BOUNDS[key]: schema[key] for key in BOUNDS if key in schema}
+    kind = PLAIN[schema["type"]]
+    return Annotated[kind, Field(**bounds)] if bounds else kind

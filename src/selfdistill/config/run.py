@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from selfdistill.config.hyperparameters import METHOD_KEYS, check_method_keys, check_method_name
+from selfdistill.config.hyperparameters import METHOD_KEYS, check_hyperparameters, check_method_name
 from selfdistill.config.reward import Reward
 from selfdistill.config.sampler import HFConfig, SamplerConfig
 from selfdistill.config.sections import (
@@ -55,7 +55,7 @@ class RunConfig(Strict):
         None,
         description="Reward functions of one's own, or one as 'package.module:function', and what counts as right.",
     )
-    # Unchecked here: methods validate their own keys, import torch, and may be the user's code.
+    # Unchecked here: a method may be the user's code. ``parse_config`` checks those of the package.
     method: dict[str, Any] = Field(description="name, and the method's hyperparameters.")
     sampling: SamplingConfig = SamplingConfig()
     sampler: SamplerConfig = HFConfig()
@@ -224,12 +224,12 @@ def parse_config(raw: Mapping[str, Any], source: str) -> RunConfig:
         config = RunConfig.model_validate(table)
     except ValidationError as error:
         raise ConfigError(f"{source}: {suggest(error, RunConfig)}") from error
-    # The values of hyperparameters are checked by the method's own class, which needs torch.
+    # A class of the user's own needs torch: its hyperparameters are checked where the method is built.
     name = config.method["name"]
     if isinstance(name, str):
         check_method_name(name)
         if name in METHOD_KEYS:
-            check_method_keys(name, [key for key in config.method if key != "name"], METHOD_KEYS[name])
+            check_hyperparameters(name, {key: value for key, value in config.method.items() if key != "name"})
     return config
 
 

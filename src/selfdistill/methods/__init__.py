@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
 from selfdistill.config.base import load_named
-from selfdistill.config.hyperparameters import check_method_keys, check_method_name
+from selfdistill.config.hyperparameters import check_method_name, validated
 from selfdistill.errors import ConfigError
 from selfdistill.methods.antisd import AntiSD
 from selfdistill.methods.base import Method
@@ -70,24 +67,7 @@ def build_method(name: str, hyperparameters: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: unknown method, unknown hyperparameter (with the nearest known one) or a value out of range.
     """
-    kind, hyperparameters = _resolve(name), hyperparameters or {}
-    check_method_keys(name, hyperparameters, kind.model_fields)
-    try:
-        return kind.model_validate(dict(hyperparameters))
-    except ValidationError as error:
-        first = _most_specific(error, hyperparameters)
-        where = ".".join(["method", *(str(part) for part in first["loc"])])
-        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
-
-
-def _most_specific(error: ValidationError, hyperparameters: Mapping[str, Any]) -> ErrorDetails:
-    """The first error of the alternative that the user's ``kind`` selects, else the first of all errors."""
-    for entry in error.errors():
-        table = hyperparameters.get(str(entry["loc"][0])) if entry["loc"] else None
-        kind = table.get("kind") if isinstance(table, Mapping) else None
-        if kind is not None and any(str(part).lower() == kind for part in entry["loc"][1:]):
-            return entry
-    return error.errors()[0]
+    return validated(_resolve(name), name, hyperparameters or {})
 
 
 def _resolve(name: str) -> type[Method]:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from selfdistill.config.hyperparameters import check_dual_clip
 from selfdistill.methods.base import BatchScores, Method, Recommended, State
 from selfdistill.objectives import (
     clipped_policy_gradient,
@@ -69,8 +70,7 @@ class GRPO(Method):
                 f"kl and ratio = 'sequence' need the roles that GRPO scores before the loss, and {type(self).__name__} "
                 "leaves them out: add to what super().roles(), super().precompute() and super().on_batch() return"
             )
-        if self.dual_clip is not None and self.ratio != "token":
-            raise ValueError(f"dual_clip bounds the ratio of each token, and ratio is {self.ratio!r}")
+        check_dual_clip(self.ratio, self.dual_clip)
         return self
 
     @property
