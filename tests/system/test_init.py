@@ -168,7 +168,21 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(capsys: pytest.Captur
     said = capsys.readouterr().err
     assert "none of 2 rows of torn.jsonl can be read, the first: torn.jsonl, line 1: malformed JSON (Expecting" in said
     assert init("few", ROWS["answers"][:1]) == 2
-    assert "too few to hold any out" in capsys.readouterr().err
+    assert "few.jsonl holds 1 different question in 1 row, too few to hold any out" in capsys.readouterr().err
+    # Rows of one question are held out together, so twelve of them are as one.
+    assert init("same", ROWS["answers"][:1] * 12) == 2
+    said = capsys.readouterr().err
+    assert "same.jsonl holds 1 different question in 12 rows, too few to hold any out: give at least ten\n" in said
+    # A line that is no JSON is named with its place, whatever else is wrong with the rows.
+    for name, whole, message in (
+        ("odd", {"a": 1, "b": 2}, "or write the [task] table by hand (selfdistill tasks); 1 other rows cannot be read"),
+        ("few", ROWS["answers"][0], "in 3 rows, too few to hold any out: give at least ten; 1 rows cannot be used"),
+    ):
+        Path(f"{name}-torn.jsonl").write_text(f'{json.dumps(whole)}\n{{"q\n{json.dumps(whole)}\n', encoding="utf-8")
+        with pytest.raises(SystemExit):
+            main(["init", "--model", "countdown-base", "--data", f"{name}-torn.jsonl", "--out", f"{name}-torn.toml"])
+        said = capsys.readouterr().err
+        assert f"{message}, the first: {name}-torn.jsonl, line 2: malformed JSON" in said
     tiny_tokenizer().save_pretrained("adapter")
     Path("adapter/adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
     for arguments, sentence in (

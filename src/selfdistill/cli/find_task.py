@@ -94,9 +94,10 @@ def find_task(data: str | Mapping[str, str]) -> FoundTask:
         candidate for table, how in _candidates(columns) if (candidate := _tried(table, how, sample)) is not None
     ]
     if not fitting:
+        beside = f"; {len(unread)} other rows cannot be read, the first: {unread[0]}" if unread else ""
         raise DataError(
             f"no task fits the rows of {name} (columns {', '.join(map(str, columns)) or 'none'}): rename a column to "
-            "question and one to answer or solution, or write the [task] table by hand (selfdistill tasks)"
+            f"question and one to answer or solution, or write the [task] table by hand (selfdistill tasks){beside}"
         )
     best = max(fitting, key=lambda candidate: candidate.rank)
     return _split(best, MemoryRows(everything, name), unread)
@@ -193,7 +194,14 @@ def _split(task_found: FoundTask, rows: MemoryRows, unread: Sequence[Rejected]) 
         if sizes["validation"] >= least and sizes["train"] and (share > 0.1 or sizes["test"] >= least):
             break
     else:
-        raise DataError(f"{rows.path} holds {task.rows} rows, too few to hold any out: give at least ten")
+        # A split takes all rows of a question, so that no question is trained on and held out.
+        questions, total = task.duplicates.distinct, task.rows + len(unread)
+        unusable = [*unread, *task.rejected]
+        beside = f"; {len(unusable)} rows cannot be used, the first: {unusable[0]}" if unusable else ""
+        raise DataError(
+            f"{rows.path} holds {questions} different question{'s' * (questions != 1)} in {total} "
+            f"row{'s' * (total != 1)}, too few to hold any out: give at least ten{beside}"
+        )
     table = {**task_found.table, **({} if share == 0.1 else shares)}
     reasons = {
         "preset": f"the schema of the columns; it fills the keys that are not here ({task_found.how})",
@@ -207,7 +215,7 @@ def _split(task_found: FoundTask, rows: MemoryRows, unread: Sequence[Rejected]) 
     rejected = [*unread, *task.rejected]
     if rejected:
         table["bad_rows"] = "skip"
-        reasons["bad_rows"] = f"{len(rejected)} rows cannot be used, the first: {rejected[0].reason}"
+        reasons["bad_rows"] = f"{len(rejected)} rows cannot be used, the first: {rejected[0]}"
     return replace(
         task_found,
         table=table,
