@@ -38,7 +38,7 @@ def test_an_evaluation_is_no_training_speed_and_its_time_is_still_to_come(monkey
     now[0] = 126.0
     second = {"step": 2, "seconds": 4.0, "phase_seconds": {"generation": 4.0}}
     progress.step(line | second, total=4, evaluation_left=20.0)
-    assert [row.split("  ", 4)[-1] for row in text.getvalue().splitlines()] == [
+    assert [row.split("loss +0.5000  ")[-1] for row in text.getvalue().splitlines()] == [
         "the first step took 2 s: about 26 s for the 3 steps left",
         "100 tokens/s  0:26 left",  # 3 steps of 2 s and 20 s
         "25 tokens/s  0:36 left",  # 400 tokens in 16 s; 2 steps of 8 s and 20 s
@@ -81,6 +81,54 @@ def closing(reward: float, *, steps: int, after_step: int) -> str:
     about = {"steps": steps, "after_step": after_step, "best_step": 0, "seconds": {"update": 1.0}}
     progress.closing(about | numbers, "page")
     return text.getvalue()
+
+
+GRADED = {"avg": {"k": 16, "value": 0.25, "low": 0.125, "high": 0.375}, "reward": {"value": -12.5}}
+JUDGED = GRADED | {"reward": {"value": 0.25}}
+TEXT: Mapping[str, Any] = {
+    "avg": None,
+    "loglikelihood": {"value": -106.449},
+    "teacher_gap": {"value": 11.955},
+    "teacher_shift": {"value": 10.02},
+}
+
+
+def held_out(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation with these numbers and long completions."""
+    common = {"pass": {"value": 1.0}, "maj": {"value": 1.0}, "problems": 8, "samples": 16, "judged": 128}
+    return common | {"length": 12345.6, "truncated": 1.0, "deliberation": 123.45, "entropy": None} | dict(numbers)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reward", "shown"),
+    [
+        (JUDGED, 0.5, "reward 0.500  held-out avg@16 0.250  loss"),
+        (GRADED, 2.0, "reward 2.000  held-out reward -12.500  avg@16 0.250  loss"),
+        (TEXT, None, "loss"),
+        (None, None, "loss"),
+    ],
+)
+def test_a_step_shows_its_own_reward_and_what_is_held_out_by_its_name(
+    numbers: Mapping[str, Any] | None, reward: float | None, shown: str
+) -> None:
+    progress, text = printed()
+    if numbers is not None:
+        progress.evaluation(0, held_out(numbers))
+    line = {"step": 2, "seconds": 1.0, "phase_seconds": {}, "reward": reward, "loss": 0.5, "generated": 3}
+    progress.step(line, total=2)
+    assert text.getvalue().splitlines()[-1].startswith(f"step 2/2  {shown} +0.5000  ")
+
+
+@pytest.mark.parametrize("numbers", [JUDGED, GRADED, TEXT])
+def test_the_closing_table_cuts_no_number_short_in_eighty_columns(numbers: Mapping[str, Any]) -> None:
+    text = io.StringIO()
+    rows = dict.fromkeys(("before", "after", "best"), held_out(numbers))
+    about = {"steps": 1000, "after_step": 1000, "best_step": 1000, "seconds": {"update": 1.0}, "best_by": "reward"}
+    Progress(Console(file=text, width=80)).closing(about | rows, "page")
+    assert "…" not in text.getvalue()
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    for number in ("12345.6", "100.0%", "123.45", *(["-106.449", "+11.955", "+10.020"] if numbers is TEXT else [])):
+        assert text.getvalue().count(number) == 3
 
 
 def test_steps_that_no_evaluation_has_seen_are_named() -> None:

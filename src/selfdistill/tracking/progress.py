@@ -126,7 +126,8 @@ class Progress:
         self.first: int | None = None
         self.tokens = 0
         self.evaluating = 0.0
-        self.accuracy: float | None = None
+        self.held_out = ""
+        """The newest evaluation's numbers beside a step's own, which are of the prompts trained on."""
         self.last_line = 0.0
         self.activities: list[Activity] = []
         self.stop_requested: Callable[[], bool] = lambda: False
@@ -194,7 +195,7 @@ class Progress:
     def evaluation(self, step: int | None, result: Mapping[str, Any]) -> None:
         """Print an evaluation on held-out problems; ``step`` is None if it belongs to no training run."""
         avg = result["avg"]
-        self.accuracy = None if avg is None else avg["value"]
+        self.held_out = "" if avg is None else f"held-out {_mean_reward(result)}avg@{avg['k']} {avg['value']:.3f}  "
         at = "" if step is None else f"step {step:>4}  "
         # Without a verifier there is no accuracy, so print the other metrics.
         if avg is None:
@@ -233,10 +234,9 @@ class Progress:
             more = total - self.first
             steps = "the step" if more == 1 else f"the {more} steps"
             self.log(f"the first step took {training:.3g} s: about {_words(left)} for {steps} left")
-        reward = "–" if line["reward"] is None else f"{line['reward']:.3f}"
-        accuracy = "–" if self.accuracy is None else f"{self.accuracy:.3f}"
+        reward = "" if line["reward"] is None else f"reward {line['reward']:.3f}  "
         text = (
-            f"step {line['step']}/{total}  reward {reward}  accuracy {accuracy}  loss {line['loss']:+.4f}  "
+            f"step {line['step']}/{total}  {reward}{self.held_out}loss {line['loss']:+.4f}  "
             f"{self.tokens / training:.0f} tokens/s  {_clock(left)} left"
         )
         if self.live is not None:
@@ -248,7 +248,6 @@ class Progress:
     def closing(self, summary: Mapping[str, Any], page: str) -> None:
         """Print the closing table, the time by phase and the path of the page."""
         title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
         k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
         # There is no best if nothing was right, and "after" needs an evaluation of the last step.
         by, best = summary.get("best_by", "success"), summary["best"]
@@ -260,7 +259,11 @@ class Progress:
         # Eighty columns have no room for the majority vote beside the reward.
         accuracies = ("reward", *accuracies[:3]) if graded else accuracies
         scored = [key for key in UNJUDGED if key in summary["after"]]
-        accuracies = (*accuracies, *(UNJUDGED[key] for key in scored))
+        if scored:
+            title += f"; {', '.join(UNJUDGED[key] for key in scored)} in nats a token"
+        # Few words and little room between columns: a log has eighty columns, and a number cut short is none.
+        accuracies = (*accuracies, *(UNJUDGED[key].split()[-1] for key in scored))
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
         for heading in ("", "step", *accuracies, "length", "cut", "delib."):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
         steps = {"before": 0, "after": summary["after_step"]} | ({"best": summary["best_step"]} if is_best else {})
