@@ -143,8 +143,10 @@ def test_a_dry_run_lists_the_arms_with_what_differs(here: Path, capsys: pytest.C
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0
     assert lines[0] == "2 arms × 3 seeds (0, 1, 2) = 6 runs of 2 steps in out; baseline: mine-grpo"
-    assert lines[1].startswith("mine-grpo (from mine.toml): method.name = grpo, ")
-    assert lines[2].startswith("mine-opsd (from mine.toml): method.name = opsd, method.teacher_rate = 0.1, ")
+    assert lines[1].startswith('mine-grpo (from mine.toml): method.name = "grpo", ')
+    assert lines[2].startswith('mine-opsd (from mine.toml): method.name = "opsd", method.teacher_rate = 0.1, ')
+    # Values as a config writes them, and a key that a config leaves out.
+    assert "method.dual_clip = unset" in lines[1] and "method.weight_drift = false" in lines[2]
     with pytest.raises(SystemExit):
         main([*command, "--json"])
     report = json.loads(capsys.readouterr().out)

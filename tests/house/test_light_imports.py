@@ -75,7 +75,10 @@ print("loaded:", *sys.modules)
 
 
 def test_help_is_shown() -> None:
-    assert "train" in run_python("-m", "selfdistill", "--help")
+    shown = run_python("-m", "selfdistill", "--help")
+    assert "train" in shown
+    # The shell's completion is written for this name.
+    assert "Usage: selfdistill [OPTIONS]" in shown
 
 
 def run_python(*arguments: str) -> str:

@@ -387,7 +387,8 @@ app.add_typer(data_app, name="data")
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. A user's mistake prints one sentence on stderr and exits with code 2."""
     try:
-        app(arguments)
+        # Also under python -m: the name stands in the shell's completion.
+        app(arguments, prog_name="selfdistill")
     except Exception as error:
         mistake = as_mistake(error)
         if mistake is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,8 @@ def describe_plan(report: Mapping[str, Any]) -> Iterator[str]:
         f"{report['steps']} steps in {report['folder']}; baseline: {report['baseline']}"
     )
     for arm in arms:
-        values = ", ".join(f"{key} = {value}" for key, value in arm["differs"].items()) or "nothing of its own"
+        # The report is JSON, whose null is a key that a config leaves out.
+        told = {key: "unset" if value is None else json.dumps(value) for key, value in arm["differs"].items()}
+        values = ", ".join(f"{key} = {value}" for key, value in told.items()) or "nothing of its own"
         yield f"{arm['name']} (from {arm['source']}): {values}"
     yield "everything else is the same in all arms; nothing has been trained"

@@ -26,12 +26,13 @@ def banner(parts: Parts, folder: Path) -> dict[str, str]:
     teachers = [f"{name}: {describe_role(role)}{_rate(role, parts)}" for name, role in roles.items()]
     if parts.method.on_policy:
         total = sampling.prompts * sampling.completions
+        at_once = min(total, sampling.max_batch_size)
         batch = (
-            f"{sampling.prompts} prompts × {sampling.completions} completions of at most {sampling.max_tokens:,} "
-            f"tokens, {min(total, sampling.max_batch_size)} of {total} decoded at once"
+            f"{_count(sampling.prompts, 'prompt')} × {_count(sampling.completions, 'completion')} of at most "
+            f"{_count(sampling.max_tokens, 'token')}, {at_once:,} of {total:,} decoded at once"
         )
     else:
-        batch = f"{sampling.prompts} prompts with the data's own responses"
+        batch = f"{_count(sampling.prompts, 'prompt')} with the data's own responses"
     checkpointing = ", activations computed again" if config.parallel.activation_checkpointing else ""
     return {
         "model": f"{parts.chat.name}, {describe_size(parts.policy)}",
@@ -68,7 +69,7 @@ def warnings(parts: Parts) -> Iterator[str]:
     prompts, available = config.sampling.prompts, len(parts.examples)
     if prompts > available:
         yield (
-            f"data: sampling.prompts is {prompts} and there are {available} examples, so {prompts - available} "
+            f"data: sampling.prompts is {prompts:,} and there are {available:,} examples, so {prompts - available:,} "
             "prompts of every step repeat an example of the same step"
         )
     compares = type(parts.method).advantages is GRPO.advantages and len(parts.method.sampling_roles()) == 1
@@ -119,6 +120,10 @@ def short(number: float) -> str:
 
 def _rate(role: Role, parts: Parts) -> str:
     return f" (rate {parts.method.teacher_rate:g})" if role.weights == "ema" else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _device(parts: Parts) -> str:
