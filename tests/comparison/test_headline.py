@@ -99,8 +99,8 @@ def two_arms(folder: Path) -> list[ArmRuns]:
 def test_the_problem_is_new_to_the_weights_and_the_one_on_which_arms_differ_most(tmp_path: Path) -> None:
     found = side_by_side(two_arms(tmp_path))
     assert found is not None
-    assert {key: found[key] for key in ("seed", "step", "example", "fresh", "problems")} == {
-        "seed": 0, "step": 2, "example": "z", "fresh": True, "problems": 2,
+    assert {key: found[key] for key in ("seed", "step", "example", "fresh", "problems", "rewards_differ")} == {
+        "seed": 0, "step": 2, "example": "z", "fresh": True, "problems": 2, "rewards_differ": True,
     }  # fmt: skip
     one, other = found["arms"]
     # The right completions have 1, 3 and 4 tokens, the wrong ones 1, 2 and 4.
@@ -116,6 +116,8 @@ def test_a_problem_of_an_earlier_epoch_is_shown_only_if_there_is_no_other_and_sa
     found = side_by_side([arm(run.name, run) for run in runs])
     assert found is not None
     assert (found["fresh"], found["problems"]) == (False, 1)
+    # Both arms were always right: the page must not call this the problem on which they differ.
+    assert found["rewards_differ"] is False
 
 
 def test_without_a_common_problem_there_is_none(tmp_path: Path) -> None:
@@ -143,6 +145,11 @@ def test_the_page_shows_every_arms_completion_before_the_curves(tmp_path: Path) 
     assert "No teacher scored the completions of one: they have no colours." in page.text
     assert page.text.index("From 25.0%") < page.text.index("One problem, every arm") < page.text.index("How the arms")
     assert page.attributes("span", "data-u") == ["+0.500", "+0.500"]
+    assert "the one on which their rewards differ most." in page.text
+    result["problem"]["rewards_differ"] = False
+    (folder / "compare.json").write_text(json.dumps(result), encoding="utf-8")
+    write_comparison(folder)
+    assert "the first, because their mean rewards are equal on every one." in Page(folder / "compare.html").text
 
 
 def test_one_page_joins_two_comparisons(tmp_path: Path) -> None:

@@ -44,14 +44,16 @@ def side_by_side(arms: Sequence[ArmRuns]) -> dict[str, Any] | None:
     if len(answered) < 2 or not common:
         return None
     fresh = [problem for problem in common if problem not in trained]
-    chosen = max(fresh or common, key=lambda problem: _spread([answers[name][problem] for name in answered]))
+    spreads = {problem: _spread([answers[name][problem] for name in answered]) for problem in fresh or common}
+    chosen = max(spreads, key=spreads.__getitem__)
     return {
         "seed": seed,
         "step": step,
         "example": chosen[0],
         "prompt": chosen[1],
         "fresh": bool(fresh),
-        "problems": len(fresh or common),
+        "problems": len(spreads),
+        "rewards_differ": spreads[chosen] > 0,
         "arms": [{"name": name, **_typical(answers[name][chosen])} for name in answered],
     }
 

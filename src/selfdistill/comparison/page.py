@@ -175,6 +175,8 @@ def _problem(result: Row) -> dict[str, Any] | None:
         "seed": problem["seed"],
         "fresh": problem["fresh"],
         "count": problem["problems"],
+        # Comparisons of earlier versions do not hold the key.
+        "rewards_differ": problem.get("rewards_differ", True),
         "limit": numbers.plain(limit),
         "scored": scored,
         "unscored": [short[arm["name"]] for arm, _ in rows if arm["name"] not in scored],
