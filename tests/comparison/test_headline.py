@@ -143,6 +143,7 @@ def test_the_page_shows_every_arms_completion_before_the_curves(tmp_path: Path) 
     assert "one 3 of 4 right correct reward 1 3 tokens" in page.text
     assert "other 1 of 4 right wrong reward 0 2 tokens Σu +1.00" in page.text
     assert "No teacher scored the completions of one: they have no colours." in page.text
+    assert "Σu is the sum over the completion." in page.text
     assert page.text.index("From 25.0%") < page.text.index("One problem, every arm") < page.text.index("How the arms")
     assert page.attributes("span", "data-u") == ["+0.500", "+0.500"]
     assert "the one on which their rewards differ most." in page.text
