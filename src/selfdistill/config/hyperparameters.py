@@ -71,7 +71,11 @@ def validated(kind: type[Kind], name: str, given: Mapping[str, Any]) -> Kind:
         where = ".".join(["method", *_keys(first, given)])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"unknown key {where} for method {name!r} (got {first['input']!r})") from error
-        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from error
+        # Weights are a word or a table, and pydantic's message for a wrong word knows the words alone.
+        parts = (entry["loc"][1] for entry in error.errors() if entry["loc"][:1] == first["loc"][:1] != entry["loc"])
+        kinds = [repr(part.lower()) for part in dict.fromkeys(parts) if isinstance(part, str) and part in LIGHT]
+        tables = f", or a table of kind {' or '.join(kinds)}" if kinds and first["type"] == "literal_error" else ""
+        raise ConfigError(f"{where}: {first['msg']}{tables} (got {first['input']!r})") from error
 
 
 def check_dual_clip(ratio: str, dual_clip: float | None) -> None:

@@ -35,7 +35,7 @@ class CREDIT(SDPO):
         0.01, ge=0, le=1, description="η of the averaged teacher: θ' ← (1−η)θ' + ηθ after each step."
     )
     strength: float = Field(0.1, ge=0, description="λ, how much of the contrast is taken out.")
-    contrasts: int = Field(1, ge=1, description="C, contrast contexts per completion.")
+    contrasts: int = Field(1, ge=1, le=64, description="C, contrast contexts per completion, 64 at most.")
     contrast: str = Field("other_question", description="Template that the contrast is shown.")
     form: Literal["target", "advantage"] = Field("target", description="Whole distributions, or the sampled token.")
     clip_low: float = Field(0.2, gt=0, description="Lower clip of the probability ratio (advantage form).")

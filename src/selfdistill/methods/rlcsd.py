@@ -36,7 +36,7 @@ class RLCSD(GRPO):
     bonus_clip: float = Field(2.0, gt=0, description="c, bound of the bonus; of no effect where λ is smaller.")
     selected_above: float = Field(0.02, ge=0, description="δ; tokens with a larger bonus have a mean of their own.")
     selected_weight: float = Field(1.0, ge=0, description="η, the weight of the mean over selected tokens.")
-    contrasts: int = Field(4, ge=1, description="K, the most wrong hints per completion.")
+    contrasts: int = Field(4, ge=1, le=64, description="K, the most wrong hints per completion, 64 at most.")
     context: str = Field("random_sibling_or_solution", description="Template with the right hint.")
     wrong_context: str = Field("wrong_sibling", description="Template with a wrong hint.")
 
