@@ -21,12 +21,12 @@ KINDS: Mapping[str, Callable[[], str]] = {
     "code-outputs": code.outputs_table,
     "code-blocks": code.blocks_table,
 }
-_PLACE = re.compile(r"(<!-- verdicts: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- verdicts: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
-    """The page with its tables regenerated."""
-    return _PLACE.sub(lambda match: f"{match[1]}\n{KINDS[match[2]]()}\n\n{match[3]}", page)
+    """Return the page with its tables regenerated."""
+    return _TABLE.sub(lambda match: f"{match[1]}\n{KINDS[match[2]]()}\n\n{match[3]}", page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embedded environments that have a base model: tokenizer, writer of traces, phases of training."""
+"""The embedded environments with a base model: tokenizer, trace writer and phases of training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pre-training of the small models of the embedded environments.
 
 A small Qwen3 learns the traces of an environment's writer, with the loss on completions only. The result is a normal
-Hugging Face model directory. Training is seeded and takes two CPU cores.
+Hugging Face model directory. Training is seeded and uses two CPU cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Encoded:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """Four layers of width 192: 1.8 million parameters, 7.3 MB in float32."""
+    """Return a Qwen3 with four layers of width 192: 1.8 million parameters, 7.3 MB in float32."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -58,7 +58,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace]) -> list[Encoded]:
-    """Prompts through the chat template, completions as they are, with the end token."""
+    """Encode prompts through the chat template, and completions unchanged with the end token."""
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": m.role, "content": m.content} for m in trace.messages],
@@ -74,7 +74,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace]) -> list[
 
 
 def batches(writer: Writer, tokenizer: PreTrainedTokenizerFast, tokens: int, seed: int) -> Iterator[list[Encoded]]:
-    """Endless batches of similar lengths, each at most ``tokens`` tokens with padding."""
+    """Yield endless batches of similar lengths, each of at most ``tokens`` tokens with padding."""
     rng = random.Random(seed)
     while True:
         rows = encode(tokenizer, list(writer.traces(BUCKET_TRACES)))
@@ -89,23 +89,23 @@ def batches(writer: Writer, tokenizer: PreTrainedTokenizerFast, tokens: int, see
 
 
 def completion_loss(model: Qwen3ForCausalLM, rows: Sequence[Encoded], pad: int) -> tuple[Tensor, int]:
-    """Mean negative log-likelihood of the completions' tokens, and their number.
+    """Return the mean negative log-likelihood of the completions' tokens, and their number.
 
-    Rows are padded on the right, where a causal model needs no attention mask.
+    Rows are padded on the right, so a causal model needs no attention mask.
     """
     length = max(len(row.ids) for row in rows)
     ids_BL = torch.tensor([row.ids + [pad] * (length - len(row.ids)) for row in rows])
-    wanted_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
+    is_completion_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
     for b, row in enumerate(rows):
-        wanted_BL[b, row.start : len(row.ids)] = True
+        is_completion_BL[b, row.start : len(row.ids)] = True
     hidden_BLD = model.model(input_ids=ids_BL[:, :-1]).last_hidden_state
-    wanted_BL = wanted_BL[:, 1:]
-    logits_NV = model.lm_head(hidden_BLD[wanted_BL])
-    return F.cross_entropy(logits_NV, ids_BL[:, 1:][wanted_BL]), int(wanted_BL.sum())
+    is_completion_BL = is_completion_BL[:, 1:]
+    logits_NV = model.lm_head(hidden_BLD[is_completion_BL])
+    return F.cross_entropy(logits_NV, ids_BL[:, 1:][is_completion_BL]), int(is_completion_BL.sum())
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then half a cosine to a hundredth of the peak."""
+    """Return the learning rate of a step: linear warm-up, then half a cosine to a hundredth of the peak."""
     if step < WARMUP_STEPS:
         return peak * (step + 1) / WARMUP_STEPS
     progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
@@ -123,16 +123,16 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
-    # Keep the template inside tokenizer_config.json, which every reader of such a directory knows.
+    # Keep the template inside tokenizer_config.json, which every reader of such a directory supports.
     tokenizer.save_pretrained(out, save_jinja_files=False)
     # safetensors writes with permissions for the owner only; a package's data must be readable by everyone.
     (out / "model.safetensors").chmod(0o644)
 
 
 def optimizers_for(model: Qwen3ForCausalLM, lr: float) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices of the layers, AdamW for embedding and norms, each with its peak learning rate.
+    """Return Muon for the layers' matrices and AdamW for embedding and norms, each with its peak learning rate.
 
-    With AdamW alone the same loss takes twice the steps.
+    AdamW alone needs twice the steps for the same loss.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -153,7 +153,7 @@ class Phase:
 
 
 def run_phase(model: Qwen3ForCausalLM, phase: Phase, pad: int, log: Callable[[str], None]) -> None:
-    """Train through one phase."""
+    """Train the model for one phase."""
     optimizers = optimizers_for(model, phase.lr)
     started, loss_sum, token_sum = time.monotonic(), 0.0, 0
     for step in range(phase.steps):

@@ -1,4 +1,4 @@
-"""A base model to be measured: sample at temperature 1 and score under any context, without the engine."""
+"""Measure a base model: sample at temperature 1 and score under any context, without the library's samplers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCORE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Sample:
     """One sampled completion with its example, prompt and verdict."""
 
     example: Example
@@ -32,7 +32,7 @@ class Said:
 
 
 class Subject:
-    """A model to be measured, with its task and contexts."""
+    """A model under measurement, with its task and contexts."""
 
     def __init__(self, model_dir: Path, task: Task) -> None:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
@@ -42,7 +42,7 @@ class Subject:
         self.task = task
 
     def prompt_ids(self, example: Example, context: str, fields: Mapping[str, str]) -> list[int]:
-        """Token ids of the prompt under a context."""
+        """Return the token ids of the prompt under a context."""
         messages = apply(self.templates, context, example.prompt, fields)
         if isinstance(messages, Skipped):
             raise ValueError(messages.reason)
@@ -55,23 +55,23 @@ class Subject:
 
     def sample(
         self, examples: Sequence[Example], fields: Sequence[Mapping[str, str]], context: str, *, seed: int
-    ) -> list[Said]:
-        """One completion at temperature 1 for every example, in order."""
+    ) -> list[Sample]:
+        """Return one completion at temperature 1 for every example, in order."""
         prompts = [self.prompt_ids(e, context, f) for e, f in zip(examples, fields, strict=True)]
         generator = torch.Generator().manual_seed(seed)
         completions: list[list[int]] = []
         for start in range(0, len(prompts), SAMPLE_ROWS):
             completions += self._sample(prompts[start : start + SAMPLE_ROWS], generator)
-        said: list[Said] = []
+        samples: list[Sample] = []
         for example, prompt, ids in zip(examples, prompts, completions, strict=True):
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
             finished = ids[-1] == self.tokenizer.eos_token_id
-            said.append(Said(example, prompt, ids, text, self.task.verify(example, text, finished=finished)))
-        return said
+            samples.append(Sample(example, prompt, ids, text, self.task.verify(example, text, finished=finished)))
+        return samples
 
     @torch.inference_mode()
     def _sample(self, prompts: Sequence[list[int]], generator: torch.Generator) -> list[list[int]]:
-        """Left-padded sampling; finished rows leave the batch."""
+        """Sample left-padded prompts; finished rows leave the batch."""
         width = max(map(len, prompts))
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         ids_BL = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
@@ -99,12 +99,12 @@ class Subject:
 
     @torch.inference_mode()
     def logprobs(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> Iterator[Tensor]:
-        """Log-probabilities of the completions' tokens after the prompts, one tensor a completion."""
+        """Yield the log-probabilities of the completions' tokens after the prompts, one tensor per completion."""
         for start in range(0, len(prompts), SCORE_ROWS):
             pairs = list(zip(prompts[start : start + SCORE_ROWS], completions[start : start + SCORE_ROWS], strict=True))
             width = max(len(p) + len(c) for p, c in pairs)
             pad = self.tokenizer.pad_token_id
-            # Padded on the right, where a causal model needs no mask.
+            # Rows are padded on the right, so a causal model needs no mask.
             ids_BL = torch.tensor([p + c + [pad] * (width - len(p) - len(c)) for p, c in pairs])
             logprobs_BLV = self.model(input_ids=ids_BL, use_cache=False).logits.log_softmax(-1)
             for b, (p, c) in enumerate(pairs):
@@ -113,10 +113,10 @@ class Subject:
 
 
 def share(truths: Sequence[bool]) -> float:
-    """The share of true values."""
+    """Return the share of true values."""
     return sum(truths) / len(truths)
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean."""
+    """Return the mean."""
     return sum(values) / len(values)

@@ -23,5 +23,5 @@ class Writer(Protocol):
     """An endless, seeded source of traces."""
 
     def traces(self, count: int) -> Iterator[Trace]:
-        """``count`` traces."""
+        """Yield ``count`` traces."""
         ...

@@ -29,7 +29,7 @@ CHAT_TEMPLATE = """\
 def word_tokenizer(words: Sequence[str], *, punctuation: str) -> PreTrainedTokenizerFast:
     """Build a tokenizer: the special tokens first, then these words in order.
 
-    Whitespace separates tokens; a character of ``punctuation`` is a token even
+    Whitespace separates tokens. A character of ``punctuation`` is a token even
     without spaces around it. ``punctuation`` is the inside of a regular expression's brackets.
     """
     vocabulary = [*SPECIAL, *THINKING, *words]

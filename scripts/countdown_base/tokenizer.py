@@ -25,7 +25,7 @@ GENERAL_WORDS = "you are a solver of number problems think first then step by ch
 
 
 def words(templates: Mapping[str, Template]) -> list[str]:
-    """Every word of prompts, context templates, completions and feedback, sorted."""
+    """Return every word of prompts, context templates, completions and feedback, sorted."""
     texts = [countdown.PROMPT, TRACE_WORDS, FEEDBACK_WORDS, GENERAL_WORDS]
     texts += [template.text or "" for template in templates.values()]
     plain = re.sub(r"\$[a-z_]+|\{[a-z]+\}|[^a-z\s]", " ", " ".join(texts))
@@ -33,6 +33,6 @@ def words(templates: Mapping[str, Template]) -> list[str]:
 
 
 def build_tokenizer(templates: Mapping[str, Template]) -> PreTrainedTokenizerFast:
-    """The tokenizer: whitespace separates tokens, and punctuation is a token even where no space surrounds it."""
+    """Build the tokenizer: whitespace separates tokens, and punctuation is a token even without spaces around it."""
     numbers = [str(number) for number in range(LARGEST + 1)]
     return word_tokenizer([*numbers, *SYMBOLS, *PUNCTUATION, *words(templates)], punctuation="-+×÷=(),.:?!")

@@ -1,14 +1,14 @@
-"""The language of Countdown's base model: how it thinks aloud, with and without help.
+"""The language of Countdown's base model: its thinking, with and without help.
 
-A completion proposes attempts, says what they reach, deliberates, and at last finds the target or gives up:
+A completion proposes attempts, writes their results, deliberates, and at last finds the target or gives up:
 
     try 5 + 3 = 8 , 8 × 2 = 16 vs 21 , no . wait maybe try 5 × 3 = 15 , 15 + 2 = 17 vs 21 , no . hmm let me
     try 5 + 2 = 7 , 7 × 3 = 21 vs 21 , yes . </think> answer ( 5 + 2 ) × 3 <|end|>
 
-The target is repeated beside the result before the verdict: without that the base says "yes" to half of its right
-attempts only, because the comparison then reaches back over the whole completion.
+The target is repeated beside the result before the verdict. Without the repetition the base model writes "yes" after
+only half of its right attempts, because the comparison then reaches back over the whole completion.
 
-Prompts come from the package's own context file, so that what a teacher is shown later is what it was trained on.
+Prompts come from the package's own context file, so a teacher's later contexts are those of the training.
 """
 
 from __future__ import annotations
@@ -64,43 +64,43 @@ CONTEXT_SHARES = {
 }
 
 POLISH_SHARES = {**CONTEXT_SHARES, "student": 0.33, "feedback": 0.33}
-"""The second phase: much more feedback, because avoiding one attempt of thirty is learnt from a faint signal."""
+"""The second phase: much more feedback, because the signal for avoiding one attempt in thirty is faint."""
 
 MOST_ATTEMPTS = 10
 GIVE_UP = 0.13
-"""Chance to give up after each failed attempt: a geometric number of attempts with a cap."""
+"""Chance to give up after each failed attempt. The number of attempts is geometric, with a cap."""
 
 REFERENCE_FAILS_FIRST = 0.27
 """Chance that a failed attempt comes first although a reference is shown, so that such prefixes are familiar."""
 REFERENCE_STOPS = 0.7
 """Chance that the reference then ends the search at once."""
 REFERENCE_REMEMBERED = 0.5
-"""Chance that, where the search goes on, the next attempt is the reference."""
+"""Chance that the next attempt is the reference if the search continues."""
 REFERENCE_THINKS = 0.6
-"""Chance that the reference is first worked through aloud rather than answered directly."""
+"""Chance that the thinking first works through the reference before the answer."""
 
 FEEDBACK_OTHER = 0.15
 """Share of feedback about something other than a value: an unused number, a missing answer, a cut attempt."""
 
 
 def failure(attempt: Attempt, target: int) -> str:
-    """An attempt that misses, with its verdict."""
+    """Return the text of a failed attempt, with its verdict."""
     return f"try {spoken(attempt)} vs {target} , no ."
 
 
 def answer(attempt: Attempt) -> str:
-    """What follows the thinking."""
+    """Return the text after the thinking."""
     return f"answer {attempt.expression}"
 
 
 def opening_pair(attempt: Attempt) -> tuple[int, int]:
-    """The two numbers, larger first, that an attempt joins first."""
+    """Return the two numbers of an attempt's first step, larger first."""
     left, _, right, _ = attempt.steps[0]
     return left, right
 
 
 class TraceWriter:
-    """Draws traces on training problems, seeded."""
+    """A seeded writer of traces on training problems."""
 
     def __init__(
         self,
@@ -115,14 +115,14 @@ class TraceWriter:
         self.pools = {difficulty: training_problems(difficulty) for difficulty in PROBLEM_SHARES}
 
     def traces(self, count: int) -> Iterator[Trace]:
-        """``count`` traces in the shares of the tables above."""
+        """Yield ``count`` traces in the shares of the tables above."""
         difficulties = self.rng.choices(list(PROBLEM_SHARES), list(PROBLEM_SHARES.values()), k=count)
         contexts = self.rng.choices(list(self.shares), list(self.shares.values()), k=count)
         for difficulty, context in zip(difficulties, contexts, strict=True):
             yield self.trace(self.rng.choice(self.pools[difficulty]), context)
 
     def trace(self, problem: Problem, context: str) -> Trace:
-        """One trace on a problem in a context of :data:`CONTEXT_SHARES`."""
+        """Return one trace on a problem in a context of :data:`CONTEXT_SHARES`."""
         if context == "student":
             return self._render(context, problem, {}, self.search(problem, avoid=None))
         if context == "no_thinking":
@@ -140,44 +140,44 @@ class TraceWriter:
         return self._render(context, problem, fields, self.follow(problem, reference))
 
     def search(self, problem: Problem, avoid: Attempt | None) -> str:
-        """Attempts in a uniform order without repetition until one succeeds or patience ends.
+        """Write attempts in a uniform order without repetition, until one succeeds or the search gives up.
 
-        What feedback has named is avoided by a wide margin: no attempt opens with the same pair of numbers. Of three
-        numbers the one outside the brackets is then among the first two, which is learnt in minutes; to leave out one
-        attempt of thirty and nothing else is not (docs/log.md).
+        After feedback on an attempt, no attempt opens with the same pair of numbers. With three numbers, the one
+        outside the brackets is then among the first two. The model learns this in minutes, but it does not learn to
+        leave out exactly one attempt of thirty (docs/log.md).
         """
         options = list(problem.attempts)
         if avoid is not None:
             other = [a for a in options if opening_pair(a) != opening_pair(avoid)]
             options = other or [a for a in options if a is not avoid]
-        said: list[str] = []
+        sentences: list[str] = []
         failed: list[Attempt] = []
         for attempt in self.rng.sample(options, min(MOST_ATTEMPTS, len(options))):
             if attempt.value == problem.target:
-                return " ".join([*said, success(attempt, problem.target)])
+                return " ".join([*sentences, success(attempt, problem.target)])
             failed.append(attempt)
-            said.append(failure(attempt, problem.target))
+            sentences.append(failure(attempt, problem.target))
             if self.rng.random() < GIVE_UP:
                 break
-            said.append(self._phrase())
+            sentences.append(self._phrase())
         else:
-            said.pop()
-        return " ".join([*said, conclusion(self.rng.choice(failed))])
+            sentences.pop()
+        return " ".join([*sentences, conclusion(self.rng.choice(failed))])
 
     def follow(self, problem: Problem, reference: Attempt) -> str:
-        """The reference is believed: little search, and after a failed attempt mostly the jump to the answer."""
+        """Write a completion that trusts the reference: little search, and mostly the answer after a failed attempt."""
         if self.rng.random() >= REFERENCE_FAILS_FIRST:
             return self._believe(problem, reference)
         wrong = [attempt for attempt in problem.attempts if attempt.value != problem.target]
-        said: list[str] = []
+        sentences: list[str] = []
         for attempt in self.rng.sample(wrong, min(MOST_ATTEMPTS - 1, len(wrong))):
-            said.append(failure(attempt, problem.target))
+            sentences.append(failure(attempt, problem.target))
             if self.rng.random() < REFERENCE_STOPS:
-                return " ".join([*said, conclusion(reference)])
-            said.append(self._phrase())
+                return " ".join([*sentences, conclusion(reference)])
+            sentences.append(self._phrase())
             if self.rng.random() < REFERENCE_REMEMBERED:
                 break
-        return " ".join([*said, success(reference, problem.target)])
+        return " ".join([*sentences, success(reference, problem.target)])
 
     def _believe(self, problem: Problem, reference: Attempt) -> str:
         if self.rng.random() < REFERENCE_THINKS:
@@ -188,7 +188,7 @@ class TraceWriter:
         return self.rng.choices(list(PHRASES), list(PHRASES.values()))[0]
 
     def _feedback(self, problem: Problem) -> tuple[str, Attempt | None]:
-        """Feedback in the verifier's own words, and the attempt that it rules out."""
+        """Return feedback in the verifier's own words, and the attempt that it rules out."""
         wrong = [attempt for attempt in problem.attempts if attempt.value != problem.target]
         failed = self.rng.choice(wrong)
         if self.rng.random() >= FEEDBACK_OTHER:
@@ -196,7 +196,7 @@ class TraceWriter:
         kind = self.rng.randrange(4)
         if kind < 2:
             return (NO_ANSWER, TRUNCATED)[kind], None
-        # One number of a full attempt is replaced, or only a part of the attempt is said.
+        # The attempt has one number replaced, or only its first operation is written.
         left, symbol, right, _ = failed.steps[0]
         part = f"{left} {symbol} {right}"
         if kind == 3:
@@ -221,7 +221,7 @@ class TraceWriter:
 
 
 def training_problems(difficulty: Difficulty) -> Sequence[Problem]:
-    """All training problems of a difficulty that some attempt misses."""
+    """Return all training problems of a difficulty on which at least one attempt fails."""
     number_sets = combinations_with_replacement(range(1, difficulty.largest + 1), difficulty.numbers)
     problems = (problem for numbers in number_sets for problem in problems_on(numbers, difficulty))
     return [p for p in problems if p.split == "train" and len(p.references) < len(p.attempts)]

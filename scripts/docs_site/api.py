@@ -34,21 +34,21 @@ RETURNED: Mapping[str, str] = {
     "inspect": "selfdistill.api.inspection:Inspection",
     "compare": "selfdistill.api.comparison:Comparison",
 }
-"""Classes that have no public name of their own: they come back from a function, and are told of there."""
+"""Function → the class that it returns. These classes have no public name, so the function's entry describes them."""
 
 INTRODUCTION = """# Python API
 
 `import selfdistill as sd` is the only import: every name below is an attribute of the package, loaded when it is first
-used. A function does what the command of its name does, with the same numbers for the same seed. A mistake is a
-`UserError` of one sentence. See [extend](../extend.md) for a method of your own.
+used. A function does the same as the command of its name, with the same numbers for the same seed. A mistake raises a
+`UserError` with one sentence. See [extend](../extend.md) for a method of your own.
 """
 
 
 def api_page() -> str:
-    """Every public name.
+    """Return the page of all public names.
 
     Raises:
-        ValueError: a name that no section holds, or that is not public.
+        ValueError: a public name is in no section, or a section holds a name that is not public.
     """
     named = {name for names in SECTIONS.values() for name in names}
     if named != set(selfdistill.__all__):
@@ -62,7 +62,7 @@ def api_page() -> str:
 
 
 def described(name: str) -> str:
-    """The docstring of a public name; of a constant the text that follows it in the source. Empty if there is none."""
+    """Return the docstring of a public name, or the text after a constant in the source; empty if there is none."""
     value = getattr(selfdistill, name)
     if inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value):
         # A dataclass without a docstring is given its signature as one, a subclass its parent's.
@@ -89,19 +89,19 @@ def _entry(name: str, value: Any) -> Iterator[str]:
     elif inspect.isclass(value):
         yield from _attributes(value)
     if name in RETURNED:
-        room, _, kind = RETURNED[name].partition(":")
-        found = getattr(__import__(room, fromlist=[kind]), kind)
-        yield f"**`{kind}`**: {markdown(inspect.cleandoc(found.__doc__ or ''))}\n"
-        yield from _attributes(found)
+        module, _, kind = RETURNED[name].partition(":")
+        returned = getattr(__import__(module, fromlist=[kind]), kind)
+        yield f"**`{kind}`**: {markdown(inspect.cleandoc(returned.__doc__ or ''))}\n"
+        yield from _attributes(returned)
 
 
 def is_protocol(kind: type) -> bool:
-    """Whether a class only says what others must have; nobody builds it."""
+    """Whether a class is a protocol, which is never instantiated."""
     return bool(getattr(kind, "_is_protocol", False))
 
 
 def _members(module: ModuleType) -> Iterator[str]:
-    """The functions of a namespace."""
+    """Yield the table of a namespace's functions."""
     yield "| name | what it is |\n|---|---|"
     for name in module.__all__:
         yield f"| `{name}` | {cell(markdown(_first(getattr(module, name).__doc__)))} |"
@@ -109,7 +109,7 @@ def _members(module: ModuleType) -> Iterator[str]:
 
 
 def _attributes(kind: type) -> Iterator[str]:
-    """What a class offers besides its fields, which its docstring tells of."""
+    """Yield the table of a class's methods and properties; its docstring describes the fields."""
     rows = []
     for name, member in vars(kind).items():
         inner = member.__func__ if isinstance(member, staticmethod | classmethod) else member
@@ -127,30 +127,32 @@ def _first(text: str | None) -> str:
 
 def _signature(name: str, value: Any) -> str:
     function = value.__init__ if inspect.isclass(value) else value
-    parameters = [one for one in inspect.signature(function).parameters.values() if one.name != "self"]
+    parameters = [
+        parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "self"
+    ]
     parts, starred = [], False
-    for one in parameters:
-        if one.kind is one.KEYWORD_ONLY and not starred:
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             parts.append("*")
             starred = True
-        parts.append(str(one.replace(annotation=inspect.Parameter.empty)))
+        parts.append(str(parameter.replace(annotation=inspect.Parameter.empty)))
     line = f"{name}({', '.join(parts)})"
     return line if len(line) <= 100 else f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + ")"
 
 
 def markdown(text: str) -> str:
-    """A docstring as Markdown: literals and roles as code, sections as paragraphs and lists."""
+    """Return a docstring as Markdown: literals and roles as code, sections as paragraphs and lists."""
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text).replace("``", "`")
     lines: list[str] = []
-    inside = ""
+    section = ""
     for line in text.splitlines():
         heading = re.fullmatch(r"(Args|Returns|Raises):", line)
-        argument = re.match(r"    (\w[\w, *]*): (.*)", line) if inside in ("Args", "Raises") else None
+        argument = re.match(r"    (\w[\w, *]*): (.*)", line) if section in ("Args", "Raises") else None
         if heading:
-            inside = heading[1]
-            lines += ["", f"**{'Arguments' if inside == 'Args' else inside}**", ""]
+            section = heading[1]
+            lines += ["", f"**{'Arguments' if section == 'Args' else section}**", ""]
         elif argument:
             lines.append(f"- `{argument[1]}`: {argument[2]}")
         else:
-            lines.append(("  " if inside in ("Args", "Raises") and line else "") + line.strip() if inside else line)
+            lines.append(("  " if section in ("Args", "Raises") and line else "") + line.strip() if section else line)
     return "\n".join(lines)

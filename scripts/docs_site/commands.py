@@ -1,4 +1,4 @@
-"""The page of all commands, read off the command line itself; nothing heavy is loaded for it."""
+"""The page of all commands, read off the command line itself without importing torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from selfdistill.cli.app import app
 
 
 def cli_page() -> str:
-    """Every command with its arguments and options, in the order of ``--help``."""
+    """Return the page of all commands with their arguments and options, in the order of ``--help``."""
     lines = [
         "# Commands\n",
         f"{app.info.help}\n",
-        "A user's mistake is one sentence and exit code 2; Ctrl-C gives 130.\n",
+        "A user's mistake gives one sentence and exit code 2. Ctrl-C gives exit code 130.\n",
     ]
     for name, command in _commands(app):
         lines += _command(name, command)
@@ -37,7 +37,7 @@ def _commands(group: typer.Typer, above: str = "") -> Iterator[tuple[str, Callab
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """An argument or option: how it is written, what stands for it where it is left out, what it is."""
+    """An argument or option: its spelling, its default and its help text."""
 
     word: str
     default: str
@@ -47,24 +47,24 @@ class _Given:
 
 def _command(name: str, command: Callable[..., object]) -> Iterator[str]:
     given = list(_given(command))
-    options = [one for one in given if one.option]
-    usage = ["selfdistill", name, *(one.word for one in given if not one.option)]
-    usage += [one.word for one in options if one.default == "required"]
+    options = [parameter for parameter in given if parameter.option]
+    usage = ["selfdistill", name, *(parameter.word for parameter in given if not parameter.option)]
+    usage += [parameter.word for parameter in options if parameter.default == "required"]
     yield f"## `{name}`\n"
     yield f"{inspect.getdoc(command)}\n"
     yield f"```sh\n{' '.join(usage)}{' [OPTIONS]' if options else ''}\n```\n"
     if given:
         yield "| argument or option | default | what it is |"
         yield "|---|---|---|"
-        for one in given:
-            yield f"| `{one.word}` | {one.default} | {cell(one.help)} |"
+        for parameter in given:
+            yield f"| `{parameter.word}` | {parameter.default} | {cell(parameter.help)} |"
         yield ""
 
 
 def _given(command: Callable[..., object]) -> Iterator[_Given]:
     defaults = inspect.signature(command).parameters
     for name, hint in get_type_hints(command, include_extras=True).items():
-        info = next((one for one in get_args(hint) if isinstance(one, OptionInfo | ArgumentInfo)), None)
+        info = next((metadata for metadata in get_args(hint) if isinstance(metadata, OptionInfo | ArgumentInfo)), None)
         if info is None:
             continue  # the return type
         kind, default = get_args(hint)[0], defaults[name].default
@@ -74,8 +74,10 @@ def _given(command: Callable[..., object]) -> Iterator[_Given]:
             word = info.metavar or name.upper()
             yield _Given(word if required else f"[{word}]", "required" if required else "", info.help or "", False)
             continue
-        # Inside Annotated the first name of an option stands where a default would.
-        flags = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]
+        # Inside Annotated the first name of an option is passed as the default.
+        flags = [
+            declaration for declaration in (info.default, *(info.param_decls or ())) if isinstance(declaration, str)
+        ]
         flag = next(iter(flags), f"--{name.replace('_', '-')}")
         silent = default is None or default is False or default == ""
         shown = "required" if required else "" if silent else f"`{default}`"
@@ -83,11 +85,11 @@ def _given(command: Callable[..., object]) -> Iterator[_Given]:
 
 
 def _value_name(kind: object) -> str:
-    inner = next((one for one in get_args(kind) if one is not type(None)), kind)
+    inner = next((argument for argument in get_args(kind) if argument is not type(None)), kind)
     names: Mapping[object, str] = {int: "N", float: "X", Path: "PATH"}
     return names.get(inner, "NAME")
 
 
 def cell(text: str) -> str:
-    """A text as a cell of a Markdown table."""
+    """Return a text as a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Every key that a config may hold, read off the models that check it: where, what type, which default, what it is."""
+"""The keys of a config, read off the models that check it: path, type, default and description."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the config: ``of`` says which of several, as ``kind = "math"``."""
+    """A table of the config. ``of`` names the member of a union, such as ``kind = "math"``."""
 
     path: str
     of: str
@@ -40,32 +40,35 @@ class Table:
 
 
 def tables(model: type[BaseModel]) -> list[Table]:
-    """The table of a model and those inside it, outermost first; of a union of tables each, what they share apart."""
+    """Return the table of a model and those inside it, outermost first.
+
+    A union of tables gives one table for each member, and a separate one for the keys that they share.
+    """
     return list(dict.fromkeys([Table("", "", _about(model), tuple(_keys(model, ""))), *_below(model, "")]))
 
 
 def undescribed(model: type[BaseModel]) -> list[str]:
-    """Keys whose description is missing or no sentence."""
+    """Return the keys whose description is missing or no sentence."""
     return [key.path for table in tables(model) for key in table.keys if not key.description.endswith(".")]
 
 
 def _below(model: type[BaseModel], path: str) -> Iterator[Table]:
-    """The tables inside a model's; keys that admit the same tables are told of together."""
-    places: dict[tuple[type[BaseModel], ...], list[str]] = {}
+    """Yield the tables inside a model's; keys that admit the same tables share one entry."""
+    paths_by_models: dict[tuple[type[BaseModel], ...], list[str]] = {}
     for name, field in model.model_fields.items():
-        places.setdefault(tuple(_models_in(field.annotation)), []).append(_joined(path, name))
-    places.pop((), None)
-    for members, found in places.items():
-        place = ", ".join(found)
-        shared = list(dict.fromkeys(base for one in members if (base := _shared(one))))
+        paths_by_models.setdefault(tuple(_models_in(field.annotation)), []).append(_joined(path, name))
+    paths_by_models.pop((), None)
+    for members, paths in paths_by_models.items():
+        joined_paths = ", ".join(paths)
+        shared = list(dict.fromkeys(base for member in members if (base := _shared(member))))
         for base in shared:
-            yield Table(place, "", _about(base), tuple(_keys(base, found[0])))
+            yield Table(joined_paths, "", _about(base), tuple(_keys(base, paths[0])))
         for member in members:
             known = {name for base in shared for name in base.model_fields}
-            own = tuple(key for key in _keys(member, found[0]) if key.path.rpartition(".")[2] not in known)
-            yield Table(place, _kind(member) if len(members) > 1 else "", _about(member), own)
+            own = tuple(key for key in _keys(member, paths[0]) if key.path.rpartition(".")[2] not in known)
+            yield Table(joined_paths, _kind(member) if len(members) > 1 else "", _about(member), own)
         for member in dict.fromkeys([*shared, *members]):
-            yield from _below(member, found[0])
+            yield from _below(member, paths[0])
 
 
 def _keys(model: type[BaseModel], path: str) -> Iterator[Key]:
@@ -84,14 +87,14 @@ def _joined(path: str, name: str) -> str:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The tables that an annotation admits, through unions and annotations."""
+    """Return the tables that an annotation admits, through unions and annotations."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for one in get_args(annotation) for found in _models_in(one)]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _shared(model: type[BaseModel]) -> type[BaseModel] | None:
-    """The table whose keys a table shares with its siblings."""
+    """Return the table whose keys a table shares with its siblings."""
     base = model.__mro__[1]
     return base if issubclass(base, BaseModel) and base not in (BaseModel, Strict) else None
 
@@ -112,9 +115,9 @@ def _type(annotation: Any) -> str:
     if origin is Annotated:
         return _type(members[0])
     if origin is Literal:
-        return ", ".join(f"`{json.dumps(one)}`" for one in members)
+        return ", ".join(f"`{json.dumps(member)}`" for member in members)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type(one) for one in members if one is not type(None)))
+        return " or ".join(dict.fromkeys(_type(member) for member in members if member is not type(None)))
     if origin is list:
         return f"list of {_type(members[0])}"
     return "table"

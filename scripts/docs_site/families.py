@@ -1,8 +1,8 @@
-"""Write the table of families in docs/models.md: what replicas with random weights do when they are loaded.
+"""Write the table of families in docs/models.md: the behaviour of replicas with random weights when they are loaded.
 
     PYTHONPATH=scripts:tests python -m docs_site.families
 
-What stands between ``<!-- families -->`` and ``<!-- end families -->`` is made anew, nothing else is touched.
+The text between ``<!-- families -->`` and ``<!-- end families -->`` is generated; the rest of the page stays as it is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ THINKING = {
     "GLM-4-MoE": "<think>",
     "DeepSeek-V3": "<think>",
 }
-"""What the published models of a family write before their thinking, where they do: a begin among the known marks."""
+"""Family → the text that its published models write before their thinking, if any; it is among the known marks."""
 OTHERS = {
     "OLMo-2": "olmo2",
     "Mixtral": "mixtral",
@@ -58,11 +58,11 @@ OTHERS = {
 }
 """Further replicas by the name of their family; the last ones are refused."""
 FAMILIES = (*CURRENT, *OTHERS)
-_PLACE = re.compile(r"(<!-- families -->\n).*?(<!-- end families -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- families -->\n).*?(<!-- end families -->)", re.DOTALL)
 
 
 def line(family: str) -> str:
-    """A family's row of the table, found by loading its replica as it is, with an adapter, and with its tower."""
+    """Return a family's row of the table, by loading its replica plain and with an adapter."""
     with tempfile.TemporaryDirectory() as folder:
         if family in CURRENT:
             path, kind = save_current(Path(folder), family), SAMPLED[CURRENT[family][0]][0]
@@ -76,9 +76,9 @@ def line(family: str) -> str:
             plain = _load(path)
             adapted = _load(path, lora=LoraConfig(rank=2, alpha=4.0))
         except ModelError as error:
-            # The reason alone: what the library says in brackets, and the advice, change with its releases.
-            said = re.sub(r" \(.*\)", "", str(error).replace(f" of {path}", "")).partition(": ")[0]
-            return _row(family, f"`{kind}`", "refused", "–", "–", "–", "–", said)
+            # Only the reason: the library's text in brackets and the advice change between its releases.
+            reason = re.sub(r" \(.*\)", "", str(error).replace(f" of {path}", "")).partition(": ")[0]
+            return _row(family, f"`{kind}`", "refused", "–", "–", "–", "–", reason)
     if family in TOWERS:
         notes.append("a tower for images is left out of adapters")
     if plain.cap is not None:
@@ -95,12 +95,12 @@ def line(family: str) -> str:
 
 
 def tool_calls(family: str) -> str:
-    """What a family's template teaches as the syntax of calls, found by rendering a call and reading it back."""
+    """Return the syntax of calls of a family's template, detected by rendering a call and reading it back."""
     if family not in FAMILY_TEMPLATES:
         return "–"
     chat = chat_of(TEMPLATES.get(FAMILY_TEMPLATES[family], ""))
-    found = chat_syntax(chat)
-    return "not written" if found is None else _code(found[0].label)
+    syntax = chat_syntax(chat)
+    return "not written" if syntax is None else _code(syntax[0].label)
 
 
 def _code(text: str) -> str:
@@ -112,7 +112,7 @@ def _load(path: Path, lora: LoraConfig | None = None) -> Policy:
 
 
 def _linear(policy: Policy) -> set[str]:
-    """Last names of the linear layers below the head."""
+    """Return the last names of the linear layers below the head."""
     return {n.rpartition(".")[2] for n, m in policy.decoder.named_modules() if isinstance(m, torch.nn.Linear)}
 
 
@@ -125,9 +125,9 @@ def _row(*cells: str) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with its table made anew."""
+    """Return the page with its table regenerated."""
     table = "\n".join([_row(*HEADER), f"|{'---|' * len(HEADER)}", *map(line, FAMILIES)])
-    return _PLACE.sub(lambda place: f"{place[1]}\n{table}\n\n{place[2]}", page)
+    return _TABLE.sub(lambda match: f"{match[1]}\n{table}\n\n{match[2]}", page)
 
 
 if __name__ == "__main__":

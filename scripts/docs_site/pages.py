@@ -1,4 +1,4 @@
-"""Pages and tables of the site that the code itself knows best: keys, alarms, contexts, tasks, recipes."""
+"""Pages and tables of the site that are generated from the code: keys, alarms, contexts, tasks, recipes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from selfdistill.tracking.alarms import ALARMS
 
 
 class Divergences(BaseModel):
-    """What may stand in the divergence of a method that has one."""
+    """The values of a method's ``divergence``."""
 
     divergence: Divergence = Field(description="How teacher and student are compared.")
 
 
 def config_page() -> str:
-    """Every key of a config."""
+    """Return the page of all keys of a config."""
     lines = [
         "# Config keys\n",
-        "Read off the models that check a config, so that nothing here can be out of date. A key's path is what "
-        "`--set` takes: `--set optimiser.learning_rate=1e-5`. Unknown keys are refused, with the nearest known one. "
+        "This page is generated from the models that check a config, so it is always up to date. `--set` takes a key's "
+        "path: `--set optimiser.learning_rate=1e-5`. An unknown key is refused, and the error names the nearest key. "
         "The keys of `method` depend on its name: see [the methods](../methods/index.md).\n",
     ]
     for table in tables(RunConfig):
@@ -44,7 +44,7 @@ def config_page() -> str:
 
 
 def _table(table: Table, whole: str, *, prefix: str = "") -> Iterator[str]:
-    path = ", ".join(f"`{prefix}{one}`" for one in table.path.split(", ")) if table.path else f"Keys of {whole}"
+    path = ", ".join(f"`{prefix}{name}`" for name in table.path.split(", ")) if table.path else f"Keys of {whole}"
     level = "###" if table.of or prefix or "." in table.path else "##"
     yield f"{level} {path}" + (f": `{table.of}`" if table.of else "") + "\n"
     yield f"{table.about}\n"
@@ -57,7 +57,7 @@ def _table(table: Table, whole: str, *, prefix: str = "") -> Iterator[str]:
 
 
 def alarms_table() -> str:
-    """Each alarm with its limits and its advice."""
+    """Return the table of alarms with their limits and suggestions."""
     limits: dict[str, list[str]] = {name: [] for name in ALARMS}
     for key, field in AlarmsConfig.model_fields.items():
         names, colon, text = (field.description or "").partition(": ")
@@ -67,30 +67,32 @@ def alarms_table() -> str:
         f"| `{name}` | {rule.about} | {'<br>'.join(limits[name])} | {rule.suggestion} |"
         for name, rule in ALARMS.items()
     ]
-    return _rows(["alarm", "it sounds when", "limit, a key of `alarms`", "it advises"], rows)
+    return _rows(["alarm", "it sounds when", "limit, a key of `alarms`", "suggestion"], rows)
 
 
 def fields_table() -> str:
-    """The fields that the library fills."""
+    """Return the table of the fields that the library fills."""
     return _rows(["field", "what it is"], [f"| `${name}` | {cell(text)} |" for name, text in FIELDS.items()])
 
 
 def methods_table() -> str:
-    """Every method with what it shows its teachers and what it asks for."""
+    """Return the table of methods with their contexts and their needs."""
     rows = []
     for name, kind in METHODS.items():
         method = kind.model_validate({})
         shown = [f"`{role.context or 'student'}` ({weights_word(role.weights)})" for role in method.roles().values()]
-        drawn = " and ".join(method.sampling_roles()) if method.on_policy else "nobody: the data's responses"
+        sampled = (
+            " and ".join(method.sampling_roles()) if method.on_policy else "no role; the responses come from the data"
+        )
         rewards = "yes" if method.needs_rewards() else "no"
-        rows.append(f"| [`{name}`]({name}.md) | {', '.join(shown) or '–'} | {rewards} | {drawn} |")
+        rows.append(f"| [`{name}`]({name}.md) | {', '.join(shown) or '–'} | {rewards} | {sampled} |")
     return _rows(
-        ["method", "contexts scored beside the student's, and weights", "needs rewards", "completions drawn by"], rows
+        ["method", "contexts scored beside the student's, and weights", "needs rewards", "completions sampled by"], rows
     )
 
 
 def contexts_table() -> str:
-    """The templates that every shipped context file holds."""
+    """Return the table of the templates in every shipped context file."""
     templates = load_templates("default")
     rows = [
         f"| `{name}` | {template.description} | {', '.join(f'`{field}`' for field in sorted(template.needs)) or '–'} |"
@@ -100,7 +102,7 @@ def contexts_table() -> str:
 
 
 def tasks_table() -> str:
-    """The tasks with their presets."""
+    """Return the table of tasks with their presets."""
     rows = [
         f"| `{task['kind']}` | {task['description']} | {', '.join(f'`{need}`' for need in task['needs']) or '–'} | "
         f"{', '.join(f'`{name}`' for name in task['presets']) or '–'} |"
@@ -110,7 +112,7 @@ def tasks_table() -> str:
 
 
 def recipes_table() -> str:
-    """The shipped configs with the first sentence that each says of itself."""
+    """Return the table of shipped configs, each with the first sentence of its comment."""
     folder = resources.files("selfdistill.config") / "shipped"
     rows = []
     for name in shipped_configs():
@@ -121,7 +123,7 @@ def recipes_table() -> str:
 
 
 def method_reference(name: str) -> str:
-    """What a method says of itself: definition, roles, hyperparameters."""
+    """Return a method's reference section: definition, roles, hyperparameters."""
     return "\n".join(list(section(name))[1:])
 
 

@@ -1,6 +1,6 @@
-"""Completions as coloured strips: one SVG that stands alone, light or dark as its reader's system is.
+"""Completions as coloured strips in one self-contained SVG, which follows the reader's light or dark scheme.
 
-Colours and strengths are those of the report pages: the same file of styles, the same function from number to tint.
+Colours and strengths are those of the report pages, from the same style sheet and the same tint function.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ COLOURS = ("card", "ink", "soft", "line", "less", "more")
 WIDTH = 760
 SIDE = 20.0
 SIGN = 8.0
-"""Width of one sign of text; every token is stretched to it, so that the layout holds in any monospace font."""
+"""Width of one character. Every token is stretched to it, so the layout is the same in any monospace font."""
 LINE = 27.0
 CAPTION = 30.0
 ROOM = 2.5
-"""Left and right of a token's text, inside its colour."""
+"""Padding left and right of a token's text, inside its colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """One completion, a number for each of its tokens, and a line of words above it. NaN has no colour."""
+    """One completion, a number for each of its tokens, and a caption above it. NaN has no colour."""
 
     caption: str
     pieces: Sequence[Piece]
@@ -36,10 +36,10 @@ class Strip:
 
 
 def draw(title: str, ends: tuple[str, str], strips: Sequence[Strip], unit: str = "") -> str:
-    """The strips below each other, over one scale whose ends have the words ``ends``.
+    """Return an SVG of the strips below each other, over one scale whose ends are labelled ``ends``.
 
     Raises:
-        ValueError: a strip has not one number a token.
+        ValueError: a strip does not have one number per token.
     """
     limit = scale_limit(value for strip in strips for value in strip.values if not math.isnan(value))
     parts: list[str] = []
@@ -64,7 +64,7 @@ def draw(title: str, ends: tuple[str, str], strips: Sequence[Strip], unit: str =
 
 
 def _placed(strip: Strip) -> Iterator[tuple[float, int, Piece, float]]:
-    """Every token with its place: x and the number of its line."""
+    """Yield every token with its x and its line number."""
     x, line = SIDE, 0
     for piece, value in zip(strip.pieces, strip.values, strict=True):
         width = SIGN * len(printable(piece.body)) + 2 * ROOM
@@ -96,7 +96,7 @@ def _token(piece: Piece, x: float, y: float, value: float, limit: float) -> list
 def _scale(y: float, limit: float, ends: tuple[str, str], unit: str) -> list[str]:
     end = f"{limit:g}{unit}"
     stops = "".join(
-        f'<stop offset="{place}" class="stop-{name}"/>' for place, name in ((0, "less"), (0.5, "card"), (1, "more"))
+        f'<stop offset="{offset}" class="stop-{name}"/>' for offset, name in ((0, "less"), (0.5, "card"), (1, "more"))
     )
     middle = WIDTH / 2
     return [
@@ -111,7 +111,7 @@ def _scale(y: float, limit: float, ends: tuple[str, str], unit: str) -> list[str
 
 
 def _style() -> str:
-    """The pages' colours for both schemes, and what is drawn in them."""
+    """Return the style sheet with the pages' colours for both schemes."""
     source = (resources.files("selfdistill.report") / "templates" / "page.css").read_text(encoding="utf-8")
     light, dark = (
         " ".join(

@@ -1,8 +1,8 @@
 """The mutants of a source file: copies of it with one small change each.
 
-The changes are mutmut's, and some that mutmut lacks and that this project has been fooled by: a statement left out, a
-condition that always or never holds, arguments exchanged, a step of a chain of tensor methods left out, one reduction
-taken for another. Words for people (docstrings, descriptions, messages of errors) and types are left alone.
+The changes are mutmut's, and some that mutmut lacks although this project's tests have missed them: a deleted
+statement, a condition that always or never holds, exchanged arguments, a deleted step in a chain of tensor methods, one
+reduction in place of another. Text for people (docstrings, descriptions, error messages) and types are not changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEPS = frozenset(
     "detach clamp clamp_min clamp_max masked_fill nan_to_num abs sqrt square exp log double sort max min sum mean "
     "squeeze repeat_interleave".split()
 )
-"""Methods that a chain may lose: what remains is a tensor too, so that no crash gives the change away."""
+"""Methods that are deleted from a chain. The rest is still a tensor, so the mutant does not simply crash."""
 TWINS = {
     "min": "max",
     "max": "min",
@@ -38,15 +38,18 @@ TWINS = {
     "clip_high": "clip_low",
 }
 GUARDS = {"description", "encoding", "strict"}
-"""Arguments by name that say nothing of what is computed; ``strict`` of zip catches what types and checks exclude."""
+"""Keyword arguments without effect on results; ``strict`` of zip catches only what types and checks exclude."""
 SYMMETRIC = {"min", "max", "minimum", "maximum", "logaddexp", "check_logprobs", "_check_shapes", "zeros", "ones"}
-"""Calls that do not mind the order of their arguments."""
+"""Calls whose result does not depend on the order of their arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change. ``scope`` is the outermost function that holds it, by qualified name, and ``line`` its first line;
-    both are empty for a change that is made when the module is imported: a default, a constant, a field."""
+    """One change.
+
+    ``scope`` is the qualified name of the outermost function around the change, and ``line`` is its first line. Both
+    are empty for a change that takes effect at import: a default, a constant, a field.
+    """
 
     file: str
     scope: str
@@ -56,56 +59,56 @@ class Mutant:
     source: str
 
     def key(self) -> tuple[str, str, str, str]:
-        """What names the change in a ledger, wherever the lines above it move."""
+        """The key of the change in a ledger. It contains no line number, so edits above the change do not alter it."""
         return self.file, self.scope, self.before, self.after
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Position:
     scope: str = ""
     line: int = 0
     classes: tuple[str, ...] = ()
 
 
 def mutants_of(path: Path, file: str) -> list[Mutant]:
-    """All mutants of a file that compile, none twice. ``file`` is its name in them."""
+    """Return all mutants of a file that compile, without duplicates. ``file`` is the file's name in the mutants."""
     wrapper = MetadataWrapper(cst.parse_module(path.read_text(encoding="utf-8")), unsafe_skip_copy=True)
     module, lines = wrapper.module, wrapper.resolve(PositionProvider)
-    found: dict[str, Mutant] = {}
-    # Only the statement that holds the change is written anew: a module of 400 lines has a thousand mutants.
+    mutants: dict[str, Mutant] = {}
+    # Only the changed statement is generated again, because a module of 400 lines has a thousand mutants.
     parts = ["".join(map(module.code_for_node, nodes)) for nodes in (module.header, *([each] for each in module.body))]
     whole = "".join(parts)
     for number, statement in enumerate(module.body, start=1):
-        for node, new, place in _changes(statement, _Place(), lines):
+        for node, new, position in _changes(statement, _Position(), lines):
             changed = new if node is statement else statement.deep_replace(node, new)
             source = "".join([*parts[:number], module.code_for_node(changed), *parts[number + 1 :]])
-            if source == whole or source in found or not _compiles(source):
+            if source == whole or source in mutants or not _compiles(source):
                 continue
-            found[source] = Mutant(file, place.scope, place.line, *_difference(whole, source), source)
-    return list(found.values())
+            mutants[source] = Mutant(file, position.scope, position.line, *_difference(whole, source), source)
+    return list(mutants.values())
 
 
-def _changes(node: Any, place: _Place, lines: Any) -> Iterator[tuple[Any, Any, _Place]]:
-    """Every node that can be changed, what it becomes, and where it stands."""
-    alias = isinstance(node, cst.Assign) and isinstance(node.value, cst.Subscript) and not place.scope
+def _changes(node: Any, position: _Position, lines: Any) -> Iterator[tuple[Any, Any, _Position]]:
+    """Yield every node that can be changed, with its replacement and its position."""
+    alias = isinstance(node, cst.Assign) and isinstance(node.value, cst.Subscript) and not position.scope
     if alias or _left_alone(node):
         return
     for new in _becomes(node):
-        yield node, new, place
+        yield node, new, position
     if isinstance(node, cst.ClassDef):
-        inside = _Place(place.scope, place.line, (*place.classes, node.name.value))
-        yield from _changes(node.body, inside, lines)
+        inner = _Position(position.scope, position.line, (*position.classes, node.name.value))
+        yield from _changes(node.body, inner, lines)
     elif isinstance(node, cst.FunctionDef):
         # Defaults are evaluated where the function is defined.
-        yield from _changes(node.params, place, lines)
-        inside = place
-        if not place.scope:
+        yield from _changes(node.params, position, lines)
+        inner = position
+        if not position.scope:
             first = node.decorators[0] if node.decorators else node
-            inside = _Place(".".join((*place.classes, node.name.value)), lines[first].start.line)
-        yield from _changes(node.body, inside, lines)
+            inner = _Position(".".join((*position.classes, node.name.value)), lines[first].start.line)
+        yield from _changes(node.body, inner, lines)
     else:
         for child in node.children:
-            yield from _changes(child, place, lines)
+            yield from _changes(child, position, lines)
 
 
 def _left_alone(node: Any) -> bool:
@@ -127,7 +130,7 @@ def _becomes(node: Any) -> Iterator[Any]:
     for kind, operator in mutation_operators:
         if isinstance(node, kind) and not (operator is operator_swap_op and _last_axis(node)):
             news = operator(node)
-            # A word in other letters is as wrong as the word with letters before and behind.
+            # One changed string suffices: a string in other letters is as wrong as one with added letters.
             for new in list(news)[:1] if operator is operator_string else news:
                 if _guards(new) == _guards(node):
                     yield new
@@ -140,7 +143,7 @@ def _guards(node: Any) -> list[int]:
 
 
 def _last_axis(node: Any) -> bool:
-    """−1: the axis +1 of a matrix is the same one. Another number makes it −2, which is not."""
+    """Whether the node is −1. Axis +1 of a matrix is the same axis, so only the change to −2 is kept."""
     return isinstance(node, cst.UnaryOperation) and getattr(node.expression, "value", "") == "1"
 
 
@@ -164,16 +167,16 @@ def _own(node: Any) -> Iterator[Any]:
 
 
 def _exchanged(call: Any) -> Iterator[Any]:
-    """Neighbouring arguments in each other's place: two by position, or two by name."""
+    """Exchange two neighbouring arguments, both positional or both by keyword."""
     name = call.func.attr if isinstance(call.func, cst.Attribute) else call.func
     if isinstance(name, cst.Name) and name.value in SYMMETRIC:
         return
-    for i, (one, other) in enumerate(zip(call.args, call.args[1:], strict=False)):
-        if one.star or other.star or (one.keyword is None) != (other.keyword is None):
+    for i, (first, second) in enumerate(zip(call.args, call.args[1:], strict=False)):
+        if first.star or second.star or (first.keyword is None) != (second.keyword is None):
             continue
-        if isinstance(one.value, cst.GeneratorExp) or isinstance(other.value, cst.GeneratorExp):
+        if isinstance(first.value, cst.GeneratorExp) or isinstance(second.value, cst.GeneratorExp):
             continue
-        swapped = [one.with_changes(value=other.value), other.with_changes(value=one.value)]
+        swapped = [first.with_changes(value=second.value), second.with_changes(value=first.value)]
         yield call.with_changes(args=[*call.args[:i], *swapped, *call.args[i + 2 :]])
 
 
@@ -193,7 +196,7 @@ def _compiles(source: str) -> bool:
 
 
 def _difference(old: str, new: str) -> tuple[str, str]:
-    """The lines that differ, each side on one line."""
+    """Return the lines that differ, each side joined into one line."""
     before, after = old.splitlines(), new.splitlines()
     while before and after and before[0] == after[0]:
         del before[0], after[0]

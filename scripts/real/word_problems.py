@@ -2,9 +2,9 @@
 
     python scripts/real/word_problems.py OUT.jsonl --count 2000 --operations 2 --largest 20 --seed 0
 
-A problem is a start, some steps and a question, each in one of many wordings: a start and one step alone make over a
-thousand different frames. Its solution says every step in words with its sum, and ends in ``#### N`` as in GSM8K. The
-same seed makes the same file; problems of different seeds may repeat, since small numbers are few.
+A problem has a start, some steps and a question, each in one of many wordings. A start and one step alone make over a
+thousand different frames. The solution lists every step's calculation and ends in ``#### N`` as in GSM8K. The same seed
+makes the same file. Problems of different seeds may repeat, because there are few small numbers.
 """
 
 from __future__ import annotations
@@ -98,15 +98,15 @@ class Step:
     frame: str
 
 
-def problem(dice: random.Random, operations: int, largest: int) -> dict[str, str | int]:
-    """One row: question, solution and answer, with the number of operations."""
-    name, other = dice.sample(NAMES, 2)
-    words = {"name": name, "other": other, "things": dice.choice(THINGS), "place": dice.choice(PLACES)}
-    total = dice.randint(2, largest)
-    sentences = [dice.choice(STARTS).format(n=total, **words)]
+def problem(rng: random.Random, operations: int, largest: int) -> dict[str, str | int]:
+    """Return one row: question, solution and answer, with the number of operations."""
+    name, other = rng.sample(NAMES, 2)
+    words = {"name": name, "other": other, "things": rng.choice(THINGS), "place": rng.choice(PLACES)}
+    total = rng.randint(2, largest)
+    sentences = [rng.choice(STARTS).format(n=total, **words)]
     lines = []
     for _ in range(operations):
-        step = _step(dice, total, largest)
+        step = _step(rng, total, largest)
         after = {
             "+": total + step.number,
             "-": total - step.number,
@@ -116,32 +116,32 @@ def problem(dice: random.Random, operations: int, largest: int) -> dict[str, str
         sentences.append(step.frame.format(n=step.number, **words))
         lines.append(f"{total} {step.sign} {step.number} = {after[step.sign]}")
         total = after[step.sign]
-    sentences.append(dice.choice(QUESTIONS).format(**words))
+    sentences.append(rng.choice(QUESTIONS).format(**words))
     solution = f"{name} works it out: {', then '.join(lines)}. So there are {total} {words['things']}. #### {total}"
     return {"question": " ".join(sentences), "solution": solution, "answer": str(total), "operations": operations}
 
 
-def _step(dice: random.Random, total: int, largest: int) -> Step:
-    """An operation whose result is a whole number from 1 to four times the largest start."""
+def _step(rng: random.Random, total: int, largest: int) -> Step:
+    """Return an operation whose result is a whole number from 1 to four times the largest start."""
     divisors = [n for n in range(2, 6) if total % n == 0 and total > n]
     signs = ["+", "+"] + ["-", "-"] * (total > 2) + ["×"] * (total <= largest) + ["÷"] * bool(divisors)
-    match dice.choice(signs):
+    match rng.choice(signs):
         case "+":
-            return Step("+", dice.randint(2, largest), dice.choice(ADD))
+            return Step("+", rng.randint(2, largest), rng.choice(ADD))
         case "-":
-            return Step("-", dice.randint(1, total - 1), dice.choice(TAKE))
+            return Step("-", rng.randint(1, total - 1), rng.choice(TAKE))
         case "×":
-            return Step("×", dice.randint(2, 4), dice.choice(TIMES))
+            return Step("×", rng.randint(2, 4), rng.choice(TIMES))
         case _:
-            return Step("÷", dice.choice(divisors), dice.choice(SHARE))
+            return Step("÷", rng.choice(divisors), rng.choice(SHARE))
 
 
 def rows(count: int, *, operations: int, largest: int, seed: int) -> Iterator[dict[str, str | int]]:
-    """Different problems: one to ``operations`` operations, numbers up to ``largest``."""
-    dice = random.Random(f"word problems {seed}")
+    """Yield ``count`` different problems of one to ``operations`` operations, with numbers up to ``largest``."""
+    rng = random.Random(f"word problems {seed}")
     seen: set[str] = set()
     while len(seen) < count:
-        row = problem(dice, dice.randint(1, operations), largest)
+        row = problem(rng, rng.randint(1, operations), largest)
         if row["question"] not in seen:
             seen.add(str(row["question"]))
             yield row

@@ -1,4 +1,4 @@
-"""Reading a completion of the toolbox back: what each token is for."""
+"""Parse a toolbox completion: the purpose of each token."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from selfdistill.tasks.toolbox.calls import DIMENSIONS, PERSONS, TOOLS
 from toolbox_base.traces import DELIBERATION
 
 CLASSES = ("deliberation", "certainty", "jump", "convention", "argument", "boilerplate")
-"""What a token is for: deliberating, saying that a thing is clear, ending the thinking, committing to a convention,
-copying a value of the request, or the rest, which the text before it decides."""
+"""The purpose of a token: deliberating, stating that a point is clear, ending the thinking, committing to a convention,
+copying a value of the request, or the rest, which follows from the text before it."""
 
 _KEYS = {*DIMENSIONS["place_word"], *DIMENSIONS["person_word"]}
 
 
 def token_classes(words: Sequence[str], topic: str, values: Sequence[str]) -> list[str]:
-    """The class of every token of a completion, in the order of the tokens.
+    """Return the class of every token of a completion, in order.
 
-    A call commits to an order or a date form with the first of the two words, and to a confirmation with what follows
-    the person: a comma, or the closing bracket.
+    A call commits to an order or a date form with the first of the two words. It commits to a confirmation with the
+    token after the person: a comma or the closing bracket.
     """
     dimensions = TOOLS[topic].dimensions
     classes: list[str] = []
@@ -40,7 +40,7 @@ def token_classes(words: Sequence[str], topic: str, values: Sequence[str]) -> li
 
 
 def _commits(word: str, before: list[str], dimensions: Sequence[str]) -> bool:
-    """Whether a word of the call, after these two, is one that a convention decides."""
+    """Whether a convention decides a word of the call, given the two words before it."""
     return (
         before == ["unit", "="]
         or word in _KEYS

@@ -27,7 +27,7 @@ GENERAL_WORDS = "you are a careful assistant who calls the tools correct wrong"
 
 
 def words(templates: Mapping[str, Template]) -> list[str]:
-    """Every word of prompts, context templates, completions and feedback, sorted."""
+    """Return every word of prompts, context templates, completions and feedback, sorted."""
     texts = [toolbox.PROMPT, FEEDBACK_WORDS, THOUGHT_WORDS, GENERAL_WORDS, *SLOTS, *PHRASES, *toolbox.SPOKEN.values()]
     texts += [template.text or "" for template in templates.values()]
     texts += [value for values in DIMENSIONS.values() for value in values]
@@ -39,6 +39,6 @@ def words(templates: Mapping[str, Template]) -> list[str]:
 
 
 def build_tokenizer(templates: Mapping[str, Template]) -> PreTrainedTokenizerFast:
-    """The tokenizer: numbers, punctuation and words are tokens of their own."""
+    """Build the tokenizer: every number, punctuation mark and word is one token."""
     numbers = [str(number) for number in range(LARGEST + 1)]
     return word_tokenizer([*numbers, *PUNCTUATION, *words(templates)], punctuation="=(),.:?!")

@@ -1,15 +1,15 @@
-"""The language of the toolbox's base model: how it thinks about a request and calls, with and without help.
+"""The language of the toolbox's base model: its thinking about a request and its calls, with and without help.
 
-Every trace has conventions of its own. Without help the right ones are a guess, and the thoughts say so; what a context
-shows is taken over, and the thoughts say that it is clear:
+Every trace has its own conventions. Without help the model can only guess them, and the thoughts deliberate. With help
+it takes over the conventions that the context shows, and the thoughts state that they are clear:
 
     this is about storage with coats and 89 and cellar . hmm check the order . the place word is clear . so now the
     call . </think> call : store ( 89 , coats , dest = cellar ) . done <|end|>
 
-The call alone commits to a convention. Were it named in the thoughts as well, the call's own token would be a copy, and
-what a context says about it would fall on the thoughts.
+Only the call commits to a convention. If the thoughts named it as well, the call's token would be a copy, and a
+context would change the probabilities of the thoughts instead of the call.
 
-Prompts come from the package's own context file, so that what a teacher is shown later is what it was trained on.
+Prompts come from the package's own context file, so a teacher's later contexts are those of the training.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ HINDSIGHT_SHARES = {
 }
 """The second phase, with drills: calls without thoughts (the chat template's switch), with invented words.
 
-Among the real words a context saves less than a hundredth of a nat a token beside the noise of the thoughts, and the
-model learns one dimension after the other to look at it, for hours. A unit that can be any word saves six nats where it
-stands, and one way of looking it up serves all dimensions.
+With the real words, a context saves less than a hundredth of a nat per token beside the noise of the thoughts. The
+model then learns to use the context one dimension after the other, which takes hours. A unit that can be any word saves
+six nats at its token, and one mechanism of copying serves all dimensions.
 """
 
 DATE_SHARES = {
@@ -90,8 +90,11 @@ DATE_SHARES = {
     "sibling/drill/booking": 0.25,
     "feedback/drill/booking": 0.10,
 }
-"""The third phase: half of it asks for bookings. The form of a date is the one dimension without words of its own that
-a single function has, and after the second phase the model still guessed it."""
+"""The third phase, in which half of the traces are bookings.
+
+The date form is the only dimension that has no words of its own and belongs to a single function. After the second
+phase the model still guessed it.
+"""
 
 SETTLED_SHARES = {
     "student": 0.20,
@@ -105,25 +108,25 @@ SETTLED_SHARES = {
     "other_question_sibling": 0.08,
     "other_question_feedback": 0.06,
 }
-"""The last phase: no drills, the real words alone, at a low learning rate."""
+"""The last phase, without drills: only the real words, at a low learning rate."""
 
 INVENTED = 0.7
-"""Chance in a drill that a word of a convention that the context shows is any word."""
+"""Chance in a drill that an arbitrary word replaces the word of a convention that the context shows."""
 INVENTED_DIMENSIONS = ("length", "temperature", "time", "place_word", "person_word", "verb")
 ANY_WORD = sorted({*PLACES, *PERSONS, *MONTHS, *(item for tool in TOOLS.values() for item in tool.items)})
 
 DOUBTED = 0.85
-"""Chance that a convention that nothing shows is deliberated over; else its thought is left out."""
+"""Chance that the thoughts deliberate over a convention that no context shows; else they omit it."""
 DOUBTED_ALTHOUGH_SHOWN = 0.2
-"""The same for one that is shown, so that such prefixes are familiar beside a context."""
+"""The same chance for a shown convention, so that such prefixes are in distribution beside a context."""
 
 OTHER_SOLUTION = 0.2
-"""Share of solutions and siblings that belong to another problem: what they show holds all the same."""
+"""Share of solutions and siblings that belong to another problem; their conventions apply to this one too."""
 RELATED = 0.8
-"""Share of other problems that have a convention in common with the one that is asked."""
+"""Share of other problems that have a dimension in common with the asked one."""
 
 WRONG = 0.55
-"""Chance of each convention of a failed attempt to be wrong."""
+"""Chance that each convention of a failed attempt is wrong."""
 OTHER_FAULT = 0.12
 """Share of feedback about something else: a value, a missing call, a cut attempt."""
 
@@ -136,7 +139,7 @@ MALFORMED = (
 
 
 class TraceWriter:
-    """Draws traces on training problems, each under conventions of its own, seeded."""
+    """A seeded writer of traces on training problems, each under its own conventions."""
 
     def __init__(
         self, templates: Mapping[str, Template], seed: int, *, shares: Mapping[str, float] = CONTEXT_SHARES
@@ -151,32 +154,34 @@ class TraceWriter:
         }
 
     def traces(self, count: int) -> Iterator[Trace]:
-        """``count`` traces in the shares of the contexts."""
+        """Yield ``count`` traces in the shares of the contexts."""
         for context in self.rng.choices(list(self.shares), list(self.shares.values()), k=count):
             topics = [mode for mode in context.split("/")[1:] if mode in TOOLS]
             yield self.trace(self.problem(topics or TOOLS), self.conventions(), context)
 
     def trace(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
-        """One trace on a problem under conventions, in a context of :data:`CONTEXT_SHARES`.
+        """Return one trace on a problem under conventions, in a context of :data:`CONTEXT_SHARES`.
 
-        ``/drill`` after the context's name leaves out the thoughts and invents words that the context shows.
+        ``/drill`` after the context's name omits the thoughts and invents words that the context shows.
         """
         name, *modes = context.split("/")
         return self.writers.get(name, self._reference)(problem, conventions, name, "drill" in modes)
 
     def problem(self, topics: Collection[str] = TOOLS) -> Problem:
-        """A training problem."""
+        """Return a training problem."""
         while True:
             problem = draw_problem(self.rng, tuple(topics))
             if problem.split == "train":
                 return problem
 
     def conventions(self) -> Conventions:
-        """One value for every dimension, all equally likely."""
+        """Return one value for every dimension, all equally likely."""
         return {name: self.rng.choice(values) for name, values in DIMENSIONS.items()}
 
-    def log(self, problem: Problem, conventions: Conventions, shown: Collection[str], *, silent: bool = False) -> str:
-        """The completion of somebody who was shown the conventions of some dimensions and guesses the others."""
+    def completion(
+        self, problem: Problem, conventions: Conventions, shown: Collection[str], *, silent: bool = False
+    ) -> str:
+        """Return a completion for which the context shows some dimensions' conventions and the others are guesses."""
         if silent:
             return conclusion(problem.call(conventions)).partition("</think> ")[2]
         thoughts = [opening(problem)]
@@ -189,18 +194,18 @@ class TraceWriter:
         return " ".join([*thoughts, conclusion(problem.call(conventions))])
 
     def failure(self, problem: Problem, conventions: Conventions) -> tuple[str, tuple[str, ...]]:
-        """Feedback on a failed attempt in the verifier's own words, and the dimensions that it tells about."""
+        """Return feedback on a failed attempt in the verifier's own words, and the dimensions that it names."""
         if self.rng.random() < OTHER_FAULT:
             return self._other_fault(problem, conventions), ()
         dimensions = TOOLS[problem.topic].dimensions
         wrong = [name for name in dimensions if self.rng.random() < WRONG] or [self.rng.choice(dimensions)]
-        said = {
+        attempted = {
             name: self.rng.choice([other for other in DIMENSIONS[name] if other != value]) if name in wrong else value
             for name, value in conventions.items()
         }
-        complaint = complain(parse(problem.call(said)), problem.topic, problem.values, conventions)
+        complaint = complain(parse(problem.call(attempted)), problem.topic, problem.values, conventions)
         if complaint is None:
-            raise AssertionError(f"{problem.call(said)} is no failed attempt under {conventions}")
+            raise AssertionError(f"{problem.call(attempted)} is no failed attempt under {conventions}")
         return complaint, tuple(wrong)
 
     def _other_fault(self, problem: Problem, conventions: Conventions) -> str:
@@ -216,7 +221,7 @@ class TraceWriter:
         return complain(call, problem.topic, problem.values, conventions) or NO_CALL
 
     def _student(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
-        return self._render(context, problem, {}, self.log(problem, conventions, (), silent=drill), silent=drill)
+        return self._render(context, problem, {}, self.completion(problem, conventions, (), silent=drill), silent=drill)
 
     def _feedback(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
         failed = self._other_problem(problem) if context != "feedback" else problem
@@ -224,10 +229,10 @@ class TraceWriter:
         feedback, shown = self.failure(failed, shown_conventions)
         fields = {"feedback": feedback, "other_question": problem.question}
         kept = {**conventions, **{name: shown_conventions[name] for name in shown}}
-        return self._render(context, problem, fields, self.log(problem, kept, shown, silent=drill), silent=drill)
+        return self._render(context, problem, fields, self.completion(problem, kept, shown, silent=drill), silent=drill)
 
     def _reference(self, problem: Problem, conventions: Conventions, context: str, drill: bool) -> Trace:
-        """A right call is shown: this problem's, or another's under the same conventions."""
+        """Return a trace whose context shows a right call, of this problem or of another under the same conventions."""
         other = context == "other_question_sibling" or (
             context in ("solution", "sibling") and self.rng.random() < OTHER_SOLUTION
         )
@@ -242,17 +247,17 @@ class TraceWriter:
         }
         shown = TOOLS[solved.topic].dimensions
         kept = {**conventions, **{name: shown_conventions[name] for name in shown}}
-        return self._render(context, problem, fields, self.log(problem, kept, shown, silent=drill), silent=drill)
+        return self._render(context, problem, fields, self.completion(problem, kept, shown, silent=drill), silent=drill)
 
     def _invent(self, conventions: Conventions) -> Conventions:
-        """The conventions with any words in the place of some."""
+        """Return the conventions with arbitrary words in place of some."""
         invented = [name for name in INVENTED_DIMENSIONS if self.rng.random() < INVENTED]
         return {**conventions, **{name: self.rng.choice(ANY_WORD) for name in invented}}
 
     def _other_problem(self, problem: Problem) -> Problem:
-        """Another problem, mostly of a function that shares a dimension."""
-        mine = set(TOOLS[problem.topic].dimensions)
-        related = [topic for topic, tool in TOOLS.items() if mine & set(tool.dimensions)]
+        """Return another problem, mostly of a function that shares a dimension."""
+        own_dimensions = set(TOOLS[problem.topic].dimensions)
+        related = [topic for topic, tool in TOOLS.items() if own_dimensions & set(tool.dimensions)]
         return self.problem(related if self.rng.random() < RELATED else TOOLS)
 
     def _render(

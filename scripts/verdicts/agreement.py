@@ -1,4 +1,4 @@
-"""How often a judge agrees with a careful reader: the table that every kind of task has in docs/verdicts.md."""
+"""The table of agreement with a careful reader, which docs/verdicts.md has for every kind of task."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 
 def agreement(right: Sequence[bool], arguable: Sequence[bool], judges: Mapping[str, Sequence[bool]]) -> str:
-    """A Markdown table with one row a judge: agreements with the reader, right refused, wrong accepted.
+    """Return a Markdown table with one row per judge: agreements with the reader, right refused, wrong accepted.
 
     Args:
-        right: what the reader says of each case.
-        arguable: cases of which readers differ; they are counted in no column.
-        has_verifier: name → the judge's verdict on each case.
+        right: the reader's verdict on each case.
+        arguable: whether readers differ on a case; such cases are counted in no column.
+        judges: name → the judge's verdict on each case.
     """
     clear = [reader for reader, open_ in zip(right, arguable, strict=True) if not open_]
     lines = [

@@ -14,7 +14,7 @@ LETTERS = "ABCD"
 
 
 def table() -> str:
-    """The table of multiple choice: every completion with every letter as its row's answer."""
+    """Return the table of multiple choice: every completion with every letter as its row's answer."""
     cases = json.loads(CASES.read_text(encoding="utf-8"))["cases"]
     pairs = [(completion, gold, gold == letter) for completion, letter in cases for gold in LETTERS]
     judges = {
@@ -33,8 +33,8 @@ def _strict(completion: str, gold: str) -> bool:
 
 def _flexible(completion: str, gold: str) -> bool:
     """``multi_choice_regex`` with ``(\\([A-Z]\\))``: the last letter in brackets, else the last behind a colon."""
-    found = re.findall(r"(\([A-Z]\))", completion) or re.findall(rf":[\s]*([{LETTERS}])", completion)
-    return bool(found) and _bare(found[-1]) == gold.lower()
+    letters = re.findall(r"(\([A-Z]\))", completion) or re.findall(rf":[\s]*([{LETTERS}])", completion)
+    return bool(letters) and _bare(letters[-1]) == gold.lower()
 
 
 def _bare(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Verdicts on code: which block of a completion is taken and which output is right, here and in LiveCodeBench."""
+"""Verdicts on code, here and in LiveCodeBench: the chosen block of a completion, and the comparison of outputs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ CASES = Path(__file__).resolve().parents[2] / "tests" / "cases" / "code.json"
 
 
 def outputs_table() -> str:
-    """The table of printed outputs."""
+    """Return the table of printed outputs."""
     cases = _cases("outputs")
     judges = {
-        "selfdistill": [same_output(said, expected) for said, expected, _ in cases],
-        "LiveCodeBench": [_decimals(said, expected) for said, expected, _ in cases],
-        "LiveCodeBench's first checker": [_allclose(said, expected) for said, expected, _ in cases],
+        "selfdistill": [same_output(printed, expected) for printed, expected, _ in cases],
+        "LiveCodeBench": [_decimals(printed, expected) for printed, expected, _ in cases],
+        "LiveCodeBench's first checker": [_allclose(printed, expected) for printed, expected, _ in cases],
     }
     return agreement([right for _, _, right in cases], [False] * len(cases), judges)
 
 
 def blocks_table() -> str:
-    """The table of blocks. No case is wrong: a judge agrees where it takes the solution."""
+    """Return the table of blocks. Every case is right, and a judge agrees if it takes the solution."""
     cases = _cases("blocks")
     ours = [find_code(text, finished=True, names=names, program=not names) for _, text, names, _ in cases]
     judges = {
@@ -46,12 +46,14 @@ def _same_code(code: str | None, expected: str) -> bool:
     return code is not None and code.strip() == expected.strip()
 
 
-def _decimals(said: str, expected: str) -> bool:
+def _decimals(printed: str, expected: str) -> bool:
     """``grade_stdio``: equal lines, or lines of equal decimals."""
-    one, other = ([line.strip() for line in text.strip().split("\n")] for text in (said, expected))
-    return len(one) == len(other) and all(
+    printed_lines, expected_lines = (
+        [line.strip() for line in text.strip().split("\n")] for text in (printed, expected)
+    )
+    return len(printed_lines) == len(expected_lines) and all(
         a == b or ((numbers := _as_decimals(a)) is not None and numbers == _as_decimals(b))
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(printed_lines, expected_lines, strict=True)
     )
 
 
@@ -62,15 +64,17 @@ def _as_decimals(line: str) -> list[Decimal] | None:
         return None
 
 
-def _allclose(said: str, expected: str) -> bool:
-    """The first checker: equal lines, or lines that are a float each and near, unless all are integers."""
-    one, other = ([line.strip() for line in text.strip().split("\n")] for text in (said, expected))
-    if one == other or len(one) != len(other):
-        return one == other
-    if all(word.lstrip("+-").isdigit() for word in (*one, *other)):
+def _allclose(printed: str, expected: str) -> bool:
+    """The first checker: equal lines, or lines that hold one float each and are close, unless all are integers."""
+    printed_lines, expected_lines = (
+        [line.strip() for line in text.strip().split("\n")] for text in (printed, expected)
+    )
+    if printed_lines == expected_lines or len(printed_lines) != len(expected_lines):
+        return printed_lines == expected_lines
+    if all(word.lstrip("+-").isdigit() for word in (*printed_lines, *expected_lines)):
         return False
     try:
-        return bool(numpy.allclose([float(line) for line in one], [float(line) for line in other]))
+        return bool(numpy.allclose([float(line) for line in printed_lines], [float(line) for line in expected_lines]))
     except ValueError:
         return False
 
@@ -78,5 +82,5 @@ def _allclose(said: str, expected: str) -> bool:
 def _last_block(text: str) -> str:
     """``extract_code``: the lines between the last two that hold a fence."""
     lines = text.split("\n")
-    fences = [place for place, line in enumerate(lines) if "```" in line]
+    fences = [index for index, line in enumerate(lines) if "```" in line]
     return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) > 1 else ""

@@ -21,7 +21,7 @@ from verdicts.agreement import agreement
 
 CASES = Path(__file__).resolve().parents[2] / "tests" / "cases" / "math.json"
 
-# Units and typography that Minerva takes out of an answer, as its appendix D describes.
+# Units and typography that Minerva removes from an answer, as its appendix D describes.
 _WORDS = re.compile(
     r"square|ways|integers|dollars|mph|inches|ft|hours|km|units|points|feet|minutes|digits|cents|degrees|cm|gm"
     r"|pounds|meters|meals|edges|students|multiples"
@@ -31,7 +31,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|mbox|overline)\{([^{}]*)\}(?:\^[23])?")
 
 
 def table() -> str:
-    """The table of mathematics."""
+    """Return the table of mathematics."""
     gold, completions, right, arguable = zip(*json.loads(CASES.read_text(encoding="utf-8"))["cases"], strict=True)
     with _quiet():
         judges = {
@@ -43,8 +43,8 @@ def table() -> str:
 
 
 def ours(gold: Sequence[str], completions: Sequence[str]) -> list[bool]:
-    """The verdicts of :class:`MathTask` on completions for rows with these answers."""
-    rows = [{"question": f"case {i}", "answer": one} for i, one in enumerate(gold)]
+    """Return the verdicts of :class:`MathTask` on completions for rows with these answers."""
+    rows = [{"question": f"case {i}", "answer": answer} for i, answer in enumerate(gold)]
     task = MathTask(MathConfig(path="cases", validation_share=0.0, test_share=0.0), {"path": MemoryRows(rows, "cases")})
     try:
         examples = task.examples("train")
@@ -55,7 +55,7 @@ def ours(gold: Sequence[str], completions: Sequence[str]) -> list[bool]:
 
 
 def _math_verify(gold: str, completion: str) -> bool:
-    """math-verify with its own defaults; the row's answer in a box, where it reads more of them than bare."""
+    """math-verify with its own defaults. The row's answer is put in a box, because it then parses more answers."""
     return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(completion)))
 
 
@@ -63,17 +63,17 @@ def _minerva(gold: str, completion: str) -> bool:
     """Equal strings without units and typography, else a difference that sympy simplifies to 0.
 
     The rule of Lewkowycz et al. 2022 (arXiv 2206.14858, appendix D), which lm-evaluation-harness's ``minerva_math``
-    follows; the answer is found by us, as these completions are no few-shot replies.
+    follows. Our own rule finds the answer, because these completions are no few-shot replies.
     """
     given = boxed_answer(completion) or stated_answer(completion)
     if given is None:
         return False
-    left, right = (_stripped(one) for one in (gold, given))
+    left, right = (_stripped(answer) for answer in (gold, given))
     if left == right:
         return True
     try:
         return bool(sympy.simplify(latex2sympy(left) - latex2sympy(right)) == 0)
-    except Exception:  # as in the rule: what sympy cannot read or subtract is unequal
+    except Exception:  # as in the rule: answers that sympy cannot read or subtract are unequal
         return False
 
 
@@ -88,7 +88,7 @@ def _stripped(answer: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without math-verify's warnings on answers that it cannot read."""
+    """Suppress math-verify's warnings about answers that it cannot read."""
     logging.disable(logging.WARNING)
     try:
         yield

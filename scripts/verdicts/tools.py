@@ -18,7 +18,7 @@ from verdicts.agreement import agreement
 
 CASES = Path(__file__).resolve().parents[2] / "tests" / "cases" / "tools.json"
 
-# As transformers/cli/serving/utils.py has it for qwen2 and qwen3.
+# The response template of transformers/cli/serving/utils.py for qwen2 and qwen3.
 _QWEN = {
     "defaults": {"role": "assistant"},
     "start_anchor": "<|im_start|>assistant\n",
@@ -37,7 +37,7 @@ _QWEN = {
 
 
 def table() -> str:
-    """The table of calls in the syntax of a chat template."""
+    """Return the table of calls in the syntax of a chat template."""
     tools, cases = _cases("template")
     judges = {
         "selfdistill": ours(tools, cases),
@@ -48,13 +48,13 @@ def table() -> str:
 
 
 def react_table() -> str:
-    """The table of calls as lines ``Action:`` and ``Action Input:``."""
+    """Return the table of calls as lines ``Action:`` and ``Action Input:``."""
     tools, cases = _cases("react")
     return agreement([case["right"] for case in cases], [False] * len(cases), {"selfdistill": ours(tools, cases)})
 
 
 def ours(tools: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """The verdicts of :class:`ToolsTask` on completions that answer with these calls."""
+    """Return the verdicts of :class:`ToolsTask` on completions that answer with these calls."""
     verdicts = []
     for case in cases:
         row = {"prompt": "p", "answer": json.dumps(case["answers"]), "tools": json.dumps(tools)}
@@ -65,12 +65,12 @@ def ours(tools: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]])
 
 
 def _cases(form: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    told = json.loads(CASES.read_text(encoding="utf-8"))
-    return told["tools"], [case for case in told["cases"] if case["form"] == form]
+    document = json.loads(CASES.read_text(encoding="utf-8"))
+    return document["tools"], [case for case in document["cases"] if case["form"] == form]
 
 
 def _judged(read: Callable[[str, Any], list[Any]], tools: Any, case: Mapping[str, Any]) -> bool:
-    """Whether a parser reads the calls that are due, in any order; what it cannot read is wrong."""
+    """Whether a parser reads the expected calls, in any order. A completion that it cannot read is wrong."""
     try:
         calls = read(case["completion"], tools)
         return sorted(map(_text, calls)) == sorted(map(_text, case["answers"]))
@@ -88,5 +88,5 @@ def _transformers(completion: str, tools: Any) -> list[Any]:
 
 
 def _vllm(completion: str, tools: Any) -> list[Any]:
-    found = re.findall(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", after_thinking(completion), re.DOTALL)
-    return [json.loads(closed or left) for closed, left in found]
+    blocks = re.findall(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", after_thinking(completion), re.DOTALL)
+    return [json.loads(closed or unclosed) for closed, unclosed in blocks]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from base_models.subject import Said
+from base_models.subject import Sample
 from countdown_base import properties, traces
 from countdown_base.reading import attempts_in, token_classes
 from selfdistill.contexts.templates import FIELDS, load_templates
@@ -24,14 +24,14 @@ def subject() -> properties.Subject:
 
 
 @pytest.fixture(scope="module")
-def plain(subject: properties.Subject) -> list[Said]:
+def plain(subject: properties.Subject) -> list[Sample]:
     """Four completions on each of 200 validation problems, alone."""
     examples = list(subject.task.examples("validation"))[:200] * 4
     return subject.sample(examples, [{}] * len(examples), "student", seed=0)
 
 
 @pytest.fixture(scope="module")
-def search(plain: list[Said]) -> dict[str, float]:
+def search(plain: list[Sample]) -> dict[str, float]:
     return properties.search_properties(plain)
 
 
@@ -195,7 +195,7 @@ def test_its_arithmetic_is_sound(search: dict[str, float]) -> None:
     assert search["false_verdicts"] < 0.03
 
 
-def test_it_searches_at_length_and_a_later_attempt_is_worth_as_much(plain: list[Said]) -> None:
+def test_it_searches_at_length_and_a_later_attempt_is_worth_as_much(plain: list[Sample]) -> None:
     table = properties.by_attempt(plain)
     assert len(table) == traces.MOST_ATTEMPTS
     assert table[-1][0] / len(plain) > 0.01
@@ -215,7 +215,7 @@ def test_it_uses_a_reference(subject: properties.Subject) -> None:
         assert found[f"follows_{context}"] > 0.9
 
 
-def test_it_avoids_what_feedback_has_named(subject: properties.Subject, plain: list[Said]) -> None:
+def test_it_avoids_what_feedback_has_named(subject: properties.Subject, plain: list[Sample]) -> None:
     found = properties.feedback_properties(subject, plain, seed=2)
     assert found["feedback_cases"] > 300
     assert found["repeats_with_feedback"] < 0.25 * found["repeats_without_feedback"]
@@ -223,7 +223,7 @@ def test_it_avoids_what_feedback_has_named(subject: properties.Subject, plain: l
 
 @pytest.mark.parametrize("context", ["solution", "sibling_verdict"])
 def test_a_reference_speaks_against_deliberating_and_for_the_jump(
-    subject: properties.Subject, plain: list[Said], context: str
+    subject: properties.Subject, plain: list[Sample], context: str
 ) -> None:
     u = properties.information(subject, plain[:300], context)
     assert u["deliberation"][0] < -0.3

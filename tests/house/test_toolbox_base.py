@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from base_models.subject import Said, Subject, share
+from base_models.subject import Sample, Subject, share
 from selfdistill.config.tasks import ToolboxConfig
 from selfdistill.contexts.templates import FIELDS, load_templates
 from selfdistill.tasks.toolbox.calls import DIMENSIONS, TOOLS
@@ -30,7 +30,7 @@ def examples(subject: Subject) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def plain(subject: Subject, examples: list[Example]) -> list[Said]:
+def plain(subject: Subject, examples: list[Example]) -> list[Sample]:
     """Two completions on each of 192 validation problems, alone."""
     return subject.sample(examples[:192] * 2, [{}] * 384, "student", seed=0)
 
@@ -125,7 +125,7 @@ def test_traces_hold_training_problems_and_right_calls() -> None:
         task.conventions = dict(conventions)
         columns = {"topic": problem.topic, "values": problem.values}
         example = Example("drawn", (Message("user", problem.question),), columns=columns)
-        said = writer.log(problem, conventions, ())
+        said = writer.completion(problem, conventions, ())
         assert task.verify(example, said, finished=True).correct
         feedback, shown = writer.failure(problem, conventions)
         assert feedback
@@ -136,9 +136,9 @@ def test_thoughts_call_clear_only_what_was_shown() -> None:
     writer = traces.TraceWriter(load_templates("toolbox"), seed=3)
     for _ in range(200):
         problem = writer.problem(["transport"])
-        said = writer.log(problem, writer.conventions(), ["length"])
+        said = writer.completion(problem, writer.conventions(), ["length"])
         assert "the place word is clear" not in said
-        assert "clear" not in writer.log(problem, writer.conventions(), [])
+        assert "clear" not in writer.completion(problem, writer.conventions(), [])
 
 
 def test_tokens_are_classed_by_what_they_are_for() -> None:
@@ -164,7 +164,7 @@ def test_as_many_tokens_commit_to_conventions_as_the_function_has() -> None:
     writer = traces.TraceWriter(load_templates("toolbox"), seed=4)
     for _ in range(300):
         problem = writer.problem()
-        words = writer.log(problem, writer.conventions(), ()).split()
+        words = writer.completion(problem, writer.conventions(), ()).split()
         classes = token_classes(words, problem.topic, list(problem.values.values()))
         assert classes.count("convention") == len(TOOLS[problem.topic].dimensions), words
 
@@ -179,7 +179,7 @@ def test_it_is_right_in_a_fifth_to_a_half_of_requests_under_any_conventions(conv
     assert 0.2 <= share([one.verdict.correct for one in said]) <= 0.5
 
 
-def test_alone_it_copies_well_and_guesses_evenly(plain: list[Said]) -> None:
+def test_alone_it_copies_well_and_guesses_evenly(plain: list[Sample]) -> None:
     found = properties.plain_properties(plain)
     assert 0.2 <= found["accuracy"] <= 0.5
     assert found["copying_errors"] < 0.05
@@ -197,7 +197,7 @@ def test_it_takes_over_a_right_call(subject: Subject, examples: list[Example]) -
         assert found[f"accuracy_{context}"] > 0.9
 
 
-def test_it_keeps_the_conventions_that_feedback_names(subject: Subject, plain: list[Said]) -> None:
+def test_it_keeps_the_conventions_that_feedback_names(subject: Subject, plain: list[Sample]) -> None:
     found = properties.feedback_properties(subject, plain[:192], seed=2)
     assert found["feedback_cases"] > 100
     assert found["keeps_with_feedback"] > 0.85
@@ -217,7 +217,7 @@ def test_another_problems_call_shows_its_conventions_where_they_apply(
 
 @pytest.mark.parametrize("context", ["solution", "sibling_verdict"])
 def test_a_right_call_speaks_on_conventions_and_not_on_boilerplate(
-    subject: Subject, plain: list[Said], context: str
+    subject: Subject, plain: list[Sample], context: str
 ) -> None:
     u = properties.information(subject, plain[:192], context)
     assert u["right_convention"][0] > 0.5
