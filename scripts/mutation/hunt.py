@@ -45,7 +45,7 @@ class Seen:
 
 
 class Hunt:
-    """Runs the mutants. ``nearest`` gives the test files of a source file, for changes at import."""
+    """Runs mutants. ``nearest`` gives the test files of a source file, for changes at import."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Hunt:
         *,
         jobs: int,
     ) -> None:
-        """``report`` receives each mutant with the test that failed, "" if none failed, or "time" if it ran too long."""
+        """``report`` receives each mutant with the failed test, "" if none failed, or "time" if it ran too long."""
         self.package, self.mutants, self.nearest, self.report, self.jobs = package, mutants, nearest, report, jobs
         self.seen: dict[str, Seen] = defaultdict(Seen)
         self.failed = False

@@ -48,24 +48,24 @@ def conventions_in(sample: Sample) -> dict[str, str] | None:
 
 
 def _combinations(dimensions: Sequence[str]) -> list[dict[str, str]]:
-    properties: list[dict[str, str]] = [{}]
+    combinations: list[dict[str, str]] = [{}]
     for name in dimensions:
-        properties = [{**chosen, name: value} for chosen in properties for value in DIMENSIONS[name]]
-    return properties
+        combinations = [{**chosen, name: value} for chosen in combinations for value in DIMENSIONS[name]]
+    return combinations
 
 
 def plain_properties(samples: Sequence[Sample]) -> dict[str, float]:
     """Return the properties of the model without help."""
-    read = [conventions_in(sample) for sample in samples]
+    followed = [conventions_in(sample) for sample in samples]
     properties = {
         "accuracy": share([sample.verdict.correct for sample in samples]),
-        "copying_errors": share([chosen is None for chosen in read]),
+        "copying_errors": share([chosen is None for chosen in followed]),
         "tokens": mean([len(sample.ids) for sample in samples]),
         "longest": max(len(sample.ids) for sample in samples),
         "deliberation_tokens": deliberation(samples),
     }
     for name, values in DIMENSIONS.items():
-        chosen = [choice[name] for choice in read if choice is not None and name in choice]
+        chosen = [choice[name] for choice in followed if choice is not None and name in choice]
         for value in values:
             properties[f"guesses {name} = {value}"] = share([choice == value for choice in chosen])
     return properties
