@@ -32,7 +32,8 @@ def _commands(group: typer.Typer, above: str = "") -> Iterator[tuple[str, Callab
         yield f"{above}{command.name or command.callback.__name__}", command.callback
     for inner in group.registered_groups:
         assert inner.typer_instance is not None
-        yield from _commands(inner.typer_instance, f"{above}{inner.name} ")
+        # A group that is added without a name (typer keeps a placeholder) has its commands beside the others.
+        yield from _commands(inner.typer_instance, f"{above}{inner.name} " if isinstance(inner.name, str) else above)
 
 
 @dataclass(frozen=True, slots=True)

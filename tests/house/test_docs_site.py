@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import typer
 from pydantic import BaseModel, Field
 
 from docs_site.commands import cli_page
 from docs_site.config_keys import Key, tables, undescribed
 from docs_site.pages import Divergences, alarms_table, config_page
+from selfdistill.cli.app import app
 from selfdistill.config.run import RunConfig
 from selfdistill.config.sections import Strict
 from selfdistill.config.tasks import task_configs
@@ -171,6 +173,9 @@ def test_commands_are_listed_with_their_options_and_load_nothing_heavy() -> None
     ):
         assert line in page
     assert "|  |\n" not in page, "an option without a help text"
+    names = re.findall(r"^## `(.+)`$", page, re.MULTILINE)
+    context = typer.Context(command := typer.main.get_group(app))
+    assert sorted({name.partition(" ")[0] for name in names}) == sorted(command.list_commands(context))
     code = "import sys; from docs_site.commands import cli_page; cli_page(); assert 'torch' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'scripts'}"}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
