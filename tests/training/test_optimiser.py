@@ -12,7 +12,7 @@ from torch import nn
 
 from selfdistill.config.sections import Optimiser
 from selfdistill.models.policy import Policy
-from selfdistill.training.build import build_optimiser, schedule
+from selfdistill.training.optimiser import build_optimiser, schedule
 from support.runs import open_run, tiny_run
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from selfdistill.config.evaluation import EvaluationConfig
 from selfdistill.config.hyperparameters import METHOD_KEYS, check_hyperparameters, check_method_name
 from selfdistill.config.reward import Reward
 from selfdistill.config.sampler import HFConfig, SamplerConfig
@@ -19,7 +20,6 @@ from selfdistill.config.sections import (
     AlarmName,
     AlarmsConfig,
     CheckpointConfig,
-    EvaluationConfig,
     Limits,
     LimitsConfig,
     Model,

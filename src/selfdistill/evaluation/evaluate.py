@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from selfdistill.config.sections import EvaluationConfig
+from selfdistill.config.evaluation import EvaluationConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.evaluation.references import ReferenceScorer

@@ -5,7 +5,6 @@ All checks of config, data and model happen here, before a file is written.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +15,7 @@ import torch
 
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig, ServerConfig
-from selfdistill.config.sections import BestBy, ModelConfig, Optimiser
+from selfdistill.config.sections import BestBy, ModelConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.fields import reference_text
 from selfdistill.distributed.fsdp import check_parallel
@@ -40,6 +39,7 @@ from selfdistill.sampling.server import await_servers
 from selfdistill.tasks.build import fitted
 from selfdistill.tasks.reward import RewardedTask
 from selfdistill.tracking.progress import activity
+from selfdistill.training.optimiser import build_optimiser, schedule
 from selfdistill.training.order import Order
 from selfdistill.training.problem import Problem, build_problem
 from selfdistill.training.shaping import Shaping
@@ -346,33 +346,6 @@ def _fitting_held_out(models: Models, examples: Sequence[Example]) -> tuple[list
         max_tokens=evaluation.max_tokens or sampling.max_tokens,
         thinking=sampling.thinking if evaluation.thinking is None else evaluation.thinking,
     )
-
-
-def build_optimiser(policy: Policy, config: Optimiser) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters."""
-    return torch.optim.AdamW(
-        policy.trainable(),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-    )
-
-
-def schedule(config: Optimiser, steps: int) -> Callable[[int], float]:
-    """The learning rate as a function of the step, counted from 1. A resume then needs no scheduler state."""
-    peak = config.learning_rate
-
-    def rate(step: int) -> float:
-        if step <= config.warmup:
-            return peak * step / config.warmup
-        done = (step - config.warmup - 1) / max(1, steps - config.warmup)
-        if config.schedule == "linear":
-            return peak * (1 - done)
-        if config.schedule == "cosine":
-            return peak * 0.5 * (1 + math.cos(math.pi * done))
-        return peak
-
-    return rate
 
 
 def parse_device(name: str) -> torch.device:
