@@ -44,7 +44,7 @@ def tables(model: type[BaseModel]) -> list[Table]:
 
     A union of tables gives one table for each member, and a separate one for the keys that they share.
     """
-    return list(dict.fromkeys([Table("", "", _about(model), tuple(_keys(model, ""))), *_below(model, "")]))
+    return list(dict.fromkeys([Table("", "", _about(model), tuple(_keys(model, ""))), *_below(model, "", set())]))
 
 
 def undescribed(model: type[BaseModel]) -> list[str]:
@@ -52,13 +52,19 @@ def undescribed(model: type[BaseModel]) -> list[str]:
     return [key.path for table in tables(model) for key in table.keys if not key.description.endswith(".")]
 
 
-def _below(model: type[BaseModel], path: str) -> Iterator[Table]:
-    """Yield the tables inside a model's; keys that admit the same tables share one entry."""
+def _below(model: type[BaseModel], path: str, seen: set[tuple[type[BaseModel], ...]]) -> Iterator[Table]:
+    """Yield the tables inside a model's; keys that admit the same tables share one entry.
+
+    ``seen`` are unions that have their entries already. Another key that admits one does not repeat them.
+    """
     paths_by_models: dict[tuple[type[BaseModel], ...], list[str]] = {}
     for name, field in model.model_fields.items():
         paths_by_models.setdefault(tuple(_models_in(field.annotation)), []).append(_joined(path, name))
     paths_by_models.pop((), None)
     for members, paths in paths_by_models.items():
+        if len(members) > 1 and members in seen:
+            continue
+        seen.add(members)
         joined_paths = ", ".join(paths)
         shared = list(dict.fromkeys(base for member in members if (base := _shared(member))))
         for base in shared:
@@ -68,7 +74,7 @@ def _below(model: type[BaseModel], path: str) -> Iterator[Table]:
             own = tuple(key for key in _keys(member, paths[0]) if key.path.rpartition(".")[2] not in known)
             yield Table(joined_paths, _kind(member) if len(members) > 1 else "", _about(member), own)
         for member in dict.fromkeys([*shared, *members]):
-            yield from _below(member, paths[0])
+            yield from _below(member, paths[0], seen)
 
 
 def _keys(model: type[BaseModel], path: str) -> Iterator[Key]:

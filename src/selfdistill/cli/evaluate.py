@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from selfdistill.config.evaluation import General
 from selfdistill.config.run import RunConfig, config_for
 from selfdistill.config.sections import limits_on
 from selfdistill.contexts.chat import Chat, usual_length
+from selfdistill.evaluation.also import Also, build_also
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.models.fit import decodable_rows
-from selfdistill.models.policy import Policy
+from selfdistill.models.policy import Policy, load_external
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt
@@ -19,7 +21,7 @@ from selfdistill.tasks.build import build_task, fitted
 from selfdistill.tracking.progress import log
 from selfdistill.training.banner import in_short
 from selfdistill.training.run_folder import Weights, load_model, on_this_machine
-from selfdistill.types import Task
+from selfdistill.types import External, Task
 
 
 def evaluate_model(
@@ -67,6 +69,9 @@ def evaluate_model(
     # Without a verifier the only measurement is the likelihood of the references.
     references = None if judge.has_verifier else _references(policy, chat, config, thinking)
     result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=references).to_json()
+    also = _also(policy, chat, config.model_copy(update={"evaluation": own}), weights, split=split, seed=seed)
+    if also:
+        result["also"] = also.measure(sampler)
     return {
         "model": model,
         "weights": weights.path,
@@ -89,6 +94,26 @@ def _references(policy: Policy, chat: Chat, config: RunConfig, thinking: bool | 
         limits=limits_on(policy.device.type, config.limits),
         thinking=thinking,
         templates={},
+    )
+
+
+def _also(policy: Policy, chat: Chat, config: RunConfig, weights: Weights, *, split: str, seed: int) -> Also:
+    """What is evaluated besides. A trained model is compared with the one that its run began from."""
+    start: External | None = None
+    external: dict[External, Policy] = {}
+    if weights.checkpoint is not None and any(isinstance(entry, General) for entry in config.evaluation.also):
+        start = External(config.model.path)
+        dtype = policy.dtype or next(policy.parameters()).dtype
+        external[start] = load_external(start.path, policy, chat, dtype=dtype, device=policy.device)
+    return build_also(
+        config.evaluation,
+        config.sampling,
+        split=split,
+        seed=seed,
+        teachers=Teachers(policy, needed=set(), rate=0.0, external=external),
+        start=start,
+        chat=chat,
+        limits=limits_on(policy.device.type, config.limits),
     )
 
 

@@ -13,8 +13,8 @@ from selfdistill.config.renamed import RENAMED
 
 EXAMPLES = {"sampler": "vllm", "task": "countdown"}
 """An example of ``kind`` for each table that has several."""
-UNTAGGED = ("text", "source", "shipped", "own")
-"""Tags of the unions of sources and of tasks. Pydantic's error locations contain them, configs do not."""
+UNTAGGED = ("text", "source", "shipped", "own", "other", "set")
+"""Tags of the unions of sources, of tasks and of what is evaluated besides. Pydantic's error locations contain them, configs do not."""
 MEMBERS = ("str", "float", "list[str]", "literal['verifier']")
 """Names of the types in a union of plain values. They end Pydantic's error locations, configs do not have them."""
 LOGIN = re.compile(r"(?<=//)[^/\s]*@|(?<=['\"/])[^/\s'\":]*:[^/\s'\"]*@")
@@ -62,6 +62,9 @@ def _keys_at(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str
         members = [m for m in models if "kind" in m.model_fields and part in get_args(_type(m, "kind"))]
         if len(models) > 1 and members:
             models = members
+        elif isinstance(part, int):
+            # A place in a list: what may stand there is what the list may hold.
+            path.append(str(part))
         elif part in MEMBERS and part == loc[-1] and path[-2:-1] != ["fields"]:
             continue
         elif not models or part not in UNTAGGED:

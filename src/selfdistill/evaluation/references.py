@@ -32,7 +32,14 @@ class ReferenceScorer:
     world: World = ALONE
 
     def measure(self, groups: Sequence[RolloutGroup]) -> dict[str, Estimate]:
-        """Return the estimates of these groups, by name. All are in nats per token, over problems of equal weight.
+        """Return the estimates of :meth:`values` by name, with intervals over problems of equal weight."""
+        return {
+            name: bootstrap(numbers, k=1, seed=0, confidence=0.95, resamples=RESAMPLES)
+            for name, numbers in self.values(groups).items()
+        }
+
+    def values(self, groups: Sequence[RolloutGroup]) -> dict[str, list[float]]:
+        """Return one number per problem, by name. All are in nats per token.
 
         - ``loglikelihood``: mean log-probability of the reference's tokens under the student.
         - ``teacher_gap``: how much larger it is under the teacher, who sees the context.
@@ -73,11 +80,7 @@ class ReferenceScorer:
             "teacher_gap": [t - s for index, s, t in rows if index == 0 and s is not None and t is not None],
             "teacher_shift": [s - t for index, s, t in rows if index == 1 and s is not None and t is not None],
         }
-        return {
-            name: bootstrap(numbers, k=1, seed=0, confidence=0.95, resamples=RESAMPLES)
-            for name, numbers in values.items()
-            if numbers
-        }
+        return {name: numbers for name, numbers in values.items() if numbers}
 
     def _prompts(self, group: RolloutGroup, prompt: tuple[int, ...], room: int) -> dict[str, tuple[int, ...]]:
         if self.teacher is None:

@@ -116,6 +116,10 @@ UNJUDGED = {"loglikelihood": "references", "teacher_gap": "teacher's gap", "teac
 """Metrics of an evaluation without a verifier, in nats per token, and their names in the terminal."""
 
 
+ALSO = {"avg": ("accuracy", "accuracy"), "perplexity": ("perplexity", ""), "kl": ("KL(start ‖ now) a token", "")}
+"""What is told of each result of ``evaluation.also``: its key, its name, and the measure whose change is told."""
+
+
 class Progress:
     """Progress as a live line on a terminal or as lines in a log. Without a console it prints nothing."""
 
@@ -207,6 +211,7 @@ class Progress:
             )
             if references:
                 self.log(f"{at}{', '.join(references)} nats a token")
+            self._also(at, result)
             return
         self.log(
             f"{at}avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
@@ -216,6 +221,19 @@ class Progress:
         of = result["problems"] * result["samples"]
         if result["judged"] < of:
             self.log(f"{of - result['judged']} of {of} completions are not judged and count as wrong")
+        self._also(at, result)
+
+    def _also(self, at: str, result: Mapping[str, Any]) -> None:
+        """Print what was evaluated besides, a line each: its level, and the change since the start with its interval."""
+        for name, other in result.get("also", {}).items():
+            parts = []
+            for key, (words, measure) in ALSO.items():
+                if other.get(key) is None:
+                    continue
+                change = other.get("change", {}).get(measure)
+                since = f" ({change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}])" if change else ""
+                parts.append(f"{words} {other[key]['value']:.3f}{since}")
+            self.log(f"{at}also {name}: {', '.join(parts)}")
 
     def step(self, line: Mapping[str, Any], *, total: int, evaluation_left: float = 0.0) -> None:
         """Show a training step: on the live line, or at most every :data:`PLAIN_EVERY` seconds as a line.

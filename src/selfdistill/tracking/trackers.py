@@ -222,6 +222,10 @@ def evaluation_numbers(result: Mapping[str, Any]) -> dict[str, float]:
             continue
         values[f"evaluation/{key}"] = score["value"]
         values.update({f"evaluation/{key}_{end}": score[end] for end in ("low", "high")})
+    for name, other in result.get("also", {}).items():
+        for key in ("avg", "loglikelihood", "perplexity", "kl"):
+            if other.get(key) is not None:
+                values[f"also/{name}/{key}"] = other[key]["value"]
     return _finite(values)
 
 

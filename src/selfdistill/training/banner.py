@@ -40,6 +40,7 @@ def banner(parts: Parts, folder: Path) -> dict[str, str]:
         "method": f"{config.method['name']}; {'; '.join(teachers) or 'no teacher'}",
         "rows": f"{len(parts.examples):,} to train on, {len(parts.held_out):,} held out ({config.evaluation.split})"
         + (f"; {unfit:,} left out, as below" if unfit else ""),
+        **({"besides": parts.also.describe()} if parts.also else {}),
         "batch": f"{batch}; micro-batches of {limits.max_tokens_per_microbatch:,} tokens{checkpointing}",
         "memory": _memory(parts),
         "output": str(folder),
@@ -148,7 +149,7 @@ def _memory(parts: Parts) -> str:
     length = longest_prompt(parts.examples, parts.chat, sampling.thinking) + sampling.max_tokens
     rows = sampling.prompts * (sampling.completions if parts.method.on_policy else 1)
     sizes = (config.limits.max_tokens_per_microbatch, config.limits.max_logits_per_chunk)
-    base = plan_for(parts.method, config.model, config.parallel, shape)
+    base = plan_for(parts.method, config.model, config.parallel, shape, config.evaluation)
     # A small step does not fill a micro-batch.
     micro = min(sizes[0], rows * length)
     plan = planned(config.model.device, base, micro, sizes[1], config.parallel.activation_checkpointing, length)

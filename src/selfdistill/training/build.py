@@ -6,7 +6,7 @@ All checks of config, data and model happen here, before a file is written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from selfdistill.contexts.fields import reference_text
 from selfdistill.distributed.fsdp import check_parallel
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError
+from selfdistill.evaluation.also import Also, build_also
 from selfdistill.evaluation.best import best_by
 from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.methods import Method
@@ -41,10 +42,10 @@ from selfdistill.tasks.reward import RewardedTask
 from selfdistill.tracking.progress import activity
 from selfdistill.training.optimiser import build_optimiser, schedule
 from selfdistill.training.order import Order
-from selfdistill.training.problem import Problem, build_problem
+from selfdistill.training.problem import Problem, build_problem, needed_weights
 from selfdistill.training.shaping import Shaping
 from selfdistill.training.trainer import Trainer
-from selfdistill.types import STUDENT, Example, External, Task
+from selfdistill.types import STUDENT, Example, External, Task, Weights
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +79,8 @@ class Parts(Models):
     """The metric that selects the best checkpoint."""
     references: ReferenceScorer | None
     """None if the task has a verifier and ``best_by`` needs no references."""
+    also: Also
+    """What is evaluated besides: false if there is nothing."""
     unfit: Counter[str]
     """Counts of the examples that do not fit the context window, by reason."""
 
@@ -125,6 +128,17 @@ def assemble(
         final=final,
         best_by=best_by(models.config.evaluation.best, models.task),
         references=build_references(models),
+        also=build_also(
+            models.config.evaluation,
+            models.config.sampling,
+            split=models.config.evaluation.split,
+            seed=models.config.seed,
+            teachers=models.teachers,
+            start="frozen",
+            chat=models.chat,
+            limits=models.config.limits,
+            world=World.current(),
+        ),
         unfit=unfit + unfit_final,
     )
 
@@ -146,7 +160,12 @@ def build_models(problem: Problem) -> Models:
         policy, chat = build_policy(loaded_on, seed=config.seed)
     problem = replace(problem, task=fitted(problem.task, chat))
     teachers, origin = build_teachers(
-        loaded_on, problem.method, policy, chat, place=lambda p: p.place(parallel, device)
+        loaded_on,
+        problem.method,
+        needed_weights(problem.method, config.evaluation),
+        policy,
+        chat,
+        place=lambda p: p.place(parallel, device),
     )
     policy.place(parallel, device)
     return Models(**_fields(problem), policy=policy, chat=chat, teachers=teachers, origin=origin)
@@ -281,16 +300,21 @@ def build_resampler(
 
 
 def build_teachers(
-    config: ModelConfig, method: Method, policy: Policy, chat: Chat, *, place: Callable[[Policy], None]
+    config: ModelConfig,
+    method: Method,
+    needed: Set[Weights],
+    policy: Policy,
+    chat: Chat,
+    *,
+    place: Callable[[Policy], None],
 ) -> tuple[Teachers, str]:
-    """The teachers that a method needs, and a fingerprint of all initial weights.
+    """The teachers with the ``needed`` weights, and a fingerprint of all initial weights.
 
     ``place`` moves each teacher to its device, or shards it.
 
     Raises:
         ModelError: an external teacher cannot be used with the student.
     """
-    needed = {role.weights for role in method.roles().values()}
     external = {
         kind: load_external(
             kind.path, policy, chat, dtype=parse_dtype(config.dtype), device=parse_device(config.device)

@@ -233,6 +233,8 @@ class Run:
         """
         counters, parts = self.counters, self.parts
         result = self._answer(parts.held_out)
+        if parts.also:
+            result["also"] = parts.also.measure(parts.worker.sampler, before=counters.before)
         counters.latest, counters.latest_step = result, counters.step
         score, best = (score_by(parts.best_by, evaluation) for evaluation in (result, counters.best))
         if best is None or (score is not None and score > best):

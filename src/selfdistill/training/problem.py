@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from selfdistill.config.evaluation import EvaluationConfig, General
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig
 from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, ParallelConfig, Sampling
@@ -24,7 +25,7 @@ from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.reward import RewardedTask
 from selfdistill.training.atomic import model_path
-from selfdistill.types import Example, Message, Skipped, Task
+from selfdistill.types import Example, Message, Skipped, Task, Weights
 
 PROMPT_TOKENS = 1024
 """Tokens of a prompt for which memory is planned before the prompts are known."""
@@ -131,17 +132,25 @@ def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) 
         model.device,
         None if None in free else min(size for size in free if size is not None),
         shape,
-        plan_for(method, model, config.parallel, shape),
+        plan_for(method, model, config.parallel, shape, config.evaluation),
         given,
         length=max_tokens + PROMPT_TOKENS,
     )
 
 
-def plan_for(method: Method, model: Model, parallel: ParallelConfig, shape: Shape | None) -> Plan:
+def plan_for(
+    method: Method, model: Model, parallel: ParallelConfig, shape: Shape | None, evaluation: EvaluationConfig
+) -> Plan:
     """The memory plan of training a model with a method."""
     compared = [name for name in method.roles() if name not in method.precompute()]
-    teachers = {role.weights for role in method.roles().values()}
+    teachers = needed_weights(method, evaluation)
     return plan_of(shape, model, parallel, teachers, roles=1 + len(compared), ranks=World.current().size)
+
+
+def needed_weights(method: Method, evaluation: EvaluationConfig) -> set[Weights]:
+    """The weights of a method's roles, and those before training where evaluations compare with them."""
+    general = any(isinstance(entry, General) for entry in evaluation.also)
+    return {role.weights for role in method.roles().values()} | ({"frozen"} if general else set())
 
 
 def check_rewards(method: Method, task: Task, name: str) -> None:
