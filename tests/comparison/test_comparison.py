@@ -14,9 +14,10 @@ from selfdistill.comparison.analysis import analyse, late_lag
 from selfdistill.comparison.curves import MOST_POINTS
 from selfdistill.comparison.kept import kept_values
 from selfdistill.comparison.runs import ArmRuns
+from selfdistill.comparison.tables import tables
 from selfdistill.errors import DataError
 from selfdistill.evaluation.intervals import over_seeds
-from support.arms import PHASES, alarm, arm, ended_run, evaluation, metrics, simple_run, write_run
+from support.arms import PHASES, alarm, arm, ended_run, evaluation, given_terms, metrics, simple_run, write_run
 
 
 def of(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -489,3 +490,35 @@ def test_one_sample_a_problem_has_no_curve_of_pass_at_k(tmp_path: Path) -> None:
     rows = [evaluation(0, (0, 1), samples=1), evaluation(1, (1, 1), samples=1)]
     result = analyse([arm("a", write_run(tmp_path / "a", rows, [metrics(1)]))], baseline="a")
     assert of(result, "a")["pass_curve"] == []
+
+
+def test_what_was_evaluated_besides_is_compared_pair_by_pair(tmp_path: Path) -> None:
+    def run(name: str, hits: tuple[list[int], list[int]], each: tuple[list[float], list[float]]) -> Path:
+        rows = [
+            evaluation(step, (1, 1))
+            | {"also": {"sums": {"samples": 4, "hits": solved}, "general": {"each": {"loglikelihood": level}}}}
+            for step, solved, level in zip((0, 2), hits, each, strict=True)
+        ]
+        return write_run(tmp_path / name, rows, [metrics(1), metrics(2)])
+
+    base = run("base", ([4, 2], [4, 4]), ([-1.0, -3.0], [-1.5, -3.5]))
+    other = run("other", ([4, 2], [2, 0]), ([-1.0, -3.0], [-2.0, -3.0]))
+    result = analyse([arm("base", base), arm("other", other)], baseline="base")
+    sums, general = of(result, "other")["also"]["sums"]["accuracy"], of(result, "other")["also"]["general"]
+    values = [sums[key]["value"] for key in ("before", "final", "change", "against_baseline")]
+    assert values == [0.75, 0.25, -0.5, -0.75]
+    assert (sums["change"]["family"], sums["against_baseline"]["family"]) == (2, 1)
+    assert sums["against_baseline"]["sd"] is None
+    level = general["loglikelihood"]
+    assert [level[key]["value"] for key in ("before", "final", "change")] == [-2.0, -2.5, -0.5]
+    # −2 − (−1.5) and −3 − (−3.5): no difference, though each text differs.
+    assert ends(level["against_baseline"])[0] == 0.0 and ends(level["against_baseline"])[1] < -0.4
+    assert of(result, "base")["also"]["sums"]["accuracy"]["against_baseline"] is None
+    kept = of(result, "other")["results"][0]["also"]
+    assert kept == {"sums": {"accuracy": ["1 0.5", "0.5 0"]}, "general": {"loglikelihood": ["-1 -3", "-2 -3"]}}
+
+    result |= given_terms()
+    captions = {table.caption: table for table in tables(result)}
+    shown = dict(captions["Not trained on: sums, accuracy"].rows)["other"]
+    assert [cell[0] for cell in shown] == ["75.0%", "25.0%", "−50.0 points", "−75.0 points"]
+    assert "Not trained on: general, log-likelihood, nats a token" in captions

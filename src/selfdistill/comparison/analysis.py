@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from selfdistill.comparison.besides import describe_besides
 from selfdistill.comparison.curves import cost_of, evaluation_curves, training_curves
 from selfdistill.comparison.kept import keep_results
 from selfdistill.comparison.pass_at import pass_curve_of
@@ -24,6 +25,7 @@ from selfdistill.comparison.runs import (
     PER_PROBLEM,
     ArmRuns,
     Run,
+    at_step,
     check_pair,
     evaluated_steps,
     mean,
@@ -140,6 +142,11 @@ class _Describe:
             "late_change": self._difference(earlier, later, "accuracy", family=self.arms).as_dict() if read else None,
             "late_steps": [[before["step"], after["step"]] for before, after in zip(earlier, later, strict=True)],
         }
+        beside = None
+        if compared and arm.name != baseline:
+            sides = zip(base, runs, rivals, owns, strict=True)
+            at = [(at_step(theirs, rival["step"]), at_step(run, own["step"])) for theirs, run, rival, own in sides]
+            beside = [row for row, _ in at], [row for _, row in at]
         return {
             "name": arm.name,
             "method": dict(arm.method),
@@ -150,6 +157,9 @@ class _Describe:
             "pass_curve": self._pass_curve(finals, rivals, owns, apart=compared and arm.name != baseline)
             if read
             else [],
+            "also": describe_besides(
+                [run.evaluations[0] for run in runs], later if read else None, beside, arms=self.arms
+            ),
             "truncated": {
                 "before": fmean(row["truncated"] for row in befores),
                 "final": fmean(row["truncated"] for row in finals) if read else None,

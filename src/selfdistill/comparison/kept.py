@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfdistill.comparison.runs import PER_PROBLEM, Run
+from selfdistill.evaluation.also import values_of
 
 
 def keep_results(run: Run) -> dict[str, Any]:
     """Return the sums over samples of each problem, for each evaluation of a run.
+
+    ``also`` holds one number for each problem, text or answer of what was evaluated besides.
 
     The numbers of an evaluation are one text with spaces between them. Lists would make the file ten times as large.
     """
@@ -18,6 +21,12 @@ def keep_results(run: Run) -> dict[str, Any]:
         table: dict[str, Any] = {"steps": [row["step"] for row in rows]}
         for key in PER_PROBLEM.values():
             table[key] = [" ".join(map(str, row[key])) for row in rows]
+        also = [{name: values_of(one) for name, one in row.get("also", {}).items()} for row in rows]
+        if also and also[0]:
+            table["also"] = {
+                name: {key: [" ".join(f"{value:.6g}" for value in row[name][key]) for row in also] for key in measures}
+                for name, measures in also[0].items()
+            }
         return table
 
     kept = {"samples": run.evaluations[0]["samples"], **texts(list(run.evaluations))}

@@ -163,6 +163,11 @@ def evaluated_steps(run: Run) -> list[int]:
     return [row["step"] for row in run.evaluations]
 
 
+def at_step(run: Run, step: int) -> Row:
+    """Return the evaluation at a step."""
+    return next(row for row in run.evaluations if row["step"] == step)
+
+
 def numbers_of(run: Run, key: str) -> list[float]:
     """Return the numbers of all steps under a key of the metrics."""
     return present([row.get(key) for row in run.metrics])

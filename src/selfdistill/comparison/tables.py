@@ -18,6 +18,7 @@ from selfdistill.comparison.alarm_tables import (
     alarm_words,
     ending,
 )
+from selfdistill.comparison.besides import besides_tables
 from selfdistill.comparison.grids import grid_edges
 from selfdistill.comparison.notes import notes
 from selfdistill.comparison.reading import unread
@@ -93,6 +94,7 @@ def tables(result: Row) -> list[Table]:
             if any((arm.get("signal") or {}).get("settings") for arm in arms)
             else []
         ),
+        *(Table(*parts) for parts in besides_tables(result)),
         *([Table("Alarms in training, seed by seed", HEAD, tuple(alarms))] if alarms else []),
     ]
 

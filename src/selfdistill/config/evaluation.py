@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
@@ -13,7 +13,7 @@ from selfdistill.config.suggest import near
 from selfdistill.config.tasks import TaskConfig, fill_from_preset, task_configs
 from selfdistill.errors import ConfigError
 
-GENERAL = "general"
+GENERAL: Literal["general"] = "general"
 """How ``evaluation.also`` names the embedded set of general prompts and texts."""
 GENERAL_SIZE = 24
 """Prompts, and also texts, of the embedded set."""
@@ -55,8 +55,8 @@ def _whole_entry(value: object) -> object:
     task = {"kind": task} if isinstance(task, str) else fill_from_preset(task) if isinstance(task, Mapping) else {}
     if not isinstance(task.get("kind"), str):
         raise ConfigError(
-            f"evaluation.also: {entry['task']!r} names no kind of task; write 'general', a kind ({', '.join(known[1:])}) "
-            "or a table with a kind"
+            f"evaluation.also: {entry['task']!r} names no kind of task; write 'general', a kind "
+            f"({', '.join(known[1:])}) or a table with a kind"
         )
     return {"name": task["kind"].rpartition(":")[2], **entry, "task": task}
 

@@ -14,7 +14,8 @@ from selfdistill.config.renamed import RENAMED
 EXAMPLES = {"sampler": "vllm", "task": "countdown"}
 """An example of ``kind`` for each table that has several."""
 UNTAGGED = ("text", "source", "shipped", "own", "other", "set")
-"""Tags of the unions of sources, of tasks and of what is evaluated besides. Pydantic's error locations contain them, configs do not."""
+"""Tags of the unions of sources, of tasks and of what is evaluated besides. Pydantic's error locations contain them,
+configs do not."""
 MEMBERS = ("str", "float", "list[str]", "literal['verifier']")
 """Names of the types in a union of plain values. They end Pydantic's error locations, configs do not have them."""
 LOGIN = re.compile(r"(?<=//)[^/\s]*@|(?<=['\"/])[^/\s'\":]*:[^/\s'\"]*@")

@@ -12,7 +12,7 @@ from selfdistill.config.sections import Limits, SamplingConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import UserError
-from selfdistill.evaluation.evaluate import evaluate, evaluation_params
+from selfdistill.evaluation.evaluate import evaluate, evaluation_params, problem_set
 from selfdistill.evaluation.general import GeneralScorer, in_nats, load_general
 from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.evaluation.statistics import paired_difference
@@ -80,7 +80,8 @@ class Also:
         if not other.task.has_verifier:
             groups = [RolloutGroup(example, (), ()) for example in other.examples]
             likelihoods = self.references.values(groups)
-            return in_nats(likelihoods) | {"problems": len(groups), "unfit": dict(other.unfit)}
+            about = {"problems": len(groups), "unfit": dict(other.unfit), "problem_set": problem_set(other.examples)}
+            return in_nats(likelihoods) | about
         evaluation = evaluate(
             other.examples,
             other.task,

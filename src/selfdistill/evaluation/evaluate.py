@@ -142,7 +142,6 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
     words = tuple(sum(len(pattern.findall(r.text)) for r in group.rollouts) for group in groups)
     tokens = tuple(sum(len(r.completion_ids) for r in group.rollouts) for group in groups)
     hits = tuple(sum(row) for row in correct)
-    asked = [[group.example.id, *(message.content for message in group.example.prompt)] for group in groups]
     # Rounded, because the last digits of a log-probability depend on the batch that it was computed in.
     known = plain and sum(tokens) > 0
     entropy = round(-math.fsum(p for r in rollouts for p in r.logprobs) / sum(tokens), 4) if known else None
@@ -165,5 +164,11 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         hits=hits if judged else None,
         words=words,
         tokens=tokens,
-        problem_set=hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        problem_set=problem_set([group.example for group in groups]),
     )
+
+
+def problem_set(examples: Sequence[Example]) -> str:
+    """Return a name of these problems in this order."""
+    asked = [[example.id, *(message.content for message in example.prompt)] for example in examples]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]

@@ -56,9 +56,7 @@ def load_general(config: General) -> GeneralSet:
     table = tomllib.loads((resources.files("selfdistill.evaluation") / "general.toml").read_text(encoding="utf-8"))
     pairs = [(row["prompt"], row["answer"]) for row in table["prompts"]]
     places = random.Random(derive(config.seed, "general")).sample(range(len(pairs)), config.size)
-    return GeneralSet(
-        tuple(pairs[i] for i in sorted(places)), tuple(str(table["texts"][i]) for i in sorted(places))
-    )
+    return GeneralSet(tuple(pairs[i] for i in sorted(places)), tuple(str(table["texts"][i]) for i in sorted(places)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from selfdistill.files.jsonl import Row
 from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
+from selfdistill.report.besides import besides_rows
 from selfdistill.report.charts import Chart, Look, Series, curve_chart, running_mean
 from selfdistill.report.files import RunFiles, read_run
 from selfdistill.report.outcome import (
@@ -174,6 +175,7 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
         comparison=comparison_rows(before, after, best if isinstance(best, dict) else {}),
         best_step=numbers.whole(numbers.number(run.summary.get("best_step"))),
         evaluations=evaluation_rows(evaluations),
+        besides=list(besides_rows(before, after)),
         phases=phase_rows(phases(run)),
         skipped=skipped(run.metrics),
         steps=[_step_of(rows, limit) for rows in chosen if rows],

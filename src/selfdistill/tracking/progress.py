@@ -224,7 +224,7 @@ class Progress:
         self._also(at, result)
 
     def _also(self, at: str, result: Mapping[str, Any]) -> None:
-        """Print what was evaluated besides, a line each: its level, and the change since the start with its interval."""
+        """Print what was evaluated besides, a line each: levels, and the change since the start."""
         for name, other in result.get("also", {}).items():
             parts = []
             for key, (words, measure) in ALSO.items():
