@@ -9,12 +9,13 @@ from selfdistill.config.evaluation import General
 from selfdistill.config.run import RunConfig, config_for
 from selfdistill.config.sections import limits_on
 from selfdistill.contexts.chat import Chat, usual_length
-from selfdistill.evaluation.also import Also, build_also
+from selfdistill.evaluation.also import build_also
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy, load_external
 from selfdistill.models.teachers import Teachers
+from selfdistill.sampling.base import Sampler
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
@@ -69,9 +70,8 @@ def evaluate_model(
     # Without a verifier the only measurement is the likelihood of the references.
     references = None if judge.has_verifier else _references(policy, chat, config, thinking)
     result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=references).to_json()
-    also = _also(policy, chat, config.model_copy(update={"evaluation": own}), weights, split=split, seed=seed)
-    if also:
-        result["also"] = also.measure(sampler)
+    config = config.model_copy(update={"evaluation": evaluation})
+    result |= _also(policy, chat, sampler, config, weights, split=split, seed=seed)
     return {
         "model": model,
         "weights": weights.path,
@@ -97,15 +97,17 @@ def _references(policy: Policy, chat: Chat, config: RunConfig, thinking: bool | 
     )
 
 
-def _also(policy: Policy, chat: Chat, config: RunConfig, weights: Weights, *, split: str, seed: int) -> Also:
-    """What is evaluated besides. A trained model is compared with the one that its run began from."""
+def _also(
+    policy: Policy, chat: Chat, sampler: Sampler, config: RunConfig, weights: Weights, *, split: str, seed: int
+) -> dict[str, Any]:
+    """What ``evaluation.also`` measures, if anything. A run's model is compared with the one that the run began from."""
     start: External | None = None
     external: dict[External, Policy] = {}
     if weights.checkpoint is not None and any(isinstance(entry, General) for entry in config.evaluation.also):
         start = External(config.model.path)
         dtype = policy.dtype or next(policy.parameters()).dtype
         external[start] = load_external(start.path, policy, chat, dtype=dtype, device=policy.device)
-    return build_also(
+    also = build_also(
         config.evaluation,
         config.sampling,
         split=split,
@@ -115,6 +117,7 @@ def _also(policy: Policy, chat: Chat, config: RunConfig, weights: Weights, *, sp
         chat=chat,
         limits=limits_on(policy.device.type, config.limits),
     )
+    return {"also": also.measure(sampler)} if also else {}
 
 
 def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
