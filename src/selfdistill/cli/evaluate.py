@@ -100,7 +100,7 @@ def _references(policy: Policy, chat: Chat, config: RunConfig, thinking: bool | 
 def _also(
     policy: Policy, chat: Chat, sampler: Sampler, config: RunConfig, weights: Weights, *, split: str, seed: int
 ) -> dict[str, Any]:
-    """What ``evaluation.also`` measures, if anything. A run's model is compared with the one that the run began from."""
+    """What ``evaluation.also`` measures. A run's model is compared with the one that its run began from."""
     start: External | None = None
     external: dict[External, Policy] = {}
     if weights.checkpoint is not None and any(isinstance(entry, General) for entry in config.evaluation.also):
