@@ -3,8 +3,9 @@
     python scripts/real/show.py runs/real [--short]
 
 Three methods are trained on the same word problems with the same settings, one of them on hindsight that stands in an
-earlier turn of the chat. Then the microscope looks at completions of the model before training. Runs that have finished are
-not made again, and others go on. ``--short`` makes two steps and few problems: it shows that everything works, and no more.
+earlier turn of the chat. Then the microscope looks at completions of the model before training. Runs that have
+finished are not made again, and others go on. ``--short`` makes two steps and few problems: it shows that everything
+works, and no more.
 """
 
 from __future__ import annotations
