@@ -35,18 +35,23 @@ class Strip:
     values: Sequence[float]
 
 
-def draw(title: str, ends: tuple[str, str], strips: Sequence[Strip], unit: str = "") -> str:
+def draw(
+    title: str, ends: tuple[str, str], strips: Sequence[Strip], unit: str = "", *, limit: float | None = None
+) -> str:
     """Return an SVG of the strips below each other, over one scale whose ends are labelled ``ends``.
+
+    ``limit`` is the value of full colour; None chooses it. A strip without tokens is a line of words.
 
     Raises:
         ValueError: a strip does not have one number per token.
     """
-    limit = scale_limit(value for strip in strips for value in strip.values if not math.isnan(value))
+    limit = limit or scale_limit(value for strip in strips for value in strip.values if not math.isnan(value))
     parts: list[str] = []
     y = 18.0
     for strip in strips:
         parts.append(f'<text class="soft" x="{SIDE:g}" y="{y + 12:g}">{escape(strip.caption)}</text>')
         y += CAPTION
+        bottom = y - 14
         for x, line, piece, value in _placed(strip):
             parts += _token(piece, x, y + LINE * line, value, limit)
             bottom = y + LINE * (line + 1)

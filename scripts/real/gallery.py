@@ -55,11 +55,11 @@ ASKED, COUNT, LONGEST = 10, 3, 40
 CHOSEN: dict[str, int] = {"right": 1, "wrong by arithmetic": 22, "wrong by reading": 16, "rambling": 20}
 """The number in the sampled file of the completion that shows each case."""
 ROWS = {
-    "u": "u: likelier (blue) or less likely once the solution is in sight",
-    "phi": "φ(u): u bent to a bounded range; AntiSD rewards the negative",
-    "specific": "CREDIT, input-specific: likelier for this problem than for others",
-    "generic": "CREDIT, input-generic: likely whatever the problem, minus its mean",
-    "purified": "Purified: pushed up or down, without what the solution alone suggests",
+    "u": "u: orange is likelier once the solution is in sight, blue is less likely",
+    "phi": "φ(u): u bent so that blue is bounded; AntiSD rewards the blue",
+    "specific": "CREDIT, input-specific: orange is likelier for this problem than for others",
+    "generic": "CREDIT, input-generic: orange is likely whatever the problem",
+    "purified": "Purified's credit: orange is pushed up, blue is pushed down",
 }
 """The signals of a picture and their captions."""
 
@@ -148,14 +148,15 @@ def pictures() -> dict[str, str]:
     drawn = {}
     for case, one in kept["cases"].items():
         pieces = [Piece(*piece) for piece in one["pieces"]]
-        strips = []
+        verdict = "right" if one["right"] else "wrong"
+        strips = [Strip(one["question"], (), ()), Strip(f"The model's answer, {verdict}, five times:", (), ())]
         for name, caption in ROWS.items():
             # The signals have different units, and an outlier would fade the rest.
             limit = scale_limit(value for value in one["signals"][name] if math.isfinite(value))
             values = [max(-1.0, min(1.0, value / limit)) for value in one["signals"][name]]
             strips.append(Strip(f"{caption} (full colour: {limit:g})", pieces, values))
         title = f"A real completion, {case}: {one['question']}"
-        drawn[f"real-{case.replace(' ', '-')}"] = draw(title, ("negative", "positive"), strips)
+        drawn[f"real-{case.replace(' ', '-')}"] = draw(title, ("negative", "positive"), strips, limit=1.0)
     return drawn
 
 
