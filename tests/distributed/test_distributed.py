@@ -67,11 +67,13 @@ FEATURES: dict[str, ParallelConfig] = {
     "hsdp of two shards": ParallelConfig(kind="hsdp", shards=2),
     "hsdp of two copies": ParallelConfig(kind="hsdp", shards=1),
 }
+ALSO = "evaluation.also=['general', { task = 'countdown', problems = 3 }]"
+"""Compares the student with the weights before training, which are sharded as it is."""
 FLOAT32: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "lora ddp": ("sdpo", ("parallel=ddp", *LORA)),
-    "lora fsdp2": ("sdpo", ("parallel=fsdp2", *LORA)),
-    "full ddp": ("sdpo", ("parallel=ddp",)),
-    "full fsdp2": ("sdpo", ("parallel=fsdp2",)),
+    "lora ddp": ("sdpo", ("parallel=ddp", ALSO, *LORA)),
+    "lora fsdp2": ("sdpo", ("parallel=fsdp2", ALSO, *LORA)),
+    "full ddp": ("sdpo", ("parallel=ddp", ALSO)),
+    "full fsdp2": ("sdpo", ("parallel=fsdp2", ALSO)),
 }
 BF16 = ("model.dtype=bfloat16", "optimiser.learning_rate=1e-5", "optimiser.schedule=constant", "optimiser.warmup=0")
 """Float32 weights behind a model that computes in bf16, at a rate that bf16 weights would round away."""
