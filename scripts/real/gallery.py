@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,17 @@ def score() -> None:
     groups = []
     for number in CHOSEN.values():
         line = lines[number]
-        fields = {name: line[name] for name in Rollout.__slots__}
-        rollout = Rollout(**{name: tuple(one) if isinstance(one, list) else one for name, one in fields.items()})
+        rollout = Rollout(
+            prompt_ids=tuple(line["prompt_ids"]),
+            completion_ids=tuple(line["completion_ids"]),
+            logprobs=tuple(line["logprobs"]),
+            finished=line["finished"],
+            text=line["text"],
+            policy_version=0,
+        )
         example = by_id[line["example"]]
         verdict = task.verify(example, rollout.text, finished=rollout.finished)
-        groups.append(RolloutGroup(example, (rollout,), (replace(verdict),)))
+        groups.append(RolloutGroup(example, (rollout,), (verdict,)))
     templates = load_templates(task.contexts)
     built = {name: build_method(kind, settings) for name, (kind, settings) in METHODS.items()}
     findings = inspect_groups(

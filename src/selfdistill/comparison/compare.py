@@ -30,6 +30,7 @@ from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files.disk import check_name, lock_folder
 from selfdistill.files.jsonl import JsonLines, read_lines, write_json
+from selfdistill.report.files import quantised_start
 from selfdistill.report.outcome import flatten
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import SILENCE, Progress
@@ -261,6 +262,7 @@ def write_results(comparison: Comparison, *, main: str | None = None) -> dict[st
         "machine": [line for i, line in enumerate(machine) if line not in machine[:i]],
         **analyse(arms, baseline=comparison.baseline, match=comparison.match, split=comparison.split),
         "problem": side_by_side(arms),
+        "quantised": quantised_start(comparison.runs()[0][2]),
     }
     for row, arm in zip(result["arms"], comparison.arms, strict=True):
         row["rewards"] = arm.rewards

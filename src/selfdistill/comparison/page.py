@@ -27,7 +27,7 @@ from selfdistill.files.jsonl import Row
 from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart
-from selfdistill.report.outcome import flat
+from selfdistill.report.outcome import flat, quantised
 from selfdistill.report.page import render
 from selfdistill.report.tokens import colour, scale_limit, token_values
 
@@ -276,7 +276,11 @@ def _facts(result: Row) -> list[tuple[str, str]]:
     sampling, evaluation = terms["sampling"], terms["evaluation"]
     split = result["verdict_split"] if result["verdict_split"] == "test" else evaluation["split"]
     return [
-        ("Model", numbers.printable(str(terms["model"]["path"]).rstrip("/").rsplit("/", 1)[-1])),
+        (
+            "Model",
+            numbers.printable(str(terms["model"]["path"]).rstrip("/").rsplit("/", 1)[-1])
+            + quantised(result.get("quantised")),
+        ),
         ("Task", numbers.printable(str(terms["task"]["kind"]))),
         ("Steps", numbers.whole(terms["steps"])),
         ("Problems a step", numbers.whole(sampling["prompts"])),

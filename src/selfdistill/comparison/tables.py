@@ -25,7 +25,7 @@ from selfdistill.comparison.reading import unread
 from selfdistill.comparison.signal_costs import SIGNAL_HEAD, signal_cells
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
-from selfdistill.report.outcome import points
+from selfdistill.report.outcome import points, quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,8 +368,9 @@ def _about_family(result: Row) -> str:
 
 def _about(result: Row) -> str:
     terms: Mapping[str, Any] = result["terms"]
+    model = f"{terms['model']['path']}{quantised(result.get('quantised'))}"
     return _escaped(
-        f"Model {terms['model']['path']}, task {terms['task']['kind']}, {terms['steps']} steps of "
+        f"Model {model}, task {terms['task']['kind']}, {terms['steps']} steps of "
         f"{terms['sampling']['prompts']} problems, seeds {', '.join(map(str, result['seeds']))}, "
         f"{result['problems'][0]} held-out problems × {result['samples']} samples a seed."
     )

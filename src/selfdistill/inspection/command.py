@@ -169,6 +169,7 @@ def inspect(
     table = token_table(findings, chat, patterns)
     origin = _origin(model, weights, options)
     origin |= {"task": config.task.kind, "knobs": hyperparameters(methods, findings.credits)}
+    origin["quantised"] = policy.quantisation
     return InspectResult(table, summarise(table, origin, chat), chat, (*moved, *weights.warnings))
 
 

@@ -20,7 +20,7 @@ from selfdistill.inspection.page_tables import page_tables, unit_of
 from selfdistill.inspection.tables import deciles
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Series, curve_chart
-from selfdistill.report.outcome import flat
+from selfdistill.report.outcome import flat, quantised
 from selfdistill.report.page import render
 from selfdistill.report.tokens import Piece, scale_limit
 
@@ -82,7 +82,7 @@ def render_microscope(page_data: PageData) -> str:
         "microscope.html",
         room="inspection",
         scripts=("page.js", "microscope.js"),
-        model=numbers.printable(str(summary.get("model", numbers.MISSING))),
+        model=numbers.printable(str(summary.get("model", numbers.MISSING))) + quantised(summary.get("quantised")),
         facts=_facts(summary),
         data=data,
         blocks=blocks,

@@ -32,6 +32,8 @@ class RunFiles:
     first: tuple[RolloutLine, ...]
     last: tuple[RolloutLine, ...]
     alarms: tuple[Row, ...] = ()
+    quantised: str = ""
+    """How the weights were quantised before they were converted from a GGUF file; empty if they were not."""
     damage: tuple[str, ...] = ()
     """Messages about damaged lines of the files. ``train --resume`` repairs such lines."""
 
@@ -60,8 +62,15 @@ def read_run(run_dir: Path, completions: OuterSteps | None = None) -> RunFiles:
         first=first,
         last=last,
         alarms=tuple(read_lines(run_dir / "alarms.jsonl")),
+        quantised=quantised_start(run_dir),
         damage=tuple(_damage(run_dir, metrics, completions)),
     )
+
+
+def quantised_start(run_dir: Path) -> str:
+    """Return how the weights of a run's model were quantised, by the record of its first start; empty if not."""
+    first = next(iter(read_lines(run_dir / "starts.jsonl")), {})
+    return str(first.get("quantised") or "")
 
 
 def _damage(run_dir: Path, metrics: Sequence[Row], completions: OuterSteps) -> Iterator[str]:

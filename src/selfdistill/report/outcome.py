@@ -148,7 +148,7 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
         ("Task", _word(_at(config, "task.kind")), ""),
         (
             "Model",
-            numbers.printable(model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]),
+            numbers.printable(model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]) + quantised(run.quantised),
             numbers.printable(model),
         ),
         ("Steps", steps, ""),
@@ -157,6 +157,11 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
         ("Seed", _word(config.get("seed")), ""),
     ]
     return [row for row in rows if row[1]]
+
+
+def quantised(kind: str | None) -> str:
+    """Return what follows the name of a model that was quantised; empty for one that was not."""
+    return f" (quantised, {numbers.printable(kind)})" if kind else ""
 
 
 def phase_rows(seconds: Mapping[str, float]) -> list[dict[str, str]]:
