@@ -121,13 +121,14 @@ class _Describe:
         # The evaluation before training is no result of training, so it gives no final number and no comparison.
         read = all(reading.read for reading in readings)
         compared = read and all(reading.rival_read for reading in readings)
+        apart = compared and arm.name != baseline
         measured: dict[str, Any] = {
             measure: {
                 "before": self._level(befores, measure),
                 "final": self._level(finals, measure) if read else None,
                 # The intervals of a column hold together: one for each arm here, and one for each rival below.
                 "change": self._difference(befores, finals, measure, family=self.arms).as_dict() if read else None,
-                "against_baseline": self._lead(rivals, owns, measure) if compared and arm.name != baseline else None,
+                "against_baseline": self._lead(rivals, owns, measure) if apart else None,
             }
             for measure in PER_PROBLEM
         }
@@ -142,11 +143,6 @@ class _Describe:
             "late_change": self._difference(earlier, later, "accuracy", family=self.arms).as_dict() if read else None,
             "late_steps": [[before["step"], after["step"]] for before, after in zip(earlier, later, strict=True)],
         }
-        beside = None
-        if compared and arm.name != baseline:
-            sides = zip(base, runs, rivals, owns, strict=True)
-            at = [(at_step(theirs, rival["step"]), at_step(run, own["step"])) for theirs, run, rival, own in sides]
-            beside = [row for row, _ in at], [row for _, row in at]
         return {
             "name": arm.name,
             "method": dict(arm.method),
@@ -154,12 +150,8 @@ class _Describe:
             "generates": arm.generates,
             "runs": [_run_summary(seed, run) for seed, run in zip(arm.folders, runs, strict=True)],
             **measured,
-            "pass_curve": self._pass_curve(finals, rivals, owns, apart=compared and arm.name != baseline)
-            if read
-            else [],
-            "also": describe_besides(
-                [run.evaluations[0] for run in runs], later if read else None, beside, arms=self.arms
-            ),
+            "pass_curve": self._pass_curve(finals, rivals, owns, apart=apart) if read else [],
+            "also": self._besides(runs, later if read else None, base if apart else None, readings),
             "truncated": {
                 "before": fmean(row["truncated"] for row in befores),
                 "final": fmean(row["truncated"] for row in finals) if read else None,
@@ -174,6 +166,18 @@ class _Describe:
             "curves": {"evaluations": evaluation_curves(runs), "training": training_curves(runs)},
             "results": [keep_results(run) for run in runs],
         }
+
+    def _besides(
+        self, runs: Sequence[Run], later: Sequence[Row] | None, base: Sequence[Run] | None, readings: Sequence[Reading]
+    ) -> dict[str, Any]:
+        """Describe what was evaluated besides. ``base`` are the baseline's runs if the arm is compared with them."""
+        # Final evaluations on a test split measure nothing besides, so the rows are those of the same steps.
+        compared = None
+        if base is not None:
+            rivals = [at_step(run, reading.rival["step"]) for run, reading in zip(base, readings, strict=True)]
+            owns = [at_step(run, reading.own["step"]) for run, reading in zip(runs, readings, strict=True)]
+            compared = rivals, owns
+        return describe_besides([run.evaluations[0] for run in runs], later, compared, arms=self.arms)
 
     def _pass_curve(
         self, finals: Sequence[Row], rivals: Sequence[Row], owns: Sequence[Row], *, apart: bool

@@ -167,9 +167,8 @@ def inspect(
     measure_drift(findings, own, limits)
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
-    origin = _origin(model, weights, options)
+    origin = _origin(model, weights, options) | {"quantised": policy.quantisation}
     origin |= {"task": config.task.kind, "knobs": hyperparameters(methods, findings.credits)}
-    origin["quantised"] = policy.quantisation
     return InspectResult(table, summarise(table, origin, chat), chat, (*moved, *weights.warnings))
 
 
