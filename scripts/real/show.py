@@ -43,7 +43,10 @@ def commands(out: Path, *, short: bool) -> list[list[str]]:
     arms = arm_configs(out)
     settings = [part for setting in SHORT for part in ("--set", setting)] if short else []
     looked = ["--problems", "2" if short else "4", "--samples", "2" if short else "4"]
+    # A model that is rarely right has no right siblings to show, so the solution stands in their place.
+    turns = ["opsd.context=solution_turn", "credit.context=solution_turn", "credit.contrast=other_question_bare"]
     microscope = ["--methods", "grpo,opsd,credit,purified", "--split", "validation", *looked]
+    microscope += [part for setting in turns for part in ("--set", setting)]
     return [
         ["compare", *map(str, arms), "--seeds", "0,", "--jobs", str(JOBS), "--out", str(out), *settings],
         ["inspect", str(CONFIG), "--out", str(out / "microscope"), *microscope],

@@ -187,7 +187,7 @@ def test_page_terminal_and_trackers_tell_of_it(tmp_path: Path, bytewise: Path, a
     assert "What it was not trained on" in page
     assert (
         f"general KL from the start, nats a token {shown(summary['before']['also']['general']['kl'])} "
-        f"{shown(last['kl'])} +{change['value']:.3f} (+{change['low']:.3f} to +{change['high']:.3f})"
+        f"{shown(last['kl'])} +{plain(change['value'])} (+{plain(change['low'])} to +{plain(change['high'])})"
     ) in page
     for words in ("other accuracy", "text log-likelihood, nats a token", "general log-likelihood, nats a token"):
         assert words in page

@@ -42,8 +42,12 @@ def in_words(estimate: Row | None, measure: str, *, signed: bool) -> tuple[str, 
     if not signed:
         texts = [(numbers.percent if share else numbers.plain)(end) for end in (value, low, high)]
         return texts[0], f"{texts[1]} to {texts[2]}" if known else ""
-    scale, decimals = (100, 1) if share else (1, 3)
     texts = [
-        numbers.MISSING if end is None else numbers.signed(scale * end, decimals=decimals) for end in (value, low, high)
+        numbers.signed(100 * end, decimals=1) if share else _signed(end) for end in (value, low or 0.0, high or 0.0)
     ]
     return texts[0] + (" points" if share else ""), f"{texts[1]} to {texts[2]}" if known else ""
+
+
+def _signed(difference: float) -> str:
+    """A difference with its sign and about three digits. A divergence may be a ten-thousandth of a nat."""
+    return numbers.plain(difference) if difference <= 0 else f"+{numbers.plain(difference)}"
