@@ -92,7 +92,7 @@ def _dealt(views: Sequence[View], ranks: int) -> list[list[int]]:
 
 def _length(view: View) -> int:
     """Length of the view's longest sequence, in tokens."""
-    return max((len(ids) for ids in view.prompts.values()), default=0) + len(view.completion_ids)
+    return max((len(ids) + len(view.ids_after(role)) for role, ids in view.prompts.items()), default=0)
 
 
 def collate(views: Sequence[View], *roles: str, packed: bool = False) -> SequenceBatch:
@@ -100,28 +100,30 @@ def collate(views: Sequence[View], *roles: str, packed: bool = False) -> Sequenc
 
     A view that lacks a role is skipped for that role. Rows are padded on the right, so causal attention needs no mask;
     packed sequences store a common prefix once. Every role of the same views has the same ``target_N`` in the same
-    order, which makes their scores comparable.
+    order, which makes their scores comparable. What stands between the turns of an episode is read and is no target.
 
     Raises:
         ValueError: a prompt is empty, so no position predicts the first completion token.
     """
     pairs = [(role, view) for role in roles for view in views if role in view.prompts]
-    sequences = [(*view.prompts[role], *view.completion_ids) for role, view in pairs]
+    sequences = [(*view.prompts[role], *view.ids_after(role)) for role, view in pairs]
     prompts = [len(view.prompts[role]) for role, view in pairs]
     if not all(prompts):
         raise ValueError(f"role {pairs[prompts.index(0)][0]!r} has an empty prompt")
     target_N = torch.tensor([token for _, view in pairs for token in view.completion_ids], dtype=torch.long)
+    # A token is predicted at the place before its own.
+    places = [
+        torch.tensor(view.places(role), dtype=torch.long) + (prompt - 1)
+        for (role, view), prompt in zip(pairs, prompts, strict=True)
+    ]
     if packed:
         layout = pack(build_prefix_tree(sequences))
-        column_N = torch.cat(
-            [indices[prompt - 1 : -1] for indices, prompt in zip(layout.token_indices, prompts, strict=True)]
-        )
+        column_N = torch.cat([indices[place] for indices, place in zip(layout.token_indices, places, strict=True)])
         row_N = torch.zeros_like(column_N)
         return SequenceBatch(layout.ids_T[None], row_N, column_N, target_N, layout.position_T[None], layout.layout)
     ids_BL = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
     lengths = torch.tensor([len(view.completion_ids) for _, view in pairs])
-    column_N = torch.cat([torch.arange(p - 1, len(ids) - 1) for p, ids in zip(prompts, sequences, strict=True)])
-    return SequenceBatch(ids_BL, torch.arange(len(pairs)).repeat_interleave(lengths), column_N, target_N)
+    return SequenceBatch(ids_BL, torch.arange(len(pairs)).repeat_interleave(lengths), torch.cat(places), target_N)
 
 
 def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
@@ -132,7 +134,7 @@ def concatenate(values: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.
 def _computed(views: Sequence[View], roles: Sequence[str], *, packed: bool) -> int:
     """Tokens that a forward pass over these roles computes: padding included, a packed shared prefix counted once."""
     sequences = [
-        (*view.prompts[role], *view.completion_ids) for view in views for role in roles if role in view.prompts
+        (*view.prompts[role], *view.ids_after(role)) for view in views for role in roles if role in view.prompts
     ]
     if packed and sequences:
         return build_prefix_tree(sequences).tokens

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -84,6 +84,7 @@ def render(
         rendered.append([])
         for i, rollout in enumerate(group.rollouts):
             prompts: dict[str, tuple[int, ...] | Skipped] = {}
+            example = replace(group.example, prompt=rollout.episode.opening) if rollout.episode else group.example
             for name, role in roles.items():
                 if name == STUDENT:
                     prompts[name] = rollout.prompt_ids
@@ -95,10 +96,10 @@ def render(
                     if name not in sampling_roles:
                         fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
                         other = other_input(groups, g, contrast=role.contrast, seed=seed)
-                    space = len(rollout.completion_ids) if room is None else room
+                    space = len(rollout.ids_after_prompt) if room is None else room
                     prompts[name] = role_prompt(
                         role,
-                        group.example,
+                        example,
                         fields,
                         templates,
                         chat,
@@ -156,6 +157,7 @@ def prepare(
                     reward=group.verdicts[i].reward,
                     correct=group.verdicts[i].correct,
                     pass_rate=sum(judged) / len(judged) if judged else None,
+                    gaps=dict.fromkeys(prompts, rollout.gaps) if rollout.episode else {},
                 )
             )
     return result
@@ -260,7 +262,7 @@ def loss_inputs(
         "old_logprob": concatenate([view.old_logprobs for view in views], dtype),
         "position": torch.cat([torch.arange(length, dtype=dtype) for length in lengths.tolist()]),
         "length": lengths.to(dtype).repeat_interleave(lengths),
-        "segment": torch.ones(int(lengths.sum()), dtype=dtype),
+        "segment": torch.tensor([turn for view in views for turn in view.turns], dtype=dtype),
     }
     inputs = {name: numbers.to(device) for name, numbers in inputs.items()}
     # A mask of the completions with the context of a compared role, if any lacks it.

@@ -41,7 +41,8 @@ def score_views(
 
 def _alone(view: View, role: str) -> View:
     """A view with only this role's prompt, as the student's."""
-    return View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0)
+    gaps = {STUDENT: view.gaps[role]} if role in view.gaps else {}
+    return View({STUDENT: view.prompts[role]}, view.completion_ids, (), (), 0.0, 0, 0, gaps=gaps)
 
 
 def _score(

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 from selfdistill.types.batches import AttentionGroup as AttentionGroup
 from selfdistill.types.batches import Layout as Layout
 from selfdistill.types.batches import SequenceBatch as SequenceBatch
+from selfdistill.types.conversation import Episode as Episode
+from selfdistill.types.conversation import Gaps, gaps_of, segments_of, turn_numbers, with_gaps
 from selfdistill.types.conversation import Message as Message
+from selfdistill.types.conversation import Reply as Reply
+from selfdistill.types.conversation import Start as Start
+from selfdistill.types.conversation import Turn as Turn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +110,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A completion with its prompt.
+    """A completion with its prompt. That of an episode holds the model's own tokens of all turns, and nothing else.
 
     Example: ``Rollout(prompt_ids=(1, 40, 41), completion_ids=(7, 9, 2), logprobs=(-0.1, -1.2, 0.0), finished=True,
     text="so 24", policy_version=12)``.
@@ -121,6 +126,23 @@ class Rollout:
     """The role that sampled it. ``prompt_ids`` is the student's prompt also for other roles."""
     role_prompt_ids: tuple[int, ...] | None = None
     """The prompt of the role that sampled it, if not the student. That role is scored under these ids."""
+    episode: Episode | None = None
+    """The turns of an episode; None for a single answer."""
+
+    @property
+    def gaps(self) -> Gaps:
+        """What the environment said between the turns, as token ids; empty for a single answer."""
+        return gaps_of(self.episode.turns) if self.episode else ()
+
+    @property
+    def ids_after_prompt(self) -> tuple[int, ...]:
+        """All token ids after the prompt, what the environment said included, exactly as they were sampled from."""
+        return with_gaps(self.completion_ids, self.gaps)
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """The turn of each of ``ids_after_prompt``, from 1; 0 for ids that are not the model's own."""
+        return segments_of(len(self.completion_ids), self.gaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +207,21 @@ class View:
     pass_rate: float | None = None
     """Share of right ones among the student's judged completions of the group, those left out of the loss included;
     None where none was judged."""
+    gaps: Mapping[str, Gaps] = field(default_factory=dict)
+    """What stands between the turns of an episode, by role; empty for a single answer. It is read and not scored."""
+
+    def ids_after(self, role: str) -> tuple[int, ...]:
+        """All token ids after a role's prompt: the scored ones, and what stands between the turns."""
+        return with_gaps(self.completion_ids, self.gaps.get(role, ()))
+
+    def places(self, role: str) -> list[int]:
+        """The index of each scored token in :meth:`ids_after`."""
+        return [n for n, turn in enumerate(segments_of(len(self.completion_ids), self.gaps.get(role, ()))) if turn]
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """The turn of each scored token, from 1."""
+        return turn_numbers(len(self.completion_ids), self.gaps.get("student", ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +330,7 @@ class TokenSlice:
     """Log-probabilities [N, V] by role. Gradient flows only through ``"student"``."""
     inputs: Mapping[str, Tensor]
     """Per-token numbers [N] computed before the backward pass: ``advantage``, ``old_logprob``, the token's
-    ``position`` in its completion (from 0), the completion's ``length``, the token's ``segment`` (1: the model's own),
+    ``position`` in its completion (from 0), the completion's ``length``, the token's ``segment`` (its turn, from 1),
     its log-probability under every role that was scored then, and what ``on_batch`` returned as tensors."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the whole batch, such as a gate or a mean."""

@@ -1,8 +1,10 @@
-"""The messages of a conversation."""
+"""The messages of a conversation, and the turns of an episode: an example played against an environment."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,3 +16,97 @@ class Message:
 
     role: str
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How an episode starts."""
+
+    state: object = None
+    """Whatever the environment keeps of this episode. It is given back with every turn."""
+    messages: Sequence[Message] = ()
+    """The opening of the conversation; empty: the example's prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an environment answers to a turn of the model."""
+
+    messages: Sequence[Message] | str = ()
+    """What the model reads before its next turn. A text is one message of the user."""
+    done: bool = False
+    """Whether the episode ends with this turn."""
+    reward: float | None = None
+    """The reward of this turn; an episode's reward is the sum over its turns."""
+    feedback: str | None = None
+    """A text about a failure, for contexts in hindsight."""
+    answer: str | None = None
+    """Canonical form of the final answer, as of a :class:`~selfdistill.types.Verdict`."""
+    success: bool | None = None
+    """Whether the episode counts as right; None: if it earned 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn of the model, and what the environment answered."""
+
+    tokens: int
+    """Number of the model's own tokens."""
+    text: str
+    reward: float | None = None
+    feedback: str | None = None
+    messages: tuple[Message, ...] = ()
+    """What the environment said after the turn."""
+    ids: tuple[int, ...] = ()
+    """The same as the chat template writes it, up to the start of the next turn; empty after the last turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """The conversation of a rollout in turns."""
+
+    opening: tuple[Message, ...]
+    """The messages before the first turn."""
+    turns: tuple[Turn, ...]
+    ended: str
+    """Why the episode ended: :data:`DONE`, or what cut it."""
+
+
+DONE = "done"
+"""Why an episode ended that the environment ended itself."""
+
+Gaps: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
+"""Token ids between the turns of a completion: (the model's own tokens before them, the ids)."""
+
+
+def gaps_of(turns: Sequence[Turn]) -> Gaps:
+    """What stands between the turns of an episode."""
+    gaps, own = [], 0
+    for turn in turns:
+        own += turn.tokens
+        if turn.ids:
+            gaps.append((own, turn.ids))
+    return tuple(gaps)
+
+
+def with_gaps(own: tuple[int, ...], gaps: Gaps) -> tuple[int, ...]:
+    """The model's own ids with what stands between its turns."""
+    if not gaps:
+        return own
+    ids: list[int] = []
+    begin = 0
+    for end, between in gaps:
+        ids += [*own[begin:end], *between]
+        begin = end
+    return (*ids, *own[begin:])
+
+
+def turn_numbers(count: int, gaps: Gaps) -> tuple[int, ...]:
+    """The turn of each of ``count`` own tokens, from 1."""
+    return tuple(1 + sum(end <= n for end, _ in gaps) for n in range(count))
+
+
+def segments_of(count: int, gaps: Gaps) -> tuple[int, ...]:
+    """The turn of each id of :func:`with_gaps`, from 1; 0 for ids that are not the model's own."""
+    # The segment ids are interleaved as the tokens are, with zeros between the turns.
+    return with_gaps(turn_numbers(count, gaps), tuple((end, (0,) * len(ids)) for end, ids in gaps))
