@@ -141,7 +141,13 @@ def knowers(source: Path) -> list[str]:
     return found
 
 
-STRANGERS_CODE = {"sandbox/cases.py", "sandbox/guest.py", "sandbox/judge.py", "tasks/reasoning_gym/worker.py"}
+STRANGERS_CODE = {
+    "sandbox/cases.py",
+    "sandbox/guest.py",
+    "sandbox/judge.py",
+    "sampling/environments.py",
+    "tasks/reasoning_gym/worker.py",
+}
 """They run code that may raise anything, and what it raises is their result."""
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from selfdistill.contexts.control_marks import any_of, special_tokens
 from selfdistill.contexts.rendering import render
 from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
-from selfdistill.contexts.turns import calls_turn, turn_end
+from selfdistill.contexts.turns import SENTINEL, calls_turn, turn_end
 from selfdistill.errors import ModelError
 from selfdistill.files.text import well_formed
 from selfdistill.types import Message, Rollout
@@ -72,7 +73,42 @@ class Chat:
         """
         return self._rendered(tuple(messages), thinking)
 
+    def after_turn(
+        self, opening: Sequence[Message], said: Sequence[Message], *, thinking: bool | None = None
+    ) -> tuple[int, ...]:
+        """Ids that follow a turn of the model: the messages ``said`` and the start of the model's next turn.
+
+        ``opening`` are the messages before the first turn. The ids continue a turn with its end of turn.
+
+        Raises:
+            ModelError: the template cannot render the messages.
+        """
+        text, marks = self._text((*opening, Message("assistant", SENTINEL), *said), thinking)
+        _, answer, tail = text.rpartition(SENTINEL)
+        if not answer:
+            raise ModelError(f"the chat template of {self.name} leaves out earlier turns of the assistant")
+        # The sampled turn has its own end.
+        end = str(self.tokenizer.decode(self.turn_end)).strip()
+        following = tail.lstrip()
+        return self._ids(following.removeprefix(end) if following.startswith(end) else tail, marks)
+
+    def rewrites_turns(self, opening: Sequence[Message], *, thinking: bool | None = None) -> bool:
+        """Whether the template renders an earlier turn with a thought otherwise than it was sampled."""
+        prompt = self.encode(opening, thinking=thinking)
+        turn = ("" if self.opens_thinking(prompt) else "<think>\n") + "so\n</think>\n\nyes"
+        said = (Message("user", "and now ?"),)
+        as_sampled = (*prompt, *self.response(turn), *self.after_turn(opening, said, thinking=thinking))
+        return as_sampled != self.encode((*opening, Message("assistant", turn), *said), thinking=thinking)
+
     def _render(self, messages: Sequence[Message], thinking: bool | None) -> tuple[int, ...]:
+        text, marks = self._text(messages, thinking)
+        ids = self._ids(text, marks)
+        if not ids:
+            raise ModelError(f"the chat template of {self.name} writes nothing of {[m.role for m in messages]}")
+        return ids
+
+    def _text(self, messages: Sequence[Message], thinking: bool | None) -> tuple[str, dict[str, str]]:
+        """The messages as the template writes them, and the special tokens that private characters stand for."""
         from jinja2 import TemplateError
 
         switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
@@ -97,10 +133,7 @@ class Chat:
             raise ModelError(
                 f"the chat template of {self.name} cannot render {[m.role for m in messages]}: {error}"
             ) from error
-        ids = self._ids(text, marks)
-        if not ids:
-            raise ModelError(f"the chat template of {self.name} writes nothing of {[m.role for m in messages]}")
-        return ids
+        return text, marks
 
     def control_tokens(self, messages: Sequence[Message]) -> int:
         """Number of special tokens spelled out in the messages. :meth:`encode` encodes them as plain text."""
@@ -186,8 +219,16 @@ class Chat:
     def answer_part(self, rollout: Rollout) -> str:
         """The text of a rollout after its thinking; empty if the thinking is unfinished.
 
-        If the prompt opened the thinking and the token limit cut it, the completion contains no mark at all.
+        If the prompt opened the thinking and the token limit cut it, the completion contains no mark at all. Of an
+        episode it is the conversation: each turn after its thinking, and what the environment said.
         """
+        if rollout.episode:
+            spoken = []
+            for turn in rollout.episode.turns:
+                last = turn is rollout.episode.turns[-1]
+                alone = replace(rollout, text=turn.text, finished=rollout.finished or not last, episode=None)
+                spoken += [self.answer_part(alone), *(message.content for message in turn.messages)]
+            return "\n".join(filter(None, spoken))
         if not rollout.finished and not ends_thinking(rollout.text):
             prompt_ids = rollout.prompt_ids if rollout.role_prompt_ids is None else rollout.role_prompt_ids
             if self.opens_thinking(prompt_ids):

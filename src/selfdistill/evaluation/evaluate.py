@@ -103,7 +103,7 @@ def evaluate(
     indices = world.shard_indices(len(examples))
     share, params = [examples[i] for i in indices], replace(params, ordinals=indices)
     with activity("evaluating"):
-        groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking)
+        groups = sample_and_verify(share, task, sampler, chat, params, thinking=thinking, world=world)
     # At another temperature, or from a nucleus, the mean of −log p is no estimate of the entropy.
     plain = params.temperature == 1 and params.top_p == 1 and not params.top_k
     groups = gather_groups(groups, examples, world)

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.fields import example_fields, reference_text, role_prompt
 from selfdistill.contexts.templates import HINDSIGHT, Template, may_show
-from selfdistill.distributed.world import World
+from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods.base import Method
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.sampling.episodes import play
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
+from selfdistill.tasks.turns import environment_of
 from selfdistill.tracking.progress import Interrupted, activity
 from selfdistill.types import (
     STUDENT,
@@ -113,8 +116,20 @@ def sample_and_verify(
     params: SamplingParams,
     *,
     thinking: bool | None = None,
+    world: World = ALONE,
 ) -> list[RolloutGroup]:
-    """Sample ``params.count`` completions of every example and verify them; returns one group per example."""
+    """Sample ``params.count`` completions of every example and verify them; returns one group per example.
+
+    A task that is played in turns is played. Every rank of ``world`` then samples equally many turns.
+    """
+    environment = environment_of(task)
+    if environment is not None:
+
+        def sample(conversations: Sequence[tuple[int, ...]], asked: SamplingParams) -> list[list[Completion]]:
+            with activity("sampling", len(conversations), "turns"):
+                return sampler.sample(conversations, asked)
+
+        return play(examples, task, environment, sample, chat, params, thinking=thinking, world=world)
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
     with activity("sampling", len(prompts) * params.count, "completions"):
         completions = sampler.sample(prompts, params)
@@ -270,6 +285,21 @@ class RolloutWorker:
         indices = self.world.shard_indices(len(examples))
         params = replace(self.params, count=count or self.params.count, seed=seed, ordinals=indices)
         share = [examples[i] for i in indices]
+        # A task of turns is played by the student alone.
+        environment = environment_of(self.task)
+        if environment is not None:
+            groups = play(
+                share,
+                self.task,
+                environment,
+                partial(self._sample, self.sampler),
+                self.chat,
+                params,
+                thinking=self.thinking,
+                version=version,
+                world=self.world,
+            )
+            return gather_groups(groups, examples, self.world)
         groups = [RolloutGroup(example, (), ()) for example in share]
         roles = self.method.sampling_roles()
         if sampled is not None:

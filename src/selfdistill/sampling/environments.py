@@ -1,0 +1,124 @@
+"""Call environments: many at once, each with a time limit, and what they return is checked before it is used.
+
+An environment may raise, hang or return anything. Each such case is a :class:`Fault`, which ends its own episode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfdistill.files.text import well_formed
+from selfdistill.types import Message, Reply, Start
+
+LONGEST_TEXT = 100_000
+"""Most characters that an environment may say at once."""
+
+RAISED = "the environment raised an error"
+LATE = "the environment exceeded its time limit"
+NO_TEXT = "the environment returned no text"
+TOO_LONG = f"the environment returned more than {LONGEST_TEXT:,} characters"
+NO_NUMBER = "the environment returned a reward that is no number"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a call of an environment cannot be used. The reason ends the episode and is counted."""
+
+    reason: str
+    error: str = ""
+    """What it raised."""
+
+
+def call_all(calls: Sequence[Callable[[], Any]], *, seconds: float, at_once: int) -> list[Any]:
+    """The result of every call, in order; a :class:`Fault` where it raised or took more than ``seconds``.
+
+    At most ``at_once`` calls run at the same time. A call that returns an awaitable is awaited. A call that exceeds its
+    time limit is abandoned: its thread goes on until it returns, and its result is ignored.
+    """
+    results: dict[int, Any] = {}
+    deadlines: dict[int, float] = {}
+    returned: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    begun = 0
+    while len(results) < len(calls):
+        while begun < len(calls) and len(deadlines) < at_once:
+            deadlines[begun] = time.monotonic() + seconds
+            # Not an executor: at exit the interpreter would wait for its threads, of which one may hang.
+            threading.Thread(target=_call, args=(calls[begun], begun, seconds, returned), daemon=True).start()
+            begun += 1
+        try:
+            index, result = returned.get(timeout=max(0.0, min(deadlines.values()) - time.monotonic()))
+            if deadlines.pop(index, None) is not None:
+                results[index] = result
+        except queue.Empty:
+            for index in [i for i, deadline in deadlines.items() if deadline <= time.monotonic()]:
+                del deadlines[index]
+                results[index] = Fault(LATE)
+    return [results[index] for index in range(len(calls))]
+
+
+def _call(call: Callable[[], Any], index: int, seconds: float, returned: queue.SimpleQueue[tuple[int, Any]]) -> None:
+    try:
+        result = call()
+        if inspect.isawaitable(result):
+            result = asyncio.run(_awaited(result, seconds))
+    # A thread that ends without a result would leave its episode waiting, so SystemExit counts too.
+    except BaseException as error:
+        late = isinstance(error, TimeoutError)
+        result = Fault(LATE) if late else Fault(RAISED, f"{type(error).__name__}: {error}"[:200])
+    returned.put((index, result))
+
+
+async def _awaited(result: Awaitable[Any], seconds: float) -> Any:
+    return await asyncio.wait_for(result, seconds)
+
+
+def read_start(given: Any, prompt: tuple[Message, ...]) -> tuple[object, tuple[Message, ...]] | Fault:
+    """The state and the opening of an episode, or why they cannot be used. ``prompt`` is the example's."""
+    if isinstance(given, Fault):
+        return given
+    if not isinstance(given, Start):
+        return Fault(NO_TEXT, f"start returned a {type(given).__name__}, not a Start")
+    messages = read_messages(given.messages)
+    return messages if isinstance(messages, Fault) else (given.state, messages or prompt)
+
+
+def read_reply(given: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
+    """A reply and its messages, or why it cannot be used."""
+    if isinstance(given, Fault):
+        return given
+    if not isinstance(given, Reply):
+        return Fault(NO_TEXT, f"reply returned a {type(given).__name__}, not a Reply")
+    messages = read_messages(given.messages)
+    if isinstance(messages, Fault):
+        return messages
+    if not (messages or given.done):
+        return Fault(NO_TEXT, "a reply that does not end the episode has no messages")
+    if given.reward is not None and not (isinstance(given.reward, int | float) and math.isfinite(given.reward)):
+        return Fault(NO_NUMBER, f"reward {given.reward!r}"[:200])
+    for text in (given.feedback, given.answer):
+        if text is not None and not isinstance(text, str):
+            return Fault(NO_TEXT, f"feedback and answer are texts, got a {type(text).__name__}")
+        if text is not None and len(text) > LONGEST_TEXT:
+            return Fault(TOO_LONG)
+    return given, messages
+
+
+def read_messages(given: Any) -> tuple[Message, ...] | Fault:
+    """The messages that an environment returned. A text is one message of the user; an empty one is none."""
+    if isinstance(given, str):
+        given = [Message("user", given)] if given else []
+    if not isinstance(given, Sequence) or not all(
+        isinstance(one, Message) and isinstance(one.role, str) and isinstance(one.content, str) for one in given
+    ):
+        return Fault(NO_TEXT, f"messages are a text or a list of Message, got {type(given).__name__}")
+    if sum(len(message.content) for message in given) > LONGEST_TEXT:
+        return Fault(TOO_LONG)
+    return tuple(Message(message.role, well_formed(message.content)) for message in given)

@@ -1,0 +1,209 @@
+"""Play episodes: the model's turns are sampled, the environment replies, and the conversation goes on as token ids.
+
+The prompt of a turn is what was sampled so far, with the ids that the chat template writes for the new messages. No
+earlier turn is rendered or tokenised again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeAlias
+
+from selfdistill.contexts.chat import Chat
+from selfdistill.distributed.world import ALONE, World
+from selfdistill.errors import ModelError
+from selfdistill.sampling.base import SamplingParams
+from selfdistill.sampling.environments import Fault, call_all, read_reply, read_start
+from selfdistill.seeds import derive
+from selfdistill.tasks.turns import AT_ONCE, MAX_TURNS, SECONDS, Environment
+from selfdistill.tracking.progress import activity, log
+from selfdistill.types import Completion, Episode, Example, Message, Rollout, RolloutGroup, Task, Turn, Verdict
+from selfdistill.types.conversation import DONE
+
+TURN_LIMIT = "the turn limit was reached"
+CUT = "a turn was cut by the token limit"
+NO_ROOM = "the conversation fills the window"
+UNRENDERED = "the chat template cannot render what the environment said"
+
+LIMITS = (TURN_LIMIT, CUT, NO_ROOM)
+"""Reasons for which an episode ends unfinished, and is judged by what it earned until then."""
+CUT_FEEDBACK = "the attempt was cut before the end"
+
+Sample: TypeAlias = "Callable[[Sequence[tuple[int, ...]], SamplingParams], list[list[Completion]]]"
+"""Samples the next turn of some conversations. Every rank calls it equally often."""
+
+
+@dataclass(slots=True)
+class _Playing:
+    """An episode that is being played."""
+
+    example: Example
+    ordinal: int
+    """Its index among all episodes of the step."""
+    state: object
+    opening: tuple[Message, ...]
+    prompt: tuple[int, ...]
+    ended: str = ""
+    """Why it ended; empty while it goes on."""
+    turns: list[Turn] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    """All ids of the conversation so far."""
+    answer: str | None = None
+    success: bool | None = None
+
+    def rollout(self, chat: Chat, version: int) -> Rollout:
+        """The episode as a rollout."""
+        return Rollout(
+            prompt_ids=self.prompt,
+            completion_ids=tuple(self.own),
+            logprobs=tuple(self.logprobs),
+            finished=self.ended not in LIMITS,
+            text=chat.decode(self.own),
+            policy_version=version,
+            episode=Episode(self.opening, tuple(self.turns), self.ended),
+        )
+
+    def verdict(self, *, judges: bool) -> Verdict:
+        """The sum of the rewards. It is None if nothing was rewarded, or if a fault of the environment ended it.
+
+        ``judges`` says that the task rewards: an episode that a limit ended without a reward then earned 0.
+        """
+        rewards = [turn.reward for turn in self.turns if turn.reward is not None]
+        feedback = next((turn.feedback for turn in reversed(self.turns) if turn.feedback), None)
+        if self.ended not in (DONE, *LIMITS):
+            return Verdict(None, feedback=feedback)
+        if self.ended == CUT:
+            feedback = CUT_FEEDBACK
+        earned = math.fsum(rewards) if rewards else 0.0 if judges and self.ended in LIMITS else None
+        return Verdict(earned, self.answer, feedback, success=self.success if earned is not None else None)
+
+
+def play(
+    examples: Sequence[Example],
+    task: Task,
+    environment: Environment,
+    sample: Sample,
+    chat: Chat,
+    params: SamplingParams,
+    *,
+    thinking: bool | None,
+    version: int = 0,
+    world: World = ALONE,
+) -> list[RolloutGroup]:
+    """Play ``params.count`` episodes of every example; returns one group per example.
+
+    ``params.max_tokens`` limits a turn. An episode whose environment fails ends with the reason, and no other is
+    affected. What is sampled depends on the seed, the episode's place in the step and the environment's replies alone.
+    """
+    # Start every episode. One that cannot be started samples its first turn all the same, so that groups are whole.
+    ordinals = params.ordinals if params.ordinals is not None else range(len(examples))
+    places = [(example, n * params.count + k) for example, n in zip(examples, ordinals, strict=True)
+              for k in range(params.count)]  # fmt: skip
+    with activity("starting the environments"):
+        started = _call(environment, [partial(environment.start, example) for example, _ in places])
+    episodes = [
+        _started(example, ordinal, given, chat, thinking, params.max_tokens)
+        for (example, ordinal), given in zip(places, started, strict=True)
+    ]
+    # Turn by turn: sample, let the environments reply, and go on with the episodes that have not ended.
+    living, turn = list(episodes), 0
+    while world.max(int(bool(living))):
+        turn += 1
+        asked = replace(
+            params, count=1, seed=derive(params.seed, "turn", turn), ordinals=[one.ordinal for one in living]
+        )
+        completions = sample([tuple(one.read) for one in living], asked)
+        for one, (completion,) in zip(living, completions, strict=True):
+            _add_turn(one, completion, chat)
+        replying = [one for one in living if not one.ended]
+        with activity("waiting for the environments"):
+            given = _call(environment, [partial(environment.reply, one.state, one.turns[-1].text) for one in replying])
+        for one, reply in zip(replying, given, strict=True):
+            _add_reply(one, reply, environment, chat, thinking, params.max_tokens)
+        living = [one for one in replying if not one.ended]
+    rollouts, verdicts = (
+        [one.rollout(chat, version) for one in episodes],
+        [one.verdict(judges=task.has_verifier) for one in episodes],
+    )
+    cuts = range(0, len(episodes), params.count)
+    return [
+        RolloutGroup(example, tuple(rollouts[i : i + params.count]), tuple(verdicts[i : i + params.count]))
+        for example, i in zip(examples, cuts, strict=True)
+    ]
+
+
+def _call(environment: Environment, calls: Sequence[Callable[[], object]]) -> list[object]:
+    """Call an environment within its limits, and log the first error of each kind."""
+    seconds, at_once = getattr(environment, "seconds", SECONDS), getattr(environment, "at_once", AT_ONCE)
+    results = call_all(calls, seconds=float(seconds), at_once=max(1, int(at_once)))
+    faults = [result for result in results if isinstance(result, Fault)]
+    for fault in {fault.reason: fault for fault in reversed(faults)}.values():
+        log(f"{type(environment).__name__}: {fault.reason}" + (f": {fault.error}" if fault.error else ""))
+    return results
+
+
+def _started(
+    example: Example, ordinal: int, given: object, chat: Chat, thinking: bool | None, max_tokens: int
+) -> _Playing:
+    start = read_start(given, example.prompt)
+    reason, state, opening = "", None, example.prompt
+    if isinstance(start, Fault):
+        reason = start.reason
+    else:
+        state, opening = start
+    try:
+        prompt = chat.encode(opening, thinking=thinking)
+        if opening[-1].role != "user":
+            reason = UNRENDERED
+        elif len(prompt) + max_tokens > chat.window:
+            reason = NO_ROOM
+    except ModelError:
+        reason = UNRENDERED
+    if reason:
+        opening, prompt = example.prompt, chat.encode(example.prompt, thinking=thinking)
+    return _Playing(example, ordinal, state, opening, prompt, reason, read=list(prompt))
+
+
+def _add_turn(one: _Playing, completion: Completion, chat: Chat) -> None:
+    """Add a sampled turn to an episode."""
+    one.own += completion.ids
+    one.read += completion.ids
+    one.logprobs += completion.logprobs
+    one.turns.append(Turn(len(completion.ids), chat.decode(completion.ids)))
+    if not completion.finished and not one.ended:
+        one.ended = CUT
+
+
+def _add_reply(
+    one: _Playing, given: object, environment: Environment, chat: Chat, thinking: bool | None, max_tokens: int
+) -> None:
+    """Add what the environment answered, and the ids of its messages if the episode goes on."""
+    reply = read_reply(given)
+    if isinstance(reply, Fault):
+        one.ended = reply.reason
+        return
+    answer, messages = reply
+    reward = None if answer.reward is None else float(answer.reward)
+    turn = replace(one.turns[-1], reward=reward, feedback=answer.feedback, messages=messages)
+    one.answer, one.success = answer.answer, answer.success
+    if answer.done:
+        one.ended = DONE
+    elif len(one.turns) >= int(getattr(environment, "max_turns", MAX_TURNS)):
+        one.ended = TURN_LIMIT
+    else:
+        try:
+            ids = chat.after_turn(one.opening, messages, thinking=thinking)
+        except ModelError:
+            one.ended = UNRENDERED
+        else:
+            if len(one.read) + len(ids) + max_tokens > chat.window:
+                one.ended = NO_ROOM
+            else:
+                turn = replace(turn, ids=ids)
+                one.read += ids
+    one.turns[-1] = turn

@@ -1,0 +1,46 @@
+"""Tasks that are played in turns: a model answers, the environment replies, and so on until the episode ends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol, runtime_checkable
+
+from selfdistill.types import Example, Reply, Start, Task
+
+MAX_TURNS = 8
+SECONDS = 30.0
+AT_ONCE = 16
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """What a task has that is played in turns. It may be called from several threads at once.
+
+    Four more attributes are optional. ``max_turns`` (8) is the most turns of an episode. ``seconds`` (30) is the time
+    limit of a call, and ``at_once`` (16) the number of calls that run at the same time. ``replayable`` (True) says that
+    the replies are a function of the example and the model's turns; a run with any other task cannot be resumed.
+    """
+
+    def start(self, example: Example) -> Start | Awaitable[Start]:
+        """Start an episode of an example."""
+        ...
+
+    def reply(self, state: object, text: str) -> Reply | Awaitable[Reply]:
+        """Answer a turn of the model, given by its text without the end of turn. It may change the state."""
+        ...
+
+
+def environment_of(task: Task) -> Environment | None:
+    """The environment of a task that is played in turns, also through a task that wraps it; None for single answers."""
+    while not isinstance(task, Environment):
+        inner = getattr(task, "task", None)
+        if inner is None:
+            return None
+        task = inner
+    return task
+
+
+def is_replayable(task: Task) -> bool:
+    """Whether the same turns always get the same replies."""
+    environment = environment_of(task)
+    return environment is None or bool(getattr(environment, "replayable", True))
