@@ -10,6 +10,7 @@ from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.seeds import derive
+from selfdistill.tasks.turns import environment_of
 from selfdistill.tracking.progress import log
 from selfdistill.training.banner import describe_role, in_short
 from selfdistill.training.build import build_rollout_worker, choose_examples
@@ -40,6 +41,8 @@ def measure(
     problem = build_problem(config)
     if not problem.task.has_verifier:
         raise ConfigError("without a verifier no sample is right or wrong, so there is no preference gap to measure")
+    if environment_of(problem.task) is not None:
+        raise ConfigError(f"task {problem.task.name!r} is played in turns, which teachers are not measured on yet")
     roles = {name: role for name, role in problem.method.roles().items() if role.context is not None}
     if not roles:
         raise ConfigError(f"method {config.method['name']!r} has no teacher to measure")

@@ -29,6 +29,17 @@ class CountdownConfig(Strict):
     test: int = Field(256, ge=1, description="Test problems.")
 
 
+class CountdownTurnsConfig(Strict):
+    """The embedded task with several attempts at a problem, played in turns."""
+
+    kind: Literal["countdown-turns"] = "countdown-turns"
+    turns: int = Field(3, ge=1, description="Attempts at a problem.")
+    difficulty: str = Field("default", description="Which problems are generated.")
+    train: int = Field(1024, ge=1, description="Training problems.")
+    validation: int = Field(256, ge=1, description="Validation problems.")
+    test: int = Field(256, ge=1, description="Test problems.")
+
+
 class ToolboxConfig(Strict):
     """The embedded task whose problems share conventions, so that hindsight transfers."""
 
@@ -279,6 +290,7 @@ def _whose(value: object) -> str:
 
 ShippedTask = Annotated[
     CountdownConfig
+    | CountdownTurnsConfig
     | ToolboxConfig
     | ReasoningGymConfig
     | MathConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +59,10 @@ class Evaluation:
     problem_set: str
     references: Mapping[str, Estimate] = field(default_factory=dict)
     """``loglikelihood``, ``teacher_gap`` and ``teacher_shift`` of a :class:`ReferenceScorer`, if there was one."""
+    turns: Estimate | None = None
+    """Mean number of turns of an episode; None for single answers."""
+    ended: Mapping[str, int] = field(default_factory=dict)
+    """Why the episodes ended: counts by reason."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the evaluation as plain JSON, as in ``summary.json`` and ``evaluations.jsonl``."""
@@ -81,6 +86,7 @@ class Evaluation:
             "words": list(self.words),
             "tokens": list(self.tokens),
             "problem_set": self.problem_set,
+            **({"turns": self.turns.as_dict(), "ended": dict(self.ended)} if self.turns else {}),
         }
 
 
@@ -146,6 +152,7 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
     known = plain and sum(tokens) > 0
     entropy = round(-math.fsum(p for r in rollouts for p in r.logprobs) / sum(tokens), 4) if known else None
     curve = tuple(pass_curve(correct, seed=0)) if judged else None
+    played = [[len(r.episode.turns) for r in group.rollouts if r.episode] for group in groups]
     return Evaluation(
         problems=len(groups),
         samples=samples,
@@ -165,6 +172,8 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         words=words,
         tokens=tokens,
         problem_set=problem_set([group.example for group in groups]),
+        turns=average([[float(turns) for turns in row] for row in played], seed=0) if any(played) else None,
+        ended=Counter(r.episode.ended for r in rollouts if r.episode),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from selfdistill.config.tasks import (
     ChoiceConfig,
     CodeConfig,
+    CountdownTurnsConfig,
     MathConfig,
     ObjectConfig,
     OwnTaskConfig,
@@ -22,6 +23,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.tasks.choice.task import ChoiceTask
 from selfdistill.tasks.code.task import CodeTask
 from selfdistill.tasks.countdown.task import CountdownTask
+from selfdistill.tasks.countdown.turns import CountdownTurnsTask
 from selfdistill.tasks.data import MemoryRows
 from selfdistill.tasks.math.task import MathTask
 from selfdistill.tasks.own import build_own_task
@@ -60,6 +62,8 @@ def build_task(
         task = ToolboxTask(config, seed=seed)
     elif isinstance(config, ReasoningGymConfig):
         task = ReasoningGymTask(config, seed=seed)
+    elif isinstance(config, CountdownTurnsConfig):
+        task = CountdownTurnsTask(config, seed=seed)
     else:
         task = CountdownTask(config, seed=seed)
     return task if reward is None or reward == "" else RewardedTask(task, *parse_reward(reward))

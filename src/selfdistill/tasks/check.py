@@ -181,7 +181,8 @@ def _own_report(own_table: Mapping[str, Any], overrides: Sequence[str], spelled:
         "rows": len(everything),
         "row": _mapped(next(iter(everything), None)),
         "rejected": {},
-        **_verified(task, everything),
+        # A task that is played in turns judges no single reference, unless it has a verifier too.
+        **_verified(task, everything if hasattr(task, "verify") else []),
         "duplicates": asdict(count_duplicates([text for row in questions.values() for text in row])),
         "leaks": leaks_between(questions),
         "control_tokens": _control_tokens(everything, spelled),

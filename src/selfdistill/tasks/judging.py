@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from selfdistill.errors import UserError
 from selfdistill.files.text import well_formed
+from selfdistill.tasks.turns import Environment
 from selfdistill.types import Example, Task, Verdict
 
 
@@ -40,8 +41,13 @@ def verify_all(
     this function too. Otherwise it would hide the inner task's ``verify_many``.
 
     Raises:
-        UserError: the task's ``verify_many`` returns another number of verdicts.
+        UserError: the task's ``verify_many`` returns another number of verdicts, or the task is played in turns and
+            has no verifier of single texts.
     """
+    if batch and isinstance(task, Environment) and not hasattr(task, "verify"):
+        raise UserError(
+            f"task {task.name!r} is played in turns and judges no single text: give it a verify, or play it"
+        )
     if ids is not None and batch and isinstance(task, JudgesTokens):
         return [_clean(verdict) for verdict in task.verify_tokens(batch, ids)]
     if not isinstance(task, JudgesMany):

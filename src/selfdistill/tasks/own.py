@@ -12,10 +12,11 @@ from selfdistill.config.suggest import near
 from selfdistill.config.tasks import OwnTaskConfig
 from selfdistill.errors import ConfigError, UserError
 from selfdistill.tasks.frames import raised_in
+from selfdistill.tasks.turns import Environment
 from selfdistill.types import Task
 
 PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
-"""The attributes that every task must have."""
+"""The attributes that every task must have; one with ``start`` and ``reply`` needs no ``verify``."""
 
 
 def build_own_task(config: OwnTaskConfig, *, seed: int) -> Task:
@@ -71,7 +72,9 @@ def checked_task(given: Any) -> Task:
     Raises:
         ConfigError: an attribute is missing; the message names it.
     """
-    lacking = [part for part in PARTS if getattr(given, part, None) is None]
+    # A task that is played in turns rewards in its replies.
+    needed = [part for part in PARTS if not (part == "verify" and isinstance(given, Environment))]
+    lacking = [part for part in needed if getattr(given, part, None) is None]
     if lacking:
         raise ConfigError(
             f"a {type(given).__name__} is no task, for it has no {lacking[0]!r}: give load_task(…), a kind "

@@ -13,6 +13,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.models.sizing import GIB
 from selfdistill.sampling.rollouts import longest_prompt
 from selfdistill.tasks.build import warnings_for
+from selfdistill.tasks.turns import environment_of
 from selfdistill.training.build import Parts
 from selfdistill.training.problem import plan_for, reward_warnings
 from selfdistill.types import External, Role, Snapshot
@@ -65,6 +66,13 @@ def warnings(parts: Parts) -> Iterator[str]:
         yield f"model: {warning}"
     if not parts.teachers.pack:
         yield "model: its layers do not support packing, so batches are padded and no prompt is shared"
+    if environment_of(parts.task) is not None:
+        yield "turns: sampling.max_tokens is the limit of a turn, and every number of tokens counts the model's own"
+        if parts.chat.rewrites_turns(parts.examples[0].prompt, thinking=config.sampling.thinking):
+            yield (
+                f"turns: the chat template of {parts.chat.name} renders earlier turns otherwise than they were sampled "
+                "(it may leave out their thoughts): episodes go on from what was sampled and train on that"
+            )
     if parts.unfit:
         yield f"left out: {', '.join(f'{n} × {reason}' for reason, n in sorted(parts.unfit.items()))}"
     prompts, available = config.sampling.prompts, len(parts.examples)

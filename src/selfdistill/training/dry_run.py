@@ -14,7 +14,14 @@ from selfdistill.tracking.progress import Progress, activity
 from selfdistill.tracking.trackers import require
 from selfdistill.training.banner import banner, describe_role, warnings
 from selfdistill.training.build import Parts, assemble
-from selfdistill.training.opening import check_origin, check_same_config, check_steps, holds_run, newest_state
+from selfdistill.training.opening import (
+    check_origin,
+    check_replayable,
+    check_same_config,
+    check_steps,
+    holds_run,
+    newest_state,
+)
 from selfdistill.types import STUDENT, Skipped
 
 
@@ -46,6 +53,7 @@ def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progres
 
 def _rehearse_resume(parts: Parts, folder: Path, *, log: Callable[[str], None]) -> None:
     """Log the step from which a run would continue, or refuse as a resume would."""
+    check_replayable(parts.task, folder)
     warning = check_same_config(folder, parts.config)
     if warning is not None:
         log(warning)

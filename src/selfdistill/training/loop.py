@@ -35,6 +35,7 @@ from selfdistill.training.metrics import callback_record, rollout_lines, step_li
 from selfdistill.training.opening import (
     Hold,
     check_origin,
+    check_replayable,
     check_same_config,
     check_steps,
     holds_run,
@@ -109,6 +110,7 @@ class Run:
             self.logs += [self.tests] if self.parts.final else []
             self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
             if exists:
+                check_replayable(self.parts.task, folder)
                 warning = check_same_config(folder, self.config)
                 if warning is not None:
                     progress.log(warning)

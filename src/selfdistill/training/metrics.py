@@ -15,7 +15,7 @@ from selfdistill.methods.base import Method
 from selfdistill.tasks.judge import judge_counts
 from selfdistill.tasks.reward import function_rewards
 from selfdistill.training.trainer import StepResult
-from selfdistill.types import STUDENT, RolloutGroup, StepRecord, View
+from selfdistill.types import STUDENT, Rollout, RolloutGroup, StepRecord, View
 
 
 def budget_of(groups: Sequence[RolloutGroup], views: Sequence[View], method: Method, *, updates: int) -> Budget:
@@ -58,7 +58,7 @@ def step_line(groups: Sequence[RolloutGroup], result: StepResult, method: Method
     return line
 
 
-def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, float | None]:
+def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, Any]:
     """Mean reward, share right, length in tokens, share truncated, deliberation words and leaks of one role's samples.
 
     A leak is a completion that mentions a reference text which its problem does not mention.
@@ -96,7 +96,24 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, fl
         "truncated": sum(not r.finished for r, _ in pairs) / len(pairs) if pairs else None,
         "deliberation": words / len(pairs) if pairs else None,
         "leak": sum(leaks) / len(leaks) if leaks else None,
+        **episode_metrics([rollout for rollout, _ in pairs]),
         **({} if source == STUDENT else {"completions": len(pairs), "generated": tokens}),
+    }
+
+
+def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Mean turns of an episode, mean tokens that its environment said, and counts of why episodes ended.
+
+    Empty without episodes.
+    """
+    episodes = [rollout.episode for rollout in rollouts if rollout.episode]
+    if not episodes:
+        return {}
+    said = sum(len(turn.ids) for episode in episodes for turn in episode.turns)
+    return {
+        "turns": sum(len(episode.turns) for episode in episodes) / len(episodes),
+        "environment_tokens": said / len(episodes),
+        "ended": {reason: float(n) for reason, n in sorted(Counter(e.ended for e in episodes).items())},
     }
 
 

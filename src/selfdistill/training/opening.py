@@ -19,8 +19,10 @@ from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError
 from selfdistill.files.disk import check_name, lock_folder, report_disk_errors
 from selfdistill.files.jsonl import JsonLines
+from selfdistill.tasks.turns import is_replayable
 from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption, latest_valid
 from selfdistill.training.checkpoint import save_best
+from selfdistill.types import Task
 
 
 class Hold:
@@ -70,6 +72,19 @@ def holds_run(folder: Path, *, resume: bool) -> bool:
         if not exists and names - {"config.json.tmp"}:
             raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
     return exists
+
+
+def check_replayable(task: Task, folder: Path) -> None:
+    """Refuse to resume a run whose environment says that its replies are no function of its state.
+
+    Raises:
+        CheckpointError: names the task.
+    """
+    if not is_replayable(task):
+        raise CheckpointError(
+            f"{folder} cannot be resumed: task {task.name!r} says replayable = False, so the next steps would not be "
+            "those of a run without a break; start another run from its checkpoint with model.path"
+        )
 
 
 def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:

@@ -24,8 +24,9 @@ from selfdistill.sampling.rollouts import check_sampling_roles
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.reward import RewardedTask
+from selfdistill.tasks.turns import environment_of
 from selfdistill.training.atomic import model_path
-from selfdistill.types import Example, Message, Skipped, Task, Weights
+from selfdistill.types import STUDENT, Example, Message, Skipped, Task, Weights
 
 PROMPT_TOKENS = 1024
 """Tokens of a prompt for which memory is planned before the prompts are known."""
@@ -55,6 +56,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     task = task or build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, name)
     check_signal(config, method, task)
+    check_turns(config, method, task)
     best_by(config.evaluation.best, task)
     if config.reward is not None:
         # Call the user's reward functions once, so that a faulty one fails before anything is written.
@@ -183,6 +185,25 @@ def check_signal(config: ResolvedConfig, method: Method, task: Task) -> None:
             "signal.equal = 'resample' draws further prompts once a step is judged, and with sampler.overlap the "
             "engine samples the next step by then: set one of them off"
         )
+
+
+def check_turns(config: ResolvedConfig, method: Method, task: Task) -> None:
+    """Refuse what a task that is played in turns cannot be combined with.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if environment_of(task) is None:
+        return
+    name, why = config.method["name"], f"task {task.name!r} is played in turns"
+    if isinstance(task, RewardedTask):
+        raise ConfigError(f"{why}, and its environment gives the rewards: leave out reward")
+    if isinstance(config.sampler, EngineConfig):
+        raise ConfigError(f"{why}, which only the student's own model samples: set sampler.kind = 'hf'")
+    if method.on_policy and tuple(method.sampling_roles()) != (STUDENT,):
+        raise ConfigError(f"{why} by the student alone, and method {name!r} lets another role sample")
+    if config.signal.overlong == "punish":
+        raise ConfigError(f"{why}, and signal.overlong = 'punish' is for single answers: use 'keep' or 'mask'")
 
 
 def reward_warnings(task: Task, method: Method, templates: Mapping[str, Template]) -> list[str]:

@@ -1,0 +1,58 @@
+"""Countdown in turns: every turn is an attempt, and the environment says what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfdistill.config.tasks import CountdownConfig, CountdownTurnsConfig
+from selfdistill.tasks.countdown.task import NO_ANSWER, CountdownTask, final_answer
+from selfdistill.types import Example, Message, Reply, Start
+
+REPLY = "feedback on an earlier attempt : {feedback} .\nnow solve the problem yourself ."
+"""What the environment says about a wrong attempt, in the words that the base model was pre-trained on."""
+GIVE_UP = "no solution"
+"""An answer of these words ends the episode."""
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The state of an episode: its problem, and the attempts made."""
+
+    example: Example
+    made: int = 0
+
+
+class CountdownTurnsTask(CountdownTask):
+    """Countdown with several attempts at a problem. A right attempt earns 1 and ends the episode, as giving up does.
+
+    Args:
+        config: the task's table. The problems are those of ``countdown`` with the same sizes.
+        seed: as for :class:`~selfdistill.tasks.countdown.task.CountdownTask`.
+
+    Raises:
+        ConfigError: the difficulty is unknown.
+    """
+
+    name = "countdown-turns"
+
+    def __init__(self, config: CountdownTurnsConfig | None = None, *, seed: int = 0) -> None:
+        own = config or CountdownTurnsConfig()
+        sizes = own.model_dump(exclude={"kind", "turns"})
+        super().__init__(CountdownConfig(**sizes), seed=seed)
+        self.max_turns = own.turns
+
+    def start(self, example: Example) -> Start:
+        """Start an episode with the problem as its opening."""
+        return Start(Attempts(example))
+
+    def reply(self, state: object, text: str) -> Reply:
+        """Judge an attempt. The last one gets no further word."""
+        assert isinstance(state, Attempts)
+        state.made += 1
+        if final_answer(text) == GIVE_UP:
+            return Reply(done=True, reward=0.0, feedback=NO_ANSWER)
+        verdict = self.verify(state.example, text, finished=True)
+        done = verdict.correct or state.made >= self.max_turns
+        said = "" if done else REPLY.format(feedback=verdict.feedback)
+        messages = (Message("user", said),) if said else ()
+        return Reply(messages, done, verdict.reward, verdict.feedback, verdict.answer)
