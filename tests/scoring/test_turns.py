@@ -1,0 +1,168 @@
+"""Episodes through a whole training step: hand-built masks, and gradients by brute force on turns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import methods_by_hand as hand
+from selfdistill.contexts.templates import Template
+from selfdistill.scoring.batching import collate, cut_by_tokens
+from selfdistill.training.metrics import budget_of, rollout_lines, rollout_metrics, separation
+from selfdistill.types import STUDENT, View
+from support.engine import distance, load_exact, make_bench, perturb, size_of
+from support.turns import Script, by_hand, played
+
+CASES: dict[str, tuple[Mapping[str, Any], str, Callable[[hand.Scored, int], torch.Tensor]]] = {
+    "grpo": ({}, "live", hand.grpo),
+    "sdpo": ({}, "ema", hand.sdpo(hand.jensen_shannon, k=None)),
+    "antisd": ({"warmup": 1}, "live", hand.antisd(0.5, 1.0)),
+    "credit": ({"strength": 0.3}, "ema", hand.credit(hand.jensen_shannon, 0.3, contrasts=1, k=None)),
+}
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_of_episodes_is_that_of_brute_force_on_their_own_tokens(
+    name: str, packs: bool, folder: Path, templates: Mapping[str, Template], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdistill.models.packing.SHARE_FROM", 1)
+    hyperparameters, weights, token_loss = CASES[name]
+    policy, chat = load_exact(folder)
+    start = copy.deepcopy(policy.model)
+    bench = make_bench(policy, chat, templates, name, hyperparameters, move=perturb)
+    for one in (bench.policy, *bench.trainer.teachers.copies.values()):
+        one.packs = packs
+    groups = played(chat, Script(chat, policy))
+    result = bench.step(groups)
+    if name == "antisd":
+        result = bench.step(groups, step=2)
+    model = copy.deepcopy(start)
+    model.load_state_dict(policy.model.state_dict())
+    completions = []
+    for view in result.views:
+        tail, turns = by_hand(chat, view.group, view.index)
+        own = [n for n, turn in enumerate(turns) if turn]
+
+        def rows(role: str, which: Any, view: View = view, own: list[int] = own, tail: Any = tail) -> list[hand.Row]:
+            whole = hand.rows(which, view.prompts[role], tail, policy.vocab_size)
+            return [whole[n] for n in own]
+
+        teacher = model if weights == "live" else start
+        others = {role: hand.frozen(rows(role, teacher)) for role in view.prompts if role != STUDENT}
+        verdicts = groups[view.group].verdicts
+        given = hand.advantages([verdict.reward for verdict in verdicts])
+        completions.append(
+            hand.Scored(
+                rows(STUDENT, model),
+                others.get("teacher"),
+                [tail[n] for n in own],
+                groups[view.group].rollouts[view.index].logprobs,
+                given[view.index],
+                others,
+            )
+        )
+    assert len(completions) == (6 if name != "sdpo" else len(result.views)) and len(result.views) > 3
+    loss = hand.mean_over_tokens(completions, token_loss)
+    assert result.record.loss == pytest.approx(float(loss.detach()), rel=1e-9)
+    expected = hand.gradient(model, loss)
+    assert size_of(expected) > 1e-5
+    assert distance(bench.gradient(), expected) < 1e-8
+    # Denominator, entropy and u are sums over the model's own tokens.
+    tokens = sum(len(one.ids) for one in completions)
+    assert (result.record.tokens, result.record.weight) == (tokens, float(tokens))
+    entropy = sum(float(hand.entropy(one, t).detach()) for one in completions for t in range(len(one.ids)))
+    assert result.record.roles[STUDENT].entropy == pytest.approx(entropy, rel=1e-9)
+    if name != "grpo":
+        gains = sum(hand.gain(one, t) for one in completions if one.teacher for t in range(len(one.ids)))
+        assert result.record.roles["teacher"].u == pytest.approx(gains, rel=1e-9)
+
+
+def test_masks_and_places_are_those_made_by_hand(
+    folder: Path, templates: Mapping[str, Template], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, templates, "sd", {})
+    groups = played(chat, Script(chat))
+    views = bench.trainer.prepare(groups, step=1).views
+    seen: list[torch.Tensor] = []
+    loss = type(bench.method).loss
+    monkeypatch.setattr(
+        type(bench.method), "loss", lambda self, tokens: (seen.append(tokens.inputs["segment"]), loss(self, tokens))[1]
+    )
+    bench.step(groups)
+    for view in views:
+        tail, turns = by_hand(chat, view.group, view.index)
+        rollout = groups[view.group].rollouts[view.index]
+        assert rollout.ids_after_prompt == tail and rollout.segments == turns
+        assert len(view.weights) == len(view.old_logprobs) == len(rollout.completion_ids) == sum(map(bool, turns))
+        for role, prompt in view.prompts.items():
+            batch = collate([view], role)
+            where = [len(prompt) - 1 + n for n, turn in enumerate(turns) if turn]
+            assert batch.ids_BL.tolist() == [[*prompt, *tail]]
+            assert batch.column_N.tolist() == where
+            assert batch.target_N.tolist() == [tail[n] for n, turn in enumerate(turns) if turn]
+    expected = sorted(turn for view in views for turn in by_hand(chat, view.group, view.index)[1] if turn)
+    assert sorted(int(turn) for part in seen for turn in part.tolist()) == expected
+
+
+def test_a_micro_batch_counts_what_is_read_too(folder: Path, templates: Mapping[str, Template]) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, templates, "grpo", {})
+    views = bench.trainer.prepare(played(chat, Script(chat)), step=1).views
+    lengths = [len(view.prompts[STUDENT]) + len(by_hand(chat, view.group, view.index)[0]) for view in views]
+    two = sorted(lengths)[-2:]
+    assert len(cut_by_tokens(views, max_tokens=2 * two[1])[0]) == 2
+    assert cut_by_tokens(views, max_tokens=2 * two[1] - 1)[0] == [lengths.index(two[1])]
+
+
+def test_every_metric_counts_the_models_own_tokens(folder: Path, templates: Mapping[str, Template]) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, templates, "sd", {}, move=perturb)
+    groups = played(chat, Script(chat, policy))
+    result = bench.step(groups)
+    own = {(g, i): sum(map(bool, by_hand(chat, g, i)[1])) for g in range(2) for i in range(3)}
+    read = sum(by_hand(chat, g, i)[1].count(0) for g, i in own)
+    metrics = rollout_metrics(groups, STUDENT)
+    assert metrics["length"] == sum(own.values()) / 6
+    assert (metrics["turns"], metrics["environment_tokens"]) == ((2 + 2 + 1 + 3 + 1 + 2) / 6, read / 6)
+    assert metrics["ended"] == {"done": 6.0}
+    assert metrics["reward"] == pytest.approx((1 + 0 + 1 + 1 + 0 + 0.25) / 6)
+    budget = budget_of(groups, result.views, bench.method, updates=1)
+    assert budget.drawn == {STUDENT: sum(own.values())} and budget.trained == sum(own.values())
+    assert budget.scored["teacher"] == sum(own.values())
+    for line, ((g, i), count) in zip(rollout_lines(groups, result, chat), own.items(), strict=True):
+        assert len(line.ids) == len(line.tokens) == len(line.logprobs) == len(line.u or ()) == count, (g, i)
+    # The mean of u over the right episodes' own tokens.
+    right = [n for n, view in enumerate(result.views) if view.correct]
+    sums = [
+        (float((t.target_N - s.target_N).sum()), len(t.target_N))
+        for n in right
+        if (t := result.scores["teacher"][n]) and (s := result.scores[STUDENT][n])
+    ]
+    assert separation(result)["u_correct"] == pytest.approx(sum(u for u, _ in sums) / sum(n for _, n in sums))
+
+
+def test_weighting_by_completion_divides_by_its_own_tokens(folder: Path, templates: Mapping[str, Template]) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, templates, "grpo", {"weighting": "completion"})
+    for view in bench.trainer.prepare(played(chat, Script(chat)), step=1).views:
+        own = sum(map(bool, by_hand(chat, view.group, view.index)[1]))
+        assert view.weights == (1 / own,) * own
+
+
+def test_an_episode_is_shown_in_hindsight_as_a_conversation(folder: Path, templates: Mapping[str, Template]) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, templates, "sdpo", {})
+    views = bench.trainer.prepare(played(chat, Script(chat)), step=1).views
+    shown = next(chat.tokenizer.decode(v.prompts["teacher"]) for v in views if (v.group, v.index) == (0, 1))
+    sibling = "answer 3 + 4 feedback : reaches 7 not 12 . solve answer 3 × 4"
+    assert shown == (
+        f"<|user|> use 3 4 to make 12 . another attempt was correct : {sibling} . now solve the problem"
+        " <|end|> <|assistant|> <think>"
+    )
