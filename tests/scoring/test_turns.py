@@ -148,9 +148,12 @@ def test_every_metric_counts_the_models_own_tokens(folder: Path, templates: Mapp
     assert separation(result)["u_correct"] == pytest.approx(sum(u for u, _ in sums) / sum(n for _, n in sums))
 
 
-def test_weighting_by_completion_divides_by_its_own_tokens(folder: Path, templates: Mapping[str, Template]) -> None:
+def test_weighting_by_completion_divides_by_its_own_tokens(
+    folder: Path, templates: Mapping[str, Template], monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, chat = load_exact(folder)
-    bench = make_bench(policy, chat, templates, "grpo", {"weighting": "completion"})
+    bench = make_bench(policy, chat, templates, "sdpo", {})
+    monkeypatch.setattr(type(bench.method), "weighting", "completion")
     for view in bench.trainer.prepare(played(chat, Script(chat)), step=1).views:
         own = sum(map(bool, by_hand(chat, view.group, view.index)[1]))
         assert view.weights == (1 / own,) * own

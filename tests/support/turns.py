@@ -99,9 +99,7 @@ class Script:
         return made
 
 
-def played(
-    chat: Chat, sample: Script, task: Any = None, *, max_tokens: int = 16, count: int = 3
-) -> list[RolloutGroup]:
+def played(chat: Chat, sample: Script, task: Any = None, *, max_tokens: int = 16, count: int = 3) -> list[RolloutGroup]:
     """The episodes of the table."""
     own = task or Spoken()
     params = SamplingParams(count=count, max_tokens=max_tokens, seed=7)

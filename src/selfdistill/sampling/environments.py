@@ -101,13 +101,14 @@ def read_reply(given: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
         return messages
     if not (messages or given.done):
         return Fault(NO_TEXT, "a reply that does not end the episode has no messages")
-    if given.reward is not None and not (isinstance(given.reward, int | float) and math.isfinite(given.reward)):
+    reward: Any = given.reward
+    if reward is not None and not (isinstance(reward, int | float) and math.isfinite(reward)):
         return Fault(NO_NUMBER, f"reward {given.reward!r}"[:200])
-    for text in (given.feedback, given.answer):
-        if text is not None and not isinstance(text, str):
-            return Fault(NO_TEXT, f"feedback and answer are texts, got a {type(text).__name__}")
-        if text is not None and len(text) > LONGEST_TEXT:
-            return Fault(TOO_LONG)
+    texts: list[Any] = [text for text in (given.feedback, given.answer) if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        return Fault(NO_TEXT, "feedback and answer are texts")
+    if sum(map(len, texts)) > LONGEST_TEXT:
+        return Fault(TOO_LONG)
     return given, messages
 
 
@@ -115,10 +116,10 @@ def read_messages(given: Any) -> tuple[Message, ...] | Fault:
     """The messages that an environment returned. A text is one message of the user; an empty one is none."""
     if isinstance(given, str):
         given = [Message("user", given)] if given else []
-    if not isinstance(given, Sequence) or not all(
-        isinstance(one, Message) and isinstance(one.role, str) and isinstance(one.content, str) for one in given
-    ):
+    messages = given if isinstance(given, Sequence) else [given]
+    texts: list[Any] = [text for one in messages if isinstance(one, Message) for text in (one.role, one.content)]
+    if len(texts) < 2 * len(messages) or not all(isinstance(text, str) for text in texts):
         return Fault(NO_TEXT, f"messages are a text or a list of Message, got {type(given).__name__}")
-    if sum(len(message.content) for message in given) > LONGEST_TEXT:
+    if sum(map(len, texts)) > LONGEST_TEXT:
         return Fault(TOO_LONG)
-    return tuple(Message(message.role, well_formed(message.content)) for message in given)
+    return tuple(Message(message.role, well_formed(message.content)) for message in messages)

@@ -28,6 +28,8 @@ CUT = "a turn was cut by the token limit"
 NO_ROOM = "the conversation fills the window"
 UNRENDERED = "the chat template cannot render what the environment said"
 
+NO_OPENING = "the opening of the conversation does not fit the window"
+
 LIMITS = (TURN_LIMIT, CUT, NO_ROOM)
 """Reasons for which an episode ends unfinished, and is judged by what it earned until then."""
 CUT_FEEDBACK = "the attempt was cut before the end"
@@ -161,7 +163,7 @@ def _started(
         if opening[-1].role != "user":
             reason = UNRENDERED
         elif len(prompt) + max_tokens > chat.window:
-            reason = NO_ROOM
+            reason = NO_OPENING
     except ModelError:
         reason = UNRENDERED
     if reason:
