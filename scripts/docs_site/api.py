@@ -18,13 +18,13 @@ from docs_site.commands import cell
 
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Models": ("load_policy", "save_policy", "Policy", "Chat"),
-    "Tasks": ("load_task", "Task"),
+    "Tasks": ("load_task", "Task", "Environment", "Start", "Reply"),
     "Completions": ("rollout", "HFSampler", "ScriptedSampler", "Sampler", "SamplingParams"),
     "Scores": ("score", "Template", "load_templates", "Scores"),
     "Training": ("train", "load_config", "RunConfig", "Trainer"),
     "Looking and comparing": ("evaluate", "inspect", "compare"),
     "Methods": ("METHODS", "Method", "build_method", "Role", "TokenSlice"),
-    "Records": ("Message", "Example", "Verdict", "Completion", "Rollout", "RolloutGroup", "View"),
+    "Records": ("Message", "Example", "Verdict", "Completion", "Rollout", "Episode", "Turn", "RolloutGroup", "View"),
     "Losses": ("objectives",),
     "Errors": ("UserError",),
 }

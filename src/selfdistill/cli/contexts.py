@@ -14,7 +14,7 @@ from selfdistill.training.build import build_rollout_worker, choose_examples
 from selfdistill.training.problem import build_problem
 from selfdistill.training.run_folder import load_models, on_this_machine
 from selfdistill.training.trainer import prepare_step
-from selfdistill.types import Role, View
+from selfdistill.types import STUDENT, Role, View
 
 
 def audit(
@@ -42,7 +42,7 @@ def audit(
                 "index": view.index,
                 "reward": groups[view.group].verdicts[view.index].reward,
                 "tokens": len(view.completion_ids),
-                "text": chat.decode(view.completion_ids),
+                "text": chat.decode(view.ids_after(STUDENT)),
                 "prompts": _prompts(view, method.roles(), chat),
             }
             for view in prepared.views

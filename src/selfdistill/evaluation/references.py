@@ -14,6 +14,7 @@ from selfdistill.evaluation.statistics import Estimate, bootstrap
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.score import score_roles
 from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, Skipped, View
+from selfdistill.types.conversation import with_gaps
 
 RESAMPLES = 10_000
 TEACHER = "teacher"
@@ -55,10 +56,15 @@ class ReferenceScorer:
             reference_ids = () if text is None else self.chat.response(text)
             if len(prompt) + len(reference_ids) > self.chat.window:
                 reference_ids = ()
-            sampled_ids = group.rollouts[0].completion_ids if self.teacher is not None and group.rollouts else ()
+            first = group.rollouts[0] if self.teacher is not None and group.rollouts else None
+            # The teacher is shown the example's prompt, so an episode with another opening is not compared.
+            sampled_ids = first.completion_ids if first and first.prompt_ids == prompt else ()
             for index, ids in enumerate((reference_ids, sampled_ids)):
+                gaps = first.gaps if first and index else ()
                 if ids:
-                    views.append(View(self._prompts(group, prompt, len(ids)), ids, (), (), 0.0, n, index))
+                    prompts = self._prompts(group, prompt, len(with_gaps(ids, gaps)))
+                    gaps_of_roles = dict.fromkeys(prompts, gaps)
+                    views.append(View(prompts, ids, (), (), 0.0, n, index, gaps=gaps_of_roles))
         if not views:
             return {}
         weights = {STUDENT: Role(None).weights} | ({} if self.teacher is None else {TEACHER: self.teacher.weights})

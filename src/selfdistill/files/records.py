@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from selfdistill.errors import DataError
+from pydantic import TypeAdapter, ValidationError
+
+from selfdistill.errors import DataError, first_line
 from selfdistill.files.jsonl import Row, read_lines
-from selfdistill.types import STUDENT, StepRecord
+from selfdistill.types import STUDENT, Episode, StepRecord
 
 
 def flatten(record: StepRecord) -> dict[str, Any]:
@@ -94,11 +96,14 @@ class RolloutLine:
     feedback: str | None = None
     u: tuple[float | None, ...] | None = None
     """u = log T(y) − log S(y) of each token, in nats; None if no teacher scored the completion."""
+    episode: Episode | None = None
+    """The turns of an episode, with what the environment said; None for a single answer."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line as a JSON object, without ``u`` and ``rewards`` if they are None."""
+        """Return the line as a JSON object, without ``u``, ``rewards`` and ``episode`` if they are None."""
         line = {name: getattr(self, name) for name in LINE_KEYS}
-        return line | {name: getattr(self, name) for name in ("u", "rewards") if getattr(self, name) is not None}
+        line |= {name: getattr(self, name) for name in ("u", "rewards") if getattr(self, name) is not None}
+        return line if self.episode is None else line | {"episode": asdict(self.episode)}
 
     @classmethod
     def from_json(cls, row: Row, where: str) -> RolloutLine:
@@ -115,6 +120,11 @@ class RolloutLine:
             if not fits(value):
                 raise DataError(f"{where}: {key!r} is not what a run writes (got {str(value)[:40]!r})")
             values[key] = tuple(value) if isinstance(value, list) else value
+        if row.get("episode") is not None:
+            try:
+                values["episode"] = TypeAdapter(Episode).validate_python(row["episode"])
+            except ValidationError as error:
+                raise DataError(f"{where}: 'episode' is not what a run writes ({first_line(error)})") from error
         # Runs before this key counted a completion as right by the full reward of 1.
         if "correct" not in row and values.get("reward") is not None:
             values["correct"] = values["reward"] >= 1

@@ -272,9 +272,11 @@ def _stored(
     for line in lines:
         if max(line.ids) >= policy.vocab_size or chat.decode(line.ids) != line.text:
             raise DataError(f"{path}: the ids of {example.id} do not spell its text in this model's tokenizer")
-        prompt = chat.encode(example.prompt, thinking=thinking)
+        if line.episode and sum(turn.tokens for turn in line.episode.turns) != len(line.ids):
+            raise DataError(f"{path}: the turns of {example.id} do not add up to its ids")
+        prompt = chat.encode(line.episode.opening if line.episode else example.prompt, thinking=thinking)
         # The policy that sampled the completion is unknown. NaN is safe, because inspection sets the ratio to 1.
         logprobs = (float("nan"),) * len(line.ids)
-        rollouts.append(Rollout(prompt, line.ids, logprobs, line.finished, line.text, 0))
+        rollouts.append(Rollout(prompt, line.ids, logprobs, line.finished, line.text, 0, episode=line.episode))
         verdicts.append(Verdict(line.reward, feedback=line.feedback, success=line.correct))
     return RolloutGroup(example, tuple(rollouts), tuple(verdicts))

@@ -366,6 +366,9 @@ def arrow_table(table: TokenTable) -> Any:
         "class": pa.array(table.class_N.tolist(), pa.string()),
         "reward": pa.array(repeated([sample.reward for sample in table.samples]), pa.float64()),
     }
+    if any(rollout.episode for rollout in rollouts):
+        turns = [turn for rollout in rollouts for turn in rollout.segments if turn]
+        columns["turn"] = pa.array(turns, pa.int32())
     columns |= {f"logprob {name}": number(values) for name, values in findings.logprobs.items()}
     columns |= {f"entropy {name}": number(values) for name, values in findings.entropies.items()}
     columns |= {name: number(values.astype(np.float32)) for name, values in table.signals.items()}

@@ -173,6 +173,7 @@ def rollout_lines(groups: Sequence[RolloutGroup], result: StepResult, chat: Chat
                 correct=verdict.correct if verdict.reward is not None else None,
                 rewards=function_rewards(verdict) or None,
                 feedback=verdict.feedback,
+                episode=rollout.episode,
                 u=tuple(round(u, 5) for u in (teacher.target_N - student.target_N).tolist())
                 if student is not None and teacher is not None
                 else None,
