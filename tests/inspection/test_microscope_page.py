@@ -149,6 +149,27 @@ def test_picking_hover_and_keyboard(browser: Any, tmp_path: Path) -> None:
 
 
 @needs_browser()
+def test_what_an_environment_said_stands_greyed_before_the_next_turn(browser: Any, tmp_path: Path) -> None:
+    data = page_data(2, 7, HOSTILE)
+    episode = replace(data.samples[0], said={3: f"user: {HOSTILE[0]}", 6: "user: lower"})
+    tab, trouble = opened(browser, render_microscope(replace(data, samples=[episode, data.samples[1]])), tmp_path)
+    tokens = tab.locator("#left .t")
+    said = [tokens.nth(n).get_attribute("data-said") for n in range(7)]
+    # The sums of u over the first three tokens and the next three, from −1 to 1 in seven steps.
+    assert [text for text in said if text] == [
+        f"turn 1: Σ −2.000\nuser: {HOSTILE[0]}\n",
+        "turn 2: Σ +1.000\nuser: lower\n",
+    ]
+    assert (said[3] is None, said[6] is None, tokens.count()) == (False, False, 7)
+    tokens.nth(3).hover()
+    assert "token 4 of 7" in tab.locator("#detail").text_content()
+    tab.locator("#next").click()
+    assert [tokens.nth(n).get_attribute("data-said") for n in range(7)] == [None] * 7
+    assert trouble == []
+    tab.close()
+
+
+@needs_browser()
 def test_completions_are_filtered_sorted_and_searched(browser: Any, tmp_path: Path) -> None:
     # Four tokens: the ids of pieces then begin within a group of base64.
     data = page_data(4, 4, ("alpha", "beta", "gamma"))

@@ -15,7 +15,8 @@ from selfdistill.report.axes import linear_axis, log_axis, step_axis, tick_words
 from selfdistill.report.charts import Series, curve_chart, label_places, running_mean, thin
 from selfdistill.report.files import outer_steps
 from selfdistill.report.outcome import flat, headline
-from selfdistill.report.tokens import Piece, align, choose, colour, scale_limit, tint
+from selfdistill.report.tokens import Piece, align, choose, colour, said_before, scale_limit, tint
+from selfdistill.types import Episode, Message, Turn
 
 
 def line(step: int, **more: Any) -> RolloutLine:
@@ -86,6 +87,16 @@ def test_values_that_do_not_fit_the_tokens_are_said_not_drawn() -> None:
     plain = colour(line(1, text="so 24"), 1.0)
     assert [token.piece for token in plain.tokens] == [Piece("", "so 24")]
     assert (plain.verdict, plain.reward) == ("unjudged", "–")
+
+
+def test_what_an_environment_said_stands_before_the_next_turn() -> None:
+    said = (Message("user", "<b>lower</b>"), Message("tool", "7"))
+    turns = (Turn(2, "a b", messages=said, ids=(5,)), Turn(1, "c", messages=(Message("user", "the end"),)))
+    episode = Episode((), turns, "done")
+    assert said_before(episode) == {2: "user: <b>lower</b>\ntool: 7"}
+    assert said_before(None) == {}
+    shown = colour(line(1, text="a b c", tokens=("a", "b", "c"), episode=episode), 1.0)
+    assert [token.said for token in shown.tokens] == ["", "", "user: <b>lower</b>\ntool: 7"]
 
 
 def test_a_curve_stands_where_it_must() -> None:

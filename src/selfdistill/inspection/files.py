@@ -21,7 +21,7 @@ from selfdistill.files.jsonl import write_json
 from selfdistill.inspection import tables
 from selfdistill.inspection.findings import Findings
 from selfdistill.inspection.page import PageData, Sample, render_microscope
-from selfdistill.report.tokens import align
+from selfdistill.report.tokens import align, said_before
 from selfdistill.types import STUDENT, Verdict
 
 FILES = ("tokens.parquet", "summary.json", "index.html")
@@ -83,6 +83,7 @@ def token_table(findings: Findings, chat: Chat, patterns: Mapping[str, Any]) -> 
                 reward=verdict.reward,
                 finished=rollout.finished,
                 pieces=pieces,
+                said=said_before(rollout.episode),
             )
         )
     return TokenTable(findings, samples, np.array(classes, dtype=np.str_), outcomes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class Sample:
     reward: float | None
     finished: bool
     pieces: Sequence[Piece]
+    said: Mapping[int, str] = field(default_factory=dict)
+    """What the environment said, by the index of the token that follows it; empty for a single answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def _pack(page_data: PageData, columns: Mapping[str, NDArray[Any]]) -> tuple[dic
         "names": [f"{numbers.printable(sample.example)} · {sample.index}" for sample in page_data.samples],
         "texts": [
             {"prompt": numbers.printable(sample.prompt).strip(), "feedback": numbers.printable(sample.feedback).strip()}
+            | ({"said": sample.said} if sample.said else {})
             for sample in page_data.samples
         ],
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
+from selfdistill.types import Episode
 
 MOST_TOKENS = 3000
 """Maximum tokens of a completion on a page; longer ones are cut, with a note. Twelve of this length are about 5 MB."""
@@ -33,6 +34,8 @@ class Token:
     strength: int
     u: str
     logprob: str
+    said: str = ""
+    """What the environment said before it, at the start of a turn of an episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,18 @@ class Coloured:
     total_u: str
     tokens: tuple[Token, ...]
     note: str
+
+
+def said_before(episode: Episode | None) -> dict[int, str]:
+    """What the environment said between the turns of an episode, by the index of the token that follows it."""
+    said: dict[int, str] = {}
+    own = 0
+    for turn in episode.turns if episode else ():
+        own += turn.tokens
+        if turn.ids:
+            words = (f"{message.role}: {message.content}" for message in turn.messages)
+            said[own] = numbers.printable("\n".join(words))
+    return said
 
 
 def align(text: str, tokens: Sequence[str]) -> list[Piece]:
@@ -101,6 +116,7 @@ def colour(line: RolloutLine, limit: float) -> Coloured:
     logprobs = _per_token(line.logprobs or None, "logprobs", len(words), notes)
     if len(pieces) > MOST_TOKENS:
         notes.append(f"Only the first {MOST_TOKENS:,} of {len(pieces):,} tokens are shown.")
+    said = said_before(line.episode)
     finite_u = [value for value in u if value is not None]
     reward = line.reward
     return Coloured(
@@ -113,8 +129,14 @@ def colour(line: RolloutLine, limit: float) -> Coloured:
         length=len(words),
         total_u=numbers.signed(sum(finite_u)) if finite_u else "",
         tokens=tuple(
-            Token(piece, *tint(gain, limit), numbers.signed(gain, decimals=3), numbers.signed(logprob, decimals=3))
-            for piece, gain, logprob in zip(pieces[:MOST_TOKENS], u, logprobs, strict=False)
+            Token(
+                piece,
+                *tint(gain, limit),
+                numbers.signed(gain, decimals=3),
+                numbers.signed(logprob, decimals=3),
+                said.get(n, ""),
+            )
+            for n, (piece, gain, logprob) in enumerate(zip(pieces[:MOST_TOKENS], u, logprobs, strict=False))
         ),
         note=" ".join(notes),
     )

@@ -69,12 +69,22 @@
     const values = current.columns[shade];
     const block = pane.querySelector(".tokens");
     const all = document.createDocumentFragment();
+    // The words of the environment stand before the first token of the next turn, below the sum of the turn before.
+    const said = data.texts[index].said || {};
+    let turn = 1;
+    let sum = 0;
     for (let n = 0; n < current.count; n += 1) {
       const [before, body, unseen] = data.pieces[current.pieces[n]];
       if (before) all.append(before);
       const value = values[n];
       const strength = Math.round(100 * Math.min(1, Math.abs(value) / limit));
       const token = make("span", body, `t${value > 0 ? " p" : value < 0 ? " n" : ""}${unseen ? " unseen" : ""}`);
+      if (said[n] !== undefined) {
+        token.dataset.said = `turn ${turn}: Σ ${signed(sum)}\n${said[n]}\n`;
+        turn += 1;
+        sum = 0;
+      }
+      if (!Number.isNaN(value)) sum += value;
       if (strength) token.style.setProperty("--a", strength);
       all.append(token);
     }
