@@ -114,7 +114,7 @@ def test_a_reply_continues_as_the_template_renders_the_whole(chat: Chat, said: t
 
 def test_sampled_log_probabilities_are_those_of_one_forward_over_the_whole_conversation(folder: Path) -> None:
     policy, chat = load_exact(folder)
-    task = Talks()
+    task: Any = Talks()
     params = SamplingParams(count=3, max_tokens=6, seed=5)
     groups = sample_and_verify(examples(), task, HFSampler(policy, stop_ids=OFTEN), chat, params)
     assert max(len(r.episode.turns) for g in groups for r in g.rollouts if r.episode) > 1
@@ -128,10 +128,12 @@ def test_an_episode_depends_on_neither_the_batch_nor_the_rank(folder: Path) -> N
     policy, chat = load_exact(folder)
     params = SamplingParams(count=3, max_tokens=6, seed=5)
 
+    talks: Any = Talks()
+
     def texts(which: Sequence[int], size: int) -> list[list[str]]:
         share = [examples()[i] for i in which]
         sampler = HFSampler(policy, stop_ids=OFTEN, max_batch_size=size)
-        groups = sample_and_verify(share, Talks(), sampler, chat, replace(params, ordinals=which))
+        groups = sample_and_verify(share, talks, sampler, chat, replace(params, ordinals=which))
         return [[r.text for r in group.rollouts] for group in groups]
 
     whole = texts([0, 1], 64)
@@ -362,5 +364,5 @@ def test_every_rank_samples_equally_often(chat: Chat) -> None:
 
     params = SamplingParams(count=3, max_tokens=16, seed=7)
     task = Spoken()
-    episodes.play(examples(), task, task, sample, chat, params, thinking=None, world=World())  # type: ignore[arg-type]
+    episodes.play(examples(), task, sample, chat, params, thinking=None, world=World())  # type: ignore[arg-type]
     assert calls == [6, 4, 1, 0, 0]

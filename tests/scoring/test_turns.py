@@ -14,7 +14,7 @@ import methods_by_hand as hand
 from selfdistill.contexts.templates import Template
 from selfdistill.scoring.batching import collate, cut_by_tokens
 from selfdistill.training.metrics import budget_of, rollout_lines, rollout_metrics, separation
-from selfdistill.types import STUDENT, View
+from selfdistill.types import STUDENT, TokenSlice, View
 from support.engine import distance, load_exact, make_bench, perturb, size_of
 from support.turns import Script, by_hand, played
 
@@ -92,9 +92,12 @@ def test_masks_and_places_are_those_made_by_hand(
     views = bench.trainer.prepare(groups, step=1).views
     seen: list[torch.Tensor] = []
     loss = type(bench.method).loss
-    monkeypatch.setattr(
-        type(bench.method), "loss", lambda self, tokens: (seen.append(tokens.inputs["segment"]), loss(self, tokens))[1]
-    )
+
+    def watched(self: Any, tokens: TokenSlice) -> torch.Tensor:
+        seen.append(tokens.inputs["segment"])
+        return loss(self, tokens)
+
+    monkeypatch.setattr(type(bench.method), "loss", watched)
     bench.step(groups)
     for view in views:
         tail, turns = by_hand(chat, view.group, view.index)

@@ -101,9 +101,9 @@ class Script:
 
 def played(chat: Chat, sample: Script, task: Any = None, *, max_tokens: int = 16, count: int = 3) -> list[RolloutGroup]:
     """The episodes of the table."""
-    own = task or Spoken()
+    own: Any = task or Spoken()
     params = SamplingParams(count=count, max_tokens=max_tokens, seed=7)
-    return play(examples(), own, own, sample, chat, params, thinking=None)
+    return play(examples(), own, sample, chat, params, thinking=None)
 
 
 def by_hand(chat: Chat, group: int, episode: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -20,7 +20,7 @@ from selfdistill.sampling.environments import Fault, call_all, read_reply, read_
 from selfdistill.seeds import derive
 from selfdistill.tasks.turns import AT_ONCE, MAX_TURNS, SECONDS, Environment
 from selfdistill.tracking.progress import activity, log
-from selfdistill.types import Completion, Episode, Example, Message, Rollout, RolloutGroup, Task, Turn, Verdict
+from selfdistill.types import Completion, Episode, Example, Message, Rollout, RolloutGroup, Turn, Verdict
 from selfdistill.types.conversation import DONE
 
 TURN_LIMIT = "the turn limit was reached"
@@ -73,7 +73,7 @@ class _Playing:
     def verdict(self, *, judges: bool) -> Verdict:
         """The sum of the rewards. It is None if nothing was rewarded, or if a fault of the environment ended it.
 
-        ``judges`` says that the task rewards: an episode that a limit ended without a reward then earned 0.
+        ``judges`` says that its replies give rewards: an episode that a limit ended without a reward then earned 0.
         """
         rewards = [turn.reward for turn in self.turns if turn.reward is not None]
         feedback = next((turn.feedback for turn in reversed(self.turns) if turn.feedback), None)
@@ -87,7 +87,6 @@ class _Playing:
 
 def play(
     examples: Sequence[Example],
-    task: Task,
     environment: Environment,
     sample: Sample,
     chat: Chat,
@@ -130,7 +129,7 @@ def play(
         living = [one for one in replying if not one.ended]
     rollouts, verdicts = (
         [one.rollout(chat, version) for one in episodes],
-        [one.verdict(judges=task.has_verifier) for one in episodes],
+        [one.verdict(judges=environment.has_verifier) for one in episodes],
     )
     cuts = range(0, len(episodes), params.count)
     return [

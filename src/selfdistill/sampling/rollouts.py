@@ -129,7 +129,7 @@ def sample_and_verify(
             with activity("sampling", len(conversations), "turns"):
                 return sampler.sample(conversations, asked)
 
-        return play(examples, task, environment, sample, chat, params, thinking=thinking, world=world)
+        return play(examples, environment, sample, chat, params, thinking=thinking, world=world)
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]
     with activity("sampling", len(prompts) * params.count, "completions"):
         completions = sampler.sample(prompts, params)
@@ -290,7 +290,6 @@ class RolloutWorker:
         if environment is not None:
             groups = play(
                 share,
-                self.task,
                 environment,
                 partial(self._sample, self.sampler),
                 self.chat,

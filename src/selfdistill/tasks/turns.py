@@ -21,6 +21,9 @@ class Environment(Protocol):
     the replies are a function of the example and the model's turns; a run with any other task cannot be resumed.
     """
 
+    has_verifier: bool
+    """Whether its replies give rewards, as of a :class:`~selfdistill.types.Task`."""
+
     def start(self, example: Example) -> Start | Awaitable[Start]:
         """Start an episode of an example."""
         ...

@@ -24,8 +24,8 @@ class Start:
 
     state: object = None
     """Whatever the environment keeps of this episode. It is given back with every turn."""
-    messages: Sequence[Message] = ()
-    """The opening of the conversation; empty: the example's prompt."""
+    messages: Sequence[Message] | str = ()
+    """The opening of the conversation; empty: the example's prompt. A text is one message of the user."""
 
 
 @dataclass(frozen=True, slots=True)
