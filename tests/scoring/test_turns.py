@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 import methods_by_hand as hand
-from selfdistill.contexts.templates import Template
+from selfdistill.contexts.templates import Template, parse_template
+from selfdistill.errors import ConfigError
 from selfdistill.scoring.batching import collate, cut_by_tokens
 from selfdistill.training.metrics import budget_of, rollout_lines, rollout_metrics, separation
 from selfdistill.types import STUDENT, TokenSlice, View
-from support.engine import distance, load_exact, make_bench, perturb, size_of
+from support.engine import distance, invent_groups, load_exact, make_bench, perturb, size_of
 from support.turns import Script, by_hand, played
 
+TAU = partial(hand.clipped_forward_kl, clip=0.05)
 CASES: dict[str, tuple[Mapping[str, Any], str, Callable[[hand.Scored, int], torch.Tensor]]] = {
     "grpo": ({}, "live", hand.grpo),
     "sdpo": ({}, "ema", hand.sdpo(hand.jensen_shannon, k=None)),
@@ -172,3 +175,96 @@ def test_an_episode_is_shown_in_hindsight_as_a_conversation(folder: Path, templa
         f"<|user|> use 3 4 to make 12 . another attempt was correct : {sibling} . now solve the problem"
         " <|end|> <|assistant|> <think>"
     )
+
+
+EACH = Template("each", "", text="$question feedback : $reply", before="each")
+LAST = Template("last", "", text="$question a correct solution is $solution", before="last")
+AGAIN, WRONG = "feedback : reaches 7 not 12 . solve", "feedback : below 9 ."
+SHOWN: dict[str, dict[tuple[int, int], tuple[str, ...]]] = {
+    # Before the first turn what was said of it, and so on; a right last turn is told nothing, and keeps its words.
+    "each": {
+        (0, 0): (f"use 3 4 to make 12 . feedback : {AGAIN}", AGAIN),
+        (0, 1): (f"use 3 4 to make 12 . feedback : {WRONG}", f"{WRONG} feedback : {WRONG}"),
+        (1, 0): (f"make 9 . feedback : {WRONG}", f"{WRONG} feedback : {WRONG}", WRONG),
+        (1, 1): (f"make 9 . feedback : {WRONG}",),
+        (1, 2): (f"make 9 . feedback : {WRONG}", f"{WRONG} feedback : {WRONG}"),
+    },
+    "last": {
+        (0, 0): ("use 3 4 to make 12 .", f"{AGAIN} a correct solution is 3 × 4"),
+        (0, 1): ("use 3 4 to make 12 .", f"{WRONG} a correct solution is 3 × 4"),
+        (0, 2): ("use 3 4 to make 12 . a correct solution is 3 × 4",),
+        (1, 0): ("make 9 .", WRONG, f"{WRONG} a correct solution is 9"),
+        (1, 1): ("make 9 . a correct solution is 9",),
+        (1, 2): ("make 9 .", f"{WRONG} a correct solution is 9"),
+    },
+}
+"""By template and episode: the message before each turn as the teacher reads it."""
+
+
+@pytest.mark.parametrize("template", [EACH, LAST], ids=["each", "last"])
+def test_hindsight_stands_before_its_turn_and_the_gradient_is_that_of_brute_force(
+    template: Template, folder: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(folder)
+    start = copy.deepcopy(policy.model)
+    known = {**templates, template.name: template}
+    bench = make_bench(policy, chat, known, "opsd", {"context": template.name, "score_temperature": 1.0}, move=perturb)
+    groups = played(chat, Script(chat, policy))
+    result = bench.step(groups)
+    model = copy.deepcopy(start)
+    model.load_state_dict(policy.model.state_dict())
+    vocabulary = chat.tokenizer.get_vocab()
+    completions = []
+    for view in result.views:
+        shown = SHOWN[template.name][view.group, view.index]
+        read = [[vocabulary[w] for w in f"<|user|> {said} <|end|> <|assistant|> <think>".split()] for said in shown]
+        tail, turns = by_hand(chat, view.group, view.index)
+        ids: list[int] = []
+        own: list[int] = []
+        for n, before in enumerate(read, 1):
+            ids += before
+            said = [token for token, turn in zip(tail, turns, strict=True) if turn == n]
+            own += range(len(ids), len(ids) + len(said))
+            ids += said
+        whole = hand.rows(start, ids[:1], ids[1:], policy.vocab_size)
+        mine = hand.rows(model, view.prompts[STUDENT], tail, policy.vocab_size)
+        student = [row for row, turn in zip(mine, turns, strict=True) if turn]
+        teacher = hand.frozen([whole[n - 1] for n in own])
+        completions.append(hand.Scored(student, teacher, [ids[n] for n in own], (), 0.0))
+    left = {(g, i) for g in range(2) for i in range(3)} - SHOWN[template.name].keys()
+    assert {(view.group, view.index) for view in result.views} == SHOWN[template.name].keys()
+    assert sum(result.record.skipped.values()) == len(left) == (1 if template is EACH else 0)
+    loss = hand.mean_over_tokens(completions, hand.against_teacher(TAU))
+    assert result.record.loss == pytest.approx(float(loss.detach()), rel=1e-9)
+    assert distance(bench.gradient(), hand.gradient(model, loss)) < 1e-8
+
+
+def test_a_template_before_a_turn_is_what_it_is_for_a_single_answer_and_in_a_choice(
+    folder: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(folder)
+    choice = Template("choice", "", first_of=("each", "solution"))
+    known = {**templates, "each": EACH, "choice": choice}
+    bench = make_bench(policy, chat, known, "opsd", {"context": "choice"})
+    views = bench.trainer.prepare(played(chat, Script(chat)), step=1).views
+    shown = {(v.group, v.index): chat.tokenizer.decode((*v.prompts["teacher"], *v.ids_after("teacher"))) for v in views}
+    assert len(shown) == 6 and "a correct solution is 3 × 4" in shown[0, 2]
+    assert all(f"feedback : {WRONG}" in text for at, text in shown.items() if at not in ((0, 0), (0, 2)))
+    # Single answers are told their feedback.
+    groups = invent_groups(policy, chat)
+    told = bench.trainer.prepare(groups, step=1).views
+    text = chat.tokenizer.decode(next(v.prompts["teacher"] for v in told if (v.group, v.index) == (0, 0)))
+    assert text == "<|user|> use 3 4 to make 12 . feedback : reaches 7 <|end|> <|assistant|> <think>"
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"text": "$question", "before": "second"}, r"\[x\].before is the turn 'first', 'last' or 'each'"),
+        ({"text": "$question", "before": "last", "system": "so"}, "goes with a text alone"),
+        ({"first_of": ["y"], "before": "each"}, "goes with a text alone"),
+    ],
+)
+def test_a_template_before_another_turn_is_a_text_alone(table: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse_template("x", table, "file")

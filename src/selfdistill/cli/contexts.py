@@ -86,7 +86,10 @@ def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> list[dict[str,
                 "what": describe_role(role) if role else "what the model is asked",
                 "tokens": len(ids),
                 "shared": sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(student, ids, strict=False))),
-                "text": chat.tokenizer.decode(ids),
+                # What a role reads between the turns is shown where it is not what the student read.
+                "text": chat.tokenizer.decode(ids)
+                if view.gaps.get(name) == view.gaps.get(STUDENT)
+                else chat.tokenizer.decode((*ids, *view.ids_after(name))),
             }
         )
     return prompts

@@ -6,11 +6,13 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, apply
 from selfdistill.seeds import derive
-from selfdistill.types import STUDENT, Example, Message, Role, RolloutGroup, Skipped, Verdict
+from selfdistill.types import STUDENT, Episode, Example, Message, Role, Rollout, RolloutGroup, Skipped, Verdict
+from selfdistill.types.conversation import Conversation, with_gaps
 
 
 def hindsight(
@@ -30,6 +32,9 @@ def hindsight(
         fields["assessment"] = _assessment(verdict)
     if verdict.feedback:
         fields["feedback"] = verdict.feedback
+    episode = own_group.rollouts[index].episode
+    if reply := episode.reply_after(0) if episode else verdict.feedback:
+        fields["reply"] = reply
     texts = [chat.answer_part(rollout) for rollout in own_group.rollouts]
     if other := other_input(groups, group, contrast=contrast, seed=seed):
         fields["other_question"] = other[-1].content
@@ -145,3 +150,83 @@ def role_prompt(
     if len(ids) + room > chat.window:
         return Skipped(name)
     return ids
+
+
+def role_conversation(
+    role: Role,
+    example: Example,
+    rollout: Rollout,
+    fields: Mapping[str, str],
+    templates: Mapping[str, Template],
+    chat: Chat,
+    *,
+    thinking: bool | None,
+    other_input: Sequence[Message] = (),
+) -> tuple[int, ...] | Conversation | Skipped:
+    """The prompt of a role for an episode, and what it reads between the turns if that differs from the student's.
+
+    ``example`` has the episode's opening as its prompt. Of a ``first_of`` the first template that can be rendered is
+    taken, wherever its text stands.
+    """
+    assert rollout.episode is not None
+    thinking = thinking if role.thinking is None else role.thinking
+    template = templates.get(role.context or "")
+    results: list[tuple[int, ...] | Conversation | Skipped] = []
+    for name in (template.first_of or (template.name,)) if template else (role.context,):
+        if name in templates and templates[name].before != "first":
+            shown = _before_turns(
+                templates[name], rollout, rollout.episode, fields, chat, thinking=thinking, other_input=other_input
+            )
+        else:
+            room = len(rollout.ids_after_prompt)
+            one = replace(role, context=name)
+            shown = role_prompt(
+                one, example, fields, templates, chat, thinking=thinking, room=room, other_input=other_input
+            )
+        if not isinstance(shown, Skipped):
+            return shown
+        results.append(shown)
+    if template is None or not template.first_of:
+        return results[0]
+    missing = dict.fromkeys(name for one in results if isinstance(one, Skipped) for name in one.missing)
+    return Skipped(template.name, tuple(missing), template.first_of)
+
+
+def _before_turns(
+    template: Template,
+    rollout: Rollout,
+    episode: Episode,
+    fields: Mapping[str, str],
+    chat: Chat,
+    *,
+    thinking: bool | None,
+    other_input: Sequence[Message],
+) -> Conversation | Skipped:
+    """The conversation with a template's text before its last turn, or before each that has the template's fields."""
+    turns = episode.turns
+    before = [episode.opening, *(turn.messages for turn in turns[:-1])]
+    skipped = Skipped(template.name)
+    edited: dict[int, tuple[Message, ...]] = {}
+    for n in range(len(turns)) if template.before == "each" else [len(turns) - 1]:
+        reply = episode.reply_after(n)
+        own = {
+            **{name: text for name, text in fields.items() if name != "reply"},
+            **({"reply": reply} if reply else {}),
+        }
+        # A template stands in the place of a user's message; what a tool said keeps its role.
+        asked = (*before[n][:-1], Message("user", before[n][-1].content))
+        shown = template.render(asked, own, other_input=other_input)
+        if isinstance(shown, Skipped):
+            skipped = shown
+        else:
+            edited[n] = (*shown[:-1], Message(before[n][-1].role, shown[-1].content))
+    if not edited:
+        return skipped
+    ids = chat.encode(edited.get(0, episode.opening), thinking=thinking)
+    gaps = tuple(
+        (own, chat.after_turn(episode.opening, edited[n], thinking=thinking) if n in edited else said)
+        for n, (own, said) in enumerate(rollout.gaps, 1)
+    )
+    if len(ids) + len(with_gaps(rollout.completion_ids, gaps)) > chat.window:
+        return Skipped(template.name)
+    return Conversation(ids, gaps)

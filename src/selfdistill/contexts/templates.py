@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfdistill.errors import ConfigError
 from selfdistill.types import Message, Skipped
@@ -43,6 +43,7 @@ FIELDS = {
     "attempts": "all other completions of the group, numbered, thinking stripped",
     "majority_answer": "the most frequent final answer of the group; missing if two are equally frequent",
     "agreeing_sibling": "the shortest other completion that ends in $majority_answer, thinking stripped",
+    "reply": "what the environment said after the turn that the text stands before; of a single answer its $feedback",
     "solution_half": "the first half of $solution, by its words",
 }
 """Fields that the library itself fills; a task or a field mapping may add more."""
@@ -64,6 +65,8 @@ class Template:
     first_of: tuple[str, ...] = ()
     system: str | None = None
     turns: tuple[Message, ...] = ()
+    before: Literal["first", "last", "each"] = "first"
+    """The turn of an episode before which the text stands. ``$question`` is the message that it replaces."""
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -178,11 +181,11 @@ def parse_template(name: str, table: object, source: str) -> Template:
     """
     if not isinstance(table, dict):
         raise ConfigError(f"context file {source}: {name!r} must be a table")
-    unknown = set(table) - {"description", "text", "first_of", "system", "turns"}
+    unknown = set(table) - {"description", "text", "first_of", "system", "turns", "before"}
     if unknown:
         raise ConfigError(
             f"context file {source}: unknown key {sorted(unknown)[0]!r} in [{name}]; "
-            "known: description, first_of, system, text, turns"
+            "known: before, description, first_of, system, text, turns"
         )
     if ("text" in table) == ("first_of" in table):
         raise ConfigError(f"context file {source}: [{name}] needs either 'text' or 'first_of'")
@@ -199,7 +202,12 @@ def parse_template(name: str, table: object, source: str) -> Template:
         first_of=tuple(choices),
         system=table.get("system"),
         turns=_parse_turns(table.get("turns", ()), f"context file {source}: [{name}].turns"),
+        before=table.get("before", "first"),
     )
+    if template.before not in ("first", "last", "each"):
+        raise ConfigError(f"context file {source}: [{name}].before is the turn 'first', 'last' or 'each'")
+    if template.before != "first" and (template.text is None or template.system is not None or template.turns):
+        raise ConfigError(f"context file {source}: [{name}].before goes with a text alone, without system and turns")
     texts = [("text", template.text or ""), *(("turns", turn.content) for turn in template.turns)]
     for key, text in texts:
         if not string.Template(text).is_valid():

@@ -88,7 +88,7 @@ def measure_teacher_gap(
         room=params.max_tokens,
     )
     prompt_by_index = {(g, i): row[i][TEACHER] for g, row in enumerate(rendered) for i in range(len(row))}
-    prompts = {index: ids for index, ids in prompt_by_index.items() if not isinstance(ids, Skipped)}
+    prompts = {index: ids for index, ids in prompt_by_index.items() if isinstance(ids, tuple)}
     skipped = Counter(ids.reason for ids in prompt_by_index.values() if isinstance(ids, Skipped))
     indices = sorted(prompts)
     if not indices:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import example_fields, hindsight, other_input, role_prompt
+from selfdistill.contexts.fields import example_fields, hindsight, other_input, role_conversation, role_prompt
 from selfdistill.contexts.templates import Template
 from selfdistill.errors import ConfigError
 from selfdistill.methods.base import BatchScores, Method, State
@@ -27,8 +27,9 @@ from selfdistill.models.head import HeadInput, LossInputs
 from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import MicroBatch, concatenate
 from selfdistill.types import STUDENT, Message, Role, RolloutGroup, Scores, Skipped, View, has_prompt
+from selfdistill.types.conversation import Conversation
 
-Rendered: TypeAlias = "list[list[dict[str, tuple[int, ...] | Skipped]]]"
+Rendered: TypeAlias = "list[list[dict[str, tuple[int, ...] | Conversation | Skipped]]]"
 """By group, completion and role: the prompt ids, or the reason why there are none."""
 
 
@@ -83,7 +84,7 @@ def render(
         sampled_from = {name: ids for name, ids in prompt_of.items() if name in sampling_roles}
         rendered.append([])
         for i, rollout in enumerate(group.rollouts):
-            prompts: dict[str, tuple[int, ...] | Skipped] = {}
+            prompts: dict[str, tuple[int, ...] | Conversation | Skipped] = {}
             example = replace(group.example, prompt=rollout.episode.opening) if rollout.episode else group.example
             for name, role in roles.items():
                 if name == STUDENT:
@@ -96,7 +97,12 @@ def render(
                     if name not in sampling_roles:
                         fields = hindsight(groups, g, i, chat, contrast=role.contrast, seed=seed)
                         other = other_input(groups, g, contrast=role.contrast, seed=seed)
-                    space = len(rollout.ids_after_prompt) if room is None else room
+                    if rollout.episode:
+                        prompts[name] = role_conversation(
+                            role, example, rollout, fields, templates, chat, thinking=thinking, other_input=other
+                        )
+                        continue
+                    space = len(rollout.completion_ids) if room is None else room
                     prompts[name] = role_prompt(
                         role,
                         example,
@@ -130,14 +136,18 @@ def prepare(
         judged = [verdict.correct for r, verdict in pairs if r.source == STUDENT and verdict.reward is not None]
         for i, rollout in enumerate(group.rollouts):
             prompts: dict[str, tuple[int, ...]] = {STUDENT: rollout.prompt_ids}
+            gaps = {STUDENT: rollout.gaps} if rollout.episode else {}
             if not keep[i]:
                 result.skipped["left out by the method"] += 1
             for name in roles if keep[i] else ():
                 ids = rendered[g][i][name]
                 if isinstance(ids, Skipped):
                     result.skipped[ids.reason] += 1
+                elif isinstance(ids, Conversation):
+                    prompts[name], gaps[name] = ids.ids, ids.gaps
                 else:
                     prompts[name] = ids
+                    gaps |= {name: rollout.gaps} if rollout.episode else {}
             enters = keep[i] and all(name in prompts for name in needed)
             result.dropped += not enters
             if not (enters or with_left_out):
@@ -157,7 +167,7 @@ def prepare(
                     reward=group.verdicts[i].reward,
                     correct=group.verdicts[i].correct,
                     pass_rate=sum(judged) / len(judged) if judged else None,
-                    gaps=dict.fromkeys(prompts, rollout.gaps) if rollout.episode else {},
+                    gaps=gaps,
                 )
             )
     return result

@@ -71,12 +71,25 @@ class Episode:
     ended: str
     """Why the episode ended: :data:`DONE`, or what cut it."""
 
+    def reply_after(self, turn: int) -> str:
+        """What the environment said after a turn, counted from 0: its feedback, or else its messages; may be empty."""
+        said = self.turns[turn]
+        return said.feedback or "\n".join(message.content for message in said.messages)
+
 
 DONE = "done"
 """Why an episode ended that the environment ended itself."""
 
 Gaps: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
 """Token ids between the turns of a completion: (the model's own tokens before them, the ids)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The prompt of a role that sees other words of the environment than the student, and those words, as token ids."""
+
+    ids: tuple[int, ...]
+    gaps: Gaps
 
 
 def gaps_of(turns: Sequence[Turn]) -> Gaps:
