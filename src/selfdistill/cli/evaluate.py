@@ -123,6 +123,9 @@ def _also(
 def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines below the accuracy of :func:`evaluate_model`: counts, weights, skipped problems and warnings."""
     yield f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}"
+    if result.get("turns"):
+        turns, ended = result["turns"], ", ".join(f"{n} × {reason}" for reason, n in sorted(result["ended"].items()))
+        yield f"{turns['value']:.2f} turns an episode [{turns['low']:.2f}, {turns['high']:.2f}]; ended: {ended}"
     yield f"weights: {Weights(result['weights'], result['checkpoint'], result['step']).describe()}"
     for reason, count in sorted(result["skipped"].items()):
         yield f"skipped: {count} × {reason}"
