@@ -236,7 +236,7 @@ def test_shipped_templates_neither_begin_nor_end_with_space() -> None:
         ('[own]\ntext = "costs $ 5"\n', "[own].text holds a stray '$'; write '$$' for a dollar sign"),
         (
             '[own]\ntext = "a"\ntxet = "b"\n',
-            "unknown key 'txet' in [own]; known: description, first_of, system, text, turns",
+            "unknown key 'txet' in [own]; known: before, description, first_of, system, text, turns",
         ),
         ('[own]\ndescription = "a"\n', "[own] needs either 'text' or 'first_of'"),
         ('[own]\ntext = "a"\nfirst_of = ["b"]\n', "[own] needs either 'text' or 'first_of'"),

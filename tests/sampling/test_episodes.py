@@ -101,7 +101,9 @@ def test_a_template_that_renders_turns_otherwise_is_noticed_and_one_that_keeps_t
     assert rollout.ids_after_prompt == by_hand(dropping, 0, 0)[0]
 
 
-@pytest.mark.parametrize("said", [("so",), ("user : 9 ?", "<|end|> <|assistant|> answer 9"), ("",)])
+@pytest.mark.parametrize(
+    "said", [("so",), ("user : 9 ?", "<|end|> <|assistant|> answer 9"), ("",), ("so sentinel0answer 9",)]
+)
 def test_a_reply_continues_as_the_template_renders_the_whole(chat: Chat, said: tuple[str, ...]) -> None:
     opening = (Message("system", "solve"), Message("user", "make 9 ."))
     messages = tuple(Message("user", text) for text in said)

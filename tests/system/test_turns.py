@@ -16,11 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import selfdistill as sd
+from selfdistill.api.tasks import Chosen
 from selfdistill.cli.app import main
 from selfdistill.config.run import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, UserError
 from selfdistill.files.records import read_rollouts
+from selfdistill.tasks.countdown.turns import CountdownTurnsTask
 from selfdistill.tasks.judging import verify_all
+from selfdistill.tasks.turns import environment_of
 from support.runs import as_toml, lines, open_run, outcome, recorder, train
 from support.tiny import save_tiny_model
 
@@ -197,3 +200,24 @@ def test_a_template_that_renders_turns_otherwise_is_told_once(brief: Path, tmp_p
     opened.train(recorder(opened).stop)
     told = [sentence for sentence in recorder(opened).said if "renders earlier turns otherwise" in sentence]
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("max_turns", 0), ("max_turns", 2.5), ("seconds", -1), ("seconds", "ten"), ("at_once", True)],
+)
+def test_a_limit_that_is_none_is_refused(
+    attribute: str, value: Any, brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        CountdownTurnsTask, attribute, property(lambda self: value, lambda self, given: None), raising=False
+    )
+    with pytest.raises(ConfigError, match=f"{attribute} of task 'countdown-turns' is {value!r}"):
+        open_run(config(brief), tmp_path / "run")
+
+
+def test_rewards_and_chosen_problems_see_through_to_the_environment(folder: Path) -> None:
+    task: Any = sd.load_task("my_game:Guess", size=2)
+    assert environment_of(Chosen(task, task.examples("train"))) is task
+    with pytest.raises(ConfigError, match="its environment gives the rewards"):
+        sd.rollout(*sd.load_policy("countdown-base"), task, task.examples("train"), reward=len, completions=1)

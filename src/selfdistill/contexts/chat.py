@@ -83,8 +83,11 @@ class Chat:
         Raises:
             ModelError: the template cannot render the messages.
         """
-        text, marks = self._text((*opening, Message("assistant", SENTINEL), *said), thinking)
-        _, answer, tail = text.rpartition(SENTINEL)
+        sentinel = SENTINEL
+        while any(sentinel in message.content for message in (*opening, *said)):
+            sentinel += "0"
+        text, marks = self._text((*opening, Message("assistant", sentinel), *said), thinking)
+        _, answer, tail = text.rpartition(sentinel)
         if not answer:
             raise ModelError(f"the chat template of {self.name} leaves out earlier turns of the assistant")
         # The sampled turn has its own end.

@@ -171,9 +171,11 @@ def role_conversation(
     assert rollout.episode is not None
     thinking = thinking if role.thinking is None else role.thinking
     template = templates.get(role.context or "")
+    choices = template.first_of or (template.name,) if template else ()
     results: list[tuple[int, ...] | Conversation | Skipped] = []
-    for name in (template.first_of or (template.name,)) if template else (role.context,):
-        if name in templates and templates[name].before != "first":
+    for name in choices or (role.context,):
+        shown: tuple[int, ...] | Conversation | Skipped
+        if name is not None and name in templates and templates[name].before != "first":
             shown = _before_turns(
                 templates[name], rollout, rollout.episode, fields, chat, thinking=thinking, other_input=other_input
             )

@@ -29,6 +29,7 @@ from selfdistill.errors import ConfigError, UserError
 from selfdistill.tasks.frames import raised_in, shown_path
 from selfdistill.tasks.judge import Judge, judge_details
 from selfdistill.tasks.judging import verify_all
+from selfdistill.tasks.turns import environment_of
 from selfdistill.types import Example, Task, Verdict
 
 RewardFunction = Callable[..., Any]
@@ -109,6 +110,10 @@ class RewardedTask:
     ) -> None:
         self.name = task.name
         self.contexts = task.contexts
+        if environment_of(task) is not None:
+            raise ConfigError(
+                f"task {task.name!r} is played in turns, and its environment gives the rewards: no reward"
+            )
         self.task = task
         """The task whose rewards are replaced."""
         self.functions = (reward,) if callable(reward) else tuple(reward)

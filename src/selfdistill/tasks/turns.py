@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol, runtime_checkable
 
+from selfdistill.errors import ConfigError
 from selfdistill.types import Example, Reply, Start, Task
 
 MAX_TURNS = 8
@@ -41,6 +42,19 @@ def environment_of(task: Task) -> Environment | None:
             return None
         task = inner
     return task
+
+
+def check_limits(environment: Environment, name: str) -> None:
+    """Refuse an environment whose limits are no numbers above 0. ``name`` is the task's.
+
+    Raises:
+        ConfigError: names the attribute.
+    """
+    for attribute, kind in (("max_turns", int), ("seconds", int | float), ("at_once", int)):
+        value = getattr(environment, attribute, 1)
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            number = "a number of" if attribute == "seconds" else "a whole number of"
+            raise ConfigError(f"{attribute} of task {name!r} is {value!r}: it is {number} more than 0")
 
 
 def is_replayable(task: Task) -> bool:

@@ -24,7 +24,7 @@ from selfdistill.sampling.rollouts import check_sampling_roles
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.reward import RewardedTask
-from selfdistill.tasks.turns import environment_of
+from selfdistill.tasks.turns import check_limits, environment_of
 from selfdistill.training.atomic import model_path
 from selfdistill.types import STUDENT, Example, Message, Skipped, Task, Weights
 
@@ -188,16 +188,16 @@ def check_signal(config: ResolvedConfig, method: Method, task: Task) -> None:
 
 
 def check_turns(config: ResolvedConfig, method: Method, task: Task) -> None:
-    """Refuse what a task that is played in turns cannot be combined with.
+    """Refuse limits of an environment that are none, and what a task that is played in turns cannot be combined with.
 
     Raises:
         ConfigError: names the setting.
     """
-    if environment_of(task) is None:
+    environment = environment_of(task)
+    if environment is None:
         return
     name, why = config.method["name"], f"task {task.name!r} is played in turns"
-    if isinstance(task, RewardedTask):
-        raise ConfigError(f"{why}, and its environment gives the rewards: leave out reward")
+    check_limits(environment, task.name)
     if isinstance(config.sampler, EngineConfig):
         raise ConfigError(f"{why}, which only the student's own model samples: set sampler.kind = 'hf'")
     if method.on_policy and tuple(method.sampling_roles()) != (STUDENT,):
