@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from selfdistill.contexts.chat import Chat
@@ -302,6 +303,17 @@ def test_coroutines_are_awaited(chat: Chat) -> None:
             return super().reply(state, text)  # type: ignore[no-any-return]
 
     assert played(chat, Script(chat), Async()) == played(chat, Script(chat))
+
+
+def test_what_is_said_is_well_formed_and_any_real_number_is_a_reward(chat: Chat) -> None:
+    task = Spoken(
+        lambda text: Reply("so \ud800", done=True, reward=np.float32(0.5), feedback="\udfff", answer="\ud800"), AT
+    )
+    groups = played(chat, Script(chat), task)
+    verdict, episode = groups[0].verdicts[1], groups[0].rollouts[1].episode
+    assert (verdict.reward, verdict.feedback, verdict.answer) == (0.5, "\ufffd", "\ufffd")
+    assert episode and episode.turns[0].messages == (Message("user", "so \ufffd"),)
+    assert type(episode.turns[0].reward) is float
 
 
 def test_calls_run_at_once_up_to_the_bound_and_results_keep_their_order() -> None:

@@ -218,6 +218,7 @@ def test_a_limit_that_is_none_is_refused(
 
 def test_rewards_and_chosen_problems_see_through_to_the_environment(folder: Path) -> None:
     task: Any = sd.load_task("my_game:Guess", size=2)
-    assert environment_of(Chosen(task, task.examples("train"))) is task
+    found: Any = environment_of(Chosen(task, task.examples("train")))
+    assert found is task
     with pytest.raises(ConfigError, match="its environment gives the rewards"):
         sd.rollout(*sd.load_policy("countdown-base"), task, task.examples("train"), reward=len, completions=1)

@@ -12,7 +12,8 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from selfdistill.files.text import well_formed
@@ -102,14 +103,15 @@ def read_reply(given: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
     if not (messages or given.done):
         return Fault(NO_TEXT, "a reply that does not end the episode has no messages")
     reward: Any = given.reward
-    if reward is not None and not (isinstance(reward, int | float) and math.isfinite(reward)):
+    if reward is not None and not (isinstance(reward, Real) and math.isfinite(reward)):
         return Fault(NO_NUMBER, f"reward {given.reward!r}"[:200])
     texts: list[Any] = [text for text in (given.feedback, given.answer) if text is not None]
     if not all(isinstance(text, str) for text in texts):
         return Fault(NO_TEXT, "feedback and answer are texts")
     if sum(map(len, texts)) > LONGEST_TEXT:
         return Fault(TOO_LONG)
-    return given, messages
+    feedback, answer = (text if text is None else well_formed(text) for text in (given.feedback, given.answer))
+    return replace(given, feedback=feedback, answer=answer), messages
 
 
 def read_messages(given: Any) -> tuple[Message, ...] | Fault:
