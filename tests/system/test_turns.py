@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from selfdistill.cli.app import main
 from selfdistill.config.run import RunConfig, apply_overrides, parse_config
 from selfdistill.errors import CheckpointError, ConfigError, UserError
 from selfdistill.files.records import read_rollouts
+from selfdistill.report.files import read_run
+from selfdistill.report.page import render_run
 from selfdistill.tasks.countdown.turns import CountdownTurnsTask
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.turns import environment_of
@@ -106,6 +109,11 @@ def test_a_run_of_episodes_counts_turns_and_why_they_ended(brief: Path, tmp_path
         assert line["generated"] == sum(len(r.ids) for r in episodes) == sum(line["budget"]["drawn"].values())
         assert line["environment_tokens"] > 0
     assert max(line["turns"] for line in stored) > 1.5
+    # The page draws the turns, and counts why the episodes ended.
+    page = render_run(read_run(tmp_path / "run"))
+    ended = sum((Counter(line["ended"]) for line in stored), Counter())
+    assert "of an episode, mean of a step" in page and f"{ended['done']:.0f} × done" in page
+    assert 'data-said="user: feedback on an earlier attempt' in page
     assert summary["after"]["turns"]["n"] == 2 and sum(summary["after"]["ended"].values()) == 4
 
 

@@ -155,6 +155,7 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
         ("Time", numbers.duration(seconds or None), ""),
         ("Speed", "" if speed is None else f"{numbers.whole(speed)} tokens/s", ""),
         ("Seed", _word(config.get("seed")), ""),
+        ("Episodes", ", ".join(f"{count} × {reason}" for reason, count in skipped(run.metrics, "ended")), ""),
     ]
     return [row for row in rows if row[1]]
 
@@ -217,11 +218,14 @@ def phases(run: RunFiles) -> dict[str, float]:
     return {name: float(seconds) for name, seconds in spent.items() if name != "total"}
 
 
-def skipped(metrics: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return the reasons for skipping, with their counts over all steps, most frequent first."""
+def skipped(metrics: Sequence[Row], key: str = "skipped") -> list[tuple[str, str]]:
+    """Return the reasons for skipping, with their counts over all steps, most frequent first.
+
+    ``key`` is that of other counts by reason: ``ended`` counts why episodes ended.
+    """
     counts: Counter[str] = Counter()
     for row in metrics:
-        reasons = row.get("skipped")
+        reasons = row.get(key)
         for reason, count in reasons.items() if isinstance(reasons, dict) else ():
             counts[numbers.printable(str(reason))] += int(numbers.number(count) or 0)
     return [(reason, numbers.whole(count)) for reason, count in counts.most_common() if count]

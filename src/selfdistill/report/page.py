@@ -90,6 +90,8 @@ BEHAVIOUR = (
         (Part("deliberation words", "deliberation", evaluation=True, look="points"),),
     ),
 )
+TURNS = Figure("Turns", "of an episode, mean of a step", (Part("turns", "turns"),))
+"""Drawn for runs of tasks that are played in turns."""
 SIGNAL = (
     Figure(
         "Entropy",
@@ -148,7 +150,8 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
     planned = None if finished or ended else numbers.number(run.config.get("steps"))
     method = run.config.get("method")
     known = method if isinstance(method, dict) else {}
-    behaviour, no_behaviour = draw_figures(BEHAVIOUR, run.metrics, known, planned)
+    figures = (*BEHAVIOUR, TURNS) if any("turns" in row for row in run.metrics) else BEHAVIOUR
+    behaviour, no_behaviour = draw_figures(figures, run.metrics, known, planned)
     signal, no_signal = draw_figures(SIGNAL, run.metrics, known, planned)
     chosen = [choose(rows, COMPLETIONS_PER_STEP) for rows in (run.first, run.last)]
     limit = scale_limit(u for rows in chosen for row in rows for u in token_values(row))
