@@ -244,6 +244,14 @@ def test_a_bad_world_ends_its_own_episode_and_nothing_else(case: str, chat: Chat
     assert [groups[g].verdicts[i] for g, i in others] == [fine[g].verdicts[i] for g, i in others]
 
 
+def test_a_world_that_fails_later_takes_back_what_was_earned(chat: Chat) -> None:
+    groups = played(chat, Script(chat), Spoken(explodes, SPOKEN[0][1][1][0]))
+    bad, verdict = groups[0].rollouts[1], groups[0].verdicts[1]
+    assert ends(groups) == [DONE, environments.RAISED, *[DONE] * 4]
+    assert bad.episode and [turn.reward for turn in bad.episode.turns] == [0.0, None]
+    assert verdict.reward is None and bad.segments == by_hand(chat, 0, 1)[1]
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -332,6 +340,28 @@ def test_calls_run_at_once_up_to_the_bound_and_results_keep_their_order() -> Non
     results = call_all([lambda n=n: call(n) for n in range(12)], seconds=30, at_once=3)  # type: ignore[misc]
     assert results == list(range(12)) and 1 < most <= 3
     assert call_all([], seconds=1, at_once=3) == []
+
+
+def test_an_answer_after_the_time_limit_is_ignored_though_others_still_run() -> None:
+    go, gone = threading.Event(), threading.Event()
+
+    def late() -> str:
+        go.wait()
+        threading.Thread(target=tell_of, args=(threading.current_thread(),)).start()
+        return "late"
+
+    def tell_of(thread: threading.Thread) -> None:
+        thread.join()
+        gone.set()
+
+    def next_call() -> str:
+        # Runs once the first is given up, and until its answer has come.
+        go.set()
+        gone.wait()
+        return "next"
+
+    first, second = call_all([late, next_call], seconds=1.0, at_once=1)
+    assert (first, second) == (environments.Fault(environments.LATE), "next")
 
 
 # --- the embedded world ----------------------------------------------------------------------------------------------
