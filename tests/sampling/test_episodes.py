@@ -314,9 +314,8 @@ def test_coroutines_are_awaited(chat: Chat) -> None:
 
 
 def test_what_is_said_is_well_formed_and_any_real_number_is_a_reward(chat: Chat) -> None:
-    task = Spoken(
-        lambda text: Reply("so \ud800", done=True, reward=np.float32(0.5), feedback="\udfff", answer="\ud800"), AT
-    )
+    half: Any = np.float32(0.5)
+    task = Spoken(lambda text: Reply("so \ud800", done=True, reward=half, feedback="\udfff", answer="\ud800"), AT)
     groups = played(chat, Script(chat), task)
     verdict, episode = groups[0].verdicts[1], groups[0].rollouts[1].episode
     assert (verdict.reward, verdict.feedback, verdict.answer) == (0.5, "\ufffd", "\ufffd")
