@@ -9,6 +9,7 @@ and no handler that swallows whatever comes.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -255,6 +256,12 @@ def test_a_breach_is_reported(tmp_path: Path, file: str, line: str, complaint: s
 def test_a_permitted_import_is_not_reported(tmp_path: Path, file: str, line: str) -> None:
     _house(tmp_path, {file: line})
     assert violations(tmp_path) == []
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports test files by their bare names, so two of one name cannot be collected together."""
+    names = Counter(path.name for path in Path(__file__).parents[1].rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_a_file_holds_at_most_400_lines() -> None:

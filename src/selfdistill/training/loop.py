@@ -271,11 +271,9 @@ class Run:
     def _evaluation_seconds_left(self) -> float:
         """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""
         counters, total, every = self.counters, self.config.steps, self.config.evaluation.every
-        # The last step is evaluated even if ``every`` does not divide it.
+        # The last step is evaluated even if ``every`` does not divide it. The first evaluation came before training.
         left = -(-total // every) - counters.step // every if counters.step < total else 0
-        # The first evaluation came before training.
-        done = 1 + counters.step // every
-        return left * counters.seconds.get("evaluation", 0.0) / done
+        return left * counters.seconds.get("evaluation", 0.0) / (1 + counters.step // every)
 
     def _check_alarms(self, line: dict[str, Any]) -> None:
         """Check the alarms against the step's line, report new ones, and add the active ones to the line."""
