@@ -42,11 +42,20 @@ TARGETS: Mapping[str, Sequence[str]] = {
     "methods/*.py": (*_METHODS, "test_policy_gradients.py", "test_drift.py"),
     "evaluation/statistics.py": ("test_statistics.py",),
     "evaluation/intervals.py": ("test_intervals.py",),
-    "comparison/analysis.py": ("test_comparison*.py",),
+    "comparison/analysis.py": ("test_comparison*.py", "test_matching.py"),
+    "comparison/pass_at.py": ("test_comparison*.py",),
+    "comparison/reading.py": ("test_comparison*.py", "test_matching.py"),
     "training/importance.py": ("test_importance.py",),
     "models/teachers.py": ("test_teachers*.py", "test_masters.py", "test_training.py"),
     "training/trainer.py": _TRAINING,
-    "scoring/prepare.py": ("test_prepare.py", "test_scoring.py", *_TRAINING, *_METHODS, "test_inspection.py"),
+    "scoring/prepare.py": (
+        "test_prepare.py",
+        "test_scoring.py",
+        "test_turns.py",
+        *_TRAINING,
+        *_METHODS,
+        "test_inspection.py",
+    ),
     "training/metrics.py": ("test_measuring.py",),
 }
 """Files whose mutants are made, and the test files that are to find them, by the first pattern: fast ones, and near."""
