@@ -31,7 +31,7 @@ LEDGER = ROOT / "tests" / "mutants.toml"
 RESULTS = ROOT / "build" / "mutants.json"
 
 _OBJECTIVES = ("test_objectives_*.py",)
-_METHODS = ("test_methods_knobs.py", "test_supports.py")
+_METHODS = ("test_methods_knobs.py", "test_supports.py", "test_schemas_file.py")
 _SUMMER = ("test_methods_rewarded.py", "test_methods_weighted.py", "test_rewarded_numbers.py")
 _TRAINING = ("test_training.py", "test_importance.py")
 SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "sc_sdpo", "paced", "demopsd", "eopd", "hdpo")
