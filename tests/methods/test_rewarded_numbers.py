@@ -1,18 +1,23 @@
-"""CEPO, RLCSD and SRPO in numbers by hand: missing contexts, the bonus's bound, weights of tokens."""
+"""Methods in numbers by hand: their metrics, missing contexts, the bonus's bound, weights of tokens and batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.methods import build_method
-from selfdistill.methods.base import BatchScores
+from selfdistill.methods import METHODS, build_method
+from selfdistill.methods.base import BatchScores, State
 from selfdistill.methods.cepo import CEPO
+from selfdistill.methods.grpo import GRPO
 from selfdistill.types import Scores, TokenSlice, View
+
+NONE = math.nan
+HALF = (0.5, 0.5)
 
 
 def numbers(*values: float) -> Tensor:
@@ -50,3 +55,176 @@ def test_srpos_weights_have_a_mean_of_1_by_the_weights_of_the_tokens() -> None:
     assert isinstance(distil := found["distil"], Sequence)
     # exp(−H) is 1, ½ and ¼; their mean is (½ · 1 + ½ · ½ + 1 · ¼) / 2 = ½.
     assert [weight.tolist() for weight in distil] == [pytest.approx([2.0, 1.0]), pytest.approx([0.5])]
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def said(
+    *ratios: float,
+    roles: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    logs: Mapping[str, Sequence[float]] | None = None,
+    inputs: Mapping[str, Sequence[float]] | None = None,
+    values: Mapping[str, float] | None = None,
+) -> TokenSlice:
+    """Tokens 0 of a vocabulary of two to which the student gives ½, ``ratios`` times what it gave when it drew them.
+
+    ``roles`` and ``logs`` hold probabilities: of every entry, and of the tokens alone.
+    """
+    every = {"student": [HALF] * len(ratios), **(roles or {})}
+    distributions = {name: torch.tensor(rows, dtype=torch.float64).log() for name, rows in every.items()}
+    given = {"old_logprob": [0.5 / ratio for ratio in ratios], **(logs or {})}
+    numbers_of = {name: numbers(*row).log() for name, row in given.items()}
+    rest = {name: numbers(*row) for name, row in (inputs or {}).items()}
+    return TokenSlice(torch.zeros(len(ratios), dtype=torch.long), distributions, {**numbers_of, **rest}, values or {})
+
+
+def softness(distance: float) -> float:
+    """α of DemoPSD at α_max = 0.4 and β = 2."""
+    return 0.8 * (1 / (1 + math.exp(-2 * distance)) - 0.5)
+
+
+RATIO: Mapping[str, Sequence[float]] = {"ratio": [1.0, 1.1, 0.5, 1.5], "clip_share": [0.0, 0.0, 1.0, 1.0]}
+SDPG_TOKENS = said(
+    *RATIO["ratio"],
+    roles={"teacher": [(0.8, 0.2), (0.8, 0.2), (0.8, 0.2), (0.98, 0.02)], "reference": [(0.2, 0.8)] * 4},
+    inputs={"advantage": [1.0, -1.0, 1.0, 1.0], "has teacher": [1.0, 1.0, 0.0, 1.0]},
+)
+SDPG_SQUARED = TokenSlice(
+    SDPG_TOKENS.target_N,
+    {name: SDPG_TOKENS.roles[name] for name in ("student", "teacher")},
+    {**SDPG_TOKENS.inputs, "reference": numbers(0.2, 0.2, 0.5, 0.8).log()},
+)
+MIDDLE = 0.65  # of ½ and 0.8
+JSD = 0.5 * sum(p * math.log(p / m) for p, m in ((0.8, MIDDLE), (0.2, 0.35), (0.5, MIDDLE), (0.5, 0.35)))
+DRIFTING = said(1.2, 2.5, roles={"teacher": [(0.8, 0.2), HALF], "bare": [(0.4, 0.6), (0.25, 0.75)]})
+DRIFT = {"pmi": [math.log(2), math.log(2)], "weight_drift": [math.log(0.8), math.log(0.5)]}
+
+METRICS: dict[str, tuple[Mapping[str, Any], TokenSlice, Mapping[str, Sequence[float]]]] = {
+    # The weight is exp(sign(A) u), from ¾ to 1¼; 1 where nothing was shown.
+    "rlsd": (
+        {"weight_clip": 0.25},
+        said(
+            *RATIO["ratio"],
+            logs={"teacher": [0.8, 0.8, 0.55, NONE]},
+            inputs={"advantage": [2.0, -1.0, 2.0, 2.0]},
+        ),
+        {**RATIO, "credit_weight": [1.25, 0.75, 1.1, 1.0], "credit_weight_clipped": [1.0, 1.0, 0.0, 0.0]},
+    ),
+    "cepo": (
+        {"weight_clip": 0.5, "clip_high": 0.2},
+        said(
+            *RATIO["ratio"],
+            logs={"teacher": [0.8, 0.5, NONE, 0.8], "wrong": [0.2, 0.4, 0.4, NONE]},
+            inputs={"advantage": [-1.0, 2.0, 2.0, 2.0]},
+        ),
+        {
+            **RATIO,
+            "credit_weight": [0.5, 1.25, 1.0, 1.0],
+            "credit_weight_clipped": [1.0, 0.0, 0.0, 0.0],
+            "contrasted": [1.0, 1.0, 0.0, 0.0],
+        },
+    ),
+    "rlcsd": ({}, said(*RATIO["ratio"]), RATIO),
+    # σ(2 log 1.6) = 1.6² / (1 + 1.6²); ½ at no gain, 0 where nothing was shown.
+    "sdar": (
+        {"sharpness": 2.0},
+        said(*RATIO["ratio"], logs={"teacher": [0.8, 0.5, NONE, 0.25]}),
+        {**RATIO, "pull_gate": [2.56 / 3.56, 0.5, 0.0, 0.2]},
+    ),
+    # KL(S‖T) = ½ log(½/0.8) + ½ log(½/0.2) = log 1¼, at most 0.3.
+    "sdpg": (
+        {"kl_clip": 0.3, "clip_high": 0.2},
+        SDPG_SQUARED,
+        {
+            **RATIO,
+            "teacher_kl": [math.log(1.25), math.log(1.25), 0.0, 0.3],
+            "reference_gap": [
+                math.log(2.5) ** 2 / 2,
+                math.log(2.5) ** 2 / 2,
+                0.0,
+                math.log(1.6) ** 2 / 2,
+            ],
+        },
+    ),
+    "sdpg, praised, reverse": (
+        {"kl_clip": 0.3, "clip_high": 0.2, "only_praised": True, "reference_form": "reverse_kl"},
+        SDPG_TOKENS,
+        {**RATIO, "teacher_kl": [math.log(1.25), 0.0, 0.0, 0.3], "reference_gap": [math.log(1.25)] * 4},
+    ),
+    "sdpg, forward": (
+        {"kl_clip": 0.3, "clip_high": 0.2, "reference_form": "forward_kl"},
+        SDPG_TOKENS,
+        {
+            **RATIO,
+            "teacher_kl": [math.log(1.25), math.log(1.25), 0.0, 0.3],
+            "reference_gap": [0.2 * math.log(0.4) + 0.8 * math.log(1.6)] * 4,
+        },
+    ),
+    "sdpg, without a reference": (
+        {"kl_clip": 0.3, "clip_high": 0.2, "reference_weight": 0.0},
+        SDPG_TOKENS,
+        {**RATIO, "teacher_kl": [math.log(1.25), math.log(1.25), 0.0, 0.3]},
+    ),
+    "srpo": ({}, said(*RATIO["ratio"]), RATIO),
+    "sc_sdpo": ({}, said(1.2, 2.5), {"ratio": [1.2, 2.0], "ratio_capped": [0.0, 1.0]}),
+    "paced": ({"weight_drift": True}, DRIFTING, DRIFT),
+    "demopsd": (
+        {"alpha_max": 0.4, "beta": 2.0},
+        DRIFTING,
+        {"ratio": [1.2, 2.0], "ratio_capped": [0.0, 1.0], **DRIFT, "alpha": [softness(JSD), 0.0]},
+    ),
+    # Entropies of log 2, about ⅓, and exactly τ = 0.
+    "eopd": (
+        {"threshold": 0.5},
+        said(1.0, 1.0, roles={"teacher": [HALF, (0.9, 0.1)]}),
+        {"teacher_uncertain": [1.0, 0.0]},
+    ),
+    "eopd, at its threshold": (
+        {"threshold": 0.0, "weight_drift": True},
+        said(1.0, 1.0, roles={"teacher": [HALF, (1.0, 0.0)], "bare": [(0.25, 0.75)] * 2}),
+        {
+            "teacher_uncertain": [1.0, 0.0],
+            "pmi": [math.log(2), math.log(4)],
+            "weight_drift": [math.log(0.5)] * 2,
+        },
+    ),
+    # A quarter of the weight is the teacher's own, which GRPO's means leave out.
+    "hdpo": (
+        {},
+        said(1.2, 1.5, 0.6, inputs={"distilled": [0.0, 0.0, 1.0]}, values={"distilled_share": 0.25}),
+        {"ratio": [1.6, 2.0, 0.0], "clip_share": [0.0, 4 / 3, 0.0]},
+    ),
+    "hdpo, of the teacher alone": (
+        {},
+        said(1.2, 1.5, inputs={"distilled": [1.0, 1.0]}, values={"distilled_share": 1.0}),
+        {"ratio": [0.0, 0.0], "clip_share": [0.0, 0.0]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", METRICS)
+def test_what_a_method_measures_of_each_token(case: str) -> None:
+    hyperparameters, tokens, expected = METRICS[case]
+    found = build_method(case.split(",")[0], hyperparameters).metrics(tokens)
+    assert sorted(found) == sorted(expected)
+    for name, values_N in found.items():
+        assert values_N.tolist() == pytest.approx(expected[name]), name
+        assert values_N.dtype == torch.float64
+
+
+# --- what a batch decides --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rlsd", "cepo", "rlcsd", "sdpg", "srpo", "hdpo"])
+def test_the_state_reaches_every_class_that_a_method_is_made_of(name: str) -> None:
+    class Watching(GRPO):
+        def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, Any]:
+            return {"watched": float(batch.step), "state": state}
+
+    both: Any = type("Both", (METHODS[name], Watching), {"__annotations__": {}, "__module__": __name__})
+    state: Any = object()
+    empty = BatchScores({"teacher": [], **{f"wrong_{k}": [] for k in range(4)}}, [], step=3)
+    found = both().on_batch(state, empty)
+    assert found["state"] is state and found["watched"] == 3.0
+    assert set(build_method(name, {}).on_batch(None, empty)) == set(found) - {"state", "watched"}
