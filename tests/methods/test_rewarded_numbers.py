@@ -174,7 +174,7 @@ METRICS: dict[str, tuple[Mapping[str, Any], TokenSlice, Mapping[str, Sequence[fl
         DRIFTING,
         {"ratio": [1.2, 2.0], "ratio_capped": [0.0, 1.0], **DRIFT, "alpha": [softness(JSD), 0.0]},
     ),
-    # Entropies of log 2, about ⅓, and exactly τ = 0.
+    # Uncertain: an entropy of log 2, but not one of about ⅓, nor one of exactly τ.
     "eopd": (
         {"threshold": 0.5},
         said(1.0, 1.0, roles={"teacher": [HALF, (0.9, 0.1)]}),
@@ -228,3 +228,136 @@ def test_the_state_reaches_every_class_that_a_method_is_made_of(name: str) -> No
     found = both().on_batch(state, empty)
     assert found["state"] is state and found["watched"] == 3.0
     assert set(build_method(name, {}).on_batch(None, empty)) == set(found) - {"state", "watched"}
+
+
+def single(*logprobs: float, entropy: Sequence[float] = ()) -> Scores:
+    """Scores in float32, as models give them; what is computed of them is to have no more error than that."""
+    return Scores(torch.tensor(logprobs), torch.tensor(entropy or [0.0] * len(logprobs)))
+
+
+def judged(*weights: float, source: str = "student", right: bool = False, **rest: Any) -> View:
+    n = len(weights)
+    return View({"student": (1,)}, (5,) * n, weights, (0.0,) * n, 0.0, 0, 0, source, correct=right, **rest)
+
+
+TANH = [math.tanh(-0.5 - math.log((math.exp(-1) + math.exp(-2)) / 2)), 0.0, math.tanh(-2.0 + 0.25)]
+HINTS: Mapping[str, list[Scores | None]] = {
+    "teacher": [single(-0.5, -1.0, -2.0), single(-1.0), None],
+    "wrong_0": [single(-1.0, -1.0, -0.25), None, single(-1.0)],
+    "wrong_1": [single(-2.0, -1.0, -0.25), None, None],
+}
+UNSURE = single(-1.0, -1.0, -1.0, entropy=(0.75, 0.25, 0.25))
+# exp(-H) over its greatest value, and its mean by weights of 0.1, 0.2 and 0.3.
+SURE = [math.exp(-0.5), 1.0, 1.0]
+SURE_MEAN = (0.1 * SURE[0] + 0.5) / 0.6
+RATES = [judged(1.0, pass_rate=rate) for rate in (0.5, 0.2, 1.0, None)]
+
+DECIDED: dict[str, tuple[Mapping[str, Any], BatchScores, Mapping[str, Any]]] = {
+    # The first and the third token are selected: 0.4 of the weight of 0.6 that has hints, and of 1.7 in all.
+    "rlcsd": (
+        {"contrasts": 2, "sharpness": 1.0, "bonus_clip": 0.4, "selected_above": 0.1, "selected_weight": 3.0},
+        BatchScores(HINTS, [judged(0.1, 0.2, 0.3), judged(0.4), judged(0.7)]),
+        {
+            "bonus": [[TANH[0] / 2, 0.0, -0.4], [0.0], [0.0]],
+            "factor": [[3 * 1.7 / 0.4, 1.7 / 0.2, 3 * 1.7 / 0.4], [0.0], [0.0]],
+            "selected": 0.4 / 0.6,
+            "without_hints": 2.0,
+        },
+    ),
+    "rlcsd, a bonus of exactly δ": (
+        {"contrasts": 1, "bonus_clip": 0.25, "selected_above": 0.25},
+        BatchScores({"teacher": [single(-0.5)], "wrong_0": [single(-3.0)]}, [judged(0.5)]),
+        {"bonus": [[0.25]], "factor": [[1.0]], "selected": 0.0, "without_hints": 0.0},
+    ),
+    "rlcsd, without hints": (
+        {"contrasts": 1},
+        BatchScores({"teacher": [None], "wrong_0": [single(-1.0)]}, [judged(0.5)]),
+        {"bonus": [[0.0]], "factor": [[0.0]], "selected": 0.0, "without_hints": 1.0},
+    ),
+    "srpo": (
+        {},
+        BatchScores(
+            {"teacher": [UNSURE, single(-1.0), single(-1.0), None]},
+            [
+                judged(0.1, 0.2, 0.3, reward=0.0),
+                judged(1.0, reward=1.0, right=True),
+                judged(1.0),
+                judged(0.5, reward=0),
+            ],
+        ),
+        {
+            "distil": [[w / SURE_MEAN for w in SURE], [0.0], [0.0], [0.0]],
+            "routed": [1.0, 0.0, 0.0, 0.0],
+            "routed_share": 0.25,
+        },
+    ),
+    "srpo, of one completion": (
+        {},
+        BatchScores({"teacher": [single(-1.0, entropy=[0.5])]}, [judged(1.0, reward=0.0)]),
+        {"distil": [[1.0]], "routed": [1.0], "routed_share": 1.0},
+    ),
+    "srpo, without a teacher": (
+        {},
+        BatchScores({}, [judged(0.5, reward=0.0)]),
+        {"distil": [[0.0]], "routed": [0.0], "routed_share": 0.0},
+    ),
+    "srpo, of nothing": ({}, BatchScores(), {"distil": [], "routed": [], "routed_share": 0.0}),
+    "sc_sdpo": (
+        {},
+        BatchScores({}, RATES),
+        {"question_weight": [0.5 / 0.225, 0.4 / 0.225, 0.0, 0.0], "question_weight_mean": 0.225},
+    ),
+    "sc_sdpo, of nothing": ({}, BatchScores(), {"question_weight": [], "question_weight_mean": 0.0}),
+    "paced": (
+        {"alpha": 2.0},
+        BatchScores({}, RATES, step=3, steps=4),
+        {"question_weight": [0.125, 0.032, 0.0, 0.0], "question_weight_mean": 0.157 / 4, "reverse": 1.0},
+    ),
+    "paced, of nothing": ({}, BatchScores(), {"question_weight": [], "question_weight_mean": 0.0, "reverse": 0.0}),
+    "hdpo": (
+        {},
+        BatchScores({}, [judged(0.1, 0.2), judged(0.5, source="teacher"), judged(0.3)]),
+        {"distilled": [0.0, 1.0, 0.0], "distilled_share": 0.5 / 1.1},
+    ),
+    "hdpo, of nothing": ({}, BatchScores(), {"distilled": [], "distilled_share": 0.0}),
+    "rlsd": ({"decay": 4}, BatchScores(step=2), {"strength": 0.375}),
+    "rlsd, at its end": ({"decay": 1}, BatchScores(step=2), {"strength": 0.0}),
+    "cepo": ({}, BatchScores(step=6), {"strength": 0.4}),
+    "sdpg": ({"warmup": 4, "strength": 0.5}, BatchScores(step=3), {"strength": 0.25}),
+}
+
+
+def flat(value: Any) -> list[float]:
+    """The numbers of what a batch decides, whose tensors are in float64."""
+    if isinstance(value, float | int):
+        return [value]
+    if isinstance(value, Tensor):
+        assert value.dtype == torch.float64
+        return value.tolist()  # type: ignore[no-any-return]
+    return [number for each in value for number in flat(each)]
+
+
+@pytest.mark.parametrize("case", DECIDED)
+def test_what_a_method_decides_of_a_batch(case: str) -> None:
+    hyperparameters, batch, expected = DECIDED[case]
+    found = build_method(case.split(",")[0], hyperparameters).on_batch(None, batch)
+    assert sorted(found) == sorted(expected)
+    for name, value in found.items():
+        assert flat(value) == pytest.approx(flat(expected[name]), rel=1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("reference", "compared", "scored"),
+    [
+        ({}, ["teacher"], ["reference"]),
+        ({"reference_form": "reverse_kl"}, ["teacher", "reference"], []),
+        ({"reference_form": "forward_kl"}, ["teacher", "reference"], []),
+        ({"reference_form": "forward_kl", "reference_weight": 0.0}, ["teacher"], []),
+        ({"reference_weight": 0.0}, ["teacher"], []),
+    ],
+)
+def test_sdpg_compares_its_reference_where_it_needs_its_distribution(
+    reference: Mapping[str, Any], compared: Sequence[str], scored: Sequence[str]
+) -> None:
+    method = build_method("sdpg", reference)
+    assert (list(method.compared()), list(method.precompute())) == (compared, scored)
