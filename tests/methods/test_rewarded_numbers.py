@@ -14,7 +14,7 @@ from selfdistill.methods import METHODS, build_method
 from selfdistill.methods.base import BatchScores, State
 from selfdistill.methods.cepo import CEPO
 from selfdistill.methods.grpo import GRPO
-from selfdistill.types import Scores, TokenSlice, View
+from selfdistill.types import Role, Scores, TokenSlice, View, Weights
 
 NONE = math.nan
 HALF = (0.5, 0.5)
@@ -361,3 +361,17 @@ def test_sdpg_compares_its_reference_where_it_needs_its_distribution(
 ) -> None:
     method = build_method("sdpg", reference)
     assert (list(method.compared()), list(method.precompute())) == (compared, scored)
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "weights"),
+    [
+        ("paced", "solution", "frozen"),
+        ("eopd", "solution", "frozen"),
+        ("demopsd", "sibling_or_feedback", "ema"),
+        ("sc_sdpo", "sibling_or_feedback", "ema"),
+    ],
+)
+def test_the_bare_teacher_has_the_teachers_weights(name: str, context: str, weights: Weights) -> None:
+    roles = {"teacher": Role(context, weights), "bare": Role(None, weights)}
+    assert build_method(name, {"weight_drift": True}).roles() == roles
