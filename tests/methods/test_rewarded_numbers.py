@@ -213,6 +213,21 @@ def test_what_a_method_measures_of_each_token(case: str) -> None:
         assert values_N.dtype == torch.float64
 
 
+def test_each_clip_bound_of_eopd_is_on_its_own_side() -> None:
+    tokens = said(1.4, 1.2, 0.8, 0.95, roles={"teacher": [(0.8, 0.2), (0.8, 0.2), (0.1, 0.9), (0.1, 0.9)]})
+    method = build_method("eopd", {"clip_low": 0.1, "clip_high": 0.3, "strength": 0.0})
+    # The advantage is log T − log S_old, and a ratio counts up to 1.3 where it is above 0, from 0.9 on below.
+    praise, blame = math.log(0.8 / 0.5), math.log(0.1 / 0.5)
+    assert method.loss(tokens).tolist() == pytest.approx(
+        [
+            -1.3 * (praise + math.log(1.4)),
+            -1.2 * (praise + math.log(1.2)),
+            -0.9 * (blame + math.log(0.8)),
+            -0.95 * (blame + math.log(0.95)),
+        ]
+    )
+
+
 # --- what a batch decides --------------------------------------------------------------------------------------------
 
 
