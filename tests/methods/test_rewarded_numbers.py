@@ -348,7 +348,7 @@ def flat(value: Any) -> list[float]:
         return [value]
     if isinstance(value, Tensor):
         assert value.dtype == torch.float64
-        return value.tolist()  # type: ignore[no-any-return]
+        return value.tolist()
     return [number for each in value for number in flat(each)]
 
 
