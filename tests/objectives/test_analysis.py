@@ -147,6 +147,38 @@ def test_the_rate_is_the_rise_of_the_reward_for_a_small_step_and_a_nearer_teache
     assert nearer.shift < farther.shift and nearer.curvature > farther.curvature
 
 
+def test_sharp_betas_and_certain_teachers_are_no_division_by_zero() -> None:
+    # e^(−1/β) is 0 in float64: a group's weight is on its right samples, if it has any.
+    assert expected_right_weight(0.3, beta=1e-3, samples=2) == pytest.approx(1 - 0.7**2, rel=1e-12)
+    assert expected_right_weight(1.0, beta=0.5, samples=3) == 1.0
+
+
+def test_the_power_iteration_starts_from_a_unit_vector_of_its_own() -> None:
+    at = torch.zeros(3, dtype=torch.float64)
+    called = 0
+
+    def bowl(x: Tensor) -> Tensor:
+        nonlocal called
+        called += 1
+        return (x**2).sum()
+
+    # Every direction has the curvature 2.
+    assert largest_curvature(bowl, at, iterations=0) == pytest.approx(2.0, rel=1e-12)
+    assert largest_curvature(bowl, at) == pytest.approx(2.0, rel=1e-12)
+    assert called == 1 + 501
+    # After one step of it the start still tells; it does not depend on what has drawn random numbers before.
+    scale = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    few = [largest_curvature(lambda x: (scale * x**2).sum(), at, iterations=1) for _ in range(2)]
+    assert few[0] == few[1] and 2.0 < few[0] < 5.999
+
+
+def test_what_is_measured_is_left_without_a_gradient() -> None:
+    student, vector = S.clone(), torch.ones_like(S)
+    teacher_statistics(student, T, R, beta=0.3)
+    hessian_vector_product(lambda at: (at**2).sum(), student, vector)
+    assert not student.requires_grad
+
+
 def test_a_beta_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="beta must be positive, got 0"):
         reward_tilted(T, R, beta=0.0)

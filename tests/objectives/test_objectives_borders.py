@@ -14,6 +14,7 @@ from selfdistill.objectives import (
     antisd_advantage,
     clipped_forward_kl,
     clipped_policy_gradient,
+    clipped_weight_policy_gradient,
     credit_target,
     decompose,
     entropy,
@@ -23,10 +24,13 @@ from selfdistill.objectives import (
     pointwise_mutual_information,
     preference_margin,
     purified_target,
+    reference_penalty,
     reverse_kl,
+    sequence_policy_gradient,
     truncated_importance_weight,
     with_tail,
 )
+from selfdistill.objectives.analysis import preference_hessian, regularised_value, reward_tilted, teacher_statistics
 
 Objective = Callable[..., Tensor]
 
@@ -47,6 +51,22 @@ def cosine(student: Tensor, teacher: Tensor, reference: Tensor) -> Tensor:
     return decompose(student, teacher, reference).cosine_total_question_N
 
 
+def tilted(teacher: Tensor, rewards: Tensor) -> Tensor:
+    return reward_tilted(teacher, rewards, beta=0.5)
+
+
+def value(policy: Tensor, teacher: Tensor, rewards: Tensor) -> Tensor:
+    return regularised_value(policy, teacher, rewards, beta=0.5)
+
+
+def rate(student: Tensor, teacher: Tensor, rewards: Tensor) -> Tensor:
+    return torch.tensor(teacher_statistics(student, teacher, rewards, beta=0.5).rate)
+
+
+def hessian(student: Tensor, teacher: Tensor) -> Tensor:
+    return preference_hessian(student, teacher, beta=0.5)
+
+
 # Each with the number of its tensors; every one of them over a vocabulary, or one number a token.
 OVER_A_VOCABULARY: dict[str, tuple[Objective, int]] = {
     "forward_kl": (forward_kl, 2),
@@ -61,12 +81,21 @@ OVER_A_VOCABULARY: dict[str, tuple[Objective, int]] = {
 }
 A_NUMBER_A_TOKEN: dict[str, tuple[Objective, int]] = {
     "clipped_policy_gradient": (clipped_policy_gradient, 3),
+    "sequence_policy_gradient": (sequence_policy_gradient, 3),
+    "clipped_weight_policy_gradient": (clipped_weight_policy_gradient, 3),
+    "reference_penalty": (reference_penalty, 2),
     "truncated_importance_weight": (truncated_importance_weight, 2),
     "pointwise_mutual_information": (pointwise_mutual_information, 2),
     "antisd_advantage": (antisd_advantage, 1),
     "preference_margin": (margin, 4),
 }
-ALL = {**OVER_A_VOCABULARY, **A_NUMBER_A_TOKEN}
+OVER_ANSWERS: dict[str, tuple[Objective, int]] = {
+    "reward_tilted": (tilted, 2),
+    "regularised_value": (value, 3),
+    "teacher_statistics": (rate, 3),
+    "preference_hessian": (hessian, 2),
+}
+ALL = {**OVER_A_VOCABULARY, **A_NUMBER_A_TOKEN, **OVER_ANSWERS}
 
 
 def some(count: int, *shape: int) -> list[Tensor]:
@@ -134,6 +163,18 @@ def test_the_defaults_of_the_policy_gradient() -> None:
     # Ratios stop at e^20.
     loss = clipped_policy_gradient(token[:1] + 30.0, token[:1], advantage[1:2])
     assert loss.tolist() == pytest.approx([math.exp(20.0)], rel=1e-12)
+
+
+def test_the_defaults_of_the_other_ratios_are_the_papers() -> None:
+    """GSPO: 3e-4 and 4e-4. CISPO: no lower bound, and 0.2."""
+    log_p = torch.full((2,), math.log(0.5), dtype=torch.float64)
+    up, down = torch.ones_like(log_p), -torch.ones_like(log_p)
+    far = torch.tensor([-3.0, 3.0], dtype=torch.float64)
+    assert sequence_policy_gradient(log_p, far, up)[1].item() == pytest.approx(-1.0004, rel=1e-12)
+    assert sequence_policy_gradient(log_p, far, down)[0].item() == pytest.approx(0.9997, rel=1e-12)
+    # Ratios e^−3 and e^3, times −log ½.
+    weighed = clipped_weight_policy_gradient(log_p, log_p - far, up) / math.log(2)
+    assert weighed.tolist() == pytest.approx([math.exp(-3.0), 1.2], rel=1e-12)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.2), (1.0, 0.2), (0.2, 0.0)])

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from selfdistill.objectives import clipped_policy_gradient, group_advantages, truncated_importance_weight
+from selfdistill.objectives import (
+    clipped_policy_gradient,
+    clipped_weight_policy_gradient,
+    group_advantages,
+    reference_penalty,
+    sequence_policy_gradient,
+    truncated_importance_weight,
+)
 
 NAN = math.nan
 
@@ -138,6 +146,24 @@ def test_gradient_flows_through_the_learner_alone() -> None:
     assert logprob_N.grad is not None
     assert old_N.grad is None
     assert advantage_N.grad is None
+
+
+@pytest.mark.parametrize("objective", [sequence_policy_gradient, clipped_weight_policy_gradient, reference_penalty])
+def test_the_others_too_have_a_gradient_in_the_learner_alone(objective: Callable[..., torch.Tensor]) -> None:
+    count = 2 if objective is reference_penalty else 3
+    tensors = [torch.full((2,), value, requires_grad=True) for value in (-1.0, -1.1, 1.0)[:count]]
+    objective(*tensors).sum().backward()
+    assert [each.grad is None for each in tensors] == [False, True, True][:count]
+
+
+def test_the_ratios_of_the_others_too_stop_at_e_to_the_20() -> None:
+    """A ratio of e^30 counts as e^20: in s, in a weight without an upper bound, and in q − log q − 1."""
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    top = math.exp(20.0)
+    assert sequence_policy_gradient(zero, zero + 30.0, -one).item() == pytest.approx(top, rel=1e-12)
+    weighed = clipped_weight_policy_gradient(-one, -one - 30.0, one, clip_high=math.inf)
+    assert weighed.item() == pytest.approx(top, rel=1e-12)
+    assert reference_penalty(-one - 30.0, -one).item() == pytest.approx(top - 21.0, rel=1e-12)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 0.2), (1.1, 0.2), (0.2, -0.1), (math.nan, 0.2), (0.2, math.nan)])

@@ -22,7 +22,7 @@ def reward_tilted(teacher_N: Tensor, rewards_N: Tensor, *, beta: float) -> Tenso
     """π* ∝ T · exp(r/beta), the optimum of E_π[r] − beta · KL(π || T), as log-probabilities N.
 
     It is better than T itself by beta · KL(T || π*), strictly unless r is constant (see :func:`regularised_value`).
-    Raises ValueError for a beta that is not positive.
+    Raises ValueError for a beta that is not positive, unequal shapes or types other than float32 and float64.
     """
     if not beta > 0.0:
         raise ValueError(f"beta must be positive, got {beta}")
@@ -31,7 +31,11 @@ def reward_tilted(teacher_N: Tensor, rewards_N: Tensor, *, beta: float) -> Tenso
 
 
 def regularised_value(policy_N: Tensor, teacher_N: Tensor, rewards_N: Tensor, *, beta: float) -> Tensor:
-    """E_π[r] − beta · KL(π || T), PBSD's objective, as a scalar in units of the reward."""
+    """E_π[r] − beta · KL(π || T), PBSD's objective, as a scalar in units of the reward.
+
+    Raises ValueError for unequal shapes or types other than float32 and float64.
+    """
+    check_logprobs(policy_N, teacher_N, rewards_N)
     return (policy_N.exp() * rewards_N).sum() - beta * reverse_kl(policy_N[None], teacher_N[None])[0]
 
 
@@ -72,10 +76,10 @@ def teacher_statistics(student_N: Tensor, teacher_N: Tensor, rewards_N: Tensor, 
     The further a teacher is, the flatter is the loss: the Hessian holds σ(m) σ(−m), which falls with |m|. At S = T its
     largest eigenvalue is beta²/2 times that of diag(T) − T Tᵀ. A student learns
     faster from a near teacher than from a far one that is as often right: compare ``rate`` (our measure; the paper's
-    condition is not known to us).
+    condition is not known to us). Raises ValueError for unequal shapes or types other than float32 and float64.
     """
     check_logprobs(student_N, teacher_N, rewards_N)
-    logits_N = student_N.detach().clone().requires_grad_(True)
+    logits_N = student_N.detach().requires_grad_(True)
     chance_NN = teacher_N.exp()[:, None] * student_N.exp()[None, :]
 
     def risk(at_N: Tensor) -> Tensor:
@@ -99,8 +103,9 @@ def preference_hessian(student_N: Tensor, teacher_N: Tensor, *, beta: float) -> 
     """The Hessian N×N of E[−log σ(m)] in the student's logits, in closed form.
 
     The normaliser of S cancels in the margin, so that the Hessian is beta² E[σ(m) σ(−m) (e⁺ − e⁻)(e⁺ − e⁻)ᵀ], with the
-    unit vectors of the two answers.
+    unit vectors of the two answers. Raises ValueError for unequal shapes or types other than float32 and float64.
     """
+    check_logprobs(student_N, teacher_N)
     delta_N = student_N - teacher_N
     slope_NN = preference_slope(beta * (delta_N[:, None] - delta_N[None, :]))
     weight_NN = beta**2 * teacher_N.exp()[:, None] * student_N.exp()[None, :] * -slope_NN * (1.0 + slope_NN)
@@ -110,7 +115,7 @@ def preference_hessian(student_N: Tensor, teacher_N: Tensor, *, beta: float) -> 
 
 def hessian_vector_product(value: Callable[[Tensor], Tensor], at_N: Tensor, vector_N: Tensor) -> Tensor:
     """H v of a scalar function at a point, by two backward passes and without H."""
-    point_N = at_N.detach().clone().requires_grad_(True)
+    point_N = at_N.detach().requires_grad_(True)
     (gradient_N,) = torch.autograd.grad(value(point_N), point_N, create_graph=True)
     if not gradient_N.requires_grad:  # a linear function
         return torch.zeros_like(point_N)

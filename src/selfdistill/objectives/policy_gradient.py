@@ -42,11 +42,12 @@ def group_advantages(rewards_PG: Tensor, *, scale: Literal["std", "none"] = "std
     # Compare rewards, not advantages: the mean of three times 0.1 is not 0.1, and dividing by eps would inflate it.
     lowest_P1 = rewards_PG.masked_fill(unjudged_PG, math.inf).amin(-1, keepdim=True)
     highest_P1 = rewards_PG.masked_fill(unjudged_PG, -math.inf).amax(-1, keepdim=True)
-    mean_P1 = rewards_PG.masked_fill(unjudged_PG, 0.0).sum(-1, keepdim=True) / judged_P1.clamp(min=1)
+    mean_P1 = rewards_PG.masked_fill(unjudged_PG, 0.0).sum(-1, keepdim=True) / judged_P1
     advantage_PG = (rewards_PG - mean_P1).masked_fill(unjudged_PG, 0.0)
     if scale == "std":
-        variance_P1 = advantage_PG.square().sum(-1, keepdim=True) / (judged_P1 - 1).clamp(min=1)
+        variance_P1 = advantage_PG.square().sum(-1, keepdim=True) / (judged_P1 - 1)
         advantage_PG = advantage_PG / variance_P1.sqrt().clamp(min=eps)
+    # A group with fewer than two judged rewards is among them: its mean or its variance may be 0/0.
     return advantage_PG.masked_fill(lowest_P1 >= highest_P1, 0.0)
 
 
