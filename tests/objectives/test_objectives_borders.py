@@ -114,11 +114,12 @@ def test_every_tensor_must_be_float32_or_float64(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, (_, count) in ALL.items() if count > 1])
 def test_no_tensor_may_be_broadcast(name: str) -> None:
     objective, count = ALL[name]
+    # credit_target's contrasts are stacked by this test, which refuses unequal ones first.
+    refused = r"shapes differ|stack expects" if name == "credit_target" else r"shapes differ"
     for odd in range(count):
-        tensors = some(count, 2, 3)
+        tensors = some(count, *((3,) if name in OVER_ANSWERS else (2, 3)))
         tensors[odd] = tensors[odd][:1]
-        # credit_target's contrasts are stacked by this test, which refuses unequal ones first.
-        with pytest.raises((ValueError, RuntimeError), match=r"shapes|stack expects"):
+        with pytest.raises((ValueError, RuntimeError), match=refused):
             objective(*tensors)
 
 

@@ -35,7 +35,7 @@ def regularised_value(policy_N: Tensor, teacher_N: Tensor, rewards_N: Tensor, *,
 
     Raises ValueError for unequal shapes or types other than float32 and float64.
     """
-    check_logprobs(policy_N, teacher_N, rewards_N)
+    check_logprobs(policy_N, rewards_N)
     return (policy_N.exp() * rewards_N).sum() - beta * reverse_kl(policy_N[None], teacher_N[None])[0]
 
 
