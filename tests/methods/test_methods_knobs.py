@@ -221,6 +221,25 @@ def test_the_gate_may_watch_the_student(hindsight: bool) -> None:
         assert "student" not in build_method("antisd", {"gate_signal": signal, "gated": False}).precompute()
 
 
+def test_a_perplexity_is_taken_in_double() -> None:
+    method = build_method("antisd", {"gate_signal": "student_perplexity"})
+    # In float32 the sum would lose the second.
+    single = Scores(torch.tensor([-1.0, -(2.0**-30)]), torch.zeros(2))
+    found = method.on_batch(method.new_state(), BatchScores({"student": [single]}))["gate_perplexity"]
+    assert found == pytest.approx(math.exp((1 + 2.0**-30) / 2), rel=1e-12, abs=0.0)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_antisd_has_the_ratio_of_the_completion_beside_its_gate(gated: bool) -> None:
+    """Old log-probabilities of 0 and new ones of −1 and −3: the mean log-ratio is −2."""
+    method = build_method("antisd", {"ratio": "sequence", "gated": gated})
+    batch = BatchScores({"student": [summed(-1.0, -3.0)]}, [view(0, 0, "student", 2)])
+    told = method.on_batch(method.new_state(), batch)
+    ratio = told["sequence_log_ratio"]
+    assert isinstance(ratio, Tensor)
+    assert (ratio.tolist(), told["gate"]) == ([-2.0], float(not gated))
+
+
 # --- divergences and their supports ----------------------------------------------------------------------------------
 
 
@@ -705,7 +724,7 @@ def test_a_knob_cannot_be_changed_after_it_was_checked() -> None:
 
 def test_roles_and_observations_that_say_nothing_else() -> None:
     assert Role("solution") == Role("solution", "live", None, 0)
-    assert BatchScores() == BatchScores({}, (), 0)
+    assert BatchScores() == BatchScores({}, (), 0, 1, None)
     assert build_method("antisd", {}).on_batch(None, BatchScores()) == {"gate": 1.0}
 
 
