@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 import methods_by_hand as hand
 from selfdistill.contexts.templates import Template
 from selfdistill.methods import build_method
 from selfdistill.methods.grpo import GRPO
-from selfdistill.objectives import (
-    clipped_weight_policy_gradient,
-    reference_penalty,
-    sequence_policy_gradient,
-)
 from selfdistill.types import Role, RolloutGroup
 from support.engine import QUESTIONS, distance, invent_groups, load_exact, make_bench, perturb, size_of
 from support.hindsight import rendered, scored, sibling_or_solution_verdict
@@ -107,35 +100,6 @@ def test_each_of_them_changes_the_gradient(folder: Path, templates: Mapping[str,
         gradients[case] = bench.gradient()
     for case in CASES:
         assert distance(gradients[case], gradients["plain"]) > 1e-3
-
-
-def test_the_values_are_those_of_a_hand_calculation() -> None:
-    half, old = torch.tensor([math.log(0.5)]).double(), torch.tensor([math.log(0.25)]).double()
-    one = torch.ones(1).double()
-    # r = 2, cut at 1.2: −1.2 · log ½; without an upper bound that reaches it, −2 · log ½.
-    assert clipped_weight_policy_gradient(half, old, one).tolist() == pytest.approx([1.2 * math.log(2)])
-    assert clipped_weight_policy_gradient(half, old, one, clip_high=3.0).tolist() == pytest.approx([2 * math.log(2)])
-    assert clipped_weight_policy_gradient(old, half, -one, clip_low=0.3).tolist() == pytest.approx([-0.7 * math.log(4)])
-    # s = 1.5 stands at every token, whatever the token's own ratio is.
-    s = torch.tensor([math.log(1.5)]).double()
-    assert sequence_policy_gradient(half, s, one, clip_low=0.1, clip_high=0.1).tolist() == pytest.approx([-1.1])
-    assert sequence_policy_gradient(half, s, -one, clip_low=0.1, clip_high=0.1).tolist() == pytest.approx([1.5])
-    # q = ½: ½ + log 2 − 1; equal policies are no distance apart.
-    assert reference_penalty(half, old).tolist() == pytest.approx([0.5 + math.log(2) - 1])
-    assert reference_penalty(half, half).tolist() == [0.0]
-    for wrong in ({"clip_low": 1.5}, {"clip_high": -0.1}):
-        with pytest.raises(ValueError, match="clip bounds"):
-            clipped_weight_policy_gradient(half, old, one, **wrong)
-        with pytest.raises(ValueError, match="clip bounds"):
-            sequence_policy_gradient(half, s, one, **wrong)
-    with pytest.raises(ValueError, match="shapes differ"):
-        reference_penalty(half, torch.zeros(2).double())
-
-
-def test_the_mean_of_the_penalty_is_the_divergence() -> None:
-    p, q = (torch.tensor(row, dtype=torch.float64) for row in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6]))
-    expected = float((p * (p / q).log()).sum())
-    assert float((p * reference_penalty(p.log(), q.log())).sum()) == pytest.approx(expected, rel=1e-12)
 
 
 def test_methods_on_top_of_grpo_have_its_roles_too() -> None:

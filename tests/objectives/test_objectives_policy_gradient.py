@@ -193,6 +193,35 @@ def test_shapes_are_checked() -> None:
         truncated_importance_weight(torch.zeros(3), torch.zeros(1))
 
 
+def test_the_values_are_those_of_a_hand_calculation() -> None:
+    half, old = torch.tensor([math.log(0.5)]).double(), torch.tensor([math.log(0.25)]).double()
+    one = torch.ones(1).double()
+    # r = 2, cut at 1.2: −1.2 · log ½; without an upper bound that reaches it, −2 · log ½.
+    assert clipped_weight_policy_gradient(half, old, one).tolist() == pytest.approx([1.2 * math.log(2)])
+    assert clipped_weight_policy_gradient(half, old, one, clip_high=3.0).tolist() == pytest.approx([2 * math.log(2)])
+    assert clipped_weight_policy_gradient(old, half, -one, clip_low=0.3).tolist() == pytest.approx([-0.7 * math.log(4)])
+    # s = 1.5 stands at every token, whatever the token's own ratio is.
+    s = torch.tensor([math.log(1.5)]).double()
+    assert sequence_policy_gradient(half, s, one, clip_low=0.1, clip_high=0.1).tolist() == pytest.approx([-1.1])
+    assert sequence_policy_gradient(half, s, -one, clip_low=0.1, clip_high=0.1).tolist() == pytest.approx([1.5])
+    # q = ½: ½ + log 2 − 1; equal policies are no distance apart.
+    assert reference_penalty(half, old).tolist() == pytest.approx([0.5 + math.log(2) - 1])
+    assert reference_penalty(half, half).tolist() == [0.0]
+    for wrong in ({"clip_low": 1.5}, {"clip_high": -0.1}):
+        with pytest.raises(ValueError, match="clip bounds"):
+            clipped_weight_policy_gradient(half, old, one, **wrong)
+        with pytest.raises(ValueError, match="clip bounds"):
+            sequence_policy_gradient(half, s, one, **wrong)
+    with pytest.raises(ValueError, match="shapes differ"):
+        reference_penalty(half, torch.zeros(2).double())
+
+
+def test_the_mean_of_the_penalty_is_the_divergence() -> None:
+    p, q = (torch.tensor(row, dtype=torch.float64) for row in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6]))
+    expected = float((p * (p / q).log()).sum())
+    assert float((p * reference_penalty(p.log(), q.log())).sum()) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_truncated_weight_in_numbers() -> None:
     gap_N = torch.tensor([0.0, math.log(1.5), math.log(3.0), -math.log(4.0), 500.0], dtype=torch.float64)
     learner_N = (gap_N - 1.0).requires_grad_()
