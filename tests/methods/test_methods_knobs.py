@@ -132,6 +132,21 @@ def test_a_gain_has_no_gradient() -> None:
     assert not gain(shown).requires_grad
 
 
+@pytest.mark.parametrize("name", ["opsd", "sdft", "sdpo", "credit"])
+def test_the_bare_teacher_is_scored_before_the_loss_and_splits_u(name: str) -> None:
+    method = build_method(name, {"weight_drift": True})
+    assert list(method.precompute()) == ["bare"]
+    assert "bare" not in method.compared()
+    shown = tokens(roles={"teacher": [T], "contrast_0": [R]}, said=[1], bare=[LN(0.2)], old_logprob=[LN(0.3)])
+    for role in ("student", "teacher"):
+        shown.roles[role].requires_grad_()
+    parts = {part: value for part, value in method.metrics(shown).items() if part in ("pmi", "weight_drift")}
+    assert {part: value.item() for part, value in parts.items()} == pytest.approx(
+        {"pmi": LN(0.1 / 0.2), "weight_drift": LN(0.2 / 0.3)}
+    )
+    assert not any(value.requires_grad for value in parts.values())
+
+
 def test_cross_entropy_is_minus_the_log_probability_of_what_was_said() -> None:
     assert loss("sft", tokens(student=[S, T], said=[1, 2])) == pytest.approx([-LN(0.3), -LN(0.3)])
     assert list(build_method("sft", {}).keep(drawn(("student", 1.0), ("student", None)))) == [True, True]
@@ -471,6 +486,7 @@ def test_pairs_are_kept_whole_and_with_the_filter_only_right_ones() -> None:
     group = drawn(("student", 1.0), ("teacher", 0.0), ("teacher", 1.0), ("student", 0.0), ("student", 0.0))
     assert build_method("pbsd", {}).keep(group) == [True, True, True, True, False]
     assert build_method("pbsd", {"reward_filter": "correct"}).keep(group) == [False, False, True, True, False]
+    assert build_method("pbsd", {}).samples_for("teacher", group)
     asks = [build_method("pbsd", {"reward_filter": which}).needs_rewards() for which in ("off", "correct")]
     assert asks == [False, True]
 
@@ -515,9 +531,14 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
         "dual_clip": (None, 1.0),
     },
     "sft": {},
-    "opsd": {"score_temperature": (None, 0.0), "context": ("solution",)},
-    "sdft": {"teacher_rate": (0.01, -0.01, 1.01), "context": ("solution",)},
-    "sdpo": {"teacher_rate": (0.05, -0.01, 1.01), "ratio_cap": (2.0, 0.0), "context": ("sibling_or_feedback",)},
+    "opsd": {"score_temperature": (None, 0.0), "weight_drift": (False,), "context": ("solution",)},
+    "sdft": {"teacher_rate": (0.01, -0.01, 1.01), "weight_drift": (False,), "context": ("solution",)},
+    "sdpo": {
+        "teacher_rate": (0.05, -0.01, 1.01),
+        "ratio_cap": (2.0, 0.0),
+        "weight_drift": (False,),
+        "context": ("sibling_or_feedback",),
+    },
     "credit": {
         "teacher_rate": (0.01, -0.01, 1.01),
         "strength": (0.1, -0.01),

@@ -182,6 +182,10 @@ def test_the_dual_clip_bounds_what_a_bad_token_costs() -> None:
     loss_N.sum().backward()
     assert logprob_N.grad is not None
     assert logprob_N.grad.tolist() == pytest.approx([1.0, 2.0, 0.0, 0.0])
+    # A bound of 1.5 times |A| = ½; an advantage above 0 has no bound besides the clip.
+    ratio_N, signed_N = torch.tensor([5.0, 0.1]).double(), torch.tensor([-0.5, 0.5]).double()
+    bounded_N = clipped_policy_gradient(ratio_N.log(), torch.zeros_like(ratio_N), signed_N, dual_clip=1.5)
+    assert bounded_N.tolist() == pytest.approx([0.75, -0.05])
     with pytest.raises(ValueError, match="dual_clip must be greater than 1"):
         clipped_policy_gradient(logprob_N, logprob_N, logprob_N, dual_clip=1.0)
 
@@ -204,6 +208,11 @@ def test_the_values_are_those_of_a_hand_calculation() -> None:
     s = torch.tensor([math.log(1.5)]).double()
     assert sequence_policy_gradient(half, s, one, clip_low=0.1, clip_high=0.1).tolist() == pytest.approx([-1.1])
     assert sequence_policy_gradient(half, s, -one, clip_low=0.1, clip_high=0.1).tolist() == pytest.approx([1.5])
+    # The advantage is a factor, and so is s of the slope at every token.
+    assert clipped_weight_policy_gradient(half, old, 3 * one).tolist() == pytest.approx([3.6 * math.log(2)])
+    leaf = half.clone().requires_grad_()
+    sequence_policy_gradient(leaf, s, -2 * one, clip_low=0.1, clip_high=0.1).sum().backward()
+    assert leaf.grad is not None and leaf.grad.tolist() == pytest.approx([3.0])
     # q = ½: ½ + log 2 − 1; equal policies are no distance apart.
     assert reference_penalty(half, old).tolist() == pytest.approx([0.5 + math.log(2) - 1])
     assert reference_penalty(half, half).tolist() == [0.0]
