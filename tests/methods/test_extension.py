@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from selfdistill.cli.app import main
-from selfdistill.errors import ConfigError
 from selfdistill.methods import METHODS, build_method
 from support.engine import distance, invent_groups, load_exact, make_bench, own_templates
 from support.runs import lines
@@ -76,18 +75,3 @@ def test_praise_goes_where_the_evidence_is(folder: Path) -> None:
     found = method.token_advantage(TokenSlice(torch.zeros(3, dtype=torch.long), {}, inputs))  # type: ignore[attr-defined]
     spread = torch.exp(0.5 * torch.tanh(torch.tensor(1.0)))
     torch.testing.assert_close(found, torch.tensor([2.0 * spread, -2.0 / spread, 2.0]))
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [("beforehand", "precompute()"), ("observe", "on_batch(state, batch)"), ("sources", "sampling_roles()")],
-)
-def test_a_hook_under_its_old_name_is_answered_by_the_new_one(
-    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / f"older_{old}.py").write_text(
-        f"from selfdistill import METHODS\n\nclass Mine(METHODS['sd']):\n    def {old}(self, *given): return ()\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=re.escape(f"method Mine: {old}() is now called {new}; rename it")):
-        build_method(f"older_{old}:Mine", {})

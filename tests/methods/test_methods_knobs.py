@@ -7,7 +7,9 @@ arithmetic on probabilities in a vocabulary of three.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -771,6 +773,21 @@ def test_what_a_name_or_a_knob_was_meant_to_be() -> None:
     found = build_method("selfdistill.methods.grpo:GRPO", {"scale": "none"})
     assert found == build_method("grpo", {"scale": "none"})
     assert refused("grpo", clip_low=0.0) == "method.clip_low: Input should be greater than 0 (got 0.0)"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("beforehand", "precompute()"), ("observe", "on_batch(state, batch)"), ("sources", "sampling_roles()")],
+)
+def test_a_hook_under_its_old_name_is_answered_by_the_new_one(
+    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"older_{old}.py").write_text(
+        f"from selfdistill import METHODS\n\nclass Mine(METHODS['sd']):\n    def {old}(self, *given): return ()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(f"method Mine: {old}() is now called {new}; rename it")):
+        build_method(f"older_{old}:Mine", {})
 
 
 RECOMMENDED = {
