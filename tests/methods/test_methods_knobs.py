@@ -246,6 +246,16 @@ def test_a_perplexity_is_taken_in_double() -> None:
     assert found == pytest.approx(math.exp((1 + 2.0**-30) / 2), rel=1e-12, abs=0.0)
 
 
+def test_the_ratio_of_a_completion_is_taken_in_double() -> None:
+    method = build_method("grpo", {"ratio": "sequence"})
+    # In float32 the scores' sum would lose the second, and −0.1 be another number.
+    single = Scores(torch.tensor([-1.0, -(2.0**-30)]), torch.zeros(2))
+    old = View({"student": (1,)}, (1, 2), (1.0, 1.0), (-0.1, -0.1), 0.0, 0, 0, "student", 1.0)
+    told = method.on_batch(None, BatchScores({"student": [single]}, [old]))["sequence_log_ratio"]
+    assert isinstance(told, Tensor) and told.dtype == torch.float64
+    assert told.tolist() == pytest.approx([0.1 - (1 + 2.0**-30) / 2], rel=1e-12)
+
+
 @pytest.mark.parametrize("gated", [True, False])
 def test_antisd_has_the_ratio_of_the_completion_beside_its_gate(gated: bool) -> None:
     """Old log-probabilities of 0 and new ones of −1 and −3: the mean log-ratio is −2."""
@@ -681,6 +691,7 @@ def test_the_defaults_are_the_papers_and_the_limits_hold(name: str) -> None:
         "gate_ratio": (0.5, 1.0),
         "warmup": (1,),
         "contrasts": (1,),
+        "dual_clip": (1.5,),
         **dict.fromkeys(("score_temperature", "beta", "ratio_cap", "clip", "clip_low", "clip_high"), (0.5,)),
     }
     for hyperparameter, allowed in ends.items():
