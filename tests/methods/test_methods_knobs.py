@@ -783,6 +783,9 @@ def test_what_a_name_or_a_knob_was_meant_to_be() -> None:
     assert refused(":Thing") == "method ':Thing' must be written 'package.module:Class'"
     found = build_method("selfdistill.methods.grpo:GRPO", {"scale": "none"})
     assert found == build_method("grpo", {"scale": "none"})
+    bounds = "dual_clip bounds the ratio of each token, and ratio is"
+    for ratio in ("sequence", "weight"):
+        assert f"{bounds} {ratio!r}" in refused("grpo", ratio=ratio, dual_clip=3.0)
     assert refused("grpo", clip_low=0.0) == "method.clip_low: Input should be greater than 0 (got 0.0)"
 
 
