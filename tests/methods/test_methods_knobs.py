@@ -104,6 +104,19 @@ def test_the_share_of_clipped_tokens_counts_both_sides() -> None:
     assert (found["ratio"].tolist(), found["clip_share"].tolist()) == ([0.5, 2.0], [0.0, 0.0])
 
 
+def test_the_ratio_that_is_logged_is_the_one_of_the_loss_and_the_penalty_has_no_gradient() -> None:
+    # The token's own ratio is 1, its completion's 1.5; q = ¼ / ½, so that q − log q − 1 = ln 2 − ½.
+    shown = tokens(old_logprob=[LN(0.5)], sequence_log_ratio=[LN(1.5)], reference=[LN(0.25)])
+    shown.roles["student"].requires_grad_()
+    for ratio, expected in (("sequence", 1.5), ("weight", 1.0), ("token", 1.0)):
+        found = build_method("grpo", {"ratio": ratio, "kl": 0.3}).metrics(shown)
+        assert found["ratio"].item() == pytest.approx(expected, rel=1e-12)
+        assert found["clip_share"].item() == float(ratio == "sequence")
+        assert found["kl"].tolist() == pytest.approx([LN(2) - 0.5])
+        assert not found["kl"].requires_grad
+    assert build_method("grpo", {}).metrics(shown).keys() == {"clip_share", "ratio"}
+
+
 def test_the_scale_of_grpo_divides_by_the_deviation_or_not() -> None:
     rewards = torch.tensor([[0.0, 1.0, 2.0, 5.0]]).double()
     deviation = math.sqrt((4 + 1 + 0 + 9) / 3)
