@@ -437,6 +437,26 @@ def test_purified_bends_the_questions_part_and_tilts_the_base() -> None:
     assert split["norm_reference_share"].tolist() == split["norm_question_share"].tolist() == [0.0]
 
 
+def test_each_step_of_purified_asks_only_for_its_own_context() -> None:
+    whole, half = (0.3, 0.7, 0.0), (0.5, 0.5, 0.0)  # the last entry is padding
+    shown = tokens(student=[half], roles={"teacher": [(0.6, 0.4, 0.0)], "base": [whole]})
+    method = build_method("purified", {"subtraction": False})
+    assert set(method.roles()) == {"teacher", "base"}
+    # Δ = log T − log B, and its mean taken out: ± half of ln 2 − ln 4/7.
+    tilt = (LN(0.6 / 0.3) - LN(0.4 / 0.7)) / 2
+    raw = [b * math.exp(10 * math.tanh(sign * tilt / 10)) for b, sign in zip((0.3, 0.7), (1, -1), strict=True)]
+    target = [each / sum(raw) for each in raw]
+    assert method.loss(shown).tolist() == pytest.approx([js(half[:2], target, 0.5)])
+    shown.roles["student"].requires_grad_()
+    assert not any(value.requires_grad for value in method.metrics(shown).values())
+    # The residual alone, over the real vocabulary.
+    shown = tokens(student=[half], roles={"teacher": [(0.6, 0.4, 0.0)], "reference_only": [whole]})
+    method = build_method("purified", {"pmi_target": False})
+    assert set(method.roles()) == {"teacher", "reference_only"}
+    raw = [math.exp(10 * math.tanh(sign * tilt / 10)) for sign in (1, -1)]
+    assert method.loss(shown).tolist() == pytest.approx([js(half[:2], [each / sum(raw) for each in raw], 0.5)])
+
+
 # --- samples of both sides -------------------------------------------------------------------------------------------
 
 

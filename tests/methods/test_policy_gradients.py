@@ -169,6 +169,13 @@ def test_a_method_that_leaves_grpos_roles_out_is_told_so(knob: Mapping[str, Any]
         Forgetful.model_validate(knob)
 
 
+@pytest.mark.parametrize("left_out", [{"roles": lambda self: {}}, {"precompute": lambda self: ()}])
+def test_a_reference_needs_a_role_and_a_score(left_out: Mapping[str, Any]) -> None:
+    half = type("Half", (GRPO,), {**left_out, "__module__": __name__})
+    with pytest.raises(ValueError, match="Half leaves them out"):
+        half(kl=0.1)
+
+
 @pytest.mark.parametrize("name", ["grpo", "antisd"])
 def test_a_stopped_run_goes_on_bit_for_bit(name: str, folder: Path, tmp_path: Path) -> None:
     method = {"name": name, "ratio": "sequence", "kl": 0.1, "entropy": 0.01}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -55,8 +54,8 @@ class Purified(Method):
         teacher = tokens.roles["teacher"]
         target = teacher
         if self.subtraction or self.pmi_target:
-            # Without the PMI target the base is even over the real vocabulary.
-            base = tokens.roles["base"] if self.pmi_target else torch.where(teacher > -math.inf, 0.0, teacher)
+            # Without the PMI target the base is even; the target leaves out what the teacher calls padding.
+            base = tokens.roles["base"] if self.pmi_target else torch.zeros_like(teacher)
             reference = tokens.roles["reference_only"] if self.subtraction else base
             target = purified_target(base, teacher, reference, beta=self.beta, clip=self.clip)
         return jensen_shannon(tokens.student, target, teacher_weight=self.teacher_weight)
