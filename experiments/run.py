@@ -217,7 +217,7 @@ def tune(task: str, out: Path, jobs: int) -> None:
     chosen = {
         method: {
             "learning_rate": rate,
-            "knobs": hyperparameters,
+            "hyperparameters": hyperparameters,
             "accuracy": accuracy[label(method, (rate, hyperparameters))],
             "arm": label(method, (rate, hyperparameters)),
             "candidates": len(candidates[method]),
@@ -249,7 +249,7 @@ def final(task: str, out: Path, jobs: int) -> None:
     chosen = json.loads((RESULTS / f"{TUNED_ON.get(task, task)}-chosen.json").read_text(encoding="utf-8"))
     paths = []
     for method in ARMS[task]:
-        candidate = (chosen[method]["learning_rate"], chosen[method]["knobs"])
+        candidate = (chosen[method]["learning_rate"], chosen[method]["hyperparameters"])
         paths.append(write_arm(out / "arms", task, method, method, candidate, "final"))
         if method == "antisd" and UNGATED.get(task):
             ungated = (candidate[0], {**candidate[1], "gated": False})
@@ -273,7 +273,7 @@ def equal_rates(task: str, out: Path, jobs: int) -> None:
         rate = chosen["grpo"]["learning_rate"] / part
         folder = out / f"one-{part}"
         paths = [
-            write_arm(folder / "arms", task, method, method, (rate, chosen[method]["knobs"]), "rates")
+            write_arm(folder / "arms", task, method, method, (rate, chosen[method]["hyperparameters"]), "rates")
             for method in ARMS[task]
         ]
         compare(task, "rates", paths, folder, jobs, suffix=f"-{part}")

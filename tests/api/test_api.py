@@ -328,7 +328,7 @@ def test_a_method_object_is_inspected(loaded: tuple[sd.Policy, sd.Chat]) -> None
     )
     assert look.to_pandas().equals(named.to_pandas())
     assert {"credit strong", "credit plain"} <= set(look.signals)
-    assert look.summary["knobs"]["strong"] == {"method": "sd", "knobs": {"strength": 3.0}}
+    assert look.summary["hyperparameters"]["strong"] == {"method": "sd", "hyperparameters": {"strength": 3.0}}
 
 
 def test_a_loop_of_ones_own_has_the_trainers_step(loaded: tuple[sd.Policy, sd.Chat], model: Path) -> None:

@@ -134,7 +134,10 @@ def test_the_command_writes_table_summary_and_page(
     assert len(table["id"]) == summary["tokens"]
     assert summary["completions"] == 6
     assert summary["methods"] == ["grpo", "sd", "opsd", "kl"]
-    assert summary["knobs"]["kl"]["knobs"]["divergence"] == {"kind": "forward_kl", "support": {"kind": "full"}}
+    assert summary["hyperparameters"]["kl"]["hyperparameters"]["divergence"] == {
+        "kind": "forward_kl",
+        "support": {"kind": "full"},
+    }
     columns = (table[name] for name in ("logprob student", "logprob solution", "u solution", "credit kl"))
     for student, teacher, u, credit in zip(*columns, strict=True):
         assert u == pytest.approx(teacher - student, abs=1e-5)

@@ -48,7 +48,7 @@ def page_data(completions: int, tokens: int, bodies: tuple[str, ...]) -> PageDat
         "contexts": contexts,
         "methods": ["sd", "antisd"],
         "left_out": {},
-        "knobs": {name: {"method": name, "knobs": {}} for name in ("sd", "antisd")},
+        "hyperparameters": {name: {"method": name, "hyperparameters": {}} for name in ("sd", "antisd")},
         "skipped": {},
         "signals": {name: {**tables, "balance": {"tokens": 0}} for name in names},
         "separation": {},

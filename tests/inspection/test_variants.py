@@ -28,7 +28,9 @@ def test_variants_stand_side_by_side_and_each_override_reaches_its_own() -> None
         "kl": build_method("opsd", {"divergence": {"kind": "forward_kl"}}),
     }
     assert rest == ["task.difficulty=easy"]
-    assert hyperparameters(methods, ["strong"]) == {"strong": {"method": "antisd", "knobs": {"strength": 2.0}}}
+    assert hyperparameters(methods, ["strong"]) == {
+        "strong": {"method": "antisd", "hyperparameters": {"strength": 2.0}}
+    }
 
 
 def test_a_config_lends_its_method_under_its_name_and_leaves_the_usual_ones_out(tmp_path: Path) -> None:

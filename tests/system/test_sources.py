@@ -228,11 +228,11 @@ def test_teachers_of_a_run_are_those_of_its_checkpoint(folders: Path) -> None:
 
 def test_inspect_shows_the_method_of_a_config_or_run(folders: Path) -> None:
     few = {"problems": 1, "samples": 1, "max_tokens": 5}
-    assert sd.inspect("countdown-opsd", **few).summary["knobs"].keys() == {"countdown-opsd"}  # type: ignore[arg-type]
+    assert sd.inspect("countdown-opsd", **few).summary["hyperparameters"].keys() == {"countdown-opsd"}  # type: ignore[arg-type]
     of_run = sd.inspect("run", **few).summary  # type: ignore[arg-type]
-    assert (of_run["knobs"].keys(), of_run["checkpoint"], of_run["step"]) == ({"mine.v2"}, "last", 3)
+    assert (of_run["hyperparameters"].keys(), of_run["checkpoint"], of_run["step"]) == ({"mine.v2"}, "last", 3)
     named = sd.inspect("run", methods=["grpo"], checkpoint=2, **few).summary  # type: ignore[arg-type]
-    assert (named["knobs"].keys(), named["step"]) == ({"grpo"}, 2)
+    assert (named["hyperparameters"].keys(), named["step"]) == ({"grpo"}, 2)
 
 
 def test_data_check_reads_the_rows_of_a_config(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

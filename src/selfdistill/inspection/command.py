@@ -168,7 +168,7 @@ def inspect(
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
     origin = _origin(model, weights, options) | {"quantised": policy.quantisation}
-    origin |= {"task": config.task.kind, "knobs": hyperparameters(methods, findings.credits)}
+    origin |= {"task": config.task.kind, "hyperparameters": hyperparameters(methods, findings.credits)}
     return InspectResult(table, summarise(table, origin, chat), chat, (*moved, *weights.warnings))
 
 

@@ -227,11 +227,14 @@ def _variants(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             label,
             variant["method"],
-            ", ".join(f"{key} = {word}" for key, word in flat(variant["knobs"])) or "defaults",
+            ", ".join(f"{key} = {word}" for key, word in flat(variant["hyperparameters"])) or "defaults",
         )
-        for label, variant in summary["knobs"].items()
+        for label, variant in summary["hyperparameters"].items()
     ]
-    if not any(variant["knobs"] or label != variant["method"] for label, variant in summary["knobs"].items()):
+    if not any(
+        variant["hyperparameters"] or label != variant["method"]
+        for label, variant in summary["hyperparameters"].items()
+    ):
         return []
     return [(numbers.printable(label), numbers.printable(name), word) for label, name, word in rows]
 

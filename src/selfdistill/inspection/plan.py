@@ -53,7 +53,7 @@ def hyperparameters(methods: Mapping[str, Method], names: Iterable[str]) -> dict
         method = methods[label]
         values = method.model_dump(mode="json")
         changed = {key: values[key] for key in method.model_dump(exclude_defaults=True)}
-        table[label] = {"method": name_of(type(method)), "knobs": changed}
+        table[label] = {"method": name_of(type(method)), "hyperparameters": changed}
     return table
 
 
