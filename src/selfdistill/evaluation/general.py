@@ -143,7 +143,7 @@ class GeneralScorer:
                 head_inputs=roles,
                 max_logits_per_chunk=self.limits.max_logits_per_chunk,
             )
-            kl_N = token_metrics(student, job)["kl"].double().cpu()
+            kl_N = token_metrics(student, job)["kl"].cpu().double()
             if not micro_batch.is_dummy:
                 parts = kl_N.split([len(view.completion_ids) for view in picked])
                 means.update(zip(micro_batch.indices, (float(part.mean()) for part in parts), strict=True))

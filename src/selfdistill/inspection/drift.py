@@ -142,7 +142,7 @@ def _targets(scores: Sequence[Scores | None], lengths: Sequence[int]) -> NDArray
     """Return the log-probabilities of all completions, NaN where a completion has none."""
     return np.concatenate(
         [
-            np.full(n, math.nan) if score is None else score.target_N.double().cpu().numpy()
+            np.full(n, math.nan) if score is None else score.target_N.cpu().double().numpy()
             for score, n in zip(scores, lengths, strict=True)
         ]
     )

@@ -228,7 +228,7 @@ def _at_all_views(name: str, number: Tensor, views: Sequence[View], inside: Sequ
     if len(inside) == len(views):
         return number
     numbers = torch.full((len(views),), math.nan, dtype=torch.float64)
-    numbers[list(inside)] = number.double().cpu()
+    numbers[list(inside)] = number.cpu().double()
     return numbers
 
 

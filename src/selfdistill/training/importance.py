@@ -68,7 +68,7 @@ def gaps(views: Sequence[View], learner: Sequence[Scores | None], *, cap: float)
     pairs = [(v, s) for v, s in zip(views, learner, strict=True) if s is not None and v.source == STUDENT]
     if not pairs:
         return {}
-    learner_N = torch.cat([score.target_N.double().cpu() for _, score in pairs])
+    learner_N = torch.cat([score.target_N.cpu().double() for _, score in pairs])
     sampler_N = torch.tensor([number for view, _ in pairs for number in view.old_logprobs], dtype=torch.float64)
     gap_N = (learner_N - sampler_N).abs()
     weight_N = truncated_importance_weight(learner_N, sampler_N, cap=cap)
