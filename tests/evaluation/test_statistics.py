@@ -63,6 +63,11 @@ def test_the_curve_is_pass_at_k_for_powers_of_two_and_all_samples() -> None:
         pass_curve([[True], [True, False]], seed=0)
 
 
+def test_a_curve_has_the_intervals_of_its_points() -> None:
+    for settings in ({"seed": 3}, {"seed": 3, "confidence": 0.5, "resamples": 17}):
+        assert pass_curve(FOUR, **settings) == [pass_at(FOUR, k, **settings) for k in (1, 2, 4)]
+
+
 def test_the_majority_votes_without_those_who_have_no_answer() -> None:
     answers: list[list[str | None]] = [["7", "7", "3", None], ["1", "2", "2", "2"], [None, None, None, "5"], [None] * 4]
     correct = [[True, True, False, False], [True, False, False, False], [False, False, False, True], [False] * 4]
@@ -134,7 +139,7 @@ def test_every_measure_is_the_bootstrap_of_its_problems() -> None:
             assert paired_difference(per_problem, later, k=9, seed=seed, **asked) == paired
 
 
-@pytest.mark.parametrize("measure", [average, pass_at, majority, paired_difference])
+@pytest.mark.parametrize("measure", [average, pass_at, pass_curve, majority, paired_difference])
 def test_intervals_are_95_per_cent_of_ten_thousand_resamples_unless_asked(measure: Any) -> None:
     defaults = inspect.signature(measure).parameters
     assert (defaults["confidence"].default, defaults["resamples"].default) == (0.95, 10_000)
