@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from selfdistill.evaluation.intervals import over_seeds, t_quantile
         (0.975, 2.5, 3.57469),
         (0.975, 1e6, 1.95996),
         (0.5, 3, 0.0),
+        # With one degree of freedom the quantile is tan(π (p − 1/2)).
+        (0.50001, 1, math.tan(1e-5 * math.pi)),
     ],
 )
 def test_the_quantiles_of_t_are_those_of_the_tables(probability: float, freedom: float, value: float) -> None:
@@ -61,6 +64,27 @@ def test_of_one_run_the_problems_are_drawn() -> None:
     assert found.error == pytest.approx(math.sqrt(1 / 12))
 
 
+def test_the_two_way_table_by_hand() -> None:
+    # Mean squares: runs 1.5, problems 3.5, residual 0.5, with 1, 2 and 2 degrees of freedom. Their sum is 4.5.
+    found = over_seeds([[0.0, 1.0, 2.0], [1.0, 1.0, 4.0]], k=1, shared=True)
+    assert found.error == pytest.approx(math.sqrt(4.5 / 6))
+    assert found.freedom == pytest.approx(4.5**2 / (1.5**2 / 1 + 3.5**2 / 2 + 0.5**2 / 2))
+    # Two problems: 4, 4 and 1, one degree each.
+    found = over_seeds([[0.0, 1.0], [1.0, 4.0]], k=1, shared=True)
+    assert (found.error, found.freedom) == pytest.approx((math.sqrt(7 / 4), 49 / 33))
+    # Problems that vary less than the residual leave the runs' 13.5, with one degree of freedom.
+    found = over_seeds([[0.0, 1.0, 2.0], [5.0, 4.0, 3.0]], k=1, shared=True)
+    assert (found.error, found.freedom) == pytest.approx((1.5, 1.0))
+    # One shared problem shows nothing of others.
+    single = [[1.0], [2.0], [4.0]]
+    assert over_seeds(single, k=1, shared=True) == over_seeds(single, k=1)
+
+
+def test_rows_are_taken_in_double() -> None:
+    rows = [np.array([0.1, 0.7, 0.3], dtype=np.float32), np.array([0.2, 0.4, 0.9], dtype=np.float32)]
+    assert over_seeds(rows, k=1) == over_seeds([row.astype(np.float64) for row in rows], k=1)  # type: ignore[arg-type]
+
+
 def test_a_family_shares_the_error_among_its_intervals() -> None:
     rows = [[0.1, 0.3], [0.2, 0.2], [0.4, 0.2]]
     alone, five = over_seeds(rows, k=1, confidence=0.99), over_seeds(rows, k=1, family=5)
@@ -76,6 +100,9 @@ def test_equality_has_to_be_shown() -> None:
     # In a family of two the level is 2.5 %: 4.303 · 0.00577 = 0.02484.
     assert over_seeds(rows, k=1, family=2).equal_within(0.0249)
     assert not over_seeds(rows, k=1, family=2).equal_within(0.0248)
+    # A margin that is only just reached shows nothing.
+    found = over_seeds(rows, k=1)
+    assert not found.equal_within(abs(found.value) + found.error * t_quantile(0.95, found.freedom))
     # No difference is seen here either, and it is no equality.
     wide = over_seeds([[0.2], [0.0], [-0.2]], k=1)
     assert wide.low < 0 < wide.high
@@ -164,8 +191,8 @@ def test_shared_problems_of_runs_that_agree_are_drawn_all_the_same() -> None:
     assert alone.error == pytest.approx(math.sqrt(1 / 12 / 3))
 
 
-@pytest.mark.parametrize("rows", [[], [[]], [[1.0], []], [[1.0]]])
-def test_too_little_for_an_interval_is_refused(rows: list[list[float]]) -> None:
+@pytest.mark.parametrize("rows", [[], [[]], [[1.0], []], [[1.0]], [[1.0, 2.0, 3.0], []], [[[1.0, 2.0], [3.0, 4.0]]]])
+def test_too_little_for_an_interval_is_refused(rows: list[Any]) -> None:
     with pytest.raises(ValueError, match="needs two numbers at least"):
         over_seeds(rows, k=1)
 

@@ -85,13 +85,14 @@ def over_seeds(
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    sizes = {row.size for row in rows}
     means_S = np.array([math.fsum(row) / row.size for row in rows])
     value = math.fsum(means_S) / means_S.size
     probability = 1 - (1 - confidence) / (2 * family)
     # Every candidate is a standard error with its degrees of freedom; the widest interval is taken.
     if len(rows) == 1:
         candidates = [_within(rows)]
-    elif shared and len({row.size for row in rows}) == 1 and rows[0].size > 1:
+    elif shared and len(sizes) == 1 and sizes != {1}:
         candidates = [_two_way(np.stack(rows))]
     else:
         candidates = [(math.sqrt(float(means_S.var(ddof=1)) / means_S.size), means_S.size - 1.0), _within(rows)]
@@ -125,12 +126,12 @@ def _two_way(values_SP: Vector) -> tuple[float, float]:
     """
     runs, problems = values_SP.shape
     mean = values_SP.mean()
-    runs_S1, problems_1P = values_SP.mean(1, keepdims=True), values_SP.mean(0, keepdims=True)
-    residual_SP = values_SP - runs_S1 - problems_1P + mean
+    runs_S1, problems_P = values_SP.mean(1, keepdims=True), values_SP.mean(0)
+    residual_SP = values_SP - runs_S1 - problems_P + mean
     freedoms = (runs - 1, problems - 1, (runs - 1) * (problems - 1))
     squares = (
         problems * float(((runs_S1 - mean) ** 2).sum()) / freedoms[0],
-        runs * float(((problems_1P - mean) ** 2).sum()) / freedoms[1],
+        runs * float(((problems_P - mean) ** 2).sum()) / freedoms[1],
         float((residual_SP**2).sum()) / freedoms[2],
     )
     total = squares[0] + squares[1] - squares[2]
@@ -150,6 +151,6 @@ def t_quantile(probability: float, freedom: float) -> float:
         return NormalDist().inv_cdf(probability)
     angle = np.linspace(0.0, math.pi / 2, 20_001)
     density = np.cos(angle) ** (freedom - 1)
-    summed = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    summed = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     quantile_angle = np.interp(2 * probability - 1, summed / summed[-1], angle)
     return math.sqrt(freedom) * math.tan(float(quantile_angle))
