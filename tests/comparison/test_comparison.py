@@ -67,10 +67,10 @@ def test_final_and_best_are_means_over_seeds(two: dict[str, Any]) -> None:
 
 def test_the_late_change_is_taken_between_evaluations_that_were_fixed_beforehand(tmp_path: Path) -> None:
     # Seven evaluations: the last is compared with the one two before it, whatever stands between.
-    run = simple_run(tmp_path / "run", (0, 0), (4, 4), (4, 4), (0, 0), (2, 2), (4, 4), (1, 3))
+    run = simple_run(tmp_path / "run", (0, 0), (4, 4), (4, 4), (0, 0), (2, 2), (4, 4), (1, 4))
     accuracy = of(analyse([arm("a", run)], baseline="a"), "a")["accuracy"]
     assert accuracy["late_steps"] == [[8, 12]]
-    assert accuracy["late_change"]["value"] == 0.0
+    assert accuracy["late_change"]["value"] == 0.125
     assert [late_lag(end) for end in range(8)] == [1, 1, 1, 1, 1, 2, 2, 2]
 
 
@@ -181,6 +181,12 @@ def test_problems_that_all_seeds_share_are_drawn_too(tmp_path: Path) -> None:
         assert result["interval"]["shared_problems"] is shared
         # Both seeds differ by 3/4, −1/4 and 1/4: nothing between seeds, 1/2 between problems, of three or of six.
         assert found["error"] == pytest.approx(0.5 / (3 if shared else 6) ** 0.5, rel=1e-5)
+        # The levels are those of 1, 0 and 1/2, which vary by 1/2 too; so is pass@1.
+        levels = [of(result, "b")["accuracy"]["final"], of(result, "b")["pass_curve"][0]["final"]]
+        levels.append(of(result, "b")["pass_curve"][0]["against_baseline"])
+        assert [level["error"] for level in levels] == pytest.approx([found["error"]] * 3, rel=1e-5)
+        assert "equal" in found
+        assert "equal" not in of(result, "b")["length"]["against_baseline"]
 
 
 def test_other_problems_of_the_same_number_cannot_be_paired(tmp_path: Path) -> None:
@@ -218,7 +224,7 @@ def test_the_baseline_is_reached_at_an_evaluation_not_between_two(two: dict[str,
     # evaluation.
     assert reach["mean"] == {"step": 3.0, "tokens": 150.0, "seconds": 15.0}
     # Two steps sooner, and none.
-    assert reach["against_baseline"]["value"] == -1.0
+    assert (reach["against_baseline"]["value"], reach["against_baseline"]["family"]) == (-1.0, 1)
     own = of(two, "base")["reach"]
     assert (own["steps"], own["mean"]["step"], own["against_baseline"]["value"]) == ([4, 4], 4.0, 0.0)
 
@@ -469,7 +475,9 @@ def test_pass_at_k_by_hand(tmp_path: Path) -> None:
     assert ends(curve[1]["final"]) == pytest.approx((7 / 12, 0.0, 1.0), rel=1e-5)
     assert curve[0]["final"]["low"] == curve[2]["final"]["low"] == 0.0
     # The other arm leads by 1/2 of the first problem and 1/6 of the third at k = 2; at k = 4 by the whole first one.
-    lead = [point["against_baseline"]["value"] for point in of(result, "other")["pass_curve"]]
+    leads = [point["against_baseline"] for point in of(result, "other")["pass_curve"]]
+    assert {lead["family"] for lead in leads} == {1}
+    lead = [lead["value"] for lead in leads]
     assert lead == pytest.approx([2 / 16, (1 / 2 + 1 / 6) / 4, 1 / 4], rel=1e-5)
 
 
@@ -479,7 +487,9 @@ def test_pass_at_k_over_seeds_holds_together_over_arms(tmp_path: Path) -> None:
         arm(name, *(simple_run(tmp_path / f"{name}{s}", (1, 1), row) for s, row in enumerate(rows)))
         for name, rows in final.items()
     ]
-    [one, two, four] = of(analyse(arms, baseline="a"), "b")["pass_curve"]
+    found = of(analyse(arms, baseline="a"), "b")
+    assert found["reach"]["against_baseline"]["family"] == 2
+    [one, two, four] = found["pass_curve"]
     # At k = 2 one, two, three and four of 4 right are 1/2, 5/6, 1 and 1: seeds lead by 1/6 and by 1/4.
     exact = over_seeds([[1 / 3, 0.0], [1 / 2, 0.0]], k=2, family=2, bounds=(-1, 1)).as_dict()
     assert {key: two["against_baseline"][key] for key in exact} == pytest.approx(exact, rel=1e-5)

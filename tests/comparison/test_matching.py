@@ -104,6 +104,7 @@ def test_an_arm_without_an_evaluation_within_the_budget_is_not_judged_by_its_sta
         assert [other[measure][key] for key in ("final", "change", "against_baseline")] == [None] * 3, measure
     assert (other["accuracy"]["read_at"], other["accuracy"]["late_change"], other["reach"]) == ([0], None, None)
     assert other["accuracy"]["late_steps"] == [[0, 0]]
+    assert (other["pass_curve"], other["truncated"]) == ([], {"before": 0.25, "final": None})
     # It is said in every place where a figure would stand.
     why = "no evaluation within the budget; evaluation.every is 2"
     row = f"| other | 25.0% (25.0–25.0%) | – ({why}) | – | – | 100.0% (100.0–100.0%; step 2) | – |"
@@ -119,6 +120,9 @@ def test_an_arm_without_an_evaluation_within_the_budget_is_not_judged_by_its_sta
     # A baseline that cannot be read has nothing compared with it.
     turned = analyse(late_arms(tmp_path / "turned"), baseline="other", match="tokens")
     assert of(turned, "base")["accuracy"]["final"]["value"] == 0.5
+    assert (of(turned, "base")["accuracy"]["against_baseline"], of(turned, "base")["reach"]) == (None, None)
+    # One seed of it is enough.
+    turned = analyse(late_arms(tmp_path / "two", seeds=2), baseline="other", match="tokens")
     assert (of(turned, "base")["accuracy"]["against_baseline"], of(turned, "base")["reach"]) == (None, None)
 
 
