@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.config.sections import Limits, LimitsConfig, limits_on
+from selfdistill.config.signal import SignalConfig
 from selfdistill.contexts.templates import Template
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, OutOfMemory, TrainingError
@@ -27,6 +28,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.seeds import derive
 from selfdistill.training import trainer as training
 from selfdistill.training.clock import Clock
+from selfdistill.training.shaping import Shaping
 from selfdistill.training.trainer import StepResult, Trainer
 from selfdistill.types import STUDENT, Role, Scores, StepRecord, TokenSlice
 from support.engine import Bench, invent_groups, load_exact, make_bench, numbers_of, parameters, perturb
@@ -88,6 +90,31 @@ def test_the_average_moves_by_its_rate_after_each_update(
     assert far(parameters(bench.policy.model), student) < 1e-12
     assert far(bench.trainer.teachers.state_dict(), average) < 1e-12
     assert far(student, average) > 1e-3
+
+
+def test_a_step_renews_the_snapshots_of_its_number_after_its_update(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    bench = open_bench(model, templates, "sdpo", {"weights": {"kind": "snapshot", "every": 2}})
+    bench.trainer.learning_rate = lambda step: 0.05
+    groups = invent_groups(bench.policy, bench.chat)
+    start = {name: values.clone() for name, values in bench.trainer.teachers.state_dict().items()}
+    bench.step(groups, step=1)
+    assert far(bench.trainer.teachers.state_dict(), start) == 0.0
+    bench.step(groups, step=2)
+    student, taken = parameters(bench.policy.model), bench.trainer.teachers.state_dict()
+    assert far({name: next(taken[key] for key in taken if key.endswith(name)) for name in student}, student) == 0.0
+    assert far(taken, start) > 1e-3
+
+
+def test_the_weight_of_a_step_is_no_number_of_tokens(model: Path, templates: Mapping[str, Template]) -> None:
+    bench = open_bench(model, templates, "sft", {})
+    bench.trainer.shaping = Shaping(SignalConfig(weight="variance"), 10)
+    result = bench.step(invent_groups(bench.policy, bench.chat))
+    assert result.record.tokens == sum(len(view.completion_ids) for view in result.views)
+    weight = sum(sum(view.weights) for view in result.views)
+    assert result.record.weight == pytest.approx(weight, rel=1e-12)
+    assert 0 < weight < result.record.tokens
 
 
 def test_of_several_updates_the_last_is_reported(model: Path, templates: Mapping[str, Template]) -> None:
@@ -397,6 +424,8 @@ def test_a_trainer_keeps_what_it_was_given(model: Path, templates: Mapping[str, 
         "limits": Limits(max_tokens_per_microbatch=7, max_logits_per_chunk=8),
         "thinking": False,
         "world": World.current(),
+        "steps": 12,
+        "shaping": Shaping(SignalConfig(weight="variance"), 10),
     }
     corrected = Trainer(
         bench.policy, bench.trainer.teachers, bench.method, templates, bench.chat, bench.trainer.optimiser,
