@@ -93,9 +93,7 @@ class GRPO(Method):
         means = []
         for view, scores in zip(batch.views, batch.scores[STUDENT], strict=True):
             assert scores is not None, "the student's own prompt is never missing"
-            means.append(
-                float((scores.target_N.cpu() - torch.tensor(view.old_logprobs, dtype=torch.float64)).mean())
-            )
+            means.append(float((scores.target_N.cpu() - torch.tensor(view.old_logprobs, dtype=torch.float64)).mean()))
         return {SEQUENCE: torch.tensor(means, dtype=torch.float64)}
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
