@@ -216,6 +216,12 @@ def test_a_config_that_is_not_there_is_named_with_the_nearest(run: Terminal) -> 
     assert "not found; shipped: " in refused(run("train", "./qqq.toml"))
 
 
+@pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate"], ["configs"]])
+def test_a_folder_that_is_no_run_is_not_called_missing(command: list[str], run: Terminal, tmp_path: Path) -> None:
+    sentence = "is neither a run folder nor a model directory: it holds no config.json of either"
+    assert refused(run(command[0], tmp_path, *command[1:])) == f"{tmp_path} {sentence}"
+
+
 def test_a_command_that_is_none_is_exit_code_2(run: Terminal) -> None:
     said = run("trian")
     assert said.code == 2

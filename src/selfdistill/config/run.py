@@ -34,7 +34,15 @@ from selfdistill.config.sections import (
     Strict,
 )
 from selfdistill.config.signal import SignalConfig
-from selfdistill.config.sources import Source, config_path, find_source, read_config, shipped_configs, shipped_models
+from selfdistill.config.sources import (
+    NEITHER,
+    Source,
+    config_path,
+    find_source,
+    read_config,
+    shipped_configs,
+    shipped_models,
+)
 from selfdistill.config.suggest import near, suggest
 from selfdistill.config.tasks import CountdownConfig, TaskConfig, fill_from_preset
 from selfdistill.errors import ConfigError
@@ -180,7 +188,7 @@ def config_for(
 
 def _not_found(source: Source) -> str:
     if source.path is not None:
-        return f"{source.name} is neither a run folder nor a model directory: it holds no config.json of either"
+        return f"{source.name} {NEITHER}"
     hint = near(source.name, [*shipped_configs(), *shipped_models()])
     ways = (
         "give a config, a run folder, a checkpoint, a model directory, a hub id (org/name) or a shipped name "

@@ -24,6 +24,7 @@ ROWS = (".jsonl", ".parquet", ".csv", ".gz")
 
 
 NO_RUN = "is no run folder: its config.json is missing or names no task"
+NEITHER = "is neither a run folder nor a model directory: it holds no config.json of either"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,8 @@ def config_path(source: Source) -> Path:
         raise CheckpointError(f"{source.name} {NO_RUN}")
     if source.kind == "model":
         raise ConfigError(f"{source.name} is a model, which has no config")
+    if source.path is not None:
+        raise ConfigError(f"{source.name} {NEITHER}")
     known = shipped_configs()
     hint = f"{near(source.name, known)} shipped: {', '.join(known)}; or give a path to a TOML file".lstrip()
     raise ConfigError(f"config {source.name!r} not found; {hint}")
