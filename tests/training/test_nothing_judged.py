@@ -102,6 +102,8 @@ def test_a_run_that_judges_nothing_says_so_everywhere(tmp_path: Path, bytewise: 
     assert "Nothing is judged on held-out problems: there is no accuracy to draw, and no best step." in page
     assert "<h2>Before and after</h2>" in page
     assert "<strong>No accuracy</strong>" in page
+    # True too of a run whose reward function returned None for every completion.
+    assert "neither a verifier nor a reward function judged a held-out completion" in page
     assert not re.search("Held-out accuracy|Solved on|>Best|0\\.0–0\\.0%|bootstrap", page)
 
 

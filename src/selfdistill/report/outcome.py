@@ -43,7 +43,7 @@ def headline(before: Row, after: Row) -> dict[str, str]:
         return words | {
             "kind": "open",
             "verdict": "No accuracy",
-            "reason": "the task has neither answers nor a reward function",
+            "reason": "neither a verifier nor a reward function judged a held-out completion",
         }
     if None in old.values() or None in new.values():
         return words | {
