@@ -13,7 +13,7 @@ from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.training import build
 from selfdistill.training.build import assemble, build_models
 from selfdistill.training.problem import build_problem, resolve
-from selfdistill.training.run_folder import load_model
+from selfdistill.training.run_folder import find_weights, load_model
 from support.runs import LORA, metrics, tiny_run, train
 
 
@@ -72,3 +72,14 @@ def test_a_run_goes_on_from_another_runs_newest_weights(lora: tuple[str, ...], m
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="empty has no checkpoint yet"):
         build_problem(tiny_run(tmp_path / "empty"))
+
+
+def test_a_run_whose_only_checkpoint_is_the_best_names_it(model: Path, tmp_path: Path) -> None:
+    config = tiny_run(model)
+    saved = tmp_path / "young" / "checkpoints"
+    saved.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"young has no checkpoint yet$"):
+        find_weights(str(tmp_path / "young"), config)
+    (saved / "best").mkdir()
+    with pytest.raises(CheckpointError, match=r"young has no checkpoint but its best: add --checkpoint best$"):
+        find_weights(str(tmp_path / "young"), config)

@@ -76,7 +76,11 @@ def find_weights(name: str, config: RunConfig, checkpoint: str | None = None) ->
     if selected == "last":
         newest, warnings = atomic.latest_valid(saved)
         if newest is None:
-            raise CheckpointError(f"{name} has no checkpoint yet")
+            # A run writes its best checkpoint at step 0, before the first regular one.
+            only_best = (saved / "best").is_dir()
+            raise CheckpointError(
+                f"{name} has no checkpoint {'but its best: add --checkpoint best' if only_best else 'yet'}"
+            )
     else:
         steps = [int(path.name.removeprefix("step-")) for path in atomic.checkpoints(saved)]
         if not selected.isdecimal() or int(selected) not in steps:
