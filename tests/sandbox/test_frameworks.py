@@ -42,7 +42,7 @@ def test_a_skipped_test_and_a_skipped_row_of_a_table_stay_skipped() -> None:
     rows += [module.param(4, marks=(module.mark.skipif(False, reason="never"), module.mark.slow))]
     marked = module.mark.slow(module.mark.parametrize("x", rows)(module.mark.skip(reason="later")(test)))
 
-    assert marked is test and vars(test)["_pytest_skipped"] is True
+    assert marked is test and vars(test)["__unittest_skip__"] is True
     assert vars(test)["_pytest_cases"] == [[{"x": 1}, {"x": 4}]]
 
 
@@ -53,7 +53,7 @@ def test_a_condition_decides_wherever_it_stands_and_xfail_needs_none(name: str) 
     def skipped(decorate: Any) -> bool:
         def test() -> None: ...
 
-        return bool(vars(decorate(test))["_pytest_skipped"])
+        return bool(vars(decorate(test))["__unittest_skip__"])
 
     assert skipped(mark(True)) and skipped(mark(condition=True, reason="why")) and skipped(mark(False, True))
     assert not skipped(mark(False, reason="why")) and not skipped(mark(condition=False))

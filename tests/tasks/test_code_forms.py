@@ -11,6 +11,7 @@ import pytest
 
 from selfdistill.config.tasks import CodeConfig
 from selfdistill.errors import DataError
+from selfdistill.sandbox.sandbox import Sandbox, Tally
 from selfdistill.tasks.check import check_data
 from selfdistill.tasks.code.task import NOT_ONE, UNREACHED, CodeTask
 from selfdistill.types import Example, Verdict
@@ -254,6 +255,18 @@ REFUSED: dict[str, tuple[str, str]] = {
         "import pytest\n@pytest.mark.xfail\ndef test_it(): assert double(2) == 5",
         UNDER_OWN,
     ),
+    "a test that is expected to raise": (
+        "import pytest\n@pytest.mark.xfail(raises=ValueError)\ndef test_it(): double(None)\nassert double(2) == 4",
+        "the tests use raises of pytest.mark.xfail, which is not supported",
+    ),
+    "a condition that is a text": (
+        "import pytest\n@pytest.mark.skipif('1 > 2', reason='never')\ndef test_it(): assert double(2) == 4",
+        "the tests quote a condition of pytest.mark.skipif, which is not supported",
+    ),
+    "a named condition that is a text": (
+        "import pytest\n@pytest.mark.xfail(condition='1 > 2', reason='never')\ndef test_it(): assert double(2) == 4",
+        "the tests quote a condition of pytest.mark.xfail, which is not supported",
+    ),
     "a fixture that a mark asks for": (
         "import pytest\n@pytest.mark.usefixtures('four')\ndef test_it(): assert double(2) == 4",
         "the tests use pytest.mark.usefixtures, which is not supported",
@@ -310,6 +323,29 @@ def test_a_test_that_is_expected_to_fail_says_nothing_unless_its_condition_is_fa
     assert judged(task, example, RIGHT).reward == 1.0
     # It fulfils the expected failure, and that earns nothing.
     assert judged(task, example, "def double(x): return 3").reward == 0.0
+
+
+METHOD = "    def test_it(self): self.assertEqual(double(1), 3)\n"
+FUNCTION = "def test_it(): assert double(1) == 3\n"
+SKIPPED = {
+    "a method of unittest": f"class T(TestCase):\n    @mark.xfail\n{METHOD}",
+    "a class of unittest": f"@mark.skip\nclass T(TestCase):\n{METHOD}",
+    "a function, by unittest": f"@skip('later')\n{FUNCTION}",
+    "a class": "@mark.xfail\nclass TestIt:\n    def test_it(self): assert double(1) == 3\n",
+    "a class, by a name": "class TestIt:\n    pytestmark = mark.skip\n    def test_it(self): assert double(1) == 3\n",
+    "a TestCase, by a name": f"class T(TestCase):\n    pytestmark = [mark.slow, mark.xfail(reason='later')]\n{METHOD}",
+    "a module": f"pytestmark = mark.skipif(True, reason='later')\n{FUNCTION}class T(TestCase):\n{METHOD}",
+}
+
+
+@pytest.mark.parametrize("tests", SKIPPED.values(), ids=SKIPPED)
+def test_skipped_tests_are_neither_passed_nor_failed_whatever_skips_them(tests: str) -> None:
+    head = "from pytest import mark\nfrom unittest import TestCase, skip\nassert double(2) == 4\n"
+    unmarked = tests.replace("mark.", "mark.not_").replace("@skip('later')\n", "")
+    skipped, run = (Sandbox().judge(RIGHT, tests=head + text, entry="double") for text in (tests, unmarked))
+
+    assert isinstance(skipped, Tally) and (skipped.passed, skipped.total) == (1, 1)
+    assert isinstance(run, Tally) and run.total > run.passed == 1
 
 
 def test_without_a_solution_tests_are_refused_where_nothing_in_them_could_fail(tmp_path: Path) -> None:

@@ -133,15 +133,14 @@ def pytest_module(tally: Any) -> types.ModuleType:
 class _Param:
     def __init__(self, values: tuple[Any, ...], marks: Any) -> None:
         self.values = values
-        listed = marks if isinstance(marks, list | tuple) else [marks]
-        self.skipped = any(getattr(mark, "skips", False) for mark in listed)
+        self.skipped = _skip(marks)
 
 
 class _Marks:
     """``pytest.mark``: a mark is a decorator, with arguments or without.
 
-    ``xfail`` skips the test: its authors expect it to fail, so it does not test the code. Other marks have no effect,
-    as in pytest.
+    ``xfail`` skips the test. pytest runs it, and its result does not count there either. With ``strict`` pytest demands
+    the failure. It is not demanded here, because a known fault should not be rewarded. Other marks have no effect.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -173,10 +172,16 @@ class _Mark:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if arguments and callable(arguments[0]):
-            arguments[0]._pytest_skipped = self.skips or vars(arguments[0]).get("_pytest_skipped", False)
+            # unittest reads this attribute too, and its own ``skip`` sets it.
+            arguments[0].__unittest_skip__ = self.skips or vars(arguments[0]).get("__unittest_skip__", False)
             return arguments[0]
         conditions = [*arguments, *([named["condition"]] if "condition" in named else [])]
         return _Mark(skips=any(conditions), decides=False) if self._decides and conditions else self
+
+
+def _skip(marks: Any) -> bool:
+    """Whether one of the marks skips its test."""
+    return any(getattr(mark, "skips", False) for mark in (marks if isinstance(marks, list | tuple) else [marks]))
 
 
 def count_unittest(tally: Any) -> None:
@@ -245,6 +250,8 @@ class Session:
         case = getattr(sys.modules.get("unittest"), "TestCase", ())
         for name in defined:
             member = self._names.get(name)
+            if any(_skip(marks) for marks in (self._names.get("pytestmark"), getattr(member, "pytestmark", None))):
+                continue
             if isinstance(member, types.FunctionType):
                 called = name in self._tally.entered or hasattr(member, "_pytest_fixture")
                 if name.startswith("test") and not called:
@@ -256,7 +263,7 @@ class Session:
 
     def _function(self, name: str, function: Any, marked: list[Any], around: Any = None) -> None:
         """Run a function with each set of its arguments. At least one of these runs has to reach one of its checks."""
-        if any(vars(holder).get("_pytest_skipped") for holder in (*marked, function)):
+        if any(vars(holder).get("__unittest_skip__") for holder in (*marked, function)):
             return
         tables = [table for holder in (*marked, function) for table in vars(holder).get("_pytest_cases", [])]
         with self._tally.test(name, must_check=name in self._checking):

@@ -155,6 +155,14 @@ class _Module:
                         if keyword.arg in ("autouse", "params", "indirect"):
                             yield f"the tests use {keyword.arg} of pytest.{last_name(node)}, which is not supported"
                     continue
+                # pytest evaluates a condition in quotes, and fails a test that raises anything but ``raises``.
+                case ast.Call(args=args, keywords=keywords) if last_name(node) in ("skipif", "xfail"):
+                    conditions = [*args, *(keyword.value for keyword in keywords if keyword.arg == "condition")]
+                    if any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in conditions):
+                        yield f"the tests quote a condition of pytest.mark.{last_name(node)}, which is not supported"
+                    if any(keyword.arg == "raises" for keyword in keywords):
+                        yield "the tests use raises of pytest.mark.xfail, which is not supported"
+                    continue
                 case ast.Attribute(attr=name) | ast.Name(id=name) if name in {*UNTRACEABLE, "IsolatedAsyncioTestCase"}:
                     yield f"the tests use unittest's {name}, which is not supported"
                     continue
