@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from real.fetch import source
-from real.word_problems import rows
+from real.word_problems import write
 from selfdistill.contexts.chat import Chat
 from selfdistill.models.policy import Policy, load_policy
 
@@ -43,6 +42,5 @@ def loaded(model: Path) -> tuple[Policy, Chat]:
 def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 60 short word problems with solutions."""
     path = tmp_path_factory.mktemp("rows") / "problems.jsonl"
-    made = rows(60, operations=1, largest=9, seed=0)
-    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    write(path, count=60, operations=1, largest=9, seed=0)
     return path

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from docs_site.strips import Strip, draw
-from real.word_problems import write
+from real.show import CONFIG
+from real.word_problems import write_sums
 from selfdistill.config.run import RunConfig, load_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import load_templates
@@ -38,8 +39,6 @@ from selfdistill.tasks.build import build_task
 from selfdistill.training.build import build_policy
 from selfdistill.types import Example, Rollout, RolloutGroup, Task
 
-CONFIG = "scripts/real/words.toml"
-PROBLEMS = Path("models/sums.jsonl")
 SAMPLED, KEPT, PICTURES = (
     Path("models/gallery.json"),
     Path("experiments/results/real-gallery.json"),
@@ -66,8 +65,8 @@ ROWS = {
 
 def bench() -> tuple[RunConfig, Task, Policy, Chat, list[Example]]:
     """The config, its task, the model and the problems."""
-    write(PROBLEMS, count=1200, operations=1, largest=9, seed=0)
-    config = load_config(CONFIG)
+    write_sums()
+    config = load_config(str(CONFIG))
     policy, chat = build_policy(config.model, seed=0)
     task = build_task(config.task, seed=config.seed, reward=None)
     return config, task, policy, chat, list(task.examples("validation")[:ASKED])

@@ -14,11 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from real.word_problems import write
+from real.word_problems import write_sums
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "words.toml"
-PROBLEMS = Path("models/sums.jsonl")
 ARMS = {
     "grpo": 'method.name = "grpo"',
     "sft": 'method.name = "sft"',
@@ -68,7 +67,7 @@ def arm_configs(out: Path) -> list[Path]:
 
 def main(out: Path, *, short: bool) -> int:
     """Make the problems, run every command, say where the pages are, and return the exit code."""
-    write(PROBLEMS, count=1200, operations=1, largest=9, seed=0)
+    write_sums()
     for command in commands(out, short=short):
         code = subprocess.run([sys.executable, "-m", "selfdistill", *command]).returncode
         if code:

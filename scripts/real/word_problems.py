@@ -85,8 +85,8 @@ QUESTIONS = (
     "Find the number of {things} now.",
     "So how many {things} are left to count?",
 )
-WORDS = {"+": "adds", "-": "takes away", "×": "multiplies by", "÷": "divides by"}
-ASK = "Work it out in one short line, then write #### and the number."
+SUMS = Path("models/sums.jsonl")
+"""The problems that ``words.toml`` trains on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,11 @@ def write(out: Path, *, count: int, operations: int, largest: int, seed: int) ->
     """Write problems to a file, one a line."""
     made = rows(count, operations=operations, largest=largest, seed=seed)
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+
+
+def write_sums() -> None:
+    """Write the problems of ``words.toml``: one operation, numbers up to nine."""
+    write(SUMS, count=1200, operations=1, largest=9, seed=0)
 
 
 def main() -> None:
