@@ -37,10 +37,11 @@ def run_outputs(text: str) -> list[tuple[str, str]]:
 
 
 def unaccounted(text: str) -> Iterator[str]:
-    """First lines of fences that are neither code, nor run below, nor recorded, nor drawn."""
+    """First lines of fences that are neither code without a shell's prompt, nor run below, nor recorded, nor drawn."""
     for fence in FENCE.finditer(text):
         above, body = text[: fence.start()], fence[3]
-        if fence[2] in CODE or body.startswith("$ selfdistill ") or above.endswith(BY_HAND) or RECORDED.search(above):
+        code = fence[2] in CODE and not re.search(r"^ *\$ ", body, re.MULTILINE)
+        if code or body.startswith("$ selfdistill ") or above.endswith(BY_HAND) or RECORDED.search(above):
             continue
         yield body.partition("\n")[0]
 
@@ -55,6 +56,7 @@ def test_every_shown_output_is_what_its_command_prints(
     for name, rows in (("rows.jsonl", ROWS), ("own.jsonl", OWN)):
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for command, output in run_outputs(page.read_text(encoding="utf-8")):
+        assert output, f"{command} is shown without an output"
         with pytest.raises(SystemExit):
             main(shlex.split(command))
         printed = capsys.readouterr()
@@ -77,6 +79,7 @@ def test_pasted_outputs_are_found() -> None:
         "loss 3"
     ]
     assert list(unaccounted(f"<!-- a drawing -->\n{pasted}```sh\nls\n```\n")) == []
+    assert list(unaccounted("```sh\n$ ls\nloss 3\n```\n\n  ```sh\n  $ ls\n  ```\n")) == ["$ ls", "  $ ls"]
     assert run_outputs("```text\n$ selfdistill train x\nloss 3\n```\n") == [("train x", "loss 3\n")]
 
 
