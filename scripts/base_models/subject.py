@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,10 +114,10 @@ class Subject:
 
 
 def share(truths: Sequence[bool]) -> float:
-    """Return the share of true values."""
-    return sum(truths) / len(truths)
+    """Return the share of true values; NaN if there are none, as for feedback on a model without failures."""
+    return mean([float(truth) for truth in truths])
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean."""
-    return sum(values) / len(values)
+    """Return the mean; NaN of no values."""
+    return sum(values) / len(values) if values else math.nan

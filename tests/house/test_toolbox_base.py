@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 
-from base_models.subject import Sample, Subject, share
+from base_models.subject import Sample, Subject, mean, share
 from selfdistill.config.tasks import ToolboxConfig
 from selfdistill.contexts.templates import FIELDS, load_templates
 from selfdistill.tasks.toolbox.calls import DIMENSIONS, TOOLS
@@ -231,3 +232,9 @@ def test_the_student_prompt_is_the_question_alone(subject: Subject, examples: li
     text = str(subject.tokenizer.decode(subject.prompt_ids(examples[0], "student", {})))
     assert text.startswith(f"<|user|> {PROMPT.partition('{')[0]}")
     assert text.endswith(". <|end|> <|assistant|> <think>")
+
+
+def test_a_share_and_a_mean_of_nothing_are_missing() -> None:
+    assert math.isnan(share([])) and math.isnan(mean([]))
+    assert share([True, False, True, True]) == 0.75
+    assert mean([1.0, 2.0]) == 1.5
