@@ -98,7 +98,7 @@ docs: $(READY) ## build the documentation into build/site, strictly; it reads wi
 pictures: $(READY) ## draw the documentation's pictures of the methods again
 	@PYTHONPATH=scripts $(PY) scripts/docs_pictures.py
 
-schemas: $(READY) ## write down the methods' hyperparameters again, for the checks that come before torch
+schemas: $(READY) ## write the schemas of the methods' hyperparameters again, by which a config is checked before torch is imported
 	@PYTHONPATH=scripts $(PY) scripts/method_schemas.py
 
 bench: $(READY_BENCH) ## measure loss path, steps, scoring and memory, fifty minutes on two quiet cores: docs/performance.md

@@ -1,6 +1,6 @@
-"""Write down what the methods' classes say of their hyperparameters: ``python scripts/method_schemas.py``.
+"""Write the schemas of the methods' hyperparameters into a file: ``python scripts/method_schemas.py``.
 
-The file is read where a config is checked, before torch is imported. A test holds it to be the classes' own.
+A config is checked by this file before torch is imported. A test compares it with the methods' classes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def schemas() -> str:
 
 
 def _bare(properties: dict[str, Any]) -> dict[str, Any]:
-    """Properties without what is for readers."""
+    """Properties without their titles and descriptions, which no check reads."""
     return {
         key: {word: value for word, value in schema.items() if word not in ("title", "description")}
         for key, schema in properties.items()
