@@ -67,6 +67,8 @@ def arm_configs(out: Path) -> list[Path]:
 
 def main(out: Path, *, short: bool) -> int:
     """Make the problems, run every command, say where the pages are, and return the exit code."""
+    # Runs of other lengths cannot go on in the folder of the whole job.
+    out = out.with_name(f"{out.name}-short") if short else out
     write_sums()
     for command in commands(out, short=short):
         code = subprocess.run([sys.executable, "-m", "selfdistill", *command]).returncode

@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,22 @@ def test_the_arms_of_make_real_differ_in_their_method_alone(tmp_path: Path) -> N
     assert [command[0] for command in whole] == ["compare", "inspect"]
     assert "steps=2" in short[0]
     assert "steps=2" not in whole[0]
+
+
+def test_the_short_job_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(show, "write_sums", lambda: None)
+    monkeypatch.setattr("subprocess.run", run)
+    for short in (False, True):
+        assert show.main(tmp_path / "real", short=short) == 0
+    outs = [command[command.index("--out") + 1] for command in commands]
+    folders = [tmp_path / "real", tmp_path / "real-short"]
+    assert outs == [str(path) for folder in folders for path in (folder, folder / "microscope")]
 
 
 def test_every_written_solution_calculates_its_answer() -> None:
