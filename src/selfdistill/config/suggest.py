@@ -64,15 +64,13 @@ def _keys_at(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str
         if len(models) > 1 and members:
             models = members
         elif isinstance(part, int):
-            # A place in a list: what may stand there is what the list may hold.
+            # An index of a list: the models of its elements are known from the list.
             path.append(str(part))
         elif part in MEMBERS and part == loc[-1] and path[-2:-1] != ["fields"]:
             continue
         elif not models or part not in UNTAGGED:
-            path.append(str(part))
-            # The models of a list's elements are known from the list, whatever the index.
-            if not isinstance(part, int):
-                models = [below for m in models if part in m.model_fields for below in _models(_type(m, str(part)))]
+            path.append(part)
+            models = [below for m in models if part in m.model_fields for below in _models(_type(m, part))]
     return path, list(dict.fromkeys(key for m in models for key in m.model_fields))
 
 
