@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfdistill.config.run import KEYS, ResolvedConfig, lasting, parse_config
+from selfdistill.config.run import KEYS, ResolvedConfig, lasting, load_config, parse_config
+from selfdistill.errors import ConfigError
 from selfdistill.methods import METHODS
 from selfdistill.training.problem import resolve
 
@@ -50,6 +52,18 @@ def test_a_resume_may_change_what_is_marked_and_nothing_else(
 ) -> None:
     found = lasting(resolved(sampler=sampler))
     assert (found[path] if path else found).keys() == kept
+
+
+@pytest.mark.parametrize("ending", [".toml", ".json", ""])
+@pytest.mark.parametrize(("value", "cause"), [("1" * 5000, "4300 digits"), ("[" * 9000, "recursion depth")])
+def test_text_that_python_refuses_to_read_is_one_sentence(ending: str, value: str, cause: str, tmp_path: Path) -> None:
+    name, overrides = "countdown-grpo", [f"seed={value}"]
+    if ending:
+        path = tmp_path / f"own{ending}"
+        path.write_text(f'{{"seed": {value}' if ending == ".json" else f"seed = {value}", encoding="utf-8")
+        name, overrides = str(path), []
+    with pytest.raises(ConfigError, match=f"is not valid {'JSON' if ending == '.json' else 'TOML'}: .*{cause}"):
+        load_config(name, overrides)
 
 
 def test_the_learners_own_sampler_stays() -> None:

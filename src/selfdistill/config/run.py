@@ -262,6 +262,9 @@ def _value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         # A bare word is a string: --set method.name=grpo needs no quotes.
         return text
+    # ValueError: an integer with too many digits. RecursionError: too many nested brackets.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--set: {text[:40]!r} is not valid TOML: {error}") from error
     if len(table) > 1:
         second = next(key for key in table if key != "value")
         raise ConfigError(f"--set takes one key, and a second line sets {second!r} too: write a --set for each")

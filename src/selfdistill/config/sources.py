@@ -195,8 +195,8 @@ def read_config(name: str) -> dict[str, Any]:
     is_json = path.suffix == ".json"
     try:
         table = json.loads(config_text(name)) if is_json else tomllib.loads(config_text(name))
-    # RecursionError: too many nested brackets.
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
+    # ValueError: malformed text, or an integer with too many digits. RecursionError: too many nested brackets.
+    except (ValueError, RecursionError) as error:
         where = path if source.kind == "run" else f"config {name}"
         raise ConfigError(f"{where} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     if not isinstance(table, dict):
