@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -303,6 +304,7 @@ def test_a_judge_stands_beside_functions_with_a_weight_of_its_own() -> None:
         ({"pattern": "Score"}, "must have one group"),
         ({"lowest": 3, "highest": 3}, "lowest must be below highest: 3 and 3"),
         ({"parameters": {"model": "x"}}, "must not hold 'model'"),
+        ({"parameters": {"until": date(2000, 1, 1)}}, "parameters: .*its values go out as JSON: Object of type date"),
         ({"modell": "x"}, "unknown key 'reward.judge.modell'; did you mean 'reward.judge.model'"),
     ],
 )

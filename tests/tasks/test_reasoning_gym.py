@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,12 @@ def test_a_generator_is_a_name_a_table_or_a_list_of_both() -> None:
     table = {"kind": "reasoning_gym", "generators": [{"name": "a", "dificulty": 1}]}
     with pytest.raises(UserError, match=r"did you mean 'task\.generators\.0\.difficulty'"):
         parse_config({"method": "grpo", "task": table}, "test")
+
+
+def test_a_date_in_a_generators_config_is_refused_because_it_is_sent_as_json() -> None:
+    table = {"name": "time_intervals", "config": {"min_date": date(2000, 1, 1)}}
+    with pytest.raises(UserError, match=r"task\.generators\.0\.config: .*JSON: Object of type date"):
+        parse_config({"method": "grpo", "task": {"kind": "reasoning_gym", "generators": table}}, "test")
 
 
 def test_the_shipped_config_is_a_mix_of_sound_generators() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from selfdistill.config.sections import MAY_CHANGE, Strict
+from selfdistill.config.sections import MAY_CHANGE, JsonTable, Strict
 
 POINTWISE = """Rate the response to the task on a scale from $lowest to $highest.
 
@@ -69,7 +69,7 @@ class JudgeConfig(Strict):
     lowest: float = Field(0.0, description="The number that gives reward 0.")
     highest: float = Field(10.0, description="The number that gives reward 1; numbers outside are unreadable.")
     both_orders: bool = Field(True, description="Ask for every comparison a second time with the two exchanged.")
-    parameters: dict[str, Any] = Field(
+    parameters: JsonTable = Field(
         {"temperature": 0.0}, description="Further keys of every request, such as max_tokens."
     )
     key_env: str | None = Field(

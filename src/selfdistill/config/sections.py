@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
 
@@ -12,6 +13,19 @@ class Strict(BaseModel):
     """A table that refuses unknown keys, and infinity and NaN, which TOML knows as numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _check_json(table: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(table)
+    # TOML has dates and times, which JSON has not, and Python callers may give any object.
+    except TypeError as error:
+        raise ValueError(f"its values go out as JSON: {error}") from error
+    return table
+
+
+JsonTable = Annotated[dict[str, Any], AfterValidator(_check_json)]
+"""A table that is sent to another program."""
 
 
 AlarmName = Literal[

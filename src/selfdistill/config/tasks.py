@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
-from selfdistill.config.sections import Strict
+from selfdistill.config.sections import JsonTable, Strict
 from selfdistill.config.suggest import near
 from selfdistill.errors import ConfigError
 
@@ -62,7 +62,7 @@ class GeneratorConfig(Strict):
     difficulty: int | None = Field(
         None, ge=0, description="Level of the generator's own curriculum, from 0; unset: its default config."
     )
-    config: dict[str, Any] = Field({}, description="Keys of the generator's own config, beside or over its difficulty.")
+    config: JsonTable = Field({}, description="Keys of the generator's own config, beside or over its difficulty.")
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Share of the questions among several.")
 
 
