@@ -18,7 +18,7 @@ from selfdistill.tasks.build import build_task, warnings_for
 from selfdistill.tasks.check import check_data, describe_check
 from selfdistill.tasks.reasoning_gym.client import UNSOUND, Gym
 from selfdistill.tasks.reasoning_gym.task import NO_ANSWER, TRUNCATED, ReasoningGymTask, split_of
-from selfdistill.tasks.reasoning_gym.worker import Refused, check_formula
+from selfdistill.tasks.reasoning_gym.worker import Refused, Server, check_formula
 from selfdistill.tasks.reward import RewardedTask
 from selfdistill.training.metrics import rollout_metrics
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
@@ -212,6 +212,27 @@ def test_what_a_scorer_raises_is_a_failed_and_counted_verification() -> None:
     assert (verdict.reward, verdict.details) == (0.0, {"unchecked": 1.0})
     # min(1.0, exp(-nan)) is 1.0 in Python.
     assert task.verify(examples["complex_arithmetic"], answer("nan"), finished=True).reward == 0.0
+
+
+@needs_package
+@pytest.mark.parametrize(
+    ("words", "reply"),
+    [
+        ("Dataset exhausted at index 0. No valid word pairs", {"question": None}),
+        ("list index out of range", {"error": "IndexError: list index out of range"}),
+    ],
+)
+def test_only_a_generator_that_says_so_has_no_question(
+    words: str, reply: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def __getitem__(self, index: int) -> object:
+            raise IndexError(words)
+
+    monkeypatch.setattr("reasoning_gym.factory.create_dataset", lambda name, **settings: Failing())
+    server = Server()
+    assert server.reply({"do": "open", "name": "chain_sum", "difficulty": None, "config": {}}) == {}
+    assert server.reply({"do": "draw", "generator": 0, "seed": 0, "index": 0}) == reply
 
 
 @needs_package

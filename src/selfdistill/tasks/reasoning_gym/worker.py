@@ -175,7 +175,10 @@ class Generator:
         if key not in self._entries:
             try:
                 self._entries[key] = self._set(seed, index // CHUNK)[index % CHUNK]
-            except IndexError:  # word_ladder says so that it has found no pair of words
+            # word_ladder says so that it has found no pair of words. Any other is a mistake of the generator's.
+            except IndexError as error:
+                if not str(error).startswith("Dataset "):
+                    raise
                 self._entries[key] = None
             if len(self._entries) > _ENTRIES_KEPT:
                 self._entries.popitem(last=False)
