@@ -63,8 +63,7 @@ class Gym:
         # A fixed seed of hashes: some generators draw from sets, whose order would else differ between processes.
         environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
         self._worker = WorkerProcess(_WORKER, [str(_START_SECONDS)], environment=environment)
-        with self._lock:
-            self._start()
+        self._start()
 
     def draw(self, number: int, seed: int, index: int) -> Drawn | None:
         """The question of a generator at an index; a function of the config, the seed and the index.
@@ -88,6 +87,9 @@ class Gym:
 
     def score(self, number: int, seed: int, index: int, answer: str) -> float | None:
         """The generator's own score of an answer; None if its scorer raises, or takes too much time or memory."""
+        # min(1.0, exp(-nan)) is 1.0 in Python, full marks.
+        if self._generators[number].name == "complex_arithmetic" and "nan" in answer.lower():
+            return 0.0
         place = {"generator": number, "seed": seed, "index": index}
         # The entry is drawn again in a worker that has been replaced, under the limit of a draw.
         limits = {"seconds": _DRAW_SECONDS, "score_seconds": self._timeout}

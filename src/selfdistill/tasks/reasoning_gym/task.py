@@ -10,7 +10,6 @@ import hashlib
 import math
 import random
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 from selfdistill.config.tasks import ReasoningGymConfig
@@ -28,7 +27,6 @@ _PATIENCE = 1000
 """Questions of a generator in a row without a new one, after which it counts as exhausted."""
 
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
-_NO_NUMBER = re.compile(r"nan", re.IGNORECASE)
 
 
 def split_of(question: str) -> str:
@@ -138,11 +136,7 @@ class ReasoningGymTask:
         answer = tags[-1].strip()
         canonical = " ".join(answer.split()) or None
         columns = example.columns
-        # complex_arithmetic: min(1.0, exp(-nan)) is 1.0, full marks.
-        if columns["generator"] == "complex_arithmetic" and _NO_NUMBER.search(answer):
-            score: float | None = 0.0
-        else:
-            score = self._gym.score(columns["entry"], columns["seed"], columns["index"], answer)
+        score = self._gym.score(columns["entry"], columns["seed"], columns["index"], answer)
         if score is None or not math.isfinite(score):
             feedback = f"the final answer {answer[:100]} could not be scored"
             return Verdict(0.0, answer=canonical, feedback=feedback, details={"unchecked": 1.0})
@@ -158,7 +152,7 @@ class ReasoningGymTask:
 
     def warnings(self) -> list[str]:
         """What the splits lack, one sentence each. Draws all of them."""
-        counts = Counter({split: len(self.examples(split)) for split in SPLITS})
+        counts = {split: len(self.examples(split)) for split in SPLITS}
         short = [
             f"{counts[split]} of {getattr(self.config, split)} {split} problems"
             for split in SPLITS
