@@ -74,7 +74,7 @@ def test_every_value_has_the_same_sentence_before_torch_and_from_the_methods_cla
         ("rlsd", {"strength": -1}, "method.strength: Input should be greater than or equal to 0 (got -1)"),
         ("grpo", {"dual_clip": 3, "ratio": "weight"}, "dual_clip bounds the ratio of each token"),
         ("opsd", {"weights": {"kind": "snapshot", "every": 0}}, "method.weights: Value error, a snapshot is taken"),
-        ("opsd", {"weights": {"kind": "external"}}, "method.weights.path: Field required"),
+        ("opsd", {"weights": {"kind": "external"}}, "method.weights.path: Field required (got {'kind': 'external'})"),
         ("opsd", {"weights": "emaa"}, "'frozen' or 'ema', or a table of kind 'snapshot' or 'external' (got 'emaa')"),
         ("credit", {"contrasts": 10**9}, "method.contrasts: Input should be less than or equal to 64"),
         (

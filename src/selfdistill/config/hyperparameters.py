@@ -101,7 +101,7 @@ def _most_specific(error: ValidationError, given: Mapping[str, Any]) -> ErrorDet
     for entry in error.errors():
         table = given.get(str(entry["loc"][0])) if entry["loc"] else None
         kind = table.get("kind") if isinstance(table, Mapping) else None
-        if kind is not None and any(str(part).lower() == kind for part in entry["loc"][1:]):
+        if any(str(part).lower() == kind for part in entry["loc"][1:]):
             return entry
     return error.errors()[0]
 
