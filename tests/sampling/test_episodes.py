@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -226,6 +227,10 @@ BAD = {
     "megabytes at the end": (lambda text: Reply(done=True, feedback="so " * 2_000_000), environments.TOO_LONG),
     "nan": (lambda text: Reply("so", reward=float("nan")), environments.NO_NUMBER),
     "words": (lambda text: Reply("so", reward="much"), environments.NO_NUMBER),  # type: ignore[arg-type]
+    "beyond floats": (lambda text: Reply("so", reward=10**5000), environments.NO_NUMBER),
+    "beyond a sum": (lambda text: Reply("so", reward=-1.7e308), environments.NO_NUMBER),
+    "broken tools": (lambda text: Reply([Message("tools", "no JSON")]), episodes.UNRENDERED),
+    "no list of tools": (lambda text: Reply([Message("tools", "3")]), episodes.UNRENDERED),
 }
 
 
@@ -315,12 +320,15 @@ def test_coroutines_are_awaited(chat: Chat) -> None:
 
 def test_what_is_said_is_well_formed_and_any_real_number_is_a_reward(chat: Chat) -> None:
     half: Any = np.float32(0.5)
-    task = Spoken(lambda text: Reply("so \ud800", done=True, reward=half, feedback="\udfff", answer="\ud800"), AT)
+    said = [Message("user\udfff", "so \ud800")]
+    task = Spoken(
+        lambda text: Reply(said, half > 0, reward=half, feedback="\udfff", answer="\ud800", success=half > 0), AT
+    )
     groups = played(chat, Script(chat), task)
     verdict, episode = groups[0].verdicts[1], groups[0].rollouts[1].episode
     assert (verdict.reward, verdict.feedback, verdict.answer) == (0.5, "\ufffd", "\ufffd")
-    assert episode and episode.turns[0].messages == (Message("user", "so \ufffd"),)
-    assert type(episode.turns[0].reward) is float
+    assert episode and episode.turns[0].messages == (Message("user\ufffd", "so \ufffd"),)
+    assert type(episode.turns[0].reward) is float and verdict.correct is True
 
 
 def test_calls_run_at_once_up_to_the_bound_and_results_keep_their_order() -> None:
@@ -339,6 +347,8 @@ def test_calls_run_at_once_up_to_the_bound_and_results_keep_their_order() -> Non
     results = call_all([lambda n=n: call(n) for n in range(12)], seconds=30, at_once=3)  # type: ignore[misc]
     assert results == list(range(12)) and 1 < most <= 3
     assert call_all([], seconds=1, at_once=3) == []
+    # No time limit.
+    assert call_all([lambda: "so"], seconds=math.inf, at_once=1) == ["so"]
 
 
 def test_an_answer_after_the_time_limit_is_ignored_though_others_still_run() -> None:

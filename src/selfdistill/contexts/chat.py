@@ -315,7 +315,17 @@ def _without_system(turns: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def readable(message: Message) -> Message:
-    """The message with schemas free of escapes: they are parsed later, so ``\\u003c`` must not hide a token."""
+    """The message with schemas free of escapes: they are parsed later, so ``\\u003c`` must not hide a token.
+
+    Raises:
+        ModelError: a message of the role "tools" is no JSON list.
+    """
     if message.role != "tools":
         return message
-    return Message(message.role, json.dumps(json.loads(message.content), ensure_ascii=False))
+    try:
+        schemas = json.loads(message.content)
+    except ValueError as error:
+        raise ModelError(f"a message of the role 'tools' is no JSON: {error}") from error
+    if not isinstance(schemas, list):
+        raise ModelError("a message of the role 'tools' is a JSON list of schemas, not another value")
+    return Message(message.role, json.dumps(schemas, ensure_ascii=False))

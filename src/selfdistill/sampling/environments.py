@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import queue
 import threading
 import time
@@ -21,6 +20,8 @@ from selfdistill.types import Message, Reply, Start
 
 LONGEST_TEXT = 100_000
 """Most characters that an environment may say at once."""
+LARGEST_REWARD = 1e300
+"""Bound of a reward's magnitude. The sum over the turns of an episode is then a number too."""
 
 RAISED = "the environment raised an error"
 LATE = "the environment exceeded its time limit"
@@ -55,7 +56,9 @@ def call_all(calls: Sequence[Callable[[], Any]], *, seconds: float, at_once: int
             threading.Thread(target=_call, args=(calls[begun], begun, seconds, returned), daemon=True).start()
             begun += 1
         try:
-            index, result = returned.get(timeout=max(0.0, min(deadlines.values()) - time.monotonic()))
+            # An environment without a time limit has an infinite one, which no lock takes.
+            wait = min(threading.TIMEOUT_MAX, min(deadlines.values()) - time.monotonic())
+            index, result = returned.get(timeout=max(0.0, wait))
             if deadlines.pop(index, None) is not None:
                 results[index] = result
         except queue.Empty:
@@ -103,15 +106,21 @@ def read_reply(given: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
     if not (messages or given.done):
         return Fault(NO_TEXT, "a reply that does not end the episode has no messages")
     reward: Any = given.reward
-    if reward is not None and not (isinstance(reward, Real) and math.isfinite(reward)):
-        return Fault(NO_NUMBER, f"reward {given.reward!r}"[:200])
+    try:
+        if reward is not None and not (isinstance(reward, Real) and abs(float(reward)) <= LARGEST_REWARD):
+            return Fault(NO_NUMBER, f"reward {reward!r}"[:200])
+    except OverflowError:
+        # A whole number beyond every float, which may be too long to print.
+        return Fault(NO_NUMBER, f"reward beyond {LARGEST_REWARD:g}")
     texts: list[Any] = [text for text in (given.feedback, given.answer) if text is not None]
     if not all(isinstance(text, str) for text in texts):
         return Fault(NO_TEXT, "feedback and answer are texts")
     if sum(map(len, texts)) > LONGEST_TEXT:
         return Fault(TOO_LONG)
     feedback, answer = (text if text is None else well_formed(text) for text in (given.feedback, given.answer))
-    return replace(given, feedback=feedback, answer=answer), messages
+    # A comparison of numpy's numbers is a numpy.bool, which JSON does not take.
+    success = None if given.success is None else bool(given.success)
+    return replace(given, done=bool(given.done), feedback=feedback, answer=answer, success=success), messages
 
 
 def read_messages(given: Any) -> tuple[Message, ...] | Fault:
@@ -124,4 +133,4 @@ def read_messages(given: Any) -> tuple[Message, ...] | Fault:
         return Fault(NO_TEXT, f"messages are a text or a list of Message, got {type(given).__name__}")
     if sum(map(len, texts)) > LONGEST_TEXT:
         return Fault(TOO_LONG)
-    return tuple(Message(message.role, well_formed(message.content)) for message in messages)
+    return tuple(Message(well_formed(message.role), well_formed(message.content)) for message in messages)
