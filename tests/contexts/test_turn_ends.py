@@ -228,6 +228,23 @@ def test_a_response_ends_as_the_template_ends_a_turn(name: str, tmp_path: Path) 
     assert len(set(chat.stop_ids)) == len(chat.stop_ids)
 
 
+REFUSE = {"mistral of one question", "refuses"}
+"""Templates that refuse a second question."""
+REWRITE = {"deepseek-r1", "gpt-oss", "command", "no end", "words that it cannot spell"}
+"""Templates whose earlier turns are not as sampled: without the thought, or with another end."""
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - REFUSE - REWRITE))
+def test_a_reply_follows_the_one_end_of_the_turn_before_it(name: str) -> None:
+    chat = chat_of(name)
+    opening, reply = (Message("user", "why"),), (Message("user", "and now"),)
+    whole = chat.encode((*opening, Message("assistant", "yes"), *reply))
+    sampled = [*chat.encode(opening), *chat.response("yes")]
+    # An end of sequence behind an end in plain words is the sampler's own.
+    ids = [*(sampled[:-1] if name == "plain words" else sampled), *chat.after_turn(opening, reply)]
+    assert words(chat, ids) == words(chat, whole)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_text_is_what_stands_before_the_turn_end_or_any_stop_id(name: str) -> None:
     chat = chat_of(name)

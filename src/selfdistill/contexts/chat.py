@@ -90,10 +90,11 @@ class Chat:
         _, answer, tail = text.rpartition(sentinel)
         if not answer:
             raise ModelError(f"the chat template of {self.name} leaves out earlier turns of the assistant")
-        # The sampled turn has its own end.
-        end = str(self.tokenizer.decode(self.turn_end)).strip()
+        # The sampled turn has its own end. One in plain text is followed by an end of sequence, which no template writes.
         following = tail.lstrip()
-        return self._ids(following.removeprefix(end) if following.startswith(end) else tail, marks)
+        ends = (str(self.tokenizer.decode(ids)).strip() for ids in (self.turn_end, self.turn_end[:-1]))
+        end = next((end for end in ends if end and following.startswith(end)), None)
+        return self._ids(tail if end is None else following.removeprefix(end), marks)
 
     def rewrites_turns(self, opening: Sequence[Message], *, thinking: bool | None = None) -> bool:
         """Whether the template renders an earlier turn with a thought otherwise than it was sampled."""
