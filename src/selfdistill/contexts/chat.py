@@ -90,7 +90,7 @@ class Chat:
         _, answer, tail = text.rpartition(sentinel)
         if not answer:
             raise ModelError(f"the chat template of {self.name} leaves out earlier turns of the assistant")
-        # The sampled turn has its own end. One in plain text is followed by an end of sequence, which no template writes.
+        # The sampled turn has its own end. Behind one in plain text is an end of sequence, which no template writes.
         following = tail.lstrip()
         ends = (str(self.tokenizer.decode(ids)).strip() for ids in (self.turn_end, self.turn_end[:-1]))
         end = next((end for end in ends if end and following.startswith(end)), None)

@@ -48,13 +48,13 @@ def call_all(calls: Sequence[Callable[[], Any]], *, seconds: float, at_once: int
     results: dict[int, Any] = {}
     deadlines: dict[int, float] = {}
     returned: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-    begun = 0
+    started = 0
     while len(results) < len(calls):
-        while begun < len(calls) and len(deadlines) < at_once:
-            deadlines[begun] = time.monotonic() + seconds
+        while started < len(calls) and len(deadlines) < at_once:
+            deadlines[started] = time.monotonic() + seconds
             # Not an executor: at exit the interpreter would wait for its threads, of which one may hang.
-            threading.Thread(target=_call, args=(calls[begun], begun, seconds, returned), daemon=True).start()
-            begun += 1
+            threading.Thread(target=_call, args=(calls[started], started, seconds, returned), daemon=True).start()
+            started += 1
         try:
             # An environment without a time limit has an infinite one, which no lock takes.
             wait = min(threading.TIMEOUT_MAX, min(deadlines.values()) - time.monotonic())
@@ -84,53 +84,55 @@ async def _awaited(result: Awaitable[Any], seconds: float) -> Any:
     return await asyncio.wait_for(result, seconds)
 
 
-def read_start(given: Any, prompt: tuple[Message, ...]) -> tuple[object, tuple[Message, ...]] | Fault:
+def read_start(result: Any, prompt: tuple[Message, ...]) -> tuple[object, tuple[Message, ...]] | Fault:
     """The state and the opening of an episode, or why they cannot be used. ``prompt`` is the example's."""
-    if isinstance(given, Fault):
-        return given
-    if not isinstance(given, Start):
-        return Fault(NO_TEXT, f"start returned a {type(given).__name__}, not a Start")
-    messages = read_messages(given.messages)
-    return messages if isinstance(messages, Fault) else (given.state, messages or prompt)
+    if isinstance(result, Fault):
+        return result
+    if not isinstance(result, Start):
+        return Fault(NO_TEXT, f"start returned a {type(result).__name__}, not a Start")
+    messages = read_messages(result.messages)
+    return messages if isinstance(messages, Fault) else (result.state, messages or prompt)
 
 
-def read_reply(given: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
+def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
     """A reply and its messages, or why it cannot be used."""
-    if isinstance(given, Fault):
-        return given
-    if not isinstance(given, Reply):
-        return Fault(NO_TEXT, f"reply returned a {type(given).__name__}, not a Reply")
-    messages = read_messages(given.messages)
+    if isinstance(result, Fault):
+        return result
+    if not isinstance(result, Reply):
+        return Fault(NO_TEXT, f"reply returned a {type(result).__name__}, not a Reply")
+    messages = read_messages(result.messages)
     if isinstance(messages, Fault):
         return messages
-    if not (messages or given.done):
+    if not (messages or result.done):
         return Fault(NO_TEXT, "a reply that does not end the episode has no messages")
-    reward: Any = given.reward
+    reward: Any = result.reward
     try:
         if reward is not None and not (isinstance(reward, Real) and abs(float(reward)) <= LARGEST_REWARD):
             return Fault(NO_NUMBER, f"reward {reward!r}"[:200])
     except OverflowError:
         # A whole number beyond every float, which may be too long to print.
         return Fault(NO_NUMBER, f"reward beyond {LARGEST_REWARD:g}")
-    texts: list[Any] = [text for text in (given.feedback, given.answer) if text is not None]
+    texts: list[Any] = [text for text in (result.feedback, result.answer) if text is not None]
     if not all(isinstance(text, str) for text in texts):
         return Fault(NO_TEXT, "feedback and answer are texts")
     if sum(map(len, texts)) > LONGEST_TEXT:
         return Fault(TOO_LONG)
-    feedback, answer = (text if text is None else well_formed(text) for text in (given.feedback, given.answer))
+    feedback, answer = (text if text is None else well_formed(text) for text in (result.feedback, result.answer))
     # A comparison of numpy's numbers is a numpy.bool, which JSON does not take.
-    success = None if given.success is None else bool(given.success)
-    return replace(given, done=bool(given.done), feedback=feedback, answer=answer, success=success), messages
+    success = None if result.success is None else bool(result.success)
+    return replace(result, done=bool(result.done), feedback=feedback, answer=answer, success=success), messages
 
 
-def read_messages(given: Any) -> tuple[Message, ...] | Fault:
+def read_messages(result: Any) -> tuple[Message, ...] | Fault:
     """The messages that an environment returned. A text is one message of the user; an empty one is none."""
-    if isinstance(given, str):
-        given = [Message("user", given)] if given else []
-    messages = given if isinstance(given, Sequence) else [given]
-    texts: list[Any] = [text for one in messages if isinstance(one, Message) for text in (one.role, one.content)]
+    if isinstance(result, str):
+        result = [Message("user", result)] if result else []
+    messages = result if isinstance(result, Sequence) else [result]
+    texts: list[Any] = [
+        text for message in messages if isinstance(message, Message) for text in (message.role, message.content)
+    ]
     if len(texts) < 2 * len(messages) or not all(isinstance(text, str) for text in texts):
-        return Fault(NO_TEXT, f"messages are a text or a list of Message, got {type(given).__name__}")
+        return Fault(NO_TEXT, f"messages are a text or a list of Message, got {type(result).__name__}")
     if sum(map(len, texts)) > LONGEST_TEXT:
         return Fault(TOO_LONG)
     return tuple(Message(well_formed(message.role), well_formed(message.content)) for message in messages)

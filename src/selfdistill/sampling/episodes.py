@@ -51,9 +51,9 @@ class _Playing:
     ended: str = ""
     """Why it ended; empty while it goes on."""
     turns: list[Turn] = field(default_factory=list)
-    own: list[int] = field(default_factory=list)
+    completion_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    read: list[int] = field(default_factory=list)
+    conversation: list[int] = field(default_factory=list)
     """All ids of the conversation so far."""
     answer: str | None = None
     success: bool | None = None
@@ -62,10 +62,10 @@ class _Playing:
         """The episode as a rollout."""
         return Rollout(
             prompt_ids=self.prompt,
-            completion_ids=tuple(self.own),
+            completion_ids=tuple(self.completion_ids),
             logprobs=tuple(self.logprobs),
             finished=self.ended not in LIMITS,
-            text=chat.decode(self.own),
+            text=chat.decode(self.completion_ids),
             policy_version=version,
             episode=Episode(self.opening, tuple(self.turns), self.ended),
         )
@@ -103,38 +103,39 @@ def play(
     """
     # Start every episode. One that cannot be started samples its first turn all the same, so that groups are whole.
     ordinals = params.ordinals if params.ordinals is not None else range(len(examples))
-    places = [(example, n * params.count + k) for example, n in zip(examples, ordinals, strict=True)
-              for k in range(params.count)]  # fmt: skip
+    pairs = list(zip(examples, ordinals, strict=True))
+    places = [(example, n * params.count + k) for example, n in pairs for k in range(params.count)]
     with activity("starting the environments"):
-        started = _call(environment, [partial(environment.start, example) for example, _ in places])
+        results = _call(environment, [partial(environment.start, example) for example, _ in places])
     episodes = [
-        _started(example, ordinal, given, chat, thinking, params.max_tokens)
-        for (example, ordinal), given in zip(places, started, strict=True)
+        _started(example, ordinal, result, chat, thinking, params.max_tokens)
+        for (example, ordinal), result in zip(places, results, strict=True)
     ]
     # Turn by turn: sample, let the environments reply, and go on with the episodes that have not ended.
-    living, turn = list(episodes), 0
-    while world.max(int(bool(living))):
+    active, turn = list(episodes), 0
+    while world.max(int(bool(active))):
         turn += 1
-        asked = replace(
-            params, count=1, seed=derive(params.seed, "turn", turn), ordinals=[one.ordinal for one in living]
+        turn_params = replace(
+            params, count=1, seed=derive(params.seed, "turn", turn), ordinals=[episode.ordinal for episode in active]
         )
-        completions = sample([tuple(one.read) for one in living], asked)
-        for one, (completion,) in zip(living, completions, strict=True):
-            _add_turn(one, completion, chat)
-        replying = [one for one in living if not one.ended]
+        completions = sample([tuple(episode.conversation) for episode in active], turn_params)
+        for episode, (completion,) in zip(active, completions, strict=True):
+            _add_turn(episode, completion, chat)
+        replying = [episode for episode in active if not episode.ended]
         with activity("waiting for the environments"):
-            given = _call(environment, [partial(environment.reply, one.state, one.turns[-1].text) for one in replying])
-        for one, reply in zip(replying, given, strict=True):
-            _add_reply(one, reply, environment, chat, thinking, params.max_tokens)
-        living = [one for one in replying if not one.ended]
-    rollouts, verdicts = (
-        [one.rollout(chat, version) for one in episodes],
-        [one.verdict(judges=environment.has_verifier) for one in episodes],
-    )
-    cuts = range(0, len(episodes), params.count)
+            replies = _call(
+                environment, [partial(environment.reply, episode.state, episode.turns[-1].text) for episode in replying]
+            )
+        for episode, reply in zip(replying, replies, strict=True):
+            _add_reply(episode, reply, environment, chat, thinking, params.max_tokens)
+        active = [episode for episode in replying if not episode.ended]
+    # One group per example.
+    rollouts = [episode.rollout(chat, version) for episode in episodes]
+    verdicts = [episode.verdict(judges=environment.has_verifier) for episode in episodes]
+    starts = range(0, len(episodes), params.count)
     return [
         RolloutGroup(example, tuple(rollouts[i : i + params.count]), tuple(verdicts[i : i + params.count]))
-        for example, i in zip(examples, cuts, strict=True)
+        for example, i in zip(examples, starts, strict=True)
     ]
 
 
@@ -149,9 +150,9 @@ def _call(environment: Environment, calls: Sequence[Callable[[], object]]) -> li
 
 
 def _started(
-    example: Example, ordinal: int, given: object, chat: Chat, thinking: bool | None, max_tokens: int
+    example: Example, ordinal: int, result: object, chat: Chat, thinking: bool | None, max_tokens: int
 ) -> _Playing:
-    start = read_start(given, example.prompt)
+    start = read_start(result, example.prompt)
     reason, state, opening = "", None, example.prompt
     if isinstance(start, Fault):
         reason = start.reason
@@ -167,44 +168,44 @@ def _started(
         reason = UNRENDERED
     if reason:
         opening, prompt = example.prompt, chat.encode(example.prompt, thinking=thinking)
-    return _Playing(example, ordinal, state, opening, prompt, reason, read=list(prompt))
+    return _Playing(example, ordinal, state, opening, prompt, reason, conversation=list(prompt))
 
 
-def _add_turn(one: _Playing, completion: Completion, chat: Chat) -> None:
+def _add_turn(episode: _Playing, completion: Completion, chat: Chat) -> None:
     """Add a sampled turn to an episode."""
-    one.own += completion.ids
-    one.read += completion.ids
-    one.logprobs += completion.logprobs
-    one.turns.append(Turn(len(completion.ids), chat.decode(completion.ids)))
-    if not completion.finished and not one.ended:
-        one.ended = CUT
+    episode.completion_ids += completion.ids
+    episode.conversation += completion.ids
+    episode.logprobs += completion.logprobs
+    episode.turns.append(Turn(len(completion.ids), chat.decode(completion.ids)))
+    if not completion.finished and not episode.ended:
+        episode.ended = CUT
 
 
 def _add_reply(
-    one: _Playing, given: object, environment: Environment, chat: Chat, thinking: bool | None, max_tokens: int
+    episode: _Playing, result: object, environment: Environment, chat: Chat, thinking: bool | None, max_tokens: int
 ) -> None:
     """Add what the environment answered, and the ids of its messages if the episode goes on."""
-    reply = read_reply(given)
+    reply = read_reply(result)
     if isinstance(reply, Fault):
-        one.ended = reply.reason
+        episode.ended = reply.reason
         return
     answer, messages = reply
     reward = None if answer.reward is None else float(answer.reward)
-    turn = replace(one.turns[-1], reward=reward, feedback=answer.feedback, messages=messages)
-    one.answer, one.success = answer.answer, answer.success
+    turn = replace(episode.turns[-1], reward=reward, feedback=answer.feedback, messages=messages)
+    episode.answer, episode.success = answer.answer, answer.success
     if answer.done:
-        one.ended = DONE
-    elif len(one.turns) >= int(getattr(environment, "max_turns", MAX_TURNS)):
-        one.ended = TURN_LIMIT
+        episode.ended = DONE
+    elif len(episode.turns) >= int(getattr(environment, "max_turns", MAX_TURNS)):
+        episode.ended = TURN_LIMIT
     else:
         try:
-            ids = chat.after_turn(one.opening, messages, thinking=thinking)
+            ids = chat.after_turn(episode.opening, messages, thinking=thinking)
         except ModelError:
-            one.ended = UNRENDERED
+            episode.ended = UNRENDERED
         else:
-            if len(one.read) + len(ids) + max_tokens > chat.window:
-                one.ended = NO_ROOM
+            if len(episode.conversation) + len(ids) + max_tokens > chat.window:
+                episode.ended = NO_ROOM
             else:
                 turn = replace(turn, ids=ids)
-                one.read += ids
-    one.turns[-1] = turn
+                episode.conversation += ids
+    episode.turns[-1] = turn
