@@ -249,6 +249,25 @@ def test_a_bad_world_ends_its_own_episode_and_nothing_else(case: str, chat: Chat
     assert [groups[g].verdicts[i] for g, i in others] == [fine[g].verdicts[i] for g, i in others]
 
 
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        ("raises", "the environment raised an error: ZeroDivisionError: no such move"),
+        ("none", "the environment returned no text: reply returned a NoneType, not a Reply"),
+        ("words", "the environment returned a reward that is no number: reward 'much'"),
+    ],
+)
+def test_what_was_wrong_is_logged_once_for_all_episodes(
+    case: str, line: str, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(episodes, "log", logged.append)
+    faulty = BAD[case][0]
+    monkeypatch.setattr(Spoken, "reply", lambda self, state, text: faulty(text))
+    played(chat, Script(chat))
+    assert logged == [f"Spoken: {line}"]
+
+
 def test_a_world_that_fails_later_takes_back_what_was_earned(chat: Chat) -> None:
     groups = played(chat, Script(chat), Spoken(explodes, SPOKEN[0][1][1][0]))
     bad, verdict = groups[0].rollouts[1], groups[0].verdicts[1]

@@ -84,14 +84,14 @@ async def _awaited(result: Awaitable[Any], seconds: float) -> Any:
     return await asyncio.wait_for(result, seconds)
 
 
-def read_start(result: Any, prompt: tuple[Message, ...]) -> tuple[object, tuple[Message, ...]] | Fault:
-    """The state and the opening of an episode, or why they cannot be used. ``prompt`` is the example's."""
+def read_start(result: Any) -> tuple[object, tuple[Message, ...]] | Fault:
+    """The state of an episode and the messages of its opening, or why they cannot be used."""
     if isinstance(result, Fault):
         return result
     if not isinstance(result, Start):
         return Fault(NO_TEXT, f"start returned a {type(result).__name__}, not a Start")
     messages = read_messages(result.messages)
-    return messages if isinstance(messages, Fault) else (result.state, messages or prompt)
+    return messages if isinstance(messages, Fault) else (result.state, messages)
 
 
 def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
@@ -20,7 +20,7 @@ from selfdistill.sampling.environments import Fault, call_all, read_reply, read_
 from selfdistill.seeds import derive
 from selfdistill.tasks.turns import AT_ONCE, MAX_TURNS, SECONDS, Environment
 from selfdistill.tracking.progress import activity, log
-from selfdistill.types import Completion, Episode, Example, Message, Rollout, RolloutGroup, Turn, Verdict
+from selfdistill.types import Completion, Episode, Example, Message, Reply, Rollout, RolloutGroup, Turn, Verdict
 from selfdistill.types.conversation import DONE
 
 TURN_LIMIT = "the turn limit was reached"
@@ -36,6 +36,7 @@ CUT_FEEDBACK = "the attempt was cut before the end"
 
 Sample: TypeAlias = "Callable[[Sequence[tuple[int, ...]], SamplingParams], list[list[Completion]]]"
 """Samples the next turn of some conversations. Every rank calls it equally often."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ def play(
     pairs = list(zip(examples, ordinals, strict=True))
     places = [(example, n * params.count + k) for example, n in pairs for k in range(params.count)]
     with activity("starting the environments"):
-        results = _call(environment, [partial(environment.start, example) for example, _ in places])
+        results = _call(environment, [partial(environment.start, example) for example, _ in places], read_start)
     episodes = [
         _started(example, ordinal, result, chat, thinking, params.max_tokens)
         for (example, ordinal), result in zip(places, results, strict=True)
@@ -123,9 +124,8 @@ def play(
             _add_turn(episode, completion, chat)
         replying = [episode for episode in active if not episode.ended]
         with activity("waiting for the environments"):
-            replies = _call(
-                environment, [partial(environment.reply, episode.state, episode.turns[-1].text) for episode in replying]
-            )
+            calls = [partial(environment.reply, episode.state, episode.turns[-1].text) for episode in replying]
+            replies = _call(environment, calls, read_reply)
         for episode, reply in zip(replying, replies, strict=True):
             _add_reply(episode, reply, environment, chat, thinking, params.max_tokens)
         active = [episode for episode in replying if not episode.ended]
@@ -139,10 +139,12 @@ def play(
     ]
 
 
-def _call(environment: Environment, calls: Sequence[Callable[[], object]]) -> list[object]:
-    """Call an environment within its limits, and log the first error of each kind."""
+def _call(
+    environment: Environment, calls: Sequence[Callable[[], object]], read: Callable[[object], T | Fault]
+) -> list[T | Fault]:
+    """Call an environment within its limits, read what it returns, and log the first fault of each kind."""
     seconds, at_once = getattr(environment, "seconds", SECONDS), getattr(environment, "at_once", AT_ONCE)
-    results = call_all(calls, seconds=float(seconds), at_once=max(1, int(at_once)))
+    results = [read(result) for result in call_all(calls, seconds=float(seconds), at_once=max(1, int(at_once)))]
     faults = [result for result in results if isinstance(result, Fault)]
     for fault in {fault.reason: fault for fault in reversed(faults)}.values():
         log(f"{type(environment).__name__}: {fault.reason}" + (f": {fault.error}" if fault.error else ""))
@@ -150,14 +152,16 @@ def _call(environment: Environment, calls: Sequence[Callable[[], object]]) -> li
 
 
 def _started(
-    example: Example, ordinal: int, result: object, chat: Chat, thinking: bool | None, max_tokens: int
+    example: Example,
+    ordinal: int,
+    start: tuple[object, tuple[Message, ...]] | Fault,
+    chat: Chat,
+    thinking: bool | None,
+    max_tokens: int,
 ) -> _Playing:
-    start = read_start(result, example.prompt)
-    reason, state, opening = "", None, example.prompt
-    if isinstance(start, Fault):
-        reason = start.reason
-    else:
-        state, opening = start
+    """An episode before its first turn. One that cannot be used has ended, with the example's prompt as its opening."""
+    reason, (state, messages) = (start.reason, (None, ())) if isinstance(start, Fault) else ("", start)
+    opening = messages or example.prompt
     try:
         prompt = chat.encode(opening, thinking=thinking)
         if opening[-1].role != "user":
@@ -182,10 +186,14 @@ def _add_turn(episode: _Playing, completion: Completion, chat: Chat) -> None:
 
 
 def _add_reply(
-    episode: _Playing, result: object, environment: Environment, chat: Chat, thinking: bool | None, max_tokens: int
+    episode: _Playing,
+    reply: tuple[Reply, tuple[Message, ...]] | Fault,
+    environment: Environment,
+    chat: Chat,
+    thinking: bool | None,
+    max_tokens: int,
 ) -> None:
     """Add what the environment answered, and the ids of its messages if the episode goes on."""
-    reply = read_reply(result)
     if isinstance(reply, Fault):
         episode.ended = reply.reason
         return
