@@ -74,9 +74,9 @@ class Chat:
         return self._rendered(tuple(messages), thinking)
 
     def after_turn(
-        self, opening: Sequence[Message], said: Sequence[Message], *, thinking: bool | None = None
+        self, opening: Sequence[Message], messages: Sequence[Message], *, thinking: bool | None = None
     ) -> tuple[int, ...]:
-        """Ids that follow a turn of the model: the messages ``said`` and the start of the model's next turn.
+        """Ids that follow a turn of the model: ``messages`` and the start of the model's next turn.
 
         ``opening`` are the messages before the first turn. The ids continue a turn with its end of turn.
 
@@ -84,9 +84,9 @@ class Chat:
             ModelError: the template cannot render the messages.
         """
         sentinel = SENTINEL
-        while any(sentinel in message.content for message in (*opening, *said)):
+        while any(sentinel in message.content for message in (*opening, *messages)):
             sentinel += "0"
-        text, marks = self._text((*opening, Message("assistant", sentinel), *said), thinking)
+        text, marks = self._text((*opening, Message("assistant", sentinel), *messages), thinking)
         _, answer, tail = text.rpartition(sentinel)
         if not answer:
             raise ModelError(f"the chat template of {self.name} leaves out earlier turns of the assistant")
@@ -97,12 +97,12 @@ class Chat:
         return self._ids(tail if end is None else following.removeprefix(end), marks)
 
     def rewrites_turns(self, opening: Sequence[Message], *, thinking: bool | None = None) -> bool:
-        """Whether the template renders an earlier turn with a thought otherwise than it was sampled."""
+        """Whether the template renders an earlier turn with a thought differently from its sampled ids."""
         prompt = self.encode(opening, thinking=thinking)
         turn = ("" if self.opens_thinking(prompt) else "<think>\n") + "so\n</think>\n\nyes"
-        said = (Message("user", "and now ?"),)
-        as_sampled = (*prompt, *self.response(turn), *self.after_turn(opening, said, thinking=thinking))
-        return as_sampled != self.encode((*opening, Message("assistant", turn), *said), thinking=thinking)
+        reply = (Message("user", "and now ?"),)
+        as_sampled = (*prompt, *self.response(turn), *self.after_turn(opening, reply, thinking=thinking))
+        return as_sampled != self.encode((*opening, Message("assistant", turn), *reply), thinking=thinking)
 
     def _render(self, messages: Sequence[Message], thinking: bool | None) -> tuple[int, ...]:
         text, marks = self._text(messages, thinking)
@@ -227,12 +227,12 @@ class Chat:
         episode it is the conversation: each turn after its thinking, and what the environment said.
         """
         if rollout.episode:
-            spoken = []
+            texts = []
             for turn in rollout.episode.turns:
                 last = turn is rollout.episode.turns[-1]
                 alone = replace(rollout, text=turn.text, finished=rollout.finished or not last, episode=None)
-                spoken += [self.answer_part(alone), *(message.content for message in turn.messages)]
-            return "\n".join(filter(None, spoken))
+                texts += [self.answer_part(alone), *(message.content for message in turn.messages)]
+            return "\n".join(filter(None, texts))
         if not rollout.finished and not ends_thinking(rollout.text):
             prompt_ids = rollout.prompt_ids if rollout.role_prompt_ids is None else rollout.role_prompt_ids
             if self.opens_thinking(prompt_ids):

@@ -171,27 +171,32 @@ def role_conversation(
     assert rollout.episode is not None
     thinking = thinking if role.thinking is None else role.thinking
     template = templates.get(role.context or "")
-    choices = template.first_of or (template.name,) if template else ()
-    results: list[tuple[int, ...] | Conversation | Skipped] = []
+    choices = template.first_of if template else ()
+    skipped: list[Skipped] = []
     for name in choices or (role.context,):
-        shown: tuple[int, ...] | Conversation | Skipped
+        prompt: tuple[int, ...] | Conversation | Skipped
         if name is not None and name in templates and templates[name].before != "first":
-            shown = _before_turns(
+            prompt = _before_turns(
                 templates[name], rollout, rollout.episode, fields, chat, thinking=thinking, other_input=other_input
             )
         else:
-            room = len(rollout.ids_after_prompt)
-            one = replace(role, context=name)
-            shown = role_prompt(
-                one, example, fields, templates, chat, thinking=thinking, room=room, other_input=other_input
+            prompt = role_prompt(
+                replace(role, context=name),
+                example,
+                fields,
+                templates,
+                chat,
+                thinking=thinking,
+                room=len(rollout.ids_after_prompt),
+                other_input=other_input,
             )
-        if not isinstance(shown, Skipped):
-            return shown
-        results.append(shown)
-    if template is None or not template.first_of:
-        return results[0]
-    missing = dict.fromkeys(name for one in results if isinstance(one, Skipped) for name in one.missing)
-    return Skipped(template.name, tuple(missing), template.first_of)
+        if not isinstance(prompt, Skipped):
+            return prompt
+        skipped.append(prompt)
+    if template is None or not choices:
+        return skipped[0]
+    missing = dict.fromkeys(name for choice in skipped for name in choice.missing)
+    return Skipped(template.name, tuple(missing), choices)
 
 
 def _before_turns(
@@ -210,24 +215,22 @@ def _before_turns(
     skipped = Skipped(template.name)
     edited: dict[int, tuple[Message, ...]] = {}
     for n in range(len(turns)) if template.before == "each" else [len(turns) - 1]:
-        reply = episode.reply_after(n)
-        own = {
-            **{name: text for name, text in fields.items() if name != "reply"},
-            **({"reply": reply} if reply else {}),
-        }
-        # A template stands in the place of a user's message; what a tool said keeps its role.
-        asked = (*before[n][:-1], Message("user", before[n][-1].content))
-        shown = template.render(asked, own, other_input=other_input)
-        if isinstance(shown, Skipped):
-            skipped = shown
+        turn_fields = {name: text for name, text in fields.items() if name != "reply"}
+        if reply := episode.reply_after(n):
+            turn_fields["reply"] = reply
+        # A template takes the place of a user's message. The message of a tool keeps its role.
+        *earlier, last = before[n]
+        messages = template.render((*earlier, Message("user", last.content)), turn_fields, other_input=other_input)
+        if isinstance(messages, Skipped):
+            skipped = messages
         else:
-            edited[n] = (*shown[:-1], Message(before[n][-1].role, shown[-1].content))
+            edited[n] = (*messages[:-1], Message(last.role, messages[-1].content))
     if not edited:
         return skipped
     ids = chat.encode(edited.get(0, episode.opening), thinking=thinking)
     gaps = tuple(
-        (own, chat.after_turn(episode.opening, edited[n], thinking=thinking) if n in edited else said)
-        for n, (own, said) in enumerate(rollout.gaps, 1)
+        (end, chat.after_turn(episode.opening, edited[n], thinking=thinking) if n in edited else sampled_from)
+        for n, (end, sampled_from) in enumerate(rollout.gaps, 1)
     )
     if len(ids) + len(with_gaps(rollout.completion_ids, gaps)) > chat.window:
         return Skipped(template.name)

@@ -125,9 +125,9 @@ def sample_and_verify(
     environment = environment_of(task)
     if environment is not None:
 
-        def sample(conversations: Sequence[tuple[int, ...]], asked: SamplingParams) -> list[list[Completion]]:
+        def sample(conversations: Sequence[tuple[int, ...]], turn_params: SamplingParams) -> list[list[Completion]]:
             with activity("sampling", len(conversations), "turns"):
-                return sampler.sample(conversations, asked)
+                return sampler.sample(conversations, turn_params)
 
         return play(examples, environment, sample, chat, params, thinking=thinking, world=world)
     prompts = [chat.encode(example.prompt, thinking=thinking) for example in examples]

@@ -286,7 +286,7 @@ class ServerSampler:
                 answer = send()
             except requests.ConnectionError as error:
                 # A server may close an idle connection at the moment in which a request is sent on it. The second
-                # request opens a new one.
+                # request takes another connection.
                 if not any(isinstance(cause, ProtocolError) for cause in error.args):
                     raise
                 answer = send()

@@ -58,7 +58,7 @@ class Turn:
     messages: tuple[Message, ...] = ()
     """What the environment said after the turn."""
     ids: tuple[int, ...] = ()
-    """The same as the chat template writes it, up to the start of the next turn; empty after the last turn."""
+    """The token ids of ``messages``, up to the start of the next turn; empty after the last turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class Episode:
 
     def reply_after(self, turn: int) -> str:
         """What the environment said after a turn, counted from 0: its feedback, or else its messages; may be empty."""
-        said = self.turns[turn]
-        return said.feedback or "\n".join(message.content for message in said.messages)
+        reply = self.turns[turn]
+        return reply.feedback or "\n".join(message.content for message in reply.messages)
 
 
 DONE = "done"
@@ -94,24 +94,24 @@ class Conversation:
 
 def gaps_of(turns: Sequence[Turn]) -> Gaps:
     """What stands between the turns of an episode."""
-    gaps, own = [], 0
+    gaps, end = [], 0
     for turn in turns:
-        own += turn.tokens
+        end += turn.tokens
         if turn.ids:
-            gaps.append((own, turn.ids))
+            gaps.append((end, turn.ids))
     return tuple(gaps)
 
 
-def with_gaps(own: tuple[int, ...], gaps: Gaps) -> tuple[int, ...]:
-    """The model's own ids with what stands between its turns."""
+def with_gaps(completion_ids: tuple[int, ...], gaps: Gaps) -> tuple[int, ...]:
+    """The completion's ids with the ids between its turns."""
     if not gaps:
-        return own
+        return completion_ids
     ids: list[int] = []
     begin = 0
     for end, between in gaps:
-        ids += [*own[begin:end], *between]
+        ids += [*completion_ids[begin:end], *between]
         begin = end
-    return (*ids, *own[begin:])
+    return (*ids, *completion_ids[begin:])
 
 
 def turn_numbers(count: int, gaps: Gaps) -> tuple[int, ...]:

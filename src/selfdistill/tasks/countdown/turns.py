@@ -16,10 +16,10 @@ GIVE_UP = "no solution"
 
 @dataclass(slots=True)
 class Attempts:
-    """The state of an episode: its problem, and the attempts made."""
+    """The state of an episode: its problem, and the number of attempts."""
 
     example: Example
-    made: int = 0
+    count: int = 0
 
 
 class CountdownTurnsTask(CountdownTask):
@@ -36,23 +36,22 @@ class CountdownTurnsTask(CountdownTask):
     name = "countdown-turns"
 
     def __init__(self, config: CountdownTurnsConfig | None = None, *, seed: int = 0) -> None:
-        own = config or CountdownTurnsConfig()
-        sizes = own.model_dump(exclude={"kind", "turns"})
+        config = config or CountdownTurnsConfig()
+        sizes = config.model_dump(exclude={"kind", "turns"})
         super().__init__(CountdownConfig(**sizes), seed=seed)
-        self.max_turns = own.turns
+        self.max_turns = config.turns
 
     def start(self, example: Example) -> Start:
         """Start an episode with the problem as its opening."""
         return Start(Attempts(example))
 
     def reply(self, state: object, text: str) -> Reply:
-        """Judge an attempt. The last one gets no further word."""
+        """Judge an attempt. The last one gets no message."""
         assert isinstance(state, Attempts)
-        state.made += 1
+        state.count += 1
         if final_answer(text) == GIVE_UP:
             return Reply(done=True, reward=0.0, feedback=NO_ANSWER)
         verdict = self.verify(state.example, text, finished=True)
-        done = verdict.correct or state.made >= self.max_turns
-        said = "" if done else REPLY.format(feedback=verdict.feedback)
-        messages = (Message("user", said),) if said else ()
+        done = verdict.correct or state.count >= self.max_turns
+        messages = () if done else (Message("user", REPLY.format(feedback=verdict.feedback)),)
         return Reply(messages, done, verdict.reward, verdict.feedback, verdict.answer)
