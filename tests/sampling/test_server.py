@@ -210,6 +210,29 @@ def test_a_request_on_a_connection_that_is_just_closed_is_sent_once_more(
     assert "does not answer" in said(sampler)[0]
 
 
+def test_an_adapter_that_was_loaded_without_an_answer_is_unloaded_and_loaded_again(
+    make: Make, three: list[FakeVLLM], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, _ = load_policy(
+        str(model), dtype=torch.float32, device=torch.device("cpu"), lora=LoraConfig(rank=2, alpha=4)
+    )
+    fake = three[0]
+    answer_of, loads = fake.answer, iter([None])
+
+    def answer(verb: str, path: str, body: Any) -> Any:
+        if path == "/v1/load_lora_adapter" and body["lora_name"] in fake.adapters:
+            return 400, {"detail": "the adapter is loaded already"}
+        answer = answer_of(verb, path, body)
+        # The first load is done, and its connection is closed.
+        return next(loads, answer) if path == "/v1/load_lora_adapter" else answer
+
+    monkeypatch.setattr(fake, "answer", answer)
+    sampler = make([fake])
+    sampler.update(policy, 0)
+    assert [[completion.ids for completion in row] for row in draw(sampler, GREEDY)] == greedy(policy)
+    assert "does not answer" in said(sampler)[0]
+
+
 def test_a_server_that_is_back_gets_the_weights_again(
     make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]
 ) -> None:
