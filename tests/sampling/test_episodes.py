@@ -428,13 +428,16 @@ def test_every_rank_samples_equally_often(chat: Chat) -> None:
             self.turns += 1
             return int(self.turns <= 5)
 
-    script, calls = Script(chat), []
+    script, calls, seeds = Script(chat), [], set()
 
     def sample(conversations: Any, params: SamplingParams) -> list[list[Completion]]:
         calls.append(len(conversations))
+        seeds.add(params.seed)
         return script(conversations, params)
 
     params = SamplingParams(count=3, max_tokens=16, seed=7)
     task = Spoken()
     episodes.play(examples(), task, sample, chat, params, thinking=None, world=World())  # type: ignore[arg-type]
     assert calls == [6, 4, 1, 0, 0]
+    # No turn repeats the random numbers of another.
+    assert len(seeds) == 5
