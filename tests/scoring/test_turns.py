@@ -257,6 +257,22 @@ def test_a_template_before_a_turn_is_what_it_is_for_a_single_answer_and_in_a_cho
     assert text == "<|user|> use 3 4 to make 12 . feedback : reaches 7 <|end|> <|assistant|> <think>"
 
 
+def test_a_conversation_with_hindsight_that_does_not_fit_the_window_is_skipped(
+    folder: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, {**templates, "last": LAST}, "opsd", {"context": "last"})
+    groups = played(chat, Script(chat))
+    views = bench.trainer.prepare(groups, step=1).views
+    lengths = sorted(len(view.prompts["teacher"]) + len(view.ids_after("teacher")) for view in views)
+    chat.window = lengths[-1]
+    assert len(bench.trainer.prepare(groups, step=1).views) == 6
+    chat.window -= 1
+    prepared = bench.trainer.prepare(groups, step=1)
+    assert len(prepared.views) == sum(length < lengths[-1] for length in lengths) < 6
+    assert set(prepared.skipped) == {"context last: prompt and completion do not fit the window"}
+
+
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
