@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,23 @@ def test_the_teacher_of_an_adapter_is_split_too(weights: str, folder: Path, tmp_
         assert findings.weight_drift[name][rows] == pytest.approx(bare - findings.logprobs["student"][rows], abs=2e-4)
         begin += len(ids)
     assert np.abs(findings.weight_drift[name]).max() > 1e-3, "the adapter has moved"
+
+
+def test_a_teacher_that_has_not_moved_reads_what_the_environment_said(tmp_path: Path) -> None:
+    # A random model whose turns end soon: every second id is one that ends a turn.
+    model = save_tiny_model(tmp_path / "model", seed=3, max_position_embeddings=512)
+    path = model / "generation_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | {"eos_token_id": [2, *range(9, 90, 2)]}), encoding="utf-8")
+    unmoved = ("optimiser.learning_rate=1e-30", "sampling.prompts=2", "task.kind=countdown-turns")
+    config = tiny_run(model, {"name": "opsd", "weights": "frozen"}, "steps=1", *unmoved)
+    train(config.model_copy(update={"reward": None}), tmp_path / "run")
+    found, _ = inspected(tmp_path / "run")
+    findings = found.table.findings  # type: ignore[attr-defined]
+    assert any(gaps["solution"] for gaps in findings.gaps), "some episode has a second turn"
+    # Its u is all pMI, at every token of every turn.
+    assert findings.pmi["solution (frozen)"] == pytest.approx(findings.gains()["solution"], abs=1e-5)
+    assert findings.weight_drift["solution (frozen)"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_live_teacher_has_no_drift_and_the_best_checkpoint_no_average(folder: Path, tmp_path: Path) -> None:

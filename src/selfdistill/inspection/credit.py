@@ -212,6 +212,7 @@ def _inspect_step(
             if label is not None
         },
         prompts=[dict(view.prompts) for view in views],
+        gaps=[dict(view.gaps) for view in views],
         skipped=prepared.skipped,
     )
     for name, method in scoring_plan.methods.items():

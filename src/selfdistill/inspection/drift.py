@@ -107,32 +107,35 @@ def measure_drift(findings: Findings, loaded: Loaded, limits: Limits) -> None:
     """
     if loaded.teachers is None:
         return
-    completions = [findings.groups[g].rollouts[i].completion_ids for g, i in findings.places]
     student_N = findings.logprobs[STUDENT].astype(np.float64)
+    rows = list(zip(findings.prompts, findings.gaps, findings.places, strict=True))
     for name, role in loaded.roles.items():
         label = label_of(role)
         if label not in findings.contexts:
             continue
+        # The teacher reads the student's prompt and its own, and the same environment's texts between the turns.
+        roles = {BARE: STUDENT, label: label}
         views = [
             View(
-                {BARE: prompts[STUDENT], **({label: prompts[label]} if label in prompts else {})},
-                ids,
-                (1.0,) * len(ids),
-                (math.nan,) * len(ids),
+                {one: prompts[shown] for one, shown in roles.items() if shown in prompts},
+                findings.groups[g].rollouts[i].completion_ids,
+                (),
+                (),
                 0.0,
                 g,
                 i,
+                gaps={one: gaps[shown] for one, shown in roles.items() if shown in gaps},
             )
-            for prompts, ids, (g, i) in zip(findings.prompts, completions, findings.places, strict=True)
+            for prompts, gaps, (g, i) in rows
         ]
         scores = score_roles(
             loaded.teachers,
             views,
-            dict.fromkeys((BARE, label), role.weights),
+            dict.fromkeys(roles, role.weights),
             max_tokens=limits.max_tokens_per_microbatch,
             max_logits_per_chunk=limits.max_logits_per_chunk,
         )
-        bare_N, teacher_N = (_targets(scores[one], findings.lengths) for one in (BARE, label))
+        bare_N, teacher_N = (_targets(scores[one], findings.lengths) for one in roles)
         findings.pmi[name] = teacher_N - bare_N
         # Where the context is missing there is no u to be split.
         findings.weight_drift[name] = np.where(np.isnan(teacher_N), math.nan, bare_N - student_N)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfdistill.types import STUDENT, RolloutGroup
+from selfdistill.types.conversation import Gaps
 
 Floats = NDArray[np.float32]
 
@@ -23,7 +24,8 @@ class Findings:
 
     ``logprobs`` and ``entropies`` are by context, including ``"student"``; ``credits`` by method; ``metrics`` by method
     and name. ``alternatives`` has ids and log-probabilities [N, K] of the likeliest tokens under ``"student"`` and, if
-    there is one, under the context ``teacher``. ``prompts`` are the prompt ids of each completion by context.
+    there is one, under the context ``teacher``. ``prompts`` are the prompt ids of each completion by context; ``gaps``
+    are the texts between the turns of an episode, also by context.
     """
 
     groups: list[RolloutGroup]
@@ -36,6 +38,7 @@ class Findings:
     metrics: dict[str, dict[str, Floats]]
     alternatives: dict[str, tuple[NDArray[np.int32], Floats]]
     prompts: list[dict[str, tuple[int, ...]]]
+    gaps: list[dict[str, Gaps]]
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
     pmi: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -84,6 +87,7 @@ def join(parts: Sequence[Findings]) -> Findings:
             for name, left in joined.metrics.items()
         }
         joined.prompts = [*joined.prompts, *part.prompts]
+        joined.gaps = [*joined.gaps, *part.gaps]
         joined.skipped = joined.skipped + part.skipped
         for name in ("logprobs", "entropies", "credits"):
             left, right = getattr(joined, name), getattr(part, name)
