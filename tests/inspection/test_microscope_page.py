@@ -161,10 +161,29 @@ def test_what_an_environment_said_stands_greyed_before_the_next_turn(browser: An
         "turn 2: Σ +1.000\nuser: lower\n",
     ]
     assert (said[3] is None, said[6] is None, tokens.count()) == (False, False, 7)
+    assert tab.locator("#left .total").text_content() == "Σ 0.000, turn 3: Σ +1.000"
     tokens.nth(3).hover()
     assert "token 4 of 7" in tab.locator("#detail").text_content()
     tab.locator("#next").click()
     assert [tokens.nth(n).get_attribute("data-said") for n in range(7)] == [None] * 7
+    assert trouble == []
+    tab.close()
+
+
+@needs_browser()
+def test_a_turn_without_numbers_has_no_sum_and_the_panel_has_both_parts_of_u(browser: Any, tmp_path: Path) -> None:
+    data = page_data(1, 4, ("word",))
+    parts = {"pmi solution (ema)": [0.5, 0.25, np.nan, np.nan], "drift solution (ema)": [-0.125, 0.0, 0.0, 1.0]}
+    signals = {name: np.array(values) for name, values in parts.items()} | data.signals
+    episode = replace(data.samples[0], said={2: "user: lower", 3: "user: higher"})
+    tab, trouble = opened(browser, render_microscope(replace(data, samples=[episode], signals=signals)), tmp_path)
+    tab.select_option("#signal", label="pmi solution (ema)")
+    tokens = tab.locator("#left .t")
+    assert tokens.nth(2).get_attribute("data-said") == "turn 1: Σ +0.750\nuser: lower\n"
+    assert tokens.nth(3).get_attribute("data-said") == "turn 2: Σ –\nuser: higher\n"
+    assert tab.locator("#left .total").text_content() == "Σ +0.750, turn 3: Σ –"
+    tokens.nth(0).hover()
+    assert "solution (ema)+0.500−0.125" in tab.locator("#detail").text_content()
     assert trouble == []
     tab.close()
 

@@ -63,6 +63,11 @@
     return element;
   };
 
+  // The sum of the numbers that are known; NaN if none is.
+  const sum = (values) => {
+    const known = values.filter((value) => !Number.isNaN(value));
+    return known.length ? known.reduce((a, b) => a + b, 0) : NaN;
+  };
   const paint = (pane, shade) => {
     const { name } = data.shades[shade];
     const limit = data.shades[shade][pick.scale.value];
@@ -72,7 +77,7 @@
     // The words of the environment stand before the first token of the next turn, below the sum of the turn before.
     const said = data.texts[index].said || {};
     let turn = 1;
-    let sum = 0;
+    let begin = 0;
     for (let n = 0; n < current.count; n += 1) {
       const [before, body, unseen] = data.pieces[current.pieces[n]];
       if (before) all.append(before);
@@ -80,19 +85,19 @@
       const strength = Math.round(100 * Math.min(1, Math.abs(value) / limit));
       const token = make("span", body, `t${value > 0 ? " p" : value < 0 ? " n" : ""}${unseen ? " unseen" : ""}`);
       if (said[n] !== undefined) {
-        token.dataset.said = `turn ${turn}: Σ ${signed(sum)}\n${said[n]}\n`;
+        token.dataset.said = `turn ${turn}: Σ ${signed(sum(values.slice(begin, n)))}\n${said[n]}\n`;
         turn += 1;
-        sum = 0;
+        begin = n;
       }
-      if (!Number.isNaN(value)) sum += value;
       if (strength) token.style.setProperty("--a", strength);
       all.append(token);
     }
     block.replaceChildren(all);
     block.dataset.shade = shade;
-    const known = values.filter((value) => !Number.isNaN(value));
+    const whole = sum(values);
+    const last = turn > 1 ? `, turn ${turn}: Σ ${signed(sum(values.slice(begin)))}` : "";
     pane.querySelector(".shade").textContent = name;
-    pane.querySelector(".total").textContent = known.length ? `Σ ${signed(known.reduce((a, b) => a + b, 0))}` : "no numbers for this completion";
+    pane.querySelector(".total").textContent = Number.isNaN(whole) ? "no numbers for this completion" : `Σ ${signed(whole)}${last}`;
     const ends = pane.querySelectorAll(".scale i");
     ends[0].textContent = `−${limit}`;
     ends[2].textContent = `+${limit}`;
@@ -122,6 +127,9 @@
       return [name, signed(logprob), signed(gain), signed(value(`entropy ${name}`)).replace("+", "")];
     });
     const parts = [head, position, rows(["", "log-prob", "u", "entropy"], contexts)];
+    // A teacher with weights of its own has a column of pMI and one of drift.
+    const teachers = data.columns.filter((name) => name.startsWith("pmi ")).map((name) => name.slice(4));
+    if (teachers.length) parts.push(rows(["", "pmi", "drift"], teachers.map((name) => [name, signed(value(`pmi ${name}`)), signed(value(`drift ${name}`))])));
     if (data.methods.length) parts.push(rows(["", "credit"], data.methods.map((name) => [name, signed(value(`credit ${name}`))])));
     data.sides.forEach((side, s) => {
       const list = Array.from({ length: data.alternatives }, (_, k) => {
