@@ -25,7 +25,7 @@ class Inspection:
         self.summary = result.summary
         """The content of ``summary.json``: tables by class, position, entropy and outcome; separation; checks."""
         self.warnings = list(result.warnings)
-        """Warnings on the run's checkpoints, one sentence each."""
+        """The warnings that the command prints, one sentence each."""
 
     @property
     def groups(self) -> list[RolloutGroup]:

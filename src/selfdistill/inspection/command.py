@@ -142,7 +142,8 @@ def inspect(
     policy, chat, weights = own.policy, own.chat, own.weights
     judge = fitted(judge, chat)
     unknown = chat.unknown_warnings([example.prompt for example in judge.examples(options.split)])
-    for warning in (*moved, *weights.warnings, *unknown, *own.warnings):
+    warnings = (*moved, *weights.warnings, *unknown, *own.warnings)
+    for warning in warnings:
         log(warning)
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
@@ -169,7 +170,7 @@ def inspect(
     table = token_table(findings, chat, patterns)
     origin = _origin(model, weights, options) | {"quantised": policy.quantisation}
     origin |= {"task": config.task.kind, "hyperparameters": hyperparameters(methods, findings.credits)}
-    return InspectResult(table, summarise(table, origin, chat), chat, (*moved, *weights.warnings))
+    return InspectResult(table, summarise(table, origin, chat), chat, warnings)
 
 
 def _origin(model: str, weights: Weights, options: InspectOptions) -> dict[str, Any]:
