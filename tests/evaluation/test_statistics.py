@@ -139,7 +139,7 @@ def test_every_measure_is_the_bootstrap_of_its_problems() -> None:
             assert paired_difference(per_problem, later, k=9, seed=seed, **asked) == paired
 
 
-@pytest.mark.parametrize("measure", [average, pass_at, pass_curve, majority, paired_difference])
+@pytest.mark.parametrize("measure", [average, pass_at, pass_curve, majority, paired_difference, bootstrap])
 def test_intervals_are_95_per_cent_of_ten_thousand_resamples_unless_asked(measure: Any) -> None:
     defaults = inspect.signature(measure).parameters
     assert (defaults["confidence"].default, defaults["resamples"].default) == (0.95, 10_000)

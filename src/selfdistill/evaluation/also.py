@@ -22,8 +22,6 @@ from selfdistill.sampling.rollouts import fitting, fitting_solutions
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.types import Example, RolloutGroup, Task, Weights
 
-RESAMPLES = 10_000
-
 
 @dataclass(frozen=True, slots=True)
 class OtherTask:
@@ -70,7 +68,7 @@ class Also:
             shared = {key: values for key, values in values_of(result).items() if key in earlier}
             if shared:
                 result["change"] = {
-                    key: paired_difference(earlier[key], values, k=1, seed=0, resamples=RESAMPLES).as_dict()
+                    key: paired_difference(earlier[key], values, k=1, seed=0).as_dict()
                     for key, values in shared.items()
                 }
         return results

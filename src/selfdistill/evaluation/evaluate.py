@@ -23,8 +23,6 @@ from selfdistill.tasks.reward import function_rewards
 from selfdistill.tracking.progress import activity
 from selfdistill.types import Example, RolloutGroup, Task
 
-RESAMPLES = 10_000
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -161,7 +159,7 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         passed=curve[-1] if curve else None,
         curve=curve,
         majority=majority(answers, correct, seed=0) if judged else None,
-        reward=bootstrap(means, k=samples, seed=0, confidence=0.95, resamples=RESAMPLES) if means else None,
+        reward=bootstrap(means, k=samples, seed=0) if means else None,
         rewards={name: math.fsum(given) / len(given) for name, given in by_function.items()},
         length=sum(tokens) / len(rollouts),
         truncated=sum(not r.finished for r in rollouts) / len(rollouts),

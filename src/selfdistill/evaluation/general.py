@@ -35,7 +35,6 @@ from selfdistill.types import STUDENT, Message, TokenSlice, View, Weights
 
 START = "start"
 """The role of the model before training."""
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +155,7 @@ def _from_start(tokens: TokenSlice) -> torch.Tensor:
 
 def in_nats(each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Estimates of some measures from one number per problem, as plain JSON; a log-likelihood has a perplexity too."""
-    estimates: dict[str, Any] = {
-        name: bootstrap(values, k=1, seed=0, confidence=0.95, resamples=RESAMPLES).as_dict()
-        for name, values in each.items()
-    }
+    estimates: dict[str, Any] = {name: bootstrap(values, k=1, seed=0).as_dict() for name, values in each.items()}
     level = estimates["loglikelihood"]
     ends = {"value": "value", "low": "high", "high": "low"}
     estimates["perplexity"] = {**level, **{end: math.exp(-level[other]) for end, other in ends.items()}}

@@ -16,7 +16,6 @@ from selfdistill.scoring.score import score_roles
 from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, Skipped, View
 from selfdistill.types.conversation import with_gaps
 
-RESAMPLES = 10_000
 TEACHER = "teacher"
 
 
@@ -34,10 +33,7 @@ class ReferenceScorer:
 
     def measure(self, groups: Sequence[RolloutGroup]) -> dict[str, Estimate]:
         """Return the estimates of :meth:`values` by name, with intervals over problems of equal weight."""
-        return {
-            name: bootstrap(numbers, k=1, seed=0, confidence=0.95, resamples=RESAMPLES)
-            for name, numbers in self.values(groups).items()
-        }
+        return {name: bootstrap(numbers, k=1, seed=0) for name, numbers in self.values(groups).items()}
 
     def values(self, groups: Sequence[RolloutGroup]) -> dict[str, list[float]]:
         """Return one number per problem, by name. All are in nats per token.

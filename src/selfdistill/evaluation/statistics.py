@@ -151,7 +151,9 @@ def majority_per_problem(answers: Sequence[Sequence[str | None]], correct: Seque
     return np.array(values, dtype=np.float64)
 
 
-def bootstrap(values: Sequence[float] | Vector, *, k: int, seed: int, confidence: float, resamples: int) -> Estimate:
+def bootstrap(
+    values: Sequence[float] | Vector, *, k: int, seed: int, confidence: float = 0.95, resamples: int = 10_000
+) -> Estimate:
     """Return the mean with its percentile bootstrap interval over problems.
 
     Raises:

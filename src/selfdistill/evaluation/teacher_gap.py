@@ -27,7 +27,6 @@ from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
 from selfdistill.types import STUDENT, Example, Role, Rollout, RolloutGroup, Skipped, View
 
-RESAMPLES = 10_000
 TEACHER = "teacher"
 
 
@@ -186,13 +185,13 @@ def _summary(
         return np.concatenate([average_per_problem([row]) for row in rows])
 
     def estimate(values: Sequence[float]) -> Estimate:
-        return bootstrap(each(values), k=max_completions, seed=0, confidence=0.95, resamples=RESAMPLES)
+        return bootstrap(each(values), k=max_completions, seed=0)
 
     student, teacher = [float(x) for x in student_correct], [float(x) for x in teacher_correct]
     return TeacherGap(
         student=estimate(student),
         teacher=estimate(teacher),
-        gap=paired_difference(each(student), each(teacher), k=max_completions, seed=0, resamples=RESAMPLES),
+        gap=paired_difference(each(student), each(teacher), k=max_completions, seed=0),
         shift_on_student=estimate(shifts[0]),
         shift_on_teacher=estimate(shifts[1]),
         per_token_on_student=sum(shifts[0]) / sum(len(r.completion_ids) for r in student_rollouts),
