@@ -12,6 +12,7 @@ from selfdistill.files.jsonl import read_lines
 from selfdistill.files.records import RolloutLine
 from selfdistill.report import numbers
 from selfdistill.report.axes import linear_axis, log_axis, step_axis, tick_words
+from selfdistill.report.besides import besides_rows
 from selfdistill.report.charts import Series, curve_chart, label_places, running_mean, thin
 from selfdistill.report.files import outer_steps
 from selfdistill.report.outcome import flat, headline
@@ -97,6 +98,18 @@ def test_what_an_environment_said_stands_before_the_next_turn() -> None:
     assert said_before(None) == {}
     shown = colour(line(1, text="a b c", tokens=("a", "b", "c"), episode=episode), 1.0)
     assert [token.said for token in shown.tokens] == ["", "", "user: <b>lower</b>\ntool: 7"]
+
+
+def test_results_besides_are_told_with_intervals_and_damage_is_left_out() -> None:
+    before = {"also": {"x": {"avg": {"value": 0.25, "low": 0.125, "high": 0.375}}, "damaged": None}}
+    change = {"accuracy": {"value": 0.25, "low": -0.125, "high": 0.5}, "kl": 3}
+    kl = {"kl": {"value": 0.0005}, "change": {"kl": {"value": 0.00025, "low": 0.0, "high": 0.0005}}}
+    after = {"also": {"x": {"avg": {"value": 0.5, "low": 0.25, "high": 1.0}, "change": change}, "general": kl}}
+    assert list(besides_rows(before, after)) == [
+        ["x", "accuracy", "25.0% (12.5% to 37.5%)", "50.0% (25.0% to 100.0%)", "+25.0 points (−12.5 to +50.0)"],
+        ["general", "KL from the start, nats a token", "–", "5.0e−04", "+2.5e−04 (0 to +5.0e−04)"],
+    ]
+    assert list(besides_rows({"also": 3}, {})) == []
 
 
 def test_a_curve_stands_where_it_must() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
+from selfdistill.report.outcome import score_of
 
 MEASURES = {
     "accuracy": "accuracy",
@@ -19,16 +20,15 @@ ESTIMATES = {"accuracy": "avg", "loglikelihood": "loglikelihood", "kl": "kl"}
 
 def besides_rows(before: Row, after: Row) -> Iterator[list[str]]:
     """Yield name, measure, before, after and change with its interval, for each result of ``evaluation.also``."""
-    sides: list[Row] = [side["also"] if isinstance(side.get("also"), dict) else {} for side in (before, after)]
+    sides = [score_of(side, "also") for side in (before, after)]
     for name in dict.fromkeys(name for side in sides for name in side):
-        old, new = (side.get(name, {}) for side in sides)
+        old, new = (score_of(side, name) for side in sides)
         for measure, key in ESTIMATES.items():
-            levels = [side.get(key) if isinstance(side.get(key), dict) else None for side in (old, new)]
-            if levels == [None, None]:
+            levels = [score_of(side, key) for side in (old, new)]
+            if not any(levels):
                 continue
-            change = new.get("change", {}).get(measure) if isinstance(new.get("change"), dict) else None
             cells = [in_words(level, measure, signed=False) for level in levels]
-            cells.append(in_words(change, measure, signed=True))
+            cells.append(in_words(score_of(score_of(new, "change"), measure), measure, signed=True))
             texts = [f"{value} ({span})" if span else value for value, span in cells]
             yield [numbers.printable(str(name)), MEASURES[measure], *texts]
 
@@ -38,16 +38,15 @@ def in_words(estimate: Row | None, measure: str, *, signed: bool) -> tuple[str, 
     value, low, high = (numbers.number((estimate or {}).get(end)) for end in ("value", "low", "high"))
     if value is None:
         return numbers.MISSING, ""
-    share, known = measure == "accuracy", low is not None and high is not None
-    if not signed:
-        texts = [(numbers.percent if share else numbers.plain)(end) for end in (value, low, high)]
-        return texts[0], f"{texts[1]} to {texts[2]}" if known else ""
-    texts = [
-        numbers.signed(100 * end, decimals=1) if share else _signed(end) for end in (value, low or 0.0, high or 0.0)
-    ]
-    return texts[0] + (" points" if share else ""), f"{texts[1]} to {texts[2]}" if known else ""
+    share = measure == "accuracy"
 
+    def form(number: float) -> str:
+        if not signed:
+            return numbers.percent(number) if share else numbers.plain(number)
+        if share:
+            return numbers.signed(100 * number, decimals=1)
+        # A divergence may be a ten-thousandth of a nat, so a change keeps three digits and no fixed decimals.
+        return ("+" if number > 0 else "") + numbers.plain(number)
 
-def _signed(difference: float) -> str:
-    """A difference with its sign and about three digits. A divergence may be a ten-thousandth of a nat."""
-    return numbers.plain(difference) if difference <= 0 else f"+{numbers.plain(difference)}"
+    text = form(value) + (" points" if signed and share else "")
+    return text, "" if low is None or high is None else f"{form(low)} to {form(high)}"

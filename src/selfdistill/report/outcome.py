@@ -275,7 +275,7 @@ def stepped(metrics: Sequence[Row]) -> list[Row]:
 
 
 def score_of(side: Row, key: str) -> Row:
-    """Return one accuracy of an evaluation, ``{"k", "value", "low", "high"}``; empty if it is missing."""
+    """Return a table of an evaluation, such as an accuracy ``{"k", "value", "low", "high"}``; empty if it is none."""
     score = side.get(key)
     return score if isinstance(score, dict) else {}
 
