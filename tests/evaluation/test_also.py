@@ -31,6 +31,7 @@ from support.bytewise import save_bytewise_model
 from support.engine import load_exact
 from support.pages import Page
 from support.runs import LORA, lines, open_run, outcome, tiny_run, train
+from support.tiny import save_tiny_model
 
 TEXTS = ("try 3 + 4 = 7 . wait", "let me use the numbers 1 2 5 to make 8", "9")
 PROMPTS = (("use 3 4 to make 12 .", "3 × 4"), ("make 9 .", "answer 9 . yes"), ("hmm", "perhaps not"))
@@ -248,3 +249,12 @@ def test_a_task_that_cannot_be_built_is_named(tmp_path: Path, bytewise: Path) ->
     silent = f"evaluation.also=[{{ name = 'mine', task = {{ kind = 'text', path = '{tmp_path}/rows.jsonl' }} }}]"
     with pytest.raises(UserError, match=r"^evaluation.also, mine: example .* has no solution to learn from"):
         open_run(tiny_run(bytewise, "grpo", silent), tmp_path / "run")
+
+
+def test_a_window_too_small_for_the_general_texts_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    # One of the texts fits into this window, and so does the run's own task.
+    small = save_tiny_model(tmp_path / "model", max_position_embeddings=23)
+    also = "evaluation.also=[{ kind = 'general', name = 'mine' }]"
+    with pytest.raises(DataError, match=r"^evaluation.also, mine: the general .* 23 tokens; leave 'general' out$"):
+        open_run(tiny_run(small, "grpo", "sampling.max_tokens=8", also), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -120,7 +120,7 @@ def build_also(
     ``start`` are the weights before training, None if they are not known. One of the sections names ``max_tokens``.
 
     Raises:
-        UserError: a task cannot be built, or none of its problems fits; the message names the entry.
+        UserError: a task cannot be built, or nothing of an entry fits the context window; the message names the entry.
     """
     thinking = sampling.thinking if config.thinking is None else config.thinking
     max_tokens = config.max_tokens or sampling.max_tokens
@@ -128,18 +128,20 @@ def build_also(
     tasks: list[OtherTask] = []
     general: dict[str, GeneralScorer] = {}
     for entry in config.also:
-        if not isinstance(entry, AlsoTask):
-            general[entry.name] = GeneralScorer(
-                chosen=load_general(entry),
-                teachers=teachers,
-                start=start,
-                chat=chat,
-                limits=limits,
-                thinking=thinking,
-                world=world,
-            )
-            continue
         try:
+            if not isinstance(entry, AlsoTask):
+                general[entry.name] = GeneralScorer(
+                    chosen=load_general(entry),
+                    teachers=teachers,
+                    start=start,
+                    chat=chat,
+                    limits=limits,
+                    thinking=thinking,
+                    world=world,
+                )
+                # A window that is too small is refused here, before the run's folder is made.
+                general[entry.name].views()
+                continue
             task = fitted(build_task(entry.task, seed=seed, reward=None), chat)
             problems = task.examples(split)[: entry.problems or config.problems]
             # Where nothing judges, nothing is sampled: the references are scored, and have to fit instead.
@@ -148,9 +150,9 @@ def build_also(
                 if task.has_verifier
                 else fitting_solutions(problems, chat, thinking=thinking)
             )
+            tasks.append(OtherTask(entry.name, task, examples, entry.samples, unfit))
         except UserError as error:
             raise type(error)(f"evaluation.also, {entry.name}: {error}") from error
-        tasks.append(OtherTask(entry.name, task, examples, entry.samples, unfit))
     return Also(
         tasks=tuple(tasks),
         general=general,

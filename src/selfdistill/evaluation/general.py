@@ -80,7 +80,24 @@ class GeneralScorer:
         - ``each``: both of every text and answer, rounded, for paired differences.
 
         Raises:
-            DataError: fewer than two texts or answers fit the context window.
+            DataError: as of :meth:`views`.
+        """
+        plain, answered = self.views()
+        each = {"loglikelihood": self._loglikelihood(plain)}
+        if self.start is not None:
+            each["kl"] = self._divergence(answered, self.start)
+        self.teachers.release()
+        return {
+            **in_nats(each),
+            "left_out": len(self.chosen.texts) + len(self.chosen.prompts) - len(plain) - len(answered),
+            "problem_set": self.chosen.fingerprint,
+        }
+
+    def views(self) -> tuple[list[View], list[View]]:
+        """Return the texts, and the answers to the prompts, that fit the context window.
+
+        Raises:
+            DataError: fewer than two texts or answers fit.
         """
         texts = [tuple(self.chat.tokenizer(text)["input_ids"]) for text in self.chosen.texts]
         plain = [self._view(ids[:1], ids[1:]) for ids in texts]
@@ -91,18 +108,10 @@ class GeneralScorer:
         plain, answered = ([view for view in views if self._fits(view)] for views in (plain, answered))
         if min(len(plain), len(answered)) < 2:
             raise DataError(
-                f"evaluation.also: the general prompts and texts do not fit the window of {self.chat.name}, "
-                f"{self.chat.window} tokens; leave 'general' out"
+                f"the general prompts and texts do not fit the window of {self.chat.name}, {self.chat.window} tokens; "
+                "leave 'general' out"
             )
-        each = {"loglikelihood": self._loglikelihood(plain)}
-        if self.start is not None:
-            each["kl"] = self._divergence(answered, self.start)
-        self.teachers.release()
-        return {
-            **in_nats(each),
-            "left_out": len(self.chosen.texts) + len(self.chosen.prompts) - len(plain) - len(answered),
-            "problem_set": self.chosen.fingerprint,
-        }
+        return plain, answered
 
     def _view(self, prompt: tuple[int, ...], completion: tuple[int, ...]) -> View:
         return View({STUDENT: prompt, START: prompt}, completion, (), (), 0.0, 0, 0)
