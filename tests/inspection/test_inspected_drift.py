@@ -114,3 +114,14 @@ def test_a_live_teacher_has_no_drift_and_the_best_checkpoint_no_average(folder: 
     assert found.summary["drift"] == {}  # type: ignore[attr-defined]
     [warning] = found.warnings  # type: ignore[attr-defined]
     assert "name a step to see the drift" in warning and warning in told
+
+
+def test_a_run_of_an_earlier_version_is_inspected_by_other_methods_as_before(folder: Path, tmp_path: Path) -> None:
+    config = tiny_run(folder, {"name": "opsd", "weights": "frozen"}, "steps=1", "checkpoint.every=1")
+    train(config, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    for method in ({**recorded["method"], "unknown": 1}, None):
+        path.write_text(json.dumps(recorded | {"method": method}), encoding="utf-8")
+        chosen = InspectOptions(["opsd"], problems=1, samples=2, max_tokens=4)
+        assert inspect(str(tmp_path / "run"), None, chosen, overrides=[]).summary["drift"] == {}

@@ -20,6 +20,7 @@ from selfdistill.config.sources import find_source, read_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.inspection.credit import label_of
 from selfdistill.inspection.findings import Findings
+from selfdistill.inspection.plan import name_of
 from selfdistill.methods import build_method
 from selfdistill.methods.base import Method
 from selfdistill.models.policy import Policy
@@ -62,11 +63,11 @@ def load_with_teachers(
     Raises:
         UserError: the model or the checkpoint cannot be found or used.
     """
-    own = _method_of_run(name) if loaded is None else None
+    own = _inspected_method_of_run(name, methods) if loaded is None else None
     # Teachers of another model are no older weights of the student: their u has no drift.
     roles = {
         f"{label_of(role)} ({_kind(role)})": role
-        for role in (own.roles().values() if own is not None and own in methods.values() else ())
+        for role in (own.roles().values() if own is not None else ())
         if role.context is not None and role.weights != "live" and not isinstance(role.weights, External)
     }
     follows = any(role.weights != "frozen" for role in roles.values())
@@ -85,12 +86,18 @@ def load_with_teachers(
     return Loaded(models.policy, models.chat, weights, models.teachers, roles)
 
 
-def _method_of_run(name: str) -> Method | None:
-    """Return the method of a run; None for everything else."""
-    if find_source(name).kind != "run":
+def _inspected_method_of_run(name: str, methods: Mapping[str, Method]) -> Method | None:
+    """Return which of the methods is that of the run; None if none is, and for everything that is no run."""
+    table = read_config(name).get("method") if find_source(name).kind == "run" else None
+    if not isinstance(table, dict):
         return None
-    table = dict(read_config(name)["method"])
-    return build_method(str(table.pop("name")), table)
+    hyperparameters = {key: value for key, value in table.items() if key != "name"}
+    for method in methods.values():
+        # A run of an earlier version may have hyperparameters that are unknown now: its method is then another one.
+        same = table.get("name") == name_of(type(method)) and hyperparameters.keys() <= type(method).model_fields.keys()
+        if same and build_method(table["name"], hyperparameters) == method:
+            return method
+    return None
 
 
 def _kind(role: Role) -> str:
@@ -113,18 +120,18 @@ def measure_drift(findings: Findings, loaded: Loaded, limits: Limits) -> None:
         label = label_of(role)
         if label not in findings.contexts:
             continue
-        # The teacher reads the student's prompt and its own, and the same environment's texts between the turns.
+        # By role, the context whose prompt and whose texts between the turns the teacher reads.
         roles = {BARE: STUDENT, label: label}
         views = [
             View(
-                {one: prompts[shown] for one, shown in roles.items() if shown in prompts},
+                {one: prompts[context] for one, context in roles.items() if context in prompts},
                 findings.groups[g].rollouts[i].completion_ids,
                 (),
                 (),
                 0.0,
                 g,
                 i,
-                gaps={one: gaps[shown] for one, shown in roles.items() if shown in gaps},
+                gaps={one: gaps[context] for one, context in roles.items() if context in gaps},
             )
             for prompts, gaps, (g, i) in rows
         ]
