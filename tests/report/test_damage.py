@@ -18,6 +18,11 @@ DAMAGE: dict[str, tuple[str, Change, str]] = {
     "a step twice": ("metrics", lambda ls: [*ls, ls[-1]], "metrics.jsonl holds step 4 more than once"),
     "a run over a run": ("metrics", lambda ls: ls + ls[1:], "metrics.jsonl holds steps 2, 3, 4 more than once"),
     "a step lost": ("metrics", lambda ls: [ls[0], *ls[2:]], "metrics.jsonl lacks step 2."),
+    "a step lost after a step 0": (
+        "metrics",
+        lambda ls: [json.dumps({"step": 0}), ls[0], *ls[2:]],
+        "metrics.jsonl lacks step 2.",
+    ),
     "the first steps lost": ("metrics", lambda ls: ls[2:], "metrics.jsonl lacks steps 1, 2."),
     "a step far beyond the others": (
         "metrics",

@@ -103,7 +103,7 @@ def test_what_an_environment_said_stands_before_the_next_turn() -> None:
 def test_results_besides_are_told_with_intervals_and_damage_is_left_out() -> None:
     before = {"also": {"x": {"avg": {"value": 0.25, "low": 0.125, "high": 0.375}}, "damaged": None}}
     change = {"accuracy": {"value": 0.25, "low": -0.125, "high": 0.5}, "kl": 3}
-    kl = {"kl": {"value": 0.0005}, "change": {"kl": {"value": 0.00025, "low": 0.0, "high": 0.0005}}}
+    kl = {"kl": {"value": 0.0005, "low": 0.0}, "change": {"kl": {"value": 0.00025, "low": 0.0, "high": 0.0005}}}
     after = {"also": {"x": {"avg": {"value": 0.5, "low": 0.25, "high": 1.0}, "change": change}, "general": kl}}
     assert list(besides_rows(before, after)) == [
         ["x", "accuracy", "25.0% (12.5% to 37.5%)", "50.0% (25.0% to 100.0%)", "+25.0 points (−12.5 to +50.0)"],
