@@ -125,13 +125,13 @@ def build_also(
     thinking = sampling.thinking if config.thinking is None else config.thinking
     max_tokens = config.max_tokens or sampling.max_tokens
     assert max_tokens is not None
-    tasks: list[OtherTask] = []
-    general: dict[str, GeneralScorer] = {}
+    tasks, general = list[OtherTask](), dict[str, GeneralScorer]()
     for entry in config.also:
         try:
             if not isinstance(entry, AlsoTask):
+                chosen = load_general(entry)
                 general[entry.name] = GeneralScorer(
-                    chosen=load_general(entry),
+                    chosen=chosen,
                     teachers=teachers,
                     start=start,
                     chat=chat,
@@ -139,8 +139,7 @@ def build_also(
                     thinking=thinking,
                     world=world,
                 )
-                # A window that is too small is refused here, before the run's folder is made.
-                general[entry.name].views()
+                general[entry.name].views()  # refuses a small window before a run's folder is made
                 continue
             task = fitted(build_task(entry.task, seed=seed, reward=None), chat)
             problems = task.examples(split)[: entry.problems or config.problems]
