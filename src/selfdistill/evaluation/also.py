@@ -129,9 +129,8 @@ def build_also(
     for entry in config.also:
         try:
             if not isinstance(entry, AlsoTask):
-                chosen = load_general(entry)
                 general[entry.name] = GeneralScorer(
-                    chosen=chosen,
+                    chosen=load_general(entry),
                     teachers=teachers,
                     start=start,
                     chat=chat,
@@ -139,7 +138,8 @@ def build_also(
                     thinking=thinking,
                     world=world,
                 )
-                general[entry.name].views()  # refuses a small window before a run's folder is made
+                # A window that is too small is refused here, before a run's folder is made.
+                general[entry.name].views()
                 continue
             task = fitted(build_task(entry.task, seed=seed, reward=None), chat)
             problems = task.examples(split)[: entry.problems or config.problems]

@@ -139,10 +139,9 @@ def inspect(
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = _templates(config.contexts or judge.contexts, options)
     own = load_with_teachers(model, config, methods, loaded, checkpoint=options.checkpoint, judge=judge)
-    policy, chat, weights = own.policy, own.chat, own.weights
-    judge = fitted(judge, chat)
-    unknown = chat.unknown_warnings([example.prompt for example in judge.examples(options.split)])
-    warnings = (*moved, *weights.warnings, *unknown, *own.warnings)
+    policy, chat, weights, judge = own.policy, own.chat, own.weights, fitted(judge, own.chat)
+    prompts = [example.prompt for example in judge.examples(options.split)]
+    warnings = (*moved, *weights.warnings, *chat.unknown_warnings(prompts), *own.warnings)
     for warning in warnings:
         log(warning)
     if options.rollouts is not None:
@@ -168,8 +167,8 @@ def inspect(
     measure_drift(findings, own, limits)
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
-    origin = _origin(model, weights, options) | {"quantised": policy.quantisation}
-    origin |= {"task": config.task.kind, "hyperparameters": hyperparameters(methods, findings.credits)}
+    origin = _origin(model, weights, options) | {"quantised": policy.quantisation, "task": config.task.kind}
+    origin["hyperparameters"] = hyperparameters(methods, findings.credits)
     return InspectResult(table, summarise(table, origin, chat), chat, warnings)
 
 
