@@ -453,6 +453,9 @@ WRONG: dict[str, tuple[Callable[[tuple[sd.Policy, sd.Chat]], object], str]] = {
         "names a value twice",
     ),
     "sweep's comma": (lambda m: sd.compare([CONFIG], out="x", sweep={"a": ["b,c", "d"]}), "sweep of a: b,c contains a"),
+    "sweep's text": (lambda m: sd.compare([CONFIG], out="x", sweep={"a": "0.9,1"}), "sweep is a dict of keys to lists"),
+    "sweep's number": (lambda m: sd.compare([CONFIG], out="x", sweep={"a": 1}), "sweep is a dict of keys to lists"),  # type: ignore[dict-item]
+    "sweep's list": (lambda m: sd.compare([CONFIG], out="x", sweep=["a=1,2"]), "sweep is a dict of keys to lists"),  # type: ignore[arg-type]
     "sweep's None": (lambda m: sd.compare([CONFIG], out="x", sweep={"a": [None, 1]}), "a: None cannot be written"),
 }
 

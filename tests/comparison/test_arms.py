@@ -112,6 +112,32 @@ def test_a_sweep_that_makes_no_arms_is_refused(here: Path) -> None:
         plan_arms(["mine.toml"], [], ["steps = 3", "method.teacher_rate=1"], ["method.teacher_rate=0.1,0.2"])
     with pytest.raises(ConfigError, match=r"not on equal terms: sampling\.temperature is 0\.5"):
         plan(["mine.toml"], [], seeds=[0], baseline=None, folder=Path("out"), sweeps=["sampling.temperature=0.5,1"])
+    with pytest.raises(ConfigError, match="a value cannot contain a comma"):
+        parse_sweep("optimiser.betas=[0.9,0.99],[0.9,0.95]")
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "overrides", "methods"),
+    [
+        (["optimiser.learning_rate=1e-5,0.00001"], [], []),  # one number, written in two ways
+        (["optimiser.learning_rate=1e-5,1e-4", "optimiser.learning_rate=2e-5,2e-4"], [], []),
+        (["seed=0,1"], [], []),
+        (["method.strength=0.1,0.2"], ["method={name='sd'}"], ["sd"]),
+        (["method=sd,opsd"], [], ["grpo", "sd"]),
+    ],
+)
+def test_a_sweep_whose_key_something_else_sets_too_is_refused(
+    here: Path, sweeps: list[str], overrides: list[str], methods: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"--sweep makes the same arm twice, mine\S+ and mine\S+: "):
+        plan(["mine.toml"], overrides, seeds=[0], baseline=None, folder=Path("out"), methods=methods, sweeps=sweeps)
+
+
+def test_two_configs_alike_may_be_swept(here: Path) -> None:
+    Path("twin.toml").write_text(Path("mine.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    sweeps = ["optimiser.learning_rate=1e-5,1e-4"]
+    planned = plan(["mine.toml", "twin.toml"], [], seeds=[0], baseline=None, folder=Path("out"), sweeps=sweeps)
+    assert len(planned.arms) == 4
 
 
 @pytest.mark.parametrize(

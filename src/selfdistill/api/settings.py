@@ -82,12 +82,17 @@ def as_pairs(overrides: Overrides, settings: Mapping[str, Any] | None = None) ->
     return pairs
 
 
-def as_sweeps(sweep: Mapping[str, Sequence[Any]]) -> list[str]:
+def as_sweeps(sweep: object) -> list[str]:
     """Return the sweeps as ``a.b=value,value`` texts, as ``compare --sweep`` takes them.
 
     Raises:
-        ConfigError: a value cannot be written on a command line, or contains a comma.
+        ConfigError: the argument is no dict of lists, or a value cannot be written on a command line or contains a
+            comma.
     """
+    if not isinstance(sweep, Mapping) or not all(
+        isinstance(values, Sequence) and not isinstance(values, str) for values in sweep.values()
+    ):
+        raise ConfigError(f"sweep is a dict of keys to lists, such as {{'method.clip': [5, 10]}}; got {sweep!r}")
     texts = []
     for key, values in sweep.items():
         written = [pair.partition("=")[2] for value in values for pair in as_pairs({key: value})]

@@ -56,7 +56,7 @@ def parse_sweep(text: str) -> list[str]:
     """Return the settings of a sweep: ``method.gate_ratio=0.9,0.95`` is ``method.gate_ratio=0.9`` and one more.
 
     Raises:
-        ConfigError: there is no key, there are fewer than two values, or one stands twice.
+        ConfigError: there is no key, there are fewer than two values, one stands twice, or one contains a comma.
     """
     key, _, given = (part.strip() for part in text.partition("="))
     values = [value.strip() for value in given.split(",")]
@@ -64,6 +64,8 @@ def parse_sweep(text: str) -> list[str]:
         raise ConfigError(
             f"--sweep {text!r}: write a key and two values or more, such as --sweep method.gate_ratio=0.90,0.93,0.95"
         )
+    if any(value.count(opening) != value.count(closing) for value in values for opening, closing in ("[]", "{}")):
+        raise ConfigError(f"--sweep {text!r}: a value cannot contain a comma; write a config for each arm")
     if len(set(values)) < len(values):
         raise ConfigError(f"--sweep {text!r} names a value twice")
     return [f"{key}={value}" for value in values]

@@ -110,7 +110,8 @@ def plan(
     ``match`` and ``split`` are those of :class:`Comparison`.
 
     Raises:
-        ConfigError: the terms differ, two arms share a name, or the baseline is not an arm.
+        ConfigError: the terms differ, two arms share a name, a sweep makes the same arm twice, or the baseline is not
+            an arm.
     """
     check_match(match, split)
     for override in overrides:
@@ -122,6 +123,12 @@ def plan(
     for i, arm in enumerate(arms):
         if arm.name in [other.name for other in arms[:i]]:
             raise ConfigError(f"two arms are named {arm.name!r}: give one of the configs another file name")
+        twins = [other.name for other in arms[:i] if (other.source, other.config) == (arm.source, arm.config)]
+        if sweeps and twins:
+            raise ConfigError(
+                f"--sweep makes the same arm twice, {twins[0]} and {arm.name}: a value stands twice, or --seeds, "
+                "--set, --methods or another --sweep gives the key too"
+            )
     check_equal_terms(arms)
     terms = arms[0].config
     unverified = isinstance(terms.task, TextConfig) or (isinstance(terms.task, MathConfig) and not terms.task.answer)
