@@ -532,3 +532,24 @@ def test_what_was_evaluated_besides_is_compared_pair_by_pair(tmp_path: Path) -> 
     shown = dict(captions["Not trained on: sums, accuracy"].rows)["other"]
     assert [cell[0] for cell in shown] == ["75.0%", "25.0%", "−50.0 points", "−75.0 points"]
     assert "Not trained on: general, log-likelihood, nats a token" in captions
+
+
+def test_a_run_that_an_alarm_ended_between_two_evaluations_is_read_on_its_final_split(tmp_path: Path) -> None:
+    """Evaluations at steps 0, 2 and 4. The other run ends after step 3 and answers the final split there."""
+    levels = {"b": (-1.0, -2.0, -4.0), "o": (-1.0, -3.0)}
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        general = [{"also": {"general": {"each": {"loglikelihood": [level, level]}}}} for level in levels[name]]
+        return [evaluation(2 * i, (1, 1)) | also for i, also in enumerate(general)]
+
+    base = write_run(tmp_path / "b", rows("b"), [metrics(step) for step in range(1, 5)])
+    ended = {"alarms": [alarm("entropy_collapse", 3)], "stopped_by": ["entropy_collapse"]}
+    other = write_run(tmp_path / "o", rows("o"), [metrics(step) for step in range(1, 4)], ended)
+    for folder, last in ((base, 4), (other, 3)):
+        lines = [json.dumps(evaluation(step, hits)) + "\n" for step, hits in ((0, (1, 1)), (last, (2, 2)))]
+        (folder / "test.jsonl").write_text("".join(lines), encoding="utf-8")
+    result = analyse([arm("base", base), arm("other", other)], baseline="base", split="test")
+    assert of(result, "other")["accuracy"]["read_at"] == [3]
+    level = of(result, "other")["also"]["general"]["loglikelihood"]
+    # What was evaluated besides is that of the last evaluation up to the step: −3 at step 2 against −4 at step 4.
+    assert [level[key]["value"] for key in ("before", "final", "against_baseline")] == [-1.0, -3.0, 1.0]

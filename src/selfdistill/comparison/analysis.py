@@ -25,8 +25,8 @@ from selfdistill.comparison.runs import (
     PER_PROBLEM,
     ArmRuns,
     Run,
-    at_step,
     check_pair,
+    evaluated_by,
     evaluated_steps,
     mean,
     numbers_of,
@@ -171,13 +171,15 @@ class _Describe:
         self, runs: Sequence[Run], later: Sequence[Row] | None, base: Sequence[Run] | None, readings: Sequence[Reading]
     ) -> dict[str, Any]:
         """Describe what was evaluated besides. ``base`` are the baseline's runs if the arm is compared with them."""
-        # Final evaluations on a test split measure nothing besides, so the rows are those of the same steps.
+        # Final evaluations on a test split measure nothing besides, and an alarm may have ended a run between two
+        # evaluations, so the rows are the last ones up to the steps of the reading.
         compared = None
         if base is not None:
-            rivals = [at_step(run, reading.rival["step"]) for run, reading in zip(base, readings, strict=True)]
-            owns = [at_step(run, reading.own["step"]) for run, reading in zip(runs, readings, strict=True)]
+            rivals = [evaluated_by(run, reading.rival["step"]) for run, reading in zip(base, readings, strict=True)]
+            owns = [evaluated_by(run, reading.own["step"]) for run, reading in zip(runs, readings, strict=True)]
             compared = rivals, owns
-        return describe_besides([run.evaluations[0] for run in runs], later, compared, arms=self.arms)
+        befores = [run.evaluations[0] for run in runs]
+        return describe_besides(befores, later, compared, arms=self.arms, confidence=CONFIDENCE)
 
     def _pass_curve(
         self, finals: Sequence[Row], rivals: Sequence[Row], owns: Sequence[Row], *, apart: bool

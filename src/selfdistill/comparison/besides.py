@@ -13,7 +13,6 @@ from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 from selfdistill.report.besides import MEASURES, in_words
 
-CONFIDENCE = 0.95
 RANGES = {"accuracy": (0.0, 1.0), "loglikelihood": (-math.inf, 0.0), "kl": (0.0, math.inf)}
 """Lowest and highest value of each measure."""
 HEAD = ("Arm", "Before", "Final", "Change")
@@ -25,6 +24,7 @@ def describe_besides(
     compared: tuple[Sequence[Row], Sequence[Row]] | None,
     *,
     arms: int,
+    confidence: float,
 ) -> dict[str, dict[str, Any]]:
     """Return the levels and differences of every result of ``evaluation.also``, by its name and measure.
 
@@ -54,7 +54,11 @@ def describe_besides(
                 ),
             }
             described[name][measure] = {
-                key: over_seeds(values, k=1, shared=shared, family=family, bounds=bounds).as_dict() if values else None
+                key: over_seeds(
+                    values, k=1, shared=shared, family=family, bounds=bounds, confidence=confidence
+                ).as_dict()
+                if values
+                else None
                 for key, (values, family, bounds) in estimates.items()
             }
     return described

@@ -163,9 +163,9 @@ def evaluated_steps(run: Run) -> list[int]:
     return [row["step"] for row in run.evaluations]
 
 
-def at_step(run: Run, step: int) -> Row:
-    """Return the evaluation at a step."""
-    return next(row for row in run.evaluations if row["step"] == step)
+def evaluated_by(run: Run, step: int) -> Row:
+    """Return the last evaluation up to a step."""
+    return [row for row in run.evaluations if row["step"] <= step][-1]
 
 
 def numbers_of(run: Run, key: str) -> list[float]:
