@@ -206,23 +206,23 @@ def tune(task: str, out: Path, jobs: int) -> None:
         compared = compare(task, "tune", paths, out, jobs)
         accuracy = {arm["name"]: arm["accuracy"]["final"]["value"] for arm in compared["arms"]}
         best = {
-            method: grid[max(range(len(grid)), key=[accuracy[label(method, each)] for each in grid].__getitem__)]
+            method: max((label(method, each) for each in grid), key=accuracy.__getitem__)
             for method, grid in candidates.items()
         }
-        beyond = {method: wider(grid, best[method]) for method, grid in candidates.items()} if left else {}
+        beyond = {method: wider(grid, arms[best[method]][1]) for method, grid in candidates.items() if left}
         for method, candidate in beyond.items():
             candidates[method] += [candidate] if candidate else []
         if not any(beyond.values()):
             break
     chosen = {
         method: {
-            "learning_rate": rate,
-            "hyperparameters": hyperparameters,
-            "accuracy": accuracy[label(method, (rate, hyperparameters))],
-            "arm": label(method, (rate, hyperparameters)),
+            "learning_rate": arms[name][1][0],
+            "hyperparameters": arms[name][1][1],
+            "accuracy": accuracy[name],
+            "arm": name,
             "candidates": len(candidates[method]),
         }
-        for method, (rate, hyperparameters) in best.items()
+        for method, name in best.items()
     }
     (RESULTS / f"{task}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(chosen, indent=1))
