@@ -34,10 +34,13 @@ def check_match(match: str, split: str) -> None:
 
 
 def check_resampling(configs: Sequence[ResolvedConfig], match: str, split: str) -> None:
-    """Refuse arms of equal completions that draw nobody knows how many, where they can be read at their ends only.
+    """Refuse equal completions on the test split if an arm resamples.
+
+    The completions of such an arm are counted as they are drawn, so all arms are read in the course of training. The
+    test split is answered only at its end.
 
     Raises:
-        ConfigError: says what would be right.
+        ConfigError: the message names the options that would be right.
     """
     if match == "completions" and split == "test" and any(config.signal.equal == "resample" for config in configs):
         raise ConfigError(

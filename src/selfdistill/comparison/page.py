@@ -256,14 +256,12 @@ def _chart(
 
 def _pass_chart(arms: Sequence[Row], names: Sequence[str]) -> Chart | None:
     """Return the chart of pass@k over k, with the interval of each arm as its band; None where there is no curve."""
+    look: Look = "points"
     series = []
     for index, (arm, name) in enumerate(zip(arms, names, strict=True)):
-        curve = arm.get("pass_curve") or []
-        sizes, values = [point["k"] for point in curve], [point["final"] for point in curve]
-        ends = {end: [value[end] for value in values] for end in ("value", "low", "high")}
-        if curve:
-            look: Look = "points"
-            series.append(Series(name, sizes, ends["value"], ends["low"], ends["high"], look, _tone(index)))
+        if curve := arm.get("pass_curve"):
+            value, low, high = ([point["final"][end] for point in curve] for end in ("value", "low", "high"))
+            series.append(Series(name, [point["k"] for point in curve], value, low, high, look, _tone(index)))
     if not series:
         return None
     labels = max(len(line.label) for line in series) <= LONGEST_LABEL
@@ -298,18 +296,16 @@ def _band(result: Row) -> str:
 
 
 def _own_settings(arms: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return the settings of method and optimiser: one row per setting, one column per arm."""
-    settings = [
-        dict(
-            flat(
-                {
-                    **{key: arm[key] for key in ("method", "optimiser")},
-                    "signal": (arm.get("signal") or {}).get("settings", {}),
-                }
-            )
-        )
+    """Return the settings of method, optimiser and signal: one row per setting, one column per arm."""
+    own = [
+        {
+            "method": arm["method"],
+            "optimiser": arm["optimiser"],
+            "signal": (arm.get("signal") or {}).get("settings", {}),
+        }
         for arm in arms
     ]
+    settings = [dict(flat(table)) for table in own]
     keys = sorted({key for values in settings for key in values}, key=lambda key: (key != "method.name", key))
     return [(key, *(values.get(key, numbers.MISSING) for values in settings)) for key in keys]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -56,24 +56,18 @@ def signal_cells(arm: Row) -> tuple[Cell, ...]:
     signal, cost = arm["signal"], arm["cost"]
     settings = ", ".join(f"{key} = {value}" for key, value in flat(signal["settings"]))
 
-    def count(value: float | None, whole: float | None = None) -> Cell:
+    def cell(value: float | None, whole: float | None = None, form: Callable[[float], str] = numbers.compact) -> Cell:
         if value is None:
             return numbers.MISSING, ""
-        return numbers.compact(value), f"{numbers.percent(value / whole)} of all" if whole else ""
+        return form(value), f"{numbers.percent(value / whole)} of all" if whole else ""
 
-    seconds = signal["seconds"]
     return (
         (settings or numbers.MISSING, ""),
-        count(signal["completions"]),
-        count(signal["tokens"], cost["tokens"]),
-        (numbers.MISSING, "")
-        if seconds is None
-        else (
-            numbers.duration(seconds),
-            f"{numbers.percent(seconds / cost['total_seconds'])} of all" if cost["total_seconds"] else "",
-        ),
-        count(signal["left_out"]),
-        count(signal["left_out_tokens"], cost["tokens"]),
-        count(cost["tokens"]) if arm["generates"] else (numbers.MISSING, ""),
-        (numbers.duration(cost["total_seconds"]), ""),
+        cell(signal["completions"]),
+        cell(signal["tokens"], cost["tokens"]),
+        cell(signal["seconds"], cost["total_seconds"], numbers.duration),
+        cell(signal["left_out"]),
+        cell(signal["left_out_tokens"], cost["tokens"]),
+        cell(cost["tokens"] if arm["generates"] else None),
+        cell(cost["total_seconds"], form=numbers.duration),
     )
