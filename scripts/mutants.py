@@ -33,7 +33,7 @@ RESULTS = ROOT / "build" / "mutants.json"
 _OBJECTIVES = ("test_objectives_*.py", "test_analysis.py")
 _METHODS = ("test_methods_knobs.py", "test_supports.py", "test_schemas_file.py")
 _SUMMER = ("test_methods_rewarded.py", "test_methods_weighted.py", "test_rewarded_numbers.py")
-_TRAINING = ("test_training.py", "test_importance.py", "test_signal.py")
+_TRAINING = ("test_training.py", "test_step.py", "test_importance.py", "test_signal.py")
 SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "sc_sdpo", "paced", "demopsd", "eopd", "hdpo")
 TARGETS: Mapping[str, Sequence[str]] = {
     "objectives/*.py": _OBJECTIVES,

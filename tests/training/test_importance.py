@@ -138,6 +138,7 @@ def test_every_methods_gradient_is_multiplied_by_the_weight_and_no_more(
     assert values["importance"] == pytest.approx(weight)
     assert values["importance_capped"] == float(weight == 2.0)
     assert not {"sampler_gap", "importance"} & before.keys(), "nothing is corrected where the learner draws itself"
+    assert before.keys() <= values.keys(), "the method measures what it measures without the correction"
     if "ratio" in values:
         assert values["ratio"] == pytest.approx(1.0), "the ratio measures updates, not engines"
 

@@ -310,7 +310,7 @@ class Looking(SD):
         """Nothing but the looking."""
         assert isinstance(state, Looks)
         assert list(batch.scores) == [STUDENT, "teacher"]
-        state.updates.append(batch.update)
+        state.updates.append((batch.step, batch.steps, batch.update))
         marks = [100.0 * view.group + view.index for view in batch.views]
         return {"looked": float(len(state.updates)), "mark": torch.tensor(marks, dtype=torch.float32)}
 
@@ -321,10 +321,10 @@ class Looking(SD):
 
 
 class Looks:
-    """The updates that were seen."""
+    """The updates that were seen: the step, the run's length, and the update on the step's batch."""
 
     def __init__(self) -> None:
-        self.updates: list[int] = []
+        self.updates: list[tuple[int, int | None, int]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Plain."""
@@ -335,14 +335,15 @@ class Looks:
         self.updates = state["updates"]
 
 
-def test_a_method_is_told_which_update_on_the_batch_comes(model: Path, templates: Mapping[str, Template]) -> None:
+def test_a_method_is_told_which_update_of_which_step_comes(model: Path, templates: Mapping[str, Template]) -> None:
     bench = open_bench(model, templates, "test_training:Looking", {})
-    bench.trainer.updates_per_batch = 3
+    bench.trainer.updates_per_batch, bench.trainer.steps = 3, 9
     groups = invent_groups(bench.policy, bench.chat)
-    for step in (1, 2):
+    for step in (2, 5):
         reported = bench.step(groups, step=step).record
     assert bench.trainer.state is not None
-    assert bench.trainer.state.state_dict() == {"updates": [0, 1, 2, 0, 1, 2]}
+    seen = [(step, 9, update) for step in (2, 5) for update in range(3)]
+    assert bench.trainer.state.state_dict() == {"updates": seen}
     assert reported.values["looked"] == 6.0
     # A number a view reaches each of its tokens, and is no number of the step.
     marks = [
