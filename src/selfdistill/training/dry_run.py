@@ -14,14 +14,7 @@ from selfdistill.tracking.progress import Progress, activity
 from selfdistill.tracking.trackers import require
 from selfdistill.training.banner import banner, describe_role, warnings
 from selfdistill.training.build import Parts, assemble
-from selfdistill.training.opening import (
-    check_origin,
-    check_replayable,
-    check_same_config,
-    check_steps,
-    holds_run,
-    newest_state,
-)
+from selfdistill.training.opening import check_steps, holds_run, state_to_resume
 from selfdistill.types import STUDENT, Skipped
 
 
@@ -53,15 +46,10 @@ def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progres
 
 def _rehearse_resume(parts: Parts, folder: Path, *, log: Callable[[str], None]) -> None:
     """Log the step from which a run would continue, or refuse as a resume would."""
-    check_replayable(parts.task, folder)
-    warning = check_same_config(folder, parts.config)
-    if warning is not None:
-        log(warning)
-    path, state = newest_state(folder, log=log)
+    path, state = state_to_resume(folder, parts.config, parts.task, parts.origin, log=log)
     if path is None:
         log(f"{folder} has no checkpoint yet: it would start over")
         return
-    check_origin(folder, state, parts.origin, parts.config.model.path)
     step = state["counters"]["step"]
     log(f"{folder} would be resumed after step {step} of {parts.config.steps}")
     check_steps(folder, step, parts.config.steps, log=log)

@@ -32,16 +32,7 @@ from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, step_line
-from selfdistill.training.opening import (
-    Hold,
-    check_origin,
-    check_replayable,
-    check_same_config,
-    check_steps,
-    holds_run,
-    mend_best,
-    newest_state,
-)
+from selfdistill.training.opening import Hold, check_steps, holds_run, mend_best, state_to_resume
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord, Task
@@ -110,10 +101,6 @@ class Run:
             self.logs += [self.tests] if self.parts.final else []
             self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
             if exists:
-                check_replayable(self.parts.task, folder)
-                warning = check_same_config(folder, self.config)
-                if warning is not None:
-                    progress.log(warning)
                 self._restore()
                 check_steps(folder, self.counters.step, self.config.steps, log=progress.log)
             settings = self.config.model_dump()
@@ -331,12 +318,11 @@ class Run:
 
     def _restore(self) -> None:
         """Load the newest valid checkpoint, and cut the log files back to its step."""
+        parts = self.parts
+        path, stored = state_to_resume(self.folder, self.config, parts.task, parts.origin, log=self.progress.log)
         if self.world.is_rank_zero:
             checkpoint.repair(self.saved / "best")
-        parts = self.parts
-        path, stored = newest_state(self.folder, log=self.progress.log)
         if path is not None:
-            check_origin(self.folder, stored, parts.origin, self.config.model.path)
             self.counters = Counters(**stored["counters"])
             self.saved_step = self.counters.step
             load_state(path, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)

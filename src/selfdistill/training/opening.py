@@ -74,19 +74,6 @@ def holds_run(folder: Path, *, resume: bool) -> bool:
     return exists
 
 
-def check_replayable(task: Task, folder: Path) -> None:
-    """Refuse to resume a run whose environment says that its replies are no function of its state.
-
-    Raises:
-        CheckpointError: names the task.
-    """
-    if not is_replayable(task):
-        raise CheckpointError(
-            f"{folder} cannot be resumed: task {task.name!r} says replayable = False, so the next steps would not be "
-            "those of a run without a break; start another run from its checkpoint with model.path"
-        )
-
-
 def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
     """The config that a run was made with, and a warning if it had to be read from a checkpoint.
 
@@ -108,14 +95,27 @@ def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
     raise CheckpointError(f"{path} is damaged, and no whole checkpoint holds a copy of it: choose another --out")
 
 
-def newest_state(folder: Path, *, log: Callable[[str], None]) -> tuple[Path | None, dict[str, Any]]:
+def state_to_resume(
+    folder: Path, config: ResolvedConfig, task: Task, origin: str, *, log: Callable[[str], None]
+) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint that a run resumes from and its ``state.json``; None and an empty dict if it has none yet.
 
-    It is the newest valid one whose lines are still in the run's files. ``log`` gets one warning for each newer one.
+    It is the newest valid one whose lines are still in the run's files. ``origin`` is the fingerprint of the weights
+    that the config's model holds now. ``log`` gets a warning for each newer checkpoint, and that of
+    :func:`stored_config`.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is usable.
+        CheckpointError: the task cannot be resumed, the config or the model's weights are not the run's, or there are
+            checkpoints, but none is usable.
     """
+    if not is_replayable(task):
+        raise CheckpointError(
+            f"{folder} cannot be resumed: task {task.name!r} says replayable = False, so the next steps would not be "
+            "those of a run without a break; start another run from its checkpoint with model.path"
+        )
+    config_warning = check_same_config(folder, config)
+    if config_warning is not None:
+        log(config_warning)
 
     def objection(checkpoint: Path) -> str | None:
         # A checkpoint of an older version has no marks.
@@ -126,17 +126,12 @@ def newest_state(folder: Path, *, log: Callable[[str], None]) -> tuple[Path | No
     path, warnings = World.current().broadcast_from_rank_zero(lambda: latest_valid(folder / "checkpoints", objection))
     for warning in warnings:
         log(warning)
-    return path, {} if path is None else _state(path)
-
-
-def check_origin(folder: Path, state: Mapping[str, Any], origin: str, model: str) -> None:
-    """Refuse to resume a run whose model has changed since. ``origin`` is the fingerprint of the weights now.
-
-    Raises:
-        CheckpointError: the run began from other weights.
-    """
+    if path is None:
+        return None, {}
+    state = _state(path)
     if state["origin"] != origin:
-        raise CheckpointError(f"{folder} began from other weights than {model} holds now: it cannot resume")
+        raise CheckpointError(f"{folder} began from other weights than {config.model.path} holds now: it cannot resume")
+    return path, state
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:
