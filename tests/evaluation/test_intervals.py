@@ -40,6 +40,8 @@ def test_an_interval_is_that_of_the_means_of_the_seeds() -> None:
     assert (found.low, found.high) == pytest.approx(
         (0.5 - 4.30265 * found.error, 0.5 + 4.30265 * found.error), rel=1e-4
     )
+    numbers = {"value": 0.5, "low": found.low, "high": found.high, "sd": 0.5, "error": found.error, "freedom": 2}
+    assert found.as_dict() == {**numbers, "family": 1, "k": 4, "n": 6}
     inside = over_seeds([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], k=4, bounds=(0.0, 1.0))
     assert (inside.low, inside.high) == (0.0, 1.0)
 
@@ -50,6 +52,15 @@ def test_seeds_that_agree_by_chance_are_no_more_certain_than_their_problems() ->
     assert found.sd == 0.0
     assert found.freedom == 6
     assert found.error == pytest.approx(math.sqrt(1 / 12 / 2))
+    # Two problems of a seed are enough for an error: 1/2 each, and √(1/8) of the mean of two.
+    found = over_seeds([[0.0, 1.0], [1.0, 0.0]], k=1)
+    assert (found.error, found.freedom) == pytest.approx((math.sqrt(1 / 8), 2.0))
+
+
+def test_the_wider_interval_counts_and_not_the_larger_error() -> None:
+    # Means 0.3 and 0.5: error 0.1, times t of one degree of freedom. The problems' error is 0.1225, with four.
+    found = over_seeds([[0.0, 0.3, 0.6], [0.2, 0.5, 0.8]], k=1)
+    assert (found.error, found.freedom) == pytest.approx((0.1, 1.0))
 
 
 def test_runs_weigh_the_same_however_many_problems_they_have() -> None:
@@ -62,6 +73,8 @@ def test_of_one_run_the_problems_are_drawn() -> None:
     found = over_seeds([[0.0, 1.0, 1.0, 0.0]], k=1)
     assert (found.sd, found.freedom) == (None, 3)
     assert found.error == pytest.approx(math.sqrt(1 / 12))
+    found = over_seeds([[0.0, 1.0]], k=1)
+    assert (found.error, found.freedom) == (0.5, 1.0)
 
 
 def test_the_two_way_table_by_hand() -> None:
@@ -82,7 +95,11 @@ def test_the_two_way_table_by_hand() -> None:
 
 def test_rows_are_taken_in_double() -> None:
     rows = [np.array([0.1, 0.7, 0.3], dtype=np.float32), np.array([0.2, 0.4, 0.9], dtype=np.float32)]
-    assert over_seeds(rows, k=1) == over_seeds([row.astype(np.float64) for row in rows], k=1)  # type: ignore[arg-type]
+    double = [row.astype(np.float64) for row in rows]
+    # The interval of the means of seeds, that of the table of both, and that of one run's problems.
+    assert over_seeds(rows, k=1) == over_seeds(double, k=1)  # type: ignore[arg-type]
+    assert over_seeds(rows, k=1, shared=True) == over_seeds(double, k=1, shared=True)  # type: ignore[arg-type]
+    assert over_seeds(rows[:1], k=1) == over_seeds(double[:1], k=1)  # type: ignore[arg-type]
 
 
 def test_a_family_shares_the_error_among_its_intervals() -> None:
@@ -107,6 +124,8 @@ def test_equality_has_to_be_shown() -> None:
     wide = over_seeds([[0.2], [0.0], [-0.2]], k=1)
     assert wide.low < 0 < wide.high
     assert not wide.equal_within(0.02)
+    # Without any spread there is no error to estimate.
+    assert not over_seeds([[0.0], [0.0]], k=1).equal_within(0.5)
 
 
 def test_equality_is_claimed_of_things_apart_by_the_margin_in_one_case_of_twenty_at_most() -> None:
