@@ -68,7 +68,7 @@ class HDPO(GRPO):
         return {**super().on_batch(state, batch), "distilled": distilled, "distilled_share": share}
 
     def loss(self, tokens: TokenSlice) -> Tensor:
-        """Each token's term over its term's share of all tokens, so that the mean over all is the sum of two means."""
+        """Each token's term over its term's share of the weight, so that the mean over all is the sum of two means."""
         share = tokens.values["distilled_share"]
         divergence_N = self.divergence.between(*on_support(tokens, self.divergence.support, STUDENT, TEACHER))
         # If a share is 0, no token has that term.

@@ -74,9 +74,9 @@ def teacher_statistics(student_N: Tensor, teacher_N: Tensor, rewards_N: Tensor, 
     """Measure a teacher, exactly, for a student with one logit an answer.
 
     The further a teacher is, the flatter is the loss: the Hessian holds σ(m) σ(−m), which falls with |m|. At S = T its
-    largest eigenvalue is beta²/2 times that of diag(T) − T Tᵀ. A student learns
-    faster from a near teacher than from a far one that is as often right: compare ``rate`` (our measure; the paper's
-    condition is not known to us). Raises ValueError for unequal shapes or types other than float32 and float64.
+    largest eigenvalue is beta²/2 times that of diag(T) − T Tᵀ. A student learns faster from a
+    near teacher than from a far one that is as often right: compare ``rate`` (our measure; the paper's condition is
+    not known to us). Raises ValueError for unequal shapes or types other than float32 and float64.
     """
     check_logprobs(student_N, teacher_N, rewards_N)
     logits_N = student_N.detach().requires_grad_(True)
