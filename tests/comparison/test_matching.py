@@ -126,6 +126,20 @@ def test_an_arm_without_an_evaluation_within_the_budget_is_not_judged_by_its_sta
     assert (of(turned, "base")["accuracy"]["against_baseline"], of(turned, "base")["reach"]) == (None, None)
 
 
+def test_what_was_evaluated_besides_has_no_final_level_either_without_an_evaluation_within_the_budget(
+    tmp_path: Path,
+) -> None:
+    arms = late_arms(tmp_path)
+    for path in tmp_path.glob("*/evaluations.jsonl"):
+        rows = [line | {"also": {"sums": {"samples": 4, "hits": line["hits"]}}} for line in lines(path)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = analyse(arms, baseline="base", match="tokens")
+    levels = {name: of(result, name)["also"]["sums"]["accuracy"] for name in ("base", "other")}
+    assert (levels["base"]["final"]["value"], levels["base"]["change"]["value"]) == (0.5, 0.25)
+    assert levels["other"]["before"]["value"] == 0.25
+    assert [levels["other"][key] for key in ("final", "change", "against_baseline")] == [None] * 3
+
+
 def test_one_seed_without_an_evaluation_within_the_budget_is_named(tmp_path: Path) -> None:
     result = given_terms() | analyse(late_arms(tmp_path, seeds=2), baseline="base", match="tokens")
     other = of(result, "other")
