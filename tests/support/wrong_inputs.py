@@ -71,7 +71,7 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
     "train a model": ("train countdown-base", "countdown-base is a model, which names no method and no task"),
     "train a task": ("train countdown", "not found; "),
     "train a method": ("train sdpo", "not found; "),
-    "train a folder of nothing": (folder("train run"), "not found; "),
+    "train a folder of nothing": (folder("train run"), "run is neither a run folder nor a model directory"),
     "train a name with a capital": ("train Countdown-GRPO", "not found; "),
     "train a path with a tilde": ("train ~/own.toml", "not found; "),
     "train a Python file": (
@@ -360,7 +360,7 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
     "a config of an unknown table": (own(CONFIG + "[trainer]\ngpus = 1\n"), "own.toml: unknown key 'trainer'"),
     "a config that is a folder": (
         folder("train run --out out"),
-        "not found; ",
+        "run is neither a run folder nor a model directory: it holds no config.json of either",
     ),
     "a JSON config of a list": (
         after("train own.json --out out", own__json="[]"),

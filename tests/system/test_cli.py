@@ -815,7 +815,7 @@ def test_resume_needs_no_more_than_the_folder(run: Terminal, countdown: Path, tm
     assert refused(run("train", out)) == f"{out} holds another run: choose another --out, or continue it with --resume"
     assert run("train", out, "--resume", "--set", "steps=4").code == 0
     assert [line["step"] for line in lines(out / "metrics.jsonl")] == [1, 2, 3, 4]
-    assert refused(run("train", tmp_path)).startswith(f"config {str(tmp_path)!r} not found")
+    assert refused(run("train", tmp_path)).startswith(f"{tmp_path} is neither a run folder nor a model directory")
 
 
 def test_the_module_runs_as_a_program() -> None:
