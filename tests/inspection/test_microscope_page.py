@@ -174,7 +174,7 @@ def test_what_an_environment_said_stands_greyed_before_the_next_turn(browser: An
 def test_a_turn_without_numbers_has_no_sum_and_the_panel_has_both_parts_of_u(browser: Any, tmp_path: Path) -> None:
     data = page_data(1, 4, ("word",))
     parts = {"pmi solution (ema)": [0.5, 0.25, np.nan, np.nan], "drift solution (ema)": [-0.125, 0.0, 0.0, 1.0]}
-    signals = {name: np.array(values) for name, values in parts.items()} | data.signals
+    signals = {**{name: np.array(values) for name, values in parts.items()}, **data.signals}
     episode = replace(data.samples[0], said={2: "user: lower", 3: "user: higher"})
     tab, trouble = opened(browser, render_microscope(replace(data, samples=[episode], signals=signals)), tmp_path)
     tab.select_option("#signal", label="pmi solution (ema)")

@@ -300,7 +300,7 @@ def test_kill_9_loses_no_more_than_the_steps_since_the_last_checkpoint(
     for kept in ("metrics", "rollouts", "weights", "training", "state"):
         assert resumed[kept] == whole[kept]
     if settings is SIGNAL:
-        # There was something to remember: before the kill prompts were drawn in vain, and after it the curriculum knows.
+        # Both had something to remember: before the kill prompts were drawn in vain, after it the curriculum knows.
         before, after = resumed["metrics"][:reached], resumed["metrics"][reached:]
         assert sum(line["resampled_prompts"] for line in before) > 0
         assert all(line["curriculum_known"] > 0 for line in after)
