@@ -67,7 +67,7 @@ def alarms_table() -> str:
         f"| `{name}` | {rule.about} | {'<br>'.join(limits[name])} | {rule.suggestion} |"
         for name, rule in ALARMS.items()
     ]
-    return _rows(["alarm", "it sounds when", "limit, a key of `alarms`", "suggestion"], rows)
+    return _rows(["alarm", "it is raised when", "limit, a key of `alarms`", "suggestion"], rows)
 
 
 def fields_table() -> str:

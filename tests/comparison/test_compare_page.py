@@ -116,11 +116,11 @@ def alarmed_result(folder: Path) -> dict[str, Any]:
     """Two seeds: the baseline hears nothing, the other arm an alarm twice in one seed, and is ended in the other."""
     base = [ended_run(folder / f"b{s}", (1, 1), (2, 2), (3, 3), steps=4) for s in range(2)]
     often = ended_run(
-        folder / "o0", (1, 1), (2, 2), (2, 2), steps=4, standing={1: ["no_signal"], 3: ["no_signal"]},
+        folder / "o0", (1, 1), (2, 2), (2, 2), steps=4, active={1: ["no_signal"], 3: ["no_signal"]},
         alarms=[alarm("no_signal", 1, HOSTILE), alarm("no_signal", 3)],
     )  # fmt: skip
     ended = ended_run(
-        folder / "o1", (1, 1), (3, 3), steps=3, by=["entropy_collapse"], standing={3: ["entropy_collapse"]},
+        folder / "o1", (1, 1), (3, 3), steps=3, by=["entropy_collapse"], active={3: ["entropy_collapse"]},
         alarms=[alarm("entropy_collapse", 3, "20% of 1.0 at the start")],
     )  # fmt: skip
     return given_terms() | analyse([arm("base", *base), arm("other", often, ended)], baseline="base")
@@ -159,7 +159,7 @@ def test_a_run_that_was_ended_is_marked_wherever_its_numbers_stand(alarmed: tupl
 def test_silence_is_said_and_told_from_runs_in_which_nobody_listened(tmp_path: Path, result: dict[str, Any]) -> None:
     quiet = ended_run(tmp_path / "quiet", (1, 1), (2, 2), (3, 3), steps=4)
     heard = markdown(given_terms() | analyse([arm("a", quiet)], baseline="a"), "x")
-    assert "- No alarm sounded in any run." in heard
+    assert "- No alarm was raised in any run." in heard
     assert "Alarms in training" not in heard
     assert "Some runs are older than the alarms" in markdown(result, "x")
 

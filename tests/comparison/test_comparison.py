@@ -408,7 +408,7 @@ def test_a_run_that_an_alarm_ended_is_told_apart_where_both_still_trained(tmp_pa
     collapse = alarm("entropy_collapse", 3)
     short = ended_run(
         tmp_path / "o0", (1, 1), (3, 3), steps=3, alarms=[collapse], by=["entropy_collapse"],
-        standing={3: ["entropy_collapse"]},
+        active={3: ["entropy_collapse"]},
     )  # fmt: skip
     whole = ended_run(tmp_path / "o1", (1, 1), (2, 2), (2, 2), steps=4)
     result = analyse([arm("base", *base), arm("other", short, whole)], baseline="base")
@@ -451,8 +451,8 @@ def test_a_run_that_is_short_without_an_alarm_is_refused(tmp_path: Path) -> None
 
 def test_an_alarm_is_cleared_at_the_first_step_at_which_it_no_longer_stands(tmp_path: Path) -> None:
     alarms = [alarm("no_signal", 1), alarm("gradient_jump", 2), alarm("no_signal", 4)]
-    standing = {1: ["no_signal"], 2: ["gradient_jump", "no_signal"], 4: ["no_signal"]}
-    run = ended_run(tmp_path / "a", (1, 1), (1, 1), (1, 1), steps=4, alarms=alarms, standing=standing)
+    active = {1: ["no_signal"], 2: ["gradient_jump", "no_signal"], 4: ["no_signal"]}
+    run = ended_run(tmp_path / "a", (1, 1), (1, 1), (1, 1), steps=4, alarms=alarms, active=active)
     [found] = of(analyse([arm("a", run)], baseline="a"), "a")["runs"]
     assert [(one["name"], one["step"], one["cleared"]) for one in found["alarms"]] == [
         ("no_signal", 1, 3),

@@ -84,12 +84,12 @@ def ended_run(
     folder: Path,
     *hits: Sequence[int],
     steps: int,
-    standing: Mapping[int, Sequence[str]] | None = None,
+    active: Mapping[int, Sequence[str]] | None = None,
     alarms: Sequence[Mapping[str, Any]] = (),
     by: Sequence[str] = (),
 ) -> Path:
-    """A run evaluated at every second step that made ``steps``; ``standing`` are the alarms that stand, by step."""
-    rows = [metrics(step, alarms=list((standing or {}).get(step, ()))) for step in range(1, steps + 1)]
+    """A run evaluated at every second step that made ``steps``; ``active`` are the active alarms, by step."""
+    rows = [metrics(step, alarms=list((active or {}).get(step, ()))) for step in range(1, steps + 1)]
     evaluations = [evaluation(2 * place, row) for place, row in enumerate(hits)]
     return write_run(folder, evaluations, rows, {"alarms": list(alarms), "stopped_by": list(by)})
 

@@ -1,4 +1,4 @@
-"""Alarms: each sounds at the step that a hand computes, says the numbers, stands until they are back, and resumes."""
+"""Alarms: each is raised at the step computed by hand, says the numbers, is active until they are back, and resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEFAULTS = AlarmsConfig(window=2, no_success=2)
 
 def heard(*history: Mapping[str, Any], thresholds: AlarmsConfig = DEFAULTS) -> list[Alarm]:
     watch = AlarmWatch(thresholds, right="from a reward of 1 on (reward.success)")
-    return [alarm for step, line in enumerate(history, start=1) for alarm in watch.look({"step": step, **line})]
+    return [alarm for step, line in enumerate(history, start=1) for alarm in watch.update({"step": step, **line})]
 
 
 def column(key: str, values: Sequence[float | None]) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def column(key: str, values: Sequence[float | None]) -> list[dict[str, Any]]:
 
 CASES: dict[str, tuple[str, list[dict[str, Any]], list[int], str]] = {
     # The start is (1 + 1) / 2; the limit a quarter of it. Means of two: 1, .65, .3, .2 at step 5; .3 clears it (above
-    # .275) at step 7, and .2 sounds again at 9.
+    # .275) at step 7, and .2 raises it again at 9.
     "student entropy": (
         "entropy_collapse",
         column("student_entropy", [1, 1, 0.3, 0.3, 0.1, 0.3, 0.3, 0.3, 0.1, 0.1]),
@@ -226,7 +226,7 @@ def scored(accuracy: float, high: float) -> dict[str, Any]:
     ("accuracies", "rewards", "steps"),
     [
         ([0.5, 0.48, 0.44], [0.3, 0.4, 0.5, 0.6], [4]),
-        ([0.5, 0.44, 0.43], [0.3, 0.4, 0.5, 0.6], [2]),  # it sounds once
+        ([0.5, 0.44, 0.43], [0.3, 0.4, 0.5, 0.6], [2]),  # it is raised once
         ([0.5, 0.6, 0.44], [0.3, 0.4, 0.4, 0.3], []),  # the reward was .35 at the best evaluation, and still is
         ([0.5, 0.51, 0.49], [0.3, 0.4, 0.5, 0.6], []),  # too little
     ],
@@ -235,13 +235,13 @@ def test_validation_that_falls_beside_a_rising_reward(
     accuracies: list[float], rewards: list[float], steps: list[int]
 ) -> None:
     watch = AlarmWatch(DEFAULTS)
-    watch.look({"step": 0, "evaluation": scored(accuracies[0], accuracies[0] + 0.01)})
+    watch.update({"step": 0, "evaluation": scored(accuracies[0], accuracies[0] + 0.01)})
     found = []
     for step, reward in enumerate(rewards, start=1):
         line: dict[str, Any] = {"step": step, "reward": reward}
         if step % 2 == 0:
             line["evaluation"] = scored(accuracies[step // 2], accuracies[step // 2] + 0.01)
-        found += [(alarm.name, alarm.step) for alarm in watch.look(line)]
+        found += [(alarm.name, alarm.step) for alarm in watch.update(line)]
     # Before the first step there is no training reward: the first two steps stand for it, so a fall by step 2 beside
     # them is beside an equal reward and waits for step 4.
     assert found == [("validation_falls", max(step, 4)) for step in steps]
@@ -250,23 +250,23 @@ def test_validation_that_falls_beside_a_rising_reward(
 def test_evaluations_that_judged_nothing_are_passed_over() -> None:
     watch = AlarmWatch(DEFAULTS)
     unjudged = {"judged": 0, "avg": None}
-    watch.look({"step": 0, "evaluation": scored(0.5, 0.51)})
+    watch.update({"step": 0, "evaluation": scored(0.5, 0.51)})
     for step, reward in enumerate((0.3, 0.4, 0.5), start=1):
-        assert watch.look({"step": step, "reward": reward, "evaluation": unjudged}) == ()
-    [alarm] = watch.look({"step": 4, "reward": 0.6, "evaluation": scored(0.4, 0.41)})
+        assert watch.update({"step": step, "reward": reward, "evaluation": unjudged}) == ()
+    [alarm] = watch.update({"step": 4, "reward": 0.6, "evaluation": scored(0.4, 0.41)})
     assert alarm.name == "validation_falls"
     # It stands, and an evaluation that says nothing does not end it.
-    watch.look({"step": 5, "reward": 0.6, "evaluation": unjudged})
-    assert "validation_falls" in watch.standing
+    watch.update({"step": 5, "reward": 0.6, "evaluation": unjudged})
+    assert "validation_falls" in watch.active
 
 
 def test_a_fall_inside_its_interval_is_none() -> None:
     watch = AlarmWatch(DEFAULTS)
-    watch.look({"step": 0, "evaluation": scored(0.5, 0.6)})
+    watch.update({"step": 0, "evaluation": scored(0.5, 0.6)})
     for step, reward in enumerate((0.3, 0.4, 0.5), start=1):
-        watch.look({"step": step, "reward": reward})
-    assert watch.look({"step": 4, "reward": 0.6, "evaluation": scored(0.4, 0.5)}) == ()
-    [alarm] = watch.look({"step": 5, "reward": 0.6, "evaluation": scored(0.4, 0.49)})
+        watch.update({"step": step, "reward": reward})
+    assert watch.update({"step": 4, "reward": 0.6, "evaluation": scored(0.4, 0.5)}) == ()
+    [alarm] = watch.update({"step": 5, "reward": 0.6, "evaluation": scored(0.4, 0.49)})
     assert alarm.evidence == (
         "held-out accuracy fell from 0.500 at step 0 to 0.400 (upper end 0.490) while the training reward rose from "
         "0.350 to 0.600 (limit 0.03)"
@@ -282,11 +282,11 @@ def test_a_step_without_the_number_changes_nothing(gap: float | None) -> None:
 
 def test_an_alarm_stands_until_its_number_is_back_by_a_tenth_of_the_limit() -> None:
     watch = AlarmWatch(DEFAULTS)
-    standing = []
+    active = []
     for step, share in enumerate([0.3, 0.3, 0.28, 0.28, 0.25, 0.25], start=1):
-        watch.look({"step": step, "truncated": share})
-        standing.append("truncated_completions" in watch.standing)
-    assert standing == [False, True, True, True, False, False]
+        watch.update({"step": step, "truncated": share})
+        active.append("truncated_completions" in watch.active)
+    assert active == [False, True, True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -319,9 +319,9 @@ def test_alarms_are_said_and_written_and_stand_in_the_metrics(model: Path, tmp_p
     assert summary["stopped_by"] == []
     again = AlarmWatch(run.config.alarms)
     for line in lines(tmp_path / "metrics.jsonl"):
-        found = again.look(line)
+        found = again.update(line)
         assert [one for one in written if one["step"] == line["step"]] == [alarm.to_json() for alarm in found]
-        assert line["alarms"] == sorted(again.standing)
+        assert line["alarms"] == sorted(again.active)
     said = [sentence for sentence in recorder(run).said if sentence.startswith("alarm ")]
     assert said == [Alarm(**one).message() for one in written]
 

@@ -94,7 +94,7 @@ def test_a_line_becomes_numbers_by_name_and_what_is_none_is_left_out() -> None:
         "train/loss": 0.125,
         "skipped/no sibling": 2.0,
         "seconds/student": 1.5,
-        "alarms/standing": 1.0,
+        "alarms/active": 1.0,
     }
     ends = {f"evaluation/{key}_{end}": SCORE[end] for key in ("avg", "pass", "maj") for end in ("low", "high")}
     means = {f"evaluation/{key}": 0.5 for key in ("avg", "pass", "maj")}
@@ -273,7 +273,7 @@ def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
     numbers, [table] = json.loads(done.stdout.splitlines()[-1])
     assert numbers["train/loss"] == [[1, 0.125], [2, 0.25]]
     assert numbers["evaluation/avg"] == [[0, 0.5]]
-    assert numbers["alarms/standing"] == [[1, 1.0], [2, 1.0]]
+    assert numbers["alarms/active"] == [[1, 1.0], [2, 1.0]]
     assert "<script>" not in table
     assert "a &#124; b<br>&lt;script&gt;" in table
 

@@ -65,7 +65,7 @@ def alarm_notes(arms: Sequence[Row]) -> Iterator[str]:
     """Yield notes on alarms: that none was raised, that some runs did not record them, and that some stopped a run."""
     everyone = [run["alarms"] for arm in arms for run in arm["runs"]]
     if not any(everyone) and None not in everyone:
-        yield "No alarm sounded in any run."
+        yield "No alarm was raised in any run."
     elif None in everyone:
         yield "Some runs are older than the alarms, and nothing was listened for in them."
     ended = [f"{numbers.printable(arm['name'])} ({words})" for arm in arms if (words := ending(arm))]

@@ -53,7 +53,7 @@ class Reading:
     slack: float | None = None
 
     @property
-    def sounds(self) -> bool:
+    def triggers(self) -> bool:
         """Whether the number is at the limit or beyond it."""
         return self.value <= self.limit if self.low else self.value >= self.limit
 
@@ -79,26 +79,26 @@ class AlarmWatch:
     def __init__(self, config: AlarmsConfig, *, right: str = "with the verifier's full reward of 1") -> None:
         self.config = config
         self.history = History(right)
-        self.standing: set[str] = set()
-        self.sounded: tuple[Alarm, ...] = ()
+        self.active: set[str] = set()
+        self.raised: tuple[Alarm, ...] = ()
         """The alarms that the newest line raised."""
 
-    def look(self, line: Mapping[str, Any]) -> tuple[Alarm, ...]:
-        """Add a line and return the alarms that it raises. ``standing`` then holds the names of all active alarms."""
+    def update(self, line: Mapping[str, Any]) -> tuple[Alarm, ...]:
+        """Add a line and return the alarms that it raises. ``active`` then holds the names of all active alarms."""
         self.history.add(line, window=self.config.window)
-        sounded = []
+        raised = []
         for name, rule in ALARMS.items():
             reading = rule.read(self.history, self.config)
             if reading is None:
                 continue
-            if name in self.standing:
+            if name in self.active:
                 if reading.clears:
-                    self.standing.remove(name)
-            elif reading.sounds:
-                self.standing.add(name)
-                sounded.append(Alarm(name, self.history.step, reading.evidence, rule.suggestion))
-        self.sounded = tuple(sounded)
-        return self.sounded
+                    self.active.remove(name)
+            elif reading.triggers:
+                self.active.add(name)
+                raised.append(Alarm(name, self.history.step, reading.evidence, rule.suggestion))
+        self.raised = tuple(raised)
+        return self.raised
 
 
 def _entropy(who: str) -> Callable[[History, AlarmsConfig], Reading | None]:

@@ -208,7 +208,7 @@ def step_numbers(line: Mapping[str, Any]) -> dict[str, float]:
     values: dict[str, Any] = {f"train/{key}": value for key, value in line.items() if key != "step"}
     values.update({f"skipped/{reason}": count for reason, count in line.get("skipped", {}).items()})
     values.update({f"seconds/{phase}": spent for phase, spent in line.get("phase_seconds", {}).items()})
-    values["alarms/standing"] = len(line.get("alarms", ()))
+    values["alarms/active"] = len(line.get("alarms", ()))
     return _finite(values)
 
 

@@ -148,7 +148,7 @@ class Run:
                 self._evaluate_finally()
                 counters.before = self._evaluate()
             counters.seconds.update(clock.seconds)
-            self.watch.look({"step": 0, "evaluation": counters.before})
+            self.watch.update({"step": 0, "evaluation": counters.before})
         batches_of_examples = pairwise(parts.order.steps(counters.step + 1))
         while counters.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
             clock = Clock(parts.policy.device)
@@ -264,15 +264,15 @@ class Run:
 
     def _check_alarms(self, line: dict[str, Any]) -> None:
         """Check the alarms against the step's line, report new ones, and add the active ones to the line."""
-        new_alarms = self.watch.look(line)
-        line["alarms"] = sorted(self.watch.standing)
+        new_alarms = self.watch.update(line)
+        line["alarms"] = sorted(self.watch.active)
         for alarm in new_alarms:
             self.progress.log(alarm.message())
         self.alarms.append(*(alarm.to_json() for alarm in new_alarms))
 
     def _stopped_by_alarm(self) -> list[str]:
         """Names of the alarms that end the run: those listed in ``stop_on`` that the newest step has triggered."""
-        return [alarm.name for alarm in self.watch.sounded if alarm.name in self.config.stop_on]
+        return [alarm.name for alarm in self.watch.raised if alarm.name in self.config.stop_on]
 
     def _call_back(self, record: StepRecord) -> None:
         try:
@@ -346,7 +346,7 @@ class Run:
         if path is not None:
             # Alarms have no state besides these lines, so replaying the lines restores them.
             for line in ({"step": 0, "evaluation": self.counters.before}, *self.metrics.read()):
-                self.watch.look(line)
+                self.watch.update(line)
 
     def _keep_failed_step(self, groups: Sequence[RolloutGroup], step: int, error: TrainingError) -> TrainingError:
         path, empty = self.folder / f"bad-batch-{step:06d}.jsonl", StepResult(StepRecord(step), [])
