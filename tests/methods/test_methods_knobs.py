@@ -152,6 +152,10 @@ def test_the_bare_teacher_is_scored_before_the_loss_and_splits_u(name: str) -> N
     method = build_method(name, {"weight_drift": True})
     assert list(method.precompute()) == ["bare"]
     assert "bare" not in method.compared()
+    # It has the teacher's weights, whether they are the method's own or others.
+    for kind in ({}, {"weights": "live"}, {"weights": "frozen"}, {"weights": "ema"}):
+        roles = build_method(name, {"weight_drift": True, **kind}).roles()
+        assert roles["bare"].weights == roles["teacher"].weights
     shown = tokens(roles={"teacher": [T], "contrast_0": [R]}, said=[1], bare=[LN(0.2)], old_logprob=[LN(0.3)])
     for role in ("student", "teacher"):
         shown.roles[role].requires_grad_()
@@ -336,6 +340,10 @@ def test_the_score_temperature_softens_both_sides() -> None:
     assert loss("opsd", shown, **hyperparameters) == pytest.approx([kl(softened(S, 1.1), softened(T, 1.1))])
     clipped = sum(min(t * LN(t / s), 0.05) for s, t in zip(softened(S, 1.1), softened(T, 1.1), strict=True))
     assert loss("opsd", shown) == pytest.approx([clipped])
+    # A run sets it to its own temperature of sampling, unless the config names another.
+    unset, named = build_method("opsd"), build_method("opsd", {"score_temperature": 1.3})
+    assert unset.at_sampling_temperature(0.7) == build_method("opsd", {"score_temperature": 0.7})
+    assert named.at_sampling_temperature(0.7) is named
     # Nothing else of the tokens changes, and nothing at all at temperature 1.
     told = tokens(roles={"teacher": [T]}, said=[2], values={"gate": 1.0}, advantage=[0.5])
     soft = at_temperature(told, 2.0)

@@ -76,7 +76,7 @@ class CREDIT(SDPO):
         of a contrastive pMI: how much likelier the completion is under its own input than under the others.
         """
         generic_N, teacher_N = self._generic(tokens), tokens.target("teacher")
-        score_N = teacher_N - tokens.target(STUDENT).detach() - self.strength * generic_N
+        score_N = teacher_N - tokens.target(STUDENT) - self.strength * generic_N
         parts = {"credit_score": score_N, "credit_specific": teacher_N - generic_N, "credit_generic": generic_N}
         return {**super().metrics(tokens), **parts}
 
