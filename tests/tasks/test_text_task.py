@@ -59,8 +59,23 @@ REFUSED = {
     "no form of TRL": ({"text": "x"}, "no 'prompt' and no 'messages'; the row has text"),
     "preferences": (
         {"chosen": [USER, BOT], "rejected": []},
-        "name no single response",
+        "names no single response: keep one conversation by task.messages = 'chosen'$",
     ),
+    "preferences with a prompt": (
+        {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"},
+        "names no single response: keep one of them by task.completion = 'chosen'$",
+    ),
+    "preferences of conversations with a prompt": (
+        {"prompt": "1 + 1?", "chosen": [USER, BOT], "rejected": [USER, BOT], "messages": [USER, BOT]},
+        r"keep one of them by task\.completion = 'chosen\.1\.content'$",
+    ),
+    "preferences of whole texts": ({"chosen": "Q: 1? A: 1", "rejected": "Q: 1?"}, "and has no prompt of its own"),
+    "a labelled completion": (
+        {"prompt": "1 + 1?", "completion": "3", "label": False},
+        r"\(KTO\), .* learn all of them by task\.completion = 'completion'$",
+    ),
+    "a label of a table": ({"prompt": "1 + 1?", "completion": "3", "label": "True"}, r"\(KTO\)"),
+    "labelled steps": ({"prompt": "1?", "completions": ["1", "2"], "labels": [True, False]}, "labelled steps"),
     "an empty prompt": ({"prompt": " "}, "must end with a message of the user that is not empty"),
     "an open answer": ({"prompt": [USER, BOT]}, "must end with a message of the user"),
     "no answer": ({"messages": [USER]}, "the last of 'messages' must be the assistant's response"),
@@ -82,6 +97,27 @@ def test_a_row_that_a_text_cannot_hold_is_named(what: str) -> None:
     row, sentence = REFUSED[what]
     with pytest.raises(DataError, match=f"^rows, line 1: .*{sentence}"):
         sd.load_task("text", path=[row])
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "response"),
+    [
+        ({"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}, {"completion": "chosen"}, "2"),
+        ({"prompt": "1?", "chosen": [USER, BOT], "rejected": [USER]}, {"completion": "chosen.1.content"}, "2"),
+        ({"chosen": [USER, BOT], "rejected": [USER]}, {"messages": "chosen"}, "2"),
+        ({"prompt": "1 + 1?", "completion": "3", "label": False}, {"completion": "completion"}, "3"),
+        # A number, or a label without a completion, is a column like any other.
+        ({"prompt": "1 + 1?", "completion": "3", "label": 1}, {}, "3"),
+        ({"prompt": "1 + 1?", "label": True}, {}, None),
+        ({"prompt": "1 + 1?", "completion": "2", "chosen": "2", "rejected": "3"}, {}, "2"),
+        ({"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}, {"fields": {"good": "chosen"}}, None),
+    ],
+)
+def test_the_setting_that_a_refusal_names_reads_the_row(
+    row: dict[str, Any], settings: dict[str, Any], response: str | None
+) -> None:
+    task = sd.load_task("text", path=[row], test_share=0.0, validation_share=0.0, **settings)
+    assert task.examples("train")[0].fields.get("response") == response
 
 
 def test_rows_without_answers_are_sent_to_this_task() -> None:

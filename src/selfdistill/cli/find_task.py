@@ -13,6 +13,7 @@ from selfdistill.errors import ConfigError, DataError
 from selfdistill.tasks.build import build_row_task
 from selfdistill.tasks.data import SPLITS, MemoryRows, Rejected, scan_rows
 from selfdistill.tasks.rows import RowTask
+from selfdistill.tasks.text.forms import preference_form
 from selfdistill.types import Example
 
 TRIED, VERIFIED = 200, 12
@@ -89,10 +90,19 @@ def find_task(data: str | Mapping[str, str]) -> FoundTask:
     if not everything:
         raise DataError(f"none of {len(unread)} rows of {name} can be read, the first: {unread[0]}")
     columns = list(dict.fromkeys(key for values in everything[:TRIED] for key in values))
+    # A label that says whether a completion is wanted would pass for an answer.
+    has_prompt = any(str(column).lower() in PROMPTS for column in columns)
+    preferences = preference_form(everything[0], has_prompt=has_prompt)
     sample = MemoryRows(list(islice(everything, TRIED)), name)
     fitting = [
         candidate for table, how in _candidates(columns) if (candidate := _tried(table, how, sample)) is not None
     ]
+    labelled = preferences is not None and "label" in columns
+    if preferences is not None and (labelled or not fitting):
+        raise DataError(
+            f"no task fits the rows of {name}: {preferences} (selfdistill init writes no such setting; write the config "
+            'with task.preset = "trl" by hand)'
+        )
     if not fitting:
         beside = f"; {len(unread)} other rows cannot be read, the first: {unread[0]}" if unread else ""
         raise DataError(

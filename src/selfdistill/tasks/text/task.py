@@ -16,11 +16,11 @@ from selfdistill.config.tasks import TextConfig
 from selfdistill.errors import DataError
 from selfdistill.tasks.data import MemoryRows, Row, lookup, map_row
 from selfdistill.tasks.rows import RowTask, example_id, system_messages
+from selfdistill.tasks.text.forms import PREFERENCE_COLUMNS, preference_form
 from selfdistill.tasks.tools.calls import MalformedCall, read_schemas
 from selfdistill.types import Example, Message, Verdict
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_PREFERENCES = ("chosen", "rejected")
 
 
 class TextTask(RowTask):
@@ -63,6 +63,13 @@ class TextTask(RowTask):
     def example_of(self, row: Row) -> tuple[str, Example]:
         """The row's prompt as text, whose hash decides the split, and the example."""
         config = self.config
+        # Who names the response, or shows preferences to contexts, knows what the row is.
+        keys = ("completion", "messages", "solution", "privileged_context")
+        own = any(getattr(config, key) != TextConfig.model_fields[key].default for key in keys)
+        own = own or any(column in source for source in config.fields.values() for column in PREFERENCE_COLUMNS)
+        why = None if own else preference_form(row.values, has_prompt=_present(row, config.prompt))
+        if why is not None:
+            raise DataError(f"{row.location}: {why}")
         if _present(row, config.messages) and not _present(row, config.prompt):
             turns = _messages(row, config.messages, row.values[config.messages])
             if turns[-1].role != "assistant":
@@ -106,11 +113,9 @@ class TextTask(RowTask):
         """The prompt of a row, its completion if it has one, and the columns of both."""
         config, completion = self.config, self.config.completion.removesuffix("?")
         if "$" not in config.prompt and config.prompt.partition(".")[0] not in row.values:
-            preferences = [name for name in _PREFERENCES if name in row.values]
-            hint = "preferences (chosen, rejected) name no single response: map one of them with task.completion; "
             raise DataError(
-                f"{row.location}: no {config.prompt!r} and no {config.messages!r}; {hint if preferences else ''}"
-                f"the row has {', '.join(row.values) or 'no columns'}"
+                f"{row.location}: no {config.prompt!r} and no {config.messages!r}; the row has "
+                f"{', '.join(row.values) or 'no columns'}"
             )
         if "$" in config.prompt:
             prompt: tuple[Message, ...] = (Message("user", map_row(row, {"prompt": config.prompt})["prompt"]),)
