@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from selfdistill.config.hyperparameters import SCHEMAS
-from selfdistill.methods import METHODS
+from selfdistill.methods import METHODS, Method
 
 
 def schemas() -> str:
@@ -22,7 +22,11 @@ def schemas() -> str:
         name: {key: schema for key, schema in tables.pop(kind.__name__).items() if key != "name"}
         for name, kind in METHODS.items()
     }
-    return f'{{\n"methods": {_lines(methods)},\n"$defs": {_lines(tables)}\n}}\n'
+    # A method that decides by its hyperparameters whether it needs rewards is asked when it is built.
+    rewarded = [name for name, kind in METHODS.items() if kind.needs_rewards is Method.needs_rewards]
+    return (
+        f'{{\n"needs_rewards": {json.dumps(rewarded)},\n"methods": {_lines(methods)},\n"$defs": {_lines(tables)}\n}}\n'
+    )
 
 
 def _bare(properties: dict[str, Any]) -> dict[str, Any]:

@@ -377,7 +377,7 @@ def test_rows_without_answers_do_for_what_needs_no_verifier(
     ("method", "sentence"),
     [
         ("opsd", "context solution: no solution in the data (rows:"),
-        ("sft", "has no solution to learn from: map a column to 'solution'"),
+        ("sft", 'has no solution to learn from: map a column to it, for example task.solution = "answer"'),
     ],
 )
 def test_a_method_that_shows_solutions_on_data_without_them_is_one_sentence(
@@ -458,11 +458,71 @@ def test_an_empty_out_is_refused(run: Terminal, countdown: Path, tmp_path: Path)
     assert set(tmp_path.iterdir()) == before
 
 
+TELLS_TORCH = (
+    "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); from selfdistill.cli.app import main"
+)
+"""Ends with a line that says whether torch was imported."""
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("/proc/x", "no folder can be made in /proc: choose another place"),
+        ("{file}/x", "it is or lies below a file, where a folder is needed: choose another place"),
+        ("{file}", "it is or lies below a file, where a folder is needed: choose another place"),
+        ("new/" + 300 * "a" + "/x", "its name is too long: choose a shorter one"),
+    ],
+    ids=["proc", "below a file", "a file", "a long name"],
+)
+@pytest.mark.parametrize("command", ["train", "compare", "inspect", "export"])
+def test_a_folder_that_cannot_be_made_is_told_before_torch_is_imported(
+    command: str, place: str, sentence: str, countdown: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, because torch is imported in this one."""
+    out = place.format(file=countdown)
+    call = f"main([{command!r}, {str(countdown)!r}, '--out', {out!r}])"
+    program = f"{TELLS_TORCH}; {call}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "False\n", f"selfdistill: {out}: {sentence}\n")
+    assert not (tmp_path / "new").exists()
+
+
+ALONE = "the row has a prompt alone, which serves grpo and other methods that need rewards, with a reward function"
+
+
+@pytest.mark.parametrize(
+    ("method", "row", "sentence"),
+    [
+        ("grpo", {"prompt": "1 + 1?"}, f"the task has no verifier: {ALONE}"),
+        ("opsd", {"prompt": "1 + 1?"}, f"no solution in the data (rows:1 has no fields): {ALONE}"),
+        ("sft", {"prompt": "1 + 1?"}, f"has no solution to learn from: {ALONE}"),
+        # A column that the rows have, and none that they have not.
+        ("opsd", {"prompt": "1 + 1?", "worked": "so 2"}, "by task.solution; beside the prompt the row has worked"),
+        ("sft", {"prompt": "", "id": 3, "rationale": "so 2"}, 'map a column to it, for example task.solution = "rationale"'),
+        ("grpo", {"prompt": "1 + 1?", "completion": "2"}, "or a method that learns from solutions (opsd, sdft, sft)"),
+        ("opsd", {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}, "keep one of them by task.completion = 'chosen'"),
+    ],
+)  # fmt: skip
+def test_what_a_method_lacks_in_the_rows_is_told_before_torch_is_imported(
+    method: str, row: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", [row | {"prompt": f"{n} + 1?"} for n in range(20)])
+    config = {"method": method, "model": {"path": "countdown-base"}, "task": {"preset": "trl", "path": "rows.jsonl"}}
+    (tmp_path / "mine.json").write_text(json.dumps(config), encoding="utf-8")
+    program = f"{TELLS_TORCH}; main(['train', 'mine.json'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr.startswith("reading the rows\nselfdistill: ")
+    assert sentence in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_first_line_comes_before_torch_is_imported(countdown: Path, tmp_path: Path) -> None:
     """What the line is printed by has not imported torch, and a mistake in the config prints no such line."""
     program = (
         "import sys; from selfdistill.cli import terminal, app; assert 'torch' not in sys.modules; "
-        "terminal.announce_torch(); assert 'torch' not in sys.modules; import torch; terminal.announce_torch()"
+        "terminal.announce('loading torch'); assert 'torch' not in sys.modules; "
+        "import torch; terminal.announce('later')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "loading torch\n")

@@ -100,8 +100,8 @@ def find_task(data: str | Mapping[str, str]) -> FoundTask:
     labelled = preferences is not None and "label" in columns
     if preferences is not None and (labelled or not fitting):
         raise DataError(
-            f"no task fits the rows of {name}: {preferences} (selfdistill init writes no such setting; write the config "
-            'with task.preset = "trl" by hand)'
+            f"no task fits the rows of {name}: {preferences}; init does not choose, so write the config by hand "
+            '(task.preset = "trl")'
         )
     if not fitting:
         beside = f"; {len(unread)} other rows cannot be read, the first: {unread[0]}" if unread else ""

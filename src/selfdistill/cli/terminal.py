@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from selfdistill.errors import CheckpointError, ConfigError, UserError, is_full, out_of_memory
-from selfdistill.files.disk import disk_message
+from selfdistill.files.disk import check_place, disk_message
 from selfdistill.files.jsonl import finite
 from selfdistill.files.text import printable
 
@@ -195,16 +195,18 @@ def folder(text: str) -> Path:
 
     Raises:
         ConfigError: the name is empty, which would be the current folder.
+        CheckpointError: no folder can be made there.
     """
     if not text.strip():
         raise ConfigError("--out is empty, which would be the current folder: name a folder, or leave --out away")
+    check_place(Path(text))
     return Path(text)
 
 
-def announce_torch() -> None:
-    """Print to stderr that torch is being imported, which takes seconds. Prints nothing if it is imported already."""
+def announce(doing: str) -> None:
+    """Print to stderr what is done before torch is imported. Prints nothing after that: a progress line is shown."""
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
-        print("loading torch", file=sys.stderr, flush=True)
+        print(doing, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -236,7 +238,7 @@ def no_bars() -> None:
 
 def quiet() -> None:
     """Import torch, and turn off progress bars and all log messages of transformers below errors."""
-    announce_torch()
+    announce("loading torch")
     no_bars()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging

@@ -6,10 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from selfdistill.cli.early import read_task
 from selfdistill.cli.terminal import quiet
 from selfdistill.config.run import load_config
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, stop_on_signals
 from selfdistill.errors import ConfigError
+from selfdistill.files.disk import check_place
 
 
 def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, dry_run: bool = False) -> int:
@@ -20,9 +22,12 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, 
     Raises:
         UserError: the run failed. One rank raises it, the others exit.
     """
+    task = None
     if "WORLD_SIZE" not in os.environ:
-        # A mistake in the config is reported before torch is imported, which takes seconds.
-        load_config(config, overrides)
+        # A mistake in the config, the folder or the rows is reported before torch is imported, which takes seconds.
+        settings = load_config(config, overrides)
+        check_place(folder)
+        task = read_task(settings)
     quiet()
     from rich.console import Console
 
@@ -37,10 +42,10 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, 
         world = connect(cuda=on_gpu(settings.model), timeout=settings.parallel.timeout)
         if dry_run:
             with Progress(Console(quiet=not world.is_rank_zero)) as progress:
-                rehearse(settings, folder, resume=resume, progress=progress)
+                rehearse(settings, folder, resume=resume, progress=progress, task=task)
             return 0
         with Progress(Console(quiet=not world.is_rank_zero)) as progress, stop_on_signals(progress.log) as stop:
-            run = Run(settings, folder, resume=resume, progress=progress)
+            run = Run(settings, folder, resume=resume, progress=progress, task=task)
             summary = run.train(stop)
     progress.closing(summary, str(folder / "report.html"))
     if summary["stopped_by"]:
@@ -69,7 +74,8 @@ def train_with(processes: int, config: str, overrides: Sequence[str], folder: Pa
 
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("--launch starts the processes itself; here others have (WORLD_SIZE is set): leave it out")
-    load_config(config, overrides)
+    read_task(load_config(config, overrides))
+    check_place(folder)
     settings = [part for override in overrides for part in ("--set", override)]
     arguments = ["train", config, *settings, "--out", str(folder), *(["--resume"] if resume else [])]
     with stop_on_signals(lambda message: None) as stop:

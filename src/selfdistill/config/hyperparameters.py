@@ -28,6 +28,8 @@ _READ: Mapping[str, Any] = json.loads(SCHEMAS.read_text(encoding="utf-8"))
 
 METHOD_KEYS: Mapping[str, tuple[str, ...]] = {name: tuple(keys) for name, keys in _READ["methods"].items()}
 """Each method of the package → its hyperparameters."""
+NEED_REWARDS: frozenset[str] = frozenset(_READ.get("needs_rewards", ()))
+"""Methods of the package that need rewards, whatever their hyperparameters."""
 
 PLAIN: Mapping[str, Any] = {"number": float, "integer": int, "boolean": bool, "string": str, "null": None}
 BOUNDS = {"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "exclusiveMaximum": "lt"}
@@ -44,6 +46,11 @@ def check_method_name(name: str) -> None:
     if name not in METHOD_KEYS and ":" not in name:
         hint = f"{near(name, METHOD_KEYS)} known: {', '.join(sorted(METHOD_KEYS))}; or module:Class".lstrip()
         raise ConfigError(f"unknown method {name!r}; {hint}")
+
+
+def default_of(name: str, key: str) -> Any:
+    """The default of a method's hyperparameter; None if the method has no such key."""
+    return _READ["methods"].get(name, {}).get(key, {}).get("default")
 
 
 def check_hyperparameters(name: str, given: Mapping[str, Any]) -> None:

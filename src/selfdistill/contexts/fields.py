@@ -11,7 +11,7 @@ from dataclasses import replace
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, apply
 from selfdistill.seeds import derive
-from selfdistill.types import STUDENT, Episode, Example, Message, Role, Rollout, RolloutGroup, Skipped, Verdict
+from selfdistill.types import STUDENT, Episode, Example, Message, Role, Rollout, RolloutGroup, Skipped, Task, Verdict
 from selfdistill.types.conversation import Conversation, with_gaps
 
 
@@ -66,6 +66,63 @@ def example_fields(example: Example) -> dict[str, str]:
 def reference_text(example: Example) -> str | None:
     """The data's own response to a problem: the field ``response``, or ``solution`` without one; None without both."""
     return example.fields.get("response", example.fields.get("solution"))
+
+
+SOLUTIONS = (
+    *("solution", "rationale", "explanation", "reasoning", "worked_solution", "reference_solution", "cot"),
+    *("completion", "response", "generation", "output", "answer"),
+)
+"""Usual names of columns that hold a solution, the likeliest first."""
+
+
+def missing_column(example: Example, field: str) -> str:
+    """What to do where an example lacks a field: the setting that maps one of the row's own columns to it.
+
+    Rows with a prompt alone have no such column, so the sentence says what they can be used for.
+    """
+    key = f"task.{field}" if field in ("solution", "answer", "privileged_context") else f"task.fields.{field}"
+    shown = [message.content for message in example.prompt]
+    usable = [
+        column
+        for column, value in example.columns.items()
+        if isinstance(value, str | int | float)
+        and str(value).strip()
+        # The prompt itself, with or without the task's suffix, teaches nothing.
+        and not any(text == str(value) or text.startswith(f"{value}\n") for text in shown)
+    ]
+    likely = next((name for name in SOLUTIONS if name in usable), None)
+    if likely is not None:
+        return f'map a column to it, for example {key} = "{likely}"'
+    if usable:
+        return f"map a column to it by {key}; beside the prompt the row has {', '.join(usable)}"
+    return PROMPTS_ALONE if example.columns else f"the task gives its examples no {field}"
+
+
+def missing_in_data(rendered: Skipped, example: Example) -> str:
+    """Why a context cannot be rendered for an example of the data, and what to do."""
+    has = ", ".join(sorted(example.fields)) or "no fields"
+    return f"{rendered.reason} in the data ({example.id} has {has}): {missing_column(example, rendered.missing[0])}"
+
+
+def no_rewards(method: str, task: Task) -> str:
+    """Why a method that needs rewards cannot train on a task without a verifier, and what gives rewards."""
+    why = f"method {method!r} needs rewards, but the task has no verifier: "
+    if task.name != "text":
+        return f'{why}name the answer column (task.answer) or a reward function (reward = "module:function")'
+    if not task.examples("train")[0].fields:
+        return f"{why}{PROMPTS_ALONE}"
+    return (
+        f'{why}name a reward function (reward = "module:function"), a task that checks answers (task.kind = "math", '
+        '"choice", "code" or "tools"), or a method that learns from solutions (opsd, sdft, sft)'
+    )
+
+
+PROMPTS_ALONE = (
+    "the row has a prompt alone, which serves grpo and other methods that need rewards, with a reward function "
+    '(reward = "module:function"), and distillation from another model (method = "sdft" with method.context = '
+    '"student" and method.weights = { kind = "external", path = … }); everything else needs a column with a solution'
+)
+"""What rows without any column beside the prompt can be used for."""
 
 
 def _right_siblings(group: RolloutGroup, index: int, texts: Sequence[str], seed: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from selfdistill.errors import CheckpointError, UserError
 
@@ -70,6 +71,37 @@ def check_name(folder: Path) -> None:
         raise CheckpointError(f"the name {os.fsencode(folder)!r} is not UTF-8: choose another one") from error
     if folder.is_symlink() and not folder.exists():
         raise CheckpointError(f"{folder} is a link to nothing: choose another place, or make what it points to")
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, and leave nothing behind.
+
+    A name that is not UTF-8 and a link to nothing are refused too.
+
+    Raises:
+        CheckpointError: names the part of the path that is at fault, and the remedy.
+    """
+    with report_disk_errors(folder):
+        check_name(folder)
+        # The part of the path that exists.
+        existing = folder.absolute()
+        while not os.path.lexists(existing):
+            existing = existing.parent
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "no folder", str(folder))
+        if any(len(os.fsencode(part)) > os.pathconf(existing, "PC_NAME_MAX") for part in folder.parts):
+            raise OSError(errno.ENAMETOOLONG, "name too long", str(folder))
+        if existing == folder.absolute():
+            # Nothing is tried in the folder of a run, which other processes may read meanwhile.
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "no permission", str(folder))
+            return
+        try:
+            # Only a trial tells, because /proc and /sys take no folder whatever their permissions are.
+            with TemporaryDirectory(prefix=".selfdistill-", dir=existing):
+                pass
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder}: no folder can be made in {existing}: choose another place") from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import example_fields, reference_text, role_prompt
+from selfdistill.contexts.fields import example_fields, missing_column, reference_text, role_prompt
 from selfdistill.contexts.templates import HINDSIGHT, Template, may_show
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ConfigError, DataError
@@ -205,7 +205,7 @@ def fitting_solutions(
 def _response(example: Example, chat: Chat) -> tuple[str, tuple[int, ...]]:
     text = reference_text(example)
     if text is None:
-        raise DataError(f"example {example.id} has no solution to learn from: map a column to 'solution'")
+        raise DataError(f"example {example.id} has no solution to learn from: {missing_column(example, 'solution')}")
     return text, chat.response(text)
 
 

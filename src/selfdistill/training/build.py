@@ -111,8 +111,9 @@ def assemble(
         judge.open(folder, log)
         World.current().broadcast_from_rank_zero(lambda: judge.check(first))
     models = build_models(problem)
-    examples, held_out, unfit = choose_examples(models)
-    final, unfit_final = choose_final_examples(models)
+    with activity("measuring the prompts"):
+        examples, held_out, unfit = choose_examples(models)
+        final, unfit_final = choose_final_examples(models)
     trainer = build_trainer(models)
     worker = build_rollout_worker(models, log)
     prefetcher = build_prefetcher(models.config, worker, models.policy, folder, log)

@@ -10,16 +10,18 @@ from selfdistill.contexts.fields import role_prompt
 from selfdistill.contexts.templates import HINDSIGHT
 from selfdistill.distributed.world import World
 from selfdistill.models.gguf import conversions
-from selfdistill.tracking.progress import Progress, activity
+from selfdistill.tracking.progress import Progress
 from selfdistill.tracking.trackers import require
 from selfdistill.training.banner import banner, describe_role, warnings
 from selfdistill.training.build import Parts, assemble
 from selfdistill.training.opening import check_steps, holds_run, state_to_resume
-from selfdistill.types import STUDENT, Skipped
+from selfdistill.types import STUDENT, Skipped, Task
 
 
-def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progress) -> None:
+def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progress, task: Task | None = None) -> None:
     """Build a run as training would, print its banner and the prompts of its first row, and write nothing.
+
+    ``task`` replaces the task of ``config.task``.
 
     Raises:
         UserError: as training would: the config, the data, the model or the folder cannot be used.
@@ -27,8 +29,7 @@ def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progres
     exists = World.current().broadcast_from_rank_zero(lambda: holds_run(folder, resume=resume))
     require(config.sinks)
     converted = conversions()
-    with activity("reading the rows"):
-        parts = assemble(config, folder=folder, log=progress.log)
+    parts = assemble(config, folder=folder, log=progress.log, task=task)
     if exists:
         _rehearse_resume(parts, folder, log=progress.log)
     elif resume:

@@ -87,8 +87,7 @@ class Run:
             if resume and not exists:
                 progress.log(f"nothing to resume in {folder}: starting a new run")
             require(config.sinks)
-            with activity("reading the rows"):
-                self.parts = assemble(config, folder=folder, log=progress.log, task=task)
+            self.parts = assemble(config, folder=folder, log=progress.log, task=task)
             self.config = self.parts.config
             self.counters = Counters()
             self.saved_step = 0

@@ -10,7 +10,7 @@ from selfdistill.config.evaluation import EvaluationConfig, General
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig
 from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, ParallelConfig, Sampling
-from selfdistill.contexts.fields import example_fields
+from selfdistill.contexts.fields import example_fields, missing_in_data, no_rewards
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
@@ -25,6 +25,7 @@ from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.reward import RewardedTask
 from selfdistill.tasks.turns import check_limits, environment_of
+from selfdistill.tracking.progress import activity
 from selfdistill.training.atomic import model_path
 from selfdistill.types import STUDENT, Example, Message, Skipped, Task, Weights
 
@@ -53,7 +54,9 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     _, device_warning = resolve_device(config.model)
     config = resolve(config)
     method, name = method_of(config), str(config.method["name"])
-    task = task or build_task(config.task, seed=config.seed, reward=config.reward)
+    if task is None:
+        with activity("reading the rows"):
+            task = build_task(config.task, seed=config.seed, reward=config.reward)
     check_rewards(method, task, name)
     check_signal(config, method, task)
     check_turns(config, method, task)
@@ -162,10 +165,7 @@ def check_rewards(method: Method, task: Task, name: str) -> None:
         ConfigError: names the two settings that would give rewards.
     """
     if method.needs_rewards() and not task.has_verifier:
-        raise ConfigError(
-            f"method {name!r} needs rewards, but the task has no verifier: "
-            'name the answer column (task.answer) or a reward function (reward = "module:function")'
-        )
+        raise ConfigError(no_rewards(name, task))
 
 
 def check_signal(config: ResolvedConfig, method: Method, task: Task) -> None:
@@ -248,10 +248,7 @@ def check_contexts(method: Method, templates: Mapping[str, Template], example: E
                 f"sampling.prompts is {prompts}"
             )
         if isinstance(rendered, Skipped):
-            raise DataError(
-                f"{rendered.reason} in the data ({example.id} has {', '.join(sorted(example.fields)) or 'no fields'}): "
-                'map a column to it, for example task.solution = "answer"'
-            )
+            raise DataError(missing_in_data(rendered, example))
 
 
 def epoch_examples(examples: Sequence[Example], indices: Sequence[int], *, first: int) -> list[Example]:

@@ -37,6 +37,10 @@ def preference_form(values: Mapping[str, Any], *, has_prompt: bool) -> str | Non
             "the row's label says whether its completion is wanted (KTO), and nothing here learns from unwanted ones: "
             "keep the rows whose label is true, or learn all of them by task.completion = 'completion'"
         )
-    if has("completions", "labels") and all(isinstance(values[name], list | tuple) for name in ("completions", "labels")):
-        return "the row has labelled steps (completions, labels), which nothing here learns from: keep prompt and solution"
+    if has("completions", "labels") and all(
+        isinstance(values[name], list | tuple) for name in ("completions", "labels")
+    ):
+        return (
+            "the row has labelled steps (completions, labels), which nothing here learns from: keep prompt and solution"
+        )
     return None
