@@ -268,7 +268,7 @@ def test_a_run_that_an_alarm_ends_is_over_and_is_compared_as_far_as_it_went(
     found = json.loads((here / "out" / "compare.json").read_text())
     [run] = found["arms"][1]["runs"]
     assert (run["steps"], run["evaluated"], run["ended_by"]) == (1, 0, ["truncated_completions"])
-    assert run["alarms"][0]["evidence"].endswith("over the last 1 steps (limit 10%)")
+    assert run["alarms"][0]["evidence"].endswith("over the last step (limit 10%)")
     assert found["arms"][0]["accuracy"]["compared_at"] == [0]
     assert command(*arguments) == 0
     assert "started" not in capsys.readouterr().out, "what an alarm has ended is not taken up again"

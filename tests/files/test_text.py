@@ -12,7 +12,7 @@ from rich.console import Console
 
 from selfdistill.cli.terminal import echo
 from selfdistill.files.jsonl import JsonLines
-from selfdistill.files.text import printable, well_formed
+from selfdistill.files.text import counted, plural, printable, well_formed
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tracking.progress import Progress
 from selfdistill.types import Example, Message, Verdict
@@ -58,3 +58,9 @@ def test_what_a_task_quotes_can_be_encoded() -> None:
     [verdict] = verify_all(Quoting(), asked)  # type: ignore[arg-type]
     assert (verdict.answer, verdict.feedback) == ("a\ufffdb", "ValueError: a\ufffdb")
     assert well_formed("👍 é") == "👍 é"
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (11, "11 rows")])
+def test_a_count_of_one_is_singular(number: int, said: str) -> None:
+    assert counted(number, "row") == said
+    assert plural(number, "is", "are") == ("is" if number == 1 else "are")

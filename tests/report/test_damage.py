@@ -37,7 +37,7 @@ DAMAGE: dict[str, tuple[str, Change, str]] = {
     ),
     "an evaluation torn off": ("evaluations", lambda ls: [ls[0], ls[1][:5]], "of evaluations.jsonl is torn"),
     "an evaluation twice": ("evaluations", lambda ls: [*ls, ls[0]], "evaluations.jsonl holds step 0 more than once."),
-    "a completion twice": ("rollouts", lambda ls: [ls[0], *ls], "rollouts.jsonl holds 1 completions of steps"),
+    "a completion twice": ("rollouts", lambda ls: [ls[0], *ls], "rollouts.jsonl holds 1 completion of steps"),
     "completions of a run over a run": ("rollouts", lambda ls: ls + ls[:4], "rollouts.jsonl holds 4 completions"),
     "completions torn off": ("rollouts", lambda ls: [*ls[:-1], ls[-1][:9]], "The last line of rollouts.jsonl is torn"),
 }

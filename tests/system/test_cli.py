@@ -498,9 +498,9 @@ ALONE = "the row has a prompt alone, which serves grpo and other methods that ne
         ("sft", {"prompt": "1 + 1?"}, f"has no solution to learn from: {ALONE}"),
         # A column that the rows have, and none that they have not.
         ("opsd", {"prompt": "1 + 1?", "worked": "so 2"}, "by task.solution; beside the prompt the row has worked"),
-        ("sft", {"prompt": "", "id": 3, "rationale": "so 2"}, 'map a column to it, for example task.solution = "rationale"'),
+        ("sft", {"id": 3, "rationale": "so 2"}, 'map a column to it, for example task.solution = "rationale"'),
         ("grpo", {"prompt": "1 + 1?", "completion": "2"}, "or a method that learns from solutions (opsd, sdft, sft)"),
-        ("opsd", {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}, "keep one of them by task.completion = 'chosen'"),
+        ("opsd", {"chosen": "2", "rejected": "3"}, "keep one of them by task.completion = 'chosen'"),
     ],
 )  # fmt: skip
 def test_what_a_method_lacks_in_the_rows_is_told_before_torch_is_imported(

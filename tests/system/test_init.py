@@ -175,8 +175,8 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(capsys: pytest.Captur
     assert "same.jsonl holds 1 different question in 12 rows, too few to hold any out: give at least ten\n" in said
     # A line that is no JSON is named with its place, whatever else is wrong with the rows.
     for name, whole, message in (
-        ("odd", {"a": 1, "b": 2}, "or write the [task] table by hand (selfdistill tasks); 1 other rows cannot be read"),
-        ("few", ROWS["answers"][0], "in 3 rows, too few to hold any out: give at least ten; 1 rows cannot be used"),
+        ("odd", {"a": 1, "b": 2}, "or write the [task] table by hand (selfdistill tasks); 1 other row cannot be read"),
+        ("few", ROWS["answers"][0], "in 3 rows, too few to hold any out: give at least ten; 1 row cannot be used"),
     ):
         Path(f"{name}-torn.jsonl").write_text(f'{json.dumps(whole)}\n{{"q\n{json.dumps(whole)}\n', encoding="utf-8")
         with pytest.raises(SystemExit):

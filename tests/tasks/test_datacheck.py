@@ -233,7 +233,7 @@ def test_the_special_tokens_of_a_model_are_looked_for_as_well(
     assert "control tokens" not in run(capsys, *plain)[1]
     said = run(capsys, *plain, "--model", "countdown-base")
     assert said[0] == 0
-    assert "1 rows spell out control tokens, the first in line 1 of rows (<|pad|> in 1): they are kept" in said[1]
+    assert "1 row spells out control tokens, the first in line 1 of rows (<|pad|> in 1): they are kept" in said[1]
     assert run(capsys, *plain, "--model", "nowhere")[2].startswith(
         "selfdistill: model 'nowhere' not found: give a model"
     )
@@ -253,10 +253,10 @@ def test_a_reference_that_says_something_else_is_listed_and_a_silent_one_counted
     assert report["unverified"] == [{"row": "rows:2", "line": 2, "why": why}]
     assert report["duplicates"] == {"rows": 4, "distinct": 3, "repeated": 1}
     assert list(describe_check(report)) == [
-        "1 solutions state no answer: their rows' canonical answers were verified",
+        "1 solution states no answer: their rows' canonical answers were verified",
         "4 rows, 0 rejected, 4 checked, 75.0% verified",
         f"unverified: rows:2: {why}",
-        "1 questions occur more than once",
+        "1 question occurs more than once",
     ]
 
 
@@ -265,10 +265,10 @@ def test_leaks_between_files_are_counted_and_said(tmp_path: Path) -> None:
     test = save(tmp_path / "test.jsonl", {"question": "3 + 1? ", "answer": "1"}, {"question": "X", "answer": "1"})
     report = check_data(str(train), task="math", preset=None, overrides=[f"task.test_path={test}"])
     assert report["leaks"] == {"train in test": 1}
-    assert list(describe_check(report))[-1] == "leak: 1 questions of train in test"
+    assert list(describe_check(report))[-1] == "leak: 1 question of train in test"
     table = {"kind": "math", "path": str(train), "test_path": str(test), "validation_share": 0.0}
     config = parse_config({"method": "grpo", "task": table}, "own")
-    assert warnings_for(build_task(config.task, seed=0, reward=None)) == ["1 questions of train are in test as well"]
+    assert warnings_for(build_task(config.task, seed=0, reward=None)) == ["1 question of train is in test as well"]
 
 
 def test_rows_without_answers_have_nothing_to_verify(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_the_command_prints_words_or_one_json_object(tmp_path: Path, capsys: pyt
     report = json.loads(out)
     assert (code, report["task"], report["rows"], report["verified"]) == (0, "choice", 1, 1.0)
     code, out, _ = run(capsys, "data", "check", "--preset", "sciknoweval", "--path", path)
-    assert (code, out.partition("\n")[0]) == (0, "1 rows, 0 rejected, 1 checked, 100.0% verified")
+    assert (code, out.partition("\n")[0]) == (0, "1 row, 0 rejected, 1 checked, 100.0% verified")
     assert out.partition("\n")[2].startswith("row rows:1 as the task maps it:\n  system: tag it\n  user: which?\n")
 
 

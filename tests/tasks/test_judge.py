@@ -210,7 +210,7 @@ def test_beyond_the_budget_nothing_is_asked_and_it_is_said(tmp_path: Path, *, in
         judged = judge.judge(asked("a", "ccc", "dddd"))
     assert [one.reward for one in judged] == [0.1, 0.3, None]
     assert [one.counts["over_budget"] for one in judged] == [0, 0, 1]
-    assert said == ["judge: of 3 requests 1 not sent, because the budget of 3 is spent; 1 completions stay unjudged"]
+    assert said == ["judge: of 3 requests 1 not sent, because the budget of 3 is spent; 1 completion stays unjudged"]
     assert len(fake.calls) == 3
 
 

@@ -122,7 +122,7 @@ def test_contexts_prints_what_the_teacher_would_see(config: Path, capsys: pytest
     assert "teacher: context sibling_or_solution_verdict, live weights" in printed
     assert "She has" in printed.split("teacher:")[1]
     assert "<<" not in printed, "solution_remove was not applied"
-    assert "1 completions scored, 0 left out of the loss" in printed
+    assert "1 completion scored, 0 left out of the loss" in printed
 
 
 def test_a_bfloat16_model_trains_too(config: Path, tmp_path: Path) -> None:

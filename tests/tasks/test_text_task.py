@@ -51,7 +51,7 @@ def test_a_row_of_trl_is_read_as_it_is(form: str) -> None:
     task = sd.load_task(preset="trl", path=[row], test_share=0.0, validation_share=0.0)
     [example] = task.examples("train")
     assert (example.prompt, example.fields, example.columns) == (prompt, fields, row)
-    assert task.warnings()[0] == f"read 1 rows as {named}"  # type: ignore[attr-defined]
+    assert task.warnings()[0] == f"read 1 row as {named}"  # type: ignore[attr-defined]
     assert (task.has_verifier, task.verify(example, "2", finished=True).reward) == (False, None)
 
 

@@ -71,7 +71,7 @@ def test_a_question_that_is_drawn_anew_keeps_its_worked_examples(tmp_path: Path)
     ("count", "settings", "sentence"),
     [
         (3, {"solution": None}, "task.worked_examples is 2, and 0 training rows have a solution"),
-        (1, {"validation_share": 0.0, "test_share": 0.0}, "task.worked_examples is 2, and 1 training rows"),
+        (1, {"validation_share": 0.0, "test_share": 0.0}, "task.worked_examples is 2, and 1 training row has"),
         (2, {"validation_share": 0.0, "test_share": 0.0}, "which leaves none of 2 rows to train on"),
     ],
 )

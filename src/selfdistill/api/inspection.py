@@ -10,6 +10,7 @@ from selfdistill.api.evaluation import ModelLike, TaskLike, model_of, task_of
 from selfdistill.api.quiet import silenced
 from selfdistill.api.settings import Overrides, as_pairs, check_counts
 from selfdistill.errors import ConfigError
+from selfdistill.files.text import counted
 from selfdistill.inspection import command
 from selfdistill.inspection.command import InspectOptions, InspectResult
 from selfdistill.inspection.files import arrow_table, check_place
@@ -69,7 +70,8 @@ class Inspection:
         s = self.summary
         skipped = "".join(f"; skipped: {count} × {reason}" for reason, count in s["skipped"].items())
         left_out = "".join(f"; left out: {name}, because {reason}" for name, reason in s["left_out"].items())
-        return f"<{s['completions']} completions, {s['tokens']} tokens: {', '.join(self.signals)}{skipped}{left_out}>"
+        counts = f"{counted(s['completions'], 'completion')}, {counted(s['tokens'], 'token')}"
+        return f"<{counts}: {', '.join(self.signals)}{skipped}{left_out}>"
 
 
 def inspect(

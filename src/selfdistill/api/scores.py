@@ -14,6 +14,7 @@ from selfdistill.api.tasks import Prompts, as_examples, as_task
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, load_templates, parse_template
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files.text import counted
 from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.findings import Findings
 from selfdistill.models.policy import Policy
@@ -105,7 +106,8 @@ class ScoreTable(Mapping[str, Scores]):
 
     def __repr__(self) -> str:
         skipped = "".join(f"; skipped: {count} × {reason}" for reason, count in self.skipped.items())
-        return f"<{len(self.lengths)} completions, {sum(self.lengths)} tokens under {', '.join(self)}{skipped}>"
+        counts = f"{counted(len(self.lengths), 'completion')}, {counted(sum(self.lengths), 'token')}"
+        return f"<{counts} under {', '.join(self)}{skipped}>"
 
 
 def score(

@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from selfdistill.config.run import RunConfig
+from selfdistill.files.text import counted, plural
 from selfdistill.seeds import derive
 from selfdistill.tracking.progress import log
 from selfdistill.training.banner import describe_role, in_short
@@ -61,18 +62,20 @@ def describe_audit(report: Mapping[str, Any]) -> Iterator[str]:
     for completion in report["completions"]:
         yield (
             f"══ {completion['example']}  completion {completion['index']}  reward {completion['reward']}  "
-            f"{completion['tokens']} tokens"
+            f"{counted(completion['tokens'], 'token')}"
         )
         for prompt in completion["prompts"]:
-            lengths = f"{prompt['tokens']} tokens, {prompt['shared']} shared with the student from the start"
+            lengths = f"{counted(prompt['tokens'], 'token')}, {prompt['shared']} shared with the student from the start"
             yield f"── {prompt['role']}: {prompt['what']}; {lengths}"
             yield prompt["text"]
         yield f"── completion (the same ids under every prompt)\n{completion['text']}\n"
     if report["control_tokens"]:
-        yield f"{report['control_tokens']} control tokens in the prompts of these examples are encoded as text"
+        count = report["control_tokens"]
+        are = plural(count, "is", "are")
+        yield f"{count} control {plural(count, 'token')} in the prompts of these examples {are} encoded as text"
     for reason, count in report["skipped"].items():
         yield f"skipped: {count} × {reason}"
-    yield f"{report['scored']} completions scored, {report['left_out']} left out of the loss"
+    yield f"{counted(report['scored'], 'completion')} scored, {report['left_out']} left out of the loss"
 
 
 def _prompts(view: View, roles: Mapping[str, Role], chat: Any) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.evaluation.also import build_also
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.evaluation.references import ReferenceScorer
+from selfdistill.files.text import counted
 from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy, load_external
 from selfdistill.models.teachers import Teachers
@@ -122,7 +123,9 @@ def _also(
 
 def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines below the accuracy of :func:`evaluate_model`: counts, weights, skipped problems and warnings."""
-    yield f"{result['problems']} problems × {result['samples']} samples, truncated {result['truncated']:.3f}"
+    problems, samples = result["problems"], result["samples"]
+    counts = f"{counted(problems, 'problem')} × {counted(samples, 'sample')}"
+    yield f"{counts}, truncated {result['truncated']:.3f}"
     if result.get("turns"):
         turns, ended = result["turns"], ", ".join(f"{n} × {reason}" for reason, n in sorted(result["ended"].items()))
         yield f"{turns['value']:.2f} turns an episode [{turns['low']:.2f}, {turns['high']:.2f}]; ended: {ended}"

@@ -10,6 +10,7 @@ from typing import Any
 from selfdistill.config.run import parse_config
 from selfdistill.config.tasks import RowsConfig, SourceConfig, load_preset, shipped_presets, task_configs
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files.text import counted, plural
 from selfdistill.tasks.build import build_row_task
 from selfdistill.tasks.data import SPLITS, MemoryRows, Rejected, scan_rows
 from selfdistill.tasks.rows import RowTask
@@ -88,7 +89,7 @@ def find_task(data: str | Mapping[str, str]) -> FoundTask:
         else:
             everything.append(row.values)
     if not everything:
-        raise DataError(f"none of {len(unread)} rows of {name} can be read, the first: {unread[0]}")
+        raise DataError(f"none of {counted(len(unread), 'row')} of {name} can be read, the first: {unread[0]}")
     columns = list(dict.fromkeys(key for values in everything[:TRIED] for key in values))
     # A label that says whether a completion is wanted would pass for an answer.
     has_prompt = any(str(column).lower() in PROMPTS for column in columns)
@@ -104,7 +105,11 @@ def find_task(data: str | Mapping[str, str]) -> FoundTask:
             '(task.preset = "trl")'
         )
     if not fitting:
-        beside = f"; {len(unread)} other rows cannot be read, the first: {unread[0]}" if unread else ""
+        beside = (
+            f"; {len(unread)} other {plural(len(unread), 'row')} cannot be read, the first: {unread[0]}"
+            if unread
+            else ""
+        )
         raise DataError(
             f"no task fits the rows of {name} (columns {', '.join(map(str, columns)) or 'none'}): rename a column to "
             f"question and one to answer or solution, or write the [task] table by hand (selfdistill tasks){beside}"
@@ -207,10 +212,10 @@ def _split(task_found: FoundTask, rows: MemoryRows, unread: Sequence[Rejected]) 
         # A split takes all rows of a question, so that no question is trained on and held out.
         questions, total = task.duplicates.distinct, task.rows + len(unread)
         unusable = [*unread, *task.rejected]
-        beside = f"; {len(unusable)} rows cannot be used, the first: {unusable[0]}" if unusable else ""
+        beside = f"; {counted(len(unusable), 'row')} cannot be used, the first: {unusable[0]}" if unusable else ""
         raise DataError(
-            f"{rows.path} holds {questions} different question{'s' * (questions != 1)} in {total} "
-            f"row{'s' * (total != 1)}, too few to hold any out: give at least ten{beside}"
+            f"{rows.path} holds {questions} different {plural(questions, 'question')} in {total} "
+            f"{plural(total, 'row')}, too few to hold any out: give at least ten{beside}"
         )
     table = {**task_found.table, **({} if share == 0.1 else shares)}
     reasons = {
@@ -225,7 +230,7 @@ def _split(task_found: FoundTask, rows: MemoryRows, unread: Sequence[Rejected]) 
     rejected = [*unread, *task.rejected]
     if rejected:
         table["bad_rows"] = "skip"
-        reasons["bad_rows"] = f"{len(rejected)} rows cannot be used, the first: {rejected[0]}"
+        reasons["bad_rows"] = f"{counted(len(rejected), 'row')} cannot be used, the first: {rejected[0]}"
     return replace(
         task_found,
         table=table,

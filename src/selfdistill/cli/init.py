@@ -15,6 +15,7 @@ from selfdistill.config.run import config_for, parse_config
 from selfdistill.config.sources import find_source
 from selfdistill.contexts.thinking import begins_thinking
 from selfdistill.errors import ConfigError, ModelError, first_line
+from selfdistill.files.text import counted
 from selfdistill.methods import METHODS
 from selfdistill.models.loading import base_name, read_tokenizer, resolve_model
 from selfdistill.training.run_folder import find_weights
@@ -132,7 +133,7 @@ max_tokens = {tokens}  # {tokens_why}
 
 [evaluation]
 every = 20  # steps between evaluations on rows that are held out
-problems = {min(128, found_task.validation)}  # of the {found_task.validation} rows in the validation split
+problems = {min(128, found_task.validation)}  # of the {counted(found_task.validation, "row")} in the validation split
 samples = {8 if found_task.verified is not None else 1}  # completions of each
 
 [checkpoint]
@@ -144,13 +145,13 @@ every = 20  # steps between checkpoints; the newest two and the best are kept
     elif found_task.verified is not None:
         verified = f"the reference of {found_task.verified:.0%} of those tried is verified"
     notes = [
-        f"found: {found_task.rows} rows, {found_task.rejected} of them unusable; task {found_task.kind} "
+        f"found: {counted(found_task.rows, 'row')}, {found_task.rejected} of them unusable; task {found_task.kind} "
         f"({found_task.how}); {verified}",
         f"found: prompts of up to {longest} tokens, a window of {model.window}, "
         + ("a thinking switch in the chat template" if model.has_switch else "no thinking switch in the chat template"),
         f"guessed: method {method}, because {why}",
         f"guessed: max_tokens {tokens}, {tokens_why}",
-        f"guessed: {found_task.validation} rows held out for validation, {found_task.train} to train on",
+        f"guessed: {counted(found_task.validation, 'row')} held out for validation, {found_task.train} to train on",
     ]
     return text, notes
 

@@ -9,6 +9,7 @@ from typing import Any
 from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
+from selfdistill.files.text import counted
 from selfdistill.seeds import derive
 from selfdistill.tasks.turns import environment_of
 from selfdistill.tracking.progress import log
@@ -75,7 +76,9 @@ def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
     def text(estimate: Mapping[str, float], digits: int = 3) -> str:
         return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(estimate[k] for k in ("value", "low", "high")), d=digits)
 
-    yield f"{name} ({gap['what']}), {gap['completions']} completions of {gap['problems']} problems by {gap['weights']}"
+    completions, problems = gap["completions"], gap["problems"]
+    of = f"{counted(completions, 'completion')} of {counted(problems, 'problem')}"
+    yield f"{name} ({gap['what']}), {of} by {gap['weights']}"
     yield f"  right: student {text(gap['student'])}, teacher {text(gap['teacher'])}"
     yield f"  preference gap: {text(gap['gap'])}"
     for side, formula in (("student", "KL(student || teacher)"), ("teacher", "KL(teacher || student)")):

@@ -10,6 +10,7 @@ from typing import Any
 from selfdistill.config.run import apply_overrides, load_config
 from selfdistill.config.sources import find_source, read_config
 from selfdistill.errors import ConfigError
+from selfdistill.files.text import counted
 from selfdistill.report.outcome import flatten
 from selfdistill.training.problem import resolve
 
@@ -133,9 +134,11 @@ def differences(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 def describe_plan(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the arms of a comparison that would be trained, as lines of text."""
     arms, seeds = report["arms"], report["seeds"]
+    runs = len(arms) * len(seeds)
     yield (
-        f"{len(arms)} arms × {len(seeds)} seeds ({', '.join(map(str, seeds))}) = {len(arms) * len(seeds)} runs of "
-        f"{report['steps']} steps in {report['folder']}; baseline: {report['baseline']}"
+        f"{counted(len(arms), 'arm')} × {counted(len(seeds), 'seed')} "
+        f"({', '.join(map(str, seeds))}) = {counted(runs, 'run')} of "
+        f"{counted(report['steps'], 'step')} in {report['folder']}; baseline: {report['baseline']}"
     )
     for arm in arms:
         # The report is JSON, whose null is a key that a config leaves out.

@@ -30,6 +30,7 @@ from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files.disk import check_name, lock_folder
 from selfdistill.files.jsonl import JsonLines, read_lines, write_json
+from selfdistill.files.text import counted, plural
 from selfdistill.report.files import quantised_start
 from selfdistill.report.outcome import flatten
 from selfdistill.report.page import write_report
@@ -220,8 +221,9 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
         on_accelerator = comparison.arms[0].config.model.device.partition(":")[0] != "cpu"
         jobs = min(jobs or (1 if on_accelerator else cores()), len(children))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+        over = len(runs) - len(children)
         progress.log(
-            f"{len(runs) - len(children)} of {len(runs)} runs are over; the others run {jobs} at a time, "
+            f"{over} of {counted(len(runs), 'run')} {plural(over, 'is', 'are')} over; the others run {jobs} at a time, "
             f"OMP_NUM_THREADS={threads} each"
         )
         with _locked(comparison.folder) as lock:
@@ -372,7 +374,7 @@ class _Watch:
             return
         self.last_line_at = time.monotonic()
         done = sum(bool(how_it_ended(folder)) for folder in self.folders.values())
-        line = f"{done} of {self.total} runs done · {' · '.join(self._position(name) for name in names)}"
+        line = f"{done} of {counted(self.total, 'run')} done · {' · '.join(self._position(name) for name in names)}"
         if self.progress.live is not None:
             self.progress.status(line)
         elif names:

@@ -25,6 +25,7 @@ from selfdistill.comparison.tables import (
 )
 from selfdistill.files.jsonl import Row
 from selfdistill.files.records import RolloutLine
+from selfdistill.files.text import counted
 from selfdistill.report import numbers
 from selfdistill.report.charts import Chart, Look, Series, curve_chart
 from selfdistill.report.outcome import flat, quantised
@@ -284,7 +285,10 @@ def _facts(result: Row) -> list[tuple[str, str]]:
         ("Problems a step", numbers.whole(sampling["prompts"])),
         ("Seeds", ", ".join(map(str, result["seeds"]))),
         ("Equal in", result["match"]),
-        ("Held-out", f"{result['problems'][0]} problems × {result['samples']} samples, {split}"),
+        (
+            "Held-out",
+            f"{counted(result['problems'][0], 'problem')} × {counted(result['samples'], 'sample')}, {split}",
+        ),
         ("Baseline", numbers.printable(result["baseline"])),
     ]
 

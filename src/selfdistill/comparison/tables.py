@@ -24,6 +24,7 @@ from selfdistill.comparison.notes import notes
 from selfdistill.comparison.reading import unread
 from selfdistill.comparison.signal_costs import SIGNAL_HEAD, signal_cells
 from selfdistill.files.jsonl import Row
+from selfdistill.files.text import counted, plural
 from selfdistill.report import numbers
 from selfdistill.report.outcome import points, quantised
 
@@ -368,11 +369,13 @@ def _about_family(result: Row) -> str:
 
 def _about(result: Row) -> str:
     terms: Mapping[str, Any] = result["terms"]
+    prompts, problems, samples = terms["sampling"]["prompts"], result["problems"][0], result["samples"]
     model = f"{terms['model']['path']}{quantised(result.get('quantised'))}"
     return _escaped(
-        f"Model {model}, task {terms['task']['kind']}, {terms['steps']} steps of "
-        f"{terms['sampling']['prompts']} problems, seeds {', '.join(map(str, result['seeds']))}, "
-        f"{result['problems'][0]} held-out problems × {result['samples']} samples a seed."
+        f"Model {model}, task {terms['task']['kind']}, {counted(terms['steps'], 'step')} of "
+        f"{counted(prompts, 'problem')}, {plural(len(result['seeds']), 'seed')} "
+        f"{', '.join(map(str, result['seeds']))}, "
+        f"{problems} held-out {plural(problems, 'problem')} × {counted(samples, 'sample')} a seed."
     )
 
 

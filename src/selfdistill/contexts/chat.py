@@ -14,7 +14,7 @@ from selfdistill.contexts.rendering import render
 from selfdistill.contexts.thinking import after_thinking, ends_thinking, is_left_thinking
 from selfdistill.contexts.turns import SENTINEL, calls_turn, turn_end
 from selfdistill.errors import ModelError
-from selfdistill.files.text import well_formed
+from selfdistill.files.text import counted, plural, well_formed
 from selfdistill.types import Message, Rollout
 
 REMEMBERED = 4096
@@ -279,8 +279,9 @@ class Chat:
         counts = [count for count in map(self.control_tokens, prompts) if count]
         if counts:
             warnings.append(
-                f"{len(counts)} of {len(prompts)} prompts spell out {sum(counts)} control tokens of {self.name}, "
-                "which are encoded as text"
+                f"{len(counts)} of {counted(len(prompts), 'prompt')} "
+                f"{plural(len(counts), 'spells', 'spell')} out {sum(counts)} control {plural(sum(counts), 'token')} of "
+                f"{self.name}, which {plural(sum(counts), 'is', 'are')} encoded as text"
             )
         return warnings + self.unknown_warnings(prompts)
 

@@ -11,6 +11,16 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 _RAW_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """Return the word for a number of things: ``"row"`` for 1, else ``many``, by default ``"rows"``."""
+    return one if number == 1 else many or f"{one}s"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with the word for so many things: ``"1 row"``, ``"3 rows"``."""
+    return f"{number} {plural(number, one, many)}"
+
+
 def lone_surrogate(text: str) -> str | None:
     """Return the first lone surrogate of a text as ``"\\\\ud800"``, or None. UTF-8 cannot encode a lone surrogate."""
     match = _SURROGATE.search(text)

@@ -16,6 +16,7 @@ from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.words import load_classes
 from selfdistill.files.records import RolloutLine, read_rollouts
+from selfdistill.files.text import counted
 from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.drift import load_with_teachers, measure_drift
 from selfdistill.inspection.files import ANSWER_ONLY, TokenTable, check_place, summarise, token_table, write_findings
@@ -150,7 +151,8 @@ def inspect(
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
     scoring_plan = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
-    log(f"{count} completions of {len(groups)} problems, to be scored under {', '.join(scoring_plan.roles)}")
+    roles = ", ".join(scoring_plan.roles)
+    log(f"{counted(count, 'completion')} of {counted(len(groups), 'problem')}, to be scored under {roles}")
     limits = limits_on(policy.device.type, config.limits)
     findings = inspect_groups(
         policy,

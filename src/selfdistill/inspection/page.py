@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfdistill.files.text import plural
 from selfdistill.inspection.page_tables import page_tables, unit_of
 from selfdistill.inspection.tables import deciles
 from selfdistill.report import numbers
@@ -204,7 +205,8 @@ def _option(page_data: PageData, index: int, sample: Sample) -> str:
     reward = "" if sample.reward is None else f", reward {sample.reward:.3g}".replace("-", numbers.MINUS)
     cut = "" if sample.finished else ", cut"
     return (
-        f"{index + 1}. {page_data.outcome_C[index]}{reward}, {len(sample.pieces):,} tokens{cut}: "
+        f"{index + 1}. {page_data.outcome_C[index]}{reward}, "
+        f"{len(sample.pieces):,} {plural(len(sample.pieces), 'token')}{cut}: "
         f"{numbers.printable(sample.example)} · {sample.index}"
     )
 
@@ -214,7 +216,11 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     judged = ", ".join(f"{count:,} {name}" for name, count in outcomes.items() if count)
     return [
         ("Task", numbers.printable(str(summary.get("task", numbers.MISSING)))),
-        ("Completions", f"{summary['completions']:,} of {summary['problems']:,} problems ({judged})"),
+        (
+            "Completions",
+            f"{summary['completions']:,} of {summary['problems']:,} "
+            f"{plural(summary['problems'], 'problem')} ({judged})",
+        ),
         ("Tokens", f"{summary['tokens']:,}"),
         ("Contexts", ", ".join(name for name in summary["contexts"] if name != STUDENT) or "none"),
         ("Methods", ", ".join(summary["methods"]) or "none"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from selfdistill.files.text import counted
 from selfdistill.methods import METHODS, Method
 from selfdistill.types import Weights
 
@@ -70,7 +71,7 @@ def describe_method(name: str) -> dict[str, Any]:
 def _completions(method: Method, count: int) -> str:
     if not method.on_policy:
         return "no completions are sampled"
-    return f"{count} completion{'s' if count > 1 else ''} a problem"
+    return f"{counted(count, 'completion')} a problem"
 
 
 def weights_word(weights: Weights) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from selfdistill.errors import DataError
 from selfdistill.files.jsonl import Row, read_lines, read_object
 from selfdistill.files.records import RolloutLine, read_rollouts
+from selfdistill.files.text import counted, plural
 from selfdistill.report.numbers import number
 
 _NAMED = 5
@@ -90,7 +91,8 @@ def _damage(run_dir: Path, metrics: Sequence[Row], completions: OuterSteps) -> I
         yield f"evaluations.jsonl holds {_named(evaluated_again)} more than once."
     if completions.doubled:
         yield (
-            f"rollouts.jsonl holds {completions.doubled} completions of steps that had ended, or twice in a row: "
+            f"rollouts.jsonl holds {counted(completions.doubled, 'completion')} of steps that had ended, or twice in a "
+            "row: "
             "they are left out here."
         )
     # While a run is going, an incomplete last line is still being written.
@@ -103,7 +105,7 @@ def _named(steps: Sequence[int], *, count: int | None = None) -> str:
     """Name the first steps and count the others. ``count`` is the number of all steps, if ``steps`` is cut."""
     count = len(steps) if count is None else count
     names = ", ".join(map(str, steps[:_NAMED])) + (f" and {count - _NAMED} more" if count > _NAMED else "")
-    return f"step{'s' if count > 1 else ''} {names}"
+    return f"{plural(count, 'step')} {names}"
 
 
 def _is_torn(path: Path) -> bool:

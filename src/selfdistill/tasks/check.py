@@ -13,6 +13,7 @@ from selfdistill.config.tasks import RowsConfig, load_preset, shipped_presets, t
 from selfdistill.contexts.chat import readable
 from selfdistill.contexts.control_marks import MARKS, any_of
 from selfdistill.errors import ConfigError
+from selfdistill.files.text import counted, plural
 from selfdistill.tasks.build import build_row_task, build_task
 from selfdistill.tasks.data import SPLITS, count_duplicates
 from selfdistill.tasks.reasoning_gym.task import ReasoningGymTask
@@ -80,15 +81,16 @@ def check_data(
 def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
     """Lines for the terminal from :func:`check_data`."""
     # First, because in this case the share below is not that of the solutions.
-    if report["silent_solutions"]:
-        yield f"{report['silent_solutions']} solutions state no answer: their rows' canonical answers were verified"
+    if silent := report["silent_solutions"]:
+        states = counted(silent, "solution states", "solutions state")
+        yield f"{states} no answer: their rows' canonical answers were verified"
     share = "nothing to verify" if report["verified"] is None else f"{report['verified']:.1%} verified"
     rejected = sum(map(len, report["rejected"].values()))
-    yield f"{report['rows']} rows, {rejected} rejected, {report['checked']} checked, {share}"
+    yield f"{counted(report['rows'], 'row')}, {rejected} rejected, {report['checked']} checked, {share}"
     for reason, lines in report["rejected"].items():
         listed = ", ".join(map(str, lines[:_LINES_SHOWN]))
         more = f" and {len(lines) - _LINES_SHOWN} more" if len(lines) > _LINES_SHOWN else ""
-        yield f"rejected: {reason} (line{'s' if len(lines) > 1 else ''} {listed}{more})"
+        yield f"rejected: {reason} ({plural(len(lines), 'line')} {listed}{more})"
     for row in report["unverified"]:
         yield f"unverified: {row['row']}: {row['why']}"
     if report["control_tokens"]["rows"]:
@@ -98,13 +100,13 @@ def describe_check(report: Mapping[str, Any]) -> Iterator[str]:
         stem, _, line = control["first"].rpartition(":")
         location = f"line {line} of {stem}" if line.isdecimal() else control["first"]
         yield (
-            f"{control['rows']} rows spell out control tokens, the first in {location} "
+            f"{counted(control['rows'], 'row spells', 'rows spell')} out control tokens, the first in {location} "
             f"({named}{more}): they are kept as text and open no turn"
         )
-    if report["duplicates"]["repeated"]:
-        yield f"{report['duplicates']['repeated']} questions occur more than once"
+    if repeated := report["duplicates"]["repeated"]:
+        yield f"{counted(repeated, 'question occurs', 'questions occur')} more than once"
     for pair, count in report["leaks"].items():
-        yield f"leak: {count} questions of {pair}"
+        yield f"leak: {counted(count, 'question')} of {pair}"
 
 
 def describe_row(report: Mapping[str, Any]) -> Iterator[str]:

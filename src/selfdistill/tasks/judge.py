@@ -24,7 +24,7 @@ from selfdistill.config.reward import JudgeConfig
 from selfdistill.contexts.fields import reference_text
 from selfdistill.errors import ConfigError, UserError
 from selfdistill.files.jsonl import write_json
-from selfdistill.files.text import well_formed
+from selfdistill.files.text import counted, well_formed
 from selfdistill.tasks.endpoint import Endpoint, Refused
 from selfdistill.types import Example
 
@@ -307,7 +307,8 @@ class Judge:
         missing = [f"{total[name]} {text}" for name, text in words.items() if total[name]]
         if missing:
             unjudged = sum(judged.reward is None for judged in results)
-            self.log(f"judge: of {requests} requests {', '.join(missing)}; {unjudged} completions stay unjudged")
+            stay = counted(unjudged, "completion stays", "completions stay")
+            self.log(f"judge: of {counted(requests, 'request')} {', '.join(missing)}; {stay} unjudged")
 
 
 def judge_counts(details: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from selfdistill.config.tasks import RowsConfig, SourceConfig
 from selfdistill.errors import ConfigError, DataError
-from selfdistill.files.text import lone_surrogate
+from selfdistill.files.text import counted, lone_surrogate, plural
 from selfdistill.tasks.data import (
     SPLITS,
     Duplicates,
@@ -121,11 +121,17 @@ class RowTask(ABC):
         """Warnings about the rows, one sentence each: rows left out, repeated questions, splits that overlap."""
         warnings = []
         if self.rejected:
-            warnings.append(f"{len(self.rejected)} of {self.rows} rows are left out, the first: {self.rejected[0]}")
-        if self.duplicates.repeated:
-            warnings.append(f"{self.duplicates.repeated} of {self.duplicates.distinct} questions occur more than once")
+            are = plural(len(self.rejected), "is", "are")
+            of = f"{len(self.rejected)} of {counted(self.rows, 'row')}"
+            warnings.append(f"{of} {are} left out, the first: {self.rejected[0]}")
+        repeated, distinct = self.duplicates.repeated, self.duplicates.distinct
+        if repeated:
+            warnings.append(
+                f"{repeated} of {counted(distinct, 'question')} {plural(repeated, 'occurs', 'occur')} more than once"
+            )
         warnings += [
-            f"{count} questions of {pair.replace(' in ', ' are in ')} as well" for pair, count in self.leaks.items()
+            f"{counted(count, 'question')} of {pair.replace(' in ', plural(count, ' is in ', ' are in '))} as well"
+            for pair, count in self.leaks.items()
         ]
         return warnings
 
@@ -152,11 +158,14 @@ def _worked(examples: Sequence[Example], count: int) -> list[Example]:
     worked = [example for example in examples if example.fields.get("solution")][:count]
     if len(worked) < count:
         raise DataError(
-            f"task.worked_examples is {count}, and {len(worked)} training rows have a solution: map a column to "
+            f"task.worked_examples is {count}, and "
+            f"{counted(len(worked), 'training row has', 'training rows have')} a solution: map a column to "
             "task.solution, or ask for fewer"
         )
     if count and len(worked) == len(examples):
-        raise DataError(f"task.worked_examples is {count}, which leaves none of {len(examples)} rows to train on")
+        raise DataError(
+            f"task.worked_examples is {count}, which leaves none of {counted(len(examples), 'row')} to train on"
+        )
     return worked
 
 

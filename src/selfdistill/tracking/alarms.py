@@ -108,7 +108,7 @@ def _entropy(who: str) -> Callable[[History, AlarmsConfig], Reading | None]:
         if not start:
             return None
         evidence = (
-            f"mean entropy of the {who} over the last {at.window} steps is {recent:.4f} nats a token, "
+            f"mean entropy of the {who} over {_last(at.window)} is {recent:.4f} nats a token, "
             f"{recent / start:.0%} of {start:.4f} at the start (limit {at.entropy:.0%})"
         )
         return Reading(recent, at.entropy * start, evidence, low=True)
@@ -123,7 +123,7 @@ def _length(*, growth: bool) -> Callable[[History, AlarmsConfig], Reading | None
             return None
         limit = at.length_growth if growth else at.length_fall
         evidence = (
-            f"completions of the last {at.window} steps have {recent:.1f} tokens on average, "
+            f"completions of {_last(at.window)} have {recent:.1f} tokens on average, "
             f"{recent / start:.2f} × the {start:.1f} at the start (limit {limit:g} ×)"
         )
         return Reading(recent, limit * start, evidence, low=not growth)
@@ -136,7 +136,7 @@ def _deliberation(history: History, at: AlarmsConfig) -> Reading | None:
     if not start:
         return None
     evidence = (
-        f"{recent:.2f} deliberation words a completion over the last {at.window} steps, "
+        f"{recent:.2f} deliberation words a completion over {_last(at.window)}, "
         f"{recent / start:.0%} of {start:.2f} at the start (limit {at.deliberation:.0%})"
     )
     return Reading(recent, at.deliberation * start, evidence, low=True)
@@ -149,7 +149,7 @@ def _share(key: str, name: str, words: str) -> Callable[[History, AlarmsConfig],
             return None
         limit: float = getattr(at, name)
         recent = fmean(numbers[-at.window :])
-        return Reading(recent, limit, f"{recent:.0%} of {words} over the last {at.window} steps (limit {limit:.0%})")
+        return Reading(recent, limit, f"{recent:.0%} of {words} over {_last(at.window)} (limit {limit:.0%})")
 
     return read
 
@@ -175,7 +175,7 @@ def _success(history: History, at: AlarmsConfig) -> Reading | None:
     # Rewards that differ although no completion is right, or every one, are graded on another scale than success is.
     stuck = min(lows) < max(highs) and (not any(shares) or min(shares) == 1)
     evidence = (
-        f"over the last {at.no_success} steps {'every' if shares[-1] else 'no'} completion is right, which it is "
+        f"over {_last(at.no_success)} {'every' if shares[-1] else 'no'} completion is right, which it is "
         f"{history.right}, while rewards go from {min(lows):.4g} to {max(highs):.4g}"
     )
     return Reading(float(stuck), 1.0, evidence)
@@ -187,7 +187,7 @@ def _sampler(history: History, at: AlarmsConfig) -> Reading | None:
         return None
     recent = fmean(numbers[-at.window :])
     evidence = (
-        f"over the last {at.window} steps the learner's log-probabilities differ from the sampler's by {recent:.4f} "
+        f"over {_last(at.window)} the learner's log-probabilities differ from the sampler's by {recent:.4f} "
         f"nats a token (limit {at.sampler_gap:g})"
     )
     return Reading(recent, at.sampler_gap, evidence)
@@ -198,7 +198,7 @@ def _teacher(history: History, at: AlarmsConfig) -> Reading | None:
     if teacher_rewards and rewards:
         teacher, student = fmean(teacher_rewards[-at.window :]), fmean(rewards[-at.window :])
         evidence = (
-            f"over the last {at.window} steps the teacher's own completions earn {teacher:.3f}, the student's "
+            f"over {_last(at.window)} the teacher's own completions earn {teacher:.3f}, the student's "
             f"{student:.3f} (limit {at.reward_gap:g} more than the teacher's)"
         )
         return Reading(student - teacher, at.reward_gap, evidence)
@@ -207,7 +207,7 @@ def _teacher(history: History, at: AlarmsConfig) -> Reading | None:
         return None
     correct, incorrect = fmean(right[-at.window :]), fmean(wrong[-at.window :])
     evidence = (
-        f"over the last {at.window} steps the context adds {correct:+.4f} nats a token to correct completions and "
+        f"over {_last(at.window)} the context adds {correct:+.4f} nats a token to correct completions and "
         f"{incorrect:+.4f} to wrong ones (limit {at.u_gap:g} apart)"
     )
     # The limit may be 0, so the slack cannot be a share of it.
@@ -236,9 +236,7 @@ def _moved(history: History, at: AlarmsConfig) -> Reading | None:
         numbers = history.of(key, least=at.window)
         if numbers:
             recent = fmean(numbers[-at.window :])
-            evidence = (
-                f"updates of the last {at.window} steps changed {recent:.2%} of the {whose} (limit {at.moved:.0%})"
-            )
+            evidence = f"updates of {_last(at.window)} changed {recent:.2%} of the {whose} (limit {at.moved:.0%})"
             readings.append(Reading(recent, at.moved, evidence, low=True))
     return min(readings, key=lambda reading: reading.value, default=None)
 
@@ -353,3 +351,7 @@ ALARMS: Mapping[str, Rule] = {
     ),
 }
 """All alarms, by the names that ``stop_on`` accepts."""
+
+
+def _last(steps: int) -> str:
+    return "the last step" if steps == 1 else f"the last {steps} steps"

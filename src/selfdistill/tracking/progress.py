@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from selfdistill.files.text import printable
+from selfdistill.files.text import counted, plural, printable
 
 PLAIN_EVERY = 10.0
 """Seconds between the lines of steps if the output is not a terminal (a log file, CI)."""
@@ -219,8 +219,9 @@ class Progress:
             f"{_mean_reward(result)}length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
         )
         of = result["problems"] * result["samples"]
-        if result["judged"] < of:
-            self.log(f"{of - result['judged']} of {of} completions are not judged and count as wrong")
+        if unjudged := of - result["judged"]:
+            are, count = plural(unjudged, "is", "are"), plural(unjudged, "counts", "count")
+            self.log(f"{unjudged} of {counted(of, 'completion')} {are} not judged and {count} as wrong")
         self._also(at, result)
 
     def _also(self, at: str, result: Mapping[str, Any]) -> None:
@@ -265,7 +266,7 @@ class Progress:
 
     def closing(self, summary: Mapping[str, Any], page: str) -> None:
         """Print the closing table, the time by phase and the path of the page."""
-        title = f"{summary['steps']} steps, {_clock(sum(summary['seconds'].values()))}"
+        title = f"{counted(summary['steps'], 'step')}, {_clock(sum(summary['seconds'].values()))}"
         k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
         # There is no best if nothing was right, and "after" needs an evaluation of the last step.
         by, best = summary.get("best_by", "success"), summary["best"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selfdistill.distributed.world import World
+from selfdistill.files.text import plural
 from selfdistill.methods.grpo import GRPO
 from selfdistill.models.devices import read_device
 from selfdistill.models.fit import expected_bytes, planned, shape_in
@@ -78,8 +79,9 @@ def warnings(parts: Parts) -> Iterator[str]:
     prompts, available = config.sampling.prompts, len(parts.examples)
     if prompts > available:
         yield (
-            f"data: sampling.prompts is {prompts:,} and there are {available:,} examples, so {prompts - available:,} "
-            "prompts of every step repeat an example of the same step"
+            f"data: sampling.prompts is {prompts:,} and there {plural(available, 'is', 'are')} "
+            f"{_count(available, 'example')}, so {_count(prompts - available, 'prompt')} of every step "
+            f"{plural(prompts - available, 'repeats', 'repeat')} an example of the same step"
         )
     compares = type(parts.method).advantages is GRPO.advantages and len(parts.method.sampling_roles()) == 1
     if compares and config.sampling.completions == 1:
@@ -132,7 +134,7 @@ def _rate(role: Role, parts: Parts) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {plural(number, noun)}"
 
 
 def _device(parts: Parts) -> str:

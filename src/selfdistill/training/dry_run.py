@@ -9,6 +9,7 @@ from selfdistill.config.run import RunConfig
 from selfdistill.contexts.fields import role_prompt
 from selfdistill.contexts.templates import HINDSIGHT
 from selfdistill.distributed.world import World
+from selfdistill.files.text import counted
 from selfdistill.models.gguf import conversions
 from selfdistill.tracking.progress import Progress
 from selfdistill.tracking.trackers import require
@@ -80,5 +81,5 @@ def _first_prompts(parts: Parts) -> Iterator[str]:
         else:
             prompts[name], descriptions[name] = prompt, describe_role(role)
     for name, ids in prompts.items():
-        yield f"── {name}: {descriptions[name]}; {example.id}, {len(ids)} tokens"
+        yield f"── {name}: {descriptions[name]}; {example.id}, {counted(len(ids), 'token')}"
         yield str(parts.chat.tokenizer.decode(ids))

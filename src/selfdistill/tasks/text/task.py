@@ -14,6 +14,7 @@ from typing import Any
 
 from selfdistill.config.tasks import TextConfig
 from selfdistill.errors import DataError
+from selfdistill.files.text import counted
 from selfdistill.tasks.data import MemoryRows, Row, lookup, map_row
 from selfdistill.tasks.rows import RowTask, example_id, system_messages
 from selfdistill.tasks.text.forms import PREFERENCE_COLUMNS, preference_form
@@ -57,7 +58,7 @@ class TextTask(RowTask):
 
     def warnings(self) -> list[str]:
         """The forms of the rows with their counts, then the warnings of every task over rows."""
-        forms = "; ".join(f"{count} rows as {form}" for form, count in self.forms.most_common())
+        forms = "; ".join(f"{counted(count, 'row')} as {form}" for form, count in self.forms.most_common())
         return [*([f"read {forms}"] if forms else []), *super().warnings()]
 
     def example_of(self, row: Row) -> tuple[str, Example]:
