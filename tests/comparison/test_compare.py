@@ -142,7 +142,7 @@ def test_the_baseline_is_the_first_grpo(here: Path) -> None:
     assert baseline("my-antisd.toml", "my-sft.toml") == "my-antisd"
     assert baseline("my-antisd.toml", "my-grpo.toml", chosen="my-antisd") == "my-antisd"
     said = refusal("my-antisd.toml", "my-grpo.toml", baseline="grpo")
-    assert said == "--baseline 'grpo' is no arm; arms: my-antisd, my-grpo"
+    assert said == "--baseline 'grpo' is no arm; did you mean 'my-grpo'? arms: my-antisd, my-grpo"
 
 
 def test_a_run_folder_is_an_arm_of_its_whole_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +174,8 @@ def test_arms_and_seeds_are_told_apart(here: Path) -> None:
         (("my-grpo.toml", "--seeds", ""), "--seeds '': write whole numbers"),
         (("my-grpo.toml", "--seeds=-1"), "--seeds '-1': write whole numbers"),
         (("my-grpo.toml", "--seeds", "0,1,0"), "--seeds '0,1,0' names a seed twice"),
-        (("my-grpo.toml", "--main", "grpo"), "--main 'grpo' is no arm; arms: my-grpo"),
-        (("my-gropo.toml",), "config 'my-gropo.toml' not found; "),
+        (("my-grpo.toml", "--main", "grpo"), "--main 'grpo' is no arm; did you mean 'my-grpo'? arms: my-grpo"),
+        (("my-gropo.toml",), "config 'my-gropo.toml' not found; did you mean 'my-grpo.toml'?"),
         (("my-grpo.toml", "--set", "steps"), "--set 'steps': write key=value"),
         (("my-grpo.toml", "--set", "method.strength=1"), "unknown key method.strength for method 'grpo'"),
     ],

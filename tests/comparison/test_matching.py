@@ -47,8 +47,12 @@ def test_an_arm_that_draws_twice_as_much_a_step_makes_half_the_steps(model: Path
 @pytest.mark.parametrize(
     ("match", "split", "sentence"),
     [
-        ("token", "validation", "--match 'token' is no budget; choose from completions, tokens, steps, seconds"),
-        ("steps", "train", "--final-split 'train' is no split; choose from validation, test"),
+        (
+            "token",
+            "validation",
+            "--match 'token' is no budget; did you mean 'tokens'? choose from: completions, tokens, steps, seconds",
+        ),
+        ("steps", "train", "--final-split 'train' is no split; choose from: validation, test"),
         ("tokens", "test", "the test split is answered only at its end"),
         ("seconds", "test", "--match seconds reads arms at an evaluation in the course of training"),
     ],

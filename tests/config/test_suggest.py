@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from selfdistill.config.run import RunConfig, parse_config
+from selfdistill.config.run import RunConfig, load_config, parse_config
 from selfdistill.config.suggest import suggest
 from selfdistill.errors import ConfigError
 
@@ -102,3 +103,44 @@ def test_what_is_no_table_at_all_is_one_sentence(text: str, sentence: str) -> No
     with pytest.raises(ValidationError) as error:
         RunConfig.model_validate_json(text)
     assert suggest(error.value, RunConfig) == sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        (["task.kind=countdwon"], "unknown kind 'countdwon'; did you mean 'countdown'? known: countdown, "),
+        (["sampler.kind=vlm"], "unknown kind 'vlm'; did you mean 'vllm'? known: hf, vllm, server"),
+        (["evaluation.best=sucess"], "(got 'sucess'); did you mean 'success'?"),
+        (["optimiser.schedule=cosin"], "(got 'cosin'); did you mean 'cosine'?"),
+        (["parallel.kind=fsdp"], "(got 'fsdp'); did you mean 'fsdp2'?"),
+        (["signal.equal=resampel"], "(got 'resampel'); did you mean 'resample'?"),
+        (["method.weights=frozn"], "(got 'frozn'); did you mean 'frozen'?"),
+        (["method.divergence.kind=reverse_lk"], "did you mean 'reverse_kl'?"),
+        (["task.preset=gsm8", "task.kind=math"], "did you mean 'gsm8k'? shipped: "),
+    ],
+)
+def test_a_misspelt_name_of_a_closed_list_is_told_the_nearest(settings: list[str], hint: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config("countdown-opsd", settings)
+    assert hint in str(refused.value)
+    assert "'object'" not in str(refused.value)
+
+
+def test_a_config_that_is_not_there_is_told_the_nearest_of_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    told = {
+        "mien.toml": "config 'mien.toml' not found; did you mean 'mine.toml'?",
+        f"{tmp_path}/mien.toml": f"config '{tmp_path}/mien.toml' not found; did you mean '{tmp_path}/mine.toml'?",
+        "other.toml": f"config 'other.toml' not found; there is no such file in {tmp_path}",
+        "sub/mine.toml": "config 'sub/mine.toml' not found; there is no folder sub",
+        "countdown-gropo": "config 'countdown-gropo' not found; did you mean 'countdown-grpo' or 'countdown-srpo' or "
+        "'countdown-opsd'? selfdistill configs lists the shipped ones; or give a path to a TOML file",
+        "zzz": "config 'zzz' not found; selfdistill configs lists the shipped ones; or give a path to a TOML file",
+    }
+    for name, sentence in told.items():
+        with pytest.raises(ConfigError) as refused:
+            load_config(name)
+        assert str(refused.value) == sentence

@@ -263,9 +263,8 @@ def test_a_file_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"context file 'defualt' not found: give a shipped name \(countdown, default"
-    ):
+    sentence = r"'defualt' not found: did you mean 'default'\? else give a shipped name \(countdown, default"
+    with pytest.raises(ConfigError, match=sentence):
         load_templates("defualt")
     with pytest.raises(ConfigError, match="unknown context 'nothing'; known: own"):
         apply(load(tmp_path, '[own]\ntext = "$question"\n'), "nothing", PROMPT, {})

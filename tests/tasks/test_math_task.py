@@ -198,7 +198,9 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         table = {"kind": "math", "path": str(path), key: 0}
         with pytest.raises(ConfigError, match=rf"task.{key}: input should be {bound} \(got 0\)"):
             parse_config({"method": "grpo", "task": table}, "here")
-    with pytest.raises(ConfigError, match="unknown split 'tset'; known: train, validation, test"):
+    with pytest.raises(
+        ConfigError, match=r"unknown split 'tset'; did you mean 'test'\? known: train, validation, test"
+    ):
         task_on(path).examples("tset")
     with pytest.raises(
         DataError, match=r"no row of .*rows\.jsonl is in the test split: give it a file or a larger share"

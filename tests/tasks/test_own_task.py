@@ -152,7 +152,7 @@ def test_what_a_module_raises_while_it_is_imported_is_said(folder: Path, code: s
 
 def test_kinds_and_keys_of_the_package_are_named_as_before() -> None:
     for task, sentence in (
-        ({"kind": "maht"}, "task: unknown kind 'maht'; known: 'countdown'"),
+        ({"kind": "maht"}, "task: unknown kind 'maht'; did you mean 'math'? known: countdown"),
         ({"size": 3}, 'task: no kind; write for example task.kind = "countdown"'),
         ({"kind": "text", "path": "x", "promt": "q"}, "unknown key 'task.promt'; did you mean 'task.prompt'?"),
         ({"kind": "math", "path": "x", "timeout": -1}, "task.timeout: input should be greater than 0"),

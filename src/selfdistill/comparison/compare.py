@@ -24,6 +24,7 @@ from selfdistill.comparison.matching import MATCH, check_match, check_resampling
 from selfdistill.comparison.page import write_comparison
 from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
+from selfdistill.config.suggest import choices
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
@@ -159,7 +160,7 @@ def find_arm(comparison: Comparison, name: str, option: str) -> Arm:
     for arm in comparison.arms:
         if arm.name == name:
             return arm
-    raise ConfigError(f"{option} {name!r} is no arm; arms: {', '.join(arm.name for arm in comparison.arms)}")
+    raise ConfigError(f"{option} {name!r} is no arm; {choices(name, [arm.name for arm in comparison.arms], 'arms')}")
 
 
 def check_equal_terms(arms: Sequence[Arm]) -> None:

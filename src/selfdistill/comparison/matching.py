@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from selfdistill.comparison.runs import UNITS
 from selfdistill.config.run import ResolvedConfig
+from selfdistill.config.suggest import choices
 from selfdistill.errors import ConfigError
 from selfdistill.training.problem import method_of
 
@@ -23,9 +24,9 @@ def check_match(match: str, split: str) -> None:
         ConfigError: the message names the valid values.
     """
     if match not in UNITS:
-        raise ConfigError(f"--match {match!r} is no budget; choose from {', '.join(UNITS)}")
+        raise ConfigError(f"--match {match!r} is no budget; {choices(match, UNITS, 'choose from')}")
     if split not in SPLITS:
-        raise ConfigError(f"--final-split {split!r} is no split; choose from {', '.join(SPLITS)}")
+        raise ConfigError(f"--final-split {split!r} is no split; {choices(split, SPLITS, 'choose from')}")
     if split == "test" and match in ("tokens", "seconds"):
         raise ConfigError(
             f"--match {match} reads arms at an evaluation in the course of training, and the test split is answered "

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 from pydantic_core import ErrorDetails
 
 from selfdistill.config.sections import Strict
-from selfdistill.config.suggest import near
+from selfdistill.config.suggest import near, nearest_choice
 from selfdistill.errors import ConfigError
 from selfdistill.types import External, Snapshot
 
@@ -82,7 +82,7 @@ def validated(kind: type[Kind], name: str, given: Mapping[str, Any]) -> Kind:
         parts = (entry["loc"][1] for entry in error.errors() if entry["loc"][:1] == first["loc"][:1] != entry["loc"])
         kinds = [repr(part.lower()) for part in dict.fromkeys(parts) if isinstance(part, str) and part in LIGHT]
         tables = f", or a table of kind {' or '.join(kinds)}" if kinds and first["type"] == "literal_error" else ""
-        raise ConfigError(f"{where}: {first['msg']}{tables} (got {first['input']!r})") from error
+        raise ConfigError(f"{where}: {first['msg']}{tables} (got {first['input']!r}){nearest_choice(first)}") from error
 
 
 def check_dual_clip(ratio: str, dual_clip: float | None) -> None:

@@ -35,10 +35,12 @@ from selfdistill.config.sections import (
 )
 from selfdistill.config.signal import SignalConfig
 from selfdistill.config.sources import (
+    FILE_ENDINGS,
     NEITHER,
     Source,
     config_path,
     find_source,
+    nearest_config,
     read_config,
     shipped_configs,
     shipped_models,
@@ -189,6 +191,9 @@ def config_for(
 def _not_found(source: Source) -> str:
     if source.path is not None:
         return f"{source.name} {NEITHER}"
+    # For a path the nearest file is the better hint.
+    if source.name.endswith(FILE_ENDINGS):
+        return f"{source.name!r} not found; {nearest_config(source.name)}"
     hint = near(source.name, [*shipped_configs(), *shipped_models()])
     ways = (
         "give a config, a run folder, a checkpoint, a model directory, a hub id (org/name) or a shipped name "

@@ -6,12 +6,12 @@ import json
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from selfdistill.config.renamed import with_new_names
-from selfdistill.config.suggest import near
 from selfdistill.errors import CheckpointError, ConfigError
 
 FILE_ENDINGS = (".toml", ".json", ".jsonl", ".parquet", ".csv", ".yaml", ".yml", ".txt", ".gz", ".py")
@@ -177,9 +177,22 @@ def config_path(source: Source) -> Path:
         raise ConfigError(f"{source.name} is a model, which has no config")
     if source.path is not None:
         raise ConfigError(f"{source.name} {NEITHER}")
-    known = shipped_configs()
-    hint = f"{near(source.name, known)} shipped: {', '.join(known)}; or give a path to a TOML file".lstrip()
-    raise ConfigError(f"config {source.name!r} not found; {hint}")
+    raise ConfigError(f"config {source.name!r} not found; {nearest_config(source.name)}")
+
+
+def nearest_config(name: str) -> str:
+    """What to give for a config that is not found: for a path the nearest file there, else shipped names."""
+    if "/" in name or name.endswith(FILE_ENDINGS):
+        folder = Path(name).expanduser().parent
+        if not folder.is_dir():
+            return f"there is no folder {folder}"
+        # Endings are all alike, so the names before them are compared.
+        here = {entry.stem: entry for entry in sorted(folder.iterdir()) if entry.suffix in (".toml", ".json")}
+        close = get_close_matches(Path(name).stem, list(here), n=1)
+        return f"did you mean {str(here[close[0]])!r}?" if close else f"there is no such file in {folder.absolute()}"
+    close = get_close_matches(name, shipped_configs(), n=3)
+    nearest = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{nearest}selfdistill configs lists the shipped ones; or give a path to a TOML file"
 
 
 def read_config(name: str) -> dict[str, Any]:

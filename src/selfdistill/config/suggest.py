@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from selfdistill.config.renamed import RENAMED
 
@@ -26,6 +27,12 @@ def near(name: str, known: Iterable[str], where: str = "") -> str:
     """``did you mean 'steps'?``, or nothing if no known name is similar."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {where + close[0]!r}?" if close else ""
+
+
+def choices(name: str, known: Iterable[str], word: str = "known") -> str:
+    """The nearest known name, if one is similar, and all of them: ``did you mean 'test'? known: train, test``."""
+    listed = list(known)
+    return f"{near(name, listed)} {word}: {', '.join(listed)}".lstrip()
 
 
 def suggest(error: ValidationError, model: type[BaseModel]) -> str:
@@ -48,11 +55,21 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
     if kind == "union_tag_not_found":
         return f'{where}: no kind; write for example {where}.kind = "{EXAMPLES[where]}"'
     if kind == "union_tag_invalid":
-        return f"{where}: unknown kind {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}"
+        # Only Python code has a task that is an object.
+        kinds = [word for word in re.findall("'([^']*)'", first["ctx"]["expected_tags"]) if word != "object"]
+        return f"{where}: unknown kind {first['ctx']['tag']!r}; {choices(first['ctx']['tag'], kinds)}"
     # A server's URL may hold a password, and the value may be a long table.
     value, message = LOGIN.sub("", repr(given)), LOGIN.sub("", first["msg"])
     value_note = "" if kind == "missing" else f" (got {value:.80})"
-    return f"{where or 'the config'}: {message[0].lower()}{message[1:]}{value_note}"
+    return f"{where or 'the config'}: {message[0].lower()}{message[1:]}{value_note}{nearest_choice(first)}"
+
+
+def nearest_choice(error: ErrorDetails) -> str:
+    """``; did you mean 'reverse_kl'?`` for a word that is none of those that are allowed; else nothing."""
+    context = error.get("ctx", {})
+    given, expected = context.get("tag", error["input"]), context.get("expected", context.get("expected_tags", ""))
+    hint = near(given, re.findall("'([^']*)'", str(expected))) if isinstance(given, str) else ""
+    return f"; {hint}" if hint else ""
 
 
 def _keys_at(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], list[str]]:

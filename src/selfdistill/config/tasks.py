@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from selfdistill.config.sections import JsonTable, Strict
-from selfdistill.config.suggest import near
+from selfdistill.config.suggest import choices
 from selfdistill.errors import ConfigError
 
 
@@ -338,9 +338,8 @@ def load_preset(source: str) -> Preset:
     shipped = resources.files("selfdistill.tasks") / "presets" / f"{source}.toml"
     path = shipped if "/" not in source and shipped.is_file() else Path(source)
     if not path.is_file():
-        known = shipped_presets()
-        hint = f"{near(source, known)} shipped: {', '.join(known)}; or give a path to a TOML file".lstrip()
-        raise ConfigError(f"preset {source!r} not found; {hint}")
+        hint = choices(source, shipped_presets(), "shipped")
+        raise ConfigError(f"preset {source!r} not found; {hint}; or give a path to a TOML file")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from selfdistill.config.suggest import choices, near
 from selfdistill.errors import ConfigError
 from selfdistill.types import Message, Skipped
 
@@ -118,8 +119,10 @@ def load_templates(source: str | Path) -> dict[str, Template]:
     shipped = resources.files("selfdistill.contexts") / f"{source}.toml"
     path = shipped if shipped.is_file() else Path(source)
     if not path.is_file():
+        known = shipped_contexts()
+        hint = f"{near(str(source), known)} else ".removeprefix(" else ")
         raise ConfigError(
-            f"context file {str(source)!r} not found: give a shipped name ({', '.join(shipped_contexts())}) or a path"
+            f"context file {str(source)!r} not found: {hint}give a shipped name ({', '.join(known)}) or a path"
         )
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -156,7 +159,7 @@ def apply(
         ConfigError: no template of that name.
     """
     if name not in templates:
-        raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
+        raise ConfigError(f"unknown context {name!r}; {choices(name, sorted(templates))}")
     template = templates[name]
     if template.first_of:
         tried = [apply(templates, choice, prompt, fields, other_input=other_input) for choice in template.first_of]

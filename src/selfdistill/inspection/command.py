@@ -11,6 +11,7 @@ from typing import Any
 from selfdistill.config.run import config_for
 from selfdistill.config.sections import SamplingConfig, limits_on
 from selfdistill.config.sources import find_source
+from selfdistill.config.suggest import choices
 from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.contexts.templates import Template, load_templates
 from selfdistill.errors import ConfigError, DataError
@@ -151,8 +152,8 @@ def inspect(
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
     scoring_plan = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     count = sum(len(group.rollouts) for group in groups)
-    roles = ", ".join(scoring_plan.roles)
-    log(f"{counted(count, 'completion')} of {counted(len(groups), 'problem')}, to be scored under {roles}")
+    of = f"{counted(count, 'completion')} of {counted(len(groups), 'problem')}"
+    log(f"{of}, to be scored under {', '.join(scoring_plan.roles)}")
     limits = limits_on(policy.device.type, config.limits)
     findings = inspect_groups(
         policy,
@@ -194,7 +195,7 @@ def _templates(source: str, options: InspectOptions) -> dict[str, Template]:
     templates = load_templates(source)
     for name in options.contexts:
         if name not in templates:
-            raise ConfigError(f"unknown context {name!r}; known: {', '.join(sorted(templates))}")
+            raise ConfigError(f"unknown context {name!r}; {choices(name, sorted(templates))}")
     if options.methods == [] and not (options.built or options.configs or options.contexts):
         raise ConfigError("Nothing to inspect: pass --methods, --config or --contexts.")
     return templates

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
+from selfdistill.config.suggest import choices
 from selfdistill.config.tasks import RowsConfig, SourceConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.files.text import counted, lone_surrogate, plural
@@ -103,7 +104,7 @@ class RowTask(ABC):
             DataError: the split is empty.
         """
         if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+            raise ConfigError(f"unknown split {split!r}; {choices(split, SPLITS)}")
         if not self._examples[split]:
             raise DataError(f"no row of {self._label} is in the {split} split: give it a file or a larger share")
         return self._examples[split]

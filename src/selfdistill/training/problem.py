@@ -217,7 +217,9 @@ def reward_warnings(task: Task, method: Method, templates: Mapping[str, Template
         for field in may_show(templates, role.context)
         if "sibling" in field or field in ("verdict", "wrong_answer")
     }
-    functions = " + ".join(f"{w:g} × {name}" for w, name in zip(task.weights, task.names, strict=True))
+    # A weight of 1 says nothing.
+    terms = zip(task.weights, task.names, strict=True)
+    functions = " + ".join(name if weight == 1 else f"{weight:g} × {name}" for weight, name in terms)
     warnings = [f"a completion is right {task.right}" + (f"; the reward is {functions}" if functions else "")]
     if verdict_fields:
         fields = ", ".join(f"${name}" for name in sorted(verdict_fields))

@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import combinations_with_replacement
 
+from selfdistill.config.suggest import choices
 from selfdistill.config.tasks import CountdownConfig
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError
@@ -136,14 +137,14 @@ class CountdownTask:
         self.config = config or CountdownConfig()
         self.seed = seed
         if self.config.difficulty not in DIFFICULTIES:
-            names = ", ".join(DIFFICULTIES)
-            raise ConfigError(f"unknown countdown difficulty {self.config.difficulty!r}; known: {names}")
+            level = self.config.difficulty
+            raise ConfigError(f"unknown countdown difficulty {level!r}; {choices(level, DIFFICULTIES)}")
         self._examples: dict[str, tuple[Example, ...]] = {}
 
     def examples(self, split: str) -> Sequence[Example]:
         """Examples of ``"train"``, ``"validation"`` or ``"test"``, always the same in the same order."""
         if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+            raise ConfigError(f"unknown split {split!r}; {choices(split, SPLITS)}")
         if split not in self._examples:
             self._examples[split] = tuple(self._draw(split))
         return self._examples[split]

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Sequence
 
+from selfdistill.config.suggest import choices
 from selfdistill.config.tasks import ReasoningGymConfig
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError
@@ -75,7 +76,7 @@ class ReasoningGymTask:
             UserError: a generator raises or takes too long, or has no question for the split.
         """
         if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+            raise ConfigError(f"unknown split {split!r}; {choices(split, SPLITS)}")
         wanted: int = getattr(self.config, split)
         # One stream fills all splits, so that a split does not depend on which of them is asked for first.
         while len(self._drawn[split]) < wanted and self._unexhausted():

@@ -14,6 +14,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from selfdistill.config.suggest import choices
 from selfdistill.config.tasks import ToolboxConfig
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError
@@ -123,7 +124,7 @@ class ToolboxTask:
     def examples(self, split: str) -> Sequence[Example]:
         """Examples of ``"train"``, ``"validation"`` or ``"test"``, always the same in the same order."""
         if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+            raise ConfigError(f"unknown split {split!r}; {choices(split, SPLITS)}")
         if split not in self._examples:
             self._examples[split] = tuple(self._draw(split))
         return self._examples[split]
