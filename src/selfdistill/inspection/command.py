@@ -151,9 +151,8 @@ def inspect(
     else:
         groups, unused = _sampled(config.sampling, judge, options, chat, policy)
     scoring_plan = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
-    count = sum(len(group.rollouts) for group in groups)
-    of = f"{counted(count, 'completion')} of {counted(len(groups), 'problem')}"
-    log(f"{of}, to be scored under {', '.join(scoring_plan.roles)}")
+    completions = counted(sum(len(group.rollouts) for group in groups), "completion")
+    log(f"{completions} of {counted(len(groups), 'problem')}, to be scored under {', '.join(scoring_plan.roles)}")
     limits = limits_on(policy.device.type, config.limits)
     findings = inspect_groups(
         policy,
