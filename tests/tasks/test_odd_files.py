@@ -15,7 +15,7 @@ import pytest
 
 from selfdistill.config.run import parse_config
 from selfdistill.config.tasks import MathConfig
-from selfdistill.errors import UserError
+from selfdistill.errors import DataError, UserError
 from selfdistill.tasks.check import check_data
 from selfdistill.tasks.data import read_rows
 from selfdistill.tasks.math.task import MathTask
@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "utf16.jsonl": (LINES.encode("utf-16"), "not UTF-8"),
     "nothing.jsonl.gz": (gzip.compress(b""), "holds no rows"),
     "zero bytes.jsonl.gz": (b"", "holds no rows"),
-    "no gzip.jsonl.gz": (LINES.encode(), "cannot be read"),
+    "no gzip.jsonl.gz": (LINES.encode(), "seems to be JSON, and its name says .gz"),
     "torn.jsonl.gz": (gzip.compress(LINES.encode())[:-9], "cannot be read"),
     "torn.json": (json.dumps(GOOD)[:-5].encode(), "no JSON array"),
     "numbers.json": (b"[1, 2]", "must be a JSON object"),
@@ -85,9 +85,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "doubled.csv": (b"question,question,answer\na,b,c\n", "a column twice"),
     "quote.csv": ((CSV + '"open,1\n').encode(), "no CSV table"),
     "head.csv": (b"question,answer\n", "holds no rows"),
-    "text.parquet": (LINES.encode(), "not valid Parquet"),
+    "text.parquet": (LINES.encode(), "seems to be JSON, and its name says .parquet"),
     "body.parquet": (broken_body(), "not valid Parquet"),
-    "table.jsonl": (parquet(GOOD), "not UTF-8"),
+    "table.jsonl": (parquet(GOOD), "seems to be Parquet"),
 }
 
 
@@ -193,3 +193,40 @@ def test_nulls_that_a_table_adds_to_structs_are_no_values(tmp_path: Path) -> Non
     path.write_bytes(parquet([{"calls": [call], "note": None} for call in calls]))
     assert [row.values["calls"] for row in read_rows(path)] == [[call] for call in calls]
     assert read_rows(path)[0].values["note"] is None
+
+
+ROW = '{"prompt": "1 + 1?", "completion": "2"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.jsonl", "prompt,completion\n1 + 1?,2\n", "seems to be a table, and its name says .jsonl"),
+        ("a.jsonl", "prompt\tcompletion\n1 + 1?\t2\n", "seems to be a table"),
+        ("a.json", "prompt,completion\n1 + 1?,2\n", "a comma-separated one is read as a.csv"),
+        ("a.csv", ROW, "seems to be JSON, and its name says .csv: rename it to a.jsonl"),
+        ("a.parquet", ROW, "seems to be JSON, and its name says .parquet"),
+        ("a.jsonl.gz", ROW, "seems to be JSON, and its name says .gz"),
+        ("a.jsonl", "<!DOCTYPE html><html></html>", "seems to be a page of HTML or XML"),
+        ("a.jsonl", b"PAR1 and more", "seems to be Parquet, which its name does not say: rename it to a.parquet"),
+        ("a.json", b"PAR1 and more", "seems to be Parquet"),
+        ("a.csv", b"\x1f\x8b\x08 and more", "seems to be gzip, which its name does not say: rename it to a.jsonl.gz"),
+        ("a.jsonl", b"PK\x03\x04 and more", "seems to be a zip archive"),
+    ],
+)
+def test_a_file_of_another_form_than_its_name_says_is_one_sentence(
+    name: str, content: str | bytes, sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as refused:
+        read_rows(path)
+    assert str(refused.value).startswith(f"data file {path} ")
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("text", [f"[{ROW}, {ROW}]", f"[\n  {ROW},\n  {ROW}\n]\n", f"\n[ {ROW},\n{ROW}]"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_an_array_is_read_under_the_name_of_json_lines_too(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [row.values["completion"] for row in read_rows(tmp_path / name)] == ["2", "2"]

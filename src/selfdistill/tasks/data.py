@@ -13,21 +13,20 @@ A column or path that ends in ``?`` may be absent or null: the row then lacks th
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import json
 import math
 import string
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from selfdistill.config.tasks import SourceConfig
 from selfdistill.errors import DataError, first_line
+from selfdistill.tasks.file_forms import check_form, holds_array, text_of
 
 FieldMapping = Mapping[str, str]
 """Field name → source (a column, a dotted path or a ``$`` template)."""
@@ -147,8 +146,12 @@ def _stored_rows(source: SourceConfig) -> Iterator[Row | Rejected]:
             raise DataError(
                 f"data file {path} is read in no way: save it as .jsonl, .jsonl.gz, .json, .csv or .parquet"
             )
-        readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".json": _json_rows}
-        return readers.get(path.suffix.lower(), _jsonl_rows)(path)
+        readers = {".parquet": _parquet_rows, ".csv": _csv_rows}
+        check_form(path, begin)
+        suffix = path.suffix.lower()
+        # An array is read under any name, and so are JSON lines.
+        is_array = suffix == ".json" or (suffix in (".jsonl", ".gz") and holds_array(path))
+        return readers.get(suffix, _json_rows if is_array else _jsonl_rows)(path)
     if path.is_dir() or source.split is not None:
         return _dataset_rows(source)
     hint = "" if path.suffix else '; a data set of the hub needs its split: path = { path = "…", split = "train" }'
@@ -224,25 +227,8 @@ def _position(prompt: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _text_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, decompressed if its name ends in ``.gz``.
-
-    Raises:
-        DataError: the file is not UTF-8 text, or not a complete gzip file.
-    """
-    # utf-8-sig: tables saved on Windows begin with a byte-order mark, which is not JSON.
-    opener: Callable[..., IO[str]] = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        raise DataError(f"data file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except (EOFError, zlib.error, OSError) as error:
-        raise DataError(f"data file {path} cannot be read: {first_line(error)}") from error
-
-
 def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
-    for line, text in enumerate(_text_of(path), start=1):
+    for line, text in enumerate(text_of(path), start=1):
         if text.strip():
             values = _parse(text)
             yield Rejected(line, values, str(path)) if isinstance(values, str) else Row(line, values, str(path))
@@ -250,7 +236,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
 
 def _json_rows(path: Path) -> Iterator[Row | Rejected]:
     """The objects of one JSON array, numbered from 1, or of JSON lines under another name."""
-    text = "".join(_text_of(path))
+    text = "".join(text_of(path))
     if not text.lstrip().startswith("["):
         yield from _jsonl_rows(path)
         return
@@ -267,7 +253,7 @@ def _json_rows(path: Path) -> Iterator[Row | Rejected]:
 
 def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
     """The rows of a table whose first line names the columns. Every value is text. A row's line is its last line."""
-    reader = csv.reader(_text_of(path), strict=True)
+    reader = csv.reader(text_of(path), strict=True)
     try:
         names = next(reader, [])
         if len(set(names)) < len(names):
