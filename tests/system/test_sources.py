@@ -259,7 +259,7 @@ def test_data_check_reads_the_rows_of_a_config(folders: Path, capsys: pytest.Cap
         (["countdown-grpo"], "task 'countdown' makes its own problems, so there are no rows to check"),
         ([], "name the rows to check with --path, as in"),
         (["rows.jsonl", "--path", "rows.json"], "leave one of them out"),
-        (["nowhere.toml"], "'nowhere.toml' not found; give a config"),
+        (["nowhere.toml"], "'nowhere.toml' not found; there is no such file in "),
         (["mine.toml", "--split", "train"], "choose among the rows of --path"),
     ):
         with pytest.raises(SystemExit):
