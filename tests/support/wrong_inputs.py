@@ -408,7 +408,7 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
     ),
     "data as a page of a web server": (
         data("<!doctype html>\n<html></html>\n"),
-        "malformed JSON (Expecting value at column 1)",
+        "seems to be a page of HTML or XML",
     ),
     "data of blank lines": (data("\n\n\n"), "data file rows.jsonl holds no rows"),
     "data of one object": (data(json.dumps({"rows": [1]}, indent=1)), "a row must be a JSON object, this is a number"),
