@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from selfdistill.cli.app import main
-from selfdistill.comparison.arms import ArmPlan, parse_seeds, parse_sweep, plan_arms
+from selfdistill.comparison.arms import ArmPlan, plan_arms
 from selfdistill.comparison.compare import Comparison, plan
+from selfdistill.comparison.options import parse_seeds, parse_sweep
 from selfdistill.comparison.runs import last_line
 from selfdistill.errors import ConfigError
 from selfdistill.methods import build_method

@@ -11,8 +11,9 @@ import pytest
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.compare import plan, run_comparison, write_results
 from selfdistill.comparison.headline import headline
-from selfdistill.comparison.matching import check_match, check_resampling, matched_steps
+from selfdistill.comparison.matching import check_resampling, matched_steps
 from selfdistill.comparison.notes import notes
+from selfdistill.comparison.options import check_match
 from selfdistill.comparison.page import render_comparison
 from selfdistill.comparison.tables import closing, markdown
 from selfdistill.distributed.signals import StopRequest

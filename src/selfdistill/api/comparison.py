@@ -12,7 +12,7 @@ from rich.console import Console
 from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, as_sweeps, check_counts, load_config
 from selfdistill.api.training import stopping
 from selfdistill.comparison.compare import find_arm, plan, run_comparison, write_results
-from selfdistill.comparison.matching import MATCH
+from selfdistill.comparison.options import MATCH
 from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import write_json
 from selfdistill.tracking.progress import Progress

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 from selfdistill.cli.terminal import echo, echo_json
-from selfdistill.comparison.arms import describe_plan, parse_seeds
+from selfdistill.comparison.arms import describe_plan
 from selfdistill.comparison.compare import Comparison, find_arm, plan, report_plan, run_comparison, write_results
+from selfdistill.comparison.options import parse_seeds
 from selfdistill.comparison.tables import closing
 from selfdistill.distributed.signals import stop_on_signals
 from selfdistill.tracking.progress import Progress

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfdistill.comparison.options import parse_sweep, sweep_label
 from selfdistill.config.run import apply_overrides, load_config
 from selfdistill.config.sources import find_source, read_config
 from selfdistill.errors import ConfigError
@@ -46,36 +47,11 @@ def plan_arms(
         if any(override.partition("=")[0].strip() == settings[0].partition("=")[0] for override in overrides):
             raise ConfigError(f"--sweep {sweep}: --set gives the same key to all arms; leave one of the two out")
         arms = [
-            ArmPlan(f"{arm.name}-{_label(setting)}", arm.source, (*arm.settings, setting))
+            ArmPlan(f"{arm.name}-{sweep_label(setting)}", arm.source, (*arm.settings, setting))
             for arm in arms
             for setting in settings
         ]
     return arms
-
-
-def parse_sweep(text: str) -> list[str]:
-    """Return the settings of a sweep: ``method.gate_ratio=0.9,0.95`` is ``method.gate_ratio=0.9`` and one more.
-
-    Raises:
-        ConfigError: there is no key, there are fewer than two values, one stands twice, or one contains a comma.
-    """
-    key, _, given = (part.strip() for part in text.partition("="))
-    values = [value.strip() for value in given.split(",")]
-    if not key or len(values) < 2 or not all(values):
-        raise ConfigError(
-            f"--sweep {text!r}: write a key and two values or more, such as --sweep method.gate_ratio=0.90,0.93,0.95"
-        )
-    if any(value.count(opening) != value.count(closing) for value in values for opening, closing in ("[]", "{}")):
-        raise ConfigError(f"--sweep {text!r}: a value cannot contain a comma; write a config for each arm")
-    if len(set(values)) < len(values):
-        raise ConfigError(f"--sweep {text!r} names a value twice")
-    return [f"{key}={value}" for value in values]
-
-
-def _label(setting: str) -> str:
-    """Return the part of an arm's name, which is a folder's, that a setting of a sweep adds."""
-    key, _, value = setting.partition("=")
-    return f"{key.rpartition('.')[2]}-{''.join(sign if sign.isalnum() or sign in '.+-_' else '_' for sign in value)}"
 
 
 def _of_methods(sources: Sequence[str], methods: Sequence[str], overrides: Sequence[str]) -> list[ArmPlan]:
@@ -99,27 +75,6 @@ def _of_methods(sources: Sequence[str], methods: Sequence[str], overrides: Seque
             arm = f"{label}-{method.rpartition(':')[2]}"
             arms.append(ArmPlan(arm, name, (*([] if method == own else [f'method="{method}"']), *shared)))
     return arms
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Parse a number of seeds (``3`` is 0, 1 and 2) or a list of seeds (``0,5,7``); ``5,`` is the seed 5 alone.
-
-    Raises:
-        ConfigError: an entry is not a whole number, a seed is repeated, or there is none.
-    """
-    words = [word.strip() for word in text.removesuffix(",").split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise ConfigError(
-            f"--seeds {text!r}: write whole numbers and commas, for example --seeds 0,1,2, or how many, as in --seeds 3"
-        )
-    seeds = [int(word) for word in words]
-    if "," not in text:
-        if not seeds[0]:
-            raise ConfigError(f"--seeds {text!r} is no seed at all; the seed 0 alone is --seeds 1")
-        return list(range(seeds[0]))
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit adds nothing")
-    return seeds
 
 
 def differences(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

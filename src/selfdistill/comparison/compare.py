@@ -20,7 +20,8 @@ from typing import Any
 from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.arms import ArmPlan, differences, plan_arms
 from selfdistill.comparison.completions import side_by_side
-from selfdistill.comparison.matching import MATCH, check_match, check_resampling, matched_steps
+from selfdistill.comparison.matching import check_resampling, matched_steps
+from selfdistill.comparison.options import MATCH, check_match
 from selfdistill.comparison.page import write_comparison
 from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config

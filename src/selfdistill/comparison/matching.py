@@ -4,34 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfdistill.comparison.runs import UNITS
 from selfdistill.config.run import ResolvedConfig
-from selfdistill.config.suggest import choices
 from selfdistill.errors import ConfigError
 from selfdistill.training.problem import method_of
-
-MATCH = "completions"
-"""The default. Every sampled completion counts, whichever role it is sampled from."""
-
-SPLITS = ("validation", "test")
-"""Splits that final figures may come from."""
-
-
-def check_match(match: str, split: str) -> None:
-    """Refuse an unknown unit, an unknown split, and a unit and a split that exclude each other.
-
-    Raises:
-        ConfigError: the message names the valid values.
-    """
-    if match not in UNITS:
-        raise ConfigError(f"--match {match!r} is no budget; {choices(match, UNITS, 'choose from')}")
-    if split not in SPLITS:
-        raise ConfigError(f"--final-split {split!r} is no split; {choices(split, SPLITS, 'choose from')}")
-    if split == "test" and match in ("tokens", "seconds"):
-        raise ConfigError(
-            f"--match {match} reads arms at an evaluation in the course of training, and the test split is answered "
-            "only at its end: use --match completions, --match steps or --final-split validation"
-        )
 
 
 def check_resampling(configs: Sequence[ResolvedConfig], match: str, split: str) -> None:

@@ -15,7 +15,8 @@ from selfdistill.tracking.progress import Progress
 from selfdistill.tracking.trackers import require
 from selfdistill.training.banner import banner, describe_role, warnings
 from selfdistill.training.build import Parts, assemble
-from selfdistill.training.opening import check_steps, holds_run, state_to_resume
+from selfdistill.training.opening import check_steps, state_to_resume
+from selfdistill.training.place import holds_run
 from selfdistill.types import STUDENT, Skipped, Task
 
 

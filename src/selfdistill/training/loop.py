@@ -32,7 +32,8 @@ from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
 from selfdistill.training.metrics import callback_record, rollout_lines, step_line
-from selfdistill.training.opening import Hold, check_steps, holds_run, mend_best, state_to_resume
+from selfdistill.training.opening import Hold, check_steps, mend_best, state_to_resume
+from selfdistill.training.place import holds_run
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord, Task

@@ -17,7 +17,7 @@ from selfdistill.config.run import ResolvedConfig, lasting
 from selfdistill.config.suggest import suggest
 from selfdistill.distributed.world import World
 from selfdistill.errors import CheckpointError
-from selfdistill.files.disk import check_name, lock_folder, report_disk_errors
+from selfdistill.files.disk import lock_folder, report_disk_errors
 from selfdistill.files.jsonl import JsonLines
 from selfdistill.tasks.turns import is_replayable
 from selfdistill.training.atomic import checkpoint_path, checkpoints, corruption, latest_valid
@@ -53,25 +53,6 @@ class Hold:
         if self._end is not None:
             self._end()
             self._end = None
-
-
-def holds_run(folder: Path, *, resume: bool) -> bool:
-    """Whether a folder holds a run to resume. Files of a run that ended before it wrote its config do not count.
-
-    Raises:
-        CheckpointError: it holds a run and ``resume`` is not set, it holds other files, or it cannot be read.
-    """
-    with report_disk_errors(folder):
-        check_name(folder)
-        exists = (folder / "config.json").exists() or any((folder / "checkpoints").glob("step-*"))
-        if exists and not resume:
-            raise CheckpointError(f"{folder} holds another run: choose another --out, or continue it with --resume")
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if "checkpoints" in names and not any((folder / "checkpoints").iterdir()):
-            names.remove("checkpoints")
-        if not exists and names - {"config.json.tmp"}:
-            raise CheckpointError(f"{folder} is not empty and holds no run: choose another --out")
-    return exists
 
 
 def stored_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:

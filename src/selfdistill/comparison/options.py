@@ -1,0 +1,76 @@
+"""The options of a comparison, read and checked. Imports nothing heavy: a mistake is reported at once."""
+
+from __future__ import annotations
+
+from selfdistill.comparison.runs import UNITS
+from selfdistill.config.suggest import choices
+from selfdistill.errors import ConfigError
+
+MATCH = "completions"
+"""The default. Every sampled completion counts, whichever role it is sampled from."""
+
+SPLITS = ("validation", "test")
+"""Splits that final figures may come from."""
+
+
+def check_match(match: str, split: str) -> None:
+    """Refuse an unknown unit, an unknown split, and a unit and a split that exclude each other.
+
+    Raises:
+        ConfigError: the message names the valid values.
+    """
+    if match not in UNITS:
+        raise ConfigError(f"--match {match!r} is no budget; {choices(match, UNITS, 'choose from')}")
+    if split not in SPLITS:
+        raise ConfigError(f"--final-split {split!r} is no split; {choices(split, SPLITS, 'choose from')}")
+    if split == "test" and match in ("tokens", "seconds"):
+        raise ConfigError(
+            f"--match {match} reads arms at an evaluation in the course of training, and the test split is answered "
+            "only at its end: use --match completions, --match steps or --final-split validation"
+        )
+
+
+def parse_sweep(text: str) -> list[str]:
+    """Return the settings of a sweep: ``method.gate_ratio=0.9,0.95`` is ``method.gate_ratio=0.9`` and one more.
+
+    Raises:
+        ConfigError: there is no key, there are fewer than two values, one stands twice, or one contains a comma.
+    """
+    key, _, given = (part.strip() for part in text.partition("="))
+    values = [value.strip() for value in given.split(",")]
+    if not key or len(values) < 2 or not all(values):
+        raise ConfigError(
+            f"--sweep {text!r}: write a key and two values or more, such as --sweep method.gate_ratio=0.90,0.93,0.95"
+        )
+    if any(value.count(opening) != value.count(closing) for value in values for opening, closing in ("[]", "{}")):
+        raise ConfigError(f"--sweep {text!r}: a value cannot contain a comma; write a config for each arm")
+    if len(set(values)) < len(values):
+        raise ConfigError(f"--sweep {text!r} names a value twice")
+    return [f"{key}={value}" for value in values]
+
+
+def sweep_label(setting: str) -> str:
+    """Return the part of an arm's name, which is a folder's, that a setting of a sweep adds."""
+    key, _, value = setting.partition("=")
+    return f"{key.rpartition('.')[2]}-{''.join(sign if sign.isalnum() or sign in '.+-_' else '_' for sign in value)}"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse a number of seeds (``3`` is 0, 1 and 2) or a list of seeds (``0,5,7``); ``5,`` is the seed 5 alone.
+
+    Raises:
+        ConfigError: an entry is not a whole number, a seed is repeated, or there is none.
+    """
+    words = [word.strip() for word in text.removesuffix(",").split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ConfigError(
+            f"--seeds {text!r}: write whole numbers and commas, for example --seeds 0,1,2, or how many, as in --seeds 3"
+        )
+    seeds = [int(word) for word in words]
+    if "," not in text:
+        if not seeds[0]:
+            raise ConfigError(f"--seeds {text!r} is no seed at all; the seed 0 alone is --seeds 1")
+        return list(range(seeds[0]))
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit adds nothing")
+    return seeds
