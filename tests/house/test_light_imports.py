@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,61 @@ print("loaded:", *sys.modules)
     modules = run_python("-c", code).split()
     assert "selfdistill.config.run" in modules
     assert not HEAVY & set(modules)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("train countdown-grpo --out file", "file: it is or lies below a file"),
+        ("train countdown-grpo --out full", "full is not empty and holds no run"),
+        ("train countdown-grpo --launch 2 --out full", "full is not empty and holds no run"),
+        ("train countdown-grpo --set reward=nomodule:f", "module 'nomodule' cannot be imported"),
+        ("train countdown-grpo --set reward=json:nothing", "module 'json' has no function 'nothing'"),
+        ("train countdown-grpo --set reward=json", "must be written 'package.module:function'"),
+        ("evaluate countdown-grpo --set reward=nomodule:f", "module 'nomodule' cannot be imported"),
+        ("teachers countdown-opsd --set reward=nomodule:f", "module 'nomodule' cannot be imported"),
+        ("train countdown-grpo --set contexts=nothing", "context file 'nothing' not found"),
+        ("train countdown-grpo --set sampler.kind=server --set sampler.urls=['http://127.0.0.1:9']", "does not answer"),
+        (
+            "train countdown-grpo --set reward.judge.model=m --set reward.judge.url=http://127.0.0.1:9",
+            "does not answer",
+        ),
+        ("compare countdown-grpo --methods grpo,grpo --out new", "--methods grpo,grpo names a method twice"),
+        ("compare countdown-grpo countdown-grpo --out new", "two arms are named 'countdown-grpo'"),
+        ("compare countdown-grpo --baseline no --out new", "--baseline 'no' is no arm; arms: countdown-grpo"),
+        (
+            "compare countdown-grpo --methods grpo,opsd --main grpo --out new",
+            "--main 'grpo' is no arm; arms: countdown-grpo-grpo, countdown-grpo-opsd",
+        ),
+        ("compare countdown-grpo --match words --out new", "--match 'words' is no budget"),
+        ("compare countdown-grpo --final-split dev --out new", "--final-split 'dev' is no split"),
+        ("compare countdown-grpo --seeds 1,1 --out new", "--seeds '1,1' names a seed twice"),
+        ("compare countdown-grpo --seeds one --out new", "--seeds 'one': write whole numbers"),
+        ("compare countdown-grpo --sweep seed --out new", "--sweep 'seed': write a key and two values"),
+        ("compare countdown-grpo --out file", "file is a file: choose another --out"),
+        ("compare countdown-grpo --set reward=nomodule:f --out new", "module 'nomodule' cannot be imported"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_reported_before_torch(command: str, sentence: str, tmp_path: Path) -> None:
+    """One sentence, exit code 2, and nothing is written."""
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").touch()
+    code = f"""
+import os, sys
+os.chdir({str(tmp_path)!r})
+from selfdistill.cli.app import main
+try:
+    main({command.split()!r})
+except SystemExit as end:
+    assert end.code == 2, end.code
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("selfdistill: ") and sentence in line
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "notes"]
 
 
 def test_help_is_shown() -> None:

@@ -15,7 +15,7 @@ from selfdistill.config.sampler import ServerConfig, VLLMConfig
 from selfdistill.errors import CheckpointError, ConfigError, SamplerError, TrainingError
 from selfdistill.models.policy import load_policy
 from selfdistill.sampling.build import build_engine
-from selfdistill.sampling.server import await_servers
+from selfdistill.sampling.probe import check_servers
 from selfdistill.training.build import assemble
 from support.fake_vllm import FakeVLLM, serving
 from support.ranks import WholeRun, run_cases
@@ -61,7 +61,7 @@ def test_a_password_in_a_servers_address_is_used_and_never_told(
     run.train()
     assert run.config.sampler.urls == [told]  # type: ignore[union-attr]
     fake.url = fake.url.replace("7@", "8@")
-    with pytest.raises(SamplerError, match=f"{told} refuses") as refused:
+    with pytest.raises(SamplerError, match=f"{told} wants a login") as refused:
         train(served(model, fake, "grpo", "steps=2"), tmp_path / "run", resume=True)
     with pytest.raises(ConfigError) as wrong:
         parse_config({"method": "grpo", "sampler": {"kind": "server", "urls": ["ftp://me:s%40cret@host"]}}, "a test")
@@ -264,18 +264,17 @@ def test_a_dead_server_is_noticed_before_the_model_is_loaded(
 ) -> None:
     """Port 9 of this machine has no server; the model would be loaded by what the test takes away."""
     monkeypatch.setattr("selfdistill.training.build.build_models", None)
-    dead = ("sampler.kind=server", "sampler.urls=['http://127.0.0.1:9']", "sampler.wait=0.0", "sampler.retries=1")
-    said: list[str] = []
+    dead = ("sampler.kind=server", "sampler.urls=['http://127.0.0.1:9']")
     with pytest.raises(SamplerError, match=r"^sampler http://127\.0\.0\.1:9: does not answer .*: start the servers"):
-        assemble(tiny_run(model, "grpo", *dead), folder=tmp_path, log=said.append)
-    assert [line.split(":")[0] for line in said] == ["sampler http", "no sampler server answers"]
+        assemble(tiny_run(model, "grpo", *dead), folder=tmp_path)
     # A method that samples nothing asks no server.
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         assemble(tiny_run(model, "sft", *dead), folder=tmp_path)
 
 
-def test_any_answer_of_one_server_is_enough(fake: FakeVLLM) -> None:
-    urls = ["http://127.0.0.1:9", fake.url]
+def test_one_server_that_answers_is_enough(fake: FakeVLLM) -> None:
     said: list[str] = []
-    await_servers(ServerConfig(kind="server", urls=urls, retries=0), said.append)
-    assert fake.calls == ["/v1/models"] and said == []
+    config = ServerConfig(kind="server", urls=["http://127.0.0.1:9", fake.url])
+    check_servers(config, lora=False, max_tokens=8, log=said.append)
+    [line] = said
+    assert line.startswith("sampler http://127.0.0.1:9: does not answer") and line.endswith("once it answers")

@@ -14,6 +14,8 @@ class FakeJudge(FakeVLLM):
     def __init__(self, reply: Callable[[str], str]) -> None:
         super().__init__()
         self.reply = reply
+        self.models = ["m"]
+        """The models that it lists."""
         self.failures: list[tuple[int, Any] | None] = []
         """Status and body of the next answers; None breaks the connection off."""
 
@@ -24,6 +26,8 @@ class FakeJudge(FakeVLLM):
 
     def answer(self, verb: str, path: str, body: Mapping[str, Any]) -> tuple[int, Any] | None:
         """Status and body; None breaks the connection off."""
+        if path == "/v1/models":
+            return 200, {"data": [{"id": name} for name in self.models]}
         with self.lock:
             self.calls.append(path)
             self.bodies.append(body)

@@ -60,6 +60,8 @@ class FakeVLLM:
         """Status and body; None breaks the connection off."""
         place = urlsplit(path).path
         self.calls.append(path)
+        if verb == "GET" and place in POST_ONLY and place not in self.missing:
+            return 405, {"detail": "Method Not Allowed"}
         if place in self.pages:
             return 200, self.pages[place]
         if place in self.missing:
@@ -123,6 +125,16 @@ class FakeVLLM:
         return 200, {"choices": [choice]}
 
 
+POST_ONLY = {
+    "/update_weight_version",
+    "/collective_rpc",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/sleep",
+    "/wake_up",
+    "/inference/v1/generate",
+}
+"""Endpoints that answer a GET with 405, as vLLM's web framework does."""
 LOADING = threading.Lock()
 """transformers loads one model at a time: it sets the whole process's default device meanwhile."""
 

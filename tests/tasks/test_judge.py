@@ -354,6 +354,37 @@ def test_an_endpoint_that_does_not_answer_is_noticed_at_the_start(folder: Path, 
     assert not (tmp_path / "dead").exists()
 
 
+@pytest.mark.parametrize(
+    ("at", "failure", "sentence"),
+    [
+        (
+            "",
+            None,
+            "has no /chat/completions (404): give the base address of an OpenAI-compatible endpoint, as in URL/v1",
+        ),
+        ("/v1", (404, {"error": {"message": "no model m"}}), 'does not know the model \'m\' ({"error": {"message": '),
+        (
+            "/v1",
+            (401, {"error": "who?"}),
+            "wants a login or another key (401 at URL/v1/chat/completions): name the env",
+        ),
+        (
+            "/v1",
+            (200, "<html>a proxy</html>"),
+            "answers with a web page at URL/v1/chat/completions (200), not as an end",
+        ),
+    ],
+    ids=["no endpoint", "no model", "no key", "a page"],
+)
+def test_what_is_no_judge_is_told_before_a_question_is_asked(at: str, failure: Any, sentence: str) -> None:
+    fake = FakeJudge(lambda question: pytest.fail(question))
+    fake.models = ["other"]
+    fake.failures = [failure] if failure else []
+    with serving(fake) as [url], pytest.raises(UserError) as error:
+        Endpoint(JudgeConfig(url=f"{url}{at}", model="m")).probe()
+    assert str(error.value).replace(url, "URL").startswith(f"judge URL{at}: {sentence}")
+
+
 def test_failures_are_shown_while_a_run_goes_on(folder: Path, tmp_path: Path) -> None:
     fake = FakeJudge(lambda question: "no idea")
     with serving(fake) as [url]:

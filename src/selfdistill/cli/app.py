@@ -159,13 +159,15 @@ def compare(
     given = [*(f"method={name}" for name in names[:1]), *(set_ or [])]
     for config in configs:
         check_early(config, None, given, command="compare", with_method=True, methods=names)
+    from selfdistill.cli.early import check_comparison
+
+    terms: dict[str, Any] = {"seeds": seeds, "match": match, "split": final_split, "baseline": baseline, "main": main}
+    terms |= {"methods": names, "sweeps": sweep or [], "folder": out}
+    check_comparison(configs, set_ or [], **terms)
     quiet()
     from selfdistill.cli.compare import compare_arms, describe_arms, plan_comparison
 
-    terms = {"seeds": seeds, "match": match, "split": final_split}
-    comparison = plan_comparison(
-        configs, set_ or [], methods=names, sweeps=sweep or [], baseline=baseline, main=main, folder=out, **terms
-    )
+    comparison = plan_comparison(configs, set_ or [], **terms)
     if dry_run:
         describe_arms(comparison, json=json)
     else:

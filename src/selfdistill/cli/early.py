@@ -1,16 +1,40 @@
-"""Read the rows of a run, and refuse what they cannot be used for, before torch is imported, which takes seconds."""
+"""Checks of a command before torch is imported, which takes seconds: folders, rows, rewards, addresses, arms."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from selfdistill.cli.terminal import announce
-from selfdistill.config.hyperparameters import NEED_REWARDS, default_of
-from selfdistill.config.run import RunConfig
+from selfdistill.comparison.options import arm_names, check_arm, check_folder, check_match, parse_seeds
+from selfdistill.config.hyperparameters import METHOD_KEYS, NEED_REWARDS, OFF_POLICY, default_of
+from selfdistill.config.run import RunConfig, load_config
+from selfdistill.config.sampler import ServerConfig
+from selfdistill.config.sources import find_source
 from selfdistill.config.tasks import RowsConfig
 from selfdistill.contexts.fields import example_fields, missing_column, missing_in_data, no_rewards, reference_text
 from selfdistill.contexts.templates import HINDSIGHT, apply, load_templates
 from selfdistill.errors import ConfigError, DataError
+from selfdistill.files.disk import check_place
 from selfdistill.tasks.build import build_task
+from selfdistill.training.place import holds_run
 from selfdistill.types import Message, Skipped, Task
+
+
+def check_run(config: RunConfig, folder: Path, *, resume: bool) -> Task | None:
+    """Check what a training run needs besides its config: its folder, its rewards, its rows and its servers.
+
+    Returns the task if it could be read here, see :func:`read_task`.
+
+    Raises:
+        UserError: the folder holds something else, or rows, a function or an address cannot be used.
+    """
+    check_place(folder)
+    holds_run(folder, resume=resume)
+    check_sources(config)
+    task = read_task(config)
+    check_sampler(config)
+    return task
 
 
 def read_task(config: RunConfig) -> Task | None:
@@ -37,3 +61,72 @@ def read_task(config: RunConfig) -> Task | None:
         if isinstance(rendered, Skipped):
             raise DataError(missing_in_data(rendered, example))
     return task
+
+
+def check_sources(config: RunConfig, *, judge: bool = True) -> None:
+    """Check that a config's context file and reward functions load, and that its judge answers.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    if config.contexts is not None:
+        load_templates(config.contexts)
+    if config.reward is None:
+        return
+    from selfdistill.tasks.endpoint import Endpoint
+    from selfdistill.tasks.reward import parse_reward
+
+    parse_reward(config.reward)
+    if judge and config.reward.judge is not None:
+        Endpoint(config.reward.judge).probe()
+
+
+def check_sampler(config: RunConfig) -> None:
+    """Check that the servers of a config can sample for it.
+
+    Raises:
+        SamplerError: none answers, or one is no vLLM server that has what the run needs.
+    """
+    # Whether a class of the user's own samples is known once it is built, and its servers are asked then.
+    name = str(config.method["name"])
+    if isinstance(config.sampler, ServerConfig) and name in METHOD_KEYS and name not in OFF_POLICY:
+        from selfdistill.sampling.probe import check_servers
+
+        lora, longest = config.model.lora is not None, config.sampling.max_tokens
+        # A warning is logged when the run is built, which asks again.
+        check_servers(config.sampler, lora=lora, max_tokens=longest, log=lambda message: None)
+
+
+def check_comparison(
+    configs: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    methods: Sequence[str],
+    sweeps: Sequence[str],
+    seeds: str,
+    baseline: str | None,
+    main: str | None,
+    folder: Path,
+    match: str,
+    split: str,
+) -> None:
+    """Check the options of a comparison, its folder, and the sources of its arms.
+
+    Raises:
+        UserError: an option, a config or the folder is wrong.
+    """
+    parse_seeds(seeds)
+    check_match(match, split)
+    check_folder(folder)
+    arms = arm_names([find_source(config).label for config in configs], methods, sweeps)
+    for option, name in (("--baseline", baseline), ("--main", main)):
+        if name is not None:
+            check_arm(name, arms, option)
+    first = [f'method="{method}"' for method in methods[:1]]
+    for config in configs:
+        settings = load_config(config, [*first, *overrides])
+        # A comparison that is over can be read again when its judge and its servers are gone.
+        over = (folder / "compare.json").exists()
+        check_sources(settings, judge=not over)
+        if not over:
+            check_sampler(settings)

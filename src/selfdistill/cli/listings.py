@@ -52,7 +52,13 @@ def check_early(
     for method in methods:
         if method.partition("=")[0].strip() and (named := method.rpartition("=")[2].strip()):
             check_method_name(named)
-    return config_for(name, task, overrides or [], command=command, with_method=with_method)
+    config = config_for(name, task, overrides or [], command=command, with_method=with_method)
+    # A comparison checks the sources of all its arms.
+    if command != "compare":
+        from selfdistill.cli.early import check_sources
+
+        check_sources(config, judge=command != "contexts")
+    return config
 
 
 @command()

@@ -6,12 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfdistill.cli.early import read_task
+from selfdistill.cli.early import check_run
 from selfdistill.cli.terminal import quiet
 from selfdistill.config.run import load_config
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, stop_on_signals
 from selfdistill.errors import ConfigError
-from selfdistill.files.disk import check_place
 
 
 def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, dry_run: bool = False) -> int:
@@ -24,10 +23,8 @@ def train(config: str, overrides: Sequence[str], folder: Path, *, resume: bool, 
     """
     task = None
     if "WORLD_SIZE" not in os.environ:
-        # A mistake in the config, the folder or the rows is reported before torch is imported, which takes seconds.
-        settings = load_config(config, overrides)
-        check_place(folder)
-        task = read_task(settings)
+        # A mistake is reported before torch is imported, which takes seconds.
+        task = check_run(load_config(config, overrides), folder, resume=resume)
     quiet()
     from rich.console import Console
 
@@ -74,8 +71,7 @@ def train_with(processes: int, config: str, overrides: Sequence[str], folder: Pa
 
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("--launch starts the processes itself; here others have (WORLD_SIZE is set): leave it out")
-    read_task(load_config(config, overrides))
-    check_place(folder)
+    check_run(load_config(config, overrides), folder, resume=resume)
     settings = [part for override in overrides for part in ("--set", override)]
     arguments = ["train", config, *settings, "--out", str(folder), *(["--resume"] if resume else [])]
     with stop_on_signals(lambda message: None) as stop:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfdistill.comparison.options import parse_sweep, sweep_label
+from selfdistill.comparison.options import method_arm, parse_sweep, sweep_label
 from selfdistill.config.run import apply_overrides, load_config
 from selfdistill.config.sources import find_source, read_config
 from selfdistill.errors import ConfigError
@@ -71,9 +71,8 @@ def _of_methods(sources: Sequence[str], methods: Sequence[str], overrides: Seque
         given = raw.get("sampling", {})
         shared = [f"sampling.{key}={getattr(first.sampling, key)}" for key in SAMPLING if given.get(key) is None]
         for method in methods:
-            # A user's method, package.module:Class, is named by its class.
-            arm = f"{label}-{method.rpartition(':')[2]}"
-            arms.append(ArmPlan(arm, name, (*([] if method == own else [f'method="{method}"']), *shared)))
+            settings = (*([] if method == own else [f'method="{method}"']), *shared)
+            arms.append(ArmPlan(method_arm(label, method), name, settings))
     return arms
 
 

@@ -21,7 +21,7 @@ from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.arms import ArmPlan, differences, plan_arms
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.matching import check_resampling, matched_steps
-from selfdistill.comparison.options import MATCH, check_match
+from selfdistill.comparison.options import MATCH, check_arm, check_folder, check_match
 from selfdistill.comparison.page import write_comparison
 from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
@@ -29,8 +29,8 @@ from selfdistill.config.suggest import choices
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
-from selfdistill.errors import CheckpointError, ConfigError
-from selfdistill.files.disk import check_name, lock_folder
+from selfdistill.errors import ConfigError
+from selfdistill.files.disk import lock_folder
 from selfdistill.files.jsonl import JsonLines, read_lines, write_json
 from selfdistill.files.text import counted, plural
 from selfdistill.report.files import quantised_start
@@ -158,10 +158,9 @@ def find_arm(comparison: Comparison, name: str, option: str) -> Arm:
     Raises:
         ConfigError: no arm has that name.
     """
-    for arm in comparison.arms:
-        if arm.name == name:
-            return arm
-    raise ConfigError(f"{option} {name!r} is no arm; {choices(name, [arm.name for arm in comparison.arms], 'arms')}")
+    arms = {arm.name: arm for arm in comparison.arms}
+    check_arm(name, list(arms), option)
+    return arms[name]
 
 
 def check_equal_terms(arms: Sequence[Arm]) -> None:
@@ -201,12 +200,7 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     Raises:
         UserError: a folder holds something else, or a run failed. The other runs are saved and can be resumed.
     """
-    # Refuse an output folder that is a file or a run, whose summary would be overwritten.
-    check_name(comparison.folder)
-    if comparison.folder.exists() and not comparison.folder.is_dir():
-        raise CheckpointError(f"{comparison.folder} is a file: choose another --out")
-    if (comparison.folder / "config.json").exists():
-        raise CheckpointError(f"{comparison.folder} holds a run: choose another --out")
+    check_folder(comparison.folder)
     # Collect the runs that have not ended. A run that exists must have the same config.
     runs = {_name(arm, seed): (arm, seed, folder) for arm, seed, folder in comparison.runs()}
     for arm, seed, folder in runs.values():

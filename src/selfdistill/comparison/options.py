@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from selfdistill.comparison.runs import UNITS
 from selfdistill.config.suggest import choices
-from selfdistill.errors import ConfigError
+from selfdistill.errors import CheckpointError, ConfigError
+from selfdistill.files.disk import check_name
 
 MATCH = "completions"
 """The default. Every sampled completion counts, whichever role it is sampled from."""
@@ -74,3 +78,48 @@ def parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {text!r} names a seed twice: a run repeated bit for bit adds nothing")
     return seeds
+
+
+def arm_names(labels: Sequence[str], methods: Sequence[str], sweeps: Sequence[str]) -> list[str]:
+    """Return the names of the arms of configs with these labels.
+
+    Raises:
+        ConfigError: a method is named twice, a sweep cannot be read, or two arms have the same name.
+    """
+    if len(set(methods)) < len(methods):
+        raise ConfigError(f"--methods {','.join(methods)} names a method twice")
+    names = [method_arm(label, method) for label in labels for method in methods] if methods else list(labels)
+    for sweep in sweeps:
+        names = [f"{name}-{sweep_label(setting)}" for name in names for setting in parse_sweep(sweep)]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ConfigError(f"two arms are named {name!r}: give one of the configs another file name")
+    return names
+
+
+def method_arm(label: str, method: str) -> str:
+    """Return the name of the arm of a config and a method. A user's method, package.module:Class, is its class."""
+    return f"{label}-{method.rpartition(':')[2]}"
+
+
+def check_arm(name: str, arms: Sequence[str], option: str) -> None:
+    """Refuse the name of an arm that does not exist.
+
+    Raises:
+        ConfigError: the message names the arms.
+    """
+    if name not in arms:
+        raise ConfigError(f"{option} {name!r} is no arm; {choices(name, arms, 'arms')}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder for a comparison that is a file, or a run, whose summary would be overwritten.
+
+    Raises:
+        CheckpointError: the message asks for another folder.
+    """
+    check_name(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: choose another --out")
+    if (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} holds a run: choose another --out")

@@ -24,9 +24,11 @@ from selfdistill.config.sampler import Address, ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
+from selfdistill.files.http import innermost
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.memory import empty_cache
+from selfdistill.sampling.probe import HINTS
 from selfdistill.sampling.requests import (
     SamplingRequest,
     checked_completion,
@@ -279,7 +281,13 @@ class ServerSampler:
             SamplerError: it refuses the request, and will refuse it again.
         """
         send = partial(
-            self._session.request, verb, url + path, json=body, auth=self._authorize(url), timeout=self.config.timeout
+            self._session.request,
+            verb,
+            url + path,
+            json=body,
+            auth=self._authorize(url),
+            timeout=self.config.timeout,
+            allow_redirects=False,
         )
         try:
             try:
@@ -293,8 +301,8 @@ class ServerSampler:
                     raise
                 answer = send()
         except requests.RequestException as error:
-            raise _Failed(f"does not answer ({_reason(error)})") from error
-        if answer.ok:
+            raise _Failed(f"does not answer ({innermost(error)})") from error
+        if answer.ok and not answer.is_redirect:
             return answer.json() if answer.text.startswith(("{", "[")) else answer.text
         message = _error_message(answer.text)
         # 404 for an adapter's name: the server was restarted and no longer has the adapter.
@@ -315,31 +323,6 @@ class ServerSampler:
         return add_header
 
 
-def await_servers(config: ServerConfig, log: Callable[[str], None]) -> None:
-    """Wait until a server of the config answers at all, before anything that takes long is done for it.
-
-    Raises:
-        SamplerError: none answers, after all retries.
-    """
-    pause = config.wait
-    for tries_left in range(config.retries, -1, -1):
-        reasons = []
-        for url in config.urls:
-            try:
-                # Any answer will do: what it holds is checked once the weights are sent.
-                requests.get(f"{url}/v1/models", timeout=config.timeout)
-                return
-            except requests.RequestException as error:
-                reasons.append(f"sampler {url}: does not answer ({_reason(error)})")
-        if not tries_left:
-            raise SamplerError(f"{'; '.join(reasons)}: start the servers, or correct sampler.urls")
-        for reason in reasons:
-            log(reason)
-        log(f"no sampler server answers: trying again in {pause:g} s, {tries_left} tries left")
-        time.sleep(pause)
-        pause *= 2
-
-
 @contextmanager
 def _answers_like_vllm(url: str) -> Iterator[None]:
     """Report an answer in another format: a web page, truncated JSON, a missing key.
@@ -357,28 +340,11 @@ def _answers_like_vllm(url: str) -> Iterator[None]:
 
 UNTOUCHED = "default"
 """vLLM's label of the weights that a server was started with."""
-HINTS = {
-    "/weight_info": "needs vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1",
-    "/update_weight_version": "needs vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1",
-    "/collective_rpc": "needs VLLM_SERVER_DEV_MODE=1",
-    "/sleep": "needs VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode",
-    "/v1/load_lora_adapter": "needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora",
-    "/inference/v1/generate": "needs vLLM 0.32 or newer",
-}
-"""What to change on a server that does not know a path."""
 
 
 def _hint(path: str, code: int) -> str:
     hint = HINTS.get(urlsplit(path).path)
     return f"; it {hint}" if hint and code in (404, 405) else ""
-
-
-def _reason(error: requests.RequestException) -> str:
-    """The innermost cause of a library's error, which has the system's message."""
-    cause: BaseException = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
-        cause = inner
-    return str(cause) or type(cause).__name__
 
 
 def _error_message(text: str) -> str:

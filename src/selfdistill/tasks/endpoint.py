@@ -9,7 +9,8 @@ import requests
 from requests.auth import AuthBase
 
 from selfdistill.config.reward import JudgeConfig
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, UserError
+from selfdistill.files.http import Unusable, first_answer, innermost, json_of, listed_models
 from selfdistill.files.text import printable, well_formed
 
 LONGEST_WAIT = 60.0
@@ -56,6 +57,49 @@ class Endpoint:
             )
         self._session = requests.Session()
 
+    def probe(self) -> None:
+        """Notice at once an address that is no such endpoint, a key that it refuses and a model that it lacks.
+
+        It costs no tokens: the models are listed, and where the model is not among them an empty request is sent.
+
+        Raises:
+            UserError: nothing answers, or what answers is something else; the message says what would be right.
+        """
+        url, key, seconds = self.config.url.rstrip("/"), _Key(self._key), self.config.timeout
+        models, names = None, list[str]()
+        try:
+            try:
+                models = listed_models(json_of(first_answer(f"{url}/models", auth=key, seconds=seconds)))
+            except Unusable as unusable:
+                # A key may be good for chat completions alone. What does not answer at all is final.
+                if unusable.silent:
+                    raise
+            names = [entry["id"] for entry in models or []]
+            if self.config.model in names:
+                return
+            # Not every endpoint lists its models, or all names that it takes: an empty request costs nothing.
+            request = {"model": self.config.model, "messages": [], "max_tokens": 1}
+            answer = first_answer(f"{url}/chat/completions", auth=key, body=request, seconds=seconds)
+        except Unusable as unusable:
+            if unusable.silent and names:
+                return
+            remedy = "start the endpoint, or correct reward.judge" if unusable.silent else "correct reward.judge"
+            if "wants a login" in str(unusable):
+                remedy = "name the environment variable that holds its key in reward.judge.key_env"
+            raise UserError(f"judge {self.config.url}: {self._clean(str(unusable))}: {remedy}") from unusable
+        if answer.status_code not in (404, 405):
+            return
+        if models is None:
+            below = "" if url.endswith("/v1") else f", as in {url}/v1"
+            raise UserError(
+                f"judge {self.config.url}: has no /chat/completions ({answer.status_code}): give the base address of "
+                f"an OpenAI-compatible endpoint{below}"
+            )
+        raise UserError(
+            f"judge {self.config.url}: does not know the model {self.config.model!r} ({self._clean(answer.text)}): "
+            f"correct reward.judge.model; it lists {', '.join(names[:10]) or 'none'}"
+        )
+
     def post(self, body: str, retries: int) -> str:
         """The text of the answer to one request, tried again after growing pauses.
 
@@ -85,12 +129,7 @@ class Endpoint:
                 allow_redirects=False,
             )
         except requests.RequestException as error:
-            # The message of the system's own error, without those of the libraries that wrap it.
-            cause: BaseException = error
-            while (inner := cause.__cause__ or cause.__context__) is not None:
-                cause = inner
-            reason = self._clean(str(cause) or type(cause).__name__)
-            raise Refused(f"does not answer ({reason})", again=True) from error
+            raise Refused(f"does not answer ({self._clean(innermost(error))})", again=True) from error
         if response.status_code != 200:
             again = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
             after = response.headers.get("Retry-After", "")

@@ -96,6 +96,7 @@ class Judge:
         Raises:
             UserError: the endpoint does not answer after all retries.
         """
+        self._endpoint.probe()
         text = reference_text(example) or ""
         try:
             self._endpoint.post(

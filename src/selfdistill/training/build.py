@@ -34,9 +34,9 @@ from selfdistill.sampling.build import build_engine
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
+from selfdistill.sampling.probe import check_servers
 from selfdistill.sampling.resampling import Resampler
 from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions
-from selfdistill.sampling.server import await_servers
 from selfdistill.tasks.build import fitted
 from selfdistill.tasks.reward import RewardedTask
 from selfdistill.tracking.progress import activity
@@ -101,10 +101,11 @@ def assemble(
         UserError: names the first problem of config, data or model.
     """
     problem = build_problem(config, task)
-    # Report an unreachable server before loading the model. Only rank 0 talks to servers.
+    # Report a server that cannot sample before loading the model. Only rank 0 talks to servers.
     if folder is not None and isinstance(config.sampler, ServerConfig) and problem.method.on_policy:
         servers = config.sampler
-        World.current().broadcast_from_rank_zero(lambda: await_servers(servers, log))
+        longest, lora = problem.config.sampling.max_tokens, config.model.lora is not None
+        World.current().broadcast_from_rank_zero(lambda: check_servers(servers, lora=lora, max_tokens=longest, log=log))
     judge = problem.task.judge if isinstance(problem.task, RewardedTask) else None
     if folder is not None and judge is not None:
         first = problem.task.examples("train")[0]
