@@ -89,7 +89,7 @@ print("loaded:", *sys.modules)
         ("train countdown-grpo --set contexts=nothing", "context file 'nothing' not found"),
         ("train countdown-grpo --set sampler.kind=server --set sampler.urls=['http://127.0.0.1:9']", "does not answer"),
         (
-            "train countdown-grpo --set reward.judge.model=m --set reward.judge.url=http://127.0.0.1:9",
+            "train countdown-grpo --set reward={judge={model='m',url='http://127.0.0.1:9'}}",
             "does not answer",
         ),
         ("compare countdown-grpo --methods grpo,grpo --out new", "--methods grpo,grpo names a method twice"),

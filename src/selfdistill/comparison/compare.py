@@ -25,7 +25,6 @@ from selfdistill.comparison.options import MATCH, check_arm, check_folder, check
 from selfdistill.comparison.page import write_comparison
 from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
-from selfdistill.config.suggest import choices
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
