@@ -657,6 +657,7 @@ def test_a_loss_that_is_no_number_is_exit_code_2(run: Terminal, countdown: Path,
     assert said.code == 2
     assert said.err == (
         "selfdistill: step 2: loss nan with gradient norm nan is not a number; the weights were not updated; "
+        "try a lower optimiser.learning_rate or optimiser.clip_norm, or model.dtype = 'float32'; "
         f"the batch is in {out / 'bad-batch-000002.jsonl'}, the last checkpoint is kept\n"
     )
     assert (out / "bad-batch-000002.jsonl").is_file()

@@ -445,6 +445,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
         run.train(recorder(run).stop)
     assert str(error.value) == (
         "step 4: loss nan with gradient norm nan is not a number; the weights were not updated; "
+        "try a lower optimiser.learning_rate or optimiser.clip_norm, or model.dtype = 'float32'; "
         f"the batch is in {folder / 'bad-batch-000004.jsonl'}, the last checkpoint is kept"
     )
     assert plain(parameters(run.parts.policy)) == plain(weights[-1])

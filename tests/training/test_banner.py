@@ -101,6 +101,20 @@ def test_a_completion_that_is_compared_with_none_is_said(model: Path, method: st
         assert (told in list(warnings(assemble(run)))) is (alone and completions == 1)
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("optimiser.learning_rate=1e9", "optimiser: a learning rate of 1e+09 moves every weight"),
+        ("sampling.temperature=1e6", "sampling: at temperature 1e+06 unlikely tokens"),
+    ],
+)
+def test_an_absurd_value_is_said(setting: str, sentence: str, model: Path) -> None:
+    assert sum(told.startswith(sentence) for told in warnings(assemble(tiny_run(model, "grpo", setting)))) == 1
+    usual = ("optimiser.learning_rate=0.01", "sampling.temperature=2.0")
+    said = warnings(assemble(tiny_run(model, "grpo", *usual)))
+    assert not [told for told in said if told.startswith(("optimiser:", "sampling:"))]
+
+
 def test_a_dry_run_shows_the_banner_and_two_prompts_and_writes_nothing(model: Path, tmp_path: Path) -> None:
     said = rehearsed(tiny_run(model, METHODS["opsd"]), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,11 @@ from selfdistill.training.build import Parts
 from selfdistill.training.problem import plan_for, reward_warnings
 from selfdistill.types import External, Role, Snapshot
 
+HIGH_RATE = 0.01
+"""AdamW moves a weight by about the learning rate a step, and most weights of language models are smaller than this."""
+HIGH_TEMPERATURE = 2.0
+"""Above it a run warns: samples are mostly noise."""
+
 
 def banner(parts: Parts, folder: Path) -> dict[str, str]:
     """One line of text each: model, device, method, rows, batch, expected memory and folder of a run."""
@@ -86,6 +91,14 @@ def warnings(parts: Parts) -> Iterator[str]:
     compares = type(parts.method).advantages is GRPO.advantages and len(parts.method.sampling_roles()) == 1
     if compares and config.sampling.completions == 1:
         yield "reward: sampling.completions is 1, and a completion alone in its group has advantage 0"
+    rate, temperature = config.optimiser.learning_rate, config.sampling.temperature
+    if rate > HIGH_RATE:
+        yield (
+            f"optimiser: a learning rate of {rate:g} moves every weight by about as much in each step; usual are 1e-06 "
+            "for all weights to 1e-04 for an adapter"
+        )
+    if parts.method.on_policy and temperature > HIGH_TEMPERATURE:
+        yield f"sampling: at temperature {temperature:g} unlikely tokens are nearly as frequent as likely ones"
     if parts.method.one_update and config.optimiser.updates_per_batch > 1:
         yield (
             f"warning: {config.method['name']} is meant for one optimiser step a batch, "

@@ -203,7 +203,8 @@ class Trainer:
             norm = clip_grad_norm(self.policy.trainable(), self.clip_norm or math.inf)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
-                    f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not updated"
+                    f"step {step}: loss {loss} with gradient norm {norm} is not a number; the weights were not "
+                    "updated; try a lower optimiser.learning_rate or optimiser.clip_norm, or model.dtype = 'float32'"
                 )
             moved = self._move()
         scores.update(precomputed)
