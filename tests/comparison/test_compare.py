@@ -243,11 +243,11 @@ def test_before_its_gate_opens_antisd_is_grpo_to_the_last_bit(here: Path) -> Non
 
 
 def test_a_run_that_fails_is_one_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("my-grpo.toml", "my-antisd.toml", "--jobs", 1, "--set", "reward=support.rewards:odd")
+    arguments = ("my-grpo.toml", "my-antisd.toml", "--jobs", 1, "--set", "reward=support.rewards:wordy")
     assert command(*arguments, "--out", "out") == 2
     said = capsys.readouterr()
     assert said.err.startswith("selfdistill: my-grpo seed 0: ")
-    assert "has no function 'odd'" in said.err
+    assert "wordy" in said.err
     assert said.err.endswith("(log: out/runs/my-grpo/seed-0.log)\n")
     assert said.err.count("\n") == 1
     assert not (here / "out" / "runs" / "my-antisd").exists()
@@ -262,7 +262,7 @@ def test_a_run_that_an_alarm_ends_is_over_and_is_compared_as_far_as_it_went(
     train(load_config("my-sft.toml", [*alarms, "seed=0"]), here / "out" / "runs" / "my-sft" / "seed-0")
     assert command(*arguments) == 0
     said = capsys.readouterr().out
-    assert "1 of 2 runs are over; the others run 1 at a time" in said
+    assert "1 of 2 runs is over; the others run 1 at a time" in said
     assert "my-grpo seed 0: ended after step 1 by truncated_completions" in said
     assert "; ended: seed 0 after step 1 by truncated completions; alarms: truncated completions (1 of 1 run)" in said
     found = json.loads((here / "out" / "compare.json").read_text())

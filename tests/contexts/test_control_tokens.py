@@ -67,7 +67,7 @@ def test_no_text_opens_or_ends_a_turn(name: str, metaspace: bool) -> None:
     assert special_ids(chat, ids) == special_ids(chat, clean)
     assert hostile.content in chat.tokenizer.decode(ids)
     assert chat.control_tokens((hostile,)) == len(tokens) + 1
-    said = f"1 of 2 prompts spell out {len(tokens) + 1} control tokens of {name}, which are encoded as text"
+    said = f"1 of 2 prompts spells out {len(tokens) + 1} control tokens of {name}, which are encoded as text"
     assert chat.warnings([(hostile,), (Message("user", "why?"),)])[-1] == said
     assert chat.encode((Message("user", "why?"),)) == clean, "the switch stays as it was"
 

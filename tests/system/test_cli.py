@@ -211,9 +211,9 @@ def test_a_config_file_that_cannot_be_is_one_sentence(text: str, sentence: str, 
 
 def test_a_config_that_is_not_there_is_named_with_the_nearest(run: Terminal) -> None:
     said = refused(run("train", "countdown-antsd"))
-    assert said.startswith("config 'countdown-antsd' not found; did you mean 'countdown-antisd'? shipped: ")
+    assert said.startswith("config 'countdown-antsd' not found; did you mean 'countdown-antisd' or 'countdown-sd' or ")
     assert said.endswith("or give a path to a TOML file")
-    assert "not found; shipped: " in refused(run("train", "./qqq.toml"))
+    assert refused(run("train", "./qqq.toml")).startswith("config './qqq.toml' not found")
 
 
 @pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate"], ["configs"]])
@@ -732,7 +732,7 @@ def test_evaluate_prints_a_line_for_people(run: Terminal, model: Path) -> None:
     ("arguments", "sentence"),
     [
         (("--task", "countdown", "--split", "holdout"), "unknown split 'holdout'; known: train, validation, test"),
-        (("--task", "chess"), "evaluate: task: unknown kind 'chess'; known: 'countdown', "),
+        (("--task", "chess"), "evaluate: task: unknown kind 'chess'; known: countdown, "),
         (("--task", "countdown", "--set", "method.strength=1"), "evaluate trains nothing, so it has no method to set"),
         (("--task", "countdown", "--set", "task.dificulty=easy"), "did you mean 'task.difficulty'?"),
         (("--task", "countdown", "--set", "task"), "write key=value"),
@@ -855,7 +855,7 @@ def test_a_shipped_config_is_printed_to_start_from(run: Terminal, tmp_path: Path
     said = run("configs", "countdown-grpo")
     (tmp_path / "mine.toml").write_text(said.out, encoding="utf-8")
     assert (said.code, load_config(str(tmp_path / "mine.toml"))) == (0, load_config("countdown-grpo"))
-    assert "did you mean 'countdown-grpo'?" in refused(run("configs", "countdown-grp"))
+    assert "did you mean 'countdown-grpo' or " in refused(run("configs", "countdown-grp"))
 
 
 def test_the_version_is_printed(run: Terminal) -> None:

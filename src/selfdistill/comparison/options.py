@@ -8,7 +8,7 @@ from pathlib import Path
 from selfdistill.comparison.runs import UNITS
 from selfdistill.config.suggest import choices
 from selfdistill.errors import CheckpointError, ConfigError
-from selfdistill.files.disk import check_name
+from selfdistill.files.disk import check_place
 
 MATCH = "completions"
 """The default. Every sampled completion counts, whichever role it is sampled from."""
@@ -113,13 +113,11 @@ def check_arm(name: str, arms: Sequence[str], option: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder for a comparison that is a file, or a run, whose summary would be overwritten.
+    """Refuse a folder for a comparison that cannot be made, or is a run, whose summary would be overwritten.
 
     Raises:
         CheckpointError: the message asks for another folder.
     """
-    check_name(folder)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file: choose another --out")
+    check_place(folder)
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder} holds a run: choose another --out")

@@ -87,6 +87,8 @@ def check_place(folder: Path) -> None:
         existing = folder.absolute()
         while not os.path.lexists(existing):
             existing = existing.parent
+        if existing == folder.absolute() and existing.is_file():
+            raise CheckpointError(f"{folder} is a file: choose another --out")
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "no folder", str(folder))
         if any(len(os.fsencode(part)) > os.pathconf(existing, "PC_NAME_MAX") for part in folder.parts):
