@@ -58,9 +58,9 @@ def top(tmp_path: Path) -> Path:
 def test_every_run_has_a_row_and_a_link_to_its_page(top: Path) -> None:
     page = Page(write_index(top))
     assert "4 runs, 1 not finished; 1 comparison." in page.text
-    assert "done opsd countdown 9 25.0% 75.0% 65.0–85.0% finished none" in page.text
-    assert "a&b going opsd countdown 2 of 9 50.0% 50.0% 40.0–60.0% not finished none" in page.text
-    assert "cmp/runs/arm/seed-0 opsd countdown 3 of 9 – – ended by no signal none" in page.text
+    assert "done opsd countdown 9 avg@4 25.0% 75.0% 65.0–85.0% finished none" in page.text
+    assert "a&b going opsd countdown 2 of 9 avg@4 50.0% 50.0% 40.0–60.0% not finished none" in page.text
+    assert "cmp/runs/arm/seed-0 opsd countdown 3 of 9 avg@k – – ended by no signal none" in page.text
     assert "line 1: not valid JSON" in page.text
     assert "cmp x</span><script>alert(1)</script>" in page.text
     links = page.attributes("a", "href")

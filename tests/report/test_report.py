@@ -271,6 +271,15 @@ def test_a_run_that_was_judged_in_part_still_has_a_best_step(tmp_path: Path) -> 
     assert "Before, after, best" in page.text
 
 
+def test_a_loss_of_rounding_errors_is_shown_as_zero_with_a_reason(tmp_path: Path) -> None:
+    metrics = [{"step": 1, "loss": -1.2e-9}, {"step": 2, "loss": 3e-8}]
+    page = Page(write_report(write_run(tmp_path / "still", [], metrics=metrics)))
+    assert "Loss 0 → 0 0 up to rounding: its gradient, not its value, moves the weights" in page.text
+    assert "e−" not in page.text
+    page = Page(write_report(write_run(tmp_path / "moves", [], metrics=[{"step": 1, "loss": 0.02}, *metrics[1:]])))
+    assert "the quantity optimised" in page.text
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no config\.json"):
         write_report(tmp_path)

@@ -124,6 +124,19 @@ def test_a_curve_stands_where_it_must() -> None:
     assert chart.change == "0 → 4.00"
 
 
+def test_the_word_of_a_mark_stands_where_no_curve_is() -> None:
+    # Twelve by 26 units at the right end: a curve that ends low leaves the upper end free, and the other way round.
+    ends = {"falls": [4.0, 0.0], "rises": [0.0, 4.0]}
+    places = {
+        name: curve_chart("x", [Series("a", [0, 2], y)], marks=[(2, "best")], size=(360, 190)).marks
+        for name, y in ends.items()
+    }
+    assert places == {"falls": (("350", "20", "end", -5, "best"),), "rises": (("350", "156", "end", -5, "best"),)}
+    # At the first step the word stands to the right, where no label of the axis is.
+    first = curve_chart("x", [Series("a", [0, 2], [0.0, 4.0])], marks=[(0, "best")], size=(360, 190))
+    assert first.marks == (("16.4", "20", "start", 5, "best"),)
+
+
 def test_gaps_bands_points_and_stairs_stand_where_they_must() -> None:
     gaps = curve_chart("x", [Series("a", [0, 1, 2, 3, 4], [0.0, None, 4.0, 3.0, None])])
     assert gaps.drawn[0].path == "M16.4 162h0M238.8 10L350 48"  # the axis ends at 3
@@ -186,6 +199,16 @@ def test_the_headline_says_no_more_than_the_intervals_allow() -> None:
     assert headline(side(0.3, 0.5), side(0.4, 0.6))["reason"] == "the intervals before and after overlap"
     assert headline(side(0.3, 0.5), {})["verdict"] == "No comparison yet"
     assert headline(side(0.0, 0.2), side(0.0, 0.0))["reason"] == "the intervals before and after overlap"
+
+    # Ten problems that all came out wrong leave a quarter of others open, one 95 %, a hundred 3 %.
+    def alike(value: float, n: int) -> dict[str, Any]:
+        return {"avg": {"k": 8, "value": value, "low": value, "high": value, "n": n}}
+
+    assert headline(alike(0.0, 10), side(0.26, 0.3))["verdict"] == "Better"
+    assert headline(alike(0.0, 10), side(0.25, 0.3))["verdict"] == "No clear change"
+    assert headline(alike(0.0, 1), alike(1.0, 1))["reason"] == "too few problems, of which all came out alike"
+    assert headline(alike(0.0, 1), alike(1.0, 1))["before_range"] == "no spread"
+    assert headline(alike(1.0, 100), side(0.9, 0.96))["verdict"] == "Worse"
     none_right = headline(side(0.0, 0.0), side(0.0, 0.0))
     assert (none_right["verdict"], none_right["reason"]) == (
         "No clear change",
@@ -203,5 +226,11 @@ def test_numbers_as_words() -> None:
         "4 min 12 s",
         "2 h 05 min",
     ]
+    assert [numbers.plain_range(0.3, 0.1 + 0.2), numbers.percent_range(0.0, 0.0)] == ["no spread", "no spread"]
+    assert [numbers.percent_range(0.5, 0.75), numbers.percent_range(-0.25, 0.0)] == ["50.0–75.0%", "−25.0–0.0%"]
+    assert [numbers.percent_range(None, 0.0), numbers.plain_range(1.5, 2.25)] == ["", "1.50–2.25"]
+    # No number is a negative zero.
+    assert [numbers.percent(-1e-6), numbers.whole(-0.2), numbers.signed(-1e-9)] == ["0.0%", "0", "0.00"]
+    assert tick_words([-1e-12, 0.5], share=True) == ["0%", "50%"]
     assert numbers.printable("a\x00\ud800\u202eb\n") == "a␀\ufffd⟨U+202E⟩b\n"
     assert list(flat({"a": {"b": 1, "c": {}}, "d": None})) == [("a.b", "1"), ("a.c", "{}"), ("d", "none")]

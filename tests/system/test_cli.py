@@ -668,6 +668,8 @@ def test_a_loss_that_is_no_number_is_exit_code_2(run: Terminal, countdown: Path,
 
 
 EVALUATED = {
+    "best_by",
+    "earned",
     "reward",
     "rewards",
     "entropy",
@@ -713,7 +715,10 @@ def test_evaluate_prints_one_object_with_all_its_numbers(run: Terminal, model: P
     assert result["avg"]["value"] == sum(result["hits"]) / 12
     assert result["length"] == sum(result["tokens"]) / 12
     assert (result["judged"], result["entropy"] > 0) == (12, True)
-    for name in ("avg", "pass", "maj"):
+    # No text of this model has an answer, so there is nothing to vote with.
+    assert (result["maj"], result["best_by"]) == (None, "success")
+    assert result["earned"] == [hits / 3 for hits in result["hits"]]
+    for name in ("avg", "pass"):
         assert result[name]["k"] == 3
         assert result[name]["low"] <= result[name]["value"] <= result[name]["high"]
     assert run("evaluate", model, "--task", "countdown", *options).out == said.out, "the same seed, the same numbers"

@@ -41,7 +41,7 @@ def test_an_evaluation_is_no_training_speed_and_its_time_is_still_to_come(monkey
     assert [row.split("loss +0.5000  ")[-1] for row in text.getvalue().splitlines()] == [
         "the first step took 2 s: about 26 s for the 3 steps left",
         "100 tokens/s  0:26 left",  # 3 steps of 2 s and 20 s
-        "25 tokens/s  0:36 left",  # 400 tokens in 16 s; 2 steps of 8 s and 20 s
+        "67 tokens/s  0:36 left",  # 400 tokens in 6 s of steps; 2 steps of 8 s, with what lies between, and 20 s
     ]
 
 
@@ -83,8 +83,11 @@ def closing(reward: float, *, steps: int, after_step: int) -> str:
     return text.getvalue()
 
 
-GRADED = {"avg": {"k": 16, "value": 0.25, "low": 0.125, "high": 0.375}, "reward": {"value": -12.5}}
-JUDGED = GRADED | {"reward": {"value": 0.25}}
+GRADED = {
+    "avg": {"k": 16, "value": 0.25, "low": 0.125, "high": 0.375},
+    "reward": {"value": -12.5, "low": -13.25, "high": -11.75},
+}
+JUDGED = GRADED | {"reward": {"value": 0.25, "low": 0.125, "high": 0.375}}
 TEXT: Mapping[str, Any] = {
     "avg": None,
     "loglikelihood": {"value": -106.449},
@@ -158,4 +161,44 @@ def test_an_evaluation_outside_a_run_names_no_step() -> None:
     progress, text = printed()
     progress.evaluation(None, evaluation(1.0))
     progress.evaluation(3, evaluation(1.0))
-    assert [line.split(" 1.000")[0] for line in text.getvalue().splitlines()] == ["avg@1", "step    3  avg@1"]
+    first, note, second = text.getvalue().splitlines()
+    assert (first.split(" 1.000")[0], second.split(" 1.000")[0]) == ("avg@1", "step    3  avg@1")
+    # One problem has no spread, which is said once.
+    assert first.startswith("avg@1 1.000 [no spread]  pass@1 1.000  ")
+    assert note.startswith("no spread: every problem came out alike, or there is only one, ")
+
+
+def test_an_evaluation_leads_with_the_metric_that_chooses_the_best() -> None:
+    progress, text = printed()
+    for by in ("reward", "success"):
+        progress.evaluation(None, held_out(GRADED), by=by)
+    progress.evaluation(None, held_out(JUDGED), by="reward")  # a reward of 0 and 1 is the accuracy
+    progress.evaluation(None, held_out(GRADED | {"maj": None}), by="success")
+    accuracy = "avg@16 0.250 [0.125, 0.375]  pass@16 1.000  "
+    assert [line.split("length")[0] for line in text.getvalue().splitlines()] == [
+        f"reward -12.500 [-13.250, -11.750]  {accuracy}maj@16 1.000  ",
+        f"{accuracy}maj@16 1.000  reward -12.500  ",
+        f"{accuracy}maj@16 1.000  ",
+        f"{accuracy}reward -12.500  ",
+    ]
+
+
+def test_the_interval_of_the_closing_table_is_that_of_the_metric_that_chose_the_best() -> None:
+    rows = dict.fromkeys(("before", "after", "best"), held_out(GRADED))
+    about = {"steps": 2, "after_step": 2, "best_step": 0, "seconds": {"update": 1.0}, "tokens_per_second": 640.4}
+    shown = {}
+    for by in ("reward", "success"):
+        progress, text = printed()
+        progress.closing(about | rows | {"best_by": by}, "page")
+        said = text.getvalue().splitlines()
+        assert said[0].strip() == "2 steps, 0:01, 640 tokens/s"
+        [shown[by]] = [line.split()[2:-3] for line in said if line.split()[:1] == ["before"]]
+    assert shown["reward"] == ["-12.500", "-13.2–-11.8", "0.250", "1.000"]
+    assert shown["success"] == ["0.250", "0.125–0.375", "1.000", "-12.500"]
+
+
+def test_a_loss_of_rounding_noise_has_no_sign() -> None:
+    progress, text = printed()
+    common = {"seconds": 1.0, "phase_seconds": {}, "reward": None, "generated": 3}
+    progress.step({"step": 2, "loss": -1e-9, **common}, total=2)
+    assert "loss +0.0000  " in text.getvalue()

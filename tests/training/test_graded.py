@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from selfdistill.cli.app import main
 from selfdistill.config.run import RunConfig, parse_config
 from selfdistill.errors import ConfigError
 from selfdistill.evaluation.evaluate import summarise
+from selfdistill.report import numbers
+from selfdistill.report.index import write_index
 from selfdistill.tracking.progress import Progress
 from selfdistill.types import Example, Message, Rollout, RolloutGroup, Verdict
 from support.bytewise import save_bytewise_model
+from support.pages import Page
 from support.runs import lines, open_run, recorder, train
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -83,9 +87,18 @@ def test_graded_rewards_are_shown_as_rewards_and_the_best_is_chosen_by_them(tmp_
 
     said = io.StringIO()
     progress = Progress(Console(file=said, width=140))
-    progress.evaluation(2, evaluations[-1])
+    progress.evaluation(2, evaluations[-1], by=summary["best_by"])
     progress.closing(summary, "page")
-    assert f"reward {rewards[-1]:.3f}  length" in said.getvalue()
+    assert re.match(rf"step    2  reward {rewards[-1]:.3f} \[.+?\]  avg@\d 0\.000 \[no spread\]  ", said.getvalue())
+    # No completion has an answer to vote with, and the page and the index speak of the reward too.
+    assert "maj@" not in said.getvalue()
+    index, page = Page(write_index(tmp_path)), Page(tmp_path / "run" / "report.html")
+    assert f"Mean reward on held-out problems {numbers.plain(rewards[0])} → {numbers.plain(rewards[-1])}" in page.text
+    assert "Held-out mean reward" in page.text
+    assert "Held-out accuracy" not in page.text
+    assert "maj@" not in page.text
+    assert numbers.NO_SPREAD_NOTE in page.text
+    assert f"Mean reward {numbers.plain(rewards[0])} {numbers.plain(rewards[-1])} " in index.text
     assert "best: by reward on held-out problems" in said.getvalue()
 
     # With a threshold that is met, the same completions are right.

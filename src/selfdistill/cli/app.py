@@ -193,7 +193,7 @@ def evaluate(
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Accuracy of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
+    """Accuracy and mean reward of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
     check_early(model, task, set_, command="evaluate")
     quiet()
     from rich.console import Console
@@ -217,7 +217,7 @@ def evaluate(
     if json:
         echo_json(result)
         return
-    Progress(Console()).evaluation(None, result)
+    Progress(Console()).evaluation(None, result, by=result["best_by"])
     for line in describe_evaluation(result):
         echo(line)
 

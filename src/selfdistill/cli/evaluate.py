@@ -10,12 +10,14 @@ from selfdistill.config.run import RunConfig, config_for
 from selfdistill.config.sections import limits_on
 from selfdistill.contexts.chat import Chat, usual_length
 from selfdistill.evaluation.also import build_also
+from selfdistill.evaluation.best import best_by
 from selfdistill.evaluation.evaluate import evaluate, evaluation_params
 from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.files.text import counted
 from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy, load_external
 from selfdistill.models.teachers import Teachers
+from selfdistill.report import numbers
 from selfdistill.sampling.base import Sampler
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt
@@ -59,14 +61,14 @@ def evaluate_model(
     judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
     evaluation = config.evaluation
     tokens = max_tokens or evaluation.max_tokens or config.sampling.max_tokens or usual_length(chat)
-    options = {"samples": samples, "max_tokens": tokens, "temperature": temperature}
-    evaluation = evaluation.model_copy(update={key: value for key, value in options.items() if value is not None})
+    options = {"samples": samples, "max_tokens": tokens, "temperature": temperature}.items()
+    evaluation = evaluation.model_copy(update={key: value for key, value in options if value is not None})
     thinking = config.sampling.thinking if evaluation.thinking is None else evaluation.thinking
     params = evaluation_params(evaluation, max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
-    longest = longest_prompt(examples, chat, thinking)
-    rows = config.sampling.max_batch_size or decodable_rows(policy, length=tokens + longest)
-    sampler = policy_sampler(policy, chat, max_batch_size=rows)
+    length = tokens + longest_prompt(examples, chat, thinking)
+    rows = config.sampling.max_batch_size
+    sampler = policy_sampler(policy, chat, max_batch_size=rows or decodable_rows(policy, length=length))
     log(in_short(policy, weights.describe()))
     # Without a verifier the only measurement is the likelihood of the references.
     references = None if judge.has_verifier else _references(policy, chat, config, thinking)
@@ -82,7 +84,7 @@ def evaluate_model(
         "split": split,
         **{key: getattr(params, key) for key in ("max_tokens", "temperature", "top_p", "top_k")},
         "seed": seed,
-        **result,
+        **{**result, "best_by": best_by(evaluation.best, judge)},
         "skipped": dict(unfit),
         "warnings": [*moved, *weights.warnings, *chat.unknown_warnings([example.prompt for example in examples])],
     }
@@ -128,7 +130,8 @@ def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{counts}, truncated {result['truncated']:.3f}"
     if result.get("turns"):
         turns, ended = result["turns"], ", ".join(f"{n} × {reason}" for reason, n in sorted(result["ended"].items()))
-        yield f"{turns['value']:.2f} turns an episode [{turns['low']:.2f}, {turns['high']:.2f}]; ended: {ended}"
+        span = numbers.interval(turns["low"], turns["high"], "{:.2f}".format, between=", ")
+        yield f"{turns['value']:.2f} turns an episode [{span}]; ended: {ended}"
     yield f"weights: {Weights(result['weights'], result['checkpoint'], result['step']).describe()}"
     for reason, count in sorted(result["skipped"].items()):
         yield f"skipped: {count} × {reason}"

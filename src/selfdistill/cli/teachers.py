@@ -10,6 +10,7 @@ from selfdistill.config.run import RunConfig
 from selfdistill.errors import ConfigError, DataError
 from selfdistill.evaluation.teacher_gap import measure_teacher_gap
 from selfdistill.files.text import counted
+from selfdistill.report import numbers
 from selfdistill.seeds import derive
 from selfdistill.tasks.turns import environment_of
 from selfdistill.tracking.progress import log
@@ -71,10 +72,13 @@ def measure(
 
 
 def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the numbers of a teacher as lines of text."""
+    """Yield the numbers of a teacher as lines of text, and what an interval without width means."""
+    spans: list[str] = []
 
     def text(estimate: Mapping[str, float], digits: int = 3) -> str:
-        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(estimate[k] for k in ("value", "low", "high")), d=digits)
+        span = numbers.interval(estimate["low"], estimate["high"], lambda end: f"{end:z.{digits}f}", between=", ")
+        spans.append(span)
+        return f"{estimate['value']:z.{digits}f} [{span}]"
 
     completions, problems = gap["completions"], gap["problems"]
     of = f"{counted(completions, 'completion')} of {counted(problems, 'problem')}"
@@ -85,7 +89,7 @@ def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
         per_token = gap[f"per_token_on_{side}"]
         yield (
             f"  shift on the {side}'s samples, {formula}: {text(gap[f'shift_on_{side}'], 2)} nats a completion, "
-            f"{per_token:.4f} a token"
+            f"{per_token:z.4f} a token"
         )
     if (compatibility := gap["compatibility"]) is not None:
         share = (
@@ -94,8 +98,10 @@ def describe_gap(name: str, gap: Mapping[str, Any]) -> Iterator[str]:
             else f" ({compatibility['violation']:.0%} of their size; 0 is Bayes' rule)"
         )
         yield (
-            f"  posterior compatibility: sum of u {compatibility['pmi']:.2f} nats, with answer and context exchanged "
-            f"{compatibility['reverse']:.2f}; they differ by {compatibility['rms']:.2f} nats a completion{share}"
+            f"  posterior compatibility: sum of u {compatibility['pmi']:z.2f} nats, with answer and context exchanged "
+            f"{compatibility['reverse']:z.2f}; they differ by {compatibility['rms']:.2f} nats a completion{share}"
         )
+    if numbers.NO_SPREAD in spans:
+        yield f"  {numbers.NO_SPREAD_NOTE}"
     for reason, count in sorted(gap["skipped"].items()):
         yield f"  skipped: {count} × {reason}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from selfdistill.comparison.alarm_tables import (
@@ -147,8 +148,9 @@ def difference(value: Row | None) -> Cell:
     """Return a difference of accuracies in percentage points with its interval, or a dash where none is taken."""
     if value is None:
         return numbers.MISSING, ""
-    low, high = (numbers.signed(100 * value[end], decimals=1) for end in ("low", "high"))
-    return points(value["value"]), f"{low} to {high}"
+    return points(value["value"]), numbers.interval(
+        value["low"], value["high"], lambda end: numbers.signed(100 * end, decimals=1), between=" to "
+    )
 
 
 def words_of(measured: Row, decimals: int) -> str:
@@ -226,8 +228,8 @@ def _reach(arm: Row, base: str) -> tuple[Cell, ...]:
     tokens = numbers.compact(mean["tokens"]) if arm["generates"] else numbers.MISSING
     against = (numbers.MISSING, "")
     if gap is not None and arm["name"] != base:
-        value, low, high = (numbers.signed(gap[end], decimals=1) for end in ("value", "low", "high"))
-        against = (value, f"{low} to {high}")
+        form = partial(numbers.signed, decimals=1)
+        against = form(gap["value"]), numbers.interval(gap["low"], gap["high"], form, between=" to ")
     return (
         (f"{reach['reached']} of {reach['of']}", ""),
         (f"{mean['step']:.4g}", each if reach["of"] > 1 else ""),
@@ -288,14 +290,15 @@ def _measure(arm: Row, key: str, decimals: int, terms: Row) -> tuple[Cell, ...]:
     def value(score: Row | None) -> Cell:
         if score is None:
             return numbers.MISSING, ""
-        cell = f"{score['value']:.{decimals}f}", f"{score['low']:.{decimals}f}–{score['high']:.{decimals}f}"
-        return _with_sd(cell, score, 1, decimals)
+        span = numbers.interval(score["low"], score["high"], lambda end: f"{end:z.{decimals}f}")
+        return _with_sd((f"{score['value']:z.{decimals}f}", span), score, 1, decimals)
 
     def signed(score: Row | None) -> Cell:
         if score is None:
             return numbers.MISSING, ""
-        mean, low, high = (numbers.signed(score[key], decimals=decimals) for key in ("value", "low", "high"))
-        return _with_sd((mean, f"{low} to {high}"), score, 1, decimals)
+        form = partial(numbers.signed, decimals=decimals)
+        span = numbers.interval(score["low"], score["high"], form, between=" to ")
+        return _with_sd((form(score["value"]), span), score, 1, decimals)
 
     final, lead = marked(arm, terms, value(scores["final"]), signed(scores["against_baseline"]))
     return value(scores["before"]), final, signed(scores["change"]), lead

@@ -34,7 +34,8 @@ class Evaluation:
     token, estimated from the completions; None if they were not sampled from the model's own distribution. ``curve`` is
     pass@k for k = 1, 2, 4 … up to the samples, of which ``passed`` is the last; ``markers`` counts each deliberation
     word over all completions. ``hits``, ``words`` and ``tokens`` are sums over the samples of each problem, in order,
-    for paired comparisons; ``problem_set`` names these problems in this order.
+    for paired comparisons, and ``earned`` is the mean reward of each, None where no sample is judged. ``problem_set``
+    names these problems in this order. ``majority`` is None where no completion has an answer to vote with.
     """
 
     problems: int
@@ -52,6 +53,7 @@ class Evaluation:
     deliberation: float
     markers: Mapping[str, int]
     hits: tuple[int, ...] | None
+    earned: tuple[float | None, ...] | None
     words: tuple[int, ...]
     tokens: tuple[int, ...]
     problem_set: str
@@ -81,6 +83,7 @@ class Evaluation:
             "deliberation": self.deliberation,
             "markers": dict(self.markers),
             "hits": None if self.hits is None else list(self.hits),
+            "earned": None if self.earned is None else list(self.earned),
             "words": list(self.words),
             "tokens": list(self.tokens),
             "problem_set": self.problem_set,
@@ -137,7 +140,8 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
     answers = [[v.answer for v in group.verdicts] for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewarded = [[v.reward for v in group.verdicts if v.reward is not None] for group in groups]
-    means = [math.fsum(row) / len(row) for row in rewarded if row]
+    earned = tuple(math.fsum(row) / len(row) if row else None for row in rewarded)
+    means = [mean for mean in earned if mean is not None]
     by_function: dict[str, list[float]] = {}
     for verdict in (verdict for group in groups for verdict in group.verdicts):
         for name, reward in function_rewards(verdict).items():
@@ -158,7 +162,8 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         avg=average([[float(hit) for hit in row] for row in correct], seed=0) if judged else None,
         passed=curve[-1] if curve else None,
         curve=curve,
-        majority=majority(answers, correct, seed=0) if judged else None,
+        # Without any answer, as under a reward function over free text, there is nothing to vote with.
+        majority=majority(answers, correct, seed=0) if judged and any(set(row) - {None} for row in answers) else None,
         reward=bootstrap(means, k=samples, seed=0) if means else None,
         rewards={name: math.fsum(given) / len(given) for name, given in by_function.items()},
         length=sum(tokens) / len(rollouts),
@@ -167,6 +172,7 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         deliberation=sum(words) / len(rollouts),
         markers=count_markers(rollout.text for rollout in rollouts),
         hits=hits if judged else None,
+        earned=earned if judged else None,
         words=words,
         tokens=tokens,
         problem_set=problem_set([group.example for group in groups]),

@@ -114,8 +114,8 @@ def _separation(separation: Mapping[str, Any]) -> Table:
     def cell(auc: Mapping[str, Any] | None) -> Cell:
         if auc is None:
             return Cell(numbers.MISSING)
-        ends = f" ({auc['low']:.3f}–{auc['high']:.3f})" if auc["low"] is not None else ""
-        return Cell(f"{auc['value']:.3f}{ends}")
+        ends = numbers.interval(auc["low"], auc["high"], "{:.3f}".format)
+        return Cell(f"{auc['value']:.3f}" + (f" ({ends})" if ends else ""))
 
     rows = [
         (name, [cell(row["auc"]), cell(row["within"]), _count(row["correct"]), _count(row["wrong"])])

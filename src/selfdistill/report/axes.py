@@ -31,6 +31,10 @@ class Axis:
         share = (scaled - low) / (high - low)
         return start + share * (end - start)
 
+    def holds(self, value: float) -> bool:
+        """Whether a value lies on the axis."""
+        return self.low <= value <= self.high
+
     def _stretched(self, value: float) -> float:
         match self.scale:
             case "log":
@@ -110,14 +114,14 @@ def step_axis(steps: Sequence[float], *, planned: float | None = None) -> Axis:
 def tick_words(ticks: Sequence[float], *, share: bool = False, scale: Scale = "linear") -> list[str]:
     """Return tick labels that differ, with equal numbers of decimals: 0, 0.25 and 0.5 become ``0.00 0.25 0.50``."""
     if scale != "linear":
-        return [f"{tick:,g}".replace("-", numbers.MINUS) for tick in ticks]
+        return [f"{tick:z,g}".replace("-", numbers.MINUS) for tick in ticks]
     values = [100 * tick for tick in ticks] if share else list(ticks)
     if not share and any(0 < abs(value) < 0.001 for value in values):
         words = [[f"{value:.{digits}e}" if value else "0" for value in values] for digits in range(8)]
         exact = next((row for row in words if len(set(row)) == len(row)), words[-1])
         return [word.replace("-", numbers.MINUS) for word in exact]
     decimals = next(d for d in range(8) if all(abs(v - round(v, d)) < 1e-9 for v in values) or d == 7)
-    return [f"{value:,.{decimals}f}{'%' if share else ''}".replace("-", numbers.MINUS) for value in values]
+    return [f"{value:z,.{decimals}f}{'%' if share else ''}".replace("-", numbers.MINUS) for value in values]
 
 
 def count_words(ticks: Sequence[float]) -> list[str]:

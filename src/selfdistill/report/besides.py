@@ -49,4 +49,4 @@ def in_words(estimate: Row | None, measure: str, *, signed: bool) -> tuple[str, 
         return ("+" if number > 0 else "") + numbers.plain(number)
 
     text = form(value) + (" points" if signed and share else "")
-    return text, "" if low is None or high is None else f"{form(low)} to {form(high)}"
+    return text, numbers.interval(low, high, form, between=" to ")

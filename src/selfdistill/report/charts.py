@@ -78,7 +78,8 @@ class Chart:
     x_ticks: tuple[tuple[str, str], ...]
     y_ticks: tuple[tuple[str, str], ...]
     drawn: tuple[Drawn, ...]
-    marks: tuple[tuple[str, str], ...]
+    marks: tuple[tuple[str, str, str, int, str], ...]
+    """Of each mark its x, the height of its word, the word's anchor and distance from the line, and the word."""
     columns: tuple[dict[str, object], ...]
 
 
@@ -117,9 +118,10 @@ def curve_chart(
     left = 10 + SIGN_WIDTH * max([*map(len, y_words), len(x_name) + 1 if x_name != "step" else 0])
     tail = max(len(line.label) for line in series) if labels and (rivals or len(series) > 1) else 0
     right, top, bottom = width - (12 + SIGN_WIDTH * tail if tail else 10), 10.0, height - 28.0
-    place_x = _placer(x_axis, left, right)
-    place_y = _placer(y_axis, bottom, top)
-    label_heights = label_places([place_y(_last(line.y)) for line in thinned], top=top, bottom=bottom)
+    place_x, place_y = _placer(x_axis, left, right), _placer(y_axis, bottom, top)
+    spots = [_spots(line, place_x, place_y) for line in thinned]
+    heights: list[Value] = label_places([place_y(_last(line.y)) for line in thinned], top=top, bottom=bottom)
+    heights = heights if tail else [None] * len(thinned)
     format_value = (lambda value: (names or {}).get(value, form(value))) if names else form
     return Chart(
         title=title,
@@ -135,11 +137,8 @@ def curve_chart(
         bottom=bottom,
         x_ticks=tuple((coordinate(place_x(x)), word) for x, word in zip(x_axis.ticks, x_words, strict=True)),
         y_ticks=tuple((coordinate(place_y(y)), word) for y, word in zip(y_axis.ticks, y_words, strict=True)),
-        drawn=tuple(
-            _draw(line, place_x, place_y, label_height if tail else None)
-            for line, label_height in zip(thinned, label_heights, strict=True)
-        ),
-        marks=tuple((coordinate(place_x(x)), word) for x, word in marks if x_axis.low <= x <= x_axis.high),
+        drawn=tuple(_draw(line, place_x, place_y, height) for line, height in zip(thinned, heights, strict=True)),
+        marks=tuple(_mark(place_x(x), word, spots, left, (top, bottom)) for x, word in marks if x_axis.holds(x)),
         columns=_columns(thinned, place_x, place_y, format_value, range_of),
     )
 
@@ -204,8 +203,7 @@ def thin(series: Series, *, most: int) -> Series:
 
 def coordinate(value: float) -> str:
     """Format a coordinate with one decimal, and without ``.0``."""
-    text = f"{value:.1f}".removesuffix(".0")
-    return "0" if text == "-0" else text
+    return f"{value:z.1f}".removesuffix(".0")
 
 
 def _value_axis(
@@ -228,10 +226,40 @@ def _value_axis(
     return linear_axis(low, high, floor=bounds[0], ceiling=bounds[1])
 
 
+def _spots(
+    series: Series, place_x: Callable[[float], float], place_y: Callable[[float], float]
+) -> list[tuple[float, Value]]:
+    return [(place_x(x), None if y is None else place_y(y)) for x, y in zip(series.x, series.y, strict=True)]
+
+
+def _mark(
+    x: float, word: str, lines: Sequence[Sequence[tuple[float, Value]]], left: float, ends: tuple[float, float]
+) -> tuple[str, str, str, int, str]:
+    """Place the word of a mark at the upper or the lower end of its line, whichever is farther from the curves."""
+    top, bottom = ends
+    width = SIGN_WIDTH * len(word) + 5
+    # The word stands left of its line, unless it would cover the labels of the y-axis there.
+    before = x - width >= left
+    reach = (x - width, x) if before else (x, x + width)
+    heights = [height for spots in lines for run in _runs(spots) for height in _heights(run, *reach)]
+    upper, lower = top + 10, bottom - 6
+    room = {baseline: min((abs(baseline - 4 - y) for y in heights), default=bottom) for baseline in (lower, upper)}
+    place = upper if room[upper] > room[lower] else lower
+    return coordinate(x), coordinate(place), "end" if before else "start", -5 if before else 5, word
+
+
+def _heights(run: Sequence[tuple[float, float]], start: float, end: float) -> list[float]:
+    """Return the heights at which a curve passes from ``start`` to ``end``: its points there, and where it enters."""
+    heights = [y for x, y in run if start <= x <= end]
+    for (x, y), (next_x, next_y) in pairwise(run):
+        heights += [y + (next_y - y) * (at - x) / (next_x - x) for at in (start, end) if x < at < next_x]
+    return heights
+
+
 def _draw(
     series: Series, place_x: Callable[[float], float], place_y: Callable[[float], float], label_y: Value
 ) -> Drawn:
-    spots = [(place_x(x), None if y is None else place_y(y)) for x, y in zip(series.x, series.y, strict=True)]
+    spots = _spots(series, place_x, place_y)
     hollow = [(coordinate(x), coordinate(y)) for x, y in spots if y is not None] if series.look == "points" else []
     return Drawn(
         label=series.label,

@@ -13,7 +13,8 @@ from selfdistill.errors import DataError
 from selfdistill.files.jsonl import read_lines, read_object
 from selfdistill.report import numbers
 from selfdistill.report.files import summary_of
-from selfdistill.report.outcome import alarm_label, ended_by, score_name, score_of, stepped
+from selfdistill.report.measure import measure_of
+from selfdistill.report.outcome import alarm_label, ended_by, score_of, stepped
 from selfdistill.report.page import Live, render, write_report
 
 DEPTH = 5
@@ -103,7 +104,7 @@ def render_index(
 
 
 def run_row(entry: Entry) -> dict[str, Any]:
-    """Return a run's row: its name, method, task, steps, accuracy before and now, and its state.
+    """Return a run's row: its name, method, task, steps, measure before and now, and its state.
 
     If a file cannot be read, the row holds the error message instead.
     """
@@ -120,7 +121,8 @@ def _row(folder: Path) -> dict[str, Any]:
     metrics = stepped(list(read_lines(folder / "metrics.jsonl")))
     summary, last = summary_of(folder, metrics), metrics[-1] if metrics else {}
     done, planned = numbers.number(last.get("step")) or 0.0, numbers.number(config.get("steps"))
-    ends = [score_of(row, "avg") for row in (evaluations[0], evaluations[-1])] if evaluations else [{}, {}]
+    measure = measure_of(config, summary, evaluations)
+    ends = [score_of(row, measure.key) for row in (evaluations[0], evaluations[-1])] if evaluations else [{}, {}]
     ended = ended_by(summary)
     active = last.get("alarms")
     method, task = config.get("method"), config.get("task")
@@ -128,10 +130,10 @@ def _row(folder: Path) -> dict[str, Any]:
         "method": _word(method.get("name") if isinstance(method, dict) else method),
         "task": _word(task.get("kind") if isinstance(task, dict) else task),
         "steps": numbers.whole(done) + (f" of {numbers.whole(planned)}" if planned not in (None, done) else ""),
-        "measure": score_name("avg", ends),
-        "before": numbers.percent(numbers.number(ends[0].get("value"))),
-        "now": numbers.percent(numbers.number(ends[1].get("value"))),
-        "range": numbers.percent_range(numbers.number(ends[1].get("low")), numbers.number(ends[1].get("high"))),
+        "measure": measure.name_of(ends),
+        "before": measure.level(numbers.number(ends[0].get("value"))),
+        "now": measure.level(numbers.number(ends[1].get("value"))),
+        "range": measure.span(numbers.number(ends[1].get("low")), numbers.number(ends[1].get("high"))),
         "state": "finished" if summary.get("finished") else "ended" if ended else "stopped" if summary else "going",
         "ended": ended,
         "alarms": ", ".join(map(alarm_label, active)) if isinstance(active, list) else "",

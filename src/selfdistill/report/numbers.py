@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
+NO_SPREAD = "no spread"
+"""Text in the place of an interval without width. :data:`NO_SPREAD_NOTE` explains it beside the numbers."""
+NO_SPREAD_NOTE = (
+    "no spread: every problem came out alike, or there is only one, so the interval has no width. That is no certainty "
+    "about other problems: evaluate more of them."
+)
 
 
 def number(value: object) -> float | None:
@@ -25,12 +32,12 @@ def plain(value: float | None) -> str:
     if size < 0.001:
         return f"{value:.1e}".replace("-", MINUS)
     decimals = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:,.{decimals}f}".replace("-", MINUS)
+    return f"{value:z,.{decimals}f}".replace("-", MINUS)
 
 
 def whole(value: float | None) -> str:
     """Format a count: ``1,204``."""
-    return MISSING if value is None else f"{value:,.0f}".replace("-", MINUS)
+    return MISSING if value is None else f"{value:z,.0f}".replace("-", MINUS)
 
 
 def compact(value: float) -> str:
@@ -43,17 +50,35 @@ def compact(value: float) -> str:
 
 def percent(value: float | None) -> str:
     """Format a share: ``0.4125`` is ``41.2%``."""
-    return MISSING if value is None else f"{100 * value:.1f}%".replace("-", MINUS)
+    return MISSING if value is None else f"{100 * value:z.1f}%".replace("-", MINUS)
+
+
+def interval(
+    low: float | None, high: float | None, form: Callable[[float], str], *, between: str = "\N{EN DASH}"
+) -> str:
+    """Format an interval with ``form`` for its ends; :data:`NO_SPREAD` if it has no width, empty if an end is missing.
+
+    "0.0 to 0.0" reads as certainty, and a bootstrap or a t interval gives it wherever the values of all problems agree.
+    """
+    if low is None or high is None:
+        return ""
+    return NO_SPREAD if without_width(low, high) else f"{form(low)}{between}{form(high)}"
+
+
+def without_width(low: float | None, high: float | None) -> bool:
+    """Whether an interval has no width. Means of equal numbers may differ in the last digits of a float."""
+    return low is not None and high is not None and high - low <= 1e-9 * max(1.0, abs(low), abs(high))
 
 
 def percent_range(low: float | None, high: float | None) -> str:
-    """Format an interval of shares: ``38.9–43.6%``; empty if an end is missing."""
-    return "" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}%"
+    """Format an interval of shares: ``38.9–43.6%``; see :func:`interval`."""
+    text = interval(low, high, lambda end: f"{100 * end:z.1f}".replace("-", MINUS))
+    return f"{text}%" if text not in ("", NO_SPREAD) else text
 
 
 def plain_range(low: float | None, high: float | None) -> str:
-    """Format an interval: ``31.2–33.0``; empty if an end is missing."""
-    return "" if low is None or high is None else f"{plain(low)}–{plain(high)}"
+    """Format an interval: ``31.2–33.0``; see :func:`interval`."""
+    return interval(low, high, plain)
 
 
 def signed(value: float | None, *, decimals: int = 2) -> str:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 from selfdistill.report.files import RunFiles
+from selfdistill.report.measure import ACCURACIES, MEASURES, Measure, graded
 
-ACCURACY = ("avg", "pass", "maj")
-ESTIMATES = {
-    "reward": "Mean reward",
-    "loglikelihood": "Log-likelihood of references, nats a token",
-    "teacher_gap": "Teacher's log-likelihood above it",
-    "teacher_shift": "Teacher's shift on own completions, nats a token",
-}
-"""Names of the other estimates of an evaluation. The table has a row for each that was measured."""
+SPEED = "tokens sampled a second of training, evaluations not counted"
+"""What a speed is, in the terminal and on the page."""
 
 
 def unjudged(side: Row) -> bool:
@@ -25,111 +21,133 @@ def unjudged(side: Row) -> bool:
     return side.get("judged") == 0
 
 
-def headline(before: Row, after: Row) -> dict[str, str]:
-    """Return accuracy before and after as texts, with the verdict that the two intervals support."""
-    old, new = (
-        {key: numbers.number(score_of(side, "avg").get(key)) for key in ("value", "low", "high")}
-        for side in (before, after)
-    )
+def headline(before: Row, after: Row, measure: Measure = MEASURES["success"]) -> dict[str, str]:
+    """Return the measure before and after as texts, with the verdict that the two intervals support."""
+    sides = [score_of(side, measure.key) for side in (before, after)]
+    old, new = ({key: numbers.number(side.get(key)) for key in ("value", "low", "high", "n")} for side in sides)
+    unknown = old["value"] is None or new["value"] is None
     words = {
-        "name": score_name("avg", [score_of(before, "avg"), score_of(after, "avg")]),
-        "before": numbers.percent(old["value"]),
-        "before_range": numbers.percent_range(old["low"], old["high"]),
-        "after": numbers.percent(new["value"]),
-        "after_range": numbers.percent_range(new["low"], new["high"]),
-        "points": "" if old["value"] is None or new["value"] is None else points(new["value"] - old["value"]),
+        "name": measure.name_of(sides),
+        "asked": f"{measure.asked}, {measure.name_of(sides)}" if measure.key == "avg" else measure.asked,
+        "before": measure.level(old["value"]),
+        "before_range": measure.span(old["low"], old["high"]),
+        "after": measure.level(new["value"]),
+        "after_range": measure.span(new["low"], new["high"]),
+        "points": "" if unknown else measure.change((new["value"] or 0.0) - (old["value"] or 0.0)),
     }
-    if unjudged(before) or unjudged(after):
+    if unknown and (unjudged(before) or unjudged(after)):
         return words | {
             "kind": "open",
             "verdict": "No accuracy",
             "reason": "neither a verifier nor a reward function judged a held-out completion",
         }
-    if None in old.values() or None in new.values():
+    known = [numbers.number(side.get(end)) for side in sides for end in ("value", "low", "high")]
+    ends = [end for end in known if end is not None]
+    if len(ends) < len(known):
         return words | {
             "kind": "open",
             "verdict": "No comparison yet",
             "reason": "it takes two evaluations with intervals",
         }
-    if _less(old["high"], new["low"]):
+    span = 1.0 if measure.share else max(ends) - min(ends)
+    (old_low, old_high), (new_low, new_high) = _widened(old, span), _widened(new, span)
+    if old_high < new_low or new_high < old_low:
+        better = (old_high < new_low) != measure.falls
         return words | {
-            "kind": "better",
-            "verdict": "Better",
+            "kind": "better" if better else "worse",
+            "verdict": "Better" if better else "Worse",
             "reason": "the intervals before and after do not overlap",
         }
-    if _less(new["high"], old["low"]):
-        return words | {"kind": "worse", "verdict": "Worse", "reason": "the intervals before and after do not overlap"}
-    # The bootstrap interval of zeros has no width, even for few problems.
-    none_right = old["value"] == new["value"] == 0
-    reason = "no completion was right, before or after" if none_right else "the intervals before and after overlap"
+    if measure.key == "avg" and old["value"] == new["value"] == 0:
+        reason = "no completion was right, before or after"
+    elif ends[2] < ends[4] or ends[5] < ends[1]:
+        reason = "too few problems, of which all came out alike"
+    else:
+        reason = "the intervals before and after overlap"
     return words | {"kind": "open", "verdict": "No clear change", "reason": reason}
 
 
-def comparison_rows(before: Row, after: Row, best: Row) -> list[dict[str, object]]:
-    """Return the rows of the table before / after / best: a name, and for each column a value with its interval."""
+def _widened(score: Mapping[str, float | None], span: float) -> tuple[float, float]:
+    """Return the ends of an interval. One without width is widened by what its number of problems leaves open.
+
+    Where all ``n`` problems came out alike, up to 1 − 0.05^(1/n) of other problems may differ (at 95 %), by ``span``.
+    """
+    low, high = score["low"] or 0.0, score["high"] or 0.0
+    if not numbers.without_width(low, high):
+        return low, high
+    reach = (1 - 0.05 ** (1 / max(1.0, score["n"] or 1.0))) * span
+    return low - reach, high + reach
+
+
+def comparison_rows(
+    before: Row, after: Row, best: Row, measure: Measure = MEASURES["success"]
+) -> list[dict[str, object]]:
+    """Return the rows of the table before / after / best: a name, and for each column a value with its interval.
+
+    The measure that the run is told by comes first. A mean reward that equals the share of right completions is left
+    out, and so is what was not measured.
+    """
     rows: list[dict[str, object]] = []
-    for key in ACCURACY:
-        scores = [score_of(side, key) for side in (before, after, best)]
+    sides = (before, after, best)
+    accuracies = [replace(MEASURES["success"], key=key, name=key) for key in ACCURACIES]
+    estimates = [*accuracies, *(MEASURES[key] for key in ("reward", "loglikelihood", "teacher_gap", "teacher_shift"))]
+    for entry in sorted(estimates, key=lambda entry: entry.key != measure.key):
+        scores = [score_of(side, entry.key) for side in sides]
         values = [numbers.number(score.get("value")) for score in scores]
-        cells = [
-            (
-                numbers.percent(value),
-                numbers.percent_range(numbers.number(score.get("low")), numbers.number(score.get("high"))),
-            )
-            for value, score in zip(values, scores, strict=True)
-        ]
-        change = "" if values[0] is None or values[1] is None else points(values[1] - values[0])
+        if all(value is None for value in values) or (entry.key == "reward" and not graded(sides)):
+            continue
+        spans = [entry.span(numbers.number(score.get("low")), numbers.number(score.get("high"))) for score in scores]
+        gap = None if values[0] is None or values[1] is None else values[1] - values[0]
         rows.append(
             {
-                "name": score_name(key, scores),
-                "cells": cells,
-                "change": change,
-                "known": any(v is not None for v in values),
+                "name": entry.name_of(scores),
+                "cells": list(zip(map(entry.level, values), spans, strict=True)),
+                "change": "" if gap is None else entry.change(gap),
             }
         )
-    for key, name in ESTIMATES.items():
-        scores = [score_of(side, key) for side in (before, after, best)]
-        values = [numbers.number(score.get("value")) for score in scores]
-        # If the mean reward equals the share of right completions, the first row already shows it.
-        if key == "reward" and values == [
-            numbers.number(score_of(side, "avg").get("value")) for side in (before, after, best)
-        ]:
-            continue
-        gap = None if values[0] is None or values[1] is None else values[1] - values[0]
-        cells = [(numbers.plain(value), "") for value in values]
-        change = "" if gap is None else numbers.signed(gap, decimals=3)
-        rows.append({"name": name, "cells": cells, "change": change, "known": any(v is not None for v in values)})
     for key, name, share in (
         ("length", "Completion length, tokens", False),
         ("truncated", "Truncated completions", True),
         ("deliberation", "Deliberation words per completion", False),
     ):
-        values = [numbers.number(side.get(key)) for side in (before, after, best)]
+        values = [numbers.number(side.get(key)) for side in sides]
+        if all(value is None for value in values):
+            continue
         form = numbers.percent if share else numbers.plain
         gap = None if values[0] is None or values[1] is None else values[1] - values[0]
         change = (
             "" if gap is None else points(gap) if share else numbers.signed(gap, decimals=1 if abs(gap) >= 10 else 2)
         )
-        cells = [(form(value), "") for value in values]
-        rows.append({"name": name, "cells": cells, "change": change, "known": any(v is not None for v in values)})
-    return [row for row in rows if row["known"]]
+        rows.append({"name": name, "cells": [(form(value), "") for value in values], "change": change})
+    return rows
 
 
-def evaluation_rows(evaluations: Sequence[tuple[float, Row]]) -> list[list[str]]:
-    """Return one row per evaluation: step, three accuracies with intervals, length, truncated share, deliberation."""
+def evaluation_table(
+    evaluations: Sequence[tuple[float, Row]], measure: Measure = MEASURES["success"]
+) -> tuple[list[str], list[list[str]]]:
+    """Return a head and one row per evaluation: step, measures with intervals, length, truncation, deliberation.
+
+    A measure that no evaluation has, such as maj@k where no completion has an answer to vote with, has no column.
+    """
+    known = [replace(MEASURES["success"], key=key, name=key) for key in ACCURACIES]
+    if measure.key != "avg":
+        known.insert(0, measure)
+    # Without any measure the column of the accuracy says that nothing was judged.
+    columns = [entry for entry in known if any(score_of(row, entry.key) for _, row in evaluations)] or known[:1]
     rows: list[list[str]] = []
     for step, evaluation in evaluations:
         cells = [numbers.whole(step)]
-        for key in ACCURACY:
-            score = {end: numbers.number(score_of(evaluation, key).get(end)) for end in ("value", "low", "high")}
-            span = numbers.percent_range(score["low"], score["high"])
-            value = "not judged" if unjudged(evaluation) else numbers.percent(score["value"])
-            cells.append(value + (f" ({span})" if span else ""))
+        for entry in columns:
+            score = {end: numbers.number(score_of(evaluation, entry.key).get(end)) for end in ("value", "low", "high")}
+            span = entry.span(score["low"], score["high"])
+            missing = score["value"] is None and unjudged(evaluation)
+            cells.append("not judged" if missing else entry.level(score["value"]) + (f" ({span})" if span else ""))
         cells.append(numbers.plain(numbers.number(evaluation.get("length"))))
         cells.append(numbers.percent(numbers.number(evaluation.get("truncated"))))
         cells.append(numbers.plain(numbers.number(evaluation.get("deliberation"))))
         rows.append(cells)
-    return rows
+    names = [f"{entry.name}@k" if entry.key in ACCURACIES else entry.name for entry in columns]
+    return ["Step", *names, "Length", "Truncated", "Deliberation"], rows
 
 
 def facts(run: RunFiles) -> list[tuple[str, str, str]]:
@@ -153,7 +171,7 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
         ),
         ("Steps", steps, ""),
         ("Time", numbers.duration(seconds or None), ""),
-        ("Speed", "" if speed is None else f"{numbers.whole(speed)} tokens/s", ""),
+        ("Speed", "" if speed is None else f"{numbers.whole(speed)} tokens/s", SPEED),
         ("Seed", _word(config.get("seed")), ""),
         ("Episodes", ", ".join(f"{count} × {reason}" for reason, count in skipped(run.metrics, "ended")), ""),
     ]
@@ -280,12 +298,6 @@ def score_of(side: Row, key: str) -> Row:
     return score if isinstance(score, dict) else {}
 
 
-def score_name(key: str, scores: Sequence[Row]) -> str:
-    """Return the name of an accuracy with its k: ``avg@8``."""
-    k = next((numbers.number(score.get("k")) for score in scores if numbers.number(score.get("k")) is not None), None)
-    return f"{key}@{'k' if k is None else numbers.whole(k)}"
-
-
 def _at(config: Row, dotted: str) -> Any:
     value: Any = config
     for key in dotted.split("."):
@@ -295,7 +307,3 @@ def _at(config: Row, dotted: str) -> Any:
 
 def _word(value: object) -> str:
     return "" if value is None else numbers.printable(str(value))
-
-
-def _less(low: float | None, high: float | None) -> bool:
-    return low is not None and high is not None and low < high

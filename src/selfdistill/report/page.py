@@ -25,18 +25,18 @@ from selfdistill.report import numbers
 from selfdistill.report.besides import besides_rows
 from selfdistill.report.charts import Chart, Look, Series, curve_chart, running_mean
 from selfdistill.report.files import RunFiles, read_run
+from selfdistill.report.measure import Measure, measure_of
 from selfdistill.report.outcome import (
     alarm_rows,
     comparison_rows,
     ended_by,
     ends,
-    evaluation_rows,
+    evaluation_table,
     facts,
     flat,
     headline,
     phase_rows,
     phases,
-    score_name,
     score_of,
     skipped,
     stepped,
@@ -59,6 +59,8 @@ class Part:
     look: Look = "line"
     tone: str = "student"
     smooth: bool = False
+    digits: int | None = None
+    """Decimals to which the numbers are rounded; None draws them as they are."""
     of: str = ""
     """Hyperparameter of the methods that record it; empty if all do. In runs of other methods it is not missing."""
 
@@ -72,6 +74,8 @@ class Figure:
     parts: tuple[Part, ...]
     share: bool = False
     names: Mapping[float, str] | None = None
+    if_zero: str = ""
+    """The unit where every number is 0; empty if it is the same."""
 
 
 BEHAVIOUR = (
@@ -109,7 +113,13 @@ SIGNAL = (
         names={0.0: "off", 1.0: "on"},
     ),
     Figure("Gradient norm", "before clipping", (Part("gradient norm", "grad_norm"),)),
-    Figure("Loss", "the quantity optimised", (Part("loss", "loss"),)),
+    # The advantages of a group cancel, so a policy gradient's loss is often a sum of rounding errors.
+    Figure(
+        "Loss",
+        "the quantity optimised",
+        (Part("loss", "loss", digits=6),),
+        if_zero="0 up to rounding: its gradient, not its value, moves the weights",
+    ),
     Figure("Clipped tokens", "share of a step", (Part("share of clipped tokens", "clip_share"),), share=True),
 )
 
@@ -145,6 +155,7 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
         (row["step"], row["evaluation"]) for row in stepped(run.metrics) if isinstance(row.get("evaluation"), dict)
     ]
     before, after = ends(run.summary, evaluations)
+    measure = measure_of(run.config, run.summary, [before, after, *(row for _, row in evaluations)])
     finished, ended = run.summary.get("finished") is True, ended_by(run.summary)
     # The axes of an unfinished run extend to its last planned step.
     planned = None if finished or ended else numbers.number(run.config.get("steps"))
@@ -157,11 +168,14 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
     limit = scale_limit(u for rows in chosen for row in rows for u in token_values(row))
     best = run.summary.get("best")
     judged = not any(unjudged(evaluation) for _, evaluation in evaluations) or isinstance(best, dict)
+    told = headline(before, after, measure)
+    rows = comparison_rows(before, after, best if isinstance(best, dict) else {}, measure)
+    head, lines = evaluation_table(evaluations, measure)
     return render(
         "run.html",
         run=numbers.printable(run.name),
         facts=facts(run),
-        headline=headline(before, after),
+        headline=told,
         judged=judged,
         live=live,
         polls=bool(live and live.seconds),
@@ -171,14 +185,17 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
         ended_by=ended,
         alarms=alarm_rows(run),
         damage=run.damage,
-        accuracy=accuracy_charts(evaluations, run.summary.get("best_step"), planned),
+        main=main_charts(evaluations, run.summary.get("best_step"), planned, measure),
         behaviour=behaviour,
         signal=signal,
         missing=no_behaviour + no_signal,
-        comparison=comparison_rows(before, after, best if isinstance(best, dict) else {}),
+        comparison=rows,
         best_step=numbers.whole(numbers.number(run.summary.get("best_step"))),
-        evaluations=evaluation_rows(evaluations),
+        evaluation_head=head,
+        evaluations=lines,
         besides=list(besides_rows(before, after)),
+        no_spread=numbers.NO_SPREAD,
+        no_spread_note=numbers.NO_SPREAD_NOTE,
         phases=phase_rows(phases(run)),
         skipped=skipped(run.metrics),
         steps=[_step_of(rows, limit) for rows in chosen if rows],
@@ -233,11 +250,12 @@ def draw_figures(
         series = [smoothed for part, line in raw if line is not None for smoothed in _smoothed(part, line)]
         if series:
             height = 120 if figure.names else 190
+            still = figure.if_zero and not any(value for line in series for value in line.y)
             charts.append(
                 curve_chart(
                     figure.title,
                     series,
-                    unit=figure.unit,
+                    unit=figure.if_zero if still else figure.unit,
                     share=figure.share,
                     names=figure.names,
                     size=(360, height),
@@ -256,21 +274,22 @@ def series_of(part: Part, metrics: Sequence[Row]) -> Series | None:
         pairs.pop(0)
     if not pairs:
         return None
-    x, y = zip(*pairs, strict=True)
+    x, values = zip(*pairs, strict=True)
+    y = values if part.digits is None else [None if value is None else round(value, part.digits) for value in values]
     return Series(part.label or part.name, x, y, look=part.look, tone=part.tone)
 
 
-def accuracy_charts(
-    evaluations: Sequence[tuple[float, Row]], best_step: object, planned: float | None = None
+def main_charts(
+    evaluations: Sequence[tuple[float, Row]], best_step: object, planned: float | None, measure: Measure
 ) -> list[Chart]:
     """Return the main figure for wide and for narrow screens; empty without evaluations."""
-    scores = [(step, score_of(evaluation, "avg")) for step, evaluation in evaluations]
+    scores = [(step, score_of(evaluation, measure.key)) for step, evaluation in evaluations]
     if not any(numbers.number(score.get("value")) is not None for _, score in scores):
         return []
     ends = [[numbers.number(score.get(end)) for _, score in scores] for end in ("value", "low", "high")]
     # A band needs an interval at every evaluation that has a value.
     has_band = all(None not in entry or entry == (None,) * 3 for entry in zip(*ends, strict=True))
-    name = score_name("avg", [score for _, score in scores])
+    name = measure.name_of([score for _, score in scores])
     series = Series(
         name,
         [step for step, _ in scores],
@@ -283,7 +302,15 @@ def accuracy_charts(
     marks = [] if best is None else [(best, "best")]
     sizes = [(680, 300), (380, 240)]
     return [
-        curve_chart("Held-out accuracy", [series], unit=name, share=True, size=size, marks=marks, planned=planned)
+        curve_chart(
+            measure.title,
+            [series],
+            unit=name if measure.key == "avg" else "",
+            share=measure.share,
+            size=size,
+            marks=marks,
+            planned=planned,
+        )
         for size in sizes
     ]
 

@@ -123,7 +123,7 @@ def colour(line: RolloutLine, limit: float) -> Coloured:
         example=numbers.printable(line.example),
         index=str(line.index),
         verdict="unjudged" if reward is None else "correct" if line.correct else "wrong" if reward <= 0 else "partly",
-        reward=numbers.MISSING if reward is None else f"{reward:.3g}".replace("-", numbers.MINUS),
+        reward=numbers.MISSING if reward is None else f"{reward:z.3g}".replace("-", numbers.MINUS),
         prompt=numbers.printable(line.prompt).strip(),
         feedback=numbers.printable(line.feedback or "").strip(),
         length=len(words),

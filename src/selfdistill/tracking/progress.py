@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfdistill.files.text import counted, plural, printable
+from selfdistill.report import numbers
 
 PLAIN_EVERY = 10.0
 """Seconds between the lines of steps if the output is not a terminal (a log file, CI)."""
@@ -129,10 +130,13 @@ class Progress:
         self.began = time.monotonic()
         self.first: int | None = None
         self.tokens = 0
-        self.evaluating = 0.0
+        self.evaluating = self.stepping = 0.0
+        """Seconds of evaluations, and of steps without them."""
         self.held_out = ""
         """The newest evaluation's numbers beside a step's own, which are of the prompts trained on."""
         self.last_line = 0.0
+        self.explained = False
+        """Whether an interval without width was explained."""
         self.activities: list[Activity] = []
         self.stop_requested: Callable[[], bool] = lambda: False
         """Whether a stop was requested."""
@@ -196,15 +200,19 @@ class Progress:
                 else:
                     self._spoke = time.monotonic()
 
-    def evaluation(self, step: int | None, result: Mapping[str, Any]) -> None:
-        """Print an evaluation on held-out problems; ``step`` is None if it belongs to no training run."""
+    def evaluation(self, step: int | None, result: Mapping[str, Any], *, by: str | None = None) -> None:
+        """Print an evaluation on held-out problems; ``step`` is None if it belongs to no training run.
+
+        ``by`` is the metric that chooses the best checkpoint: by ``"reward"`` a mean reward that differs from the
+        accuracy comes first, with its interval.
+        """
         avg = result["avg"]
         self.held_out = "" if avg is None else f"held-out {_mean_reward(result)}avg@{avg['k']} {avg['value']:.3f}  "
         at = "" if step is None else f"step {step:>4}  "
         # Without a verifier there is no accuracy, so print the other metrics.
         if avg is None:
             entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
-            references = [f"{words} {result[key]['value']:+.3f}" for key, words in UNJUDGED.items() if key in result]
+            references = [f"{words} {result[key]['value']:+z.3f}" for key, words in UNJUDGED.items() if key in result]
             self.log(
                 f"{at}nothing is judged  length {result['length']:.1f}  "
                 f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
@@ -213,11 +221,18 @@ class Progress:
                 self.log(f"{at}{', '.join(references)} nats a token")
             self._also(at, result)
             return
+        reward = _mean_reward(result)
+        leads = bool(reward) and by == "reward"
+        first = f"reward {result['reward']['value']:z.3f} [{_span(result['reward'])}]  " if leads else ""
+        majority = f"maj@{avg['k']} {result['maj']['value']:.3f}  " if result["maj"] else ""
         self.log(
-            f"{at}avg@{avg['k']} {avg['value']:.3f} [{avg['low']:.3f}, {avg['high']:.3f}]  "
-            f"pass@{avg['k']} {result['pass']['value']:.3f}  maj@{avg['k']} {result['maj']['value']:.3f}  "
-            f"{_mean_reward(result)}length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
+            f"{at}{first}avg@{avg['k']} {avg['value']:.3f} [{_span(avg)}]  "
+            f"pass@{avg['k']} {result['pass']['value']:.3f}  {majority}{'' if leads else reward}"
+            f"length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
         )
+        if numbers.NO_SPREAD in (_span(avg), _span(result["reward"]) if leads else "") and not self.explained:
+            self.explained = True
+            self.log(numbers.NO_SPREAD_NOTE)
         of = result["problems"] * result["samples"]
         if unjudged := of - result["judged"]:
             are, count = plural(unjudged, "is", "are"), plural(unjudged, "counts", "count")
@@ -232,8 +247,8 @@ class Progress:
                 if other.get(key) is None:
                     continue
                 change = other.get("change", {}).get(measure)
-                since = f" ({change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}])" if change else ""
-                parts.append(f"{words} {other[key]['value']:.3f}{since}")
+                since = f" ({change['value']:+z.3f} [{_span(change, '+')}])" if change else ""
+                parts.append(f"{words} {other[key]['value']:z.3f}{since}")
             self.log(f"{at}also {name}: {', '.join(parts)}")
 
     def step(self, line: Mapping[str, Any], *, total: int, evaluation_left: float = 0.0) -> None:
@@ -247,6 +262,8 @@ class Progress:
         # Evaluations are neither training speed nor spread evenly over the steps.
         self.evaluating += line["phase_seconds"].get("evaluation", 0.0)
         training = max(time.monotonic() - self.began - self.evaluating, 1e-9)
+        # The speed of summary.json and of the page: by the seconds of the phases, as far as this start went.
+        self.stepping += line["seconds"] - line["phase_seconds"].get("evaluation", 0.0)
         done = line["step"] - self.first + 1
         left = training / done * (total - line["step"]) + evaluation_left
         if line["step"] == self.first and self.first < total:
@@ -255,8 +272,8 @@ class Progress:
             self.log(f"the first step took {training:.3g} s: about {_words(left)} for {steps} left")
         reward = "" if line["reward"] is None else f"reward {line['reward']:.3f}  "
         text = (
-            f"step {line['step']}/{total}  {reward}{self.held_out}loss {line['loss']:+.4f}  "
-            f"{self.tokens / training:.0f} tokens/s  {_clock(left)} left"
+            f"step {line['step']}/{total}  {reward}{self.held_out}loss {line['loss']:+z.4f}  "
+            f"{self.tokens / max(self.stepping, 1e-9):.0f} tokens/s  {_clock(left)} left"
         )
         if self.live is not None:
             self.shown = text
@@ -267,21 +284,22 @@ class Progress:
     def closing(self, summary: Mapping[str, Any], page: str) -> None:
         """Print the closing table, the time by phase and the path of the page."""
         title = f"{counted(summary['steps'], 'step')}, {_clock(sum(summary['seconds'].values()))}"
+        if (speed := summary.get("tokens_per_second")) is not None:
+            title += f", {speed:.0f} tokens/s"
         k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
         # There is no best if nothing was right, and "after" needs an evaluation of the last step.
         by, best = summary.get("best_by", "success"), summary["best"]
         nothing_right = bool(by == "success" and best and not best["avg"]["value"])
         is_best = best is not None and not nothing_right
         last = "after" if summary["after_step"] >= summary["steps"] else "newest"
-        accuracies = (f"avg@{k}", "95 %", f"pass@{k}", f"maj@{k}") if judged else ()
-        graded = any(_mean_reward(summary[name] or {}) for name in ("before", "after", "best"))
-        # Eighty columns have no room for the majority vote beside the reward.
-        accuracies = ("reward", *accuracies[:3]) if graded else accuracies
+        columns = (
+            _judged_columns([summary[name] or {} for name in ("before", "after", "best")], k, by) if judged else {}
+        )
         scored = [key for key in UNJUDGED if key in summary["after"]]
         if scored:
             title += f"; {', '.join(UNJUDGED[key] for key in scored)} in nats a token"
         # Few words and little room between columns: a log has eighty columns, and a number cut short is none.
-        accuracies = (*accuracies, *(UNJUDGED[key].split()[-1] for key in scored))
+        accuracies = (*columns, *(UNJUDGED[key].split()[-1] for key in scored))
         table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
         for heading in ("", "step", *accuracies, "length", "cut", "delib."):
             table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
@@ -291,9 +309,8 @@ class Progress:
             table.add_row(
                 last if name == "after" else name,
                 str(step),
-                *((f"{row['reward']['value']:.3f}" if row.get("reward") else "–",) if graded else ()),
-                *((_accuracy(row)[:3] if graded else _accuracy(row)) if judged else ()),
-                *(f"{row[key]['value']:+.3f}" if key in row else "–" for key in scored),
+                *(cell(row) for cell in columns.values()),
+                *(f"{row[key]['value']:+z.3f}" if key in row else "–" for key in scored),
                 f"{row['length']:.1f}",
                 f"{row['truncated']:.1%}",
                 f"{row['deliberation']:.2f}",
@@ -321,16 +338,41 @@ class Progress:
 def _mean_reward(result: Mapping[str, Any]) -> str:
     """The mean reward of an evaluation if it differs from the share of right completions; else empty."""
     reward, avg = result.get("reward"), result.get("avg")
-    return "" if not reward or not avg or reward["value"] == avg["value"] else f"reward {reward['value']:.3f}  "
+    return "" if not reward or not avg or reward["value"] == avg["value"] else f"reward {reward['value']:z.3f}  "
 
 
-def _accuracy(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The cells of the closing table that need judged completions."""
-    avg = row["avg"]
-    if avg is None:
-        return ("–",) * 4
-    interval = f"{avg['low']:.3f}–{avg['high']:.3f}"
-    return f"{avg['value']:.3f}", interval, f"{row['pass']['value']:.3f}", f"{row['maj']['value']:.3f}"
+def _span(estimate: Mapping[str, Any], sign: str = "", between: str = ", ") -> str:
+    # A table of eighty columns has no room for three decimals of a reward in the tens.
+    decimals = 1 if between == "–" and max(abs(estimate["low"]), abs(estimate["high"])) >= 10 else 3
+    form = f"{{:{sign}z.{decimals}f}}".format
+    return numbers.interval(estimate["low"], estimate["high"], form, between=between)
+
+
+def _judged_columns(
+    sides: Sequence[Mapping[str, Any]], k: int, by: str
+) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """The columns of the closing table that need judged completions: a heading and the text of an evaluation.
+
+    The interval is that of the metric ``by`` which the best checkpoint was chosen.
+    """
+
+    def value(key: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda side: f"{side[key]['value']:z.3f}" if side.get(key) else "–"
+
+    graded = any(map(_mean_reward, sides))
+    first = "reward" if graded and by == "reward" else "avg"
+    columns = {
+        "reward" if first == "reward" else f"avg@{k}": value(first),
+        "95 %": lambda side: _span(side[first], between="–") if side.get(first) else "–",
+        f"avg@{k}": value("avg"),
+        f"pass@{k}": value("pass"),
+    }
+    # Eighty columns have no room for the majority vote beside the reward.
+    if graded:
+        columns["reward"] = value("reward")
+    elif any(side.get("maj") for side in sides):
+        columns[f"maj@{k}"] = value("maj")
+    return columns
 
 
 def _phases(seconds: Mapping[str, float]) -> str:

@@ -231,7 +231,7 @@ class Run:
             save_best(self.saved, counters.step, self._export, self.world)
         self.evaluations.append({"step": counters.step, **result})
         self.trackers.evaluation(counters.step, result)
-        self.progress.evaluation(counters.step, result)
+        self.progress.evaluation(counters.step, result, by=parts.best_by)
         if parts.method.needs_rewards() and not result["judged"]:
             self.progress.log("reward: no held-out completion is judged, and the method needs rewards")
         return result
@@ -356,7 +356,8 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         counters = self.counters
-        seconds = sum(counters.seconds.values())
+        # Evaluations are no training speed. The terminal divides by the same seconds.
+        seconds = sum(value for phase, value in counters.seconds.items() if phase != "evaluation")
         has_best = score_by(self.parts.best_by, counters.best) is not None or self.config.evaluation.best == "last"
         budget = total_budget(self.metrics.read())
         self.trackers.close()
