@@ -12,9 +12,10 @@ import pytest
 
 from selfdistill.comparison.analysis import analyse, late_lag
 from selfdistill.comparison.curves import MOST_POINTS
+from selfdistill.comparison.headline import headline
 from selfdistill.comparison.kept import kept_values
 from selfdistill.comparison.runs import ArmRuns
-from selfdistill.comparison.tables import tables
+from selfdistill.comparison.tables import closing, tables
 from selfdistill.errors import DataError
 from selfdistill.evaluation.intervals import over_seeds
 from support.arms import PHASES, alarm, arm, ended_run, evaluation, given_terms, metrics, simple_run, write_run
@@ -553,3 +554,39 @@ def test_a_run_that_an_alarm_ended_between_two_evaluations_is_read_on_its_final_
     level = of(result, "other")["also"]["general"]["loglikelihood"]
     # What was evaluated besides is that of the last evaluation up to the step: −3 at step 2 against −4 at step 4.
     assert [level[key]["value"] for key in ("before", "final", "against_baseline")] == [-1.0, -3.0, 1.0]
+
+
+def test_arms_whose_best_is_chosen_by_the_reward_are_compared_by_it(tmp_path: Path) -> None:
+    def run(name: str, *earned: tuple[float, float], by: str = "reward") -> Path:
+        rows = [
+            evaluation(2 * place, (0, 0))
+            | {"earned": list(row), "reward": {"value": sum(row) / 2}, "avg": {"value": 0.0}}
+            for place, row in enumerate(earned)
+        ]
+        lines = [metrics(step) for step in range(1, 2 * len(earned) - 1)]
+        return write_run(tmp_path / name, rows, lines, {"best_by": by, "alarms": []})
+
+    base = run("base", (0.25, 0.5), (0.5, 0.5), (0.25, 0.75))
+    other = run("other", (0.25, 0.5), (0.75, 1.0), (0.5, 1.0))
+    result = analyse([arm("base", base), arm("other", other)], baseline="base")
+    assert result["measure"] == "reward"
+    levels = of(result, "other")["reward"]
+    assert [levels[end]["value"] for end in ("before", "final", "best")] == [0.375, 0.75, 0.875]
+    assert (levels["best_steps"], levels["against_baseline"]["value"], levels["change"]["value"]) == ([2], 0.25, 0.375)
+    assert of(result, "other")["reach"]["steps"] == [2]
+    assert of(result, "other")["curves"]["evaluations"]["reward"]["mean"] == [0.375, 0.875, 0.75]
+    assert kept_values(of(result, "other")["results"][0], "reward", 4) == [0.5, 1.0]
+    told = given_terms() | result
+    assert headline(told)[0].startswith("From a mean reward of 0.375 before training, base stood at 0.500 ")
+    assert headline(told)[1] == "Against base, in this one seed: clearly above for other (+0.250, no spread)."
+    assert tables(told)[0].caption.startswith("Held-out mean reward, validation problems")
+    assert tables(told)[1].caption.startswith("Held-out accuracy, avg@4, validation problems")
+    assert closing(told)[1].startswith(
+        "other  0.375 (−1.21–1.96) → 0.750 (−2.43–3.93)  +0.250 (no spread) against base; "
+    )
+    # One run that was chosen by success is enough to compare by it.
+    mixed = analyse(
+        [arm("base", base), arm("other", run("own", (0.0, 0.5), (0.5, 0.5), (0.5, 0.5), by="success"))], baseline="base"
+    )
+    assert mixed["measure"] == "accuracy"
+    assert "reward" not in of(mixed, "other")

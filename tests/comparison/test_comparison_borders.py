@@ -166,7 +166,7 @@ def test_a_comparison_in_a_log_tells_steps_and_accuracies_every_half_minute(
     now = [0.0]
     monkeypatch.setattr(compare, "time", SimpleNamespace(monotonic=lambda: now[0]))
     text = io.StringIO()
-    arms = (SimpleNamespace(config=SimpleNamespace(steps=9)),)
+    arms = (SimpleNamespace(config=SimpleNamespace(steps=9, model_dump=dict)),)
     folders, comparison = {name: tmp_path / name for name in "ab"}, cast(Any, SimpleNamespace(arms=arms))
     watch = compare._Watch(Progress(Console(file=text, width=200)), folders, comparison, 2)
     for name in "ab":

@@ -40,7 +40,7 @@ def test_a_rise_a_fall_and_no_clear_change_are_told_apart(tmp_path: Path) -> Non
     )
     assert second == (
         "Against level, in this one seed: clearly above for up (+50.0 points, +20.4 to +79.6); "
-        "no clear difference for down (−25.0 points, −54.6 to +4.6) and like (0.0 points, 0.0 to 0.0)."
+        "no clear difference for down (−25.0 points, −54.6 to +4.6) and like (0.0 points, no spread)."
     )
     assert third == (
         "Deliberation words per completion: no clear change for up 0.2 → 0.2, down 0.2 → 0.2, level 0.2 → 0.2 and "

@@ -112,10 +112,10 @@ def test_an_arm_without_an_evaluation_within_the_budget_is_not_judged_by_its_sta
     assert (other["pass_curve"], other["truncated"]) == ([], {"before": 0.25, "final": None})
     # It is said in every place where a figure would stand.
     why = "no evaluation within the budget; evaluation.every is 2"
-    row = f"| other | 25.0% (25.0–25.0%) | – ({why}) | – | – | 100.0% (100.0–100.0%; step 2) | – |"
+    row = f"| other | 25.0% (no spread) | – ({why}) | – | – | 100.0% (no spread; step 2) | – |"
     assert row in markdown(result, "x")
     assert "| other | – | – | – | – | – |" in markdown(result, "x")
-    assert closing(result)[1] == f"other  25.0% (25.0–25.0%) → – ({why}); deliberation 0.25 → –"
+    assert closing(result)[1] == f"other  25.0% (no spread) → – ({why}); deliberation 0.25 → –"
     first, *others = headline(result)
     assert first.endswith(f"base rose to 50.0% and other has no final figure ({why}).")
     assert not any("other" in sentence for sentence in others)

@@ -66,8 +66,7 @@ def evaluate_model(
     thinking = config.sampling.thinking if evaluation.thinking is None else evaluation.thinking
     params = evaluation_params(evaluation, max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
-    length = tokens + longest_prompt(examples, chat, thinking)
-    rows = config.sampling.max_batch_size
+    rows, length = config.sampling.max_batch_size, tokens + longest_prompt(examples, chat, thinking)
     sampler = policy_sampler(policy, chat, max_batch_size=rows or decodable_rows(policy, length=length))
     log(in_short(policy, weights.describe()))
     # Without a verifier the only measurement is the likelihood of the references.
@@ -84,7 +83,8 @@ def evaluate_model(
         "split": split,
         **{key: getattr(params, key) for key in ("max_tokens", "temperature", "top_p", "top_k")},
         "seed": seed,
-        **{**result, "best_by": best_by(evaluation.best, judge)},
+        **result,
+        "best_by": best_by(evaluation.best, judge),
         "skipped": dict(unfit),
         "warnings": [*moved, *weights.warnings, *chat.unknown_warnings([example.prompt for example in examples])],
     }

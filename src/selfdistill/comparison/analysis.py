@@ -22,6 +22,7 @@ from selfdistill.comparison.pass_at import pass_curve_of
 from selfdistill.comparison.reach import reach
 from selfdistill.comparison.reading import Reading, read_arms
 from selfdistill.comparison.runs import (
+    ALWAYS,
     PER_PROBLEM,
     ArmRuns,
     Run,
@@ -32,6 +33,7 @@ from selfdistill.comparison.runs import (
     numbers_of,
     per_problem,
     read_run,
+    told_by,
 )
 from selfdistill.comparison.signal_costs import signal_of
 from selfdistill.errors import DataError
@@ -43,8 +45,8 @@ CONFIDENCE = 0.95
 MARGIN = 0.02
 """Accuracies that differ by less are called equal, if the intervals show it."""
 
-BOUNDS = {"accuracy": 1.0, "deliberation": math.inf, "length": math.inf}
-"""Largest value of each measure; the smallest is 0."""
+BOUNDS = {"accuracy": (0.0, 1.0), "reward": (-math.inf, math.inf)}
+"""Smallest and largest value of each measure; of the others 0 and infinity."""
 
 
 def analyse(
@@ -74,7 +76,8 @@ def analyse(
     readings = read_arms(runs, baseline=baseline, match=match, split=split)
     sets = [reading.final.get("problem_set") for reading in readings[baseline]]
     shared = len(seeds) > 1 and None not in sets and len(set(sets)) == 1
-    describe = _Describe(len(arms), shared, margin, match)
+    told = told_by([run for arm in runs.values() for run in arm])
+    describe = _Describe(len(arms), shared, margin, match, told)
     result: dict[str, Any] = _rounded(
         {
             "baseline": baseline,
@@ -82,6 +85,7 @@ def analyse(
             "samples": readings[baseline][0].final["samples"],
             "problems": [len(reading.final["hits"]) for reading in readings[baseline]],
             "match": match,
+            "measure": told,
             "verdict_split": split,
             "interval": {
                 "kind": "t",
@@ -99,18 +103,23 @@ def analyse(
 
 def _same_start(runs: Sequence[Sequence[Run]]) -> bool:
     """Whether all arms have the same evaluation before training, seed by seed: same weights, problems and seeds."""
-    initial = [[[run.evaluations[0][key] for key in PER_PROBLEM.values()] for run in arm] for arm in runs]
+    initial = [[[run.evaluations[0][PER_PROBLEM[key]] for key in ALWAYS] for run in arm] for arm in runs]
     return all(arm == initial[0] for arm in initial)
 
 
 class _Describe:
-    """Turns the runs of an arm into its part of ``compare.json``. ``arms`` is the number of arms of the comparison."""
+    """Turns the runs of an arm into its part of ``compare.json``. ``arms`` is the number of arms of the comparison.
 
-    def __init__(self, arms: int, shared: bool, margin: float, match: str) -> None:
+    ``told`` is the measure that the arms are compared by, ``"accuracy"`` or ``"reward"``.
+    """
+
+    def __init__(self, arms: int, shared: bool, margin: float, match: str, told: str) -> None:
         self.arms = arms
         self.shared = shared
         self.margin = margin
         self.match = match
+        self.told = told
+        self.measures = ALWAYS if told in ALWAYS else (*ALWAYS, told)
 
     def arm(
         self, arm: ArmRuns, runs: Sequence[Run], base: Sequence[Run], readings: Sequence[Reading], baseline: str
@@ -130,19 +139,21 @@ class _Describe:
                 "change": self._difference(befores, finals, measure, family=self.arms).as_dict() if read else None,
                 "against_baseline": self._lead(rivals, owns, measure) if apart else None,
             }
-            for measure in PER_PROBLEM
+            for measure in self.measures
         }
         ends = [(run.evaluations, reading.end) for run, reading in zip(runs, readings, strict=True)]
         earlier = [evaluations[max(0, end - late_lag(end))] for evaluations, end in ends]
         later = [evaluations[end] for evaluations, end in ends]
-        measured["accuracy"] |= {
-            "best": self._level([run.evaluations[run.best()] for run in runs], "accuracy"),
-            "best_steps": [evaluated_steps(run)[run.best()] for run in runs],
-            "read_at": [row["step"] for row in finals],
-            "compared_at": [row["step"] for row in owns],
-            "late_change": self._difference(earlier, later, "accuracy", family=self.arms).as_dict() if read else None,
-            "late_steps": [[before["step"], after["step"]] for before, after in zip(earlier, later, strict=True)],
-        }
+        for measure in dict.fromkeys(("accuracy", self.told)):
+            best = [run.evaluations[run.best(measure)] for run in runs]
+            measured[measure] |= {
+                "best": self._level(best, measure),
+                "best_steps": [row["step"] for row in best],
+                "read_at": [row["step"] for row in finals],
+                "compared_at": [row["step"] for row in owns],
+                "late_change": self._difference(earlier, later, measure, family=self.arms).as_dict() if read else None,
+                "late_steps": [[before["step"], after["step"]] for before, after in zip(earlier, later, strict=True)],
+            }
         return {
             "name": arm.name,
             "method": dict(arm.method),
@@ -156,16 +167,18 @@ class _Describe:
                 "before": fmean(row["truncated"] for row in befores),
                 "final": fmean(row["truncated"] for row in finals) if read else None,
             },
-            "reach": reach(runs, base, unit=self.match, family=max(1, self.arms - 1), confidence=CONFIDENCE)
-            if compared
-            else None,
+            "reach": self._reach(runs, base) if compared else None,
             "entropy": {role: _first_and_last(runs, f"{role}_entropy") for role in ("student", "teacher")},
             "gate": mean(mean(numbers_of(run, "gate")) for run in runs),
             "cost": cost_of(runs, base),
             "signal": signal_of(arm.signal, runs),
-            "curves": {"evaluations": evaluation_curves(runs), "training": training_curves(runs)},
+            "curves": {"evaluations": evaluation_curves(runs, self.measures), "training": training_curves(runs)},
             "results": [keep_results(run) for run in runs],
         }
+
+    def _reach(self, runs: Sequence[Run], base: Sequence[Run]) -> dict[str, Any]:
+        family = max(1, self.arms - 1)
+        return reach(runs, base, unit=self.match, family=family, confidence=CONFIDENCE, measure=self.told)
 
     def _besides(
         self, runs: Sequence[Run], later: Sequence[Row] | None, base: Sequence[Run] | None, readings: Sequence[Reading]
@@ -191,7 +204,7 @@ class _Describe:
 
     def _level(self, rows: Sequence[Row], measure: str) -> dict[str, Any]:
         values = [per_problem(row, PER_PROBLEM[measure]) for row in rows]
-        bounds = (0.0, BOUNDS[measure])
+        bounds = BOUNDS.get(measure, (0.0, math.inf))
         k = rows[0]["samples"]
         return over_seeds(values, k=k, shared=self.shared, bounds=bounds, confidence=CONFIDENCE).as_dict()
 
@@ -202,7 +215,8 @@ class _Describe:
             for rows in zip(before, after, strict=True)
         ]
         values = [[new - old for old, new in row] for row in pairs]
-        bounds, k = (-BOUNDS[measure], BOUNDS[measure]), after[0]["samples"]
+        low, high = BOUNDS.get(measure, (0.0, math.inf))
+        bounds, k = (low - high, high - low), after[0]["samples"]
         return over_seeds(values, k=k, shared=self.shared, family=family, bounds=bounds, confidence=CONFIDENCE)
 
     def _lead(self, rivals: Sequence[Row], own: Sequence[Row], measure: str) -> dict[str, Any]:

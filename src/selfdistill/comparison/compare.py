@@ -33,6 +33,7 @@ from selfdistill.files.disk import lock_folder
 from selfdistill.files.jsonl import JsonLines, read_lines, write_json
 from selfdistill.files.text import counted, plural
 from selfdistill.report.files import quantised_start
+from selfdistill.report.measure import measure_of
 from selfdistill.report.outcome import flatten
 from selfdistill.report.page import write_report
 from selfdistill.tracking.progress import SILENCE, Progress
@@ -352,6 +353,7 @@ class _Watch:
         self.progress = progress
         self.folders = folders
         self.steps = comparison.arms[0].config.steps
+        self.config = comparison.arms[0].config.model_dump()
         self.total = total
         self.running: set[str] = set()
         self.last_line_at = time.monotonic()
@@ -378,6 +380,8 @@ class _Watch:
     def _position(self, name: str) -> str:
         """The step of a running run, and its accuracy at its newest evaluation if it has one."""
         folder = self.folders[name]
-        avg = (last_line(folder / "evaluations.jsonl") or {}).get("avg")
-        accuracy = "" if avg is None else f", accuracy {avg['value']:.3f}"
-        return f"{name} step {last_step(folder / 'metrics.jsonl')}/{self.steps}{accuracy}"
+        newest = last_line(folder / "evaluations.jsonl") or {}
+        measure = measure_of(self.config, {}, [newest])
+        score = newest.get(measure.key)
+        level = "" if not score else f", {'accuracy' if measure.share else measure.name.lower()} {score['value']:z.3f}"
+        return f"{name} step {last_step(folder / 'metrics.jsonl')}/{self.steps}{level}"

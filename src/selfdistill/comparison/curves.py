@@ -55,7 +55,7 @@ def _medians(runs: Sequence[Run]) -> dict[str, float]:
     }
 
 
-def evaluation_curves(runs: Sequence[Run]) -> dict[str, Any]:
+def evaluation_curves(runs: Sequence[Run], measures: Sequence[str]) -> dict[str, Any]:
     """Return the evaluations that all runs have: their steps, mean tokens, mean seconds, and the measures over runs.
 
     The curves end with the shortest run: a mean over the longer runs alone would suffer from survivorship bias.
@@ -68,6 +68,7 @@ def evaluation_curves(runs: Sequence[Run]) -> dict[str, Any]:
         **{
             measure: _over_runs([[fmean(run.row(index, key)) for index in range(len(steps))] for run in runs])
             for measure, key in PER_PROBLEM.items()
+            if measure in measures
         },
     }
 

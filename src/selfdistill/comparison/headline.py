@@ -10,20 +10,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfdistill.comparison.reading import unread
-from selfdistill.comparison.tables import difference, joined, short_names, verdict, words_of
+from selfdistill.comparison.tables import joined, short_names, verdict, words_of
+from selfdistill.comparison.told import difference, measure_of, told
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 
 
 def headline(result: Row) -> list[str]:
-    """Return the outcome: accuracy, the difference from the baseline, deliberation, and which arms used no reward."""
+    """Return the outcome: levels, differences from the baseline, deliberation, and which arms used no reward."""
     arms = result["arms"]
     names = short_names([numbers.printable(arm["name"]) for arm in arms])
-    ends = [f"{name} {_accuracy_end(arm, result['terms'])}" for name, arm in zip(names, arms, strict=True)]
-    start = numbers.percent(arms[0]["accuracy"]["before"]["value"])
-    first = f"From {start} right before training, {_listed(ends)}."
+    levels, measure = [arm[told(result)] for arm in arms], measure_of(result)
+    ends = [f"{name} {_end(arm, result)}" for name, arm in zip(names, arms, strict=True)]
+    start = measure.level(levels[0]["before"]["value"])
+    begun = f"{start} right" if measure.key == "avg" else f"a mean reward of {start}"
+    first = f"From {begun} before training, {_listed(ends)}."
     if not result["same_start"]:
-        starts = [f"{name} {numbers.percent(a['accuracy']['before']['value'])}" for name, a in _pairs(names, arms)]
+        starts = [f"{name} {measure.level(a['before']['value'])}" for name, a in zip(names, levels, strict=True)]
         first = f"The arms began apart ({_listed(starts)}): {_listed(ends)}."
     unrewarded = [name for name, arm in _pairs(names, arms) if arm.get("rewards") is False]
     verb = "was" if len(unrewarded) == 1 else "were"
@@ -31,12 +34,12 @@ def headline(result: Row) -> list[str]:
     return [first + without, *_against_baseline(result, names), *_deliberation(names, arms)]
 
 
-def _accuracy_end(arm: Row, terms: Row) -> str:
-    accuracy = arm["accuracy"]
+def _end(arm: Row, result: Row) -> str:
+    levels, terms = arm[told(result)], result["terms"]
     if why := unread(arm, terms["evaluation"]["every"]):
         return f"has no final figure ({why})"
-    change, final = accuracy["change"], numbers.percent(accuracy["final"]["value"])
-    read = sorted(set(accuracy["read_at"]))
+    change, final = levels["change"], measure_of(result).level(levels["final"]["value"])
+    read = sorted(set(levels["read_at"]))
     early = "it ended early: " if any(run["ended_by"] for run in arm["runs"]) else ""
     where = "" if read == [terms["steps"]] else f" ({early}step {', '.join(map(str, read))})"
     if change["low"] > 0:
@@ -49,10 +52,13 @@ def _against_baseline(result: Row, names: Sequence[str]) -> list[str]:
     margin = result["interval"]["margin"]
     equal = f"within {100 * margin:g} points of"
     gaps: dict[str, list[str]] = {"above": [], "below": [], equal: [], "no clear difference from": []}
+    measure = measure_of(result)
     for name, arm in _pairs(names, result["arms"]):
-        gap = arm["accuracy"]["against_baseline"]
+        gap = arm[told(result)]["against_baseline"]
         if gap:
-            gaps[verdict(gap, margin)].append(f"{name} ({joined(difference(gap)).replace(' (', ', ').rstrip(')')})")
+            gaps[verdict(gap, margin)].append(
+                f"{name} ({joined(difference(gap, measure)).replace(' (', ', ').rstrip(')')})"
+            )
     base = next(name for name, arm in _pairs(names, result["arms"]) if arm["name"] == result["baseline"])
     phrases = {
         "above": "clearly above for",

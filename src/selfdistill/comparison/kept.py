@@ -7,6 +7,7 @@ from typing import Any
 
 from selfdistill.comparison.runs import PER_PROBLEM, Run
 from selfdistill.evaluation.also import values_of
+from selfdistill.report.measure import graded
 
 
 def keep_results(run: Run) -> dict[str, Any]:
@@ -20,7 +21,9 @@ def keep_results(run: Run) -> dict[str, Any]:
     def texts(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         table: dict[str, Any] = {"steps": [row["step"] for row in rows]}
         for key in PER_PROBLEM.values():
-            table[key] = [" ".join(map(str, row[key])) for row in rows]
+            # Rewards of 0 and 1 are the hits, and earlier versions did not hold them problem by problem.
+            if key != "earned" or (graded(rows) and all(row.get(key) is not None for row in rows)):
+                table[key] = [" ".join(map(_short, row[key])) for row in rows]
         also = [{name: values_of(one) for name, one in row.get("also", {}).items()} for row in rows]
         if also and also[0]:
             table["also"] = {
@@ -34,13 +37,20 @@ def keep_results(run: Run) -> dict[str, Any]:
 
 
 def kept_values(kept: Mapping[str, Any], measure: str, step: int, *, split: str = "validation") -> list[float]:
-    """Return a measure of each problem at an evaluated step: ``accuracy``, ``deliberation`` or ``length``.
+    """Return a measure of each problem at an evaluated step: ``accuracy``, ``reward``, ``deliberation`` or ``length``.
 
     ``kept`` is the result of :func:`keep_results`: ``result["arms"][a]["results"][s]`` of a ``compare.json``.
 
     Raises:
-        KeyError: the run has no final evaluations. ValueError: it was not evaluated at the step.
+        KeyError: the run has no final evaluations, or no rewards by problem.
+        ValueError: it was not evaluated at the step.
     """
     table = kept["test"] if split == "test" else kept
     text = table[PER_PROBLEM[measure]][table["steps"].index(step)]
+    if measure == "reward":
+        return [float(mean) for mean in text.split()]
     return [float(total) / kept["samples"] for total in text.split()]
+
+
+def _short(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -13,6 +13,7 @@ from selfdistill.report import numbers
 def notes(result: Row) -> list[str]:
     """Return the notes on how to read the numbers, one or two sentences each."""
     seeds, every = result["seeds"], result["terms"]["evaluation"]["every"]
+    known = "Accuracy" if result.get("measure", "accuracy") == "accuracy" else "The mean reward"
     offline = [arm["name"] for arm in result["arms"] if not arm["generates"]]
     messages = [
         "Before training all arms gave the same answers, seed by seed: they began from the same weights."
@@ -23,7 +24,8 @@ def notes(result: Row) -> list[str]:
         _about_seeds(len(seeds)),
         _about_budget(result),
         *_about_split(result),
-        f"Accuracy is known every {'step' if every == 1 else f'{every} steps'} only, so a step count here is no finer "
+        *([numbers.NO_SPREAD_NOTE] if _without_width(result) else []),
+        f"{known} is known every {'step' if every == 1 else f'{every} steps'} only, so a step count here is no finer "
         "than that, and luck in one evaluation can bring it forward.",
         "Best is the highest evaluation of each run, chosen by the same problems that it is reported on, so it "
         "flatters, and a fall from it proves nothing. The late change is taken between two evaluations that were fixed "
@@ -35,6 +37,14 @@ def notes(result: Row) -> list[str]:
             f"{', '.join(map(numbers.printable, offline))} learns from given solutions and generates nothing."
         )
     return [*messages, *grid_edges(result["arms"]), *alarm_notes(result["arms"])]
+
+
+def _without_width(value: object) -> bool:
+    """Whether an interval somewhere in a comparison has no width."""
+    if isinstance(value, dict):
+        low, high = numbers.number(value.get("low")), numbers.number(value.get("high"))
+        return numbers.without_width(low, high) or any(map(_without_width, value.values()))
+    return isinstance(value, list | tuple) and any(map(_without_width, value))
 
 
 def _about_intervals(result: Row) -> str:

@@ -13,8 +13,6 @@ from selfdistill.comparison.alarm_tables import LIST_HEAD, alarm_list, alarm_wor
 from selfdistill.comparison.headline import headline
 from selfdistill.comparison.notes import notes
 from selfdistill.comparison.tables import (
-    difference,
-    estimate,
     joined,
     markdown,
     marked,
@@ -23,6 +21,7 @@ from selfdistill.comparison.tables import (
     verdict,
     words_of,
 )
+from selfdistill.comparison.told import difference, estimate, measure_of, told
 from selfdistill.files.jsonl import Row
 from selfdistill.files.records import RolloutLine
 from selfdistill.files.text import counted
@@ -103,18 +102,20 @@ def render_comparison(result: Row, name: str) -> str:
         problem=_problem(result),
         arms=[_arm(arm, index, result) for index, arm in enumerate(arms)],
         samples=result["samples"],
-        accuracy=[_chart(BY_STEP, arms, short, result["samples"], size=size) for size in sizes],
+        main=[_chart(BY_STEP, result, short, size=size) for size in sizes],
         charts=[
             chart
             for chart in (
                 _pass_chart(arms, short),
-                *(_chart(figure, arms, short, result["samples"]) for figure in FIGURES),
+                *(_chart(figure, result, short) for figure in FIGURES),
             )
             if chart
         ],
         band=_band(result),
         tables=tables(result),
         notes=notes(result),
+        no_spread=numbers.NO_SPREAD,
+        no_spread_note=numbers.NO_SPREAD_NOTE,
         alarms=alarm_list(arms),
         alarm_head=LIST_HEAD,
         terms=list(flat(result["terms"])),
@@ -142,7 +143,7 @@ def write_joined(path: Path, title: str, parts: Sequence[Joined]) -> None:
         result = json.loads((part.folder / "compare.json").read_text(encoding="utf-8"))
         arms = result["arms"]
         short = short_names([numbers.printable(arm["name"]) for arm in arms])
-        charts = [_chart(figure, arms, short, result["samples"], size=(440, 270)) for figure in JOINED]
+        charts = [_chart(figure, result, short, size=(440, 270)) for figure in JOINED]
         sections.append(
             {
                 "heading": part.heading,
@@ -194,9 +195,9 @@ def _problem(result: Row) -> dict[str, Any] | None:
 
 
 def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
-    accuracy, baseline = arm["accuracy"], numbers.printable(result["baseline"])
-    gap, margin = accuracy["against_baseline"], result["interval"]["margin"]
-    final, lead = marked(arm, result["terms"], estimate(accuracy["final"]), difference(gap))
+    levels, measure, baseline = arm[told(result)], measure_of(result), numbers.printable(result["baseline"])
+    gap, margin = levels["against_baseline"], result["interval"]["margin"]
+    final, lead = marked(arm, result["terms"], estimate(levels["final"], measure), difference(gap, measure))
     if arm["name"] == result["baseline"]:
         words = "the baseline"
     else:
@@ -207,7 +208,7 @@ def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
         "method": numbers.printable(str(arm["method"]["name"])),
         "final": final[0],
         "range": final[1],
-        "before": joined(estimate(arm["accuracy"]["before"])),
+        "before": joined(estimate(levels["before"], measure)),
         "verdict": words,
         "lead": joined(lead) if gap else "",
         "words": words_of(arm["deliberation"], 2),
@@ -216,12 +217,21 @@ def _arm(arm: Row, index: int, result: Row) -> dict[str, str]:
     }
 
 
-def _chart(
-    figure: Figure, arms: Sequence[Row], names: Sequence[str], samples: int, size: tuple[int, int] = (360, 210)
-) -> Chart | None:
-    """Return the chart with one line per arm and a band over seeds; None if no arm has the quantity."""
+def _chart(figure: Figure, result: Row, names: Sequence[str], size: tuple[int, int] = (360, 210)) -> Chart | None:
+    """Return the chart with one line per arm and a band over seeds; None if no arm has the quantity.
+
+    The curves of the accuracy are those of the measure that the comparison is told by.
+    """
+    unit = figure.unit
+    if figure.key == "accuracy":
+        measure = measure_of(result)
+        unit = f"avg@{result['samples']}" if measure.key == "avg" else ""
+        title = measure.title if figure is BY_STEP else figure.title
+        if measure.key != "avg":
+            title = title.replace("Accuracy", measure.name)
+        figure = replace(figure, title=title, key=told(result), share=measure.share)
     series = []
-    for index, (arm, name) in enumerate(zip(arms, names, strict=True)):
+    for index, (arm, name) in enumerate(zip(result["arms"], names, strict=True)):
         curves = arm["curves"][figure.curves]
         line = curves.get(figure.key)
         if line is None or (figure.x == "tokens" and not arm["generates"]):
@@ -240,7 +250,6 @@ def _chart(
         )
     if not series:
         return None
-    unit = figure.unit or f"avg@{samples}"
     labels = max(len(line.label) for line in series) <= LONGEST_LABEL
     return curve_chart(
         figure.title,

@@ -13,8 +13,12 @@ COSTS = ("tokens", "seconds")
 """Other units in which the means are reported."""
 
 
-def reach(runs: Sequence[Run], base: Sequence[Run], *, unit: str, family: int, confidence: float) -> dict[str, Any]:
-    """Return the first evaluation of each run at or above the final accuracy of the baseline's run of its seed.
+def reach(
+    runs: Sequence[Run], base: Sequence[Run], *, unit: str, family: int, confidence: float, measure: str
+) -> dict[str, Any]:
+    """Return the first evaluation of each run at or above the final level of the baseline's run of its seed.
+
+    The level is that of ``measure``, the accuracy or the mean reward.
 
     A run that never reaches it counts with the whole length of the baseline's run, so that the means include every
     seed. A mean over the runs that reach it would compare an arm's luckiest seeds with all seeds of the baseline. The
@@ -26,19 +30,19 @@ def reach(runs: Sequence[Run], base: Sequence[Run], *, unit: str, family: int, c
     """
     if not all(run.spent[unit][evaluated_steps(run)[-1]] for run in (*runs, *base)):
         unit = "steps"
-    firsts = [_first(run, rival.accuracies()[-1]) for run, rival in zip(runs, base, strict=True)]
+    firsts = [_first(run, rival.levels(measure)[-1], measure) for run, rival in zip(runs, base, strict=True)]
     limits = [evaluated_steps(rival)[-1] for rival in base]
     gaps, ends = [], []
     for run, rival, first, limit in zip(runs, base, firsts, limits, strict=True):
         total = rival.spent[unit][limit]
         own = total if first is None else min(run.spent[unit][first], total)
-        baseline = rival.spent[unit][_first(rival, rival.accuracies()[-1]) or 0]
+        baseline = rival.spent[unit][_first(rival, rival.levels(measure)[-1], measure) or 0]
         gaps.append([float(own - baseline)])
         ends.append(limit if first is None else min(first, limit))
     paid = [run.spent for run in runs]
     last = [min(end, evaluated_steps(run)[-1]) for run, end in zip(runs, ends, strict=True)]
     return {
-        "targets": [rival.accuracies()[-1] for rival in base],
+        "targets": [rival.levels(measure)[-1] for rival in base],
         "steps": firsts,
         "limits": limits,
         "reached": sum(step is not None for step in firsts),
@@ -54,6 +58,6 @@ def reach(runs: Sequence[Run], base: Sequence[Run], *, unit: str, family: int, c
     }
 
 
-def _first(run: Run, target: float) -> int | None:
-    evaluations = zip(evaluated_steps(run), run.accuracies(), strict=True)
-    return next((step for step, accuracy in evaluations if accuracy >= target), None)
+def _first(run: Run, target: float, measure: str) -> int | None:
+    evaluations = zip(evaluated_steps(run), run.levels(measure), strict=True)
+    return next((step for step, level in evaluations if level >= target), None)

@@ -13,9 +13,12 @@ from typing import Any
 from selfdistill.errors import DataError
 from selfdistill.files.jsonl import Row, read_lines, read_object
 from selfdistill.files.records import total_budget
+from selfdistill.report.measure import graded
 
-PER_PROBLEM = {"accuracy": "hits", "deliberation": "words", "length": "tokens"}
-"""Measures of an evaluation, and the key of the sums per problem that each is computed from."""
+PER_PROBLEM = {"accuracy": "hits", "reward": "earned", "deliberation": "words", "length": "tokens"}
+"""Measures of an evaluation, and the key of the sums per problem that each is computed from (of ``earned``: means)."""
+ALWAYS = ("accuracy", "deliberation", "length")
+"""Measures that every comparison has. The mean reward is one of comparisons that are told by it (:func:`told_by`)."""
 
 UNITS = ("completions", "tokens", "steps", "seconds")
 """Units of equal budgets: sampled completions, sampled tokens, steps, seconds of training."""
@@ -50,6 +53,8 @@ class Run:
     budget: Mapping[str, Any] | None
     alarms: list[Row] | None
     ended_by: list[str]
+    best_by: str = "success"
+    """The metric that chose its best checkpoint."""
 
     def row(self, index: int, key: str) -> list[float]:
         """Return the mean over samples for each problem of one evaluation."""
@@ -64,18 +69,31 @@ class Run:
         """Whether its steps may draw further prompts in the place of those whose completions all earn the same."""
         return any("resampled_completions" in row for row in self.metrics)
 
-    def accuracies(self) -> list[float]:
-        """Return the accuracy of every evaluation."""
-        return [fmean(self.row(index, "hits")) for index in range(len(self.evaluations))]
+    def levels(self, measure: str) -> list[float]:
+        """Return the accuracy or the mean reward of every evaluation."""
+        return [fmean(self.row(index, PER_PROBLEM[measure])) for index in range(len(self.evaluations))]
 
-    def best(self) -> int:
-        """Return the index of the first evaluation with the highest accuracy. The one before training counts too."""
-        accuracies = self.accuracies()
-        return accuracies.index(max(accuracies))
+    def best(self, measure: str) -> int:
+        """Return the index of the first evaluation with the highest level. The one before training counts too."""
+        levels = self.levels(measure)
+        return levels.index(max(levels))
+
+
+def told_by(runs: Sequence[Run]) -> str:
+    """Return the measure that runs are compared by: ``"reward"`` or ``"accuracy"``.
+
+    It is the mean reward where each run chose its best checkpoint by it, unless it equals the accuracy throughout.
+    Every evaluation must hold it problem by problem, which those of older versions do not.
+    """
+    rows = [row for run in runs for row in (*run.evaluations, *run.test)]
+    known = all(None not in (row.get("earned") or [None]) for row in rows)
+    return "reward" if known and all(run.best_by == "reward" for run in runs) and graded(rows) else "accuracy"
 
 
 def per_problem(evaluation: Row, key: str) -> list[float]:
     """Return the mean over samples for each problem of an evaluation."""
+    if key == "earned":
+        return [float(value) for value in evaluation[key]]
     return [total / evaluation["samples"] for total in evaluation[key]]
 
 
@@ -94,7 +112,7 @@ def read_run(folder: Path, generates: bool) -> Run:
             f"{folder} cannot be compared: nothing is judged in its evaluation of step {unjudged[0]}, and arms are "
             "compared by accuracy; name the answer column (task.answer) or a reward function"
         )
-    lacking = [key for key in PER_PROBLEM.values() if key not in evaluations[0]]
+    lacking = [PER_PROBLEM[measure] for measure in ALWAYS if PER_PROBLEM[measure] not in evaluations[0]]
     if lacking:
         raise DataError(
             f"{folder}/evaluations.jsonl has no {lacking[0]!r} per problem (an older version wrote it): "
@@ -128,6 +146,7 @@ def read_run(folder: Path, generates: bool) -> Run:
         None if budget is None else budget.to_json(),
         summary.get("alarms"),
         summary.get("stopped_by", []),
+        summary.get("best_by", "success"),
     )
 
 

@@ -24,10 +24,12 @@ from selfdistill.comparison.grids import grid_edges
 from selfdistill.comparison.notes import notes
 from selfdistill.comparison.reading import unread
 from selfdistill.comparison.signal_costs import SIGNAL_HEAD, signal_cells
+from selfdistill.comparison.told import difference, estimate, measure_of, title_of, told
 from selfdistill.files.jsonl import Row
 from selfdistill.files.text import counted, plural
 from selfdistill.report import numbers
-from selfdistill.report.outcome import points, quantised
+from selfdistill.report.measure import MEASURES
+from selfdistill.report.outcome import quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +43,14 @@ class Table:
 
 def tables(result: Row) -> list[Table]:
     """Return every table of a comparison, in the order of the page."""
-    base = result["baseline"]
-    k, arms = result["samples"], result["arms"]
+    base, arms, key = result["baseline"], result["arms"], told(result)
     unit = next((arm["reach"]["unit"] for arm in arms if arm["reach"]), result["match"])
     alarms, family = alarm_rows(arms), _about_family(result)
     return [
-        Table(
-            f"Held-out accuracy, avg@{k}, {result['verdict_split']} problems{family}",
-            ("Arm", "Before", "Final", "Gain", f"Final vs {base}", "Best", "Late change"),
-            _rows(arms, lambda arm: _accuracy(arm, result["terms"])),
-        ),
+        *_level_tables(result, family),
         *_pass_tables(result, family),
         Table(
-            f"First evaluation at or above the final accuracy of {base}; a seed that never reaches it counts whole",
+            f"First evaluation at or above the final {key} of {base}; a seed that never reaches it counts whole",
             (
                 "Arm",
                 "Seeds that reach it",
@@ -101,6 +98,20 @@ def tables(result: Row) -> list[Table]:
     ]
 
 
+def _level_tables(result: Row, family: str) -> list[Table]:
+    """Return the table of the measure that the comparison is told by, and that of the accuracy if it is another."""
+    arms, terms = result["arms"], result["terms"]
+    head = ("Arm", "Before", "Final", "Gain", f"Final vs {result['baseline']}", "Best", "Late change")
+    accuracy = f"{MEASURES['success'].title}, avg@{result['samples']}"
+    titles = {told(result): title_of(result), "accuracy": accuracy}
+
+    def table(key: str, title: str) -> Table:
+        caption = f"{title}, {result['verdict_split']} problems{family}"
+        return Table(caption, head, _rows(arms, lambda arm: _levels(arm, key, terms)))
+
+    return [table(key, title) for key, title in titles.items()]
+
+
 def markdown(result: Row, title: str) -> str:
     """Return the text of ``compare.md``: the tables and the notes."""
     parts = [f"# {_escaped(title)}", _about(result)]
@@ -123,34 +134,18 @@ def closing(result: Row) -> list[str]:
     width = max(len(arm["name"]) for arm in result["arms"])
     lines = []
     for arm in result["arms"]:
-        accuracy, words = arm["accuracy"], arm["deliberation"]
-        before, gap = accuracy["before"], accuracy["against_baseline"]
-        final, lead = marked(arm, result["terms"], estimate(accuracy["final"]), difference(gap))
+        levels, words, measure = arm[told(result)], arm["deliberation"], measure_of(result)
+        before, gap = levels["before"], levels["against_baseline"]
+        final, lead = marked(arm, result["terms"], estimate(levels["final"], measure), difference(gap, measure))
         against = f"  {joined(lead)} against {result['baseline']}" if gap else ""
         lines.append(
-            f"{arm['name']:<{width}}  {joined(estimate(before))} → {joined(final)}{against}; "
+            f"{arm['name']:<{width}}  {joined(estimate(before, measure))} → {joined(final)}{against}; "
             f"deliberation {words_of(words, 2)}"
             + "".join(
                 f"; {name}: {text}" for name, text in (("ended", ending(arm)), ("alarms", alarm_words(arm))) if text
             )
         )
     return [*lines, *grid_edges(result["arms"])]
-
-
-def estimate(value: Row | None) -> Cell:
-    """Return an accuracy with its interval, in percent, or a dash for an arm that has none."""
-    if value is None:
-        return numbers.MISSING, ""
-    return numbers.percent(value["value"]), numbers.percent_range(value["low"], value["high"])
-
-
-def difference(value: Row | None) -> Cell:
-    """Return a difference of accuracies in percentage points with its interval, or a dash where none is taken."""
-    if value is None:
-        return numbers.MISSING, ""
-    return points(value["value"]), numbers.interval(
-        value["low"], value["high"], lambda end: numbers.signed(100 * end, decimals=1), between=" to "
-    )
 
 
 def words_of(measured: Row, decimals: int) -> str:
@@ -190,24 +185,27 @@ def _rows(arms: Sequence[Row], cells: Callable[[Row], tuple[Cell, ...]]) -> tupl
     return tuple((numbers.printable(arm["name"]), cells(arm)) for arm in arms)
 
 
-def _accuracy(arm: Row, terms: Row) -> tuple[Cell, ...]:
-    accuracy = arm["accuracy"]
-    final, lead = marked(
-        arm,
-        terms,
-        _with_sd(estimate(accuracy["final"]), accuracy["final"], 100),
-        _with_sd(difference(accuracy["against_baseline"]), accuracy["against_baseline"], 100),
-    )
-    late = _with_sd(difference(accuracy["late_change"]), accuracy["late_change"], 100)
-    if accuracy["late_change"] is not None:
-        between = ", ".join(dict.fromkeys(f"{before} to {after}" for before, after in accuracy["late_steps"]))
+def _levels(arm: Row, key: str, terms: Row) -> tuple[Cell, ...]:
+    levels, measure = arm[key], MEASURES["reward" if key == "reward" else "success"]
+    scale, decimals = (100, 1) if measure.share else (1, 3)
+
+    def level(end: str) -> Cell:
+        return _with_sd(estimate(levels[end], measure), levels[end], scale, decimals)
+
+    def gap(end: str) -> Cell:
+        return _with_sd(difference(levels[end], measure), levels[end], scale, decimals)
+
+    final, lead = marked(arm, terms, level("final"), gap("against_baseline"))
+    late = gap("late_change")
+    if levels["late_change"] is not None:
+        between = ", ".join(dict.fromkeys(f"{before} to {after}" for before, after in levels["late_steps"]))
         late = late[0], f"{late[1]}; step {between}"
     return (
-        _with_sd(estimate(accuracy["before"]), accuracy["before"], 100),
+        level("before"),
         final,
-        _with_sd(difference(accuracy["change"]), accuracy["change"], 100),
+        gap("change"),
         lead,
-        _at_step(estimate(accuracy["best"]), sorted(set(accuracy["best_steps"]))),
+        _at_step(estimate(levels["best"], measure), sorted(set(levels["best_steps"]))),
         late,
     )
 

@@ -120,7 +120,7 @@ def curve_chart(
     right, top, bottom = width - (12 + SIGN_WIDTH * tail if tail else 10), 10.0, height - 28.0
     place_x, place_y = _placer(x_axis, left, right), _placer(y_axis, bottom, top)
     spots = [_spots(line, place_x, place_y) for line in thinned]
-    heights: list[Value] = label_places([place_y(_last(line.y)) for line in thinned], top=top, bottom=bottom)
+    heights: Sequence[Value] = label_places([place_y(_last(line.y)) for line in thinned], top=top, bottom=bottom)
     heights = heights if tail else [None] * len(thinned)
     format_value = (lambda value: (names or {}).get(value, form(value))) if names else form
     return Chart(

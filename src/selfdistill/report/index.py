@@ -13,7 +13,7 @@ from selfdistill.errors import DataError
 from selfdistill.files.jsonl import read_lines, read_object
 from selfdistill.report import numbers
 from selfdistill.report.files import summary_of
-from selfdistill.report.measure import measure_of
+from selfdistill.report.measure import MEASURES, measure_of
 from selfdistill.report.outcome import alarm_label, ended_by, score_of, stepped
 from selfdistill.report.page import Live, render, write_report
 
@@ -141,19 +141,24 @@ def _row(folder: Path) -> dict[str, Any]:
 
 
 def _arms(entry: Entry) -> Iterator[dict[str, Any]]:
-    """Yield one row for a comparison: its name and its arms with their final accuracies."""
+    """Yield one row for a comparison: its name and its arms with their final figures."""
     try:
         result = read_object(entry.folder / "compare.json")
     except DataError as error:
         yield {"name": numbers.printable(entry.name), "arms": numbers.printable(str(error))}
         return
     arms = result.get("arms")
+    key = "reward" if result.get("measure") == "reward" else "accuracy"
+    measure = MEASURES["reward" if key == "reward" else "success"]
     words = []
     for arm in arms if isinstance(arms, list) else ():
-        # An arm that could not be read within an equal budget has no final accuracy.
-        final = numbers.number((arm.get("accuracy", {}).get("final") or {}).get("value"))
-        words.append(f"{numbers.printable(str(arm.get('name')))} {numbers.percent(final)}")
-    yield {"name": numbers.printable("this folder" if entry.name == "." else entry.name), "arms": ", ".join(words)}
+        # An arm that could not be read within an equal budget has no final figure.
+        final = numbers.number((arm.get(key, {}).get("final") or {}).get("value"))
+        words.append(f"{numbers.printable(str(arm.get('name')))} {measure.level(final)}")
+    yield {
+        "name": numbers.printable("this folder" if entry.name == "." else entry.name),
+        "arms": ", ".join(words) + (f" ({measure.name.lower()})" if key == "reward" else ""),
+    }
 
 
 def _word(value: object) -> str:

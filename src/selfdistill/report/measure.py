@@ -83,7 +83,7 @@ def measure_of(config: Mapping[str, Any], summary: Row, evaluations: Sequence[Ro
 
     Where every mean reward equals the share of right completions, as with rewards of 0 and 1, it is shown as accuracy.
     """
-    by = summary.get("best_by") or table(config, "evaluation").get("best")
+    by = str(summary.get("best_by") or table(config, "evaluation").get("best"))
     reward = table(config, "reward")
     if by not in MEASURES:
         by = "reward" if reward.get("function") or reward.get("judge") else "success"
