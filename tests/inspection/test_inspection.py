@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import torch
 
 from selfdistill.cli.app import main
 from selfdistill.evaluation.words import load_classes
+from selfdistill.inspection.command import describe_inspection
 from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.files import summarise, token_table
 from selfdistill.methods import build_method
@@ -275,6 +277,37 @@ def test_ctrl_c_leaves_an_earlier_look_as_it_was(model: Path, tmp_path: Path) ->
     assert errors.startswith("loading torch\nmodel: ") and errors.endswith("\nselfdistill: stopped\n")
     assert [path.name for path in out.iterdir()] == ["index.html"]
     assert (out / "index.html").read_text(encoding="utf-8") == "earlier"
+
+
+def test_the_terminal_gets_a_line_a_signal() -> None:
+    def of_tokens(right: float, wrong: float | None, positive: float, tokens: int) -> dict[str, Any]:
+        outcomes = [{"name": "correct", "mean": right}, {"name": "wrong", "mean": wrong}]
+        return {"by_outcome": outcomes, "balance": {"positive": positive, "tokens": tokens}}
+
+    unscored = {"by_outcome": [{"name": name, "mean": None} for name in ("correct", "wrong")], "balance": {"tokens": 0}}
+    summary = {
+        **dict.fromkeys(("checkpoint", "step")),
+        **dict(weights="base", completions=4, problems=2, tokens=1204),
+        "outcomes": {"correct": 1, "wrong": 3, "not judged": 0},
+        "signals": {
+            "u solution": of_tokens(0.5, -0.0125, 0.75, 1204),
+            "credit antisd": of_tokens(-12.5, None, 0.125, 600),
+            "u sibling": unscored,
+        },
+        "left_out": {"sft": "it learns from solutions"},
+        "skipped": {"no sibling": 3},
+        "templates": {"warnings": []},
+    }
+    assert list(describe_inspection(summary)) == [
+        "weights: base",
+        "4 completions of 2 problems (1 correct, 3 wrong), 1204 tokens",
+        "mean of a token  if correct  if wrong  positive  tokens",
+        "u solution           +0.500    −0.013     75.0%   1,204",
+        "credit antisd         −12.5         –     12.5%     600",
+        "u sibling                 –         –         –       0",
+        "left out: sft, because it learns from solutions",
+        "skipped: 3 × no sibling",
+    ]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,12 @@ def test_a_curve_stands_where_it_must() -> None:
     assert chart.columns[1] == {"x": "183.2", "step": "1", "rows": [["a", "1.00", "124", "student"]]}
     assert chart.summary == "length (tokens): 0 at step 0, 4.00 at step 2"
     assert chart.change == "0 → 4.00"
+
+
+def test_every_signed_format_leaves_out_the_sign_of_a_rounded_zero() -> None:
+    source = Path(numbers.__file__).parents[1]
+    signed = re.compile(r":\+,?\.\d+[fe]")
+    assert [str(path) for path in source.rglob("*.py") if signed.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_the_word_of_a_mark_stands_where_no_curve_is() -> None:

@@ -52,5 +52,5 @@ def kept_values(kept: Mapping[str, Any], measure: str, step: int, *, split: str 
     return [float(total) / kept["samples"] for total in text.split()]
 
 
-def _short(value: float | None) -> str:
+def _short(value: Any) -> str:
     return "nan" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

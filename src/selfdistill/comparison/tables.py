@@ -145,7 +145,8 @@ def closing(result: Row) -> list[str]:
                 f"; {name}: {text}" for name, text in (("ended", ending(arm)), ("alarms", alarm_words(arm))) if text
             )
         )
-    return [*lines, *grid_edges(result["arms"])]
+    alike = any(numbers.NO_SPREAD in line for line in lines)
+    return [*lines, *([numbers.NO_SPREAD_NOTE] if alike else []), *grid_edges(result["arms"])]
 
 
 def words_of(measured: Row, decimals: int) -> str:

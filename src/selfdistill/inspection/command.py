@@ -25,6 +25,7 @@ from selfdistill.inspection.plan import choose_methods, hyperparameters
 from selfdistill.methods.base import Method
 from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy
+from selfdistill.report import numbers
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import fitting, longest_prompt, sample_and_verify
@@ -102,8 +103,25 @@ def inspect_model(
 
 
 def describe_inspection(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the weights, the methods that were left out, what was skipped, and warnings, as lines for the terminal."""
+    """Yield the weights, a table of the signals, what was left out or skipped, and warnings, as lines of text.
+
+    The table has a row for u of each context and for the credit of each method: its mean over the tokens of right and
+    of wrong completions, and the share of tokens where it is positive. ``summary["signals"]`` holds these numbers.
+    """
     yield f"weights: {Weights(summary['weights'], summary['checkpoint'], summary['step']).describe()}"
+    outcomes = {name: count for name, count in summary["outcomes"].items() if count}
+    judged = ", ".join(f"{count} {name}" for name, count in outcomes.items())
+    count, problems, tokens = (summary[key] for key in ("completions", "problems", "tokens"))
+    yield f"{count} completions of {problems} problems ({judged}), {tokens} tokens"
+    rows = [["mean of a token", *(f"if {name}" for name in outcomes), "positive", "tokens"]]
+    for signal, statistics in summary["signals"].items():
+        means = {row["name"]: row["mean"] for row in statistics["by_outcome"]}
+        cells = [numbers.with_sign(means[name]) for name in outcomes]
+        balance = statistics["balance"]
+        rows.append([signal, *cells, numbers.percent(balance.get("positive")), numbers.whole(balance["tokens"])])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows if len(rows) > 1 else ():
+        yield "  ".join([name.ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(cells, widths[1:], strict=True))])
     for name, reason in summary["left_out"].items():
         yield f"left out: {name}, because {reason}"
     for reason, count in summary["skipped"].items():

@@ -251,13 +251,13 @@ def _warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         first, other, name = row["first_token"], row["other_tokens"], row["context"]
         if first is not None and first > max(_LEAST_GAP, _FIRST_GAP * (other or 0.0)):
             warnings.append(
-                f"Under {name} the first token's mean |u| is {first:.2f} nats, elsewhere {other or 0.0:.2f}: "
+                f"Under {name} the first token's mean |u| is {first:z.2f} nats, elsewhere {other or 0.0:z.2f}: "
                 "see whether its prompt ends as the student's does."
             )
         if row["end"] is not None and student["end"] is not None and row["end"] < student["end"] - _LEAST_END:
             warnings.append(
-                f"Under {name} the end of a completion has a mean log-probability of {row['end']:.2f}, under the "
-                f"student's prompt {student['end']:.2f}: the context asks for another form of answer."
+                f"Under {name} the end of a completion has a mean log-probability of {row['end']:z.2f}, under the "
+                f"student's prompt {student['end']:z.2f}: the context asks for another form of answer."
             )
         if row["shared_ending"] == 0:
             warnings.append(f"Some prompt of {name} ends with another token than the student's.")

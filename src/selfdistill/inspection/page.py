@@ -202,10 +202,13 @@ def _without_nan(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _option(page_data: PageData, index: int, sample: Sample) -> str:
-    reward = "" if sample.reward is None else f", reward {sample.reward:.3g}".replace("-", numbers.MINUS)
+    reward = "" if sample.reward is None else f", reward {sample.reward:z.3g}".replace("-", numbers.MINUS)
     cut = "" if sample.finished else ", cut"
+    partly = page_data.outcome_C[index] == "wrong" and (sample.reward or 0.0) > 0
+    # The statistics of the page know right and wrong only: wrong is every completion below the reward of success.
+    judged = "partly right" if partly else page_data.outcome_C[index]
     return (
-        f"{index + 1}. {page_data.outcome_C[index]}{reward}, "
+        f"{index + 1}. {judged}{reward}, "
         f"{len(sample.pieces):,} {plural(len(sample.pieces), 'token')}{cut}: "
         f"{numbers.printable(sample.example)} · {sample.index}"
     )

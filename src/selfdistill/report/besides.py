@@ -46,7 +46,7 @@ def in_words(estimate: Row | None, measure: str, *, signed: bool) -> tuple[str, 
         if share:
             return numbers.signed(100 * number, decimals=1)
         # A divergence may be a ten-thousandth of a nat, so a change keeps three digits and no fixed decimals.
-        return ("+" if number > 0 else "") + numbers.plain(number)
+        return numbers.with_sign(number)
 
     text = form(value) + (" points" if signed and share else "")
     return text, numbers.interval(low, high, form, between=" to ")

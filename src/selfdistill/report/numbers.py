@@ -91,6 +91,11 @@ def signed(value: float | None, *, decimals: int = 2) -> str:
     return ("+" if value > 0 else MINUS) + text
 
 
+def with_sign(value: float | None) -> str:
+    """Format a difference with its sign and about three significant digits: ``+0.052``, ``−3.1e−06``."""
+    return ("+" if value is not None and value > 0 else "") + plain(value)
+
+
 def duration(seconds: float | None) -> str:
     """Format a duration in seconds: ``8.4 s``, ``4 min 12 s``, ``2 h 05 min``."""
     if seconds is None:

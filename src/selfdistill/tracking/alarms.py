@@ -108,8 +108,8 @@ def _entropy(who: str) -> Callable[[History, AlarmsConfig], Reading | None]:
         if not start:
             return None
         evidence = (
-            f"mean entropy of the {who} over {_last(at.window)} is {recent:.4f} nats a token, "
-            f"{recent / start:.0%} of {start:.4f} at the start (limit {at.entropy:.0%})"
+            f"mean entropy of the {who} over {_last(at.window)} is {recent:z.4f} nats a token, "
+            f"{recent / start:.0%} of {start:z.4f} at the start (limit {at.entropy:.0%})"
         )
         return Reading(recent, at.entropy * start, evidence, low=True)
 
@@ -123,8 +123,8 @@ def _length(*, growth: bool) -> Callable[[History, AlarmsConfig], Reading | None
             return None
         limit = at.length_growth if growth else at.length_fall
         evidence = (
-            f"completions of {_last(at.window)} have {recent:.1f} tokens on average, "
-            f"{recent / start:.2f} × the {start:.1f} at the start (limit {limit:g} ×)"
+            f"completions of {_last(at.window)} have {recent:z.1f} tokens on average, "
+            f"{recent / start:z.2f} × the {start:z.1f} at the start (limit {limit:g} ×)"
         )
         return Reading(recent, limit * start, evidence, low=not growth)
 
@@ -136,8 +136,8 @@ def _deliberation(history: History, at: AlarmsConfig) -> Reading | None:
     if not start:
         return None
     evidence = (
-        f"{recent:.2f} deliberation words a completion over {_last(at.window)}, "
-        f"{recent / start:.0%} of {start:.2f} at the start (limit {at.deliberation:.0%})"
+        f"{recent:z.2f} deliberation words a completion over {_last(at.window)}, "
+        f"{recent / start:.0%} of {start:z.2f} at the start (limit {at.deliberation:.0%})"
     )
     return Reading(recent, at.deliberation * start, evidence, low=True)
 
@@ -158,7 +158,7 @@ def _ratio(history: History, at: AlarmsConfig) -> Reading | None:
     ratios, clipped = history.of("ratio"), history.of("clip_share")
     readings = []
     if ratios:
-        evidence = f"the mean importance ratio of the step is {ratios[-1]:.4f} (limit 1 ± {at.ratio:g})"
+        evidence = f"the mean importance ratio of the step is {ratios[-1]:z.4f} (limit 1 ± {at.ratio:g})"
         readings.append(Reading(abs(ratios[-1] - 1), at.ratio, evidence))
     if clipped:
         evidence = f"{clipped[-1]:.0%} of the tokens left the clip range of importance ratios (limit {at.clipped:.0%})"
@@ -187,7 +187,7 @@ def _sampler(history: History, at: AlarmsConfig) -> Reading | None:
         return None
     recent = fmean(numbers[-at.window :])
     evidence = (
-        f"over {_last(at.window)} the learner's log-probabilities differ from the sampler's by {recent:.4f} "
+        f"over {_last(at.window)} the learner's log-probabilities differ from the sampler's by {recent:z.4f} "
         f"nats a token (limit {at.sampler_gap:g})"
     )
     return Reading(recent, at.sampler_gap, evidence)
@@ -198,8 +198,8 @@ def _teacher(history: History, at: AlarmsConfig) -> Reading | None:
     if teacher_rewards and rewards:
         teacher, student = fmean(teacher_rewards[-at.window :]), fmean(rewards[-at.window :])
         evidence = (
-            f"over {_last(at.window)} the teacher's own completions earn {teacher:.3f}, the student's "
-            f"{student:.3f} (limit {at.reward_gap:g} more than the teacher's)"
+            f"over {_last(at.window)} the teacher's own completions earn {teacher:z.3f}, the student's "
+            f"{student:z.3f} (limit {at.reward_gap:g} more than the teacher's)"
         )
         return Reading(student - teacher, at.reward_gap, evidence)
     right, wrong = history.of("u_correct", least=at.window), history.of("u_wrong", least=at.window)
@@ -207,8 +207,8 @@ def _teacher(history: History, at: AlarmsConfig) -> Reading | None:
         return None
     correct, incorrect = fmean(right[-at.window :]), fmean(wrong[-at.window :])
     evidence = (
-        f"over {_last(at.window)} the context adds {correct:+.4f} nats a token to correct completions and "
-        f"{incorrect:+.4f} to wrong ones (limit {at.u_gap:g} apart)"
+        f"over {_last(at.window)} the context adds {correct:+z.4f} nats a token to correct completions and "
+        f"{incorrect:+z.4f} to wrong ones (limit {at.u_gap:g} apart)"
     )
     # The limit may be 0, so the slack cannot be a share of it.
     return Reading(correct - incorrect, at.u_gap, evidence, low=True, slack=SLACK * abs(incorrect))
@@ -220,7 +220,7 @@ def _gradient(history: History, at: AlarmsConfig) -> Reading | None:
     if not usual:
         return None
     evidence = (
-        f"gradient norm {numbers[-1]:.4g} is {numbers[-1] / usual:.1f} × the median {usual:.4g} "
+        f"gradient norm {numbers[-1]:.4g} is {numbers[-1] / usual:z.1f} × the median {usual:.4g} "
         f"of the steps before (limit {at.gradient:g} ×)"
     )
     return Reading(numbers[-1], at.gradient * usual, evidence)
@@ -251,8 +251,8 @@ def _validation(history: History, at: AlarmsConfig) -> Reading | None:
     if reward is None or recent.reward is None:
         return None
     evidence = (
-        f"held-out accuracy fell from {best.accuracy:.3f} at step {best.step} to {recent.accuracy:.3f} (upper end "
-        f"{recent.high:.3f}) while the training reward rose from {reward:.3f} to {recent.reward:.3f} "
+        f"held-out accuracy fell from {best.accuracy:z.3f} at step {best.step} to {recent.accuracy:z.3f} (upper end "
+        f"{recent.high:z.3f}) while the training reward rose from {reward:z.3f} to {recent.reward:z.3f} "
         f"(limit {at.validation:g})"
     )
     # A fall within the interval, or together with a falling reward, is not overfitting.

@@ -49,7 +49,7 @@ class Activity:
         """``"step 3, sampling: 12 of 64 completions, 340 tokens/s, 0:07"``."""
         seconds = time.monotonic() - self.began
         count = f"{min(self.done, self.of)} of {self.of} {self.unit}" if self.of else ""
-        speed = f"{self.tokens / seconds:.0f} tokens/s" if self.tokens and seconds > 0 else ""
+        speed = f"{self.tokens / seconds:z.0f} tokens/s" if self.tokens and seconds > 0 else ""
         return f"{self.name}: {', '.join(filter(None, (count, speed, _clock(seconds))))}"
 
 
@@ -207,15 +207,15 @@ class Progress:
         accuracy comes first, with its interval.
         """
         avg = result["avg"]
-        self.held_out = "" if avg is None else f"held-out {_mean_reward(result)}avg@{avg['k']} {avg['value']:.3f}  "
+        self.held_out = "" if avg is None else f"held-out {_mean_reward(result)}avg@{avg['k']} {avg['value']:z.3f}  "
         at = "" if step is None else f"step {step:>4}  "
         # Without a verifier there is no accuracy, so print the other metrics.
         if avg is None:
-            entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:.3f}  "
+            entropy = "" if result["entropy"] is None else f"entropy {result['entropy']:z.3f}  "
             references = [f"{words} {result[key]['value']:+z.3f}" for key, words in UNJUDGED.items() if key in result]
             self.log(
-                f"{at}nothing is judged  length {result['length']:.1f}  "
-                f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:.2f}"
+                f"{at}nothing is judged  length {result['length']:z.1f}  "
+                f"truncated {result['truncated']:.1%}  {entropy}deliberation {result['deliberation']:z.2f}"
             )
             if references:
                 self.log(f"{at}{', '.join(references)} nats a token")
@@ -224,11 +224,11 @@ class Progress:
         reward = _mean_reward(result)
         leads = bool(reward) and by == "reward"
         first = f"reward {result['reward']['value']:z.3f} [{_span(result['reward'])}]  " if leads else ""
-        majority = f"maj@{avg['k']} {result['maj']['value']:.3f}  " if result["maj"] else ""
+        majority = f"maj@{avg['k']} {result['maj']['value']:z.3f}  " if result["maj"] else ""
         self.log(
-            f"{at}{first}avg@{avg['k']} {avg['value']:.3f} [{_span(avg)}]  "
-            f"pass@{avg['k']} {result['pass']['value']:.3f}  {majority}{'' if leads else reward}"
-            f"length {result['length']:.1f}  deliberation {result['deliberation']:.2f}"
+            f"{at}{first}avg@{avg['k']} {avg['value']:z.3f} [{_span(avg)}]  "
+            f"pass@{avg['k']} {result['pass']['value']:z.3f}  {majority}{'' if leads else reward}"
+            f"length {result['length']:z.1f}  deliberation {result['deliberation']:z.2f}"
         )
         if numbers.NO_SPREAD in (_span(avg), _span(result["reward"]) if leads else "") and not self.explained:
             self.explained = True
@@ -270,10 +270,10 @@ class Progress:
             more = total - self.first
             steps = "the step" if more == 1 else f"the {more} steps"
             self.log(f"the first step took {training:.3g} s: about {_words(left)} for {steps} left")
-        reward = "" if line["reward"] is None else f"reward {line['reward']:.3f}  "
+        reward = "" if line["reward"] is None else f"reward {line['reward']:z.3f}  "
         text = (
             f"step {line['step']}/{total}  {reward}{self.held_out}loss {line['loss']:+z.4f}  "
-            f"{self.tokens / max(self.stepping, 1e-9):.0f} tokens/s  {_clock(left)} left"
+            f"{self.tokens / max(self.stepping, 1e-9):z.0f} tokens/s  {_clock(left)} left"
         )
         if self.live is not None:
             self.shown = text
@@ -285,7 +285,7 @@ class Progress:
         """Print the closing table, the time by phase and the path of the page."""
         title = f"{counted(summary['steps'], 'step')}, {_clock(sum(summary['seconds'].values()))}"
         if (speed := summary.get("tokens_per_second")) is not None:
-            title += f", {speed:.0f} tokens/s"
+            title += f", {speed:z.0f} tokens/s"
         k, judged = summary["before"]["samples"], summary["after"]["avg"] is not None
         # There is no best if nothing was right, and "after" needs an evaluation of the last step.
         by, best = summary.get("best_by", "success"), summary["best"]
@@ -311,9 +311,9 @@ class Progress:
                 str(step),
                 *(cell(row) for cell in columns.values()),
                 *(f"{row[key]['value']:+z.3f}" if key in row else "–" for key in scored),
-                f"{row['length']:.1f}",
+                f"{row['length']:z.1f}",
                 f"{row['truncated']:.1%}",
-                f"{row['deliberation']:.2f}",
+                f"{row['deliberation']:z.2f}",
             )
         self.console.print(table)
         # Print facts that the rows do not show: steps after the last evaluation, and a missing best.
@@ -378,7 +378,7 @@ def _judged_columns(
 def _phases(seconds: Mapping[str, float]) -> str:
     total = sum(seconds.values())
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return ", ".join(f"{phase} {value:.1f} s ({value / total:.0%})" for phase, value in ordered) if total else "none"
+    return ", ".join(f"{phase} {value:z.1f} s ({value / total:.0%})" for phase, value in ordered) if total else "none"
 
 
 def _words(seconds: float) -> str:
