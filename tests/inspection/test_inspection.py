@@ -286,8 +286,12 @@ def test_the_terminal_gets_a_line_a_signal() -> None:
 
     unscored = {"by_outcome": [{"name": name, "mean": None} for name in ("correct", "wrong")], "balance": {"tokens": 0}}
     summary = {
-        **dict.fromkeys(("checkpoint", "step")),
-        **dict(weights="base", completions=4, problems=2, tokens=1204),
+        "weights": "base",
+        "checkpoint": None,
+        "step": None,
+        "completions": 4,
+        "problems": 2,
+        "tokens": 1204,
         "outcomes": {"correct": 1, "wrong": 3, "not judged": 0},
         "signals": {
             "u solution": of_tokens(0.5, -0.0125, 0.75, 1204),
