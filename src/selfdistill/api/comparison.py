@@ -17,7 +17,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import write_json
 from selfdistill.tracking.progress import Progress
 
-MEASURES = ("accuracy", "deliberation", "length")
+MEASURES = ("accuracy", "reward", "deliberation", "length")
 
 
 class Comparison:
@@ -34,21 +34,22 @@ class Comparison:
 
         The columns that end in ``_sd`` are standard deviations over seeds; NaN for a single seed.
         ``accuracy_against_baseline`` is the paired difference from the baseline's runs; NaN for the baseline. An arm
-        without an evaluation within an equal budget has NaN for all but ``before`` and ``accuracy_best``.
+        without an evaluation within an equal budget has NaN for all but ``before`` and the best. The mean reward is among
+        the measures where the arms are compared by it (``result["measure"]``).
         """
         import pandas
 
         rows = []
         for arm in self.result["arms"]:
             row: dict[str, Any] = {"arm": arm["name"], "method": arm["method"]["name"], "runs": len(arm["runs"])}
-            for measure in MEASURES:
+            for measure in self._measures():
                 for end in ("before", "final", "change", "against_baseline"):
                     estimate = arm[measure][end] or dict.fromkeys(("value", "low", "high"), float("nan"))
                     row[f"{measure}_{end}"] = estimate["value"]
                     row[f"{measure}_{end}_low"], row[f"{measure}_{end}_high"] = estimate["low"], estimate["high"]
                 sd = (arm[measure]["final"] or {}).get("sd")
                 row[f"{measure}_final_sd"] = float("nan") if sd is None else sd
-            row["accuracy_best"] = arm["accuracy"]["best"]["value"]
+            row |= {f"{name}_best": arm[name]["best"]["value"] for name in self._measures() if "best" in arm[name]}
             rows.append(row)
         return pandas.DataFrame(rows).set_index("arm")
 
@@ -56,10 +57,13 @@ class Comparison:
         """Plot the final value of a measure with its interval, for arms that have one. Returns the matplotlib axes."""
         from selfdistill.api.figures import intervals
 
-        if measure not in MEASURES:
-            raise ConfigError(f"unknown measure {measure!r}; there are: {', '.join(MEASURES)}")
+        if measure not in self._measures():
+            raise ConfigError(f"unknown measure {measure!r}; there are: {', '.join(self._measures())}")
         arms = [arm for arm in self.result["arms"] if arm[measure]["final"]]
         return intervals([arm["name"] for arm in arms], [arm[measure]["final"] for arm in arms], measure, ax=ax)
+
+    def _measures(self) -> list[str]:
+        return [name for name in MEASURES if all(name in arm for arm in self.result["arms"])]
 
     def __repr__(self) -> str:
         arms = ", ".join(arm["name"] for arm in self.result["arms"])
