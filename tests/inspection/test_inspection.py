@@ -285,7 +285,7 @@ def test_the_terminal_gets_a_line_a_signal() -> None:
         return {"by_outcome": outcomes, "balance": {"positive": positive, "tokens": tokens}}
 
     unscored = {"by_outcome": [{"name": name, "mean": None} for name in ("correct", "wrong")], "balance": {"tokens": 0}}
-    summary = {
+    summary: dict[str, Any] = {
         "weights": "base",
         "checkpoint": None,
         "step": None,

@@ -99,6 +99,7 @@ def test_graded_rewards_are_shown_as_rewards_and_the_best_is_chosen_by_them(tmp_
     assert "maj@" not in page.text
     assert numbers.NO_SPREAD_NOTE in page.text
     assert f"Mean reward {numbers.plain(rewards[0])} {numbers.plain(rewards[-1])} " in index.text
+    assert numbers.NO_SPREAD_NOTE in index.text
     assert "best: by reward on held-out problems" in said.getvalue()
 
     # With a threshold that is met, the same completions are right.

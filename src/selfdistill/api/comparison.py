@@ -34,8 +34,8 @@ class Comparison:
 
         The columns that end in ``_sd`` are standard deviations over seeds; NaN for a single seed.
         ``accuracy_against_baseline`` is the paired difference from the baseline's runs; NaN for the baseline. An arm
-        without an evaluation within an equal budget has NaN for all but ``before`` and the best. The mean reward is among
-        the measures where the arms are compared by it (``result["measure"]``).
+        without an evaluation within an equal budget has NaN for all but ``before`` and the best. The mean reward is
+        among the measures where the arms are compared by it (``result["measure"]``).
         """
         import pandas
 

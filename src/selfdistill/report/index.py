@@ -98,6 +98,7 @@ def render_index(
         name=numbers.printable(top.resolve().name),
         live=live,
         runs=rows,
+        no_spread_note=numbers.NO_SPREAD_NOTE if any(row.get("range") == numbers.NO_SPREAD for row in rows) else "",
         going=sum(row["state"] == "going" for row in rows),
         comparisons=[{**row, "link": link(entry, "compare.html")} for entry in comparisons for row in _arms(entry)],
     )
