@@ -196,7 +196,8 @@ def test_completions_are_filtered_sorted_and_searched(browser: Any, tmp_path: Pa
     data.signals["u solution"][4:8] = [0.0, 0.0, 0.0, 2.0]
     data.signals["u solution"][8:12] = -1.0
     samples = list(data.samples)
-    samples[2] = replace(samples[2], pieces=[*samples[2].pieces[:3], Piece(" ", "needle")])
+    samples[2] = replace(samples[2], pieces=[*samples[2].pieces[:3], Piece(" ", "needle")], reward=-0.5)
+    samples[0] = replace(samples[0], reward=0.25)
     tab, trouble = opened(browser, render_microscope(replace(data, samples=samples)), tmp_path)
 
     def listed() -> list[str]:
@@ -204,6 +205,9 @@ def test_completions_are_filtered_sorted_and_searched(browser: Any, tmp_path: Pa
         return values
 
     assert listed() == ["0", "1", "2", "3"]
+    # A reward below that of success is no plain wrong.
+    told = tab.locator("#completion option").all_text_contents()
+    assert [option.split(",")[0] for option in told[:3]] == ["1. partly right", "2. correct", "3. wrong"]
     tab.select_option("#sort", "sum")
     assert listed() == ["2", "1", "0", "3"]
     assert tab.locator("#completion").input_value() == "2", "the largest is shown at once"

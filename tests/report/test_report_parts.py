@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from selfdistill.cli.teachers import describe_gap
 from selfdistill.errors import DataError
 from selfdistill.files.jsonl import read_lines
 from selfdistill.files.records import RolloutLine
@@ -129,6 +130,17 @@ def test_every_signed_format_leaves_out_the_sign_of_a_rounded_zero() -> None:
     source = Path(numbers.__file__).parents[1]
     signed = re.compile(r":\+,?\.\d+[fe]")
     assert [str(path) for path in source.rglob("*.py") if signed.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_a_teacher_on_one_problem_has_intervals_without_width() -> None:
+    alike = {"value": 0.5, "low": 0.5, "high": 0.5}
+    gap: dict[str, Any] = dict.fromkeys(("student", "teacher", "gap", "shift_on_student", "shift_on_teacher"), alike)
+    gap |= {"what": "solution", "weights": "base", "completions": 4, "problems": 1, "compatibility": None}
+    gap |= {"per_token_on_student": -1e-9, "per_token_on_teacher": 0.25, "skipped": {}}
+    told = list(describe_gap("teacher", gap))
+    assert told[1] == "  right: student 0.500 [no spread], teacher 0.500 [no spread]"
+    assert told[3].endswith("0.50 [no spread] nats a completion, 0.0000 a token")
+    assert told[-1] == f"  {numbers.NO_SPREAD_NOTE}"
 
 
 def test_the_word_of_a_mark_stands_where_no_curve_is() -> None:
