@@ -399,7 +399,7 @@ def test_figures_are_axes(loaded: tuple[sd.Policy, sd.Chat], tmp_path: Path) -> 
 
 CONFIG = "countdown-antisd"
 WRONG: dict[str, tuple[Callable[[tuple[sd.Policy, sd.Chat]], object], str]] = {
-    "config name": (lambda m: sd.train("countdown-antisdd", out="x"), "did you mean 'countdown-antisd'?"),
+    "config name": (lambda m: sd.train("countdown-antisdd", out="x"), "did you mean 'countdown-antisd' or "),
     "config type": (lambda m: sd.train(3, out="x"), "is a shipped name, a path, a RunConfig or a dict"),  # type: ignore[arg-type]
     "config key": (lambda m: sd.train(CONFIG, out="x", stepz=1), "unknown key 'stepz'; did you mean 'steps'?"),
     "key below": (lambda m: sd.load_config({"method": "sd", "model": {"pth": ""}}), "did you mean 'model.path'?"),

@@ -242,6 +242,7 @@ def test_the_terminal_gets_a_line_an_arm(result: dict[str, Any]) -> None:
         "base   25.0% (no spread) → 87.5% (0.0–100.0%); deliberation 0.25 → 0.25",
         "other  25.0% (no spread) → 62.5% (0.0–100.0%)  −25.0 points (no spread) against base; "
         "deliberation 0.25 → 0.25",
+        numbers.NO_SPREAD_NOTE,
     ]
 
 

@@ -187,7 +187,7 @@ def test_page_terminal_and_trackers_tell_of_it(tmp_path: Path, bytewise: Path, a
     page = Page(tmp_path / "run" / "report.html").text
     assert "What it was not trained on" in page
     assert (
-        f"general KL from the start, nats a token {shown(summary['before']['also']['general']['kl'])} "
+        f"general KL from the start, nats a token 0 (no spread) "
         f"{shown(last['kl'])} +{plain(change['value'])} (+{plain(change['low'])} to +{plain(change['high'])})"
     ) in page
     for words in ("other accuracy", "text log-likelihood, nats a token", "general log-likelihood, nats a token"):

@@ -78,7 +78,7 @@ print("loaded:", *sys.modules)
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("train countdown-grpo --out file", "file: it is or lies below a file"),
+        ("train countdown-grpo --out file", "file is a file: choose another --out"),
         ("train countdown-grpo --out full", "full is not empty and holds no run"),
         ("train countdown-grpo --launch 2 --out full", "full is not empty and holds no run"),
         ("train countdown-grpo --set reward=nomodule:f", "module 'nomodule' cannot be imported"),

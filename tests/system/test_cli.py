@@ -467,10 +467,10 @@ TELLS_TORCH = (
 @pytest.mark.parametrize(
     ("place", "sentence"),
     [
-        ("/proc/x", "no folder can be made in /proc: choose another place"),
-        ("{file}/x", "it is or lies below a file, where a folder is needed: choose another place"),
-        ("{file}", "it is or lies below a file, where a folder is needed: choose another place"),
-        ("new/" + 300 * "a" + "/x", "its name is too long: choose a shorter one"),
+        ("/proc/x", ": no folder can be made in /proc: choose another place"),
+        ("{file}/x", ": it is or lies below a file, where a folder is needed: choose another place"),
+        ("{file}", " is a file: choose another --out"),
+        ("new/" + 300 * "a" + "/x", ": its name is too long: choose a shorter one"),
     ],
     ids=["proc", "below a file", "a file", "a long name"],
 )
@@ -483,7 +483,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_torch_is_imported(
     call = f"main([{command!r}, {str(countdown)!r}, '--out', {out!r}])"
     program = f"{TELLS_TORCH}; {call}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "False\n", f"selfdistill: {out}: {sentence}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "False\n", f"selfdistill: {out}{sentence}\n")
     assert not (tmp_path / "new").exists()
 
 

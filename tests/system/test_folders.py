@@ -107,7 +107,7 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
 # --- what a disk refuses ---------------------------------------------------------------------------------------------
 
 PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a file": (lambda tmp: _file(tmp / "file"), "it is or lies below a file, where a folder is needed"),
+    "a file": (lambda tmp: _file(tmp / "file"), "is a file: choose another --out"),
     "below a file": (lambda tmp: _file(tmp / "file") / "run", "it is or lies below a file"),
     "a dangling link": (lambda tmp: _link(tmp / "link", tmp / "nothing"), "is a link to nothing"),
     "a link to itself": (lambda tmp: _link(tmp / "circle", tmp / "circle"), "link"),
