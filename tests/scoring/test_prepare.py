@@ -24,7 +24,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import MicroBatch, collate
 from selfdistill.scoring.prepare import batch_inputs, loss_inputs, prepare, render
 from selfdistill.seeds import derive
-from selfdistill.types import Role, Scores, Skipped, TokenSlice, View
+from selfdistill.types import Message, Role, Scores, Skipped, TokenSlice, View
 from support.engine import invent_groups, load_exact, make_bench
 
 KNOBS: Mapping[str, dict[str, Any]] = {
@@ -299,6 +299,51 @@ def test_only_a_sampling_role_is_scored_under_the_prompt_that_it_sampled_from(
     )
     too_long = render(groups, roles, templates, chat, thinking=None, seed=0, room=chat.window)[0][0]["teacher"]
     assert isinstance(too_long, Skipped)
+
+
+def test_a_sampling_role_that_drew_nothing_knows_the_example_alone(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    """No completion, and nothing that follows from one, was there when it would have sampled."""
+    policy, chat = load_exact(model)
+    groups = invent_groups(policy, chat)
+    roles = {name: Role(name) for name in ("solution", "sibling", "solution_verdict", "other_question_bare")}
+    sampling = render(groups, roles, templates, chat, thinking=None, seed=0, sampling_roles=tuple(roles))
+    scored = render(groups, roles, templates, chat, thinking=None, seed=0)
+    for before, after in zip(sampling[0], scored[0], strict=True):
+        assert before["solution"] == after["solution"]
+        for name in ("sibling", "solution_verdict", "other_question_bare"):
+            assert isinstance(before[name], Skipped)
+            assert name == "sibling" or not isinstance(after[name], Skipped)
+
+
+def test_the_student_is_scored_under_the_prompt_that_it_sampled_from(
+    model: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(model)
+    [group, *_] = invent_groups(policy, chat)
+    group = replace(group, rollouts=tuple(replace(r, prompt_ids=(5, 6, i)) for i, r in enumerate(group.rollouts)))
+    [rendered] = render([group], {"student": Role(None), "base": Role(None)}, templates, chat, thinking=None, seed=0)
+    assert [prompts["student"] for prompts in rendered] == [(5, 6, i) for i in range(len(group.rollouts))]
+    assert {prompts["base"] for prompts in rendered} == {chat.encode(group.example.prompt)}
+
+
+def test_the_seed_chooses_the_other_input_as_a_whole(model: Path, templates: Mapping[str, Template]) -> None:
+    policy, chat = load_exact(model)
+    said = ("feedback", "solution", "attempt")
+    groups = [
+        replace(group, example=replace(group.example, prompt=(Message("system", word), *group.example.prompt)))
+        for group, word in zip(invent_groups(policy, chat), said, strict=True)
+    ]
+    inputs = {chat.encode(group.example.prompt) for group in groups[1:]}
+
+    def contrast(seed: int) -> Any:
+        roles = {"contrast": Role("other_question_bare")}
+        return render(groups, roles, templates, chat, thinking=None, seed=seed)[0][0]["contrast"]
+
+    # Each is the system message of the same example as the question, and none is always the same.
+    assert {contrast(seed) for seed in range(12)} == inputs
+    assert contrast(3) == contrast(3)
 
 
 def mark_prompt(group: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from selfdistill.contexts.templates import Template, parse_template
 from selfdistill.errors import ConfigError
 from selfdistill.scoring.batching import collate, cut_by_tokens
 from selfdistill.training.metrics import budget_of, rollout_lines, rollout_metrics, separation
-from selfdistill.types import STUDENT, TokenSlice, View
+from selfdistill.types import STUDENT, Example, Message, Start, TokenSlice, View
 from support.engine import distance, invent_groups, load_exact, make_bench, perturb, size_of
-from support.turns import Script, by_hand, played
+from support.turns import Script, Spoken, by_hand, played
 
 TAU = partial(hand.clipped_forward_kl, clip=0.05)
 CASES: dict[str, tuple[Mapping[str, Any], str, Callable[[hand.Scored, int], torch.Tensor]]] = {
@@ -175,6 +176,28 @@ def test_an_episode_is_shown_in_hindsight_as_a_conversation(folder: Path, templa
         f"<|user|> use 3 4 to make 12 . another attempt was correct : {sibling} . now solve the problem"
         " <|end|> <|assistant|> <think>"
     )
+
+
+class Greeting(Spoken):
+    """Opens with words of its own before the problem."""
+
+    def start(self, example: Example) -> Start:
+        """The problem, in other words than the example's prompt has."""
+        opening = Message("user", f"solve the problem {example.prompt[0].content}")
+        return replace(super().start(example), messages=(opening,))
+
+
+def test_hindsight_is_put_into_the_conversation_that_was_opened(
+    folder: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, templates, "opsd", {})
+    groups = played(chat, Script(chat), Greeting())
+    for view in bench.trainer.prepare(groups, step=1).views:
+        student, teacher = (chat.tokenizer.decode(view.prompts[role]) for role in ("student", "teacher"))
+        opening = f"<|user|> solve the problem {groups[view.group].example.prompt[0].content}"
+        assert student.startswith(f"{opening} <|end|>")
+        assert teacher.startswith(f"{opening} a correct solution is")
 
 
 EACH = Template("each", "", text="$question feedback : $reply", before="each")
