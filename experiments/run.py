@@ -1,14 +1,19 @@
 """The experiments of docs/results.md: ``python experiments/run.py TASK STAGE``, in the order of these stages.
 
-``tune``: every arm has the same small budget, four candidates, each trained with three seeds of its own and fewer
-steps. The one with the best last validation accuracy goes into the final comparison. If the best learning rate of an
-arm is the smallest or the largest that it was offered, the next one beyond it is tried too, at most ``WIDENINGS``
-times. ``final`` trains the chosen ones. ``doses`` trains what tuning would not choose: the strengths that the papers'
-claims are about, untuned. ``rates`` gives every arm the same learning rates: GRPO's tuned one, a tenth and a hundredth
-of it.
+``tune``: every arm starts with the same small budget, four candidates, each trained with three seeds of its own and
+fewer steps, and is judged on validation problems. If the best candidate has the smallest or the largest learning rate
+or λ that its arm was offered, the next one beyond it is tried too, at most ``WIDENINGS`` times. ``final`` trains the
+best of each arm and AntiSD as published, on seeds, test problems and conventions of the toolbox that tuning never saw.
+``doses`` trains what tuning would not choose: the strengths that the papers' claims are about, untuned. ``gate`` sweeps
+the threshold of AntiSD's gate. ``continued`` goes on from a run of GRPO's tuning, with GRPO and with AntiSD. ``pass``
+draws 32 completions a problem from the last weights of final arms. ``rates`` gives every arm the same learning rates:
+GRPO's tuned one, a tenth and a hundredth of it.
 
-Configs are written below ``--out``; the raw ``compare.json`` of each comparison is kept in experiments/results/. An
-interrupted stage goes on where its runs are.
+Every comparison is at equal completions, all roles together. Its raw ``compare.json`` is kept in experiments/results/
+after every ``GROUP`` arms, so a stage that is stopped leaves the arms that are complete. A repeated stage goes on where
+its runs are. Further seeds (``--seeds``) and further arms keep the runs that there are: the stages at final terms share
+one folder of runs. ``--arms`` limits a stage, and what it keeps, to some of its arms; the baseline is always among
+them.
 """
 
 from __future__ import annotations
@@ -19,40 +24,53 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from grids import (
+    ARMS,
+    DOSES,
+    GRIDS,
+    GRIDS_OF,
+    PASS_ARMS,
+    PASS_SAMPLES,
+    PUBLISHED,
+    SHARED,
+    TASKS,
+    THRESHOLDS,
+    TUNED_ON,
+    UNGATED,
+    Arm,
+    Candidate,
+)
 
 from selfdistill.comparison.grids import grid_edges
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 
-SHARED: dict[str, Any] = {
-    "sampling": {
-        "prompts": 8,
-        "completions": 8,
-        "max_tokens": 256,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 0,
-    },
-    "evaluation": {"problems": 64, "samples": 4},
-}
-TASKS: dict[str, dict[str, Any]] = {
-    "countdown": {"task": {"kind": "countdown"}, "model": {"path": "countdown-base"}},
-    "single": {"task": {"kind": "countdown", "difficulty": "single"}, "model": {"path": "countdown-base"}},
-    "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
-}
-CONVENTIONS = {"tune": 0, "final": 1000, "doses": 1000, "rates": 1000}
-"""The toolbox's first conventions; every seed has others. The conventions of final figures were not used for tuning."""
-FINAL_SPLIT = {"tune": "validation", "final": "test", "doses": "test", "rates": "test"}
-"""Tuning uses validation problems, and figures come from test problems."""
-STEPS = {"tune": 15, "final": 20, "doses": 20, "rates": 20}
-LONGER = {("single", "final"): 30}
-"""More steps for tasks where right answers are rare."""
-EVERY = {"tune": 15, "final": 4, "doses": 4, "rates": 4}
-SEEDS = {"tune": "10,11,12", "final": "0,1,2,3,4,5,6,7", "doses": "0,1,2,3,4,5,6,7", "rates": "0,1,2,3,4"}
-WIDENINGS = 2
+
+@dataclass(frozen=True)
+class Terms:
+    """What all runs of a stage share. ``conventions`` is the toolbox's first; every seed has others."""
+
+    steps: int
+    every: int
+    seeds: str
+    split: str
+    conventions: int
+
+
+TUNING = Terms(steps=15, every=15, seeds="10,11,12", split="validation", conventions=0)
+FINAL = Terms(steps=20, every=4, seeds="0,1,2,3,4", split="test", conventions=1000)
+LONGER = {"single": 30}
+"""More steps at final terms for tasks where right answers are rare."""
+STAGES = ("tune", "final", "doses", "gate", "continued", "pass", "rates")
+WIDENINGS = 3
+GROUP = 2
+"""Number of arms after which the results are kept anew."""
 
 METRICS = (
     "reward",
@@ -68,86 +86,19 @@ METRICS = (
 )
 """Metrics that docs/results.md mentions."""
 
-JSD = {"divergence": {"kind": "jensen_shannon"}}
-RATES = (1e-4, 2e-4, 4e-4, 8e-4)
-Candidate = tuple[float, dict[str, Any]]
 
-
-def rates(*values: float, **hyperparameters: Any) -> list[Candidate]:
-    """The same hyperparameters at several learning rates."""
-    return [(value, hyperparameters) for value in values]
-
-
-def strengths(rate: float, *values: float) -> list[Candidate]:
-    """Several λ at one learning rate."""
-    return [(rate, {"strength": value}) for value in values]
-
-
-# Four candidates per arm: learning rates, or λ at GRPO's second rate and one more at its third, which was best.
-GRIDS: dict[str, list[Candidate]] = {
-    "grpo": rates(*RATES),
-    "sd": [*strengths(2e-4, 0.05, 0.1, 0.5), *strengths(4e-4, 0.05)],
-    "antisd": [*strengths(2e-4, 0.05, 0.1, 0.3), *strengths(4e-4, 0.1)],
-    "opsd": rates(1e-5, 3e-5, 1e-4, 2e-4, **JSD),
-    "purified": rates(3e-5, 1e-4, 2e-4, 4e-4),
-    "pbsd": rates(1e-5, 3e-5, 1e-4, 2e-4),
-    "sdpo": rates(3e-5, 1e-4, 2e-4, 4e-4),
-    "credit": [*strengths(1e-4, 0.05, 0.1, 0.5), *strengths(2e-4, 0.1)],
-    **{method: rates(*RATES) for method in ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo")},
-    **{method: rates(3e-5, 1e-4, 2e-4, 4e-4) for method in ("sc_sdpo", "paced", "demopsd", "eopd")},
-}
-# On toolbox sdpo and grpo kept improving up to 4e-4, so all arms there get larger rates.
-GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
-    "toolbox": {
-        "sdpo": rates(*RATES),
-        "credit": [*strengths(4e-4, 0.05, 0.1, 0.5), *strengths(8e-4, 0.1)],
-        "antisd": [*strengths(4e-4, 0.05, 0.1, 0.3), *strengths(8e-4, 0.1)],
-        "opsd": rates(*RATES, **JSD),
-        "purified": rates(*RATES),
-        "pbsd": rates(*RATES),
-        **{method: rates(*RATES) for method in ("sc_sdpo", "paced", "demopsd", "eopd")},
-    }
-}
-SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo", "sc_sdpo", "paced", "demopsd", "eopd")
-ARMS = {
-    "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd", "sdpo", "credit", *SUMMER),
-    "single": ("grpo", "antisd", *SUMMER),
-    "toolbox": ("grpo", "sdpo", "credit", "antisd", "opsd", "purified", "pbsd", *SUMMER),
-}
-DOSES: dict[str, dict[str, tuple[str, Candidate]]] = {
-    "countdown": {
-        "sd-0.5": ("sd", (2e-4, {"strength": 0.5})),
-        # AntiSD as published: λ = 0.5 and its gate.
-        "antisd-0.5": ("antisd", (2e-4, {"strength": 0.5})),
-        "opsd-1e-4": ("opsd", (1e-4, JSD)),
-        "purified-1e-4": ("purified", (1e-4, {})),
-        "pbsd-1e-4": ("pbsd", (1e-4, {})),
-    },
-    "toolbox": {
-        "sdpo": ("sdpo", (4e-4, {})),
-        **{f"credit-{value:g}": ("credit", (4e-4, {"strength": value})) for value in (0.5, 1.0, 2.0)},
-    },
-}
-"""Arms of the stage ``doses``; the first is the baseline."""
-TUNED_ON = {"single": "countdown"}
-"""Task → the task whose tuned candidates it uses."""
-UNGATED = {"countdown": True, "single": True}
-"""Tasks on which AntiSD also runs without its gate, with the candidate tuned for AntiSD."""
-
-
-def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candidate, stage: str) -> Path:
+def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candidate, terms: Terms) -> Path:
     """Write the config file of one arm, as TOML lines with dotted keys."""
     rate, hyperparameters = candidate
-    steps = LONGER.get((task, stage), STEPS[stage])
     chosen = TASKS[task]
-    conventions = {"conventions": CONVENTIONS[stage], "conventions_by_seed": True} if task == "toolbox" else {}
+    conventions = {"conventions": terms.conventions, "conventions_by_seed": True} if task == "toolbox" else {}
     table = {
         "model": chosen["model"],
         "task": {**chosen["task"], **conventions},
-        "steps": steps,
+        "steps": terms.steps,
         "sampling": {**SHARED["sampling"], **chosen.get("sampling", {})},
-        "evaluation": {**SHARED["evaluation"], "every": EVERY[stage]},
-        "checkpoint": {"every": steps, "keep": 1},
+        "evaluation": {**SHARED["evaluation"], "every": terms.every},
+        "checkpoint": {"every": terms.steps, "keep": 1},
         "method": {"name": method, **hyperparameters},
         "optimiser": {"learning_rate": rate},
     }
@@ -168,19 +119,25 @@ def dotted(table: dict[str, Any], prefix: str = "") -> str:
     return lines
 
 
-def compare(task: str, stage: str, arms: list[Path], out: Path, jobs: int, *, suffix: str = "") -> dict[str, Any]:
-    """Run ``selfdistill compare`` and keep its raw numbers."""
-    command = [sys.executable, "-m", "selfdistill", "compare", *map(str, arms)]
-    command += ["--seeds", SEEDS[stage], "--final-split", FINAL_SPLIT[stage], "--jobs", str(jobs), "--out", str(out)]
+def compare(
+    arms: Sequence[Path], out: Path, kept: str, terms: Terms, jobs: int, options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run ``selfdistill compare`` and keep its raw numbers and the arms' metrics under the name ``kept``."""
+    command = [sys.executable, "-m", "selfdistill", "compare", *map(str, arms), "--match", "completions"]
+    command += ["--seeds", terms.seeds, "--final-split", terms.split, "--jobs", str(jobs), "--out", str(out), *options]
     subprocess.run(command, check=True, env={**os.environ})
     RESULTS.mkdir(exist_ok=True)
-    shutil.copy(out / "compare.json", RESULTS / f"{task}-{stage}{suffix}.json")
+    shutil.copy(out / "compare.json", RESULTS / f"{kept}.json")
     metrics = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
-    (RESULTS / f"{task}-{stage}{suffix}-metrics.json").write_text(
-        json.dumps(metrics, indent=1) + "\n", encoding="utf-8"
-    )
+    (RESULTS / f"{kept}-metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     return result
+
+
+def prefixes(arms: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The first ``GROUP`` arms, then the first twice as many, up to all."""
+    for end in range(GROUP, len(arms) + GROUP, GROUP):
+        yield arms[:end]
 
 
 def measured(folder: Path) -> dict[str, dict[str, float]]:
@@ -197,34 +154,41 @@ def measured(folder: Path) -> dict[str, dict[str, float]]:
     return means
 
 
-def tune(task: str, out: Path, jobs: int) -> None:
-    """Train every candidate, widen the grids whose best rate is at an edge, and write down the best of each arm."""
-    candidates = {method: list(GRIDS_OF.get(task, {}).get(method, GRIDS[method])) for method in ARMS[task]}
-    for left in range(WIDENINGS, -1, -1):
-        arms = {label(method, each): (method, each) for method, grid in candidates.items() for each in grid}
-        paths = [write_arm(out / "arms", task, name, *arm, "tune") for name, arm in arms.items()]
-        compared = compare(task, "tune", paths, out, jobs)
-        accuracy = {arm["name"]: arm["accuracy"]["final"]["value"] for arm in compared["arms"]}
-        best = {
-            method: max((label(method, each) for each in grid), key=accuracy.__getitem__)
-            for method, grid in candidates.items()
+def tune(stage: Stage) -> None:
+    """Train the candidates, widen the grids whose best candidate is at an edge, and write down the best of each arm."""
+    task = stage.task
+    candidates: dict[str, list[Candidate]] = {}
+    for methods in prefixes(stage.wanted(ARMS[task])):
+        new = [method for method in methods if method not in candidates]
+        candidates.update({method: list(GRIDS_OF.get(task, {}).get(method, GRIDS[method])) for method in new})
+        for left in range(WIDENINGS, -1, -1):
+            arms = {label(method, each): (method, each) for method, grid in candidates.items() for each in grid}
+            paths = [write_arm(stage.out / "arms", task, name, *arm, stage.terms) for name, arm in arms.items()]
+            compared = compare(paths, stage.out, f"{task}-tune", stage.terms, stage.jobs)
+            levels = {arm["name"]: arm["accuracy"] for arm in compared["arms"]}
+            best = {
+                method: max((label(method, each) for each in grid), key=lambda name: levels[name]["final"]["value"])
+                for method, grid in candidates.items()
+            }
+            beyond = {}
+            for method in new if left else ():
+                level = levels[best[method]]
+                gains = level["final"]["value"] > level["before"]["value"]
+                beyond[method] = wider(candidates[method], arms[best[method]][1], gains=gains)
+                candidates[method] += beyond[method]
+            if not any(beyond.values()):
+                break
+        chosen = {
+            method: {
+                "learning_rate": arms[name][1][0],
+                "hyperparameters": arms[name][1][1],
+                "accuracy": levels[name]["final"]["value"],
+                "arm": name,
+                "candidates": len(candidates[method]),
+            }
+            for method, name in best.items()
         }
-        beyond = {method: wider(grid, arms[best[method]][1]) for method, grid in candidates.items() if left}
-        for method, candidate in beyond.items():
-            candidates[method] += [candidate] if candidate else []
-        if not any(beyond.values()):
-            break
-    chosen = {
-        method: {
-            "learning_rate": arms[name][1][0],
-            "hyperparameters": arms[name][1][1],
-            "accuracy": accuracy[name],
-            "arm": name,
-            "candidates": len(candidates[method]),
-        }
-        for method, name in best.items()
-    }
-    (RESULTS / f"{task}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / f"{task}-chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(chosen, indent=1))
     for message in grid_edges(compared["arms"]):
         print(message, file=sys.stderr)
@@ -236,59 +200,148 @@ def label(method: str, candidate: Candidate) -> str:
     return "-".join([method, f"{rate:g}", *(f"{hyperparameters[k]:g}" for k in ("strength",) if k in hyperparameters)])
 
 
-def wider(grid: list[Candidate], best: Candidate) -> Candidate | None:
-    """The next learning rate beyond the best one, at half or twice of it, or None if the best is not at an edge."""
-    tried = sorted({rate for rate, _ in grid})
-    if best[0] == tried[0]:
-        return (best[0] / 2, best[1])
-    return (best[0] * 2, best[1]) if best[0] == tried[-1] else None
+def wider(grid: Sequence[Candidate], best: Candidate, *, gains: bool) -> list[Candidate]:
+    """The candidates beyond the best one: half or twice its learning rate or λ, if that is the smallest or largest.
+
+    A best candidate that gains nothing has no smaller learning rate beside it: with the rate 0 an arm stays at the
+    start, whose accuracy is known.
+    """
+    rate, hyperparameters = best
+    rates_tried = sorted({each for each, _ in grid})
+    beyond: list[Candidate] = []
+    if rate == rates_tried[-1]:
+        beyond.append((rate * 2, hyperparameters))
+    elif rate == rates_tried[0] and gains:
+        beyond.append((rate / 2, hyperparameters))
+    if "strength" in hyperparameters:
+        value = hyperparameters["strength"]
+        tried = sorted({others["strength"] for _, others in grid})
+        factor = 2.0 if value == tried[-1] else 0.5 if value == tried[0] else None
+        beyond += [(rate, {**hyperparameters, "strength": value * factor})] if factor else []
+    return beyond
 
 
-def final(task: str, out: Path, jobs: int) -> None:
-    """Train the chosen candidate of each arm with every seed."""
-    chosen = json.loads((RESULTS / f"{TUNED_ON.get(task, task)}-chosen.json").read_text(encoding="utf-8"))
-    paths = []
-    for method in ARMS[task]:
-        candidate = (chosen[method]["learning_rate"], chosen[method]["hyperparameters"])
-        paths.append(write_arm(out / "arms", task, method, method, candidate, "final"))
-        if method == "antisd" and UNGATED.get(task):
-            ungated = (candidate[0], {**candidate[1], "gated": False})
-            paths.append(write_arm(out / "arms", task, "antisd-ungated", method, ungated, "final"))
-    compare(task, "final", paths, out, jobs)
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one task. ``out`` is its folder of runs; ``only`` limits its arms, unless it is empty."""
+
+    task: str
+    terms: Terms
+    out: Path
+    jobs: int
+    only: frozenset[str] = frozenset()
+
+    def wanted(self, arms: Sequence[str]) -> list[str]:
+        """The arms that are asked for; the first, the baseline, always.
+
+        Exits with a sentence if an arm that is asked for is unknown.
+        """
+        if unknown := self.only - set(arms):
+            sys.exit(f"--arms: {', '.join(sorted(unknown))} is not of this stage; its arms: {', '.join(arms)}")
+        return [name for name in arms if not self.only or name in self.only or name == arms[0]]
+
+    def chosen(self) -> dict[str, Any]:
+        """What tuning has chosen for this task."""
+        path = RESULTS / f"{TUNED_ON.get(self.task, self.task)}-chosen.json"
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return result
+
+    def tuned(self, method: str, **hyperparameters: Any) -> Arm:
+        """A method with its tuned candidate and further hyperparameters."""
+        chosen = self.chosen()[method]
+        return method, (chosen["learning_rate"], {**chosen["hyperparameters"], **hyperparameters})
+
+    def train(self, kept: str, arms: dict[str, Arm], options: Sequence[str] = ()) -> None:
+        """Compare the wanted arms, and keep the results after every few of them."""
+        names = self.wanted(list(arms))
+        paths = [write_arm(self.out / "arms", self.task, name, *arms[name], self.terms) for name in names]
+        for some in prefixes(paths):
+            compare(some, self.out, f"{self.task}-{kept}", self.terms, self.jobs, options)
 
 
-def doses(task: str, out: Path, jobs: int) -> None:
-    """Train the arms of the papers' claims with every seed."""
-    arms = DOSES[task].items()
-    compare(task, "doses", [write_arm(out / "arms", task, label, *arm, "doses") for label, arm in arms], out, jobs)
+def published(stage: Stage, **hyperparameters: Any) -> Arm:
+    """AntiSD as published, at the learning rate of the tuned GRPO."""
+    return "antisd", (stage.chosen()["grpo"]["learning_rate"], {**PUBLISHED, **hyperparameters})
 
 
-def equal_rates(task: str, out: Path, jobs: int) -> None:
+def final(stage: Stage) -> None:
+    """Train the chosen candidate of each arm, and AntiSD as published."""
+    arms: dict[str, Arm] = {}
+    for method in (name for name in ARMS[stage.task] if name in stage.chosen()):
+        arms[method] = stage.tuned(method)
+        if method == "antisd":
+            arms["antisd-published"] = published(stage)
+            if UNGATED.get(stage.task):
+                arms["antisd-ungated"] = published(stage, gated=False)
+    stage.train("final", arms)
+
+
+def doses(stage: Stage) -> None:
+    """Train the arms of the papers' claims."""
+    baseline = {} if stage.task == "toolbox" else {"grpo": stage.tuned("grpo")}
+    stage.train("doses", {**baseline, **DOSES[stage.task]})
+
+
+def gate(stage: Stage) -> None:
+    """Train AntiSD as published with other thresholds of its gate."""
+    others = {f"antisd-gate-{ratio:.2f}": published(stage, gate_ratio=ratio) for ratio in THRESHOLDS}
+    stage.train("gate", {"grpo": stage.tuned("grpo"), "antisd-published": published(stage), **others})
+
+
+def continued(stage: Stage) -> None:
+    """Go on from a run of GRPO's tuning, whose seed and problems no final run has."""
+    start = stage.out.parent / f"{stage.task}-tune" / "runs" / stage.chosen()["grpo"]["arm"] / "seed-10"
+    if not (start / "summary.json").is_file():
+        sys.exit(f"{start} is no finished run: make the stage tune first")
+    arms = {"grpo": stage.tuned("grpo"), "antisd-published": published(stage)}
+    stage.train("continued", arms, ["--set", f"model.path={start}"])
+
+
+def draw(stage: Stage) -> None:
+    """Draw many completions of the last weights of final runs, and keep how many are right for each problem."""
+    counts: dict[str, dict[str, list[int]]] = {}
+    for name in stage.wanted(PASS_ARMS):
+        for seed in stage.terms.seeds.split(","):
+            command = [sys.executable, "-m", "selfdistill", "evaluate", str(stage.out / "runs" / name / f"seed-{seed}")]
+            command += ["--samples", str(PASS_SAMPLES), "--limit", str(SHARED["evaluation"]["problems"]), "--json"]
+            drawn = subprocess.run([*command, "--seed", seed], check=True, stdout=subprocess.PIPE)
+            counts.setdefault(name, {})[seed] = json.loads(drawn.stdout)["hits"]
+            kept = {"task": stage.task, "samples": PASS_SAMPLES, "baseline": PASS_ARMS[0], "hits": counts}
+            (RESULTS / f"{stage.task}-pass.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
+
+
+def equal_rates(stage: Stage) -> None:
     """Train every arm with the tuned hyperparameters at GRPO's tuned learning rate, a tenth and a hundredth of it.
 
     One comparison for each rate, so that each has GRPO at the same rate as its baseline.
     """
-    chosen = json.loads((RESULTS / f"{TUNED_ON.get(task, task)}-chosen.json").read_text(encoding="utf-8"))
+    chosen = stage.chosen()
     for part in (1, 10, 100):
         rate = chosen["grpo"]["learning_rate"] / part
-        folder = out / f"one-{part}"
-        paths = [
-            write_arm(folder / "arms", task, method, method, (rate, chosen[method]["hyperparameters"]), "rates")
-            for method in ARMS[task]
-        ]
-        compare(task, "rates", paths, folder, jobs, suffix=f"-{part}")
+        arms = {name: (name, (rate, chosen[name]["hyperparameters"])) for name in ARMS[stage.task] if name in chosen}
+        replace(stage, out=stage.out / f"one-{part}").train(f"rates-{part}", arms)
 
 
 def main() -> None:
     """Read the command line and run one stage of one task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("stage", choices=STEPS)
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seeds", help="other seeds than the stage's, with commas")
+    parser.add_argument("--arms", default="", help="some of the stage's arms, with commas")
     args = parser.parse_args()
-    stage = {"tune": tune, "final": final, "doses": doses, "rates": equal_rates}[args.stage]
-    stage(args.task, args.out / f"{args.task}-{args.stage}", args.jobs)
+    if args.stage == "doses" and args.task not in DOSES:
+        parser.error(f"{args.task} has no doses; choose from {', '.join(DOSES)}")
+    terms = TUNING if args.stage == "tune" else replace(FINAL, steps=LONGER.get(args.task, FINAL.steps))
+    # Stages of the same terms share their runs.
+    folder = {"doses": "final", "gate": "final", "pass": "final"}.get(args.stage, args.stage)
+    out = (args.out / f"{args.task}-{folder}").resolve()
+    only = frozenset(name for name in args.arms.split(",") if name)
+    stage = Stage(args.task, replace(terms, seeds=args.seeds or terms.seeds), out, args.jobs, only)
+    stages = {"tune": tune, "final": final, "doses": doses, "gate": gate, "continued": continued, "pass": draw}
+    {**stages, "rates": equal_rates}[args.stage](stage)
 
 
 if __name__ == "__main__":
