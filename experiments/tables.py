@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the kept ``compare.json`` files: ``python experiments/tables.py [--check]``.
+"""The tables of docs/results-2026-11-21.md, from the kept ``compare.json`` files: ``python experiments/tables.py [--check]``.
 
 A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of experiments/results/.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from selfdistill.report import numbers
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "results.md"
+PAGE = HERE.parent / "docs" / "results-2026-11-21.md"
 TABLE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -154,9 +154,11 @@ def label(arm: dict[str, Any]) -> str:
 
 def table(name: str) -> str:
     """The table of one kept comparison."""
-    result = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    result = json.loads((HERE / "results" / "2026-11-21" / f"{name}.json").read_text(encoding="utf-8"))
     if name.endswith("-tune"):
-        chosen = (HERE / "results" / f"{name.removesuffix('-tune')}-chosen.json").read_text(encoding="utf-8")
+        chosen = (HERE / "results" / "2026-11-21" / f"{name.removesuffix('-tune')}-chosen.json").read_text(
+            encoding="utf-8"
+        )
         return tune(result, json.loads(chosen))
     return final(result)
 

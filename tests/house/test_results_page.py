@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are what the kept comparisons say."""
+"""The tables of docs/results-2026-11-21.md are what the kept comparisons say."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TABLES = runpy.run_path(str(ROOT / "experiments" / "tables.py"))
 
 
 def test_every_table_of_the_results_is_written_from_the_kept_comparisons() -> None:
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results-2026-11-21.md").read_text(encoding="utf-8")
     assert TABLES["filled"](page) == page
     shown = set(re.findall(r"<!-- table ([\w-]+) -->", page))
-    kept = {path.stem for path in (ROOT / "experiments" / "results").glob("*.json")}
+    kept = {path.stem for path in (ROOT / "experiments" / "results" / "2026-11-21").glob("*.json")}
     assert {name for name in kept if name.endswith(("-final", "-tune", "-doses"))} == shown
 
 
