@@ -4,7 +4,7 @@ Run it with ``python experiments/boilerplate.py``. ``selfdistill inspect`` score
 under SDPO's context and CREDIT's contrast. A token is boilerplate if more than nine tenths of all completions contain
 it, and specific if fewer than three tenths do. For both kinds the result has SDPO's signal u, the amount that the
 paper's sampled-token form would subtract from it (λ times log N, centred over all tokens, because a constant changes
-every token alike), and the credit of the distribution form, which docs/results-2026-11-21.md trains. The effect of CREDIT is the
+every token alike), and the credit of the distribution form, which docs/results.md trains. The effect of CREDIT is the
 difference of that credit from SDPO's. Intervals are a bootstrap over problems.
 """
 

@@ -27,6 +27,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from grids import (
@@ -73,6 +74,8 @@ GROUP = 2
 """Number of arms after which the results are kept anew."""
 
 METRICS = (
+    "loss",
+    "grad_norm",
     "reward",
     "length",
     "deliberation",
@@ -141,7 +144,10 @@ def prefixes(arms: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def measured(folder: Path) -> dict[str, dict[str, float]]:
-    """Means of an arm's metrics over all seeds: in the first step, in the last step and over all steps."""
+    """Means of an arm's metrics over all seeds: in the first step, in the last step and over all steps.
+
+    ``sd`` is the standard deviation over seeds of the means over all steps.
+    """
     runs = [path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("seed-*/metrics.jsonl"))]
     steps = {"first": [run[0] for run in runs], "last": [run[-1] for run in runs]}
     steps["all"] = [line for run in runs for line in run]
@@ -151,6 +157,12 @@ def measured(folder: Path) -> dict[str, dict[str, float]]:
             values = [value for line in map(json.loads, lines) if isinstance(value := line.get(key), int | float)]
             if values:
                 means.setdefault(key, {})[when] = round(sum(values) / len(values), 6)
+    for key in means:
+        each = [
+            [value for line in map(json.loads, run) if isinstance(value := line.get(key), int | float)] for run in runs
+        ]
+        if len(each) > 1 and all(each):
+            means[key]["sd"] = round(stdev(map(fmean, each)), 6)
     return means
 
 

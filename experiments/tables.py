@@ -1,6 +1,8 @@
-"""The tables of docs/results-2026-11-21.md, from the kept ``compare.json`` files: ``python experiments/tables.py [--check]``.
+"""The tables of the pages of results, from the kept files: ``python experiments/tables.py [--check]``.
 
-A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a file of experiments/results/.
+A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``. NAME is a file of the page's folder of results,
+``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE`` or ``teachers-TASK``. A table whose file does not exist
+says so.
 """
 
 from __future__ import annotations
@@ -9,12 +11,19 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import claims
+
+from selfdistill.comparison.grids import grid_edges
+from selfdistill.comparison.tables import verdict
 from selfdistill.report import numbers
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "results-2026-11-21.md"
+DOCS = HERE.parent / "docs"
+PAGES = {DOCS / "results.md": HERE / "results", DOCS / "results-2026-11-21.md": HERE / "results" / "2026-11-21"}
+"""Each page and the folder of the results that it shows."""
 TABLE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -36,51 +45,136 @@ def deviation(score: dict[str, Any] | None) -> str:
     return "" if score is None or score["sd"] is None else f", SD {100 * score['sd']:.1f}"
 
 
-def restricted(arm: dict[str, Any], baseline: str) -> str:
-    """Restricted mean of the steps to the baseline's final accuracy: ``15 (2 of 3 seeds; −1.5 [−4.0, +1.0])``."""
-    reach_of_arm = arm["reach"]
-    seeds = f"{reach_of_arm['reached']} of {reach_of_arm['of']} seeds"
-    if arm["name"] == baseline or reach_of_arm["against_baseline"] is None:
-        return f"{reach_of_arm['mean']['step']:.3g} ({seeds})"
+def restricted(arm: dict[str, Any], baseline: str, per_step: int) -> str:
+    """Restricted mean of the steps to the baseline's final accuracy: ``15 (never 1 of 3); −1.5 [−4.0, +1.0]``."""
+    reach = arm["reach"]
+    never = reach["of"] - reach["reached"]
+    text = f"{reach['mean']['step']:.3g} (never {never} of {reach['of']})"
+    if arm["name"] == baseline or reach["against_baseline"] is None:
+        return text
+    size = per_step if reach["unit"] == "completions" else 1
     value, low, high = (
-        numbers.signed(reach_of_arm["against_baseline"][key], decimals=1) for key in ("value", "low", "high")
+        numbers.signed(reach["against_baseline"][key] / size, decimals=1) for key in ("value", "low", "high")
     )
-    return f"{reach_of_arm['mean']['step']:.3g} ({seeds}; {reach_of_arm['unit']} {value} [{low}, {high}])"
+    return f"{text}; {value} [{low}, {high}]"
 
 
 def final(result: dict[str, Any]) -> str:
     """One row per arm: accuracy, gain and difference from the baseline with deviations, steps to its end, budget."""
     if result["interval"].get("kind") != "t":
         return bootstrapped(result)
-    baseline, accuracy = result["baseline"], result["arms"][0]["accuracy"]
+    arms, baseline, sampling = result["arms"], result["baseline"], result["terms"]["sampling"]
+    before, margin = arms[0]["accuracy"]["before"], result["interval"]["margin"]
+    steps = arms[0]["accuracy"]["late_steps"][0]
     lines = [
-        f"All from {share(accuracy['before'])}{deviation(accuracy['before'])}, {result['verdict_split']} problems, "
-        f"equal {result['match']}. Gains and differences of a column hold together (Bonferroni, "
-        f"{len(result['arms'])} arms).\n",
-        f"| arm | rate | steps | final | gain | against `{baseline}` | late change | steps to `{baseline}`'s end, "
-        "restricted mean | deliberation words | tokens drawn, scored, trained |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"{len(result['seeds'])} seeds ({', '.join(map(str, result['seeds']))}) × {result['problems'][0]} "
+        f"{result['verdict_split']} problems × {result['samples']} samples, equal {result['match']}; all from "
+        f"{share(before)}{deviation(before)}. In each column the gains hold together at 95 % (Bonferroni, "
+        f"{len(arms)} arms), and so do the differences from `{baseline}` ({len(arms) - 1}). *Equal* is a two one-sided "
+        f"t test within {100 * margin:g} points. Late change: step {steps[0]} to {steps[1]} of `{arms[0]['name']}`, "
+        f"validation. Runs are evaluated every {result['terms']['evaluation']['every']} steps.\n",
+        f"| arm | rate | steps | final | gain | against `{baseline}` | | late change | steps to `{baseline}`'s end; "
+        "difference in its steps | deliberation words | gate open | tokens drawn, scored, trained |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm in result["arms"]:
-        accuracy, words = arm["accuracy"], arm["deliberation"]
+    for arm in arms:
+        accuracy, words, gap = arm["accuracy"], arm["deliberation"], arm["accuracy"]["against_baseline"]
         budgets = [run["budget"] for run in arm["runs"]]
-        spent = [sum(sum(budget[kind].values()) for budget in budgets) / len(budgets) for kind in ("drawn", "scored")]
-        spent.append(sum(budget["trained"] for budget in budgets) / len(budgets))
-        gap = accuracy["against_baseline"]
+        spent = [fmean(sum(budget[kind].values()) for budget in budgets) for kind in ("drawn", "scored")]
+        spent.append(fmean(budget["trained"] for budget in budgets))
         cells = [
             f"`{arm['name']}`",
-            f"{arm['optimiser']['learning_rate']:g}",
+            label(arm),
             ", ".join(dict.fromkeys(str(run["steps"]) for run in arm["runs"])),
             share(accuracy["final"]) + deviation(accuracy["final"]),
             difference(accuracy["change"]) + deviation(accuracy["change"]),
-            difference(gap) + deviation(gap) + (" equal" if gap is not None and gap["equal"] else ""),
+            difference(gap) + deviation(gap),
+            told(verdict(gap, margin)) if gap else "",
             difference(accuracy["late_change"]),
-            restricted(arm, baseline),
+            restricted(arm, baseline, sampling["prompts"] * sampling["completions"]),
             f"{words['before']['value']:.2f} → {words['final']['value']:.2f}",
+            "" if arm.get("gate") is None else f"{100 * arm['gate']:.0f} %",
             ", ".join(map(numbers.compact, spent)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def told(word: str) -> str:
+    """A verdict as a word of a cell: ``equal``, ``no clear difference``."""
+    return "equal" if word.startswith("within") else word.removesuffix(" from")
+
+
+def edges(task: str, folder: Path) -> str:
+    """What still has its best value at an edge of its grid."""
+    messages = grid_edges(read(folder, f"{task}-tune")["arms"])
+    return "".join(f"- {message}\n" for message in messages) or "No best value lies at an edge of its grid.\n"
+
+
+def stability(name: str, folder: Path) -> str:
+    """Spread over seeds: of final accuracy, and of each run's mean loss and mean norm of the gradient."""
+    arms, metrics = read(folder, name)["arms"], read(folder, f"{name}-metrics")
+    lines = [
+        "Standard deviations over seeds. Losses of different methods have different units.\n",
+        "| arm | SD of final accuracy, points | mean loss, SD | mean gradient norm, SD |",
+        "|---|---|---|---|",
+    ]
+    for arm in arms:
+        cells = [f"{100 * arm['accuracy']['final']['sd']:.1f}"]
+        for key in ("loss", "grad_norm"):
+            values = metrics[arm["name"]].get(key)
+            cells.append(f"{values['all']:.3g}, {values['sd']:.2g}" if values else "")
+        lines.append(f"| `{arm['name']}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def teachers(task: str, folder: Path) -> str:
+    """PBSD's teachers: gap, shift, curvature and rate, with the untrained student and with the trained one."""
+    kept, compared = read(folder, f"{task}-teachers"), read(folder, f"{task}-external")
+    accuracy = {arm["name"]: arm["accuracy"] for arm in compared["arms"]}
+    when = {"start": "untrained", "end": f"after {kept['steps']} steps"}
+    lines = [
+        "| teacher | student | right: student, teacher | gap, points | shift, nats | σ(m) σ(−m) | largest eigenvalue "
+        "(residual) | smallest | along the gradient | gradient norm | rate |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, measured in kept["teachers"].items():
+        for time, one in measured.items():
+            plain = [numbers.plain(one[key]) for key in ("smallest_eigenvalue", "curvature_along_gradient")]
+            cells = [
+                f"`{name}`",
+                when[time],
+                f"{100 * one['student']['value']:.0f} %, {100 * one['teacher']['value']:.0f} %",
+                difference(one["gap"]),
+                interval(one["shift"]),
+                interval(one["logistic_curvature"]),
+                f"{numbers.plain(one['largest_eigenvalue'])} ({numbers.plain(one['eigenvalue_residual'])})",
+                *plain,
+                numbers.plain(one["gradient_norm"]),
+                interval(one["rate"]),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    baseline = compared["baseline"]
+    lines += [
+        f"\nAfter {kept['steps']} steps, {len(compared['seeds'])} seeds × {compared['problems'][0]} "
+        f"{compared['verdict_split']} problems; gains and differences hold together (Bonferroni, {len(accuracy)} and "
+        f"{len(accuracy) - 1}):\n",
+        f"| teacher | final | gain | against `{baseline}` | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, level in accuracy.items():
+        gap = level["against_baseline"]
+        word = told(verdict(gap, compared["interval"]["margin"])) if gap else ""
+        end, gain = (score for score in (level["final"], level["change"]))
+        cells = [share(end) + deviation(end), difference(gain) + deviation(gain), difference(gap) + deviation(gap)]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {word} |")
+    return "\n".join(lines) + "\n"
+
+
+def interval(score: dict[str, Any]) -> str:
+    """``6.59 [2.31, 10.9]``."""
+    value, low, high = (numbers.plain(score[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 # Comparisons older than the t intervals of `compare` have bootstrap intervals and no results per problem.
@@ -152,32 +246,40 @@ def label(arm: dict[str, Any]) -> str:
     return f"{arm['optimiser']['learning_rate']:g}" + (f", λ {strength:g}" if strength is not None else "")
 
 
-def table(name: str) -> str:
-    """The table of one kept comparison."""
-    result = json.loads((HERE / "results" / "2026-11-21" / f"{name}.json").read_text(encoding="utf-8"))
-    if name.endswith("-tune"):
-        chosen = (HERE / "results" / "2026-11-21" / f"{name.removesuffix('-tune')}-chosen.json").read_text(
-            encoding="utf-8"
-        )
-        return tune(result, json.loads(chosen))
-    return final(result)
+def read(folder: Path, name: str) -> Any:
+    """A kept file."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def filled(page: str) -> str:
+def table(name: str, folder: Path) -> str:
+    """One table of a page."""
+    kind, _, rest = name.partition("-")
+    if kind == "claims":
+        return claims.table(rest, folder)
+    try:
+        if kind in (special := {"edges": edges, "stability": stability, "teachers": teachers}):
+            return special[kind](rest, folder)
+        result = read(folder, name)
+        if name.endswith("-tune"):
+            return tune(result, read(folder, f"{name.removesuffix('-tune')}-chosen"))
+        return claims.pass_table(result) if name.endswith("-pass") else final(result)
+    except FileNotFoundError:
+        return "*Not run.*\n"
+
+
+def filled(page: str, folder: Path) -> str:
     """The page with its tables filled from the results."""
-    return TABLE.sub(lambda match: f"{match[1]}{table(match[2])}{match[3]}", page)
+    return TABLE.sub(lambda match: f"{match[1]}{table(match[2], folder)}{match[3]}", page)
 
 
 def main() -> None:
-    """Rewrite the page, or with ``--check`` fail if it is not up to date."""
-    page = PAGE.read_text(encoding="utf-8")
-    if "--check" in sys.argv[1:]:
-        sys.exit(
-            0
-            if filled(page) == page
-            else f"{PAGE.name} is not what experiments/results/ says: run {Path(__file__).name}"
-        )
-    PAGE.write_text(filled(page), encoding="utf-8")
+    """Rewrite the pages, or with ``--check`` fail if one is not up to date."""
+    for page, folder in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        if "--check" not in sys.argv[1:]:
+            page.write_text(filled(text, folder), encoding="utf-8")
+        elif filled(text, folder) != text:
+            sys.exit(f"{page.name} is not what {folder.name}/ says: run {Path(__file__).name}")
 
 
 if __name__ == "__main__":

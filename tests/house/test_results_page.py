@@ -1,25 +1,116 @@
-"""The tables of docs/results-2026-11-21.md are what the kept comparisons say."""
+"""The tables of the pages of results are what the kept files say."""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
-TABLES = runpy.run_path(str(ROOT / "experiments" / "tables.py"))
+EXPERIMENTS = ROOT / "experiments"
 
 
-def test_every_table_of_the_results_is_written_from_the_kept_comparisons() -> None:
-    page = (ROOT / "docs" / "results-2026-11-21.md").read_text(encoding="utf-8")
-    assert TABLES["filled"](page) == page
-    shown = set(re.findall(r"<!-- table ([\w-]+) -->", page))
-    kept = {path.stem for path in (ROOT / "experiments" / "results" / "2026-11-21").glob("*.json")}
-    assert {name for name in kept if name.endswith(("-final", "-tune", "-doses"))} == shown
+@pytest.fixture(scope="module")
+def tables() -> Any:
+    """The names of experiments/tables.py, whose own folder is on the path as for a script."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    try:
+        yield runpy.run_path(str(EXPERIMENTS / "tables.py"))
+    finally:
+        sys.path.remove(str(EXPERIMENTS))
 
 
-def test_a_score_is_written_in_percent_and_a_difference_in_points() -> None:
+def test_every_table_of_the_results_is_written_from_the_kept_files(tables: Any) -> None:
+    for page, folder in tables["PAGES"].items():
+        text = page.read_text(encoding="utf-8")
+        assert tables["filled"](text, folder) == text
+        shown = set(re.findall(r"<!-- table ([\w-]+) -->", text))
+        kept = {path.stem for path in folder.glob("*.json")}
+        ends = ("-final", "-tune", "-doses", "-gate", "-continued", "-pass", "-teachers")
+        assert {name for name in kept if name.endswith(ends)} <= shown | {
+            f"{name.removeprefix('teachers-')}-teachers" for name in shown if name.startswith("teachers-")
+        }
+
+
+def test_a_score_is_written_in_percent_and_a_difference_in_points(tables: Any) -> None:
     score = {"value": 0.0136719, "low": -0.0703125, "high": 0.103516}
-    assert TABLES["share"](score) == "1.4 % [-7.0, 10.4]"
-    assert TABLES["difference"](score) == "+1.4 [−7.0, +10.4]"
-    assert TABLES["difference"](None) == ""
+    assert tables["share"](score) == "1.4 % [-7.0, 10.4]"
+    assert tables["difference"](score) == "+1.4 [−7.0, +10.4]"
+    assert tables["difference"](None) == ""
+
+
+def compared(hits: dict[str, list[list[int]]]) -> dict[str, Any]:
+    """A kept comparison: the right samples of each problem after training, by arm and seed; none before it."""
+
+    def results(row: list[int]) -> dict[str, Any]:
+        texts = ["0 " * len(row), " ".join(map(str, row))]
+        test = {"steps": [0, 20], "hits": texts, "words": texts, "tokens": texts}
+        return {"samples": 4, "test": test}
+
+    arms = [{"name": name, "results": [results(row) for row in rows]} for name, rows in hits.items()]
+    return {"samples": 4, "interval": {"shared_problems": False}, "arms": arms}
+
+
+def test_a_verdict_is_what_the_interval_of_its_family_says(tables: Any, tmp_path: Path) -> None:
+    """Three seeds, of which each ends with one, two or three more right of four problems × four samples."""
+    claims = tables["claims"]
+    grpo, credit = [[1, 2, 0, 1], [2, 1, 1, 0], [0, 0, 1, 1]], [[2, 2, 0, 1], [3, 1, 1, 1], [1, 1, 2, 1]]
+    (tmp_path / "x.json").write_text(json.dumps(compared({"grpo": grpo, "credit": credit})), encoding="utf-8")
+    result = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    one = claims.lead("credit", "grpo")(result, 1)
+    # The means of the seeds are 1/16, 2/16 and 3/16, so that their mean is 1/8 and the error (1/16)/√3.
+    assert one.value == pytest.approx(0.125) and one.error == pytest.approx(0.0625 / 3**0.5)
+    assert (one.family, one.freedom) == (1, 2) and one.sd == pytest.approx(0.0625)
+    assert one.low == pytest.approx(0.125 - 4.302653 * 0.0625 / 3**0.5, abs=1e-5)
+    ten = claims.lead("credit", "grpo")(result, 10)
+    assert ten.low < 0 < one.low + 0.1 and ten.value == one.value
+    assert claims.change("grpo")(result, 1).value == pytest.approx((4 + 4 + 2) / 48)
+    # The verdict is that of the interval, on the side that the paper claims.
+    above, below = (claims.Claim("", "x", claims.lead("credit", "grpo"), side) for side in ("above", "below"))
+    wide = claims.SeedEstimate(0.1, -0.1, 0.3, 0.1, 0.05, 2, 1, 4, 12)
+    clear = claims.SeedEstimate(0.1, 0.05, 0.15, 0.1, 0.01, 2, 1, 4, 12)
+    tight = claims.SeedEstimate(0.001, -0.004, 0.006, 0.1, 0.001, 2, 1, 4, 12)
+    assert [claims.verdict(score, above) for score in (wide, clear, tight)] == [
+        "not seen",
+        "**seen**",
+        "equal within 2 points",
+    ]
+    assert claims.verdict(clear, below) == "the opposite"
+    kept = claims.Claim("", "x", claims.late_change("credit"), "not below")
+    down = claims.SeedEstimate(-0.1, -0.15, -0.05, 0.1, 0.01, 2, 1, 4, 12)
+    assert [claims.verdict(score, kept) for score in (tight, wide, down)] == ["**seen**", "not shown", "the opposite"]
+
+
+def test_a_claim_that_was_not_run_says_so(tables: Any, tmp_path: Path) -> None:
+    claims = tables["claims"]
+    text = claims.table("antisd", tmp_path)
+    assert text.count("| not run | | |") == len(claims.CLAIMS["antisd"]) == 10
+    assert "hold together at 95 % (Bonferroni, 10 claims)" in text
+    # An arm that a stopped stage did not reach.
+    (tmp_path / "toolbox-final.json").write_text(json.dumps(compared({"grpo": [[1]], "sdpo": [[1]]})), encoding="utf-8")
+    assert "tuned ends above SDPO, toolbox | not run |" in claims.table("credit", tmp_path)
+
+
+def test_steps_sooner_are_the_difference_of_completions_by_those_of_a_step(tables: Any) -> None:
+    claims = tables["claims"]
+    score = {"value": -256.0, "low": -512.0, "high": 0.0, "sd": 128.0, "error": 64.0, "freedom": 4.0}
+    reach = {"unit": "completions", "against_baseline": {**score, "family": 3, "k": 1, "n": 5}}
+    terms = {"sampling": {"prompts": 8, "completions": 8}}
+    found = claims.sooner("antisd")({"terms": terms, "arms": [{"name": "antisd", "reach": reach}]}, 1)
+    assert (found.value, found.sd, found.family) == (-4.0, 2.0, 1)
+    assert found.low == pytest.approx(-4.0 - 2.776445, abs=1e-4)
+
+
+def test_the_lead_in_pass_at_k_by_hand(tables: Any) -> None:
+    claims = tables["claims"]
+    hits = {"grpo": {"0": [0, 2], "1": [1, 0]}, "antisd-published": {"0": [1, 2], "1": [4, 0]}}
+    kept = {"samples": 4, "baseline": "grpo", "hits": hits}
+    # 1 − C(3, 2)/C(4, 2) = 1/2 for one right of four, 1 − 1/6 for two.
+    assert claims.passes(kept, "grpo", 2) == [[0.0, pytest.approx(5 / 6)], [0.5, 0.0]]
+    assert claims.pass_lead("antisd-published", 2)(kept, 1).value == pytest.approx((0.5 + 0.0 + 0.5 + 0.0) / 4)
+    assert "| against `grpo` | +25.0 [−100.0, +100.0] | +25.0 " in claims.pass_table(kept)
