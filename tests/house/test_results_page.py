@@ -112,5 +112,6 @@ def test_the_lead_in_pass_at_k_by_hand(tables: Any) -> None:
     kept = {"samples": 4, "baseline": "grpo", "hits": hits}
     # 1 − C(3, 2)/C(4, 2) = 1/2 for one right of four, 1 − 1/6 for two.
     assert claims.passes(kept, "grpo", 2) == [[0.0, pytest.approx(5 / 6)], [0.5, 0.0]]
+    assert claims.pass_lead("antisd-published", 2)(kept, 3).family == 3
     assert claims.pass_lead("antisd-published", 2)(kept, 1).value == pytest.approx((0.5 + 0.0 + 0.5 + 0.0) / 4)
     assert "| against `grpo` | +25.0 [−100.0, +100.0] | +25.0 " in claims.pass_table(kept)
