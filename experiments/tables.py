@@ -74,8 +74,8 @@ def final(result: dict[str, Any]) -> str:
         f"t test within {100 * margin:g} points. Late change: step {steps[0]} to {steps[1]} of `{arms[0]['name']}`, "
         f"validation. Runs are evaluated every {result['terms']['evaluation']['every']} steps.\n",
         f"| arm | rate | steps | final | gain | against `{baseline}` | | late change | steps to `{baseline}`'s end; "
-        "difference in its steps | deliberation words | gate open | tokens drawn, scored, trained |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "difference in its steps | deliberation words | gate open | tokens drawn, scored, trained | scoring, share of a step |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in arms:
         accuracy, words, gap = arm["accuracy"], arm["deliberation"], arm["accuracy"]["against_baseline"]
@@ -95,6 +95,7 @@ def final(result: dict[str, Any]) -> str:
             f"{words['before']['value']:.2f} → {words['final']['value']:.2f}",
             "" if arm.get("gate") is None else f"{100 * arm['gate']:.0f} %",
             ", ".join(map(numbers.compact, spent)),
+            f"{100 * arm['cost']['seconds']['scoring'] / arm['cost']['seconds']['step']:.0f} %",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

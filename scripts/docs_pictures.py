@@ -3,7 +3,8 @@
 The shipped base model samples completions of Countdown problems with a fixed seed, and the inspection scores them. A
 correct and a wrong completion of one problem are drawn with the credit of every method. Methods that learn from other
 texts show those: ``sft`` a solution, ``pbsd`` a pair, ``pbsd_reward`` two weighted samples of its teacher, ``hdpo`` a
-right sample of a hard problem. Another machine may sample other completions; the drawn ones are chosen by a fixed rule.
+right sample of a hard problem. ``gain`` is exact and needs no model. Another machine may sample other completions; the
+drawn ones are chosen by a fixed rule. Every token's number is its title in the picture.
 Names of pictures after the script's name draw only these.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from docs_site.gain import gain_picture
 from docs_site.strips import Strip, draw
 from selfdistill.config.run import config_for
 from selfdistill.contexts.fields import role_prompt
@@ -247,6 +249,7 @@ def main() -> None:
         "pbsd": pbsd_picture(students, teachers, beta=0.1),
         "pbsd_reward": pbsd_reward_picture(teachers, beta=0.1),
         "hdpo": hdpo_picture(bench, groups, by_teachers),
+        "gain": gain_picture(),
     }
     wanted = sys.argv[1:] or [*pictures]
     TARGET.mkdir(parents=True, exist_ok=True)

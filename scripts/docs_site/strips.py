@@ -61,7 +61,7 @@ def draw(
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" '
         f'height="{height:g}" role="img" aria-label="{escape(title)}">\n<title>{escape(title)}</title>\n'
-        f"<style>{_style()}</style>\n"
+        f"<style>{style()}</style>\n"
         f'<rect class="card" x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1:g}" rx="10"/>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
@@ -115,7 +115,7 @@ def _scale(y: float, limit: float, ends: tuple[str, str], unit: str) -> list[str
     ]
 
 
-def _style() -> str:
+def style() -> str:
     """Return the style sheet with the pages' colours for both schemes."""
     source = (resources.files("selfdistill.report") / "templates" / "page.css").read_text(encoding="utf-8")
     light, dark = (

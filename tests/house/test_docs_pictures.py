@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from docs_site.gain import gain_picture, values
 from docs_site.strips import SIGN, WIDTH, Strip, draw
 from selfdistill.methods import METHODS
 from selfdistill.report.tokens import Piece
@@ -65,3 +66,12 @@ def test_every_method_has_a_picture_that_stands_alone(name: str) -> None:
     assert ElementTree.fromstring(picture).get("aria-label")
     assert not re.search(r"(?:href|src)=|url\((?!#)", picture)
     assert "prefers-color-scheme: dark" in picture
+
+
+def test_the_optimum_is_better_than_the_teacher_by_their_divergence_times_beta() -> None:
+    for beta in (0.05, 0.5, 5.0):
+        best, own, gap = values(beta)
+        # By hand: β log Σ T e^(r/β), with one right answer of ten.
+        assert best == pytest.approx(beta * math.log(0.9 + 0.1 * math.exp(1 / beta)), abs=1e-12)
+        assert own == pytest.approx(0.1, abs=1e-12) and best - own == pytest.approx(gap, abs=1e-12) and gap > 0
+    assert gain_picture() == (PICTURES / "gain.svg").read_text(encoding="utf-8")
