@@ -74,7 +74,8 @@ def final(result: dict[str, Any]) -> str:
         f"t test within {100 * margin:g} points. Late change: step {steps[0]} to {steps[1]} of `{arms[0]['name']}`, "
         f"validation. Runs are evaluated every {result['terms']['evaluation']['every']} steps.\n",
         f"| arm | rate | steps | final | gain | against `{baseline}` | | late change | steps to `{baseline}`'s end; "
-        "difference in its steps | deliberation words | gate open | tokens drawn, scored, trained | scoring, share of a step |",
+        "difference in its steps | deliberation words | gate open | tokens drawn, scored, trained | scoring, share of "
+        "a step |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in arms:
