@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,11 @@ def test_the_curvature_is_the_difference_of_gradients(teachers: Any, measured: A
     def loss() -> list[float]:
         return [sum(float(part().detach()) for part in measured.losses())]
 
+    # The first pair of each problem of the first half, y⁺ of the teacher: m = β (Δ(y⁺) − Δ(y⁻)), Δ = log S − log T.
+    firsts = [(measured.of("teacher", group)[0], measured.of("student", group)[0]) for group in range(PROBLEMS // 2)]
+    deltas = [[measured.student[i] - measured.teacher[i] for i in pair] for pair in firsts]
+    by_hand = sum(math.log1p(math.exp(-measured.beta * (plus - minus))) for plus, minus in deltas) / len(deltas)
+    assert loss() == pytest.approx([by_hand], rel=1e-4)
     assert between(measured, direction, loss)[0] == pytest.approx(teachers.norm(gradient), rel=2e-3)
     product = measured.curvature_times(direction)
     numeric = between(measured, direction, measured.gradient)
