@@ -1,8 +1,8 @@
 """The tables of the pages of results, from the kept files: ``python experiments/tables.py [--check]``.
 
 A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``. NAME is a file of the page's folder of results,
-``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE`` or ``teachers-TASK``. A table whose file does not exist
-says so.
+``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``teachers-TASK`` or ``boilerplate-TASK``. A table whose
+file does not exist says so.
 """
 
 from __future__ import annotations
@@ -173,6 +173,22 @@ def teachers(task: str, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def boilerplate(task: str, folder: Path) -> str:
+    """CREDIT's shift of credit, in the form that is trained and in the paper's sampled-token form."""
+    kept = read(folder, f"{task}-boilerplate")
+    trained, sampled = "credit − sdpo, the form that is trained", "added by the sampled-token form"
+    lines = [
+        f"{kept['problems']} problems × {kept['samples']} completions, {kept['tokens']} tokens; 95 % bootstrap over "
+        "problems.\n",
+        "| tokens | u | SDPO's credit | CREDIT − SDPO, the form that is trained | the sampled-token form adds |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in ("boilerplate", "specific"):
+        cells = [interval(kept[kind][key]) for key in ("u", "sdpo", trained, sampled)]
+        lines.append(f"| {kind}, {kept[kind]['tokens']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def interval(score: dict[str, Any]) -> str:
     """``6.59 [2.31, 10.9]``."""
     value, low, high = (numbers.plain(score[key]) for key in ("value", "low", "high"))
@@ -259,7 +275,8 @@ def table(name: str, folder: Path) -> str:
     if kind == "claims":
         return claims.table(rest, folder)
     try:
-        if kind in (special := {"edges": edges, "stability": stability, "teachers": teachers}):
+        special = {"edges": edges, "stability": stability, "teachers": teachers, "boilerplate": boilerplate}
+        if kind in special:
             return special[kind](rest, folder)
         result = read(folder, name)
         if name.endswith("-tune"):
