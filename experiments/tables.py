@@ -1,8 +1,8 @@
 """The tables of the pages of results, from the kept files: ``python experiments/tables.py [--check]``.
 
 A table is written between ``<!-- table NAME -->`` and ``<!-- end -->``. NAME is a file of the page's folder of results,
-``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``teachers-TASK`` or ``boilerplate-TASK``. A table whose
-file does not exist says so.
+``claims-PAPER`` (claims.py), ``edges-TASK``, ``stability-FILE``, ``teachers-TASK`` or ``boilerplate-TASK``. A table
+whose file does not exist says so.
 """
 
 from __future__ import annotations
