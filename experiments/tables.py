@@ -132,8 +132,7 @@ def stability(name: str, folder: Path) -> str:
 
 def teachers(task: str, folder: Path) -> str:
     """PBSD's teachers: gap, shift, curvature and rate, with the untrained student and with the trained one."""
-    kept, compared = read(folder, f"{task}-teachers"), read(folder, f"{task}-external")
-    accuracy = {arm["name"]: arm["accuracy"] for arm in compared["arms"]}
+    kept = read(folder, f"{task}-teachers")
     when = {"start": "untrained", "end": f"after {kept['steps']} steps"}
     lines = [
         "| teacher | student | right: student, teacher | gap, points | shift, nats | σ(m) σ(−m) | largest eigenvalue "
@@ -156,7 +155,10 @@ def teachers(task: str, folder: Path) -> str:
                 interval(one["rate"]),
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    baseline = compared["baseline"]
+    if not (folder / f"{task}-external.json").is_file():
+        return "\n".join(lines) + "\n"
+    compared = read(folder, f"{task}-external")
+    baseline, accuracy = compared["baseline"], {arm["name"]: arm["accuracy"] for arm in compared["arms"]}
     lines += [
         f"\nAfter {kept['steps']} steps, {len(compared['seeds'])} seeds × {compared['problems'][0]} "
         f"{compared['verdict_split']} problems; gains and differences hold together (Bonferroni, {len(accuracy)} and "

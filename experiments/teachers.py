@@ -10,7 +10,8 @@ the untrained student and with the student that the teacher has trained:
   size. The two gradients come from different problems.
 
 Then it trains one student per teacher and seed, and compares their accuracies. Everything is kept in
-experiments/results/countdown-teachers.json, the comparison in countdown-external.json.
+experiments/results/countdown-teachers.json, the comparison in countdown-external.json. A repeated call goes on where
+the last one stopped.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ TEACHER = "teacher"
 GRPO_STEPS = (8, 16)
 """Checkpoints of GRPO that are external teachers."""
 STEPS = 8
-SEEDS = "0,1,2"
 PROBLEMS = 48
 """The loss and its curvature are measured on the first half, the reward's gradient on the second."""
 LANCZOS = 10
@@ -248,25 +248,33 @@ def main() -> None:
     """Make the teachers, measure them, train their students, and measure again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/experiments/countdown-teachers"))
-    out = parser.parse_args().out.resolve()
-    started = time.process_time()
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--jobs", default="1")
+    args = parser.parse_args()
+    out: Path = args.out.resolve()
     configs = {
         name: write_config(out / "arms" / f"{name}.toml", STEPS, 4, 1e-4, {"name": "pbsd", **settings}, STEPS)
         for name, settings in teachers(out).items()
     }
+    measured = out / "measured.json"
     kept: dict[str, Any] = {"steps": STEPS, "problems": PROBLEMS, "teachers": {name: {} for name in configs}}
+    if measured.is_file():
+        kept = json.loads(measured.read_text(encoding="utf-8"))
 
     def measure(when: str) -> None:
         for name, config in configs.items():
+            if when in kept["teachers"][name]:
+                continue
+            started = time.process_time()
             run = out / "compared" / "runs" / name / "seed-0" if when == "end" else None
-            kept["teachers"][name][when] = Measurement(config, run).numbers()
-            kept["processor_seconds"] = round(time.process_time() - started)
-            path = RESULTS / "countdown-teachers.json"
-            path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            numbers = Measurement(config, run).numbers()
+            kept["teachers"][name][when] = {**numbers, "processor_seconds": round(time.process_time() - started)}
+            measured.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            shutil.copy(measured, RESULTS / "countdown-teachers.json")
 
     measure("start")
     command = [sys.executable, "-m", "selfdistill", "compare", *map(str, configs.values()), "--baseline", "self"]
-    command += ["--seeds", SEEDS, "--match", "completions", "--jobs", "1", "--out", str(out / "compared")]
+    command += ["--seeds", args.seeds, "--match", "completions", "--jobs", args.jobs, "--out", str(out / "compared")]
     subprocess.run(command, check=True)
     shutil.copy(out / "compared" / "compare.json", RESULTS / "countdown-external.json")
     measure("end")
