@@ -84,6 +84,13 @@ print("loaded:", *sys.modules)
         ("train countdown-grpo --set reward=nomodule:f", "module 'nomodule' cannot be imported"),
         ("train countdown-grpo --set reward=json:nothing", "module 'json' has no function 'nothing'"),
         ("train countdown-grpo --set reward=json", "must be written 'package.module:function'"),
+        ("train countdown-grpo --set model.path=none", "model 'none' not found: give a model directory"),
+        ("train countdown-grpo --set model.path=a/b/c", "model 'a/b/c' not found: give a model directory"),
+        (
+            "compare countdown-grpo --set model.path=./none --out new",
+            "model './none' not found: give a model directory",
+        ),
+        ("evaluate none --task countdown", "model 'none' not found: give a model directory"),
         ("evaluate countdown-grpo --set reward=nomodule:f", "module 'nomodule' cannot be imported"),
         ("teachers countdown-opsd --set reward=nomodule:f", "module 'nomodule' cannot be imported"),
         ("train countdown-grpo --set contexts=nothing", "context file 'nothing' not found"),

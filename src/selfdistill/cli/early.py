@@ -10,7 +10,7 @@ from selfdistill.comparison.options import arm_names, check_arm, check_folder, c
 from selfdistill.config.hyperparameters import METHOD_KEYS, NEED_REWARDS, OFF_POLICY, default_of
 from selfdistill.config.run import RunConfig, load_config
 from selfdistill.config.sampler import ServerConfig
-from selfdistill.config.sources import find_source
+from selfdistill.config.sources import check_model_name, find_source
 from selfdistill.config.tasks import RowsConfig
 from selfdistill.contexts.fields import example_fields, missing_column, missing_in_data, no_rewards, reference_text
 from selfdistill.contexts.templates import HINDSIGHT, apply, load_templates
@@ -30,7 +30,9 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool) -> Task | None:
         UserError: the folder holds something else, or rows, a function or an address cannot be used.
     """
     check_place(folder)
-    holds_run(folder, resume=resume)
+    # A run that goes on has its own weights.
+    if not holds_run(folder, resume=resume):
+        check_model_name(config.model.path)
     check_sources(config)
     task = read_task(config)
     check_sampler(config)
@@ -129,4 +131,5 @@ def check_comparison(
         over = (folder / "compare.json").exists()
         check_sources(settings, judge=not over)
         if not over:
+            check_model_name(settings.model.path)
             check_sampler(settings)

@@ -12,7 +12,7 @@ from typing import Any
 
 from selfdistill.cli.find_task import FoundTask, find_task
 from selfdistill.config.run import config_for, parse_config
-from selfdistill.config.sources import find_source
+from selfdistill.config.sources import find_source, model_not_found
 from selfdistill.contexts.thinking import begins_thinking
 from selfdistill.errors import ConfigError, ModelError, first_line
 from selfdistill.files.text import counted
@@ -77,7 +77,7 @@ def find_model(name: str) -> FoundModel:
             f"--model {name} is a config: give a model directory, a hub id, a run folder or a shipped name"
         )
     if source.kind == "nothing":
-        raise ModelError(f"model {name!r} not found: give a model directory, a hub id (org/name) or a shipped name")
+        raise ModelError(model_not_found(name))
     path = find_weights(name, config_for(name, None, [], command="init")).path if source.kind == "run" else name
     folder = resolve_model(path)
     adapter = Path(folder) / "adapter_config.json"

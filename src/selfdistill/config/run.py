@@ -38,6 +38,7 @@ from selfdistill.config.sources import (
     FILE_ENDINGS,
     NEITHER,
     Source,
+    check_model_name,
     config_path,
     find_source,
     nearest_config,
@@ -163,12 +164,14 @@ def config_for(
         if override.partition("=")[0].strip().partition(".")[0] == "method":
             raise ConfigError(f"--set {override}: {command} trains nothing, so it has no method to set")
     source = find_source(name)
-    # If a task is given, an unknown folder is left to the model's loader, whose message is better.
+    # If a task is given, the name is a model's, and an unknown folder is left to its loader, whose message is better.
     if source.kind == "nothing" and with_method:
         # Commands with a method mostly take configs, so the message names the nearest config.
         config_path(source)
     if source.kind == "nothing" and task is None:
         raise ConfigError(_not_found(source))
+    if source.kind == "nothing":
+        check_model_name(name)
     raw = read_config(name) if source.kind in ("config", "run") else {"model": {"path": name}}
     if not with_method:
         raw["method"] = {"name": "grpo"}

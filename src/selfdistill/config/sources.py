@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfdistill.config.renamed import with_new_names
-from selfdistill.errors import CheckpointError, ConfigError
+from selfdistill.errors import CheckpointError, ConfigError, ModelError
 
 FILE_ENDINGS = (".toml", ".json", ".jsonl", ".parquet", ".csv", ".yaml", ".yml", ".txt", ".gz", ".py")
 """Endings of files. A name with one of them is no hub id."""
@@ -86,6 +87,33 @@ def find_source(name: str) -> Source:
     parts = name.split("/")
     is_hub_id = len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not name.endswith(FILE_ENDINGS)
     return Source(name, "model" if is_hub_id else "nothing")
+
+
+def check_model_name(name: str) -> None:
+    """Refuse the name of a model that is neither here nor could be on the hub. What lies at a path is not looked into.
+
+    Raises:
+        ModelError: the message says what a name may be.
+    """
+    try:
+        missing = find_source(name).kind == "nothing" and not os.path.lexists(name)
+    except (ConfigError, CheckpointError):
+        # Something is there, and its loader knows what a model needs of it.
+        return
+    except (OSError, ValueError):
+        # The name is too long for a path, or holds what no path may hold.
+        missing = True
+    if missing and name.strip():
+        raise ModelError(model_not_found(name))
+
+
+def model_not_found(name: str) -> str:
+    """The sentence on a model that is not found."""
+    short = f"{name[:200]}…" if len(name) > 200 else name
+    return (
+        f"model {short!r} not found: give a model directory, a hub id (org/name) "
+        f"or a shipped name ({', '.join(shipped_models())})"
+    )
 
 
 def _folder(name: str, path: Path) -> Source:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from selfdistill.config.sources import shipped_models
+from selfdistill.config.sources import model_not_found
 from selfdistill.errors import ModelError, first_line, is_full
 from selfdistill.models.folder import check_folder
 from selfdistill.models.gguf import converted, gguf_file
@@ -71,13 +71,9 @@ def find_model(path: str) -> str:
         ModelError: the name is none of these.
     """
     if is_nowhere(path):
-        short = f"{path[:200]}…" if len(path) > 200 else path
         if "\0" not in path and len(path) < 200 and Path(path).is_file():
             raise ModelError(f"model {path!r} is a file: give the directory that holds it")
-        raise ModelError(
-            f"model {short!r} not found: give a model directory, a hub id (org/name) "
-            f"or a shipped name ({', '.join(shipped_models())})"
-        )
+        raise ModelError(model_not_found(path))
     return resolve_model(path)
 
 
