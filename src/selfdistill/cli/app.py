@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from selfdistill import __version__
+from selfdistill.cli.arguments import Checkpoint, FinalSplit, Match, MaxTokens, Source, TaskKind
 from selfdistill.cli.listings import Json, Set, check_early, data_app, listings
 from selfdistill.cli.terminal import (
     HELP_OPTIONS,
@@ -34,35 +35,6 @@ app = typer.Typer(
 )
 
 command = partial(app.command, cls=Command, context_settings=HELP_OPTIONS)
-
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="A config (TOML file or shipped name), a run folder, a checkpoint, or a model (directory, hub id or "
-        "shipped name)."
-    ),
-]
-TaskKind = Annotated[
-    str | None,
-    typer.Option(help="Task by kind (options with --set task.key=value); unset: that of the config or run."),
-]
-Match = Annotated[
-    str,
-    typer.Option(
-        metavar="completions|tokens|steps|seconds", help="What every arm gets equally much of, all roles together."
-    ),
-]
-FinalSplit = Annotated[
-    str, typer.Option(metavar="validation|test", help="Split that the verdicts come from; test: nobody tuned on it.")
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(min=1, help="Longest completion; unset: that of the config or run, else 1024 or half the window."),
-]
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(metavar="best|last|STEP", help="Checkpoint of a run folder; unset: the last."),
-]
 
 
 def _folder_option(help_text: str) -> Any:
@@ -141,16 +113,8 @@ def compare(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the arms and what differs; train nothing.")] = False,
     json: Json = False,
-    match: Annotated[
-        str,
-        typer.Option(
-            metavar="completions|tokens|steps|seconds", help="What every arm gets equally much of, all roles together."
-        ),
-    ] = "completions",
-    final_split: Annotated[
-        str,
-        typer.Option(metavar="validation|test", help="Split that the verdicts come from; test: nobody tuned on it."),
-    ] = "validation",
+    match: Match = "completions",
+    final_split: FinalSplit = "validation",
 ) -> None:
     """Train several configs on equal terms with several seeds: one table and one page. Resumes where it stopped."""
     names = _names(methods or "")

@@ -1,0 +1,36 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A config (TOML file or shipped name), a run folder, a checkpoint, or a model (directory, hub id or "
+        "shipped name)."
+    ),
+]
+TaskKind = Annotated[
+    str | None,
+    typer.Option(help="Task by kind (options with --set task.key=value); unset: that of the config or run."),
+]
+Match = Annotated[
+    str,
+    typer.Option(
+        metavar="completions|tokens|steps|seconds", help="What every arm gets equally much of, all roles together."
+    ),
+]
+FinalSplit = Annotated[
+    str, typer.Option(metavar="validation|test", help="Split that the verdicts come from; test: nobody tuned on it.")
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest completion; unset: that of the config or run, else 1024 or half the window."),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(metavar="best|last|STEP", help="Checkpoint of a run folder; unset: the last."),
+]
