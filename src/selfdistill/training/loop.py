@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,26 +30,13 @@ from selfdistill.training.banner import banner, warnings
 from selfdistill.training.build import assemble
 from selfdistill.training.checkpoint import load_state, save_best, save_state
 from selfdistill.training.clock import Clock
+from selfdistill.training.counters import Counters
 from selfdistill.training.metrics import callback_record, rollout_lines, step_line
 from selfdistill.training.opening import Hold, check_steps, mend_best, state_to_resume
 from selfdistill.training.place import holds_run
 from selfdistill.training.provenance import start_record
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, RolloutGroup, StepRecord, Task
-
-
-@dataclass(slots=True)
-class Counters:
-    """Progress of a run: steps, tokens, seconds and evaluations. Part of every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    before: dict[str, Any] | None = None
-    latest: dict[str, Any] | None = None
-    latest_step: int = 0
-    best: dict[str, Any] | None = None
-    best_step: int = 0
 
 
 class Run:

@@ -1,0 +1,20 @@
+"""How far a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Counters:
+    """Progress of a run: steps, tokens, seconds and evaluations. Part of every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    before: dict[str, Any] | None = None
+    latest: dict[str, Any] | None = None
+    latest_step: int = 0
+    best: dict[str, Any] | None = None
+    best_step: int = 0
