@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from selfdistill.config.hyperparameters import METHOD_KEYS, OFF_POLICY, check_hyperparameters
+from selfdistill.config.hyperparameters import METHOD_KEYS, check_hyperparameters
 from selfdistill.errors import ConfigError
-from selfdistill.methods import METHODS, build_method
+from selfdistill.methods import build_method
 from selfdistill.methods.base import ReverseKL, TopK
 
 PLAIN: tuple[Any, ...] = ("abc", "", "1", "true", "live", -1, 0, 1, 2, 99, -0.5, 0.5, 1.5, math.nan, math.inf)
@@ -99,7 +99,3 @@ def test_tables_may_be_objects_of_the_methods_own_classes() -> None:
     assert build_method("sdpo", hyperparameters) == build_method(
         "sdpo", {"divergence": {"kind": "reverse_kl", "support": {"kind": "top_k", "k": 3}}}
     )
-
-
-def test_methods_that_sample_nothing_are_known_without_torch() -> None:
-    assert {name for name, method in METHODS.items() if not method.on_policy} == OFF_POLICY

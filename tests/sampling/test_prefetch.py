@@ -125,7 +125,7 @@ def test_a_dead_server_ends_the_run_in_one_sentence_and_loses_nothing(
 ) -> None:
     config = served(model, fake, "grpo", f"sampler.overlap={overlap}")
     train(config, tmp_path / "whole")
-    fake.dies_after = 9 * 3 + 4  # in the middle of the fourth step's completions
+    fake.dies_after = 9 * 3 + 6 * 2 + 4  # in the middle of the fourth step's completions, after two evaluations
     with pytest.raises(SamplerError) as error:
         train(config, tmp_path / "run")
     assert fake.url in str(error.value)
@@ -158,13 +158,30 @@ def test_teachers_draw_with_their_own_weights_and_are_not_corrected(
     train(served(model, fake, "pbsd"), tmp_path)
     sources = drawn(tmp_path, "step", "source")
     assert sources.count((1, "student")) == sources.count((1, "teacher")) == 9
-    assert len(fake.bodies) == 9 * STEPS
+    assert len(fake.bodies) == 18 * STEPS + 6 * 4, "what both sample, and four evaluations"
     assert max(column(tmp_path, "sampler_gap_max")) < 1e-4
 
 
-def test_a_method_that_samples_nothing_asks_no_server(model: Path, fake: FakeVLLM, tmp_path: Path) -> None:
+def test_a_method_that_samples_nothing_is_evaluated_by_the_server(model: Path, fake: FakeVLLM, tmp_path: Path) -> None:
     train(served(model, fake, "sft"), tmp_path)
-    assert fake.calls == []
+    assert len(fake.bodies) == 6 * 4
+
+
+def test_a_server_that_dies_in_an_evaluation_loses_no_step(model: Path, fake: FakeVLLM, tmp_path: Path) -> None:
+    config = served(model, fake, "grpo", "checkpoint.every=50")
+    train(config, tmp_path / "whole")
+    fake.dies_after = 6 + 9 * 2 + 3  # in the middle of the evaluation after the second step
+    with pytest.raises(SamplerError):
+        train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()
+    fake.restart()
+    train(config, tmp_path / "run", resume=True)
+    evaluations = [
+        [(line["step"], line["hits"]) for line in lines(tmp_path / name / "evaluations.jsonl")]
+        for name in ("run", "whole")
+    ]
+    assert evaluations[0] == evaluations[1]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(("overlap", "kind"), [("true", "fsdp2"), ("false", "ddp")])

@@ -32,6 +32,8 @@ class FakeVLLM:
         self.version = "default"
         self.label_override: str | None = None
         self.policy: Policy | None = None
+        self.base: Path | None = None
+        """The model that it was started with. Tests that send it weights leave it out."""
         self.adapters: dict[str, Policy] = {}
         self.dies_after: int | None = None
         """Answers to ``/inference/v1/generate`` until connections break off."""
@@ -98,6 +100,8 @@ class FakeVLLM:
         if self.refusal is not None:
             return self.refusal[0], {"error": {"message": self.refusal[1]}}
         self.bodies.append(body)
+        if self.policy is None and self.base is not None:
+            self.policy = _load(str(self.base))
         policy = self.adapters.get(body["model"]) if body["model"] else self.policy
         if policy is None:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}

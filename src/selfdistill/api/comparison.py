@@ -82,6 +82,7 @@ def compare(
     match: str = MATCH,
     final_split: str = "validation",
     jobs: int | None = None,
+    engine: str | None = None,
     progress: bool = False,
     overrides: Overrides = (),
     **settings: Any,
@@ -96,14 +97,13 @@ def compare(
         methods: make an arm of each config with each of these methods, named ``config-method``.
         sweep: make an arm of each value of each key, named ``arm-key-value``: ``{"method.gate_ratio": [0.9, 0.95]}``.
         seeds: the number of seeds (0, 1, 2 …), or a list of seeds.
-        baseline: the arm to compare with; unset: the first ``grpo``, else the first arm.
-        main: also put this arm's summary and page into the folder.
+        baseline, main: the arm to compare with (unset: the first ``grpo``, else the first arm), and one whose summary
+            and page are also put into the folder.
         match: what every arm gets equally much of: ``"completions"``, ``"tokens"``, ``"steps"`` or ``"seconds"``.
         final_split: the split that final figures come from, ``"test"`` for problems that nothing was tuned on.
-        jobs: runs at a time; unset: one for each core, on an accelerator one.
-        progress: print the output of the command; unset: silent.
-        overrides: dotted keys for all arms.
-        settings: keys of the config's top level for all arms, for example ``steps=20``.
+        jobs, progress: runs at a time (unset: one for each core, on an accelerator one); print the command's output.
+        engine: what samples: ``"hf"``, ``"vllm"`` or the address of a server; unset: each config's ``sampler``.
+        overrides, settings: dotted keys, and keys of the config's top level such as ``steps=20``, for all arms.
 
     Returns:
         A :class:`Comparison`: ``.frame()``, ``.result``, ``.plot()``; the page is ``out/compare.html``.
@@ -111,10 +111,9 @@ def compare(
     Raises:
         UserError: arms that differ in more than method, optimiser, signal and limits; or a run that failed.
     """
-    folder = Path(out)
     check_counts(jobs=jobs)
     comparison = plan(
-        _sources(configs, folder),
+        _sources(configs, folder := Path(out)),
         as_pairs(overrides, settings),
         seeds=_seeds(seeds),
         baseline=baseline,
@@ -123,6 +122,7 @@ def compare(
         match=match,
         split=final_split,
         sweeps=as_sweeps(sweep or {}),
+        engine=engine,
     )
     find_arm(comparison, main or comparison.baseline, "main")
     with Progress(Console() if progress else None) as terminal, stopping(terminal) as stop:

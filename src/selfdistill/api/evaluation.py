@@ -35,6 +35,7 @@ def evaluate(
     max_tokens: int | None = None,
     seed: int = 0,
     checkpoint: int | str | None = None,
+    engine: str | None = None,
     reward: RewardLike | None = None,
     overrides: Overrides = (),
 ) -> dict[str, Any]:
@@ -45,13 +46,13 @@ def evaluate(
             ``(policy, chat)``.
         task: by kind, as a table, or from :func:`load_task`; unset: that of the config or run.
         samples: completions of every problem; unset: ``evaluation.samples``, by default 8.
-        limit: only the first problems of the split.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
+        limit, split: only the first problems of ``"train"``, ``"validation"`` or ``"test"``.
         temperature: of sampling; 0 is greedy; unset: ``evaluation.temperature``, by default 1. A nucleus is set by
             ``overrides``, for example ``{"evaluation.top_p": 0.95}``.
         max_tokens: longest completion; unset: that of the config or run, else 1024 or half the window.
-        seed: of sampling.
-        checkpoint: of a run folder: ``"last"``, ``"best"`` or a step; unset: the last.
+        seed, checkpoint: of sampling; and of a run folder: ``"last"``, ``"best"`` or a step; unset: the last.
+        engine: what samples: ``"hf"`` (the model itself), ``"vllm"``, or the address of a server (several with commas);
+            unset: ``sampler`` of the config or run, by default ``"hf"``.
         reward: a function that replaces the task's reward, as for :func:`load_task`.
         overrides: config keys, as ``--set`` takes them.
 
@@ -81,6 +82,7 @@ def evaluate(
             overrides=as_pairs(overrides),
             loaded=loaded,
             judge=judge,
+            engine=engine,
         )
 
 

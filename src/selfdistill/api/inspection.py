@@ -91,19 +91,18 @@ def inspect(
     words: str | Path | None = None,
     seed: int = 0,
     checkpoint: int | str | None = None,
+    engine: str | None = None,
     overrides: Overrides = (),
 ) -> Inspection:
     """Compute the credit that methods give to each token, without training: the numbers of ``selfdistill inspect``.
 
     Args:
-        model: a config, run folder, checkpoint, model directory, hub id or shipped name; or ``(policy, chat)``.
-        task: by kind, as a table, or from :func:`load_task`; unset: that of the config or run.
+        model, task, checkpoint, engine: as for :func:`evaluate`.
         methods: names, ``"label=name"`` to repeat a method, or a dict of labels to names or :class:`Method` objects;
             unset: those of ``configs``, else that of the config or run, else the default ones.
         configs, contexts, out: runs' methods to add; templates that are scored too; a folder for the three files.
         problems, samples, split, temperature, max_tokens, seed: the problems, and how completions are sampled.
         rollouts, words: a ``rollouts.jsonl`` whose newest completions are read instead; a folder of word lists.
-        checkpoint: of a run folder: ``"last"``, ``"best"`` or a step; unset: the last.
         overrides: ``{"label.hyperparameter": value}`` sets a method's hyperparameter, other keys are the config's.
 
     Returns:
@@ -127,6 +126,7 @@ def inspect(
         rollouts=None if rollouts is None else Path(rollouts),
         words=None if words is None else Path(words),
         checkpoint=None if checkpoint is None else str(checkpoint),
+        engine=engine,
         built=built,
     )
     with silenced():

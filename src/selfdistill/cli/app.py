@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from selfdistill import __version__
-from selfdistill.cli.arguments import Checkpoint, FinalSplit, Match, MaxTokens, Source, TaskKind
+from selfdistill.cli.arguments import (
+    Checkpoint,
+    Contexts,
+    Engine,
+    FinalSplit,
+    Match,
+    MaxTokens,
+    Rollouts,
+    Source,
+    TaskKind,
+)
 from selfdistill.cli.listings import Json, Set, check_early, data_app, listings
 from selfdistill.cli.terminal import (
     HELP_OPTIONS,
@@ -115,6 +125,7 @@ def compare(
     json: Json = False,
     match: Match = "completions",
     final_split: FinalSplit = "validation",
+    engine: Engine = None,
 ) -> None:
     """Train several configs on equal terms with several seeds: one table and one page. Resumes where it stopped."""
     names = _names(methods or "")
@@ -122,11 +133,11 @@ def compare(
         raise ConfigError(f"--methods {methods!r} names no method; write for example --methods grpo,opsd")
     given = [*(f"method={name}" for name in names[:1]), *(set_ or [])]
     for config in configs:
-        check_early(config, None, given, command="compare", with_method=True, methods=names)
+        check_early(config, None, given, command="compare", with_method=True, methods=names, engine=engine)
     from selfdistill.cli.early import check_comparison
 
     terms: dict[str, Any] = {"seeds": seeds, "match": match, "split": final_split, "baseline": baseline, "main": main}
-    terms |= {"methods": names, "sweeps": sweep or [], "folder": out}
+    terms |= {"methods": names, "sweeps": sweep or [], "folder": out, "engine": engine}
     check_comparison(configs, set_ or [], **terms)
     quiet()
     from selfdistill.cli.compare import compare_arms, describe_arms, plan_comparison
@@ -154,11 +165,12 @@ def evaluate(
     ] = None,
     max_tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    engine: Engine = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
     """Accuracy and mean reward of a model on held-out problems: avg@k, pass@k, maj@k with intervals."""
-    check_early(model, task, set_, command="evaluate")
+    check_early(model, task, set_, command="evaluate", engine=engine)
     quiet()
     from rich.console import Console
 
@@ -177,6 +189,7 @@ def evaluate(
             seed=seed,
             overrides=set_ or [],
             checkpoint=checkpoint,
+            engine=engine,
         )
     if json:
         echo_json(result)
@@ -205,12 +218,8 @@ def inspect(
         list[str] | None,
         typer.Option(help="A run's config or folder whose method is inspected too, under its name; may be repeated."),
     ] = None,
-    contexts: Annotated[
-        str, typer.Option(metavar="NAME,…", help="Further templates to score, besides those of the methods.")
-    ] = "",
-    rollouts: Annotated[
-        Path | None, typer.Option(help="Read the newest completions of this rollouts.jsonl instead of sampling.")
-    ] = None,
+    contexts: Contexts = "",
+    rollouts: Rollouts = None,
     problems: Annotated[int, typer.Option(min=1, help="Problems to inspect.")] = 16,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem.")] = 4,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
@@ -218,11 +227,13 @@ def inspect(
     max_tokens: MaxTokens = None,
     words: Annotated[Path | None, typer.Option(help="Folder with your own word lists for the token classes.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    engine: Engine = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
     """Show which tokens each method would reward and punish, without training: a table, a summary and a page."""
-    check_early(model, task, [], command="inspect", methods=_names(methods or ""))  # Overrides may be a method's.
+    # Overrides may be a method's.
+    check_early(model, task, [], command="inspect", methods=_names(methods or ""), engine=engine)
     quiet()
     from selfdistill.inspection.command import InspectOptions, describe_inspection, inspect_model
 
@@ -239,6 +250,7 @@ def inspect(
         rollouts=rollouts,
         words=words,
         checkpoint=checkpoint,
+        engine=engine,
     )
     log = partial(echo, err=json)
     with reporting():
@@ -285,11 +297,12 @@ def teachers(
     problems: Annotated[int, typer.Option(min=1, help="Training problems to measure on.")] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    engine: Engine = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
     """Measure how much more often each teacher is right than the student, and how far apart the two are."""
-    settings = check_early(config, task, set_, command="teachers", with_method=True)
+    settings = check_early(config, task, set_, command="teachers", with_method=True, engine=engine)
     quiet()
     from selfdistill.cli.teachers import describe_gap, measure
 

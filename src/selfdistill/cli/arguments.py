@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,20 @@ FinalSplit = Annotated[
 MaxTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Longest completion; unset: that of the config or run, else 1024 or half the window."),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="hf|vllm|URL",
+        help="What samples: the model itself (hf), a vLLM engine, or a server (several: URL,URL); unset: the sampler "
+        "of the config or run, by default hf.",
+    ),
+]
+Contexts = Annotated[
+    str, typer.Option(metavar="NAME,…", help="Further templates to score, besides those of the methods.")
+]
+Rollouts = Annotated[
+    Path | None, typer.Option(help="Read the newest completions of this rollouts.jsonl instead of sampling.")
 ]
 Checkpoint = Annotated[
     str | None,

@@ -29,6 +29,7 @@ def plan_comparison(
     folder: Path,
     match: str,
     split: str,
+    engine: str | None = None,
 ) -> Comparison:
     """Return the plan of the comparison that the options describe.
 
@@ -46,6 +47,7 @@ def plan_comparison(
         sweeps=sweeps,
         match=match,
         split=split,
+        engine=engine,
     )
     if main is not None:
         find_arm(comparison, main, "--main")

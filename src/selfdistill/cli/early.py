@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfdistill.cli.terminal import announce
-from selfdistill.comparison.options import arm_names, check_arm, check_folder, check_match, parse_seeds
-from selfdistill.config.hyperparameters import METHOD_KEYS, NEED_REWARDS, OFF_POLICY, default_of
+from selfdistill.comparison.options import arm_names, check_arm, check_folder, check_match, engine_for_all, parse_seeds
+from selfdistill.config.hyperparameters import NEED_REWARDS, default_of
 from selfdistill.config.run import RunConfig, load_config
 from selfdistill.config.sampler import ServerConfig
 from selfdistill.config.sources import check_model_name, find_source
@@ -89,9 +89,7 @@ def check_sampler(config: RunConfig) -> None:
     Raises:
         SamplerError: none answers, or one is no vLLM server that has what the run needs.
     """
-    # Whether a class of the user's own samples is known once it is built, and its servers are asked then.
-    name = str(config.method["name"])
-    if isinstance(config.sampler, ServerConfig) and name in METHOD_KEYS and name not in OFF_POLICY:
+    if isinstance(config.sampler, ServerConfig):
         from selfdistill.sampling.probe import check_servers
 
         lora, longest = config.model.lora is not None, config.sampling.max_tokens
@@ -111,6 +109,7 @@ def check_comparison(
     folder: Path,
     match: str,
     split: str,
+    engine: str | None = None,
 ) -> None:
     """Check the options of a comparison, its folder, and the sources of its arms.
 
@@ -124,7 +123,7 @@ def check_comparison(
     for option, name in (("--baseline", baseline), ("--main", main)):
         if name is not None:
             check_arm(name, arms, option)
-    first = [f'method="{method}"' for method in methods[:1]]
+    first = [*(f'method="{method}"' for method in methods[:1]), *engine_for_all(engine, configs)]
     for config in configs:
         settings = load_config(config, [*first, *overrides])
         # A comparison that is over can be read again when its judge and its servers are gone.

@@ -19,7 +19,7 @@ from selfdistill.models.policy import Policy, load_external
 from selfdistill.models.teachers import Teachers
 from selfdistill.report import numbers
 from selfdistill.sampling.base import Sampler
-from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.engines import command_engines
 from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.tracking.progress import log
@@ -42,11 +42,12 @@ def evaluate_model(
     checkpoint: str | None = None,
     loaded: tuple[Policy, Chat] | None = None,
     judge: Task | None = None,
+    engine: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate the model of a config, a run folder, a checkpoint, a model directory, a hub id or a shipped name.
 
     A config or a run brings its task, evaluation and token limit; a model needs ``task``. ``checkpoint`` selects one of
-    a run. ``loaded`` and ``judge`` replace the model and the task by ones in memory.
+    a run. ``loaded`` and ``judge`` replace the model and the task by ones in memory, ``engine`` the config's sampler.
 
     Returns:
         The evaluation as plain JSON, with the arguments, the checkpoint, the skipped problems and warnings.
@@ -54,9 +55,9 @@ def evaluate_model(
     Raises:
         UserError: the model or the task cannot be loaded or used.
     """
-    # All models are measured on the same problems, whatever seed they were trained with.
+    # The same problems for all models, whatever seed they were trained with.
     first = {"seed": 0, **overrides} if isinstance(overrides, Mapping) else ["seed=0", *overrides]
-    config, moved = on_this_machine(model, config_for(model, task, first, command="evaluate"))
+    config, moved = on_this_machine(model, config_for(model, task, first, command="evaluate", engine=engine))
     policy, chat, weights = load_model(model, config, loaded, checkpoint=checkpoint)
     judge = fitted(judge or build_task(config.task, seed=config.seed, reward=config.reward), chat)
     evaluation = config.evaluation
@@ -67,20 +68,21 @@ def evaluate_model(
     params = evaluation_params(evaluation, max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
     rows, length = config.sampling.max_batch_size, tokens + longest_prompt(examples, chat, thinking)
-    sampler = policy_sampler(policy, chat, max_batch_size=rows or decodable_rows(policy, length=length))
+    rows = rows or decodable_rows(policy, length=length)
     log(in_short(policy, weights.describe()))
     # Without a verifier the only measurement is the likelihood of the references.
     references = None if judge.has_verifier else _references(policy, chat, config, thinking)
-    result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=references).to_json()
     config = config.model_copy(update={"evaluation": evaluation})
-    result |= _also(policy, chat, sampler, config, weights, split=split, seed=seed)
+    with command_engines(config.sampler, policy, chat, model=weights.path, max_batch_size=rows) as engines:
+        sampler = engines.of(policy)
+        result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=references).to_json()
+        result |= _also(policy, chat, sampler, config, weights, split=split, seed=seed)
+    origin = {"model": model, "weights": weights.path, "checkpoint": weights.checkpoint, "step": weights.step}
     return {
-        "model": model,
-        "weights": weights.path,
-        "checkpoint": weights.checkpoint,
-        "step": weights.step,
+        **origin,
         "task": config.task.kind,
         "split": split,
+        "engine": config.sampler.kind,
         **{key: getattr(params, key) for key in ("max_tokens", "temperature", "top_p", "top_k")},
         "seed": seed,
         **result,

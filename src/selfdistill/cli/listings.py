@@ -34,6 +34,7 @@ def check_early(
     command: str,
     with_method: bool = False,
     methods: Sequence[str] = (),
+    engine: str | None = None,
 ) -> RunConfig:
     """Return the config of a command's argument. Reports mistakes before torch is imported, which takes seconds.
 
@@ -52,7 +53,7 @@ def check_early(
     for method in methods:
         if method.partition("=")[0].strip() and (named := method.rpartition("=")[2].strip()):
             check_method_name(named)
-    config = config_for(name, task, overrides or [], command=command, with_method=with_method)
+    config = config_for(name, task, overrides or [], command=command, with_method=with_method, engine=engine)
     # A comparison checks the sources of all its arms.
     if command != "compare":
         from selfdistill.cli.early import check_sources

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from selfdistill.config.run import RunConfig
@@ -53,21 +55,25 @@ def measure(
     for warning in (*moved, *weights.warnings):
         log(warning)
     log(in_short(models.policy, models.chat.name))
-    worker = build_rollout_worker(models)
     report: dict[str, Any] = {}
-    for name, role in roles.items():
-        gap = measure_teacher_gap(
-            role,
-            worker,
-            chosen[:problems],
-            samples=samples,
-            seed=derive(seed, "teaching"),
-            max_tokens=models.config.limits.max_tokens_per_microbatch,
-        )
-        if isinstance(gap, Counter):
-            reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))
-            raise DataError(f"teacher {name!r} could be shown beside no completion: {reasons}")
-        report[name] = {"what": describe_role(role), "weights": weights.describe(), **gap.to_json()}
+    with TemporaryDirectory(prefix="selfdistill-weights-") as folder:
+        worker = build_rollout_worker(models, log, folder=Path(folder))
+        try:
+            for name, role in roles.items():
+                gap = measure_teacher_gap(
+                    role,
+                    worker,
+                    chosen[:problems],
+                    samples=samples,
+                    seed=derive(seed, "teaching"),
+                    max_tokens=models.config.limits.max_tokens_per_microbatch,
+                )
+                if isinstance(gap, Counter):
+                    reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(gap.items()))
+                    raise DataError(f"teacher {name!r} could be shown beside no completion: {reasons}")
+                report[name] = {"what": describe_role(role), "weights": weights.describe(), **gap.to_json()}
+        finally:
+            worker.engines.close()
     return report
 
 

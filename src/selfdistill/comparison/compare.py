@@ -21,10 +21,11 @@ from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.arms import ArmPlan, differences, plan_arms
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.matching import check_resampling, matched_steps
-from selfdistill.comparison.options import MATCH, check_arm, check_folder, check_match
+from selfdistill.comparison.options import MATCH, check_arm, check_folder, check_match, engine_for_all
 from selfdistill.comparison.page import write_comparison
 from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
+from selfdistill.config.sampler import EngineConfig, ServerConfig
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
@@ -103,6 +104,7 @@ def plan(
     match: str = MATCH,
     split: str = "validation",
     sweeps: Sequence[str] = (),
+    engine: str | None = None,
 ) -> Comparison:
     """Load the arms, check that they are on equal terms, and give each the steps of an equal budget.
 
@@ -110,7 +112,7 @@ def plan(
     value out of every arm.
 
     ``baseline`` names an arm; if it is None, the baseline is the first arm with method ``grpo``, or else the first arm.
-    ``match`` and ``split`` are those of :class:`Comparison`.
+    ``match`` and ``split`` are those of :class:`Comparison`. ``engine`` replaces the sampler of every source.
 
     Raises:
         ConfigError: the terms differ, two arms share a name, a sweep makes the same arm twice, or the baseline is not
@@ -120,6 +122,7 @@ def plan(
     for override in overrides:
         if override.partition("=")[0].strip() == "seed":
             raise ConfigError(f"--set {override}: a comparison takes its seeds from --seeds, for example --seeds 0,1,2")
+    overrides = [*engine_for_all(engine, sources), *overrides]
     if split == "test":
         overrides = [*overrides, "evaluation.final=test"]
     arms = [_load_arm(arm, overrides, seed=seeds[0]) for arm in plan_arms(sources, methods, overrides, sweeps)]
@@ -201,6 +204,8 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
         UserError: a folder holds something else, or a run failed. The other runs are saved and can be resumed.
     """
     check_folder(comparison.folder)
+    if (jobs or 1) > 1 and isinstance(comparison.arms[0].config.sampler, ServerConfig):
+        raise ConfigError(f"--jobs {jobs}: runs at once would overwrite each other's weights on a server: leave it out")
     # Collect the runs that have not ended. A run that exists must have the same config.
     runs = {_name(arm, seed): (arm, seed, folder) for arm, seed, folder in comparison.runs()}
     for arm, seed, folder in runs.values():
@@ -215,7 +220,8 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
     if children:
         # Run them in parallel under a lock on the folder. They share the cores equally.
         on_accelerator = comparison.arms[0].config.model.device.partition(":")[0] != "cpu"
-        jobs = min(jobs or (1 if on_accelerator else cores()), len(children))
+        engine = isinstance(comparison.arms[0].config.sampler, EngineConfig)
+        jobs = min(jobs or (1 if on_accelerator or engine else cores()), len(children))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
         over = len(runs) - len(children)
         progress.log(

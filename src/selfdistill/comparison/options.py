@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfdistill.comparison.runs import UNITS
+from selfdistill.config.sampler import engine_overrides
+from selfdistill.config.sources import read_config
 from selfdistill.config.suggest import choices
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files.disk import check_place
@@ -32,6 +34,20 @@ def check_match(match: str, split: str) -> None:
             f"--match {match} reads arms at an evaluation in the course of training, and the test split is answered "
             "only at its end: use --match completions, --match steps or --final-split validation"
         )
+
+
+def engine_for_all(engine: str | None, sources: Sequence[str]) -> list[str]:
+    """Return the overrides that give all sources one engine; none if it is None.
+
+    The engine keeps its other keys if all sources have its kind.
+
+    Raises:
+        ConfigError: the engine is none, or a source cannot be read.
+    """
+    if engine is None:
+        return []
+    needed = {tuple(engine_overrides(engine, read_config(source).get("sampler"))) for source in sources}
+    return [*(needed.pop() if len(needed) == 1 else engine_overrides(engine, None))]
 
 
 def parse_sweep(text: str) -> list[str]:

@@ -30,8 +30,6 @@ METHOD_KEYS: Mapping[str, tuple[str, ...]] = {name: tuple(keys) for name, keys i
 """Each method of the package → its hyperparameters."""
 NEED_REWARDS: frozenset[str] = frozenset(_READ.get("needs_rewards", ()))
 """Methods of the package that need rewards, whatever their hyperparameters."""
-OFF_POLICY = frozenset({"sft"})
-"""Methods that sample nothing; a test compares them with the classes."""
 
 PLAIN: Mapping[str, Any] = {"number": float, "integer": int, "boolean": bool, "string": str, "null": None}
 BOUNDS = {"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "exclusiveMaximum": "lt"}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from selfdistill.config.evaluation import EvaluationConfig
 from selfdistill.config.hyperparameters import METHOD_KEYS, check_hyperparameters, check_method_name
 from selfdistill.config.reward import Reward
-from selfdistill.config.sampler import HFConfig, SamplerConfig
+from selfdistill.config.sampler import HFConfig, SamplerConfig, engine_overrides
 from selfdistill.config.sections import (
     MAY_CHANGE,
     AlarmName,
@@ -150,12 +150,13 @@ def config_for(
     *,
     command: str,
     with_method: bool = False,
+    engine: str | None = None,
 ) -> RunConfig:
     """The config of a command that trains nothing, for a config, a run folder, a checkpoint or a model.
 
     ``task`` is a kind or a table, and replaces the task of the source unless it is of the same kind. ``with_method``
-    says whether the command uses the method; otherwise an override of the method is refused. The weights of a run are
-    found separately.
+    says whether the command uses the method; otherwise an override of the method is refused. ``engine`` replaces the
+    sampler of the source, and the overrides come after it. The weights of a run are found separately.
 
     Raises:
         ConfigError: the source does not exist, no task is named, or an override is invalid.
@@ -183,6 +184,8 @@ def config_for(
     if table is not None and table != {"kind": kind}:
         # The reward function and the contexts belong to the task that is replaced.
         raw = {key: value for key, value in raw.items() if key not in ("reward", "contexts")} | {"task": dict(table)}
+    if engine is not None:
+        apply_overrides(raw, engine_overrides(engine, raw.get("sampler")))
     apply_overrides(raw, overrides)
     if "task" not in raw and source.kind == "model":
         raise ConfigError(f"{name} is a model, which names no task: add --task, for example --task countdown")

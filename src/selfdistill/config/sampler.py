@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
 import urllib.parse
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from selfdistill.config.sections import MAY_CHANGE, STAYS, Strict
+from selfdistill.errors import ConfigError
 
 
 class HFConfig(Strict):
@@ -116,7 +119,29 @@ class Address(str):
         return address
 
 
+def engine_overrides(engine: str, present: object) -> list[str]:
+    """The overrides that make ``hf``, ``vllm`` or servers the engine of a config whose ``[sampler]`` is ``present``.
+
+    A table of the same kind keeps its other keys. Several servers are written with commas between them.
+
+    Raises:
+        ConfigError: the engine is none of these.
+    """
+    kind = engine if engine in ("hf", "vllm") else "server"
+    urls = [url.strip() for url in engine.split(",")]
+    if kind == "server" and not all("://" in url for url in urls):
+        raise ConfigError(
+            f"--engine {engine!r}: write hf, vllm, or the address of a server, such as http://127.0.0.1:8000"
+        )
+    table = {} if present is None else present
+    same = isinstance(table, Mapping) and table.get("kind", "hf") == kind
+    servers = json.dumps(urls, ensure_ascii=False)
+    if kind == "server":
+        return [f"sampler.urls={servers}" if same else f'sampler={{kind="server",urls={servers}}}']
+    return [] if same else [f'sampler={{kind="{kind}"}}']
+
+
 SamplerConfig = Annotated[
     HFConfig | VLLMConfig | ServerConfig,
-    Field(discriminator="kind", description="Which engine samples the completions to learn from."),
+    Field(discriminator="kind", description="Which engine samples, in training and everywhere else."),
 ]

@@ -19,7 +19,6 @@ from selfdistill.evaluation.compatibility import Compatibility, measure_compatib
 from selfdistill.evaluation.statistics import Estimate, average_per_problem, bootstrap, paired_difference
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
-from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.rollouts import RolloutWorker, sample_and_verify
 from selfdistill.scoring.prepare import render
 from selfdistill.scoring.score import score_views
@@ -75,8 +74,7 @@ def measure_teacher_gap(
     """
     policy = worker.teachers.policy
     params = SamplingParams(count=samples, max_tokens=worker.params.max_tokens, seed=derive(seed, STUDENT))
-    sampler = policy_sampler(policy, worker.chat, max_batch_size=worker.max_batch_size)
-    groups = sample_and_verify(examples, worker.task, sampler, worker.chat, params, thinking=worker.thinking)
+    groups = sample_and_verify(examples, worker.task, worker.sampler, worker.chat, params, thinking=worker.thinking)
     rendered = render(
         groups,
         {TEACHER: role},
@@ -128,8 +126,7 @@ def _sample_teacher(
     indices = sorted(prompts)
     chat = worker.chat
     with worker.teachers.weights(role.weights) as policy:
-        sampler = policy_sampler(policy, chat, max_batch_size=worker.max_batch_size)
-        completions = sampler.sample([prompts[index] for index in indices], params)
+        completions = worker.engines.of(policy, role.weights).sample([prompts[index] for index in indices], params)
     return {
         (g, i): Rollout(
             groups[g].rollouts[i].prompt_ids,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.config.run import config_for
+from selfdistill.config.sampler import SamplerConfig
 from selfdistill.config.sections import SamplingConfig, limits_on
 from selfdistill.config.sources import find_source
 from selfdistill.config.suggest import choices
@@ -27,7 +28,7 @@ from selfdistill.models.fit import decodable_rows
 from selfdistill.models.policy import Policy
 from selfdistill.report import numbers
 from selfdistill.sampling.base import SamplingParams
-from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.engines import command_engines
 from selfdistill.sampling.rollouts import fitting, longest_prompt, sample_and_verify
 from selfdistill.seeds import derive
 from selfdistill.tasks.build import build_task, fitted
@@ -60,6 +61,7 @@ class InspectOptions:
     rollouts: Path | None = None
     words: Path | None = None
     checkpoint: str | None = None
+    engine: str | None = None
     built: Mapping[str, Method] = field(default_factory=dict)
 
 
@@ -155,7 +157,7 @@ def inspect(
     methods, rest = choose_methods(options.methods, configs, overrides)
     methods.update(options.built)
     patterns = load_classes(options.words)
-    config, moved = on_this_machine(model, config_for(model, task, rest, command="inspect"))
+    config, moved = on_this_machine(model, config_for(model, task, rest, command="inspect", engine=options.engine))
     judge = judge or build_task(config.task, seed=config.seed, reward=config.reward)
     templates = _templates(config.contexts or judge.contexts, options)
     own = load_with_teachers(model, config, methods, loaded, checkpoint=options.checkpoint, judge=judge)
@@ -167,7 +169,7 @@ def inspect(
     if options.rollouts is not None:
         groups, unused = read_groups(options.rollouts, judge, options, chat, policy, config.sampling.thinking)
     else:
-        groups, unused = _sampled(config.sampling, judge, options, chat, policy)
+        groups, unused = _sampled(config.sampling, config.sampler, judge, options, chat, policy, weights.path)
     scoring_plan = plan(methods, options.contexts, templates, also=[ANSWER_ONLY] if ANSWER_ONLY in templates else [])
     completions = counted(sum(len(group.rollouts) for group in groups), "completion")
     log(f"{completions} of {counted(len(groups), 'problem')}, to be scored under {', '.join(scoring_plan.roles)}")
@@ -219,8 +221,15 @@ def _templates(source: str, options: InspectOptions) -> dict[str, Template]:
 
 
 def _sampled(
-    config: SamplingConfig, judge: Task, options: InspectOptions, chat: Chat, policy: Policy
+    config: SamplingConfig,
+    sampler: SamplerConfig,
+    judge: Task,
+    options: InspectOptions,
+    chat: Chat,
+    policy: Policy,
+    model: str,
 ) -> tuple[list[RolloutGroup], Counter[str]]:
+    """Sample and verify completions of the first problems; also counts those that do not fit."""
     tokens = options.max_tokens or config.max_tokens or usual_length(chat)
     thinking = config.thinking
     examples, excluded = fitting(
@@ -233,9 +242,9 @@ def _sampled(
         seed=derive(options.seed, "sampling", 1),
     )
     rows = config.max_batch_size or decodable_rows(policy, length=tokens + longest_prompt(examples, chat, thinking))
-    sampler = policy_sampler(policy, chat, max_batch_size=rows)
     log(in_short(policy, chat.name))
-    return sample_and_verify(examples, judge, sampler, chat, params, thinking=thinking), excluded
+    with command_engines(sampler, policy, chat, model=model, max_batch_size=rows) as engines:
+        return sample_and_verify(examples, judge, engines.of(policy), chat, params, thinking=thinking), excluded
 
 
 def read_groups(

@@ -292,12 +292,21 @@ def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype,
     return teacher.requires_grad_(False)
 
 
-def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True, adapter_only: bool = False) -> None:
+def save_policy(
+    policy: Policy,
+    chat: Chat,
+    folder: Path,
+    *,
+    writes: bool = True,
+    adapter_only: bool = False,
+    adapter: str = STUDENT_ADAPTER,
+) -> None:
     """Write a directory that :func:`load_policy` and transformers can load: full weights, or only the adapter.
 
     An adapter trained on top of another adapter has no base directory that transformers and peft would load correctly.
     It is saved merged, as full weights, and also by itself in the subfolder :data:`ADAPTER` for a resume.
-    ``adapter_only`` leaves out the merged weights. Every rank must call; only the rank with ``writes`` writes.
+    ``adapter_only`` leaves out the merged weights; ``adapter`` names another one than the student's. Every rank must
+    call; only the rank with ``writes`` writes.
     """
     state = full_state_dict(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
     if not writes:
@@ -308,8 +317,13 @@ def save_policy(policy: Policy, chat: Chat, folder: Path, *, writes: bool = True
         adapter_folder = folder / ADAPTER if merged else folder
         # Embeddings are never trained with an adapter. Else peft would ask the hub for the base's config.
         policy.model.save_pretrained(
-            adapter_folder, selected_adapters=[STUDENT_ADAPTER], save_embedding_layers=False, state_dict=state
+            adapter_folder, selected_adapters=[adapter], save_embedding_layers=False, state_dict=state
         )
+        if adapter != STUDENT_ADAPTER:
+            # peft writes any other adapter into a subfolder of its name.
+            for path in (adapter_folder / adapter).iterdir():
+                path.rename(adapter_folder / path.name)
+            (adapter_folder / adapter).rmdir()
         if merged:
             # Merge from the files: merging in memory and undoing it would round the base's weights.
             dtype = policy.dtype or next(policy.causal_lm.parameters()).dtype

@@ -24,7 +24,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.types import External, Snapshot, Weights
 
 EMA_ADAPTER = "ema"
-"""Name of the averaged adapter. A snapshot's is :func:`_adapter`."""
+"""Name of the averaged adapter. A snapshot's is :func:`adapter_of`."""
 
 
 class Teachers:
@@ -59,7 +59,7 @@ class Teachers:
         if policy.is_lora:
             for kind in self.followers:
                 with quiet_peft():
-                    policy.model.add_adapter(_adapter(kind), policy.model.peft_config[STUDENT_ADAPTER])
+                    policy.model.add_adapter(adapter_of(kind), policy.model.peft_config[STUDENT_ADAPTER])
                 policy.model.set_adapter(STUDENT_ADAPTER)
                 self._pull(kind, 1.0)
             return
@@ -95,7 +95,7 @@ class Teachers:
                     yield self.policy
             else:
                 # Switching adapters changes requires_grad of both, so the student's is restored.
-                self.policy.model.set_adapter(_adapter(kind))
+                self.policy.model.set_adapter(adapter_of(kind))
                 try:
                     yield self.policy
                 finally:
@@ -156,7 +156,7 @@ class Teachers:
         """Name, tensor and the student's tensor of every weight that follows the student."""
         students = self.policy.kept()
         if self.policy.is_lora:
-            follower_key, student_key = f".{_adapter(kind)}.", f".{STUDENT_ADAPTER}."
+            follower_key, student_key = f".{adapter_of(kind)}.", f".{STUDENT_ADAPTER}."
             names = [name for name in students if follower_key in name]
             return [(name, students[name], students[name.replace(follower_key, student_key)]) for name in names]
         follower = self.copies[kind]
@@ -165,11 +165,13 @@ class Teachers:
         return [(name, weight, students[name]) for name, weight in weights.items()]
 
 
-def _adapter(kind: Weights) -> str:
-    """Name of the adapter that follows the student."""
+def adapter_of(kind: Weights) -> str:
+    """Name of the adapter of the student (``"live"``), or of the average or a snapshot that follows it."""
+    if kind == "live":
+        return STUDENT_ADAPTER
     return f"snapshot{kind.every}" if isinstance(kind, Snapshot) else EMA_ADAPTER
 
 
 def _saved_name(kind: Weights, name: str) -> str:
     """Name of a follower's weight in a checkpoint."""
-    return f"{_adapter(kind)}.{name}" if isinstance(kind, Snapshot) else name
+    return f"{adapter_of(kind)}.{name}" if isinstance(kind, Snapshot) else name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from selfdistill.config.sampler import EngineConfig, ServerConfig, VLLMConfig
+from selfdistill.config.sampler import EngineConfig, SamplerConfig, ServerConfig, VLLMConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.models.loading import resolve_model
@@ -13,6 +13,20 @@ from selfdistill.models.policy import Policy
 from selfdistill.sampling.requests import Engine
 from selfdistill.sampling.server import ServerSampler
 from selfdistill.sampling.vllm import VLLMSampler, require_vllm
+from selfdistill.types import External, Weights
+
+
+def check_teacher(config: SamplerConfig, weights: Weights) -> None:
+    """Refuse a teacher of another model that is to sample on the student's servers, which cannot hold it.
+
+    Raises:
+        ConfigError: names the teacher.
+    """
+    if isinstance(config, ServerConfig) and isinstance(weights, External):
+        raise ConfigError(
+            f"sampler.kind 'server' serves the student, and the teacher {weights.path} is another model, which samples "
+            "too: set sampler.kind = 'hf' or 'vllm'"
+        )
 
 
 def build_engine(

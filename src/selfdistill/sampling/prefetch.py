@@ -18,7 +18,6 @@ from selfdistill.config.sampler import EngineConfig
 from selfdistill.errors import SamplerError, TrainingError
 from selfdistill.files.jsonl import write_json
 from selfdistill.models.policy import Policy
-from selfdistill.sampling.requests import Engine
 from selfdistill.sampling.rollouts import RolloutWorker, Sampled
 from selfdistill.seeds import derive
 from selfdistill.tracking.progress import activity
@@ -41,11 +40,8 @@ class Pending:
 class Prefetcher:
     """Samples the student's completions of every step with an engine, for the same step or one step ahead."""
 
-    def __init__(
-        self, engine: Engine, policy: Policy, worker: RolloutWorker, config: EngineConfig, *, seed: int
-    ) -> None:
-        """``worker`` renders the prompts and has the sampling parameters. ``seed`` is the run's."""
-        self.engine = engine
+    def __init__(self, policy: Policy, worker: RolloutWorker, config: EngineConfig, *, seed: int) -> None:
+        """``worker`` renders the prompts, has the sampling parameters and the engine. ``seed`` is the run's."""
         self.policy = policy
         self.worker = worker
         self.config = config
@@ -63,7 +59,7 @@ class Prefetcher:
             SamplerError: the engine fails after all retries.
             TrainingError: the completions are older than ``max_staleness`` allows.
         """
-        version = step - 1
+        version = self.worker.engines.version = step - 1
         ahead, self.pending = self.pending, None
         world = self.worker.world
         if ahead is not None and ahead.step == step:
@@ -71,10 +67,10 @@ class Prefetcher:
             sampled = world.broadcast_from_rank_zero(
                 lambda: Sampled(ahead.prompts, ahead.completions.result(), ahead.version)
             )
-            self.engine.update(self.policy, version, world)
+            self.worker.engines.sync(self.policy)
         else:
             # Sync the weights and sample with them.
-            self.engine.update(self.policy, version, world)
+            self.worker.engines.sync(self.policy)
             prompts = self.worker.prompts(examples)
             sampled = world.broadcast_from_rank_zero(lambda: Sampled(prompts, self._sample(step, prompts), version))
         staleness = version - sampled.version
@@ -95,12 +91,12 @@ class Prefetcher:
         Raises:
             SamplerError: the engine fails after all retries.
         """
-        prompts = self.worker.prompts(examples)
+        engine, prompts = self.worker.engines.sync(self.policy), self.worker.prompts(examples)
         params = replace(self.worker.params, seed=seed)
 
         def sample() -> Sampled:
             with activity("sampling", len(prompts) * params.count, "completions"):
-                return Sampled(prompts, self.engine.sample(prompts, params), version)
+                return Sampled(prompts, engine.sample(prompts, params), version)
 
         return self.worker.world.broadcast_from_rank_zero(sample)
 
@@ -128,23 +124,24 @@ class Prefetcher:
         self.pending = Pending(stored["step"], stored["version"], prompts, future)
 
     def close(self) -> None:
-        """Stop the engine, and drop completions that it is still sampling."""
+        """Drop completions that the engine is still sampling."""
         self.pool.shutdown(cancel_futures=True)
-        if self.worker.world.is_rank_zero:
-            self.engine.close()
 
     def _submit(self, step: int, prompts: Sequence[tuple[int, ...]]) -> Future[list[list[Completion]]]:
         """A future of the completions on rank 0. Other ranks get the completions by broadcast when they are used."""
         if self.worker.world.is_rank_zero:
-            return self.pool.submit(self._sample, step, prompts)
+            self.worker.engines.ahead = self.pool.submit(self._sample, step, prompts)
+            return self.worker.engines.ahead
         nothing: Future[list[list[Completion]]] = Future()
         nothing.set_result([])
         return nothing
 
     def _sample(self, step: int, prompts: Sequence[tuple[int, ...]]) -> list[list[Completion]]:
+        engine = self.worker.engines.engine
+        assert engine is not None, "a prefetcher is built where there is an engine"
         params = replace(self.worker.params, seed=derive(self.seed, "sampling", step))
         with activity("sampling", len(prompts) * params.count, "completions"):
-            return self.engine.sample(prompts, params)
+            return engine.sample(prompts, params)
 
 
 def _completion(stored: dict[str, Any]) -> Completion:

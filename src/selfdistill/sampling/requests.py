@@ -11,7 +11,7 @@ from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import Sampler, SamplingParams
-from selfdistill.types import Completion
+from selfdistill.types import Completion, Weights
 
 
 class Engine(Sampler, Protocol):
@@ -20,8 +20,12 @@ class Engine(Sampler, Protocol):
     Only rank 0 talks to the engine. All ranks must call :meth:`update`, because it may all-gather sharded weights.
     """
 
-    def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
-        """Sync the weights. Completions sampled from now on carry this version."""
+    def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
+        """Sync the student's weights, or a teacher's. Completions sampled from now on carry this version.
+
+        ``policy`` computes with the ``weights``. With LoRA every teacher of the student's own is the student's policy:
+        "frozen" is its base without an adapter, the others are further adapters.
+        """
         ...
 
     def close(self) -> None:

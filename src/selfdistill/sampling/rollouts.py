@@ -15,9 +15,8 @@ from selfdistill.errors import ConfigError, DataError
 from selfdistill.methods.base import Method
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import Sampler, SamplingParams
+from selfdistill.sampling.engines import Engines
 from selfdistill.sampling.episodes import play
-from selfdistill.sampling.hf import policy_sampler
-from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.turns import environment_of
@@ -249,11 +248,12 @@ class RolloutWorker:
     templates: Mapping[str, Template]
     chat: Chat
     teachers: Teachers
+    engines: Engines
+    """Give a sampler of a role's weights."""
     sampler: Sampler
-    """Samples the student's completions with the learner's own weights."""
+    """Samples the student's completions, in training and in evaluation."""
     params: SamplingParams
     """Parameters of every step, which only replaces the seed."""
-    max_batch_size: BatchSizeLimit
     thinking: bool | None
     world: World = field(default_factory=World)
 
@@ -366,7 +366,7 @@ class RolloutWorker:
         params = replace(params, ordinals=[ordinals[i] for i in prompts])
         # Every rank calls the sampler, even without prompts, because it all-gathers sharded weights.
         with self.teachers.weights(role.weights) as policy:
-            sampler = policy_sampler(policy, self.chat, max_batch_size=self.max_batch_size)
+            sampler = self.engines.of(policy, role.weights)
             sampled = Sampled([*prompts.values()], self._sample(sampler, [*prompts.values()], params), version)
         # A group's samples share the student's prompt, so that both sides of a pair are scored under the same one.
         student_prompts = [

@@ -38,7 +38,7 @@ from selfdistill.sampling.requests import (
 )
 from selfdistill.sampling.weight_sync import WeightSync
 from selfdistill.tracking.progress import advance
-from selfdistill.types import Completion
+from selfdistill.types import Completion, Weights
 
 
 class _Failed(Exception):
@@ -56,8 +56,10 @@ class ServerSampler:
         """The ``Authorization`` header of each server; empty where it wants no password."""
         self.weight_sync = WeightSync(folder, chat)
         self.log = log
-        self.version: int | None = None
+        self.label: str | None = None
+        """Label of the weights that all servers are to have; None before the first."""
         self.path: Path | None = None
+        """Directory of these weights; None for the base of adapters, which the servers have."""
         self.lora = False
         self.padding = range(0)
         self.loaded: dict[str, str] = {}
@@ -69,17 +71,19 @@ class ServerSampler:
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
-    def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
+    def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
         """Sync the weights to every server that answers. The others get them once they answer again.
 
         Raises:
             SamplerError: no server could load them, after all retries.
         """
         self.lora, self.padding = policy.is_lora, padding_rows(policy)
-        self.path = self.weight_sync.write(policy, version, world)
+        # Every server that serves adapters has their base.
+        base = self.lora and weights == "frozen"
+        self.path = None if base else self.weight_sync.write(policy, version, world, weights=weights)
         if self.config.sleep:
             empty_cache(policy.device)  # servers that share the device are about to wake
-        self.version = version
+        self.label = self.weight_sync.label(version, weights)
         goal = f"take the weights of version {version}"
         world.broadcast_from_rank_zero(lambda: self._retry(lambda: bool(self._ready()), goal))
 
@@ -155,13 +159,15 @@ class ServerSampler:
 
     @property
     def _label(self) -> str:
-        assert self.version is not None, "an engine is updated before it samples"
-        return self.weight_sync.label(self.version)
+        assert self.label is not None, "an engine is updated before it samples"
+        return self.label
 
     def _loaded_label(self, url: str) -> str | None:
         """The label of the weights that the server reports; None if they must be replaced in any case."""
         if url not in self.loaded or url in self.asleep:
             return None
+        if self.lora and self.path is None:
+            return self._label
         if self.lora:
             names = [entry["id"] for entry in self._call(url, "GET", "/v1/models")["data"]]
             return self._label if self._label in names else None
@@ -170,10 +176,10 @@ class ServerSampler:
     def _sync(self, url: str) -> None:
         if url in self.asleep:
             self._call(url, "POST", "/wake_up?tags=weights")
-        if self.lora:
-            self._sync_adapter(url)
-        else:
+        if not self.lora:
             self._sync_weights(url)
+        elif self.path is not None:
+            self._sync_adapter(url)
         if url in self.asleep:
             self._call(url, "POST", "/wake_up?tags=kv_cache")
             self.asleep.discard(url)
@@ -237,7 +243,7 @@ class ServerSampler:
 
     def _completion(self, url: str, request: SamplingRequest, params: SamplingParams) -> Completion:
         body = {
-            "model": self._label if self.lora else None,
+            "model": self._label if self.lora and self.path is not None else None,
             "token_ids": request.prompt,
             "sampling_params": vllm_params(
                 params, stop_ids=self.chat.stop_ids, seed=request.seed, padding=self.padding

@@ -17,7 +17,7 @@ from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.memory import empty_cache
 from selfdistill.sampling.requests import checked_completion, padding_rows, sampling_requests, vllm_params
 from selfdistill.sampling.weight_sync import WeightSync
-from selfdistill.types import Completion
+from selfdistill.types import Completion, Weights
 
 WORKER_EXTENSION = "selfdistill.sampling.vllm_worker.WorkerExtension"
 
@@ -47,38 +47,49 @@ class VLLMSampler:
         self.weight_sync = WeightSync(folder, chat)
         self.engine: Any = None
         self.adapter: Any = None
+        self.adapters = 0
+        """Adapters that the engine was given so far."""
         self.asleep = False
-        self.version: int | None = None
+        self.label: str | None = None
+        """Label of the engine's weights; None before the first."""
+        self.path: Path | None = None
+        """Directory of whole weights; None with an adapter, whose base the engine keeps."""
         self.padding = range(0)
 
-    def update(self, policy: Policy, version: int, world: World = ALONE) -> None:
+    def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
         """Sync these weights; the first call starts the engine with them.
 
         Raises:
             SamplerError: the engine cannot be started or cannot load them.
         """
         self.padding = padding_rows(policy)
-        path = self.weight_sync.write(policy, version, world)
+        # The base of an adapter is in the engine already.
+        base = policy.is_lora and weights == "frozen"
+        path = None if base else self.weight_sync.write(policy, version, world, weights=weights)
         if self.engine is None or self.asleep:
             empty_cache(policy.device)  # the engine is about to take its share
         try:
             if self.engine is None:
                 self._start(policy, path)
             elif self.asleep:
-                self._wake(policy, path)
-            elif not policy.is_lora:
+                self._wake(None if policy.is_lora else path)
+            elif path is not None and not policy.is_lora:
                 self._load(path)
         except (RuntimeError, ValueError, OSError) as error:
             raise SamplerError(f"vLLM cannot take the weights of version {version}: {_last_line(error)}") from error
+        label = self.weight_sync.label(version, weights)
         if policy.is_lora:
             from vllm.lora.request import LoRARequest
 
             if self.adapter is not None:
                 self.engine.llm_engine.remove_lora(self.adapter.lora_int_id)
-            # vLLM caches adapters by number, and 0 is not a valid number.
-            self.adapter = LoRARequest(self.weight_sync.label(version), version + 1, str(path))
-        self.engine.update_weight_version(self.weight_sync.label(version))
-        self.version = version
+                self.adapter = None
+            if path is not None:
+                # vLLM caches adapters by number, and 0 is not a valid number.
+                self.adapters += 1
+                self.adapter = LoRARequest(label, self.adapters, str(path))
+        self.engine.update_weight_version(label)
+        self.label, self.path = label, None if policy.is_lora else path
 
     def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
         """``params.count`` completions for every prompt from the weights of the last :meth:`update`.
@@ -86,10 +97,12 @@ class VLLMSampler:
         Raises:
             SamplerError: the engine stopped a completion too early, or used other weights.
         """
-        assert self.version is not None, "an engine is updated before it samples"
+        assert self.label is not None, "an engine is updated before it samples"
         import vllm
 
-        label = self.weight_sync.label(self.version)
+        label = self.label
+        if self.asleep:
+            self._wake(self.path)
         requests = sampling_requests(prompts, params)
         request_params = [
             vllm.SamplingParams(
@@ -103,7 +116,7 @@ class VLLMSampler:
         completions = [self._completion(output.outputs[0], label, params.max_tokens) for output in outputs]
         if self.config.sleep:
             # Level 1 keeps the adapter's base in CPU memory. Level 2 drops whole weights; the next sync loads them.
-            self.engine.sleep(level=1 if self.adapter is not None else 2)
+            self.engine.sleep(level=1 if self.path is None else 2)
             self.asleep = True
         return group_by_prompt(completions, params.count)
 
@@ -125,7 +138,7 @@ class VLLMSampler:
             output.token_ids, logprobs, stop_ids=self.chat.stop_ids, max_tokens=max_tokens, engine="vLLM"
         )
 
-    def _start(self, policy: Policy, path: Path) -> None:
+    def _start(self, policy: Policy, path: Path | None) -> None:
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -151,9 +164,9 @@ class VLLMSampler:
             **lora,
         )
 
-    def _wake(self, policy: Policy, path: Path) -> None:
+    def _wake(self, path: Path | None) -> None:
         self.engine.wake_up(tags=["weights"])
-        if not policy.is_lora:
+        if path is not None:
             self._load(path)
         self.engine.wake_up(tags=["kv_cache"])
         self.asleep = False

@@ -30,8 +30,7 @@ from selfdistill.models.devices import mps_objection, resolve_device
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
-from selfdistill.sampling.build import build_engine
-from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.engines import build_engines
 from selfdistill.sampling.memory import BatchSizeLimit, log_to_stderr
 from selfdistill.sampling.prefetch import Prefetcher
 from selfdistill.sampling.probe import check_servers
@@ -39,6 +38,7 @@ from selfdistill.sampling.resampling import Resampler
 from selfdistill.sampling.rollouts import RolloutWorker, fitting, fitting_solutions
 from selfdistill.tasks.build import fitted
 from selfdistill.tasks.reward import RewardedTask
+from selfdistill.tasks.turns import environment_of
 from selfdistill.tracking.progress import activity
 from selfdistill.training.optimiser import build_optimiser, schedule
 from selfdistill.training.order import Order
@@ -66,7 +66,7 @@ class Parts(Models):
     trainer: Trainer
     worker: RolloutWorker
     prefetcher: Prefetcher | None
-    """None if the learner samples with its own weights."""
+    """None if the worker samples the student's completions: with the learner's own weights, or in turns."""
     examples: list[Example]
     resampler: Resampler | None
     """None unless groups of equal rewards are replaced."""
@@ -102,7 +102,7 @@ def assemble(
     """
     problem = build_problem(config, task)
     # Report a server that cannot sample before loading the model. Only rank 0 talks to servers.
-    if folder is not None and isinstance(config.sampler, ServerConfig) and problem.method.on_policy:
+    if folder is not None and isinstance(config.sampler, ServerConfig):
         servers = config.sampler
         longest, lora = problem.config.sampling.max_tokens, config.model.lora is not None
         World.current().broadcast_from_rank_zero(lambda: check_servers(servers, lora=lora, max_tokens=longest, log=log))
@@ -116,8 +116,8 @@ def assemble(
         examples, held_out, unfit = choose_examples(models)
         final, unfit_final = choose_final_examples(models)
     trainer = build_trainer(models)
-    worker = build_rollout_worker(models, log)
-    prefetcher = build_prefetcher(models.config, worker, models.policy, folder, log)
+    worker = build_rollout_worker(models, log, folder=folder)
+    prefetcher = build_prefetcher(models.config, worker, models.policy)
     return Parts(
         **_fields(models),
         trainer=trainer,
@@ -214,21 +214,37 @@ def build_trainer(models: Models) -> Trainer:
     )
 
 
-def build_rollout_worker(models: Models, log: Callable[[str], None] = lambda message: None) -> RolloutWorker:
+def build_rollout_worker(
+    models: Models, log: Callable[[str], None] = lambda message: None, *, folder: Path | None = None
+) -> RolloutWorker:
     """The part that samples and verifies the rollouts of a step. Its sampler also serves evaluation.
 
-    ``log`` receives messages for the user.
+    ``log`` receives messages for the user. Weights are written for an engine into ``folder``; None uses no engine.
+
+    Raises:
+        UserError: the engine cannot run this student, or the teacher that samples.
     """
-    sampling = models.config.sampling
+    config, sampling = models.config, models.config.sampling
     # Rank 0 logs through the run; other ranks report a smaller batch size on stderr.
     limit = BatchSizeLimit(sampling.max_batch_size, log if World.current().is_rank_zero else log_to_stderr)
+    engines = build_engines(
+        config.sampler,
+        models.policy,
+        models.chat,
+        limit,
+        model=config.model.path,
+        folder=None if folder is None else folder / "weights",
+        log=log,
+        world=World.current(),
+    )
     return RolloutWorker(
         task=models.task,
         method=models.method,
         templates=models.templates,
         chat=models.chat,
         teachers=models.teachers,
-        sampler=policy_sampler(models.policy, models.chat, max_batch_size=limit),
+        engines=engines,
+        sampler=engines.of(models.policy),
         params=SamplingParams(
             count=sampling.completions,
             max_tokens=sampling.max_tokens,
@@ -236,7 +252,6 @@ def build_rollout_worker(models: Models, log: Callable[[str], None] = lambda mes
             top_p=sampling.top_p,
             top_k=sampling.top_k,
         ),
-        max_batch_size=limit,
         thinking=sampling.thinking,
         world=World.current(),
     )
@@ -269,27 +284,19 @@ def build_references(models: Models) -> ReferenceScorer | None:
     )
 
 
-def build_prefetcher(
-    config: ResolvedConfig, worker: RolloutWorker, policy: Policy, folder: Path | None, log: Callable[[str], None]
-) -> Prefetcher | None:
-    """The sampling engine of the config with its prefetcher, or None if the student does not sample with an engine."""
+def build_prefetcher(config: ResolvedConfig, worker: RolloutWorker, policy: Policy) -> Prefetcher | None:
+    """What asks the worker's engine for a step's completions, or None if the student does not sample them from one.
+
+    Turns are sampled by the worker, because each waits for the environment's reply.
+    """
     sampler = config.sampler
-    if folder is None or not isinstance(sampler, EngineConfig):
+    if worker.engines.engine is None or not isinstance(sampler, EngineConfig):
         return None
-    engine = build_engine(
-        sampler,
-        policy,
-        worker.chat,
-        model=config.model.path,
-        dtype=config.model.dtype,
-        folder=folder / "weights",
-        log=log,
-        ranks=worker.world.size,
-    )
-    # build_engine refuses an engine that cannot run, even if this method does not use it. It starts no engine.
     if not worker.method.on_policy or STUDENT not in worker.method.sampling_roles():
         return None
-    return Prefetcher(engine, policy, worker, sampler, seed=config.seed)
+    if environment_of(worker.task) is not None:
+        return None
+    return Prefetcher(policy, worker, sampler, seed=config.seed)
 
 
 def build_resampler(

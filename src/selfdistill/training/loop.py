@@ -119,6 +119,7 @@ class Run:
         finally:
             if self.parts.prefetcher is not None:
                 self.parts.prefetcher.close()
+            self.parts.worker.engines.close()
             self.hold.release()
 
     def _train(self, stop: StopRequest) -> dict[str, Any]:
@@ -135,6 +136,9 @@ class Run:
                 counters.before = self._evaluate()
             counters.seconds.update(clock.seconds)
             self.watch.update({"step": 0, "evaluation": counters.before})
+        # An engine that failed in the middle of an evaluation left its step without one.
+        if self._evaluation_is_due() and counters.latest_step < counters.step:
+            self._evaluate()
         batches_of_examples = pairwise(parts.order.steps(counters.step + 1))
         while counters.step < config.steps and not self._stopped(stop) and not self._stopped_by_alarm():
             clock = Clock(parts.policy.device)
@@ -157,30 +161,51 @@ class Run:
             # Free the gradients: they are as large as the weights, and evaluation and sampling need the memory.
             parts.trainer.optimiser.zero_grad(set_to_none=True)
             counters.step += 1
-            # Collect the metrics, evaluate if due, and check the alarms.
-            measured = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
-            line = measured | parts.order.record(counters.step, groups)
-            if counters.step % config.evaluation.every == 0 or counters.step == config.steps:
-                with clock.phase("evaluation"):
-                    line["evaluation"] = self._evaluate()
-            self._add_seconds(clock, line)
-            self._check_alarms(line)
-            # Write the step to rollouts.jsonl, metrics.jsonl, the trackers and the terminal.
-            completions = list(rollout_lines(groups, result, parts.chat))
-            self.rollouts.append(*(completion.to_json() for completion in completions))
-            self.metrics.append(line)
-            self.trackers.step(line, completions)
-            self.progress.step(line, total=config.steps, evaluation_left=self._evaluation_seconds_left())
-            # Call the user's function, then save a checkpoint if due.
-            self._call_back(callback_record(result.record, line))
-            if counters.step % config.checkpoint.every == 0:
-                self._save(export=counters.step == config.steps)
+            parts.worker.engines.version = counters.step
+            # Write its numbers and completions, evaluate if due, and save a checkpoint if due.
+            self._conclude(groups, result, clock)
         # Save the last step in any case, then write summary.json and the report.
         if counters.step > self.saved_step:
             self._save(export=True)
         if counters.step >= config.steps or self._stopped_by_alarm():
             self._evaluate_finally()
         return self._finish()
+
+    def _conclude(self, groups: Sequence[RolloutGroup], result: StepResult, clock: Clock) -> None:
+        """Evaluate if due, check the alarms, write what the step measured, and save a checkpoint if due.
+
+        Raises:
+            SamplerError: the engine failed during the evaluation. The step is written and saved all the same.
+        """
+        parts, config, counters = self.parts, self.config, self.counters
+        # Collect the metrics, evaluate if due, and check the alarms.
+        measured = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
+        line = measured | parts.order.record(counters.step, groups)
+        failure: SamplerError | None = None
+        if self._evaluation_is_due():
+            try:
+                with clock.phase("evaluation"):
+                    line["evaluation"] = self._evaluate()
+            except SamplerError as error:
+                failure = error
+        self._add_seconds(clock, line)
+        self._check_alarms(line)
+        # Write the step to rollouts.jsonl, metrics.jsonl, the trackers and the terminal.
+        completions = list(rollout_lines(groups, result, parts.chat))
+        self.rollouts.append(*(completion.to_json() for completion in completions))
+        self.metrics.append(line)
+        self.trackers.step(line, completions)
+        self.progress.step(line, total=config.steps, evaluation_left=self._evaluation_seconds_left())
+        # Call the user's function, then save a checkpoint if due.
+        self._call_back(callback_record(result.record, line))
+        if counters.step % config.checkpoint.every == 0 or failure is not None:
+            self._save(export=counters.step == config.steps or failure is not None)
+        if failure is not None:
+            raise failure
+
+    def _evaluation_is_due(self) -> bool:
+        step = self.counters.step
+        return step > 0 and (step % self.config.evaluation.every == 0 or step == self.config.steps)
 
     def _stopped(self, stop: StopRequest) -> bool:
         """Whether any rank got a stop request. An all-reduce lets all ranks stop after the same step."""
@@ -310,7 +335,7 @@ class Run:
             checkpoint.repair(self.saved / "best")
         if path is not None:
             self.counters = Counters(**stored["counters"])
-            self.saved_step = self.counters.step
+            self.saved_step = parts.worker.engines.version = self.counters.step
             load_state(path, parts.policy, parts.trainer.optimiser, parts.teachers, self.world)
             if parts.prefetcher is not None:
                 parts.prefetcher.load(path)

@@ -20,6 +20,7 @@ from selfdistill.models.devices import read_device, resolve_device
 from selfdistill.models.fit import GivenSizes, Sizes, choose_sizes, plan_of, read_shape
 from selfdistill.models.loading import lasting_name
 from selfdistill.models.sizing import Plan, Shape
+from selfdistill.sampling.build import check_teacher
 from selfdistill.sampling.rollouts import check_sampling_roles
 from selfdistill.tasks.build import build_task
 from selfdistill.tasks.judging import verify_all
@@ -72,6 +73,8 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
     check_sampling_roles(method, templates, example, name=name)
+    for role in {*method.sampling_roles()} - {STUDENT}:
+        check_teacher(config.sampler, method.roles()[role].weights)
     check_contexts(method, templates, example, prompts=config.sampling.prompts)
     return Problem(config=config, task=task, method=method, templates=templates, device_warning=device_warning)
 
@@ -198,8 +201,8 @@ def check_turns(config: ResolvedConfig, method: Method, task: Task) -> None:
         return
     name, why = config.method["name"], f"task {task.name!r} is played in turns"
     check_limits(environment, task.name)
-    if isinstance(config.sampler, EngineConfig):
-        raise ConfigError(f"{why}, which only the student's own model samples: set sampler.kind = 'hf'")
+    if isinstance(config.sampler, EngineConfig) and config.sampler.overlap:
+        raise ConfigError(f"{why}, and sampler.overlap samples single answers ahead: set it to false")
     if method.on_policy and tuple(method.sampling_roles()) != (STUDENT,):
         raise ConfigError(f"{why} by the student alone, and method {name!r} lets another role sample")
     if config.signal.overlong == "punish":
