@@ -13,7 +13,7 @@ from selfdistill.config.run import ResolvedConfig, parse_config
 from selfdistill.config.sections import LoraConfig, Model, ModelConfig, ParallelConfig
 from selfdistill.errors import ConfigError
 from selfdistill.models import devices
-from selfdistill.models.devices import Device, choose_device, choose_dtype, resolve_device
+from selfdistill.models.devices import Device, choose_device, choose_dtype, parse_device, resolve_device
 from selfdistill.models.fit import (
     FEWEST_TOKENS,
     KEPT_BACK,
@@ -29,7 +29,6 @@ from selfdistill.models.fit import (
 )
 from selfdistill.models.lora import add_lora
 from selfdistill.models.sizing import GIB, Plan, Shape, a_row, adapter_parameters, memory, resting
-from selfdistill.training.build import parse_device
 from selfdistill.training.problem import resolve
 from selfdistill.types import External, Snapshot, Weights
 from sizing import SHAPES

@@ -14,6 +14,7 @@ import torch
 
 from selfdistill.config.sections import Model, ModelConfig
 from selfdistill.distributed.world import World
+from selfdistill.errors import ConfigError
 
 FAST_IN_BFLOAT16 = (8, 0)
 """CUDA compute capability from which bfloat16 has units of its own (Ampere). Older GPUs emulate it."""
@@ -135,3 +136,23 @@ def _cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) 
             if text.isdigit():
                 limits.append(int(text))
     return limits
+
+
+def parse_device(name: str) -> torch.device:
+    """The torch device of a name. ``"cuda"`` is the GPU of this process's local rank.
+
+    Raises:
+        ConfigError: the device is unknown or missing on this machine.
+    """
+    try:
+        device = torch.device(f"cuda:{World.current().local_rank}" if name == "cuda" else name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}; "
+            "model.device=auto takes what there is"
+        ) from error
+    objection = mps_objection() if device.type == "mps" else None
+    if objection:
+        raise ConfigError(f"model.device {name!r} cannot be used: {objection}; write model.device=cpu")
+    return device

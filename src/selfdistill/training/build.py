@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig, ServerConfig
 from selfdistill.config.sections import BestBy, ModelConfig
@@ -26,7 +24,7 @@ from selfdistill.evaluation.best import best_by
 from selfdistill.evaluation.references import ReferenceScorer
 from selfdistill.methods import Method
 from selfdistill.models.compile import check_compiler
-from selfdistill.models.devices import mps_objection, resolve_device
+from selfdistill.models.devices import parse_device, resolve_device
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
@@ -379,23 +377,3 @@ def _fitting_held_out(models: Models, examples: Sequence[Example]) -> tuple[list
         max_tokens=evaluation.max_tokens or sampling.max_tokens,
         thinking=sampling.thinking if evaluation.thinking is None else evaluation.thinking,
     )
-
-
-def parse_device(name: str) -> torch.device:
-    """The torch device of a name. ``"cuda"`` is the GPU of this process's local rank.
-
-    Raises:
-        ConfigError: the device is unknown or missing on this machine.
-    """
-    try:
-        device = torch.device(f"cuda:{World.current().local_rank}" if name == "cuda" else name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"model.device {name!r} cannot be used here: {str(error).splitlines()[0]}; "
-            "model.device=auto takes what there is"
-        ) from error
-    objection = mps_objection() if device.type == "mps" else None
-    if objection:
-        raise ConfigError(f"model.device {name!r} cannot be used: {objection}; write model.device=cpu")
-    return device

@@ -14,11 +14,11 @@ from selfdistill.config.sources import find_source, read_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError, ConfigError
 from selfdistill.files.jsonl import read_object
-from selfdistill.models.devices import resolve_device
+from selfdistill.models.devices import parse_device, resolve_device
 from selfdistill.models.policy import ADAPTER, DTYPES, Policy, load_weights, save_policy
 from selfdistill.tracking.progress import activity
 from selfdistill.training import atomic
-from selfdistill.training.build import Models, build_models, build_policy, parse_device
+from selfdistill.training.build import Models, build_models, build_policy
 from selfdistill.training.checkpoint import best_step, load_averages, load_trained
 from selfdistill.training.problem import Problem
 
