@@ -165,7 +165,7 @@ def test_nothing_is_left_after_a_command(model: Path, fake: FakeVLLM, tmp_path: 
 def test_the_same_seed_draws_the_same_with_hf_in_every_command(model: Path, tmp_path: Path) -> None:
     train(tiny_run(model, "grpo", "seed=5", "steps=1"), tmp_path / "run")
     before = lines(tmp_path / "run" / "evaluations.jsonl")[0]
-    table = {"kind": "countdown", "difficulty": "easy", "train": 8, "validation": 4, "test": 4}
+    table: dict[str, Any] = {"kind": "countdown", "difficulty": "easy", "train": 8, "validation": 4, "test": 4}
     overrides = ["seed=5", "reward=support.rewards:even"]
     given: dict[str, Any] = {"split": "validation", "samples": 2, "limit": 3, "max_tokens": 10, "seed": 5}
     for engine in (None, "hf"):

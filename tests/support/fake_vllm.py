@@ -20,6 +20,8 @@ import torch
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
+from selfdistill.types import Completion
+from support.tiny import STOP
 
 
 class FakeVLLM:
@@ -41,6 +43,12 @@ class FakeVLLM:
         self.missing: set[str] = set()
         self.window = 1000
         """Its max_model_len."""
+        self.owner: str | None = None
+        """Whose server its list of models says it is: "vllm", "sglang" or "llamacpp"."""
+        self.failing: list[tuple[int, Any]] = []
+        """Answers to the next completions instead."""
+        self.max_logprobs = 20
+        """Most log-probabilities of a position, vLLM's --max-logprobs."""
         self.lock = threading.Lock()
         self.url = ""
         self.pages: dict[str, str] = {}
@@ -81,7 +89,8 @@ class FakeVLLM:
                 self.policy = _load(path)
                 return 200, {"results": [path]}
             case "/v1/models":
-                return 200, {"data": [{"id": name} for name in ("base", *self.adapters)]}
+                owner = {} if self.owner is None else {"owned_by": self.owner}
+                return 200, {"data": [{"id": name, **owner} for name in ("base", *self.adapters)]}
             case "/v1/load_lora_adapter":
                 self.adapters[body["lora_name"]] = _load(body["lora_path"])
                 return 200, "Success"
@@ -92,7 +101,71 @@ class FakeVLLM:
                 return 200, {}
             case "/inference/v1/generate":
                 return self._generate(body)
+            case "/v1/completions" if self.owner != "sglang":
+                return self._complete(body)
+            case "/generate" if self.owner == "sglang":
+                return self._complete_as_sglang(body)
         return 404, {"detail": "Not Found"}
+
+    def _sampled(self, prompt: list[int], how: Mapping[str, Any], stops: list[int], max_tokens: int) -> Completion:
+        if self.policy is None:
+            self.policy = _load(str(self.base))
+        sampler = HFSampler(self.policy, stop_ids=stops, max_batch_size=8)
+        drawn = {name: how[name] for name in ("temperature", "top_p")}
+        params = SamplingParams(
+            count=1,
+            max_tokens=max_tokens,
+            top_k=max(how["top_k"], 0),
+            seed=how.get("seed", how.get("sampling_seed")),
+            **drawn,
+        )
+        with self.lock:
+            [[one]] = sampler.sample([prompt], params)
+        return one
+
+    def _complete(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+        """OpenAI's completions, as vLLM and llama.cpp answer them: each its own way to the ids."""
+        self.bodies.append(body)
+        if self.failing:
+            return self.failing.pop(0)
+        if "prompt_logprobs" in body:
+            return self._score(body)
+        stops = body["stop_token_ids"] if self.owner == "vllm" else [STOP]
+        one = self._sampled(body["prompt"], body, stops, body["max_tokens"])
+        choice: dict[str, Any] = {"text": "…", "finish_reason": "stop" if one.finished else "length"}
+        if self.owner == "llamacpp":
+            entries = [{"id": i, "token": "…", "logprob": p} for i, p in zip(one.ids, one.logprobs, strict=True)]
+            choice["logprobs"] = {"content": entries}
+        else:
+            choice["logprobs"] = {"tokens": ["…"] * len(one.ids), "token_logprobs": one.logprobs}
+            choice |= {"token_ids": one.ids} if self.owner == "vllm" else {}
+        return 200, {"choices": [choice]}
+
+    def _complete_as_sglang(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+        self.bodies.append(body)
+        how = body["sampling_params"]
+        one = self._sampled(body["input_ids"], how, how["stop_token_ids"], how["max_new_tokens"])
+        entries = [[p, i, None] for i, p in zip(one.ids, one.logprobs, strict=True)]
+        reason = {"type": "stop" if one.finished else "length"}
+        return 200, {"text": "…", "meta_info": {"finish_reason": reason, "output_token_logprobs": entries}}
+
+    def _score(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+        """The log-probabilities of a prompt's ids, with those of the likeliest ones, as vLLM gives them."""
+        if self.policy is None:
+            self.policy = _load(str(self.base))
+        ids, top = body["prompt"], body["prompt_logprobs"]
+        if top > self.max_logprobs:
+            message = f"Requested prompt logprobs of {top}, which is greater than max allowed: {self.max_logprobs}"
+            return 400, {"error": {"message": message}}
+        with self.lock, torch.no_grad():
+            logits_LV = self.policy.causal_lm(torch.tensor([ids])).logits[0, :, : self.policy.vocab_size]
+        logprobs_LV = torch.log_softmax(logits_LV, -1)
+        positions: list[Any] = [None]
+        for place, token in enumerate(ids[1:]):
+            likeliest = logprobs_LV[place].topk(top).indices.tolist()
+            entries = {*likeliest, token}
+            positions.append({str(i): {"logprob": float(logprobs_LV[place, i]), "decoded_token": "…"} for i in entries})
+        return 200, {"choices": [{"text": "…", "prompt_logprobs": positions}]}
 
     def _generate(self, body: Mapping[str, Any]) -> tuple[int, Any]:
         if self.dies_after is not None:

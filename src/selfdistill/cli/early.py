@@ -97,6 +97,19 @@ def check_sampler(config: RunConfig) -> None:
         check_servers(config.sampler, lora=lora, max_tokens=longest, log=lambda message: None)
 
 
+def check_served(config: RunConfig) -> None:
+    """Check that the servers of a config answer, for a command that trains nothing.
+
+    Raises:
+        SamplerError: one does not answer, is no such server, or does not serve the model.
+    """
+    if isinstance(config.sampler, ServerConfig):
+        from selfdistill.models.served import served_models
+
+        for server in served_models(config.sampler):
+            server.probe()
+
+
 def check_comparison(
     configs: Sequence[str],
     overrides: Sequence[str],

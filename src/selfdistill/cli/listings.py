@@ -26,6 +26,10 @@ Set = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; messages go to stderr.")]
 
 
+SAMPLING_COMMANDS = ("evaluate", "inspect", "teachers")
+"""Commands that train nothing and sample with the config's engine."""
+
+
 def check_early(
     name: str,
     task: str | None,
@@ -59,6 +63,10 @@ def check_early(
         from selfdistill.cli.early import check_sources
 
         check_sources(config, judge=command != "contexts")
+    if command in SAMPLING_COMMANDS:
+        from selfdistill.cli.early import check_served
+
+        check_served(config)
     return config
 
 

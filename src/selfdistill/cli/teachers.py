@@ -57,7 +57,7 @@ def measure(
     log(in_short(models.policy, models.chat.name))
     report: dict[str, Any] = {}
     with TemporaryDirectory(prefix="selfdistill-weights-") as folder:
-        worker = build_rollout_worker(models, log, folder=Path(folder))
+        worker = build_rollout_worker(models, log, folder=Path(folder), trains=False)
         try:
             for name, role in roles.items():
                 gap = measure_teacher_gap(

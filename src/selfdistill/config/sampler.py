@@ -75,6 +75,11 @@ class ServerConfig(EngineConfig):
 
     kind: Literal["server"] = Field(json_schema_extra=STAYS)
     urls: list[str] = Field(min_length=1, description="Servers, for example ['http://127.0.0.1:8000'].")
+    model: str | None = Field(
+        None,
+        description="Name of the model on servers that have its weights already, in commands that train nothing; "
+        "unset: the first that they list.",
+    )
     worker_extension: bool = Field(
         True,
         description="Whether they run with --worker-extension-cls selfdistill.sampling.vllm_worker.WorkerExtension; "

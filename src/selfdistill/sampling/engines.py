@@ -10,15 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from selfdistill.config.sampler import EngineConfig, SamplerConfig
+from selfdistill.config.sampler import EngineConfig, SamplerConfig, ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
+from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Policy
+from selfdistill.models.served import served_models, takes_weights
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.build import build_engine, check_teacher
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.sampling.requests import Engine
+from selfdistill.sampling.served import ServedSampler
 from selfdistill.tracking.progress import log
 from selfdistill.types import Completion, External, Snapshot, Weights
 
@@ -69,7 +72,10 @@ class Engines:
             wait([self.ahead])
         other = weights if isinstance(weights, External) else None
         if other is not None and other not in self._others:
-            assert self.make is not None, "another model has been refused when the run was built"
+            if self.make is None:
+                raise SamplerError(
+                    f"the servers serve the student, and the teacher {other.path} is another model: sample with hf"
+                )
             self._others[other] = self.make(other)
         engine = self.engine if other is None else self._others[other]
         wanted = (weights, _version_of(weights, self.version))
@@ -129,10 +135,12 @@ def build_engines(
     folder: Path | None,
     log: Callable[[str], None],
     world: World = ALONE,
+    trains: bool = True,
 ) -> Engines:
     """The engines of a config, not started yet. ``model`` is the student's path.
 
-    Weights are written for an engine into ``folder``; None uses no engine.
+    Weights are written for an engine into ``folder``; None uses no engine. A command that does not train also samples
+    from servers that cannot be sent weights, if they have these weights already.
 
     Raises:
         UserError: the engine's package is missing, or it cannot run this student.
@@ -140,6 +148,18 @@ def build_engines(
     if folder is None or not isinstance(config, EngineConfig):
         return Engines(chat, limit, world=world)
     dtype = str(policy.dtype or next(policy.parameters()).dtype).removeprefix("torch.")
+
+    if isinstance(config, ServerConfig) and not trains:
+        servers = served_models(config)
+        for server in servers:
+            server.probe()
+        if not takes_weights(servers):
+            return Engines(
+                chat,
+                limit,
+                engine=ServedSampler(servers, chat, concurrency=config.concurrency, log=log),
+                world=world,
+            )
 
     def make(external: External | None) -> Engine:
         if external is not None:
@@ -162,7 +182,7 @@ def command_engines(
     """
     with TemporaryDirectory(prefix="selfdistill-weights-") as folder:
         limit = BatchSizeLimit(max_batch_size, log)
-        engines = build_engines(config, policy, chat, limit, model=model, folder=Path(folder), log=log)
+        engines = build_engines(config, policy, chat, limit, model=model, folder=Path(folder), log=log, trains=False)
         try:
             yield engines
         finally:

@@ -213,11 +213,16 @@ def build_trainer(models: Models) -> Trainer:
 
 
 def build_rollout_worker(
-    models: Models, log: Callable[[str], None] = lambda message: None, *, folder: Path | None = None
+    models: Models,
+    log: Callable[[str], None] = lambda message: None,
+    *,
+    folder: Path | None = None,
+    trains: bool = True,
 ) -> RolloutWorker:
     """The part that samples and verifies the rollouts of a step. Its sampler also serves evaluation.
 
     ``log`` receives messages for the user. Weights are written for an engine into ``folder``; None uses no engine.
+    ``trains`` is as for :func:`build_engines`.
 
     Raises:
         UserError: the engine cannot run this student, or the teacher that samples.
@@ -234,6 +239,7 @@ def build_rollout_worker(
         folder=None if folder is None else folder / "weights",
         log=log,
         world=World.current(),
+        trains=trains,
     )
     return RolloutWorker(
         task=models.task,

@@ -1,0 +1,290 @@
+"""A model behind a server: token ids and log-probabilities in and out, over connections that stay open.
+
+vLLM, llama.cpp's server and whatever else answers OpenAI's ``/v1/completions`` with token ids are spoken to there, and
+SGLang at its own ``/generate``, because its OpenAI endpoint returns texts alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
+
+from selfdistill.config.sampler import Address, ServerConfig
+from selfdistill.errors import SamplerError
+from selfdistill.files.http import Unusable, first_answer, innermost, json_of, listed_models
+
+AGAIN = (408, 429, 500, 502, 503, 504)
+"""Statuses after which a request is sent again."""
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries, at most."""
+NEEDS = "it must return token ids and log-probabilities, as vLLM, SGLang and llama.cpp's server do"
+
+TAKES_WEIGHTS = ("/inference/v1/generate", "/weight_info", "/update_weight_version", "/collective_rpc")
+"""Endpoints of a vLLM server that weights are sent to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion as a server answers it."""
+
+    ids: list[int]
+    logprobs: list[float]
+    stopped: bool
+    """Whether it ended by itself; False if the token limit cut it."""
+
+
+class ServedModel:
+    """A model at an address. Its methods may be called from several threads."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        authorization: str = "",
+        timeout: float = 600.0,
+        retries: int = 5,
+        wait: float = 1.0,
+        concurrency: int = 64,
+    ) -> None:
+        """``model`` is the name that the server has for it; None is the first that it lists.
+
+        A failed request is sent again ``retries`` times, after ``wait`` seconds, doubled each time. ``authorization``
+        is the value of that header.
+        """
+        self.url = url.rstrip("/")
+        self.model = model
+        self.authorization = authorization
+        self.timeout = timeout
+        self.owner = ""
+        """Who made the server, as its list of models says: ``"vllm"``, ``"sglang"``, ``"llamacpp"``."""
+        self.window: int | None = None
+        """Most tokens of prompt and completion together, if it says."""
+        self._session = requests.Session()
+        retry = Retry(
+            total=retries,
+            backoff_factor=wait,
+            backoff_max=LONGEST_PAUSE,
+            status_forcelist=AGAIN,
+            allowed_methods=None,
+            raise_on_status=False,
+        )
+        adapter = HTTPAdapter(pool_maxsize=concurrency, pool_block=True, max_retries=retry)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+
+    def probe(self) -> None:
+        """Ask once what the server serves, without a retry.
+
+        Raises:
+            SamplerError: it does not answer within two seconds, is no such server, or does not serve the model.
+        """
+        try:
+            answer = first_answer(f"{self.url}/v1/models", auth=self._authorize)
+        except Unusable as unusable:
+            raise SamplerError(f"server {self.url} {unusable}") from unusable
+        models = listed_models(json_of(answer)) if answer.ok else None
+        if not models:
+            remedy = "leave /v1 away" if self.url.endswith("/v1") else NEEDS
+            raise SamplerError(f"server {self.url} lists no models at /v1/models ({answer.status_code}): {remedy}")
+        names = [entry["id"] for entry in models]
+        if self.model is not None and self.model not in names:
+            raise SamplerError(f"server {self.url} serves no model {self.model!r}, but {', '.join(names)}")
+        entry = models[names.index(self.model or names[0])]
+        self.model = entry["id"]
+        self.owner = str(entry.get("owned_by") or "")
+        window = entry.get("max_model_len")
+        self.window = window if isinstance(window, int) else None
+
+    def has(self, path: str) -> bool:
+        """Whether the server knows an endpoint."""
+        try:
+            return first_answer(self.url + path, auth=self._authorize).status_code != 404
+        except Unusable:
+            return False
+
+    def complete(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        seed: int,
+        stop_ids: Sequence[int],
+        padding: range = range(0),
+    ) -> Answer:
+        """One completion of a prompt. ``padding`` are ids without a token, which are never sampled.
+
+        Raises:
+            SamplerError: the server fails after all retries, refuses the request, or answers without ids or
+                log-probabilities.
+        """
+        shared = {"temperature": temperature, "top_p": top_p, "min_p": 0.0, "stop_token_ids": list(stop_ids)}
+        if self.owner == "sglang":
+            sampling = {**shared, "top_k": top_k or -1, "max_new_tokens": max_tokens, "sampling_seed": seed}
+            body = {"input_ids": list(prompt), "sampling_params": sampling, "return_logprob": True}
+            return self._read(_read_sglang, self.post("/generate", body))
+        body = {
+            **shared,
+            "model": self.model,
+            "prompt": list(prompt),
+            "top_k": top_k,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "logprobs": 1,
+            "return_token_ids": True,
+            # Whatever a server's own defaults are. Servers ignore keys that they do not know.
+            "repetition_penalty": 1.0,
+            "repeat_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            **({"logit_bias": dict.fromkeys(map(str, padding), -100.0)} if padding else {}),
+            # vLLM stops where the Transformers sampler stops; the others know no stop ids, and stop at their own.
+            **({"ignore_eos": True} if self.owner == "vllm" else {}),
+        }
+        return self._read(_read_openai, self.post("/v1/completions", body))
+
+    def prompt_logprobs(self, ids: Sequence[int], *, top: int, begin: int) -> list[dict[int, float]]:
+        """Log-probabilities of the ids from ``begin`` on, each with those of the ``top`` likeliest ids in its place.
+
+        Raises:
+            SamplerError: the server fails after all retries, refuses the request, or gives no such log-probabilities.
+        """
+        body = {
+            "model": self.model,
+            "prompt": list(ids),
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": top,
+            "add_special_tokens": False,
+        }
+        answer = self.post("/v1/completions", body)
+
+        def read(document: Any) -> list[dict[int, float]]:
+            positions = document["choices"][0]["prompt_logprobs"]
+            if len(positions) != len(ids):
+                raise ValueError(f"log-probabilities of {len(positions)} ids for {len(ids)}")
+            found = [
+                {int(token): float(entry["logprob"]) for token, entry in position.items()}
+                for position in positions[begin:]
+            ]
+            missing = next(
+                (token for token, entries in zip(ids[begin:], found, strict=True) if token not in entries), None
+            )
+            if missing is not None:
+                raise KeyError(missing)
+            return found
+
+        try:
+            return read(answer)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise SamplerError(
+                f"server {self.url} gives no prompt log-probabilities, which a teacher is scored by "
+                f"({type(error).__name__}: {error}): serve the teacher with vLLM"
+            ) from error
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The document that the server answers to a request.
+
+        Raises:
+            SamplerError: it fails after all retries, refuses the request, or answers no JSON.
+        """
+        try:
+            answer = self._session.post(
+                self.url + path, json=body, auth=self._authorize, timeout=self.timeout, allow_redirects=False
+            )
+        except requests.RequestException as error:
+            raise SamplerError(f"server {self.url} does not answer ({innermost(error)})") from error
+        document = json_of(answer)
+        if not answer.ok or answer.is_redirect:
+            raise SamplerError(f"server {self.url} refuses {path} ({answer.status_code}): {_message(document, answer)}")
+        if document is None:
+            raise SamplerError(f"server {self.url} answers {path} with no JSON: {NEEDS}")
+        return document
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _read(self, read: Callable[[Any], Answer], document: Any) -> Answer:
+        try:
+            answer = read(document)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise SamplerError(
+                f"server {self.url} ({self.owner or 'of unknown make'}) answers without token ids or log-probabilities "
+                f"({type(error).__name__}: {error}): {NEEDS}"
+            ) from error
+        if len(answer.ids) != len(answer.logprobs):
+            raise SamplerError(
+                f"server {self.url} gave {len(answer.logprobs)} log-probabilities to {len(answer.ids)} tokens"
+            )
+        return answer
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Add the header of this server, and none that requests finds in a .netrc."""
+        if self.authorization:
+            request.headers["Authorization"] = self.authorization
+        return request
+
+
+def served_models(config: ServerConfig) -> list[ServedModel]:
+    """The servers of a config, not asked yet."""
+    return [
+        ServedModel(
+            url,
+            model=config.model,
+            authorization=url.authorization if isinstance(url, Address) else "",
+            timeout=config.timeout,
+            retries=config.retries,
+            wait=config.wait,
+            concurrency=config.concurrency,
+        )
+        for url in config.urls
+    ]
+
+
+def takes_weights(servers: Sequence[ServedModel]) -> bool:
+    """Whether all servers are vLLM's that can be sent weights."""
+    return all(server.has(path) for server in servers for path in TAKES_WEIGHTS)
+
+
+def _read_openai(document: Any) -> Answer:
+    """vLLM names the ids ``token_ids``; llama.cpp has an ``id`` beside each log-probability."""
+    (choice,) = document["choices"]
+    logprobs = choice["logprobs"]
+    if "content" in logprobs:
+        entries = logprobs["content"]
+        return Answer([int(e["id"]) for e in entries], [float(e["logprob"]) for e in entries], _stopped(choice))
+    return Answer(
+        [int(token) for token in choice["token_ids"]], [float(p) for p in logprobs["token_logprobs"]], _stopped(choice)
+    )
+
+
+def _read_sglang(document: Any) -> Answer:
+    meta = document["meta_info"]
+    entries = meta["output_token_logprobs"]
+    stopped = _stopped({"finish_reason": meta["finish_reason"]["type"]})
+    return Answer([int(entry[1]) for entry in entries], [float(entry[0]) for entry in entries], stopped)
+
+
+def _stopped(choice: Mapping[str, Any]) -> bool:
+    reason = choice["finish_reason"]
+    if reason not in ("stop", "length"):
+        raise ValueError(f"a completion ended with {reason!r}")
+    return bool(reason == "stop")
+
+
+def _message(document: Any, answer: requests.Response) -> str:
+    """The message in the body of an HTTP error."""
+    error = document.get("error", document) if isinstance(document, dict) else document
+    message = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
+    text = answer.text if message is None else message if isinstance(message, str) else json.dumps(message)
+    return next(iter(text.strip().splitlines()), "no reason given")[:300]
