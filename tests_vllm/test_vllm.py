@@ -23,9 +23,11 @@ from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Policy, load_policy
+from selfdistill.models.served import ServedModel
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.requests import Engine
+from selfdistill.sampling.served import ServedSampler
 from selfdistill.sampling.server import ServerSampler
 from selfdistill.sampling.vllm import WORKER_EXTENSION, VLLMSampler
 from selfdistill.types import Completion
@@ -226,3 +228,58 @@ def test_a_dead_server_is_one_sentence_and_the_step_is_drawn_again(
     servers[0].start()
     servers[0].wait()
     assert ids(greedy(engine)) == whole
+
+
+# --- a server that has the weights already, and a teacher behind it --------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 92}
+    return save_tiny_model(tmp_path_factory.mktemp("other"), seed=1, **sizes, max_position_embeddings=WINDOW)
+
+
+@pytest.fixture(scope="session")
+def teacher(other: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = Server(other, port, (tmp_path_factory.mktemp("log") / "teacher.log").open("wb"))
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
+        server.log.close()
+
+
+def test_a_server_of_the_same_weights_draws_what_the_model_draws(teacher: Server, other: Path) -> None:
+    policy, chat = load(other, None)
+    server = ServedModel(teacher.url)
+    server.probe()
+    said: list[str] = []
+    sampler = ServedSampler([server], chat, concurrency=4, log=said.append)
+    sampler.update(policy, 0)
+    mine, theirs = greedy(policy_sampler(policy, chat, max_batch_size=64)), greedy(sampler)
+    assert ids(theirs) == ids(mine)
+    for ours, others in zip(chain(*mine), chain(*theirs), strict=True):
+        assert others.logprobs == pytest.approx(ours.logprobs, abs=2e-5)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("name", ["sd", "sdft"])
+def test_a_teacher_behind_a_server_scores_as_the_model_does(
+    name: str, teacher: Server, other: Path, model: Path, tmp_path: Path
+) -> None:
+    support = {"kind": "top_k", "k": 8, "chosen_by": "teacher"}
+    method = {"name": name} | ({"divergence": {"kind": "reverse_kl", "support": support}} if name == "sdft" else {})
+    weights = {"own": {"kind": "external", "path": str(other)}, "served": {"kind": "server", "url": teacher.url}}
+    for folder, kind in weights.items():
+        config = tiny_run(model, {**method, "weights": kind}, "steps=3", "sampling.top_k=1")
+        open_run(config, tmp_path / folder).train()
+    own, served = (lines(tmp_path / folder / "metrics.jsonl") for folder in weights)
+    assert len(own) == len(served) == 3
+    for mine, theirs in zip(own, served, strict=True):
+        for key in ("loss", "grad_norm", "pmi"):
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-5)

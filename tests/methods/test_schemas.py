@@ -75,7 +75,11 @@ def test_every_value_has_the_same_sentence_before_torch_and_from_the_methods_cla
         ("grpo", {"dual_clip": 3, "ratio": "weight"}, "dual_clip bounds the ratio of each token"),
         ("opsd", {"weights": {"kind": "snapshot", "every": 0}}, "method.weights: Value error, a snapshot is taken"),
         ("opsd", {"weights": {"kind": "external"}}, "method.weights.path: Field required (got {'kind': 'external'})"),
-        ("opsd", {"weights": "emaa"}, "'frozen' or 'ema', or a table of kind 'snapshot' or 'external' (got 'emaa')"),
+        (
+            "opsd",
+            {"weights": "emaa"},
+            "'frozen' or 'ema', or a table of kind 'snapshot' or 'external' or 'server' (got 'emaa')",
+        ),
         ("credit", {"contrasts": 10**9}, "method.contrasts: Input should be less than or equal to 64"),
         (
             "opsd",

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import torch
 
+from selfdistill.models.loading import read_tokenizer
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import HFSampler
@@ -101,6 +102,9 @@ class FakeVLLM:
                 return 200, {}
             case "/inference/v1/generate":
                 return self._generate(body)
+            case "/tokenize":
+                tokens = _tokenizer(str(self.base))(body["prompt"], add_special_tokens=False)["input_ids"]
+                return 200, {"tokens": tokens, "count": len(tokens)}
             case "/v1/completions" if self.owner != "sglang":
                 return self._complete(body)
             case "/generate" if self.owner == "sglang":
@@ -219,6 +223,11 @@ LOADING = threading.Lock()
 def _load(path: str) -> Policy:
     with LOADING:
         return load_policy(path, dtype=torch.float32, device=torch.device("cpu"))[0]
+
+
+def _tokenizer(path: str) -> Any:
+    with LOADING:
+        return read_tokenizer(path)
 
 
 @contextmanager

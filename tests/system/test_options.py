@@ -66,8 +66,8 @@ def test_underscores_and_names_of_trl_and_torchrun_are_taken(capsys: pytest.Capt
 JSON_KEYS = {
     "evaluate countdown-base --task countdown --limit 1 --samples 1 --max-tokens 4": (
         "avg best_by checkpoint deliberation earned engine entropy hits judged length maj markers max_tokens model "
-        "pass pass_curve problem_set problems reward rewards samples seed skipped split step task temperature tokens top_k "
-        "top_p truncated warnings weights words"
+        "pass pass_curve problem_set problems reward rewards samples seed skipped split step task temperature tokens "
+        "top_k top_p truncated warnings weights words"
     ),
     "inspect countdown-base --task countdown --problems 1 --samples 1 --max-tokens 4 --methods grpo --out look": (
         "agreement answer_leak checkpoint completions contexts drift hyperparameters left_out methods metrics model "

@@ -7,6 +7,7 @@ schemas`` writes it from them. The models built from it give the very messages o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache, reduce
 from operator import or_
@@ -19,7 +20,7 @@ from pydantic_core import ErrorDetails
 from selfdistill.config.sections import Strict
 from selfdistill.config.suggest import near, nearest_choice
 from selfdistill.errors import ConfigError
-from selfdistill.types import External, Snapshot
+from selfdistill.types import External, Server, Snapshot
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -33,7 +34,7 @@ NEED_REWARDS: frozenset[str] = frozenset(_READ.get("needs_rewards", ()))
 
 PLAIN: Mapping[str, Any] = {"number": float, "integer": int, "boolean": bool, "string": str, "null": None}
 BOUNDS = {"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "exclusiveMaximum": "lt"}
-LIGHT: Mapping[str, Any] = {"External": External, "Snapshot": Snapshot}
+LIGHT: Mapping[str, Any] = {"External": External, "Server": Server, "Snapshot": Snapshot}
 """Classes that need no torch and stand for themselves, with what they check in code."""
 
 
@@ -82,7 +83,9 @@ def validated(kind: type[Kind], name: str, given: Mapping[str, Any]) -> Kind:
         parts = (entry["loc"][1] for entry in error.errors() if entry["loc"][:1] == first["loc"][:1] != entry["loc"])
         kinds = [repr(part.lower()) for part in dict.fromkeys(parts) if isinstance(part, str) and part in LIGHT]
         tables = f", or a table of kind {' or '.join(kinds)}" if kinds and first["type"] == "literal_error" else ""
-        raise ConfigError(f"{where}: {first['msg']}{tables} (got {first['input']!r}){nearest_choice(first)}") from error
+        # A login in an address is no part of a message.
+        got = re.sub(r"//[^/\s]*@", "//…@", repr(first["input"]))
+        raise ConfigError(f"{where}: {first['msg']}{tables} (got {got}){nearest_choice(first)}") from error
 
 
 def check_dual_clip(ratio: str, dual_clip: float | None) -> None:

@@ -21,7 +21,7 @@ from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.rollouts import RolloutWorker, sample_and_verify
 from selfdistill.scoring.prepare import render
-from selfdistill.scoring.score import score_views
+from selfdistill.scoring.score import score_roles, score_views
 from selfdistill.seeds import derive
 from selfdistill.tasks.judging import verify_all
 from selfdistill.types import STUDENT, Example, Role, Rollout, RolloutGroup, Skipped, View
@@ -125,8 +125,8 @@ def _sample_teacher(
 ) -> dict[tuple[int, int], Rollout]:
     indices = sorted(prompts)
     chat = worker.chat
-    with worker.teachers.weights(role.weights) as policy:
-        completions = worker.engines.of(policy, role.weights).sample([prompts[index] for index in indices], params)
+    with worker.engines.sampler(worker.teachers, role.weights) as sampler:
+        completions = sampler.sample([prompts[index] for index in indices], params)
     return {
         (g, i): Rollout(
             groups[g].rollouts[i].prompt_ids,
@@ -158,10 +158,11 @@ def _log_ratios(
     ]
     with torch.no_grad():
         student_scores = score_views(policy, views, STUDENT, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
-    with worker.teachers.weights(role.weights) as teacher:
-        teacher_scores = score_views(teacher, views, TEACHER, max_tokens=max_tokens, max_logits_per_chunk=1 << 24)
-    pairs = zip(student_scores, teacher_scores, strict=True)
-    return [sign * float((s.target_N.double() - t.target_N.double()).sum()) for s, t in pairs]
+    by_role = score_roles(
+        worker.teachers, views, {TEACHER: role.weights}, max_tokens=max_tokens, max_logits_per_chunk=1 << 24
+    )
+    pairs = zip(student_scores, by_role[TEACHER], strict=True)
+    return [sign * float((s.target_N.double() - t.target_N.double()).sum()) for s, t in pairs if t is not None]
 
 
 def _summary(

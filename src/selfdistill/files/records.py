@@ -21,7 +21,9 @@ def flatten(record: StepRecord) -> dict[str, Any]:
     flat: dict[str, Any] = {"step": record.step}
     for role, sums in sorted(record.roles.items()):
         if sums.tokens:
-            flat[f"{role}_entropy"] = sums.entropy / sums.tokens
+            # A teacher behind a server gives no distributions, and so no entropy.
+            if not math.isnan(sums.entropy):
+                flat[f"{role}_entropy"] = sums.entropy / sums.tokens
             if sums.u is not None:
                 flat["pmi" if role == "teacher" else f"{role}_u"] = sums.u / sums.tokens
     flat |= {"tokens": float(record.tokens), "weight": record.weight}

@@ -28,7 +28,7 @@ from selfdistill.scoring.batching import MicroBatch, collate, micro_batches
 from selfdistill.scoring.prepare import Rendered, batch_inputs, loss_inputs, prepare, render
 from selfdistill.scoring.score import head_inputs_of, split, spread, together, with_role
 from selfdistill.tracking.progress import activity
-from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, View
+from selfdistill.types import STUDENT, External, Role, RolloutGroup, Scores, Server, View
 
 TOKENS, MAX_LOGITS_PER_CHUNK, PROMPTS = 4096, 1 << 24, 16
 """Defaults: maximum tokens of a forward pass, maximum logits in memory, and problems of a step."""
@@ -115,7 +115,7 @@ def _reason_left_out(method: Method, templates: Mapping[str, Template]) -> str |
     if tuple(method.sampling_roles()) != (STUDENT,):
         return "it learns from samples of its teacher too, and only the student's are looked at"
     for role in method.roles().values():
-        if isinstance(role.weights, External):
+        if isinstance(role.weights, External | Server):
             return "its teacher is another model, and only the model's own weights are looked at"
         if role.context is not None and role.context not in templates:
             return f"the context file has no template {role.context!r}"

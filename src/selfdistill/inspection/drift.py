@@ -29,7 +29,7 @@ from selfdistill.scoring.score import score_roles
 from selfdistill.tracking.progress import activity
 from selfdistill.training.problem import build_problem
 from selfdistill.training.run_folder import Weights, find_weights, load_model, load_models
-from selfdistill.types import STUDENT, External, Role, Scores, Snapshot, Task, View
+from selfdistill.types import STUDENT, External, Role, Scores, Server, Snapshot, Task, View
 
 BARE = "student's prompt"
 """Role that has the teacher's weights and the student's prompt."""
@@ -68,7 +68,7 @@ def load_with_teachers(
     roles = {
         f"{label_of(role)} ({_kind(role)})": role
         for role in (own.roles().values() if own is not None else ())
-        if role.context is not None and role.weights != "live" and not isinstance(role.weights, External)
+        if role.context is not None and role.weights != "live" and not isinstance(role.weights, External | Server)
     }
     follows = any(role.weights != "frozen" for role in roles.values())
     best = bool(roles) and find_weights(name, config, checkpoint).checkpoint == "best"

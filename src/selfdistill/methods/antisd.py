@@ -57,6 +57,11 @@ class AntiSD(GRPO):
         gate_role = (STUDENT,) if self.gated and self.gate_signal != "teacher_entropy" else ()
         return tuple(dict.fromkeys((*super().precompute(), *self.roles(), *gate_role)))
 
+    def likeliest(self, role: str) -> int | None:
+        """A gate that watches the teacher's entropy reads its distribution."""
+        watched = self.gated and self.gate_signal == "teacher_entropy"
+        return None if watched and role == "teacher" else super().likeliest(role)
+
     def new_state(self) -> State | None:
         """The gate, closed."""
         watches = self.gated and (self.hindsight or self.gate_signal != "teacher_entropy")

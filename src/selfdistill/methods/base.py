@@ -106,7 +106,8 @@ class Method(Strict):
     weights: Weights | None = Field(
         None,
         description='Weights of the teacher: "live", "frozen", "ema", { kind = "snapshot", every = N } (the student '
-        'copied after every N-th step) or { kind = "external", path = … }; unset: the method\'s own.',
+        'copied after every N-th step), { kind = "external", path = … } or { kind = "server", url = … }; unset: the '
+        "method's own.",
     )
     teacher_thinking: bool | None = Field(
         None, description="Thinking switch of the chat template for the teacher's prompt; unset: as for the student."
@@ -148,6 +149,15 @@ class Method(Strict):
         A role may be in both: ``on_batch`` then gets its entropies and the loss its distributions, for one more pass.
         """
         return [name for name in self.roles() if name not in self.precompute()]
+
+    def likeliest(self, role: str) -> int | None:
+        """How many of a role's likeliest tokens the method reads, beside the sampled token; None: the distribution.
+
+        A teacher behind a server gives these log-probabilities alone. By default a role that the loss compares is read
+        whole, and of any other the sampled token's log-probability. A method that reads entropies of a role overrides
+        it.
+        """
+        return None if role in self.compared() else 0
 
     def keep(self, group: RolloutGroup) -> Sequence[bool]:
         """Which completions of a group enter the loss; the others are counted as left out by the method."""
@@ -310,6 +320,11 @@ def on_support(tokens: TokenSlice, support: Full | TopK, *roles: str, teacher: s
     repeated_NK = torch.cat([torch.zeros_like(selected_ids[0], dtype=torch.bool), repeated_NK], -1)
     gathered = (tokens.roles[role].gather(-1, ids_NK).masked_fill(repeated_NK, -math.inf) for role in roles)
     return tuple(with_tail(logprobs_NK) for logprobs_NK in gathered)
+
+
+def teachers_top(support: Full | TopK) -> int | None:
+    """How many of the teacher's likeliest tokens a divergence on this support reads; None: others as well."""
+    return support.k if support.kind == "top_k" and support.chosen_by == "teacher" else None
 
 
 def _likeliest(logprobs_NV: Tensor, k: int) -> Tensor:

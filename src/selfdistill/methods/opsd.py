@@ -15,6 +15,7 @@ from selfdistill.methods.base import (
     Recommended,
     at_temperature,
     on_support,
+    teachers_top,
 )
 from selfdistill.types import Role, TokenSlice
 
@@ -49,6 +50,12 @@ class OPSD(DriftingTeacher):
     def needs_rewards(self) -> bool:
         """Solutions are enough."""
         return False
+
+    def likeliest(self, role: str) -> int | None:
+        """The teacher's own top-k suffices at temperature 1: another one divides all tokens' scores."""
+        if role != "teacher":
+            return super().likeliest(role)
+        return teachers_top(self.divergence.support) if self.score_temperature == 1 else None
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token."""

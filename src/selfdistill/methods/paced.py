@@ -9,7 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import BatchScores, DriftingTeacher, Full, Recommended, State, Support, on_support
+from selfdistill.methods.base import (
+    BatchScores,
+    DriftingTeacher,
+    Full,
+    Recommended,
+    State,
+    Support,
+    on_support,
+    teachers_top,
+)
 from selfdistill.objectives import forward_kl, reverse_kl
 from selfdistill.types import STUDENT, Role, TokenSlice
 
@@ -52,6 +61,12 @@ class PACED(DriftingTeacher):
             "question_weight_mean": sum(weights) / len(weights) if weights else 0.0,
             "reverse": float(self.reverse_from <= progress),
         }
+
+    def likeliest(self, role: str) -> int | None:
+        """The teacher's own top-k suffices."""
+        if role != "teacher":
+            return super().likeliest(role)
+        return teachers_top(self.support)
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """The divergence of this part of the run, times the question's weight."""

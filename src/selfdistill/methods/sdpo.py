@@ -8,7 +8,15 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import Divergence, DriftingTeacher, JensenShannon, Recommended, TopK, on_support
+from selfdistill.methods.base import (
+    Divergence,
+    DriftingTeacher,
+    JensenShannon,
+    Recommended,
+    TopK,
+    on_support,
+    teachers_top,
+)
 from selfdistill.types import STUDENT, Role, TokenSlice
 
 
@@ -37,6 +45,12 @@ class SDPO(DriftingTeacher):
     def roles(self) -> Mapping[str, Role]:
         """The teacher: averaged weights, sibling or feedback."""
         return {"teacher": self.teacher(self.context, "ema"), **self.bare("ema")}
+
+    def likeliest(self, role: str) -> int | None:
+        """The teacher's own top-k suffices."""
+        if role != "teacher":
+            return super().likeliest(role)
+        return teachers_top(self.divergence.support)
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token, times the capped importance ratio."""

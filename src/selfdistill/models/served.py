@@ -16,13 +16,20 @@ from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from selfdistill.config.sampler import Address, ServerConfig
-from selfdistill.errors import SamplerError
+from selfdistill.contexts.chat import Chat
+from selfdistill.errors import ModelError, SamplerError
 from selfdistill.files.http import Unusable, first_answer, innermost, json_of, listed_models
 
 AGAIN = (408, 429, 500, 502, 503, 504)
 """Statuses after which a request is sent again."""
 LONGEST_PAUSE = 60.0
 """Seconds between two tries, at most."""
+CONCURRENCY = 32
+"""Requests that a teacher's server has at a time."""
+EVERY_SORT = (
+    "The quick brown fox, 3.14159 × 10^-7?\n\tdef f(x): return {'a': [x]}  # naïve Ünïcödé 你好 🙂 \\frac{1}{2}"
+)
+"""A text that tokenizers cut into many kinds of tokens."""
 NEEDS = "it must return token ids and log-probabilities, as vLLM, SGLang and llama.cpp's server do"
 
 TAKES_WEIGHTS = ("/inference/v1/generate", "/weight_info", "/update_weight_version", "/collective_rpc")
@@ -191,6 +198,25 @@ class ServedModel:
                 f"({type(error).__name__}: {error}): serve the teacher with vLLM"
             ) from error
 
+    def check_teacher(self, chat: Chat, *, top: int) -> None:
+        """Check that a teacher has the student's vocabulary, and gives the ``top`` likeliest ids of a position.
+
+        Raises:
+            SamplerError: it does not answer, or gives no prompt log-probabilities of so many ids.
+            ModelError: it reads a text as other tokens.
+        """
+        self.probe()
+        text = " ".join([EVERY_SORT, *map(str, chat.tokenizer.all_special_tokens)])
+        own = [int(i) for i in chat.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        document = self.post("/tokenize", {"model": self.model, "prompt": text, "add_special_tokens": False})
+        theirs = document.get("tokens") if isinstance(document, dict) else None
+        if theirs != own:
+            raise ModelError(
+                f"teacher {self.url} has another vocabulary than {chat.name}: it reads a text as {_short(theirs)}, and "
+                f"the student as {_short(own)}; a teacher must share every token"
+            )
+        self.prompt_logprobs(own[: self.window - 1 if self.window else None][:64], top=top, begin=1)
+
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The document that the server answers to a request.
 
@@ -280,6 +306,10 @@ def _stopped(choice: Mapping[str, Any]) -> bool:
     if reason not in ("stop", "length"):
         raise ValueError(f"a completion ended with {reason!r}")
     return bool(reason == "stop")
+
+
+def _short(tokens: object) -> str:
+    return f"{', '.join(map(str, tokens[:8]))} …" if isinstance(tokens, list) else "no tokens"
 
 
 def _message(document: Any, answer: requests.Response) -> str:

@@ -21,7 +21,8 @@ from selfdistill.models.loading import quiet_peft
 from selfdistill.models.lora import STUDENT_ADAPTER
 from selfdistill.models.masters import Masters
 from selfdistill.models.policy import Policy
-from selfdistill.types import External, Snapshot, Weights
+from selfdistill.models.served import ServedModel
+from selfdistill.types import External, Server, Snapshot, Weights
 
 EMA_ADAPTER = "ema"
 """Name of the averaged adapter. A snapshot's is :func:`adapter_of`."""
@@ -37,15 +38,18 @@ class Teachers:
         needed: Set[Weights],
         rate: float,
         external: Mapping[External, Policy] | None = None,
+        served: Mapping[Server, ServedModel] | None = None,
         place: Callable[[Policy], None] = lambda policy: None,
     ) -> None:
         """Copy the weights that ``needed`` names. Call it at step 0, before the student is updated or sharded.
 
-        ``rate`` is η in θ' ← (1−η)θ' + ηθ, for ``"ema"`` only. ``external`` holds other models, already loaded.
+        ``rate`` is η in θ' ← (1−η)θ' + ηθ, for ``"ema"`` only. ``external`` holds other models, already loaded,
+        and ``served`` those behind servers, which score without a policy.
         ``place`` moves a teacher to its device and shards it. It is called for one teacher at a time, so that few are
         whole at once.
         """
         self.policy = policy
+        self.served = dict(served or {})
         self.rate = rate
         self.copies: dict[Weights, Policy] = {}
         self.copies.update((external or {}).items())

@@ -15,7 +15,8 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Policy
-from selfdistill.models.served import served_models, takes_weights
+from selfdistill.models.served import CONCURRENCY, served_models, takes_weights
+from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.build import build_engine, check_teacher
 from selfdistill.sampling.hf import policy_sampler
@@ -23,7 +24,7 @@ from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.sampling.requests import Engine
 from selfdistill.sampling.served import ServedSampler
 from selfdistill.tracking.progress import log
-from selfdistill.types import Completion, External, Snapshot, Weights
+from selfdistill.types import Completion, External, Server, Snapshot, Weights
 
 
 class Engines:
@@ -60,6 +61,15 @@ class Engines:
         if self.engine is None:
             return policy_sampler(policy, self.chat, max_batch_size=self.limit)
         return _EngineSampler(self, policy, weights)
+
+    @contextmanager
+    def sampler(self, teachers: Teachers, weights: Weights) -> Iterator[Sampler]:
+        """A sampler of a teacher's weights, for as long as they are selected."""
+        if isinstance(weights, Server):
+            yield ServedSampler([teachers.served[weights]], self.chat, concurrency=CONCURRENCY, log=log)
+            return
+        with teachers.weights(weights) as policy:
+            yield self.of(policy, weights)
 
     def sync(self, policy: Policy, weights: Weights = "live") -> Engine:
         """The engine, once it holds these weights. All ranks must call: the weights may have to be gathered.

@@ -365,8 +365,7 @@ class RolloutWorker:
         ordinals = params.ordinals or range(len(groups))
         params = replace(params, ordinals=[ordinals[i] for i in prompts])
         # Every rank calls the sampler, even without prompts, because it all-gathers sharded weights.
-        with self.teachers.weights(role.weights) as policy:
-            sampler = self.engines.of(policy, role.weights)
+        with self.engines.sampler(self.teachers, role.weights) as sampler:
             sampled = Sampled([*prompts.values()], self._sample(sampler, [*prompts.values()], params), version)
         # A group's samples share the student's prompt, so that both sides of a pair are scored under the same one.
         student_prompts = [

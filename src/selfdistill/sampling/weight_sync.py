@@ -12,7 +12,7 @@ from selfdistill.distributed.world import ALONE, World
 from selfdistill.models.lora import STUDENT_ADAPTER
 from selfdistill.models.policy import Policy, save_policy
 from selfdistill.models.teachers import adapter_of
-from selfdistill.types import External, Snapshot, Weights
+from selfdistill.types import External, Server, Snapshot, Weights
 
 DIRECTORY = re.compile(r"(version|frozen|ema|snapshot\d+|external)-\d{6}")
 """Names of the directories that are written here. Whatever else stands in the folder is left alone."""
@@ -74,7 +74,7 @@ def _name(weights: Weights) -> str:
             return "version"
         case Snapshot(every=every):
             return f"snapshot{every}"
-        case External():
+        case External() | Server():
             return "external"
         case word:
             return word

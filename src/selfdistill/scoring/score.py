@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,8 +13,9 @@ from selfdistill.models.head import HeadInput
 from selfdistill.models.policy import Policy
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.batching import collate, micro_batches
+from selfdistill.scoring.served import served_head, served_scores
 from selfdistill.tracking.progress import advance
-from selfdistill.types import STUDENT, Scores, View, Weights
+from selfdistill.types import STUDENT, Scores, Server, View, Weights
 
 
 def score_views(
@@ -89,6 +90,13 @@ def score_roles(
     for kind, temperature in dict.fromkeys(passes.values()):
         pairs = [(role, i) for role in weights if passes[role] == (kind, temperature) for i in range(len(views))]
         with_prompt = [(role, i) for role, i in pairs if role in views[i].prompts]
+        if isinstance(kind, Server):
+            for role in dict.fromkeys(role for role, _ in with_prompt):
+                places = [i for one, i in with_prompt if one == role]
+                found = served_scores(teachers.served[kind], [views[i] for i in places], role, world)
+                for i, score in zip(places, found, strict=True):
+                    columns[role][i] = score
+            continue
         single_role_views = [_alone(views[i], role) for role, i in with_prompt]
         with teachers.weights(kind) as policy:
             scores = _score(
@@ -124,14 +132,26 @@ def head_inputs(
     weights: Mapping[str, Weights],
     target_N: Tensor,
     temperatures: Mapping[str, float] | None = None,
+    likeliest: Callable[[str], int | None] = lambda role: None,
 ) -> dict[str, HeadInput]:
     """Hidden states and LM head of every role of a micro-batch, without gradient. Losses over distributions use them.
+
+    Of a teacher behind a server the ``likeliest`` tokens of each role are asked for.
 
     Raises:
         RuntimeError: a role's target ids differ from the student's, so scores would not be comparable.
     """
     result: dict[str, HeadInput] = {}
     for roles in together(weights, packed=teachers.pack):
+        kind = weights[roles[0]]
+        if isinstance(kind, Server):
+            result.update(
+                {
+                    role: served_head(teachers.served[kind], views, role, likeliest(role) or 0, teachers.policy)
+                    for role in roles
+                }
+            )
+            continue
         scored = views
         if not any(role in view.prompts for role in roles for view in views):
             # Every rank makes the same passes over sharded weights, so that one without these roles makes one too.

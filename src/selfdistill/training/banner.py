@@ -17,7 +17,7 @@ from selfdistill.tasks.build import warnings_for
 from selfdistill.tasks.turns import environment_of
 from selfdistill.training.build import Parts
 from selfdistill.training.problem import plan_for, reward_warnings
-from selfdistill.types import External, Role, Snapshot
+from selfdistill.types import External, Role, Server, Snapshot
 
 HIGH_RATE = 0.01
 """AdamW moves a weight by about the learning rate a step, and most weights of language models are smaller than this."""
@@ -112,6 +112,8 @@ def describe_role(role: Role) -> str:
     match role.weights:
         case External(path=path):
             return f"{prompt}, weights of {path}"
+        case Server(url=url):
+            return f"{prompt}, weights behind {url}"
         case Snapshot(every=every):
             return f"{prompt}, weights of a snapshot every {every} steps"
     return f"{prompt}, {role.weights} weights"

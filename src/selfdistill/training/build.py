@@ -26,6 +26,7 @@ from selfdistill.methods import Method
 from selfdistill.models.compile import check_compiler
 from selfdistill.models.devices import parse_device, resolve_device
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
+from selfdistill.models.served import ServedModel
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.engines import build_engines
@@ -43,7 +44,7 @@ from selfdistill.training.order import Order
 from selfdistill.training.problem import Problem, build_problem, needed_weights
 from selfdistill.training.shaping import Shaping
 from selfdistill.training.trainer import Trainer
-from selfdistill.types import STUDENT, Example, External, Task, Weights
+from selfdistill.types import STUDENT, Example, External, Server, Task, Weights
 
 
 @dataclass(slots=True, kw_only=True)
@@ -326,7 +327,7 @@ def build_teachers(
     ``place`` moves each teacher to its device, or shards it.
 
     Raises:
-        ModelError: an external teacher cannot be used with the student.
+        UserError: a teacher of another model cannot be used with the student.
     """
     external = {
         kind: load_external(
@@ -335,8 +336,13 @@ def build_teachers(
         for kind in needed
         if isinstance(kind, External)
     }
+    served = {kind: ServedModel(kind.url, model=kind.model) for kind in needed if isinstance(kind, Server)}
+    roles = {name: role for name, role in method.roles().items() if isinstance(role.weights, Server)}
+    for kind, server in served.items():
+        tops = [method.likeliest(name) or 0 for name, role in roles.items() if role.weights == kind]
+        server.check_teacher(chat, top=max(tops, default=0))
     origin = "+".join(fingerprint(model) for model in (policy, *external.values()))
-    teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, place=place)
+    teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, served=served, place=place)
     return teachers, origin
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -147,14 +147,16 @@ class Run:
                 with clock.phase("generation"):
                     groups = self._collect(*next(batches_of_examples))
                 if parts.resampler is not None:
-                    with clock.phase("resampling"):
+                    with clock.phase("resampling"), self._kept():
                         groups = parts.resampler.fill(groups, step=counters.step + 1)
             except Interrupted:
                 self.progress.log(f"step {counters.step + 1} was left while it was sampled: --resume samples it anew")
                 break
             # Score the rollouts under the method's contexts and make the optimiser updates.
             try:
-                with activity("learning", unit="micro-batches"):
+                # A step that fails before its one update has changed nothing, unless the method keeps a state.
+                unchanged = config.optimiser.updates_per_batch == 1 and parts.trainer.state is None
+                with self._kept(unchanged), activity("learning", unit="micro-batches"):
                     result = parts.trainer.step(groups, step=counters.step + 1, clock=clock)
             except TrainingError as error:
                 raise self._keep_failed_step(groups, counters.step + 1, error) from error
@@ -195,7 +197,8 @@ class Run:
         self.rollouts.append(*(completion.to_json() for completion in completions))
         self.metrics.append(line)
         self.trackers.step(line, completions)
-        self.progress.step(line, total=config.steps, evaluation_left=self._evaluation_seconds_left())
+        left = counters.evaluation_seconds_left(config.steps, config.evaluation.every)
+        self.progress.step(line, total=config.steps, evaluation_left=left)
         # Call the user's function, then save a checkpoint if due.
         self._call_back(callback_record(result.record, line))
         if counters.step % config.checkpoint.every == 0 or failure is not None:
@@ -215,16 +218,21 @@ class Run:
     def _collect(self, examples: Sequence[Example], following: Sequence[Example]) -> list[RolloutGroup]:
         """The verified rollouts of the next step. ``following`` are the examples of the step after it."""
         step, parts, sampled = self.counters.step + 1, self.parts, None
-        if parts.prefetcher is not None:
-            try:
+        with self._kept():
+            if parts.prefetcher is not None:
                 sampled = parts.prefetcher.sample(step, examples, following if step < self.config.steps else None)
-            except SamplerError:
-                # The weights are fine, only the sampler failed: save the steps since the last checkpoint.
-                if self.counters.step > self.saved_step:
-                    self._save(export=True)
-                raise
-        seed = derive(self.config.seed, "sampling", step)
-        return parts.worker.rollout(examples, seed=seed, version=step - 1, sampled=sampled)
+            seed = derive(self.config.seed, "sampling", step)
+            return parts.worker.rollout(examples, seed=seed, version=step - 1, sampled=sampled)
+
+    @contextmanager
+    def _kept(self, unchanged: bool = True) -> Iterator[None]:
+        """Save the steps since the last checkpoint if an engine or a teacher's server fails: the weights are fine."""
+        try:
+            yield
+        except SamplerError:
+            if unchanged and self.counters.step > self.saved_step:
+                self._save(export=True)
+            raise
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the student, export it if it is the best so far, and log the result; returns the result.
@@ -265,13 +273,6 @@ class Run:
             world=self.world,
             references=parts.references,
         ).to_json()
-
-    def _evaluation_seconds_left(self) -> float:
-        """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""
-        counters, total, every = self.counters, self.config.steps, self.config.evaluation.every
-        # The last step is evaluated even if ``every`` does not divide it. The first evaluation came before training.
-        left = -(-total // every) - counters.step // every if counters.step < total else 0
-        return left * counters.seconds.get("evaluation", 0.0) / (1 + counters.step // every)
 
     def _check_alarms(self, line: dict[str, Any]) -> None:
         """Check the alarms against the step's line, report new ones, and add the active ones to the line."""

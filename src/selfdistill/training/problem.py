@@ -28,7 +28,7 @@ from selfdistill.tasks.reward import RewardedTask
 from selfdistill.tasks.turns import check_limits, environment_of
 from selfdistill.tracking.progress import activity
 from selfdistill.training.atomic import model_path
-from selfdistill.types import STUDENT, Example, Message, Skipped, Task, Weights
+from selfdistill.types import STUDENT, Example, Message, Server, Skipped, Task, Weights
 
 PROMPT_TOKENS = 1024
 """Tokens of a prompt for which memory is planned before the prompts are known."""
@@ -73,6 +73,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
     check_sampling_roles(method, templates, example, name=name)
+    check_served(method, name)
     for role in {*method.sampling_roles()} - {STUDENT}:
         check_teacher(config.sampler, method.roles()[role].weights)
     check_contexts(method, templates, example, prompts=config.sampling.prompts)
@@ -188,6 +189,23 @@ def check_signal(config: ResolvedConfig, method: Method, task: Task) -> None:
             "signal.equal = 'resample' draws further prompts once a step is judged, and with sampler.overlap the "
             "engine samples the next step by then: set one of them off"
         )
+
+
+def check_served(method: Method, name: str) -> None:
+    """Refuse a teacher behind a server of which the method reads more than a server gives.
+
+    Raises:
+        ConfigError: names the role and the setting.
+    """
+    for role, declared in method.roles().items():
+        if not isinstance(declared.weights, Server):
+            continue
+        if method.likeliest(role) is None or declared.temperature != 1:
+            raise ConfigError(
+                f"method {name!r} reads the whole distribution of {role!r}, and a server gives log-probabilities of "
+                "the sampled token and of the teacher's likeliest ones: choose a support { kind = 'top_k', k = …, "
+                "chosen_by = 'teacher' } where the method has one, or weights = { kind = 'external', path = … }"
+            )
 
 
 def check_turns(config: ResolvedConfig, method: Method, task: Task) -> None:

@@ -36,7 +36,7 @@ from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, gaps, metrics_of_learner, sampled_logprobs
 from selfdistill.training.movement import Movement
 from selfdistill.training.shaping import Shaping
-from selfdistill.types import STUDENT, External, Role, RoleSums, RolloutGroup, Scores, StepRecord, View
+from selfdistill.types import STUDENT, External, Role, RoleSums, RolloutGroup, Scores, Server, StepRecord, View
 
 
 @dataclass(slots=True)
@@ -275,7 +275,9 @@ class Trainer:
             with clock.phase("student"):
                 sequences = collate(picked, STUDENT, packed=packed)
             with clock.phase("teacher"):
-                teachers = head_inputs(self.teachers, picked, compared, sequences.target_N, temperatures)
+                teachers = head_inputs(
+                    self.teachers, picked, compared, sequences.target_N, temperatures, self.method.likeliest
+                )
             # Forward and backward pass of the student; the head makes logits in slices.
             with clock.phase("student"):
                 job = loss_inputs(
@@ -347,7 +349,7 @@ def teachers_of(method: Method, policy: Policy) -> Teachers:
         ConfigError: the method has an external teacher, whose model has to be loaded first.
     """
     needed = {role.weights for role in method.roles().values()}
-    if any(isinstance(weights, External) for weights in needed):
+    if any(isinstance(weights, External | Server) for weights in needed):
         raise ConfigError("a method with another model as its teacher is trained by train(…), which loads that model")
     return Teachers(policy, needed=needed, rate=method.teacher_rate)
 

@@ -53,9 +53,26 @@ class Snapshot:
             raise ValueError(f"a snapshot is taken every 1 or more steps, not every {self.every}")
 
 
-Weights: TypeAlias = Literal["live", "frozen", "ema"] | Snapshot | External
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Another model of the same vocabulary behind a vLLM server: ``{ kind = "server", url = "http://…" }``."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    url: str
+    model: str | None = None
+    """The server's name for it; None is the first that it lists."""
+    kind: Literal["server"] = "server"
+
+    def __post_init__(self) -> None:
+        scheme, _, location = self.url.partition("://")
+        if scheme not in ("http", "https") or not location or "@" in location.partition("/")[0]:
+            raise ValueError("a teacher's server is an http:// or https:// address without a login")
+
+
+Weights: TypeAlias = Literal["live", "frozen", "ema"] | Snapshot | External | Server
 """Weights that score a context: the student's current weights, those of step 0, their average, a copy that is renewed
-every N steps, or another model's."""
+every N steps, or another model's, loaded here or behind a server."""
 
 
 @dataclass(frozen=True, slots=True)

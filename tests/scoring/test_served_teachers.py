@@ -1,0 +1,191 @@
+"""A teacher behind a server scores as the same model does in this process; what it cannot give is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfdistill.errors import ConfigError, ModelError, SamplerError
+from selfdistill.models.policy import load_external, load_policy
+from selfdistill.models.served import ServedModel
+from selfdistill.models.teachers import Teachers
+from selfdistill.scoring.score import head_inputs, score_roles
+from selfdistill.training.problem import build_problem
+from selfdistill.types import STUDENT, External, Server, View
+from support.fake_vllm import FakeVLLM, serving
+from support.runs import lines, tiny_run, train
+from support.tiny import save_tiny_model
+
+pytestmark = pytest.mark.usefixtures("no_page")
+
+K = 5
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same vocabulary."""
+    return save_tiny_model(tmp_path_factory.mktemp("other"), seed=7, hidden_size=48)
+
+
+@pytest.fixture
+def fake(other: Path) -> Iterator[FakeVLLM]:
+    fake = FakeVLLM()
+    fake.owner, fake.base = "vllm", other
+    with serving(fake):
+        yield fake
+
+
+def top(kind: str) -> dict[str, Any]:
+    return {"divergence": {"kind": kind, "support": {"kind": "top_k", "k": K, "chosen_by": "teacher"}}}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "sd"},
+        {"name": "sdpo", **top("jensen_shannon")},
+        {"name": "sdft", **top("reverse_kl")},
+        {"name": "opsd", "score_temperature": 1.0, **top("forward_kl")},
+        {"name": "antisd", "gate_signal": "student_entropy"},
+        {"name": "pbsd"},
+    ],
+    ids=lambda method: method["name"],
+)
+def test_a_run_with_a_served_teacher_is_the_run_with_that_model(
+    method: Mapping[str, Any], fake: FakeVLLM, other: Path, model: Path, tmp_path: Path
+) -> None:
+    still = ("steps=2", "sampling.top_k=1", "evaluation.every=50")
+    weights = {"own": {"kind": "external", "path": str(other)}, "served": {"kind": "server", "url": fake.url}}
+    for name, kind in weights.items():
+        train(tiny_run(model, {**method, "weights": kind}, *still), tmp_path / name)
+    own, served = (lines(tmp_path / name / "metrics.jsonl") for name in weights)
+    assert len(own) == len(served) == 2
+    for mine, theirs in zip(own, served, strict=True):
+        for key in ("loss", "grad_norm", "pmi", "tokens", "weight"):
+            assert theirs.get(key) == pytest.approx(mine.get(key), rel=2e-4, abs=1e-6), key
+    sources = [[(r["source"], r["ids"]) for r in lines(tmp_path / name / "rollouts.jsonl")] for name in weights]
+    assert sources[0] == sources[1]
+    assert any("prompt_logprobs" in body for body in fake.bodies)
+
+
+def test_the_known_ids_the_sampled_token_and_the_tail_are_exact(fake: FakeVLLM, other: Path, model: Path) -> None:
+    device = torch.device("cpu")
+    policy, chat = load_policy(str(model), dtype=torch.float32, device=device)
+    external, served = External(str(other)), Server(fake.url)
+    teacher = load_external(str(other), policy, chat, dtype=torch.float32, device=device)
+    server = ServedModel(fake.url)
+    server.probe()
+    teachers = Teachers(policy, needed=set(), rate=0.0, external={external: teacher}, served={served: server})
+    plain = View({STUDENT: (20, 21), "teacher": (22, 23, 24)}, (30, 31, 9), (1.0,) * 3, (0.0,) * 3, 0.0, 0, 0)
+    without = View({STUDENT: (20, 21)}, (40, 41), (1.0,) * 2, (0.0,) * 2, 0.0, 0, 1)
+    # An episode of two turns, between which the teacher reads other words than the student.
+    gaps = {STUDENT: ((1, (50,)),), "teacher": ((1, (51, 52)),)}
+    episode = View({STUDENT: (20,), "teacher": (22,)}, (30, 31, 9), (1.0,) * 3, (0.0,) * 3, 0.0, 0, 2, gaps=gaps)
+    views = [plain, without, episode]
+    target_N = torch.tensor([token for view in views for token in view.completion_ids])
+    heads = {
+        name: head_inputs(teachers, views, {"teacher": kind}, target_N, likeliest=lambda role: K)["teacher"]
+        for name, kind in (("own", external), ("served", served))
+    }
+    rows = [0, 1, 2, 5, 6, 7]
+    own, theirs = (heads[name].logprobs(slice(None))[rows] for name in ("own", "served"))
+    assert theirs.exp().sum(-1) == pytest.approx(1.0, abs=1e-5)
+    likeliest = own.topk(K, -1)
+    assert torch.equal(theirs.topk(K, -1).indices, likeliest.indices)
+    assert torch.allclose(theirs.gather(-1, likeliest.indices), likeliest.values, atol=1e-5)
+    sampled = target_N[rows][:, None]
+    assert torch.allclose(theirs.gather(-1, sampled), own.gather(-1, sampled), atol=1e-5)
+    assert torch.equal(theirs.isinf(), own.isinf()), "padded ids"
+    scores = [
+        score_roles(teachers, views, {"teacher": kind}, max_tokens=64, max_logits_per_chunk=1 << 20)["teacher"]
+        for kind in (external, served)
+    ]
+    for mine, their in zip(*scores, strict=True):
+        assert (mine is None) == (their is None)
+        if mine is not None and their is not None:
+            assert torch.allclose(their.target_N, mine.target_N, atol=1e-5)
+            assert their.entropy_N.isnan().all()
+    assert scores[1][1] is None
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "opsd",
+        "sdpo",
+        "purified",
+        "credit",
+        "antisd",
+        "srpo",
+        "eopd",
+        {"name": "sdpo", "divergence": {"kind": "reverse_kl", "support": {"kind": "top_k", "k": 5}}},
+        {"name": "opsd", "score_temperature": 1.1, **top("forward_kl")},
+        {"name": "demopsd", **top("forward_kl")},
+    ],
+    ids=str,
+)
+def test_a_method_that_reads_more_is_refused_by_name(method: Any, model: Path) -> None:
+    table = {"name": method} if isinstance(method, str) else dict(method)
+    table["weights"] = {"kind": "server", "url": "http://127.0.0.1:9"}
+    with pytest.raises(ConfigError, match=f"method '{table['name']}' reads the whole distribution of '"):
+        build_problem(tiny_run(model, table))
+
+
+def test_what_a_teachers_server_lacks_is_one_sentence(fake: FakeVLLM, model: Path, tmp_path: Path) -> None:
+    table = {"name": "sdft", "weights": {"kind": "server", "url": fake.url}, **top("reverse_kl")}
+
+    def refused(**changes: Any) -> str:
+        method = {**table, "weights": {**table["weights"], **changes}}
+        with pytest.raises((SamplerError, ModelError)) as error:
+            train(tiny_run(model, method), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    fake.max_logprobs = K - 1
+    assert "refuses /v1/completions (400): Requested prompt logprobs of 5, which is greater than max" in refused()
+    assert refused(model="qwen") == f"server {fake.url} serves no model 'qwen', but base"
+    assert "does not answer" in refused(url="http://127.0.0.1:9")
+    fake.max_logprobs = 20
+    fake.pages["/tokenize"] = '{"tokens": [1, 2, 3]}'
+    assert refused().startswith(f"teacher {fake.url} has another vocabulary than {model}: it reads a text as 1, 2, 3 …")
+    del fake.pages["/tokenize"]
+    fake.pages["/v1/completions"] = '{"choices": [{"text": "4", "prompt_logprobs": null}]}'
+    assert "gives no prompt log-probabilities, which a teacher is scored by" in refused()
+    fake.pages.clear()
+    fake.owner = "sglang"
+    assert "refuses /v1/completions (404)" in refused()
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://me:secret@host"])
+def test_an_address_that_is_none_is_refused(url: str, model: Path) -> None:
+    with pytest.raises(ConfigError, match="a teacher's server is an http:// or https:// address without a") as error:
+        tiny_run(model, {"name": "sdft", "weights": {"kind": "server", "url": url}})
+    assert "secret" not in str(error.value)
+
+
+def test_a_teacher_whose_server_dies_ends_the_run_after_its_steps_are_saved(
+    fake: FakeVLLM, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(model, {"name": "sd", "weights": {"kind": "server", "url": fake.url}}, "checkpoint.every=50")
+    train(config, tmp_path / "whole")
+    answer_of, asked = fake.answer, len(fake.bodies)
+
+    def answer(verb: str, path: str, body: Any) -> Any:
+        # In the middle of the third of five steps; the first request is that of the start.
+        over = path == "/v1/completions" and len(fake.bodies) - asked > asked // 2
+        return (400, {"error": {"message": "gone"}}) if over else answer_of(verb, path, body)
+
+    monkeypatch.setattr(fake, "answer", answer)
+    with pytest.raises(SamplerError, match=r"refuses /v1/completions \(400\): gone"):
+        train(config, tmp_path / "run")
+    [saved] = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert saved == "step-000002"
+    monkeypatch.undo()
+    train(config, tmp_path / "run", resume=True)
+    assert [line["loss"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [
+        line["loss"] for line in lines(tmp_path / "whole" / "metrics.jsonl")
+    ]
