@@ -319,7 +319,7 @@ def teachers(
 @command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[Path, _folder_option("Folder for the model.")],
+    out: Annotated[Path | None, _folder_option("Folder for the model; may be left out with --push.")] = None,
     step: Annotated[int | None, typer.Option(min=1, help="Step of the checkpoint; unset: the newest.")] = None,
     dtype: Annotated[
         str | None,
@@ -328,13 +328,25 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge an adapter into its base model: a plain model directory.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload it to this repository of the Hugging Face hub."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """Write a checkpoint's model as a plain Hugging Face directory, from sharded weights too."""
-    quiet()
-    from selfdistill.training.run_folder import export_model
+    """Write a checkpoint's model as a plain Hugging Face directory with a model card, from sharded weights too."""
+    if out is None and push is None:
+        raise ConfigError("export has no --out: name a folder, or a repository with --push OWNER/NAME")
+    repo = None
+    if push is not None:
+        from selfdistill.training.hub import make_repo
 
-    path = export_model(run, out, step=step, dtype=dtype, merge=merge)
-    echo(f"{path.name} of {run} is in {out}")
+        repo = make_repo(push, private=private)
+    quiet()
+    from selfdistill.cli.export import export_run
+
+    for line in export_run(run, out, step=step, dtype=dtype, merge=merge, repo=repo):
+        echo(line)
 
 
 @command()

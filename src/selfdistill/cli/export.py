@@ -1,0 +1,39 @@
+"""The ``export`` command: a checkpoint's model with its card, in a folder or on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from selfdistill.training.hub import upload
+from selfdistill.training.model_card import write_card
+from selfdistill.training.run_folder import export_model
+
+
+def export_run(
+    run: Path,
+    out: Path | None,
+    *,
+    step: int | None,
+    dtype: str | None,
+    merge: bool,
+    repo: str | None = None,
+) -> Iterator[str]:
+    """Export a checkpoint as :func:`export_model` does, write its card, and upload it; yields what was done as lines.
+
+    Without ``out`` nothing is left here. ``repo`` is a repository of the hub that exists.
+
+    Raises:
+        UserError: the checkpoint cannot be exported, or the hub refuses.
+    """
+    with ExitStack() as stack:
+        folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="selfdistill-export-")))
+        path = export_model(run, folder, step=step, dtype=dtype, merge=merge)
+        number = int(path.name.removeprefix("step-"))
+        write_card(run, number, folder, name=repo)
+        if out is not None:
+            yield f"{path.name} of {run} is in {out}"
+        if repo is not None:
+            yield f"{path.name} of {run} is at {upload(repo, folder, message=f'Step {number} of {run.resolve().name}')}"
