@@ -67,8 +67,8 @@ def evaluate_model(
     thinking = config.sampling.thinking if evaluation.thinking is None else evaluation.thinking
     params = evaluation_params(evaluation, max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
-    rows, length = config.sampling.max_batch_size, tokens + longest_prompt(examples, chat, thinking)
-    rows = rows or decodable_rows(policy, length=length)
+    length = tokens + longest_prompt(examples, chat, thinking)
+    rows = config.sampling.max_batch_size or decodable_rows(policy, length=length)
     log(in_short(policy, weights.describe()))
     # Without a verifier the only measurement is the likelihood of the references.
     references = None if judge.has_verifier else _references(policy, chat, config, thinking)
@@ -80,9 +80,7 @@ def evaluate_model(
     origin = {"model": model, "weights": weights.path, "checkpoint": weights.checkpoint, "step": weights.step}
     return {
         **origin,
-        "task": config.task.kind,
-        "split": split,
-        "engine": config.sampler.kind,
+        **{"task": config.task.kind, "split": split, "engine": config.sampler.kind},
         **{key: getattr(params, key) for key in ("max_tokens", "temperature", "top_p", "top_k")},
         "seed": seed,
         **result,
