@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from selfdistill.config.tasks import CountdownTurnsConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.episodes import play
+from selfdistill.tasks.countdown.turns import CountdownTurnsTask
 from selfdistill.types import Completion, Example, Message, Reply, RolloutGroup, Start
 from support.engine import QUESTIONS, SOLUTIONS, token_logprobs
 from support.tiny import STOP
@@ -63,6 +66,20 @@ class Spoken:
         if isinstance(said, str):
             return Reply(said, reward=0.0, feedback=said)
         return Reply(done=True, reward=said, feedback=None if said == 1 else WRONG, answer=text.split()[-1])
+
+
+class Graded(CountdownTurnsTask):
+    """Countdown in turns whose every attempt earns something, by its length."""
+
+    name = "countdown-graded"
+
+    def __init__(self, seed: int = 0) -> None:
+        config = CountdownTurnsConfig(difficulty="easy", train=8, validation=4, test=4)
+        super().__init__(config, seed=seed)
+
+    def reply(self, state: object, text: str) -> Reply:
+        reply = super().reply(state, text)
+        return replace(reply, reward=len(text) % 4 / 8)
 
 
 @dataclass(slots=True)
@@ -120,3 +137,36 @@ def by_hand(chat: Chat, group: int, episode: int) -> tuple[tuple[int, ...], tupl
         ids += [*own, *between]
         turns += [*[n] * len(own), *[0] * len(between)]
     return tuple(ids), tuple(turns)
+
+
+def turn_advantages_by_hand(group: int, kind: str, discount: float, weight: float) -> list[list[float]]:
+    """The advantage of each turn of the table's episodes, as loops, from the words and rewards alone."""
+
+    def standardised(value: float, among: list[float]) -> float:
+        if max(among) == min(among):
+            return 0.0
+        mean = sum(among) / len(among)
+        return (value - mean) / math.sqrt(sum((other - mean) ** 2 for other in among) / (len(among) - 1))
+
+    returns: list[list[float]] = []
+    states: list[list[str]] = []
+    totals: list[float] = []
+    for turns in SPOKEN[group]:
+        rewards = [0.0 if isinstance(said, str) else float(said) for _, said in turns]
+        returns.append(
+            [sum(discount ** (j - k) * rewards[j] for j in range(k, len(rewards))) for k in range(len(rewards))]
+        )
+        states.append(["opening", *(str(said) for _, said in turns[:-1])])
+        totals.append(sum(rewards))
+    found: list[list[float]] = []
+    for i, own in enumerate(returns):
+        found.append([])
+        for k, value in enumerate(own):
+            if kind == "reward_to_go":
+                found[i].append(standardised(value, [other[k] for other in returns if len(other) > k]))
+                continue
+            same = [
+                returns[j][n] for j, names in enumerate(states) for n, name in enumerate(names) if name == states[i][k]
+            ]
+            found[i].append(standardised(totals[i], totals) + weight * standardised(value, same))
+    return found

@@ -167,6 +167,17 @@ class Method(Strict):
         """One number per completion, before the step; zeros unless the method uses rewards."""
         return rewards_PG.new_zeros(rewards_PG.shape)
 
+    def turn_advantages(self, group: RolloutGroup, advantages: Sequence[float]) -> Sequence[Sequence[float]] | None:
+        """One number per turn of each completion of a group; None: every turn has its completion's advantage.
+
+        ``advantages`` are those of the completions.
+        """
+        return None
+
+    def needs_turns(self) -> bool:
+        """Whether the method compares the turns of episodes, which single answers do not have."""
+        return False
+
     def new_state(self) -> State | None:
         """Initial state. The trainer saves it in checkpoints and passes it to :meth:`on_batch`."""
         return None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from selfdistill.config.hyperparameters import check_dual_clip
 from selfdistill.methods.base import BatchScores, Method, Recommended, State
+from selfdistill.methods.turn_advantages import EpisodeReward, TurnAdvantage, advantages_of_turns
 from selfdistill.objectives import (
     clipped_policy_gradient,
     clipped_weight_policy_gradient,
@@ -19,7 +20,7 @@ from selfdistill.objectives import (
     reference_penalty,
     sequence_policy_gradient,
 )
-from selfdistill.types import STUDENT, Role, TokenSlice
+from selfdistill.types import STUDENT, Role, RolloutGroup, TokenSlice
 
 REFERENCE = "reference"
 """Role with the student's own prompt and its weights before training."""
@@ -35,7 +36,8 @@ class GRPO(Method):
     GSPO's (arXiv 2507.18071): the geometric mean over the completion's tokens, in a mean over completions. The ratio
     "weight" is CISPO's (arXiv 2506.13585): the clipped ratio weights log S(y_t) and has no gradient. Two optional terms
     are added to the loss of each token: the paper's estimate of KL(S || reference), and the entropy of S with a minus
-    sign.
+    sign. The turns of an episode may have advantages of their own. With "group_in_group" these are GiGPO's (arXiv
+    2505.10978), with the paper's γ and ω. Rewards to go are compared turn by turn, which is our choice.
     """
 
     recommended: ClassVar[Recommended] = Recommended(learning_rate=1e-6, lora_learning_rate=1e-5)
@@ -59,6 +61,9 @@ class GRPO(Method):
     )
     entropy: float = Field(0.0, ge=0, description="Weight of the student's entropy, which the loss then raises.")
     dual_clip: float | None = Field(None, gt=1, description="Bound of a bad token's loss, in |A|; unset: none.")
+    turn_advantage: TurnAdvantage = Field(
+        default=EpisodeReward(), description="The advantage of a turn, for tasks that are played in turns."
+    )
 
     @model_validator(mode="after")
     def _check_variants(self) -> Self:
@@ -100,8 +105,18 @@ class GRPO(Method):
         """Group advantages; a group of equal rewards has none."""
         return group_advantages(rewards_PG, scale=self.scale)
 
+    def turn_advantages(self, group: RolloutGroup, advantages: Sequence[float]) -> Sequence[Sequence[float]] | None:
+        """Those of ``turn_advantage``; a set of equal returns has none."""
+        if isinstance(self.turn_advantage, EpisodeReward):
+            return None
+        return advantages_of_turns(self.turn_advantage, group, advantages, self.scale)
+
+    def needs_turns(self) -> bool:
+        """Whether turns have advantages of their own."""
+        return not isinstance(self.turn_advantage, EpisodeReward)
+
     def token_advantage(self, tokens: TokenSlice) -> Tensor:
-        """Advantage [N] of each token; here its completion's."""
+        """Advantage [N] of each token; here its turn's, or its completion's."""
         return tokens.inputs["advantage"]
 
     def loss(self, tokens: TokenSlice) -> Tensor:

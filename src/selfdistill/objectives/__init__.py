@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from selfdistill.objectives.divergence import clipped_forward_kl, forward_kl, jensen_shannon, reverse_kl
 from selfdistill.objectives.policy_gradient import (
+    advantages_within,
     clipped_policy_gradient,
     clipped_weight_policy_gradient,
     group_advantages,
     reference_penalty,
+    returns_to_go,
     sequence_policy_gradient,
     truncated_importance_weight,
 )
@@ -30,6 +32,7 @@ from selfdistill.objectives.targets import credit_target, purified_target
 
 __all__ = [
     "Decomposition",
+    "advantages_within",
     "antisd_advantage",
     "clipped_forward_kl",
     "clipped_policy_gradient",
@@ -48,6 +51,7 @@ __all__ = [
     "preference_slope",
     "purified_target",
     "reference_penalty",
+    "returns_to_go",
     "reverse_kl",
     "sequence_policy_gradient",
     "truncated_importance_weight",

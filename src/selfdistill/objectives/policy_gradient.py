@@ -6,6 +6,7 @@ Axis letters: ``P`` prompts, ``G`` completions of a prompt, ``N`` scored tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -49,6 +50,46 @@ def group_advantages(rewards_PG: Tensor, *, scale: Literal["std", "none"] = "std
         advantage_PG = advantage_PG / variance_P1.sqrt().clamp(min=eps)
     # A group with fewer than two judged rewards is among them: its mean or its variance may be 0/0.
     return advantage_PG.masked_fill(lowest_P1 >= highest_P1, 0.0)
+
+
+def returns_to_go(rewards_N: Tensor, *, discount: float = 1.0) -> Tensor:
+    """Σ_{j ≥ k} discount^(j − k) r_j at each turn k of an episode.
+
+    Takes the rewards of the turns and returns N. Raises ValueError for a discount outside 0 to 1.
+    """
+    if not 0.0 <= discount <= 1.0:
+        raise ValueError(f"discount must be from 0 to 1, got {discount}")
+    returns = []
+    after = rewards_N.new_zeros(())
+    for reward in rewards_N.flip(0):
+        after = reward + discount * after
+        returns.append(after)
+    return torch.stack(returns[::-1]) if returns else rewards_N
+
+
+def advantages_within(
+    values_N: Tensor, labels: Sequence[Hashable], *, scale: Literal["std", "none"] = "std", eps: float = 1e-6
+) -> Tensor:
+    """:func:`group_advantages` among the values that have the same label; takes and returns N.
+
+    A value alone with its label gets 0. Raises ValueError as :func:`group_advantages` does, and for another number of
+    labels.
+    """
+    if len(labels) != len(values_N):
+        raise ValueError(f"{len(labels)} labels for {len(values_N)} values")
+    if not labels:
+        return torch.zeros_like(values_N)
+    members: dict[Hashable, list[int]] = {}
+    for n, label in enumerate(labels):
+        members.setdefault(label, []).append(n)
+    values_PG = values_N.new_full((len(members), max(map(len, members.values()))), math.nan)
+    for p, indices in enumerate(members.values()):
+        values_PG[p, : len(indices)] = values_N[indices]
+    advantages_PG = group_advantages(values_PG, scale=scale, eps=eps)
+    advantage_N = torch.zeros_like(values_N)
+    for p, indices in enumerate(members.values()):
+        advantage_N[indices] = advantages_PG[p, : len(indices)]
+    return advantage_N
 
 
 def clipped_policy_gradient(

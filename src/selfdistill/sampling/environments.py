@@ -84,14 +84,19 @@ async def _awaited(result: Awaitable[Any], seconds: float) -> Any:
     return await asyncio.wait_for(result, seconds)
 
 
-def read_start(result: Any) -> tuple[object, tuple[Message, ...]] | Fault:
-    """The state of an episode and the messages of its opening, or why they cannot be used."""
+def read_start(result: Any) -> tuple[Start, tuple[Message, ...]] | Fault:
+    """The start of an episode and the messages of its opening, or why they cannot be used."""
     if isinstance(result, Fault):
         return result
     if not isinstance(result, Start):
         return Fault(NO_TEXT, f"start returned a {type(result).__name__}, not a Start")
     messages = read_messages(result.messages)
-    return messages if isinstance(messages, Fault) else (result.state, messages)
+    texts = _read_texts(result.anchor)
+    if isinstance(messages, Fault):
+        return messages
+    if isinstance(texts, Fault):
+        return texts
+    return replace(result, anchor=texts[0]), messages
 
 
 def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
@@ -112,15 +117,24 @@ def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
     except OverflowError:
         # A whole number beyond every float, which may be too long to print.
         return Fault(NO_NUMBER, f"reward beyond {LARGEST_REWARD:g}")
-    texts: list[Any] = [text for text in (result.feedback, result.answer) if text is not None]
-    if not all(isinstance(text, str) for text in texts):
-        return Fault(NO_TEXT, "feedback and answer are texts")
-    if sum(map(len, texts)) > LONGEST_TEXT:
-        return Fault(TOO_LONG)
-    feedback, answer = (text if text is None else well_formed(text) for text in (result.feedback, result.answer))
+    texts = _read_texts(result.feedback, result.answer, result.anchor)
+    if isinstance(texts, Fault):
+        return texts
+    feedback, answer, anchor = texts
     # A comparison of numpy's numbers is a numpy.bool, which JSON does not take.
     success = None if result.success is None else bool(result.success)
-    return replace(result, done=bool(result.done), feedback=feedback, answer=answer, success=success), messages
+    done = bool(result.done)
+    return replace(result, done=done, feedback=feedback, answer=answer, success=success, anchor=anchor), messages
+
+
+def _read_texts(*given: Any) -> list[str | None] | Fault:
+    """Texts that need not be there, or why they cannot be used."""
+    texts = [text for text in given if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        return Fault(NO_TEXT, "feedback, answer and anchor are texts")
+    if sum(map(len, texts)) > LONGEST_TEXT:
+        return Fault(TOO_LONG)
+    return [None if text is None else well_formed(text) for text in given]
 
 
 def read_messages(result: Any) -> tuple[Message, ...] | Fault:

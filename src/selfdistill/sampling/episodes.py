@@ -20,7 +20,18 @@ from selfdistill.sampling.environments import Fault, call_all, read_reply, read_
 from selfdistill.seeds import derive
 from selfdistill.tasks.turns import AT_ONCE, MAX_TURNS, SECONDS, Environment
 from selfdistill.tracking.progress import activity, log
-from selfdistill.types import Completion, Episode, Example, Message, Reply, Rollout, RolloutGroup, Turn, Verdict
+from selfdistill.types import (
+    Completion,
+    Episode,
+    Example,
+    Message,
+    Reply,
+    Rollout,
+    RolloutGroup,
+    Start,
+    Turn,
+    Verdict,
+)
 from selfdistill.types.conversation import DONE
 
 TURN_LIMIT = "the turn limit was reached"
@@ -58,6 +69,8 @@ class _Playing:
     """All ids of the conversation so far."""
     answer: str | None = None
     success: bool | None = None
+    anchor: str | None = None
+    """The environment's name of the state in which the first turn is taken."""
 
     def rollout(self, chat: Chat, version: int) -> Rollout:
         """The episode as a rollout."""
@@ -68,7 +81,7 @@ class _Playing:
             finished=self.ended not in LIMITS,
             text=chat.decode(self.completion_ids),
             policy_version=version,
-            episode=Episode(self.opening, tuple(self.turns), self.ended),
+            episode=Episode(self.opening, tuple(self.turns), self.ended, self.anchor),
         )
 
     def verdict(self, *, judges: bool) -> Verdict:
@@ -154,13 +167,13 @@ def _call(
 def _started(
     example: Example,
     ordinal: int,
-    start: tuple[object, tuple[Message, ...]] | Fault,
+    start: tuple[Start, tuple[Message, ...]] | Fault,
     chat: Chat,
     thinking: bool | None,
     max_tokens: int,
 ) -> _Playing:
     """An episode before its first turn. One that cannot be used has ended, with the example's prompt as its opening."""
-    reason, (state, messages) = (start.reason, (None, ())) if isinstance(start, Fault) else ("", start)
+    reason, (begun, messages) = (start.reason, (Start(), ())) if isinstance(start, Fault) else ("", start)
     opening = messages or example.prompt
     try:
         prompt = chat.encode(opening, thinking=thinking)
@@ -172,7 +185,10 @@ def _started(
         reason = UNRENDERED
     if reason:
         opening, prompt = example.prompt, chat.encode(example.prompt, thinking=thinking)
-    return _Playing(example, ordinal, state, opening, prompt, reason, conversation=list(prompt))
+    conversation = list(prompt)
+    return _Playing(
+        example, ordinal, begun.state, opening, prompt, reason, conversation=conversation, anchor=begun.anchor
+    )
 
 
 def _add_turn(episode: _Playing, completion: Completion, chat: Chat) -> None:
@@ -199,7 +215,7 @@ def _add_reply(
         return
     answer, messages = reply
     reward = None if answer.reward is None else float(answer.reward)
-    turn = replace(episode.turns[-1], reward=reward, feedback=answer.feedback, messages=messages)
+    turn = replace(episode.turns[-1], reward=reward, feedback=answer.feedback, messages=messages, anchor=answer.anchor)
     episode.answer, episode.success = answer.answer, answer.success
     if answer.done:
         episode.ended = DONE

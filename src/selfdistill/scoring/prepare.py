@@ -132,6 +132,7 @@ def prepare(
     advantages_PG = method.advantages(_rewards(groups))
     for g, group in enumerate(groups):
         keep = method.keep(group)
+        turn_advantages = method.turn_advantages(group, advantages_PG[g, : len(group.rollouts)].tolist())
         pairs = zip(group.rollouts, group.verdicts, strict=True)
         judged = [verdict.correct for r, verdict in pairs if r.source == STUDENT and verdict.reward is not None]
         for i, rollout in enumerate(group.rollouts):
@@ -168,6 +169,7 @@ def prepare(
                     correct=group.verdicts[i].correct,
                     pass_rate=sum(judged) / len(judged) if judged else None,
                     gaps=gaps,
+                    turn_advantages=tuple(turn_advantages[i]) if turn_advantages is not None else (),
                 )
             )
     return result
@@ -266,9 +268,9 @@ def loss_inputs(
     device, dtype = policy.device, wide_dtype(policy)
     views = [batch.views[i] for i in micro_batch.indices]
     lengths = torch.tensor([len(view.completion_ids) for view in views])
-    # Per token: the advantage of its completion, its log-probability when it was sampled, and its position.
+    # Per token: the advantage of its turn, its log-probability when it was sampled, and its position.
     inputs = {
-        "advantage": concatenate([[view.advantage] * len(view.completion_ids) for view in views], dtype),
+        "advantage": concatenate([view.token_advantages for view in views], dtype),
         "old_logprob": concatenate([view.old_logprobs for view in views], dtype),
         "position": torch.cat([torch.arange(length, dtype=dtype) for length in lengths.tolist()]),
         "length": lengths.to(dtype).repeat_interleave(lengths),

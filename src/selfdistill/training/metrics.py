@@ -122,11 +122,13 @@ def signal_shares(
 ) -> dict[str, float | None]:
     """Share of completions left out of the loss, and of groups without a training signal.
 
-    A group has a signal when one of its completions has a nonzero advantage or is scored by a teacher. If the method
+    A group has a signal when one of its turns has a nonzero advantage or is scored by a teacher. If the method
     needs no rewards, every scored completion is a signal.
     """
     sampled = sum(len(group.rollouts) for group in groups)
-    with_signal = {view.group for view in result.views if view.advantage or len(view.prompts) > 1 or not needs_rewards}
+    with_signal = {
+        view.group for view in result.views if any(view.token_advantages) or len(view.prompts) > 1 or not needs_rewards
+    }
     return {
         "left_out": 1 - len(result.views) / sampled if sampled else None,
         "no_signal": 1 - len(with_signal) / len(groups) if groups else None,

@@ -214,10 +214,15 @@ def check_turns(config: ResolvedConfig, method: Method, task: Task) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    environment = environment_of(task)
+    environment, name = environment_of(task), config.method["name"]
     if environment is None:
+        if method.needs_turns():
+            raise ConfigError(
+                f"method {name!r} compares turns (method.turn_advantage), and task {task.name!r} has single answers: "
+                "set method.turn_advantage.kind = 'episode', or choose a task that is played in turns"
+            )
         return
-    name, why = config.method["name"], f"task {task.name!r} is played in turns"
+    why = f"task {task.name!r} is played in turns"
     check_limits(environment, task.name)
     if isinstance(config.sampler, EngineConfig) and config.sampler.overlap:
         raise ConfigError(f"{why}, and sampler.overlap samples single answers ahead: set it to false")

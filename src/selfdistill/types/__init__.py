@@ -226,6 +226,8 @@ class View:
     None where none was judged."""
     gaps: Mapping[str, Gaps] = field(default_factory=dict)
     """What stands between the turns of an episode, by role; empty for a single answer. It is read and not scored."""
+    turn_advantages: tuple[float, ...] = ()
+    """The advantage of each turn; empty: every turn has the completion's."""
 
     def ids_after(self, role: str) -> tuple[int, ...]:
         """All token ids after a role's prompt: the scored ones, and what stands between the turns."""
@@ -239,6 +241,13 @@ class View:
     def turns(self) -> tuple[int, ...]:
         """The turn of each scored token, from 1."""
         return turn_numbers(len(self.completion_ids), self.gaps.get("student", ()))
+
+    @property
+    def token_advantages(self) -> tuple[float, ...]:
+        """The advantage of each scored token: that of its turn, or else the completion's."""
+        if not self.turn_advantages:
+            return (self.advantage,) * len(self.completion_ids)
+        return tuple(self.turn_advantages[turn - 1] for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ class Start:
     """Whatever the environment keeps of this episode. It is given back with every turn."""
     messages: Sequence[Message] | str = ()
     """The opening of the conversation; empty: the example's prompt. A text is one message of the user."""
+    anchor: str | None = None
+    """The name of the state in which the first turn is taken; None: what the model reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,9 @@ class Reply:
     """Canonical form of the final answer, as of a :class:`~selfdistill.types.Verdict`."""
     success: bool | None = None
     """Whether the episode counts as right; None: if it earned 1."""
+    anchor: str | None = None
+    """The name of the state in which the next turn is taken; None: what the model reads before it. Group-in-group
+    advantages compare the turns that the episodes of a group took in the same state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class Turn:
     """What the environment said after the turn."""
     ids: tuple[int, ...] = ()
     """The token ids of ``messages``, up to the start of the next turn; empty after the last turn."""
+    anchor: str | None = None
+    """The environment's name of the state in which the next turn is taken, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,17 @@ class Episode:
     turns: tuple[Turn, ...]
     ended: str
     """Why the episode ended: :data:`DONE`, or what cut it."""
+    anchor: str | None = None
+    """The environment's name of the state in which the first turn is taken, or None."""
+
+    @property
+    def anchors(self) -> tuple[tuple[bool, str], ...]:
+        """The state in which each turn was taken: (whether the environment named it, its name or what was read)."""
+        before = [(self.anchor, self.opening), *((turn.anchor, turn.messages) for turn in self.turns[:-1])]
+        return tuple(
+            (True, name) if name is not None else (False, "\n".join(message.content for message in messages))
+            for name, messages in before
+        )
 
     def reply_after(self, turn: int) -> str:
         """What the environment said after a turn, counted from 0: its feedback, or else its messages; may be empty."""

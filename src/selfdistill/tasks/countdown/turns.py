@@ -54,4 +54,6 @@ class CountdownTurnsTask(CountdownTask):
         verdict = self.verify(state.example, text, finished=True)
         done = verdict.correct or state.count >= self.max_turns
         messages = () if done else (Message("user", REPLY.format(feedback=verdict.feedback)),)
-        return Reply(messages, done, verdict.reward, verdict.feedback, verdict.answer)
+        # The attempts that are left are part of the state, and the feedback is all else that the model reads.
+        anchor = f"{self.max_turns - state.count} left: {verdict.feedback}"
+        return Reply(messages, done, verdict.reward, verdict.feedback, verdict.answer, anchor=anchor)
