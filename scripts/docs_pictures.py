@@ -40,7 +40,7 @@ TARGET = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 METHODS = (
     *("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified"),
     *("sc_sdpo", "paced", "demopsd", "eopd"),
-    *("cepo", "rlcsd", "rlsd", "sdar", "sdpg", "srpo"),
+    *("cepo", "rlcsd", "rlsd", "sdar", "sdpg", "skill_sd", "srpo"),
     "crisp",
 )
 SETTINGS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from methods_by_hand import (
@@ -102,6 +103,20 @@ def sdar(strength: float, sharpness: float) -> TokenLoss:
             return plain
         gate = 1 / (1 + math.exp(-sharpness * gain(one, t)))
         return plain + strength * gate * (logprob(one, one.teacher, t) - one.student[t][one.ids[t]])
+
+    return loss
+
+
+def skill_sd(strength: float) -> TokenLoss:
+    """GRPO + λ ρ (e^{−ℓ} − 1 + ℓ), ℓ = log S − log T, the teacher without gradient."""
+
+    def loss(one: Scored, t: int) -> Tensor:
+        plain = clipped(one, t, one.advantage)
+        if one.teacher is None:
+            return plain
+        student = one.student[t][one.ids[t]]
+        gap = student - logprob(one, one.teacher, t)
+        return plain + strength * torch.exp(student - one.sampled[t]) * (torch.exp(-gap) - 1 + gap)
 
     return loss
 

@@ -688,6 +688,7 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
         "context": ("sibling_or_solution",),
     },
     "sdar": {"strength": (0.1, -0.01), "sharpness": (5.0, -0.01), "context": ("sibling_or_solution",)},
+    "skill_sd": {"strength": (0.1, -0.01), "context": ("note",)},
     "sdpg": {
         "clip_low": (0.2, 0.0),
         "clip_high": (0.28, 0.0),
@@ -810,7 +811,8 @@ def test_what_a_name_or_a_knob_was_meant_to_be() -> None:
         return str(caught.value)
 
     assert refused("grpo", scal="none") == "unknown key method.scal for method 'grpo'; did you mean 'scale'?"
-    known = "clip_high, clip_low, dual_clip, entropy, kl, ratio, scale, teacher_rate, teacher_thinking, weights"
+    known = "clip_high, clip_low, dual_clip, entropy, kl, ratio, scale, teacher_rate, teacher_thinking, turn_advantage"
+    known += ", weights"
     assert refused("grpo", zzz=1) == f"unknown key method.zzz for method 'grpo'; known: {known}"
     # The name is not a hyperparameter, and is not offered as one.
     assert refused("grpo", name="grpo") == f"unknown key method.name for method 'grpo'; known: {known}"
@@ -867,6 +869,7 @@ RECOMMENDED = {
     "rlcsd": (1e-6, 1e-5, 8, 1024, 1.0, 0.95, 20),
     "rlsd": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
     "sdar": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
+    "skill_sd": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
     "sdpg": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
     "srpo": (1e-6, 1e-5, 8, 1024, 1.0, 1.0, 0),
 }
@@ -892,6 +895,7 @@ DECLARED = {
     "rlcsd": (True, "keep", "token", False, True),
     "rlsd": (True, "keep", "token", False, True),
     "sdar": (True, "keep", "token", False, True),
+    "skill_sd": (True, "keep", "token", False, True),
     "sdpg": (True, "mask", "token", False, True),
     "srpo": (True, "mask", "token", False, True),
 }
@@ -931,6 +935,7 @@ WEIGHTS: dict[str, Weights] = {
     "rlcsd": Snapshot(10),
     "rlsd": "live",
     "sdar": "live",
+    "skill_sd": Snapshot(10),
     "srpo": "ema",
 }
 

@@ -330,6 +330,7 @@ INVARIANT: dict[str, Mapping[str, Any]] = {
     "cepo": {"without_wrong": "student"},
     "rlcsd": RLCSD,
     "sdar": {},
+    "skill_sd": {"context": "sibling_or_solution"},
     "sdpg": {"strength": 0.6, "reference_weight": 0.3},
     "srpo": {},
 }

@@ -103,7 +103,7 @@ def test_each_of_them_changes_the_gradient(folder: Path, templates: Mapping[str,
 
 
 def test_methods_on_top_of_grpo_have_its_roles_too() -> None:
-    for name in ("sd", "antisd", "rlsd", "sdar"):
+    for name in ("sd", "antisd", "rlsd", "sdar", "skill_sd"):
         method = build_method(name, {"kl": 0.1, "ratio": "sequence"})
         assert dict(method.roles()).keys() == {"reference", "teacher"}
         assert method.roles()["reference"] == Role(None, "frozen")
@@ -121,6 +121,7 @@ PLAIN: dict[str, tuple[Mapping[str, Any], Callable[[RolloutGroup], RolloutGroup]
     "cepo": ({"strength": 0.0, "clip_high": 0.2}, None),
     "rlcsd": ({"context": "bare", "wrong_context": "bare"}, None),
     "sdar": ({"strength": 0.0}, None),
+    "skill_sd": ({"strength": 0.0, "context": "solution"}, None),
     "sdpg": ({"strength": 0.0, "reference_weight": 0.0, "clip_high": 0.2, "dual_clip": None}, None),
     "srpo": ({"dual_clip": None}, nothing_wrong),
     "hdpo": ({}, None),

@@ -37,6 +37,11 @@ CASES: dict[str, tuple[str, dict[str, Any], TokenLoss]] = {
     "grpo in group": ("grpo", {"turn_advantage": IN_GROUP}, hand.grpo),
     # The sign of each turn's own advantage decides the direction of the weight.
     "rlsd in group": ("rlsd", {"turn_advantage": IN_GROUP, "decay": None}, rewarded.rlsd(0.5, 0.2)),
+    "skill_sd in group": (
+        "skill_sd",
+        {"turn_advantage": IN_GROUP, "context": "solution", "weights": "live"},
+        rewarded.skill_sd(0.1),
+    ),
     "sdar to go": ("sdar", {"turn_advantage": TO_GO}, rewarded.sdar(0.1, 5.0)),
 }
 

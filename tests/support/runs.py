@@ -55,6 +55,7 @@ METHODS: dict[str, Any] = {
     },
     "rlsd": {"name": "rlsd", "decay": 4},
     "sdar": "sdar",
+    "skill_sd": {"name": "skill_sd", "weights": {"kind": "snapshot", "every": 2}},
     "sdpg": {"name": "sdpg", "strength": 0.5, "warmup": 2, "decay": 2, "reference_weight": 0.1},
     "sdpg reverse kl": {"name": "sdpg", "strength": 0.5, "reference_weight": 0.1, "reference_form": "reverse_kl"},
     "srpo": {"name": "srpo", "teacher_rate": 0.3},

@@ -809,6 +809,8 @@ ROLES = {
     ],
     "rlsd": ["student: what the model is asked", "teacher: context sibling_or_solution, live weights"],
     "sdar": ["student: what the model is asked", "teacher: context sibling_or_solution, live weights"],
+    # No step came before the one that is shown, so there is no note.
+    "skill_sd": ["student: what the model is asked"],
     "sdpg": [
         "student: what the model is asked",
         "teacher: context answer_only, live weights",

@@ -45,6 +45,7 @@ FIELDS = {
     "majority_answer": "the most frequent final answer of the group; missing if two are equally frequent",
     "agreeing_sibling": "the shortest other completion that ends in $majority_answer, thinking stripped",
     "reply": "what the environment said after the turn that the text stands before; of a single answer its $feedback",
+    "note": "what an earlier step left: the environment's note or a right episode, best of the same problem",
     "solution_half": "the first half of $solution, by its words",
 }
 """Fields that the library itself fills; a task or a field mapping may add more."""

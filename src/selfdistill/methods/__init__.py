@@ -30,6 +30,7 @@ from selfdistill.methods.sdft import SDFT
 from selfdistill.methods.sdpg import SDPG
 from selfdistill.methods.sdpo import SDPO
 from selfdistill.methods.sft import SFT
+from selfdistill.methods.skill_sd import SkillSD
 from selfdistill.methods.srpo import SRPO
 
 METHODS: Mapping[str, type[Method]] = {
@@ -54,6 +55,7 @@ METHODS: Mapping[str, type[Method]] = {
     "rlsd": RLSD,
     "sdar": SDAR,
     "sdpg": SDPG,
+    "skill_sd": SkillSD,
     "srpo": SRPO,
 }
 """Every method's class by name. ``build_method`` makes one with its hyperparameters."""

@@ -19,8 +19,9 @@ class SDAR(GRPO):
 
     T is detached, so the second term's gradient is −λ g ∇log S. It pushes every sampled token up and none down. The
     push is strong where hindsight makes the token likelier and nearly zero where it makes it less likely. The paper
-    trains agents over several turns under a prompt with retrieved skills. This is its single-turn form. The context and
-    live weights are our choice. λ is 0.1 by default in the released code and 0.01 in all of its scripts. A completion
+    trains agents over several turns under a prompt with retrieved skills: on a task that is played in turns, with
+    ``context = "note"``, this is its form, over the model's own tokens of all turns. The default context and the live
+    weights are our choice. λ is 0.1 by default in the released code and 0.01 in all of its scripts. A completion
     without the context has GRPO's loss alone and counts in the denominator. The learning rates are GRPO's.
     """
 

@@ -17,6 +17,7 @@ from selfdistill.objectives.policy_gradient import (
     returns_to_go,
     sequence_policy_gradient,
     truncated_importance_weight,
+    weighted_reverse_kl,
 )
 from selfdistill.objectives.preference import preference_loss, preference_margin, preference_slope
 from selfdistill.objectives.signals import (
@@ -55,5 +56,6 @@ __all__ = [
     "reverse_kl",
     "sequence_policy_gradient",
     "truncated_importance_weight",
+    "weighted_reverse_kl",
     "with_tail",
 ]

@@ -172,6 +172,18 @@ def reference_penalty(logprob_N: Tensor, reference_N: Tensor) -> Tensor:
     return torch.expm1(log_q_N) - log_q_N
 
 
+def weighted_reverse_kl(logprob_N: Tensor, old_logprob_N: Tensor, teacher_N: Tensor) -> Tensor:
+    """ρ (q − log q − 1) at each token, ρ = p(y) / p_old(y), q = teacher(y) / p(y), both up to e^20.
+
+    Over samples of p_old its mean is KL(p || teacher), and the mean of its gradient is the divergence's, which
+    :func:`reference_penalty` alone does not have: its gradient is that of KL(teacher || p) over samples of p. Gradient
+    flows through ``logprob_N`` alone. Takes and returns N. Raises ValueError as :func:`reference_penalty` does.
+    """
+    check_logprobs(logprob_N, old_logprob_N, teacher_N)
+    ratio_N = (logprob_N - old_logprob_N.detach()).clamp(max=LOG_RATIO_LIMIT).exp()
+    return ratio_N * reference_penalty(logprob_N, teacher_N)
+
+
 def _check_clip(clip_low: float, clip_high: float) -> None:
     if not 0.0 <= clip_low <= 1.0 or not clip_high >= 0.0:
         raise ValueError(f"clip bounds must satisfy 0 <= low <= 1 and high >= 0, got {clip_low} and {clip_high}")

@@ -117,21 +117,21 @@ def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
     except OverflowError:
         # A whole number beyond every float, which may be too long to print.
         return Fault(NO_NUMBER, f"reward beyond {LARGEST_REWARD:g}")
-    texts = _read_texts(result.feedback, result.answer, result.anchor)
+    texts = _read_texts(result.feedback, result.answer, result.anchor, result.note)
     if isinstance(texts, Fault):
         return texts
-    feedback, answer, anchor = texts
+    feedback, answer, anchor, note = texts
     # A comparison of numpy's numbers is a numpy.bool, which JSON does not take.
     success = None if result.success is None else bool(result.success)
-    done = bool(result.done)
-    return replace(result, done=done, feedback=feedback, answer=answer, success=success, anchor=anchor), messages
+    read = replace(result, done=bool(result.done), feedback=feedback, answer=answer, success=success)
+    return replace(read, anchor=anchor, note=note), messages
 
 
 def _read_texts(*given: Any) -> list[str | None] | Fault:
     """Texts that need not be there, or why they cannot be used."""
     texts = [text for text in given if text is not None]
     if not all(isinstance(text, str) for text in texts):
-        return Fault(NO_TEXT, "feedback, answer and anchor are texts")
+        return Fault(NO_TEXT, "feedback, answer, anchor and note are texts")
     if sum(map(len, texts)) > LONGEST_TEXT:
         return Fault(TOO_LONG)
     return [None if text is None else well_formed(text) for text in given]

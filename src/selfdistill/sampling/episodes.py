@@ -71,6 +71,8 @@ class _Playing:
     success: bool | None = None
     anchor: str | None = None
     """The environment's name of the state in which the first turn is taken."""
+    note: str | None = None
+    """What the environment wrote for later steps."""
 
     def rollout(self, chat: Chat, version: int) -> Rollout:
         """The episode as a rollout."""
@@ -81,7 +83,7 @@ class _Playing:
             finished=self.ended not in LIMITS,
             text=chat.decode(self.completion_ids),
             policy_version=version,
-            episode=Episode(self.opening, tuple(self.turns), self.ended, self.anchor),
+            episode=Episode(self.opening, tuple(self.turns), self.ended, self.anchor, self.note),
         )
 
     def verdict(self, *, judges: bool) -> Verdict:
@@ -217,6 +219,7 @@ def _add_reply(
     reward = None if answer.reward is None else float(answer.reward)
     turn = replace(episode.turns[-1], reward=reward, feedback=answer.feedback, messages=messages, anchor=answer.anchor)
     episode.answer, episode.success = answer.answer, answer.success
+    episode.note = answer.note or episode.note
     if answer.done:
         episode.ended = DONE
     elif len(episode.turns) >= int(getattr(environment, "max_turns", MAX_TURNS)):

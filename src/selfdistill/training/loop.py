@@ -316,8 +316,14 @@ class Run:
             if self.world.is_rank_zero:
                 method = parts.trainer.state.state_dict() if parts.trainer.state else None
                 progress = {name: getattr(counters, name) for name in counters.__slots__}
-                order = parts.order.state_dict()
-                stored = {"counters": progress, "method": method, "origin": parts.origin, "order": order}
+                order, notes = parts.order.state_dict(), parts.trainer.notes.state_dict()
+                stored = {
+                    "counters": progress,
+                    "method": method,
+                    "origin": parts.origin,
+                    "order": order,
+                    "notes": notes,
+                }
                 stored |= {"config": self.config.model_dump(), "logs": {log.path.stem: log.mark() for log in self.logs}}
                 write_json(folder / "state.json", stored)
 
@@ -341,6 +347,7 @@ class Run:
             if parts.prefetcher is not None:
                 parts.prefetcher.load(path)
             parts.order.load_state_dict(stored.get("order"))
+            parts.trainer.notes.load_state_dict(stored.get("notes"))
             if parts.trainer.state is not None:
                 parts.trainer.state.load_state_dict(stored["method"])
             self.progress.log(f"resuming {self.folder} after step {self.counters.step}")

@@ -10,7 +10,7 @@ import torch
 
 from selfdistill.config.sections import Limits, limits_on
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.templates import Template
+from selfdistill.contexts.templates import Template, may_show
 from selfdistill.distributed.fsdp import clip_grad_norm
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ConfigError, TrainingError
@@ -35,6 +35,7 @@ from selfdistill.tracking.progress import advance
 from selfdistill.training.clock import Clock
 from selfdistill.training.importance import LEARNER, SAMPLER, corrected, gaps, metrics_of_learner, sampled_logprobs
 from selfdistill.training.movement import Movement
+from selfdistill.training.notes import NOTE, Notes
 from selfdistill.training.shaping import Shaping
 from selfdistill.types import STUDENT, External, Role, RoleSums, RolloutGroup, Scores, Server, StepRecord, View
 
@@ -135,6 +136,8 @@ class Trainer:
         self.steps = steps
         self.shaping = shaping
         self.state = method.new_state()
+        contexts = [role.context for role in method.roles().values() if role.context in templates]
+        self.notes = Notes(chat, seed, wanted=any(NOTE in may_show(templates, name or "") for name in contexts))
 
     def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock | None = None) -> StepResult:
         """Make the optimiser updates on these groups; returns the record and scores of the last update.
@@ -158,6 +161,7 @@ class Trainer:
             last = self._update(prepared.views, step, update, clock, first)
             first = first or last.scores.get(STUDENT)
         self.teachers.take_snapshots(step)
+        self.notes.record(groups)
         # Collect what metrics.jsonl records of the step.
         record = StepRecord(
             step=step,
@@ -178,7 +182,7 @@ class Trainer:
 
     def prepare(self, groups: Sequence[RolloutGroup], *, step: int) -> Prepared:
         """The views of these groups that a step scores, with their advantages."""
-        shaping = self.shaping
+        shaping, groups = self.shaping, self.notes.shown(groups, step=step)
         rewarded = shaping.punish(groups) if shaping else groups
         prepared = prepare_step(
             rewarded, self.method, self.templates, self.chat, thinking=self.thinking, seed=self.seed, step=step

@@ -49,6 +49,8 @@ class Reply:
     anchor: str | None = None
     """The name of the state in which the next turn is taken; None: what the model reads before it. Group-in-group
     advantages compare the turns that the episodes of a group took in the same state."""
+    note: str | None = None
+    """What contexts of later steps may be told because of this episode, for example a rule; the last one counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Episode:
     """Why the episode ended: :data:`DONE`, or what cut it."""
     anchor: str | None = None
     """The environment's name of the state in which the first turn is taken, or None."""
+    note: str | None = None
+    """What the environment wrote for later steps, or None."""
 
     @property
     def anchors(self) -> tuple[tuple[bool, str], ...]:
