@@ -169,6 +169,10 @@ def test_the_environment_of_the_page_runs_in_every_command(
     assert run("inspect", str(brief), *task, "--methods", "opsd", "--problems", "2", *sizes, "--out", "look") == 0
     rows = pq.read_table(folder / "look" / "tokens.parquet").to_pandas()
     assert rows["turn"].max() > 1 and rows["turn"].min() == 1
+    looked = json.loads((folder / "look" / "summary.json").read_text(encoding="utf-8"))
+    [by_turn] = [signal["by_turn"] for name, signal in looked["signals"].items() if name.startswith("credit")]
+    assert [row["tokens"] for row in by_turn] == [int(n) for n in rows["turn"].value_counts().sort_index()]
+    assert "Mean by turn of the episode" in (folder / "look" / "index.html").read_text(encoding="utf-8")
     # What a run has stored is scored as it was sampled.
     stored = ["--rollouts", "run/rollouts.jsonl", "--problems", "2", "--samples", "2"]
     assert run("inspect", "run", *stored, "--checkpoint", "last", "--out", "again") == 0

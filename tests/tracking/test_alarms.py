@@ -79,6 +79,25 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[int], str]] = {
         [4, 7],
         "35% of the completions were cut by the token limit over the last 2 steps (limit 30%)",
     ),
+    "episodes without end": (
+        "unended_episodes",
+        column("unended", [0.25, 0.5, 0.5, 0.25, 0.5, 0.75]),
+        [3, 6],
+        "50% of the episodes were not ended by their environment over the last 2 steps (limit 50%)",
+    ),
+    "tool errors": (
+        "tool_errors",
+        column("tool_errors", [0.25, 0.75, 0.5]),
+        [2],
+        "50% of the turns were answered with an error over the last 2 steps (limit 50%)",
+    ),
+    # Four turns after the first at the start; a tenth of them is left at 1.4.
+    "turns shrink": (
+        "turns_shrinking",
+        column("turns", [4, 6, 2, 1.5, 1.3, 1.5]),
+        [5],
+        "episodes of the last 2 steps have 1.40 turns on average, 5.00 at the start (limit: 10% of the turns after",
+    ),
     # Rewards from 0.2 to 0.6 that are never right; step 4 is right once and clears it.
     "graded rewards": (
         "no_success",
@@ -191,6 +210,9 @@ NEAR: dict[str, list[dict[str, Any]]] = {
     "deliberation_vanishing": column("deliberation", [4, 4, 2, 2.1]),
     "reference_leak": column("leak", [0.1, 0.09]),
     "truncated_completions": column("truncated", [0.3, 0.29]),
+    "unended_episodes": column("unended", [0.5, 0.49]),
+    "tool_errors": column("tool_errors", [0.49, 0.5]),
+    "turns_shrinking": column("turns", [5, 5, 1.4, 1.41]),
     "skipped_completions": column("left_out", [0.5, 0.49]),
     "no_signal": column("no_signal", [0.8, 0.79]),
     # None is right, and no reward says that one is better than another.
@@ -212,6 +234,10 @@ NEAR: dict[str, list[dict[str, Any]]] = {
 def test_just_inside_its_limit_an_alarm_is_silent(name: str) -> None:
     assert heard(*NEAR[name]) == []
     assert {*NEAR, "validation_falls"} == set(ALARMS)
+
+
+def test_episodes_that_had_one_turn_from_the_start_cannot_shrink() -> None:
+    assert heard(*column("turns", [1] * 6)) == []
 
 
 def test_every_alarm_is_heard_in_a_case() -> None:

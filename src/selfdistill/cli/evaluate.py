@@ -129,9 +129,14 @@ def describe_evaluation(result: Mapping[str, Any]) -> Iterator[str]:
     counts = f"{counted(problems, 'problem')} × {counted(samples, 'sample')}"
     yield f"{counts}, truncated {result['truncated']:.3f}"
     if result.get("turns"):
-        turns, ended = result["turns"], ", ".join(f"{n} × {reason}" for reason, n in sorted(result["ended"].items()))
-        span = numbers.interval(turns["low"], turns["high"], "{:.2f}".format, between=", ")
-        yield f"{turns['value']:.2f} turns an episode [{span}]; ended: {ended}"
+        shown = []
+        for key, words in (("turns", "turns"), ("episode_tokens", "tokens"), ("tool_errors", "errors of tools")):
+            if key in result:
+                mean = result[key]
+                span = numbers.interval(mean["low"], mean["high"], "{:.2f}".format, between=", ")
+                shown.append(f"{mean['value']:.2f} {words} [{span}]")
+        yield f"an episode has {', '.join(shown)}"
+        yield f"ended: {', '.join(f'{n} × {reason}' for reason, n in sorted(result['ended'].items()))}"
     yield f"weights: {Weights(result['weights'], result['checkpoint'], result['step']).describe()}"
     for reason, count in sorted(result["skipped"].items()):
         yield f"skipped: {count} × {reason}"

@@ -36,6 +36,9 @@ AlarmName = Literal[
     "deliberation_vanishing",
     "reference_leak",
     "truncated_completions",
+    "unended_episodes",
+    "tool_errors",
+    "turns_shrinking",
     "skipped_completions",
     "no_signal",
     "no_success",
@@ -270,6 +273,13 @@ class AlarmsConfig(Strict):
         0.1, gt=0, le=1, description="reference_leak: share of completions that mention a reference they never saw."
     )
     truncated: float = Field(0.3, gt=0, le=1, description="truncated_completions: share of completions cut.")
+    unended: float = Field(
+        0.5, gt=0, le=1, description="unended_episodes: share of episodes that their environment did not end."
+    )
+    tool_errors: float = Field(0.5, gt=0, le=1, description="tool_errors: share of turns answered with an error.")
+    turns_fall: float = Field(
+        0.1, ge=0, lt=1, description="turns_shrinking: share of the turns after the first that are left of the start's."
+    )
     skipped: float = Field(0.5, gt=0, le=1, description="skipped_completions: share left out of the loss.")
     no_signal: float = Field(0.8, gt=0, le=1, description="no_signal: share of groups without a learning signal.")
     no_success: int = Field(

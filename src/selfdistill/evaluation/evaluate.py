@@ -61,6 +61,10 @@ class Evaluation:
     """``loglikelihood``, ``teacher_gap`` and ``teacher_shift`` of a :class:`ReferenceScorer`, if there was one."""
     turns: Estimate | None = None
     """Mean number of turns of an episode; None for single answers."""
+    episode_tokens: Estimate | None = None
+    """Mean number of the model's own tokens of an episode; None for single answers."""
+    tool_errors: Estimate | None = None
+    """Mean number of turns of an episode that were answered with an error; None if the environment does not say."""
     ended: Mapping[str, int] = field(default_factory=dict)
     """Why the episodes ended: counts by reason."""
 
@@ -87,8 +91,14 @@ class Evaluation:
             "words": list(self.words),
             "tokens": list(self.tokens),
             "problem_set": self.problem_set,
-            **({"turns": self.turns.as_dict(), "ended": dict(self.ended)} if self.turns else {}),
+            **self._of_episodes(),
         }
+
+    def _of_episodes(self) -> dict[str, Any]:
+        """What only episodes have."""
+        named = {"turns": self.turns, "episode_tokens": self.episode_tokens, "tool_errors": self.tool_errors}
+        estimates = {name: estimate.as_dict() for name, estimate in named.items() if estimate is not None}
+        return {**estimates, "ended": dict(self.ended)} if estimates else {}
 
 
 def evaluate(
@@ -154,7 +164,6 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
     known = plain and sum(tokens) > 0
     entropy = round(-math.fsum(p for r in rollouts for p in r.logprobs) / sum(tokens), 4) if known else None
     curve = tuple(pass_curve(correct, seed=0)) if judged else None
-    played = [[len(r.episode.turns) for r in group.rollouts if r.episode] for group in groups]
     return Evaluation(
         problems=len(groups),
         samples=samples,
@@ -176,9 +185,24 @@ def summarise(groups: Sequence[RolloutGroup], *, samples: int, plain: bool) -> E
         words=words,
         tokens=tokens,
         problem_set=problem_set([group.example for group in groups]),
-        turns=average([[float(turns) for turns in row] for row in played], seed=0) if any(played) else None,
-        ended=Counter(r.episode.ended for r in rollouts if r.episode),
+        **_of_episodes(groups),
     )
+
+
+def _of_episodes(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
+    """The fields of an :class:`Evaluation` that only episodes have."""
+    played = [[(r, r.episode) for r in group.rollouts if r.episode] for group in groups]
+    if not any(played):
+        return {}
+    errors = [[e.errors for _, e in row if e.errors is not None] for row in played]
+    # An environment may say nothing of an episode that it did not answer. Such a problem has no part in the mean.
+    rates = [math.fsum(row) / len(row) for row in errors if row]
+    return {
+        "turns": average([[float(len(e.turns)) for _, e in row] for row in played], seed=0),
+        "episode_tokens": average([[float(len(r.completion_ids)) for r, _ in row] for row in played], seed=0),
+        "tool_errors": bootstrap(rates, k=len(played[0]), seed=0) if rates else None,
+        "ended": Counter(e.ended for row in played for _, e in row),
+    }
 
 
 def problem_set(examples: Sequence[Example]) -> str:

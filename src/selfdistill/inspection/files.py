@@ -22,7 +22,7 @@ from selfdistill.inspection import tables
 from selfdistill.inspection.findings import Findings
 from selfdistill.inspection.page import PageData, Sample, render_microscope
 from selfdistill.report.tokens import align, said_before
-from selfdistill.types import STUDENT, Verdict
+from selfdistill.types import STUDENT, Rollout, Verdict
 
 FILES = ("tokens.parquet", "summary.json", "index.html")
 ANSWER_ONLY = "answer_only"
@@ -161,6 +161,8 @@ def _signal_tables(table: TokenTable, signals: Mapping[str, NDArray[np.float64]]
     decile_N = tables.deciles(findings.lengths)
     part_N, parts = tables.entropy_parts(findings.entropies[STUDENT].astype(np.float64))
     outcome_N = np.repeat(np.array(table.outcome_C), findings.lengths)
+    rollouts = [findings.groups[g].rollouts[i] for g, i in findings.places]
+    turn_N = np.array(turns_of(rollouts)) if any(rollout.episode for rollout in rollouts) else None
     result: dict[str, Any] = {}
     for name, values_N in signals.items():
         by_position = tables.by_label(values_N, decile_N, range(tables.DECILES))
@@ -170,6 +172,7 @@ def _signal_tables(table: TokenTable, signals: Mapping[str, NDArray[np.float64]]
             "by_position": [{**row, "name": f"{10 * d}–{10 * d + 10}%"} for d, row in enumerate(by_position)],
             "by_entropy": [{**row, "name": label} for row, label in zip(by_entropy, parts, strict=True)],
             "by_outcome": tables.by_label(values_N, outcome_N, OUTCOMES),
+            **({"by_turn": tables.by_turn(values_N, turn_N)} if turn_N is not None else {}),
             "balance": tables.balance(values_N),
         }
     return result
@@ -368,8 +371,7 @@ def arrow_table(table: TokenTable) -> Any:
         "reward": pa.array(repeated([sample.reward for sample in table.samples]), pa.float64()),
     }
     if any(rollout.episode for rollout in rollouts):
-        turns = [turn for rollout in rollouts for turn in rollout.segments if turn]
-        columns["turn"] = pa.array(turns, pa.int32())
+        columns["turn"] = pa.array(turns_of(rollouts), pa.int32())
     columns |= {f"logprob {name}": number(values) for name, values in findings.logprobs.items()}
     columns |= {f"entropy {name}": number(values) for name, values in findings.entropies.items()}
     columns |= {name: number(values.astype(np.float32)) for name, values in table.signals.items()}
@@ -381,6 +383,11 @@ def arrow_table(table: TokenTable) -> Any:
             [None if np.isnan(row).any() else row for row in logprobs_NK.tolist()], pa.list_(pa.float32())
         )
     return pa.table(columns)
+
+
+def turns_of(rollouts: Sequence[Rollout]) -> list[int]:
+    """The turn of each token, from 1."""
+    return [turn for rollout in rollouts for turn in rollout.segments if turn]
 
 
 def _encodable(text: str) -> str:

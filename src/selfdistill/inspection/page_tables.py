@@ -52,6 +52,8 @@ def page_tables(summary: Mapping[str, Any]) -> list[Table]:
             ("by_outcome", "Mean by outcome of the completion", ""),
         ):
             tables.append(_means(signals, key, caption, note))
+        if all("by_turn" in signal for signal in signals.values()):
+            tables.append(_means(signals, "by_turn", "Mean by turn of the episode", ""))
         tables += [_shares(signals), _balance(signals)]
     if summary["separation"]:
         tables.append(_separation(summary["separation"]))

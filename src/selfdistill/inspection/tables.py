@@ -48,6 +48,12 @@ def by_label(values_N: Vector, label_N: NDArray[Any], labels: Sequence[Any]) -> 
     return rows
 
 
+def by_turn(values_N: Vector, turn_N: Indices) -> list[Statistics]:
+    """Return :func:`by_label` for every turn, from the first to the last that any episode has."""
+    rows = by_label(values_N, turn_N, range(1, int(turn_N.max(initial=0)) + 1))
+    return [{**row, "name": f"turn {row['name']}"} for row in rows]
+
+
 def deciles(lengths: Sequence[int]) -> Indices:
     """Return for each token the tenth of its completion that contains it, 0 to 9."""
     return np.concatenate([np.arange(n) * DECILES // n for n in lengths if n] or [np.zeros(0, dtype=np.int64)])

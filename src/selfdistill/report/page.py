@@ -95,7 +95,12 @@ BEHAVIOUR = (
     ),
 )
 TURNS = Figure("Turns", "of an episode, mean of a step", (Part("turns", "turns"),))
-"""Drawn for runs of tasks that are played in turns."""
+ENDS = Figure(
+    "Episodes",
+    "share of episodes, and of turns",
+    (Part("not ended by the environment", "unended"), Part("turns answered with an error", "tool_errors", "teacher")),
+)
+"""Both drawn for runs of tasks that are played in turns."""
 SIGNAL = (
     Figure(
         "Entropy",
@@ -161,7 +166,7 @@ def render_run(run: RunFiles, live: Live | None = None) -> str:
     planned = None if finished or ended else numbers.number(run.config.get("steps"))
     method = run.config.get("method")
     known = method if isinstance(method, dict) else {}
-    figures = (*BEHAVIOUR, TURNS) if any("turns" in row for row in run.metrics) else BEHAVIOUR
+    figures = (*BEHAVIOUR, TURNS, ENDS) if any("turns" in row for row in run.metrics) else BEHAVIOUR
     behaviour, no_behaviour = draw_figures(figures, run.metrics, known, planned)
     signal, no_signal = draw_figures(SIGNAL, run.metrics, known, planned)
     chosen = [choose(rows, COMPLETIONS_PER_STEP) for rows in (run.first, run.last)]

@@ -122,9 +122,9 @@ def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
         return texts
     feedback, answer, anchor, note = texts
     # A comparison of numpy's numbers is a numpy.bool, which JSON does not take.
-    success = None if result.success is None else bool(result.success)
+    success, error = (None if flag is None else bool(flag) for flag in (result.success, result.error))
     read = replace(result, done=bool(result.done), feedback=feedback, answer=answer, success=success)
-    return replace(read, anchor=anchor, note=note), messages
+    return replace(read, anchor=anchor, note=note, error=error), messages
 
 
 def _read_texts(*given: Any) -> list[str | None] | Fault:

@@ -217,7 +217,14 @@ def _add_reply(
         return
     answer, messages = reply
     reward = None if answer.reward is None else float(answer.reward)
-    turn = replace(episode.turns[-1], reward=reward, feedback=answer.feedback, messages=messages, anchor=answer.anchor)
+    turn = replace(
+        episode.turns[-1],
+        reward=reward,
+        feedback=answer.feedback,
+        messages=messages,
+        anchor=answer.anchor,
+        error=answer.error,
+    )
     episode.answer, episode.success = answer.answer, answer.success
     episode.note = answer.note or episode.note
     if answer.done:

@@ -131,6 +131,17 @@ def _length(*, growth: bool) -> Callable[[History, AlarmsConfig], Reading | None
     return read
 
 
+def _turns(history: History, at: AlarmsConfig) -> Reading | None:
+    start, recent = _ends(history.of("turns", least=2 * at.window), at.window)
+    if start <= 1:
+        return None
+    evidence = (
+        f"episodes of the last {at.window} steps have {recent:.2f} turns on average, {start:.2f} at the start "
+        f"(limit: {at.turns_fall:.0%} of the turns after the first)"
+    )
+    return Reading(recent - 1, at.turns_fall * (start - 1), evidence, low=True)
+
+
 def _deliberation(history: History, at: AlarmsConfig) -> Reading | None:
     start, recent = _ends(history.of("deliberation", least=2 * at.window), at.window)
     if not start:
@@ -302,6 +313,22 @@ ALARMS: Mapping[str, Rule] = {
         "many completions are cut by the token limit",
         _share("truncated", "truncated", "the completions were cut by the token limit"),
         "raise sampling.max_tokens, or look at the latest completions for repetition",
+    ),
+    "unended_episodes": Rule(
+        "many episodes are not ended by their environment",
+        _share("unended", "unended", "the episodes were not ended by their environment"),
+        'see "ended" in metrics.jsonl for the reasons: raise the limit of turns or of tokens, or mend the environment',
+    ),
+    "tool_errors": Rule(
+        "many turns are answered with an error",
+        _share("tool_errors", "tool_errors", "the turns were answered with an error"),
+        "look at the latest episodes: the model may not know how calls are written, or the tools may fail",
+    ),
+    "turns_shrinking": Rule(
+        "episodes shrink to a single turn",
+        _turns,
+        "if success does not rise, the model gives up or answers without asking: look at the latest episodes, and "
+        "compare what a later turn can earn",
     ),
     "skipped_completions": Rule(
         "many completions are left out of the loss",

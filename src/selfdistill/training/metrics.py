@@ -16,6 +16,7 @@ from selfdistill.tasks.judge import judge_counts
 from selfdistill.tasks.reward import function_rewards
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import STUDENT, Rollout, RolloutGroup, StepRecord, View
+from selfdistill.types.conversation import DONE
 
 
 def budget_of(groups: Sequence[RolloutGroup], views: Sequence[View], method: Method, *, updates: int) -> Budget:
@@ -104,15 +105,19 @@ def rollout_metrics(groups: Sequence[RolloutGroup], source: str) -> dict[str, An
 def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """Mean turns of an episode, mean tokens that its environment said, and counts of why episodes ended.
 
-    Empty without episodes.
+    ``unended`` is the share of episodes that the environment did not end, ``tool_errors`` the share of turns answered
+    with an error, if the environment says so of any. Empty without episodes.
     """
     episodes = [rollout.episode for rollout in rollouts if rollout.episode]
     if not episodes:
         return {}
     said = sum(len(turn.ids) for episode in episodes for turn in episode.turns)
+    errors = [turn.error for episode in episodes for turn in episode.turns if turn.error is not None]
     return {
         "turns": sum(len(episode.turns) for episode in episodes) / len(episodes),
         "environment_tokens": said / len(episodes),
+        "unended": sum(episode.ended != DONE for episode in episodes) / len(episodes),
+        **({"tool_errors": sum(errors) / len(errors)} if errors else {}),
         "ended": {reason: float(n) for reason, n in sorted(Counter(e.ended for e in episodes).items())},
     }
 

@@ -49,6 +49,9 @@ class Reply:
     anchor: str | None = None
     """The name of the state in which the next turn is taken; None: what the model reads before it. Group-in-group
     advantages compare the turns that the episodes of a group took in the same state."""
+    error: bool | None = None
+    """Whether it answers the turn with an error, such as a refused call of a tool. Errors are counted; None: it does
+    not say."""
     note: str | None = None
     """What contexts of later steps may be told because of this episode, for example a rule; the last one counts."""
 
@@ -68,6 +71,8 @@ class Turn:
     """The token ids of ``messages``, up to the start of the next turn; empty after the last turn."""
     anchor: str | None = None
     """The environment's name of the state in which the next turn is taken, or None."""
+    error: bool | None = None
+    """Whether the environment answered with an error; None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,12 @@ class Episode:
     """The environment's name of the state in which the first turn is taken, or None."""
     note: str | None = None
     """What the environment wrote for later steps, or None."""
+
+    @property
+    def errors(self) -> int | None:
+        """The turns that were answered with an error; None if the environment says it of no turn."""
+        said = [turn.error for turn in self.turns if turn.error is not None]
+        return sum(said) if said else None
 
     @property
     def anchors(self) -> tuple[tuple[bool, str], ...]:
