@@ -54,6 +54,10 @@ class Summary(dict[str, Any]):
         return curves(self.metrics(), names or ("reward",), ax=ax)
 
 
+GENERATED = ("countdown", "countdown-turns", "toolbox", "toolbox-turns", "reasoning_gym")
+"""Tasks that make their own problems and read no rows."""
+
+
 def train(
     config: ConfigLike,
     *,
@@ -146,7 +150,7 @@ def _extract_objects(
             table["path"] = rows["path"].rows
             take_rows(table)
             # A task without rows has no such key in its table; building the task reports the mistake.
-            if table.get("kind") in ("countdown", "toolbox", "reasoning_gym"):
+            if table.get("kind") in GENERATED:
                 del table["path"]
     raw["task"] = table
     return _from_table(raw, rows, chosen, function)

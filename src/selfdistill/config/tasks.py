@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from selfdistill.config.sections import JsonTable, Strict
 from selfdistill.config.suggest import choices
@@ -53,6 +53,25 @@ class ToolboxConfig(Strict):
     train: int = Field(1024, ge=1, description="Training problems.")
     validation: int = Field(256, ge=1, description="Validation problems.")
     test: int = Field(256, ge=1, description="Test problems.")
+
+
+class ToolboxTurnsConfig(Strict):
+    """The toolbox as a loop over turns: several calls that the API answers or refuses, and a report."""
+
+    kind: Literal["toolbox-turns"] = "toolbox-turns"
+    calls: int = Field(2, ge=1, le=4, description="Requests of an episode, each with one call.")
+    turns: int = Field(6, ge=2, description="Turns of an episode, refused calls and the report included.")
+    conventions: int = Field(0, ge=0, description="Seed of the conventions; 1000 to 1999 are for final results alone.")
+    conventions_by_seed: bool = Field(False, description="As for toolbox.")
+    train: int = Field(512, ge=1, description="Training episodes.")
+    validation: int = Field(128, ge=1, description="Validation episodes.")
+    test: int = Field(128, ge=1, description="Test episodes.")
+
+    @model_validator(mode="after")
+    def _check_turns(self) -> Self:
+        if self.turns <= self.calls:
+            raise ValueError(f"turns is {self.turns}: {self.calls} calls and a report need at least {self.calls + 1}")
+        return self
 
 
 class GeneratorConfig(Strict):
@@ -291,6 +310,7 @@ def _whose(value: object) -> str:
 ShippedTask = Annotated[
     CountdownConfig
     | CountdownTurnsConfig
+    | ToolboxTurnsConfig
     | ToolboxConfig
     | ReasoningGymConfig
     | MathConfig

@@ -16,6 +16,7 @@ from selfdistill.config.tasks import (
     TaskConfig,
     TextConfig,
     ToolboxConfig,
+    ToolboxTurnsConfig,
     ToolsConfig,
 )
 from selfdistill.contexts.chat import Chat
@@ -32,6 +33,7 @@ from selfdistill.tasks.reward import RewardedTask, RewardLike, parse_reward
 from selfdistill.tasks.rows import RowTask
 from selfdistill.tasks.text.task import TextTask
 from selfdistill.tasks.toolbox.task import ToolboxTask
+from selfdistill.tasks.toolbox.turns import ToolboxTurnsTask
 from selfdistill.tasks.tools.task import ToolsTask
 from selfdistill.types import Task
 
@@ -60,6 +62,8 @@ def build_task(
         task = build_own_task(config, seed=seed)
     elif isinstance(config, ToolboxConfig):
         task = ToolboxTask(config, seed=seed)
+    elif isinstance(config, ToolboxTurnsConfig):
+        task = ToolboxTurnsTask(config, seed=seed)
     elif isinstance(config, ReasoningGymConfig):
         task = ReasoningGymTask(config, seed=seed)
     elif isinstance(config, CountdownTurnsConfig):

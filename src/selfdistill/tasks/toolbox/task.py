@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from selfdistill.config.suggest import choices
@@ -126,10 +126,13 @@ class ToolboxTask:
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}; {choices(split, SPLITS)}")
         if split not in self._examples:
-            self._examples[split] = tuple(self._draw(split))
+            self._examples[split] = self._examples_of(self._draw(split))
         return self._examples[split]
 
-    def _draw(self, split: str) -> Iterator[Example]:
+    def _examples_of(self, problems: Iterable[Problem]) -> tuple[Example, ...]:
+        return tuple(map(self._example, problems))
+
+    def _draw(self, split: str) -> Iterator[Problem]:
         rng = random.Random(f"toolbox {split} {self.seed}")
         topics: list[str] = []
         drawn_keys: set[str] = set()
@@ -144,7 +147,7 @@ class ToolboxTask:
             topics.pop()
             misses = 0
             drawn_keys.add(problem.key)
-            yield self._example(problem)
+            yield problem
 
     def _example(self, problem: Problem) -> Example:
         call = problem.call(self.conventions)
