@@ -212,6 +212,34 @@ async def never(text: str) -> Any:
     await asyncio.sleep(60)
 
 
+def deep(depth: int) -> Any:
+    return deep(depth + 1)
+
+
+def interrupts(text: str) -> Any:
+    raise KeyboardInterrupt
+
+
+class Lazy(Sequence[Message]):
+    """Messages that are made when they are read."""
+
+    def __init__(self, *, hangs: bool = False) -> None:
+        self.hangs = hangs
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if self.hangs:
+            threading.Event().wait()
+        raise OSError("the game has gone")
+
+
+class Raising(float):
+    def __float__(self) -> float:
+        raise ArithmeticError("no magnitude")
+
+
 BAD = {
     "raises": (explodes, environments.RAISED),
     "exits": (leaves, environments.RAISED),
@@ -229,6 +257,19 @@ BAD = {
     "words": (lambda text: Reply("so", reward="much"), environments.NO_NUMBER),  # type: ignore[arg-type]
     "beyond floats": (lambda text: Reply("so", reward=10**5000), environments.NO_NUMBER),
     "beyond a sum": (lambda text: Reply("so", reward=-1.7e308), environments.NO_NUMBER),
+    # What is returned may itself raise or hang when it is looked at.
+    "messages that raise": (lambda text: Reply(Lazy()), environments.RAISED),
+    "messages that hang": (lambda text: Reply(Lazy(hangs=True)), environments.LATE),
+    "success of two": (lambda text: Reply("so", success=np.array([True, False])), environments.RAISED),  # type: ignore[arg-type]
+    "done of two": (lambda text: Reply("so", done=np.array([1, 2])), environments.RAISED),  # type: ignore[arg-type]
+    "error of two": (lambda text: Reply("so", error=np.array([1, 2])), environments.RAISED),  # type: ignore[arg-type]
+    "a number that raises": (lambda text: Reply("so", reward=Raising(1.0)), environments.RAISED),
+    "megabytes of a name": (lambda text: Reply("so", anchor="so " * 2_000_000), environments.TOO_LONG),
+    "megabytes of a note": (lambda text: Reply("so", note="so " * 2_000_000), environments.TOO_LONG),
+    "a note of bytes": (lambda text: Reply("so", note=b"so"), environments.NO_TEXT),  # type: ignore[arg-type]
+    "a function": (lambda text: explodes, environments.NO_TEXT),
+    "never ends": (lambda text: deep(0), environments.RAISED),
+    "interrupts": (interrupts, environments.RAISED),
     "broken tools": (lambda text: Reply([Message("tools", "no JSON")]), episodes.UNRENDERED),
     "no list of tools": (lambda text: Reply([Message("tools", "3")]), episodes.UNRENDERED),
 }

@@ -192,7 +192,7 @@ def test_a_group_of_equal_episodes_has_a_signal_where_its_turns_differ(folder: P
 def test_names_of_states_are_read_checked_and_kept(folder: Path) -> None:
     _, chat = load_exact(folder)
     assert read_reply(Reply("so", anchor=3)) == environments.Fault(  # type: ignore[arg-type]
-        environments.NO_TEXT, "feedback, answer and anchor are texts"
+        environments.NO_TEXT, "feedback, answer, anchor and note are texts"
     )
     assert getattr(read_start(Start(anchor=b"x")), "reason", None) == environments.NO_TEXT  # type: ignore[arg-type]
     assert getattr(read_start(Start(anchor="x" * 200_000)), "reason", None) == environments.TOO_LONG

@@ -33,7 +33,7 @@ from support.tiny import save_tiny_model
 PAGE = (Path(__file__).parents[2] / "docs" / "turns.md").read_text(encoding="utf-8")
 [CODE] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 MORE = """
-import os, signal
+import dataclasses, os, signal
 
 
 class Moody(Guess):
@@ -50,7 +50,7 @@ class Dying(Guess):
         if Dying.calls == 40 and not os.path.exists("died"):
             open("died", "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().reply(state, text)
+        return dataclasses.replace(super().reply(state, text), note=f"heard {len(text)}")
 """
 pytestmark = pytest.mark.usefixtures("no_page")
 
@@ -130,8 +130,10 @@ def test_a_stopped_run_of_episodes_ends_where_an_uninterrupted_one_does(brief: P
     assert stopped == whole
 
 
-def test_kill_9_in_the_middle_of_an_episode_loses_nothing(folder: Path, brief: Path) -> None:
-    own = config(brief, kind="my_game:Dying")
+@pytest.mark.parametrize("method", ["sdpo", "skill_sd"])
+def test_kill_9_in_the_middle_of_an_episode_loses_nothing(method: str, folder: Path, brief: Path) -> None:
+    turns = ("method.turn_advantage.kind=group_in_group", "method.weights=live") if method == "skill_sd" else ()
+    own = config(brief, f"method.name={method}", *turns, kind="my_game:Dying")
     (folder / "config.toml").write_text(
         as_toml(own.model_dump(exclude_none=True, exclude_unset=True)), encoding="utf-8"
     )
@@ -143,6 +145,14 @@ def test_kill_9_in_the_middle_of_an_episode_loses_nothing(folder: Path, brief: P
     assert train(own, folder / "run", resume=True)["finished"]
     assert train(own, folder / "whole")["finished"]
     assert outcome(folder / "run") == outcome(folder / "whole")
+    # The notes of the steps before the kill are those of a run without one, in their order.
+    kept = [
+        json.loads((folder / name / "checkpoints" / "step-000004" / "state.json").read_text(encoding="utf-8"))["notes"]
+        for name in ("run", "whole")
+    ]
+    assert kept[0] == kept[1] and bool(kept[0]["kept"]) == (method == "skill_sd")
+    if method == "skill_sd":
+        assert all("skill_kl" in line for line in lines(folder / "run" / "metrics.jsonl")[1:])
 
 
 def test_an_environment_that_says_it_cannot_be_replayed_is_not_resumed(folder: Path, brief: Path) -> None:

@@ -39,11 +39,18 @@ class Fault:
     """What it raised."""
 
 
-def call_all(calls: Sequence[Callable[[], Any]], *, seconds: float, at_once: int) -> list[Any]:
-    """The result of every call, in order; a :class:`Fault` where it raised or took more than ``seconds``.
+def call_all(
+    calls: Sequence[Callable[[], Any]],
+    *,
+    seconds: float,
+    at_once: int,
+    read: Callable[[Any], Any] = lambda result: result,
+) -> list[Any]:
+    """What ``read`` makes of every call's result, in order; a :class:`Fault` where it raised or exceeded ``seconds``.
 
-    At most ``at_once`` calls run at the same time. A call that returns an awaitable is awaited. A call that exceeds its
-    time limit is abandoned: its thread goes on until it returns, and its result is ignored.
+    A result is read within the time limit of its call, because its parts may be objects that raise or hang when they
+    are looked at. At most ``at_once`` calls run at the same time. A call that returns an awaitable is awaited. A call
+    that exceeds its time limit is abandoned: its thread goes on until it returns, and its result is ignored.
     """
     results: dict[int, Any] = {}
     deadlines: dict[int, float] = {}
@@ -53,7 +60,8 @@ def call_all(calls: Sequence[Callable[[], Any]], *, seconds: float, at_once: int
         while started < len(calls) and len(deadlines) < at_once:
             deadlines[started] = time.monotonic() + seconds
             # Not an executor: at exit the interpreter would wait for its threads, of which one may hang.
-            threading.Thread(target=_call, args=(calls[started], started, seconds, returned), daemon=True).start()
+            args = (calls[started], started, seconds, returned, read)
+            threading.Thread(target=_call, args=args, daemon=True).start()
             started += 1
         try:
             # An environment without a time limit has an infinite one, which no lock takes.
@@ -68,11 +76,18 @@ def call_all(calls: Sequence[Callable[[], Any]], *, seconds: float, at_once: int
     return [results[index] for index in range(len(calls))]
 
 
-def _call(call: Callable[[], Any], index: int, seconds: float, returned: queue.SimpleQueue[tuple[int, Any]]) -> None:
+def _call(
+    call: Callable[[], Any],
+    index: int,
+    seconds: float,
+    returned: queue.SimpleQueue[tuple[int, Any]],
+    read: Callable[[Any], Any],
+) -> None:
     try:
         result = call()
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result, seconds))
+        result = read(result)
     # A thread that ends without a result would leave its episode waiting, so SystemExit counts too.
     except BaseException as error:
         late = isinstance(error, TimeoutError)
@@ -112,7 +127,8 @@ def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
         return Fault(NO_TEXT, "a reply that does not end the episode has no messages")
     reward: Any = result.reward
     try:
-        if reward is not None and not (isinstance(reward, Real) and abs(float(reward)) <= LARGEST_REWARD):
+        number = float(reward) if isinstance(reward, Real) else None
+        if reward is not None and not (number is not None and abs(number) <= LARGEST_REWARD):
             return Fault(NO_NUMBER, f"reward {reward!r}"[:200])
     except OverflowError:
         # A whole number beyond every float, which may be too long to print.
@@ -123,7 +139,7 @@ def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
     feedback, answer, anchor, note = texts
     # A comparison of numpy's numbers is a numpy.bool, which JSON does not take.
     success, error = (None if flag is None else bool(flag) for flag in (result.success, result.error))
-    read = replace(result, done=bool(result.done), feedback=feedback, answer=answer, success=success)
+    read = replace(result, reward=number, done=bool(result.done), feedback=feedback, answer=answer, success=success)
     return replace(read, anchor=anchor, note=note, error=error), messages
 
 

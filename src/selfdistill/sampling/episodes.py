@@ -159,7 +159,7 @@ def _call(
 ) -> list[T | Fault]:
     """Call an environment within its limits, read what it returns, and log the first fault of each kind."""
     seconds, at_once = getattr(environment, "seconds", SECONDS), getattr(environment, "at_once", AT_ONCE)
-    results = [read(result) for result in call_all(calls, seconds=float(seconds), at_once=max(1, int(at_once)))]
+    results: list[T | Fault] = call_all(calls, seconds=float(seconds), at_once=max(1, int(at_once)), read=read)
     faults = [result for result in results if isinstance(result, Fault)]
     for fault in {fault.reason: fault for fault in reversed(faults)}.values():
         log(f"{type(environment).__name__}: {fault.reason}" + (f": {fault.error}" if fault.error else ""))
@@ -216,10 +216,9 @@ def _add_reply(
         episode.ended = reply.reason
         return
     answer, messages = reply
-    reward = None if answer.reward is None else float(answer.reward)
     turn = replace(
         episode.turns[-1],
-        reward=reward,
+        reward=answer.reward,
         feedback=answer.feedback,
         messages=messages,
         anchor=answer.anchor,
