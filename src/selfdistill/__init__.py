@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from selfdistill.sampling.base import Sampler, SamplingParams
     from selfdistill.sampling.hf import HFSampler
     from selfdistill.sampling.scripted import ScriptedSampler
+    from selfdistill.tasks.tools.loop import ToolLoop
     from selfdistill.tasks.turns import Environment
     from selfdistill.training.trainer import Trainer
     from selfdistill.types import (
@@ -75,6 +76,7 @@ __all__ = [
     "Task",
     "Template",
     "TokenSlice",
+    "ToolLoop",
     "Trainer",
     "Turn",
     "UserError",
@@ -114,6 +116,7 @@ _ROOMS = {
     "selfdistill.sampling.base": ("Sampler", "SamplingParams"),
     "selfdistill.sampling.hf": ("HFSampler",),
     "selfdistill.sampling.scripted": ("ScriptedSampler",),
+    "selfdistill.tasks.tools.loop": ("ToolLoop",),
     "selfdistill.tasks.turns": ("Environment",),
     "selfdistill.training.trainer": ("Trainer",),
     "selfdistill.types": (

@@ -31,7 +31,7 @@ from support.runs import as_toml, lines, open_run, outcome, recorder, train
 from support.tiny import save_tiny_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "turns.md").read_text(encoding="utf-8")
-[CODE] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+CODE, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 MORE = """
 import dataclasses, os, signal
 
