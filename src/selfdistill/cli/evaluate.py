@@ -80,7 +80,9 @@ def evaluate_model(
     origin = {"model": model, "weights": weights.path, "checkpoint": weights.checkpoint, "step": weights.step}
     return {
         **origin,
-        **{"task": config.task.kind, "split": split, "engine": config.sampler.kind},
+        "task": config.task.kind,
+        "split": split,
+        "engine": config.sampler.kind,
         **{key: getattr(params, key) for key in ("max_tokens", "temperature", "top_p", "top_k")},
         "seed": seed,
         **result,
