@@ -78,13 +78,11 @@ def evaluate_model(
         result = evaluate(examples, judge, sampler, chat, params, thinking=thinking, references=references).to_json()
         result |= _also(policy, chat, sampler, config, weights, split=split, seed=seed)
     origin = {"model": model, "weights": weights.path, "checkpoint": weights.checkpoint, "step": weights.step}
+    terms = {"task": config.task.kind, "split": split, "engine": config.sampler.kind, "seed": seed}
     return {
         **origin,
-        "task": config.task.kind,
-        "split": split,
-        "engine": config.sampler.kind,
+        **terms,
         **{key: getattr(params, key) for key in ("max_tokens", "temperature", "top_p", "top_k")},
-        "seed": seed,
         **result,
         "best_by": best_by(evaluation.best, judge),
         "skipped": dict(unfit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,16 @@ class Counters:
     latest_step: int = 0
     best: dict[str, Any] | None = None
     best_step: int = 0
+
+    def add(self, tokens: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """Add a step's tokens and its seconds by phase; returns the seconds as the step's line has them."""
+        self.tokens += tokens
+        for phase, spent in seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+        return {
+            "phase_seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
+            "seconds": round(sum(seconds.values()), 4),
+        }
 
     def evaluation_seconds_left(self, steps: int, every: int) -> float:
         """Seconds that the remaining evaluations take if each takes as long as the mean of those so far."""

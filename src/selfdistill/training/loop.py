@@ -190,7 +190,7 @@ class Run:
                     line["evaluation"] = self._evaluate()
             except SamplerError as error:
                 failure = error
-        self._add_seconds(clock, line)
+        line |= counters.add(line["generated"], clock.seconds)
         self._check_alarms(line)
         # Write the step to rollouts.jsonl, metrics.jsonl, the trackers and the terminal.
         completions = list(rollout_lines(groups, result, parts.chat))
@@ -292,13 +292,6 @@ class Run:
         except BaseException:  # KeyboardInterrupt too: the run ends, and can be resumed from this step
             self._save(export=True)
             raise
-
-    def _add_seconds(self, clock: Clock, line: dict[str, Any]) -> None:
-        self.counters.tokens += line["generated"]
-        for phase, seconds in clock.seconds.items():
-            self.counters.seconds[phase] = self.counters.seconds.get(phase, 0.0) + seconds
-        line["phase_seconds"] = {phase: round(seconds, 4) for phase, seconds in clock.seconds.items()}
-        line["seconds"] = round(sum(clock.seconds.values()), 4)
 
     def _export(self, folder: Path) -> None:
         save_policy(self.parts.policy, self.parts.chat, folder, writes=self.world.is_rank_zero)
