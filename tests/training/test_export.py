@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 
 from selfdistill.cli.app import main
 from selfdistill.files.jsonl import JsonLines
+from selfdistill.report.numbers import percent, percent_range
 from selfdistill.training.model_card import write_card
 from support.fake_hub import TOKEN, FakeHub, serving_hub
 from support.runs import lines, tiny_run, train
@@ -61,8 +62,8 @@ def test_a_card_says_method_data_accuracy_alarms_and_config(run: Path, model: Pa
     evaluations = {line["step"]: line for line in lines(run / "evaluations.jsonl")}
     assert evaluations.keys() == {0, 2, 4}
     for step in (0, 2):
-        value, low, high = (100 * evaluations[step]["avg"][key] for key in ("value", "low", "high"))
-        assert f"| held out | {step} | 3 × 2 | {value:.1f}% [{low:.1f}–{high:.1f}%] |" in text
+        value, low, high = (evaluations[step]["avg"][key] for key in ("value", "low", "high"))
+        assert f"| held out | {step} | 3 × 2 | {percent(value)} [{percent_range(low, high)}] |" in text
     assert "| held out | 4 |" not in text, "step 4 is another checkpoint's"
     assert '"learning_rate": 0.01' in text
 
