@@ -206,7 +206,10 @@ def test_replies_are_those_of_the_page(folder: Path) -> None:
         (("method.name=pbsd",), "method 'pbsd' lets another role sample"),
         (("signal.overlong=punish",), "signal.overlong = 'punish' is for single answers"),
         (("reward=support.rewards:even",), "its environment gives the rewards"),
-        (("sampler.kind=server", "sampler.urls=['http://127.0.0.1:9']"), "set sampler.kind = 'hf'"),
+        (
+            ("sampler.kind=server", "sampler.urls=['http://127.0.0.1:9']", "sampler.overlap=true"),
+            "sampler.overlap samples single answers ahead: set it to false",
+        ),
     ],
 )
 def test_what_cannot_be_combined_is_refused(
