@@ -133,7 +133,7 @@ def test_a_stopped_run_of_episodes_ends_where_an_uninterrupted_one_does(brief: P
 @pytest.mark.parametrize("method", ["sdpo", "skill_sd"])
 def test_kill_9_in_the_middle_of_an_episode_loses_nothing(method: str, folder: Path, brief: Path) -> None:
     turns = ("method.turn_advantage.kind=group_in_group", "method.weights=live") if method == "skill_sd" else ()
-    own = config(brief, f"method.name={method}", *turns, kind="my_game:Dying")
+    own = config(brief, f"method.name={method}", "checkpoint.every=1", *turns, kind="my_game:Dying")
     (folder / "config.toml").write_text(
         as_toml(own.model_dump(exclude_none=True, exclude_unset=True)), encoding="utf-8"
     )
@@ -142,6 +142,7 @@ def test_kill_9_in_the_middle_of_an_episode_loses_nothing(method: str, folder: P
     died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert 0 < len(lines(folder / "run" / "metrics.jsonl")) < 4
+    assert list((folder / "run" / "checkpoints").glob("step-*"))
     assert train(own, folder / "run", resume=True)["finished"]
     assert train(own, folder / "whole")["finished"]
     assert outcome(folder / "run") == outcome(folder / "whole")
