@@ -83,7 +83,7 @@ def test_the_refusal_names_overrides_under_which_the_arms_can_be_compared(here: 
 @pytest.mark.parametrize("task", ["countdown", "toolbox"])
 def test_shipped_configs_of_a_task_can_be_compared_on_equal_terms(task: str) -> None:
     equal = ["temperature=1", "top_p=1", "top_k=0", "prompts=16", "completions=8"]
-    names = [name for name in shipped_configs() if name.startswith(f"{task}-")]
+    names = [name for name in shipped_configs() if load_config(name).task.kind == task]
     overrides = [f"sampling.{setting}" for setting in equal]
     comparison = plan(names, overrides, seeds=[0], baseline=None, folder=Path("out"))
     assert [arm.name for arm in comparison.arms] == names

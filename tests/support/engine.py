@@ -59,6 +59,8 @@ first_of = ["sibling", "solution"]
 text = "$question the answer is $answer ."
 [wrong_answer]
 text = "$question the answer is $wrong_answer ."
+[note]
+text = "$question a note : $note ."
 [random_sibling]
 text = "$question another attempt was correct : $random_sibling . now solve the problem"
 [random_sibling_or_solution]

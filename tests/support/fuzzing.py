@@ -81,7 +81,7 @@ def fuzz(kind: str, model: Path, folder: Path, *, steps: int, seed: int, **chang
     """Train on hostile completions alone, check what the run has left, and return its metrics."""
     config = fuzz_config(kind, model, folder, steps, *changes.items())
     with mock.patch(
-        "selfdistill.training.build.policy_sampler",
+        "selfdistill.sampling.engines.policy_sampler",
         lambda policy, chat, max_batch_size: HostileSampler(chat, kind, seed),
     ):
         run = Run(config, folder / "run", progress=Recorder())

@@ -668,6 +668,7 @@ def test_a_loss_that_is_no_number_is_exit_code_2(run: Terminal, countdown: Path,
 
 
 EVALUATED = {
+    "engine",
     "best_by",
     "earned",
     "reward",

@@ -145,6 +145,6 @@ def test_completions_without_a_verdict_are_counted() -> None:
     assert (result["judged"], result["avg"]["value"], result["hits"], result["entropy"]) == (1, 0.5, [1], 0.75)
     said = io.StringIO()
     Progress(Console(file=said, width=120)).evaluation(1, result)
-    assert said.getvalue().endswith("\n1 of 2 completions are not judged and count as wrong\n")
+    assert said.getvalue().endswith("\n1 of 2 completions is not judged and counts as wrong\n")
     unknown = summarise([replace(group, verdicts=(Verdict(None),) * 2)], samples=2, plain=False).to_json()
     assert [unknown[key] for key in ("judged", "avg", "pass", "maj", "hits", "entropy")] == [0, *[None] * 5]
