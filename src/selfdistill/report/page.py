@@ -96,9 +96,10 @@ BEHAVIOUR = (
 )
 TURNS = Figure("Turns", "of an episode, mean of a step", (Part("turns", "turns"),))
 ENDS = Figure(
-    "Episodes",
-    "share of episodes, and of turns",
+    "Faults of episodes",
+    "episodes not ended, turns with a tool's error",
     (Part("not ended by the environment", "unended"), Part("turns answered with an error", "tool_errors", "teacher")),
+    share=True,
 )
 """Both drawn for runs of tasks that are played in turns."""
 SIGNAL = (
