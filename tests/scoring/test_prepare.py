@@ -315,6 +315,12 @@ def test_a_sampling_role_that_drew_nothing_knows_the_example_alone(
         for name in ("sibling", "solution_verdict", "other_question_bare"):
             assert isinstance(before[name], Skipped)
             assert name == "sibling" or not isinstance(after[name], Skipped)
+    # Another question that the row itself has is known before sampling.
+    [group, *_] = groups
+    group = replace(group, example=replace(group.example, fields={"other_question": "make 9 ."}))
+    role = {"other": Role("other_question_bare")}
+    [[prompts, *_]] = render([group], role, templates, chat, thinking=None, seed=0, sampling_roles=("other",))
+    assert prompts["other"] == chat.encode((Message("user", "make 9 ."),))
 
 
 def test_the_student_is_scored_under_the_prompt_that_it_sampled_from(
