@@ -14,10 +14,11 @@ import torch
 
 import methods_by_hand as hand
 from selfdistill.contexts.templates import Template, parse_template
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, ModelError
 from selfdistill.scoring.batching import collate, cut_by_tokens
+from selfdistill.scoring.prepare import render
 from selfdistill.training.metrics import budget_of, rollout_lines, rollout_metrics, separation
-from selfdistill.types import STUDENT, Example, Message, Start, TokenSlice, View
+from selfdistill.types import STUDENT, Example, Message, Role, Start, TokenSlice, View
 from support.engine import distance, invent_groups, load_exact, make_bench, perturb, size_of
 from support.turns import Script, Spoken, by_hand, played
 
@@ -198,6 +199,16 @@ def test_hindsight_is_put_into_the_conversation_that_was_opened(
         opening = f"<|user|> solve the problem {groups[view.group].example.prompt[0].content}"
         assert student.startswith(f"{opening} <|end|>")
         assert teacher.startswith(f"{opening} a correct solution is")
+
+
+def test_the_thinking_switch_reaches_a_role_that_reads_a_conversation(
+    folder: Path, templates: Mapping[str, Template]
+) -> None:
+    """This chat template has none, and says so."""
+    _, chat = load_exact(folder)
+    groups = played(chat, Script(chat))
+    with pytest.raises(ModelError, match="has no enable_thinking switch"):
+        render(groups, {"teacher": Role("solution")}, templates, chat, thinking=True, seed=0)
 
 
 EACH = Template("each", "", text="$question feedback : $reply", before="each")
