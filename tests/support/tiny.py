@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def save_tiny_model(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a random Qwen3 and return its directory."""
     torch.manual_seed(seed)
     return save_model(folder, Qwen3ForCausalLM(tiny_config(**changes)))
+
+
+def save_brief_model(folder: Path, *, positions: int) -> Path:
+    """Write a random model of one layer whose turns end soon: every second id is one that ends a turn."""
+    save_tiny_model(folder, num_hidden_layers=1, max_position_embeddings=positions)
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["eos_token_id"] = [STOP, *range(9, 90, 2)]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return folder
 
 
 def save_model(folder: Path, model: Any) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from selfdistill.methods.grpo import GRPO
 from selfdistill.training.problem import method_of
 from support.runs import METHODS as ASKED
 from support.runs import lines, open_run, train
-from support.tiny import save_tiny_model
+from support.tiny import save_brief_model
 
 LETS_ANOTHER_ROLE_SAMPLE = ("pbsd", "pbsd_reward", "hdpo")
 TURNS = {"kind": "group_in_group", "discount": 0.9}
@@ -28,13 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_page")
 
 @pytest.fixture(scope="module")
 def brief(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose turns end soon: every second id is one that ends a turn."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("model"), num_hidden_layers=1, max_position_embeddings=1024)
-    path = folder / "generation_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["eos_token_id"] = [2, *range(9, 90, 2)]
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    return folder
+    return save_brief_model(tmp_path_factory.mktemp("model"), positions=1024)
 
 
 def config(model: Path, method: Mapping[str, Any], kind: str = "support.turns:Graded") -> RunConfig:

@@ -28,7 +28,7 @@ from selfdistill.tasks.countdown.turns import CountdownTurnsTask
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.turns import environment_of
 from support.runs import as_toml, lines, open_run, outcome, recorder, train
-from support.tiny import save_tiny_model
+from support.tiny import save_brief_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "turns.md").read_text(encoding="utf-8")
 CODE, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -65,13 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def brief(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose turns end soon: every second id is one that ends a turn."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("model"), num_hidden_layers=1, max_position_embeddings=512)
-    path = folder / "generation_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["eos_token_id"] = [2, *range(9, 90, 2)]
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    return folder
+    return save_brief_model(tmp_path_factory.mktemp("model"), positions=512)
 
 
 def config(model: Path, *overrides: str, **task: Any) -> RunConfig:
