@@ -136,13 +136,14 @@ def compare(
         check_early(config, None, given, command="compare", with_method=True, methods=names, engine=engine)
     from selfdistill.cli.early import check_comparison
 
-    terms: dict[str, Any] = {"seeds": seeds, "match": match, "split": final_split, "baseline": baseline, "main": main}
-    terms |= {"methods": names, "sweeps": sweep or [], "folder": out, "engine": engine}
-    check_comparison(configs, set_ or [], **terms)
+    terms: dict[str, Any] = {"match": match, "split": final_split, "baseline": baseline, "folder": out}
+    terms |= {"methods": names, "sweeps": sweep or [], "engine": engine}
+    chosen = check_comparison(configs, set_ or [], seeds=seeds, main=main, **terms)
     quiet()
-    from selfdistill.cli.compare import compare_arms, describe_arms, plan_comparison
+    from selfdistill.cli.compare import compare_arms, describe_arms
+    from selfdistill.comparison.compare import plan
 
-    comparison = plan_comparison(configs, set_ or [], **terms)
+    comparison = plan(configs, set_ or [], seeds=chosen, **terms)
     if dry_run:
         describe_arms(comparison, json=json)
     else:

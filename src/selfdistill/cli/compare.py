@@ -1,57 +1,16 @@
-"""The ``compare`` command: the plan of the arms, their training and the closing table."""
+"""The ``compare`` command: what the plan of the arms says, their training and the closing table."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 from rich.console import Console
 
 from selfdistill.cli.terminal import echo, echo_json
 from selfdistill.comparison.arms import describe_plan
-from selfdistill.comparison.compare import Comparison, find_arm, plan, report_plan, run_comparison, write_results
-from selfdistill.comparison.options import parse_seeds
+from selfdistill.comparison.compare import Comparison, report_plan, run_comparison, write_results
 from selfdistill.comparison.tables import closing
 from selfdistill.distributed.signals import stop_on_signals
 from selfdistill.tracking.progress import Progress
-
-
-def plan_comparison(
-    configs: Sequence[str],
-    overrides: Sequence[str],
-    *,
-    methods: Sequence[str],
-    sweeps: Sequence[str],
-    seeds: str,
-    baseline: str | None,
-    main: str | None,
-    folder: Path,
-    match: str,
-    split: str,
-    engine: str | None = None,
-) -> Comparison:
-    """Return the plan of the comparison that the options describe.
-
-    Raises:
-        UserError: a config, a method, the seeds or the name of an arm is wrong.
-    """
-    chosen = parse_seeds(seeds)
-    comparison = plan(
-        configs,
-        overrides,
-        seeds=chosen,
-        baseline=baseline,
-        folder=folder,
-        methods=methods,
-        sweeps=sweeps,
-        match=match,
-        split=split,
-        engine=engine,
-    )
-    if main is not None:
-        find_arm(comparison, main, "--main")
-    return comparison
 
 
 def describe_arms(comparison: Comparison, *, json: bool) -> None:

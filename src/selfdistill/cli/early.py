@@ -123,13 +123,13 @@ def check_comparison(
     match: str,
     split: str,
     engine: str | None = None,
-) -> None:
-    """Check the options of a comparison, its folder, and the sources of its arms.
+) -> list[int]:
+    """Check the options of a comparison, its folder, and the sources of its arms. Returns its seeds.
 
     Raises:
         UserError: an option, a config or the folder is wrong.
     """
-    parse_seeds(seeds)
+    chosen = parse_seeds(seeds)
     check_match(match, split)
     check_folder(folder)
     arms = arm_names([find_source(config).label for config in configs], methods, sweeps)
@@ -145,3 +145,4 @@ def check_comparison(
         if not over:
             check_model_name(settings.model.path)
             check_sampler(settings)
+    return chosen
