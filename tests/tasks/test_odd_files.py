@@ -59,6 +59,10 @@ TAKEN: dict[str, bytes] = {
     "table.csv": CSV.encode(),
     "windows.CSV": b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode(),
     "table.parquet": parquet(GOOD),
+    "packed.csv.gz": gzip.compress(CSV.encode()),
+    "packed.json.gz": gzip.compress(json.dumps(GOOD, indent=1).encode()),
+    "wrapped.json": json.dumps({"version": 1, "data": GOOD}, indent=1).encode(),
+    "wrapped on a line.json": json.dumps({"Rows": GOOD}).encode(),
     "unused surrogate.jsonl": with_row({"question": "2 + 2", "answer": 4, "note": "\ud800"}),
     "long.jsonl": with_row({"question": "2 + 2" * 20_000, "answer": 4}),
 }
@@ -88,6 +92,13 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "text.parquet": (LINES.encode(), "seems to be JSON, and its name says .parquet"),
     "body.parquet": (broken_body(), "not valid Parquet"),
     "table.jsonl": (parquet(GOOD), "seems to be Parquet"),
+    "splits.json": (json.dumps({"train": GOOD, "test": GOOD}).encode(), "several lists of rows (train, test)"),
+    "table.tsv.gz": (gzip.compress(CSV.replace(",", "\t").encode()), "is read in no way"),
+    "table.parquet.gz": (gzip.compress(parquet(GOOD)), "is read in no way"),
+    "table.gz": (gzip.compress(parquet(GOOD)), "seems to be Parquet inside gzip"),
+    "table.jsonl.gz": (gzip.compress(CSV.encode()), "a comma-separated one is read as table.csv.gz"),
+    "lines.csv.gz": (gzip.compress(LINES.encode()), "its name says .csv: rename it to lines.jsonl.gz"),
+    "page.json.gz": (gzip.compress(b"<html></html>"), "a page of HTML"),
 }
 
 
@@ -223,6 +234,16 @@ def test_a_file_of_another_form_than_its_name_says_is_one_sentence(
         read_rows(path)
     assert str(refused.value).startswith(f"data file {path} ")
     assert sentence in str(refused.value)
+
+
+def test_a_field_of_a_table_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"prompt,answer\n{'x' * 200_000},4\n", encoding="utf-8")
+    assert [len(str(row.values["prompt"])) for row in read_rows(tmp_path / "a.csv")] == [200_000]
+
+
+def test_an_object_on_several_lines_is_one_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"prompt": "1 + 1?", "data": [1]}, indent=1), encoding="utf-8")
+    assert [row.values for row in read_rows(tmp_path / "a.json")] == [{"prompt": "1 + 1?", "data": [1]}]
 
 
 @pytest.mark.parametrize("text", [f"[{ROW}, {ROW}]", f"[\n  {ROW},\n  {ROW}\n]\n", f"\n[ {ROW},\n{ROW}]"])

@@ -6,8 +6,8 @@ A field's source is one of three things:
 - a dotted path into a column: ``"meta.answer"``, ``"choices.0"``;
 - a template: ``"$question\\nAnswer: ${meta.answer}"`` (``$$`` is a dollar sign).
 
-A column or path that ends in ``?`` may be absent or null: the row then lacks the field. Rows come from JSONL
-(also ``.jsonl.gz``), JSON, CSV and Parquet files, from folders that ``datasets`` saved, and from the hub.
+A column or path that ends in ``?`` may be absent or null: the row then lacks the field. Rows come from JSONL, JSON
+and CSV files (also with ``.gz``), Parquet files, from folders that ``datasets`` saved, and from the hub.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import string
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Any
 
 from selfdistill.config.tasks import SourceConfig
 from selfdistill.errors import DataError, first_line
-from selfdistill.tasks.file_forms import check_form, holds_array, text_of
+from selfdistill.tasks.file_forms import check_form, form_of, holds_array, text_of, unwrapped
 
 FieldMapping = Mapping[str, str]
 """Field name → source (a column, a dotted path or a ``$`` template)."""
@@ -103,8 +104,9 @@ UNREAD = {".tsv", ".xlsx", ".xls", ".ods", ".yaml", ".yml", ".xml", ".html", ".p
 def scan_rows(source: str | Path | SourceConfig | MemoryRows) -> Iterator[Row | Rejected]:
     """Yield every row of a source; a malformed line is yielded as ``Rejected``.
 
-    Sources are a JSONL file (one object per line, empty lines skipped, also ``.gz``), a ``.json`` array, a ``.csv``
-    table, a ``.parquet`` file, a folder saved by ``datasets``, a split of a hub data set, or rows in memory.
+    Sources are a JSONL file (one object per line, empty lines skipped), a ``.json`` array or an object that holds one
+    under a key such as ``data``, a ``.csv`` table, each of them also with ``.gz``, a ``.parquet`` file, a folder saved
+    by ``datasets``, a split of a hub data set, or rows in memory.
 
     Raises:
         DataError: the source is missing, unreadable or without rows.
@@ -142,15 +144,16 @@ def _stored_rows(source: SourceConfig) -> Iterator[Row | Rejected]:
             begin = opened.read(24)
         if begin.startswith(b"version https://git-lfs"):
             raise DataError(f"data file {path} is a pointer of git-lfs, not the file itself: run git lfs pull there")
-        if path.suffix.lower() in UNREAD:
+        # What a compressed file is read as stands before its last ending.
+        suffix, packed = form_of(path), path.suffix.lower() == ".gz"
+        if suffix in UNREAD or (packed and suffix == ".parquet"):
             raise DataError(
-                f"data file {path} is read in no way: save it as .jsonl, .jsonl.gz, .json, .csv or .parquet"
+                f"data file {path} is read in no way: save it as .jsonl, .json or .csv, each also with .gz, or .parquet"
             )
         readers = {".parquet": _parquet_rows, ".csv": _csv_rows}
         check_form(path, begin)
-        suffix = path.suffix.lower()
         # An array is read under any name, and so are JSON lines.
-        is_array = suffix == ".json" or (suffix in (".jsonl", ".gz") and holds_array(path))
+        is_array = suffix == ".json" or ((packed or suffix == ".jsonl") and holds_array(path))
         return readers.get(suffix, _json_rows if is_array else _jsonl_rows)(path)
     if path.is_dir() or source.split is not None:
         return _dataset_rows(source)
@@ -235,15 +238,22 @@ def _jsonl_rows(path: Path) -> Iterator[Row | Rejected]:
 
 
 def _json_rows(path: Path) -> Iterator[Row | Rejected]:
-    """The objects of one JSON array, numbered from 1, or of JSON lines under another name."""
+    """The objects of one JSON array, numbered from 1, or of JSON lines under another name.
+
+    An object may hold the array under a key such as ``data``.
+    """
     text = "".join(text_of(path))
-    if not text.lstrip().startswith("["):
-        yield from _jsonl_rows(path)
-        return
-    try:
-        listed = json.loads(text)
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"data file {path} is no JSON array of objects: {first_line(error)}") from error
+    if text.lstrip().startswith("["):
+        try:
+            listed = json.loads(text)
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"data file {path} is no JSON array of objects: {first_line(error)}") from error
+    else:
+        rows = unwrapped(text, path)
+        if rows is None:
+            yield from _jsonl_rows(path)
+            return
+        listed = rows
     for number, values in enumerate(listed, start=1):
         if isinstance(values, dict):
             yield Row(number, values, str(path))
@@ -253,6 +263,8 @@ def _json_rows(path: Path) -> Iterator[Row | Rejected]:
 
 def _csv_rows(path: Path) -> Iterator[Row | Rejected]:
     """The rows of a table whose first line names the columns. Every value is text. A row's line is its last line."""
+    # Python refuses fields above 131,072 characters unless it is told otherwise.
+    csv.field_size_limit(sys.maxsize)
     reader = csv.reader(text_of(path), strict=True)
     try:
         names = next(reader, [])
