@@ -460,6 +460,12 @@ WRONG: dict[str, tuple[Callable[[tuple[sd.Policy, sd.Chat]], object], str]] = {
 }
 
 
+def test_a_comparison_in_a_folder_of_something_else_leaves_it_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("x")
+    assert "is not empty and holds no comparison" in refusal(lambda: sd.compare({"a": CONFIG}, out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_mistake_is_one_sentence(
     name: str, loaded: tuple[sd.Policy, sd.Chat], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -286,7 +286,15 @@ def test_a_place_that_would_be_spoilt_is_refused(here: Path, capsys: pytest.Capt
     (here / "file").write_text("x")
     (here / "run").mkdir()
     (here / "run" / "config.json").write_text("{}")
-    for place, sentence in (("file", "file is a file"), ("run", "run holds a run")):
+    (here / "letters" / "configs").mkdir(parents=True)
+    (here / "letters" / "mother.txt").write_text("x")
+    (here / "trained" / "runs" / "mine").mkdir(parents=True)
+    for place, sentence in (
+        ("file", "file is a file"),
+        ("run", "run holds a run"),
+        ("letters", "letters is not empty and holds no comparison"),
+        ("trained", "trained is not empty and holds no comparison"),
+    ):
         assert command("my-grpo.toml", "--out", place) == 2
         assert capsys.readouterr().err == f"selfdistill: {sentence}: choose another --out\n"
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from selfdistill.api.settings import ConfigLike, Overrides, as_pairs, as_sweeps, check_counts, load_config
 from selfdistill.api.training import stopping
 from selfdistill.comparison.compare import find_arm, plan, run_comparison, write_results
-from selfdistill.comparison.options import MATCH
+from selfdistill.comparison.options import MATCH, check_folder
 from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import write_json
 from selfdistill.tracking.progress import Progress
@@ -145,6 +145,7 @@ def _sources(configs: Sequence[str | Path] | Mapping[str, ConfigLike], folder: P
     """Return the configs as names and paths, for the processes that train them."""
     if isinstance(configs, Mapping):
         checked = {name: load_config(config).model_dump(mode="json") for name, config in configs.items()}
+        check_folder(folder)
         config_folder = folder / "configs"
         config_folder.mkdir(parents=True, exist_ok=True)
         for name, table in checked.items():

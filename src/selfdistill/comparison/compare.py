@@ -21,7 +21,7 @@ from selfdistill.comparison.analysis import analyse
 from selfdistill.comparison.arms import ArmPlan, differences, plan_arms
 from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.matching import check_resampling, matched_steps
-from selfdistill.comparison.options import MATCH, check_arm, check_folder, check_match, engine_for_all
+from selfdistill.comparison.options import MATCH, STARTS, check_arm, check_folder, check_match, engine_for_all
 from selfdistill.comparison.page import write_comparison
 from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
@@ -52,8 +52,6 @@ CHANGES_NO_RESULT: dict[str, Any] = {
     "parallel": {"activation_checkpointing"},
 }
 """Keys whose values may change when a comparison is resumed. If unset, most are chosen by available memory."""
-STARTS = "starts.jsonl"
-"""File with the number of parallel runs of each start. The seconds of a comparison depend on that number."""
 
 
 @dataclass(frozen=True, slots=True)

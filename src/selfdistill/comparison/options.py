@@ -10,10 +10,13 @@ from selfdistill.config.sampler import engine_overrides
 from selfdistill.config.sources import read_config
 from selfdistill.config.suggest import choices
 from selfdistill.errors import CheckpointError, ConfigError
-from selfdistill.files.disk import check_place
+from selfdistill.files.disk import check_place, report_disk_errors
 
 MATCH = "completions"
 """The default. Every sampled completion counts, whichever role it is sampled from."""
+
+STARTS = "starts.jsonl"
+"""File with the number of parallel runs of each start. The seconds of a comparison depend on that number."""
 
 SPLITS = ("validation", "test")
 """Splits that final figures may come from."""
@@ -129,7 +132,9 @@ def check_arm(name: str, arms: Sequence[str], option: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder for a comparison that cannot be made, or is a run, whose summary would be overwritten.
+    """Refuse a folder for a comparison that cannot be made, is a run, or holds anything but a comparison.
+
+    Files beside a comparison are left alone. ``configs`` may hold those of its arms before it begins.
 
     Raises:
         CheckpointError: the message asks for another folder.
@@ -137,3 +142,8 @@ def check_folder(folder: Path) -> None:
     check_place(folder)
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder} holds a run: choose another --out")
+    with report_disk_errors(folder):
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        begun = names & {"compare.json", STARTS} or any((folder / "runs").glob("*/seed-*"))
+        if names - {"configs"} and not begun:
+            raise CheckpointError(f"{folder} is not empty and holds no comparison: choose another --out")
