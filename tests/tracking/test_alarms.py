@@ -299,6 +299,35 @@ def test_a_fall_inside_its_interval_is_none() -> None:
     )
 
 
+@pytest.mark.parametrize("by", ["success", "reward"])
+def test_a_graded_run_is_told_by_its_mean_reward_where_that_chooses_the_best(by: str) -> None:
+    """Nothing is ever right, and the mean reward falls: the accuracy of 0 says nothing."""
+    watch = AlarmWatch(DEFAULTS, by=by)
+    levels = {0: 0.8, 4: 0.6}
+    raised: list[str] = []
+    for step, reward in enumerate((None, 0.3, 0.4, 0.5, 0.6)):
+        line: dict[str, Any] = {"step": step} if reward is None else {"step": step, "reward": reward}
+        if step in levels:
+            graded = {"value": levels[step], "high": levels[step] + 0.05}
+            line["evaluation"] = {"avg": {"value": 0.0, "high": 0.0}, "reward": graded}
+        raised += [alarm.evidence for alarm in watch.update(line)]
+    told = (
+        "held-out mean reward fell from 0.800 at step 0 to 0.600 (upper end 0.650) while the training reward rose from "
+        "0.350 to 0.550 (limit 0.03)"
+    )
+    assert raised == ([told] if by == "reward" else [])
+
+
+def test_rewards_that_are_the_hits_are_told_as_accuracy() -> None:
+    watch = AlarmWatch(DEFAULTS, by="reward")
+    watch.update({"step": 0, "evaluation": {"avg": {"value": 0.5, "high": 0.6}, "reward": {"value": 0.5, "high": 0.6}}})
+    for step in (1, 2, 3):
+        watch.update({"step": step, "reward": 0.3})
+    low = {"value": 0.2, "high": 0.3}
+    [alarm] = watch.update({"step": 4, "reward": 0.6, "evaluation": {"avg": low, "reward": low}})
+    assert alarm.evidence.startswith("held-out accuracy fell from 0.500 at step 0 to 0.200")
+
+
 @pytest.mark.parametrize("gap", [None, float("nan"), float("inf")])
 def test_a_step_without_the_number_changes_nothing(gap: float | None) -> None:
     found = heard(*column("truncated", [0.4, gap, 0.4, gap, gap, 0.4]))

@@ -301,5 +301,7 @@ class AlarmsConfig(Strict):
         0.2, ge=0, lt=1, description="vanishing_updates: share of the weights with a gradient that an update changes."
     )
     validation: float = Field(
-        0.03, gt=0, le=1, description="validation_falls: accuracy lost since the best evaluation, reward rising."
+        0.03,
+        gt=0,
+        description="validation_falls: accuracy, or mean reward where that is told, lost since the best evaluation.",
     )

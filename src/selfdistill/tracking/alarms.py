@@ -76,9 +76,12 @@ class Rule:
 class AlarmWatch:
     """Checks all alarms of a run, line by line."""
 
-    def __init__(self, config: AlarmsConfig, *, right: str = "with the verifier's full reward of 1") -> None:
+    def __init__(
+        self, config: AlarmsConfig, *, right: str = "with the verifier's full reward of 1", by: str = "success"
+    ) -> None:
+        """``right`` says when a completion is right, and ``by`` is the metric that chooses the best checkpoint."""
         self.config = config
-        self.history = History(right)
+        self.history = History(right, by)
         self.active: set[str] = set()
         self.raised: tuple[Alarm, ...] = ()
         """The alarms that the newest line raised."""
@@ -256,19 +259,20 @@ def _validation(history: History, at: AlarmsConfig) -> Reading | None:
     if not history.new("evaluation") or len(history.evaluations) < 2:
         return None
     *earlier, recent = history.evaluations
-    best = max(earlier, key=lambda evaluation: evaluation.accuracy)
+    told = history.told
+    best = max(earlier, key=lambda evaluation: evaluation.levels[told][0])
+    (before, _), (now, high) = best.levels[told], recent.levels[told]
     start = history.of("reward")[: at.window]
     reward = best.reward if best.reward is not None else fmean(start) if start else None
     if reward is None or recent.reward is None:
         return None
     evidence = (
-        f"held-out accuracy fell from {best.accuracy:z.3f} at step {best.step} to {recent.accuracy:z.3f} (upper end "
-        f"{recent.high:z.3f}) while the training reward rose from {reward:z.3f} to {recent.reward:z.3f} "
-        f"(limit {at.validation:g})"
+        f"held-out {told} fell from {before:z.3f} at step {best.step} to {now:z.3f} (upper end {high:z.3f}) while the "
+        f"training reward rose from {reward:z.3f} to {recent.reward:z.3f} (limit {at.validation:g})"
     )
     # A fall within the interval, or together with a falling reward, is not overfitting.
-    fell = recent.high < best.accuracy and recent.reward > reward
-    return Reading(best.accuracy - recent.accuracy if fell else 0.0, at.validation, evidence)
+    fell = high < before and recent.reward > reward
+    return Reading(before - now if fell else 0.0, at.validation, evidence)
 
 
 def _ends(numbers: list[float], window: int) -> tuple[float, float]:
@@ -372,7 +376,7 @@ ALARMS: Mapping[str, Rule] = {
         "train float32 weights (a loop of your own has them after Policy.place), or raise the learning rate",
     ),
     "validation_falls": Rule(
-        "held-out accuracy falls while the training reward rises",
+        "held-out accuracy, or the mean reward of graded tasks, falls while the training reward rises",
         _validation,
         "the run overfits its problems or its reward: stop here and keep the best checkpoint",
     ),

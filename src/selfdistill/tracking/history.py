@@ -14,16 +14,20 @@ class Scored:
     """An evaluation with the mean training reward of the window before it (None before the first step)."""
 
     step: int
-    accuracy: float
-    high: float
+    levels: Mapping[str, tuple[float, float]]
+    """``"accuracy"`` and ``"mean reward"``, each with the upper end of its interval. A run without rewards by problem
+    has the first alone."""
     reward: float | None
 
 
 class History:
-    """The metrics of a run by name, oldest first. A metric that the newest line lacks raises no alarm at that line."""
+    """The metrics of a run by name, oldest first. A metric that the newest line lacks raises no alarm at that line.
 
-    def __init__(self, right: str) -> None:
-        self.step, self.right = 0, right
+    ``right`` says when a completion is right, and ``by`` is the metric that chooses the best checkpoint.
+    """
+
+    def __init__(self, right: str, by: str = "success") -> None:
+        self.step, self.right, self.by = 0, right, by
         self.evaluations: list[Scored] = []
         self._columns: dict[str, list[float]] = {}
         self._newest: Collection[str] = ()
@@ -38,11 +42,21 @@ class History:
         evaluation = line.get("evaluation")
         # An evaluation that judged nothing has no accuracy, and nothing to be judged by.
         score = evaluation["avg"] if isinstance(evaluation, Mapping) else None
-        if score is not None:
+        if isinstance(evaluation, Mapping) and score is not None:
             self._newest.add("evaluation")
             rewards = self._columns.get("reward", [])[-window:]
             reward = fmean(rewards) if rewards else None
-            self.evaluations.append(Scored(self.step, score["value"], score["high"], reward))
+            estimates = {"accuracy": score, "mean reward": evaluation.get("reward")}
+            levels = {name: (each["value"], each["high"]) for name, each in estimates.items() if each is not None}
+            self.evaluations.append(Scored(self.step, levels, reward))
+
+    @property
+    def told(self) -> str:
+        """What evaluations are told by: ``"mean reward"`` if that chooses the best and is not the accuracy in each."""
+        levels = [evaluation.levels for evaluation in self.evaluations]
+        if self.by != "reward" or not all("mean reward" in each for each in levels):
+            return "accuracy"
+        return "mean reward" if any(each["mean reward"][0] != each["accuracy"][0] for each in levels) else "accuracy"
 
     def new(self, key: str) -> bool:
         """Whether the newest line has this metric."""

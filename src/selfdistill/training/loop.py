@@ -85,7 +85,8 @@ class Run:
             )
             self.logs = [self.metrics, self.evaluations, self.rollouts, self.alarms]
             self.logs += [self.tests] if self.parts.final else []
-            self.watch = AlarmWatch(self.config.alarms, right=describe_right(self.parts.task))
+            right = describe_right(self.parts.task)
+            self.watch = AlarmWatch(self.config.alarms, right=right, by=self.parts.best_by)
             if exists:
                 self._restore()
                 check_steps(folder, self.counters.step, self.config.steps, log=progress.log)
