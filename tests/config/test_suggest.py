@@ -136,6 +136,7 @@ def test_a_config_that_is_not_there_is_told_the_nearest_of_its_place(
         f"{tmp_path}/mien.toml": f"config '{tmp_path}/mien.toml' not found; did you mean '{tmp_path}/mine.toml'?",
         "other.toml": f"config 'other.toml' not found; there is no such file in {tmp_path}",
         "sub/mine.toml": "config 'sub/mine.toml' not found; there is no folder sub",
+        "~nobody-here/mine.toml": "config '~nobody-here/mine.toml' not found; there is no folder ~nobody-here",
         "countdown-gropo": "config 'countdown-gropo' not found; did you mean 'countdown-grpo' or 'countdown-srpo' or "
         "'countdown-sdpo'? selfdistill configs lists the shipped ones; or give a path to a TOML file",
         "zzz": "config 'zzz' not found; selfdistill configs lists the shipped ones; or give a path to a TOML file",

@@ -211,7 +211,8 @@ def config_path(source: Source) -> Path:
 def nearest_config(name: str) -> str:
     """What to give for a config that is not found: for a path the nearest file there, else shipped names."""
     if "/" in name or name.endswith(FILE_ENDINGS):
-        folder = Path(name).expanduser().parent
+        # Unlike Path.expanduser, it leaves the home of an unknown user as it is.
+        folder = Path(os.path.expanduser(name)).parent
         if not folder.is_dir():
             return f"there is no folder {folder}"
         # Endings are all alike, so the names before them are compared.
