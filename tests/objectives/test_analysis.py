@@ -81,6 +81,15 @@ def test_the_weight_of_right_answers_is_the_methods_own_over_all_groups(
     assert left == pytest.approx(expected / kept, rel=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.0, 1e-18])
+def test_a_teacher_that_is_never_right_has_the_limit_of_groups_with_one_right_sample(share: float) -> None:
+    assert expected_right_weight(share, beta=0.5, samples=4) == pytest.approx(0.0, abs=1e-16)
+    left = expected_right_weight(share, beta=0.5, samples=4, drop_wrong_groups=True)
+    # The right sample's weight is 1, that of the three others e^−2 each.
+    assert left == pytest.approx(1.0 / (1.0 + 3.0 * math.exp(-2.0)), rel=1e-12)
+    assert expected_right_weight(1.0, beta=0.5, samples=4, drop_wrong_groups=True) == 1.0
+
+
 def test_the_bias_of_a_finite_group_is_of_order_1_over_k_and_towards_the_teacher() -> None:
     share, beta = 0.3, 0.5
     exact = float(reward_tilted(logs(share, 1 - share), torch.tensor([1.0, 0.0]).double(), beta=beta).exp()[0])

@@ -45,14 +45,19 @@ def expected_right_weight(share: float, *, beta: float, samples: int, drop_wrong
     ``share`` is the teacher's probability of a right answer; rewards are 1 and 0. For K → ∞ it is that of π*,
     share · e^(1/beta) / (share · e^(1/beta) + 1 − share). For a finite K it is biased towards the teacher: a group
     without a right sample has all its weight on wrong ones, and has probability (1 − share)^K. ``drop_wrong_groups``
-    is the expectation over the other groups.
+    is the expectation over the other groups; for a share of 0 its limit, that of groups with one right sample.
     """
     tilt = math.exp(-1.0 / beta)
+    if drop_wrong_groups and share == 0.0:
+        return 1.0 / (1.0 + (samples - 1) * tilt)
     weight = 0.0
     for right in range(1, samples + 1):
         chance = math.comb(samples, right) * share**right * (1.0 - share) ** (samples - right)
         weight += chance * right / (right + (samples - right) * tilt)
-    return weight / (1.0 - (1.0 - share) ** samples) if drop_wrong_groups else weight
+    if not drop_wrong_groups or share == 1.0:
+        return weight
+    # 1 − (1 − share)^K, which by itself would be rounded to 0 for a small share.
+    return weight / -math.expm1(samples * math.log1p(-share))
 
 
 @dataclass(frozen=True, slots=True)
