@@ -17,7 +17,11 @@ from selfdistill.report import numbers
 
 Result = dict[str, Any]
 Measure = Callable[[Result, int], SeedEstimate]
-"""Takes a kept comparison and the number of claims that hold together."""
+"""Takes a kept comparison and the number of claims that hold together. Raises NotRun if an arm is missing."""
+
+
+class NotRun(Exception):
+    """An arm, or what a claim reads of it, is not in a kept comparison."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,10 @@ class Claim:
 
 
 def arm_of(result: Result, name: str) -> Result:
-    """The arm of a comparison. Raises KeyError if it has not been trained."""
+    """The arm of a comparison. Raises NotRun if it has not been trained."""
     found = [arm for arm in result["arms"] if arm["name"] == name]
     if not found:
-        raise KeyError(name)
+        raise NotRun(name)
     arm: Result = found[0]
     return arm
 
@@ -58,18 +62,31 @@ def change(arm: str, measure: str = "accuracy") -> Measure:
 
 
 def late_change(arm: str) -> Measure:
-    """The change over the last third of training."""
-    return lambda result, family: widened(arm_of(result, arm)["accuracy"]["late_change"], family)
+    """The change over the last third of training on the validation split, paired per problem and seed."""
+
+    def of(result: Result, family: int) -> SeedEstimate:
+        trained = arm_of(result, arm)
+        runs = list(zip(trained["results"], trained["accuracy"]["late_steps"], strict=True))
+        early, late = ([kept_values(kept, "accuracy", steps[end]) for kept, steps in runs] for end in (0, 1))
+        return _paired(result, late, early, family)
+
+    return of
 
 
 def sooner(arm: str) -> Measure:
-    """The restricted mean of an arm's steps to the baseline's final accuracy, minus the baseline's own."""
+    """The restricted mean of an arm's steps to the baseline's final accuracy, minus the baseline's own.
+
+    A single seed has no interval: there is one number a seed.
+    """
 
     def of(result: Result, family: int) -> SeedEstimate:
         sampling = result["terms"]["sampling"]
         reach = arm_of(result, arm)["reach"]
+        if reach is None or reach["against_baseline"] is None:
+            raise NotRun(f"{arm} has fewer than two seeds, or was not read at the baseline's budget")
         size = {"completions": sampling["prompts"] * sampling["completions"], "steps": 1}[reach["unit"]]
-        score = {key: reach["against_baseline"][key] / size for key in ("value", "low", "high", "sd", "error")}
+        score = {key: reach["against_baseline"][key] / size for key in ("value", "sd", "error")}
+        # One number a seed has one candidate for its error, so the interval of another family has the same error.
         return widened({**reach["against_baseline"], **score}, family)
 
     return of
@@ -81,13 +98,15 @@ def pass_lead(arm: str, k: int) -> Measure:
     def of(kept: Result, family: int) -> SeedEstimate:
         rows = [passes(kept, name, k) for name in (arm, kept["baseline"])]
         pairs = [[a - b for a, b in zip(*seed, strict=True)] for seed in zip(*rows, strict=True)]
-        return over_seeds(pairs, k=k, family=family, bounds=(-1.0, 1.0))
+        return over_seeds(pairs, k=k, shared=kept["shared_problems"], family=family, bounds=(-1.0, 1.0))
 
     return of
 
 
 def passes(kept: Result, arm: str, k: int) -> list[list[float]]:
-    """pass@k of every problem, seed by seed. Raises KeyError if the arm has not been drawn from."""
+    """pass@k of every problem, seed by seed. Raises NotRun if the arm has not been drawn from."""
+    if arm not in kept["hits"]:
+        raise NotRun(arm)
     n = kept["samples"]
     tables = [[[True] * right + [False] * (n - right) for right in row] for row in kept["hits"][arm].values()]
     return [list(map(float, pass_per_problem(table, k))) for table in tables]
@@ -108,7 +127,7 @@ def _paired(result: Result, one: list[list[float]], other: list[list[float]], fa
 
 
 def widened(score: Result, family: int) -> SeedEstimate:
-    """An interval of a comparison, for another family. It may have been cut at the ends of the scale."""
+    """An interval of one number a seed, for another family. It may have been cut at the ends of the scale."""
     fields = {key: score[key] for key in ("value", "sd", "error", "freedom", "k", "n")}
     reach = score["error"] * t_quantile(1 - 0.05 / (2 * family), score["freedom"])
     return SeedEstimate(**fields, low=score["value"] - reach, high=score["value"] + reach, family=family)
@@ -182,11 +201,16 @@ CLAIMS: dict[str, list[Claim]] = {
 
 
 def verdict(score: SeedEstimate, claim: Claim) -> str:
-    """What the interval says about the claim."""
+    """What the interval says about the claim. An interval of a single seed covers no other, and the verdict says so."""
+    if not score.error:
+        return "no spread"
+    where = ", in this one seed" if score.sd is None else ""
+    return f"{_word(score, claim)}{where}"
+
+
+def _word(score: SeedEstimate, claim: Claim) -> str:
     if claim.expected == "not below":
-        # Without any spread nothing is shown: no error can be estimated.
-        shown = score.error > 0.0 and score.low > -MARGIN
-        return "**seen**" if shown else "the opposite" if score.high < 0 else "not shown"
+        return "**seen**" if score.low > -MARGIN else "the opposite" if score.high < 0 else "not shown"
     sign = 1.0 if claim.expected == "above" else -1.0
     low, high = sorted((sign * score.low, sign * score.high))
     if low > 0:
@@ -201,7 +225,8 @@ def table(paper: str, folder: Path) -> str:
     """One row for each claim of a paper: the estimate with its interval, and the verdict that follows from it."""
     claims = CLAIMS[paper]
     lines = [
-        f"The intervals of this table hold together at 95 % (Bonferroni, {len(claims)} claims).\n",
+        f"The intervals of this table hold together at 95 % (Bonferroni, {len(claims)} claims). *No spread*: all "
+        "values are equal, and no error can be estimated from them.\n",
         "| the paper's claim | measured | SD over seeds | here |",
         "|---|---|---|---|",
     ]
@@ -209,7 +234,7 @@ def table(paper: str, folder: Path) -> str:
         path = folder / f"{claim.name}.json"
         try:
             score = claim.measure(json.loads(path.read_text(encoding="utf-8")), len(claims))
-        except (FileNotFoundError, KeyError):
+        except (FileNotFoundError, NotRun):
             lines.append(f"| {claim.text} | not run | | |")
             continue
         text, sd = words(score, claim.unit)
@@ -236,7 +261,8 @@ def pass_table(kept: Result) -> str:
         "|---" * (len(sizes) + 1) + "|",
     ]
     for arm in arms:
-        levels = [over_seeds(passes(kept, arm, k), k=k, bounds=(0.0, 1.0)) for k in sizes]
+        shared = kept["shared_problems"]
+        levels = [over_seeds(passes(kept, arm, k), k=k, shared=shared, bounds=(0.0, 1.0)) for k in sizes]
         cells = [f"{100 * level.value:.1f} % [{100 * level.low:.1f}, {100 * level.high:.1f}]" for level in levels]
         lines.append(f"| `{arm}` | {' | '.join(cells)} |")
         if arm != kept["baseline"]:

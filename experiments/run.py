@@ -175,7 +175,7 @@ def tune(stage: Stage) -> None:
         candidates.update({method: list(GRIDS_OF.get(task, {}).get(method, GRIDS[method])) for method in new})
         for left in range(WIDENINGS, -1, -1):
             arms = {label(method, each): (method, each) for method, grid in candidates.items() for each in grid}
-            paths = [write_arm(stage.out / "arms", task, name, *arm, stage.terms) for name, arm in arms.items()]
+            paths = [write_arm(stage.out / "configs", task, name, *arm, stage.terms) for name, arm in arms.items()]
             compared = compare(paths, stage.out, f"{task}-tune", stage.terms, stage.jobs)
             levels = {arm["name"]: arm["accuracy"] for arm in compared["arms"]}
             best = {
@@ -266,7 +266,7 @@ class Stage:
     def train(self, kept: str, arms: dict[str, Arm], options: Sequence[str] = ()) -> None:
         """Compare the wanted arms, and keep the results after every few of them."""
         names = self.wanted(list(arms))
-        paths = [write_arm(self.out / "arms", self.task, name, *arms[name], self.terms) for name in names]
+        paths = [write_arm(self.out / "configs", self.task, name, *arms[name], self.terms) for name in names]
         for some in prefixes(paths):
             compare(some, self.out, f"{self.task}-{kept}", self.terms, self.jobs, options)
 
@@ -310,16 +310,25 @@ def continued(stage: Stage) -> None:
 
 
 def draw(stage: Stage) -> None:
-    """Draw many completions of the last weights of final runs, and keep how many are right for each problem."""
+    """Draw many completions of the last weights of final runs, and keep how many are right for each problem.
+
+    All runs answer the same problems, whatever their seeds. The results are kept after every arm.
+    """
     counts: dict[str, dict[str, list[int]]] = {}
+    problems: set[str] = set()
     for name in stage.wanted(PASS_ARMS):
+        rows: dict[str, list[int]] = {}
         for seed in stage.terms.seeds.split(","):
             command = [sys.executable, "-m", "selfdistill", "evaluate", str(stage.out / "runs" / name / f"seed-{seed}")]
             command += ["--samples", str(PASS_SAMPLES), "--limit", str(SHARED["evaluation"]["problems"]), "--json"]
             drawn = subprocess.run([*command, "--seed", seed], check=True, stdout=subprocess.PIPE)
-            counts.setdefault(name, {})[seed] = json.loads(drawn.stdout)["hits"]
-            kept = {"task": stage.task, "samples": PASS_SAMPLES, "baseline": PASS_ARMS[0], "hits": counts}
-            (RESULTS / f"{stage.task}-pass.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
+            result = json.loads(drawn.stdout)
+            rows[seed] = result["hits"]
+            problems.add(result["problem_set"])
+        counts[name] = rows
+        kept = {"task": stage.task, "samples": PASS_SAMPLES, "baseline": PASS_ARMS[0], "hits": counts}
+        kept["shared_problems"] = len(problems) == 1
+        (RESULTS / f"{stage.task}-pass.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
 
 
 def equal_rates(stage: Stage) -> None:

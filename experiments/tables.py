@@ -122,10 +122,12 @@ def stability(name: str, folder: Path) -> str:
         "|---|---|---|---|",
     ]
     for arm in arms:
-        cells = [f"{100 * arm['accuracy']['final']['sd']:.1f}"]
+        spread = arm["accuracy"]["final"]["sd"]
+        cells = ["" if spread is None else f"{100 * spread:.1f}"]
         for key in ("loss", "grad_norm"):
             values = metrics[arm["name"]].get(key)
-            cells.append(f"{values['all']:.3g}, {values['sd']:.2g}" if values else "")
+            # A single seed has no deviation.
+            cells.append(f"{values['all']:.3g}" + (f", {values['sd']:.2g}" if "sd" in values else "") if values else "")
         lines.append(f"| `{arm['name']}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -148,7 +149,7 @@ def test_final_arms_are_compared_at_equal_completions_on_the_test_split_in_growi
         *("--match", "completions", "--seeds", "0,1,2,3,4", "--final-split", "test", "--jobs", "2"),
         *("--out", str(tmp_path / "out")),
     ]
-    published = tomllib.loads((tmp_path / "out" / "arms" / "antisd-published.toml").read_text(encoding="utf-8"))
+    published = tomllib.loads((tmp_path / "out" / "configs" / "antisd-published.toml").read_text(encoding="utf-8"))
     assert published["method"] == {"name": "antisd", "strength": 0.5, "warmup": 1}
     assert published["optimiser"] == {"learning_rate": 4e-4}
     # A few of the arms: the baseline is among them.
@@ -165,3 +166,29 @@ def test_no_convention_and_no_seed_of_the_tuning_is_one_of_the_final_runs(run: A
     )
     assert not tuning & final and not set(run.TUNING.seeds.split(",")) & set(run.FINAL.seeds.split(","))
     assert min(final) >= 1000 and len(final) == 5
+
+
+def test_the_draws_of_an_arm_are_kept_when_all_its_seeds_are_drawn(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Path] = []
+
+    def evaluate(words: list[str], **options: Any) -> Any:
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(Path(words[words.index("evaluate") + 1]))
+        out = json.dumps({"hits": [len(drawn), 0], "problem_set": "the same"})
+        return subprocess.CompletedProcess(words, 0, stdout=out)
+
+    monkeypatch.setattr(run.subprocess, "run", evaluate)
+    stage = run.Stage("countdown", run.replace(run.FINAL, seeds="0,1"), tmp_path / "out", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run.draw(stage)
+    assert [f"{path.parent.name}/{path.name}" for path in drawn] == [
+        "grpo/seed-0",
+        "grpo/seed-1",
+        f"{run.PASS_ARMS[1]}/seed-0",
+    ]
+    kept = json.loads((tmp_path / "countdown-pass.json").read_text(encoding="utf-8"))
+    assert kept["hits"] == {"grpo": {"0": [1, 0], "1": [2, 0]}}
+    assert kept["shared_problems"] is True and kept["baseline"] == "grpo"

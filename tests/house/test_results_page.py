@@ -96,6 +96,52 @@ def test_a_claim_that_was_not_run_says_so(tables: Any, tmp_path: Path) -> None:
     assert "tuned ends above SDPO, toolbox | not run |" in claims.table("credit", tmp_path)
 
 
+def test_without_any_spread_nothing_is_seen_and_a_single_seed_is_named(tables: Any) -> None:
+    claims = tables["claims"]
+    same = claims.SeedEstimate(-4.0, -4.0, -4.0, 0.0, 0.0, 2, 1, 1, 3)
+    for side in ("above", "below", "not below"):
+        assert claims.verdict(same, claims.Claim("", "x", claims.sooner("a"), side, "steps")) == "no spread"
+    one = claims.lead("a", "b")(compared({"a": [[4, 4, 3, 4]], "b": [[0, 0, 0, 1]]}), 1)
+    assert one.sd is None and one.low > 0
+    assert claims.verdict(one, claims.Claim("", "x", claims.lead("a", "b"), "above")) == "**seen**, in this one seed"
+
+
+def test_a_late_change_is_taken_from_the_results_of_its_two_evaluations(tables: Any) -> None:
+    """Its interval is that of its family: the error of the comparison's own family need not be the widest here."""
+    claims = tables["claims"]
+    before, after = ["4 2 0", "3 3 1"], ["4 0 0", "1 3 0"]
+    results = [
+        {"samples": 4, "steps": [0, 8, 12], "hits": ["0 0 0", one, other]}
+        for one, other in zip(before, after, strict=True)
+    ]
+    arm = {"name": "a", "results": results, "accuracy": {"late_steps": [[8, 12], [8, 12]]}}
+    found = claims.late_change("a")({"samples": 4, "interval": {"shared_problems": True}, "arms": [arm]}, 7)
+    changes = [[0.0, -0.5, 0.0], [-0.5, 0.0, -0.25]]
+    assert found == claims.over_seeds(changes, k=4, shared=True, family=7)
+    assert found.value == pytest.approx(-1.25 / 6)
+
+
+def test_what_a_single_seed_cannot_say_is_not_run_and_a_damaged_file_is_an_error(tables: Any, tmp_path: Path) -> None:
+    claims = tables["claims"]
+    terms = {"sampling": {"prompts": 8, "completions": 8}}
+    reach = {"unit": "steps", "against_baseline": None}
+    arm = {"name": "antisd-published", "reach": reach}
+    with pytest.raises(claims.NotRun):
+        claims.sooner("antisd-published")({"terms": terms, "arms": [arm]}, 1)
+    damaged = {**compared({"grpo": [[1]], "sdpo": [[1]], "credit": [[1]]}), "interval": {}}
+    (tmp_path / "toolbox-final.json").write_text(json.dumps(damaged), encoding="utf-8")
+    with pytest.raises(KeyError, match="shared_problems"):
+        claims.table("credit", tmp_path)
+
+
+def test_a_table_of_one_seed_has_no_deviations(tables: Any, tmp_path: Path) -> None:
+    arm = {"name": "grpo", "accuracy": {"final": {"sd": None}}}
+    (tmp_path / "x.json").write_text(json.dumps({"arms": [arm]}), encoding="utf-8")
+    metrics = {"grpo": {"loss": {"first": 2.0, "last": 1.0, "all": 1.5}}}
+    (tmp_path / "x-metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert tables["stability"]("x", tmp_path).endswith("| `grpo` |  | 1.5 |  |\n")
+
+
 def test_steps_sooner_are_the_difference_of_completions_by_those_of_a_step(tables: Any) -> None:
     claims = tables["claims"]
     score = {"value": -256.0, "low": -512.0, "high": 0.0, "sd": 128.0, "error": 64.0, "freedom": 4.0}
@@ -109,9 +155,15 @@ def test_steps_sooner_are_the_difference_of_completions_by_those_of_a_step(table
 def test_the_lead_in_pass_at_k_by_hand(tables: Any) -> None:
     claims = tables["claims"]
     hits = {"grpo": {"0": [0, 2], "1": [1, 0]}, "antisd-published": {"0": [1, 2], "1": [4, 0]}}
-    kept = {"samples": 4, "baseline": "grpo", "hits": hits}
+    kept = {"samples": 4, "baseline": "grpo", "hits": hits, "shared_problems": False}
     # 1 − C(3, 2)/C(4, 2) = 1/2 for one right of four, 1 − 1/6 for two.
     assert claims.passes(kept, "grpo", 2) == [[0.0, pytest.approx(5 / 6)], [0.5, 0.0]]
     assert claims.pass_lead("antisd-published", 2)(kept, 3).family == 3
     assert claims.pass_lead("antisd-published", 2)(kept, 1).value == pytest.approx((0.5 + 0.0 + 0.5 + 0.0) / 4)
+    # The same problems for all seeds: a chance in their choice is one of the whole mean, and the interval is wider.
+    problems = {"0": [0, 2, 0, 1, 4, 0], "1": [1, 0, 0, 1, 4, 0]}
+    others = {"0": [4, 2, 1, 1, 4, 0], "1": [4, 0, 0, 2, 4, 0]}
+    drawn = {"samples": 4, "baseline": "grpo", "hits": {"grpo": problems, "antisd": others}}
+    apart, shared = (claims.pass_lead("antisd", 2)({**drawn, "shared_problems": same}, 1) for same in (False, True))
+    assert apart.value == shared.value and shared.error > 1.2 * apart.error
     assert "| against `grpo` | +25.0 [−100.0, +100.0] | +25.0 " in claims.pass_table(kept)
