@@ -14,6 +14,7 @@ from selfdistill.comparison.analysis import analyse, late_lag
 from selfdistill.comparison.curves import MOST_POINTS
 from selfdistill.comparison.headline import headline
 from selfdistill.comparison.kept import kept_values
+from selfdistill.comparison.notes import notes
 from selfdistill.comparison.runs import ArmRuns
 from selfdistill.comparison.tables import closing, tables
 from selfdistill.errors import DataError
@@ -579,6 +580,8 @@ def test_arms_whose_best_is_chosen_by_the_reward_are_compared_by_it(tmp_path: Pa
     told = given_terms() | result
     assert headline(told)[0].startswith("From a mean reward of 0.375 before training, base stood at 0.500 ")
     assert headline(told)[1] == "Against base, in this one seed: clearly above for other (+0.250, no spread)."
+    assert not any("points" in note for note in notes(told))
+    assert any("No clear difference is no claim of equality" in note for note in notes(told))
     assert tables(told)[0].caption.startswith("Held-out mean reward, validation problems")
     assert tables(told)[1].caption.startswith("Held-out accuracy, avg@4, validation problems")
     assert closing(told)[1].startswith(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from selfdistill.comparison.alarm_tables import alarm_notes
 from selfdistill.comparison.grids import grid_edges
+from selfdistill.comparison.told import told
 from selfdistill.files.jsonl import Row
 from selfdistill.report import numbers
 
@@ -13,7 +14,7 @@ from selfdistill.report import numbers
 def notes(result: Row) -> list[str]:
     """Return the notes on how to read the numbers, one or two sentences each."""
     seeds, every = result["seeds"], result["terms"]["evaluation"]["every"]
-    known = "Accuracy" if result.get("measure", "accuracy") == "accuracy" else "The mean reward"
+    known = "Accuracy" if told(result) == "accuracy" else "The mean reward"
     offline = [arm["name"] for arm in result["arms"] if not arm["generates"]]
     messages = [
         "Before training all arms gave the same answers, seed by seed: they began from the same weights."
@@ -59,10 +60,16 @@ def _about_intervals(result: Row) -> str:
         if arms > 1
         else ""
     )
+    # The margin is one of accuracies: nothing is known of a reward's scale.
+    tested = (
+        "Two arms are called equal only where two one-sided tests show a difference below "
+        f"{100 * interval['margin']:g} points; no"
+        if told(result) == "accuracy"
+        else "No"
+    )
     return (
         f"Intervals are {interval['confidence']:.0%} {kind}{shared}; differences are taken problem by problem first, "
-        f"between runs of the same seed.{together} Two arms are called equal only where two one-sided tests show a "
-        f"difference below {100 * interval['margin']:g} points; no clear difference is no claim of equality."
+        f"between runs of the same seed.{together} {tested} clear difference is no claim of equality."
     )
 
 
