@@ -58,7 +58,7 @@ TARGETS: Mapping[str, Sequence[str]] = {
         *_METHODS,
         "test_inspection.py",
     ),
-    "training/metrics.py": ("test_measuring.py",),
+    "training/metrics.py": ("test_measuring.py", "test_budget.py", "test_measured_episodes.py"),
 }
 """Files whose mutants are made, and the test files that are to find them, by the first pattern: fast ones, and near."""
 WORDS = {"methods/reference.py"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,19 @@ import pytest
 import torch
 
 from selfdistill.files.records import LINE_KEYS, RolloutLine, flatten
-from selfdistill.training.metrics import callback_record, rollout_lines, rollout_metrics, separation, signal_shares
+from selfdistill.methods import build_method
+from selfdistill.training.metrics import (
+    callback_record,
+    episode_metrics,
+    rollout_lines,
+    rollout_metrics,
+    separation,
+    signal_shares,
+    step_line,
+)
 from selfdistill.training.trainer import StepResult
 from selfdistill.types import Example, Message, RoleSums, Rollout, RolloutGroup, Scores, StepRecord, Verdict, View
+from selfdistill.types.conversation import DONE, Episode, Turn
 from support.engine import load_exact
 
 EXAMPLE = Example("three", (Message("system", "be brief"), Message("user", "make 9 .")), {})
@@ -192,3 +203,118 @@ def test_a_steps_line_holds_means_by_role_and_then_the_other_numbers_in_order() 
         ("seconds", 0),
         ("phase_seconds", {}),
     ]
+
+
+def test_a_steps_line_holds_its_budget_and_the_numbers_of_every_role() -> None:
+    # PBSD's teacher samples too. Of two groups only the first has views, and its teacher scores one of them.
+    views = [view(0, 0, 4, reward=1.0), view(0, 1, 2, reward=0.25, taught=False)]
+    both = result(views, student=[scores(*[-1.0] * 4), None], teacher=[scores(*[-0.5] * 4), None])
+    line = step_line(GROUPS, both, build_method("pbsd", {}), updates=2)
+    own = {"reward": 0.625, "reward_low": 0.25, "reward_high": 1.0, "success": 0.5, "length": 4.0, "truncated": 1 / 3}
+    taught = {**dict.fromkeys(("reward", "reward_low", "reward_high"), 0.75), "success": 0.0, "length": 3.0}
+    taught |= {"truncated": 0.0, "deliberation": 1.0, "leak": 0.0, "completions": 1, "generated": 3}
+    assert line == {
+        "step": 7,
+        "tokens": 0.0,
+        "weight": 0.0,
+        "loss": 0.0,
+        "grad_norm": 0.0,
+        "skipped": {},
+        "seconds": 0,
+        "phase_seconds": {},
+        "generated": 15,
+        "budget": {
+            "completions": {"student": 3, "teacher": 1},
+            "drawn": {"student": 12, "teacher": 3},
+            "scored": {"student": 12, "teacher": 8},
+            "trained": 12,
+        },
+        **own,
+        "deliberation": 1.0,
+        "leak": 0.0,
+        **{f"teacher_{name}": value for name, value in taught.items()},
+        "left_out": 0.5,
+        "no_signal": 0.5,
+        "u_correct": 0.5,
+        "u_wrong": None,
+    }
+
+
+def test_a_steps_line_asks_the_method_whether_rewards_are_its_signal() -> None:
+    untaught = result([view(0, 0, 4, taught=False)])
+    shares = {
+        name: step_line(GROUPS[:1], untaught, build_method(name, {}), updates=1)["no_signal"]
+        for name in ("grpo", "sft")
+    }
+    assert shares == {"grpo": 1.0, "sft": 0.0}
+
+
+def test_one_turn_with_an_advantage_is_a_signal() -> None:
+    # A gap of one token after the second of four own tokens: two turns, of which the first has the advantage 0.
+    turns = view(0, 0, 4, taught=False, gaps={"student": ((2, (9,)),)}, turn_advantages=(0.0, 0.5))
+    assert turns.token_advantages == (0.0, 0.0, 0.5, 0.5)
+    assert signal_shares(GROUPS[:1], result([turns]), needs_rewards=True)["no_signal"] == 0.0
+
+
+def test_rewards_by_function_are_means_over_the_completions_that_it_judged() -> None:
+    details = [{"reward/style": 0.5, "reward/length": 2.0}, {"reward/style": 1.0}, {"unchecked": 1.0}]
+    verdicts = tuple(Verdict(1.0, details=each) for each in details)
+    group = RolloutGroup(EXAMPLE, tuple(rollout("9", n) for n in (1, 2, 3)), verdicts)
+    found = rollout_metrics([group], "student")
+    assert (found["reward_style"], found["reward_length"], found["unchecked"]) == (0.75, 2.0, 1)
+
+
+def test_leaks_are_counted_by_completion_and_not_of_texts_that_were_given() -> None:
+    told = Example("told", (Message("user", "the expected"), Message("user", "answer is 9")), {})
+    given = replace(rollout("as in the solution above", 2), logprobs=(math.nan, math.nan))
+    texts = (
+        rollout("the reference solution says 9", 2),
+        rollout("the expected answer is 9", 2),
+        rollout("9", 2),
+        given,
+    )
+    verdicts = (Verdict(0.0),) * 4
+    # "expected answer" spans two messages of the prompt, so it was shown; the given text is not asked.
+    assert rollout_metrics([RolloutGroup(told, texts, verdicts)], "student")["leak"] == 1 / 3
+    shown = Example("shown", (Message("user", "compare with the reference solution"),), {})
+    assert rollout_metrics([RolloutGroup(shown, texts[2:3], verdicts[:1])], "student")["leak"] == 0.0
+    # A text of which one token has no log-probability was not sampled as it stands.
+    partly = replace(texts[0], logprobs=(-1.0, math.nan))
+    assert rollout_metrics([RolloutGroup(told, (partly, *texts[1:]), verdicts)], "student")["leak"] == 0.0
+
+
+def test_episodes_are_measured_by_turns() -> None:
+    def turn(error: bool | None, said: int) -> Turn:
+        return Turn(2, "9", ids=(5,) * said, error=error)
+
+    episodes = (
+        Episode(EXAMPLE.prompt, (turn(True, 4), turn(False, 3), turn(None, 0)), DONE),
+        Episode(EXAMPLE.prompt, (turn(False, 0),), "time"),
+    )
+    own = [replace(rollout("9", 6), episode=episode) for episode in episodes]
+    assert episode_metrics([*own, rollout("9", 1)]) == {
+        "turns": 2.0,
+        "environment_tokens": 3.5,
+        "unended": 0.5,
+        "tool_errors": 1 / 3,
+        "ended": {DONE: 1.0, "time": 1.0},
+    }
+    silent = replace(own[0], episode=Episode(EXAMPLE.prompt, (turn(None, 1),), DONE))
+    assert "tool_errors" not in episode_metrics([silent])
+    assert episode_metrics([rollout("9", 1)]) == {}
+    # They stand among the metrics of the role that played them, and in the written lines.
+    group = RolloutGroup(EXAMPLE, tuple(own), (Verdict(1.0),) * 2)
+    assert rollout_metrics([group], "student")["turns"] == 2.0
+
+
+def test_a_written_line_has_the_episode_and_the_rewards_by_function(model: Path) -> None:
+    _, chat = load_exact(model)
+    episode = Episode(EXAMPLE.prompt, (Turn(2, "9"),), DONE)
+    played = replace(rollout("9", 2), episode=episode)
+    group = RolloutGroup(
+        EXAMPLE, (played, rollout("9", 1)), (Verdict(0.5, details={"reward/style": 0.5}), Verdict(None))
+    )
+    first, second = rollout_lines([group], result([]), chat)
+    assert (first.episode, first.rewards, first.correct) == (episode, {"style": 0.5}, False)
+    # What was not judged is neither right nor wrong.
+    assert (second.episode, second.rewards, second.correct) == (None, None, None)
