@@ -44,7 +44,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm test-container real-model test-real real mutants fuzz lock check docs pictures schemas bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm test-container real-model test-real real mutants fuzz lock check docs pictures screens schemas bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -97,6 +97,9 @@ docs: $(READY) ## build the documentation into build/site, strictly; it reads wi
 
 pictures: $(READY) ## draw the documentation's pictures of the methods again
 	@PYTHONPATH=scripts $(PY) scripts/docs_pictures.py
+
+screens: $(READY) ## draw the documentation's pictures of a run's page and of the microscope again; needs Chromium
+	@PYTHONPATH=scripts $(PY) scripts/docs_screens.py
 
 schemas: $(READY) ## write the schemas of the methods' hyperparameters again, by which a config is checked before torch is imported
 	@PYTHONPATH=scripts $(PY) scripts/method_schemas.py
