@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives_by_hand import random_logprobs
+from selfdistill.methods import build_method
 from selfdistill.methods.base import Full, TopK, on_support
 from selfdistill.objectives import reverse_kl
 from selfdistill.types import TokenSlice
@@ -69,3 +70,53 @@ def test_another_role_may_choose_and_a_union_of_everything_is_the_whole_vocabula
     torch.testing.assert_close(whole, reverse_kl(student, teacher), rtol=1e-6, atol=1e-7)
     assert on_support(slice_, Full(), "teacher")[0] is teacher
     assert math.isfinite(float(whole.sum()))
+
+
+OWN = {"kind": "top_k", "k": 7, "chosen_by": "teacher"}
+BOTH = {"kind": "top_k", "k": 7, "chosen_by": "union"}
+
+
+def on(support: dict[str, object]) -> dict[str, object]:
+    return {"divergence": {"kind": "jensen_shannon", "support": support}}
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "read"),
+    [
+        # The teacher's own top-k suffices; any other support needs the student's choice, or the whole distribution.
+        *((name, on(OWN), 7) for name in ("sdft", "sdpo", "hdpo")),
+        *((name, on(BOTH), None) for name in ("sdft", "sdpo", "hdpo", "opsd")),
+        *((name, on({"kind": "top_k", "k": 7}), None) for name in ("sdft", "sdpo", "hdpo")),
+        *((name, on({"kind": "full"}), None) for name in ("sdft", "sdpo", "hdpo")),
+        ("paced", {"support": OWN}, 7),
+        ("paced", {"support": BOTH}, None),
+        ("paced", {"support": {"kind": "full"}}, None),
+        # Another temperature than 1 divides the score of every token.
+        ("opsd", {**on(OWN), "score_temperature": 1.0}, 7),
+        ("opsd", {**on(OWN), "score_temperature": 1.1}, None),
+        # What is not compared is read at the sampled token alone, unless a gate watches its entropy.
+        ("grpo", {}, 0),
+        ("antisd", {"gate_signal": "teacher_entropy"}, None),
+        ("antisd", {"gate_signal": "student_perplexity"}, 0),
+        ("antisd", {"gate_signal": "teacher_entropy", "gated": False}, 0),
+    ],
+)
+def test_how_many_of_the_teachers_likeliest_tokens_a_method_reads(
+    name: str, hyperparameters: dict[str, object], read: int | None
+) -> None:
+    method = build_method(name, hyperparameters)
+    assert method.likeliest("teacher") == read
+    assert method.likeliest("nobody") == 0
+
+
+def test_of_any_other_role_that_is_compared_the_whole_distribution_is_read() -> None:
+    method = build_method("purified", {})
+    others = [role for role in method.compared() if role != "teacher"]
+    assert others
+    assert [method.likeliest(role) for role in others] == [None] * len(others)
+
+
+def test_a_support_of_the_teacher_is_none_of_another_role() -> None:
+    method = build_method("sdpo", on(OWN))
+    object.__setattr__(method, "compared", lambda: ["teacher", "other"])
+    assert (method.likeliest("teacher"), method.likeliest("other")) == (7, None)

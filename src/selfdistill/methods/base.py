@@ -153,11 +153,19 @@ class Method(Strict):
     def likeliest(self, role: str) -> int | None:
         """How many of a role's likeliest tokens the method reads, beside the sampled token; None: the distribution.
 
-        A teacher behind a server gives these log-probabilities alone. By default a role that the loss compares is read
-        whole, and of any other the sampled token's log-probability. A method that reads entropies of a role overrides
-        it.
+        A teacher behind a server gives these log-probabilities alone. Of a role that the loss does not compare it is
+        the sampled token's log-probability. A method that reads entropies of a role overrides it.
         """
-        return None if role in self.compared() else 0
+        if role not in self.compared():
+            return 0
+        support = self.compared_on()
+        if role == "teacher" and support.kind == "top_k" and support.chosen_by == "teacher":
+            return support.k
+        return None
+
+    def compared_on(self) -> Full | TopK:
+        """The tokens on which the loss compares roles: all of them by default."""
+        return Full()
 
     def keep(self, group: RolloutGroup) -> Sequence[bool]:
         """Which completions of a group enter the loss; the others are counted as left out by the method."""
@@ -331,11 +339,6 @@ def on_support(tokens: TokenSlice, support: Full | TopK, *roles: str, teacher: s
     repeated_NK = torch.cat([torch.zeros_like(selected_ids[0], dtype=torch.bool), repeated_NK], -1)
     gathered = (tokens.roles[role].gather(-1, ids_NK).masked_fill(repeated_NK, -math.inf) for role in roles)
     return tuple(with_tail(logprobs_NK) for logprobs_NK in gathered)
-
-
-def teachers_top(support: Full | TopK) -> int | None:
-    """How many of the teacher's likeliest tokens a divergence on this support reads; None: others as well."""
-    return support.k if support.kind == "top_k" and support.chosen_by == "teacher" else None
 
 
 def _likeliest(logprobs_NV: Tensor, k: int) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor
 from selfdistill.methods.base import (
     BatchScores,
     Divergence,
+    Full,
     JensenShannon,
     Recommended,
     State,
     TopK,
     on_support,
-    teachers_top,
 )
 from selfdistill.methods.grpo import GRPO
 from selfdistill.types import STUDENT, Role, RolloutGroup, TokenSlice
@@ -76,11 +76,9 @@ class HDPO(GRPO):
         distilled = torch.tensor(from_teacher, dtype=torch.float64)
         return {**super().on_batch(state, batch), "distilled": distilled, "distilled_share": share}
 
-    def likeliest(self, role: str) -> int | None:
-        """The teacher's own top-k suffices."""
-        if role != TEACHER:
-            return super().likeliest(role)
-        return teachers_top(self.divergence.support)
+    def compared_on(self) -> Full | TopK:
+        """The tokens of the divergence."""
+        return self.divergence.support
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Each token's term over its term's share of the weight, so that the mean over all is the sum of two means."""

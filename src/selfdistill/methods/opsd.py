@@ -12,10 +12,11 @@ from selfdistill.methods.base import (
     ClippedForwardKL,
     Divergence,
     DriftingTeacher,
+    Full,
     Recommended,
+    TopK,
     at_temperature,
     on_support,
-    teachers_top,
 )
 from selfdistill.types import Role, TokenSlice
 
@@ -51,11 +52,9 @@ class OPSD(DriftingTeacher):
         """Solutions are enough."""
         return False
 
-    def likeliest(self, role: str) -> int | None:
-        """The teacher's own top-k suffices at temperature 1: another one divides all tokens' scores."""
-        if role != "teacher":
-            return super().likeliest(role)
-        return teachers_top(self.divergence.support) if self.score_temperature == 1 else None
+    def compared_on(self) -> Full | TopK:
+        """The tokens of the divergence; all tokens at another temperature than 1, which divides the scores of each."""
+        return self.divergence.support if self.score_temperature == 1 else Full()
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token."""

@@ -16,8 +16,8 @@ from selfdistill.methods.base import (
     Recommended,
     State,
     Support,
+    TopK,
     on_support,
-    teachers_top,
 )
 from selfdistill.objectives import forward_kl, reverse_kl
 from selfdistill.types import STUDENT, Role, TokenSlice
@@ -62,11 +62,9 @@ class PACED(DriftingTeacher):
             "reverse": float(self.reverse_from <= progress),
         }
 
-    def likeliest(self, role: str) -> int | None:
-        """The teacher's own top-k suffices."""
-        if role != "teacher":
-            return super().likeliest(role)
-        return teachers_top(self.support)
+    def compared_on(self) -> Full | TopK:
+        """The tokens of the divergence."""
+        return self.support
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """The divergence of this part of the run, times the question's weight."""

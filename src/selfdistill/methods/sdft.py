@@ -8,7 +8,15 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from selfdistill.methods.base import Divergence, DriftingTeacher, Recommended, ReverseKL, on_support, teachers_top
+from selfdistill.methods.base import (
+    Divergence,
+    DriftingTeacher,
+    Full,
+    Recommended,
+    ReverseKL,
+    TopK,
+    on_support,
+)
 from selfdistill.types import STUDENT, Role, TokenSlice
 
 
@@ -36,11 +44,9 @@ class SDFT(DriftingTeacher):
         """The teacher: averaged weights, a demonstration."""
         return {"teacher": self.teacher(self.context, "ema"), **self.bare("ema")}
 
-    def likeliest(self, role: str) -> int | None:
-        """The teacher's own top-k suffices."""
-        if role != "teacher":
-            return super().likeliest(role)
-        return teachers_top(self.divergence.support)
+    def compared_on(self) -> Full | TopK:
+        """The tokens of the divergence."""
+        return self.divergence.support
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token."""

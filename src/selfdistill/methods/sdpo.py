@@ -11,11 +11,11 @@ from torch import Tensor
 from selfdistill.methods.base import (
     Divergence,
     DriftingTeacher,
+    Full,
     JensenShannon,
     Recommended,
     TopK,
     on_support,
-    teachers_top,
 )
 from selfdistill.types import STUDENT, Role, TokenSlice
 
@@ -46,11 +46,9 @@ class SDPO(DriftingTeacher):
         """The teacher: averaged weights, sibling or feedback."""
         return {"teacher": self.teacher(self.context, "ema"), **self.bare("ema")}
 
-    def likeliest(self, role: str) -> int | None:
-        """The teacher's own top-k suffices."""
-        if role != "teacher":
-            return super().likeliest(role)
-        return teachers_top(self.divergence.support)
+    def compared_on(self) -> Full | TopK:
+        """The tokens of the divergence."""
+        return self.divergence.support
 
     def loss(self, tokens: TokenSlice) -> Tensor:
         """Divergence at each token, times the capped importance ratio."""
