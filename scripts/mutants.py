@@ -39,7 +39,7 @@ TARGETS: Mapping[str, Sequence[str]] = {
     "objectives/*.py": _OBJECTIVES,
     "methods/entropy_gate.py": ("test_objectives_gate.py", "test_objectives_borders.py"),
     **{f"methods/{name}.py": (*_METHODS, *_SUMMER) for name in SUMMER},
-    "methods/skill_sd.py": (*_METHODS, "test_skill_sd.py"),
+    "methods/skill_sd.py": (*_METHODS, "test_skill_sd.py", "test_rewarded_numbers.py"),
     "methods/turn_advantages.py": (*_METHODS, "test_turn_advantages.py"),
     "methods/*.py": (*_METHODS, "test_policy_gradients.py", "test_drift.py"),
     "evaluation/statistics.py": ("test_statistics.py",),

@@ -962,3 +962,7 @@ def test_sdpgs_reference_stays_at_the_start_whatever_the_teacher_is() -> None:
     assert list(build_method("sdpg", {"reference_weight": 0.0}).roles()) == ["teacher"]
     assert build_method("sdpg", {}).precompute() == ("reference",)
     assert tuple(build_method("sdpg", {"reference_form": "reverse_kl"}).compared()) == ("teacher", "reference")
+
+
+def test_no_method_needs_turns_unless_it_asks_for_their_advantages() -> None:
+    assert [name for name in METHODS if build_method(name, {}).needs_turns()] == []

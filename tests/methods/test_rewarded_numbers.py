@@ -189,6 +189,20 @@ METRICS: dict[str, tuple[Mapping[str, Any], TokenSlice, Mapping[str, Sequence[fl
             "weight_drift": [math.log(0.5)] * 2,
         },
     ),
+    # ρ (e^{−ℓ} − 1 + ℓ), ℓ = log S(y) − log T(y): S(y) is ½, that of the sampler ½ / ρ. It is 0 without a note.
+    "skill_sd": (
+        {},
+        said(*RATIO["ratio"], logs={"teacher": [0.8, 0.5, NONE, 0.25]}),
+        {
+            **RATIO,
+            "skill_kl": [
+                RATIO["ratio"][0] * (0.6 - math.log(1.6)),
+                0.0,
+                0.0,
+                RATIO["ratio"][3] * (-0.5 + math.log(2)),
+            ],
+        },
+    ),
     # A quarter of the weight is the teacher's own, which GRPO's means leave out.
     "hdpo": (
         {},

@@ -42,7 +42,7 @@ class SkillSD(GRPO):
         """ρ (e^{−ℓ} − 1 + ℓ) [N]; 0 where the context is missing."""
         student_N, shown_N = tokens.target(STUDENT), tokens.has("teacher")
         # A missing context has NaN, whose gradient would be NaN under a weight of 0 too.
-        teacher_N = torch.where(shown_N, tokens.target("teacher"), student_N.detach())
+        teacher_N = torch.where(shown_N, tokens.target("teacher"), student_N)
         return weighted_reverse_kl(student_N, tokens.inputs["old_logprob"], teacher_N) * shown_N
 
     def loss(self, tokens: TokenSlice) -> Tensor:
@@ -51,4 +51,4 @@ class SkillSD(GRPO):
 
     def metrics(self, tokens: TokenSlice) -> Mapping[str, Tensor]:
         """GRPO's, and the divergence."""
-        return {**super().metrics(tokens), "skill_kl": self.divergence(tokens).detach()}
+        return {**super().metrics(tokens), "skill_kl": self.divergence(tokens)}
