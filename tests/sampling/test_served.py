@@ -18,6 +18,7 @@ from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.served import ServedSampler
 from support.fake_vllm import FakeVLLM, serving
+from support.tiny import STOP
 
 PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40])
 GREEDY = SamplingParams(count=2, max_tokens=9, temperature=0.0)
@@ -118,6 +119,55 @@ def test_what_an_answer_lacks_is_one_sentence(answer: Any, lack: str, fake: Fake
     assert str(error.value).startswith(f"server {fake.url} (vllm) answers without token ids or log-probabilities (")
     assert lack in str(error.value)
     assert str(error.value).endswith("as vLLM, SGLang and llama.cpp's server do")
+
+
+def completion_of(ids: list[int], logprobs: list[Any], reason: str = "stop", **more: Any) -> tuple[int, Any]:
+    logs = {"token_logprobs": logprobs}
+    return 200, {"choices": [{"finish_reason": reason, "token_ids": ids, "logprobs": logs}], **more}
+
+
+def test_a_completion_ends_at_its_first_stop_on_a_server_that_goes_on(fake: FakeVLLM, model: Path) -> None:
+    sampler, _, _ = sampler_of(fake, model)
+    sampler._unchecked = None
+    fake.failing = [completion_of([20, 21, STOP, 22, 23], [-1.0, -2.0, -3.0, -4.0, -5.0], "length")]
+    [[one]] = sampler.sample(PROMPTS[:1], SamplingParams(count=1, max_tokens=5))
+    assert (one.ids, one.logprobs, one.finished) == ((20, 21, STOP), (-1.0, -2.0, -3.0), True)
+
+
+@pytest.mark.parametrize("owner", ["llamacpp", "sglang"])
+def test_tokens_that_an_answer_leaves_out_are_missed(owner: str, fake: FakeVLLM, model: Path) -> None:
+    """llama.cpp lists no token that ends within a character: the others alone would be another completion."""
+    fake.owner = owner
+    sampler, _, _ = sampler_of(fake, model)
+    sampler._unchecked = None
+    entries = [{"id": 20, "logprob": -1.0}, {"id": STOP, "logprob": -1.0}]
+    listed = {"choices": [{"finish_reason": "stop", "logprobs": {"content": entries}}]}
+    meta = {"finish_reason": {"type": "stop"}, "output_token_logprobs": [[-1.0, 20, None], [-1.0, STOP, None]]}
+    fake.failing = [
+        (200, {"meta_info": {**meta, "completion_tokens": 3}})
+        if owner == "sglang"
+        else (200, {**listed, "usage": {"completion_tokens": 3}})
+    ]
+    with pytest.raises(SamplerError, match=r"answers with 2 of the 3 tokens that it sampled"):
+        sampler.sample(PROMPTS[:1], SamplingParams(count=1, max_tokens=9))
+
+
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "llamacpp"])
+def test_rows_without_a_token_are_never_sampled(owner: str, fake: FakeVLLM, model: Path) -> None:
+    fake.owner = owner
+    sampler, _, _ = sampler_of(fake, model)
+    sampler.padding = range(5, 7)
+    sampler.sample(PROMPTS[:1], GREEDY)
+    bias = {"5": -100.0, "6": -100.0}
+    assert all((body.get("sampling_params", body))["logit_bias"] == bias for body in fake.bodies)
+
+
+def test_weights_of_which_nothing_was_compared_are_not_called_the_same(fake: FakeVLLM, model: Path) -> None:
+    sampler, _, said = sampler_of(fake, model)
+    fake.failing = [completion_of([], [])]
+    with pytest.raises(SamplerError, match="sampled no token to compare its weights by"):
+        sampler.sample(PROMPTS[:1], GREEDY)
+    assert said == []
 
 
 def test_a_server_of_texts_is_refused(fake: FakeVLLM, model: Path) -> None:

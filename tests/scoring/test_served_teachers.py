@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,32 @@ def test_what_a_teachers_server_lacks_is_one_sentence(fake: FakeVLLM, model: Pat
     fake.pages.clear()
     fake.owner = "sglang"
     assert "refuses /v1/completions (404)" in refused()
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"21": -1.0, "5": -2.0}, "2 log-probabilities at a place where 3 were asked for"),
+        ({"21": -1.0, "5": -2.0, "6": -3.0, "7": -4.0, "8": -5.0}, "5 log-probabilities at a place where 3 were"),
+        ({"21": -1.0, "5": -2.0, "6": math.nan}, "a log-probability of nan"),
+        ({"21": -math.inf, "5": -2.0, "6": -3.0}, "a log-probability of -inf"),
+        ({"21": 0.5, "5": -2.0, "6": -3.0}, "a log-probability of 0.5"),
+        ({"21": -0.1, "5": -0.2, "6": -3.0}, "probabilities that add up to more than 1"),
+        ({"21": None, "5": -2.0, "6": -3.0}, "NoneType"),
+        ({"token_id:21": -1.0, "5": -2.0, "6": -3.0}, "token_id:21"),
+    ],
+    ids=["fewer", "more", "nan", "impossible", "above 0", "logits", "null", "a token's name"],
+)
+def test_log_probabilities_that_are_none_are_one_sentence(
+    entries: dict[str, Any], told: str, fake: FakeVLLM, model: Path
+) -> None:
+    server = ServedModel(fake.url)
+    server.probe()
+    place = {token: {"logprob": logprob, "decoded_token": "…"} for token, logprob in entries.items()}
+    fake.failing = [(200, {"choices": [{"prompt_logprobs": [None, place]}]})]
+    with pytest.raises(SamplerError, match="gives no prompt log-probabilities, which a teacher is scored by") as error:
+        server.prompt_logprobs([20, 21], top=3, begin=1)
+    assert told in str(error.value)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://me:secret@host"])

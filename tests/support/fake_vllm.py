@@ -147,6 +147,8 @@ class FakeVLLM:
 
     def _complete_as_sglang(self, body: Mapping[str, Any]) -> tuple[int, Any]:
         self.bodies.append(body)
+        if self.failing:
+            return self.failing.pop(0)
         how = body["sampling_params"]
         one = self._sampled(body["input_ids"], how, how["stop_token_ids"], how["max_new_tokens"])
         entries = [[p, i, None] for i, p in zip(one.ids, one.logprobs, strict=True)]

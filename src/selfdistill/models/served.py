@@ -7,6 +7,7 @@ SGLang at its own ``/generate``, because its OpenAI endpoint returns texts alone
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ EVERY_SORT = (
     "The quick brown fox, 3.14159 × 10^-7?\n\tdef f(x): return {'a': [x]}  # naïve Ünïcödé 你好 🙂 \\frac{1}{2}"
 )
 """A text that tokenizers cut into many kinds of tokens."""
+ROUNDING = 0.01
+"""By how much probabilities in bfloat16 may add up to more than 1. Logits exceed it by far."""
 NEEDS = "it must return token ids and log-probabilities, as vLLM, SGLang and llama.cpp's server do"
 
 TAKES_WEIGHTS = ("/inference/v1/generate", "/weight_info", "/update_weight_version", "/collective_rpc")
@@ -44,6 +47,8 @@ class Answer:
     logprobs: list[float]
     stopped: bool
     """Whether it ended by itself; False if the token limit cut it."""
+    counted: int | None
+    """Tokens that the server says it sampled, if it says so."""
 
 
 class ServedModel:
@@ -134,7 +139,13 @@ class ServedModel:
             SamplerError: the server fails after all retries, refuses the request, or answers without ids or
                 log-probabilities.
         """
-        shared = {"temperature": temperature, "top_p": top_p, "min_p": 0.0, "stop_token_ids": list(stop_ids)}
+        shared = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "min_p": 0.0,
+            "stop_token_ids": list(stop_ids),
+            **({"logit_bias": dict.fromkeys(map(str, padding), -100.0)} if padding else {}),
+        }
         if self.owner == "sglang":
             sampling = {**shared, "top_k": top_k or -1, "max_new_tokens": max_tokens, "sampling_seed": seed}
             body = {"input_ids": list(prompt), "sampling_params": sampling, "return_logprob": True}
@@ -153,7 +164,6 @@ class ServedModel:
             "repeat_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            **({"logit_bias": dict.fromkeys(map(str, padding), -100.0)} if padding else {}),
             # vLLM stops where the Transformers sampler stops; the others know no stop ids, and stop at their own.
             **({"ignore_eos": True} if self.owner == "vllm" else {}),
         }
@@ -183,11 +193,8 @@ class ServedModel:
                 {int(token): float(entry["logprob"]) for token, entry in position.items()}
                 for position in positions[begin:]
             ]
-            missing = next(
-                (token for token, entries in zip(ids[begin:], found, strict=True) if token not in entries), None
-            )
-            if missing is not None:
-                raise KeyError(missing)
+            for token, entries in zip(ids[begin:], found, strict=True):
+                _check_place(token, entries, top)
             return found
 
         try:
@@ -252,6 +259,12 @@ class ServedModel:
             raise SamplerError(
                 f"server {self.url} gave {len(answer.logprobs)} log-probabilities to {len(answer.ids)} tokens"
             )
+        if answer.counted is not None and answer.counted != len(answer.ids):
+            raise SamplerError(
+                f"server {self.url} ({self.owner or 'of unknown make'}) answers with {len(answer.ids)} of the "
+                f"{answer.counted} tokens that it sampled (llama.cpp's server leaves out those that end within a "
+                "character): serve the model with vLLM or SGLang"
+            )
         return answer
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -287,25 +300,49 @@ def _read_openai(document: Any) -> Answer:
     (choice,) = document["choices"]
     logprobs = choice["logprobs"]
     if "content" in logprobs:
-        entries = logprobs["content"]
-        return Answer([int(e["id"]) for e in entries], [float(e["logprob"]) for e in entries], _stopped(choice))
-    return Answer(
-        [int(token) for token in choice["token_ids"]], [float(p) for p in logprobs["token_logprobs"]], _stopped(choice)
-    )
+        ids = [int(entry["id"]) for entry in logprobs["content"]]
+        numbers = [float(entry["logprob"]) for entry in logprobs["content"]]
+    else:
+        ids = [int(token) for token in choice["token_ids"]]
+        numbers = [float(number) for number in logprobs["token_logprobs"]]
+    return Answer(ids, numbers, _stopped(choice["finish_reason"]), _counted(document.get("usage")))
 
 
 def _read_sglang(document: Any) -> Answer:
     meta = document["meta_info"]
     entries = meta["output_token_logprobs"]
-    stopped = _stopped({"finish_reason": meta["finish_reason"]["type"]})
-    return Answer([int(entry[1]) for entry in entries], [float(entry[0]) for entry in entries], stopped)
+    ids, numbers = [int(entry[1]) for entry in entries], [float(entry[0]) for entry in entries]
+    return Answer(ids, numbers, _stopped(meta["finish_reason"]["type"]), _counted(meta))
 
 
-def _stopped(choice: Mapping[str, Any]) -> bool:
-    reason = choice["finish_reason"]
+def _counted(usage: object) -> int | None:
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else None
+
+
+def _stopped(reason: object) -> bool:
     if reason not in ("stop", "length"):
         raise ValueError(f"a completion ended with {reason!r}")
-    return bool(reason == "stop")
+    return reason == "stop"
+
+
+def _check_place(token: int, entries: Mapping[int, float], top: int) -> None:
+    """Refuse log-probabilities at one place of a prompt that are not those of its token and of the ``top`` likeliest.
+
+    Raises:
+        KeyError: its own token is missing.
+        ValueError: they are fewer or more, or no log-probabilities.
+    """
+    if token not in entries:
+        raise KeyError(token)
+    # The token itself may be among the likeliest.
+    if len(entries) not in (max(top, 1), top + 1):
+        raise ValueError(f"{len(entries)} log-probabilities at a place where {top} were asked for")
+    wrong = next((number for number in entries.values() if not -math.inf < number <= ROUNDING), None)
+    if wrong is not None:
+        raise ValueError(f"a log-probability of {wrong:g}")
+    if math.fsum(map(math.exp, entries.values())) > 1 + ROUNDING:
+        raise ValueError("probabilities that add up to more than 1")
 
 
 def _short(tokens: object) -> str:

@@ -83,14 +83,17 @@ class ServedSampler:
             stop_ids=self.chat.stop_ids,
             padding=self.padding,
         )
-        if answer.stopped and answer.ids[-1:] and answer.ids[-1] not in self.chat.stop_ids:
+        # A server that knows no stop ids goes on past them. What it sampled up to the first is what others sample.
+        stop = next((place for place, token in enumerate(answer.ids) if token in self.chat.stop_ids), None)
+        length = len(answer.ids) if stop is None else stop + 1
+        if answer.stopped and answer.ids and stop is None:
             raise SamplerError(
                 f"server {server.url} ended a completion at token {answer.ids[-1]}, which ends no turn of "
                 f"{self.chat.name}: its model or its stop settings differ"
             )
         return checked_completion(
-            answer.ids,
-            answer.logprobs,
+            answer.ids[:length],
+            answer.logprobs[:length],
             stop_ids=self.chat.stop_ids,
             max_tokens=params.max_tokens,
             engine=f"server {server.url}",
@@ -116,7 +119,9 @@ class ServedSampler:
             if answer.ids:
                 own = _logprobs(policy, prompt, answer.ids)
                 gaps += [abs(mine - theirs) for mine, theirs in zip(own, answer.logprobs, strict=True)]
-        gap = sum(gaps) / max(len(gaps), 1)
+        if not gaps:
+            raise SamplerError(f"server {server.url} sampled no token to compare its weights by")
+        gap = sum(gaps) / len(gaps)
         said = f"log-probabilities differ by {gap:.2g} nats a token on {len(gaps)} tokens"
         if not gap <= SAME:
             raise SamplerError(
