@@ -66,6 +66,16 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"sampler": {"kind": "server", "urls": ["http:/me:secret@h"]}},
         "sampler.urls: value error, a server is an http:// or https:// address, 'http:/h' is not (got ['http:/h'])",
     ),
+    "a key in the address of a server": (
+        {"sampler": {"kind": "server", "urls": ["http://h:80/v1?key=secret"]}},
+        "sampler.urls: value error, a server's address has no ? and no #; a password goes before its host, "
+        "name:word@ (got ['http://h:80/v1?…'])",
+    ),
+    "a key in the address of a judge": (
+        {"reward": {"kind": "judge", "url": "http://h/v1?key=secret", "model": "m"}},
+        "reward.judge: value error, url has a ? or a #: give the base address alone, and name a key's variable in "
+        "key_env (got {'url': 'http://h/v1?…'",
+    ),
     "a login in a rule of a whole table": (
         {"sampler": {"kind": "server", "urls": ["http://me:secret@h"], "overlap": True, "sleep": True}},
         "sampler: value error, overlap samples while the learner trains, and sleep forbids that: choose one of them "

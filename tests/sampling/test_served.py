@@ -13,7 +13,7 @@ import selfdistill as sd
 from selfdistill.cli.app import main
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import load_policy
-from selfdistill.models.served import TAKES_WEIGHTS, ServedModel
+from selfdistill.models.served import TAKES_WEIGHTS, ServedModel, takes_weights
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.served import ServedSampler
@@ -175,6 +175,34 @@ def test_a_server_of_texts_is_refused(fake: FakeVLLM, model: Path) -> None:
     sampler, _, _ = sampler_of(fake, model)
     with pytest.raises(SamplerError, match=r"\(openai\) answers without token ids"):
         sampler.sample(PROMPTS, GREEDY)
+
+
+@pytest.mark.parametrize(("owner", "path"), [("vllm", "/v1/completions"), ("sglang", "/generate")])
+def test_a_server_without_the_endpoint_that_samples_is_refused_before_a_model_is_loaded(
+    owner: str, path: str, fake: FakeVLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.owner = owner
+    fake.missing.add(path)
+    with pytest.raises(SystemExit):
+        main(["evaluate", "countdown-base", "--task", "countdown", "--engine", fake.url])
+    [error] = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"selfdistill: server {fake.url} has no {path} (404: Not Found): it must return token ids")
+
+
+def test_a_server_that_is_still_loading_says_so(fake: FakeVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+    monkeypatch.setattr(fake, "answer", lambda verb, path, body: (503, loading))
+    with pytest.raises(SamplerError, match=r"is not ready \(503: Loading model\): wait until it is"):
+        ServedModel(fake.url).probe()
+
+
+def test_a_server_that_falls_silent_is_not_taken_for_one_that_has_the_weights(fake: FakeVLLM) -> None:
+    fake.missing.clear()
+    server = ServedModel(fake.url)
+    assert takes_weights([server])
+    fake.hangups = 1
+    with pytest.raises(SamplerError, match="does not answer"):
+        takes_weights([server])
 
 
 @pytest.mark.parametrize("command", ["evaluate", "inspect", "teachers"])

@@ -298,6 +298,40 @@ def test_no_server_left_is_one_sentence_after_all_retries(
     assert pauses == [f"no sampler server answers: trying again in 0 s, {n} tries left" for n in (2, 1)]
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (429, []),
+        (
+            503,
+            [
+                "sampler URL: failed with 503 at /inference/v1/generate: too many requests",
+                "no sampler server answers: trying again in 0 s, 3 tries left",
+            ],
+        ),
+    ],
+)
+def test_a_server_with_too_much_to_do_is_asked_again(
+    status: int,
+    told: list[str],
+    make: Make,
+    three: list[FakeVLLM],
+    student: tuple[Policy, Chat],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampler = make(three[:1])
+    sampler.update(student[0], 0)
+    whole, fake = draw(sampler), three[0]
+    answer_of, busy = fake.answer, [(status, {"detail": "too many requests"})]
+
+    def answer(verb: str, path: str, body: Any) -> Any:
+        return busy.pop() if busy and path == "/inference/v1/generate" else answer_of(verb, path, body)
+
+    monkeypatch.setattr(fake, "answer", answer)
+    assert draw(sampler) == whole
+    assert [sentence.replace(fake.url, "URL") for sentence in said(sampler)] == told
+
+
 def test_a_refusal_is_not_tried_again(make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]) -> None:
     sampler = make(three[:1])
     sampler.update(student[0], 0)
@@ -343,10 +377,11 @@ def test_a_server_that_lacks_a_switch_is_told_which(
         ("/collective_rpc", "<!doctype html><title>a proxy</title>"),
         ("/inference/v1/generate", "<!doctype html><title>a proxy</title>"),
         ("/inference/v1/generate", '{"choices": [{"token_ids": [1, 2'),
+        ("/inference/v1/generate", "[" * 100_000),
         ("/inference/v1/generate", '{"choices": []}'),
         ("/inference/v1/generate", '{"choices": [{"finish_reason": "stop"}]}'),
     ],
-    ids=["a page for the weights", "a page", "cut JSON", "no choice", "a choice without tokens"],
+    ids=["a page for the weights", "a page", "cut JSON", "brackets", "no choice", "a choice without tokens"],
 )
 def test_what_no_vllm_answers_is_one_sentence(
     path: str, page: str, make: Make, three: list[FakeVLLM], student: tuple[Policy, Chat]

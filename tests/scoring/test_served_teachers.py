@@ -157,8 +157,16 @@ def test_what_a_teachers_server_lacks_is_one_sentence(fake: FakeVLLM, model: Pat
     fake.pages["/v1/completions"] = '{"choices": [{"text": "4", "prompt_logprobs": null}]}'
     assert "gives no prompt log-probabilities, which a teacher is scored by" in refused()
     fake.pages.clear()
-    fake.owner = "sglang"
-    assert "refuses /v1/completions (404)" in refused()
+    fake.missing.add("/tokenize")
+    assert "has no /tokenize (404: Not Found), which compares its vocabulary: serve it with vLLM" in refused()
+    fake.missing.add("/v1/completions")
+    assert "has no /v1/completions (404: Not Found): it must return token ids" in refused()
+    fake.missing.clear()
+    # Nothing is tried again at the start.
+    asked = len(fake.bodies)
+    fake.failing = [(503, {"error": "overloaded"})] * 2
+    assert "refuses /v1/completions (503): overloaded" in refused()
+    assert len(fake.bodies) == asked + 1
 
 
 @pytest.mark.parametrize(
@@ -187,9 +195,9 @@ def test_log_probabilities_that_are_none_are_one_sentence(
     assert told in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://me:secret@host"])
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://me:secret@host", "http://host?key=secret"])
 def test_an_address_that_is_none_is_refused(url: str, model: Path) -> None:
-    with pytest.raises(ConfigError, match="a teacher's server is an http:// or https:// address without a") as error:
+    with pytest.raises(ConfigError, match="a teacher's server is an http:// or https:// address without") as error:
         tiny_run(model, {"name": "sdft", "weights": {"kind": "server", "url": url}})
     assert "secret" not in str(error.value)
 

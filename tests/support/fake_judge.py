@@ -16,16 +16,16 @@ class FakeJudge(FakeVLLM):
         self.reply = reply
         self.models = ["m"]
         """The models that it lists."""
-        self.failures: list[tuple[int, Any] | None] = []
-        """Status and body of the next answers; None breaks the connection off."""
+        self.failures: list[tuple[Any, ...] | None] = []
+        """Status, body and headers of the next answers; None breaks the connection off."""
 
     @property
     def questions(self) -> list[str]:
         """The last message of every request."""
         return [body["messages"][-1]["content"] for body in self.bodies]
 
-    def answer(self, verb: str, path: str, body: Mapping[str, Any]) -> tuple[int, Any] | None:
-        """Status and body; None breaks the connection off."""
+    def answer(self, verb: str, path: str, body: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Status, body and headers; None breaks the connection off."""
         if path == "/v1/models":
             return 200, {"data": [{"id": name} for name in self.models]}
         with self.lock:

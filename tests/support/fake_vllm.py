@@ -46,7 +46,7 @@ class FakeVLLM:
         """Its max_model_len."""
         self.owner: str | None = None
         """Whose server its list of models says it is: "vllm", "sglang" or "llamacpp"."""
-        self.failing: list[tuple[int, Any]] = []
+        self.failing: list[tuple[Any, ...]] = []
         """Answers to the next completions instead."""
         self.max_logprobs = 20
         """Most log-probabilities of a position, vLLM's --max-logprobs."""
@@ -67,8 +67,8 @@ class FakeVLLM:
         """A new process: alive, and without what the old one was handed."""
         self.version, self.policy, self.adapters, self.dies_after = "default", None, {}, None
 
-    def answer(self, verb: str, path: str, body: Mapping[str, Any]) -> tuple[int, Any] | None:
-        """Status and body; None breaks the connection off."""
+    def answer(self, verb: str, path: str, body: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Status, body and, if there are any, headers; None breaks the connection off."""
         place = urlsplit(path).path
         self.calls.append(path)
         if verb == "GET" and place in POST_ONLY and place not in self.missing:
@@ -127,8 +127,10 @@ class FakeVLLM:
             [[one]] = sampler.sample([prompt], params)
         return one
 
-    def _complete(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+    def _complete(self, body: Mapping[str, Any]) -> tuple[Any, ...]:
         """OpenAI's completions, as vLLM and llama.cpp answer them: each its own way to the ids."""
+        if "prompt" not in body:
+            return 400, {"error": {"message": "a prompt is missing"}}
         self.bodies.append(body)
         if self.failing:
             return self.failing.pop(0)
@@ -145,7 +147,9 @@ class FakeVLLM:
             choice |= {"token_ids": one.ids} if self.owner == "vllm" else {}
         return 200, {"choices": [choice]}
 
-    def _complete_as_sglang(self, body: Mapping[str, Any]) -> tuple[int, Any]:
+    def _complete_as_sglang(self, body: Mapping[str, Any]) -> tuple[Any, ...]:
+        if "input_ids" not in body:
+            return 400, {"error": {"message": "a prompt is missing"}}
         self.bodies.append(body)
         if self.failing:
             return self.failing.pop(0)
@@ -279,9 +283,11 @@ def _handler(fake: FakeVLLM) -> type[BaseHTTPRequestHandler]:
             if answer is None:
                 self.close_connection = True
                 return
-            status, content = answer
+            status, content, *headers = answer
             data = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
+            for name, value in dict(*headers).items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

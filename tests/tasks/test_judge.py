@@ -12,12 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from urllib3.util import retry
 
 from selfdistill.config.reward import JudgeConfig, RewardConfig
 from selfdistill.config.run import parse_config
 from selfdistill.errors import ConfigError, UserError
-from selfdistill.tasks import endpoint
-from selfdistill.tasks.endpoint import Endpoint, Refused
+from selfdistill.tasks.endpoint import Endpoint
 from selfdistill.tasks.judge import Judge
 from selfdistill.tasks.reward import RewardedTask, parse_reward
 from selfdistill.types import Example, Message, Verdict
@@ -142,21 +142,15 @@ def test_failures_are_tried_again_and_those_that_another_try_would_not_change_ar
         assert rewards(judge, asked("b")) == [0.5]
 
 
-def test_a_pause_is_doubled_or_as_long_as_the_endpoint_asks_and_a_minute_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asks = iter([0.0, 0.0, 30.0, 600.0, 0.0])
-
-    def refuse(body: str) -> str:
-        raise Refused("busy", again=True, after=next(asks))
-
+def test_a_pause_is_doubled_or_as_long_as_the_endpoint_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     paused: list[float] = []
-    monkeypatch.setattr(endpoint, "time", SimpleNamespace(sleep=paused.append))
-    busy = Endpoint(JudgeConfig(url="http://127.0.0.1:9/v1", model="m", wait=2.0))
-    monkeypatch.setattr(busy, "_send", refuse)
-    with pytest.raises(Refused):
-        busy.post("{}", retries=4)
-    assert paused == [2.0, 4.0, 30.0, 60.0]
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=paused.append))
+    fake = FakeJudge(lambda question: "Score: 5")
+    with serving(fake) as [url]:
+        judge = judge_at(url, retries=3).config.model_copy(update={"wait": 2.0})
+        fake.failures = [(503, "busy"), (429, "slow down", {"Retry-After": "30"}), (503, "busy")]
+        assert rewards(Judge(judge), asked("a")) == [0.5]
+        assert paused == [2.0, 30.0, 8.0]
 
 
 def test_once_the_endpoint_is_gone_the_rest_of_a_batch_tries_once_each() -> None:
@@ -296,6 +290,7 @@ def test_a_judge_stands_beside_functions_with_a_weight_of_its_own() -> None:
     ("wrong", "message"),
     [
         ({"url": "localhost:1"}, "url is an http:// or https:// address"),
+        ({"url": "http://host/v1?api-version=2"}, r"url has a \? or a #: give the base address alone"),
         ({"url": "http://me:pass@host/v1"}, "url holds a password: name an environment variable"),
         ({"template": "$prompt"}, r"template lacks \$completion"),
         ({"template": "$5 $completion"}, "write \\$\\$ for the sign itself"),

@@ -7,7 +7,6 @@ schemas`` writes it from them. The models built from it give the very messages o
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache, reduce
 from operator import or_
@@ -18,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 from pydantic_core import ErrorDetails
 
 from selfdistill.config.sections import Strict
-from selfdistill.config.suggest import near, nearest_choice
+from selfdistill.config.suggest import near, nearest_choice, without_keys
 from selfdistill.errors import ConfigError
 from selfdistill.types import External, Server, Snapshot
 
@@ -83,8 +82,8 @@ def validated(kind: type[Kind], name: str, given: Mapping[str, Any]) -> Kind:
         parts = (entry["loc"][1] for entry in error.errors() if entry["loc"][:1] == first["loc"][:1] != entry["loc"])
         kinds = [repr(part.lower()) for part in dict.fromkeys(parts) if isinstance(part, str) and part in LIGHT]
         tables = f", or a table of kind {' or '.join(kinds)}" if kinds and first["type"] == "literal_error" else ""
-        # A login in an address is no part of a message.
-        got = re.sub(r"//[^/\s]*@", "//…@", repr(first["input"]))
+        # A login or a key in an address is no part of a message.
+        got = without_keys(repr(first["input"]))
         raise ConfigError(f"{where}: {first['msg']}{tables} (got {got}){nearest_choice(first)}") from error
 
 

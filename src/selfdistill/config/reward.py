@@ -111,6 +111,9 @@ class JudgeConfig(Strict):
         if "@" in self.url.partition("://")[2].partition("/")[0]:
             # The config is written to the run's folder, so a password must not be part of it.
             raise ValueError("url holds a password: name an environment variable with the key in key_env")
+        if set("?#") & set(self.url):
+            # Paths are appended, and a key in a query would be stored too.
+            raise ValueError("url has a ? or a #: give the base address alone, and name a key's variable in key_env")
         question = self.question
         if not question.is_valid():
             raise ValueError("template: a $ begins the name of a field; write $$ for the sign itself")

@@ -100,6 +100,9 @@ class ServerConfig(EngineConfig):
         for url in addresses:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"a server is an http:// or https:// address, {str(url)!r} is not")
+            if set("?#") & set(url):
+                # Paths are appended, and a key in a query would be stored with the config.
+                raise ValueError("a server's address has no ? and no #; a password goes before its host, name:word@")
             url.authorization = url.authorization or secrets.get(str(url), "")
         return list(addresses)
 

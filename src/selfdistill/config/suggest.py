@@ -21,6 +21,8 @@ MEMBERS = ("str", "float", "list[str]", "literal['verifier']")
 """Names of the types in a union of plain values. They end Pydantic's error locations, configs do not have them."""
 LOGIN = re.compile(r"(?<=//)[^/\s]*@|(?<=['\"/])[^/\s'\":]*:[^/\s'\"]*@")
 """The name and password of a server's URL, also where its scheme is misspelt or missing."""
+QUERY = re.compile(r"(?<=://)([^\s'\"?#]*[?#])[^\s'\"]+")
+"""What follows the path of a URL, where a key may stand."""
 
 
 def near(name: str, known: Iterable[str], where: str = "") -> str:
@@ -59,9 +61,14 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
         kinds = [word for word in re.findall("'([^']*)'", first["ctx"]["expected_tags"]) if word != "object"]
         return f"{where}: unknown kind {first['ctx']['tag']!r}; {choices(first['ctx']['tag'], kinds)}"
     # A server's URL may hold a password, and the value may be a long table.
-    value, message = LOGIN.sub("", repr(given)), LOGIN.sub("", first["msg"])
+    value, message = without_keys(repr(given)), without_keys(first["msg"])
     value_note = "" if kind == "missing" else f" (got {value:.80})"
     return f"{where or 'the config'}: {message[0].lower()}{message[1:]}{value_note}{nearest_choice(first)}"
+
+
+def without_keys(text: str) -> str:
+    """A text without the logins and queries of the URLs in it."""
+    return QUERY.sub(r"\1…", LOGIN.sub("", text))
 
 
 def nearest_choice(error: ErrorDetails) -> str:

@@ -6,25 +6,26 @@ SGLang at its own ``/generate``, because its OpenAI endpoint returns texts alone
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
-
 from selfdistill.config.sampler import Address, ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ModelError, SamplerError
-from selfdistill.files.http import Unusable, first_answer, innermost, json_of, listed_models
+from selfdistill.files.http import (
+    AGAIN,
+    SECONDS,
+    Reply,
+    Unusable,
+    back_off,
+    exchange,
+    first_answer,
+    listed_models,
+    open_session,
+)
 
-AGAIN = (408, 429, 500, 502, 503, 504)
-"""Statuses after which a request is sent again."""
-LONGEST_PAUSE = 60.0
-"""Seconds between two tries, at most."""
 CONCURRENCY = 32
 """Requests that a teacher's server has at a time."""
 EVERY_SORT = (
@@ -35,6 +36,8 @@ ROUNDING = 0.01
 """By how much probabilities in bfloat16 may add up to more than 1. Logits exceed it by far."""
 NEEDS = "it must return token ids and log-probabilities, as vLLM, SGLang and llama.cpp's server do"
 
+COMPLETIONS = "/v1/completions"
+"""OpenAI's endpoint that samples. vLLM's scores prompts too."""
 TAKES_WEIGHTS = ("/inference/v1/generate", "/weight_info", "/update_weight_version", "/collective_rpc")
 """Endpoints of a vLLM server that weights are sent to."""
 
@@ -78,33 +81,22 @@ class ServedModel:
         """Who made the server, as its list of models says: ``"vllm"``, ``"sglang"``, ``"llamacpp"``."""
         self.window: int | None = None
         """Most tokens of prompt and completion together, if it says."""
-        self._session = requests.Session()
-        retry = Retry(
-            total=retries,
-            backoff_factor=wait,
-            backoff_max=LONGEST_PAUSE,
-            status_forcelist=AGAIN,
-            allowed_methods=None,
-            raise_on_status=False,
-        )
-        adapter = HTTPAdapter(pool_maxsize=concurrency, pool_block=True, max_retries=retry)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, adapter)
+        self._session = open_session(back_off(retries, wait=wait), connections=concurrency)
 
     def probe(self) -> None:
         """Ask once what the server serves, without a retry.
 
         Raises:
-            SamplerError: it does not answer within two seconds, is no such server, or does not serve the model.
+            SamplerError: it does not answer within two seconds, is no such server, does not serve the model, or has no
+                endpoint that samples.
         """
-        try:
-            answer = first_answer(f"{self.url}/v1/models", auth=self._authorize)
-        except Unusable as unusable:
-            raise SamplerError(f"server {self.url} {unusable}") from unusable
-        models = listed_models(json_of(answer)) if answer.ok else None
+        reply = self._first("/v1/models")
+        models = listed_models(reply.document) if reply.ok else None
+        if reply.status in AGAIN:
+            raise SamplerError(f"server {self.url} is not ready ({reply.status}: {reply.reason}): wait until it is")
         if not models:
             remedy = "leave /v1 away" if self.url.endswith("/v1") else NEEDS
-            raise SamplerError(f"server {self.url} lists no models at /v1/models ({answer.status_code}): {remedy}")
+            raise SamplerError(f"server {self.url} lists no models at /v1/models ({reply.status}): {remedy}")
         names = [entry["id"] for entry in models]
         if self.model is not None and self.model not in names:
             raise SamplerError(f"server {self.url} serves no model {self.model!r}, but {', '.join(names)}")
@@ -113,12 +105,33 @@ class ServedModel:
         self.owner = str(entry.get("owned_by") or "")
         window = entry.get("max_model_len")
         self.window = window if isinstance(window, int) else None
+        # A request without a prompt samples nothing. Only a server without the endpoint answers it so.
+        path, empty = self._samples_at, {"model": self.model, "max_tokens": 1}
+        try:
+            reply = first_answer(self.url + path, key=self.authorization, body=empty)
+        except Unusable as unusable:
+            # Some close the connection of such a request.
+            if unusable.silent:
+                return
+            raise SamplerError(f"server {self.url} {unusable}: {NEEDS}") from unusable
+        if reply.status in (404, 405):
+            raise SamplerError(f"server {self.url} has no {path} ({reply.status}: {reply.reason}): {NEEDS}")
+
+    @property
+    def _samples_at(self) -> str:
+        return "/generate" if self.owner == "sglang" else COMPLETIONS
 
     def has(self, path: str) -> bool:
-        """Whether the server knows an endpoint."""
+        """Whether the server knows an endpoint. A web page and a login are none.
+
+        Raises:
+            SamplerError: it does not answer within two seconds.
+        """
         try:
-            return first_answer(self.url + path, auth=self._authorize).status_code != 404
-        except Unusable:
+            return first_answer(self.url + path, key=self.authorization).status != 404
+        except Unusable as unusable:
+            if unusable.silent:
+                raise SamplerError(f"server {self.url} {unusable}") from unusable
             return False
 
     def complete(
@@ -149,7 +162,7 @@ class ServedModel:
         if self.owner == "sglang":
             sampling = {**shared, "top_k": top_k or -1, "max_new_tokens": max_tokens, "sampling_seed": seed}
             body = {"input_ids": list(prompt), "sampling_params": sampling, "return_logprob": True}
-            return self._read(_read_sglang, self.post("/generate", body))
+            return self._read(_read_sglang, self.post(self._samples_at, body))
         body = {
             **shared,
             "model": self.model,
@@ -167,7 +180,7 @@ class ServedModel:
             # vLLM stops where the Transformers sampler stops; the others know no stop ids, and stop at their own.
             **({"ignore_eos": True} if self.owner == "vllm" else {}),
         }
-        return self._read(_read_openai, self.post("/v1/completions", body))
+        return self._read(_read_openai, self.post(self._samples_at, body))
 
     def prompt_logprobs(self, ids: Sequence[int], *, top: int, begin: int) -> list[dict[int, float]]:
         """Log-probabilities of the ids from ``begin`` on, each with those of the ``top`` likeliest ids in its place.
@@ -175,30 +188,26 @@ class ServedModel:
         Raises:
             SamplerError: the server fails after all retries, refuses the request, or gives no such log-probabilities.
         """
-        body = {
-            "model": self.model,
-            "prompt": list(ids),
-            "max_tokens": 1,
-            "temperature": 0.0,
-            "prompt_logprobs": top,
-            "add_special_tokens": False,
-        }
-        answer = self.post("/v1/completions", body)
+        return self._places(self.post(COMPLETIONS, self._scoring(ids, top)), ids, top=top, begin=begin)
 
-        def read(document: Any) -> list[dict[int, float]]:
+    def _scoring(self, ids: Sequence[int], top: int) -> dict[str, Any]:
+        """The body of a request for the log-probabilities of a prompt. One token is the least that can be sampled."""
+        shared = {"model": self.model, "max_tokens": 1, "temperature": 0.0, "add_special_tokens": False}
+        return {**shared, "prompt": list(ids), "prompt_logprobs": top}
+
+    def _places(self, document: Any, ids: Sequence[int], *, top: int, begin: int) -> list[dict[int, float]]:
+        """The log-probabilities in an answer, by place from ``begin`` on and by id."""
+        try:
             positions = document["choices"][0]["prompt_logprobs"]
             if len(positions) != len(ids):
                 raise ValueError(f"log-probabilities of {len(positions)} ids for {len(ids)}")
-            found = [
+            places = [
                 {int(token): float(entry["logprob"]) for token, entry in position.items()}
                 for position in positions[begin:]
             ]
-            for token, entries in zip(ids[begin:], found, strict=True):
+            for token, entries in zip(ids[begin:], places, strict=True):
                 _check_place(token, entries, top)
-            return found
-
-        try:
-            return read(answer)
+            return places
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise SamplerError(
                 f"server {self.url} gives no prompt log-probabilities, which a teacher is scored by "
@@ -215,14 +224,24 @@ class ServedModel:
         self.probe()
         text = " ".join([EVERY_SORT, *map(str, chat.tokenizer.all_special_tokens)])
         own = [int(i) for i in chat.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        document = self.post("/tokenize", {"model": self.model, "prompt": text, "add_special_tokens": False})
+        asked = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        reply = self._first("/tokenize", asked)
+        if reply.status == 404:
+            raise SamplerError(
+                f"teacher {self.url} has no /tokenize (404: {reply.reason}), which compares its vocabulary: serve it "
+                "with vLLM"
+            )
+        document = self._document("/tokenize", reply)
         theirs = document.get("tokens") if isinstance(document, dict) else None
         if theirs != own:
             raise ModelError(
                 f"teacher {self.url} has another vocabulary than {chat.name}: it reads a text as {_short(theirs)}, and "
                 f"the student as {_short(own)}; a teacher must share every token"
             )
-        self.prompt_logprobs(own[: self.window - 1 if self.window else None][:64], top=top, begin=1)
+        probed = own[: self.window - 1 if self.window else None][:64]
+        # Scoring may take longer than two seconds, and a server that fails now is not waited for.
+        reply = self._first(COMPLETIONS, self._scoring(probed, top), seconds=self.timeout)
+        self._places(self._document(COMPLETIONS, reply), probed, top=top, begin=1)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The document that the server answers to a request.
@@ -231,21 +250,29 @@ class ServedModel:
             SamplerError: it fails after all retries, refuses the request, or answers no JSON.
         """
         try:
-            answer = self._session.post(
-                self.url + path, json=body, auth=self._authorize, timeout=self.timeout, allow_redirects=False
+            reply = exchange(
+                self._session, "POST", self.url + path, body=body, key=self.authorization, timeout=self.timeout
             )
-        except requests.RequestException as error:
-            raise SamplerError(f"server {self.url} does not answer ({innermost(error)})") from error
-        document = json_of(answer)
-        if not answer.ok or answer.is_redirect:
-            raise SamplerError(f"server {self.url} refuses {path} ({answer.status_code}): {_message(document, answer)}")
-        if document is None:
-            raise SamplerError(f"server {self.url} answers {path} with no JSON: {NEEDS}")
-        return document
+        except Unusable as unusable:
+            raise SamplerError(f"server {self.url} {unusable}") from unusable
+        return self._document(path, reply)
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+    def _first(self, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = SECONDS) -> Reply:
+        try:
+            return first_answer(self.url + path, key=self.authorization, body=body, seconds=seconds)
+        except Unusable as unusable:
+            raise SamplerError(f"server {self.url} {unusable}") from unusable
+
+    def _document(self, path: str, reply: Reply) -> Any:
+        if not reply.ok:
+            raise SamplerError(f"server {self.url} refuses {path} ({reply.status}): {reply.reason}")
+        if reply.document is None:
+            raise SamplerError(f"server {self.url} answers {path} with no JSON: {NEEDS}")
+        return reply.document
 
     def _read(self, read: Callable[[Any], Answer], document: Any) -> Answer:
         try:
@@ -266,12 +293,6 @@ class ServedModel:
                 "character): serve the model with vLLM or SGLang"
             )
         return answer
-
-    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the header of this server, and none that requests finds in a .netrc."""
-        if self.authorization:
-            request.headers["Authorization"] = self.authorization
-        return request
 
 
 def served_models(config: ServerConfig) -> list[ServedModel]:
@@ -347,11 +368,3 @@ def _check_place(token: int, entries: Mapping[int, float], top: int) -> None:
 
 def _short(tokens: object) -> str:
     return f"{', '.join(map(str, tokens[:8]))} …" if isinstance(tokens, list) else "no tokens"
-
-
-def _message(document: Any, answer: requests.Response) -> str:
-    """The message in the body of an HTTP error."""
-    error = document.get("error", document) if isinstance(document, dict) else document
-    message = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
-    text = answer.text if message is None else message if isinstance(message, str) else json.dumps(message)
-    return next(iter(text.strip().splitlines()), "no reason given")[:300]

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import requests
-
 from selfdistill.config.sampler import Address, ServerConfig
 from selfdistill.errors import SamplerError
-from selfdistill.files.http import Unusable, first_answer, json_of, listed_models
+from selfdistill.files.http import SECONDS, Reply, Unusable, first_answer, listed_models
 
 HINTS = {
     "/weight_info": "needs vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1",
@@ -58,14 +56,9 @@ def _check(url: str, config: ServerConfig, *, lora: bool, max_tokens: int | None
     """Ask one server for its models, its weights' label and each endpoint that the run needs."""
     authorization = url.authorization if isinstance(url, Address) else ""
 
-    def login(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if authorization:
-            request.headers["Authorization"] = authorization
-        return request
-
-    def ask(path: str) -> requests.Response:
+    def ask(path: str) -> Reply:
         try:
-            return first_answer(url + path, auth=login, seconds=config.timeout)
+            return first_answer(url + path, key=authorization, seconds=min(config.timeout, SECONDS))
         except Unusable as unusable:
             if unusable.silent:
                 raise
@@ -74,9 +67,9 @@ def _check(url: str, config: ServerConfig, *, lora: bool, max_tokens: int | None
 
     # What answers at all: OpenAI's list of models, which vLLM and its neighbours have.
     answer = ask("/v1/models")
-    models = listed_models(json_of(answer)) if answer.ok else None
+    models = listed_models(answer.document) if answer.ok else None
     if models is None:
-        what = f"answers {answer.status_code} at /v1/models" if not answer.ok else "lists no models at /v1/models"
+        what = f"answers {answer.status} at /v1/models" if not answer.ok else "lists no models at /v1/models"
         remedy = (
             f"leave /v1 away, as in {url.removesuffix('/v1')}"
             if url.endswith("/v1")
@@ -88,7 +81,7 @@ def _check(url: str, config: ServerConfig, *, lora: bool, max_tokens: int | None
     # Each endpoint of the run. 404 alone says that there is none; another refusal may be of this empty request.
     paths = ["/v1/load_lora_adapter"] if lora else ["/weight_info", "/update_weight_version", "/collective_rpc"]
     for path in ("/inference/v1/generate", *paths, *(["/sleep"] if config.sleep else [])):
-        if ask(path).status_code == 404:
+        if ask(path).status == 404:
             raise Unusable(f"has no {path}{whose}: it {HINTS[path]}")
     # A server whose window cannot hold a completion.
     windows = [entry["max_model_len"] for entry in models if isinstance(entry.get("max_model_len"), int)]

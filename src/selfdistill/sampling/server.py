@@ -7,24 +7,22 @@ sampled with. This reveals a restarted server, which gets the weights and the re
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import ProtocolError
+from urllib3.exceptions import MaxRetryError
 
 from selfdistill.config.sampler import Address, ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
-from selfdistill.files.http import innermost
+from selfdistill.files.http import AGAIN, Unusable, back_off, exchange, open_session, reconnection
+from selfdistill.files.jsonl import UNREADABLE
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.memory import empty_cache
@@ -65,11 +63,11 @@ class ServerSampler:
         self.loaded: dict[str, str] = {}
         """Label of the weights of each server, if known."""
         self.asleep: set[str] = set()
-        self._session = requests.Session()
-        # A connection for every request that may be under way at once, kept open between requests.
-        adapter = HTTPAdapter(pool_connections=len(config.urls), pool_maxsize=config.concurrency)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._session = open_session(reconnection(config.retries, wait=config.wait), connections=config.concurrency)
+        for url in config.urls:
+            # An adapter that was loaded without an answer cannot be loaded again before it is unloaded, which the next
+            # sync does.
+            self._session.mount(f"{url}{LOAD_ADAPTER}", HTTPAdapter(max_retries=0))
 
     def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
         """Sync the weights to every server that answers. The others get them once they answer again.
@@ -120,20 +118,19 @@ class ServerSampler:
 
     def _retry(self, attempt: Callable[[], bool], goal: str) -> None:
         """Retry until ``attempt`` succeeds: immediately while a server is left, else after a growing pause."""
-        pause = self.config.wait
-        for tries_left in range(self.config.retries, -1, -1):
-            if attempt():
-                return
-            if not tries_left:
-                break
+        tries = back_off(self.config.retries, wait=self.config.wait)
+        while not attempt():
+            try:
+                tries = tries.increment()
+            except MaxRetryError as error:
+                raise SamplerError(
+                    f"{', '.join(self.config.urls)} did not {goal}, after {self.config.retries + 1} tries: "
+                    "start the servers again and continue the run with --resume"
+                ) from error
             if not self.loaded:
-                self.log(f"no sampler server answers: trying again in {pause:g} s, {tries_left} tries left")
-                time.sleep(pause)
-                pause *= 2
-        raise SamplerError(
-            f"{', '.join(self.config.urls)} did not {goal}, after {self.config.retries + 1} tries: "
-            "start the servers again and continue the run with --resume"
-        )
+                pause, left = tries.get_backoff_time(), int(tries.total or 0) + 1
+                self.log(f"no sampler server answers: trying again in {pause:g} s, {left} tries left")
+                tries.sleep()
 
     def _ready(self) -> list[str]:
         """URLs of the servers that answer, after syncing the newest weights to those that lack them."""
@@ -201,7 +198,7 @@ class ServerSampler:
         for name in known:
             if name.startswith(self.weight_sync.prefix):
                 self._call(url, "POST", "/v1/unload_lora_adapter", {"lora_name": name})
-        self._call(url, "POST", "/v1/load_lora_adapter", {"lora_name": self._label, "lora_path": str(self.path)})
+        self._call(url, "POST", LOAD_ADAPTER, {"lora_name": self._label, "lora_path": str(self.path)})
 
     def _put_to_sleep(self) -> None:
         for url in [*self.loaded]:
@@ -286,47 +283,23 @@ class ServerSampler:
             _Failed: the server cannot be reached, closes the connection, or has an internal error.
             SamplerError: it refuses the request, and will refuse it again.
         """
-        send = partial(
-            self._session.request,
-            verb,
-            url + path,
-            json=body,
-            auth=self._authorize(url),
-            timeout=self.config.timeout,
-            allow_redirects=False,
-        )
         try:
-            try:
-                answer = send()
-            except requests.ConnectionError as error:
-                # A server may close an idle connection at the moment in which a request is sent on it. The second
-                # request takes another connection. An adapter that was loaded without an answer cannot be loaded again
-                # before it is unloaded, which the next sync does.
-                closed = any(isinstance(cause, ProtocolError) for cause in error.args)
-                if not closed or path.endswith("_lora_adapter"):
-                    raise
-                answer = send()
-        except requests.RequestException as error:
-            raise _Failed(f"does not answer ({innermost(error)})") from error
-        if answer.ok and not answer.is_redirect:
-            return answer.json() if answer.text.startswith(("{", "[")) else answer.text
-        message = _error_message(answer.text)
+            reply = exchange(
+                self._session,
+                verb,
+                url + path,
+                body=body,
+                key=self.authorization.get(url, ""),
+                timeout=self.config.timeout,
+            )
+        except Unusable as unusable:
+            raise _Failed(str(unusable)) from unusable
+        if reply.ok:
+            return json.loads(reply.text) if reply.text.startswith(("{", "[")) else reply.text
         # 404 for an adapter's name: the server was restarted and no longer has the adapter.
-        if answer.status_code >= 500 or (answer.status_code == 404 and path.startswith("/inference") and self.lora):
-            raise _Failed(f"failed with {answer.status_code} at {path}: {message}")
-        raise SamplerError(
-            f"sampler {url} refuses {path} ({answer.status_code}): {message}{_hint(path, answer.status_code)}"
-        )
-
-    def _authorize(self, url: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
-        """Adds the server's own ``Authorization`` header, and none that requests finds in a .netrc."""
-
-        def add_header(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            if self.authorization.get(url):
-                request.headers["Authorization"] = self.authorization[url]
-            return request
-
-        return add_header
+        if reply.status in AGAIN or (reply.status == 404 and path.startswith("/inference") and self.lora):
+            raise _Failed(f"failed with {reply.status} at {path}: {reply.reason}")
+        raise SamplerError(f"sampler {url} refuses {path} ({reply.status}): {reply.reason}{_hint(path, reply.status)}")
 
 
 @contextmanager
@@ -338,12 +311,13 @@ def _answers_like_vllm(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, *UNREADABLE) as error:
         raise SamplerError(
             f"sampler {url} answers otherwise than vLLM 0.32 does ({type(error).__name__}: {error})"
         ) from error
 
 
+LOAD_ADAPTER = "/v1/load_lora_adapter"
 UNTOUCHED = "default"
 """vLLM's label of the weights that a server was started with."""
 
@@ -351,14 +325,3 @@ UNTOUCHED = "default"
 def _hint(path: str, code: int) -> str:
     hint = HINTS.get(urlsplit(path).path)
     return f"; it {hint}" if hint and code in (404, 405) else ""
-
-
-def _error_message(text: str) -> str:
-    """The message in the body of an HTTP error."""
-    try:
-        body = json.loads(text)
-    except ValueError:
-        return text.strip().splitlines()[0][:300] if text.strip() else "no reason given"
-    error = body.get("error", body) if isinstance(body, dict) else body
-    message = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
-    return str(message).splitlines()[0][:300]

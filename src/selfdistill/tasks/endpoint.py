@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import os
-import time
-
-import requests
-from requests.auth import AuthBase
 
 from selfdistill.config.reward import JudgeConfig
 from selfdistill.errors import ConfigError, UserError
-from selfdistill.files.http import Unusable, first_answer, innermost, json_of, listed_models
+from selfdistill.files.http import (
+    AGAIN,
+    SECONDS,
+    Unusable,
+    back_off,
+    exchange,
+    first_answer,
+    listed_models,
+    open_session,
+)
 from selfdistill.files.text import printable, well_formed
-
-LONGEST_WAIT = 60.0
-"""Maximum of seconds before a retry, even if the endpoint asks for more."""
 
 
 class Refused(Exception):
-    """A request without an answer. ``again`` says whether a retry may succeed, ``after`` how many seconds to wait."""
+    """A request without an answer. ``again`` says whether it may have one later."""
 
-    def __init__(self, reason: str, *, again: bool, after: float = 0.0) -> None:
+    def __init__(self, reason: str, *, again: bool) -> None:
         super().__init__(reason)
-        self.again, self.after = again, after
-
-
-class _Key(AuthBase):
-    """Sends the key, and keeps ``requests`` from taking another one from ``.netrc``."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self.key:
-            request.headers["Authorization"] = f"Bearer {self.key}"
-        return request
+        self.again = again
 
 
 class Endpoint:
     """The address of a judge, and the key for it."""
 
-    def __init__(self, config: JudgeConfig) -> None:
-        """Read the key.
+    def __init__(self, config: JudgeConfig, *, concurrency: int = 1) -> None:
+        """Read the key. ``concurrency`` is the number of requests at once.
 
         Raises:
             ConfigError: the environment variable of the key is not set, or cannot be sent in a header.
@@ -55,7 +45,11 @@ class Endpoint:
                 f"reward.judge.key_env names the environment variable {config.key_env}, which {problem}: give it the "
                 "endpoint's key"
             )
-        self._session = requests.Session()
+        self._header = f"Bearer {self._key}" if self._key else ""
+        self._sessions = {
+            patient: open_session(back_off(config.retries if patient else 0, wait=config.wait), connections=concurrency)
+            for patient in (True, False)
+        }
 
     def probe(self) -> None:
         """Notice at once an address that is no such endpoint, a key that it refuses and a model that it lacks.
@@ -65,11 +59,11 @@ class Endpoint:
         Raises:
             UserError: nothing answers, or what answers is something else; the message says what would be right.
         """
-        url, key, seconds = self.config.url.rstrip("/"), _Key(self._key), self.config.timeout
+        url, seconds = self.config.url.rstrip("/"), min(self.config.timeout, SECONDS)
         models, names = None, list[str]()
         try:
             try:
-                models = listed_models(json_of(first_answer(f"{url}/models", auth=key, seconds=seconds)))
+                models = listed_models(first_answer(f"{url}/models", key=self._header, seconds=seconds).document)
             except Unusable as unusable:
                 # A key may be good for chat completions alone. What does not answer at all is final.
                 if unusable.silent:
@@ -79,7 +73,7 @@ class Endpoint:
                 return
             # Not every endpoint lists its models, or all names that it takes: an empty request costs nothing.
             request = {"model": self.config.model, "messages": [], "max_tokens": 1}
-            answer = first_answer(f"{url}/chat/completions", auth=key, body=request, seconds=seconds)
+            answer = first_answer(f"{url}/chat/completions", key=self._header, body=request, seconds=seconds)
         except Unusable as unusable:
             if unusable.silent and names:
                 return
@@ -87,12 +81,12 @@ class Endpoint:
             if "wants a login" in str(unusable):
                 remedy = "name the environment variable that holds its key in reward.judge.key_env"
             raise UserError(f"judge {self.config.url}: {self._clean(str(unusable))}: {remedy}") from unusable
-        if answer.status_code not in (404, 405):
+        if answer.status not in (404, 405):
             return
         if models is None:
             below = "" if url.endswith("/v1") else f", as in {url}/v1"
             raise UserError(
-                f"judge {self.config.url}: has no /chat/completions ({answer.status_code}): give the base address of "
+                f"judge {self.config.url}: has no /chat/completions ({answer.status}): give the base address of "
                 f"an OpenAI-compatible endpoint{below}"
             )
         raise UserError(
@@ -100,48 +94,26 @@ class Endpoint:
             f"correct reward.judge.model; it lists {', '.join(names[:10]) or 'none'}"
         )
 
-    def post(self, body: str, retries: int) -> str:
-        """The text of the answer to one request, tried again after growing pauses.
+    def post(self, body: str, *, patient: bool = True) -> str:
+        """The text of the answer to one request, tried again after growing pauses if ``patient``.
 
         Raises:
             Refused: no answer after all retries, or an error that a retry would not change.
         """
-        pause = self.config.wait
-        for tries_left in range(retries, -1, -1):
-            try:
-                return self._send(body)
-            except Refused as refused:
-                if not (refused.again and tries_left):
-                    raise
-                time.sleep(min(max(pause, refused.after), LONGEST_WAIT))
-                pause *= 2
-        raise AssertionError("a try either answers or raises")
-
-    def _send(self, body: str) -> str:
+        # The question and the key go to the configured address alone.
+        url = f"{self.config.url.rstrip('/')}/chat/completions"
         try:
-            response = self._session.post(
-                f"{self.config.url.rstrip('/')}/chat/completions",
-                data=body.encode(),
-                headers={"Content-Type": "application/json"},
-                auth=_Key(self._key),
-                timeout=self.config.timeout,
-                # Send the question and the key only to the configured address.
-                allow_redirects=False,
+            reply = exchange(
+                self._sessions[patient], "POST", url, body=body, key=self._header, timeout=self.config.timeout
             )
-        except requests.RequestException as error:
-            raise Refused(f"does not answer ({self._clean(innermost(error))})", again=True) from error
-        if response.status_code != 200:
-            again = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
-            after = response.headers.get("Retry-After", "")
-            raise Refused(
-                f"status {response.status_code} ({self._clean(response.text)})",
-                again=again,
-                after=float(after) if after.isdecimal() else 0.0,
-            )
+        except Unusable as unusable:
+            raise Refused(self._clean(str(unusable)), again=True) from unusable
+        if reply.status != 200:
+            raise Refused(f"status {reply.status} ({self._clean(reply.text)})", again=reply.status in AGAIN)
         try:
-            text = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise Refused(f"answers no chat completion ({self._clean(response.text)})", again=False) from error
+            text = reply.document["choices"][0]["message"]["content"]
+        except (LookupError, TypeError) as error:
+            raise Refused(f"answers no chat completion ({self._clean(reply.text)})", again=False) from error
         if not isinstance(text, str):
             raise Refused("answers without text", again=False)
         return well_formed(text)

@@ -76,7 +76,7 @@ class Judge:
         self.config = config
         self.concurrency = concurrency
         self.log: Callable[[str], None] = lambda message: None
-        self._endpoint = Endpoint(config)
+        self._endpoint = Endpoint(config, concurrency=concurrency)
         self._question, self._pattern = config.question, config.answer_pattern
         self._cache = Path(config.cache) if config.cache else None
         self._ledger: Path | None = None
@@ -99,9 +99,7 @@ class Judge:
         self._endpoint.probe()
         text = reference_text(example) or ""
         try:
-            self._endpoint.post(
-                self._body(self._text(example, completion=text, first=text, second=text)), self.config.retries
-            )
+            self._endpoint.post(self._body(self._text(example, completion=text, first=text, second=text)))
         except Refused as refused:
             raise UserError(
                 f"judge {self.config.url}: {refused}: start the endpoint, or correct reward.judge"
@@ -239,7 +237,7 @@ class Judge:
     def _ask(self, key: str, body: str) -> _Answer:
         """Send one request. After the endpoint failed all retries once, other requests of the batch are tried once."""
         try:
-            text = self._endpoint.post(body, 0 if self._down.is_set() else self.config.retries)
+            text = self._endpoint.post(body, patient=not self._down.is_set())
         except Refused as refused:
             if refused.again and not self._down.is_set():
                 self._down.set()

@@ -66,8 +66,9 @@ class Server:
 
     def __post_init__(self) -> None:
         scheme, _, location = self.url.partition("://")
-        if scheme not in ("http", "https") or not location or "@" in location.partition("/")[0]:
-            raise ValueError("a teacher's server is an http:// or https:// address without a login")
+        login = "@" in location.partition("/")[0]
+        if scheme not in ("http", "https") or not location or login or set("?#") & set(location):
+            raise ValueError("a teacher's server is an http:// or https:// address without a login, ? and #")
 
 
 Weights: TypeAlias = Literal["live", "frozen", "ema"] | Snapshot | External | Server
