@@ -95,7 +95,7 @@ class VLLMSampler:
         """``params.count`` completions for every prompt from the weights of the last :meth:`update`.
 
         Raises:
-            SamplerError: the engine stopped a completion too early, or used other weights.
+            SamplerError: the engine fails, refuses a prompt, stopped a completion too early, or used other weights.
         """
         assert self.label is not None, "an engine is updated before it samples"
         import vllm
@@ -112,7 +112,11 @@ class VLLMSampler:
         ]
         # The salt separates the prefix caches of different versions of the weights.
         inputs = [{"prompt_token_ids": list(request.prompt), "cache_salt": label} for request in requests]
-        outputs = self.engine.generate(inputs, request_params, use_tqdm=False, lora_request=self.adapter)
+        try:
+            outputs = self.engine.generate(inputs, request_params, use_tqdm=False, lora_request=self.adapter)
+        # A prompt that is too long is a ValueError, a process that died an error of vLLM's own.
+        except Exception as error:
+            raise SamplerError(f"vLLM cannot sample from the weights {label}: {_last_line(error)}") from error
         completions = [self._completion(output.outputs[0], label, params.max_tokens) for output in outputs]
         if self.config.sleep:
             # Level 1 keeps the adapter's base in CPU memory. Level 2 drops whole weights; the next sync loads them.
