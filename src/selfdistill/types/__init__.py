@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from selfdistill.types.batches import AttentionGroup as AttentionGroup
 from selfdistill.types.batches import Layout as Layout
@@ -23,57 +23,13 @@ from selfdistill.types.conversation import Message as Message
 from selfdistill.types.conversation import Reply as Reply
 from selfdistill.types.conversation import Start as Start
 from selfdistill.types.conversation import Turn as Turn
+from selfdistill.types.weights import External as External
+from selfdistill.types.weights import Server as Server
+from selfdistill.types.weights import Snapshot as Snapshot
+from selfdistill.types.weights import Weights as Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class External:
-    """Another model of the same vocabulary, by directory or hub id: ``{ kind = "external", path = "…" }``."""
-
-    # Read by pydantic where a config names a teacher: a misspelt key is refused, not ignored.
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-
-    path: str
-    kind: Literal["external"] = "external"
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The student's weights of some steps ago, copied after every N-th step: ``{ kind = "snapshot", every = 10 }``."""
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-
-    every: int
-    kind: Literal["snapshot"] = "snapshot"
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"a snapshot is taken every 1 or more steps, not every {self.every}")
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """Another model of the same vocabulary behind a vLLM server: ``{ kind = "server", url = "http://…" }``."""
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-
-    url: str
-    model: str | None = None
-    """The server's name for it; None is the first that it lists."""
-    kind: Literal["server"] = "server"
-
-    def __post_init__(self) -> None:
-        scheme, _, location = self.url.partition("://")
-        login = "@" in location.partition("/")[0]
-        if scheme not in ("http", "https") or not location or login or set("?#") & set(location):
-            raise ValueError("a teacher's server is an http:// or https:// address without a login, ? and #")
-
-
-Weights: TypeAlias = Literal["live", "frozen", "ema"] | Snapshot | External | Server
-"""Weights that score a context: the student's current weights, those of step 0, their average, a copy that is renewed
-every N steps, or another model's, loaded here or behind a server."""
 
 
 @dataclass(frozen=True, slots=True)
