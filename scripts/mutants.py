@@ -36,6 +36,7 @@ _SUMMER = ("test_methods_rewarded.py", "test_methods_weighted.py", "test_rewarde
 _TRAINING = ("test_training.py", "test_step.py", "test_importance.py", "test_signal.py")
 SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "sc_sdpo", "paced", "demopsd", "eopd", "hdpo")
 TARGETS: Mapping[str, Sequence[str]] = {
+    "objectives/policy_gradient.py": (*_OBJECTIVES, "test_turn_advantages.py", "test_skill_sd.py"),
     "objectives/*.py": _OBJECTIVES,
     "methods/entropy_gate.py": ("test_objectives_gate.py", "test_objectives_borders.py"),
     **{f"methods/{name}.py": (*_METHODS, *_SUMMER) for name in SUMMER},

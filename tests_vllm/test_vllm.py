@@ -158,12 +158,32 @@ def check_seeds(engine: Engine) -> None:
 @WEIGHTS
 def test_an_engine_of_the_runs_own(lora: LoraConfig | None, model: Path, tmp_path: Path) -> None:
     policy, chat = load(model, lora)
-    engine = VLLMSampler(str(model), chat, ENGINE, dtype="float32", folder=tmp_path / "weights")
+    said: list[str] = []
+    engine = VLLMSampler(str(model), chat, ENGINE, dtype="float32", folder=tmp_path / "weights", log=said.append)
     try:
         check_against_transformers(engine, policy, chat)
         check_seeds(engine)
+        # Weights went through memory: nothing was written, and every version was sent.
+        assert not (tmp_path / "weights").exists() and said == []
+        trained = sum(p.numel() * p.element_size() for p in policy.trainable())
+        assert engine.synced > 2 * trained
         with pytest.raises(SamplerError, match=r"cut a completion after \d+ of 50 tokens: its max_model_len must hold"):
             engine.sample([[40] * 40], SamplingParams(count=8, max_tokens=50))
+    finally:
+        engine.close()
+    assert not list(Path("/dev/shm").glob("selfdistill-*"))
+
+
+def test_weights_go_through_files_where_a_folder_is_named(model: Path, tmp_path: Path) -> None:
+    policy, chat = load(model, None)
+    said: list[str] = []
+    named = ENGINE.model_copy(update={"folder": str(tmp_path / "named")})
+    engine = VLLMSampler(str(model), chat, named, dtype="float32", folder=tmp_path / "named", log=said.append)
+    try:
+        check_against_transformers(engine, policy, chat)
+        [line] = said
+        assert line.endswith("through files in " + str(tmp_path / "named") + ", because sampler.folder names a folder for them")
+        assert list((tmp_path / "named").iterdir()) and engine.streamed == 0 < engine.synced
     finally:
         engine.close()
 
@@ -171,7 +191,7 @@ def test_an_engine_of_the_runs_own(lora: LoraConfig | None, model: Path, tmp_pat
 def test_sleep_is_refused_where_the_engine_cannot(model: Path, tmp_path: Path) -> None:
     policy, chat = load(model, None)
     sleeping = ENGINE.model_copy(update={"sleep": True})
-    engine = VLLMSampler(str(model), chat, sleeping, dtype="float32", folder=tmp_path)
+    engine = VLLMSampler(str(model), chat, sleeping, dtype="float32", folder=tmp_path, log=print)
     with pytest.raises(SamplerError, match="needs a GPU: vLLM's CPU engine cannot sleep"):
         engine.update(policy, 0)
 

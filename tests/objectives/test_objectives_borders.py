@@ -28,6 +28,7 @@ from selfdistill.objectives import (
     reverse_kl,
     sequence_policy_gradient,
     truncated_importance_weight,
+    weighted_reverse_kl,
     with_tail,
 )
 from selfdistill.objectives.analysis import preference_hessian, regularised_value, reward_tilted, teacher_statistics
@@ -84,6 +85,7 @@ A_NUMBER_A_TOKEN: dict[str, tuple[Objective, int]] = {
     "sequence_policy_gradient": (sequence_policy_gradient, 3),
     "clipped_weight_policy_gradient": (clipped_weight_policy_gradient, 3),
     "reference_penalty": (reference_penalty, 2),
+    "weighted_reverse_kl": (weighted_reverse_kl, 3),
     "truncated_importance_weight": (truncated_importance_weight, 2),
     "pointwise_mutual_information": (pointwise_mutual_information, 2),
     "antisd_advantage": (antisd_advantage, 1),

@@ -15,6 +15,7 @@ from selfdistill.objectives import (
     reference_penalty,
     sequence_policy_gradient,
     truncated_importance_weight,
+    weighted_reverse_kl,
 )
 
 NAN = math.nan
@@ -148,7 +149,10 @@ def test_gradient_flows_through_the_learner_alone() -> None:
     assert advantage_N.grad is None
 
 
-@pytest.mark.parametrize("objective", [sequence_policy_gradient, clipped_weight_policy_gradient, reference_penalty])
+OTHERS = [sequence_policy_gradient, clipped_weight_policy_gradient, reference_penalty, weighted_reverse_kl]
+
+
+@pytest.mark.parametrize("objective", OTHERS)
 def test_the_others_too_have_a_gradient_in_the_learner_alone(objective: Callable[..., torch.Tensor]) -> None:
     count = 2 if objective is reference_penalty else 3
     tensors = [torch.full((2,), value, requires_grad=True) for value in (-1.0, -1.1, 1.0)[:count]]
@@ -164,6 +168,7 @@ def test_the_ratios_of_the_others_too_stop_at_e_to_the_20() -> None:
     weighed = clipped_weight_policy_gradient(-one, -one - 30.0, one, clip_high=math.inf)
     assert weighed.item() == pytest.approx(top, rel=1e-12)
     assert reference_penalty(-one - 30.0, -one).item() == pytest.approx(top - 21.0, rel=1e-12)
+    assert weighted_reverse_kl(-one, -one - 30.0, -one - 1.0).item() == pytest.approx(top / math.e, rel=1e-12)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 0.2), (1.1, 0.2), (0.2, -0.1), (math.nan, 0.2), (0.2, math.nan)])
@@ -216,6 +221,8 @@ def test_the_values_are_those_of_a_hand_calculation() -> None:
     # q = ½: ½ + log 2 − 1; equal policies are no distance apart.
     assert reference_penalty(half, old).tolist() == pytest.approx([0.5 + math.log(2) - 1])
     assert reference_penalty(half, half).tolist() == [0.0]
+    # ρ = ½ / ¼ and q = ¼ / ½, so twice the penalty.
+    assert weighted_reverse_kl(half, old, old).tolist() == pytest.approx([2 * (0.5 + math.log(2) - 1)])
     for wrong in ({"clip_low": 1.5}, {"clip_high": -0.1}):
         with pytest.raises(ValueError, match="clip bounds"):
             clipped_weight_policy_gradient(half, old, one, **wrong)

@@ -124,10 +124,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what the clock says."""
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "phase_seconds")}
-        for line in lines(folder / "metrics.jsonl")
-    ]
+    clock = ("seconds", "phase_seconds", "sync_bytes", "sync_seconds")
+    return [{key: value for key, value in line.items() if key not in clock} for line in lines(folder / "metrics.jsonl")]
 
 
 def outcome(folder: Path) -> dict[str, Any]:

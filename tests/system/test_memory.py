@@ -222,7 +222,7 @@ def test_an_engine_that_wakes_finds_the_memory_that_the_learner_has_given_back(
 ) -> None:
     policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
     config = VLLMConfig(kind="vllm", sleep=True)
-    sampler = VLLMSampler(str(model), chat, config, dtype="float32", folder=tmp_path)
+    sampler = VLLMSampler(str(model), chat, config, dtype="float32", folder=tmp_path, log=print)
     calls = Mock()
     calls.collective_rpc.side_effect = lambda name, args: [args[0]]
     monkeypatch.setattr("selfdistill.sampling.vllm.empty_cache", calls.empty_cache)

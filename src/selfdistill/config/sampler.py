@@ -43,7 +43,7 @@ class EngineConfig(Strict):
     folder: str | None = Field(
         None,
         description="Where weights are written for the engine, seen under this path by it too; unset: a folder "
-        "'weights' in the run's own.",
+        "'weights' in the run's own for servers, and none for an engine of the run, which is sent them through memory.",
     )
 
     @model_validator(mode="after")

@@ -62,4 +62,4 @@ def build_engine(
         return ServerSampler(chat, config, folder=folder, log=log)
     assert isinstance(config, VLLMConfig)
     require_vllm()
-    return VLLMSampler(model, chat, config, dtype=dtype, folder=folder)
+    return VLLMSampler(model, chat, config, dtype=dtype, folder=folder, log=log)

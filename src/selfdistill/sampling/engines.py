@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ class Engines:
         """Completions that the engine samples in the background. Nothing else is asked of it meanwhile."""
         self._others: dict[External, Engine] = {}
         self._held: dict[External | None, tuple[Weights, int]] = {}
+        self._synced: dict[str, float] = {}
 
     def of(self, policy: Policy, weights: Weights = "live") -> Sampler:
         """A sampler of these weights, which ``policy`` has. All ranks must call its ``sample``."""
@@ -91,9 +93,21 @@ class Engines:
         wanted = (weights, _version_of(weights, self.version))
         if self._held.get(other) != wanted:
             self._held.pop(other, None)
-            engine.update(policy, wanted[1], self.world, weights=weights)
+            self._update(engine, policy, wanted[1], weights)
             self._held[other] = wanted
         return engine
+
+    def _update(self, engine: Engine, policy: Policy, version: int, weights: Weights) -> None:
+        """Send an engine weights, and count what that took."""
+        bytes_before, began = engine.synced, time.perf_counter()
+        engine.update(policy, version, self.world, weights=weights)
+        spent = {"sync_bytes": engine.synced - bytes_before, "sync_seconds": time.perf_counter() - began}
+        self._synced = {name: self._synced.get(name, 0) + value for name, value in spent.items()}
+
+    def take_synced(self) -> dict[str, float]:
+        """Bytes and seconds of the weights sent to engines since the last call; empty if none were sent."""
+        taken, self._synced = self._synced, {}
+        return taken
 
     def close(self) -> None:
         """Stop the engines that were started, and remove the weights written for them."""

@@ -20,6 +20,11 @@ class Engine(Sampler, Protocol):
     Only rank 0 talks to the engine. All ranks must call :meth:`update`, because it may all-gather sharded weights.
     """
 
+    @property
+    def synced(self) -> int:
+        """Bytes of weights that the engine was sent so far."""
+        ...
+
     def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
         """Sync the student's weights, or a teacher's. Completions sampled from now on carry this version.
 

@@ -42,6 +42,11 @@ class ServedSampler:
         self.padding = range(0)
         self._unchecked: Policy | None = None
 
+    @property
+    def synced(self) -> int:
+        """0: nothing is sent."""
+        return 0
+
     def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
         """Name the weights that the servers should have. The next :meth:`sample` compares a few log-probabilities."""
         self.padding = padding_rows(policy)

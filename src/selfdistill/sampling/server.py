@@ -69,6 +69,11 @@ class ServerSampler:
             # sync does.
             self._session.mount(f"{url}{LOAD_ADAPTER}", HTTPAdapter(max_retries=0))
 
+    @property
+    def synced(self) -> int:
+        """Bytes of weights that the servers were sent so far."""
+        return self.weight_sync.bytes
+
     def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
         """Sync the weights to every server that answers. The others get them once they answer again.
 

@@ -1,8 +1,12 @@
-"""A vLLM engine owned by the run. It starts at the first step and gets every new version of the weights."""
+"""A vLLM engine owned by the run. It starts at the first step and gets every new version of the weights.
+
+Whole weights go to the engine through shared memory, and an adapter through files that a system with /dev/shm keeps in
+memory. :meth:`VLLMSampler.files` says when whole weights go through files on the disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,8 @@ from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.memory import empty_cache
 from selfdistill.sampling.requests import checked_completion, padding_rows, sampling_requests, vllm_params
-from selfdistill.sampling.weight_sync import WeightSync
+from selfdistill.sampling.weight_stream import can_stream, stream, whole_layers
+from selfdistill.sampling.weight_sync import WeightSync, in_memory
 from selfdistill.types import Completion, Weights
 
 WORKER_EXTENSION = "selfdistill.sampling.vllm_worker.WorkerExtension"
@@ -38,13 +43,18 @@ def require_vllm() -> None:
 class VLLMSampler:
     """Samples completions from an engine in a child process, or in this process if vLLM is configured so."""
 
-    def __init__(self, base: str, chat: Chat, config: VLLMConfig, *, dtype: str, folder: Path) -> None:
-        """``base`` is the base model of a LoRA adapter. Without an adapter the engine loads the synced weights."""
+    def __init__(
+        self, base: str, chat: Chat, config: VLLMConfig, *, dtype: str, folder: Path, log: Callable[[str], None]
+    ) -> None:
+        """``base`` is the model that training starts from: the engine starts with it, and is then sent weights."""
         self.base = resolve_model(base)
         self.chat = chat
         self.config = config
         self.dtype = dtype
         self.weight_sync = WeightSync(folder, chat)
+        self.streamed = 0
+        """Bytes that went through shared memory so far."""
+        self.log = log
         self.engine: Any = None
         self.adapter: Any = None
         self.adapters = 0
@@ -56,6 +66,21 @@ class VLLMSampler:
         """Directory of whole weights; None with an adapter, whose base the engine keeps."""
         self.padding = range(0)
 
+    @property
+    def synced(self) -> int:
+        """Bytes of weights that the engine was sent so far."""
+        return self.streamed + self.weight_sync.bytes
+
+    def files(self) -> str | None:
+        """Why whole weights go through files; None if they go through shared memory."""
+        if self.config.folder is not None:
+            return "sampler.folder names a folder for them"
+        if self.config.sleep:
+            return "a sleeping engine (sampler.sleep) drops its weights and reads them again"
+        if (Path(self.base) / "adapter_config.json").is_file():
+            return "the run starts from an adapter, which vLLM cannot start with"
+        return can_stream()
+
     def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
         """Sync these weights; the first call starts the engine with them.
 
@@ -63,9 +88,13 @@ class VLLMSampler:
             SamplerError: the engine cannot be started or cannot load them.
         """
         self.padding = padding_rows(policy)
+        reason = None if policy.is_lora else self.files()
+        if self.engine is None:
+            self._choose_place(policy, reason)
         # The base of an adapter is in the engine already.
+        streams = not policy.is_lora and reason is None
         base = policy.is_lora and weights == "frozen"
-        path = None if base else self.weight_sync.write(policy, version, world, weights=weights)
+        path = None if base or streams else self.weight_sync.write(policy, version, world, weights=weights)
         if self.engine is None or self.asleep:
             empty_cache(policy.device)  # the engine is about to take its share
         try:
@@ -75,6 +104,8 @@ class VLLMSampler:
                 self._wake(None if policy.is_lora else path)
             elif path is not None and not policy.is_lora:
                 self._load(path)
+            if streams:
+                self._stream(policy)
         except (RuntimeError, ValueError, OSError) as error:
             raise SamplerError(f"vLLM cannot take the weights of version {version}: {_last_line(error)}") from error
         label = self.weight_sync.label(version, weights)
@@ -153,7 +184,7 @@ class VLLMSampler:
         if policy.is_lora:
             lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(policy)}
         self.engine = LLM(
-            model=self.base if policy.is_lora else str(path),
+            model=self.base if path is None or policy.is_lora else str(path),
             dtype=self.dtype,
             gpu_memory_utilization=config.gpu_memory_utilization,
             tensor_parallel_size=config.tensor_parallel_size,
@@ -167,6 +198,22 @@ class VLLMSampler:
             generation_config="vllm",
             **lora,
         )
+
+    def _choose_place(self, policy: Policy, reason: str | None) -> None:
+        """Keep an adapter's files in memory where the system can, and say why whole weights go through files."""
+        if reason is not None:
+            self.log(f"sampler: weights go to vLLM through files in {self.weight_sync.folder}, because {reason}")
+        elif policy.is_lora and self.config.folder is None and (folder := in_memory(self.weight_sync.run)):
+            self.weight_sync.folder = folder
+            self.weight_sync.clear()
+
+    def _stream(self, policy: Policy) -> None:
+        """Send the policy's weights to every worker."""
+
+        def receive(path: str) -> None:
+            self.engine.collective_rpc("receive_stream", args=(path,))
+
+        self.streamed += stream(whole_layers(policy), receive, self.config.tensor_parallel_size)
 
     def _wake(self, path: Path | None) -> None:
         self.engine.wake_up(tags=["weights"])

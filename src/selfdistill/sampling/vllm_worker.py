@@ -5,19 +5,63 @@ vLLM mixes the class into its worker. It imports nothing else of this package, s
 
 from __future__ import annotations
 
+import json
+import mmap
+import os
+import socket
+from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 
 class WorkerExtension:
-    """Loads new weights from a directory."""
+    """Loads new weights from a directory, or from a process on the same machine."""
 
     def receive_weights(self, path: str) -> str:
         """Load the directory's weights in place; returns the directory as an acknowledgement."""
+        return self._load(path, weights_path=path)
+
+    def receive_stream(self, path: str) -> str:
+        """Load the weights that ``weight_stream.stream`` sends through this socket; returns the path."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(path)
+            return self._load(path, weights_iterator=_received(connection))
+
+    def _load(self, path: str, **weights: Any) -> str:
         worker: Any = self
-        worker.reload_weights(weights_path=path)
+        worker.reload_weights(**weights)
         # On a CPU vLLM packs the LM head's weight into a copy. A head tied to the embeddings is not loaded itself, so
         # the copy has to be packed again here.
         for module in worker.model_runner.get_model().modules():
             if type(module).__name__ == "ParallelLMHead":
                 module.quant_method.process_weights_after_loading(module)
         return path
+
+
+def _received(connection: socket.socket) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the name and a copy of every tensor that is sent, until the sender says that there are no more."""
+    memory: mmap.mmap | None = None
+    while True:
+        text, descriptors = b"", []
+        while not text.endswith(b"\n"):
+            part, more, _, _ = socket.recv_fds(connection, 1 << 16, 1)
+            if not part:
+                raise EOFError("the process that sends the weights has ended")
+            text, descriptors = text + part, descriptors + more
+        message = json.loads(text)
+        if descriptors:
+            memory = mmap.mmap(descriptors[0], message["memory"])
+            os.close(descriptors[0])
+        elif message["tensors"] is not None:
+            for name, dtype, shape, offset in message["tensors"]:
+                empty = torch.empty(shape, dtype=getattr(torch, dtype))
+                if empty.numel():
+                    # Copied, because vLLM may keep a tensor until the rest of its layer has come.
+                    empty.copy_(
+                        torch.frombuffer(memory, dtype=empty.dtype, count=empty.numel(), offset=offset).view(shape)
+                    )
+                yield name, empty
+        connection.sendall(b"ok\n")
+        if not descriptors and message["tensors"] is None:
+            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,9 @@ from selfdistill.types import External, Server, Snapshot, Weights
 DIRECTORY = re.compile(r"(version|frozen|ema|snapshot\d+|external)-\d{6}")
 """Names of the directories that are written here. Whatever else stands in the folder is left alone."""
 
+SHARED = Path("/dev/shm")
+"""Where Linux keeps files in memory."""
+
 
 class WeightSync:
     """Writes every version into a folder shared with the engine, and keeps the student's newest two.
@@ -27,6 +31,8 @@ class WeightSync:
     def __init__(self, folder: Path, chat: Chat) -> None:
         self.folder = folder.absolute()
         self.chat = chat
+        self.bytes = 0
+        """Bytes of all files that were written so far."""
         self.run = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
         """Identifies the run, so that a server can tell its weights from those of another run."""
 
@@ -56,15 +62,24 @@ class WeightSync:
             shutil.rmtree(path, ignore_errors=True)
         adapter = adapter_of(weights) if policy.is_lora else STUDENT_ADAPTER
         save_policy(policy, self.chat, path, writes=world.is_rank_zero, adapter_only=True, adapter=adapter)
+        if world.is_rank_zero:
+            self.bytes += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return path
 
     def clear(self) -> None:
         """Remove the directories of all versions."""
         for path in self._written():
             shutil.rmtree(path)
+        if self.folder.parent == SHARED and self.folder.is_dir():
+            self.folder.rmdir()
 
     def _written(self) -> list[Path]:
         return [path for path in self.folder.glob("*-*") if DIRECTORY.fullmatch(path.name)]
+
+
+def in_memory(name: str) -> Path | None:
+    """A folder of this name whose files are kept in memory (tmpfs); None if the system has no place for it."""
+    return SHARED / f"selfdistill-{name}" if SHARED.is_dir() and os.access(SHARED, os.W_OK) else None
 
 
 def _name(weights: Weights) -> str:

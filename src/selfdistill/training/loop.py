@@ -183,7 +183,7 @@ class Run:
         parts, config, counters = self.parts, self.config, self.counters
         # Collect the metrics, evaluate if due, and check the alarms.
         measured = step_line(groups, result, parts.method, updates=config.optimiser.updates_per_batch)
-        line = measured | parts.order.record(counters.step, groups)
+        line = measured | parts.order.record(counters.step, groups) | parts.worker.engines.take_synced()
         failure: SamplerError | None = None
         if self._evaluation_is_due():
             try:
