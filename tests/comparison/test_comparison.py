@@ -15,6 +15,7 @@ from selfdistill.comparison.curves import MOST_POINTS
 from selfdistill.comparison.headline import headline
 from selfdistill.comparison.kept import kept_values
 from selfdistill.comparison.notes import notes
+from selfdistill.comparison.pass_at import pass_curve_of
 from selfdistill.comparison.runs import ArmRuns
 from selfdistill.comparison.tables import closing, tables
 from selfdistill.errors import DataError
@@ -496,6 +497,25 @@ def test_pass_at_k_over_seeds_holds_together_over_arms(tmp_path: Path) -> None:
     exact = over_seeds([[1 / 3, 0.0], [1 / 2, 0.0]], k=2, family=2, bounds=(-1, 1)).as_dict()
     assert {key: two["against_baseline"][key] for key in exact} == pytest.approx(exact, rel=1e-5)
     assert (one["against_baseline"]["value"], four["against_baseline"]["value"]) == (0.25, 0.0)
+
+
+def test_pass_at_k_has_the_confidence_and_the_bounds_that_are_asked_for() -> None:
+    def rows(*hits: int) -> list[dict[str, Any]]:
+        return [{"samples": 2, "hits": [each, 2 - each]} for each in hits]
+
+    rivals, owns = rows(2, 2, 2), rows(0, 0, 1)
+    pairs = list(zip(rivals, owns, strict=True))
+    for confidence in (0.5, 0.99):
+        point = pass_curve_of(owns, pairs, shared=False, family=2, confidence=confidence)[0]
+        # Own shares of right ones are 0 and 1, 0 and 1, ½ and ½; the rival's 1 and 0 in every run.
+        level = over_seeds([[0, 1], [0, 1], [0.5, 0.5]], k=1, bounds=(0, 1), confidence=confidence)
+        lead = over_seeds([[-1, 1], [-1, 1], [-0.5, 0.5]], k=1, family=2, bounds=(-1, 1), confidence=confidence)
+        assert (point["final"], point["against_baseline"]) == (level.as_dict(), lead.as_dict())
+    # t is so large here that both ends are those of the scale.
+    lost = [{"samples": 2, "hits": hits} for hits in ([0, 0], [1, 0])]
+    won = [{"samples": 2, "hits": [2, 2]}] * 2
+    [point, _] = pass_curve_of(lost, list(zip(won, lost, strict=True)), shared=False, family=1, confidence=0.99)
+    assert point["against_baseline"]["low"] == -1.0 and point["final"]["low"] == 0.0
 
 
 def test_one_sample_a_problem_has_no_curve_of_pass_at_k(tmp_path: Path) -> None:

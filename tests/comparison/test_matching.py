@@ -201,6 +201,30 @@ def test_a_run_that_counted_no_completions_is_compared_with_an_ended_one_in_step
     assert (found["compared_at"], found["against_baseline"]["value"]) == ([2], 0.5)
 
 
+def test_arms_that_set_no_budget_are_read_at_their_ends(tmp_path: Path) -> None:
+    by = ["entropy_collapse"]
+    ended = {
+        name: ended_run(tmp_path / name, (1, 1), (2, 2), (4, 4), steps=n, by=by) for name, n in (("a", 4), ("b", 5))
+    }
+    result = analyse([arm(name, run) for name, run in ended.items()], baseline="a", match="tokens")
+    assert [of(result, name)["accuracy"]["read_at"] for name in ended] == [[4], [4]]
+    given = {name: simple_run(tmp_path / f"given-{name}", (1, 1), (3, 3)) for name in "ab"}
+    for run in given.values():
+        rows = [{**row, "generated": 0} for row in lines(run / "metrics.jsonl")]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = analyse([arm(name, run, generates=False) for name, run in given.items()], baseline="a", match="tokens")
+    assert [of(result, name)["accuracy"]["read_at"] for name in given] == [[2], [2]]
+
+
+def test_arms_of_nearly_equal_completions_are_read_at_their_ends_too(tmp_path: Path) -> None:
+    """The other arm draws a little more in each of its steps; nothing was drawn in the place of others."""
+    more = {"completions": {"student": 9}, "drawn": {"student": 100}, "scored": {}, "trained": 0}
+    base = simple_run(tmp_path / "base", (1, 1), (2, 2), (3, 3))
+    other = simple_run(tmp_path / "other", (1, 1), (2, 2), (4, 4), budget=more)
+    result = analyse([arm("base", base), arm("other", other)], baseline="base", match="completions")
+    assert of(result, "other")["accuracy"]["read_at"] == [4]
+
+
 def test_arms_of_equal_completions_are_read_at_their_ends(tmp_path: Path) -> None:
     """The other arm draws twice as many a step, and stops after half the steps."""
     double = {"completions": {"student": 8, "teacher": 8}, "drawn": {"student": 100}, "scored": {}, "trained": 0}

@@ -119,7 +119,7 @@ class _Describe:
         self.margin = margin
         self.match = match
         self.told = told
-        self.measures = ALWAYS if told in ALWAYS else (*ALWAYS, told)
+        self.measures = tuple(dict.fromkeys((*ALWAYS, told)))
 
     def arm(
         self, arm: ArmRuns, runs: Sequence[Run], base: Sequence[Run], readings: Sequence[Reading], baseline: str
@@ -215,8 +215,8 @@ class _Describe:
             for rows in zip(before, after, strict=True)
         ]
         values = [[new - old for old, new in row] for row in pairs]
-        low, high = BOUNDS.get(measure, (0.0, math.inf))
-        bounds, k = (low - high, high - low), after[0]["samples"]
+        widest, k = 1.0 if measure == "accuracy" else math.inf, after[0]["samples"]
+        bounds = (-widest, widest)
         return over_seeds(values, k=k, shared=self.shared, family=family, bounds=bounds, confidence=CONFIDENCE)
 
     def _lead(self, rivals: Sequence[Row], own: Sequence[Row], measure: str) -> dict[str, Any]:

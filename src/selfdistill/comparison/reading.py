@@ -48,10 +48,9 @@ def read_arms(runs: Mapping[str, Sequence[Run]], *, baseline: str, match: str, s
         for index in range(len(runs[baseline])):
             complete = [arm[index] for arm in runs.values() if not arm[index].ended_by]
             totals = [run.spent[match][run.evaluations[-1]["step"]] for run in complete]
-            budget = min((total for total in totals if total), default=0.0)
-            for name, arm in runs.items():
-                if budget:
-                    ends[name][index] = arm[index].within(budget, match)
+            if budgets := [total for total in totals if total]:
+                for name, arm in runs.items():
+                    ends[name][index] = arm[index].within(min(budgets), match)
     return {
         name: [
             _reading(run, rival, (end, rival_end), match, split)
