@@ -182,7 +182,7 @@ def test_weights_go_through_files_where_a_folder_is_named(model: Path, tmp_path:
     try:
         check_against_transformers(engine, policy, chat)
         [line] = said
-        assert line.endswith("through files in " + str(tmp_path / "named") + ", because sampler.folder names a folder for them")
+        assert line.endswith(f"files in {tmp_path / 'named'}, because sampler.folder names a folder for them")
         assert list((tmp_path / "named").iterdir()) and engine.streamed == 0 < engine.synced
     finally:
         engine.close()

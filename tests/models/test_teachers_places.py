@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from selfdistill.config.sections import LoraConfig
 from selfdistill.models.policy import Policy
-from selfdistill.models.teachers import Teachers
-from selfdistill.types import External, Weights
+from selfdistill.models.served import ServedModel
+from selfdistill.models.teachers import Teachers, adapter_of
+from selfdistill.types import External, Server, Snapshot, Weights
 from support.engine import load_exact
 
 OTHER = External(kind="external", path="elsewhere")
@@ -42,6 +44,30 @@ def test_a_full_student_is_copied_once_for_each_kind_that_is_needed(
         assert found is external
     # Without a place to give, they stay where they are.
     assert tuple(Teachers(policy, needed=set(needed), rate=0.5).copies) == made
+
+
+def test_models_behind_servers_are_known_by_their_declaration(model: Path) -> None:
+    policy, _ = load_exact(model)
+    assert Teachers(policy, needed=set(), rate=0.5).served == {}
+    server, behind = Server("http://127.0.0.1:1"), cast(ServedModel, object())
+    assert Teachers(policy, needed={server}, rate=0.5, served={server: behind}).served == {server: behind}
+
+
+def test_adapters_have_the_names_of_whose_weights_they_are() -> None:
+    kinds: tuple[Weights, ...] = ("live", "ema", Snapshot(10), Snapshot(3))
+    assert [adapter_of(kind) for kind in kinds] == ["default", "ema", "snapshot10", "snapshot3"]
+
+
+def test_a_snapshot_is_the_student_bit_for_bit(model: Path) -> None:
+    policy, _ = load_exact(model)
+    teachers = Teachers(policy, needed={Snapshot(2)}, rate=0.5)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / 3)
+    teachers.take_snapshots(2)
+    copied = dict(teachers.copies[Snapshot(2)].model.named_parameters())
+    assert all(torch.equal(copied[name], parameter) for name, parameter in policy.model.named_parameters())
 
 
 @pytest.mark.parametrize("needed", [set(), {"frozen"}, {"ema"}], ids=str)

@@ -148,12 +148,9 @@ class Teachers:
 
     @torch.no_grad()
     def _pull(self, kind: Weights, rate: float) -> None:
-        """Move a follower towards the student; rate 1 copies the student."""
+        """Move a follower towards the student; rate 1 copies the student exactly."""
         for _, follower, student in self._pairs(kind):
-            if rate == 1.0:
-                follower.copy_(student)
-            else:
-                follower.lerp_(student.to(follower.dtype), rate)
+            follower.lerp_(student.to(follower.dtype), rate)
         self.refresh()
 
     def _pairs(self, kind: Weights) -> list[tuple[str, Tensor, Tensor]]:
@@ -163,10 +160,8 @@ class Teachers:
             follower_key, student_key = f".{adapter_of(kind)}.", f".{STUDENT_ADAPTER}."
             names = [name for name in students if follower_key in name]
             return [(name, students[name], students[name.replace(follower_key, student_key)]) for name in names]
-        follower = self.copies[kind]
-        # A snapshot has no masters: it only computes.
-        weights = follower.kept() if kind == "ema" else dict(follower.model.named_parameters())
-        return [(name, weight, students[name]) for name, weight in weights.items()]
+        # A snapshot only computes: it has no masters, and what it keeps are the weights that compute.
+        return [(name, weight, students[name]) for name, weight in self.copies[kind].kept().items()]
 
 
 def adapter_of(kind: Weights) -> str:

@@ -43,7 +43,7 @@ def _received(connection: socket.socket) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the name and a copy of every tensor that is sent, until the sender says that there are no more."""
     memory: mmap.mmap | None = None
     while True:
-        text, descriptors = b"", []
+        text, descriptors = b"", list[int]()
         while not text.endswith(b"\n"):
             part, more, _, _ = socket.recv_fds(connection, 1 << 16, 1)
             if not part:
