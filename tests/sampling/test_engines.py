@@ -102,6 +102,11 @@ def test_weights_that_the_engine_has_are_not_sent_again(model: Path, fake: FakeV
         written.add((tmp_path / "version-000000" / "model.safetensors").stat().st_mtime_ns)
     assert len(written) == 1
     assert fake.calls.count("/collective_rpc") == 1
+    # What was sent is counted once: the bytes of all files of a version.
+    size = sum(file.stat().st_size for file in (tmp_path / "version-000000").iterdir())
+    taken = engines.take_synced()
+    assert (set(taken), taken["sync_bytes"]) == ({"sync_bytes", "sync_seconds"}, size) and taken["sync_seconds"] > 0
+    assert engines.take_synced() == {}
     engines.version = 1
     engines.of(policy).sample(PROMPTS, GREEDY)
     assert fake.calls.count("/collective_rpc") == 2
@@ -223,6 +228,9 @@ def test_a_run_samples_everything_from_its_server_as_its_own_model_would(
     ]
     assert measured[0] == measured[1]
     assert len(fake.bodies) == 18 * 3 + 6 * 3, "nothing is sampled beside the server"
+    sent = [{"sync_bytes", "sync_seconds"} <= set(line) for line in lines(tmp_path / "served" / "metrics.jsonl")]
+    assert sent == [True] * 3
+    assert not any("sync_bytes" in line for line in lines(tmp_path / "own" / "metrics.jsonl"))
 
 
 def test_turns_are_sampled_by_the_server(model: Path, fake: FakeVLLM, tmp_path: Path) -> None:
