@@ -31,7 +31,7 @@ from selfdistill.sampling.served import ServedSampler
 from selfdistill.sampling.server import ServerSampler
 from selfdistill.sampling.vllm import WORKER_EXTENSION, VLLMSampler
 from selfdistill.types import Completion
-from support.runs import lines, open_run, recorder, tiny_run
+from support.runs import as_toml, lines, open_run, recorder, tiny_run
 from support.tiny import save_tiny_model
 
 PROMPTS = ([20, 21, 22], [30, 31, 9, 9, 9], [40] * 20, [20, 21, 22])
@@ -306,3 +306,20 @@ def test_a_teacher_behind_a_server_scores_as_the_model_does(
     for mine, theirs in zip(own, served, strict=True):
         for key in ("loss", "grad_norm", "pmi"):
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-5)
+
+
+def test_two_ranks_have_two_engines(model: Path, tmp_path: Path) -> None:
+    """A run of two processes draws with two engines what one process draws with one, and learns the same."""
+    found = {}
+    for ranks in (1, 2):
+        out = tmp_path / f"ranks-{ranks}"
+        config = tiny_run(model, "grpo", "steps=2", "evaluation.every=1")
+        config = config.model_copy(update={"sampler": ENGINE})
+        (tmp_path / f"{ranks}.toml").write_text(as_toml(config.model_dump(exclude_none=True)), encoding="utf-8")
+        command = [sys.executable, "-m", "selfdistill", "train", str(tmp_path / f"{ranks}.toml"), "--out", str(out)]
+        subprocess.run([*command, *(["--launch", str(ranks)] if ranks > 1 else [])], check=True)
+        found[ranks] = [(line["step"], line["ids"]) for line in lines(out / "rollouts.jsonl")]
+        assert not (out / "weights").exists()
+        assert all(line["sync_bytes"] > 0 for line in lines(out / "metrics.jsonl"))
+    assert found[1] == found[2]
+    assert len(lines(tmp_path / "ranks-2" / "evaluations.jsonl")) == 3

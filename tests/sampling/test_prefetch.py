@@ -200,21 +200,29 @@ def test_two_processes_share_what_one_of_them_asks_for(
         assert column(tmp_path / "both", name) == pytest.approx(column(tmp_path / "alone", name), rel=1e-3, abs=1e-5)
 
 
-def test_an_engine_of_its_own_is_refused_to_a_run_of_several_processes(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ranks", "here", "spread", "sentence"),
+    [
+        (4, "2", 1, r"engines on one machine, and 2 of this run's 4 ranks are on others: start servers"),
+        (2, "2", 3, r"tensor_parallel_size 3 does not divide the 2 ranks of this run"),
+    ],
+)
+def test_engines_of_its_own_are_refused_where_the_ranks_cannot_have_them(
+    ranks: int, here: str, spread: int, sentence: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfdistill.sampling.vllm.find_spec", lambda name: name)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
     policy, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"an engine of one process, and this run has 2: start servers"):
+    with pytest.raises(ConfigError, match=sentence):
         build_engine(
-            VLLMConfig(kind="vllm"),
+            VLLMConfig(kind="vllm", tensor_parallel_size=spread),
             policy,
             chat,
             model=str(model),
             dtype="float32",
             folder=tmp_path,
             log=print,
-            ranks=2,
+            ranks=ranks,
         )
 
 

@@ -38,7 +38,7 @@ def test_an_engine_that_fails_is_one_sentence(
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
     _, chat = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
     sampler = VLLMSampler(str(model), chat, VLLMConfig(kind="vllm"), dtype="float32", folder=tmp_path, log=print)
-    sampler.engine, sampler.label = SimpleNamespace(generate=generate), "selfdistill-x-0"
+    sampler.engines, sampler.label = [SimpleNamespace(generate=generate)], "selfdistill-x-0"
     with pytest.raises(SamplerError) as told:
         sampler.sample([[20, 21]], SamplingParams(count=1, max_tokens=4))
     last = str(error).splitlines()[-1]

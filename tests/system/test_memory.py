@@ -226,7 +226,7 @@ def test_an_engine_that_wakes_finds_the_memory_that_the_learner_has_given_back(
     calls = Mock()
     calls.collective_rpc.side_effect = lambda name, args: [args[0]]
     monkeypatch.setattr("selfdistill.sampling.vllm.empty_cache", calls.empty_cache)
-    sampler.engine, sampler.asleep = calls, asleep
+    sampler.engines, sampler.started, sampler.asleep = [calls], True, asleep
     sampler.update(policy, 1)
     woken = ["empty_cache", "wake_up", "collective_rpc", "wake_up", "update_weight_version"]
     assert [call[0] for call in calls.mock_calls] == (woken if asleep else ["collective_rpc", "update_weight_version"])

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from selfdistill.errors import ConfigError
 from selfdistill.seeds import derive
 from selfdistill.types import Completion
+
+T = TypeVar("T")
 
 RANGES: Mapping[str, tuple[type, Callable[[Any], bool], str]] = {
     "count": (Integral, lambda value: value >= 1, "a whole number of at least 1"),
@@ -74,6 +76,6 @@ class Sampler(Protocol):
         ...
 
 
-def group_by_prompt(completions: Sequence[Completion], count: int) -> list[list[Completion]]:
-    """Completions that are ordered by prompt, ``count`` of each, as one list per prompt."""
+def group_by_prompt(completions: Sequence[T], count: int) -> list[list[T]]:
+    """Completions, or requests for them, that are ordered by prompt, ``count`` of each, as one list per prompt."""
     return [list(completions[i : i + count]) for i in range(0, len(completions), count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,13 +54,29 @@ def build_engine(
             "or train all weights"
         )
     if ranks > 1 and isinstance(config, VLLMConfig):
-        raise ConfigError(
-            f"sampler.kind 'vllm' is an engine of one process, and this run has {ranks}: start servers and use "
-            "sampler.kind 'server'"
-        )
+        _check_ranks(config, ranks)
     folder = Path(config.folder) if config.folder else folder
     if isinstance(config, ServerConfig):
         return ServerSampler(chat, config, folder=folder, log=log)
     assert isinstance(config, VLLMConfig)
     require_vllm()
-    return VLLMSampler(model, chat, config, dtype=dtype, folder=folder, log=log)
+    return VLLMSampler(model, chat, config, dtype=dtype, folder=folder, log=log, ranks=ranks)
+
+
+def _check_ranks(config: VLLMConfig, ranks: int) -> None:
+    """Refuse engines that the ranks of a run cannot have on their own devices.
+
+    Raises:
+        ConfigError: names the remedy.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks)))
+    if here != ranks:
+        raise ConfigError(
+            f"sampler.kind 'vllm' has its engines on one machine, and {ranks - here} of this run's {ranks} ranks are "
+            "on others: start servers and use sampler.kind 'server'"
+        )
+    if ranks % config.tensor_parallel_size:
+        raise ConfigError(
+            f"sampler.tensor_parallel_size {config.tensor_parallel_size} does not divide the {ranks} ranks of this "
+            "run, over whose devices the engines are spread"
+        )

@@ -1,15 +1,22 @@
-"""A vLLM engine owned by the run. It starts at the first step and gets every new version of the weights.
+"""vLLM engines owned by the run. They start at the first step and get every new version of the weights.
 
-Whole weights go to the engine through shared memory, and an adapter through files that a system with /dev/shm keeps in
-memory. :meth:`VLLMSampler.files` says when whole weights go through files on the disk.
+A run of several ranks on one machine has an engine on the device of each rank, or one for so many devices as its
+weights are spread over; rank 0 starts them and speaks with all. Whole weights go to the engines through shared memory,
+and an adapter through files that a system with /dev/shm keeps in memory. :meth:`VLLMSampler.files` says when whole
+weights go through files on the disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from selfdistill.config.sampler import VLLMConfig
 from selfdistill.contexts.chat import Chat
@@ -19,7 +26,13 @@ from selfdistill.models.loading import resolve_model
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.memory import empty_cache
-from selfdistill.sampling.requests import checked_completion, padding_rows, sampling_requests, vllm_params
+from selfdistill.sampling.requests import (
+    SamplingRequest,
+    checked_completion,
+    padding_rows,
+    sampling_requests,
+    vllm_params,
+)
 from selfdistill.sampling.weight_stream import can_stream, stream, whole_layers
 from selfdistill.sampling.weight_sync import WeightSync, in_memory
 from selfdistill.types import Completion, Weights
@@ -41,34 +54,46 @@ def require_vllm() -> None:
 
 
 class VLLMSampler:
-    """Samples completions from an engine in a child process, or in this process if vLLM is configured so."""
+    """Samples completions from engines in child processes, or in this process if vLLM is configured so."""
 
     def __init__(
-        self, base: str, chat: Chat, config: VLLMConfig, *, dtype: str, folder: Path, log: Callable[[str], None]
+        self,
+        base: str,
+        chat: Chat,
+        config: VLLMConfig,
+        *,
+        dtype: str,
+        folder: Path,
+        log: Callable[[str], None],
+        ranks: int = 1,
     ) -> None:
-        """``base`` is the model that training starts from: the engine starts with it, and is then sent weights."""
+        """``base`` is the model that training starts from: engines start with it, and are then sent weights."""
         self.base = resolve_model(base)
         self.chat = chat
         self.config = config
         self.dtype = dtype
+        self.count = max(1, ranks // config.tensor_parallel_size)
+        """Number of engines."""
         self.weight_sync = WeightSync(folder, chat)
         self.streamed = 0
         """Bytes that went through shared memory so far."""
         self.log = log
-        self.engine: Any = None
+        self.engines: list[Any] = []
+        """The engines that were started; on rank 0 alone."""
+        self.started = False
         self.adapter: Any = None
         self.adapters = 0
-        """Adapters that the engine was given so far."""
+        """Adapters that the engines were given so far."""
         self.asleep = False
         self.label: str | None = None
-        """Label of the engine's weights; None before the first."""
+        """Label of the engines' weights; None before the first."""
         self.path: Path | None = None
-        """Directory of whole weights; None with an adapter, whose base the engine keeps."""
+        """Directory of whole weights; None if they were streamed, and with an adapter, whose base the engines keep."""
         self.padding = range(0)
 
     @property
     def synced(self) -> int:
-        """Bytes of weights that the engine was sent so far."""
+        """Bytes of weights that the engines were sent so far."""
         return self.streamed + self.weight_sync.bytes
 
     def files(self) -> str | None:
@@ -82,59 +107,84 @@ class VLLMSampler:
         return can_stream()
 
     def update(self, policy: Policy, version: int, world: World = ALONE, *, weights: Weights = "live") -> None:
-        """Sync these weights; the first call starts the engine with them.
+        """Sync these weights; the first call starts the engines with them. All ranks must call.
 
         Raises:
-            SamplerError: the engine cannot be started or cannot load them.
+            SamplerError: an engine cannot be started or cannot load them.
         """
         self.padding = padding_rows(policy)
         reason = None if policy.is_lora else self.files()
-        if self.engine is None:
+        if not self.started:
             self._choose_place(policy, reason)
-        # The base of an adapter is in the engine already.
+        # The base of an adapter is in the engines already.
         streams = not policy.is_lora and reason is None
         base = policy.is_lora and weights == "frozen"
         path = None if base or streams else self.weight_sync.write(policy, version, world, weights=weights)
-        if self.engine is None or self.asleep:
-            empty_cache(policy.device)  # the engine is about to take its share
-        try:
-            if self.engine is None:
+        # Only rank 0 knows whether they sleep now.
+        if not self.started or self.asleep or (self.config.sleep and not world.is_rank_zero):
+            empty_cache(policy.device)  # the engines are about to take their share
+
+        def load() -> None:
+            if not self.engines:
                 self._start(policy, path)
             elif self.asleep:
                 self._wake(None if policy.is_lora else path)
             elif path is not None and not policy.is_lora:
                 self._load(path)
-            if streams:
-                self._stream(policy)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise SamplerError(f"vLLM cannot take the weights of version {version}: {_last_line(error)}") from error
-        label = self.weight_sync.label(version, weights)
-        if policy.is_lora:
-            from vllm.lora.request import LoRARequest
 
-            if self.adapter is not None:
-                self.engine.llm_engine.remove_lora(self.adapter.lora_int_id)
-                self.adapter = None
-            if path is not None:
-                # vLLM caches adapters by number, and 0 is not a valid number.
-                self.adapters += 1
-                self.adapter = LoRARequest(label, self.adapters, str(path))
-        self.engine.update_weight_version(label)
-        self.label, self.path = label, None if policy.is_lora else path
+        # What goes wrong on rank 0 ends all ranks with its sentence.
+        world.broadcast_from_rank_zero(lambda: _told(load, version))
+        self.started = True
+        if streams:
+            failure = self._stream(whole_layers(policy), world)
+            world.broadcast_from_rank_zero(lambda: _told(failure, version))
+        self.label, self.path = self.weight_sync.label(version, weights), None if policy.is_lora else path
+        if world.is_rank_zero:
+            self._name_weights(path if policy.is_lora else None)
 
     def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
-        """``params.count`` completions for every prompt from the weights of the last :meth:`update`.
+        """``params.count`` completions for every prompt from the weights of the last :meth:`update`; on rank 0.
+
+        The completions of one prompt come from one engine, which computes the prompt once.
 
         Raises:
-            SamplerError: the engine fails, refuses a prompt, stopped a completion too early, or used other weights.
+            SamplerError: an engine fails, refuses a prompt, stopped a completion too early, or used other weights.
         """
         assert self.label is not None, "an engine is updated before it samples"
-        import vllm
-
-        label = self.label
         if self.asleep:
             self._wake(self.path)
-        requests = sampling_requests(prompts, params)
+        requests = group_by_prompt(sampling_requests(prompts, params), params.count)
+        parts = [list(range(n, len(requests), len(self.engines))) for n in range(len(self.engines))]
+
+        def draw(engine: Any, part: Sequence[int]) -> list[Completion]:
+            return self._draw(engine, [request for n in part for request in requests[n]], params)
+
+        with ThreadPoolExecutor(len(self.engines)) as pool:
+            drawn = list(pool.map(draw, self.engines, parts))
+        completions: list[list[Completion]] = [[] for _ in requests]
+        for part, row in zip(parts, drawn, strict=True):
+            for n, one in zip(part, group_by_prompt(row, params.count), strict=True):
+                completions[n] = one
+        if self.config.sleep:
+            for engine in self.engines:
+                # Level 1 keeps the adapter's base in CPU memory. Level 2 drops whole weights; the next sync loads them.
+                engine.sleep(level=1 if self.path is None else 2)
+            self.asleep = True
+        return completions
+
+    def close(self) -> None:
+        """Stop the engines and remove the weights written for them."""
+        for engine in self.engines:
+            engine.llm_engine.engine_core.shutdown()
+        self.engines, self.started = [], False
+        self.weight_sync.clear()
+
+    def _draw(self, engine: Any, requests: Sequence[SamplingRequest], params: SamplingParams) -> list[Completion]:
+        """The completions of some requests, from one engine."""
+        import vllm
+
+        if not requests:
+            return []
         request_params = [
             vllm.SamplingParams(
                 **vllm_params(params, stop_ids=self.chat.stop_ids, seed=request.seed, padding=self.padding)
@@ -142,32 +192,20 @@ class VLLMSampler:
             for request in requests
         ]
         # The salt separates the prefix caches of different versions of the weights.
-        inputs = [{"prompt_token_ids": list(request.prompt), "cache_salt": label} for request in requests]
+        inputs = [{"prompt_token_ids": list(request.prompt), "cache_salt": self.label} for request in requests]
         try:
-            outputs = self.engine.generate(inputs, request_params, use_tqdm=False, lora_request=self.adapter)
+            outputs = engine.generate(inputs, request_params, use_tqdm=False, lora_request=self.adapter)
         # A prompt that is too long is a ValueError, a process that died an error of vLLM's own.
         except Exception as error:
-            raise SamplerError(f"vLLM cannot sample from the weights {label}: {_last_line(error)}") from error
-        completions = [self._completion(output.outputs[0], label, params.max_tokens) for output in outputs]
-        if self.config.sleep:
-            # Level 1 keeps the adapter's base in CPU memory. Level 2 drops whole weights; the next sync loads them.
-            self.engine.sleep(level=1 if self.path is None else 2)
-            self.asleep = True
-        return group_by_prompt(completions, params.count)
+            raise SamplerError(f"vLLM cannot sample from the weights {self.label}: {_last_line(error)}") from error
+        return [self._completion(output.outputs[0], params.max_tokens) for output in outputs]
 
-    def close(self) -> None:
-        """Stop the engine and remove the weights written for it."""
-        if self.engine is not None:
-            self.engine.llm_engine.engine_core.shutdown()
-            self.engine = None
-        self.weight_sync.clear()
-
-    def _completion(self, output: Any, label: str, max_tokens: int) -> Completion:
+    def _completion(self, output: Any, max_tokens: int) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             raise SamplerError(f"vLLM ended a completion with {output.finish_reason!r}")
         versions = {span.version for span in output.weight_versions}
-        if versions != {label}:
-            raise SamplerError(f"vLLM sampled from weights {sorted(versions)}, {label} were asked for")
+        if versions != {self.label}:
+            raise SamplerError(f"vLLM sampled from weights {sorted(versions)}, {self.label} were asked for")
         logprobs = [entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True)]
         return checked_completion(
             output.token_ids, logprobs, stop_ids=self.chat.stop_ids, max_tokens=max_tokens, engine="vLLM"
@@ -183,21 +221,25 @@ class VLLMSampler:
         lora: dict[str, Any] = {}
         if policy.is_lora:
             lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(policy)}
-        self.engine = LLM(
-            model=self.base if path is None or policy.is_lora else str(path),
-            dtype=self.dtype,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            tensor_parallel_size=config.tensor_parallel_size,
-            max_model_len=config.max_model_len or self.chat.window,
-            max_num_seqs=config.max_num_seqs,
-            enforce_eager=config.enforce_eager,
-            enable_sleep_mode=config.sleep,
-            worker_extension_cls=WORKER_EXTENSION,
-            logprobs_mode="raw_logprobs",
-            # Do not use the model's generation defaults, such as a temperature or a repetition penalty.
-            generation_config="vllm",
-            **lora,
-        )
+        for number in range(self.count):
+            devices = range(number * config.tensor_parallel_size, (number + 1) * config.tensor_parallel_size)
+            with _on_devices(devices if self.count > 1 else None):
+                engine = LLM(
+                    model=self.base if path is None or policy.is_lora else str(path),
+                    dtype=self.dtype,
+                    gpu_memory_utilization=config.gpu_memory_utilization,
+                    tensor_parallel_size=config.tensor_parallel_size,
+                    max_model_len=config.max_model_len or self.chat.window,
+                    max_num_seqs=config.max_num_seqs,
+                    enforce_eager=config.enforce_eager,
+                    enable_sleep_mode=config.sleep,
+                    worker_extension_cls=WORKER_EXTENSION,
+                    logprobs_mode="raw_logprobs",
+                    # Do not use the model's generation defaults, such as a temperature or a repetition penalty.
+                    generation_config="vllm",
+                    **lora,
+                )
+            self.engines.append(engine)
 
     def _choose_place(self, policy: Policy, reason: str | None) -> None:
         """Keep an adapter's files in memory where the system can, and say why whole weights go through files."""
@@ -207,25 +249,89 @@ class VLLMSampler:
             self.weight_sync.folder = folder
             self.weight_sync.clear()
 
-    def _stream(self, policy: Policy) -> None:
-        """Send the policy's weights to every worker."""
+    def _stream(self, layers: Iterator[Mapping[str, Tensor]], world: World) -> Callable[[], None]:
+        """Send layers to every worker of every engine. Returns what raises the error that came up, or nothing."""
+        failed: list[Exception] = []
 
         def receive(path: str) -> None:
-            self.engine.collective_rpc("receive_stream", args=(path,))
+            with ThreadPoolExecutor(len(self.engines)) as pool:
+                list(pool.map(lambda engine: engine.collective_rpc("receive_stream", args=(path,)), self.engines))
 
-        self.streamed += stream(whole_layers(policy), receive, self.config.tensor_parallel_size)
+        if world.is_rank_zero:
+            try:
+                self.streamed += stream(layers, receive, len(self.engines) * self.config.tensor_parallel_size)
+            # Whatever it is: the other ranks gather on, and hear of it after the last layer.
+            except Exception as error:
+                failed.append(error)
+        for _ in layers:
+            pass
+
+        def tell() -> None:
+            if failed:
+                raise failed[0]
+
+        return tell
+
+    def _name_weights(self, adapter: Path | None) -> None:
+        """Label the weights that the engines hold, and change their adapter for the one in a directory."""
+        for engine in self.engines:
+            if self.adapter is not None:
+                engine.llm_engine.remove_lora(self.adapter.lora_int_id)
+            engine.update_weight_version(self.label)
+        self.adapter = None
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            # vLLM caches adapters by number, and 0 is not a valid number.
+            self.adapters += 1
+            self.adapter = LoRARequest(self.label, self.adapters, str(adapter))
 
     def _wake(self, path: Path | None) -> None:
-        self.engine.wake_up(tags=["weights"])
+        for engine in self.engines:
+            engine.wake_up(tags=["weights"])
         if path is not None:
             self._load(path)
-        self.engine.wake_up(tags=["kv_cache"])
+        for engine in self.engines:
+            engine.wake_up(tags=["kv_cache"])
         self.asleep = False
 
     def _load(self, path: Path) -> None:
-        read = self.engine.collective_rpc("receive_weights", args=(str(path),))
-        if set(read) != {str(path)}:
-            raise SamplerError(f"vLLM was sent the weights in {path} and read {read}")
+        for engine in self.engines:
+            read = engine.collective_rpc("receive_weights", args=(str(path),))
+            if set(read) != {str(path)}:
+                raise SamplerError(f"vLLM was sent the weights in {path} and read {read}")
+
+
+def _told(load: Callable[[], None], version: int) -> None:
+    """Load weights. Raises SamplerError with the reason if that fails."""
+    try:
+        load()
+    except SamplerError:
+        raise
+    # vLLM and the processes of its engines raise errors of many types.
+    except Exception as error:
+        raise SamplerError(f"vLLM cannot take the weights of version {version}: {_last_line(error)}") from error
+
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables of the learner's ranks. An engine's processes have ranks of their own."""
+
+
+@contextmanager
+def _on_devices(devices: Sequence[int] | None) -> Iterator[None]:
+    """Let the processes that are started meanwhile see only these of the visible devices; None leaves all visible."""
+    if devices is None:
+        yield
+        return
+    visible = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+    before = {name: os.environ.pop(name, None) for name in (*OF_A_RANK, VISIBLE)}
+    os.environ[VISIBLE] = ",".join(visible[n] if visible else str(n) for n in devices)
+    try:
+        yield
+    finally:
+        del os.environ[VISIBLE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
