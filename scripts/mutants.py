@@ -50,15 +50,8 @@ TARGETS: Mapping[str, Sequence[str]] = {
     "comparison/reading.py": ("test_comparison*.py", "test_matching.py"),
     "training/importance.py": ("test_importance.py",),
     "models/teachers.py": ("test_teachers*.py", "test_masters.py", "test_training.py"),
-    "training/trainer.py": _TRAINING,
-    "scoring/prepare.py": (
-        "test_prepare.py",
-        "test_scoring.py",
-        "test_turns.py",
-        *_TRAINING,
-        *_METHODS,
-        "test_inspection.py",
-    ),
+    "training/trainer.py": (*_TRAINING, "test_skill_sd.py", "test_served_teachers.py"),
+    "scoring/prepare.py": ("test_prepare.py", "test_scoring.py", "test_turns.py"),
     "training/metrics.py": ("test_measuring.py", "test_budget.py", "test_measured_episodes.py"),
 }
 """Files whose mutants are made, and the test files that are to find them, by the first pattern: fast ones, and near."""
