@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from selfdistill.models.attention import attend
 from selfdistill.models.packing import Segment, build_prefix_tree, pack
@@ -66,21 +67,26 @@ def test_every_sequence_stands_in_the_pack_in_order_and_from_position_0(seed: in
         assert tree.tokens == sum(map(len, sequences))
 
 
-def alone(states: Sequence[Tensor], places: Tensor, window: int | None) -> Tensor:
-    """Attention [L, heads, dim] of one sequence by itself, its mask written out."""
+def alone(states: Sequence[Tensor], places: Tensor, window: int | None, sink_H: Tensor | None = None) -> Tensor:
+    """Attention [L, heads, dim] of one sequence by itself, its mask and its sinks written out."""
     query, key, value = (one[0][:, places] for one in states)
     key, value = (one.repeat_interleave(len(query) // len(one), 0) for one in (key, value))
     i, j = torch.arange(len(places))[:, None], torch.arange(len(places))[None]
     mask = (j <= i) if window is None else (j <= i) & (j > i - window)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3).transpose(0, 1)
+    if sink_H is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3).transpose(0, 1)
+    weights = (0.3 * query @ key.transpose(1, 2)).masked_fill(~mask, float("-inf")).exp()
+    shares = weights / (weights.sum(-1, keepdim=True) + sink_H.exp()[:, None, None])
+    return (shares @ value).transpose(0, 1)
 
 
+@pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("queries", [512, 2, 1])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("share_from", [1, 4, 1000])
 @pytest.mark.parametrize("cheap", [{"cpu"}, set()], ids=["masks are cheap", "masks are not"])
 def test_attention_over_the_pack_is_that_of_each_sequence_alone(
-    cheap: set[str], share_from: int, window: int | None, queries: int, monkeypatch: pytest.MonkeyPatch
+    cheap: set[str], share_from: int, window: int | None, queries: int, sinks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfdistill.models.attention.QUERIES", queries)
     monkeypatch.setattr("selfdistill.models.attention.MASKS_ARE_CHEAP", cheap)
@@ -91,17 +97,23 @@ def test_attention_over_the_pack_is_that_of_each_sequence_alone(
         for heads in (4, 2, 2)
     ]
     query, key, value = states
+    sink_H = torch.randn(4, generator=generator, dtype=torch.float64, requires_grad=True) if sinks else None
     packed, _ = attend(
-        torch.nn.Module(), query, key, value, None, layout=made.layout, scaling=0.3, sliding_window=window
+        *(torch.nn.Module(), query, key, value, None),
+        layout=made.layout,
+        scaling=0.3,
+        sliding_window=window,
+        s_aux=sink_H,
     )
     weight = torch.randn(packed.shape, generator=generator, dtype=torch.float64)
     mine, theirs = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for places in made.token_indices:
-        expected = alone(states, places, window)
+        expected = alone(states, places, window, sink_H)
         torch.testing.assert_close(packed[0, places], expected, rtol=1e-12, atol=1e-12)
         mine = mine + (packed[0, places] * weight[0, places]).sum()
         theirs = theirs + (expected * weight[0, places]).sum()
-    for one, other in zip(torch.autograd.grad(mine, states), torch.autograd.grad(theirs, states), strict=True):
+    inputs = states if sink_H is None else [*states, sink_H]
+    for one, other in zip(torch.autograd.grad(mine, inputs), torch.autograd.grad(theirs, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
@@ -118,6 +130,41 @@ def test_one_query_a_row_gets_what_the_librarys_attention_gives_it(scaling: floa
     expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
     found, _ = attend(torch.nn.Module(), query, key, value, mask, scaling=scaling)
     torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("length", "keys"), [(1, 7), (7, 7), (3, 7)])
+def test_sinks_without_packing_are_those_of_the_librarys_model(
+    length: int, keys: int, masked: bool, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, long, 8, generator=generator, dtype=torch.float64).to(dtype)
+        for heads, long in ((6, length), (2, keys), (2, keys))
+    )
+    sinks = torch.nn.Parameter(torch.randn(6, generator=generator, dtype=torch.float64).to(dtype))
+    layer = torch.nn.Module()
+    vars(layer).update(num_key_value_groups=3, sinks=sinks)
+    mask = None
+    if masked:
+        # The first row's first keys are padding.
+        mask = (torch.arange(keys)[None] <= torch.arange(keys - length, keys)[:, None])[None, None].repeat(2, 1, 1, 1)
+        mask[0, ..., :2] = False
+    # The library's own form takes an added mask. Without one, keys behind the last query are empty places of a cache.
+    visible = torch.ones(length, keys, dtype=torch.bool).tril(0 if length > 1 else keys) if mask is None else mask
+    added = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    expected, _ = eager_attention_forward(layer, query, key, value, added, scaling=0.3)
+    found, _ = attend(layer, query, key, value, mask, scaling=0.3, s_aux=sinks)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-2
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_packed_tokens_have_no_attention_that_is_not_computed() -> None:
+    made = pack(build_prefix_tree(drawn(1)))
+    states = torch.ones(1, 1, len(made.ids_T), 4)
+    with pytest.raises(ValueError, match="packed tokens have no attention with softcap"):
+        attend(torch.nn.Module(), states, states, states, None, layout=made.layout, softcap=30.0)
 
 
 def test_one_query_under_anything_else_is_left_to_the_library() -> None:

@@ -20,7 +20,13 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "olmo3": ("Olmo3ForCausalLM", "Olmo3Config", {"sliding_window": 16, "tie_word_embeddings": False}),
     "qwen3 mixture of experts": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**EXPERTS, "decoder_sparse_step": 1}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss, sinks": (
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
+    ),
 }
+"""Families whose sequences are packed, and whose gradients are compared with the whole model's."""
 
 GATED = {
     "linear_num_key_heads": 4,
@@ -65,11 +71,6 @@ SAMPLED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
             "hidden_size_per_layer_input": 8,
             "final_logit_softcapping": None,
         },
-    ),
-    "gpt-oss, sinks": (
-        "GptOssForCausalLM",
-        "GptOssConfig",
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
     ),
     "glm4 mixture of experts": ("Glm4MoeForCausalLM", "Glm4MoeConfig", ROUTED),
     "deepseek v3, latent attention": (

@@ -1,6 +1,10 @@
 """Attention over packed tokens: each sequence attends to its own tokens only, and shared prefixes are stored once.
 
-It replaces the ``sdpa`` attention of transformers. Without a layout it returns what ``sdpa`` returns.
+It replaces the attention of transformers. Without a layout it returns what ``sdpa`` returns, or for layers with sinks
+what ``eager`` returns.
+
+A *sink* (GPT-OSS) is a learned logit of a head that takes a share of the softmax and gives nothing to the output. It
+is computed as the logit of one more key whose value is zero, so that the fast kernels of ``sdpa`` apply.
 """
 
 from __future__ import annotations
@@ -16,14 +20,17 @@ from transformers.masking_utils import sdpa_mask
 
 from selfdistill.types import AttentionGroup, Layout
 
-NAME = "packed_sdpa"
+NAME = "packed_attention"
+"""Not a name that holds sdpa: transformers refuses that for models that do not support its own."""
 LAYERS = {"full_attention", "sliding_attention"}
 MASKS_ARE_CHEAP = {"cpu"}
 """Devices whose attention kernel is as fast with a mask as without. The fastest GPU kernels take no mask."""
-CHANGING = {"position_bias", "softcap", "s_aux", "cache"}
+CHANGING = {"position_bias", "softcap", "cache"}
 """Arguments of transformers' attention that change its result."""
 QUERIES = 256
 """Queries per attention call if a mask is needed. It bounds the mask to [queries, keys]."""
+SINK_DIMENSIONS = 8
+"""Dimensions that a sink adds to queries, keys and values. One holds its logit; kernels want multiples of eight."""
 
 
 def packable(model: Any) -> bool:
@@ -32,13 +39,20 @@ def packable(model: Any) -> bool:
     Linear attention, convolutions and chunked attention would mix tokens of different packed sequences.
     """
     config = model.config.get_text_config()
+    # Models with sinks do not support sdpa in transformers, and their default is eager attention.
+    known = {"sdpa", "eager"} if has_sinks(model) else {"sdpa"}
     return bool(
-        config._attn_implementation == "sdpa"
+        config._attn_implementation in known
         and model._supports_attention_backend
         # These models pass the sliding window to the attention function. Others put it into the mask.
         and model._supports_flash_attn
         and set(getattr(config, "layer_types", None) or LAYERS) <= LAYERS
     )
+
+
+def has_sinks(model: torch.nn.Module) -> bool:
+    """Whether an attention layer of a model has sinks."""
+    return any(isinstance(getattr(module, "sinks", None), torch.nn.Parameter) for module in model.modules())
 
 
 def install(model: Any) -> None:
@@ -48,9 +62,9 @@ def install(model: Any) -> None:
     model.set_attn_implementation(NAME)
 
 
-def uninstall(model: Any) -> None:
-    """Restore transformers' ``sdpa`` attention."""
-    model.set_attn_implementation("sdpa")
+def uninstall(model: Any, implementation: str) -> None:
+    """Restore an attention of transformers by its name."""
+    model.set_attn_implementation(implementation)
 
 
 def attend(
@@ -64,16 +78,31 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [1, T, heads, dim] of packed query, key and value states [1, heads, T, dim]."""
+    """Attention [1, T, heads, dim] of packed query, key and value states [1, heads, T, dim].
+
+    ``s_aux`` [heads] are the heads' sinks.
+
+    Raises:
+        ValueError: tokens are packed, and an argument changes attention in a way that is not computed here.
+    """
     if layout is None:
         if not dropout and _is_plain_decoding(query, attention_mask, others):
-            return _one_query(query, key, value, attention_mask, scaling), None
+            return _one_query(query, key, value, attention_mask, scaling, s_aux), None
+        if s_aux is not None:
+            return _with_sinks(query, key, value, attention_mask, s_aux, scaling=scaling, dropout=dropout), None
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **others
         )
         return output, None
+    if unknown := sorted(name for name in CHANGING if others.get(name) is not None):
+        raise ValueError(f"packed tokens have no attention with {', '.join(unknown)}")
+    sink_HD: Tensor | None = None
+    if s_aux is not None:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query, key, value, sink_HD = _widened(query, key, value, s_aux / scaling)
     query_THD, key_THD, value_THD = (states[0].transpose(0, 1) for states in (query, key, value))
     groups, queries_per_key = layout.groups, query_THD.shape[1] // key_THD.shape[1]
     squares = [_is_square(group, sliding_window) for group in groups]
@@ -85,10 +114,11 @@ def attend(
     queries = _gather_groups(query_THD, query_indices)
     keys, values = (_gather_groups(states, key_indices, queries_per_key) for states in (key_THD, value_THD))
     attended = [
-        _attend(group, square, *states, scaling=scaling, dropout=dropout, window=sliding_window)
+        _attend(group, square, *states, scaling=scaling, dropout=dropout, window=sliding_window, sink_HD=sink_HD)
         for group, square, *states in zip(groups, squares, queries, keys, values, strict=True)
     ]
-    return torch.cat(attended).index_select(0, layout.restore_T)[None], None
+    output_1THD = torch.cat(attended).index_select(0, layout.restore_T)[None]
+    return output_1THD if sink_HD is None else output_1THD[..., :-SINK_DIMENSIONS], None
 
 
 def _is_plain_decoding(query_BHLD: Tensor, mask: Tensor | None, others: Mapping[str, Any]) -> bool:
@@ -99,7 +129,12 @@ def _is_plain_decoding(query_BHLD: Tensor, mask: Tensor | None, others: Mapping[
 
 
 def _one_query(
-    query_BHLD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, mask: Tensor | None, scaling: float | None
+    query_BHLD: Tensor,
+    key_BHKD: Tensor,
+    value_BHKD: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    sink_H: Tensor | None,
 ) -> Tensor:
     """Attention [B, 1, heads, dim] of one query per row: one matrix product for all queries of a key head."""
     scaled = query_BHLD * (query_BHLD.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -107,7 +142,63 @@ def _one_query(
     scores_BHGK = torch.matmul(query_BHGD, key_BHKD.transpose(-1, -2))
     if mask is not None:
         scores_BHGK = scores_BHGK.masked_fill(~mask, float("-inf"))
-    return torch.matmul(scores_BHGK.softmax(-1), value_BHKD).flatten(1, 2)[:, None]
+    if sink_H is None:
+        shares_BHGK = scores_BHGK.softmax(-1)
+    else:
+        sink_BHG1 = sink_H.view(1, *scores_BHGK.shape[1:3], 1).expand(len(scores_BHGK), -1, -1, -1)
+        shares_BHGK = torch.cat([scores_BHGK, sink_BHG1], -1).softmax(-1)[..., :-1]
+    return torch.matmul(shares_BHGK, value_BHKD).flatten(1, 2)[:, None]
+
+
+def _widened(query: Tensor, key: Tensor, value: Tensor, sink_H: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States with :data:`SINK_DIMENSIONS` more, and the sinks' keys [heads, dim].
+
+    A query is 1 in the first of these dimensions, where a sink's key has its logit and any other key has 0.
+    """
+    size = query.shape[-1]
+    query, key, value = (torch.nn.functional.pad(states, (0, SINK_DIMENSIONS)) for states in (query, key, value))
+    sink_HD = torch.nn.functional.pad(sink_H.to(key.dtype)[:, None], (size, SINK_DIMENSIONS - 1))
+    unit_D = torch.nn.functional.one_hot(torch.tensor(size), size + SINK_DIMENSIONS).to(query)
+    return query + unit_D, key, value, sink_HD
+
+
+def _behind(first_HD: Tensor, states_SHLD: Tensor) -> Tensor:
+    """States with one more in front of them, the same in each row."""
+    return torch.cat([first_HD[None, :, None].expand(len(states_SHLD), -1, -1, -1), states_SHLD], 2)
+
+
+def _with_sinks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sink_H: Tensor,
+    *,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attention [B, L, heads, dim] with sinks of states [B, heads, L, dim] that are not packed."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value, sink_HD = _widened(query, key, value, sink_H / scaling)
+    queries_per_key, length = query.shape[1] // key.shape[1], query.shape[2]
+    key, value = (states.repeat_interleave(queries_per_key, 1) for states in (key, value))
+    causal = mask is None and length > 1
+    if causal:
+        # As transformers does: without a mask, keys behind the last query are empty places of a cache.
+        key, value = key[:, :, :length], value[:, :, :length]
+        query = _behind(torch.zeros_like(sink_HD), query)
+    if mask is not None:
+        mask = torch.nn.functional.pad(mask, (1, 0), value=True if mask.dtype == torch.bool else 0.0)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        _behind(sink_HD, key),
+        _behind(torch.zeros_like(sink_HD), value),
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scaling,
+        dropout_p=dropout,
+    )
+    return output[:, :, -length:, :-SINK_DIMENSIONS].transpose(1, 2)
 
 
 def mask_of_nothing(device: torch.device) -> Tensor:
@@ -136,13 +227,22 @@ def _attend(
     scaling: float | None,
     dropout: float,
     window: int | None,
+    sink_HD: Tensor | None,
 ) -> Tensor:
     """Attention output [S · suffix, heads, dim] of a group's suffixes. ``square``: there is a query for every key."""
     suffix, prefix = group.suffix_length, group.key_SK.shape[1] - group.suffix_length
     attend_ = torch.nn.functional.scaled_dot_product_attention
+    zero_HD = None if sink_HD is None else torch.zeros_like(sink_HD)
+
+    def behind(first_HD: Tensor | None, states: Tensor) -> Tensor:
+        return states if first_HD is None else _behind(first_HD, states)
+
     if square:
+        # A sink is seen by every query: it stands first, beside a query that is thrown away.
+        query_SHLD, key_SHKD = behind(zero_HD, query_SHLD), behind(sink_HD, key_SHKD)
+        value_SHKD = behind(zero_HD, value_SHKD)
         output_SHKD = attend_(query_SHLD, key_SHKD, value_SHKD, is_causal=True, scale=scaling, dropout_p=dropout)
-        return output_SHKD[:, :, prefix:].transpose(1, 2).flatten(0, 1)
+        return output_SHKD[:, :, -suffix:].transpose(1, 2).flatten(0, 1)
     parts = []
     for start in range(0, suffix, QUERIES):
         end = min(start + QUERIES, suffix)
@@ -150,11 +250,13 @@ def _attend(
         visible = slice(0 if window is None else max(0, prefix + start - window + 1), prefix + end)
         other = torch.arange(visible.start, visible.stop, device=query_SHLD.device)[None]
         mask = other <= position if window is None else (other <= position) & (other > position - window)
+        if sink_HD is not None:
+            mask = torch.nn.functional.pad(mask, (1, 0), value=True)
         parts.append(
             attend_(
                 query_SHLD[:, :, start:end],
-                key_SHKD[:, :, visible],
-                value_SHKD[:, :, visible],
+                behind(sink_HD, key_SHKD[:, :, visible]),
+                behind(zero_HD, value_SHKD[:, :, visible]),
                 attn_mask=mask,
                 scale=scaling,
                 dropout_p=dropout,

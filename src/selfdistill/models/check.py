@@ -140,10 +140,11 @@ def allow_packing(policy: Checked) -> None:
     batch = SequenceBatch(
         packed.ids_T[None], torch.zeros_like(index_N), index_N, index_N, packed.position_T[None], packed.layout
     )
+    before = policy.causal_lm.config.get_text_config()._attn_implementation
     install(policy.causal_lm)
     policy.packs = _same(policy.head_input(batch).hidden_ND, expected)
     if not policy.packs:
-        uninstall(policy.causal_lm)
+        uninstall(policy.causal_lm, before)
 
 
 @torch.no_grad()
