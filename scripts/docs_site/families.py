@@ -16,6 +16,7 @@ import torch
 from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.thinking import MARKS
 from selfdistill.errors import ModelError
+from selfdistill.models.attention import obstacle
 from selfdistill.models.policy import Policy, load_policy
 from selfdistill.tasks.tools.task import chat_syntax
 from support.families import CURRENT, REFUSED, SAMPLED, TOWERS, save_current, saved
@@ -89,7 +90,7 @@ def line(family: str) -> str:
     marks = THINKING.get(family, "")
     if marks and marks not in {known.begin for known in MARKS}:
         raise ValueError(f"{family}: {marks} is among no known marks of thinking")
-    packs = "yes" if plain.packs else "padded"
+    packs = "yes" if plain.packs else f"padded: {obstacle(plain.causal_lm) or 'other scores if packed'}"
     shown = _code(marks) if marks else "–"
     return _row(family, f"`{kind}`", "yes", packs, "yes", shown, tool_calls(family), "; ".join(notes))
 

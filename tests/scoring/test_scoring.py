@@ -175,7 +175,7 @@ def test_a_step_is_the_same_packed_shared_and_padded(
 
 TOLD = "so batches are padded and no prompt is shared"
 UNFIT: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "short convolutions": ("Lfm2ForCausalLM", "Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
+    "a state space": ("MambaForCausalLM", "MambaConfig", {"state_size": 8, "conv_kernel": 4, "time_step_rank": 4}),
     "its own attention": ("BloomForCausalLM", "BloomConfig", {"n_layer": 2, "n_head": 4}),
 }
 
@@ -198,8 +198,8 @@ def test_a_run_says_that_it_cannot_pack(fits: bool, tmp_path: Path) -> None:
     if fits:
         folder = save_tiny_model(tmp_path / "model")
     else:
-        config = transformers.Lfm2Config(**tiny_settings(layer_types=["conv", "full_attention"]))
-        folder = save_model(tmp_path / "model", transformers.Lfm2ForCausalLM(config))
+        config = transformers.MambaConfig(**tiny_settings(state_size=8, conv_kernel=4, time_step_rank=4))
+        folder = save_model(tmp_path / "model", transformers.MambaForCausalLM(config))
     settings = tiny_run(folder, "sdft", "steps=1", "sampling.prompts=1", "sampling.completions=2")
     run = open_run(settings, tmp_path / "run")
     run.train(recorder(run).stop)

@@ -12,6 +12,15 @@ import transformers
 from support.tiny import save_model, tiny_settings
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+GATED = {
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+SHARED_EXPERT = {"shared_expert_intermediate_size": 24, "decoder_sparse_step": 1}
 MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {}),
     "llama, head of its own": ("LlamaForCausalLM", "LlamaConfig", {"tie_word_embeddings": False}),
@@ -25,18 +34,18 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         "GptOssConfig",
         {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
     ),
+    "qwen3.5": ("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", GATED),
+    "qwen3.5 mixture of experts": (
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3_5MoeTextConfig",
+        {**GATED, **EXPERTS, **SHARED_EXPERT},
+    ),
+    "qwen3-next": ("Qwen3NextForCausalLM", "Qwen3NextConfig", {**GATED, **EXPERTS, **SHARED_EXPERT}),
+    "olmo hybrid": ("OlmoHybridForCausalLM", "OlmoHybridConfig", GATED),
+    "lfm2": ("Lfm2ForCausalLM", "Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
 }
 """Families whose sequences are packed, and whose gradients are compared with the whole model's."""
 
-GATED = {
-    "linear_num_key_heads": 4,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_conv_kernel_dim": 4,
-    "layer_types": ["linear_attention", "full_attention"],
-}
-SHARED_EXPERT = {"shared_expert_intermediate_size": 24, "decoder_sparse_step": 1}
 MAMBA = {"state_size": 8, "conv_kernel": 4, "expand": 2, "time_step_rank": 4}
 MAMBA2 = {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}
 INNER = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
@@ -80,15 +89,6 @@ SAMPLED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", {}),
     "phi3": ("Phi3ForCausalLM", "Phi3Config", {}),
-    "qwen3.5": ("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", GATED),
-    "qwen3.5 mixture of experts": (
-        "Qwen3_5MoeForCausalLM",
-        "Qwen3_5MoeTextConfig",
-        {**GATED, **EXPERTS, **SHARED_EXPERT},
-    ),
-    "qwen3-next": ("Qwen3NextForCausalLM", "Qwen3NextConfig", {**GATED, **EXPERTS, **SHARED_EXPERT}),
-    "olmo hybrid": ("OlmoHybridForCausalLM", "OlmoHybridConfig", GATED),
-    "lfm2": ("Lfm2ForCausalLM", "Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "mamba": ("MambaForCausalLM", "MambaConfig", MAMBA),
     "falcon mamba": ("FalconMambaForCausalLM", "FalconMambaConfig", MAMBA),
     "mamba2": ("Mamba2ForCausalLM", "Mamba2Config", MAMBA2),

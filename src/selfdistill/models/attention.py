@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from selfdistill.models import recurrence
 from selfdistill.types import AttentionGroup, Layout
 
 NAME = "packed_attention"
@@ -33,21 +34,28 @@ SINK_DIMENSIONS = 8
 """Dimensions that a sink adds to queries, keys and values. One holds its logit; kernels want multiples of eight."""
 
 
-def packable(model: Any) -> bool:
-    """Whether a model's config allows packing: attention alone mixes its tokens, and :func:`attend` can compute it.
+def obstacle(model: Any) -> str | None:
+    """Why a model's tokens cannot be packed, in a few words; None if packing may work, which a probe then decides.
 
-    Linear attention, convolutions and chunked attention would mix tokens of different packed sequences.
+    Layers that mix tokens in ways that :func:`attend` and :mod:`selfdistill.models.recurrence` do not compute would mix
+    those of different packed sequences.
     """
     config = model.config.get_text_config()
+    layer_types = set(getattr(config, "layer_types", None) or LAYERS)
+    if "chunked_attention" in layer_types:
+        return "attention in chunks"
+    if not recurrence.resettable(model, sorted(layer_types)) or not layer_types <= LAYERS | set(recurrence.NEEDED):
+        return "recurrent states that are not forked"
     # Models with sinks do not support sdpa in transformers, and their default is eager attention.
     known = {"sdpa", "eager"} if has_sinks(model) else {"sdpa"}
-    return bool(
+    functional = (
         config._attn_implementation in known
-        and model._supports_attention_backend
+        # Without either, a model may compute attention by itself. Those with recurrent layers do not set the first.
+        and (model._supports_attention_backend or layer_types & set(recurrence.NEEDED))
         # These models pass the sliding window to the attention function. Others put it into the mask.
         and model._supports_flash_attn
-        and set(getattr(config, "layer_types", None) or LAYERS) <= LAYERS
     )
+    return None if functional else "attention of its own"
 
 
 def has_sinks(model: torch.nn.Module) -> bool:
@@ -56,7 +64,8 @@ def has_sinks(model: torch.nn.Module) -> bool:
 
 
 def install(model: Any) -> None:
-    """Make a model use :func:`attend`."""
+    """Make a model use :func:`attend`, and its recurrent layers read the layout."""
+    recurrence.install(model)
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfdistill.errors import ModelError, first_line, is_full
 from selfdistill.models.architecture import head_shape
-from selfdistill.models.attention import install, packable, uninstall
+from selfdistill.models.attention import install, obstacle, uninstall
 from selfdistill.models.head import HeadInput
 from selfdistill.models.packing import build_prefix_tree, pack
 from selfdistill.models.prefill import Decoder, Prefill, closed_up
@@ -31,6 +31,8 @@ expert costs more. NemotronH without its time step limits was off by 7e-5; a mod
 """
 MARGIN = 20
 """Tolerance of decoding with a cache, as a multiple of the difference between scoring alone and padded."""
+UNRUNNABLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError)
+"""Errors of a model whose layers do not take what they are given."""
 PROMPTS = ((4, 5, 6, 7, 8, 9, 10), (11, 12))
 """Prompts of unequal length. The shorter one is shorter than a convolution kernel."""
 COUNT, TOKENS, ENDS_EARLY = 2, 5, 2
@@ -130,7 +132,7 @@ def check_head(policy: Checked, path: str) -> None:
 @torch.no_grad()
 def allow_packing(policy: Checked) -> None:
     """Enable packing if the model's layers allow it and packed hidden states equal those computed row by row."""
-    if not packable(policy.causal_lm):
+    if obstacle(policy.causal_lm) is not None:
         return
     sequences = [tuple(n % policy.vocab_size for n in ids) for ids in ((4, 5, 6, 7, 8), (4, 5, 6, 1), (2, 3, 4))]
     rows = [torch.tensor([ids], device=policy.device) for ids in sequences]
@@ -142,7 +144,12 @@ def allow_packing(policy: Checked) -> None:
     )
     before = policy.causal_lm.config.get_text_config()._attn_implementation
     install(policy.causal_lm)
-    policy.packs = _same(policy.head_input(batch).hidden_ND, expected)
+    try:
+        policy.packs = _same(policy.head_input(batch).hidden_ND, expected)
+    except UNRUNNABLE as error:
+        # A layer that takes no layout, as in another release of transformers.
+        if is_full(error):
+            raise
     if not policy.packs:
         uninstall(policy.causal_lm, before)
 
@@ -186,7 +193,7 @@ def check_sampling(policy: Checked, path: str, *, rounding: float) -> None:
             policy.pads = False
             parts = [sequences[at : at + COUNT] for at in range(0, len(sequences), COUNT)]
             apart = _distance(expected, torch.cat([_decoded(policy, part) for part in parts]))
-    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+    except UNRUNNABLE as error:
         if is_full(error):
             raise
         raise ModelError(

@@ -127,7 +127,15 @@ def pack(tree: PrefixTree) -> Packed:
                 restore_T[suffixes[child]] = filled + row * suffix_SL.shape[1] + torch.arange(len(suffixes[child]))
             filled += suffix_SL.numel()
             before_SK = torch.stack([paths[child][:start] for child in alike])
-            groups.append(AttentionGroup(torch.cat([before_SK, suffix_SL], 1), suffix_SL.shape[1]))
+            groups.append(
+                AttentionGroup(
+                    key_SK=torch.cat([before_SK, suffix_SL], 1),
+                    suffix_length=suffix_SL.shape[1],
+                    segments=tuple(alike),
+                    parents=tuple(tree.segments[child].parent for child in alike),
+                    lengths=tuple(len(suffixes[child]) for child in alike),
+                )
+            )
     return Packed(
         ids_T=torch.tensor([token for segment in tree.segments for token in segment.ids]),
         position_T=torch.cat([torch.arange(len(segment.ids)) + segment.start for segment in tree.segments]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,11 +16,15 @@ class AttentionGroup:
 
     ``key_SK`` [S segments, A + L] holds the indices of each segment's A preceding tokens, then those of its own tokens,
     its suffix. ``suffix_length`` is L, the length of the longest suffix. Shorter ones are padded on the right with any
-    index, because attention is causal.
+    index, because attention is causal. ``segments`` are the segments' numbers, ``parents`` those of the segments that
+    they follow (None for roots), and ``lengths`` the numbers of their own tokens.
     """
 
     key_SK: Tensor
     suffix_length: int
+    segments: tuple[int, ...]
+    parents: tuple[int | None, ...]
+    lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        moved = tuple(AttentionGroup(group.key_SK.to(device), group.suffix_length) for group in self.groups)
+        moved = tuple(replace(group, key_SK=group.key_SK.to(device)) for group in self.groups)
         return Layout(moved, self.restore_T.to(device))
 
 
