@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfdistill.config.sections import Limits
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import reference_text, role_prompt
+from selfdistill.contexts.fields import example_fields, reference_text, role_conversation, role_prompt
 from selfdistill.contexts.templates import Template
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.evaluation.statistics import Estimate, bootstrap
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.score import score_roles
-from selfdistill.types import STUDENT, Role, RolloutGroup, Scores, Skipped, View
-from selfdistill.types.conversation import with_gaps
+from selfdistill.types import STUDENT, Episode, Example, Role, Rollout, RolloutGroup, Scores, Skipped, View
+from selfdistill.types.conversation import Conversation
 
 TEACHER = "teacher"
 
@@ -40,7 +40,8 @@ class ReferenceScorer:
 
         - ``loglikelihood``: mean log-probability of the reference's tokens under the student.
         - ``teacher_gap``: how much larger it is under the teacher, who sees the context.
-        - ``teacher_shift``: log S − log T of the student's own first completion, an estimate of KL(S‖T).
+        - ``teacher_shift``: log S − log T of the student's own first completion, an estimate of KL(S‖T). Of an episode
+          the teacher reads the conversation with what the environment said, as in training.
 
         A number is left out where no problem has a reference that fits, or no context can be rendered before a step.
         """
@@ -50,17 +51,15 @@ class ReferenceScorer:
             text = reference_text(group.example)
             prompt = self.chat.encode(group.example.prompt, thinking=self.thinking)
             reference_ids = () if text is None else self.chat.response(text)
-            if len(prompt) + len(reference_ids) > self.chat.window:
-                reference_ids = ()
+            if reference_ids and len(prompt) + len(reference_ids) <= self.chat.window:
+                prompts = {STUDENT: prompt, **self._shown(group.example, len(reference_ids))}
+                views.append(View(prompts, reference_ids, (), (), 0.0, n, 0))
             first = group.rollouts[0] if self.teacher is not None and group.rollouts else None
-            # The teacher is shown the example's prompt, so an episode with another opening is not compared.
-            sampled_ids = first.completion_ids if first and first.prompt_ids == prompt else ()
-            for index, ids in enumerate((reference_ids, sampled_ids)):
-                gaps = first.gaps if first and index else ()
-                if ids:
-                    prompts = self._prompts(group, prompt, len(with_gaps(ids, gaps)))
-                    gaps_of_roles = dict.fromkeys(prompts, gaps)
-                    views.append(View(prompts, ids, (), (), 0.0, n, index, gaps=gaps_of_roles))
+            if first is not None and first.episode is not None:
+                views.append(self._of_episode(group.example, first, first.episode, n))
+            elif first is not None and first.prompt_ids == prompt:
+                prompts = {STUDENT: prompt, **self._shown(group.example, len(first.completion_ids))}
+                views.append(View(prompts, first.completion_ids, (), (), 0.0, n, 1))
         if not views:
             return {}
         weights = {STUDENT: Role(None).weights} | ({} if self.teacher is None else {TEACHER: self.teacher.weights})
@@ -84,14 +83,27 @@ class ReferenceScorer:
         }
         return {name: numbers for name, numbers in values.items() if numbers}
 
-    def _prompts(self, group: RolloutGroup, prompt: tuple[int, ...], room: int) -> dict[str, tuple[int, ...]]:
+    def _shown(self, example: Example, room: int) -> dict[str, tuple[int, ...]]:
+        """The teacher's prompt; empty if there is no teacher, or if it cannot be rendered before a step."""
         if self.teacher is None:
-            return {STUDENT: prompt}
-        fields = group.example.fields
-        teacher_prompt = role_prompt(
-            self.teacher, group.example, fields, self.templates, self.chat, thinking=self.thinking, room=room
+            return {}
+        fields = example_fields(example)
+        ids = role_prompt(self.teacher, example, fields, self.templates, self.chat, thinking=self.thinking, room=room)
+        return {} if isinstance(ids, Skipped) else {TEACHER: ids}
+
+    def _of_episode(self, example: Example, rollout: Rollout, episode: Episode, group: int) -> View:
+        """An episode under the student's conversation, and under the teacher's if that can be rendered."""
+        assert self.teacher is not None
+        opened, fields = replace(example, prompt=episode.opening), example_fields(example)
+        read = role_conversation(
+            self.teacher, opened, rollout, fields, self.templates, self.chat, thinking=self.thinking
         )
-        return {STUDENT: prompt} if isinstance(teacher_prompt, Skipped) else {STUDENT: prompt, TEACHER: teacher_prompt}
+        prompts, gaps = {STUDENT: rollout.prompt_ids}, {STUDENT: rollout.gaps}
+        if isinstance(read, Conversation):
+            prompts[TEACHER], gaps[TEACHER] = read.ids, read.gaps
+        elif not isinstance(read, Skipped):
+            prompts[TEACHER], gaps[TEACHER] = read, rollout.gaps
+        return View(prompts, rollout.completion_ids, (), (), 0.0, group, 1, gaps=gaps)
 
 
 def _mean(scores: Scores | None) -> float | None:
