@@ -236,6 +236,13 @@ def test_a_limit_that_is_none_is_refused(
         open_run(config(brief), tmp_path / "run")
 
 
+def test_every_command_refuses_such_a_limit(folder: Path) -> None:
+    with (folder / "my_game.py").open("a", encoding="utf-8") as file:
+        file.write("\n\nclass Hasty(Guess):\n    seconds = -1\n")
+    with pytest.raises(ConfigError, match="seconds of task 'guess' is -1: it is a number of more than 0"):
+        sd.load_task("my_game:Hasty")
+
+
 def test_rewards_and_chosen_problems_see_through_to_the_environment(folder: Path) -> None:
     task: Any = sd.load_task("my_game:Guess", size=2)
     found: Any = environment_of(Chosen(task, task.examples("train")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import sys
@@ -113,6 +114,45 @@ def test_a_schema_is_the_signature_and_the_docstring() -> None:
             schema_of(function)
 
 
+class Given(Bench):
+    """Has the tools that a test gives."""
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+
+    def tools(self, example: Example) -> Sequence[Callable[..., Any]]:
+        return self.given
+
+
+def test_two_tools_of_one_name_and_one_without_a_name_are_refused() -> None:
+    def price(item: str) -> int:
+        return 1
+
+    other = Bench().tools(QUESTION)[0]
+    other.__name__ = "price"
+    with pytest.raises(ConfigError, match="two tools are called 'price': a call could mean either"):
+        Given(price, other).start(QUESTION)
+    with pytest.raises(ConfigError, match=r"a tool of type partial has no name to call it by: write it as a function"):
+        Given(functools.partial(price, "apple")).start(QUESTION)
+
+
+def test_the_coroutines_of_an_episodes_tools_share_an_event_loop() -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def wait() -> str:
+        loops.append(asyncio.get_running_loop())
+        return "late"
+
+    task = Given(wait)
+    first, other = task.start(QUESTION).state, task.start(QUESTION).state
+    for state in (first, first, other):
+        assert task.reply(state, call("wait")).messages == (Message("tool", "late"),)
+    assert loops[0] is loops[1] is not loops[2] and not loops[0].is_closed()
+    task.end(first)
+    assert loops[0].is_closed() and not loops[2].is_closed()
+    task.end(other)
+
+
 def test_calls_run_in_order_and_each_episode_has_tools_of_its_own() -> None:
     task = Bench()
     first, other = task.start(QUESTION).state, task.start(QUESTION).state
@@ -121,6 +161,8 @@ def test_calls_run_in_order_and_each_episode_has_tools_of_its_own() -> None:
     assert (reply.done, reply.reward, reply.error, reply.feedback) == (False, 0.0, False, None)
     assert task.reply(first, call("say", word="b")).messages == (Message("tool", '["a", "a", "b"]'),)
     assert task.reply(other, call("say", word="c")).messages == (Message("tool", '["c"]'),)
+    for state in (first, other):
+        task.end(state)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ class Chat:
         self.name = name
         self._rendered = lru_cache(maxsize=REMEMBERED)(self._render)
         self._decoded = lru_cache(maxsize=PIECES)(self._decode)
+        self._writes = lru_cache(maxsize=REMEMBERED)(self._writes_role)
         special = special_tokens(tokenizer)
         self._special_ids = frozenset(special)
         self._special = any_of(special.values())
@@ -81,8 +82,13 @@ class Chat:
         ``opening`` are the messages before the first turn. The ids continue a turn with its end of turn.
 
         Raises:
-            ModelError: the template cannot render the messages.
+            ModelError: the template cannot render the messages, or would leave one out.
         """
+        if any(message.role == "tools" for message in messages):
+            raise ModelError("schemas of tools stand before the first turn, and not between turns")
+        for role in dict.fromkeys(message.role for message in messages):
+            if not self._writes(role):
+                raise ModelError(f"the chat template of {self.name} writes nothing of a message of the role {role!r}")
         sentinel = SENTINEL
         while any(sentinel in message.content for message in (*opening, *messages)):
             sentinel += "0"
@@ -103,6 +109,17 @@ class Chat:
         reply = (Message("user", "and now ?"),)
         as_sampled = (*prompt, *self.response(turn), *self.after_turn(opening, reply, thinking=thinking))
         return as_sampled != self.encode((*opening, Message("assistant", turn), *reply), thinking=thinking)
+
+    def _writes_role(self, role: str) -> bool:
+        """Whether the template writes a message of this role after a turn of the assistant, or refuses it aloud."""
+        from jinja2 import TemplateError
+
+        turns = [("user", "so"), ("assistant", "so"), (role, SENTINEL)]
+        try:
+            text = render(self.tokenizer, [{"role": name, "content": said} for name, said in turns], prompt=True)
+        except TemplateError:
+            return True
+        return SENTINEL in text
 
     def _render(self, messages: Sequence[Message], thinking: bool | None) -> tuple[int, ...]:
         text, marks = self._text(messages, thinking)
@@ -326,7 +343,7 @@ def readable(message: Message) -> Message:
         return message
     try:
         schemas = json.loads(message.content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"a message of the role 'tools' is no JSON: {error}") from error
     if not isinstance(schemas, list):
         raise ModelError("a message of the role 'tools' is a JSON list of schemas, not another value")

@@ -12,14 +12,18 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from numbers import Real
 from typing import Any
 
 from selfdistill.files.text import well_formed
+from selfdistill.tasks.episode_loop import EpisodeLoop
 from selfdistill.types import Message, Reply, Start
 
 LONGEST_TEXT = 100_000
 """Most characters that an environment may say at once."""
+MOST_MESSAGES = 1_000
+"""Most messages that an environment may say at once."""
 LARGEST_REWARD = 1e300
 """Bound of a reward's magnitude. The sum over the turns of an episode is then a number too."""
 
@@ -27,6 +31,7 @@ RAISED = "the environment raised an error"
 LATE = "the environment exceeded its time limit"
 NO_TEXT = "the environment returned no text"
 TOO_LONG = f"the environment returned more than {LONGEST_TEXT:,} characters"
+TOO_MANY = f"the environment returned more than {MOST_MESSAGES:,} messages"
 NO_NUMBER = "the environment returned a reward that is no number"
 
 
@@ -39,18 +44,24 @@ class Fault:
     """What it raised."""
 
 
+class _Late(Exception):
+    """A coroutine that was cancelled at its time limit."""
+
+
 def call_all(
     calls: Sequence[Callable[[], Any]],
     *,
     seconds: float,
     at_once: int,
     read: Callable[[Any], Any] = lambda result: result,
+    loops: Sequence[EpisodeLoop] = (),
 ) -> list[Any]:
     """What ``read`` makes of every call's result, in order; a :class:`Fault` where it raised or exceeded ``seconds``.
 
     A result is read within the time limit of its call, because its parts may be objects that raise or hang when they
-    are looked at. At most ``at_once`` calls run at the same time. A call that returns an awaitable is awaited. A call
-    that exceeds its time limit is abandoned: its thread goes on until it returns, and its result is ignored.
+    are looked at. At most ``at_once`` calls run at the same time. A call that returns an awaitable is awaited, in its
+    entry of ``loops`` if there are any. A call that exceeds its time limit is abandoned: its thread goes on until it
+    returns, and its result is ignored.
     """
     results: dict[int, Any] = {}
     deadlines: dict[int, float] = {}
@@ -60,7 +71,7 @@ def call_all(
         while started < len(calls) and len(deadlines) < at_once:
             deadlines[started] = time.monotonic() + seconds
             # Not an executor: at exit the interpreter would wait for its threads, of which one may hang.
-            args = (calls[started], started, seconds, returned, read)
+            args = (calls[started], started, seconds, returned, read, loops[started] if loops else None)
             threading.Thread(target=_call, args=args, daemon=True).start()
             started += 1
         try:
@@ -82,27 +93,45 @@ def _call(
     seconds: float,
     returned: queue.SimpleQueue[tuple[int, Any]],
     read: Callable[[Any], Any],
+    loop: EpisodeLoop | None,
 ) -> None:
     try:
         result = call()
         if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result, seconds))
+            awaited = _awaited(result, seconds)
+            result = asyncio.run(awaited) if loop is None else loop.run(awaited)
         result = read(result)
+    except _Late:
+        result = Fault(LATE)
     # A thread that ends without a result would leave its episode waiting, so SystemExit counts too.
     except BaseException as error:
-        late = isinstance(error, TimeoutError)
-        result = Fault(LATE) if late else Fault(RAISED, f"{type(error).__name__}: {error}"[:200])
+        result = Fault(RAISED, _in_words(error))
     returned.put((index, result))
 
 
 async def _awaited(result: Awaitable[Any], seconds: float) -> Any:
-    return await asyncio.wait_for(result, seconds)
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await result
+    except TimeoutError as error:
+        # A time limit of the environment's own, for example of a request, is an error like any other.
+        if limit.expired():
+            raise _Late from error
+        raise
+
+
+def _in_words(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"[:200]
+    # The words of an error are the environment's code as well.
+    except BaseException:
+        return name
 
 
 def read_start(result: Any) -> tuple[Start, tuple[Message, ...]] | Fault:
     """The start of an episode and the messages of its opening, or why they cannot be used."""
-    if isinstance(result, Fault):
-        return result
     if not isinstance(result, Start):
         return Fault(NO_TEXT, f"start returned a {type(result).__name__}, not a Start")
     messages = read_messages(result.messages)
@@ -116,8 +145,6 @@ def read_start(result: Any) -> tuple[Start, tuple[Message, ...]] | Fault:
 
 def read_reply(result: Any) -> tuple[Reply, tuple[Message, ...]] | Fault:
     """A reply and its messages, or why it cannot be used."""
-    if isinstance(result, Fault):
-        return result
     if not isinstance(result, Reply):
         return Fault(NO_TEXT, f"reply returned a {type(result).__name__}, not a Reply")
     messages = read_messages(result.messages)
@@ -157,7 +184,10 @@ def read_messages(result: Any) -> tuple[Message, ...] | Fault:
     """The messages that an environment returned. A text is one message of the user; an empty one is none."""
     if isinstance(result, str):
         result = [Message("user", result)] if result else []
-    messages = result if isinstance(result, Sequence) else [result]
+    # A sequence of its own may have no end.
+    messages = list(islice(result, MOST_MESSAGES + 1)) if isinstance(result, Sequence) else [result]
+    if len(messages) > MOST_MESSAGES:
+        return Fault(TOO_MANY)
     texts: list[Any] = [
         text for message in messages if isinstance(message, Message) for text in (message.role, message.content)
     ]

@@ -18,6 +18,7 @@ from selfdistill.errors import ModelError
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.environments import Fault, call_all, read_reply, read_start
 from selfdistill.seeds import derive
+from selfdistill.tasks.episode_loop import EpisodeLoop
 from selfdistill.tasks.turns import AT_ONCE, MAX_TURNS, SECONDS, Environment
 from selfdistill.tracking.progress import activity, log
 from selfdistill.types import (
@@ -62,17 +63,27 @@ class _Playing:
     prompt: tuple[int, ...]
     ended: str = ""
     """Why it ended; empty while it goes on."""
+    conversation: list[int] = field(default_factory=list)
+    """All ids of the conversation so far."""
     turns: list[Turn] = field(default_factory=list)
     completion_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    conversation: list[int] = field(default_factory=list)
-    """All ids of the conversation so far."""
     answer: str | None = None
     success: bool | None = None
     anchor: str | None = None
     """The environment's name of the state in which the first turn is taken."""
     note: str | None = None
     """What the environment wrote for later steps."""
+    why: str = ""
+    """What is to be logged of its end."""
+    cut: bool = False
+    """Whether the token limit cut its last turn."""
+    loop: EpisodeLoop = field(default_factory=EpisodeLoop)
+    """Where the environment's coroutines run."""
+    begun: bool = True
+    """Whether the environment started it."""
+    open: bool = True
+    """Whether the environment was not told yet that the episode has ended."""
 
     def rollout(self, chat: Chat, version: int) -> Rollout:
         """The episode as a rollout."""
@@ -80,7 +91,7 @@ class _Playing:
             prompt_ids=self.prompt,
             completion_ids=tuple(self.completion_ids),
             logprobs=tuple(self.logprobs),
-            finished=self.ended not in LIMITS,
+            finished=self.ended not in LIMITS and not self.cut,
             text=chat.decode(self.completion_ids),
             policy_version=version,
             episode=Episode(self.opening, tuple(self.turns), self.ended, self.anchor, self.note),
@@ -121,29 +132,29 @@ def play(
     ordinals = params.ordinals if params.ordinals is not None else range(len(examples))
     pairs = list(zip(examples, ordinals, strict=True))
     places = [(example, n * params.count + k) for example, n in pairs for k in range(params.count)]
+    loops = [EpisodeLoop() for _ in places]
     with activity("starting the environments"):
-        results = _call(environment, [partial(environment.start, example) for example, _ in places], read_start)
+        results = _call(environment, [partial(environment.start, example) for example, _ in places], loops, read_start)
     episodes = [
-        _started(example, ordinal, result, chat, thinking, params.max_tokens)
-        for (example, ordinal), result in zip(places, results, strict=True)
+        _started(*place, result, loop, chat, thinking, params.max_tokens)
+        for place, result, loop in zip(places, results, loops, strict=True)
     ]
+    _log_faults(environment, [Fault(episode.ended, episode.why) for episode in episodes if episode.why])
     # Turn by turn: sample, let the environments reply, and go on with the episodes that have not ended.
     active, turn = list(episodes), 0
-    while world.max(int(bool(active))):
-        turn += 1
-        turn_params = replace(
-            params, count=1, seed=derive(params.seed, "turn", turn), ordinals=[episode.ordinal for episode in active]
-        )
-        completions = sample([tuple(episode.conversation) for episode in active], turn_params)
-        for episode, (completion,) in zip(active, completions, strict=True):
-            _add_turn(episode, completion, chat)
-        replying = [episode for episode in active if not episode.ended]
-        with activity("waiting for the environments"):
-            calls = [partial(environment.reply, episode.state, episode.turns[-1].text) for episode in replying]
-            replies = _call(environment, calls, read_reply)
-        for episode, reply in zip(replying, replies, strict=True):
-            _add_reply(episode, reply, environment, chat, thinking, params.max_tokens)
-        active = [episode for episode in replying if not episode.ended]
+    try:
+        while world.max(int(bool(active))):
+            turn += 1
+            turn_params = replace(
+                params, count=1, seed=derive(params.seed, "turn", turn), ordinals=[one.ordinal for one in active]
+            )
+            completions = sample([tuple(episode.conversation) for episode in active], turn_params)
+            for episode, (completion,) in zip(active, completions, strict=True):
+                _add_turn(episode, completion, chat)
+            active = _replied(environment, active, chat, thinking, params.max_tokens)
+            _end(environment, [episode for episode in episodes if episode.ended])
+    finally:
+        _end(environment, episodes)
     # One group per example.
     rollouts = [episode.rollout(chat, version) for episode in episodes]
     verdicts = [episode.verdict(judges=environment.has_verifier) for episode in episodes]
@@ -154,43 +165,80 @@ def play(
     ]
 
 
+def _replied(
+    environment: Environment, active: Sequence[_Playing], chat: Chat, thinking: bool | None, max_tokens: int
+) -> list[_Playing]:
+    """Let the environment reply to the last turns of the episodes that go on; returns those that still do."""
+    replying = [episode for episode in active if not episode.ended]
+    with activity("waiting for the environments"):
+        calls = [partial(environment.reply, episode.state, episode.turns[-1].text) for episode in replying]
+        replies = _call(environment, calls, [episode.loop for episode in replying], read_reply)
+    for episode, reply in zip(replying, replies, strict=True):
+        _add_reply(episode, reply, environment, chat, thinking, max_tokens)
+    _log_faults(environment, [Fault(episode.ended, episode.why) for episode in replying if episode.why])
+    return [episode for episode in replying if not episode.ended]
+
+
+def _end(environment: Environment, episodes: Sequence[_Playing]) -> None:
+    """Tell the environment once of every episode that nothing follows, and close the loop of its coroutines."""
+    opened = [episode for episode in episodes if episode.open]
+    for episode in opened:
+        episode.open = False
+    end = getattr(environment, "end", None)
+    with activity("ending the episodes"):
+        if end is not None:
+            begun = [episode for episode in opened if episode.begun]
+            loops = [episode.loop for episode in begun]
+            _call(environment, [partial(end, episode.state) for episode in begun], loops, lambda result: result)
+        _call(environment, [episode.loop.close for episode in opened], (), lambda result: result)
+
+
 def _call(
-    environment: Environment, calls: Sequence[Callable[[], object]], read: Callable[[object], T | Fault]
+    environment: Environment,
+    calls: Sequence[Callable[[], object]],
+    loops: Sequence[EpisodeLoop],
+    read: Callable[[object], T | Fault],
 ) -> list[T | Fault]:
     """Call an environment within its limits, read what it returns, and log the first fault of each kind."""
     seconds, at_once = getattr(environment, "seconds", SECONDS), getattr(environment, "at_once", AT_ONCE)
-    results: list[T | Fault] = call_all(calls, seconds=float(seconds), at_once=max(1, int(at_once)), read=read)
-    faults = [result for result in results if isinstance(result, Fault)]
+    results: list[T | Fault] = call_all(
+        calls, seconds=float(seconds), at_once=max(1, int(at_once)), read=read, loops=loops
+    )
+    _log_faults(environment, [result for result in results if isinstance(result, Fault)])
+    return results
+
+
+def _log_faults(environment: Environment, faults: Sequence[Fault]) -> None:
     for fault in {fault.reason: fault for fault in reversed(faults)}.values():
         log(f"{type(environment).__name__}: {fault.reason}" + (f": {fault.error}" if fault.error else ""))
-    return results
 
 
 def _started(
     example: Example,
     ordinal: int,
     start: tuple[Start, tuple[Message, ...]] | Fault,
+    loop: EpisodeLoop,
     chat: Chat,
     thinking: bool | None,
     max_tokens: int,
 ) -> _Playing:
     """An episode before its first turn. One that cannot be used has ended, with the example's prompt as its opening."""
     reason, (begun, messages) = (start.reason, (Start(), ())) if isinstance(start, Fault) else ("", start)
-    opening = messages or example.prompt
+    opening, why = messages or example.prompt, ""
     try:
         prompt = chat.encode(opening, thinking=thinking)
         if opening[-1].role != "user":
-            reason = UNRENDERED
+            reason, why = UNRENDERED, f"the opening ends with a message of {opening[-1].role!r}, not of 'user'"
         elif len(prompt) + max_tokens > chat.window:
             reason = NO_OPENING
-    except ModelError:
-        reason = UNRENDERED
+            why = f"it has {len(prompt)} tokens and a turn may have {max_tokens}, of {chat.window}"
+    except ModelError as error:
+        reason, why = UNRENDERED, str(error)
     if reason:
         opening, prompt = example.prompt, chat.encode(example.prompt, thinking=thinking)
-    conversation = list(prompt)
-    return _Playing(
-        example, ordinal, begun.state, opening, prompt, reason, conversation=conversation, anchor=begun.anchor
-    )
+    episode = _Playing(example, ordinal, begun.state, opening, prompt, reason, list(prompt), anchor=begun.anchor)
+    episode.why, episode.loop, episode.begun = why, loop, not isinstance(start, Fault)
+    return episode
 
 
 def _add_turn(episode: _Playing, completion: Completion, chat: Chat) -> None:
@@ -199,7 +247,8 @@ def _add_turn(episode: _Playing, completion: Completion, chat: Chat) -> None:
     episode.conversation += completion.ids
     episode.logprobs += completion.logprobs
     episode.turns.append(Turn(len(completion.ids), chat.decode(completion.ids)))
-    if not completion.finished and not episode.ended:
+    episode.cut = not completion.finished
+    if episode.cut and not episode.ended:
         episode.ended = CUT
 
 
@@ -233,8 +282,8 @@ def _add_reply(
     else:
         try:
             ids = chat.after_turn(episode.opening, messages, thinking=thinking)
-        except ModelError:
-            episode.ended = UNRENDERED
+        except ModelError as error:
+            episode.ended, episode.why = UNRENDERED, str(error)
         else:
             if len(episode.conversation) + len(ids) + max_tokens > chat.window:
                 episode.ended = NO_ROOM

@@ -12,7 +12,7 @@ from selfdistill.config.suggest import near
 from selfdistill.config.tasks import OwnTaskConfig
 from selfdistill.errors import ConfigError, UserError
 from selfdistill.tasks.frames import raised_in
-from selfdistill.tasks.turns import Environment
+from selfdistill.tasks.turns import Environment, check_limits
 from selfdistill.types import Task
 
 PARTS = ("name", "contexts", "has_verifier", "examples", "verify")
@@ -70,7 +70,7 @@ def checked_task(given: Any) -> Task:
     """Check that an object is a task and return it.
 
     Raises:
-        ConfigError: an attribute is missing; the message names it.
+        ConfigError: an attribute is missing, or a limit of an environment is none; the message names it.
     """
     # A task that is played in turns rewards in its replies.
     needed = [part for part in PARTS if not (part == "verify" and isinstance(given, Environment))]
@@ -80,5 +80,7 @@ def checked_task(given: Any) -> Task:
             f"a {type(given).__name__} is no task, for it has no {lacking[0]!r}: give load_task(…), a kind "
             f"('countdown'), or an object with {', '.join(PARTS)}"
         )
+    if isinstance(given, Environment):
+        check_limits(given, given.name)  # type: ignore[attr-defined]
     task: Task = given
     return task

@@ -20,6 +20,8 @@ class Environment(Protocol):
     Four more attributes are optional. ``max_turns`` (8) is the most turns of an episode. ``seconds`` (30) is the time
     limit of a call, and ``at_once`` (16) the number of calls that run at the same time. ``replayable`` (True) says that
     the replies are a function of the example and the model's turns; a run with any other task cannot be resumed.
+    A method ``end(state)`` is optional too. It is called once for every episode that was started, after its last turn,
+    and may release what the state holds. The coroutines of an episode run in one event loop, which is closed then.
     """
 
     has_verifier: bool

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError, validate_call
 
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError
+from selfdistill.tasks.episode_loop import EpisodeLoop
 from selfdistill.tasks.tools.calls import Call, MalformedCall, react_calls, shield_values
 from selfdistill.tasks.tools.syntax import find_calls
 from selfdistill.types import Example, Message, Reply, Start
@@ -37,6 +38,8 @@ class Tools:
     example: Example
     functions: Mapping[str, Callable[..., Any]]
     schemas: Sequence[Mapping[str, Any]]
+    loop: EpisodeLoop = field(default_factory=EpisodeLoop, compare=False)
+    """Where functions that are coroutines run."""
 
 
 class ToolLoop(ABC):
@@ -70,11 +73,15 @@ class ToolLoop(ABC):
         """Make the tools of an episode, and show their schemas before the example's prompt.
 
         Raises:
-            ConfigError: a function cannot be described by a schema.
+            ConfigError: a function cannot be described by a schema, or two have the same name.
         """
-        functions = {function.__name__: function for function in self.tools(example)}
-        schemas = [schema_of(function) for function in functions.values()]
-        state = Tools(example, functions, schemas)
+        given = self.tools(example)
+        schemas = [schema_of(function) for function in given]
+        names = [schema["function"]["name"] for schema in schemas]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise ConfigError(f"two tools are called {twice!r}: a call could mean either")
+        state = Tools(example, dict(zip(names, given, strict=True)), schemas)
         if self.form == "template":
             return Start(state, (Message("tools", json.dumps(schemas, ensure_ascii=False)), *example.prompt))
         *head, last = example.prompt
@@ -96,11 +103,16 @@ class ToolLoop(ABC):
         except MalformedCall as error:
             return self._answered([(f"error: {error}", True)])
         if calls:
-            return self._answered([_run(call, state.functions) for call in calls])
+            return self._answered([_run(call, state) for call in calls])
         judged = self.judge(state.example, after_thinking(text).strip())
         if isinstance(judged, Reply):
             return replace(judged, done=True)
         return Reply(done=True, reward=float(judged), error=False)
+
+    def end(self, state: object) -> None:
+        """Close the event loop of the episode's tools."""
+        assert isinstance(state, Tools)
+        state.loop.close()
 
     def _answered(self, results: Sequence[tuple[str, bool]]) -> Reply:
         wrong = [text for text, failed in results if failed]
@@ -116,9 +128,11 @@ def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The schema of a tool as chat templates take it, from a function's signature and docstring.
 
     Raises:
-        ConfigError: a parameter has no name to call it by, or a type that JSON does not have.
+        ConfigError: the function or a parameter has no name to call it by, or a type that JSON does not have.
     """
-    name = function.__name__
+    name = getattr(function, "__name__", None)
+    if name is None:
+        raise ConfigError(f"a tool of type {type(function).__name__} has no name to call it by: write it as a function")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(function)  # type: ignore[arg-type]
         parameters = adapter.json_schema()
@@ -135,15 +149,15 @@ def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {"type": "function", "function": described}
 
 
-def _run(call: Call, functions: Mapping[str, Callable[..., Any]]) -> tuple[str, bool]:
+def _run(call: Call, tools: Tools) -> tuple[str, bool]:
     """What a call returns as text, and whether that is an error."""
-    function = functions.get(call.name)
+    function = tools.functions.get(call.name)
     if function is None:
-        return f"error: there is no tool {call.name}; the tools are {', '.join(functions)}", True
+        return f"error: there is no tool {call.name}; the tools are {', '.join(tools.functions)}", True
     try:
         result = validate_call(function)(**call.arguments)
         if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result))
+            result = tools.loop.run(_awaited(result))
         return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str), False
     except ValidationError as error:
         first = error.errors()[0]
