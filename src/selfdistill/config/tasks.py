@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from selfdistill.config.sections import JsonTable, Strict
 from selfdistill.config.suggest import choices
+from selfdistill.config.worlds import GymnasiumConfig, TextArenaConfig
 from selfdistill.errors import ConfigError
 
 
@@ -313,6 +314,8 @@ ShippedTask = Annotated[
     | ToolboxTurnsConfig
     | ToolboxConfig
     | ReasoningGymConfig
+    | GymnasiumConfig
+    | TextArenaConfig
     | MathConfig
     | ChoiceConfig
     | ToolsConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from selfdistill.config.tasks import (
     ChoiceConfig,
@@ -19,6 +20,7 @@ from selfdistill.config.tasks import (
     ToolboxTurnsConfig,
     ToolsConfig,
 )
+from selfdistill.config.worlds import GymnasiumConfig, TextArenaConfig, WorldConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.choice.task import ChoiceTask
@@ -35,6 +37,8 @@ from selfdistill.tasks.text.task import TextTask
 from selfdistill.tasks.toolbox.task import ToolboxTask
 from selfdistill.tasks.toolbox.turns import ToolboxTurnsTask
 from selfdistill.tasks.tools.task import ToolsTask
+from selfdistill.tasks.worlds.gym import GymnasiumTask
+from selfdistill.tasks.worlds.textarena_games import TextArenaTask
 from selfdistill.types import Task
 
 
@@ -68,6 +72,8 @@ def build_task(
         task = ReasoningGymTask(config, seed=seed)
     elif isinstance(config, CountdownTurnsConfig):
         task = CountdownTurnsTask(config, seed=seed)
+    elif isinstance(config, WorldConfig):
+        task = build_world(config, seed=seed)
     else:
         task = CountdownTask(config, seed=seed)
     return task if reward is None or reward == "" else RewardedTask(task, *parse_reward(reward))
@@ -91,6 +97,18 @@ def build_row_task(
     if isinstance(config, CodeConfig):
         return CodeTask(config, rows)
     return TextTask(config, rows) if isinstance(config, TextConfig) else MathTask(config, rows)
+
+
+def build_world(config: WorldConfig, *, seed: int) -> Any:
+    """A task whose environment is another package's. It rewards in its replies, so it has no ``verify``.
+
+    Raises:
+        UserError: the package is missing, or the environment cannot be made.
+    """
+    if isinstance(config, TextArenaConfig):
+        return TextArenaTask(config, seed=seed)
+    assert isinstance(config, GymnasiumConfig)
+    return GymnasiumTask(config, seed=seed)
 
 
 def fitted(task: Task, chat: Chat) -> Task:
