@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from selfdistill.config.sections import JsonTable, Strict
 from selfdistill.config.suggest import choices
-from selfdistill.config.worlds import GymnasiumConfig, TextArenaConfig
+from selfdistill.config.worlds import GymnasiumConfig, OpenEnvConfig, TextArenaConfig
 from selfdistill.errors import ConfigError
 
 
@@ -316,6 +316,7 @@ ShippedTask = Annotated[
     | ReasoningGymConfig
     | GymnasiumConfig
     | TextArenaConfig
+    | OpenEnvConfig
     | MathConfig
     | ChoiceConfig
     | ToolsConfig

@@ -13,8 +13,6 @@ from selfdistill.config.sections import JsonTable, Strict
 class WorldConfig(Strict):
     """Keys of every environment of another package. Each episode begins from a seed of its own."""
 
-    env: str = Field(description="Name of the environment.")
-    arguments: JsonTable = Field({}, description="Arguments with which the environment is made.")
     system: str | None = Field(None, description="System message before the environment's first words.")
     action_pattern: str | None = Field(
         None,
@@ -50,6 +48,7 @@ class GymnasiumConfig(WorldConfig):
 
     kind: Literal["gymnasium"]
     env: str = Field(description="Registered id, for example 'my_module:Maze-v0', or a class 'my_module:Maze'.")
+    arguments: JsonTable = Field({}, description="Arguments with which the environment is made.")
 
 
 class TextArenaConfig(WorldConfig):
@@ -57,3 +56,25 @@ class TextArenaConfig(WorldConfig):
 
     kind: Literal["textarena"]
     env: str = Field(description="Id of the game, for example 'GuessTheNumber-v0'.")
+    arguments: JsonTable = Field({}, description="Arguments with which the game is made.")
+
+
+class OpenEnvConfig(WorldConfig):
+    """An environment behind a server of OpenEnv (an extra)."""
+
+    kind: Literal["openenv"]
+    url: str = Field(description="Address of the server, for example 'http://127.0.0.1:8000'.")
+    action: str = Field("message", description="Field of an action that holds the model's text.")
+    observation: str | None = Field(
+        None,
+        description="Field of an observation that the model reads; unset: the only text in it, or all of it as JSON.",
+    )
+    arguments: JsonTable = Field({}, description="Arguments of a reset, beside the seed.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        scheme, _, location = value.partition("://")
+        if scheme not in ("http", "https", "ws", "wss") or not location:
+            raise ValueError(f"url is an http:// or https:// address, not {value!r}")
+        return value

@@ -20,7 +20,7 @@ from selfdistill.config.tasks import (
     ToolboxTurnsConfig,
     ToolsConfig,
 )
-from selfdistill.config.worlds import GymnasiumConfig, TextArenaConfig, WorldConfig
+from selfdistill.config.worlds import GymnasiumConfig, OpenEnvConfig, TextArenaConfig, WorldConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.choice.task import ChoiceTask
@@ -38,6 +38,7 @@ from selfdistill.tasks.toolbox.task import ToolboxTask
 from selfdistill.tasks.toolbox.turns import ToolboxTurnsTask
 from selfdistill.tasks.tools.task import ToolsTask
 from selfdistill.tasks.worlds.gym import GymnasiumTask
+from selfdistill.tasks.worlds.openenv_server import OpenEnvTask
 from selfdistill.tasks.worlds.textarena_games import TextArenaTask
 from selfdistill.types import Task
 
@@ -107,6 +108,8 @@ def build_world(config: WorldConfig, *, seed: int) -> Any:
     """
     if isinstance(config, TextArenaConfig):
         return TextArenaTask(config, seed=seed)
+    if isinstance(config, OpenEnvConfig):
+        return OpenEnvTask(config, seed=seed)
     assert isinstance(config, GymnasiumConfig)
     return GymnasiumTask(config, seed=seed)
 

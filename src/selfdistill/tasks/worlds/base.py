@@ -45,8 +45,8 @@ class SeededTask(ABC):
     package: str
     """The package that is imported."""
 
-    def __init__(self, config: WorldConfig, *, seed: int = 0) -> None:
-        """Check that the package is here.
+    def __init__(self, config: WorldConfig, *, place: str, seed: int = 0) -> None:
+        """Check that the package is here. ``place`` is the environment's name or address.
 
         Raises:
             ConfigError: it is not installed; the message names the extra.
@@ -55,9 +55,9 @@ class SeededTask(ABC):
             raise ConfigError(
                 f"task.kind {self.name!r} needs the package {self.package}: pip install 'selfdistill[{self.name}]'"
             )
-        self.world, self.seed = config, seed
+        self.world, self.place, self.seed = config, place, seed
         self.max_turns, self.seconds, self.replayable = config.turns, config.seconds, config.replayable
-        self._label = f"task.env {config.env!r}"
+        self._label = f"task.{'url' if '://' in place else 'env'} {place!r}"
         self._examples: dict[str, Sequence[Example]] = {}
 
     @abstractmethod
@@ -87,11 +87,11 @@ class SeededTask(ABC):
 
     def _example(self, split: str, number: int) -> Example:
         # Below 2 ** 31, because some environments hand it to generators of 32 bits.
-        drawn = derive(self.seed, self.name, self.world.env, split, number) % 2**29
+        drawn = derive(self.seed, self.name, self.place, split, number) % 2**29
         seed = drawn * len(SPLITS) + SPLITS.index(split)
         env, said = self._opened(seed)
         self.close(env)
-        return Example(f"{self.name}-{self.world.env}-{seed}", self._prompt(said), columns={"seed": seed})
+        return Example(f"{self.name}-{self.place}-{seed}", self._prompt(said), columns={"seed": seed})
 
     def _opened(self, seed: int) -> tuple[Any, str]:
         try:

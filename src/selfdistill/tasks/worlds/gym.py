@@ -30,7 +30,8 @@ class GymnasiumTask(SeededTask):
     name = package = "gymnasium"
 
     def __init__(self, config: GymnasiumConfig, *, seed: int = 0) -> None:
-        super().__init__(config, seed=seed)
+        super().__init__(config, place=config.env, seed=seed)
+        self.arguments = config.arguments
         import gymnasium
 
         self._make: Any = gymnasium.make
@@ -54,10 +55,10 @@ class GymnasiumTask(SeededTask):
     def open(self, seed: int) -> tuple[Any, str]:
         """Make the environment and reset it."""
         if self._own is not None:
-            env = self._own(**self.world.arguments)
+            env = self._own(**self.arguments)
         else:
             # The checker only warns, once for every episode.
-            env = self._make(self.world.env, disable_env_checker=True, **self.world.arguments)
+            env = self._make(self.place, disable_env_checker=True, **self.arguments)
         observation, _ = env.reset(seed=seed)
         return env, observation
 

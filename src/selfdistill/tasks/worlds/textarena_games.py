@@ -63,7 +63,8 @@ class TextArenaTask(SeededTask):
     name = package = "textarena"
 
     def __init__(self, config: TextArenaConfig, *, seed: int = 0) -> None:
-        super().__init__(config, seed=seed)
+        super().__init__(config, place=config.env, seed=seed)
+        self.arguments = config.arguments
         import textarena
         from textarena.envs.registration import ENV_REGISTRY
 
@@ -82,7 +83,7 @@ class TextArenaTask(SeededTask):
         game = Game(None, generators)
         with game.playing():
             try:
-                game.env = self._arena.make(self.world.env, **self.world.arguments)
+                game.env = self._arena.make(self.place, **self.arguments)
                 game.env.reset(num_players=1, seed=seed)
             except AssertionError as error:
                 raise ConfigError(f"{self._label} is no game for one player: {error}") from error
