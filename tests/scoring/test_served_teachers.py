@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from selfdistill.errors import ConfigError, ModelError, SamplerError
+from selfdistill.errors import ConfigError, DataError, ModelError, SamplerError
 from selfdistill.models.policy import load_external, load_policy
 from selfdistill.models.served import ServedModel
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.score import head_inputs, score_roles
+from selfdistill.training.banner import describe_role
 from selfdistill.training.problem import build_problem
-from selfdistill.types import STUDENT, External, Server, View
+from selfdistill.types import STUDENT, External, Role, RoutedPrompt, Server, View
 from support.fake_vllm import FakeVLLM, serving
 from support.runs import lines, tiny_run, train
 from support.tiny import save_tiny_model
@@ -111,6 +112,122 @@ def test_the_known_ids_the_sampled_token_and_the_tail_are_exact(fake: FakeVLLM, 
             assert torch.allclose(their.target_N, mine.target_N, atol=1e-5)
             assert their.entropy_N.isnan().all()
     assert scores[1][1] is None
+
+
+# --- several teachers, of which a column of the rows names one --------------------------------------------------------
+
+
+@pytest.fixture
+def pair(other: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeVLLM, FakeVLLM]]:
+    """Servers of two models."""
+    fakes = FakeVLLM(), FakeVLLM()
+    for fake, base in zip(fakes, (other, save_tiny_model(tmp_path_factory.mktemp("third"), seed=8)), strict=True):
+        fake.owner, fake.base = "vllm", base
+    with serving(*fakes):
+        yield fakes
+
+
+def test_each_prompt_is_scored_by_its_own_teacher(pair: tuple[FakeVLLM, FakeVLLM], model: Path) -> None:
+    policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"))
+    first, second = (Server(fake.url) for fake in pair)
+    both = Server(column="subject", servers={"sums": first, "words": second})
+    served = {server: ServedModel(str(server.url)) for server in both.each}
+    for server in served.values():
+        server.probe()
+    teachers = Teachers(policy, needed=set(), rate=0.0, served=served)
+
+    def views(*readers: Server | None) -> list[View]:
+        ids = ((22, 23, 24), (25,), (26, 27))
+        prompts = [
+            given if reader is None else RoutedPrompt.to(reader, given)
+            for given, reader in zip(ids, readers, strict=True)
+        ]
+        return [
+            View({STUDENT: (20, 21), "teacher": prompt}, (30, 31, 9), (1.0,) * 3, (0.0,) * 3, 0.0, n, 0)
+            for n, prompt in enumerate(prompts)
+        ]
+
+    def found(made: list[View], kind: Server) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = {"teacher": kind}
+        scores = score_roles(teachers, made, weights, max_tokens=64, max_logits_per_chunk=1 << 20)["teacher"]
+        targets = torch.tensor([token for view in made for token in view.completion_ids])
+        head = head_inputs(teachers, made, weights, targets, likeliest=lambda role: K)["teacher"]
+        return torch.cat([one.target_N for one in scores if one is not None]), head.logprobs(slice(None))
+
+    alone = [found(views(None, None, None), server) for server in both.each]
+    mixed = found(views(second, first, second), both)
+    for mine, of_first, of_second in zip(mixed, *alone, strict=True):
+        assert torch.equal(mine, torch.cat([of_second[:3], of_first[3:6], of_second[6:]]))
+        assert not torch.allclose(of_first, of_second)
+
+
+@pytest.mark.parametrize("name", ["sd", "pbsd"])
+def test_a_run_asks_the_teacher_that_its_rows_name(
+    name: str, pair: tuple[FakeVLLM, FakeVLLM], other: Path, model: Path, tmp_path: Path
+) -> None:
+    for fake in pair:
+        fake.base = other
+    still = ("steps=2", "sampling.top_k=1", "evaluation.every=50")
+    examples = build_problem(tiny_run(model, "grpo")).task.examples("train")
+    targets = sorted({str(example.columns["target"]) for example in examples})
+    servers = {target: {"url": pair[n % 2].url} for n, target in enumerate(targets)}
+    kinds = {
+        "own": {"kind": "external", "path": str(other)},
+        "routed": {"kind": "server", "column": "target", "servers": servers},
+    }
+    for run, kind in kinds.items():
+        train(tiny_run(model, {"name": name, "weights": kind}, *still), tmp_path / run)
+    own, routed = (lines(tmp_path / run / "metrics.jsonl") for run in kinds)
+    for mine, theirs in zip(own, routed, strict=True):
+        for key in ("loss", "grad_norm", "tokens", "weight"):
+            assert theirs.get(key) == pytest.approx(mine.get(key), rel=2e-4, abs=1e-6), key
+    rollouts = [[(r["source"], r["ids"]) for r in lines(tmp_path / run / "rollouts.jsonl")] for run in kinds]
+    assert rollouts[0] == rollouts[1]
+    # Beside the two requests of the start, which every server gets.
+    asked = [{tuple(body["prompt"]) for body in fake.bodies if len(fake.bodies) > 1} for fake in pair]
+    shared = asked[0] & asked[1]
+    assert len(shared) == 1
+    assert asked[0] - shared
+    assert asked[1] - shared
+
+
+def test_the_banner_names_every_teacher() -> None:
+    servers = {"sums": Server("http://a"), "words": Server("http://b")}
+    role = Role("solution", Server(column="subject", servers=servers))
+    assert describe_role(role) == (
+        "context solution, weights behind the server that column 'subject' names: http://a (sums), http://b (words)"
+    )
+
+
+def test_a_row_without_a_teacher_is_one_sentence(fake: FakeVLLM, model: Path) -> None:
+    def refused(column: str) -> str:
+        weights = {"kind": "server", "column": column, "servers": {"sums": {"url": fake.url}}}
+        with pytest.raises(DataError) as error:
+            build_problem(tiny_run(model, {"name": "sd", "weights": weights}))
+        return str(error.value)
+
+    assert "has no column 'subject', which names its teacher; it has " in refused("subject")
+    assert "names the teacher '" in refused("target")
+    assert refused("target").endswith("' in its column 'target'; weights.servers has sums")
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"column": "subject"}, "several teachers are a column and a table servers"),
+        ({"servers": {"a": {"url": "http://h"}}}, "several teachers are a column and a table servers"),
+        ({"column": "s", "servers": {"a": {"url": "http://h"}}, "url": "http://h"}, "several teachers are a column"),
+        (
+            {"column": "s", "servers": {"a": {"column": "s", "servers": {"b": {"url": "http://h"}}}}},
+            "an entry of servers is one server",
+        ),
+        ({"column": "s", "servers": {"a": {"url": "h"}}}, "a teacher's server is an http:// or https:// address"),
+    ],
+    ids=["no servers", "no column", "both", "nested", "no address"],
+)
+def test_a_table_of_teachers_that_is_none_is_one_sentence(table: dict[str, Any], sentence: str, model: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        tiny_run(model, {"name": "sd", "weights": {"kind": "server", **table}})
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,22 @@ from dataclasses import replace
 
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import Template, apply
+from selfdistill.errors import DataError
 from selfdistill.seeds import derive
-from selfdistill.types import STUDENT, Episode, Example, Message, Role, Rollout, RolloutGroup, Skipped, Task, Verdict
+from selfdistill.types import (
+    STUDENT,
+    Episode,
+    Example,
+    Message,
+    Role,
+    Rollout,
+    RolloutGroup,
+    RoutedPrompt,
+    Server,
+    Skipped,
+    Task,
+    Verdict,
+)
 from selfdistill.types.conversation import Conversation, with_gaps
 
 
@@ -206,7 +220,29 @@ def role_prompt(
     ids = chat.encode(messages, thinking=thinking if role.thinking is None else role.thinking)
     if len(ids) + room > chat.window:
         return Skipped(name)
-    return ids
+    return routed(ids, role, example)
+
+
+def routed(ids: tuple[int, ...], role: Role, example: Example) -> tuple[int, ...]:
+    """The ids of a role's prompt, with the teacher that the example's column names if the role has several.
+
+    Raises:
+        DataError: the column is missing, or names none of them.
+    """
+    if not isinstance(role.weights, Server) or role.weights.column is None:
+        return ids
+    column, servers = role.weights.column, role.weights.servers
+    row = {**example.fields, **example.columns}
+    if column not in row:
+        raise DataError(
+            f"example {example.id} has no column {column!r}, which names its teacher; it has {', '.join(row) or 'none'}"
+        )
+    if str(row[column]) not in servers:
+        raise DataError(
+            f"example {example.id} names the teacher {str(row[column])!r} in its column {column!r}; "
+            f"weights.servers has {', '.join(servers)}"
+        )
+    return RoutedPrompt.to(servers[str(row[column])], ids)
 
 
 def role_conversation(
@@ -236,6 +272,8 @@ def role_conversation(
             prompt = _before_turns(
                 templates[name], rollout, rollout.episode, fields, chat, thinking=thinking, other_input=other_input
             )
+            if isinstance(prompt, Conversation):
+                prompt = replace(prompt, ids=routed(prompt.ids, role, example))
         else:
             prompt = role_prompt(
                 replace(role, context=name),

@@ -23,7 +23,7 @@ from selfdistill.sampling.build import build_engine, check_teacher
 from selfdistill.sampling.hf import policy_sampler
 from selfdistill.sampling.memory import BatchSizeLimit
 from selfdistill.sampling.requests import Engine
-from selfdistill.sampling.served import ServedSampler
+from selfdistill.sampling.served import ServedSampler, TeacherSampler
 from selfdistill.tracking.progress import log
 from selfdistill.types import Completion, External, Server, Snapshot, Weights
 
@@ -68,7 +68,7 @@ class Engines:
     def sampler(self, teachers: Teachers, weights: Weights) -> Iterator[Sampler]:
         """A sampler of a teacher's weights, for as long as they are selected."""
         if isinstance(weights, Server):
-            yield ServedSampler([teachers.served[weights]], self.chat, concurrency=CONCURRENCY, log=log)
+            yield TeacherSampler(teachers.served, weights, self.chat, concurrency=CONCURRENCY, log=log)
             return
         with teachers.weights(weights) as policy:
             yield self.of(policy, weights)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +16,7 @@ from selfdistill.models.served import ServedModel
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
 from selfdistill.sampling.requests import SamplingRequest, checked_completion, padding_rows, sampling_requests
 from selfdistill.tracking.progress import advance
-from selfdistill.types import Completion, SequenceBatch, Weights
+from selfdistill.types import Completion, RoutedPrompt, SequenceBatch, Server, Weights
 
 SAME = 0.1
 """Nats a token by which the log-probabilities of the same weights differ at most, as for the alarm ``sampler_gap``."""
@@ -134,6 +135,40 @@ class ServedSampler:
                 "them be sent to a vLLM server (VLLM_SERVER_DEV_MODE=1 and --enable-scale-out)"
             )
         self.log(f"server {server.url} has the weights of {self.chat.name}: {said}")
+
+
+class TeacherSampler:
+    """Samples from the servers of a teacher: from the one that reads a prompt, if there are several."""
+
+    def __init__(
+        self,
+        servers: Mapping[Server, ServedModel],
+        kind: Server,
+        chat: Chat,
+        *,
+        concurrency: int,
+        log: Callable[[str], None],
+    ) -> None:
+        """``concurrency`` bounds the requests that a server has at a time."""
+        self.kind = kind
+        self.samplers = {
+            server: ServedSampler([servers[server]], chat, concurrency=concurrency, log=log) for server in kind.each
+        }
+
+    def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Completion]]:
+        """``params.count`` completions for every prompt, in order, each under its own ordinal.
+
+        Raises:
+            SamplerError: as for :meth:`ServedSampler.sample`.
+        """
+        readers = [prompt.teacher if isinstance(prompt, RoutedPrompt) else self.kind for prompt in prompts]
+        ordinals = range(len(prompts)) if params.ordinals is None else params.ordinals
+        rows: dict[int, list[Completion]] = {}
+        for server, sampler in self.samplers.items():
+            places = [place for place, reader in enumerate(readers) if reader == server]
+            own = replace(params, ordinals=[ordinals[place] for place in places])
+            rows.update(zip(places, sampler.sample([prompts[place] for place in places], own), strict=True))
+        return [rows[place] for place in range(len(prompts))]
 
 
 def _logprobs(policy: Policy, prompt: Sequence[int], ids: Sequence[int]) -> list[float]:

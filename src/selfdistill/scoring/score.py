@@ -93,7 +93,7 @@ def score_roles(
         if isinstance(kind, Server):
             for role in dict.fromkeys(role for role, _ in with_prompt):
                 places = [i for one, i in with_prompt if one == role]
-                found = served_scores(teachers.served[kind], [views[i] for i in places], role, world)
+                found = served_scores(teachers.served, kind, [views[i] for i in places], role, world)
                 for i, score in zip(places, found, strict=True):
                     columns[role][i] = score
             continue
@@ -147,7 +147,7 @@ def head_inputs(
         if isinstance(kind, Server):
             result.update(
                 {
-                    role: served_head(teachers.served[kind], views, role, likeliest(role) or 0, teachers.policy)
+                    role: served_head(teachers.served, kind, views, role, likeliest(role) or 0, teachers.policy)
                     for role in roles
                 }
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from selfdistill.models.head import HeadInput
 from selfdistill.models.policy import Policy
 from selfdistill.models.served import CONCURRENCY, ServedModel
 from selfdistill.tracking.progress import advance
-from selfdistill.types import Scores, View
+from selfdistill.types import RoutedPrompt, Scores, Server, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,10 @@ class KnownHead(HeadInput):
         return logits
 
 
-def served_scores(server: ServedModel, views: Sequence[View], role: str, world: World) -> list[Scores]:
+Servers = Mapping[Server, ServedModel]
+
+
+def served_scores(servers: Servers, kind: Server, views: Sequence[View], role: str, world: World) -> list[Scores]:
     """The log-probability of every completion token under a role's prompts; one entry per view.
 
     Entropies are NaN, because the server does not give the distributions. The ranks share the requests.
@@ -50,7 +53,7 @@ def served_scores(server: ServedModel, views: Sequence[View], role: str, world: 
         SamplerError: the server fails after all retries, or refuses a request.
     """
     own = world.shard_indices(len(views))
-    found = _ask(server, [views[i] for i in own], role, top=0)
+    found = _ask(servers, kind, [views[i] for i in own], role, top=0)
     results: dict[int, Scores] = {}
     for i, rows in zip(own, found, strict=True):
         target_N = torch.tensor([entries[token] for token, entries in zip(views[i].completion_ids, rows, strict=True)])
@@ -58,7 +61,9 @@ def served_scores(server: ServedModel, views: Sequence[View], role: str, world: 
     return world.all_gather_by_index(results, len(views))
 
 
-def served_head(server: ServedModel, views: Sequence[View], role: str, top: int, student: Policy) -> HeadInput:
+def served_head(
+    servers: Servers, kind: Server, views: Sequence[View], role: str, top: int, student: Policy
+) -> HeadInput:
     """What a server tells of the role's distributions at every token of the views, on the student's vocabulary.
 
     A token whose view lacks the role's prompt has a distribution without meaning.
@@ -67,7 +72,7 @@ def served_head(server: ServedModel, views: Sequence[View], role: str, top: int,
         SamplerError: as for :func:`served_scores`.
     """
     with_prompt = [view for view in views if role in view.prompts]
-    found = iter(_ask(server, with_prompt, role, top=top))
+    found = iter(_ask(servers, kind, with_prompt, role, top=top))
     nothing: dict[int, float] = {}
     rows = [next(found) if role in view.prompts else [nothing] * len(view.completion_ids) for view in views]
     known = [entries for of_view in rows for entries in of_view]
@@ -96,15 +101,16 @@ def served_head(server: ServedModel, views: Sequence[View], role: str, top: int,
     )
 
 
-def _ask(server: ServedModel, views: Sequence[View], role: str, *, top: int) -> list[list[dict[int, float]]]:
-    """For every view and every token of its completion, the known log-probabilities by id."""
+def _ask(servers: Servers, kind: Server, views: Sequence[View], role: str, *, top: int) -> list[list[dict[int, float]]]:
+    """For every view and every token of its completion, the log-probabilities by id that its teacher gives."""
 
     def ask(view: View) -> list[dict[int, float]]:
         prompt = view.prompts[role]
+        server = servers[prompt.teacher if isinstance(prompt, RoutedPrompt) else kind]
         rows = server.prompt_logprobs([*prompt, *view.ids_after(role)], top=top, begin=len(prompt))
         return [rows[place] for place in view.places(role)]
 
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
+    with ThreadPoolExecutor(CONCURRENCY * len(kind.each)) as pool:
         found = []
         for rows in pool.map(ask, views):
             advance(0)

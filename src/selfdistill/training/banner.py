@@ -112,8 +112,11 @@ def describe_role(role: Role) -> str:
     match role.weights:
         case External(path=path):
             return f"{prompt}, weights of {path}"
-        case Server(url=url):
+        case Server(column=None, url=url):
             return f"{prompt}, weights behind {url}"
+        case Server(column=column, servers=servers):
+            each = ", ".join(f"{server.url} ({name})" for name, server in servers.items())
+            return f"{prompt}, weights behind the server that column {column!r} names: {each}"
         case Snapshot(every=every):
             return f"{prompt}, weights of a snapshot every {every} steps"
     return f"{prompt}, {role.weights} weights"

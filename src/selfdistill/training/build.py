@@ -336,11 +336,13 @@ def build_teachers(
         for kind in needed
         if isinstance(kind, External)
     }
-    served = {kind: ServedModel(kind.url, model=kind.model) for kind in needed if isinstance(kind, Server)}
-    roles = {name: role for name, role in method.roles().items() if isinstance(role.weights, Server)}
-    for kind, server in served.items():
-        tops = [method.likeliest(name) or 0 for name, role in roles.items() if role.weights == kind]
-        server.check_teacher(chat, top=max(tops, default=0))
+    tops: dict[Server, int] = {}
+    for name, role in method.roles().items():
+        for server in role.weights.each if isinstance(role.weights, Server) else ():
+            tops[server] = max(tops.get(server, 0), method.likeliest(name) or 0)
+    served = {kind: ServedModel(str(kind.url), model=kind.model) for kind in tops}
+    for kind, teacher in served.items():
+        teacher.check_teacher(chat, top=tops[kind])
     origin = "+".join(fingerprint(model) for model in (policy, *external.values()))
     teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, served=served, place=place)
     return teachers, origin

@@ -10,7 +10,7 @@ from selfdistill.config.evaluation import EvaluationConfig, General
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig
 from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, ParallelConfig, Sampling
-from selfdistill.contexts.fields import example_fields, missing_in_data, no_rewards
+from selfdistill.contexts.fields import example_fields, missing_in_data, no_rewards, routed
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
 from selfdistill.distributed.world import World
 from selfdistill.errors import ConfigError, DataError
@@ -73,7 +73,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     templates = load_templates(config.contexts or task.contexts)
     example = task.examples("train")[0]
     check_sampling_roles(method, templates, example, name=name)
-    check_served(method, name)
+    check_served(method, name, task.examples("train"))
     for role in {*method.sampling_roles()} - {STUDENT}:
         check_teacher(config.sampler, method.roles()[role].weights)
     check_contexts(method, templates, example, prompts=config.sampling.prompts)
@@ -191,11 +191,12 @@ def check_signal(config: ResolvedConfig, method: Method, task: Task) -> None:
         )
 
 
-def check_served(method: Method, name: str) -> None:
-    """Refuse a teacher behind a server of which the method reads more than a server gives.
+def check_served(method: Method, name: str, examples: Sequence[Example]) -> None:
+    """Refuse a teacher behind a server of which the method reads more than a server gives, and rows without one.
 
     Raises:
         ConfigError: names the role and the setting.
+        DataError: an example names none of the teachers.
     """
     for role, declared in method.roles().items():
         if not isinstance(declared.weights, Server):
@@ -206,6 +207,8 @@ def check_served(method: Method, name: str) -> None:
                 "the sampled token and of the teacher's likeliest ones: choose a support { kind = 'top_k', k = …, "
                 "chosen_by = 'teacher' } where the method has one, or weights = { kind = 'external', path = … }"
             )
+        for example in examples:
+            routed((), declared, example)
 
 
 def check_turns(config: ResolvedConfig, method: Method, task: Task) -> None:

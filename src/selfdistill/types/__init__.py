@@ -24,6 +24,7 @@ from selfdistill.types.conversation import Reply as Reply
 from selfdistill.types.conversation import Start as Start
 from selfdistill.types.conversation import Turn as Turn
 from selfdistill.types.weights import External as External
+from selfdistill.types.weights import RoutedPrompt as RoutedPrompt
 from selfdistill.types.weights import Server as Server
 from selfdistill.types.weights import Snapshot as Snapshot
 from selfdistill.types.weights import Weights as Weights

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 
@@ -33,20 +34,50 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Another model of the same vocabulary behind a vLLM server: ``{ kind = "server", url = "http://…" }``."""
+    """Another model of the same vocabulary behind a vLLM server, ``{ kind = "server", url = "http://…" }``, or several,
+    of which a column of the rows names one: ``{ kind = "server", column = "…", servers = { NAME = { url = "…" } } }``.
+    """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
-    url: str
+    url: str | None = None
     model: str | None = None
     """The server's name for it; None is the first that it lists."""
+    column: str | None = None
+    """The column of the rows that names the teacher of each."""
+    servers: Mapping[str, Server] = field(default_factory=dict, hash=False)
+    """The teachers by the values of the column."""
     kind: Literal["server"] = "server"
 
     def __post_init__(self) -> None:
-        scheme, _, location = self.url.partition("://")
+        if self.column is not None or self.servers:
+            if self.column is None or not self.servers or self.url is not None or self.model is not None:
+                raise ValueError("several teachers are a column and a table servers, whose entries have url and model")
+            if any(server.column is not None for server in self.servers.values()):
+                raise ValueError("an entry of servers is one server: url, and model if it serves several")
+            return
+        scheme, _, location = (self.url or "").partition("://")
         login = "@" in location.partition("/")[0]
         if scheme not in ("http", "https") or not location or login or set("?#") & set(location):
             raise ValueError("a teacher's server is an http:// or https:// address without a login, ? and #")
+
+    @property
+    def each(self) -> tuple[Server, ...]:
+        """The servers that this is made of: itself, or its entries."""
+        return tuple(self.servers.values()) or (self,)
+
+
+class RoutedPrompt(tuple[int, ...]):
+    """Prompt ids of a role that has several teachers, with the one that reads them."""
+
+    teacher: Server
+
+    @classmethod
+    def to(cls, teacher: Server, ids: Sequence[int]) -> RoutedPrompt:
+        """The ids, for this teacher."""
+        prompt = cls(ids)
+        prompt.teacher = teacher
+        return prompt
 
 
 Weights: TypeAlias = Literal["live", "frozen", "ema"] | Snapshot | External | Server
