@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from selfdistill.models.gguf import RECORD, convert, quantisation
+from selfdistill.models.gguf import RECORD, convert, gguf_quantisation
 
 LOCK = Path(__file__).resolve().parents[2] / "locks" / "real.txt"
 
@@ -43,7 +43,7 @@ def fetch(target: Path) -> None:
         print(f"converting {file.name}, about a minute", flush=True)
         if source(target) is None:
             convert(kept, target)
-    print(f"{target}: float32 weights, quantised as {quantisation(target)} before")
+    print(f"{target}: float32 weights, quantised as {gguf_quantisation(target)} before")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from selfdistill.evaluation.words import load_classes
 from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.inspection.files import TokenTable, token_table
 from selfdistill.methods import build_method
-from selfdistill.models.gguf import quantisation
+from selfdistill.models.gguf import gguf_quantisation
 from selfdistill.models.policy import Policy
 from selfdistill.objectives import antisd_advantage
 from selfdistill.report.tokens import Piece, scale_limit
@@ -114,7 +114,7 @@ def score() -> None:
     )  # fmt: skip
     table = token_table(findings, chat, load_classes(None))
     kept = {
-        "model": f"SmolLM2-135M-Instruct, {quantisation(config.model.path)} file converted to float32",
+        "model": f"SmolLM2-135M-Instruct, {gguf_quantisation(config.model.path)} file converted to float32",
         "teacher": TEACHER,
         "right": [sum(line["right"] for line in lines), len(lines)],
         "cases": {case: _case(table, c) for c, case in enumerate(CHOSEN)},

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfdistill.config.sections import LoraConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ModelError
-from selfdistill.models.gguf import RECORD, convert, converted, gguf_file, quantisation
+from selfdistill.models.gguf import RECORD, convert, converted, gguf_file, gguf_quantisation
 from selfdistill.models.loading import resolve_model
 from selfdistill.models.policy import Policy, load_policy, save_policy
 from selfdistill.types import Message
@@ -98,7 +98,7 @@ def test_a_converted_file_has_the_logits_the_tokens_and_the_prompt_of_the_gguf(t
     with torch.no_grad():
         assert torch.equal(policy.model(torch.tensor([ids])).logits, theirs(torch.tensor([ids])).logits)
     assert not hasattr(policy.model.config, "quantization_config")
-    assert policy.quantisation == "Q8_0"
+    assert policy.quantised == "Q8_0"
 
 
 def test_a_file_is_converted_once_and_again_when_it_has_changed(tmp_path: Path, cache: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_file_is_converted_once_and_again_when_it_has_changed(tmp_path: Path, 
     file.unlink()
     second = converted(write_gguf(file, "F32"))
     assert second != first
-    assert quantisation(second) is None
+    assert gguf_quantisation(second) is None
     assert sorted(path.name for path in (cache / "gguf").iterdir()) == sorted([first.name, second.name])
 
 

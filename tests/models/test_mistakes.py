@@ -125,6 +125,7 @@ def test_a_model_that_cannot_be_used_is_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rendering, "SECONDS", 0.2 if "loops" in name else 60.0)
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
     mistake, said = MISTAKES[name]
     mistake(save_tiny_model(tmp_path, num_hidden_layers=1))
     with pytest.raises(ModelError, match=said) as caught:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from selfdistill.api.quiet import silenced
 from selfdistill.api.rollouts import check_pair
+from selfdistill.config.bits import check_quantisation
 from selfdistill.config.run import parse_config
+from selfdistill.config.sources import find_source, read_config
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import CheckpointError
 from selfdistill.models.policy import Policy
@@ -27,6 +29,7 @@ def load_policy(
     device: str | torch.device = "auto",
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
+    quantisation: str | None = None,
 ) -> tuple[Policy, Chat]:
     """Load a causal language model with its tokenizer and chat template.
 
@@ -38,6 +41,8 @@ def load_policy(
         device: a torch device, for example ``"cuda"``; ``"auto"`` is the GPU with most free memory, else the CPU.
         lora: train an adapter instead of all weights, for example ``{"rank": 8, "alpha": 16}``.
         seed: draws a new adapter's weights.
+        quantisation: ``"nf4"`` keeps the linear layers below the adapter in 4 bits, by bitsandbytes; None keeps them as
+            the run at ``path`` did, and in ``dtype`` elsewhere.
 
     Returns:
         The model, and the chat that encodes messages as token ids and decodes them. A skipped corrupt checkpoint gives
@@ -51,13 +56,21 @@ def load_policy(
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "lora": None if lora is None else dict(lora),
+        "quantisation": quantisation or _of_run(str(path)),
     }
     config = parse_config({"method": "grpo", "model": table, "seed": seed}, "load_policy")
+    check_quantisation(config.model)
     with silenced():
         policy, chat, weights = load_model(str(path), config)
     for warning in weights.warnings:
         warnings.warn(warning, stacklevel=2)
     return policy, chat
+
+
+def _of_run(path: str) -> str | None:
+    """How a run kept the base of its adapter; None for everything that is no run."""
+    table = read_config(path).get("model") if find_source(path).kind == "run" else None
+    return table.get("quantisation") if isinstance(table, dict) else None
 
 
 def save_policy(policy: Policy, chat: Chat, folder: str | Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from selfdistill.cli.terminal import announce
 from selfdistill.comparison.options import arm_names, check_arm, check_folder, check_match, engine_for_all, parse_seeds
+from selfdistill.config.bits import check_bits
 from selfdistill.config.hyperparameters import NEED_REWARDS, default_of
 from selfdistill.config.run import RunConfig, load_config
 from selfdistill.config.sampler import ServerConfig
@@ -30,6 +31,7 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool) -> Task | None:
         UserError: the folder holds something else, or rows, a function or an address cannot be used.
     """
     check_place(folder)
+    check_bits(config.model, config.parallel)
     # A run that goes on has its own weights.
     if not holds_run(folder, resume=resume):
         check_model_name(config.model.path)
@@ -143,6 +145,7 @@ def check_comparison(
         over = (folder / "compare.json").exists()
         check_sources(settings, judge=not over)
         if not over:
+            check_bits(settings.model, settings.parallel)
             check_model_name(settings.model.path)
             check_sampler(settings)
     return chosen

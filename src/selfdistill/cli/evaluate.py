@@ -23,9 +23,9 @@ from selfdistill.sampling.engines import command_engines
 from selfdistill.sampling.rollouts import fitting, longest_prompt
 from selfdistill.tasks.build import build_task, fitted
 from selfdistill.tracking.progress import log
-from selfdistill.training.banner import in_short
+from selfdistill.training.banner import in_short, quantised_warnings
 from selfdistill.training.run_folder import Weights, load_model, on_this_machine
-from selfdistill.types import External, Task
+from selfdistill.types import Example, External, Task
 
 
 def evaluate_model(
@@ -86,8 +86,13 @@ def evaluate_model(
         **result,
         "best_by": best_by(evaluation.best, judge),
         "skipped": dict(unfit),
-        "warnings": [*moved, *weights.warnings, *chat.unknown_warnings([example.prompt for example in examples])],
+        "warnings": [*moved, *weights.warnings, *_warnings(policy, chat, examples, config)],
     }
+
+
+def _warnings(policy: Policy, chat: Chat, examples: Sequence[Example], config: RunConfig) -> list[str]:
+    unknown = chat.unknown_warnings([example.prompt for example in examples])
+    return [*unknown, *quantised_warnings(policy, config.sampler)]
 
 
 def _references(policy: Policy, chat: Chat, config: RunConfig, thinking: bool | None) -> ReferenceScorer:
@@ -109,7 +114,14 @@ def _also(
     if weights.checkpoint is not None and any(isinstance(entry, General) for entry in config.evaluation.also):
         start = External(config.model.path)
         dtype = policy.dtype or next(policy.parameters()).dtype
-        external[start] = load_external(start.path, policy, chat, dtype=dtype, device=policy.device)
+        external[start] = load_external(
+            start.path,
+            policy,
+            chat,
+            dtype=dtype,
+            device=policy.device,
+            quantisation=config.model.quantisation,
+        )
     also = build_also(
         config.evaluation,
         config.sampling,

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from selfdistill.files.jsonl import read_object
 from selfdistill.training.hub import upload
-from selfdistill.training.model_card import write_card
+from selfdistill.training.model_card import quantised_base, write_card
 from selfdistill.training.run_folder import export_model
 
 
@@ -33,6 +34,9 @@ def export_run(
         path = export_model(run, folder, step=step, dtype=dtype, merge=merge)
         number = int(path.name.removeprefix("step-"))
         write_card(run, number, folder, name=repo)
+        model = read_object(run / "config.json")["model"]
+        if merge and model.get("quantisation"):
+            yield quantised_base(model["quantisation"], model["path"], merged=True)
         if out is not None:
             yield f"{path.name} of {run} is in {out}"
         if repo is not None:

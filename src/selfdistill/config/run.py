@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from selfdistill.config.bits import check_quantisation
 from selfdistill.config.evaluation import EvaluationConfig
 from selfdistill.config.hyperparameters import METHOD_KEYS, check_hyperparameters, check_method_name
 from selfdistill.config.reward import Reward
@@ -191,7 +192,9 @@ def config_for(
         raise ConfigError(f"{name} is a model, which names no task: add --task, for example --task countdown")
     if "method" not in raw:
         raise ConfigError(f"{name} names no method: add --set method=opsd, for example")
-    return parse_config(raw, command if source.kind == "model" or table is not None else name)
+    config = parse_config(raw, command if source.kind == "model" or table is not None else name)
+    check_quantisation(config.model)
+    return config
 
 
 def _not_found(source: Source) -> str:

@@ -88,6 +88,11 @@ class ModelConfig(Strict):
         description="Torch device, for example 'cpu' or 'cuda'; 'auto': the GPU with most free memory, else cpu.",
     )
     lora: LoraConfig | None = Field(None, description="Adapter to train; unset: full fine-tuning.")
+    quantisation: Literal["nf4"] | None = Field(
+        None,
+        description="'nf4': keep the linear layers of an adapter's base in 4 bits (NormalFloat, double quantisation, "
+        "computed in dtype), by bitsandbytes; unset: in dtype.",
+    )
     compile: bool = Field(
         False,
         description="Compile the functions of the logits (torch.compile). Results agree to rounding; the first step "

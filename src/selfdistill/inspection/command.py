@@ -189,7 +189,7 @@ def inspect(
     measure_drift(findings, own, limits)
     findings.skipped += unused
     table = token_table(findings, chat, patterns)
-    origin = _origin(model, weights, options) | {"quantised": policy.quantisation, "task": config.task.kind}
+    origin = _origin(model, weights, options) | {"quantised": policy.quantised, "task": config.task.kind}
     origin["hyperparameters"] = hyperparameters(methods, findings.credits)
     return InspectResult(table, summarise(table, origin, chat), chat, warnings)
 

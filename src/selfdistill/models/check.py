@@ -18,6 +18,7 @@ from selfdistill.models.attention import install, obstacle, uninstall
 from selfdistill.models.head import HeadInput
 from selfdistill.models.packing import build_prefix_tree, pack
 from selfdistill.models.prefill import Decoder, Prefill, closed_up
+from selfdistill.models.quantised import dequantised
 from selfdistill.types import SequenceBatch
 
 LARGE_LOGIT = 300.0
@@ -86,8 +87,9 @@ def check_weights(policy: Checked, path: str) -> None:
         ModelError: names the first such tensor.
     """
     for name, parameter in policy.causal_lm.named_parameters():
-        # The sum is finite if all weights are, and needs no second tensor of this size.
-        if not torch.isfinite(parameter.sum(dtype=torch.promote_types(parameter.dtype, torch.float32))):
+        # The sum is finite if all weights are, and needs no second tensor of this size where nothing is quantised.
+        weight = dequantised(parameter)
+        if not torch.isfinite(weight.sum(dtype=torch.promote_types(weight.dtype, torch.float32))):
             raise ModelError(
                 f"{path} holds weights that are not numbers (NaN or infinite), in {name}: download or save it again"
             )

@@ -160,7 +160,7 @@ def decodable_rows(policy: Policy, *, length: int) -> int:
         return MOST_ROWS
     # A GPU's free memory excludes the weights; a CPU's memory is everything that the process may use.
     size = next(policy.parameters()).element_size()
-    weights = sum(p.numel() for p in policy.parameters()) * size if device.kind == "cpu" else 0
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters()) if device.kind == "cpu" else 0
     rows = (device.free * (1 - KEPT_BACK) - weights) // a_row(shape, length, size)
     return min(max(int(rows), 1), MOST_ROWS)
 

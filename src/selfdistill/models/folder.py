@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import ModelError
+from selfdistill.models.quantised import import_peft
 
 POINTER = b"version https://git-lfs"
 """First bytes of a git-lfs pointer, which git stores instead of a large file."""
@@ -73,11 +74,9 @@ def _object(file: Path) -> Mapping[str, Any]:
 
 
 def _check_adapter(config: Mapping[str, Any], path: str) -> None:
-    from peft import PeftType
-
-    kind = str(config.get("peft_type"))
+    kind, kinds = str(config.get("peft_type")), import_peft().PeftType.__members__
     # A prompt or a prefix does not change weights, so it cannot be merged into the model.
-    if kind not in PeftType.__members__ or "PROMPT" in kind or kind in {"P_TUNING", "PREFIX_TUNING", "CPT"}:
+    if kind not in kinds or "PROMPT" in kind or kind in {"P_TUNING", "PREFIX_TUNING", "CPT"}:
         raise ModelError(f"the adapter in {path} is of the kind {kind}, which cannot be merged into its base: use LORA")
 
 

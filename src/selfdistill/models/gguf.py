@@ -139,7 +139,12 @@ def tensor_types(file: Path) -> Counter[str]:
     return Counter(tensor.tensor_type.name for tensor in tensors)
 
 
-def quantisation(folder: str | Path) -> str | None:
+def quantised_as(*kinds: str | None) -> str | None:
+    """How weights were quantised, one time after another, for example ``"Q4_1, then nf4"``; None if they were not."""
+    return ", then ".join(kind for kind in kinds if kind) or None
+
+
+def gguf_quantisation(folder: str | Path) -> str | None:
     """How the weights of a converted directory were quantised, for example ``"Q4_1"``; None if they were not.
 
     It is the most frequent quantised type.

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from pickle import PickleError
@@ -16,10 +17,18 @@ from typing import Any
 import torch
 
 from selfdistill.config.sources import model_not_found
-from selfdistill.errors import ModelError, first_line, is_full
+from selfdistill.errors import ModelError, UserError, first_line, is_full
 from selfdistill.models.folder import check_folder
 from selfdistill.models.gguf import converted, gguf_file
 from selfdistill.models.prefill import keeps_keys, new_cache
+from selfdistill.models.quantised import (
+    BLOCK,
+    check_widths,
+    import_peft,
+    keep_unpacked,
+    loading_options,
+    quantised_layers,
+)
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 """A model's id on the hub, with its owner."""
@@ -91,10 +100,21 @@ def lasting_name(path: str) -> str:
     return str(Path(path).absolute()) if own else path
 
 
-def read_model(source: str, path: str, dtype: torch.dtype, adapters: Sequence[Path] = ()) -> Any:
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """How a model is loaded: its number type, and what its linear layers are quantised to, on which device."""
+
+    dtype: torch.dtype
+    quantisation: str | None = None
+    device: torch.device | None = None
+    """Device of a quantised model. All others are loaded on the CPU."""
+
+
+def read_model(source: str, path: str, placed: Placed, adapters: Sequence[Path] = ()) -> Any:
     """Load the transformers model in a directory, with an adapter merged into its base. ``path`` is for messages.
 
-    ``adapters`` are the directories whose base model this is.
+    An adapter on a quantised base stays beside it, because merging would round the sum. ``adapters`` are the
+    directories whose base model this is.
 
     Raises:
         ModelError: it cannot be loaded, or weights are missing.
@@ -107,20 +127,24 @@ def read_model(source: str, path: str, dtype: torch.dtype, adapters: Sequence[Pa
         check_folder(Path(source), path)
     try:
         if adapter.is_file():
-            from peft import PeftModel
-
             # The base may itself be an adapter, if one run started from another run's adapter.
-            base = _read_base(adapter, path, dtype, adapters)
+            base = _read_base(adapter, path, placed, adapters)
             if not any(True for _ in Path(source).glob("adapter_model.*")):
                 raise ModelError(f"{path} holds an adapter_config.json and no adapter_model.safetensors beside it")
+            quantised_base = quantised_layers(base) is not None
+            if quantised_base and hasattr(base, "peft_config"):
+                raise ModelError(f"{path} is an adapter on another adapter, whose base is quantised: merge that first")
             with quiet_peft():
-                adapted: Any = PeftModel.from_pretrained(base, source)
-            return adapted.merge_and_unload()
+                adapted: Any = import_peft().PeftModel.from_pretrained(base, source)
+            return adapted if quantised_base else adapted.merge_and_unload()
         # If trust_remote_code is unset, transformers asks at the terminal whether to run a model's own code.
+        quantised: dict[str, Any] = {}
+        if placed.quantisation is not None:
+            quantised = loading_options(source, path, placed.quantisation, placed.dtype, placed.device)
         loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            source, dtype=placed.dtype, output_loading_info=True, trust_remote_code=False, **quantised
         )
-    except ModelError:
+    except UserError:
         raise
     # The loaders of transformers, peft and torch raise many different types.
     except Exception as error:
@@ -132,6 +156,13 @@ def read_model(source: str, path: str, dtype: torch.dtype, adapters: Sequence[Pa
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} of its weights, the first is {missing[0]}")
+    keep_unpacked(model)
+    check_widths(model, path)
+    if placed.quantisation is not None and quantised_layers(model) is None:
+        raise ModelError(
+            f"{path} has no linear layer whose inputs are a multiple of {BLOCK}, so nothing is quantised: leave out "
+            "model.quantisation"
+        )
     return model
 
 
@@ -177,7 +208,7 @@ def base_name(adapter: Path, path: str) -> str:
     return str(base)
 
 
-def _read_base(adapter: Path, path: str, dtype: torch.dtype, adapters: Sequence[Path]) -> Any:
+def _read_base(adapter: Path, path: str, placed: Placed, adapters: Sequence[Path]) -> Any:
     """Load the base model of the adapter that a peft config describes.
 
     Raises:
@@ -187,7 +218,7 @@ def _read_base(adapter: Path, path: str, dtype: torch.dtype, adapters: Sequence[
     if adapter.parent.resolve() in adapters:
         raise ModelError(f"the adapter in {path} is its own base model: {remedy}")
     try:
-        return read_model(resolve_model(base), base, dtype, [*adapters, adapter.parent.resolve()])
+        return read_model(resolve_model(base), base, placed, [*adapters, adapter.parent.resolve()])
     except ModelError as error:
         raise ModelError(
             f"the adapter in {path} cannot be put on its base model: {error}; if it has moved, {remedy}"

@@ -15,6 +15,7 @@ from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import fused_outputs, not_linear, outside_decoder
 from selfdistill.models.gguf import gguf_file
 from selfdistill.models.loading import lasting_name, quiet_peft, resolve_model
+from selfdistill.models.quantised import import_peft
 
 STUDENT_ADAPTER = "default"
 
@@ -29,16 +30,14 @@ def add_lora(model: Any, lora: LoraConfig, path: str, seed: int) -> Any:
     Raises:
         ModelError: the model takes no adapter on these modules.
     """
-    import peft
-
-    all_linear = lora.target_modules == "all-linear"
+    peft, all_linear = import_peft(), lora.target_modules == "all-linear"
     not_plain = not_linear(model)
     outside, fused = outside_decoder(model), fused_outputs(model)
     _check_targets(model, lora.target_modules, not_plain, {*outside, *fused, *not_plain}, path)
     excluded = [*outside, *([*fused, *not_plain] if all_linear else [])]
     config = peft.LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,
         target_modules=lora.target_modules,
         exclude_modules=excluded or None,
         task_type="CAUSAL_LM",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfdistill.config.bits import adapter_below
 from selfdistill.config.sections import LoraConfig, ParallelConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.fsdp import (
@@ -36,11 +37,12 @@ from selfdistill.models.check import (
     probe,
     runs,
 )
-from selfdistill.models.gguf import quantisation
+from selfdistill.models.gguf import gguf_quantisation, quantised_as
 from selfdistill.models.head import HeadInput, LossInputs, LossOutput, score_head_input, sliced_loss
-from selfdistill.models.loading import find_model, read_model, read_tokenizer, stop_ids, window_of
+from selfdistill.models.loading import Placed, find_model, read_model, read_tokenizer, stop_ids, window_of
 from selfdistill.models.lora import STUDENT_ADAPTER, add_lora
 from selfdistill.models.masters import Masters, widen
+from selfdistill.models.quantised import check_saved, kept_in
 from selfdistill.types import Scores, SequenceBatch
 
 ADAPTER = "adapter"
@@ -69,8 +71,10 @@ class Policy(nn.Module):
         """Whether the trained adapter's base is itself a base with a merged adapter, which exists in memory only."""
         self.compiled = False
         """Whether the functions of the logits are compiled."""
-        self.quantisation: str | None = None
+        self.gguf_quantisation: str | None = None
         """How the weights were quantised before they were converted from a GGUF file, for example ``"Q4_1"``."""
+        self.quantisation: str | None = None
+        """How the linear layers of the base are kept in fewer bits, ``"nf4"``; None if they are not."""
         self.masters = Masters()
         """float32 master weights of the trained bf16 weights."""
         self.dtype: torch.dtype | None = None
@@ -95,6 +99,11 @@ class Policy(nn.Module):
     def is_lora(self) -> bool:
         """Whether only an adapter is trained."""
         return getattr(self.model, "peft_config", None) is not None
+
+    @property
+    def quantised(self) -> str | None:
+        """How the weights were quantised in a GGUF file, or here; None if they were not."""
+        return quantised_as(self.gguf_quantisation, self.quantisation)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -228,18 +237,22 @@ def load_policy(
     lora: LoraConfig | None = None,
     seed: int = 0,
     sampled: bool = True,
+    quantisation: str | None = None,
 ) -> tuple[Policy, Chat]:
     """Load a model directory, a shipped model or a hub id with its tokenizer, and check that they fit each other.
 
     A directory that holds an adapter loads its base model and the adapter. With ``sampled`` False the model is only
-    checked for scoring, and need not decode.
+    checked for scoring, and need not decode. ``quantisation`` quantises the linear layers below an adapter (``"nf4"``).
 
     Raises:
         ModelError: one sentence says what is wrong and what would be right.
     """
     source = find_model(path)
     folder = Path(source)
-    model = read_model(source, path, dtype)
+    on_adapter = lora is not None and (folder / "adapter_config.json").is_file()
+    if on_adapter and quantisation is not None:
+        raise ModelError(adapter_below(path))
+    model = read_model(source, path, Placed(dtype, quantisation, device))
     tokenizer = read_tokenizer(path)
     rows = model.get_input_embeddings().weight.shape[0]
     # Not len(tokenizer): if ids have gaps, the largest id exceeds their number.
@@ -254,8 +267,8 @@ def load_policy(
         model = add_lora(model, lora, path, seed)
     limit_time_steps(model)
     policy = Policy(model.to(device), vocab_size=ids).eval()
-    policy.quantisation = quantisation(folder)
-    policy.on_adapter = lora is not None and (folder / "adapter_config.json").is_file()
+    policy.gguf_quantisation, policy.quantisation = gguf_quantisation(folder), kept_in(model)
+    policy.on_adapter = on_adapter
     check_weights(policy, path)
     with runs(policy, path):
         check_head(policy, path)
@@ -266,13 +279,13 @@ def load_policy(
     return policy, chat
 
 
-def load_external(path: str, student: Policy, chat: Chat, *, dtype: torch.dtype, device: torch.device) -> Policy:
-    """Load another model as a teacher of ``student``, without gradient.
+def load_external(path: str, student: Policy, chat: Chat, **options: Any) -> Policy:
+    """Load another model as a teacher of ``student``, without gradient. ``options`` are those of :func:`load_policy`.
 
     Raises:
         ModelError: it cannot be loaded, its vocabulary differs (names the first such token), or its window is shorter.
     """
-    teacher, teacher_chat = load_policy(path, dtype=dtype, device=device, sampled=False)
+    teacher, teacher_chat = load_policy(path, sampled=False, **options)
     student_vocab, teacher_vocab = chat.tokenizer.get_vocab(), teacher_chat.tokenizer.get_vocab()
     for token, number in sorted(student_vocab.items(), key=lambda item: item[1]):
         if teacher_vocab.get(token) != number:
@@ -307,7 +320,11 @@ def save_policy(
     It is saved merged, as full weights, and also by itself in the subfolder :data:`ADAPTER` for a resume.
     ``adapter_only`` leaves out the merged weights; ``adapter`` names another one than the student's. Every rank must
     call; only the rank with ``writes`` writes.
+
+    Raises:
+        ModelError: the weights are quantised and there is no adapter.
     """
+    check_saved(policy, chat.name)
     state = full_state_dict(policy.model, keep=writes, dtype=policy.dtype) if policy.sharded else None
     if not writes:
         return
@@ -327,7 +344,7 @@ def save_policy(
         if merged:
             # Merge from the files: merging in memory and undoing it would round the base's weights.
             dtype = policy.dtype or next(policy.causal_lm.parameters()).dtype
-            read_model(str(adapter_folder), str(adapter_folder), dtype).save_pretrained(folder)
+            read_model(str(adapter_folder), str(adapter_folder), Placed(dtype)).save_pretrained(folder)
     else:
         policy.model.save_pretrained(folder, state_dict=state)
         if policy.dtype is not None:

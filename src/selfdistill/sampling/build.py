@@ -48,6 +48,11 @@ def build_engine(
     """
     if dtype == "float64":
         raise ConfigError('vLLM has no float64: with a sampler of its own model.dtype is "float32" or "bfloat16"')
+    if policy.quantisation is not None and not policy.is_lora:
+        raise ConfigError(
+            f"an engine samples from the model as it is stored, not from one that is kept in {policy.quantisation}: "
+            "leave out model.quantisation, or use sampler.kind 'hf'"
+        )
     if policy.is_lora and (Path(resolve_model(model)) / "adapter_config.json").is_file():
         raise ConfigError(
             f"model.path {model} is itself an adapter, and vLLM takes one on a whole model: save them merged first, "

@@ -15,6 +15,7 @@ from selfdistill.config.sampler import EngineConfig, SamplerConfig, ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
+from selfdistill.models.loading import base_name, resolve_model
 from selfdistill.models.policy import Policy
 from selfdistill.models.served import CONCURRENCY, served_models, takes_weights
 from selfdistill.models.teachers import Teachers
@@ -189,10 +190,16 @@ def build_engines(
         if external is not None:
             check_teacher(config, external)
         own = folder if external is None else folder / "external"
-        path = model if external is None else external.path
+        path = _whole_model(policy, model) if external is None else external.path
         return build_engine(config, policy, chat, model=path, dtype=dtype, folder=own, log=log, ranks=world.size)
 
     return Engines(chat, limit, engine=make(None), make=make, world=world)
+
+
+def _whole_model(policy: Policy, model: str) -> str:
+    """The model that an engine loads below the student's adapter, which stands beside a quantised base."""
+    adapter = Path(resolve_model(model)) / "adapter_config.json"
+    return base_name(adapter, model) if policy.quantisation is not None and adapter.is_file() else model
 
 
 @contextmanager

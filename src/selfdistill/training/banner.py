@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from selfdistill.config.sampler import EngineConfig, SamplerConfig
 from selfdistill.distributed.world import World
 from selfdistill.files.text import plural
 from selfdistill.methods.grpo import GRPO
 from selfdistill.models.devices import read_device
 from selfdistill.models.fit import expected_bytes, planned, shape_in
 from selfdistill.models.policy import Policy
+from selfdistill.models.quantised import BLOCK, QuantisedLayers, count, quantised_layers
 from selfdistill.models.sizing import GIB
 from selfdistill.sampling.rollouts import longest_prompt
 from selfdistill.tasks.build import warnings_for
@@ -40,9 +42,11 @@ def banner(parts: Parts, folder: Path) -> dict[str, str]:
         )
     else:
         batch = f"{_count(sampling.prompts, 'prompt')} with the data's own responses"
+    quantised = quantised_layers(parts.policy.model)
     checkpointing = ", activations computed again" if config.parallel.activation_checkpointing else ""
     return {
         "model": f"{parts.chat.name}, {describe_size(parts.policy)}",
+        **({} if quantised is None else {"base": describe_quantised(quantised)}),
         "device": _device(parts),
         "method": f"{config.method['name']}; {'; '.join(teachers) or 'no teacher'}",
         "rows": f"{len(parts.examples):,} to train on, {len(parts.held_out):,} held out ({config.evaluation.split})"
@@ -63,11 +67,12 @@ def warnings(parts: Parts) -> Iterator[str]:
         yield f"reward: {warning}"
     if parts.device_warning:
         yield f"device: {parts.device_warning}"
-    if parts.policy.quantisation is not None:
+    if parts.policy.gguf_quantisation is not None:
         yield (
-            f"model: its weights were quantised ({parts.policy.quantisation}) before they were converted from GGUF, so "
-            "the start is not the original model"
+            f"model: its weights were quantised ({parts.policy.gguf_quantisation}) before they were converted from "
+            "GGUF, so the start is not the original model"
         )
+    yield from quantised_warnings(parts.policy, config.sampler)
     for warning in parts.chat.warnings([example.prompt for example in parts.examples]):
         yield f"model: {warning}"
     if not parts.teachers.pack:
@@ -106,6 +111,35 @@ def warnings(parts: Parts) -> Iterator[str]:
         )
 
 
+def quantised_warnings(policy: Policy, sampler: SamplerConfig) -> Iterator[str]:
+    """Warnings about a model whose linear layers are quantised, one sentence each."""
+    if policy.quantisation is None:
+        return
+    yield f"model: its linear layers are kept in {policy.quantisation}, so it is not the original model"
+    if isinstance(sampler, EngineConfig):
+        yield (
+            "sampler: the engine holds the model below the adapter as it is stored, not quantised, so it samples with "
+            "other probabilities than are trained; with training, importance weights correct for it, and sampler_gap "
+            "says by how much they differ"
+        )
+
+
+def describe_quantised(layers: QuantisedLayers) -> str:
+    """Describe which layers of a model are quantised, and which weights stay as they are."""
+    others = f"others {short(layers.others)}"
+    if layers.others > layers.weights / 10:
+        others += f", the largest {layers.largest}"
+    if layers.uneven:
+        others += (
+            f"; {_count(layers.uneven, 'linear layer')} {plural(layers.uneven, 'stays', 'stay')} because "
+            f"{plural(layers.uneven, 'its', 'their')} inputs are no multiple of {BLOCK}"
+        )
+    return (
+        f"{layers.kind}: {_count(layers.layers, 'linear layer')} with {short(layers.weights)} weights; not quantised: "
+        f"embedding and head {short(layers.tables)}, {others}"
+    )
+
+
 def describe_role(role: Role) -> str:
     """Describe the context and the weights of a role."""
     prompt = f"context {role.context}" if role.context else "the student's prompt"
@@ -124,7 +158,7 @@ def describe_role(role: Role) -> str:
 
 def describe_size(policy: Policy) -> str:
     """Describe how many weights a model has and how many of them are trained."""
-    total, trained = (sum(p.numel() for p in weights) for weights in (policy.parameters(), policy.trainable()))
+    total, trained = (sum(map(count, weights)) for weights in (policy.parameters(), policy.trainable()))
     if total == trained:
         return f"{short(total)} weights, all trained"
     return f"{short(total)} weights, {short(trained)} of them trained"
@@ -132,11 +166,12 @@ def describe_size(policy: Policy) -> str:
 
 def in_short(policy: Policy, name: str) -> str:
     """A loaded model in one line: its name, size, number type and device."""
-    size = short(sum(p.numel() for p in policy.parameters()))
+    size = short(sum(map(count, policy.parameters())))
     dtype = str(policy.dtype or next(policy.parameters()).dtype).removeprefix("torch.")
     device = read_device(str(policy.device))
     words = "" if device is None or device.kind == "cpu" else f" ({device.words})"
-    return f"model: {name}, {size} weights, {dtype} on {policy.device}{words}"
+    quantised = f", quantised ({policy.quantised})" if policy.quantised else ""
+    return f"model: {name}, {size} weights{quantised}, {dtype} on {policy.device}{words}"
 
 
 def short(number: float) -> str:

@@ -26,6 +26,7 @@ from selfdistill.methods import Method
 from selfdistill.models.compile import check_compiler
 from selfdistill.models.devices import parse_device, resolve_device
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
+from selfdistill.models.quantised import check_trainable
 from selfdistill.models.served import ServedModel
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
@@ -159,6 +160,7 @@ def build_models(problem: Problem) -> Models:
     loaded_on = config.model.model_copy(update={"device": "cpu"}) if parallel.sharded else config.model
     with activity("loading the model"):
         policy, chat = build_policy(loaded_on, seed=config.seed)
+    check_trainable(policy, config.model.path)
     problem = replace(problem, task=fitted(problem.task, chat))
     teachers, origin = build_teachers(
         loaded_on,
@@ -185,6 +187,7 @@ def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
         device=parse_device(config.device),
         lora=config.lora,
         seed=seed,
+        quantisation=config.quantisation,
     )
     policy.compiled = config.compile
     return policy, chat

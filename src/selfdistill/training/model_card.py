@@ -32,12 +32,14 @@ def write_card(run: Path, step: int, folder: Path, *, name: str | None = None) -
     if not isinstance(config.get("method"), dict) or not isinstance(config.get("model"), dict):
         raise DataError(f"{run / 'config.json'} names no method or no model, which a model card says")
     path = folder / CARD
-    path.write_text("\n".join(card(run, config, step, name or run.resolve().name)) + "\n", encoding="utf-8")
+    merged = not (folder / "adapter_config.json").is_file()
+    lines = card(run, config, step, name or run.resolve().name, merged=merged)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def card(run: Path, config: Mapping[str, Any], step: int, name: str) -> Iterator[str]:
-    """Yield the lines of the card."""
+def card(run: Path, config: Mapping[str, Any], step: int, name: str, *, merged: bool = False) -> Iterator[str]:
+    """Yield the lines of the card. ``merged`` says that an adapter was added to its base."""
     method, model, task = config["method"], config["model"], config.get("task", {})
     base, rows = str(model.get("path")), task.get("path")
     data = ModelCardData(
@@ -53,6 +55,8 @@ def card(run: Path, config: Mapping[str, Any], step: int, name: str) -> Iterator
         f"{trained} of `{base}` trained with the method `{method.get('name')}` of selfdistill {__version__}: step "
         f"{step:,} of {config.get('steps', 0):,}."
     )
+    if model.get("quantisation"):
+        yield from ("", quantised_base(str(model["quantisation"]), base, merged=merged))
     yield from ("", "## Method", "")
     yield from _table(("hyperparameter", "value"), ((key, _value(value)) for key, value in method.items()))
     yield from ("", "## Data", "")
@@ -64,6 +68,14 @@ def card(run: Path, config: Mapping[str, Any], step: int, name: str) -> Iterator
     yield from _accuracy(run, step)
     yield from _alarms(run, step)
     yield from ("", "## Config", "", "```json", json.dumps(config, indent=2, ensure_ascii=False), "```")
+
+
+def quantised_base(kind: str, base: str, *, merged: bool) -> str:
+    """The sentence about an adapter that was trained on a quantised base."""
+    trained = f"The adapter was trained and evaluated on {base} with its linear layers kept in {kind}. "
+    if merged:
+        return trained + "It is merged into that model as it is without quantisation: its logits differ somewhat."
+    return trained + "On that model without quantisation its logits differ somewhat."
 
 
 def _accuracy(run: Path, step: int) -> Iterator[str]:

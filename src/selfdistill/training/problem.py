@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from selfdistill.config.bits import check_bits
 from selfdistill.config.evaluation import EvaluationConfig, General
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig
@@ -52,6 +53,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     Raises:
         UserError: names the first problem of config or data.
     """
+    check_bits(config.model, config.parallel)
     _, device_warning = resolve_device(config.model)
     config = resolve(config)
     method, name = method_of(config), str(config.method["name"])

@@ -15,7 +15,7 @@ from selfdistill.config.sections import Model
 from selfdistill.config.suggest import LOGIN
 from selfdistill.distributed.world import World
 from selfdistill.models.devices import read_device
-from selfdistill.models.gguf import quantisation
+from selfdistill.models.gguf import gguf_quantisation, quantised_as
 from selfdistill.models.loading import resolve_model
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ LIBRARIES = ("selfdistill", "torch", "transformers")
 def start_record(model: Model, *, step: int, seed: int) -> dict[str, Any]:
     """One start's line of ``starts.jsonl``, as plain JSON. ``step`` is the step that the run continues from.
 
-    ``quantised`` is the type that the weights were quantised in before they were converted from a GGUF file.
+    ``quantised`` is how the weights were quantised: in a GGUF file before they were converted, or here.
 
     The name of the machine is not recorded, nor a password in a server's address.
     """
@@ -40,7 +40,7 @@ def start_record(model: Model, *, step: int, seed: int) -> dict[str, Any]:
         "commit": commit_of(PACKAGE),
         "device": model.device if device is None or device.kind == "cpu" else f"{model.device}, {device.words}",
         "dtype": model.dtype,
-        "quantised": quantisation(resolve_model(model.path)),
+        "quantised": quantised_as(gguf_quantisation(resolve_model(model.path)), model.quantisation),
         "seed": seed,
         "processes": World.current().size,
     }

@@ -182,7 +182,8 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     None is the run's ``model.dtype``.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is corrupt, or ``out`` is not empty.
+        CheckpointError: there is no such checkpoint, it is corrupt, ``out`` is not empty, or a base that is stored
+            quantised cannot be merged with its adapter.
         ConfigError: the number type is unknown.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -206,7 +207,8 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
         shutil.copytree(model, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ADAPTER))
         return path
     config = RunConfig.model_validate(with_new_names(read_object(run / "config.json")))
-    overrides = {"device": "cpu", "dtype": dtype or config.model.dtype}
+    # An adapter is read and merged with the base as it is before it is quantised.
+    overrides = {"device": "cpu", "dtype": dtype or config.model.dtype, "quantisation": None}
     policy, chat = build_policy(config.model.model_copy(update=overrides), seed=config.seed)
     load_trained(path, policy)
     if not merge or not policy.is_lora:
@@ -215,5 +217,11 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     with TemporaryDirectory(prefix="selfdistill-export-") as aside:
         save_policy(policy, chat, Path(aside), adapter_only=True)
         merged = {"path": aside, "lora": None, **overrides}
-        save_policy(*build_policy(config.model.model_copy(update=merged), seed=config.seed), out)
+        whole, chat = build_policy(config.model.model_copy(update=merged), seed=config.seed)
+        if whole.quantisation is not None:
+            raise CheckpointError(
+                f"{config.model.path} is stored in {whole.quantisation}, and an adapter that is merged into it would "
+                "be rounded: export without --merge"
+            )
+        save_policy(whole, chat, out)
     return path
