@@ -136,8 +136,11 @@ class VLLMSampler:
         world.broadcast_from_rank_zero(lambda: _told(load, version))
         self.started = True
         if streams:
-            failure = self._stream(whole_layers(policy), world)
-            world.broadcast_from_rank_zero(lambda: _told(failure, version))
+            layers = whole_layers(policy)
+            if not world.is_rank_zero:
+                for _ in layers:
+                    pass
+            world.broadcast_from_rank_zero(lambda: _told(lambda: self._stream(layers), version))
         self.label, self.path = self.weight_sync.label(version, weights), None if policy.is_lora else path
         if world.is_rank_zero:
             self._name_weights(path if policy.is_lora else None)
@@ -249,28 +252,19 @@ class VLLMSampler:
             self.weight_sync.folder = folder
             self.weight_sync.clear()
 
-    def _stream(self, layers: Iterator[Mapping[str, Tensor]], world: World) -> Callable[[], None]:
-        """Send layers to every worker of every engine. Returns what raises the error that came up, or nothing."""
-        failed: list[Exception] = []
+    def _stream(self, layers: Iterator[Mapping[str, Tensor]]) -> None:
+        """Send layers to every worker of every engine."""
 
         def receive(path: str) -> None:
             with ThreadPoolExecutor(len(self.engines)) as pool:
                 list(pool.map(lambda engine: engine.collective_rpc("receive_stream", args=(path,)), self.engines))
 
-        if world.is_rank_zero:
-            try:
-                self.streamed += stream(layers, receive, len(self.engines) * self.config.tensor_parallel_size)
-            # Whatever it is: the other ranks gather on, and hear of it after the last layer.
-            except Exception as error:
-                failed.append(error)
-        for _ in layers:
-            pass
-
-        def tell() -> None:
-            if failed:
-                raise failed[0]
-
-        return tell
+        try:
+            self.streamed += stream(layers, receive, len(self.engines) * self.config.tensor_parallel_size)
+        finally:
+            # The other ranks gather on, whatever failed, and hear of it after the last layer.
+            for _ in layers:
+                pass
 
     def _name_weights(self, adapter: Path | None) -> None:
         """Label the weights that the engines hold, and change their adapter for the one in a directory."""
