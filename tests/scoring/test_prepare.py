@@ -13,7 +13,7 @@ import torch
 
 from selfdistill.config.sections import Limits, limits_on
 from selfdistill.contexts.templates import Template
-from selfdistill.errors import ConfigError
+from selfdistill.errors import ConfigError, ModelError
 from selfdistill.inspection.credit import inspect_groups, plan
 from selfdistill.methods import Method, build_method
 from selfdistill.methods.base import BatchScores, State
@@ -24,7 +24,18 @@ from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import MicroBatch, collate
 from selfdistill.scoring.prepare import batch_inputs, loss_inputs, prepare, render
 from selfdistill.seeds import derive
-from selfdistill.types import Message, Role, Scores, Skipped, TokenSlice, View
+from selfdistill.types import (
+    Example,
+    Message,
+    Role,
+    Rollout,
+    RolloutGroup,
+    Scores,
+    Skipped,
+    TokenSlice,
+    Verdict,
+    View,
+)
 from support.engine import invent_groups, load_exact, make_bench
 
 KNOBS: Mapping[str, dict[str, Any]] = {
@@ -350,6 +361,71 @@ def test_the_seed_chooses_the_other_input_as_a_whole(model: Path, templates: Map
     # Each is the system message of the same example as the question, and none is always the same.
     assert {contrast(seed) for seed in range(12)} == inputs
     assert contrast(3) == contrast(3)
+
+
+class Picky(OPSD):
+    """Keeps every second completion, and has an advantage of its own for each turn."""
+
+    weighting: ClassVar[Literal["token", "completion"]] = "completion"
+
+    def keep(self, group: RolloutGroup) -> Sequence[bool]:
+        """The second, the fourth …"""
+        return [i % 2 == 1 for i in range(len(group.rollouts))]
+
+    def advantages(self, rewards_PG: torch.Tensor) -> torch.Tensor:
+        """The reward, and −1 where there is none."""
+        return rewards_PG.nan_to_num(-1.0)
+
+    def turn_advantages(self, group: RolloutGroup, advantages: Sequence[float]) -> Sequence[Sequence[float]]:
+        """The advantage, and how many completions the group has."""
+        return [[advantage, float(len(group.rollouts))] for advantage in advantages]
+
+
+def test_a_view_holds_what_is_known_of_its_completion() -> None:
+    def one(text: str, *ids: int, source: str = "student") -> Rollout:
+        return Rollout((1, 2), ids, tuple(-float(n) for n in range(len(ids))), True, text, 0, source)
+
+    rollouts = (one("a", 5), one("b", 5, 6), one("c", 5, 6, 7), one("d", 8, 9, source="teacher"), one("e", 4, 4))
+    verdicts = (Verdict(1.0), Verdict(0.25), Verdict(None), Verdict(1.0), Verdict(1.0))
+    groups = [RolloutGroup(Example("x", ()), rollouts, verdicts), RolloutGroup(Example("y", ()), (), ())]
+    rendered = [[{"teacher": (3,) if i != 1 else Skipped("t", ("solution",))} for i in range(5)], []]
+    prepared = prepare(groups, Picky(), rendered, with_left_out=True)
+    assert [view.index for view in prepared.views] == [0, 1, 2, 3, 4]
+    # Three are left out by the method, and the second lacks its context, which is the only one that is asked for.
+    assert prepared.dropped == 4
+    assert prepared.skipped == {"left out by the method": 3, Skipped("t", ("solution",)).reason: 1}
+    second, fourth = prepared.views[1], prepared.views[3]
+    assert fourth == View(
+        prompts={"student": (1, 2), "teacher": (3,)},
+        completion_ids=(8, 9),
+        weights=(0.5, 0.5),
+        old_logprobs=(0.0, -1.0),
+        # Another role's sample has no reward of its own among the student's, and its group still has a pass rate:
+        # of the student's judged completions two of three are right.
+        advantage=-1.0,
+        group=0,
+        index=3,
+        source="teacher",
+        reward=1.0,
+        correct=True,
+        pass_rate=2 / 3,
+        gaps={},
+        turn_advantages=(-1.0, 5.0),
+    )
+    assert (second.weights, second.advantage, second.turn_advantages) == ((0.0, 0.0), 0.25, (0.25, 5.0))
+    assert (second.prompts, second.reward, second.correct) == ({"student": (1, 2)}, 0.25, False)
+    # Without the views that are left out there is one.
+    assert prepare(groups, Picky(), rendered).views == [fourth]
+    unjudged = RolloutGroup(Example("z", ()), rollouts[:2], (Verdict(None), Verdict(None)))
+    [_, view] = prepare([unjudged], Picky(), [[{"teacher": (3,)}] * 2], with_left_out=True).views
+    assert (view.pass_rate, view.reward, view.correct) == (None, None, False)
+
+
+def test_the_thinking_switch_reaches_every_role(model: Path, templates: Mapping[str, Template]) -> None:
+    """This chat template has none, and says so."""
+    policy, chat = load_exact(model)
+    with pytest.raises(ModelError, match="has no enable_thinking switch"):
+        render(invent_groups(policy, chat), {"t": Role("solution")}, templates, chat, thinking=True, seed=0)
 
 
 def mark_prompt(group: Any) -> Any:
