@@ -22,7 +22,7 @@ from selfdistill.methods.sdpo import SDPO
 from selfdistill.models.head import HeadInput, LossInputs, sliced_loss, token_metrics
 from selfdistill.models.policy import Policy
 from selfdistill.scoring.batching import MicroBatch, collate
-from selfdistill.scoring.prepare import batch_inputs, loss_inputs, prepare, render
+from selfdistill.scoring.prepare import Rendered, batch_inputs, loss_inputs, prepare, render
 from selfdistill.seeds import derive
 from selfdistill.types import (
     Example,
@@ -388,7 +388,7 @@ def test_a_view_holds_what_is_known_of_its_completion() -> None:
     rollouts = (one("a", 5), one("b", 5, 6), one("c", 5, 6, 7), one("d", 8, 9, source="teacher"), one("e", 4, 4))
     verdicts = (Verdict(1.0), Verdict(0.25), Verdict(None), Verdict(1.0), Verdict(1.0))
     groups = [RolloutGroup(Example("x", ()), rollouts, verdicts), RolloutGroup(Example("y", ()), (), ())]
-    rendered = [[{"teacher": (3,) if i != 1 else Skipped("t", ("solution",))} for i in range(5)], []]
+    rendered: Rendered = [[{"teacher": (3,) if i != 1 else Skipped("t", ("solution",))} for i in range(5)], []]
     prepared = prepare(groups, Picky(), rendered, with_left_out=True)
     assert [view.index for view in prepared.views] == [0, 1, 2, 3, 4]
     # Three are left out by the method, and the second lacks its context, which is the only one that is asked for.
@@ -417,7 +417,8 @@ def test_a_view_holds_what_is_known_of_its_completion() -> None:
     # Without the views that are left out there is one.
     assert prepare(groups, Picky(), rendered).views == [fourth]
     unjudged = RolloutGroup(Example("z", ()), rollouts[:2], (Verdict(None), Verdict(None)))
-    [_, view] = prepare([unjudged], Picky(), [[{"teacher": (3,)}] * 2], with_left_out=True).views
+    shown: Rendered = [[{"teacher": (3,)}, {"teacher": (3,)}]]
+    [_, view] = prepare([unjudged], Picky(), shown, with_left_out=True).views
     assert (view.pass_rate, view.reward, view.correct) == (None, None, False)
 
 
