@@ -101,6 +101,18 @@ def test_a_converted_file_has_the_logits_the_tokens_and_the_prompt_of_the_gguf(t
     assert policy.quantised == "Q8_0"
 
 
+def test_a_model_beside_the_file_does_not_lend_it_its_tokenizer(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    alone, chat = load(file)
+    beside = tmp_path / "beside"
+    save_policy(alone, chat, beside)
+    (beside / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    shutil.copy(file, beside / "other.gguf")
+    _, again = load(beside / "other.gguf")
+    question = (Message("user", "hello"),)
+    assert again.encode(question) == chat.encode(question)
+
+
 def test_a_file_is_converted_once_and_again_when_it_has_changed(tmp_path: Path, cache: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
     first = converted(file)

@@ -81,8 +81,11 @@ def convert(file: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        # Alone in a folder: transformers also reads what lies beside the file, such as another model's tokenizer.
+        with tempfile.TemporaryDirectory(prefix="selfdistill-gguf-") as alone:
+            (Path(alone) / file.name).symlink_to(file.resolve())
+            quantised = AutoModelForCausalLM.from_pretrained(alone, gguf_file=file.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name)
     # transformers and the tokenizers library raise many different types.
     except Exception as error:
         if is_full(error):
