@@ -329,6 +329,9 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge an adapter into its base model: a plain model directory.")
     ] = False,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Also write it as model.gguf: Llama, Qwen2 and Qwen3, not quantised.")
+    ] = False,
     push: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Also upload it to this repository of the Hugging Face hub."),
@@ -346,7 +349,7 @@ def export(
     quiet()
     from selfdistill.cli.export import export_run
 
-    for line in export_run(run, out, step=step, dtype=dtype, merge=merge, repo=repo):
+    for line in export_run(run, out, step=step, dtype=dtype, merge=merge, gguf=gguf, repo=repo):
         echo(line)
 
 

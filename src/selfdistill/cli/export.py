@@ -7,10 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import read_object
+from selfdistill.models.gguf_writing import require_gguf, write_gguf
 from selfdistill.training.hub import upload
 from selfdistill.training.model_card import quantised_base, write_card
 from selfdistill.training.run_folder import export_model
+
+GGUF = "model.gguf"
+"""File of an export that holds the whole model."""
 
 
 def export_run(
@@ -20,15 +25,19 @@ def export_run(
     step: int | None,
     dtype: str | None,
     merge: bool,
+    gguf: bool = False,
     repo: str | None = None,
 ) -> Iterator[str]:
     """Export a checkpoint as :func:`export_model` does, write its card, and upload it; yields what was done as lines.
 
-    Without ``out`` nothing is left here. ``repo`` is a repository of the hub that exists.
+    Without ``out`` nothing is left here. ``gguf`` also writes ``model.gguf``. ``repo`` is a repository of the hub that
+    exists.
 
     Raises:
-        UserError: the checkpoint cannot be exported, or the hub refuses.
+        UserError: the checkpoint cannot be exported, or not as GGUF, or the hub refuses.
     """
+    if gguf:
+        require_gguf()
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="selfdistill-export-")))
         path = export_model(run, folder, step=step, dtype=dtype, merge=merge)
@@ -39,5 +48,11 @@ def export_run(
             yield quantised_base(model["quantisation"], model["path"], merged=True)
         if out is not None:
             yield f"{path.name} of {run} is in {out}"
+        if gguf and (folder / "adapter_config.json").is_file():
+            raise ConfigError("--gguf writes whole weights, and this export is an adapter: add --merge")
+        if gguf:
+            write_gguf(folder, folder / GGUF)
+            if out is not None:
+                yield f"as one file: {out / GGUF}"
         if repo is not None:
             yield f"{path.name} of {run} is at {upload(repo, folder, message=f'Step {number} of {run.resolve().name}')}"
