@@ -14,6 +14,7 @@ from selfdistill.errors import ConfigError
 from selfdistill.training.problem import build_problem
 
 NF4 = ("model.quantisation=nf4", "model.lora.rank=2")
+EIGHT = ("optimiser.kind=adamw8bit",)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*NF4, "parallel=fsdp2"), "model.quantisation 'nf4' cannot be sharded: set parallel.kind to \"ddp\""),
         ((*NF4, "parallel=hsdp"), "or leave it out under 'hsdp'"),
         ((*NF4, "model.quantisation=int3"), "model.quantisation"),
+        ((*EIGHT, "model.dtype=float64"), "optimiser.kind 'adamw8bit' has no kernels for float64: set model.dtype"),
+        ((*EIGHT, "parallel=fsdp2"), "optimiser.kind 'adamw8bit' cannot be sharded: set parallel.kind to \"ddp\""),
+        ((*EIGHT, "parallel=hsdp"), "or leave it out under 'hsdp'"),
+        (("optimiser.kind=adam",), "optimiser.kind"),
         ((*NF4, "model.path=ADAPTER"), "needs a whole model below the new adapter, and ADAPTER is itself an adapter"),
     ],
 )
@@ -56,7 +61,7 @@ def test_what_does_not_fit_is_refused_by_training(
 
 
 def test_what_fits_is_taken(tmp_path: Path) -> None:
-    check_run(load_config("countdown-grpo", NF4), tmp_path / "run", resume=False)
+    check_run(load_config("countdown-grpo", (*NF4, *EIGHT)), tmp_path / "run", resume=False)
     # A command that trains nothing takes no adapter either.
     assert config_for("countdown-grpo", None, NF4[:1], command="evaluate").model.quantisation == "nf4"
 
@@ -66,5 +71,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     message = r"model.quantisation 'nf4' needs bitsandbytes: pip install 'selfdistill\[bitsandbytes\]'"
     with pytest.raises(ConfigError, match=message):
         check_run(load_config("countdown-grpo", NF4), tmp_path / "run", resume=False)
+    with pytest.raises(ConfigError, match=r"optimiser\.kind 'adamw8bit' needs bitsandbytes: pip install"):
+        check_run(load_config("countdown-grpo", EIGHT), tmp_path / "run", resume=False)
     with pytest.raises(ConfigError, match=message):
         config_for("countdown-grpo", None, NF4[:1], command="evaluate")

@@ -31,7 +31,7 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool) -> Task | None:
         UserError: the folder holds something else, or rows, a function or an address cannot be used.
     """
     check_place(folder)
-    check_bits(config.model, config.parallel)
+    check_bits(config.model, config.optimiser, config.parallel)
     # A run that goes on has its own weights.
     if not holds_run(folder, resume=resume):
         check_model_name(config.model.path)
@@ -145,7 +145,7 @@ def check_comparison(
         over = (folder / "compare.json").exists()
         check_sources(settings, judge=not over)
         if not over:
-            check_bits(settings.model, settings.parallel)
+            check_bits(settings.model, settings.optimiser, settings.parallel)
             check_model_name(settings.model.path)
             check_sampler(settings)
     return chosen

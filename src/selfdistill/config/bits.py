@@ -5,11 +5,13 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from selfdistill.config.sections import ModelConfig, ParallelConfig
+from selfdistill.config.sections import ModelConfig, OptimiserConfig, ParallelConfig
 from selfdistill.errors import ConfigError
 
 PACKAGE = "bitsandbytes"
 """Package that quantises, and name of the extra that installs it."""
+MOMENTS_IN_8_BITS = "adamw8bit"
+"""The kind of optimiser that needs it."""
 
 
 def require_bitsandbytes(setting: str) -> None:
@@ -36,8 +38,8 @@ def check_quantisation(model: ModelConfig) -> None:
     require_bitsandbytes(setting)
 
 
-def check_bits(model: ModelConfig, parallel: ParallelConfig) -> None:
-    """Refuse settings of a training run that do not fit a quantised base.
+def check_bits(model: ModelConfig, optimiser: OptimiserConfig, parallel: ParallelConfig) -> None:
+    """Refuse settings of a training run that do not fit a quantised base, or moments in 8 bits.
 
     Raises:
         ConfigError: names the setting and what would be right.
@@ -53,6 +55,12 @@ def check_bits(model: ModelConfig, parallel: ParallelConfig) -> None:
         if (Path(model.path) / "adapter_config.json").is_file():
             raise ConfigError(adapter_below(model.path))
         check_quantisation(model)
+    if optimiser.kind == MOMENTS_IN_8_BITS:
+        setting = f"optimiser.kind {optimiser.kind!r}"
+        _check_parallel(setting, parallel)
+        if model.dtype == "float64":
+            raise ConfigError(f'{setting} has no kernels for float64: set model.dtype to "float32" or "bfloat16"')
+        require_bitsandbytes(setting)
 
 
 def adapter_below(path: str) -> str:

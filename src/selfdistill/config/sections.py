@@ -150,6 +150,11 @@ class Sampling(SamplingConfig):
 class OptimiserConfig(Strict):
     """AdamW."""
 
+    kind: Literal["adamw", "adamw8bit"] = Field(
+        "adamw",
+        description="'adamw8bit': AdamW whose moments are kept in 8 bits, by bitsandbytes; those of tensors with fewer "
+        "than 4,096 numbers in float32.",
+    )
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; unset: the method's own.")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Shape after the warm-up.")
     warmup: int = Field(0, ge=0, description="Steps over which the learning rate rises.")

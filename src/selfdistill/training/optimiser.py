@@ -7,18 +7,33 @@ from collections.abc import Callable
 
 import torch
 
+from selfdistill.config.bits import MOMENTS_IN_8_BITS
 from selfdistill.config.sections import Optimiser
 from selfdistill.models.policy import Policy
+from selfdistill.models.quantised import import_bitsandbytes
+
+SMALLEST_IN_8_BITS = 4096
+"""Numbers of the smallest tensor whose moments are kept in 8 bits; bitsandbytes' own default."""
 
 
 def build_optimiser(policy: Policy, config: Optimiser) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters."""
-    return torch.optim.AdamW(
-        policy.trainable(),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-    )
+    """AdamW over the trainable parameters, with moments in float32, or in 8 bits by bitsandbytes.
+
+    Raises:
+        ConfigError: bitsandbytes is needed and cannot be imported.
+    """
+    betas = (config.beta1, config.beta2)
+    if config.kind == MOMENTS_IN_8_BITS:
+        optim = import_bitsandbytes(f"optimiser.kind {config.kind!r}").optim
+        in_8_bits: torch.optim.Optimizer = optim.AdamW8bit(
+            policy.trainable(),
+            lr=config.learning_rate,
+            betas=betas,
+            weight_decay=config.weight_decay,
+            min_8bit_size=SMALLEST_IN_8_BITS,
+        )
+        return in_8_bits
+    return torch.optim.AdamW(policy.trainable(), lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
 
 
 def schedule(config: Optimiser, steps: int) -> Callable[[int], float]:

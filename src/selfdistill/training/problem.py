@@ -53,7 +53,7 @@ def build_problem(config: RunConfig, task: Task | None = None) -> Problem:
     Raises:
         UserError: names the first problem of config or data.
     """
-    check_bits(config.model, config.parallel)
+    check_bits(config.model, config.optimiser, config.parallel)
     _, device_warning = resolve_device(config.model)
     config = resolve(config)
     method, name = method_of(config), str(config.method["name"])
