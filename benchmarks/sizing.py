@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from processes import origin, run_child, write
+from selfdistill.models.fit import KEPT_BACK, GivenSizes, choose_sizes, expected_bytes, planned
 from selfdistill.models.sizing import (
     BFLOAT16,
     FLOAT32,
@@ -113,6 +114,53 @@ def _fewest(shape: Shape, copies: int, frozen: int, rank: int, card: float) -> s
         if max(sum(memory(shape, plan).values()), sampling) <= 0.9 * card:
             return str(gpus)
     return "more than 64"
+
+
+CARD_SHAPES: Mapping[str, Shape] = {
+    "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151_936, tied=True),
+    **{name: SHAPES[name] for name in ("qwen3-1.7b", "qwen3-4b", "qwen3-8b")},
+    "qwen3-14b": Shape(40, 5120, 40, 8, 128, 17_408, 151_936, tied=False),
+    "qwen3-32b": SHAPES["qwen3-32b"],
+}
+SMALL_CARDS = (16, 24, 48, 80)
+"""Memory of a single GPU in GB."""
+RANK = 64
+
+
+def cards_table() -> str:
+    """What a single card holds by model and by what is trained, in Markdown: completions that are decoded at once."""
+    lines = [
+        f"| model | trained | at least | {' | '.join(f'{card} GB' for card in SMALL_CARDS)} |",
+        f"|---|---|---|{'---|' * len(SMALL_CARDS)}",
+    ]
+    work = Work()
+    length = work.prompt + work.completion
+    for model, shape in CARD_SHAPES.items():
+        adapter = Plan(adapter=adapter_parameters(shape, RANK), computed=BFLOAT16)
+        ways = {
+            "full, AdamW": Plan(computed=BFLOAT16),
+            "full, 8-bit AdamW": Plan(computed=BFLOAT16, eight_bit=True),
+            "LoRA": adapter,
+            "LoRA on 4-bit": replace(adapter, quantised=True),
+        }
+        for words, plan in ways.items():
+            # On the smallest card nothing larger than the smallest sizes is chosen.
+            _, least = _on_card(shape, plan, 0.0, length)
+            found = [_on_card(shape, plan, card * 1e9, length) for card in SMALL_CARDS]
+            cells = [
+                f"{rows}" if needed <= card * 1e9 * (1 - KEPT_BACK) else "–"
+                for card, (rows, needed) in zip(SMALL_CARDS, found, strict=True)
+            ]
+            lines.append(f"| {model} | {words} | {least / 1e9:.1f} GB | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _on_card(shape: Shape, plan: Plan, card: float, length: int) -> tuple[int, float]:
+    """Completions that a run decodes at once on a card of so many bytes, and the bytes at the peak of its step."""
+    sizes = choose_sizes("cuda", int(card), shape, plan, GivenSizes(), length=length)
+    micro, chunk = sizes.max_tokens_per_microbatch, sizes.max_logits_per_chunk
+    step = planned("cuda", plan, micro, chunk, sizes.activation_checkpointing, length)
+    return sizes.max_batch_size, expected_bytes(shape, step, rows=sizes.max_batch_size, length=length)
 
 
 def table(

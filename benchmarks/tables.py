@@ -205,6 +205,7 @@ COMPUTED: Mapping[str, Callable[[], str]] = {
     "sizing": sizing_table,
     "sizing-state": sizing.state_table,
     "hardware": sizing.hardware_table,
+    "cards": sizing.cards_table,
 }
 """Tables that depend on no measurement."""
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from random_model import random_model
-from selfdistill.config.sections import ParallelConfig
+from selfdistill.config.sections import LoraConfig, Optimiser, ParallelConfig
 from selfdistill.models import sizing
-from selfdistill.models.policy import Policy
+from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.sizing import BFLOAT16, FLOAT32, Device, Plan, Shape, Work, memory
 from selfdistill.models.teachers import Teachers
+from selfdistill.training.optimiser import build_optimiser
 from selfdistill.types import SequenceBatch, Weights
-from sizing import SHAPES
+from sizing import SHAPES, cards_table
+from support.tiny import save_tiny_model
 
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+MOMENTS = ("state1", "state2", "absmax1", "absmax2")
 TINY = Shape(layers=2, D=64, H=4, K=2, E=16, F=160, V=500, tied=True)
 ROWS, LENGTH = 3, 40
 
@@ -129,3 +135,71 @@ def test_seconds_by_hand() -> None:
     assert sizing.training_seconds(shape, work, device, 2) == (teacher + 4 * head + 3 * student) / 100
     # Two engines of one GPU, a sequence each: 58 weights and 3 tokens of cache a token drawn, 5 bytes a second.
     assert sizing.sampling_seconds(shape, work, device, 2) == pytest.approx(4 * (58 * 2 + 2 * 3 * 2 * 2) / 5)
+
+
+def test_a_base_in_4_bits_by_hand() -> None:
+    """D=64, two heads of 32, F=65: q, k, v, o and gate, up have 64 inputs, and down's 65 are no blocks of 64."""
+    shape = Shape(layers=2, D=64, H=2, K=1, E=32, F=65, V=7, tied=True)
+    plan = Plan(adapter=10, computed=BFLOAT16, quantised=True)
+    # 4,096 weights have 64 scales, 2,048 have 32, 4,160 have 65; each of these has one scale of its own.
+    in_4_bits = 2 * (2048 + 64 + 4) + 2 * (1024 + 32 + 4) + 2 * (2080 + 65 + 4)
+    stay = 65 * 64 + 2 * 64 + 2 * 32
+    assert sizing.base_bytes(shape, plan) == 2 * (in_4_bits + 2 * stay) + 2 * (7 * 64 + 64)
+    terms = memory(shape, plan)
+    assert terms["weights"] == sizing.base_bytes(shape, plan) + 10 * FLOAT32
+    assert terms["dequantised weights"] == 64 * 65 * BFLOAT16
+    assert memory(shape, Plan(adapter=10))["dequantised weights"] == 0
+    assert sizing.resting(shape, plan) == terms["weights"] + terms["moments"] + terms["dequantised weights"]
+
+
+def test_moments_in_8_bits_by_hand() -> None:
+    """Tensors of 4,096 numbers have 16 scales each of two moments; smaller ones are kept in float32."""
+    shape = Shape(layers=1, D=64, H=2, K=1, E=32, F=64, V=128, tied=True)
+    large, small = 2 * 4096 + 3 * 4096 + 128 * 64, 2 * 2048 + 2 * 64 + 2 * 32 + 64
+    assert memory(shape, Plan(eight_bit=True))["moments"] == 2 * (large + large // 256 * FLOAT32 + small * FLOAT32)
+    # Factors of rank 64: eleven of a side of 64 are large, k's and v's of 32 are small, as all are at rank 1.
+    adapter = Plan(adapter=sizing.adapter_parameters(shape, 64), eight_bit=True)
+    assert memory(shape, adapter)["moments"] == 12 * 2 * (4096 + 64) + 2 * 2 * 2048 * FLOAT32
+    narrow = sizing.adapter_parameters(shape, 1)
+    assert memory(shape, Plan(adapter=narrow, eight_bit=True))["moments"] == 2 * narrow * FLOAT32
+
+
+@needs_bitsandbytes
+def test_a_quantised_base_and_8_bit_moments_take_what_they_are_said_to(tmp_path: Path) -> None:
+    """By the bytes of the tensors themselves."""
+    shape = Shape(layers=2, D=64, H=4, K=2, E=16, F=128, V=96, tied=True)
+    path = save_tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=128, head_dim=16)
+    policy, _ = load_policy(
+        str(path), dtype=torch.float32, device=torch.device("cpu"), lora=LoraConfig(rank=64), quantisation="nf4"
+    )
+    optimiser = build_optimiser(policy, Optimiser(kind="adamw8bit", learning_rate=1e-3))
+    places = torch.arange(4)
+    policy.head_input(SequenceBatch(places[None], 0 * places, places, places)).real_logits(slice(None)).sum().backward()
+    optimiser.step()
+    base = 0
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            continue
+        base += parameter.nbytes
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            base += state.absmax.nbytes + state.state2.absmax.nbytes
+    moments = sum(state[key].nbytes for state in optimiser.state.values() for key in MOMENTS if key in state)
+    plan = Plan(adapter=sizing.adapter_parameters(shape, 64), quantised=True, eight_bit=True)
+    terms = memory(shape, plan)
+    assert sizing.base_bytes(shape, plan) == base
+    assert terms["weights"] == base + sum(parameter.nbytes for parameter in policy.trainable())
+    assert terms["moments"] == moments
+
+
+def test_the_table_of_small_cards_says_what_a_run_would_choose() -> None:
+    """By hand, for one card: the batch that a run chooses fits nine tenths of it, and one more completion would not."""
+    lines = {tuple(line.split(" | ")[:2]): line.strip("| ").split(" | ")[3:] for line in cards_table().splitlines()[2:]}
+    shape, length = SHAPES["qwen3-8b"], 2560
+    plan = Plan(adapter=sizing.adapter_parameters(shape, 64), computed=BFLOAT16, quantised=True)
+    rows = int(lines["| qwen3-8b", "LoRA on 4-bit"][1])
+    row = sizing.a_row(shape, length, BFLOAT16)
+    assert sizing.resting(shape, plan) + rows * row <= 0.9 * 24e9 < sizing.resting(shape, plan) + (rows + 1) * row
+    # Of full fine-tuning with AdamW the state alone is larger.
+    assert lines["| qwen3-8b", "full, AdamW"] == ["–"] * 4
+    assert sizing.resting(shape, Plan(computed=BFLOAT16)) > 80e9

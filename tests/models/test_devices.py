@@ -10,7 +10,7 @@ import torch
 
 from random_model import random_model
 from selfdistill.config.run import ResolvedConfig, parse_config
-from selfdistill.config.sections import LoraConfig, Model, ModelConfig, ParallelConfig
+from selfdistill.config.sections import LoraConfig, Model, ModelConfig, OptimiserConfig, ParallelConfig
 from selfdistill.errors import ConfigError
 from selfdistill.models import devices
 from selfdistill.models.devices import Device, choose_device, choose_dtype, parse_device, resolve_device
@@ -171,6 +171,10 @@ def test_the_plan_of_a_method(tmp_path: Path) -> None:
     plan = plan_of(TINY, Model(dtype="bfloat16"), ParallelConfig(kind="fsdp2"), weights, roles=3, ranks=4)
     assert plan == Plan(gpus=4, copies=2, frozen=1, external=shape.parameters, stored=4, computed=2, roles=3)
     assert plan_of(TINY, Model(), ParallelConfig(), {"live"}, roles=1, ranks=4).gpus == 1
+    small = Model(lora=LoraConfig(rank=3), quantisation="nf4")
+    in_bytes = OptimiserConfig(kind="adamw8bit")
+    plan = plan_of(TINY, small, ParallelConfig(), {"live"}, roles=1, ranks=1, optimiser=in_bytes)
+    assert (plan.quantised, plan.eight_bit) == (True, True)
     # A snapshot is a copy that does not move, or a second adapter.
     snapshots: set[Weights] = {Snapshot(5), "frozen"}
     whole = plan_of(TINY, Model(), ParallelConfig(), snapshots, roles=1, ranks=1)

@@ -11,7 +11,8 @@ import torch
 
 from selfdistill.config.sections import Optimiser
 from selfdistill.models.policy import load_policy
-from selfdistill.training.optimiser import SMALLEST_IN_8_BITS, build_optimiser
+from selfdistill.models.sizing import SMALLEST_IN_8_BITS
+from selfdistill.training.optimiser import build_optimiser
 from support.runs import METHODS, outcome, tiny_run, train
 from support.tiny import save_tiny_model
 

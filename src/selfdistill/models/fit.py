@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfdistill.config.sections import Model, ParallelConfig, limits_on
+from selfdistill.config.bits import MOMENTS_IN_8_BITS
+from selfdistill.config.sections import Model, OptimiserConfig, ParallelConfig, limits_on
 from selfdistill.models.devices import read_device
 from selfdistill.models.head import PIECE, PIECE_ON_CPU
 from selfdistill.models.loading import resolve_model
@@ -173,6 +174,7 @@ def plan_of(
     *,
     roles: int,
     ranks: int,
+    optimiser: OptimiserConfig | None = None,
 ) -> Plan:
     """The plan of a run whose method needs ``teachers``, the weights of its roles, and has ``roles`` in its loss on
     distributions, the student included."""
@@ -192,4 +194,6 @@ def plan_of(
         stored=BYTES[model.dtype] if model.dtype == "float64" else FLOAT32,
         computed=BYTES[model.dtype],
         roles=roles,
+        quantised=model.quantisation is not None,
+        eight_bit=optimiser is not None and optimiser.kind == MOMENTS_IN_8_BITS,
     )

@@ -23,10 +23,11 @@ from transformers.pytorch_utils import Conv1D
 from selfdistill.config.bits import PACKAGE, require_bitsandbytes
 from selfdistill.errors import ConfigError, ModelError, first_line
 from selfdistill.models.architecture import fused_outputs
+from selfdistill.models.sizing import BLOCK_4_BITS
 
 ASKS_THE_HUB = "kernels"
 """Package with which bitsandbytes fetches a further kernel for CPUs from the hub while it is imported."""
-BLOCK = 64
+BLOCK = BLOCK_4_BITS
 """Weights that share a scale. On CPUs bitsandbytes reads scales wrongly if a layer's inputs are no multiple of it."""
 CPU_LOGGER = "bitsandbytes.backends.cpu.ops"
 """Logger of the warning that this kernel is missing."""

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 GIB = 2**30
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes a number."""
+BLOCK_4_BITS, BLOCK_8_BITS = 64, 256
+"""Numbers of a quantised weight, and of a moment or a scale in 8 bits, that share a scale."""
+SMALLEST_IN_8_BITS = 4096
+"""Numbers of the smallest tensor whose moments are kept in 8 bits; bitsandbytes' own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,17 @@ class Shape:
         """Weights of one layer: four projections, three of the feed-forward, four norms."""
         attention = 2 * self.D * self.H * self.E + 2 * self.D * self.K * self.E + 2 * self.E
         return attention + 3 * self.D * self.F + 2 * self.D
+
+    @property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of a layer's linear maps: queries, keys, values, output; gate, up, down."""
+        heads, groups, gate = self.H * self.E, self.K * self.E, (self.D, self.F)
+        return (self.D, heads), (self.D, groups), (self.D, groups), (heads, self.D), gate, gate, (self.F, self.D)
+
+    @property
+    def norms(self) -> tuple[int, ...]:
+        """Weights of a layer's norms: two of its inputs, one of queries and of keys."""
+        return self.D, self.D, self.E, self.E
 
     @property
     def table_parameters(self) -> int:
@@ -81,7 +96,8 @@ class Plan:
     ``stored`` bytes a trained or averaged weight, gradient and moment; ``computed`` bytes an activation, and a weight
     that computes: whole weights in a narrower type than the stored ones are copies of them. ``micro`` tokens go through
     the model at once, ``scored`` of them are completion. ``roles`` take part in a loss on distributions, the student
-    included; ``elements`` and ``piece`` are those of ``selfdistill.models.head``.
+    included; ``elements`` and ``piece`` are those of ``selfdistill.models.head``. ``quantised`` says that the linear
+    maps below the adapter are kept in 4 bits, ``eight_bit`` that AdamW's moments are kept in 8.
     """
 
     gpus: int = 1
@@ -97,6 +113,8 @@ class Plan:
     roles: int = 2
     elements: int = 1 << 28
     piece: int = 1 << 25
+    quantised: bool = False
+    eight_bit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +155,7 @@ measured on a CPU with vocabularies of 16,000 and 151,936."""
 def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     """Bytes on each GPU by term; weights and all that has their shape are cut over the GPUs (FSDP2)."""
     shard = (plan.adapter or shape.parameters) * plan.stored / plan.gpus
-    base = shape.parameters * plan.computed / plan.gpus if plan.adapter else 0.0
+    base = base_bytes(shape, plan) / plan.gpus if plan.adapter else 0.0
     frozen_shard = shape.parameters * plan.computed / plan.gpus
     sharded = plan.gpus > 1
     # Shards are cast when they are gathered; unsharded weights exist in both types.
@@ -152,11 +170,12 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
         "weights": base + shard,
         "computed weights": narrow,
         "gradients": shard,
-        "moments": 2 * shard,
+        "moments": moments_in_8_bits(shape, plan) if plan.eight_bit else 2 * shard,
         "teacher copies": averaged * (shard + narrow)
         + (0.0 if plan.adapter else plan.frozen * frozen_shard)
         + plan.external * plan.computed / plan.gpus,
         "gathered weights": gathered,
+        "dequantised weights": dequantised(shape, plan),
         "activations": activations(shape, plan),
         "loss": loss_path(shape, plan),
     }
@@ -164,9 +183,47 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
 
 def adapter_parameters(shape: Shape, rank: int) -> int:
     """Weights of an adapter on every linear layer: two factors of a rank for each of seven products."""
-    heads, groups = shape.H * shape.E, shape.K * shape.E
-    sides = 2 * (shape.D + heads) + 2 * (shape.D + groups) + 3 * (shape.D + shape.F)
-    return shape.layers * rank * sides
+    return shape.layers * rank * sum(inputs + outputs for inputs, outputs in shape.products)
+
+
+def base_bytes(shape: Shape, plan: Plan) -> float:
+    """Bytes of the weights below an adapter, in the type that is computed with or with linear maps in 4 bits."""
+    maps = [inputs * outputs for inputs, outputs in _quantisable(shape)] if plan.quantised else []
+    return (shape.parameters - shape.layers * sum(maps)) * plan.computed + shape.layers * sum(map(four_bits, maps))
+
+
+def four_bits(weights: int) -> int:
+    """Bytes of a matrix in 4 bits: two weights in a byte, and scales in 8 bits, which have scales in float32."""
+    scales = -(-weights // BLOCK_4_BITS)
+    return -(-weights // 2) + scales + FLOAT32 * -(-scales // BLOCK_8_BITS)
+
+
+def dequantised(shape: Shape, plan: Plan) -> float:
+    """Bytes of the largest linear map in 4 bits as it is computed with: one at a time is dequantised."""
+    maps = [inputs * outputs for inputs, outputs in _quantisable(shape)] if plan.adapter and plan.quantised else []
+    return float(max(maps, default=0) * plan.computed)
+
+
+def _quantisable(shape: Shape) -> list[tuple[int, int]]:
+    """A layer's linear maps that can be kept in 4 bits: their inputs are blocks without a rest."""
+    return [(inputs, outputs) for inputs, outputs in shape.products if inputs % BLOCK_4_BITS == 0]
+
+
+def moments_in_8_bits(shape: Shape, plan: Plan) -> float:
+    """Bytes of both moments: 8 bits a number and a scale in float32 for a block, or float32 in small tensors."""
+    if plan.adapter:
+        rank = plan.adapter // adapter_parameters(shape, 1)
+        layer = [rank * side for sides in shape.products for side in sides]
+        others = []
+    else:
+        layer = [*(inputs * outputs for inputs, outputs in shape.products), *shape.norms]
+        others = [shape.V * shape.D] * (1 if shape.tied else 2) + [shape.D]
+
+    def size(numbers: int) -> int:
+        blocks = -(-numbers // BLOCK_8_BITS)
+        return 2 * (numbers + FLOAT32 * blocks if numbers >= SMALLEST_IN_8_BITS else FLOAT32 * numbers)
+
+    return float(shape.layers * sum(map(size, layer)) + sum(map(size, others)))
 
 
 def activations(shape: Shape, plan: Plan) -> float:
@@ -245,7 +302,7 @@ SPARE_CACHE = 1.5
 def resting(shape: Shape, plan: Plan) -> float:
     """Bytes on each GPU between two updates, while completions are sampled: all but gradients and activations."""
     terms = memory(shape, plan)
-    return sum(terms[name] for name in STATE) - terms["gradients"]
+    return sum(terms[name] for name in STATE) - terms["gradients"] + terms["dequantised weights"]
 
 
 def a_row(shape: Shape, length: int, bytes_a_number: int) -> float:

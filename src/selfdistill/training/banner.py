@@ -212,7 +212,7 @@ def _memory(parts: Parts) -> str:
     length = longest_prompt(parts.examples, parts.chat, sampling.thinking) + sampling.max_tokens
     rows = sampling.prompts * (sampling.completions if parts.method.on_policy else 1)
     sizes = (config.limits.max_tokens_per_microbatch, config.limits.max_logits_per_chunk)
-    base = plan_for(parts.method, config.model, config.parallel, shape, config.evaluation)
+    base = plan_for(parts.method, config, config.model, shape)
     # A small step does not fill a micro-batch.
     micro = min(sizes[0], rows * length)
     plan = planned(config.model.device, base, micro, sizes[1], config.parallel.activation_checkpointing, length)

@@ -11,9 +11,7 @@ from selfdistill.config.bits import MOMENTS_IN_8_BITS
 from selfdistill.config.sections import Optimiser
 from selfdistill.models.policy import Policy
 from selfdistill.models.quantised import import_bitsandbytes
-
-SMALLEST_IN_8_BITS = 4096
-"""Numbers of the smallest tensor whose moments are kept in 8 bits; bitsandbytes' own default."""
+from selfdistill.models.sizing import SMALLEST_IN_8_BITS
 
 
 def build_optimiser(policy: Policy, config: Optimiser) -> torch.optim.Optimizer:

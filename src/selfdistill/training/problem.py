@@ -10,7 +10,7 @@ from selfdistill.config.bits import check_bits
 from selfdistill.config.evaluation import EvaluationConfig, General
 from selfdistill.config.run import ResolvedConfig, RunConfig
 from selfdistill.config.sampler import EngineConfig
-from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, ParallelConfig, Sampling
+from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, Sampling
 from selfdistill.contexts.fields import example_fields, missing_in_data, no_rewards, routed
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
 from selfdistill.distributed.world import World
@@ -143,19 +143,24 @@ def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) 
         model.device,
         None if None in free else min(size for size in free if size is not None),
         shape,
-        plan_for(method, model, config.parallel, shape, config.evaluation),
+        plan_for(method, config, model, shape),
         given,
         length=max_tokens + PROMPT_TOKENS,
     )
 
 
-def plan_for(
-    method: Method, model: Model, parallel: ParallelConfig, shape: Shape | None, evaluation: EvaluationConfig
-) -> Plan:
-    """The memory plan of training a model with a method."""
+def plan_for(method: Method, config: RunConfig, model: Model, shape: Shape | None) -> Plan:
+    """The memory plan of training a model with a method. Its device and number type are decided."""
     compared = [name for name in method.roles() if name not in method.precompute()]
-    teachers = needed_weights(method, evaluation)
-    return plan_of(shape, model, parallel, teachers, roles=1 + len(compared), ranks=World.current().size)
+    return plan_of(
+        shape,
+        model,
+        config.parallel,
+        needed_weights(method, config.evaluation),
+        roles=1 + len(compared),
+        ranks=World.current().size,
+        optimiser=config.optimiser,
+    )
 
 
 def needed_weights(method: Method, evaluation: EvaluationConfig) -> set[Weights]:
