@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from selfdistill.config.sections import JsonTable, Strict
 from selfdistill.config.suggest import choices
-from selfdistill.config.worlds import GymnasiumConfig, OpenEnvConfig, TextArenaConfig
+from selfdistill.config.worlds import GymnasiumConfig, OpenEnvConfig, TextArenaConfig, VerifiersConfig
 from selfdistill.errors import ConfigError
 
 
@@ -317,6 +317,7 @@ ShippedTask = Annotated[
     | GymnasiumConfig
     | TextArenaConfig
     | OpenEnvConfig
+    | VerifiersConfig
     | MathConfig
     | ChoiceConfig
     | ToolsConfig

@@ -78,3 +78,20 @@ class OpenEnvConfig(WorldConfig):
         if scheme not in ("http", "https", "ws", "wss") or not location:
             raise ValueError(f"url is an http:// or https:// address, not {value!r}")
         return value
+
+
+class VerifiersConfig(Strict):
+    """An environment of the package verifiers (an extra) that is called turn by turn, judged by its rubric."""
+
+    kind: Literal["verifiers"]
+    env: str = Field(description="Name of the environment's package or module, which has load_environment().")
+    arguments: JsonTable = Field({}, description="Arguments of load_environment().")
+    turns: int | None = Field(
+        None, ge=1, description="Turns of an episode, at most; unset: the environment's own limit, or 8 without one."
+    )
+    seconds: float = Field(30.0, gt=0, description="Time limit of the environment's reply to a turn.")
+    success: float = Field(1.0, description="An episode is right if it earned so much.")
+    replayable: bool = Field(True, description="Whether the same turns always get the same replies and rewards.")
+    train: int = Field(1024, ge=1, description="Training rows, at most.")
+    validation: int = Field(256, ge=1, description="Validation rows, at most.")
+    test: int = Field(256, ge=1, description="Test rows, at most.")

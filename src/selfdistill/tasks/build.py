@@ -20,7 +20,7 @@ from selfdistill.config.tasks import (
     ToolboxTurnsConfig,
     ToolsConfig,
 )
-from selfdistill.config.worlds import GymnasiumConfig, OpenEnvConfig, TextArenaConfig, WorldConfig
+from selfdistill.config.worlds import GymnasiumConfig, OpenEnvConfig, TextArenaConfig, VerifiersConfig, WorldConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.errors import ConfigError
 from selfdistill.tasks.choice.task import ChoiceTask
@@ -40,6 +40,7 @@ from selfdistill.tasks.tools.task import ToolsTask
 from selfdistill.tasks.worlds.gym import GymnasiumTask
 from selfdistill.tasks.worlds.openenv_server import OpenEnvTask
 from selfdistill.tasks.worlds.textarena_games import TextArenaTask
+from selfdistill.tasks.worlds.verifiers_env import VerifiersTask
 from selfdistill.types import Task
 
 
@@ -73,7 +74,7 @@ def build_task(
         task = ReasoningGymTask(config, seed=seed)
     elif isinstance(config, CountdownTurnsConfig):
         task = CountdownTurnsTask(config, seed=seed)
-    elif isinstance(config, WorldConfig):
+    elif isinstance(config, WorldConfig | VerifiersConfig):
         task = build_world(config, seed=seed)
     else:
         task = CountdownTask(config, seed=seed)
@@ -100,7 +101,7 @@ def build_row_task(
     return TextTask(config, rows) if isinstance(config, TextConfig) else MathTask(config, rows)
 
 
-def build_world(config: WorldConfig, *, seed: int) -> Any:
+def build_world(config: WorldConfig | VerifiersConfig, *, seed: int) -> Any:
     """A task whose environment is another package's. It rewards in its replies, so it has no ``verify``.
 
     Raises:
@@ -110,6 +111,8 @@ def build_world(config: WorldConfig, *, seed: int) -> Any:
         return TextArenaTask(config, seed=seed)
     if isinstance(config, OpenEnvConfig):
         return OpenEnvTask(config, seed=seed)
+    if isinstance(config, VerifiersConfig):
+        return VerifiersTask(config, seed=seed)
     assert isinstance(config, GymnasiumConfig)
     return GymnasiumTask(config, seed=seed)
 
