@@ -387,13 +387,17 @@ def test_a_view_holds_what_is_known_of_its_completion() -> None:
 
     rollouts = (one("a", 5), one("b", 5, 6), one("c", 5, 6, 7), one("d", 8, 9, source="teacher"), one("e", 4, 4))
     verdicts = (Verdict(1.0), Verdict(0.25), Verdict(None), Verdict(1.0), Verdict(1.0))
-    groups = [RolloutGroup(Example("x", ()), rollouts, verdicts), RolloutGroup(Example("y", ()), (), ())]
-    rendered: Rendered = [[{"teacher": (3,) if i != 1 else Skipped("t", ("solution",))} for i in range(5)], []]
+    groups = [
+        RolloutGroup(Example("x", ()), rollouts, verdicts),
+        RolloutGroup(Example("y", ()), rollouts[:2], verdicts[:2]),
+    ]
+    rendered: Rendered = [[{"teacher": (3,) if i != 1 else Skipped("t", ("solution",))} for i in range(5)]]
+    rendered.append(rendered[0][:2])
     prepared = prepare(groups, Picky(), rendered, with_left_out=True)
-    assert [view.index for view in prepared.views] == [0, 1, 2, 3, 4]
-    # Three are left out by the method, and the second lacks its context, which is the only one that is asked for.
-    assert prepared.dropped == 4
-    assert prepared.skipped == {"left out by the method": 3, Skipped("t", ("solution",)).reason: 1}
+    assert [(view.group, view.index) for view in prepared.views] == [*((0, i) for i in range(5)), (1, 0), (1, 1)]
+    # Four are left out by the method, and the second of each group lacks its context.
+    assert prepared.dropped == 6
+    assert prepared.skipped == {"left out by the method": 4, Skipped("t", ("solution",)).reason: 2}
     second, fourth = prepared.views[1], prepared.views[3]
     assert fourth == View(
         prompts={"student": (1, 2), "teacher": (3,)},
@@ -413,6 +417,7 @@ def test_a_view_holds_what_is_known_of_its_completion() -> None:
         turn_advantages=(-1.0, 5.0),
     )
     assert (second.weights, second.advantage, second.turn_advantages) == ((0.0, 0.0), 0.25, (0.25, 5.0))
+    assert prepared.views[0].prompts == {"student": (1, 2)}
     assert (second.prompts, second.reward, second.correct) == ({"student": (1, 2)}, 0.25, False)
     # Without the views that are left out there is one.
     assert prepare(groups, Picky(), rendered).views == [fourth]
