@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal, cast
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ from selfdistill.types import (
     TokenSlice,
     Verdict,
     View,
+    has_prompt,
 )
 from support.engine import invent_groups, load_exact, make_bench
 
@@ -283,6 +285,49 @@ def test_a_method_sees_only_completions_that_enter_and_the_loss_gets_its_numbers
         Marked(), batch, MicroBatch([0], is_dummy=True), target_N[:2], {}, policy, max_logits_per_chunk=7
     )
     same(dummy.weight_N, [0, 0])
+
+
+class Watching(OPSD):
+    """Numbers the views of a batch, and hands on the update and the state that it is given."""
+
+    def on_batch(self, state: State | None, batch: BatchScores) -> Mapping[str, Any]:
+        """What is asked for, and where the batch stands."""
+        marks = torch.arange(1, len(batch.views) + 1)
+        tokens = [torch.arange(len(view.completion_ids)) for view in batch.views]
+        return {"mark": marks, "token": tokens, "update": batch.update, "open": getattr(state, "open", -1.0)}
+
+
+def test_a_batch_knows_its_update_and_the_methods_state_and_keeps_whole_numbers_as_they_are() -> None:
+    views = [replace(view(2, 1.0, group=0), weights=(1.0, 0.0)), view(3, 1.0, group=1)]
+    batch = batch_inputs(Watching(), None, views, {})
+    # A completion of which one token has weight 0 still enters.
+    assert batch.per_view["mark"].tolist() == [1, 2] and batch.per_view["mark"].dtype == torch.int64
+    assert [numbers.dtype for numbers in batch.per_token["token"]] == [torch.int64] * 2
+    assert (batch.values, batch.total_weight) == ({"update": 0, "open": -1.0}, 4.0)
+    state = cast(State, SimpleNamespace(open=1.0))
+    assert batch_inputs(Watching(), state, views, {}, update=2).values == {"update": 2, "open": 1.0}
+
+
+def test_the_loss_gets_all_its_inputs_in_its_own_type_and_a_mask_only_where_a_context_is_missing(model: Path) -> None:
+    policy, _ = load_exact(model)
+    with_both = replace(view(2, 1.0, group=0), prompts={"student": (1,), "teacher": (2,)})
+    alone, head = view(1, 1.0, group=1), HeadInput(torch.zeros(3, 2), torch.zeros(5, 2), None, 5)
+
+    def inputs(*views: View) -> Mapping[str, torch.Tensor]:
+        batch = batch_inputs(Watching(), None, views, {})
+        micro_batch = MicroBatch(list(range(len(views))))
+        target_N = torch.zeros(sum(len(each.completion_ids) for each in views), dtype=torch.long)
+        heads = {"teacher": head}
+        return loss_inputs(Watching(), batch, micro_batch, target_N, heads, policy, max_logits_per_chunk=7).inputs
+
+    masked = inputs(with_both, alone)
+    assert masked.keys() - inputs(with_both, with_both).keys() == {has_prompt("teacher")}
+    same(masked[has_prompt("teacher")], [1, 1, 0])
+    assert {numbers_N.dtype for numbers_N in masked.values()} == {torch.float64}
+
+
+def test_a_step_without_groups_has_no_views() -> None:
+    assert prepare([], Picky(), []).views == []
 
 
 def view(length: int, weight: float, *, group: int) -> View:
