@@ -14,7 +14,7 @@ from selfdistill.cli.app import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-CODE = {"sh", "bash", "toml", "python"}
+CODE = {"sh", "bash", "toml", "yaml", "python"}
 """Languages of what a reader writes; whatever else stands in a fence is taken for an output."""
 FENCE = re.compile(r"^( *)```(\S*)\n((?:.*\n)*?)\1```$", re.MULTILINE)
 RECORDED = re.compile(r"Recorded on 20\d\d-\d\d-\d\d with [^\n]*`selfdistill [^\n]*:\n\n$")
