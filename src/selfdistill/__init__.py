@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from selfdistill.sampling.hf import HFSampler
     from selfdistill.sampling.scripted import ScriptedSampler
     from selfdistill.tasks.tools.loop import ToolLoop
+    from selfdistill.tasks.tools.mcp_server import McpServer
     from selfdistill.tasks.turns import Environment
     from selfdistill.training.trainer import Trainer
     from selfdistill.types import (
@@ -60,6 +61,7 @@ __all__ = [
     "Episode",
     "Example",
     "HFSampler",
+    "McpServer",
     "Message",
     "Method",
     "Policy",
@@ -117,6 +119,7 @@ _ROOMS = {
     "selfdistill.sampling.hf": ("HFSampler",),
     "selfdistill.sampling.scripted": ("ScriptedSampler",),
     "selfdistill.tasks.tools.loop": ("ToolLoop",),
+    "selfdistill.tasks.tools.mcp_server": ("McpServer",),
     "selfdistill.tasks.turns": ("Environment",),
     "selfdistill.training.trainer": ("Trainer",),
     "selfdistill.types": (

@@ -127,12 +127,20 @@ class ToolLoop(ABC):
 def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The schema of a tool as chat templates take it, from a function's signature and docstring.
 
+    A function with an attribute ``schema``, as those of an MCP server have, brings its parameters itself.
+
     Raises:
         ConfigError: the function or a parameter has no name to call it by, or a type that JSON does not have.
     """
     name = getattr(function, "__name__", None)
     if name is None:
         raise ConfigError(f"a tool of type {type(function).__name__} has no name to call it by: write it as a function")
+    own = getattr(function, "schema", None)
+    if isinstance(own, Mapping):
+        return {
+            "type": "function",
+            "function": {"name": name, "description": function.__doc__ or "", "parameters": own},
+        }
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(function)  # type: ignore[arg-type]
         parameters = adapter.json_schema()
