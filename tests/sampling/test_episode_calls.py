@@ -239,6 +239,11 @@ def test_an_end_that_fails_is_logged_and_changes_nothing(chat: Chat, monkeypatch
     task.end = lambda state: fails(OSError("the server is gone"))
     assert played(chat, Script(chat), task) == played(chat, Script(chat))
     assert set(logged) == {"Spoken: the environment raised an error: OSError: the server is gone"}
+    # A number of this name is no such method.
+    logged.clear()
+    task.end = 5
+    played(chat, Script(chat), task)
+    assert logged == []
     # An episode that did not start has nothing to end.
     unborn = Counted()
     monkeypatch.setattr(Counted, "start", lambda self, example: fails(OSError("gone")))

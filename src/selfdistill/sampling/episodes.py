@@ -186,7 +186,8 @@ def _end(environment: Environment, episodes: Sequence[_Playing]) -> None:
         episode.open = False
     end = getattr(environment, "end", None)
     with activity("ending the episodes"):
-        if end is not None:
+        # An attribute of this name may be something of the environment's own.
+        if callable(end):
             begun = [episode for episode in opened if episode.begun]
             loops = [episode.loop for episode in begun]
             _call(environment, [partial(end, episode.state) for episode in begun], loops, lambda result: result)
