@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.models.mamba2 import modeling_mamba2 as mamba2
 from transformers.models.qwen3_next import modeling_qwen3_next as library
 
 from selfdistill.models import recurrence
@@ -21,6 +22,7 @@ from support.families import saved
 
 Ids = tuple[int, ...]
 CONVOLVE = partial(recurrence.convolve, library.causal_conv1d_fn)
+SCAN = partial(recurrence.scan, mamba2.mamba2_chunk_scan)
 DELTA_RULE = partial(recurrence.delta_rule, library.torch_chunk_gated_delta_rule)
 
 
@@ -94,6 +96,59 @@ def test_the_delta_rule_over_the_pack_is_that_of_each_sequence_alone(seed: int, 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
+def scanned_by_hand(states: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """Mamba-2's recurrence, token by token, in float64: S ← e^(A·step) S + step · x Bᵀ, and out = S C + D x."""
+    repeats = states.shape[2] // B.shape[2]
+    B, C = (each.double().repeat_interleave(repeats, 2) for each in (B, C))
+    state, outputs = torch.zeros(*states.shape[2:], B.shape[-1], dtype=torch.float64), []
+    for t in range(states.shape[1]):
+        decay = (A.double() * step[0, t].double()).exp()
+        written = torch.einsum("h,hp,hn->hpn", step[0, t].double(), states[0, t].double(), B[0, t])
+        state = state * decay[:, None, None] + written
+        outputs.append(torch.einsum("hpn,hn->hp", state, C[0, t]) + D.double()[:, None] * states[0, t].double())
+    return torch.stack(outputs)[None]
+
+
+@pytest.mark.parametrize("limits", [(0.0, float("inf")), (0.3, 0.8)])
+@pytest.mark.parametrize("share_from", [1, 8, 1000])
+@pytest.mark.parametrize(("seed", "longest"), [(0, 9), (1, 30)])
+def test_a_scan_over_the_pack_is_that_of_each_sequence_alone(
+    seed: int, longest: int, share_from: int, limits: tuple[float, float]
+) -> None:
+    """In chunks of 8 tokens. The smallest step is not 0, which padding behind a prefix must not take for its own."""
+    made, generator = packed(seed, share_from, longest=longest), torch.Generator().manual_seed(seed)
+    count = len(made.ids_T)
+    states, step = torch.randn(1, count, 4, 3, generator=generator), torch.randn(1, count, 4, generator=generator)
+    B, C = (torch.randn(1, count, 2, 5, generator=generator) for _ in range(2))
+    A, D, bias = -torch.rand(4, generator=generator), *torch.randn(2, 4, generator=generator)
+    inputs = tuple(each.requires_grad_() for each in (states, step, A, B, C, D, bias))
+    options = {"dt_softplus": True, "dt_limit": limits, "initial_states": None, "return_final_states": False}
+    found = SCAN(states, step, A, B, C, chunk_size=8, D=D, dt_bias=bias, layout=made.layout, **options)
+    taken = torch.nn.functional.softplus(step + bias).clamp(*limits)
+    mine, theirs = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+    for number, places in enumerate(made.token_indices, start=1):
+        alone = scanned_by_hand(states[:, places], taken[:, places], A, B[:, places], C[:, places], D)
+        torch.testing.assert_close(found[:, places].double(), alone, rtol=1e-5, atol=1e-5)
+        mine, theirs = mine + number * found[:, places].square().sum(), theirs + number * alone.square().sum()
+    for one, other in zip(torch.autograd.grad(mine, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    # A scan that a cache asks for its state is the library's own, and so is the fused layer of what is not packed.
+    plain = {"chunk_size": 8, "D": D, "dt_bias": bias, "dt_softplus": True, "return_final_states": True}
+    for one, other in zip(
+        SCAN(states, step, A, B, C, **plain), mamba2.mamba2_chunk_scan(states, step, A, B, C, **plain), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_the_fused_layer_is_left_where_tokens_are_packed() -> None:
+    def layer(states: str, *, weight: int) -> tuple[str, int]:
+        return states, weight
+
+    layout = packed(0, 1, longest=3).layout
+    assert recurrence.fused(layer, "x", weight=2) == ("x", 2)
+    assert recurrence.fused(layer, "x", weight=2, layout=layout) is None
+
+
 def test_without_a_layout_the_library_computes() -> None:
     generator = torch.Generator().manual_seed(0)
     states, weight = torch.randn(2, 5, 7, generator=generator), torch.randn(5, 4, generator=generator)
@@ -117,8 +172,8 @@ def test_functions_are_replaced_once_and_layers_that_take_no_layout_are_padded(
         return load_policy(str(folder), dtype=torch.float32, device=torch.device("cpu"))[0].packs
 
     assert packs() and packs()
-    for name, function in recurrence.PACKED.items():
-        replaced = getattr(library, name)
+    for name in ("causal_conv1d_fn", "torch_chunk_gated_delta_rule"):
+        function, replaced = recurrence.PACKED[name], getattr(library, name)
         assert replaced.func is function and not isinstance(replaced.args[0], partial)
     # As in a release whose layers do not pass on what the decoder is called with, and in one that refuses it.
     for other in (unaware, refusing):
@@ -147,8 +202,12 @@ def test_recurrent_layers_whose_functions_are_not_known_are_not_packed(
     assert obstacle(model("minimax, a cache of its own")) == why
     known = model("qwen3-next")
     assert obstacle(known) is None
-    assert recurrence.resettable(known, ["conv", "full_attention"])
+    assert recurrence.resettable(known, {"conv", "full_attention"})
     monkeypatch.delattr(library, "torch_chunk_gated_delta_rule")
     assert obstacle(known) == why
-    assert recurrence.resettable(known, ["conv", "full_attention"])
-    assert recurrence.resettable(known, ["sliding_attention", "full_attention"])
+    assert recurrence.resettable(known, {"conv", "full_attention"})
+    assert recurrence.resettable(known, {"sliding_attention", "full_attention"})
+    monkeypatch.delattr(library, "causal_conv1d_fn")
+    assert not recurrence.resettable(known, {"conv", "full_attention"})
+    # The first Mamba has the convolution, and a scan of its own that takes no state to begin with.
+    assert obstacle(model("mamba")) == why

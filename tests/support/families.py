@@ -21,6 +21,19 @@ GATED = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 SHARED_EXPERT = {"shared_expert_intermediate_size": 24, "decoder_sparse_step": 1}
+MAMBA = {"state_size": 8, "conv_kernel": 4, "expand": 2, "time_step_rank": 4}
+MAMBA2 = {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}
+INNER = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
+INNER2 = {**INNER, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
 MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {}),
     "llama, head of its own": ("LlamaForCausalLM", "LlamaConfig", {"tie_word_embeddings": False}),
@@ -43,54 +56,6 @@ MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3-next": ("Qwen3NextForCausalLM", "Qwen3NextConfig", {**GATED, **EXPERTS, **SHARED_EXPERT}),
     "olmo hybrid": ("OlmoHybridForCausalLM", "OlmoHybridConfig", GATED),
     "lfm2": ("Lfm2ForCausalLM", "Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
-}
-"""Families whose sequences are packed, and whose gradients are compared with the whole model's."""
-
-MAMBA = {"state_size": 8, "conv_kernel": 4, "expand": 2, "time_step_rank": 4}
-MAMBA2 = {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}
-INNER = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
-INNER2 = {**INNER, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
-ROUTED = {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24,
-    "n_group": 1,
-    "topk_group": 1,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-}
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
-SAMPLED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
-    **MODELS,
-    "llama4, chunks and a decoder that is the model": (
-        "Llama4ForCausalLM",
-        "Llama4TextConfig",
-        {"num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 8, "num_hidden_layers": 4},
-    ),
-    "gemma4, keys of other layers": (
-        "Gemma4ForCausalLM",
-        "Gemma4TextConfig",
-        {
-            "num_hidden_layers": 4,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-            "sliding_window": 6,
-            "num_kv_shared_layers": 2,
-            "global_head_dim": 8,
-            "vocab_size_per_layer_input": 96,
-            "hidden_size_per_layer_input": 8,
-            "final_logit_softcapping": None,
-        },
-    ),
-    "glm4 mixture of experts": ("Glm4MoeForCausalLM", "Glm4MoeConfig", ROUTED),
-    "deepseek v3, latent attention": (
-        "DeepseekV3ForCausalLM",
-        "DeepseekV3Config",
-        {**ROUTED, **LATENT, "head_dim": 4, "num_key_value_heads": 4},
-    ),
-    "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", {}),
-    "phi3": ("Phi3ForCausalLM", "Phi3Config", {}),
-    "mamba": ("MambaForCausalLM", "MambaConfig", MAMBA),
-    "falcon mamba": ("FalconMambaForCausalLM", "FalconMambaConfig", MAMBA),
     "mamba2": ("Mamba2ForCausalLM", "Mamba2Config", MAMBA2),
     "mamba2, time steps with limits": (
         "Mamba2ForCausalLM",
@@ -130,6 +95,55 @@ SAMPLED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
             **INNER,
         },
     ),
+    "bamba": ("BambaForCausalLM", "BambaConfig", {"attn_layer_indices": [1], **INNER2}),
+    "falcon-h1": ("FalconH1ForCausalLM", "FalconH1Config", {"mamba_d_ssm": 64, "lm_head_multiplier": 1.0, **INNER2}),
+    "granite hybrid": (
+        "GraniteMoeHybridForCausalLM",
+        "GraniteMoeHybridConfig",
+        {
+            "layer_types": ["mamba", "attention"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 24,
+            "logits_scaling": 1.0,
+            **INNER2,
+        },
+    ),
+}
+"""Families whose sequences are packed, and whose gradients are compared with the whole model's."""
+
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+SAMPLED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    **MODELS,
+    "llama4, chunks and a decoder that is the model": (
+        "Llama4ForCausalLM",
+        "Llama4TextConfig",
+        {"num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 8, "num_hidden_layers": 4},
+    ),
+    "gemma4, keys of other layers": (
+        "Gemma4ForCausalLM",
+        "Gemma4TextConfig",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": 6,
+            "num_kv_shared_layers": 2,
+            "global_head_dim": 8,
+            "vocab_size_per_layer_input": 96,
+            "hidden_size_per_layer_input": 8,
+            "final_logit_softcapping": None,
+        },
+    ),
+    "glm4 mixture of experts": ("Glm4MoeForCausalLM", "Glm4MoeConfig", ROUTED),
+    "deepseek v3, latent attention": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {**ROUTED, **LATENT, "head_dim": 4, "num_key_value_heads": 4},
+    ),
+    "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", {}),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", {}),
+    "mamba": ("MambaForCausalLM", "MambaConfig", MAMBA),
+    "falcon mamba": ("FalconMambaForCausalLM", "FalconMambaConfig", MAMBA),
     "jamba": (
         "JambaForCausalLM",
         "JambaConfig",
@@ -143,20 +157,6 @@ SAMPLED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
             "mamba_dt_rank": 4,
             "use_mamba_kernels": False,
             **INNER,
-        },
-    ),
-    "bamba": ("BambaForCausalLM", "BambaConfig", {"attn_layer_indices": [1], **INNER2}),
-    "falcon-h1": ("FalconH1ForCausalLM", "FalconH1Config", {"mamba_d_ssm": 64, "lm_head_multiplier": 1.0, **INNER2}),
-    "granite hybrid": (
-        "GraniteMoeHybridForCausalLM",
-        "GraniteMoeHybridConfig",
-        {
-            "layer_types": ["mamba", "attention"],
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "shared_intermediate_size": 24,
-            "logits_scaling": 1.0,
-            **INNER2,
         },
     ),
 }

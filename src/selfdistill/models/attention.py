@@ -24,6 +24,8 @@ from selfdistill.types import AttentionGroup, Layout
 NAME = "packed_attention"
 """Not a name that holds sdpa: transformers refuses that for models that do not support its own."""
 LAYERS = {"full_attention", "sliding_attention"}
+APART = {"moe", "mlp"}
+"""Types of layers that mix no tokens."""
 MASKS_ARE_CHEAP = {"cpu"}
 """Devices whose attention kernel is as fast with a mask as without. The fastest GPU kernels take no mask."""
 CHANGING = {"position_bias", "softcap", "cache"}
@@ -44,18 +46,24 @@ def obstacle(model: Any) -> str | None:
     layer_types = set(getattr(config, "layer_types", None) or LAYERS)
     if "chunked_attention" in layer_types:
         return "attention in chunks"
-    if not recurrence.resettable(model, sorted(layer_types)) or not layer_types <= LAYERS | set(recurrence.NEEDED):
+    if not recurrence.resettable(model, layer_types) or not layer_types <= LAYERS | recurrence.TYPES | APART:
         return "recurrent states that are not forked"
     # Models with sinks do not support sdpa in transformers, and their default is eager attention.
     known = {"sdpa", "eager"} if has_sinks(model) else {"sdpa"}
     functional = (
         config._attn_implementation in known
         # Without either, a model may compute attention by itself. Those with recurrent layers do not set the first.
-        and (model._supports_attention_backend or layer_types & set(recurrence.NEEDED))
+        and (model._supports_attention_backend or layer_types & recurrence.TYPES)
         # These models pass the sliding window to the attention function. Others put it into the mask.
         and model._supports_flash_attn
     )
-    return None if functional else "attention of its own"
+    return None if functional or not attends(model) else "attention of its own"
+
+
+def attends(model: Any) -> bool:
+    """Whether a layer of a model has attention, as far as its config says."""
+    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or LAYERS)
+    return bool(layer_types & (LAYERS | {"hybrid"}))
 
 
 def has_sinks(model: torch.nn.Module) -> bool:
@@ -66,14 +74,16 @@ def has_sinks(model: torch.nn.Module) -> bool:
 def install(model: Any) -> None:
     """Make a model use :func:`attend`, and its recurrent layers read the layout."""
     recurrence.install(model)
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+    if attends(model):
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
 
 
 def uninstall(model: Any, implementation: str) -> None:
     """Restore an attention of transformers by its name."""
-    model.set_attn_implementation(implementation)
+    if attends(model):
+        model.set_attn_implementation(implementation)
 
 
 def attend(
