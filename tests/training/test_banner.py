@@ -118,7 +118,11 @@ def test_an_absurd_value_is_said(setting: str, sentence: str, model: Path) -> No
 def test_a_dry_run_shows_the_banner_and_two_prompts_and_writes_nothing(model: Path, tmp_path: Path) -> None:
     said = rehearsed(tiny_run(model, METHODS["opsd"]), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
-    assert said.startswith("model ") and said.endswith("dry run: nothing was sampled, trained or written\n")
+    assert (
+        said.startswith("steps ")
+        and "\nmodel " in said
+        and said.endswith("dry run: nothing was sampled, trained or written\n")
+    )
     student, teacher = said.split("── ")[1:]
     assert student.startswith("student: what the model is asked; countdown-")
     assert "<|user|> use the numbers" in student and "solution" not in student
@@ -157,7 +161,7 @@ def test_a_dry_run_of_a_resume_compares_the_configs(model: Path, tmp_path: Path)
     train(tiny_run(model, "grpo", "steps=1"), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     said = rehearsed(tiny_run(model, "grpo", "steps=2"), tmp_path / "run", resume=True)
-    assert said.startswith(f"{tmp_path / 'run'} would be resumed after step 1 of 2\nmodel ")
+    assert f"\n{tmp_path / 'run'} would be resumed after step 1 of 2\nmodel " in said
     said = rehearsed(tiny_run(model, "grpo", "steps=1"), tmp_path / "run", resume=True)
     assert "is already at step 1 of 1: nothing is left to train" in said
     with pytest.raises(CheckpointError, match="seed was 0 and is now 1"):

@@ -10,7 +10,7 @@ from selfdistill.distributed.world import World
 from selfdistill.files.text import plural
 from selfdistill.methods.grpo import GRPO
 from selfdistill.models.devices import read_device
-from selfdistill.models.fit import expected_bytes, planned, shape_in
+from selfdistill.models.fit import expected_bytes, shape_in
 from selfdistill.models.policy import Policy
 from selfdistill.models.quantised import BLOCK, QuantisedLayers, count, quantised_layers
 from selfdistill.models.sizing import GIB
@@ -18,7 +18,8 @@ from selfdistill.sampling.rollouts import longest_prompt
 from selfdistill.tasks.build import warnings_for
 from selfdistill.tasks.turns import environment_of
 from selfdistill.training.build import Parts
-from selfdistill.training.problem import plan_for, reward_warnings
+from selfdistill.training.forecast import in_gib, step_plan
+from selfdistill.training.problem import reward_warnings
 from selfdistill.types import External, Role, Server, Snapshot
 
 HIGH_RATE = 0.01
@@ -208,23 +209,13 @@ def _memory(parts: Parts) -> str:
     shape, device = shape_in(policy.causal_lm.config.to_dict()), read_device(str(policy.device))
     if shape is None:
         return f"not estimated: the sizing model does not know {type(policy.causal_lm).__name__}"
-    sampling = config.sampling
-    length = longest_prompt(parts.examples, parts.chat, sampling.thinking) + sampling.max_tokens
-    rows = sampling.prompts * (sampling.completions if parts.method.on_policy else 1)
-    sizes = (config.limits.max_tokens_per_microbatch, config.limits.max_logits_per_chunk)
-    base = plan_for(parts.method, config, config.model, shape)
-    # A small step does not fill a micro-batch.
-    micro = min(sizes[0], rows * length)
-    plan = planned(config.model.device, base, micro, sizes[1], config.parallel.activation_checkpointing, length)
-    needed = expected_bytes(shape, plan, rows=min(rows, sampling.max_batch_size), length=length)
-    text = f"about {_bytes(needed)} at the peak of a step"
+    length = longest_prompt(parts.examples, parts.chat, config.sampling.thinking) + config.sampling.max_tokens
+    plan, rows = step_plan(parts, shape, length)
+    needed = expected_bytes(shape, plan, rows=rows, length=length)
+    text = f"about {in_gib(needed)} at the peak of a step"
     if device is None:
         return text
-    text += f", of {_bytes(device.total)}"
+    text += f", of {in_gib(device.total)}"
     if needed > device.total:
         text += ": more than there is; train an adapter (model.lora), take a smaller model or lower sampling.max_tokens"
     return text
-
-
-def _bytes(number: float) -> str:
-    return f"{number / GIB:.1f} GiB" if number >= GIB / 2 else f"{number / 2**20:.0f} MiB"

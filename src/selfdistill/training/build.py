@@ -91,16 +91,18 @@ def assemble(
     folder: Path | None = None,
     log: Callable[[str], None] = lambda message: None,
     task: Task | None = None,
+    problem: Problem | None = None,
 ) -> Parts:
     """Build every part of a run.
 
     ``folder`` is the run folder, in which weights are written for a sampling engine; None uses no engine. ``log``
-    receives messages for the user, such as a failing server. ``task`` replaces the task of ``config.task``.
+    receives messages for the user, such as a failing server. ``task`` replaces the task of ``config.task``,
+    ``problem`` is the config's own if it has been built already.
 
     Raises:
         UserError: names the first problem of config, data or model.
     """
-    problem = build_problem(config, task)
+    problem = problem or build_problem(config, task)
     # Report a server that cannot sample before loading the model. Only rank 0 talks to servers.
     if folder is not None and isinstance(config.sampler, ServerConfig):
         servers = config.sampler

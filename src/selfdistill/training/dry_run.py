@@ -15,13 +15,18 @@ from selfdistill.tracking.progress import Progress
 from selfdistill.tracking.trackers import require
 from selfdistill.training.banner import banner, describe_role, warnings
 from selfdistill.training.build import Parts, assemble
+from selfdistill.training.forecast import forecast, too_large
 from selfdistill.training.opening import check_steps, state_to_resume
 from selfdistill.training.place import holds_run
+from selfdistill.training.problem import build_problem
 from selfdistill.types import STUDENT, Skipped, Task
 
 
 def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progress, task: Task | None = None) -> None:
     """Build a run as training would, print its banner and the prompts of its first row, and write nothing.
+
+    What can be computed without the model is printed before it is loaded: steps, tokens, memory and where its limit is.
+    A model whose weights are larger than the device is not loaded.
 
     ``task`` replaces the task of ``config.task``.
 
@@ -31,7 +36,12 @@ def rehearse(config: RunConfig, folder: Path, *, resume: bool, progress: Progres
     exists = World.current().broadcast_from_rank_zero(lambda: holds_run(folder, resume=resume))
     require(config.sinks)
     converted = conversions()
-    parts = assemble(config, folder=folder, log=progress.log, task=task)
+    problem = build_problem(config, task)
+    progress.table(forecast(problem))
+    if (reason := too_large(problem)) is not None:
+        progress.log(f"dry run: the model was not loaded, because {reason}; nothing was written")
+        return
+    parts = assemble(config, folder=folder, log=progress.log, problem=problem)
     if exists:
         _rehearse_resume(parts, folder, log=progress.log)
     elif resume:
