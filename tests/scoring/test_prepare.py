@@ -308,22 +308,34 @@ def test_a_batch_knows_its_update_and_the_methods_state_and_keeps_whole_numbers_
     assert batch_inputs(Watching(), state, views, {}, update=2).values == {"update": 2, "open": 1.0}
 
 
-def test_the_loss_gets_all_its_inputs_in_its_own_type_and_a_mask_only_where_a_context_is_missing(model: Path) -> None:
-    policy, _ = load_exact(model)
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("meta", torch.float32)])
+def test_the_loss_gets_all_its_inputs_in_its_own_type_and_place_and_a_mask_only_where_a_context_is_missing(
+    device: str, dtype: torch.dtype
+) -> None:
+    # bfloat16 weights have a loss in float32.
+    weight = torch.zeros(1, dtype=torch.bfloat16 if device == "meta" else dtype, device=device)
+    policy = cast(Policy, SimpleNamespace(device=weight.device, parameters=lambda: iter([weight])))
     with_both = replace(view(2, 1.0, group=0), prompts={"student": (1,), "teacher": (2,)})
     alone, head = view(1, 1.0, group=1), HeadInput(torch.zeros(3, 2), torch.zeros(5, 2), None, 5)
 
-    def inputs(*views: View) -> Mapping[str, torch.Tensor]:
-        batch = batch_inputs(Watching(), None, views, {})
+    def job(*views: View) -> LossInputs:
+        scored: list[Scores | None] = [Scores(torch.zeros(len(views[0].completion_ids)), torch.zeros(2)), None]
+        batch = batch_inputs(Watching(), None, views, {"scored": scored})
         micro_batch = MicroBatch(list(range(len(views))))
         target_N = torch.zeros(sum(len(each.completion_ids) for each in views), dtype=torch.long)
-        heads = {"teacher": head}
-        return loss_inputs(Watching(), batch, micro_batch, target_N, heads, policy, max_logits_per_chunk=7).inputs
+        return loss_inputs(Watching(), batch, micro_batch, target_N, {"teacher": head}, policy, max_logits_per_chunk=7)
 
-    masked = inputs(with_both, alone)
-    assert masked.keys() - inputs(with_both, with_both).keys() == {has_prompt("teacher")}
-    same(masked[has_prompt("teacher")], [1, 1, 0])
-    assert {numbers_N.dtype for numbers_N in masked.values()} == {torch.float64}
+    masked = job(with_both, alone)
+    assert masked.inputs.keys() - job(with_both, with_both).inputs.keys() == {has_prompt("teacher")}
+    assert {"mark", "token", "scored"} < masked.inputs.keys()
+    assert {(name, n.dtype, n.device.type) for name, n in masked.inputs.items()} == {
+        (name, dtype, device) for name in masked.inputs
+    }
+    assert (masked.weight_N.dtype, masked.weight_N.device.type) == (dtype, device)
+    assert (masked.target_N.device.type, masked.max_logits_per_chunk) == (device, 7)
+    if device == "cpu":
+        same(masked.inputs[has_prompt("teacher")], [1, 1, 0])
+        same(masked.inputs["scored"], [0, 0, math.nan])
 
 
 def test_a_step_without_groups_has_no_views() -> None:
