@@ -191,7 +191,8 @@ def _end(environment: Environment, episodes: Sequence[_Playing]) -> None:
             begun = [episode for episode in opened if episode.begun]
             loops = [episode.loop for episode in begun]
             _call(environment, [partial(end, episode.state) for episode in begun], loops, lambda result: result)
-        _call(environment, [episode.loop.close for episode in opened], (), lambda result: result)
+        used = [episode.loop for episode in opened if episode.loop.used]
+        _call(environment, [loop.close for loop in used], (), lambda result: result)
 
 
 def _call(

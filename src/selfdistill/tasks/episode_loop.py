@@ -19,6 +19,11 @@ class EpisodeLoop:
         self._lock = threading.Lock()
         self._running = self._closed = False
 
+    @property
+    def used(self) -> bool:
+        """Whether a coroutine ran in it."""
+        return self._runner is not None
+
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end and return its result."""
         with self._lock:
