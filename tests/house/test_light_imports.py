@@ -90,6 +90,16 @@ print("loaded:", *sys.modules)
             "compare countdown-grpo --set model.path=./none --out new",
             "model './none' not found: give a model directory",
         ),
+        ("train countdown-grpo --set model.quantisation=nf4", "cannot be trained: train an adapter beside them"),
+        (
+            "compare countdown-grpo --set model.quantisation=nf4 --set model.dtype=float64 --out new",
+            "model.quantisation 'nf4' has no kernels for float64",
+        ),
+        ("train countdown-grpo --set optimiser.kind=adamw8bit --set parallel=fsdp2", "cannot be sharded"),
+        (
+            "evaluate countdown-grpo --set model.quantisation=nf4 --set model.dtype=float64",
+            "model.quantisation 'nf4' has no kernels for float64",
+        ),
         ("evaluate none --task countdown", "model 'none' not found: give a model directory"),
         ("evaluate countdown-grpo --set reward=nomodule:f", "module 'nomodule' cannot be imported"),
         ("teachers countdown-opsd --set reward=nomodule:f", "module 'nomodule' cannot be imported"),

@@ -26,7 +26,7 @@ from selfdistill.errors import CheckpointError, ConfigError, ModelError
 from selfdistill.models.policy import Policy, load_policy, save_policy
 from selfdistill.models.quantised import BLOCK, dequantised, quantised_layers
 from selfdistill.sampling.build import build_engine
-from selfdistill.training.banner import banner, describe_quantised, in_short, warnings
+from selfdistill.training.banner import banner, describe_quantised, in_short, quantised_warnings, warnings
 from selfdistill.training.build import assemble
 from selfdistill.training.run_folder import export_model, load_model
 from support.families import saved
@@ -251,6 +251,8 @@ def test_an_engine_gets_the_base_of_the_adapter_and_never_a_quantised_model(
         with engines.command_engines(VLLMConfig(kind="vllm"), policy, chat, model=str(path), max_batch_size=1):
             pass
     assert asked == [str(base), str(base)]
+    [_, told] = quantised_warnings(policy, VLLMConfig(kind="vllm"))
+    assert told.startswith("sampler: the engine holds the model below the adapter as it is stored, not quantised")
     plain, chat = load(base, quantisation="nf4")
     with pytest.raises(ConfigError, match="samples from the model as it is stored, not from one that is kept in nf4"):
         build_engine(VLLMConfig(kind="vllm"), plain, chat, model="", dtype="float32", folder=tmp_path, log=print)

@@ -68,6 +68,14 @@ WRONG_INPUTS: Mapping[str, tuple[Words, str]] = {
         "train countdown-grpo --launch two",
         "invalid value for '--launch': Input should be",
     ),
+    "train all weights in 4 bits": (
+        "train countdown-grpo --out out --set model.quantisation=nf4",
+        "model.quantisation 'nf4' keeps weights in 4 bits, which cannot be trained: train an adapter",
+    ),
+    "train shards with moments in 8 bits": (
+        "train countdown-grpo --out out --set optimiser.kind=adamw8bit --set parallel=fsdp2",
+        "optimiser.kind 'adamw8bit' cannot be sharded: set parallel.kind to",
+    ),
     "train a model": ("train countdown-base", "countdown-base is a model, which names no method and no task"),
     "train a task": ("train countdown", "not found; "),
     "train a method": ("train sdpo", "not found; "),

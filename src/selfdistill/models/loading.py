@@ -227,14 +227,15 @@ def _read_base(adapter: Path, path: str, placed: Placed, adapters: Sequence[Path
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Suppress two warnings that peft causes itself whenever it creates an adapter.
+    """Suppress three warnings that peft causes itself whenever it creates an adapter.
 
     It warns about its own patterns for fused experts, which are no linear layers and get no adapter. It also reads an
-    attribute that transformers has renamed.
+    attribute that transformers has renamed, and says that it transposes the weights of GPT-2's layers, as it must.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
         yield
 
 
