@@ -165,3 +165,31 @@ def test_the_teacher_reads_the_note_of_the_step_before(folder: Path, templates: 
     other = make_bench(policy, chat, templates, "sdpo", {})
     other.step(groups)
     assert other.trainer.notes.kept == {}
+
+
+def test_a_step_chooses_notes_by_the_runs_seed_and_its_own_number(
+    folder: Path, templates: Mapping[str, Template]
+) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, {**templates, "note": NOTE}, "skill_sd", {})
+    group = played(chat, Script(chat, policy))[0]
+    assert bench.trainer.notes.seed == bench.trainer.seed
+    bench.trainer.notes.record([group_named(group, f"problem {n}") for n in range(9)])
+    for n, name in enumerate(bench.trainer.notes.kept):
+        bench.trainer.notes.kept[name] = str(n)
+    new = group_named(group, "new")
+    seen = set()
+    for step in range(1, 9):
+        [note] = notes_of(bench.trainer.notes.shown([new], step=step))
+        prompts = {view.prompts["teacher"] for view in bench.trainer.prepare([new], step=step).views}
+        [shown] = {chat.tokenizer.decode(prompt) for prompt in prompts}
+        assert f"feedback : {note} <|end|>" in shown
+        seen.add(note)
+    assert len(seen) > 3
+
+
+def test_notes_are_kept_if_one_of_several_contexts_shows_them(folder: Path, templates: Mapping[str, Template]) -> None:
+    policy, chat = load_exact(folder)
+    bench = make_bench(policy, chat, {**templates, "note": NOTE}, "credit", {"context": "note"})
+    bench.step(played(chat, Script(chat, policy)))
+    assert len(bench.trainer.notes.kept) == 2

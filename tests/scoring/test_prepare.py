@@ -318,8 +318,11 @@ def test_the_loss_gets_all_its_inputs_in_its_own_type_and_place_and_a_mask_only_
     with_both = replace(view(2, 1.0, group=0), prompts={"student": (1,), "teacher": (2,)})
     alone, head = view(1, 1.0, group=1), HeadInput(torch.zeros(3, 2), torch.zeros(5, 2), None, 5)
 
-    def job(*views: View) -> LossInputs:
-        scored: list[Scores | None] = [Scores(torch.zeros(len(views[0].completion_ids)), torch.zeros(2)), None]
+    def job(*views: View, scores: Sequence[bool] = (True, False)) -> LossInputs:
+        scored = [
+            Scores(torch.zeros(len(v.completion_ids)), torch.zeros(0)) if has else None
+            for v, has in zip(views, scores, strict=True)
+        ]
         batch = batch_inputs(Watching(), None, views, {"scored": scored})
         micro_batch = MicroBatch(list(range(len(views))))
         target_N = torch.zeros(sum(len(each.completion_ids) for each in views), dtype=torch.long)
@@ -333,6 +336,9 @@ def test_the_loss_gets_all_its_inputs_in_its_own_type_and_place_and_a_mask_only_
     }
     assert (masked.weight_N.dtype, masked.weight_N.device.type) == (dtype, device)
     assert (masked.target_N.device.type, masked.max_logits_per_chunk) == (device, 7)
+    # Also where no view, or every view, has scores of the role.
+    for scores in ((False, False), (True, True)):
+        assert job(with_both, alone, scores=scores).inputs["scored"].dtype == dtype
     if device == "cpu":
         same(masked.inputs[has_prompt("teacher")], [1, 1, 0])
         same(masked.inputs["scored"], [0, 0, math.nan])

@@ -211,6 +211,17 @@ def test_the_thinking_switch_reaches_a_role_that_reads_a_conversation(
         render(groups, {"teacher": Role("solution")}, templates, chat, thinking=True, seed=0)
 
 
+def test_another_input_stands_in_the_place_of_the_opening_that_an_episode_had(
+    folder: Path, templates: Mapping[str, Template]
+) -> None:
+    _, chat = load_exact(folder)
+    groups = played(chat, Script(chat))
+    rendered = render(groups, {"contrast": Role("other_question_bare")}, templates, chat, thinking=None, seed=0)
+    openings = [chat.encode(group.example.prompt) for group in groups]
+    for group, row in enumerate(rendered):
+        assert {prompts["contrast"] for prompts in row} == {openings[1 - group]}
+
+
 EACH = Template("each", "", text="$question feedback : $reply", before="each")
 LAST = Template("last", "", text="$question a correct solution is $solution", before="last")
 AGAIN, WRONG = "feedback : reaches 7 not 12 . solve", "feedback : below 9 ."

@@ -244,8 +244,6 @@ def _at_all_tokens(
             f"on_batch returned the list {name!r} with {len(numbers)} tensors: it holds one tensor for each of the "
             f"{len(inside)} views, of one number for each of its tokens"
         )
-    if len(inside) == len(views):
-        return numbers
     numbers_of = dict(zip(inside, numbers, strict=True))
     return [numbers_of.get(n, torch.full((len(view.completion_ids),), math.nan)) for n, view in enumerate(views)]
 

@@ -136,8 +136,8 @@ class Trainer:
         self.steps = steps
         self.shaping = shaping
         self.state = method.new_state()
-        contexts = [role.context for role in method.roles().values() if role.context in templates]
-        self.notes = Notes(chat, seed, wanted=any(NOTE in may_show(templates, name or "") for name in contexts))
+        contexts = [name for name in templates if name in {role.context for role in method.roles().values()}]
+        self.notes = Notes(chat, seed, wanted=any(NOTE in may_show(templates, name) for name in contexts))
 
     def step(self, groups: Sequence[RolloutGroup], *, step: int, clock: Clock | None = None) -> StepResult:
         """Make the optimiser updates on these groups; returns the record and scores of the last update.
