@@ -119,6 +119,20 @@ def test_what_the_hub_refuses_is_one_sentence_before_anything_is_exported(
     assert hub.repositories == {}
 
 
+def test_nothing_is_made_on_the_hub_for_a_run_that_cannot_be_exported(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for given, sentence in (
+        ((tmp_path / "nothing",), f"{tmp_path / 'nothing'} holds no checkpoint: give the folder of a run that has"),
+        ((run, "--step", "3"), f"{run} has no checkpoint of step 3; it keeps: "),
+        ((run, "--out", str(tmp_path / "full")), f"{tmp_path / 'full'} is not empty: choose another --out"),
+        ((run, "--dtype", "f8"), "--dtype 'f8' is no number type"),
+    ):
+        done = export(hub, given[0], "--push", "lab/mine", *given[1:])
+        assert (done.returncode, done.stderr.splitlines()[-1].startswith(f"selfdistill: {sentence}")) == (2, True)
+    assert hub.repositories == {}
+
+
 def test_an_export_to_nowhere_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["export", str(run)])

@@ -341,15 +341,10 @@ def export(
     """Write a checkpoint's model as a plain Hugging Face directory with a model card, from sharded weights too."""
     if out is None and push is None:
         raise ConfigError("export has no --out: name a folder, or a repository with --push OWNER/NAME")
-    repo = None
-    if push is not None:
-        from selfdistill.training.hub import make_repo
-
-        repo = make_repo(push, private=private)
     quiet()
     from selfdistill.cli.export import export_run
 
-    for line in export_run(run, out, step=step, dtype=dtype, merge=merge, gguf=gguf, repo=repo):
+    for line in export_run(run, out, step=step, dtype=dtype, merge=merge, gguf=gguf, push=push, private=private):
         echo(line)
 
 

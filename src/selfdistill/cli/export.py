@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from selfdistill.errors import ConfigError
 from selfdistill.files.jsonl import read_object
 from selfdistill.models.gguf_writing import require_gguf, write_gguf
-from selfdistill.training.hub import upload
+from selfdistill.training.hub import make_repo, upload
 from selfdistill.training.model_card import quantised_base, write_card
-from selfdistill.training.run_folder import export_model
+from selfdistill.training.run_folder import checkpoint_to_export, export_model
 
 GGUF = "model.gguf"
 """File of an export that holds the whole model."""
@@ -26,18 +26,21 @@ def export_run(
     dtype: str | None,
     merge: bool,
     gguf: bool = False,
-    repo: str | None = None,
+    push: str | None = None,
+    private: bool = False,
 ) -> Iterator[str]:
     """Export a checkpoint as :func:`export_model` does, write its card, and upload it; yields what was done as lines.
 
-    Without ``out`` nothing is left here. ``gguf`` also writes ``model.gguf``. ``repo`` is a repository of the hub that
-    exists.
+    Without ``out`` nothing is left here. ``gguf`` also writes ``model.gguf``. ``push`` is a repository of the hub. It
+    is made before anything is exported, and after the run is known to have the checkpoint.
 
     Raises:
         UserError: the checkpoint cannot be exported, or not as GGUF, or the hub refuses.
     """
     if gguf:
         require_gguf()
+    checkpoint_to_export(run, out, step=step, dtype=dtype)
+    repo = None if push is None else make_repo(push, private=private)
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="selfdistill-export-")))
         path = export_model(run, folder, step=step, dtype=dtype, merge=merge)

@@ -173,23 +173,17 @@ def load_models(
     return models, weights
 
 
-def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None, merge: bool = False) -> Path:
-    """Write a checkpoint's model, sharded or not, as a transformers directory; returns the checkpoint's path.
-
-    ``merge`` adds an adapter to its base, so that the directory is a plain model and needs no other.
-
-    ``step`` selects the checkpoint; None is the newest valid one. ``dtype`` is the number type of the written weights;
-    None is the run's ``model.dtype``.
+def checkpoint_to_export(run: Path, out: Path | None, *, step: int | None, dtype: str | None) -> Path:
+    """The checkpoint that :func:`export_model` would write.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is corrupt, ``out`` is not empty, or a base that is stored
-            quantised cannot be merged with its adapter.
+        CheckpointError: there is no such checkpoint, it is corrupt, or ``out`` is not empty.
         ConfigError: the number type is unknown.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype!r} is no number type: write one of {', '.join(DTYPES)}")
     saved = run / "checkpoints"
-    if out.exists() and any(out.iterdir()):
+    if out is not None and out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty: choose another --out")
     path = atomic.latest_valid(saved)[0] if step is None else atomic.checkpoint_path(saved, step)
     steps = ", ".join(str(int(folder.name.removeprefix("step-"))) for folder in atomic.checkpoints(saved))
@@ -200,6 +194,22 @@ def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = 
     reason = atomic.corruption(path)
     if reason is not None:
         raise CheckpointError(f"checkpoint {path.name} is torn ({reason})")
+    return path
+
+
+def export_model(run: Path, out: Path, *, step: int | None, dtype: str | None = None, merge: bool = False) -> Path:
+    """Write a checkpoint's model, sharded or not, as a transformers directory; returns the checkpoint's path.
+
+    ``merge`` adds an adapter to its base, so that the directory is a plain model and needs no other.
+
+    ``step`` selects the checkpoint; None is the newest valid one. ``dtype`` is the number type of the written weights;
+    None is the run's ``model.dtype``.
+
+    Raises:
+        UserError: as for :func:`checkpoint_to_export`, or a base that is stored quantised cannot be merged with its
+            adapter.
+    """
+    path = checkpoint_to_export(run, out, step=step, dtype=dtype)
     model = path / "model"
     adapter = (model / "adapter_config.json").is_file()
     if model.is_dir() and dtype is None and not (merge and adapter):
