@@ -177,8 +177,8 @@ def _widened(query: Tensor, key: Tensor, value: Tensor, sink_H: Tensor) -> tuple
     size = query.shape[-1]
     query, key, value = (torch.nn.functional.pad(states, (0, SINK_DIMENSIONS)) for states in (query, key, value))
     sink_HD = torch.nn.functional.pad(sink_H.to(key.dtype)[:, None], (size, SINK_DIMENSIONS - 1))
-    unit_D = torch.nn.functional.one_hot(torch.tensor(size), size + SINK_DIMENSIONS).to(query)
-    return query + unit_D, key, value, sink_HD
+    query[..., size] = 1.0
+    return query, key, value, sink_HD
 
 
 def _behind(first_HD: Tensor, states_SHLD: Tensor) -> Tensor:
