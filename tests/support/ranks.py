@@ -126,9 +126,10 @@ def run_cases(cases: Sequence[Case], folder: Path) -> dict[str, Any]:
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         port = asked.getsockname()[1]
+    named = filter(None, [os.environ.get("PYTHONPATH")])
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{tests.parent / 'src'}{os.pathsep}{tests}",
+        "PYTHONPATH": os.pathsep.join([str(tests.parent / "src"), str(tests), *named]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "MASTER_ADDR": "127.0.0.1",
