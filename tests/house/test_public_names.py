@@ -73,7 +73,7 @@ def test_every_argument_of_a_function_is_described() -> None:
 
 
 def test_the_page_gives_signatures_but_to_protocols() -> None:
-    assert "load_policy(path, *, dtype='auto', device='auto', lora=None, seed=0)" in page()
+    assert "load_policy(path, *, dtype='auto', device='auto', lora=None, seed=0, quantisation=None)" in page()
     assert is_protocol(sd.Task) and "Task(*args" not in page()
     assert "| `forward_kl` | KL(teacher || student)".replace("||", r"\|\|") in page()
     assert ":func:" not in page() and "``" not in page().replace("```", "")
