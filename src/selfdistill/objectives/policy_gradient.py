@@ -179,7 +179,8 @@ def weighted_reverse_kl(logprob_N: Tensor, old_logprob_N: Tensor, teacher_N: Ten
     :func:`reference_penalty` alone does not have: its gradient is that of KL(teacher || p) over samples of p. Gradient
     flows through ``logprob_N`` alone. Takes and returns N. Raises ValueError as :func:`reference_penalty` does.
     """
-    check_logprobs(logprob_N, old_logprob_N, teacher_N)
+    # The penalty checks the teacher's.
+    check_logprobs(logprob_N, old_logprob_N)
     ratio_N = (logprob_N - old_logprob_N.detach()).clamp(max=LOG_RATIO_LIMIT).exp()
     return ratio_N * reference_penalty(logprob_N, teacher_N)
 
