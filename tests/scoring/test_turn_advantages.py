@@ -94,9 +94,9 @@ def test_returns_and_comparisons_in_numbers() -> None:
     root = 0.5**0.5
     assert advantages_within(values, labels).tolist() == pytest.approx([-root, -root, root, 0.0, 0.0, root])
     assert advantages_within(values, labels, scale="none").tolist() == [-1.0, -1.0, 1.0, 0.0, 0.0, 1.0]
-    # A standard deviation of √2 is above 1, and below 1.5.
+    # ε is a floor of the standard deviation, here √2.
     assert advantages_within(values, labels, eps=1.0).tolist() == pytest.approx([-root, -root, root, 0.0, 0.0, root])
-    assert advantages_within(values, labels, eps=1.5).tolist() == [0.0] * 6
+    assert advantages_within(values, labels, eps=2.0).tolist() == [-0.5, -0.5, 0.5, 0.0, 0.0, 0.5]
     assert advantages_within(values[:0], []).tolist() == []
     one = torch.tensor([0.0, 1.0, 2.0, 5.0]).double()
     assert advantages_within(one, [7] * 4).tolist() == group_advantages(one[None])[0].tolist()
