@@ -214,8 +214,12 @@ def test_the_thinking_switch_reaches_a_role_that_reads_a_conversation(
 def test_another_input_stands_in_the_place_of_the_opening_that_an_episode_had(
     folder: Path, templates: Mapping[str, Template]
 ) -> None:
+    """The whole input of the other problem, its system message included."""
     _, chat = load_exact(folder)
-    groups = played(chat, Script(chat))
+    groups = [
+        replace(group, example=replace(group.example, prompt=(Message("system", word), *group.example.prompt)))
+        for group, word in zip(played(chat, Script(chat)), ("feedback", "solution"), strict=True)
+    ]
     rendered = render(groups, {"contrast": Role("other_question_bare")}, templates, chat, thinking=None, seed=0)
     openings = [chat.encode(group.example.prompt) for group in groups]
     for group, row in enumerate(rendered):
