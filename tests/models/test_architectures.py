@@ -256,7 +256,7 @@ def test_a_model_that_only_teaches_need_not_be_sampled(tmp_path: Path, monkeypat
 def test_a_model_that_heeds_no_mask_has_no_pads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny_model(tmp_path)
     stub(monkeypatch, maskless)
-    monkeypatch.setattr("selfdistill.models.check.packable", lambda model: False)  # a layout needs a mask
+    monkeypatch.setattr("selfdistill.models.check.obstacle", lambda model: "a layout needs a mask")
     policy, _ = load(folder)
     assert not policy.pads
     assert off_the_whole_model(policy) < 1e-4

@@ -445,7 +445,10 @@ def test_a_dry_run_leaves_nothing_and_shows_what_a_run_shows(run: Terminal, coun
     said = run("train", countdown, "--out", tmp_path / "dry", "--dry-run")
     assert (said.code, said.err) == (0, "")
     assert not (tmp_path / "dry").exists()
-    banner = said.out.partition("── student")[0]
+    # What a run takes is told before the model is loaded, and then what a run itself tells.
+    forecast, _, rest = said.out.partition("\nmodel ")
+    assert [line.split()[0] for line in forecast.splitlines()] == ["steps", "tokens", "memory", "limit"]
+    banner = "model " + rest.partition("── student")[0]
     trained = run("train", countdown, "--out", tmp_path / "run").out
     assert trained.startswith(banner.replace(str(tmp_path / "dry"), str(tmp_path / "run")))
     assert re.search(r"^the first step took \S+ s: about .+ for the 2 steps left$", trained, re.MULTILINE)
