@@ -135,12 +135,15 @@ def test_pauses_are_doubled_to_a_minute() -> None:
         ("30", 30.0),
         ("1", 3.0),
         ("3600", 60.0),
-        (format_datetime(datetime.now(UTC) + timedelta(hours=5)), 60.0),
+        ("in five hours", 60.0),
         ("soon", None),
         (None, None),
     ],
 )
 def test_a_server_that_asks_for_a_pause_gets_it_up_to_a_minute(header: str | None, pause: float | None) -> None:
+    if header == "in five hours":
+        # Not among the parameters: processes that collect a second apart would collect different tests.
+        header = format_datetime(datetime.now(UTC) + timedelta(hours=5))
     tries = back_off(2, wait=3.0).increment()
     response = HTTPResponse(headers={} if header is None else {"Retry-After": header})
     assert tries.get_retry_after(response) == pause
