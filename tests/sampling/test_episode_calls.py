@@ -16,22 +16,15 @@ from selfdistill.errors import ModelError
 from selfdistill.sampling import environments, episodes
 from selfdistill.sampling.base import SamplingParams
 from selfdistill.sampling.environments import Fault, call_all, read_reply, read_start
-from selfdistill.types import Example, Message, Reply, RolloutGroup, Start
+from selfdistill.types import Example, Message, Reply, Start
 from selfdistill.types.conversation import DONE
 from support.tiny import tiny_tokenizer
-from support.turns import SPOKEN, Script, Spoken, examples, played
-
-AT = SPOKEN[0][1][0][0]
-"""The first turn of the second episode of the first problem."""
+from support.turns import AT, SPOKEN, Script, Spoken, ends, examples, played
 
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:
     return Chat(tiny_tokenizer(), stop_ids=[2], window=256, name="tiny")
-
-
-def ends(groups: Sequence[RolloutGroup]) -> list[str]:
-    return [r.episode.ended for group in groups for r in group.rollouts if r.episode]
 
 
 def said_at(reply: Any, chat: Chat) -> list[str]:

@@ -23,23 +23,16 @@ from selfdistill.sampling.hf import HFSampler
 from selfdistill.sampling.rollouts import sample_and_verify
 from selfdistill.tasks.countdown.turns import CountdownTurnsTask
 from selfdistill.tasks.turns import environment_of
-from selfdistill.types import Completion, Example, Message, Reply, RolloutGroup, Start
+from selfdistill.types import Completion, Example, Message, Reply, Start
 from selfdistill.types.conversation import DONE, segments_of, turn_numbers, with_gaps
 from support.engine import load_exact, token_logprobs
 from support.tiny import tiny_tokenizer
-from support.turns import SPOKEN, Script, Spoken, by_hand, examples, played
-
-AT = SPOKEN[0][1][0][0]
-"""The first turn of the second episode of the first problem."""
+from support.turns import AT, SPOKEN, Script, Spoken, by_hand, ends, examples, played
 
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:
     return Chat(tiny_tokenizer(), stop_ids=[2], window=256, name="tiny")
-
-
-def ends(groups: Sequence[RolloutGroup]) -> list[str]:
-    return [r.episode.ended for group in groups for r in group.rollouts if r.episode]
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -167,3 +170,14 @@ def as_toml(table: Mapping[str, Any], prefix: str = "") -> str:
         else:
             text += f"{prefix}{key} = {json.dumps(value)}\n"
     return text
+
+
+def train_and_die(config: RunConfig, folder: Path) -> None:
+    """Train a run in a process of its own, in the folder's ``run``; something in it kills the process."""
+    (folder / "config.toml").write_text(
+        as_toml(config.model_dump(exclude_none=True, exclude_unset=True)), encoding="utf-8"
+    )
+    command = [sys.executable, "-m", "selfdistill", "train", "config.toml", "--out", "run"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    died = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr

@@ -34,6 +34,13 @@ SPOKEN: tuple[tuple[tuple[tuple[str, str | float], ...], ...], ...] = (
     ),
 )
 """By problem and episode, the turns: what the model says, and the environment's next words or the last reward."""
+AT = SPOKEN[0][1][0][0]
+"""The first turn of the second episode of the first problem."""
+
+
+def ends(groups: Sequence[RolloutGroup]) -> list[str]:
+    """Why each episode ended."""
+    return [r.episode.ended for group in groups for r in group.rollouts if r.episode]
 
 
 def examples() -> list[Example]:

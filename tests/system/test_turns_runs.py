@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +24,7 @@ from selfdistill.report.page import render_run
 from selfdistill.tasks.countdown.turns import CountdownTurnsTask
 from selfdistill.tasks.judging import verify_all
 from selfdistill.tasks.turns import environment_of
-from support.runs import as_toml, lines, open_run, outcome, recorder, train
+from support.runs import lines, open_run, outcome, recorder, train, train_and_die
 from support.tiny import save_brief_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "turns.md").read_text(encoding="utf-8")
@@ -128,13 +125,7 @@ def test_a_stopped_run_of_episodes_ends_where_an_uninterrupted_one_does(brief: P
 def test_kill_9_in_the_middle_of_an_episode_loses_nothing(method: str, folder: Path, brief: Path) -> None:
     turns = ("method.turn_advantage.kind=group_in_group", "method.weights=live") if method == "skill_sd" else ()
     own = config(brief, f"method.name={method}", "checkpoint.every=1", *turns, kind="my_game:Dying")
-    (folder / "config.toml").write_text(
-        as_toml(own.model_dump(exclude_none=True, exclude_unset=True)), encoding="utf-8"
-    )
-    command = [sys.executable, "-m", "selfdistill", "train", "config.toml", "--out", "run"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-    died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    train_and_die(own, folder)
     assert 0 < len(lines(folder / "run" / "metrics.jsonl")) < 4
     assert list((folder / "run" / "checkpoints").glob("step-*"))
     assert train(own, folder / "run", resume=True)["finished"]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +22,7 @@ from selfdistill.sampling.environments import RAISED
 from selfdistill.tasks.turns import environment_of
 from selfdistill.tasks.worlds.base import NO_ACTION, NOT_THE_SAME, World
 from selfdistill.types import Example, Message, Reply
-from support.runs import as_toml, lines, outcome, train
+from support.runs import lines, outcome, train, train_and_die
 from support.tiny import save_brief_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "worlds.md").read_text(encoding="utf-8")
@@ -235,13 +232,7 @@ def test_a_run_in_gymnasium_that_dies_in_an_episode_ends_where_one_without_a_bre
     whole = train(own, folder / "whole")
     assert whole["finished"] and whole["after"]["turns"]["value"] > 1
     (folder / "to die").touch()
-    (folder / "config.toml").write_text(
-        as_toml(own.model_dump(exclude_none=True, exclude_unset=True)), encoding="utf-8"
-    )
-    command = [sys.executable, "-m", "selfdistill", "train", "config.toml", "--out", "run"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-    died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    train_and_die(own, folder)
     assert train(own, folder / "run", resume=True)["finished"]
     assert outcome(folder / "run") == outcome(folder / "whole")
     [first, *_] = read_rollouts(folder / "run" / "rollouts.jsonl")
