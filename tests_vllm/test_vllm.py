@@ -308,7 +308,8 @@ def test_a_teacher_behind_a_server_scores_as_the_model_does(
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-5)
 
 
-def test_two_ranks_have_two_engines(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_ranks_have_two_engines(parallel: str, model: Path, tmp_path: Path) -> None:
     """A run of two processes draws with two engines what one process draws with one, and learns the same."""
     found = {}
     for ranks in (1, 2):
@@ -317,7 +318,9 @@ def test_two_ranks_have_two_engines(model: Path, tmp_path: Path) -> None:
         config = config.model_copy(update={"sampler": ENGINE})
         (tmp_path / f"{ranks}.toml").write_text(as_toml(config.model_dump(exclude_none=True)), encoding="utf-8")
         command = [sys.executable, "-m", "selfdistill", "train", str(tmp_path / f"{ranks}.toml"), "--out", str(out)]
-        subprocess.run([*command, *(["--launch", str(ranks)] if ranks > 1 else [])], check=True)
+        subprocess.run(
+            [*command, *(["--launch", "2", "--set", f"parallel={parallel}"] if ranks > 1 else [])], check=True
+        )
         found[ranks] = [(line["step"], line["ids"]) for line in lines(out / "rollouts.jsonl")]
         assert not (out / "weights").exists()
         assert all(line["sync_bytes"] > 0 for line in lines(out / "metrics.jsonl"))
