@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.config.sampler import VLLMConfig
+from selfdistill.config.sections import LoraConfig
 from selfdistill.distributed.world import World
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Policy, load_policy
@@ -190,3 +191,17 @@ def test_other_ranks_gather_and_start_nothing(
     engines = sampler(model, tmp_path, ranks=2)
     engines.update(policy, 0, World(rank=1, size=2, local_rank=1))
     assert (len(gathered), Engine.made, engines.synced) == (3, [], 0)
+
+
+def test_other_ranks_leave_the_adapter_that_the_first_has_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = LoraConfig(rank=2, alpha=4)
+    policy, _ = load_policy(str(model), dtype=torch.float32, device=torch.device("cpu"), lora=lora)
+    monkeypatch.setattr("selfdistill.sampling.weight_sync.SHARED", tmp_path)
+    monkeypatch.setattr(World, "broadcast_from_rank_zero", lambda self, ask: None)
+    engines = sampler(model, tmp_path, ranks=2)
+    written = tmp_path / f"selfdistill-{engines.weight_sync.run}" / "version-000000"
+    written.mkdir(parents=True)
+    engines.update(policy, 0, World(rank=1, size=2, local_rank=1))
+    assert written.is_dir()

@@ -114,7 +114,8 @@ class VLLMSampler:
         """
         self.padding = padding_rows(policy)
         reason = None if policy.is_lora else self.files()
-        if not self.started:
+        # The place is emptied first, so that a slower rank would remove what rank 0 has written there.
+        if not self.started and world.is_rank_zero:
             self._choose_place(policy, reason)
         # The base of an adapter is in the engines already.
         streams = not policy.is_lora and reason is None
