@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
@@ -48,29 +49,20 @@ def whole_layers(policy: Policy) -> Iterator[dict[str, Tensor]]:
 
     Shards are gathered, so all ranks must iterate. Tied weights are yielded once.
     """
-    layer: dict[str, Tensor] = {}
-    begun: str | None = None
-    seen: set[int] = set()
+    first_of: dict[int, tuple[str, Tensor]] = {}
     for name, value in policy.model.state_dict(keep_vars=True).items():
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        match = LAYER.match(name)
-        if layer and (match[1] if match else None) != begun:
-            yield _as_saved(policy, layer)
-            layer = {}
-        begun = match[1] if match else None
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        converts = policy.dtype is not None and isinstance(value, nn.Parameter)
-        layer[name] = (whole.to(policy.dtype) if converts else whole).detach()
-    if layer:
-        yield _as_saved(policy, layer)
+        first_of.setdefault(id(value), (name, value))
+    for _, layer in groupby(first_of.values(), key=lambda named: LAYER.findall(named[0])):
+        # A checkpoint holds the experts of a layer apart, for example, and transformers keeps them in one tensor.
+        whole = {name: _whole(policy, value) for name, value in layer}
+        yield revert_weight_conversion(policy.model, whole)
 
 
-def _as_saved(policy: Policy, layer: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A layer in the form of a checkpoint: transformers keeps the experts of a layer in one tensor, for example."""
-    saved: dict[str, Tensor] = revert_weight_conversion(policy.model, layer)
-    return saved
+def _whole(policy: Policy, value: Tensor) -> Tensor:
+    """A weight without its shards, in the number type that it is saved in."""
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    converts = policy.dtype is not None and isinstance(value, nn.Parameter)
+    return (whole.to(policy.dtype) if converts else whole).detach()
 
 
 def stream(
