@@ -228,6 +228,8 @@ def test_another_input_stands_in_the_place_of_the_opening_that_an_episode_had(
 
 EACH = Template("each", "", text="$question feedback : $reply", before="each")
 LAST = Template("last", "", text="$question a correct solution is $solution", before="last")
+SECOND = replace(LAST, name="second", before=2)
+SAME = Template("same", "", text="$question another attempt was correct : $sibling_turn", before="each")
 AGAIN, WRONG = "feedback : reaches 7 not 12 . solve", "feedback : below 9 ."
 SHOWN: dict[str, dict[tuple[int, int], tuple[str, ...]]] = {
     # Before the first turn what was said of it, and so on; a right last turn is told nothing, and keeps its words.
@@ -246,11 +248,37 @@ SHOWN: dict[str, dict[tuple[int, int], tuple[str, ...]]] = {
         (1, 1): ("make 9 . a correct solution is 9",),
         (1, 2): ("make 9 .", f"{WRONG} a correct solution is 9"),
     },
+    "second": {
+        (0, 0): ("use 3 4 to make 12 .", f"{AGAIN} a correct solution is 3 × 4"),
+        (0, 1): ("use 3 4 to make 12 .", f"{WRONG} a correct solution is 3 × 4"),
+        (1, 0): ("make 9 .", f"{WRONG} a correct solution is 9", WRONG),
+        (1, 2): ("make 9 .", f"{WRONG} a correct solution is 9"),
+    },
+    # The first right episode of the group, other than the scored one; it may have fewer turns.
+    "same": {
+        (0, 0): ("use 3 4 to make 12 . another attempt was correct : 4 × 3", AGAIN),
+        (0, 1): (
+            "use 3 4 to make 12 . another attempt was correct : answer 3 + 4",
+            f"{WRONG} another attempt was correct : answer 3 × 4",
+        ),
+        (0, 2): ("use 3 4 to make 12 . another attempt was correct : answer 3 + 4",),
+        (1, 1): ("make 9 . another attempt was correct : answer 2",),
+        (1, 2): (
+            "make 9 . another attempt was correct : answer 2",
+            f"{WRONG} another attempt was correct : answer 3 + 4",
+        ),
+    },
+}
+LEFT = {
+    "each": {"context each: no reply": 1},
+    "last": {},
+    "second": {"context second: no turn 2": 2},
+    "same": {"context same: no sibling_turn": 1},
 }
 """By template and episode: the message before each turn as the teacher reads it."""
 
 
-@pytest.mark.parametrize("template", [EACH, LAST], ids=["each", "last"])
+@pytest.mark.parametrize("template", [EACH, LAST, SECOND, SAME], ids=lambda template: template.name)
 def test_hindsight_stands_before_its_turn_and_the_gradient_is_that_of_brute_force(
     template: Template, folder: Path, templates: Mapping[str, Template]
 ) -> None:
@@ -280,9 +308,8 @@ def test_hindsight_stands_before_its_turn_and_the_gradient_is_that_of_brute_forc
         student = [row for row, turn in zip(mine, turns, strict=True) if turn]
         teacher = hand.frozen([whole[n - 1] for n in own])
         completions.append(hand.Scored(student, teacher, [ids[n] for n in own], (), 0.0))
-    left = {(g, i) for g in range(2) for i in range(3)} - SHOWN[template.name].keys()
     assert {(view.group, view.index) for view in result.views} == SHOWN[template.name].keys()
-    assert sum(result.record.skipped.values()) == len(left) == (1 if template is EACH else 0)
+    assert result.record.skipped == LEFT[template.name]
     loss = hand.mean_over_tokens(completions, hand.against_teacher(TAU))
     assert result.record.loss == pytest.approx(float(loss.detach()), rel=1e-9)
     assert distance(bench.gradient(), hand.gradient(model, loss)) < 1e-8
@@ -325,9 +352,12 @@ def test_a_conversation_with_hindsight_that_does_not_fit_the_window_is_skipped(
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ({"text": "$question", "before": "second"}, r"\[x\].before is the turn 'first', 'last' or 'each'"),
+        ({"text": "$question", "before": "second"}, "is the turn 'first', 'last' or 'each', or its number from 1"),
+        ({"text": "$question", "before": 0}, "or its number from 1"),
+        ({"text": "$question", "before": True}, "or its number from 1"),
         ({"text": "$question", "before": "last", "system": "so"}, "goes with a text alone"),
         ({"first_of": ["y"], "before": "each"}, "goes with a text alone"),
+        ({"text": "$question", "before": 2, "system": "so"}, "goes with a text alone"),
     ],
 )
 def test_a_template_before_another_turn_is_a_text_alone(table: dict[str, Any], sentence: str) -> None:

@@ -244,17 +244,23 @@ class Chat:
         episode it is the conversation: each turn after its thinking, and what the environment said.
         """
         if rollout.episode:
-            texts = []
-            for turn in rollout.episode.turns:
-                last = turn is rollout.episode.turns[-1]
-                alone = replace(rollout, text=turn.text, finished=rollout.finished or not last, episode=None)
-                texts += [self.answer_part(alone), *(message.content for message in turn.messages)]
+            answers = self.turn_answers(rollout)
+            said = ((message.content for message in turn.messages) for turn in rollout.episode.turns)
+            texts = (text for answer, reply in zip(answers, said, strict=True) for text in (answer, *reply))
             return "\n".join(filter(None, texts))
         if not rollout.finished and not ends_thinking(rollout.text):
             prompt_ids = rollout.prompt_ids if rollout.role_prompt_ids is None else rollout.role_prompt_ids
             if self.opens_thinking(prompt_ids):
                 return ""
         return after_thinking(rollout.text).strip()
+
+    def turn_answers(self, rollout: Rollout) -> list[str]:
+        """The text of each turn after its thinking; of a single answer its :meth:`answer_part` alone."""
+        if not rollout.episode:
+            return [self.answer_part(rollout)]
+        *earlier, last = rollout.episode.turns
+        alone = [replace(rollout, text=turn.text, finished=True, episode=None) for turn in earlier]
+        return [self.answer_part(each) for each in (*alone, replace(rollout, text=last.text, episode=None))]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The text that each id adds to the ids before it. Concatenated, they are the text of all ids.

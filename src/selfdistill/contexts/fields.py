@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.templates import Template, apply
+from selfdistill.contexts.templates import OF_A_TURN, Template, apply
 from selfdistill.errors import DataError
 from selfdistill.seeds import derive
 from selfdistill.types import (
@@ -46,9 +46,7 @@ def hindsight(
         fields["assessment"] = _assessment(verdict)
     if verdict.feedback:
         fields["feedback"] = verdict.feedback
-    episode = own_group.rollouts[index].episode
-    if reply := episode.reply_after(0) if episode else verdict.feedback:
-        fields["reply"] = reply
+    fields.update(turn_hindsight(own_group, index, chat)[0])
     texts = [chat.answer_part(rollout) for rollout in own_group.rollouts]
     if other := other_input(groups, group, contrast=contrast, seed=seed):
         fields["other_question"] = other[-1].content
@@ -66,6 +64,22 @@ def hindsight(
     fields.update(_right_siblings(own_group, index, texts, seed))
     fields.update(_attempts(own_group, index, texts))
     return fields
+
+
+def turn_hindsight(group: RolloutGroup, index: int, chat: Chat) -> list[dict[str, str]]:
+    """The fields of completion ``index`` that differ between turns: one mapping per turn, one of a single answer."""
+    episode, feedback = group.rollouts[index].episode, group.verdicts[index].feedback
+    turns = turn_replies(episode) if episode else [{"reply": feedback} if feedback else {}]
+    if right := _right(group, index, [chat.answer_part(other) for other in group.rollouts]):
+        for fields, text in zip(turns, chat.turn_answers(group.rollouts[right[0]]), strict=False):
+            fields |= {"sibling_turn": text} if text else {}
+    return turns
+
+
+def turn_replies(episode: Episode) -> list[dict[str, str]]:
+    """The field ``reply`` of each turn, where the environment said something."""
+    replies = [episode.reply_after(n) for n in range(len(episode.turns))]
+    return [{"reply": reply} if reply else {} for reply in replies]
 
 
 def example_fields(example: Example) -> dict[str, str]:
@@ -141,7 +155,7 @@ PROMPTS_ALONE = (
 
 def _right_siblings(group: RolloutGroup, index: int, texts: Sequence[str], seed: int) -> dict[str, str]:
     """The correct completions of a group other than the scored one: the first, a random one, the extremes in length."""
-    right = [i for i, v in enumerate(group.verdicts) if i != index and v.correct and texts[i]]
+    right = _right(group, index, texts)
     if not right:
         return {}
     by_length = sorted(right, key=lambda i: (len(group.rollouts[i].completion_ids), i))
@@ -152,6 +166,11 @@ def _right_siblings(group: RolloutGroup, index: int, texts: Sequence[str], seed:
     if answer := group.verdicts[right[0]].answer:
         fields["sibling_answer"] = answer
     return fields
+
+
+def _right(group: RolloutGroup, index: int, texts: Sequence[str]) -> list[int]:
+    """The correct completions of a group other than the scored one that have a text."""
+    return [i for i, v in enumerate(group.verdicts) if i != index and v.correct and texts[i]]
 
 
 def _attempts(group: RolloutGroup, index: int, texts: Sequence[str]) -> dict[str, str]:
@@ -254,12 +273,14 @@ def role_conversation(
     chat: Chat,
     *,
     thinking: bool | None,
+    turn_fields: Sequence[Mapping[str, str]],
     other_input: Sequence[Message] = (),
 ) -> tuple[int, ...] | Conversation | Skipped:
     """The prompt of a role for an episode, and what it reads between the turns if that differs from the student's.
 
-    ``example`` has the episode's opening as its prompt. Of a ``first_of`` the first template that can be rendered is
-    taken, wherever its text stands.
+    ``example`` has the episode's opening as its prompt. ``turn_fields`` are the fields of each turn: a text before a
+    turn has those of its own, and a text in the opening those among ``fields``. Of a ``first_of`` the first template
+    that can be rendered is taken, wherever its text stands.
     """
     assert rollout.episode is not None
     thinking = thinking if role.thinking is None else role.thinking
@@ -270,7 +291,13 @@ def role_conversation(
         prompt: tuple[int, ...] | Conversation | Skipped
         if name is not None and name in templates and templates[name].before != "first":
             prompt = _before_turns(
-                templates[name], rollout, rollout.episode, fields, chat, thinking=thinking, other_input=other_input
+                templates[name],
+                rollout,
+                rollout.episode,
+                [{**{key: fields[key] for key in fields if key not in OF_A_TURN}, **own} for own in turn_fields],
+                chat,
+                thinking=thinking,
+                other_input=other_input,
             )
             if isinstance(prompt, Conversation):
                 prompt = replace(prompt, ids=routed(prompt.ids, role, example))
@@ -298,24 +325,27 @@ def _before_turns(
     template: Template,
     rollout: Rollout,
     episode: Episode,
-    fields: Mapping[str, str],
+    fields: Sequence[Mapping[str, str]],
     chat: Chat,
     *,
     thinking: bool | None,
     other_input: Sequence[Message],
 ) -> Conversation | Skipped:
-    """The conversation with a template's text before its last turn, or before each that has the template's fields."""
+    """The conversation with a template's text before one of its turns, or before each that has the template's fields.
+
+    ``fields`` are those of each turn.
+    """
     turns = episode.turns
+    if isinstance(template.before, int) and template.before > len(turns):
+        return Skipped(template.name, (f"turn {template.before}",))
+    chosen = {"each": range(len(turns)), "last": [len(turns) - 1]}
     before = [episode.opening, *(turn.messages for turn in turns[:-1])]
     skipped = Skipped(template.name)
     edited: dict[int, tuple[Message, ...]] = {}
-    for n in range(len(turns)) if template.before == "each" else [len(turns) - 1]:
-        turn_fields = {name: text for name, text in fields.items() if name != "reply"}
-        if reply := episode.reply_after(n):
-            turn_fields["reply"] = reply
+    for n in [template.before - 1] if isinstance(template.before, int) else chosen[template.before]:
         # A template takes the place of a user's message. The message of a tool keeps its role.
         *earlier, last = before[n]
-        messages = template.render((*earlier, Message("user", last.content)), turn_fields, other_input=other_input)
+        messages = template.render((*earlier, Message("user", last.content)), fields[n], other_input=other_input)
         if isinstance(messages, Skipped):
             skipped = messages
         else:

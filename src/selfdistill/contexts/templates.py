@@ -44,6 +44,7 @@ FIELDS = {
     "attempts": "all other completions of the group, numbered, thinking stripped",
     "majority_answer": "the most frequent final answer of the group; missing if two are equally frequent",
     "agreeing_sibling": "the shortest other completion that ends in $majority_answer, thinking stripped",
+    "sibling_turn": "the same turn of $sibling as the one that the text stands before; of a single answer $sibling",
     "reply": "what the environment said after the turn that the text stands before; of a single answer its $feedback",
     "note": "what an earlier step left: the environment's note or a right episode, best of the same problem",
     "solution_half": "the first half of $solution, by its words",
@@ -52,6 +53,9 @@ FIELDS = {
 
 HINDSIGHT = tuple(name for name in FIELDS if name not in ("question", "solution", "answer", "solution_half"))
 """The :data:`FIELDS` that exist only after sampling, unless the data itself has them."""
+
+OF_A_TURN = ("reply", "sibling_turn")
+"""The :data:`FIELDS` that differ between the turns of an episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,9 @@ class Template:
     first_of: tuple[str, ...] = ()
     system: str | None = None
     turns: tuple[Message, ...] = ()
-    before: Literal["first", "last", "each"] = "first"
-    """The turn of an episode before which the text stands. ``$question`` is the message that it replaces."""
+    before: int | Literal["first", "last", "each"] = "first"
+    """The turn of an episode before which the text stands; numbers count from 1. ``$question`` is the message that it
+    replaces."""
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -208,8 +213,12 @@ def parse_template(name: str, table: object, source: str) -> Template:
         turns=_parse_turns(table.get("turns", ()), f"context file {source}: [{name}].turns"),
         before=table.get("before", "first"),
     )
-    if template.before not in ("first", "last", "each"):
-        raise ConfigError(f"context file {source}: [{name}].before is the turn 'first', 'last' or 'each'")
+    before = template.before
+    a_number = isinstance(before, int) and not isinstance(before, bool) and before > 0
+    if not a_number and before not in ("first", "last", "each"):
+        raise ConfigError(
+            f"context file {source}: [{name}].before is the turn 'first', 'last' or 'each', or its number from 1"
+        )
     if template.before != "first" and (template.text is None or template.system is not None or template.turns):
         raise ConfigError(f"context file {source}: [{name}].before goes with a text alone, without system and turns")
     texts = [("text", template.text or ""), *(("turns", turn.content) for turn in template.turns)]

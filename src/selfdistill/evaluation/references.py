@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from selfdistill.config.sections import Limits
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import example_fields, reference_text, role_conversation, role_prompt
+from selfdistill.contexts.fields import example_fields, reference_text, role_conversation, role_prompt, turn_replies
 from selfdistill.contexts.templates import Template
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.evaluation.statistics import Estimate, bootstrap
@@ -96,7 +96,14 @@ class ReferenceScorer:
         assert self.teacher is not None
         opened, fields = replace(example, prompt=episode.opening), example_fields(example)
         read = role_conversation(
-            self.teacher, opened, rollout, fields, self.templates, self.chat, thinking=self.thinking
+            self.teacher,
+            opened,
+            rollout,
+            fields,
+            self.templates,
+            self.chat,
+            thinking=self.thinking,
+            turn_fields=turn_replies(episode),
         )
         prompts, gaps = {STUDENT: rollout.prompt_ids}, {STUDENT: rollout.gaps}
         if isinstance(read, Conversation):

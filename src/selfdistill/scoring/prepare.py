@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from selfdistill.contexts.chat import Chat
-from selfdistill.contexts.fields import example_fields, hindsight, other_input, role_conversation, role_prompt
+from selfdistill.contexts.fields import (
+    example_fields,
+    hindsight,
+    other_input,
+    role_conversation,
+    role_prompt,
+    turn_hindsight,
+)
 from selfdistill.contexts.templates import Template
 from selfdistill.errors import ConfigError
 from selfdistill.methods.base import BatchScores, Method, State
@@ -99,7 +106,15 @@ def render(
                         other = other_input(groups, g, contrast=role.contrast, seed=seed)
                     if rollout.episode:
                         prompts[name] = role_conversation(
-                            role, example, rollout, fields, templates, chat, thinking=thinking, other_input=other
+                            role,
+                            example,
+                            rollout,
+                            fields,
+                            templates,
+                            chat,
+                            thinking=thinking,
+                            turn_fields=turn_hindsight(group, i, chat),
+                            other_input=other,
                         )
                         continue
                     space = len(rollout.completion_ids) if room is None else room
