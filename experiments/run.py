@@ -11,9 +11,9 @@ GRPO's tuned one, a tenth and a hundredth of it.
 
 Every comparison is at equal completions, all roles together. Its raw ``compare.json`` is kept in experiments/results/
 after every ``GROUP`` arms, so a stage that is stopped leaves the arms that are complete. A repeated stage goes on where
-its runs are. Further seeds (``--seeds``) and further arms keep the runs that there are: the stages at final terms share
-one folder of runs. ``--arms`` limits a stage, and what it keeps, to some of its arms; the baseline is always among
-them.
+its runs are, or from experiments/results/runs/, where what comparisons read of them is kept. Further seeds
+(``--seeds``) and further arms keep the runs that there are: the stages at final terms share one folder of runs.
+``--arms`` limits a stage, and what it keeps, to some of its arms; the baseline is always among them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from archive import pack, unpack
 from grids import (
     ARMS,
     DOSES,
@@ -128,8 +129,10 @@ def compare(
     """Run ``selfdistill compare`` and keep its raw numbers and the arms' metrics under the name ``kept``."""
     command = [sys.executable, "-m", "selfdistill", "compare", *map(str, arms), "--match", "completions"]
     command += ["--seeds", terms.seeds, "--final-split", terms.split, "--jobs", str(jobs), "--out", str(out), *options]
+    archive = RESULTS / "runs" / f"{out.name}.tar.xz"
+    unpack(archive, out / "runs")
     subprocess.run(command, check=True, env={**os.environ})
-    RESULTS.mkdir(exist_ok=True)
+    pack(out / "runs", archive)
     shutil.copy(out / "compare.json", RESULTS / f"{kept}.json")
     metrics = {arm.stem: measured(out / "runs" / arm.stem) for arm in arms}
     (RESULTS / f"{kept}-metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
@@ -340,7 +343,7 @@ def equal_rates(stage: Stage) -> None:
     for part in (1, 10, 100):
         rate = chosen["grpo"]["learning_rate"] / part
         arms = {name: (name, (rate, chosen[name]["hyperparameters"])) for name in ARMS[stage.task] if name in chosen}
-        replace(stage, out=stage.out / f"one-{part}").train(f"rates-{part}", arms)
+        replace(stage, out=stage.out.with_name(f"{stage.out.name}-{part}")).train(f"rates-{part}", arms)
 
 
 def main() -> None:

@@ -160,6 +160,34 @@ def test_final_arms_are_compared_at_equal_completions_on_the_test_split_in_growi
         run.final(run.replace(stage, only=frozenset(["opsd"])))
 
 
+def test_a_stage_goes_on_from_the_archive_of_its_runs(run: Any, tmp_path: Path) -> None:
+    """An archive has the numbers of ended runs, and not the place where they were made."""
+    runs, archive = tmp_path / "stages" / "final" / "runs", tmp_path / "results" / "final.tar.xz"
+    for seed in (0, 1):
+        (runs / "grpo" / f"seed-{seed}").mkdir(parents=True)
+        (runs / "grpo" / f"seed-{seed}" / "metrics.jsonl").write_text(f'{{"step": {seed}}}\n', encoding="utf-8")
+    ended = runs / "grpo" / "seed-0"
+    (ended / "summary.json").write_text(f'{{"command": "train --out {ended}"}}', encoding="utf-8")
+    (ended / "rollouts.jsonl").write_text("long", encoding="utf-8")
+    run.unpack(archive, runs)
+    run.pack(runs, archive)
+    again = tmp_path / "elsewhere" / "runs"
+    (again / "sd" / "seed-0").mkdir(parents=True)
+    run.unpack(archive, again)
+    made = {path.relative_to(again).as_posix(): path.read_text(encoding="utf-8") for path in again.rglob("*.json*")}
+    assert made == {
+        "grpo/seed-0/metrics.jsonl": '{"step": 0}\n',
+        "grpo/seed-0/summary.json": '{"command": "train --out runs/experiments/final/runs/grpo/seed-0"}',
+    }
+    # A run that is there stays as it is, and equal runs make equal bytes.
+    (again / "grpo" / "seed-0" / "metrics.jsonl").write_text("newer", encoding="utf-8")
+    run.unpack(archive, again)
+    assert (again / "grpo" / "seed-0" / "metrics.jsonl").read_text(encoding="utf-8") == "newer"
+    first = archive.read_bytes()
+    run.pack(runs, archive)
+    assert archive.read_bytes() == first
+
+
 def test_no_convention_and_no_seed_of_the_tuning_is_one_of_the_final_runs(run: Any) -> None:
     tuning, final = (
         {terms.conventions + int(seed) for seed in terms.seeds.split(",")} for terms in (run.TUNING, run.FINAL)
