@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from selfdistill.sampling.scripted import ScriptedSampler
     from selfdistill.tasks.tools.loop import ToolLoop
     from selfdistill.tasks.tools.mcp_server import McpServer
+    from selfdistill.tasks.tools.python import PythonTool
     from selfdistill.tasks.turns import Environment
     from selfdistill.training.trainer import Trainer
     from selfdistill.types import (
@@ -65,6 +66,7 @@ __all__ = [
     "Message",
     "Method",
     "Policy",
+    "PythonTool",
     "Reply",
     "Role",
     "Rollout",
@@ -120,6 +122,7 @@ _ROOMS = {
     "selfdistill.sampling.scripted": ("ScriptedSampler",),
     "selfdistill.tasks.tools.loop": ("ToolLoop",),
     "selfdistill.tasks.tools.mcp_server": ("McpServer",),
+    "selfdistill.tasks.tools.python": ("PythonTool",),
     "selfdistill.tasks.turns": ("Environment",),
     "selfdistill.training.trainer": ("Trainer",),
     "selfdistill.types": (
