@@ -1,6 +1,6 @@
 """The experiments of docs/results.md: ``python experiments/run.py TASK STAGE``, in the order of these stages.
 
-``tune``: every arm starts with the same small budget, four candidates, each trained with three seeds of its own and
+``tune``: every arm starts with the same small budget, four candidates, each trained with two seeds of its own and
 fewer steps, and is judged on validation problems. If the best candidate has the smallest or the largest learning rate
 or λ that its arm was offered, the next one beyond it is tried too, at most ``WIDENINGS`` times. ``final`` trains the
 best of each arm and AntiSD as published, on seeds, test problems and conventions of the toolbox that tuning never saw.
@@ -33,6 +33,7 @@ from typing import Any
 from archive import pack, unpack
 from grids import (
     ARMS,
+    CONVENTIONS,
     DOSES,
     GRIDS,
     GRIDS_OF,
@@ -65,7 +66,7 @@ class Terms:
     conventions: int
 
 
-TUNING = Terms(steps=15, every=15, seeds="10,11,12", split="validation", conventions=0)
+TUNING = Terms(steps=15, every=15, seeds="10,11", split="validation", conventions=0)
 FINAL = Terms(steps=20, every=4, seeds="0,1,2,3,4", split="test", conventions=1000)
 LONGER = {"single": 30}
 """More steps at final terms for tasks where right answers are rare."""
@@ -95,7 +96,7 @@ def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candid
     """Write the config file of one arm, as TOML lines with dotted keys."""
     rate, hyperparameters = candidate
     chosen = TASKS[task]
-    conventions = {"conventions": terms.conventions, "conventions_by_seed": True} if task == "toolbox" else {}
+    conventions = {"conventions": terms.conventions, "conventions_by_seed": True} if task in CONVENTIONS else {}
     table = {
         "model": chosen["model"],
         "task": {**chosen["task"], **conventions},
