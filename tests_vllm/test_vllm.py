@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.served import ServedModel
 from selfdistill.sampling.base import Sampler, SamplingParams
 from selfdistill.sampling.hf import policy_sampler
+from selfdistill.sampling.own_servers import OwnServers
 from selfdistill.sampling.requests import Engine
 from selfdistill.sampling.served import ServedSampler
 from selfdistill.sampling.server import ServerSampler
@@ -250,6 +252,53 @@ def test_a_dead_server_is_one_sentence_and_the_step_is_drawn_again(
     servers[0].start()
     servers[0].wait()
     assert ids(greedy(engine)) == whole
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
+def processes() -> Iterator[tuple[str, int]]:
+    """State and process group of every process."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:3]
+            yield state, int(group)
+
+
+@WEIGHTS
+def test_servers_that_the_run_starts(lora: LoraConfig | None, model: Path, tmp_path: Path) -> None:
+    """They sample what the model samples, also after one was killed, and end when they are closed."""
+    policy, chat = load(model, lora)
+    said: list[str] = []
+    config, others = ENGINE.model_copy(update={"servers": 2}), set(children(os.getpid()))
+    engine = OwnServers(
+        str(model),
+        chat,
+        config,
+        dtype="float32",
+        folder=tmp_path / "weights",
+        logs=tmp_path,
+        devices=None,
+        log=said.append,
+    )
+    try:
+        check_against_transformers(engine, policy, chat)
+        check_seeds(engine)
+        whole = ids(greedy(engine))
+        keepers = sorted(set(children(os.getpid())) - others)
+        assert len(keepers) == 2
+        [killed] = children(keepers[0])
+        os.kill(killed, 9)
+        assert ids(greedy(engine)) == whole
+        assert [line for line in said if line.endswith("it is started again, once")] == [
+            "vLLM server 1 of 2 ended: it is started again, once"
+        ]
+        keepers += sorted(set(children(os.getpid())) - others)
+    finally:
+        engine.close()
+    # No process of their groups runs any more, the engine cores included.
+    assert not [group for state, group in processes() if group in keepers and state not in "ZX"]
 
 
 # --- a server that has the weights already, and a teacher behind it --------------------------------------------------

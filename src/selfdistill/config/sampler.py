@@ -56,7 +56,7 @@ class EngineConfig(Strict):
 
 
 class VLLMConfig(EngineConfig):
-    """A vLLM engine that the run starts and stops itself."""
+    """vLLM engines that the run starts and stops itself: beside each rank's model, or as servers of their own."""
 
     kind: Literal["vllm"] = Field(json_schema_extra=STAYS)
     gpu_memory_utilization: float = Field(
@@ -68,6 +68,37 @@ class VLLMConfig(EngineConfig):
     )
     max_num_seqs: int = Field(256, ge=1, description="Completions decoded at once.")
     enforce_eager: bool = Field(False, description="Compile nothing: a quicker start, slower decoding.")
+    servers: int | None = Field(
+        None,
+        ge=1,
+        description="Start so many vLLM servers, each on a GPU that trains nothing, and end them with the run; unset: "
+        "an engine on the GPU of each rank.",
+    )
+    devices: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        description="GPUs of the servers in order, as many for each as tensor_parallel_size; unset: those after the "
+        "ranks' own.",
+    )
+    timeout: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds that one answer of such a server may take, longer than the slowest completion; after that "
+        "the server counts as hanging.",
+    )
+
+    @model_validator(mode="after")
+    def _devices_are_of_servers(self) -> VLLMConfig:
+        if self.devices is None:
+            return self
+        if self.servers is None:
+            raise ValueError("devices are those of servers: set servers too, or leave devices out")
+        needed = self.servers * self.tensor_parallel_size
+        if len(self.devices) != needed:
+            raise ValueError(
+                f"devices names {len(self.devices)} GPUs, and servers = {self.servers} with tensor_parallel_size = "
+                f"{self.tensor_parallel_size} need {needed}"
+            )
+        return self
 
 
 class ServerConfig(EngineConfig):

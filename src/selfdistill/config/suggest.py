@@ -14,6 +14,11 @@ from selfdistill.config.renamed import RENAMED
 
 EXAMPLES = {"sampler": "vllm", "task": "countdown"}
 """An example of ``kind`` for each table that has several."""
+ELSEWHERE = {
+    "sampler.servers": 'sampler.servers is for sampler.kind = "vllm", whose servers the run starts itself; the '
+    'addresses of servers that you started are sampler.urls of sampler.kind = "server"',
+}
+"""Keys that belong to another kind than the one that was chosen, and what to write."""
 UNTAGGED = ("text", "source", "shipped", "own", "other", "set")
 """Tags of the unions of sources, of tasks and of what is evaluated besides. Pydantic's error locations contain them,
 configs do not."""
@@ -48,6 +53,8 @@ def suggest(error: ValidationError, model: type[BaseModel]) -> str:
         name = where + str(last)
         if name in RENAMED:
             return f"{name!r} is now called {RENAMED[name]!r}"
+        if name in ELSEWHERE:
+            return ELSEWHERE[name]
         return f"unknown key {name!r}; {near(str(last), known, where) or 'known there: ' + ', '.join(known)}"
     if kind == "literal_error" and isinstance(last, int) and isinstance(given, str):
         words = re.findall("'([^']*)'", first["ctx"]["expected"])

@@ -44,11 +44,15 @@ class _Authorization(AuthBase):
 
 
 class Unusable(Exception):
-    """An address cannot be used: the message says what answered, and ``silent`` whether nothing did."""
+    """An address cannot be used: the message says what answered, and ``silent`` whether nothing did.
 
-    def __init__(self, reason: str, *, silent: bool = False) -> None:
+    ``late`` is set if a request was sent and no answer came within its time.
+    """
+
+    def __init__(self, reason: str, *, silent: bool = False, late: bool = False) -> None:
         super().__init__(reason)
         self.silent = silent
+        self.late = late
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,8 @@ def exchange(
         )
     # urllib3's own error: requests passes on that of a name which cannot be one.
     except (requests.RequestException, HTTPError) as error:
-        raise Unusable(f"does not answer ({_innermost(error)})", silent=True) from error
+        late = isinstance(error, requests.ReadTimeout)
+        raise Unusable(f"does not answer ({_innermost(error)})", silent=True, late=late) from error
     return Reply(answer.status_code, answer.content.decode("utf-8", "replace"))
 
 

@@ -211,9 +211,9 @@ def command_engines(
     Raises:
         UserError: as for :func:`build_engines`.
     """
-    with TemporaryDirectory(prefix="selfdistill-weights-") as folder:
-        limit = BatchSizeLimit(max_batch_size, log)
-        engines = build_engines(config, policy, chat, limit, model=model, folder=Path(folder), log=log, trains=False)
+    with TemporaryDirectory(prefix="selfdistill-") as folder:
+        limit, place = BatchSizeLimit(max_batch_size, log), Path(folder) / "weights"
+        engines = build_engines(config, policy, chat, limit, model=model, folder=place, log=log, trains=False)
         try:
             yield engines
         finally:

@@ -21,7 +21,7 @@ from selfdistill.config.sampler import Address, ServerConfig
 from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import SamplerError
-from selfdistill.files.http import AGAIN, Unusable, back_off, exchange, open_session, reconnection
+from selfdistill.files.http import AGAIN, BackOff, Unusable, back_off, exchange, open_session, reconnection
 from selfdistill.files.jsonl import UNREADABLE
 from selfdistill.models.policy import Policy
 from selfdistill.sampling.base import SamplingParams, group_by_prompt
@@ -39,12 +39,19 @@ from selfdistill.tracking.progress import advance
 from selfdistill.types import Completion, Weights
 
 
-class _Failed(Exception):
-    """A request failed, but a retry or another server may succeed."""
+class Failed(Exception):
+    """A request failed, but a retry or another server may succeed. ``late``: no answer came within its time."""
+
+    def __init__(self, reason: str, *, late: bool = False) -> None:
+        super().__init__(reason)
+        self.late = late
 
 
 class ServerSampler:
     """Samples completions from one or several servers with the same weights."""
+
+    remedy = "start the servers again and continue the run with --resume"
+    """What a user does once all tries have failed."""
 
     def __init__(self, chat: Chat, config: ServerConfig, *, folder: Path, log: Callable[[str], None]) -> None:
         """Weights are written for the servers into ``folder``. ``log`` receives messages about failing servers."""
@@ -128,14 +135,16 @@ class ServerSampler:
             try:
                 tries = tries.increment()
             except MaxRetryError as error:
-                raise SamplerError(
-                    f"{', '.join(self.config.urls)} did not {goal}, after {self.config.retries + 1} tries: "
-                    "start the servers again and continue the run with --resume"
-                ) from error
-            if not self.loaded:
-                pause, left = tries.get_backoff_time(), int(tries.total or 0) + 1
-                self.log(f"no sampler server answers: trying again in {pause:g} s, {left} tries left")
-                tries.sleep()
+                servers, count = ", ".join(self.config.urls), self.config.retries + 1
+                raise SamplerError(f"{servers} did not {goal}, after {count} tries: {self.remedy}") from error
+            self._recover(tries)
+
+    def _recover(self, tries: BackOff) -> None:
+        """Wait for a server to come back if none is left."""
+        if not self.loaded:
+            pause, left = tries.get_backoff_time(), int(tries.total or 0) + 1
+            self.log(f"no sampler server answers: trying again in {pause:g} s, {left} tries left")
+            tries.sleep()
 
     def _ready(self) -> list[str]:
         """URLs of the servers that answer, after syncing the newest weights to those that lack them."""
@@ -150,11 +159,11 @@ class ServerSampler:
                     self._sync(url)
             self.loaded[url] = self._label
             return True
-        except _Failed as failure:
+        except Failed as failure:
             self._lost(url, failure)
             return False
 
-    def _lost(self, url: str, failure: _Failed) -> None:
+    def _lost(self, url: str, failure: Failed) -> None:
         self.loaded.pop(url, None)
         self.asleep.discard(url)
         self.log(f"sampler {url}: {failure}")
@@ -192,7 +201,7 @@ class ServerSampler:
         if self.config.worker_extension:
             answer = self._call(url, "POST", "/collective_rpc", {"method": "receive_weights", "args": [str(self.path)]})
             if set(answer["results"]) != {str(self.path)}:
-                raise _Failed(f"was sent the weights in {self.path} and read {answer['results']}")
+                raise Failed(f"was sent the weights in {self.path} and read {answer['results']}")
         else:
             arguments = {"method": "reload_weights", "kwargs": {"weights_path": str(self.path)}}
             self._call(url, "POST", "/collective_rpc", arguments)
@@ -211,7 +220,7 @@ class ServerSampler:
                 # Level 1 keeps the adapter's base in CPU memory. Level 2 drops whole weights; the next sync loads them.
                 self._call(url, "POST", f"/sleep?level={1 if self.lora else 2}")
                 self.asleep.add(url)
-            except _Failed as failure:
+            except Failed as failure:
                 self._lost(url, failure)
 
     def _send(
@@ -222,7 +231,7 @@ class ServerSampler:
         A server that fails gets no further request.
         """
         completions: dict[int, Completion] = {}
-        failures: dict[str, _Failed] = {}
+        failures: dict[str, Failed] = {}
 
         def send(turn: int) -> None:
             index, request = requests[turn]
@@ -231,7 +240,7 @@ class ServerSampler:
                 return
             try:
                 completions[index] = self._completion(url, request, params)
-            except _Failed as failure:
+            except Failed as failure:
                 failures[url] = failure
 
         with ThreadPoolExecutor(self.config.concurrency * len(servers)) as pool:
@@ -260,7 +269,7 @@ class ServerSampler:
     def _checked(self, url: str, choice: Mapping[str, Any], max_tokens: int) -> Completion:
         """Check an answer's weights and log-probabilities and return it as a completion."""
         if choice["finish_reason"] not in ("stop", "length"):
-            raise _Failed(f"ended a completion with {choice['finish_reason']!r}")
+            raise Failed(f"ended a completion with {choice['finish_reason']!r}")
         versions = {span["version"] for span in choice["weight_versions"]}
         # The adapter's name is its version. Its base must be the weights that the server was started with.
         if self.lora and versions != {UNTOUCHED}:
@@ -269,10 +278,10 @@ class ServerSampler:
                 "belongs to: start it again"
             )
         if not self.lora and versions != {self._label}:
-            raise _Failed(f"sampled from weights {', '.join(sorted(versions))}, not {self._label}")
+            raise Failed(f"sampled from weights {', '.join(sorted(versions))}, not {self._label}")
         content = choice["logprobs"]["content"]
         if [entry["token_id"] for entry in content] != choice["token_ids"]:
-            raise _Failed("gave log-probabilities of other tokens than it sampled")
+            raise Failed("gave log-probabilities of other tokens than it sampled")
         return checked_completion(
             choice["token_ids"],
             [entry["logprob"] for entry in content],
@@ -285,7 +294,7 @@ class ServerSampler:
         """Send one request; returns the server's answer.
 
         Raises:
-            _Failed: the server cannot be reached, closes the connection, or has an internal error.
+            Failed: the server cannot be reached, closes the connection, or has an internal error.
             SamplerError: it refuses the request, and will refuse it again.
         """
         try:
@@ -298,12 +307,12 @@ class ServerSampler:
                 timeout=self.config.timeout,
             )
         except Unusable as unusable:
-            raise _Failed(str(unusable)) from unusable
+            raise Failed(str(unusable), late=unusable.late) from unusable
         if reply.ok:
             return json.loads(reply.text) if reply.text.startswith(("{", "[")) else reply.text
         # 404 for an adapter's name: the server was restarted and no longer has the adapter.
         if reply.status in AGAIN or (reply.status == 404 and path.startswith("/inference") and self.lora):
-            raise _Failed(f"failed with {reply.status} at {path}: {reply.reason}")
+            raise Failed(f"failed with {reply.status} at {path}: {reply.reason}")
         raise SamplerError(f"sampler {url} refuses {path} ({reply.status}): {reply.reason}{_hint(path, reply.status)}")
 
 

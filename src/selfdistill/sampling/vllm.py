@@ -224,7 +224,7 @@ class VLLMSampler:
         config = self.config
         lora: dict[str, Any] = {}
         if policy.is_lora:
-            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(policy)}
+            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(policy)}
         for number in range(self.count):
             devices = range(number * config.tensor_parallel_size, (number + 1) * config.tensor_parallel_size)
             with _on_devices(devices if self.count > 1 else None):
@@ -313,15 +313,21 @@ OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 """Environment variables of the learner's ranks. An engine's processes have ranks of their own."""
 
 
+def visible_devices(devices: Sequence[int]) -> str:
+    """The value of ``CUDA_VISIBLE_DEVICES`` that leaves some of the devices visible to this process."""
+    visible = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+    return ",".join(visible[n] if visible else str(n) for n in devices)
+
+
 @contextmanager
 def _on_devices(devices: Sequence[int] | None) -> Iterator[None]:
     """Let the processes that are started meanwhile see only these of the visible devices; None leaves all visible."""
     if devices is None:
         yield
         return
-    visible = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+    chosen = visible_devices(devices)
     before = {name: os.environ.pop(name, None) for name in (*OF_A_RANK, VISIBLE)}
-    os.environ[VISIBLE] = ",".join(visible[n] if visible else str(n) for n in devices)
+    os.environ[VISIBLE] = chosen
     try:
         yield
     finally:
@@ -333,7 +339,12 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts as the maximum rank of an adapter."""
 
 
-def _lora_rank(policy: Policy) -> int:
+def lora_rank(policy: Policy) -> int:
+    """The least maximum rank of vLLM's that holds the policy's adapters.
+
+    Raises:
+        SamplerError: vLLM serves no adapter of this rank.
+    """
     rank = max(config.r for config in policy.model.peft_config.values())
     if rank > LORA_RANKS[-1]:
         raise SamplerError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}, model.lora.rank is {rank}")
