@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -172,6 +174,27 @@ def test_an_engine_that_takes_no_weights_is_one_sentence_and_all_layers_are_gath
         sampler(model, tmp_path, ranks=2).update(policy, 3)
     # Other ranks gather along with the first: it goes through all layers, whatever fails.
     assert len(gathered) == len(list(weight_stream.whole_layers(policy)))
+
+
+def test_an_engine_that_has_died_does_not_leave_the_others_waiting(model: Path, policy: Policy, tmp_path: Path) -> None:
+    told = queue.SimpleQueue[BaseException]()
+    engines = sampler(model, tmp_path, ranks=2)
+    engines.update(policy, 0)
+
+    def dead(name: str, args: Sequence[str]) -> Any:
+        raise RuntimeError("Engine core died.")
+
+    Engine.made[1].collective_rpc = dead  # type: ignore[method-assign]
+
+    def update() -> None:
+        try:
+            engines.update(policy, 1)
+        except BaseException as error:
+            told.put(error)
+
+    # Not in this thread, which would hang with it.
+    threading.Thread(target=update, daemon=True).start()
+    assert str(told.get(timeout=60)) == "vLLM cannot take the weights of version 1: Engine core died."
 
 
 def test_other_ranks_gather_and_start_nothing(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -257,8 +257,12 @@ class VLLMSampler:
         """Send layers to every worker of every engine."""
 
         def receive(path: str) -> None:
-            with ThreadPoolExecutor(len(self.engines)) as pool:
-                list(pool.map(lambda engine: engine.collective_rpc("receive_stream", args=(path,)), self.engines))
+            pool = ThreadPoolExecutor(len(self.engines))
+            asked = [pool.submit(engine.collective_rpc, "receive_stream", args=(path,)) for engine in self.engines]
+            pool.shutdown(wait=False)
+            # The others wait for weights until they are told that there are no more.
+            for one in wait(asked, return_when=FIRST_EXCEPTION).done:
+                one.result()
 
         try:
             self.streamed += stream(layers, receive, len(self.engines) * self.config.tensor_parallel_size)
