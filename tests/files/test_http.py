@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -199,6 +199,22 @@ def test_no_more_requests_run_than_connections() -> None:
         assert [one.result().document for one in asked] == [{}] * 8
         session.close()
     assert most == [2]
+
+
+def test_each_of_many_servers_keeps_its_connection() -> None:
+    connections: list[tuple[str, int]] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        connections.append(handler.client_address)
+        reply(handler, 200, "{}")
+
+    with ExitStack() as stack:
+        urls = [stack.enter_context(answering(answer)) for _ in range(12)]
+        session = open_session(back_off(0, wait=0.0), connections=1, servers=12)
+        for url in urls * 2:
+            assert exchange(session, "POST", url, body={}, key="", timeout=9.0).ok
+        session.close()
+    assert (len(connections), len(set(connections))) == (24, 12)
 
 
 def test_a_closed_connection_is_opened_once_more_without_a_word(caplog: pytest.LogCaptureFixture) -> None:

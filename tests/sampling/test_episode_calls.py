@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import os
+import resource
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -164,6 +166,18 @@ def test_the_coroutines_of_an_episode_share_an_event_loop_until_its_end(chat: Ch
     task = Remembers()
     assert played(chat, Script(chat), task) == played(chat, Script(chat))
     assert sorted(task.ended) == ["1 turns", "1 turns", "2 turns", "2 turns", "2 turns", "3 turns"]
+
+
+def test_episodes_may_have_more_files_open_than_the_system_allows_at_first(chat: Chat) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Three files are those of one event loop, and six episodes are open at once.
+    few = max(int(name) for name in os.listdir("/proc/self/fd")) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        assert played(chat, Script(chat), Remembers()) == played(chat, Script(chat))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(environments.MOST_FILES, limits[1]), limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_an_episode_whose_coroutine_hangs_still_ends(chat: Chat) -> None:

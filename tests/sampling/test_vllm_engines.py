@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import queue
+import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -57,7 +61,7 @@ class Engine:
         self.stopped = True
 
     def collective_rpc(self, name: str, args: Sequence[str]) -> list[str]:
-        if Engine.fails:
+        if Engine.fails and name == "receive_stream":
             raise RuntimeError(Engine.fails)
         from concurrent.futures import ThreadPoolExecutor
 
@@ -172,6 +176,86 @@ def test_an_engine_that_takes_no_weights_is_one_sentence_and_all_layers_are_gath
         sampler(model, tmp_path, ranks=2).update(policy, 3)
     # Other ranks gather along with the first: it goes through all layers, whatever fails.
     assert len(gathered) == len(list(weight_stream.whole_layers(policy)))
+
+
+def test_an_engine_that_has_died_does_not_leave_the_others_waiting(model: Path, policy: Policy, tmp_path: Path) -> None:
+    told = queue.SimpleQueue[BaseException]()
+    engines = sampler(model, tmp_path, ranks=2)
+    engines.update(policy, 0)
+
+    def dead(name: str, args: Sequence[str]) -> Any:
+        raise RuntimeError("Engine core died.")
+
+    Engine.made[1].collective_rpc = dead  # type: ignore[method-assign]
+
+    def update() -> None:
+        try:
+            engines.update(policy, 1)
+        except BaseException as error:
+            told.put(error)
+
+    # Not in this thread, which would hang with it.
+    threading.Thread(target=update, daemon=True).start()
+    assert str(told.get(timeout=60)) == "vLLM cannot take the weights of version 1: Engine core died."
+
+
+def test_ctrl_c_does_not_reach_what_an_engine_starts(
+    model: Path, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Starts(Engine):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            started.append(subprocess.Popen(["sleep", "600"]))
+
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", Starts)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    sampler(model, tmp_path, ranks=1).update(policy, 0)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
+    [process] = started
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.terminate()
+    assert process.wait(60) == -signal.SIGTERM
+
+
+def test_a_worker_ends_with_the_run_that_was_killed() -> None:
+    WorkerExtension().end_with(os.getpid())
+    run = subprocess.Popen(["sleep", "600"])
+    code = (
+        "import time; from selfdistill.sampling.vllm_worker import WorkerExtension; "
+        f"WorkerExtension().end_with({run.pid}); print('so', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == b"so\n" and worker.poll() is None
+        run.kill()
+        run.wait()
+        assert worker.wait(60) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("free", [1 << 26, 1 << 30])
+def test_an_adapter_is_kept_in_memory_where_there_is_room(
+    free: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ModuleType("vllm.lora.request")
+    vars(request).update(LoRARequest=lambda name, number, path: SimpleNamespace(lora_int_id=number, path=path))
+    for name, module in (("vllm.lora", ModuleType("vllm.lora")), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, module)
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr("selfdistill.sampling.weight_sync.SHARED", tmp_path / "shared")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    policy, _ = load_policy(
+        str(model), dtype=torch.float32, device=torch.device("cpu"), lora=LoraConfig(rank=2, alpha=4)
+    )
+    engines = sampler(model, tmp_path, ranks=1)
+    engines.update(policy, 0)
+    place = Path(engines.adapter.path).relative_to(tmp_path)
+    # A container has 64 MB of shared memory.
+    assert place.parts[0] == ("weights" if free == 1 << 26 else "shared")
+    engines.close()
+    assert list((tmp_path / "shared").iterdir()) == []
 
 
 def test_other_ranks_gather_and_start_nothing(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +103,27 @@ def test_numbers_of_other_types_and_of_no_or_no_dimension_arrive() -> None:
 def test_a_workers_own_error_is_told() -> None:
     with pytest.raises(RuntimeError, match="no room for the weights"):
         stream([{str(n): torch.ones(100)} for n in range(50)], Worker(stops_after=3).receive_stream, 1, piece=64)
+
+
+def test_the_other_workers_do_not_wait_for_one_that_fails() -> None:
+    """As vLLM asks the workers of an engine: it reads their answers in order, the failed one's last."""
+    told = queue.SimpleQueue[BaseException]()
+
+    def receive(path: str) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda worker: worker.receive_stream(path), [Worker(), Worker(stops_after=3)]))
+
+    def send() -> None:
+        try:
+            stream([{str(n): torch.ones(100)} for n in range(50)], receive, 2, piece=64)
+        except BaseException as error:
+            told.put(error)
+
+    # Not in this thread, which would hang with it.
+    threading.Thread(target=send, daemon=True).start()
+    assert isinstance(told.get(timeout=60), EOFError)
 
 
 def test_a_worker_that_hangs_up_or_never_comes_is_one_sentence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import sys
 import threading
@@ -114,6 +115,16 @@ def test_a_server_that_does_not_answer_is_given_up(folder: Path) -> None:
     (folder / "silent.py").write_text("import sys; sys.stdin.read()", encoding="utf-8")
     with pytest.raises(SamplerError, match="no MCP server answers at "):
         sd.McpServer([sys.executable, "silent.py"], seconds=2)
+
+
+@needs_package
+def test_a_server_that_is_given_up_is_ended(folder: Path) -> None:
+    # It does not end by itself when nobody speaks with it any more.
+    with pytest.raises(SamplerError, match="no MCP server answers at "):
+        sd.McpServer(["sh", "-c", "echo $$ > number; exec sleep 600"], seconds=5)
+    number = int((folder / "number").read_text(encoding="utf-8"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
 
 
 @needs_package

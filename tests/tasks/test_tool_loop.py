@@ -7,7 +7,9 @@ import functools
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -248,3 +250,27 @@ def test_the_pages_shop_trains(folder: Path) -> None:
     [first, *_] = read_rollouts(folder / "run" / "rollouts.jsonl")
     assert line["turns"] >= 1 and first.episode is not None
     assert first.episode.opening[0].role == "tools" and '"price"' in first.episode.opening[0].content
+
+
+def test_a_tool_that_waits_for_ever_ends_with_its_episode() -> None:
+    waits = threading.Event()
+
+    async def wait() -> str:
+        waits.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    bench = Given(wait)
+    state = bench.start(QUESTION).state
+
+    def reply() -> None:
+        with suppress(asyncio.CancelledError):
+            bench.reply(state, call("wait"))
+
+    # The time limit of a call leaves its thread behind.
+    thread = threading.Thread(target=reply, daemon=True)
+    thread.start()
+    assert waits.wait(60)
+    bench.end(state)
+    thread.join(60)
+    assert not thread.is_alive()

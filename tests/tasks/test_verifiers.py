@@ -29,10 +29,13 @@ from support.tiny import save_brief_model
 PAGE = (Path(__file__).parents[2] / "docs" / "worlds.md").read_text(encoding="utf-8")
 GUESS = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "import verifiers" in code)
 OTHERS = '''
+import asyncio
+
 import verifiers as vf
 from datasets import Dataset
 
 CLEANED = []
+LOOPS = []
 ROWS = [{"question": f"How much is {n} + 1 ?", "answer": str(n + 1)} for n in range(6)]
 
 
@@ -63,6 +66,22 @@ class Strange(vf.MultiTurnEnv):
         CLEANED.append(state["kind"])
 
 
+class Shared(vf.MultiTurnEnv):
+    """Has one client for all episodes, which belongs to the event loop that used it first."""
+
+    async def env_response(self, messages, state, **options):
+        LOOPS.append(asyncio.get_running_loop())
+        if messages[-1].content == "leave":
+            raise SystemExit(3)
+        return [{"role": "user", "content": "go on"}]
+
+
+async def judged(completion, **options):
+    LOOPS.append(asyncio.get_running_loop())
+    assert not LOOPS[0].is_closed()
+    return 0.5
+
+
 async def together(completions, **options) -> list:
     return [1.0] * len(completions)
 
@@ -74,6 +93,10 @@ def load_environment(kind="tools"):
         return vf.ToolEnv(tools=[price], dataset=rows, eval_dataset=rows, system_prompt="be brief", rubric=rubric)
     if kind == "group":
         return Strange(dataset=rows, rubric=vf.Rubric(funcs=[together]))
+    if kind == "shared":
+        return Shared(dataset=rows, rubric=vf.Rubric(funcs=[judged]))
+    if kind == "late":
+        return Shared(dataset=lambda: Dataset.from_dict(ROWS[9]), rubric=rubric)
     if kind == "none":
         return object()
     if kind == "raises":
@@ -224,6 +247,30 @@ def test_what_an_environment_does_wrong_ends_its_own_episode(folder: Path) -> No
     for episode in (gone, lost, other, left):
         episode.end()
     assert sorted(cleaned) == ["1", "2", "3", "4"]
+
+
+@needs_package
+def test_all_episodes_share_an_event_loop_as_their_clients_do(folder: Path) -> None:
+    task = task_of("my_others", arguments={"kind": "shared"}, turns=2)
+    first, second, third = (Episode(task, example) for example in task.examples("train")[:3])
+    assert first.says("so").messages == (Message("user", "go on"),)
+    assert first.says("so").reward == 0.5
+    first.end()
+    # What leaves a process leaves no other episode behind.
+    with pytest.raises(SystemExit):
+        second.says("leave")
+    second.end()
+    assert third.says("so").messages == (Message("user", "go on"),)
+    assert third.says("so").reward == 0.5
+    third.end()
+    loops = sys.modules["my_others"].LOOPS
+    assert len(loops) == 5 and len({id(loop) for loop in loops}) == 1
+
+
+@needs_package
+def test_rows_that_cannot_be_made_are_one_sentence(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^task.env 'my_others' raised IndexError: "):
+        task_of("my_others", arguments={"kind": "late"}).examples("train")
 
 
 @needs_package

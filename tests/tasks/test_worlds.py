@@ -62,6 +62,26 @@ class Moody(Drifts):
         return f"{super().told(square)} It is {Moody.openings} o'clock."
 
 
+class Broken(Lake):
+    def close(self):
+        raise AttributeError("no window")
+
+
+class Mute(Lake):
+    def reset(self, **options):
+        return 0, {}
+
+
+class Unready(Lake):
+    closed = 0
+
+    def reset(self, **options):
+        raise OSError("no map")
+
+    def close(self):
+        Unready.closed += 1
+
+
 register(id="Lake-v0", entry_point=Lake, kwargs={"map_name": "4x4"}, max_episode_steps=2)
 """
 
@@ -204,6 +224,18 @@ def test_a_registered_id_is_imported_from_the_working_folder_and_its_truncation_
 def test_what_is_no_text_environment_is_one_sentence(env: str, sentence: str, folder: Path) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)):
         task_of("gymnasium", env)
+
+
+@needs("gymnasium")
+def test_what_an_environment_does_wrong_before_its_first_episode_is_one_sentence(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^task.env 'my_lake:Broken' raised AttributeError: no window \(my_lake.py:"):
+        task_of("gymnasium", "my_lake:Broken")
+    with pytest.raises(ConfigError, match=r"^task.env 'my_lake:Mute' begins with a value of type int"):
+        task_of("gymnasium", "my_lake:Mute").examples("train")
+    with pytest.raises(UserError, match=r"^task.env 'my_lake:Unready' raised OSError: no map"):
+        task_of("gymnasium", "my_lake:Unready")
+    # What could not begin is closed all the same.
+    assert sys.modules["my_lake"].Unready.closed == 1
 
 
 @needs("gymnasium")

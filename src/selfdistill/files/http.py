@@ -166,10 +166,10 @@ def reconnection(retries: int, *, wait: float) -> Reconnection:
     )
 
 
-def open_session(retry: Retry, *, connections: int) -> requests.Session:
+def open_session(retry: Retry, *, connections: int, servers: int = 1) -> requests.Session:
     """A session for several threads that keeps up to ``connections`` open to a server, and opens no more at a time."""
     session = requests.Session()
-    adapter = HTTPAdapter(pool_maxsize=connections, pool_block=True, max_retries=retry)
+    adapter = HTTPAdapter(pool_connections=servers, pool_maxsize=connections, pool_block=True, max_retries=retry)
     for scheme in ("http://", "https://"):
         session.mount(scheme, adapter)
     return session

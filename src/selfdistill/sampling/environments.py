@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import queue
+import resource
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Real
@@ -42,6 +44,20 @@ class Fault:
     reason: str
     error: str = ""
     """What it raised."""
+
+
+MOST_FILES = 65_536
+"""Files and connections that this process may have open, if the system lets it."""
+
+
+def open_more_files() -> None:
+    """Raise the number of files that this process may have open. Many systems begin with 1,024 and allow far more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # A system may have another bound, which it does not tell.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Late(Exception):

@@ -16,7 +16,7 @@ from selfdistill.contexts.chat import Chat
 from selfdistill.distributed.world import ALONE, World
 from selfdistill.errors import ModelError
 from selfdistill.sampling.base import SamplingParams
-from selfdistill.sampling.environments import Fault, call_all, read_reply, read_start
+from selfdistill.sampling.environments import Fault, call_all, open_more_files, read_reply, read_start
 from selfdistill.seeds import derive
 from selfdistill.tasks.episode_loop import EpisodeLoop
 from selfdistill.tasks.turns import AT_ONCE, MAX_TURNS, SECONDS, Environment
@@ -128,6 +128,8 @@ def play(
     ``params.max_tokens`` limits a turn. An episode whose environment fails ends with the reason, and no other is
     affected. What is sampled depends on the seed, the episode's place in the step and the environment's replies alone.
     """
+    # An episode may hold an event loop and connections open, and all episodes of a step are played at once.
+    open_more_files()
     # Start every episode. One that cannot be started samples its first turn all the same, so that groups are whole.
     ordinals = params.ordinals if params.ordinals is not None else range(len(examples))
     pairs = list(zip(examples, ordinals, strict=True))

@@ -70,7 +70,9 @@ class ServerSampler:
         self.loaded: dict[str, str] = {}
         """Label of the weights of each server, if known."""
         self.asleep: set[str] = set()
-        self._session = open_session(reconnection(config.retries, wait=config.wait), connections=config.concurrency)
+        self._session = open_session(
+            reconnection(config.retries, wait=config.wait), connections=config.concurrency, servers=len(config.urls)
+        )
         for url in config.urls:
             # An adapter that was loaded without an answer cannot be loaded again before it is unloaded, which the next
             # sync does.
@@ -126,6 +128,7 @@ class ServerSampler:
 
     def close(self) -> None:
         """Remove the weights written for the servers. The servers keep running with the last ones."""
+        self._session.close()
         self.weight_sync.clear()
 
     def _retry(self, attempt: Callable[[], bool], goal: str) -> None:

@@ -9,8 +9,9 @@ weights go through files on the disk.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,8 @@ from selfdistill.sampling.weight_sync import WeightSync, in_memory
 from selfdistill.types import Completion, Weights
 
 WORKER_EXTENSION = "selfdistill.sampling.vllm_worker.WorkerExtension"
+TOKENIZER = 1 << 25
+"""Bytes of a tokenizer's files, at most."""
 
 
 def require_vllm() -> None:
@@ -227,7 +230,7 @@ class VLLMSampler:
             lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(policy)}
         for number in range(self.count):
             devices = range(number * config.tensor_parallel_size, (number + 1) * config.tensor_parallel_size)
-            with _on_devices(devices if self.count > 1 else None):
+            with _on_devices(devices if self.count > 1 else None), _out_of_reach():
                 engine = LLM(
                     model=self.base if path is None or policy.is_lora else str(path),
                     dtype=self.dtype,
@@ -244,21 +247,28 @@ class VLLMSampler:
                     **lora,
                 )
             self.engines.append(engine)
+            engine.collective_rpc("end_with", args=(os.getpid(),))
 
     def _choose_place(self, policy: Policy, reason: str | None) -> None:
         """Keep an adapter's files in memory where the system can, and say why whole weights go through files."""
         if reason is not None:
             self.log(f"sampler: weights go to vLLM through files in {self.weight_sync.folder}, because {reason}")
-        elif policy.is_lora and self.config.folder is None and (folder := in_memory(self.weight_sync.run)):
-            self.weight_sync.folder = folder
+        elif policy.is_lora and self.config.folder is None:
+            # The student's newest two versions and two of teachers, each with its tokenizer.
+            size = sum(weight.numel() * weight.element_size() for weight in policy.trainable()) + TOKENIZER
+            self.weight_sync.folder = in_memory(self.weight_sync.run, 4 * size) or self.weight_sync.folder
             self.weight_sync.clear()
 
     def _stream(self, layers: Iterator[Mapping[str, Tensor]]) -> None:
         """Send layers to every worker of every engine."""
 
         def receive(path: str) -> None:
-            with ThreadPoolExecutor(len(self.engines)) as pool:
-                list(pool.map(lambda engine: engine.collective_rpc("receive_stream", args=(path,)), self.engines))
+            pool = ThreadPoolExecutor(len(self.engines))
+            asked = [pool.submit(engine.collective_rpc, "receive_stream", args=(path,)) for engine in self.engines]
+            pool.shutdown(wait=False)
+            # The others wait for weights until they are told that there are no more.
+            for one in wait(asked, return_when=FIRST_EXCEPTION).done:
+                one.result()
 
         try:
             self.streamed += stream(layers, receive, len(self.engines) * self.config.tensor_parallel_size)
@@ -333,6 +343,16 @@ def _on_devices(devices: Sequence[int] | None) -> Iterator[None]:
     finally:
         del os.environ[VISIBLE]
         os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+@contextmanager
+def _out_of_reach() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: the run still needs its engines, to finish its step."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import select
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +20,20 @@ import torch
 
 class WorkerExtension:
     """Loads new weights from a directory, or from a process on the same machine."""
+
+    def end_with(self, process: int) -> None:
+        """End the worker's process as soon as another one has ended, by its number.
+
+        vLLM's processes go on, with the GPU's memory, when the one that started them is killed.
+        """
+        if process == os.getpid() or not hasattr(os, "pidfd_open"):
+            return
+        try:
+            descriptor = os.pidfd_open(process)
+        except OSError:
+            # A container may forbid this call.
+            return
+        threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
 
     def receive_weights(self, path: str) -> str:
         """Load the directory's weights in place; returns the directory as an acknowledgement."""
@@ -37,6 +54,14 @@ class WorkerExtension:
             if type(module).__name__ == "ParallelLMHead":
                 module.quant_method.process_weights_after_loading(module)
         return path
+
+
+def _end_with(descriptor: int) -> None:
+    """Kill this process when the one of a descriptor has ended."""
+    ended = select.poll()
+    ended.register(descriptor, select.POLLIN)
+    ended.poll()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _received(connection: socket.socket) -> Iterator[tuple[str, torch.Tensor]]:

@@ -71,7 +71,8 @@ def stream(
     """Send weights to the workers of an engine on this machine; returns the number of bytes.
 
     ``receive`` is given the path of a socket. It makes all ``receivers`` workers call
-    :meth:`~selfdistill.sampling.vllm_worker.WorkerExtension.receive_stream` with it, and returns when they have.
+    :meth:`~selfdistill.sampling.vllm_worker.WorkerExtension.receive_stream` with it, and returns when they have or
+    when one cannot.
 
     Raises:
         SamplerError: a worker ended in the middle.
@@ -94,6 +95,8 @@ def stream(
             sender.flush()
             sender.end()
         except (OSError, EOFError) as error:
+            # The other workers wait for more, and the engine for them, until they are hung up on.
+            sender.close()
             # The workers' own error says more than that they hung up.
             asked.result()
             raise SamplerError("a worker of the engine ended while it was sent weights") from error
@@ -163,6 +166,8 @@ class _Sender:
         """Hang up, and give the memory back."""
         for line in self.lines:
             line.close()
+        for connection in self.connections:
+            connection.close()
         if self.memory is not None:
             self.memory.close()
             self.memory = None

@@ -77,9 +77,14 @@ class WeightSync:
         return [path for path in self.folder.glob("*-*") if DIRECTORY.fullmatch(path.name)]
 
 
-def in_memory(name: str) -> Path | None:
-    """A folder of this name whose files are kept in memory (tmpfs); None if the system has no place for it."""
-    return SHARED / f"selfdistill-{name}" if SHARED.is_dir() and os.access(SHARED, os.W_OK) else None
+def in_memory(name: str, size: int) -> Path | None:
+    """A folder of this name whose files are kept in memory (tmpfs); None if there is no place for ``size`` bytes.
+
+    A container has 64 MB of it by default.
+    """
+    if not (SHARED.is_dir() and os.access(SHARED, os.W_OK)) or shutil.disk_usage(SHARED).free < size:
+        return None
+    return SHARED / f"selfdistill-{name}"
 
 
 def _name(weights: Weights) -> str:

@@ -30,9 +30,12 @@ class EpisodeLoop:
             # An earlier coroutine may hang in the loop still, or the episode may have ended without this one.
             usable = not (self._running or self._closed)
             self._running = self._running or usable
+            if usable and self._runner is None:
+                self._runner = asyncio.Runner()
+                self._runner.get_loop()
         if not usable:
             return asyncio.run(coroutine)
-        self._runner = self._runner or asyncio.Runner()
+        assert self._runner is not None
         try:
             return self._runner.run(coroutine)
         finally:
@@ -42,8 +45,16 @@ class EpisodeLoop:
                 self._runner.close()
 
     def close(self) -> None:
-        """Cancel what still runs and close the loop. One in which a coroutine hangs is closed when that returns."""
+        """Cancel what still runs and close the loop. One in which a coroutine runs is closed when that returns."""
         with self._lock:
             self._closed, running = True, self._running
+            if running and self._runner is not None:
+                loop = self._runner.get_loop()
+                loop.call_soon_threadsafe(_cancel_all, loop)
         if self._runner is not None and not running:
             self._runner.close()
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from selfdistill.errors import UserError, first_line
@@ -24,6 +26,21 @@ def raised_in(label: str, error: BaseException, *, definition: str = "") -> User
     exception = type(error).__name__ if text in ("", type(error).__name__) else f"{type(error).__name__}: {text}"
     where = ", ".join(frames[-_FRAMES:]) or definition
     return UserError(f"{label} raised {exception}" + (f" ({where})" if where else ""))
+
+
+@contextmanager
+def errors_of(label: str) -> Iterator[None]:
+    """Turn what the code of ``label`` raises here into one sentence.
+
+    Raises:
+        UserError: names ``label``, or is one that was raised here.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise raised_in(label, error) from error
 
 
 def shown_path(file: str) -> str:

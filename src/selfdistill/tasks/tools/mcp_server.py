@@ -7,9 +7,13 @@ import importlib.util
 import json
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import wait
 from typing import Any
 
 from selfdistill.errors import ConfigError, SamplerError
+
+ENDING = 10.0
+"""Seconds within which the package ends a server that does not end itself, at most."""
 
 
 class ToolFailed(Exception):
@@ -35,11 +39,16 @@ class McpServer:
     def __init__(self, server: str | Sequence[str], *, seconds: float = 30.0) -> None:
         if importlib.util.find_spec("mcp") is None:
             raise ConfigError("tools of an MCP server need the package mcp: pip install 'selfdistill[mcp]'")
+        # Here, because it may take longer than a server is waited for.
+        import mcp
+
+        self._mcp: Any = mcp
         self.server, self.seconds = server, seconds
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="mcp")
         self._thread.start()
         self._stop: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
         self._client: Any = None
         self._session = asyncio.run_coroutine_threadsafe(self._connected(ready := threading.Event()), self._loop)
         self._session.add_done_callback(lambda _: ready.set())
@@ -51,12 +60,11 @@ class McpServer:
 
     async def _connected(self, ready: threading.Event) -> None:
         # The connection is opened and closed by one task, as the package asks.
-        from mcp import Client, StdioServerParameters
-
-        command, self._stop = self.server, asyncio.Event()
+        command: Any
+        command, self._stop, self._task = self.server, asyncio.Event(), asyncio.current_task()
         if not isinstance(command, str):
-            command = StdioServerParameters(command=command[0], args=list(command[1:]))
-        async with Client(command, read_timeout_seconds=self.seconds) as client:
+            command = self._mcp.StdioServerParameters(command=command[0], args=list(command[1:]))
+        async with self._mcp.Client(command, read_timeout_seconds=self.seconds) as client:
             self._client = client
             ready.set()
             await self._stop.wait()
@@ -95,11 +103,12 @@ class McpServer:
             return
         if self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
-        if not self._session.done():
-            done = threading.Event()
-            self._session.add_done_callback(lambda _: done.set())
-            if not done.wait(self.seconds):
-                self._session.cancel()
+        # A connection that is still being made does not look at that.
+        connected = self._client is not None
+        if self._task is not None and not (connected and wait([self._session], self.seconds).done):
+            self._loop.call_soon_threadsafe(self._task.cancel)
+            # Only then is a server that was started by its command ended.
+            wait([self._session], ENDING)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

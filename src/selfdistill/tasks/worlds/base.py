@@ -14,7 +14,7 @@ from selfdistill.config.worlds import WorldConfig
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError, UserError
 from selfdistill.seeds import derive
-from selfdistill.tasks.frames import raised_in
+from selfdistill.tasks.frames import errors_of
 from selfdistill.types import Example, Message, Reply, Start
 
 SPLITS = ("train", "validation", "test")
@@ -89,18 +89,14 @@ class SeededTask(ABC):
         # Below 2 ** 31, because some environments hand it to generators of 32 bits.
         drawn = derive(self.seed, self.name, self.place, split, number) % 2**29
         seed = drawn * len(SPLITS) + SPLITS.index(split)
-        env, said = self._opened(seed)
-        self.close(env)
+        with errors_of(self._label):
+            env, said = self.open(seed)
+            self.close(env)
+        if not isinstance(said, str):
+            raise ConfigError(
+                f"{self._label} begins with a value of type {type(said).__name__}, and a language model reads texts"
+            )
         return Example(f"{self.name}-{self.place}-{seed}", self._prompt(said), columns={"seed": seed})
-
-    def _opened(self, seed: int) -> tuple[Any, str]:
-        try:
-            return self.open(seed)
-        except UserError:
-            raise
-        # The package's own errors, those of its files and those of the environment.
-        except (Exception, SystemExit) as error:
-            raise raised_in(self._label, error) from error
 
     def _prompt(self, said: str) -> tuple[Message, ...]:
         system = () if self.world.system is None else (Message("system", self.world.system),)

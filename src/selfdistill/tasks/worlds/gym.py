@@ -7,6 +7,7 @@ from typing import Any
 from selfdistill.config.base import load_named
 from selfdistill.config.worlds import GymnasiumConfig
 from selfdistill.errors import ConfigError
+from selfdistill.tasks.frames import errors_of
 from selfdistill.tasks.worlds.base import SeededTask
 from selfdistill.types import Reply
 
@@ -43,14 +44,16 @@ class GymnasiumTask(SeededTask):
                 load_named(f"{module}:__name__", "task.env", "class")
             except ConfigError as error:
                 raise ConfigError(str(error).replace(f"{module}:__name__", config.env)) from error
-        env, _ = self._opened(0)
-        for side, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        with errors_of(self._label):
+            env, _ = self.open(0)
+            spaces = {"observations": env.observation_space, "actions": env.action_space}
+            self.close(env)
+        for side, space in spaces.items():
             if not isinstance(space, gymnasium.spaces.Text):
                 raise ConfigError(
                     f"{self._label} has {side} of {space}, and a language model reads and writes texts: wrap it so "
                     "that both spaces are gymnasium.spaces.Text"
                 )
-        self.close(env)
 
     def open(self, seed: int) -> tuple[Any, str]:
         """Make the environment and reset it."""
@@ -59,7 +62,11 @@ class GymnasiumTask(SeededTask):
         else:
             # The checker only warns, once for every episode.
             env = self._make(self.place, disable_env_checker=True, **self.arguments)
-        observation, _ = env.reset(seed=seed)
+        try:
+            observation, _ = env.reset(seed=seed)
+        except BaseException:
+            env.close()
+            raise
         return env, observation
 
     def step(self, env: Any, action: str) -> Reply:

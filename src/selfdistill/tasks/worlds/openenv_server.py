@@ -8,6 +8,7 @@ from typing import Any
 
 from selfdistill.config.worlds import OpenEnvConfig
 from selfdistill.errors import ConfigError, SamplerError
+from selfdistill.tasks.frames import errors_of
 from selfdistill.tasks.worlds.base import SeededTask
 from selfdistill.types import Reply
 
@@ -35,8 +36,9 @@ class OpenEnvTask(SeededTask):
 
         self._client: Any = GenericEnvClient
         self.config = config
-        client, _ = self._opened(0)
-        self.close(client)
+        with errors_of(self._label):
+            client, _ = self.open(0)
+            self.close(client)
 
     def open(self, seed: int) -> tuple[Any, str]:
         """Open a session on the server and reset its environment."""

@@ -12,6 +12,7 @@ from typing import Any
 from selfdistill.config.suggest import near
 from selfdistill.config.worlds import TextArenaConfig
 from selfdistill.errors import ConfigError
+from selfdistill.tasks.frames import errors_of
 from selfdistill.tasks.worlds.base import SeededTask
 from selfdistill.types import Reply
 
@@ -73,7 +74,8 @@ class TextArenaTask(SeededTask):
             known = [name for name in ENV_REGISTRY if not name.endswith(("-raw", "-train"))]
             hint = near(config.env, known) or "textarena.pprint_registry_detailed() lists them"
             raise ConfigError(f"unknown task.env {config.env!r}: {hint}")
-        self._opened(0)
+        with errors_of(self._label):
+            self.open(0)
 
     def open(self, seed: int) -> tuple[Game, str]:
         """Make the game and set it up for one player."""

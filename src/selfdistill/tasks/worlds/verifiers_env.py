@@ -1,8 +1,9 @@
 """Environments of the package verifiers that are called turn by turn: ``MultiTurnEnv`` and what derives from it.
 
 Such an environment drives its own rollout and asks a client for the model's turns. Here the client is the conversation:
-what the environment asks is what the model reads, and its turn is the answer. The rollout waits in the event loop of
-its episode meanwhile, so all hooks of an environment run, its stop conditions and its cleanup included.
+what the environment asks is what the model reads, and its turn is the answer. The rollout waits meanwhile, so all hooks
+of an environment run, its stop conditions and its cleanup included. All rollouts of a task run in one event loop, as
+the package runs them: the clients, locks and queues of an environment or of a rubric can be used in one alone.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import importlib.util
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +22,8 @@ from selfdistill.config.base import load_named
 from selfdistill.config.suggest import choices
 from selfdistill.config.worlds import VerifiersConfig
 from selfdistill.contexts.thinking import after_thinking
-from selfdistill.errors import ConfigError, DataError, UserError
-from selfdistill.tasks.frames import raised_in
+from selfdistill.errors import ConfigError, DataError
+from selfdistill.tasks.frames import errors_of
 from selfdistill.tasks.tools.calls import MalformedCall
 from selfdistill.tasks.tools.syntax import find_calls
 from selfdistill.types import Example, Message, Reply, Start
@@ -79,18 +81,14 @@ class VerifiersTask:
         own = self.env.max_turns if self.env.max_turns > 0 else config.turns or TURNS
         self.max_turns = self.env.max_turns = min(own, config.turns or own)
         self._client = _client_class()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting = threading.Lock()
 
     def _loaded(self) -> Any:
         module = self.config.env.replace("-", "_").split("/")[-1]
         load = load_named(f"{module}:load_environment", "task.env", "function")
-        try:
-            with _own_signals():
-                env = load(**self.config.arguments)
-        except UserError:
-            raise
-        # The environment's own code.
-        except (Exception, SystemExit) as error:
-            raise raised_in(self._label, error) from error
+        with errors_of(self._label), _own_signals():
+            env = load(**self.config.arguments)
         if not isinstance(env, self._verifiers.MultiTurnEnv):
             raise ConfigError(f"{self._label} makes a {type(env).__name__!r}, which is no MultiTurnEnv of verifiers")
         if env.requires_group_rollouts:
@@ -105,13 +103,16 @@ class VerifiersTask:
         Without rows for evaluation, two of ten rows are held out.
 
         Raises:
-            DataError: there are none, or a prompt holds something else than texts.
+            UserError: there are none, the environment raises, or a prompt holds something else than texts.
         """
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}; {choices(split, SPLITS)}")
-        self.env.build_eval_dataset()
-        apart = self.env.eval_dataset is not None
-        rows = list(enumerate(self.env.get_eval_dataset() if apart and split != "train" else self.env.get_dataset()))
+        # An environment may make its rows only now, for example download them.
+        with errors_of(self._label):
+            self.env.build_eval_dataset()
+            apart = self.env.eval_dataset is not None
+            given = self.env.get_eval_dataset() if apart and split != "train" else self.env.get_dataset()
+            rows = list(enumerate(given))
         if apart and split != "train":
             rows = [(n, row) for n, row in rows if n % 2 == HELD_OUT[split]]
         elif not apart:
@@ -131,6 +132,15 @@ class VerifiersTask:
     async def start(self, example: Example) -> Start:
         """Start the environment's rollout, up to its first request."""
         state = Played()
+        try:
+            started: Start = await self._with_others(self._start(state, example))
+        except BaseException:
+            # Nobody ends an episode that has not begun.
+            await self._with_others(self._cancel(state))
+            raise
+        return started
+
+    async def _start(self, state: Played, example: Example) -> Start:
         client = self._client(state)
         state.rollout = asyncio.create_task(self.env.rollout(example.columns["row"], client, "student", {}))
         asked = await _next_request(state)
@@ -148,6 +158,10 @@ class VerifiersTask:
     async def reply(self, state: object, text: str) -> Reply:
         """Answer the environment's request with a turn, up to its next one or its end."""
         assert isinstance(state, Played)
+        reply: Reply = await self._with_others(self._reply(state, text))
+        return reply
+
+    async def _reply(self, state: Played, text: str) -> Reply:
         await state.answers.put(self._response(text, state.schemas))
         asked = await _next_request(state)
         if asked is None:
@@ -175,9 +189,20 @@ class VerifiersTask:
     async def end(self, state: object) -> None:
         """Cancel a rollout that was not finished. The environment cleans up after it."""
         assert isinstance(state, Played)
+        await self._with_others(self._cancel(state))
+
+    async def _cancel(self, state: Played) -> None:
         if state.rollout is not None:
             state.rollout.cancel()
             await asyncio.gather(state.rollout, return_exceptions=True)
+
+    async def _with_others(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the event loop of all episodes. It is cancelled with the one that waits for it."""
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_run_for_ever, args=(self._loop,), daemon=True, name="verifiers").start()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
     def _response(self, text: str, schemas: Sequence[Mapping[str, Any]]) -> Any:
         """A turn as a server would return it: thinking apart, and calls of tools in their fields."""
@@ -204,16 +229,22 @@ class VerifiersTask:
         return types.Response(id="turn", created=0, model="student", usage=None, message=message)
 
 
+def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        # Raised in an episode, these are its own error, and they would end the loop of all episodes.
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+
+
 async def _next_request(state: Played) -> tuple[Any, Any] | None:
     """What the environment asks next; None once its rollout is over."""
     assert state.rollout is not None
     request = asyncio.create_task(state.asked.get())
-    await asyncio.wait({request, state.rollout}, return_when=asyncio.FIRST_COMPLETED)
-    if request.done():
-        return request.result()
-    request.cancel()
-    await asyncio.gather(request, return_exceptions=True)
-    return None
+    try:
+        await asyncio.wait({request, state.rollout}, return_when=asyncio.FIRST_COMPLETED)
+        return request.result() if request.done() else None
+    finally:
+        request.cancel()
 
 
 def messages_of(given: Any) -> tuple[Message, ...]:
