@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -320,16 +321,20 @@ def draw(stage: Stage) -> None:
     """
     counts: dict[str, dict[str, list[int]]] = {}
     problems: set[str] = set()
+    seeds = stage.terms.seeds.split(",")
     for name in stage.wanted(PASS_ARMS):
-        rows: dict[str, list[int]] = {}
-        for seed in stage.terms.seeds.split(","):
+
+        def drawn(seed: str, name: str = name) -> dict[str, Any]:
             command = [sys.executable, "-m", "selfdistill", "evaluate", str(stage.out / "runs" / name / f"seed-{seed}")]
             command += ["--samples", str(PASS_SAMPLES), "--limit", str(SHARED["evaluation"]["problems"]), "--json"]
-            drawn = subprocess.run([*command, "--seed", seed], check=True, stdout=subprocess.PIPE)
-            result = json.loads(drawn.stdout)
-            rows[seed] = result["hits"]
-            problems.add(result["problem_set"])
-        counts[name] = rows
+            made = subprocess.run([*command, "--seed", seed], check=True, stdout=subprocess.PIPE)
+            result: dict[str, Any] = json.loads(made.stdout)
+            return result
+
+        with ThreadPoolExecutor(stage.jobs) as pool:
+            results = dict(zip(seeds, pool.map(drawn, seeds), strict=True))
+        problems |= {result["problem_set"] for result in results.values()}
+        counts[name] = {seed: result["hits"] for seed, result in results.items()}
         kept = {"task": stage.task, "samples": PASS_SAMPLES, "baseline": PASS_ARMS[0], "hits": counts}
         kept["shared_problems"] = len(problems) == 1
         (RESULTS / f"{stage.task}-pass.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")

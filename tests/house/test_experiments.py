@@ -209,7 +209,7 @@ def test_the_draws_of_an_arm_are_kept_when_all_its_seeds_are_drawn(
         return subprocess.CompletedProcess(words, 0, stdout=out)
 
     monkeypatch.setattr(run.subprocess, "run", evaluate)
-    stage = run.Stage("countdown", run.replace(run.FINAL, seeds="0,1"), tmp_path / "out", 2)
+    stage = run.Stage("countdown", run.replace(run.FINAL, seeds="0,1"), tmp_path / "out", 1)
     with pytest.raises(KeyboardInterrupt):
         run.draw(stage)
     assert [f"{path.parent.name}/{path.name}" for path in drawn] == [
