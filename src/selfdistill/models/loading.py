@@ -27,6 +27,7 @@ from selfdistill.models.quantised import (
     import_peft,
     keep_unpacked,
     loading_options,
+    plain_options,
     quantised_layers,
 )
 
@@ -138,11 +139,12 @@ def read_model(source: str, path: str, placed: Placed, adapters: Sequence[Path] 
                 adapted: Any = import_peft().PeftModel.from_pretrained(base, source)
             return adapted if quantised_base else adapted.merge_and_unload()
         # If trust_remote_code is unset, transformers asks at the terminal whether to run a model's own code.
-        quantised: dict[str, Any] = {}
-        if placed.quantisation is not None:
-            quantised = loading_options(source, path, placed.quantisation, placed.dtype, placed.device)
+        if placed.quantisation is None:
+            options = plain_options(source)
+        else:
+            options = loading_options(source, path, placed.quantisation, placed.dtype, placed.device)
         loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=placed.dtype, output_loading_info=True, trust_remote_code=False, **quantised
+            source, dtype=placed.dtype, output_loading_info=True, trust_remote_code=False, **options
         )
     except UserError:
         raise
