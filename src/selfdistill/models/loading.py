@@ -251,6 +251,10 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
 def window_of(model: Any) -> int:
     """The model's context window in tokens; ``sys.maxsize`` for models that keep a state instead of a key-value cache.
 
+    Models with LongRoPE (Phi-4-mini) rotate every token of a batch in another way once one sequence in it is longer
+    than they were first trained with. Then scores would depend on what stands beside a sequence, and differ from the
+    probabilities that it was sampled with: the window ends there.
+
     Raises:
         ModelError: the config names no window.
     """
@@ -262,4 +266,6 @@ def window_of(model: Any) -> int:
         raise ModelError(
             "the model's config names no max_position_embeddings, so prompts could not be checked against its window"
         )
-    return int(window)
+    rope = getattr(config, "rope_parameters", None) or {}
+    switches = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    return int(min(window, switches or window))
