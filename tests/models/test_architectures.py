@@ -158,6 +158,29 @@ def test_mamba_in_half_precision_keeps_its_residuals_wide_and_is_loaded(tmp_path
     assert off_the_whole_model(policy) < 0.1
 
 
+def test_a_window_ends_where_rotations_would_change_with_the_longest_sequence_of_a_batch(tmp_path: Path) -> None:
+    """LongRoPE, as Phi-4-mini has it: written in the words of its published config."""
+    folder = saved(tmp_path / "model", "phi3", original_max_position_embeddings=24)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["rope_parameters"]
+    scaled = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config |= {"rope_theta": 10_000.0, "rope_scaling": scaled}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    policy, chat = load(folder)
+    assert chat.window == 24
+
+    def states(*lengths: int) -> Tensor:
+        """Of a row of 8 tokens beside others."""
+        ids = torch.full((len(lengths), max(lengths)), 9)
+        ids[0, :8] = torch.arange(8, 16)
+        with torch.no_grad():
+            found: Tensor = policy.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, :8]
+        return found
+
+    torch.testing.assert_close(states(8), states(8, 24))
+    assert (states(8) - states(8, 25)).abs().max() > 0.1
+
+
 def test_a_model_without_positions_has_no_window(tmp_path: Path) -> None:
     folder = saved(tmp_path, "mamba")
     config = json.loads((folder / "config.json").read_text())

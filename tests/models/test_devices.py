@@ -194,13 +194,97 @@ def test_the_shape_is_read_from_the_model_s_own_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_hidden_layers": None}, {"hidden_size": "8"}, {"vocab_size": 0}, {"num_experts": 4}]
+    ("config", "shape"),
+    [
+        # As the hub has Gemma-3 with 270M weights: its head is tied, which is the family's default.
+        (
+            {
+                "model_type": "gemma3_text",
+                "head_dim": 256,
+                "hidden_size": 640,
+                "intermediate_size": 2048,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 18,
+                "num_key_value_heads": 1,
+                "vocab_size": 262_144,
+            },
+            Shape(18, 640, 4, 1, 256, 2048, 262_144, tied=True),
+        ),
+        # And with 4B, whose file names neither heads nor vocabulary.
+        (
+            {
+                "model_type": "gemma3",
+                "text_config": {
+                    "model_type": "gemma3_text",
+                    "hidden_size": 2560,
+                    "intermediate_size": 10_240,
+                    "num_hidden_layers": 34,
+                },
+            },
+            Shape(34, 2560, 8, 4, 256, 10_240, 262_208, tied=True),
+        ),
+        # What stands in the file comes first: outside of the part for texts, where that does not say it.
+        (
+            {
+                "model_type": "qwen3_5",
+                "tie_word_embeddings": True,
+                "text_config": {
+                    "model_type": "qwen3_5_text",
+                    "hidden_size": 64,
+                    "intermediate_size": 128,
+                    "num_hidden_layers": 4,
+                    "num_attention_heads": 4,
+                    "num_key_value_heads": 2,
+                    "head_dim": 16,
+                    "vocab_size": 96,
+                },
+            },
+            Shape(4, 64, 4, 2, 16, 128, 96, tied=True, approximate=True),
+        ),
+        # transformers refuses it, and this reads what it can.
+        (
+            {
+                "model_type": "llama",
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "vocab_size": 5,
+                "hidden_size": 8,
+                "intermediate_size": 16,
+            },
+            Shape(2, 8, 3, 3, 2, 16, 5, tied=False),
+        ),
+    ],
+    ids=["gemma-3 270m", "gemma-3 4b", "a tower's", "refused"],
+)
+def test_what_a_config_leaves_out_is_its_family_s_default(
+    config: dict[str, object], shape: Shape, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert read_shape(str(tmp_path)) == shape
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_hidden_layers": None}, {"hidden_size": "8"}, {"vocab_size": 0}, {"num_experts": 4}, {"moe_num_experts": 64}],
 )
 def test_a_shape_that_the_sizing_model_does_not_know_is_none(changes: dict[str, object]) -> None:
     whole = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 5, "hidden_size": 8}
     assert shape_in(whole) == Shape(layers=2, D=8, H=2, K=2, E=4, F=32, V=5, tied=False)
     assert shape_in({**whole, **changes}) is None
     assert shape_in({"text_config": whole, "tie_word_embeddings": True}) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "approximate"),
+    [
+        ({"layer_types": ["sliding_attention", "full_attention"], "hidden_size_per_layer_input": 0}, False),
+        ({"layer_types": ["conv", "full_attention"]}, True),
+        ({"hidden_size_per_layer_input": 256}, True),
+    ],
+)
+def test_a_shape_with_other_layers_or_tables_is_approximate(changes: dict[str, object], approximate: bool) -> None:
+    whole = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 5, "hidden_size": 8}
+    assert shape_in({**whole, **changes}) == Shape(2, 8, 2, 2, 4, 32, 5, tied=False, approximate=approximate)
 
 
 def test_a_resolved_config_leaves_nothing_open(tmp_path: Path) -> None:

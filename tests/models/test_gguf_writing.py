@@ -119,7 +119,7 @@ def test_a_written_model_is_the_one_that_was_there(
 ) -> None:
     folder = save_model(tmp_path / "plain", family, pre=pre, dtype=dtype, **more)
     file = tmp_path / "written.gguf"
-    write_gguf(folder, file)
+    write_gguf(folder, file, name="lab/mine")
     (own, chat), (read, again) = load(folder), load(file)
     ids = torch.tensor([chat.encode((Message("user", TEXT),))])
     assert list(again.encode((Message("user", TEXT),))) == ids[0].tolist()
@@ -128,6 +128,7 @@ def test_a_written_model_is_the_one_that_was_there(
     with torch.no_grad():
         assert torch.equal(read.model(ids).logits, own.model(ids).logits)
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
+    assert gguf.GGUFReader(file).fields["general.name"].contents() == "lab/mine"
     assert types["blk.1.ffn_up.weight"] == ("BF16" if dtype == torch.bfloat16 else "F32")
     assert types["blk.1.attn_norm.weight"] == "F32"
     assert ("output.weight" in types) is not bool(more.get("tie_word_embeddings"))
@@ -137,13 +138,14 @@ def test_a_written_model_is_the_one_that_was_there(
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "qwen2", "llama-bpe"])
 def test_llama_cpp_is_told_how_text_is_cut(pre: str, tmp_path: Path) -> None:
     file = tmp_path / "written.gguf"
-    write_gguf(save_model(tmp_path / "plain", "llama", pre=pre), file)
+    write_gguf(save_model(tmp_path / "plain", "llama", pre=pre), file, name="m")
     fields = gguf.GGUFReader(file).fields
     assert fields["tokenizer.ggml.pre"].contents() == pre
     types = fields["tokenizer.ggml.token_type"].contents()
     assert (types[:4], types[-1], len(types)) == ([3, 3, 3, 1], int(gguf.TokenType.UNUSED), SIZES["vocab_size"])
     assert fields["tokenizer.ggml.merges"].contents() == ["h e", "he l", "1 2"]
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
 
 
 def without(folder: Path, name: str, **changes: Any) -> Path:
@@ -174,9 +176,12 @@ def test_what_is_not_known_here_is_left_to_llama_cpp(
 ) -> None:
     folder = without(save_model(tmp_path / "plain", "llama", pre="gpt-2"), name, **changes)
     with pytest.raises(ModelError) as error:
-        write_gguf(folder, tmp_path / "written.gguf")
+        write_gguf(folder, tmp_path / "written.gguf", name="m")
     assert reason in str(error.value)
     assert str(error.value).endswith(f"Convert it with llama.cpp: python convert_hf_to_gguf.py {folder}")
+    # A folder that is removed after an upload is not named.
+    with pytest.raises(ModelError, match=r"^m cannot be written as GGUF: .* python convert_hf_to_gguf\.py DIR$"):
+        write_gguf(folder, tmp_path / "written.gguf", name="m", stays=False)
     assert not (tmp_path / "written.gguf").exists()
 
 
@@ -190,7 +195,7 @@ def test_another_family_is_left_to_llama_cpp(tmp_path: Path) -> None:
     GPTNeoXForCausalLM(GPTNeoXConfig(**settings)).save_pretrained(tmp_path / "plain")
     save_tokenizer(tmp_path / "plain", "gpt-2")
     with pytest.raises(ModelError, match="its class is GPTNeoXForCausalLM, and LlamaForCausalLM, Qwen2ForCausalLM"):
-        write_gguf(tmp_path / "plain", tmp_path / "written.gguf")
+        write_gguf(tmp_path / "plain", tmp_path / "written.gguf", name="m")
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -206,6 +211,7 @@ def test_an_export_has_the_file_beside_the_model(
         main(["export", str(tmp_path / "run"), "--out", str(out), "--gguf", *(["--merge"] if lora else [])])
     assert end.value.code == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"as one file: {out / 'model.gguf'}"
+    assert gguf.GGUFReader(out / "model.gguf").fields["general.name"].contents() == "run"
     (own, _), (read, _) = load(out), load(out / "model.gguf")
     ids = torch.tensor([[40, 41, 42, 43]])
     with torch.no_grad():
@@ -215,3 +221,4 @@ def test_an_export_has_the_file_beside_the_model(
         with pytest.raises(SystemExit):
             main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "other"), "--gguf"])
         assert "--gguf writes whole weights, and this export is an adapter: add --merge" in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()

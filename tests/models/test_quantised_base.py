@@ -223,6 +223,10 @@ def test_a_model_that_is_stored_in_4_bits_trains_an_adapter_and_nothing_else(bas
     assert parts.policy.quantised == "nf4"
     torch.testing.assert_close(logits(parts.policy.model), logits(policy.model))
     train(config, tmp_path / "run")
+    adapter = tmp_path / "run" / "checkpoints" / "step-000001" / "model"
+    for more in ((), NF4[1:]):
+        with pytest.raises(ModelError, match="is an adapter on a base that is stored quantised, into which it can"):
+            assemble(tiny_run(adapter, "grpo", *more))
     with pytest.raises(
         CheckpointError, match="is stored in nf4, and an adapter that is merged into it would be rounded"
     ):

@@ -18,7 +18,7 @@ from selfdistill.config.sections import Model
 from selfdistill.errors import CheckpointError, ConfigError, UserError
 from selfdistill.models import devices
 from selfdistill.models.devices import Device
-from selfdistill.models.sizing import GIB
+from selfdistill.models.sizing import GIB, Shape
 from selfdistill.tracking.progress import Progress
 from selfdistill.training import banner as module
 from selfdistill.training.banner import banner, in_short, short, warnings
@@ -64,8 +64,9 @@ def test_the_banner_of_other_runs(model: Path, tmp_path: Path, monkeypatch: pyte
     assert banner(assemble(tiny_run(model, "sft")), tmp_path)["batch"].startswith("3 prompts with the data's own resp")
     monkeypatch.setattr(module, "read_device", lambda name: Device("cpu", "cpu", 1 << 20, 1 << 20))
     assert "MiB: more than there is; train an adapter" in banner(assemble(tiny_run(model)), tmp_path)["memory"]
-    monkeypatch.setattr(module, "shape_in", lambda config: None)
-    assert banner(assemble(tiny_run(model)), tmp_path)["memory"].startswith("not estimated: the sizing model does not")
+    for shape in (None, Shape(1, 1, 1, 1, 1, 1, 1, tied=True, approximate=True)):
+        monkeypatch.setattr(module, "shape_in", lambda config, shape=shape: shape)
+        assert banner(assemble(tiny_run(model)), tmp_path)["memory"].startswith("not estimated: the sizing model does")
 
 
 def test_a_loaded_model_in_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -79,6 +80,25 @@ def test_a_card_names_the_alarms_until_its_step_and_keeps_its_tables_whole(run: 
     assert "\n# me/mine\n" in text
     assert "| 2 | no_signal | a \\| b c␛[2J |" in text
     assert "| 3 | no_success |" not in text
+
+
+def test_a_card_says_whether_an_adapter_was_merged(run: Path, tmp_path: Path) -> None:
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    config["model"]["lora"] = {"rank": 2, "alpha": 4.0, "target_modules": "all-linear"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def written(folder: Path) -> tuple[str, str]:
+        loaded = ModelCard.load(write_card(tmp_path / "run", 2, folder))
+        return loaded.data.library_name, next(line for line in loaded.text.splitlines() if "trained with" in line)
+
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    path = config["model"]["path"]
+    library, said = written(tmp_path / "adapter")
+    assert (library, said.startswith(f"An adapter of `{path}` trained with")) == ("peft", True)
+    library, said = written(tmp_path)
+    assert (library, said.startswith(f"An adapter of `{path}`, merged into it, trained with")) == ("transformers", True)
 
 
 def test_a_pushed_model_is_the_exported_one(hub: FakeHub, run: Path, tmp_path: Path) -> None:

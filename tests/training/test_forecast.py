@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from selfdistill.config.run import parse_config
+from selfdistill.config.sections import Limits
 from selfdistill.models.devices import Device
-from selfdistill.models.fit import expected_bytes
+from selfdistill.models.fit import expected_bytes, peak
 from selfdistill.models.sizing import GIB, Shape, memory, resting
 from selfdistill.tracking.progress import Progress
 from selfdistill.training import forecast as module
+from selfdistill.training import problem as problem_module
 from selfdistill.training.dry_run import rehearse
-from selfdistill.training.forecast import forecast, in_gib, step_plan
-from selfdistill.training.problem import PROMPT_TOKENS, Problem, build_problem
+from selfdistill.training.forecast import forecast, in_gib, step_plan, too_large
+from selfdistill.training.problem import PROMPT_TOKENS, Problem, build_problem, resolve
 from support.runs import METHODS, lines, tiny_run, train
 
 QWEN = Shape(28, 2048, 16, 8, 128, 6144, 151_936, tied=True)
@@ -108,6 +112,47 @@ def test_what_would_fit_instead_is_said(
     assert limit.partition("; ")[2].startswith(said), limit
 
 
+def engine(settings: str) -> str:
+    return f'sampler={{kind="vllm",{settings}}}'
+
+
+def test_an_engine_of_the_run_s_own_leaves_the_rest_to_the_learner(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_on(monkeypatch, model, 100 * GIB, engine("gpu_memory_utilization=0.4"))
+    plan, rows = step_plan(problem, QWEN, PROMPT_TOKENS + 10)
+    assert rows == 0
+    told = forecast(problem)
+    assert told["memory"].startswith(f"about {in_gib(peak(QWEN, plan))} in an update")
+    start, _, room = told["limit"].partition("; ")
+    assert start == "cpu has 100.0 GiB, of which the engine takes 40.0 GiB"
+    assert room == forecast(problem_on(monkeypatch, model, 60 * GIB))["limit"].partition("; ")[2]
+    # 6 bytes a weight are 9.6 GiB.
+    problem = problem_on(monkeypatch, model, 15 * GIB, engine("gpu_memory_utilization=0.4"))
+    assert too_large(problem) == (
+        f"its weights take {in_gib(QWEN.parameters * 6)} and cpu has 15.0 GiB, of which the engine takes 6.0 GiB"
+    )
+    assert too_large(problem_on(monkeypatch, model, 15 * GIB, engine("sleep=true"))) is None
+
+
+def test_sizes_are_chosen_for_what_an_engine_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem_module, "read_shape", lambda path: QWEN)
+
+    def chosen(total: int, **sampler: Any) -> tuple[Limits, bool, int]:
+        monkeypatch.setattr(problem_module, "read_device", lambda name: Device("cpu", "cpu", total, total))
+        config = {
+            "method": "grpo",
+            "model": {"device": "cpu", "dtype": "bfloat16"},
+            "sampler": {"kind": "hf"} | sampler,
+        }
+        made = resolve(parse_config(config, "here"))
+        return made.limits, made.parallel.activation_checkpointing, made.sampling.max_batch_size
+
+    share = {"kind": "vllm", "gpu_memory_utilization": 0.5}
+    assert chosen(60 * GIB, **share) == chosen(30 * GIB) != chosen(60 * GIB)
+    assert chosen(60 * GIB, **share, sleep=True) == chosen(60 * GIB)
+
+
 def test_a_model_larger_than_the_device_is_not_loaded(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,8 +175,11 @@ def test_a_model_larger_than_the_device_is_not_loaded(
 
 
 def test_an_architecture_that_the_sizing_model_does_not_know(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = build_problem(tiny_run(model))
-    monkeypatch.setattr(module, "read_shape", lambda path: None)
-    told = forecast(problem)
-    assert told["memory"].startswith("not estimated: the config.json at model.path cannot be read")
-    assert "limit" not in told
+    problem = problem_on(monkeypatch, model, 1)
+    assert too_large(problem) is not None
+    for shape in (None, replace(QWEN, approximate=True)):
+        monkeypatch.setattr(module, "read_shape", lambda path, shape=shape: shape)
+        told = forecast(problem)
+        assert told["memory"].startswith("not estimated: the config.json at model.path cannot be read")
+        assert "limit" not in told
+        assert too_large(problem) is None

@@ -16,6 +16,7 @@ from selfdistill.training.run_folder import checkpoint_to_export, export_model
 
 GGUF = "model.gguf"
 """File of an export that holds the whole model."""
+WHOLE_WEIGHTS = "--gguf writes whole weights, and this export is an adapter: add --merge"
 
 
 def export_run(
@@ -39,7 +40,9 @@ def export_run(
     """
     if gguf:
         require_gguf()
-    checkpoint_to_export(run, out, step=step, dtype=dtype)
+    checkpoint = checkpoint_to_export(run, out, step=step, dtype=dtype)
+    if gguf and not merge and (checkpoint / "model" / "adapter_config.json").is_file():
+        raise ConfigError(WHOLE_WEIGHTS)
     repo = None if push is None else make_repo(push, private=private)
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="selfdistill-export-")))
@@ -52,9 +55,10 @@ def export_run(
         if out is not None:
             yield f"{path.name} of {run} is in {out}"
         if gguf and (folder / "adapter_config.json").is_file():
-            raise ConfigError("--gguf writes whole weights, and this export is an adapter: add --merge")
+            # A sharded checkpoint does not show it before.
+            raise ConfigError(WHOLE_WEIGHTS)
         if gguf:
-            write_gguf(folder, folder / GGUF)
+            write_gguf(folder, folder / GGUF, name=repo or run.resolve().name, stays=out is not None)
             if out is not None:
                 yield f"as one file: {out / GGUF}"
         if repo is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
 
 from selfdistill.config.bits import MOMENTS_IN_8_BITS
 from selfdistill.config.sections import Model, OptimiserConfig, ParallelConfig, limits_on
@@ -119,7 +122,24 @@ def read_shape(path: str) -> Shape | None:
         except (OSError, ValueError):
             return None
         config = None if config_file is None else _json(Path(config_file))
-    return None if config is None else shape_in(config)
+    return None if config is None else shape_in(_with_defaults(config))
+
+
+def _with_defaults(config: dict[str, Any]) -> Mapping[str, Any]:
+    """A config as transformers reads it: files leave out what is a family's default, such as Gemma's tied head."""
+    from transformers import CONFIG_MAPPING
+
+    kind, own = config.get("model_type"), config.get("text_config") or {}
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return config
+    try:
+        text: Mapping[str, Any] = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(config)).get_text_config().to_dict()
+        stated = {**config, **own}
+    # Whoever loads the model says what is wrong with its config.
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, StrictDataclassError):
+        return config
+    # What a checkpoint with a tower says of its head may stand outside of the part for texts.
+    return {**text, "tie_word_embeddings": stated.get("tie_word_embeddings", text.get("tie_word_embeddings", False))}
 
 
 def shape_in(config: Mapping[str, Any]) -> Shape | None:
@@ -131,9 +151,10 @@ def shape_in(config: Mapping[str, Any]) -> Shape | None:
 
     layers, width = number("num_hidden_layers", "n_layer"), number("hidden_size", "n_embd")
     heads, vocabulary = number("num_attention_heads", "n_head"), number("vocab_size")
-    experts = number("num_experts", "num_local_experts", "n_routed_experts") or 1
-    if layers is None or width is None or heads is None or vocabulary is None or experts > 1:
+    experts = any((number(name) or 0) > 1 for name in text if "experts" in name)
+    if layers is None or width is None or heads is None or vocabulary is None or experts:
         return None
+    other_layers = set(text.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     return Shape(
         layers=layers,
         D=width,
@@ -143,6 +164,8 @@ def shape_in(config: Mapping[str, Any]) -> Shape | None:
         F=number("intermediate_size", "n_inner") or 4 * width,
         V=vocabulary,
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        # Gemma's smaller models have a table of embeddings for each layer.
+        approximate=bool(other_layers or number("hidden_size_per_layer_input")),
     )
 
 

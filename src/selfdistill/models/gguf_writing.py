@@ -50,10 +50,11 @@ def require_gguf() -> None:
         raise ModelError("--gguf needs the gguf package: pip install 'selfdistill[gguf]'") from error
 
 
-def write_gguf(folder: Path, file: Path) -> None:
+def write_gguf(folder: Path, file: Path, *, name: str, stays: bool = True) -> None:
     """Write the model, the tokenizer and the chat template of a plain directory. The file appears whole or not at all.
 
     One tensor is in memory at a time. Matrices keep their number type, vectors are in float32, as llama.cpp wants them.
+    ``name`` is the model's in the file. ``stays`` says that the directory is the user's to convert in another way.
 
     Raises:
         ModelError: the family or its tokenizer is none that is written here; the message names llama.cpp's converter.
@@ -63,6 +64,11 @@ def write_gguf(folder: Path, file: Path) -> None:
     config = _read(folder, "config.json")
     tokenizer = _read(folder, "tokenizer.json")
     reason = _objection(config, tokenizer)
+    if reason is not None and not stays:
+        raise ModelError(
+            f"{name} cannot be written as GGUF: {reason}. Export it with --out DIR, and convert that with llama.cpp: "
+            "python convert_hf_to_gguf.py DIR"
+        )
     if reason is not None:
         raise ModelError(
             f"{folder} is written as it is, and not as GGUF: {reason}. Convert it with llama.cpp: "
@@ -72,7 +78,7 @@ def write_gguf(folder: Path, file: Path) -> None:
     os.close(handle)
     try:
         writer = gguf.GGUFWriter(temporary, ARCHITECTURES[config["architectures"][0]])
-        _describe(writer, config, name=folder.resolve().name)
+        _describe(writer, config, name=name)
         _add_tokenizer(writer, folder, tokenizer, rows=config["vocab_size"])
         for name, tensor in _tensors(folder, config):
             kind, shape = _kind(tensor), list(tensor.shape)
@@ -175,7 +181,10 @@ def _add_tokenizer(writer: Any, folder: Path, tokenizer: Mapping[str, Any], *, r
     writer.add_tokenizer_pre(_pre_tokenizer(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    gguf.SpecialVocab(folder, load_merges=True, n_vocab=rows).add_to_gguf(writer, quiet=True)
+    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=rows)
+    # Unless it is told otherwise, llama.cpp puts this token before every text that is cut as Llama-3's.
+    special.add_special_token.setdefault("bos", False)
+    special.add_to_gguf(writer, quiet=True)
 
 
 def _tensors(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -27,6 +27,7 @@ from selfdistill.models.quantised import (
     import_peft,
     keep_unpacked,
     loading_options,
+    plain_options,
     quantised_layers,
 )
 
@@ -138,11 +139,12 @@ def read_model(source: str, path: str, placed: Placed, adapters: Sequence[Path] 
                 adapted: Any = import_peft().PeftModel.from_pretrained(base, source)
             return adapted if quantised_base else adapted.merge_and_unload()
         # If trust_remote_code is unset, transformers asks at the terminal whether to run a model's own code.
-        quantised: dict[str, Any] = {}
-        if placed.quantisation is not None:
-            quantised = loading_options(source, path, placed.quantisation, placed.dtype, placed.device)
+        if placed.quantisation is None:
+            options = plain_options(source)
+        else:
+            options = loading_options(source, path, placed.quantisation, placed.dtype, placed.device)
         loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=placed.dtype, output_loading_info=True, trust_remote_code=False, **quantised
+            source, dtype=placed.dtype, output_loading_info=True, trust_remote_code=False, **options
         )
     except UserError:
         raise
@@ -249,6 +251,10 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
 def window_of(model: Any) -> int:
     """The model's context window in tokens; ``sys.maxsize`` for models that keep a state instead of a key-value cache.
 
+    Models with LongRoPE (Phi-4-mini) rotate every token of a batch in another way once one sequence in it is longer
+    than they were first trained with. Then scores would depend on what stands beside a sequence, and differ from the
+    probabilities that it was sampled with: the window ends there.
+
     Raises:
         ModelError: the config names no window.
     """
@@ -260,4 +266,6 @@ def window_of(model: Any) -> int:
         raise ModelError(
             "the model's config names no max_position_embeddings, so prompts could not be checked against its window"
         )
-    return int(window)
+    rope = getattr(config, "rope_parameters", None) or {}
+    switches = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    return int(min(window, switches or window))

@@ -15,7 +15,7 @@ from selfdistill.errors import ModelError, first_line
 from selfdistill.models.architecture import fused_outputs, not_linear, outside_decoder
 from selfdistill.models.gguf import gguf_file
 from selfdistill.models.loading import lasting_name, quiet_peft, resolve_model
-from selfdistill.models.quantised import import_peft
+from selfdistill.models.quantised import check_whole, import_peft
 
 STUDENT_ADAPTER = "default"
 
@@ -28,8 +28,9 @@ def add_lora(model: Any, lora: LoraConfig, path: str, seed: int) -> Any:
     the same function of the weights.
 
     Raises:
-        ModelError: the model takes no adapter on these modules.
+        ModelError: the model takes no adapter on these modules, or is one beside its quantised base.
     """
+    check_whole(model, path)
     peft, all_linear = import_peft(), lora.target_modules == "all-linear"
     not_plain = not_linear(model)
     outside, fused = outside_decoder(model), fused_outputs(model)

@@ -33,6 +33,11 @@ CPU_LOGGER = "bitsandbytes.backends.cpu.ops"
 """Logger of the warning that this kernel is missing."""
 
 
+READ_AS_PLAIN = ("mxfp4", "fp8")
+"""Quantisations of a model's files whose layers are not kept: transformers reads them as plain weights where it must,
+without a GPU or its kernels, and here everywhere. No gradient passes the kernels of the first."""
+
+
 @dataclass(frozen=True, slots=True)
 class QuantisedLayers:
     """What of a model is quantised. All counts but ``layers`` are weights."""
@@ -126,6 +131,22 @@ def loading_options(
     }
 
 
+def plain_options(source: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that read files in MXFP4 (GPT-OSS) or FP8 as plain weights; else none."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    # An adapter of the hub, which from_pretrained knows, or a config that it refuses in words of its own.
+    except (OSError, ValueError):
+        return {}
+    stored = getattr(config, "quantization_config", None)
+    if not isinstance(stored, dict) or stored.get("quant_method") not in READ_AS_PLAIN:
+        return {}
+    config.quantization_config = {**stored, "dequantize": True}
+    return {"config": config}
+
+
 def keep_unpacked(model: nn.Module) -> None:
     """Let quantised layers compute in the same way with and without gradients on a CPU that has bf16 instructions.
 
@@ -191,6 +212,39 @@ def check_trainable(policy: Any, path: str) -> None:
                 f"{path} stores {name} as {str(parameter.dtype).removeprefix('torch.')}, which cannot be trained: "
                 "train an adapter beside it (model.lora.rank=64), or start from the model before it was quantised"
             )
+
+
+def check_learner(policy: Any) -> None:
+    """Refuse to train on quantised layers that pass no gradient, and an adapter that is loaded beside its base.
+
+    Raises:
+        ModelError: names the quantisation.
+    """
+    quantiser = getattr(policy.causal_lm, "hf_quantizer", None)
+    if quantiser is not None and not quantiser.is_trainable:
+        method = quantiser.quantization_config.quant_method
+        raise ModelError(
+            f"model.path is stored in {getattr(method, 'value', method)}, whose layers pass no gradient in "
+            "transformers: start from the model before it was quantised"
+        )
+    if policy.is_lora and not policy.trained():
+        raise ModelError(_BESIDE.format("model.path"))
+
+
+def check_whole(model: Any, path: str) -> None:
+    """Refuse a new adapter on one that is loaded beside its quantised base: the two could not be saved merged.
+
+    Raises:
+        ModelError: says where it can be trained.
+    """
+    if hasattr(model, "peft_config"):
+        raise ModelError(_BESIDE.format(path))
+
+
+_BESIDE = (
+    "{} is an adapter on a base that is stored quantised, into which it cannot be merged: train a new one on that base "
+    "itself (model.path is its base_model_name_or_path, model.lora.rank=64)"
+)
 
 
 def check_saved(policy: Any, name: str) -> None:

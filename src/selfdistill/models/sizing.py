@@ -32,6 +32,9 @@ class Shape:
     F: int
     V: int
     tied: bool
+    approximate: bool = False
+    """Whether the model has layers or tables of other kinds, which are counted as those here or not at all: good enough
+    to choose sizes by, and no number to be told."""
 
     @property
     def layer_parameters(self) -> int:

@@ -18,7 +18,7 @@ from selfdistill.sampling.rollouts import longest_prompt
 from selfdistill.tasks.build import warnings_for
 from selfdistill.tasks.turns import environment_of
 from selfdistill.training.build import Parts
-from selfdistill.training.forecast import in_gib, step_plan
+from selfdistill.training.forecast import in_gib, learner_memory, step_plan
 from selfdistill.training.problem import reward_warnings
 from selfdistill.types import External, Role, Server, Snapshot
 
@@ -207,7 +207,7 @@ def _memory(parts: Parts) -> str:
     """Describe the expected peak memory, computed with the actual lengths of the prompts."""
     config, policy = parts.config, parts.policy
     shape, device = shape_in(policy.causal_lm.config.to_dict()), read_device(str(policy.device))
-    if shape is None:
+    if shape is None or shape.approximate:
         return f"not estimated: the sizing model does not know {type(policy.causal_lm).__name__}"
     length = longest_prompt(parts.examples, parts.chat, config.sampling.thinking) + config.sampling.max_tokens
     plan, rows = step_plan(parts, shape, length)
@@ -215,7 +215,8 @@ def _memory(parts: Parts) -> str:
     text = f"about {in_gib(needed)} at the peak of a step"
     if device is None:
         return text
-    text += f", of {in_gib(device.total)}"
-    if needed > device.total:
+    left, words = learner_memory(parts, device)
+    text += f", of {words}"
+    if needed > left:
         text += ": more than there is; train an adapter (model.lora), take a smaller model or lower sampling.max_tokens"
     return text

@@ -26,7 +26,7 @@ from selfdistill.methods import Method
 from selfdistill.models.compile import check_compiler
 from selfdistill.models.devices import parse_device, resolve_device
 from selfdistill.models.policy import Policy, fingerprint, load_external, load_policy, parse_dtype
-from selfdistill.models.quantised import check_trainable
+from selfdistill.models.quantised import check_learner, check_trainable
 from selfdistill.models.served import ServedModel
 from selfdistill.models.teachers import Teachers
 from selfdistill.sampling.base import SamplingParams
@@ -198,6 +198,7 @@ def build_policy(config: ModelConfig, *, seed: int) -> tuple[Policy, Chat]:
 def build_trainer(models: Models) -> Trainer:
     """The trainer. Its optimiser holds references to the placed weights."""
     config = models.config
+    check_learner(models.policy)
     return Trainer(
         models.policy,
         models.teachers,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from selfdistill.config.bits import MOMENTS_IN_8_BITS
+from selfdistill.config.sampler import EngineConfig
 from selfdistill.config.sections import LoraConfig, Parallel
 from selfdistill.files.text import plural
 from selfdistill.models.devices import Device, read_device
@@ -19,7 +20,7 @@ from selfdistill.models.fit import (
     read_shape,
 )
 from selfdistill.models.sizing import GIB, Plan, Shape, memory, resting
-from selfdistill.training.problem import PROMPT_TOKENS, Problem, plan_for
+from selfdistill.training.problem import PROMPT_TOKENS, Problem, engine_share, plan_for
 
 LONGEST = 1 << 20
 """Tokens of a prompt and completion above which no limit is looked for."""
@@ -38,17 +39,23 @@ def too_large(problem: Problem) -> str | None:
     """Why the model's weights cannot be loaded on the device; None if they can, or if their size is not known."""
     config = problem.config
     shape, device = read_shape(config.model.path), read_device(config.model.device)
-    if shape is None or device is None or config.parallel.sharded:
+    if shape is None or shape.approximate or device is None or config.parallel.sharded:
         return None
     terms = memory(shape, step_plan(problem, shape, _length(problem))[0])
     needed = terms["weights"] + terms["computed weights"] + terms["teacher copies"]
-    if needed <= device.total:
-        return None
-    return f"its weights take {in_gib(needed)} and {config.model.device} has {in_gib(device.total)}"
+    left, words = learner_memory(problem, device)
+    return None if needed <= left else f"its weights take {in_gib(needed)} and {config.model.device} has {words}"
+
+
+def learner_memory(problem: Problem, device: Device) -> tuple[float, str]:
+    """Bytes of a device that an engine of the run's own leaves to the learner, and words for what the device has."""
+    taken = engine_share(problem.config.sampler) * device.total
+    words = f", of which the engine takes {in_gib(taken)}" if taken else ""
+    return device.total - taken, in_gib(device.total) + words
 
 
 def step_plan(problem: Problem, shape: Shape, length: int) -> tuple[Plan, int]:
-    """The memory plan of a step, and how many completions it decodes at once.
+    """The memory plan of a step, and how many completions the learner decodes at once: none where an engine samples.
 
     ``length`` is the tokens of the longest prompt and completion.
     """
@@ -60,7 +67,7 @@ def step_plan(problem: Problem, shape: Shape, length: int) -> tuple[Plan, int]:
     plan = plan_for(problem.method, config, config.model, shape)
     recompute = config.parallel.activation_checkpointing
     plan = planned(config.model.device, plan, micro, limits.max_logits_per_chunk, recompute, length)
-    return plan, min(rows, sampling.max_batch_size)
+    return plan, 0 if isinstance(config.sampler, EngineConfig) else min(rows, sampling.max_batch_size)
 
 
 def in_gib(number: float) -> str:
@@ -104,7 +111,7 @@ def _tokens(problem: Problem) -> str:
 
 
 def _memory_and_limit(problem: Problem, shape: Shape | None, device: Device | None) -> Mapping[str, str]:
-    if shape is None:
+    if shape is None or shape.approximate:
         return {"memory": "not estimated: the config.json at model.path cannot be read, or describes no dense decoder"}
     length = _length(problem)
     plan, rows = step_plan(problem, shape, length)
@@ -122,17 +129,18 @@ def _memory_and_limit(problem: Problem, shape: Shape | None, device: Device | No
     told = f"about {in_gib(needed)} {when}, with prompts of {PROMPT_TOKENS:,} tokens: {shown}"
     if device is None:
         return {"memory": told}
-    limit = (_room if needed <= device.total else _remedies)(problem, shape, device)
-    return {"memory": told, "limit": f"{problem.config.model.device} has {in_gib(device.total)}; {limit}"}
+    left, words = learner_memory(problem, device)
+    limit = (_room if needed <= left else _remedies)(problem, shape, left)
+    return {"memory": told, "limit": f"{problem.config.model.device} has {words}; {limit}"}
 
 
-def _room(problem: Problem, shape: Shape, device: Device) -> str:
+def _room(problem: Problem, shape: Shape, left: float) -> str:
     """How long completions may become before a step does not fit any more, decoded one by one."""
     low, high = _length(problem), LONGEST
     while low < high:
         length = (low + high + 1) // 2
-        plan, _ = step_plan(problem, shape, length)
-        fits = expected_bytes(shape, plan, rows=1, length=length) <= device.total
+        plan, rows = step_plan(problem, shape, length)
+        fits = expected_bytes(shape, plan, rows=min(rows, 1), length=length) <= left
         low, high = (length, high) if fits else (low, length - 1)
     tokens = low - PROMPT_TOKENS
     if low == LONGEST:
@@ -142,17 +150,18 @@ def _room(problem: Problem, shape: Shape, device: Device) -> str:
     return f"completions of up to {tokens:,} tokens fit, the largest part is then {max(terms, key=terms.__getitem__)}"
 
 
-def _remedies(problem: Problem, shape: Shape, device: Device) -> str:
+def _remedies(problem: Problem, shape: Shape, left: float) -> str:
     """Which settings would make a step fit, each with the sizes that a run chooses for itself."""
     config, length, fitting = problem.config, _length(problem), []
+    decodes = not isinstance(config.sampler, EngineConfig)
     for words, changes in _alternatives(problem):
         other = config.model_copy(update=changes)
         plan = plan_for(problem.method, other, other.model, shape)
-        sizes = choose_sizes(config.model.device, device.total, shape, plan, GivenSizes(), length=length)
+        sizes = choose_sizes(config.model.device, int(left), shape, plan, GivenSizes(), length=length)
         micro, chunk = sizes.max_tokens_per_microbatch, sizes.max_logits_per_chunk
         plan = planned(config.model.device, plan, micro, chunk, sizes.activation_checkpointing, length)
-        needed = expected_bytes(shape, plan, rows=sizes.max_batch_size, length=length)
-        if needed <= device.total * (1 - KEPT_BACK):
+        needed = expected_bytes(shape, plan, rows=sizes.max_batch_size if decodes else 0, length=length)
+        if needed <= left * (1 - KEPT_BACK):
             fitting.append(words)
     if fitting:
         return f"a step does not fit, and would with {', or with '.join(fitting)}"

@@ -41,19 +41,20 @@ def write_card(run: Path, step: int, folder: Path, *, name: str | None = None) -
 def card(run: Path, config: Mapping[str, Any], step: int, name: str, *, merged: bool = False) -> Iterator[str]:
     """Yield the lines of the card. ``merged`` says that an adapter was added to its base."""
     method, model, task = config["method"], config["model"], config.get("task", {})
-    base, rows = str(model.get("path")), task.get("path")
+    base, rows, lora = str(model.get("path")), task.get("path"), bool(model.get("lora"))
     data = ModelCardData(
         base_model=base if HUB_ID.fullmatch(base) and not Path(base).exists() else None,
         datasets=rows if isinstance(rows, str) and HUB_ID.fullmatch(rows) and not Path(rows).exists() else None,
-        library_name="peft" if model.get("lora") else "transformers",
+        library_name="peft" if lora and not merged else "transformers",
         pipeline_tag="text-generation",
         tags=["selfdistill", "on-policy-self-distillation", str(method.get("name"))],
     )
     yield from ("---", data.to_yaml(), "---", "", f"# {printable(name)}", "")
-    trained = "An adapter" if model.get("lora") else "All weights"
+    trained = "An adapter" if lora else "All weights"
+    where = ", merged into it," if lora and merged else ""
     yield (
-        f"{trained} of `{base}` trained with the method `{method.get('name')}` of selfdistill {__version__}: step "
-        f"{step:,} of {config.get('steps', 0):,}."
+        f"{trained} of `{base}`{where} trained with the method `{method.get('name')}` of selfdistill {__version__}: "
+        f"step {step:,} of {config.get('steps', 0):,}."
     )
     if model.get("quantisation"):
         yield from ("", quantised_base(str(model["quantisation"]), base, merged=merged))

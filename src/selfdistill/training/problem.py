@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from selfdistill.config.bits import check_bits
 from selfdistill.config.evaluation import EvaluationConfig, General
 from selfdistill.config.run import ResolvedConfig, RunConfig
-from selfdistill.config.sampler import EngineConfig
+from selfdistill.config.sampler import EngineConfig, SamplerConfig, VLLMConfig
 from selfdistill.config.sections import Limits, Model, Optimiser, Parallel, Sampling
 from selfdistill.contexts.fields import example_fields, missing_in_data, no_rewards, routed
 from selfdistill.contexts.templates import HINDSIGHT, Template, apply, load_templates, may_show
@@ -132,7 +132,8 @@ def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) 
     shape, world, device = read_shape(model.path), World.current(), read_device(model.device)
     # Ranks of one machine share its memory, and all ranks must split a step in the same way.
     shared = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if model.device.startswith("cpu") else 1
-    free = world.all_gather(None if device is None else device.free // shared)
+    share = engine_share(config.sampler)
+    free = world.all_gather(None if device is None else device.free // shared - int(share * device.total))
     given = GivenSizes(
         config.limits.max_tokens_per_microbatch,
         config.limits.max_logits_per_chunk,
@@ -147,6 +148,11 @@ def _sizes(config: RunConfig, model: Model, method: Method, *, max_tokens: int) 
         given,
         length=max_tokens + PROMPT_TOKENS,
     )
+
+
+def engine_share(sampler: SamplerConfig) -> float:
+    """Share of a device's memory that an engine of the run's own keeps while the learner trains."""
+    return sampler.gpu_memory_utilization if isinstance(sampler, VLLMConfig) and not sampler.sleep else 0.0
 
 
 def plan_for(method: Method, config: RunConfig, model: Model, shape: Shape | None) -> Plan:
