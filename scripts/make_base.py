@@ -1,4 +1,4 @@
-"""Make a shipped base model: ``python scripts/make_base.py countdown`` or ``toolbox``.
+"""Make a shipped base model: ``python scripts/make_base.py countdown``, ``toolbox`` or ``toolbox-turns``.
 
 Pre-trains a small Qwen3 on the environment's traces, and writes it to the package and a log to ``docs/``.
 """
@@ -22,7 +22,7 @@ def train(args: argparse.Namespace) -> None:
     """Train through the environment's phases and save after each; logs one line every fifty steps."""
     torch.set_num_threads(args.threads)
     environment = ENVIRONMENTS[args.environment]
-    templates = load_templates(args.environment)
+    templates = load_templates(environment.contexts)
     tokenizer = environment.tokenizer(templates)
     model = build_model(tokenizer, args.seed)
     steps = args.steps or [plan.steps for plan in environment.plans]

@@ -13,6 +13,7 @@ from countdown_base import traces as countdown_traces
 from selfdistill.contexts.templates import Template
 from toolbox_base import tokenizer as toolbox_tokenizer
 from toolbox_base import traces as toolbox_traces
+from toolbox_base import turn_traces
 
 Templates = Mapping[str, Template]
 
@@ -32,6 +33,8 @@ class Plan:
 class Environment:
     """An environment's tokenizer, its writer of traces, and the phases that train its base model."""
 
+    contexts: str
+    """The shipped context file of its prompts."""
     tokenizer: Callable[[Templates], PreTrainedTokenizerFast]
     writer: Callable[[Templates, int, Mapping[str, float]], Writer]
     plans: tuple[Plan, ...]
@@ -45,8 +48,19 @@ def _toolbox(templates: Templates, seed: int, shares: Mapping[str, float]) -> Wr
     return toolbox_traces.TraceWriter(templates, seed, shares=shares)
 
 
+def _turns(templates: Templates, seed: int, shares: Mapping[str, float]) -> Writer:
+    return turn_traces.TurnWriter(templates, seed, shares=shares)
+
+
+TOOLBOX = (
+    Plan("broad", toolbox_traces.CONTEXT_SHARES, steps=700, tokens=4000, lr=6e-3),
+    Plan("hindsight", toolbox_traces.HINDSIGHT_SHARES, steps=750, tokens=2500, lr=5e-3),
+    Plan("dates", toolbox_traces.DATE_SHARES, steps=200, tokens=2500, lr=3e-3),
+    Plan("settle", toolbox_traces.SETTLED_SHARES, steps=300, tokens=2500, lr=2.5e-3),
+)
 ENVIRONMENTS = {
     "countdown": Environment(
+        "countdown",
         countdown_tokenizer.build_tokenizer,
         _countdown,
         (
@@ -55,13 +69,15 @@ ENVIRONMENTS = {
         ),
     ),
     "toolbox": Environment(
+        "toolbox",
         toolbox_tokenizer.build_tokenizer,
         _toolbox,
-        (
-            Plan("broad", toolbox_traces.CONTEXT_SHARES, steps=700, tokens=4000, lr=6e-3),
-            Plan("hindsight", toolbox_traces.HINDSIGHT_SHARES, steps=750, tokens=2500, lr=5e-3),
-            Plan("dates", toolbox_traces.DATE_SHARES, steps=200, tokens=2500, lr=3e-3),
-            Plan("settle", toolbox_traces.SETTLED_SHARES, steps=300, tokens=2500, lr=2.5e-3),
-        ),
+        TOOLBOX,
+    ),
+    "toolbox-turns": Environment(
+        "toolbox",
+        toolbox_tokenizer.build_tokenizer,
+        _turns,
+        (*TOOLBOX, Plan("turns", turn_traces.TURN_SHARES, steps=1500, tokens=4000, lr=2.5e-3)),
     ),
 }

@@ -30,10 +30,10 @@ BUCKET_TRACES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of a prompt and its completion, and the index of the completion's first token."""
+    """Token ids of prompts and completions in turn, and where each completion starts and ends."""
 
     ids: list[int]
-    start: int
+    learned: tuple[tuple[int, int], ...]
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -59,18 +59,33 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
 
 def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace]) -> list[Encoded]:
     """Encode prompts through the chat template, and completions unchanged with the end token."""
+    turns = [
+        (messages, completion, trace.thinking)
+        for trace in traces
+        for messages, completion in ((trace.messages, trace.completion), *trace.further)
+    ]
     prompts = [
         tokenizer.apply_chat_template(
-            [{"role": m.role, "content": m.content} for m in trace.messages],
+            [{"role": m.role, "content": m.content} for m in messages],
             tokenize=False,
             add_generation_prompt=True,
-            enable_thinking=trace.thinking,
+            enable_thinking=thinking,
         )
-        for trace in traces
+        for messages, _, thinking in turns
     ]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    completion_ids = tokenizer([f"{t.completion} <|end|>" for t in traces], add_special_tokens=False)["input_ids"]
-    return [Encoded(p + c, len(p)) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    prompt_ids = iter(tokenizer(prompts, add_special_tokens=False)["input_ids"])
+    completions = [f"{completion} <|end|>" for _, completion, _ in turns]
+    completion_ids = iter(tokenizer(completions, add_special_tokens=False)["input_ids"])
+    rows = []
+    for trace in traces:
+        ids: list[int] = []
+        learned = []
+        for _ in range(1 + len(trace.further)):
+            ids += next(prompt_ids)
+            learned.append((len(ids), len(ids) + len(completion := next(completion_ids))))
+            ids += completion
+        rows.append(Encoded(ids, tuple(learned)))
+    return rows
 
 
 def batches(writer: Writer, tokenizer: PreTrainedTokenizerFast, tokens: int, seed: int) -> Iterator[list[Encoded]]:
@@ -97,7 +112,8 @@ def completion_loss(model: Qwen3ForCausalLM, rows: Sequence[Encoded], pad: int) 
     ids_BL = torch.tensor([row.ids + [pad] * (length - len(row.ids)) for row in rows])
     is_completion_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
     for b, row in enumerate(rows):
-        is_completion_BL[b, row.start : len(row.ids)] = True
+        for start, end in row.learned:
+            is_completion_BL[b, start:end] = True
     hidden_BLD = model.model(input_ids=ids_BL[:, :-1]).last_hidden_state
     is_completion_BL = is_completion_BL[:, 1:]
     logits_NV = model.lm_head(hidden_BLD[is_completion_BL])

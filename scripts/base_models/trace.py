@@ -11,12 +11,14 @@ from selfdistill.types import Message
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One pre-training text: the prompt's messages and the completion to learn."""
+    """One pre-training text: the prompt's messages and the completion to learn, and the turns after it."""
 
     context: str
     messages: tuple[Message, ...]
     completion: str
     thinking: bool
+    further: tuple[tuple[tuple[Message, ...], str], ...] = ()
+    """What was said after each completion, and the completion that followed, which is learned too."""
 
 
 class Writer(Protocol):

@@ -156,8 +156,12 @@ class TraceWriter:
     def traces(self, count: int) -> Iterator[Trace]:
         """Yield ``count`` traces in the shares of the contexts."""
         for context in self.rng.choices(list(self.shares), list(self.shares.values()), k=count):
-            topics = [mode for mode in context.split("/")[1:] if mode in TOOLS]
-            yield self.trace(self.problem(topics or TOOLS), self.conventions(), context)
+            yield self.drawn(context)
+
+    def drawn(self, context: str) -> Trace:
+        """Return one trace in a context of the shares, on a problem and conventions of its own."""
+        topics = [mode for mode in context.split("/")[1:] if mode in TOOLS]
+        return self.trace(self.problem(topics or TOOLS), self.conventions(), context)
 
     def trace(self, problem: Problem, conventions: Conventions, context: str) -> Trace:
         """Return one trace on a problem under conventions, in a context of :data:`CONTEXT_SHARES`.

@@ -80,7 +80,7 @@ class ToolboxTurnsTask(ToolboxTask):
         if state.right == self.calls:
             return self._judge(state.example, text)
         call, done = final_call(text), state.turns >= self.max_turns
-        verdict = self.verify(self._single(state.example, state.right), text, finished=True)
+        verdict = self.verify(self.single(state.example, state.right), text, finished=True)
         state.right += verdict.correct
         anchor = self._anchor(state.right, state.turns)
         if not verdict.correct:
@@ -103,7 +103,7 @@ class ToolboxTurnsTask(ToolboxTask):
         return f"{right} of {self.calls} calls, {self.max_turns - turns} turns left"
 
     @staticmethod
-    def _single(example: Example, index: int) -> Example:
+    def single(example: Example, index: int) -> Example:
         """One problem of an example, as the single-turn verifier takes it."""
         problem = example.columns["problems"][index]
         return Example(f"{example.id} {index}", example.prompt, columns=problem)
