@@ -20,14 +20,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "single": {"task": {"kind": "countdown", "difficulty": "single"}, "model": {"path": "countdown-base"}},
     "toolbox": {"task": {"kind": "toolbox"}, "model": {"path": "toolbox-base"}, "sampling": {"max_tokens": 96}},
     "countdown-turns": {"task": {"kind": "countdown-turns"}, "model": {"path": "countdown-base"}},
-    "toolbox-turns": {
-        "task": {"kind": "toolbox-turns"},
-        "model": {"path": "toolbox-turns-base"},
-        "sampling": {"max_tokens": 96},
-    },
 }
-CONVENTIONS = ("toolbox", "toolbox-turns")
-"""Tasks with conventions, of which every seed has others."""
 
 JSD = {"divergence": {"kind": "jensen_shannon"}}
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
@@ -71,13 +64,12 @@ GRIDS_OF: dict[str, dict[str, list[Candidate]]] = {
 }
 # In turns SDAR is shown notes of earlier steps, as in its paper.
 GRIDS_OF["countdown-turns"] = {"sdar": rates(*RATES, context="note")}
-GRIDS_OF["toolbox-turns"] = {**GRIDS_OF["toolbox"], **GRIDS_OF["countdown-turns"]}
 SUMMER = ("rlsd", "cepo", "rlcsd", "sdar", "sdpg", "srpo", "hdpo", "sc_sdpo", "paced", "demopsd", "eopd")
 ARMS = {
     "countdown": ("grpo", "sd", "antisd", "opsd", "purified", "pbsd", "sdpo", "credit", *SUMMER),
     "single": ("grpo", "antisd", *SUMMER),
     "toolbox": ("grpo", "sdpo", "credit", "antisd", "opsd", "purified", "pbsd", *SUMMER),
-    **dict.fromkeys(("countdown-turns", "toolbox-turns"), ("grpo", "sdpo", "credit", "antisd", "sdar")),
+    "countdown-turns": ("grpo", "sdpo", "credit", "antisd", "sdar"),
 }
 Arm = tuple[str, Candidate]
 PUBLISHED: dict[str, Any] = {"strength": 0.5, "warmup": 1}

@@ -34,7 +34,6 @@ from typing import Any
 from archive import pack, unpack
 from grids import (
     ARMS,
-    CONVENTIONS,
     DOSES,
     GRIDS,
     GRIDS_OF,
@@ -97,7 +96,7 @@ def write_arm(folder: Path, task: str, name: str, method: str, candidate: Candid
     """Write the config file of one arm, as TOML lines with dotted keys."""
     rate, hyperparameters = candidate
     chosen = TASKS[task]
-    conventions = {"conventions": terms.conventions, "conventions_by_seed": True} if task in CONVENTIONS else {}
+    conventions = {"conventions": terms.conventions, "conventions_by_seed": True} if task == "toolbox" else {}
     table = {
         "model": chosen["model"],
         "task": {**chosen["task"], **conventions},
