@@ -39,6 +39,14 @@ class Bench(sd.ToolLoop):
         return 1.0
 
 
+def words_of(messages: Sequence[Message] | str) -> str:
+    """The words of the only message, or of the first that shows tools."""
+    assert not isinstance(messages, str)
+    first = messages[0]
+    assert isinstance(first, Message)
+    return first.content
+
+
 def call(code: str) -> str:
     return f"<tool_call>\n{json.dumps({'name': 'python', 'arguments': {'code': code}})}\n</tool_call>"
 
@@ -48,7 +56,7 @@ def test_a_program_is_told_what_it_printed_or_why_it_failed(tmp_path: Path) -> N
     (tmp_path / "secret").write_text("mine", encoding="utf-8")
     task = Bench()
     start = task.start(task.examples("train")[0])
-    schema = json.loads(start.messages[0].content)[0]["function"]
+    schema = json.loads(words_of(start.messages))[0]["function"]
     assert schema["name"] == "python" and list(schema["parameters"]["properties"]) == ["code"]
     failed = "error: python: ProgramFailed: "
     said = {
@@ -65,7 +73,8 @@ def test_a_program_is_told_what_it_printed_or_why_it_failed(tmp_path: Path) -> N
     for code, text in said.items():
         reply = task.reply(start.state, call(code))
         assert not reply.done and len(reply.messages) == 1
-        assert reply.messages[0].content.startswith(text) if text.endswith(": ") else reply.messages[0].content == text
+        told = words_of(reply.messages)
+        assert told.startswith(text) if text.endswith(": ") else told == text
         assert reply.error is text.startswith("error")
 
 
@@ -85,7 +94,7 @@ def test_the_pages_example_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"characters": 0}])
-def test_an_interpreter_without_room_is_refused(wrong: dict[str, int]) -> None:
+def test_an_interpreter_without_room_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="at least 1 worker and 1 character"):
         sd.PythonTool(**wrong)
 
