@@ -11,7 +11,7 @@ GRPO's tuned one, a tenth and a hundredth of it.
 
 Every comparison is at equal completions, all roles together. Its raw ``compare.json`` is kept in experiments/results/
 after every ``GROUP`` arms, so a stage that is stopped leaves the arms that are complete. A repeated stage goes on where
-its runs are, or from experiments/results/runs/, where what comparisons read of them is kept. Further seeds
+its runs are, or from experiments/results/archives/, where what comparisons read of them is kept. Further seeds
 (``--seeds``) and further arms keep the runs that there are: the stages at final terms share one folder of runs.
 ``--arms`` limits a stage, and what it keeps, to some of its arms; the baseline is always among them.
 """
@@ -130,7 +130,7 @@ def compare(
     """Run ``selfdistill compare`` and keep its raw numbers and the arms' metrics under the name ``kept``."""
     command = [sys.executable, "-m", "selfdistill", "compare", *map(str, arms), "--match", "completions"]
     command += ["--seeds", terms.seeds, "--final-split", terms.split, "--jobs", str(jobs), "--out", str(out), *options]
-    archive = RESULTS / "runs" / f"{out.name}.tar.xz"
+    archive = RESULTS / "archives" / f"{out.name}.tar.xz"
     unpack(archive, out / "runs")
     subprocess.run(command, check=True, env={**os.environ})
     pack(out / "runs", archive)
