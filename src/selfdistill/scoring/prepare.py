@@ -93,10 +93,9 @@ def render(
         for i, rollout in enumerate(group.rollouts):
             prompts: dict[str, tuple[int, ...] | Conversation | Skipped] = {}
             example = replace(group.example, prompt=rollout.episode.opening) if rollout.episode else group.example
+            known = {**sampled_from, STUDENT: rollout.prompt_ids}
             for name, role in roles.items():
-                if name == STUDENT:
-                    prompts[name] = rollout.prompt_ids
-                elif (ids := sampled_from.get(name)) is not None:
+                if (ids := known.get(name)) is not None:
                     prompts[name] = ids
                 else:
                     fields = example_fields(group.example)
@@ -117,7 +116,6 @@ def render(
                             other_input=other,
                         )
                         continue
-                    space = len(rollout.completion_ids) if room is None else room
                     prompts[name] = role_prompt(
                         role,
                         example,
@@ -125,7 +123,7 @@ def render(
                         templates,
                         chat,
                         thinking=thinking,
-                        room=space,
+                        room=len(rollout.completion_ids) if room is None else room,
                         other_input=other,
                     )
             rendered[g].append(prompts)
