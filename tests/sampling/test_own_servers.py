@@ -371,6 +371,7 @@ def test_a_command_starts_servers_and_ends_them(model: Path, told: Path) -> None
         ({"kind": "server", "urls": ["http://a"], "servers": 2}, 'are sampler.urls of sampler.kind = "server"'),
         ({"kind": "vllm", "servers": 0}, "sampler.servers: input should be greater than or equal to 1 (got 0)"),
         ({"kind": "vllm", "devices": [1]}, "devices are those of servers: set servers too"),
+        ({"kind": "vllm", "timeout": 60}, "timeout is that of servers: set servers too"),
         (
             {"kind": "vllm", "servers": 2, "tensor_parallel_size": 2, "devices": [1, 2]},
             "devices names 2 GPUs, and servers = 2 with tensor_parallel_size = 2 need 4",

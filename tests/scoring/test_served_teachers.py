@@ -15,11 +15,11 @@ from selfdistill.models.policy import load_external, load_policy
 from selfdistill.models.served import ServedModel
 from selfdistill.models.teachers import Teachers
 from selfdistill.scoring.score import head_inputs, score_roles
-from selfdistill.training.banner import describe_role
+from selfdistill.training.banner import describe_role, warnings
 from selfdistill.training.problem import build_problem
 from selfdistill.types import STUDENT, External, Role, RoutedPrompt, Server, View
 from support.fake_vllm import FakeVLLM, serving
-from support.runs import lines, tiny_run, train
+from support.runs import lines, open_run, recorder, tiny_run, train
 from support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -112,6 +112,23 @@ def test_the_known_ids_the_sampled_token_and_the_tail_are_exact(fake: FakeVLLM, 
             assert torch.allclose(their.target_N, mine.target_N, atol=1e-5)
             assert their.entropy_N.isnan().all()
     assert scores[1][1] is None
+
+
+def test_what_a_served_teacher_cannot_hold_is_left_out_and_counted(fake: FakeVLLM, model: Path, tmp_path: Path) -> None:
+    settings = tiny_run(model, {"name": "sd", "weights": {"kind": "server", "url": fake.url}}, "steps=1")
+    reason = "context sibling_or_solution_verdict: prompt and completion do not fit the window"
+    # A teacher's prompt of 38 tokens with a completion of 10, and the token that every request samples.
+    for window, left_out in ((49, 0), (48, 9)):
+        fake.window = window
+        run = open_run(settings, tmp_path / str(window))
+        run.train(recorder(run).stop)
+        [line] = lines(tmp_path / str(window) / "metrics.jsonl")
+        scored = [len(body["prompt"]) for body in fake.bodies if "prompt_logprobs" in body][1:]
+        assert scored == [48] * (9 - left_out)
+        assert line["skipped"] == ({reason: left_out} if left_out else {})
+        said = f"holds {window} tokens, so a prompt and its completion may have {window - 1} together"
+        assert any(said in warning for warning in warnings(run.parts))
+        fake.bodies.clear()
 
 
 # --- several teachers, of which a column of the rows names one --------------------------------------------------------

@@ -90,8 +90,10 @@ class FakeVLLM:
                 self.policy = _load(path)
                 return 200, {"results": [path]}
             case "/v1/models":
-                owner = {} if self.owner is None else {"owned_by": self.owner}
-                return 200, {"data": [{"id": name, **owner} for name in ("base", *self.adapters)]}
+                told = {} if self.owner is None else {"owned_by": self.owner}
+                if self.owner == "vllm":
+                    told["max_model_len"] = self.window
+                return 200, {"data": [{"id": name, **told} for name in ("base", *self.adapters)]}
             case "/v1/load_lora_adapter":
                 self.adapters[body["lora_name"]] = _load(body["lora_path"])
                 return 200, "Success"

@@ -178,6 +178,27 @@ def config(folder: Path, model: Path, method: str, **changes: Any) -> Any:
 
 
 @pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("switch", [True, False])
+def test_the_switch_of_evaluations_holds_for_all_that_they_measure(
+    tmp_path: Path, bytewise: Path, switch: bool
+) -> None:
+    measured = []
+    for name, sampling in (("same", switch), ("other", not switch)):
+        settings = config(
+            tmp_path,
+            bytewise,
+            "opsd",
+            sampling={"prompts": 2, "completions": 2, "max_tokens": 6, "thinking": sampling},
+            evaluation={"every": 1, "problems": 2, "samples": 2, "thinking": switch},
+        )
+        train(settings, tmp_path / name)
+        measured.append(lines(tmp_path / name / "evaluations.jsonl")[0])
+    assert abs(measured[0]["teacher_shift"]["value"]) > 1e-6
+    for key in ("loglikelihood", "teacher_gap", "teacher_shift"):
+        assert measured[1][key] == measured[0][key]
+
+
+@pytest.mark.usefixtures("no_page")
 def test_a_run_measures_references_and_the_teacher_instead_of_accuracy(tmp_path: Path, bytewise: Path) -> None:
     evaluation = {"every": 1, "problems": 2, "samples": 2, "best": "loglikelihood"}
     summary = train(config(tmp_path, bytewise, "opsd", evaluation=evaluation), tmp_path / "run")

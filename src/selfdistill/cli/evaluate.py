@@ -64,7 +64,7 @@ def evaluate_model(
     tokens = max_tokens or evaluation.max_tokens or config.sampling.max_tokens or usual_length(chat)
     options = {"samples": samples, "max_tokens": tokens, "temperature": temperature}.items()
     evaluation = evaluation.model_copy(update={key: value for key, value in options if value is not None})
-    thinking = config.sampling.thinking if evaluation.thinking is None else evaluation.thinking
+    thinking = evaluation.thinking_after(config.sampling.thinking)
     params = evaluation_params(evaluation, max_tokens=tokens, seed=seed)
     examples, unfit = fitting(judge.examples(split)[:limit], chat, max_tokens=tokens, thinking=thinking)
     length = tokens + longest_prompt(examples, chat, thinking)

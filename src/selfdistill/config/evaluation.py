@@ -111,3 +111,7 @@ class EvaluationConfig(Strict):
                 f'evaluation.also has two entries named {twice!r}: give each a name, {{ name = "…", task = … }}'
             )
         return also
+
+    def thinking_after(self, sampling: bool | None) -> bool | None:
+        """The chat template's thinking switch in evaluations: this section's, or else that of the sampling."""
+        return sampling if self.thinking is None else self.thinking

@@ -87,7 +87,9 @@ class VLLMConfig(EngineConfig):
     )
 
     @model_validator(mode="after")
-    def _devices_are_of_servers(self) -> VLLMConfig:
+    def _servers_alone_have_devices_and_a_timeout(self) -> VLLMConfig:
+        if self.servers is None and self.timeout != type(self).model_fields["timeout"].default:
+            raise ValueError("timeout is that of servers: set servers too, or leave timeout out")
         if self.devices is None:
             return self
         if self.servers is None:

@@ -122,7 +122,7 @@ def build_also(
     Raises:
         UserError: a task cannot be built, or nothing of an entry fits the context window; the message names the entry.
     """
-    thinking = sampling.thinking if config.thinking is None else config.thinking
+    thinking = config.thinking_after(sampling.thinking)
     max_tokens = config.max_tokens or sampling.max_tokens
     assert max_tokens is not None
     tasks, general = list[OtherTask](), dict[str, GeneralScorer]()

@@ -76,6 +76,12 @@ def warnings(parts: Parts) -> Iterator[str]:
     yield from quantised_warnings(parts.policy, config.sampler)
     for warning in parts.chat.warnings([example.prompt for example in parts.examples]):
         yield f"model: {warning}"
+    for server, teacher in parts.teachers.served.items():
+        if teacher.window is not None and teacher.window == parts.chat.window + 1:
+            yield (
+                f"teacher: {server.url} holds {teacher.window:,} tokens, so a prompt and its completion may have "
+                f"{parts.chat.window:,} together (a larger --max-model-len of that server allows more)"
+            )
     if not parts.teachers.pack:
         yield "model: its layers do not support packing, so batches are padded and no prompt is shared"
     if environment_of(parts.task) is not None:

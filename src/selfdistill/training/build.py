@@ -288,7 +288,8 @@ def build_references(models: Models) -> ReferenceScorer | None:
         teachers=models.teachers,
         chat=models.chat,
         limits=models.config.limits,
-        thinking=models.config.sampling.thinking,
+        # The student's completions are drawn with it, and the teacher reads the same ones.
+        thinking=models.config.evaluation.thinking_after(models.config.sampling.thinking),
         teacher=next(iter(roles), None),
         templates=models.templates,
         world=World.current(),
@@ -349,6 +350,8 @@ def build_teachers(
     served = {kind: ServedModel(str(kind.url), model=kind.model) for kind in tops}
     for kind, teacher in served.items():
         teacher.check_teacher(chat, top=tops[kind])
+        # A request samples one token beside those that it scores. What does not fit is then left out and counted.
+        chat.window = min(chat.window, (teacher.window or chat.window + 1) - 1)
     origin = "+".join(fingerprint(model) for model in (policy, *external.values()))
     teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, served=served, place=place)
     return teachers, origin
@@ -395,5 +398,5 @@ def _fitting_held_out(models: Models, examples: Sequence[Example]) -> tuple[list
         examples,
         models.chat,
         max_tokens=evaluation.max_tokens or sampling.max_tokens,
-        thinking=sampling.thinking if evaluation.thinking is None else evaluation.thinking,
+        thinking=evaluation.thinking_after(sampling.thinking),
     )

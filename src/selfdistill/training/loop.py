@@ -270,7 +270,7 @@ class Run:
             worker.sampler,
             parts.chat,
             evaluation_params(settings, max_tokens=worker.params.max_tokens, seed=self.config.seed),
-            thinking=worker.thinking if settings.thinking is None else settings.thinking,
+            thinking=settings.thinking_after(worker.thinking),
             world=self.world,
             references=parts.references,
         ).to_json()
