@@ -66,6 +66,9 @@ def test_a_program_is_told_what_it_printed_or_why_it_failed(tmp_path: Path) -> N
         "print(kept)": f"{failed}NameError: name 'kept' is not defined",
         "print('a' * 25)": f"{'a' * 20} … 5 more characters",
         "print(1)\nraise SystemExit(3)": f"{failed}the program ended with code 3\nIt printed:\n1",
+        # Neither part of a long error hides the other.
+        "print('b' * 400)\nassert 0, 'c' * 400": f"{failed}AssertionError: {'c' * 284} … 116 more characters\n"
+        f"It printed:\n{'b' * 20} … 380 more characters",
         "while True: pass": f"{failed}the program reached its limit of time",
         "import os; os.kill(os.getpid(), 11)": f"{failed}the interpreter crashed",
         f"open({str(tmp_path / 'secret')!r})": f"{failed}FileNotFoundError: [Errno 2] No such file or directory: ",

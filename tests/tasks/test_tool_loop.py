@@ -175,6 +175,7 @@ def test_calls_run_in_order_and_each_episode_has_tools_of_its_own() -> None:
         (call("say", word="a", times="x"), "error: say: times: Input should be a valid integer"),
         (call("say", word="a", loud=True), "error: say: loud: Unexpected keyword argument"),
         (call("fail", why="gone"), "error: fail: LookupError: gone"),
+        (call("fail", why="a" * 290), f"error: fail: LookupError: {'a' * 274} … 16 more characters"),
         ("<tool_call>\n{", "error: the call behind <tool_call> is not closed"),
     ],
 )

@@ -21,6 +21,12 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {plural(number, one, many)}"
 
 
+def shortened(text: str, most: int) -> str:
+    """Return the text, or its first ``most`` characters and how many more there are: ``"abc … 5 more characters"``."""
+    left_out = len(text) - most
+    return text if left_out <= 0 else f"{text[:most]} … {left_out} more characters"
+
+
 def lone_surrogate(text: str) -> str | None:
     """Return the first lone surrogate of a text as ``"\\\\ud800"``, or None. UTF-8 cannot encode a lone surrogate."""
     match = _SURROGATE.search(text)

@@ -14,6 +14,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError, validate_c
 
 from selfdistill.contexts.thinking import after_thinking
 from selfdistill.errors import ConfigError
+from selfdistill.files.text import shortened
 from selfdistill.tasks.episode_loop import EpisodeLoop
 from selfdistill.tasks.tools.calls import Call, MalformedCall, react_calls, shield_values
 from selfdistill.tasks.tools.syntax import find_calls
@@ -28,7 +29,11 @@ You have these tools:
 Call one by writing a line "Action: name", then a line "Action Input:" with a JSON object.
 Answer without a call to end."""
 LONGEST_ERROR = 300
-"""Characters of an error that the model is told."""
+"""Characters of an error that the model is told, unless it is a :class:`ToolError`."""
+
+
+class ToolError(Exception):
+    """An error of a tool, of which the model is told every word. A tool may raise it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +175,12 @@ def _run(call: Call, tools: Tools) -> tuple[str, bool]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return f"error: {call.name}: {where}: {first['msg']}"[:LONGEST_ERROR], True
+        return shortened(f"error: {call.name}: {where}: {first['msg']}", LONGEST_ERROR), True
+    except ToolError as error:
+        return f"error: {call.name}: {type(error).__name__}: {error}", True
     # A tool may raise anything. The model is told, the error is counted, and the episode goes on.
     except Exception as error:
-        return f"error: {call.name}: {type(error).__name__}: {error}"[:LONGEST_ERROR], True
+        return shortened(f"error: {call.name}: {type(error).__name__}: {error}", LONGEST_ERROR), True
 
 
 async def _awaited(result: Any) -> Any:

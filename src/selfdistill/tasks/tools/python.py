@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from selfdistill.errors import ConfigError
+from selfdistill.files.text import shortened
 from selfdistill.sandbox.sandbox import Limits, Outcome, Sandbox
+from selfdistill.tasks.tools.loop import LONGEST_ERROR, ToolError
 
 
-class ProgramFailed(Exception):
+class ProgramFailed(ToolError):
     """What a program printed before it failed, and why it failed."""
 
 
@@ -35,14 +37,12 @@ class PythonTool:
     def python(self, code: str) -> str:
         """Run a Python program and return what it prints. Every program starts anew."""
         outcome = self._sandbox.run(code)
-        printed = self._shortened(outcome.output.strip())
+        printed = shortened(outcome.output.strip(), self.characters)
         if outcome.clean:
             return printed or "the program prints nothing"
-        raise ProgramFailed("\n".join(filter(None, [_why(outcome), printed and f"It printed:\n{printed}"])))
-
-    def _shortened(self, text: str) -> str:
-        left_out = len(text) - self.characters
-        return text if left_out <= 0 else f"{text[: self.characters]} … {left_out} more characters"
+        raise ProgramFailed(
+            "\n".join(filter(None, [shortened(_why(outcome), LONGEST_ERROR), printed and f"It printed:\n{printed}"]))
+        )
 
 
 def _why(outcome: Outcome) -> str:
