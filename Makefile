@@ -47,7 +47,7 @@ USABLE := import sys; sys.version_info < (3, 11) and sys.exit(3); \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-latest test-vllm test-worlds test-container real-model test-real real mutants fuzz lock check docs pictures screens schemas bench base properties clean
+.PHONY: help setup demo test test-long test-latest test-vllm test-worlds test-container real-model test-real real mutants fuzz lock check docs pictures screens schemas bench base properties clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,8 +57,11 @@ setup: $(READY) ## make .venv and install the package with its tools (other targ
 demo: $(READY) ## what hindsight teaches: seven short runs of two tasks, some minutes on two cores; one page in runs/demo
 	@$(PY) scripts/demo.py $(DEMO)
 
-test: $(READY) ## run all tests (choose some: PYTEST_ARGS="-k floors")
-	@$(TEST_ENV) $(PY) -m pytest -q -n $(JOBS) --maxprocesses 4 $(PYTEST_ARGS)
+test: $(READY) ## run the tests (choose some: PYTEST_ARGS="-k floors"); what it deselects is for test-long
+	@$(TEST_ENV) $(PY) -m pytest -q -n $(JOBS) --maxprocesses 4 -m "not long" $(PYTEST_ARGS)
+
+test-long: $(READY) ## run the tests that `make test` deselects: every method compiled, in two processes, on another device
+	@$(TEST_ENV) $(PY) -m pytest -q -n $(JOBS) --maxprocesses 4 -m long $(PYTEST_ARGS)
 
 test-latest: ## run all tests with the newest releases that pyproject.toml allows, in .venv-latest; list what is deprecated
 	$(call make_venv,$(VENV_LATEST))

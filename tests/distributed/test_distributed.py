@@ -25,6 +25,7 @@ from selfdistill.models.policy import load_policy
 from selfdistill.scoring.batching import MicroBatch, micro_batches
 from selfdistill.training.run_folder import export_model
 from selfdistill.types import View
+from support.quick import quick_first
 from support.ranks import Case, Gradient, Sampled, WholeRun, run_cases
 from support.runs import lines, metrics
 from support.tiny import STOP, save_model, save_tiny_model, tiny_settings
@@ -54,8 +55,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SNAPSHOT = {"name": "sdpo", "weights": {"kind": "snapshot", "every": 2}}
 SHARED = {"ddp": ParallelConfig(kind="ddp"), "fsdp2": ParallelConfig(kind="fsdp2")}
-RUNS = [*((name, "fsdp2") for name in METHODS), *((name, "ddp") for name in ("grpo", "sft", "sdpo", "antisd", "pbsd"))]
-"""Whole runs on two ranks; single steps are compared for every method either way."""
+SHARDED_RUNS = ("grpo", "sdpo", "purified", "pbsd", "hdpo", "skill_sd")
+"""Methods whose whole runs on two ranks `make test` compares; single steps it compares of every method, either way."""
+WHOLE_RUNS = ("grpo", "sft", "sdpo", "antisd", "pbsd")
 LORA = ("model.lora.rank=2", "model.lora.alpha=4", "model.lora.target_modules=['q_proj', 'down_proj']")
 EXACT = ("model.dtype=float64", "steps=2")
 SHORT = 60
@@ -90,10 +92,12 @@ def all_cases() -> list[Case]:
     for name, method in VARIANTS.items():
         cases.append(Gradient(f"gradient {name} alone", 1, method, ParallelConfig(kind="ddp"), tokens=SHORT))
         cases += [Gradient(f"gradient {name} {kind}", 2, method, how, tokens=SHORT) for kind, how in SHARED.items()]
-    for name in METHODS:
+    for name in dict.fromkeys((*SHARDED_RUNS, *WHOLE_RUNS)):
         cases.append(WholeRun(f"run {name} alone", 1, "exact", named(name), EXACT))
-    for name, kind in RUNS:
-        cases.append(WholeRun(f"run {name} {kind}", 2, "exact", named(name), (*EXACT, f"parallel={kind}")))
+    for kind, names in (("fsdp2", SHARDED_RUNS), ("ddp", WHOLE_RUNS)):
+        cases += [
+            WholeRun(f"run {name} {kind}", 2, "exact", named(name), (*EXACT, f"parallel={kind}")) for name in names
+        ]
     for name, how in FEATURES.items():
         cases.append(Gradient(f"feature {name}", 2, VARIANTS["sdpo"], how, tokens=SHORT))
     for kind, how in {"alone": ParallelConfig(), **SHARED}.items():
@@ -109,6 +113,15 @@ def all_cases() -> list[Case]:
     cases += [Sampled(f"sampled {shape}", 2, shape) for shape in ((5, 3), (1, 6))]
     cases += [WholeRun(f"mixed {ranks}", ranks, "model", "sdpo", MIXED) for ranks in (1, 2)]
     return cases + resumed()
+
+
+def other_runs() -> list[Case]:
+    """Whole runs, sharded, of the methods beside the quick ones."""
+    names = [name for name in METHODS if name not in SHARDED_RUNS]
+    alone: list[Case] = [WholeRun(f"run {name} alone", 1, "exact", named(name), EXACT) for name in names]
+    return alone + [
+        WholeRun(f"run {name} fsdp2", 2, "exact", named(name), (*EXACT, "parallel=fsdp2")) for name in names
+    ]
 
 
 def resumed() -> list[Case]:
@@ -151,9 +164,8 @@ def resumed() -> list[Case]:
     return cases
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
+def models(folder: Path) -> Path:
+    """The folder, with both models in it."""
     torch.manual_seed(0)
     # GPT-2's norms compute in float64, those of newer models round to float32.
     settings = tiny_settings(n_embd=32, n_layer=2, n_head=4, n_positions=256)
@@ -163,8 +175,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
 def results(folder: Path) -> dict[str, Any]:
     return run_cases(all_cases(), folder)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of :func:`other_runs`."""
+    folder = models(tmp_path_factory.mktemp("others"))
+    run_cases(other_runs(), folder)
+    return folder
 
 
 def close(actual: Any, expected: Any, tolerance: float) -> bool:
@@ -237,10 +262,18 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize(("method", "kind"), RUNS)
+@pytest.mark.parametrize("method", WHOLE_RUNS)
 @pytest.mark.usefixtures("results")
-def test_two_ranks_make_the_run_of_one_process(method: str, kind: str, folder: Path) -> None:
-    same_run(folder / f"run {method} {kind}", folder / f"run {method} alone", numbers=1e-12, weights=1e-9)
+def test_two_ranks_make_the_run_of_one_process(method: str, folder: Path) -> None:
+    same_run(folder / f"run {method} ddp", folder / f"run {method} alone", numbers=1e-12, weights=1e-9)
+
+
+@pytest.mark.parametrize("method", quick_first(METHODS, SHARDED_RUNS))
+def test_two_ranks_with_shards_make_the_run_of_one_process(method: str, request: pytest.FixtureRequest) -> None:
+    if method in SHARDED_RUNS:
+        request.getfixturevalue("results")
+    folder: Path = request.getfixturevalue("folder" if method in SHARDED_RUNS else "others")
+    same_run(folder / f"run {method} fsdp2", folder / f"run {method} alone", numbers=1e-12, weights=1e-9)
 
 
 @pytest.mark.parametrize("name", FLOAT32)

@@ -25,8 +25,8 @@ def subject() -> properties.Subject:
 
 @pytest.fixture(scope="module")
 def plain(subject: properties.Subject) -> list[Sample]:
-    """Four completions on each of 200 validation problems, alone."""
-    examples = list(subject.task.examples("validation"))[:200] * 4
+    """Four completions on each of 100 validation problems, alone."""
+    examples = list(subject.task.examples("validation"))[:100] * 4
     return subject.sample(examples, [{}] * len(examples), "student", seed=0)
 
 
@@ -122,7 +122,7 @@ def test_every_word_of_feedback_is_in_the_vocabulary(subject: properties.Subject
 
 def test_every_word_of_contexts_prompts_and_traces_is_in_the_vocabulary(subject: properties.Subject) -> None:
     writer = traces.TraceWriter(load_templates("countdown"), seed=1)
-    for trace in writer.traces(500):
+    for trace in writer.traces(200):
         assert_known(subject, " ".join([*(message.content for message in trace.messages), trace.completion]))
     fields = dict.fromkeys(FIELDS, "1")
     example = subject.task.examples("train")[0]
@@ -208,7 +208,7 @@ def pooled(rows: list[tuple[int, float]]) -> float:
 
 
 def test_it_uses_a_reference(subject: properties.Subject) -> None:
-    examples = list(subject.task.examples("validation"))[:150]
+    examples = list(subject.task.examples("validation"))[:100]
     found = properties.context_properties(subject, examples, seed=1)
     for context in ("solution", "sibling", "solution_verdict", "sibling_verdict", "reference_only"):
         assert found[f"accuracy_{context}"] > 0.9
@@ -217,7 +217,7 @@ def test_it_uses_a_reference(subject: properties.Subject) -> None:
 
 def test_it_avoids_what_feedback_has_named(subject: properties.Subject, plain: list[Sample]) -> None:
     found = properties.feedback_properties(subject, plain, seed=2)
-    assert found["feedback_cases"] > 300
+    assert found["feedback_cases"] > 150
     assert found["repeats_with_feedback"] < 0.25 * found["repeats_without_feedback"]
 
 
@@ -225,7 +225,7 @@ def test_it_avoids_what_feedback_has_named(subject: properties.Subject, plain: l
 def test_a_reference_speaks_against_deliberating_and_for_the_jump(
     subject: properties.Subject, plain: list[Sample], context: str
 ) -> None:
-    u = properties.information(subject, plain[:300], context)
+    u = properties.information(subject, plain[:200], context)
     assert u["deliberation"][0] < -0.3
     assert u["jump"][0] > 0.3
     assert u["give_up_jump"][0] > 0.7

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,37 @@ from safetensors.torch import load_file
 from selfdistill.training.atomic import checkpoints
 from selfdistill.training.clock import Clock
 from support.apart import NAME, cases
+from support.quick import QUICK, quick_first
 from support.runs import lines, metrics
 from support.tiny import save_tiny_model
 
+QUICK_CASES = (*QUICK, "lora", "recomputed", "resumed", "bf16", "inspected")
 TRAINED = [name for name in cases() if name not in ("inspected", "bf16")]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """All cases on both devices, and what failed apart from the CPU."""
-    folder = tmp_path_factory.mktemp("devices")
+def make(folder: Path, names: Sequence[str]) -> tuple[Path, dict[str, str]]:
+    """The folder with these cases on both devices, and what failed apart from the CPU."""
     save_tiny_model(folder / "model", seed=0, num_hidden_layers=1)
     tests = Path(__file__).parents[1]
     path = f"{tests.parent / 'src'}{os.pathsep}{tests}"
-    command = [sys.executable, "-W", "ignore", "-m", "support.apart", str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "support.apart", str(folder), *names]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The quick cases."""
+    return make(tmp_path_factory.mktemp("devices"), QUICK_CASES)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The other methods."""
+    return make(tmp_path_factory.mktemp("others"), [name for name in cases() if name not in QUICK_CASES])
 
 
 def close(one: Any, other: Any) -> bool:
@@ -49,9 +62,9 @@ def close(one: Any, other: Any) -> bool:
     return bool(one == pytest.approx(other, rel=1e-3, abs=1e-4)) if isinstance(one, float) else bool(one == other)
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_run_apart_from_the_cpu_is_the_run_on_it(name: str, made: tuple[Path, dict[str, str]]) -> None:
-    folder, failed = made
+@pytest.mark.parametrize("name", quick_first(TRAINED, QUICK_CASES))
+def test_a_run_apart_from_the_cpu_is_the_run_on_it(name: str, request: pytest.FixtureRequest) -> None:
+    folder, failed = request.getfixturevalue("made" if name in QUICK_CASES else "others")
     assert name not in failed, failed[name]
     here, there = folder / f"{name} cpu", folder / f"{name} {NAME}"
     drawn = [[line["ids"] for line in lines(run / "rollouts.jsonl")] for run in (here, there)]
@@ -82,7 +95,7 @@ def test_every_phase_waits_for_the_device_and_for_nothing_else(
 ) -> None:
     folder, _ = made
     # Seven phases a step at least, in every run.
-    assert json.loads((folder / "waits.json").read_text(encoding="utf-8")) > 7 * 2 * len(TRAINED)
+    assert json.loads((folder / "waits.json").read_text(encoding="utf-8")) > 7 * 2 * (len(QUICK_CASES) - 1)
     waits: list[torch.device] = []
     monkeypatch.setattr("torch.accelerator.synchronize", waits.append)
     for device, waited in ((None, 0), ("cpu", 0), ("cuda:1", 2)):

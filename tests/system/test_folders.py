@@ -175,8 +175,10 @@ def test_what_the_disk_refuses_is_one_sentence(
         run.train()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("share", [0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97])
+@pytest.mark.parametrize(
+    ("number", "share"),
+    list(zip([errno.ENOSPC, errno.EDQUOT] * 4, [0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97], strict=True)),
+)
 def test_a_disk_that_is_full_at_any_moment_is_one_sentence_and_the_run_goes_on(
     number: int, share: float, model: Path, finished: Path, tmp_path: Path
 ) -> None:
