@@ -1,4 +1,4 @@
-"""Every method once more, as loops over tokens and vocabulary entries, written from the published definitions alone.
+"""Every method once more, written from the published definitions alone: loops over tokens, sums over the vocabulary.
 
 Whole sequences go through ``model(...)``; a row is a list of scalars, one log-probability for each real vocabulary
 entry. Nothing here imports the package, so agreement with it means something.
@@ -44,9 +44,8 @@ def rows(
     logits = model(torch.tensor([[*prompt, *completion]])).logits[0]
     result = []
     for t in range(len(completion)):
-        scores = [logits[len(prompt) - 1 + t, v] / temperature for v in range(real)]
-        total = torch.log(sum((torch.exp(score) for score in scores), ZERO))
-        result.append([score - total for score in scores])
+        scores = logits[len(prompt) - 1 + t, :real] / temperature
+        result.append(list((scores - torch.log(torch.exp(scores).sum())).unbind()))
     return result
 
 
@@ -67,20 +66,22 @@ def advantages(rewards: Sequence[float | None]) -> list[float]:
 
 def kl(first: Row, second: Row) -> Tensor:
     """Σ_v P (log P − log Q)."""
-    return sum((torch.exp(p) * (p - q) for p, q in zip(first, second, strict=True)), ZERO)
+    p, q = torch.stack(first), torch.stack(second)
+    return (torch.exp(p) * (p - q)).sum()
 
 
 def jensen_shannon(student: Row, teacher: Row, weight: float = 0.5) -> Tensor:
     """w KL(T || M) + (1−w) KL(S || M), M = w T + (1−w) S, gradient through M included."""
-    pairs = zip(student, teacher, strict=True)
-    mixture = [torch.log(weight * torch.exp(t) + (1 - weight) * torch.exp(s)) for s, t in pairs]
+    s, t = torch.stack(student), torch.stack(teacher)
+    mixture = list(torch.log(weight * torch.exp(t) + (1 - weight) * torch.exp(s)).unbind())
     return weight * kl(teacher, mixture) + (1 - weight) * kl(student, mixture)
 
 
 def clipped_forward_kl(student: Row, teacher: Row, clip: float) -> Tensor:
     """Σ_v min(T (log T − log S), τ)."""
-    terms = [torch.exp(t) * (t - s) for s, t in zip(student, teacher, strict=True)]
-    return sum((term if float(term.detach()) < clip else ZERO + clip for term in terms), ZERO)
+    s, t = torch.stack(student), torch.stack(teacher)
+    terms = torch.exp(t) * (t - s)
+    return torch.where(terms.detach() < clip, terms, clip).sum()
 
 
 def cut(student: Row, teacher: Row, k: int) -> tuple[Row, Row]:

@@ -63,10 +63,8 @@ def test_the_gradient_is_that_of_brute_force_with_each_turns_own_advantage(
         own = [n for n, turn in enumerate(segments) if turn]
         given = turn_advantages_by_hand(view.group, kind["kind"], kind["discount"], kind.get("weight", 0.0))[view.index]
         assert view.turn_advantages == pytest.approx(given, rel=1e-12)
-        of_role = {
-            role: [hand.rows(model, prompt, tail, policy.vocab_size)[n] for n in own]
-            for role, prompt in view.prompts.items()
-        }
+        whole = {role: hand.rows(model, prompt, tail, policy.vocab_size) for role, prompt in view.prompts.items()}
+        of_role = {role: [column[n] for n in own] for role, column in whole.items()}
         sampled = groups[view.group].rollouts[view.index].logprobs
         # Each turn is a completion of its own with its own advantage: a token mean does not ask whose a token is.
         for turn, advantage in enumerate(given, 1):
