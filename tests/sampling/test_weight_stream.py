@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 
 from selfdistill.errors import SamplerError
 from selfdistill.models.policy import Policy, load_policy, save_policy
-from selfdistill.sampling.vllm_worker import WorkerExtension
+from selfdistill.sampling.vllm_worker import RELOAD, WorkerExtension
 from selfdistill.sampling.weight_stream import stream, whole_layers
 from support import families
 from support.tiny import save_tiny_model
@@ -148,3 +150,26 @@ def test_nothing_is_left_in_the_file_system(tmp_path: Path, monkeypatch: pytest.
 
     stream([{"a": torch.ones(1000)}], Looks().receive_stream, 1)
     assert seen == [[]] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_vllm_warns_of_missing_weights_and_not_of_those_that_are_shared(
+    tied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Warns(Worker):
+        def get_model(self) -> torch.nn.Module:
+            model = torch.nn.Module()
+            model.config = SimpleNamespace(tie_word_embeddings=tied)  # type: ignore[assignment]
+            return model
+
+        def reload_weights(self, weights_iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
+            super().reload_weights(weights_iterator)
+            for layer in ("YaRNScalingRotaryEmbedding", "ParallelLMHead", "RMSNorm"):
+                logging.getLogger(RELOAD).warning("%s: Failed to load weights", layer)
+            logging.getLogger(RELOAD).warning("ParallelLMHead: no such quantisation")
+
+    stream([{"a": torch.ones(3)}], Warns().receive_stream, 1)
+    logging.getLogger(RELOAD).warning("RotaryEmbedding: Failed to load weights")
+    head = [] if tied else ["ParallelLMHead: Failed to load weights"]
+    others = ["RMSNorm: Failed to load weights", "ParallelLMHead: no such quantisation"]
+    assert caplog.messages == [*head, *others, "RotaryEmbedding: Failed to load weights"]

@@ -6,6 +6,7 @@ vLLM mixes the class into its worker. It imports nothing else of this package, s
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import os
 import select
@@ -13,9 +14,13 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+RELOAD = "vllm.model_executor.model_loader.reload.layerwise"
+"""vLLM's logger of weights that are loaded again."""
 
 
 class WorkerExtension:
@@ -47,13 +52,34 @@ class WorkerExtension:
 
     def _load(self, path: str, **weights: Any) -> str:
         worker: Any = self
-        worker.reload_weights(**weights)
+        # A head that is tied, and tables of rotations, come with no weights of their own. vLLM would warn of both in
+        # every step.
+        config = getattr(worker.model_runner.get_model(), "config", None)
+        tied = getattr(config, "tie_word_embeddings", False)
+        with _without_warnings_of(("RotaryEmbedding", "ParallelLMHead") if tied else ("RotaryEmbedding",)):
+            worker.reload_weights(**weights)
         # On a CPU vLLM packs the LM head's weight into a copy. A head tied to the embeddings is not loaded itself, so
         # the copy has to be packed again here.
         for module in worker.model_runner.get_model().modules():
             if type(module).__name__ == "ParallelLMHead":
                 module.quant_method.process_weights_after_loading(module)
         return path
+
+
+@contextmanager
+def _without_warnings_of(endings: tuple[str, ...]) -> Iterator[None]:
+    """Drop vLLM's warnings that a layer was given no weights, for classes whose names end so."""
+    logger = logging.getLogger(RELOAD)
+
+    def keeps(record: logging.LogRecord) -> bool:
+        layer, _, what = record.getMessage().partition(":")
+        return not (what.strip() == "Failed to load weights" and layer.endswith(endings))
+
+    logger.addFilter(keeps)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keeps)
 
 
 def _end_with(descriptor: int) -> None:
