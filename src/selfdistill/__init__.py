@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from selfdistill.sampling.base import Sampler, SamplingParams
     from selfdistill.sampling.hf import HFSampler
     from selfdistill.sampling.scripted import ScriptedSampler
-    from selfdistill.tasks.tools.loop import ToolLoop
+    from selfdistill.tasks.tools.loop import ToolError, ToolLoop
     from selfdistill.tasks.tools.mcp_server import McpServer
     from selfdistill.tasks.tools.python import PythonTool
     from selfdistill.tasks.turns import Environment
@@ -80,6 +80,7 @@ __all__ = [
     "Task",
     "Template",
     "TokenSlice",
+    "ToolError",
     "ToolLoop",
     "Trainer",
     "Turn",
@@ -120,7 +121,7 @@ _ROOMS = {
     "selfdistill.sampling.base": ("Sampler", "SamplingParams"),
     "selfdistill.sampling.hf": ("HFSampler",),
     "selfdistill.sampling.scripted": ("ScriptedSampler",),
-    "selfdistill.tasks.tools.loop": ("ToolLoop",),
+    "selfdistill.tasks.tools.loop": ("ToolError", "ToolLoop"),
     "selfdistill.tasks.tools.mcp_server": ("McpServer",),
     "selfdistill.tasks.tools.python": ("PythonTool",),
     "selfdistill.tasks.turns": ("Environment",),
