@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,52 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 """
+
+ASKED = """
+import json, os, sys, tempfile
+from selfdistill.cli import early  # once, not for each command line
+from selfdistill.cli.app import main
+
+for line in sys.stdin:
+    folder, command = json.loads(line)
+    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as found:
+        if not os.fork():
+            os.chdir(folder)
+            os.dup2(told.fileno(), 2)
+            code = None
+            try:
+                main(command)
+            except SystemExit as end:
+                code = end.code
+            sys.stderr.flush()
+            json.dump([code, list(sys.modules)], found)
+            found.flush()
+            os._exit(0)
+        os.wait()
+        told.seek(0)
+        found.seek(0)
+        code, modules = json.load(found)
+        print(json.dumps({"code": code, "modules": modules, "told": told.read()}), file=sys.__stdout__, flush=True)
+"""
+Asked = Callable[[Path, list[str]], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def asked() -> Iterator[Asked]:
+    """What a command line comes to, each in a fresh copy of a process that has loaded the commands alone."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ASKED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        to, answers = process.stdin, process.stdout
+
+        def ask(folder: Path, command: list[str]) -> dict[str, Any]:
+            print(json.dumps([str(folder), command]), file=to, flush=True)
+            found: dict[str, Any] = json.loads(answers.readline())
+            return found
+
+        yield ask
+        to.close()
 
 
 @pytest.mark.parametrize(
@@ -56,23 +105,17 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     ],
     ids=" ".join,
 )
-def test_a_mistake_in_a_config_is_reported_before_anything_heavy_is_loaded(arguments: list[str]) -> None:
+def test_a_mistake_in_a_config_is_reported_before_anything_heavy_is_loaded(
+    arguments: list[str], asked: Asked, tmp_path: Path
+) -> None:
     """A user waits for the sentence, not for torch."""
     command = [*arguments[0].split(), "countdown-opsd", *arguments[1:]]
     if not any(word.startswith(("method", "opsd,")) for word in arguments):
         command += ["--set", "stps=3"]
-    code = f"""
-import sys
-from selfdistill.cli.app import main
-try:
-    main({command!r})
-except SystemExit as end:
-    assert end.code == 2, end.code
-print("loaded:", *sys.modules)
-"""
-    modules = run_python("-c", code).split()
-    assert "selfdistill.config.run" in modules
-    assert not HEAVY & set(modules)
+    found = asked(tmp_path, command)
+    assert found["code"] == 2
+    assert "selfdistill.config.run" in found["modules"]
+    assert not HEAVY & set(found["modules"])
 
 
 @pytest.mark.parametrize(
@@ -125,24 +168,17 @@ print("loaded:", *sys.modules)
         ("compare countdown-grpo --set reward=nomodule:f --out new", "module 'nomodule' cannot be imported"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_reported_before_torch(command: str, sentence: str, tmp_path: Path) -> None:
+def test_a_mistake_on_the_command_line_is_reported_before_torch(
+    command: str, sentence: str, asked: Asked, tmp_path: Path
+) -> None:
     """One sentence, exit code 2, and nothing is written."""
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").touch()
-    code = f"""
-import os, sys
-os.chdir({str(tmp_path)!r})
-from selfdistill.cli.app import main
-try:
-    main({command.split()!r})
-except SystemExit as end:
-    assert end.code == 2, end.code
-assert "torch" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    [line] = done.stderr.splitlines()
+    found = asked(tmp_path, command.split())
+    assert found["code"] == 2
+    assert "torch" not in found["modules"]
+    [line] = found["told"].splitlines()
     assert line.startswith("selfdistill: ") and sentence in line
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "notes"]
 
