@@ -86,11 +86,11 @@ def clipped_forward_kl(student: Row, teacher: Row, clip: float) -> Tensor:
 
 def cut(student: Row, teacher: Row, k: int) -> tuple[Row, Row]:
     """Both on the student's k likeliest entries and one bin for the rest."""
-    chosen = sorted(range(len(student)), key=lambda v: -float(student[v].detach()))[:k]
+    chosen = sorted(range(len(student)), key=torch.stack(student).tolist().__getitem__, reverse=True)[:k]
 
     def on(row: Row) -> Row:
         kept = [row[v] for v in chosen]
-        return [*kept, torch.log(1 - sum((torch.exp(p) for p in kept), ZERO))]
+        return [*kept, torch.log(1 - torch.exp(torch.stack(kept)).sum())]
 
     return on(student), on(teacher)
 
@@ -154,7 +154,8 @@ def entropy(one: Scored, t: int) -> Tensor:
 
 def entropy_of(row: Row) -> Tensor:
     """−Σ_v P log P."""
-    return -sum((torch.exp(p) * p for p in row), ZERO)
+    p = torch.stack(row)
+    return -(torch.exp(p) * p).sum()
 
 
 def sft(one: Scored, t: int) -> Tensor:
@@ -232,8 +233,8 @@ def antisd_variant(
 
 def normalised(row: Row) -> Row:
     """log p minus the log of what exp log p sums to."""
-    total = torch.log(sum((torch.exp(value) for value in row), ZERO))
-    return [value - total for value in row]
+    values = torch.stack(row)
+    return list((values - torch.log(torch.exp(values).sum())).unbind())
 
 
 def cut_all(rows_of: Sequence[Row], k: int | None) -> list[Row]:
@@ -250,8 +251,8 @@ def credit(
         assert one.teacher is not None
         others = [one.others[f"contrast_{c}"][t] for c in range(contrasts)]
         student, teacher, *against = cut_all([one.student[t], one.teacher[t], *others], k)
-        mean = [sum(values, ZERO) / contrasts for values in zip(*against, strict=True)]
-        target = normalised([p - strength * g for p, g in zip(teacher, mean, strict=True)])
+        mean = sum(map(torch.stack, against)) / contrasts
+        target = normalised(list((torch.stack(teacher) - strength * mean).unbind()))
         return capped_ratio(one.student[t][one.ids[t]], one.sampled[t], cap) * divergence(student, target)
 
     return loss
@@ -284,11 +285,10 @@ def purified(
         if not subtraction and not pmi_target:
             return jensen_shannon(one.student[t], one.teacher[t])
         reference = one.others["reference_only" if subtraction else "base"][t]
-        delta = [p - r for p, r in zip(one.teacher[t], reference, strict=True)]
-        mean = sum(delta, ZERO) / len(delta)
-        bent = [clip * torch.tanh((value - mean) / clip) for value in delta]
-        base = one.others["base"][t] if pmi_target else [ZERO] * len(bent)
-        target = normalised([b + d / beta for b, d in zip(base, bent, strict=True)])
+        delta = torch.stack(one.teacher[t]) - torch.stack(reference)
+        bent = clip * torch.tanh((delta - delta.mean()) / clip)
+        base = torch.stack(one.others["base"][t]) if pmi_target else ZERO
+        target = normalised(list((base + bent / beta).unbind()))
         return jensen_shannon(one.student[t], target)
 
     return loss
