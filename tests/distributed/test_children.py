@@ -46,20 +46,24 @@ def run(
     stop: StopRequest | None = None,
     watch: Callable[[State], None] = lambda state: None,
 ) -> None:
-    run_children(children, jobs=jobs, environment=os.environ, stop=stop or StopRequest(), watch=watch)
+    run_children(children, environments=[os.environ] * jobs, stop=stop or StopRequest(), watch=watch)
 
 
 def test_children_run_in_order_and_no_more_than_asked_for(tmp_path: Path) -> None:
     seen: list[State] = []
     code = "import os, time; time.sleep(0.1); print(os.environ['WHO'])"
     children = [child(str(n), tmp_path / str(n), code) for n in range(5)]
-    run_children(children, jobs=2, environment={**os.environ, "WHO": "you"}, stop=StopRequest(), watch=seen.append)
+    environments = [{**os.environ, "WHO": who} for who in ("you", "me")]
+    run_children(children, environments=environments, stop=StopRequest(), watch=seen.append)
     names = [tuple(one.name for one in state.running) for state in seen]
     assert max(map(len, names)) == 2
     assert names[0] == ("0", "1")
     assert sorted({name for pair in names for name in pair}) == ["0", "1", "2", "3", "4"]
     assert seen[-1] == State((), 5)
-    assert [one.log.read_text() for one in children] == ["you\n"] * 5
+    # Two that ran at the same time were in different environments, and whoever came next took the one that was free.
+    who = {one.name: one.log.read_text().strip() for one in children}
+    assert (who["0"], who["1"], set(who.values())) == ("you", "me", {"you", "me"})
+    assert all(len({who[name] for name in pair}) == len(pair) for pair in names)
 
 
 def test_a_child_that_fails_stops_the_others_and_is_named_with_its_sentence(tmp_path: Path) -> None:
@@ -115,7 +119,7 @@ def test_children_do_not_hear_the_terminal_and_keep_what_they_inherit(tmp_path: 
         one = child("a", tmp_path / "a", code)
         environment = {**os.environ, "LOCK": str(descriptor)}
         run_children(
-            [one], jobs=1, environment=environment, stop=StopRequest(), watch=lambda state: None, keep_open=[descriptor]
+            [one], environments=[environment], stop=StopRequest(), watch=lambda state: None, keep_open=[descriptor]
         )
         assert one.log.read_text() == f"True {os.fstat(descriptor).st_ino}\n"
     finally:

@@ -101,7 +101,7 @@ def compare(
             and page are also put into the folder.
         match: what every arm gets equally much of: ``"completions"``, ``"tokens"``, ``"steps"`` or ``"seconds"``.
         final_split: the split that final figures come from, ``"test"`` for problems that nothing was tuned on.
-        jobs, progress: runs at a time (unset: one for each core, on an accelerator one); print the command's output.
+        jobs, progress: runs at a time (unset: one for each core, or for each GPU); print the command's output.
         engine: what samples: ``"hf"``, ``"vllm"`` or the address of a server; unset: each config's ``sampler``.
         overrides, settings: dotted keys, and keys of the config's top level such as ``steps=20``, for all arms.
 

@@ -112,7 +112,7 @@ def compare(
     ] = "1",
     set_: Set = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; unset: one for each core, on an accelerator one.")
+        int | None, typer.Option(min=1, help="Runs at a time; unset: one for each core, or for each GPU.")
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="ARM", help="Arm to compare with; unset: the first grpo, else the first arm.")

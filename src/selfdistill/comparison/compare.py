@@ -23,9 +23,10 @@ from selfdistill.comparison.completions import side_by_side
 from selfdistill.comparison.matching import check_resampling, matched_steps
 from selfdistill.comparison.options import MATCH, STARTS, check_arm, check_folder, check_match, engine_for_all
 from selfdistill.comparison.page import write_comparison
+from selfdistill.comparison.places import places
 from selfdistill.comparison.runs import ArmRuns, how_it_ended, last_line, last_step
 from selfdistill.config.run import ResolvedConfig, load_config
-from selfdistill.config.sampler import EngineConfig, ServerConfig
+from selfdistill.config.sampler import ServerConfig
 from selfdistill.config.tasks import MathConfig, TextConfig
 from selfdistill.distributed.children import Child, State, run_children
 from selfdistill.distributed.signals import STOPPED_BY_ALARM, StopRequest
@@ -196,7 +197,7 @@ def check_equal_terms(arms: Sequence[Arm]) -> None:
 def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progress, stop: StopRequest) -> bool:
     """Start or resume every unfinished run. Returns whether all runs have ended.
 
-    ``jobs`` is the number of parallel runs; None means one per core on a CPU and one on an accelerator.
+    ``jobs`` is the number of parallel runs; None means one per core on a CPU and one per GPU.
 
     Raises:
         UserError: a folder holds something else, or a run failed. The other runs are saved and can be resumed.
@@ -216,15 +217,14 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
         if not how_it_ended(folder)
     ]
     if children:
-        # Run them in parallel under a lock on the folder. They share the cores equally.
-        on_accelerator = comparison.arms[0].config.model.device.partition(":")[0] != "cpu"
-        engine = isinstance(comparison.arms[0].config.sampler, EngineConfig)
-        jobs = min(jobs or (1 if on_accelerator or engine else cores()), len(children))
+        # Run them in parallel under a lock on the folder. They share the cores equally, and have GPUs of their own.
+        where = places(comparison.arms[0].config, jobs=jobs, runs=len(children), cores=cores())
+        jobs = len(where.gpus)
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
         over = len(runs) - len(children)
         progress.log(
             f"{over} of {counted(len(runs), 'run')} {plural(over, 'is', 'are')} over; the others run {jobs} at a time, "
-            f"OMP_NUM_THREADS={threads} each"
+            f"OMP_NUM_THREADS={threads} each{where.told()}"
         )
         with _locked(comparison.folder) as lock:
             start = {
@@ -236,8 +236,10 @@ def run_comparison(comparison: Comparison, *, jobs: int | None, progress: Progre
             JsonLines(comparison.folder / STARTS).append(start)
             run_children(
                 children,
-                jobs=jobs,
-                environment={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"},
+                environments=[
+                    {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **added}
+                    for added in where.environments
+                ],
                 stop=stop,
                 watch=_Watch(progress, {name: folder for name, (_, _, folder) in runs.items()}, comparison, len(runs)),
                 fine=(0, STOPPED_BY_ALARM),

@@ -43,15 +43,15 @@ class State:
 def run_children(
     children: Sequence[Child],
     *,
-    jobs: int,
-    environment: Mapping[str, str],
+    environments: Sequence[Mapping[str, str]],
     stop: StopRequest,
     watch: Callable[[State], None],
     fine: Collection[int] = (0,),
     keep_open: Sequence[int] = (),
 ) -> None:
-    """Run all children in order, at most ``jobs`` at a time; returns early when a stop is requested.
+    """Run all children in order, each in one of the ``environments``; returns early when a stop is requested.
 
+    At most one child at a time has an environment, so there are as many at a time as environments.
     No child survives this call: running children get SIGTERM and are waited for, and a second signal kills them.
     ``fine`` are the exit codes that count as success. ``keep_open`` are file descriptors that the children inherit.
 
@@ -61,17 +61,20 @@ def run_children(
     waiting = deque(children)
     log_size = {child: child.log.stat().st_size if child.log.exists() else 0 for child in children}
     running: dict[Child, subprocess.Popen[bytes]] = {}
+    free, taken = list(environments), dict[Child, Mapping[str, str]]()
     done = 0
     try:
         while (waiting or running) and not stop.requested:
-            while waiting and len(running) < jobs:
+            while waiting and free:
                 child = waiting.popleft()
-                running[child] = _start(child, environment, keep_open)
+                taken[child] = free.pop(0)
+                running[child] = _start(child, taken[child], keep_open)
             for child, process in list(running.items()):
                 code = process.poll()
                 if code is None:
                     continue
                 del running[child]
+                free.append(taken.pop(child))
                 if code not in fine and not stop.requested:
                     raise TrainingError(f"{child.name}: {_reason(child, code, since=log_size[child])}")
                 done += 1

@@ -217,6 +217,9 @@ class ServedModel:
     def check_teacher(self, chat: Chat, *, top: int) -> None:
         """Check that a teacher has the student's vocabulary, and gives the ``top`` likeliest ids of a position.
 
+        If it holds fewer tokens than the chat's window, that window becomes smaller: what does not fit is then left out
+        and counted.
+
         Raises:
             SamplerError: it does not answer, or gives no prompt log-probabilities of so many ids.
             ModelError: it reads a text as other tokens.
@@ -242,6 +245,9 @@ class ServedModel:
         # Scoring may take longer than two seconds, and a server that fails now is not waited for.
         reply = self._first(COMPLETIONS, self._scoring(probed, top), seconds=self.timeout)
         self._places(self._document(COMPLETIONS, reply), probed, top=top, begin=1)
+        if self.window is not None:
+            # A request samples one token beside those that it scores.
+            chat.window = min(chat.window, self.window - 1)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The document that the server answers to a request.

@@ -350,8 +350,6 @@ def build_teachers(
     served = {kind: ServedModel(str(kind.url), model=kind.model) for kind in tops}
     for kind, teacher in served.items():
         teacher.check_teacher(chat, top=tops[kind])
-        # A request samples one token beside those that it scores. What does not fit is then left out and counted.
-        chat.window = min(chat.window, (teacher.window or chat.window + 1) - 1)
     origin = "+".join(fingerprint(model) for model in (policy, *external.values()))
     teachers = Teachers(policy, needed=needed, rate=method.teacher_rate, external=external, served=served, place=place)
     return teachers, origin
