@@ -270,6 +270,20 @@ def test_a_name_with_dashes_is_called_in_python_too() -> None:
     assert find_calls(text, [schema]) == [call]
 
 
+@pytest.mark.parametrize(
+    "mark", ["</tool_call>", "<tool_call>", "[TOOL_CALLS]", "</think>", "</reasoning>", "[/THINK]"]
+)
+@pytest.mark.parametrize("family", ["hermes", "llama", "mistral", "olmo"])
+def test_a_mark_inside_a_quoted_value_is_text(tmp_path: Path, family: str, mark: str) -> None:
+    task = tools_task(tmp_path, Call("get_weather", {"city": "mark", "places": ["a", "mark"]}))
+    (example,) = task.examples("train")
+    written = task.fitted(chat_of(TEMPLATES[family])).examples("train")[0].fields["solution"]
+    example.columns["wanted_calls"][0].arguments.update({"city": mark, "places": ["a", mark]})
+    verdict = task.verify(example, "I look.\n" + written.replace("mark", mark), finished=True)
+    assert verdict.correct, verdict
+    assert not task.verify(example, "I look.\n" + written, finished=True).correct
+
+
 def test_a_template_that_writes_nothing_has_no_syntax() -> None:
     assert syntax_of(lambda calls: "") is None
 

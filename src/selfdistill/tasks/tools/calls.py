@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from selfdistill.contexts.thinking import MARKS
+
 OPTIONAL = "[Optional]"
 """ToolAlpaca's mark of an optional call."""
 
@@ -31,8 +33,13 @@ _INPUT = re.compile(
 _QUOTE = re.compile(r"^[ \t]{0,8}>[ \t]?", re.MULTILINE)
 _NOTHING = re.compile(r"(?:none|null|n/a|\"\"|'')?[ \t.`*]*(?=\r?\n|\Z)", re.IGNORECASE)
 # Marks inside a quoted value are text: "a</think>b".
-_QUOTED_VALUE = re.compile(r"[:=][ \t]{0,8}\"(?:[^\"\\\n]|\\.)*+\"")
-_MARK = re.compile(r"<(?=/?(?:think|tool_call|function_calls|\|))")
+_QUOTED_VALUE = re.compile(r"[:=,\[]\s{0,20}\"(?:[^\"\\\n]|\\.)*+\"")
+_MARK = re.compile(
+    r"<(?=/?(?:think|tool_call|function_calls|\|))|\[(?=TOOL_CALLS\])|"
+    + "|".join(
+        f"{re.escape(mark[0])}(?={re.escape(mark[1:])})" for marks in MARKS for mark in (marks.begin, *marks.ends)
+    )
+)
 _DOCUMENTED = re.compile(r"^(?P<name>\w+): (?P<description>.*)\nParameters: (?P<parameters>\{.*\})$", re.MULTILINE)
 _ASKED = re.compile(r"^Question:[ \t]*(?P<question>.*)\Z", re.MULTILINE | re.DOTALL)
 _TYPES = {
@@ -80,7 +87,11 @@ def react_calls(text: str, schemas: Sequence[Mapping[str, Any]] = ()) -> list[Ca
 
 def shield_values(text: str) -> str:
     """The text with marks inside quoted values escaped as in JSON and Python, so that they do not end a call."""
-    return _QUOTED_VALUE.sub(lambda value: _MARK.sub(r"\\u003c", value.group()), text)
+    return _QUOTED_VALUE.sub(lambda value: _MARK.sub(_escaped, value.group()), text)
+
+
+def _escaped(mark: re.Match[str]) -> str:
+    return f"\\u{ord(mark.group()):04x}"
 
 
 def read_calls(value: object) -> list[Call]:

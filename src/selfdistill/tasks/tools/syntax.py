@@ -152,7 +152,7 @@ def _without_tags(text: str, schemas: Schemas) -> list[Call]:
     python = re.match(r"\s*\[\s*(?P<name>[A-Za-z_][\w.-]*)\s*\(", text)
     if python and python["name"] in names:
         return _python(text, schemas)
-    if re.match(r"[\s*`]*(?:json\b)?\s*[\[{]", text):
+    if re.match(r"[\s*`]*+(?:json\b\s*+)?[\[{]", text):
         return _bare_json(text, schemas)
     try:
         calls = _bare_json(text, schemas)
