@@ -48,6 +48,11 @@ TEMPLATES = {
     "gemma": EACH + "<|tool_call>call:{{ f.name }}{{ '{' }}{% for k, v in f.arguments | items %}{{ k }}:"
     "{% if v is string %}<|\"|>{{ v }}<|\"|>{% else %}{{ v | tojson }}{% endif %}{{ ',' if not loop.last }}{% endfor %}"
     "{{ '}' }}<tool_call|>{% endfor %}",
+    "functiongemma": EACH + "<start_function_call>call:{{ f.name }}{{ '{' }}{% for k, v in f.arguments | items %}"
+    "{{ k }}:{% if v is string %}<escape>{{ v }}<escape>{% else %}{{ v | tojson }}{% endif %}{{ ',' if not loop.last }}"
+    "{% endfor %}{{ '}' }}<end_function_call>{% endfor %}",
+    "granite": "{% if m.tool_calls %}<|tool_call|>[{% for c in m.tool_calls %}{{ c.function | tojson }}"
+    "{{ ', ' if not loop.last }}{% endfor %}]{% endif %}",
     "thinking": "{% if m.tool_calls %}<think>\n\n</think>\n\n{% endif %}"
     + EACH
     + '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>{% endfor %}',

@@ -10,7 +10,8 @@ import pytest
 
 from selfdistill.config.tasks import ChoiceConfig
 from selfdistill.errors import DataError
-from selfdistill.tasks.choice.letters import Chosen, chosen_letter, names_letter, option_lines
+from selfdistill.tasks.choice.letters import Chosen, chosen_letter, names_letter
+from selfdistill.tasks.choice.options import option_lines
 from selfdistill.tasks.choice.task import ChoiceTask
 from selfdistill.training.problem import epoch_examples
 from selfdistill.types import Example, Message, Verdict
@@ -240,6 +241,86 @@ def test_the_cases_are_read_as_a_careful_reader_reads_them() -> None:
     ],
 )
 def test_a_line_with_two_letters_chooses_none_and_quotes_change_nothing(completion: str, letter: str | None) -> None:
+    assert chosen_letter(completion, letters="ABCD").letter == letter
+
+
+# Each kind was wrong once, in a reader of ours or in a public one.
+@pytest.mark.parametrize(
+    ("completion", "letter"),
+    [
+        # A small letter that is the whole reply.
+        ("b", "B"),
+        ("(c)", "C"),
+        ("a gas", None),
+        # Letters of other shapes.
+        ("答案：Ｂ", "B"),
+        ("\\boxed{Ｃ}", "C"),
+        ("Answer: 𝐂", "C"),
+        ("Ａ, Ｃ", None),
+        # A mark that holds the letter and its text.
+        ("<answer>B\n\nbecause it conducts</answer>", "B"),
+        ("<answer>A\nB</answer>", None),
+        ("\\boxed{B – iron}", "B"),
+        ("\\boxed{B - 5}", None),
+        ("\\boxed{B - sin x}", None),
+        ("\\boxed{\\color{red}{B}}", "B"),
+        ("\\boxed{\\textcolor{red}{\\text{(B)}}}", "B"),
+        ("\\boxed{\\Large B}", "B"),
+        # Denials with words between.
+        ("I don't think it's B.", None),
+        ("The answer cannot be B.", None),
+        ("We should not go with option C.", None),
+        ("Choose B. Do not choose A.", "B"),
+        ("I'm not sure, but I think it's B.", "B"),
+        ("A would be a mistake, so B.", "B"),
+        ("B would be a mistake.", None),
+        # What others say.
+        ("Many would answer B. The truth is D.", "D"),
+        # Revisions.
+        ("Answer: A. On second thought, B.", "B"),
+        ("B. No, C.", "C"),
+        ("The answer is B. Scratch that: C.", "C"),
+        ("The answer is C. Actually A is too small.", "C"),
+        ("The answer is C. No, A is not better.", "C"),
+        # Letters only, and lists of the options in one line.
+        ("A B C D", None),
+        ("A; C", None),
+        ("(A)(C)", None),
+        ("B and/or C", None),
+        ("B, B", "B"),
+        ("C. I and II", "C"),
+        ("(A) iron (B) neon (C) argon (D) zinc", None),
+        ("(A) iron (B) neon (C) argon (D) zinc. Correct: (D)", "D"),
+        ("Option A: false. Option B: false. Option C: true.", None),
+        # Questions and suppositions.
+        ("Is it A?", None),
+        ("Could it be B?", None),
+        ("B. Would you like an explanation?", "B"),
+        ("Is it B? Yes, B.", "B"),
+        ("If B, then x > 0.", None),
+        ("Assume the answer is B.", None),
+        ("If the answer were B, x would be negative. So C.", "C"),
+        # Other languages.
+        ("Die Antwort ist nicht B.", None),
+        ("La respuesta no es A sino D.", "D"),
+        ("La réponse n'est pas C.", None),
+        ("A resposta não é A.", None),
+        ("A resposta é B porque A é falsa.", "B"),
+        ("答案不是A，而是B。", "B"),
+        ("选C，因为A太小。", "C"),
+        ("选项A错误，选项B正确。", "B"),
+        ("Antwoord: C, want A is te klein", "C"),
+        ("정답: B. A는 너무 작습니다.", "B"),
+        # Names of things, and units.
+        ("The answer is hepatitis B.", None),
+        ("The answer is osteoporosis. B is wrong.", None),
+        ("The temperature is 25 °C.", None),
+        ("C#", None),
+        ("The rate is k[A][B].", None),
+        ("A it is.", "A"),
+    ],
+)
+def test_kinds_of_replies_are_read_as_a_careful_reader_reads_them(completion: str, letter: str | None) -> None:
     assert chosen_letter(completion, letters="ABCD").letter == letter
 
 

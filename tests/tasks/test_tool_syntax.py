@@ -158,6 +158,34 @@ def test_values_that_xml_cannot_tell_apart_are_compared_as_the_schema_types_them
         ),
         ("<|python_start|>[f(a=1)]<|python_end|>", [Call("f", {"a": 1})]),
         ("There are {braces} and [lists] here.", []),
+        # The sampler may keep the marks of the end of a turn.
+        ('<|python_tag|>{"name": "f", "parameters": {"a": 1}}<|eom_id|>', [Call("f", {"a": 1})]),
+        ('[TOOL_CALLS][{"name": "f", "arguments": {}}]<|im_end|>', [Call("f", {})]),
+        # Granite closes no tag, FunctionGemma has marks of its own, Llama-3.1 writes JSON between XML tags.
+        ('<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "g"}]', [Call("f", {"a": 1}), Call("g", {})]),
+        (
+            '<start_function_call>call:f{a:<escape>x } "y", b: {z}<escape>,b:[1,{c:true}]}<end_function_call>'
+            "<start_function_call>call:g{}<end_function_call>",
+            [Call("f", {"a": 'x } "y", b: {z}', "b": [1, {"c": True}]}), Call("g", {})],
+        ),
+        ('<function=f>{"a": 1}</function>', [Call("f", {"a": 1})]),
+        # A tag inside the value of an XML argument is text.
+        (
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\na</parameter>b</function>c</tool_call><tool_call>d\n"
+            "</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+            [Call("get_weather", {"city": "a</parameter>b</function>c</tool_call><tool_call>d", "days": 3})],
+        ),
+        (
+            "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>a</tool_call>b</arg_value>c</arg_value>\n"
+            "</tool_call><tool_call>list_towns</tool_call>",
+            [Call("get_weather", {"city": "a</tool_call>b</arg_value>c"}), TOWNS],
+        ),
+        # Without tags: a list in Python syntax, and JSON on a line of its own, of tools that exist.
+        ("[get_weather(days=3), list_towns()]", [Call("get_weather", {"days": 3}), TOWNS]),
+        ("[find(days=3)]", []),
+        ('I look.\n{"name": "list_towns", "parameters": {}}', [TOWNS]),
+        ('He is\n{"name": "Tom", "arguments": {}}', []),
+        ('So it is\n{"name": "Tom", "age": 3}', []),
     ],
 )
 def test_calls_are_read(text: str, calls: list[Call]) -> None:
@@ -181,11 +209,79 @@ def test_calls_are_read(text: str, calls: list[Call]) -> None:
             "<tool_call><function=f><parameter=a>1</parameter><parameter=a>2</parameter></function></tool_call>",
             "the argument 'a' of f stands twice",
         ),
+        (
+            '<tool_call>{"name": "f", "arguments": {}, "parameters": {}}</tool_call>',
+            "has both arguments and parameters",
+        ),
+        ('<tool_call>{"name": "f', "the call behind <tool_call> is not closed"),
+        ('<|tool_call|>[{"name": "f"}', "is not valid JSON: Expecting ',' delimiter at character 15"),
+        (
+            '[TOOL_CALLS]f[ARGS]{"a": "b',
+            "input of f is not valid JSON: Unterminated string starting at character 7",
+        ),
+        ('<function=f>{"a": 1</function>', "the input of f is not valid JSON: Expecting"),
+        # A first tag that is left open is no text of a value.
+        (
+            "<tool_call>\n<function=f>\n</function>\n<tool_call>\n<function=f>\n</function>\n</tool_call>",
+            "the call behind <tool_call> is not closed by </tool_call>",
+        ),
+        ('<tool_call>{"name": "f", "arguments": {"a": "\\ud83d"}}</tool_call>', r"\\ud83d is half of a character"),
+        ("<function_calls>f(a='\\ud83d')</function_calls>", "an argument is no literal"),
+        ("<function_calls>f(a=(</function_calls>", r"the tool call is no Python call: '\(' was never closed$"),
+        (f"<function_calls>f(a={'9' * 5000})</function_calls>", "no Python call: a number has too many digits$"),
     ],
 )
 def test_a_malformed_call_says_what_is_wrong(text: str, sentence: str) -> None:
     with pytest.raises(MalformedCall, match=sentence):
         find_calls(text, TOOLS)
+
+
+@pytest.mark.parametrize("levels", [3000, 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>{{"name": "f", "arguments": {{"a": {opened}{closed}}}}}</tool_call>',
+        '[TOOL_CALLS]f[ARGS]{{"a": {opened}{closed}}}',
+        "<function_calls>f(a={opened}{closed})</function_calls>",
+        "<function_calls>f(a={minus}1)</function_calls>",
+        "<function_calls>f(a={plus}1)</function_calls>",
+        "<function_calls>f{dots}(a=1)</function_calls>",
+        "<|tool_call>call:f{{a:{opened}{closed}}}<tool_call|>",
+    ],
+)
+def test_a_call_that_is_nested_too_deeply_is_malformed(text: str, levels: int) -> None:
+    parts = {"opened": "[", "closed": "]", "minus": "-", "plus": "1+", "dots": ".b"}
+    written = text.format(**{name: part * levels for name, part in parts.items()})
+    with pytest.raises(MalformedCall, match=r"nested too deeply|is no literal") as raised:
+        find_calls(written, TOOLS)
+    assert len(str(raised.value)) < 200
+
+
+def test_a_value_that_is_nested_too_deeply_stays_a_text() -> None:
+    nested = "[" * 900 + "]" * 900
+    text = f"<function=get_weather><parameter=places>{nested}</parameter></function>"
+    assert find_calls(text, TOOLS) == [Call("get_weather", {"places": nested})]
+
+
+def test_a_name_with_dashes_is_called_in_python_too() -> None:
+    schema = {"function": {"name": "files.read-all", "parameters": {"type": "object", "properties": {}}}}
+    call = Call("files.read-all", {"path": "[files.read-all(x)]"})
+    text = "<|tool_call_start|>[files.read-all(path='[files.read-all(x)]')]<|tool_call_end|>"
+    assert find_calls(text, [schema]) == [call]
+
+
+@pytest.mark.parametrize(
+    "mark", ["</tool_call>", "<tool_call>", "[TOOL_CALLS]", "</think>", "</reasoning>", "[/THINK]"]
+)
+@pytest.mark.parametrize("family", ["hermes", "llama", "mistral", "olmo"])
+def test_a_mark_inside_a_quoted_value_is_text(tmp_path: Path, family: str, mark: str) -> None:
+    task = tools_task(tmp_path, Call("get_weather", {"city": "mark", "places": ["a", "mark"]}))
+    (example,) = task.examples("train")
+    written = task.fitted(chat_of(TEMPLATES[family])).examples("train")[0].fields["solution"]
+    example.columns["wanted_calls"][0].arguments.update({"city": mark, "places": ["a", mark]})
+    verdict = task.verify(example, "I look.\n" + written.replace("mark", mark), finished=True)
+    assert verdict.correct, verdict
+    assert not task.verify(example, "I look.\n" + written, finished=True).correct
 
 
 def test_a_template_that_writes_nothing_has_no_syntax() -> None:

@@ -61,6 +61,11 @@ def react(name: str, arguments: str) -> str:
         ("Action: getTowns()\nAction Input:\n```json\n{}\n```\nObservation: none", Call("getTowns", {})),
         ('Action: f\nAction_Input: {"a": [1, {"b": null}]} and so on', Call("f", {"a": [1, {"b": None}]})),
         ('Action: f\nAction Input: {"a": "two\nlines"}', Call("f", {"a": "two\nlines"})),
+        ('Action: [f]\nAction Input: {"a": 1}', Call("f", {"a": 1})),
+        ('Action：f\nAction Input：{"a": 1}', Call("f", {"a": 1})),
+        ('**Action:**\nf\n**Action Input:**\n{"a": 1}', Call("f", {"a": 1})),
+        ('Action: f\nAction Input: "{\\"a\\": 1}"', Call("f", {"a": 1})),
+        ('Action: f\nAction Input: ""', Call("f", {})),
     ],
 )
 def test_a_react_call_is_read(text: str, call: Call) -> None:
@@ -116,6 +121,39 @@ def test_equality_is_that_of_json_values() -> None:
             react("getWeather", '{"town": "Bern", "days": 3}') + "\n" + react("getTowns", "{}"),
             0.0,
             "the call of getTowns is one too many",
+        ),
+        (react("[getTowns]", "{}"), 0.0, "getTowns is the wrong tool here"),
+        (react("", "{}"), 0.0, "an action has no name"),
+        (
+            react("getWeather", '"{\\"town\\": \\"Bern\\""'),
+            0.0,
+            "the input of getWeather is not valid JSON: Expecting ',' delimiter at character 16",
+        ),
+        (react("getWeather", '"Bern"'), 0.0, "the input of getWeather is not a JSON object: '\"Bern\"'"),
+        (
+            react("getWeather", '{"town": "' + "\\udc00" + '"}'),
+            0.0,
+            "the input of getWeather is not valid JSON: \\udc00 is half of a character",
+        ),
+        (
+            react("getWeather", '{"town": ' + "[" * 900 + "]" * 900 + "}"),
+            0.0,
+            "the input of getWeather is not valid JSON: it is nested too deeply",
+        ),
+        (
+            react("getWeather", '{"days": ' + "9" * 5000 + "}"),
+            0.0,
+            "the input of getWeather is not valid JSON: a number has too many digits",
+        ),
+        (
+            react("g" * 1000, "{}"),
+            0.0,
+            f"there is no tool {'g' * 80}…; the tools are getWeather, getTowns",
+        ),
+        (
+            "\n".join([react("getWeather", '{"town": "Bern", "days": 3}')] * 13),
+            0.0,
+            "; ".join(["the call of getWeather is one too many"] * 10) + "; 2 more faults",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-r"""Multiple-choice letters: parse the options of a prompt, and the letter that a completion chose.
+r"""Multiple-choice letters: the letter that a completion chose.
 
 A completion chooses by a mark (``<answer>B</answer>``, ``\boxed{B}``), by a statement ("the answer is B", "B is
 correct"), by a line that begins with the letter, or by the last letter that it names and does not deny. Two letters
@@ -10,12 +10,12 @@ Every regular expression takes time linear in the text: each repetition is bound
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
 from string import ascii_uppercase
 
 from selfdistill.contexts.thinking import after_thinking
-
-_OPTION = re.compile(r"^(?P<before>[ \t]*\(?)(?P<letter>[A-Z])(?P<after>[:.)][ \t]*)(?P<text>\S.*?)[ \t]*$")
 
 # A box becomes a tag, so that one expression finds both. Its braces may be nested three deep.
 _BRACED = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,400}+\}){0,400}+\}){0,800}+)\}"
@@ -24,9 +24,17 @@ _TAG = re.compile(
     r"<(?P<mark>answer|box)>(?P<content>(?:(?!<(?P=mark)>).){0,4000}?)</(?P=mark)>", re.DOTALL | re.IGNORECASE
 )
 _TAG_MARK = re.compile(r"</?(?:answer|box)>", re.IGNORECASE)
+# Letters of other shapes count as letters: "Ｂ", "Ⓑ", "𝐁". All are one character, as are the marks.
+_SHAPES = {
+    code: letter
+    for first, last in (("Ａ", "ｚ"), ("Ⓐ", "ⓩ"), ("𝐀", "𝚣"))
+    for code in range(ord(first), ord(last) + 1)
+    if (letter := unicodedata.normalize("NFKC", chr(code))).isascii() and letter.isalpha()
+} | {ord("："): ":", ord("（"): "(", ord("）"): ")"}
 # Commands that only format text, and marks of Markdown, quotation and mathematics that do not change the meaning.
 _SET_TEXT = re.compile(
-    r"\\(?:text|math|operatorname|boldsymbol|bm|bf|rm|mbox|displaystyle)[a-z]*\s{0,4}(?:\{([^{}]{0,400}+)\}|(?![a-z]))"
+    r"\\(?:text(?!color)|math|operatorname|boldsymbol|bm|bf|rm|mbox|displaystyle|underline|emph|large|Large|LARGE|huge|Huge)"
+    r"[a-z]*\s{0,4}(?:\{([^{}]{0,400}+)\}|(?![a-z]))|\\(?:text)?color(?:box)?\s{0,4}\{[^{}]{0,40}\}"
 )
 _DECORATION = re.compile(
     r"[*`$\"“”„«»「」]|(?<!\w)_{1,3}|_{1,3}(?!\w)"
@@ -37,15 +45,15 @@ _DECORATION = re.compile(
 _ENCLOSED = re.compile(r"(?<!\w)['‘]([A-Z])['’](?!\w)|(?<![\w}^])\{\s?([A-Z])\s?\}")
 
 # The letter must not be part of a word or a formula, or a unit after a number. Other scripts have no spaces: "答案是C".
-_BEFORE = r"(?<![A-Za-z0-9_À-ɏ'’\\=^+/{-])(?<!\d[ ])"
-_BEHIND = r"(?![A-Za-z0-9_À-ɏ'’=^+/-]|[ ]=)"
+_BEFORE = r"(?<![A-Za-z0-9_À-ɏ'’\\=^+/{°-])(?<![\d°][ ])(?<![\w\]]\[)"
+_BEHIND = r"(?![A-Za-z0-9_À-ɏ'’=^+/#-]|[ ]=)"
 _CAPITAL = rf"{_BEFORE}(?P<letter>[A-Z]){_BEHIND}"
 # A small letter counts after a colon or "is" if it ends a sentence or has a bracket: "answer: b", "is b) Paris".
 _SMALL = r"(?P<small>[a-z])(?=[)\]:]|[.]?[ \t]*(?:$|\n)|[.,;!][ \t\n])"
 _EITHER = rf"(?:{_CAPITAL}|{_SMALL})"
 _ALONE = re.compile(_CAPITAL)
 
-_BE = r"(?:(?:is|was|be|est|ist|lautet|es|è)\b|(?:'s|’s)(?!\w)|[:=是为為])"
+_BE = r"(?:(?<![A-Za-z])(?:is|was|be|est|ist|lautet|es|è|é)\b|(?:'s|’s)(?!\w)|[:=是为為])"
 _GO = r"(?:(?:'s|’s|\s+is|\s+must\s+be|\s+has\s+to\s+be|\s+should\s+be|\s+would\s+be)\b)"
 # Words between "the answer is" and its letter.
 _FILLERS = (
@@ -53,7 +61,10 @@ _FILLERS = (
     r"given|by|the|both|either|option|choice|letter|answer|final|correct|right|best|just|only|still|to|be|believe|"
     r"think|I(?=\s+(?:think|believe))|obviously|certainly|also|is|as|follows|statement)\b){0,8}+[\s:(\[{<-]{0,12}"
 )
-_ANSWER = r"(?:answers?|antwort|réponse|respuesta|risposta|resposta|ответ|答案|正解|答え)"
+_ANSWER = (
+    r"(?:answers?|antwort|antwoord|réponse|respuesta|risposta|resposta|ответ|відповідь|svar|vastaus|odpowiedź|răspuns|"
+    r"jawaban|đáp án|cevap|答案|正解|答え|정답|उत्तर|الإجابة)"
+)
 _BEST = r"(?:correct|right|best|final|only|chosen)\s+(?:\w+\s+)?(?:option|choice|letter|one)"
 _STATED = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -70,17 +81,25 @@ _STATED = tuple(
         rf"\b(?:(?:so|thus|hence|therefore|consequently|conclude)\b,?(?:\s+(?:it|this|that){_GO})?|(?:it|this|that){_GO})"
         rf"{_FILLERS}(?-i:{_CAPITAL})(?=[)\].:,;!]|\s*$|\n|\s+(?:because|since|as|and|not)\b)",
         # "Thus B is correct", "(C) must be the right answer".
-        rf"(?-i:{_CAPITAL})[)\]]?\s+(?:is|must\s+be|has\s+to\s+be|seems)\s+(?:\w+\s+){{0,2}}?"
+        rf"(?-i:{_CAPITAL})[)\]]?\s+(?:is|must\s+be|has\s+to\s+be|seems|fits|works|matches)\s+(?:\w+\s+){{0,2}}?"
         r"(?:the\s+)?(?:correct|right|answer|best)\b",
+        # A revision: "On second thought, B.", "No, C.", "Scratch that: C."
+        r"\b(?:wait|no|actually|on\s+second\s+thoughts?|scratch\s+that|correction|sorry|I\s+meant?|make\s+that|rather)\b"
+        rf"[\s,:;.!…—–-]{{1,6}}+(?:(?:it{_GO}|I\s+meant?|actually|rather|make\s+that|option)\s+){{0,3}}+[(\[]?"
+        rf"(?-i:{_CAPITAL})(?=[)\]]?[.!]?\s*(?:$|\n)|[)\]]?[.!]\s)",
+        # "故选C", "应该选 D". "选项B" names an option.
+        rf"(?:选择|選擇|[选選])(?![项項])[\s:是(]{{0,4}}(?-i:{_CAPITAL})",
     )
 )
 _DENIAL = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|incorrect|wrong|unlikely|eliminate[sd]?|exclude[sd]?)\b|n['’]t\b", re.I
+    r"\b(?:not|never|cannot|neither|nor|incorrect|wrong|unlikely|eliminate[sd]?|exclude[sd]?|nicht|kein\w*|niet|"
+    r"n['’]est\s+pas|no\s+es|non\s+è|não|не|nie|inte|bukan|không|değil)\b|n['’]t\b|不|并非|ではな",
+    re.I,
 )
 # After these words a statement is no choice: "if B is correct", "I would not choose B", "statement A is correct".
 _SUPPOSED = re.compile(
     r"\b(?:if|whether|why|suppos\w+|assum\w+|unless|statement|equation|group|point|when|how|not|never|cannot|neither|"
-    r"nor)\b[^.\n,;]{0,30}$|n['’]t\b[^.\n,;]{0,30}$",
+    r"nor|many|people|students|others)\b[^.\n,;]{0,30}$|n['’]t\b[^.\n,;]{0,30}$",
     re.IGNORECASE,
 )
 
@@ -91,16 +110,25 @@ _MORE = re.compile(
     r"(?P<letter>[A-Z])(?![\w'’=^])(?!\s+(?:is|was|has|would|cannot|can|does|gives|fits|being|because|since|seems)\b)"
 )
 _DENIED_BEFORE = re.compile(
-    r"(?:\b(?:not|nor|neither|anything but|rather than|instead of|unlike|over|than|except|versus|vs\.?|against|"
-    r"(?:eliminat|exclud|reject|discard|dismiss)(?:es?|ed|ing|s)?|rul(?:es?|ed|ing) out)|n['’]t(?:\s+be)?)"
-    r"\s+(?:be\s+|both\s+)?(?:(?:option|choice|answer)s?\s+)?[(\[]?$",
+    r"(?:\b(?:not|never|cannot|nor|neither|anything but|rather than|instead of|unlike|over|than|except|versus|vs\.?|"
+    r"against|"
+    r"(?:eliminat|exclud|reject|discard|dismiss)(?:es?|ed|ing|s)?|rul(?:es?|ed|ing) out)|n['’]t)"
+    r"(?:\s+(?:be|both|think|believe|say|choose|pick|select|go|going|with|for|it['’]s|it|is|that|this|the|a|correct|right|"
+    r"likely|necessarily|really|possibly)){0,6}+\s+(?:(?:option|choice|answer)s?\s+)?[(\[]?$"
+    # Other languages, and a supposition: "if the answer were B, …".
+    r"|(?:\b(?:nicht|niet|n['’]est\s+pas|no\s+es|non\s+è|não\s+é|не|bukan|không\s+phải\s+là)\s+|不是|不选|不為|不为|并非)"
+    r"\s{0,2}(?:la\s+|a\s+)?[(\[]?$"
+    r"|\b(?:if|whether|unless|suppos(?:e|ing)|assum(?:e|ing))\s+(?:that\s+)?"
+    r"(?:(?:it|the\s+(?:correct\s+)?answer)\s+(?:is|was|were)\s+)?(?:(?:option|choice)\s+)?[(\[]?$",
     re.IGNORECASE,
 )
 _WRONG = r"(?:wrong|incorrect|false|out|impossible|ruled|eliminated|excluded|invalid|too)\b"
 _DENIED_BEHIND = re.compile(
-    r"[\s)\].:-]{0,6}+(?:(?:is|are|was|were|seems?|looks?|can|could|would|does|do)\s+"
-    rf"(?:(?:be|both|all|also|clearly|the)\s+){{0,2}}(?:not\b|{_WRONG})|\(?{_WRONG}"
-    r"|cannot\b|fails?\b|(?:is|are|was|does|do|ca|could|would)n['’]t\b|[✗✘❌]"
+    # "B. Do not choose A" denies no B.
+    r"[\s)\].:-]{0,6}+(?:(?<!\.\s)(?:is|are|was|were|seems?|looks?|can|could|would|does|do)\s+"
+    rf"(?:(?:be|both|all|also|clearly|the|an?|common)\s+){{0,3}}(?:not\b|{_WRONG}|(?:mistake|error|distractor|trap)\b)"
+    rf"|\(?{_WRONG}|(?:选?项)?(?:是)?(?:错|不[对正符])"
+    r"|cannot\b|fails?\b|(?:is|are|was|does|do|ca|could|would|wo)n['’]t\b|[✗✘❌]"
     r"|[^.!?\n]{0,60}\?\s{0,4}no\b)",
     re.IGNORECASE,
 )
@@ -120,7 +148,7 @@ _THING = re.compile(
 
 # "A gas expands" has an article, "I think" a pronoun; "A is right" has a letter.
 _ARTICLE = re.compile(
-    r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|fits|over|cannot|has|only|alone)\b)[a-z]"
+    r"\s+(?!(?:is|was|because|since|as|and|or|nor|seems|must|fits|over|cannot|has|only|alone|it\s+is)\b)[a-z]"
 )
 _NAMED = re.compile(r"(?:option|choice|answer|select|choose|pick)s?[ \t]*\(?$", re.IGNORECASE)
 _BY_NAME = re.compile(r"\b(?:[Oo]ption|[Cc]hoice)s?\s*\(?[A-Z]\b")
@@ -128,12 +156,28 @@ _BY_NAME = re.compile(r"\b(?:[Oo]ption|[Cc]hoice)s?\s*\(?[A-Z]\b")
 _REFUSED = re.compile(r"\b(?:wrong|incorrect|not (?:correct|right))\b|[✗✘❌]", re.IGNORECASE)
 _JOINED = re.compile(r"[\s.]{0,4}(?:,|/|or\b|and\b|,\s*or\b|,\s*and\b)[\s.]{0,8}")
 
+# Letters only: "A B C D", "A; C", "B and/or C".
+_LETTERS = re.compile(
+    r"[(\[]?[A-Z](?![A-Za-z])[)\].]?(?:[\s,;/&+]{0,4}(?:(?:and|or|and/or)\s)?[(\[]?[A-Z](?![A-Za-z])[)\].]?)+"
+)
+_SMALL_ALONE = re.compile(r"\s*[(\[]?([a-z])[)\].:]{0,2}\s*")
+# A list of the options in one line: "A) x B) y C) z".
+_INLINE = re.compile(r"(?<![\w(])(?:[Oo]ption )?\(?([A-Z])[).:]+(?=\s)")
+# A last sentence that asks chooses nothing: "Is it A?"
+_ASKS = re.compile(
+    r"(?:\A|(?<=[.!?\n]))\s{0,4}(?:but\s|so\s|or\s)?(?:is|are|was|could|would|might|should|what|how|why|which)\b"
+    r"[^.!?\n]*\?\s{0,20}\Z",
+    re.IGNORECASE,
+)
 # A line that begins with its letter, or consists of it.
 _LINE = re.compile(
     r"^[ \t•-]{0,12}(?:[Oo]ption |[Cc]hoice )?\(?([A-Z])(?:[).:]{1,2}(?:[ \t]+\S.*)?|\)?[ \t]*)$", re.MULTILINE
 )
 _LABEL = re.compile(
-    r"\s*(?:(?:option|choice|answer)\s*:?\s*)?[(\[]?\s*([A-Za-z])(?:\s*[)\].:].*)?\s*", re.DOTALL | re.IGNORECASE
+    r"\s*(?:(?:option|choice|answer)\s*:?\s*)?[(\[]?\s*([A-Za-z])(?:\s*[)\].:].*"
+    # The letter on a line of its own, and "B - iron", which is no difference of two quantities.
+    r"|[ \t]*\n(?!\s*[(\[]?[A-Z]\b).*|\s[-–—]\s(?!(?:sin|cos|tan|log|ln|exp)\b)[A-Za-z]{2,}.*)?\s*",
+    re.DOTALL | re.IGNORECASE,
 )
 
 
@@ -143,19 +187,6 @@ class Chosen:
 
     letter: str | None
     said: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OptionLines:
-    """The options of a prompt, written as ``A: …``, ``B: …``: their texts and positions."""
-
-    first: int
-    """Line number of the first option."""
-    marks: tuple[tuple[str, str], ...]
-    """The text before and after each option's letter."""
-    texts: tuple[str, ...]
-    movable: bool
-    """Whether the options are consecutive single lines. Otherwise the end of the last option is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +206,7 @@ def chosen_letter(text: str, *, finished: bool = True, letters: str = ascii_uppe
     that is named and not denied. Text inside the thinking is ignored. If the completion was cut off, only a closed tag
     or box counts. ``letters`` are those of the question: any other letter on its own is not a choice.
     """
-    plain = _plain(after_thinking(text))
+    plain = _ASKS.sub("", _plain(after_thinking(text)))
     marked = _marked_claims(plain)
     stated = _stated_claims(plain) if finished else []
     # A box may hold an intermediate number. A statement with a letter then takes precedence.
@@ -206,42 +237,9 @@ def names_letter(text: str) -> bool:
     )
 
 
-def option_lines(prompt: str) -> OptionLines | None:
-    """The last block of at least two options that begin with A, B, C … in order. None if there is no such block."""
-    lines = prompt.split("\n")
-    matches = [_OPTION.match(line) for line in lines]
-    starts = [i for i, match in enumerate(matches) if match and match["letter"] == "A"]
-    for start in reversed(starts):
-        indices: list[int] = []
-        block: list[re.Match[str]] = []
-        for index, match in enumerate(matches[start:], start=start):
-            if match and len(block) < len(ascii_uppercase) and match["letter"] == ascii_uppercase[len(block)]:
-                indices.append(index)
-                block.append(match)
-        if len(block) > 1:
-            marks = tuple((match["before"], match["after"]) for match in block)
-            ends = [*indices[1:], indices[-1] + 1]
-            continuations = (lines[index + 1 : end] for index, end in zip(indices, ends, strict=True))
-            texts = (
-                "\n".join([match["text"], *continuation]).strip()
-                for match, continuation in zip(block, continuations, strict=True)
-            )
-            movable = indices == list(range(start, start + len(block)))
-            return OptionLines(start, marks, tuple(texts), movable)
-    return None
-
-
-def with_options(prompt: str, lines: OptionLines, order: tuple[int, ...]) -> str:
-    """The prompt with the options' texts in another order behind the same letters."""
-    rendered = prompt.split("\n")
-    for index, (source, (before, after)) in enumerate(zip(order, lines.marks, strict=True)):
-        rendered[lines.first + index] = f"{before}{ascii_uppercase[index]}{after}{lines.texts[source]}"
-    return "\n".join(rendered)
-
-
 def _plain(text: str) -> str:
     """The text without decoration, with every box as ``<box>…</box>``."""
-    text = _BOX.sub(lambda box: f"<box>{box.group(1) or box.group(2)}</box>", text.replace("：", ":"))
+    text = _BOX.sub(lambda box: f"<box>{box.group(1) or box.group(2)}</box>", text.translate(_SHAPES))
     for _ in range(2):
         text = _SET_TEXT.sub(lambda command: f" {command.group(1) or ''}", text)
     return _ENCLOSED.sub(lambda match: match.group(1) or match.group(2), _DECORATION.sub("", text))
@@ -298,6 +296,12 @@ def _stated_claims(text: str) -> list[_Claim]:
 
 def _named_letter(text: str, letters: str) -> Chosen:
     """The letter of the only line that begins with a letter and denies nothing, else the last letter not denied."""
+    if small := _SMALL_ALONE.fullmatch(text):
+        return Chosen(small.group(1).upper())
+    listed = {match["letter"] for match in _ALONE.finditer(text)} if _LETTERS.fullmatch(text.strip()) else set()
+    if listed and listed <= {*letters}:
+        return Chosen(*listed) if len(listed) == 1 else Chosen(None, text.strip())
+    text = "\n".join(_one_per_line(line) for line in text.split("\n"))
     # "(A) or (B)" begins with a letter but is no choice.
     lines = [
         line
@@ -326,6 +330,18 @@ def _named_letter(text: str, letters: str) -> Chosen:
         end = second_letter.end() if second_letter else end
         chosen = Chosen(None, remaining[start:end]) if second_letter or len(group) > 1 else Chosen(group)
     return chosen
+
+
+def _one_per_line(line: str) -> str:
+    """The line, with breaks in front of its letters if it lists the options from A to C or further."""
+    labels = list(_INLINE.finditer(line))
+    letters = "".join(label.group(1) for label in labels)
+    if len(letters) < 3 or not ascii_uppercase.startswith(letters):
+        return line
+    # The last option ends with its sentence: "D) zinc. Correct: D".
+    end = re.compile(r"[.!]\s").search(line, labels[-1].end())
+    cuts = [0, *(label.start() for label in labels), *([end.end()] if end else []), len(line)]
+    return "\n".join(line[start:end] for start, end in pairwise(cuts))
 
 
 def _with_more(text: str, letter: str, end: int) -> tuple[str, int]:

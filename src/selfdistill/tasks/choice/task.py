@@ -16,7 +16,8 @@ from typing import Any
 from selfdistill.config.tasks import AnswerIs, ChoiceConfig
 from selfdistill.errors import DataError
 from selfdistill.seeds import derive
-from selfdistill.tasks.choice.letters import OptionLines, chosen_letter, names_letter, option_lines, with_options
+from selfdistill.tasks.choice.letters import chosen_letter, names_letter
+from selfdistill.tasks.choice.options import OptionLines, option_lines, with_options
 from selfdistill.tasks.data import MemoryRows, Row, lookup, map_row
 from selfdistill.tasks.rows import RowTask, example_id, question_and_fields, system_messages
 from selfdistill.types import Example, Message, Verdict

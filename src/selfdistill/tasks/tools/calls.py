@@ -13,23 +13,33 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from selfdistill.contexts.thinking import MARKS
+
 OPTIONAL = "[Optional]"
 """ToolAlpaca's mark of an optional call."""
 
 # Markdown may decorate a line: "> **Action**: f", "1. Action: f", "Action 2: f".
 _REACT = re.compile(
-    r"^[ \t>*`#_-]{0,12}(?:\d{1,3}[.)][ \t*]{1,4})?Action(?:[ \t]\d{1,3})?[*`_]{0,3}[ \t]*:"
-    r"[ \t]*(?P<name>[^\n]*?)[ \t\r]*(?=\n|[*`]{0,3}Action[ _]Input|\Z)",
+    r"^[ \t>*`#_-]{0,12}(?:\d{1,3}[.)][ \t*]{1,4})?Action(?:[ \t]\d{1,3})?[*`_]{0,3}[ \t]*[:：]"
+    # The name may stand alone on the next line.
+    r"[ \t]*(?:[*`_]{0,3}[ \t]*\n[ \t]*(?=[\w.-]{1,100}[ \t]*\n))?"
+    r"(?P<name>[^\n]*?)[ \t\r]*(?=\n|[*`]{0,3}Action[ _]Input|\Z)",
     re.MULTILINE | re.IGNORECASE,
 )
 _INPUT = re.compile(
-    r"[\s>*`#_-]*Action[ _]Input(?:[ \t]\d{1,3})?[*`_]{0,3}[ \t]*:[*` \t]*(?:\s*```(?:json)?[ \t]*)?\s*", re.IGNORECASE
+    r"[\s>*`#_-]*Action[ _]Input(?:[ \t]\d{1,3})?[*`_]{0,3}[ \t]*[:：][*` \t]*(?:\s*```(?:json)?[ \t]*)?\s*",
+    re.IGNORECASE,
 )
 _QUOTE = re.compile(r"^[ \t]{0,8}>[ \t]?", re.MULTILINE)
-_NOTHING = re.compile(r"(?:none|null|n/a)?[ \t.`*]*(?=\r?\n|\Z)", re.IGNORECASE)
+_NOTHING = re.compile(r"(?:none|null|n/a|\"\"|'')?[ \t.`*]*(?=\r?\n|\Z)", re.IGNORECASE)
 # Marks inside a quoted value are text: "a</think>b".
-_QUOTED_VALUE = re.compile(r"[:=][ \t]{0,8}\"(?:[^\"\\\n]|\\.)*+\"")
-_MARK = re.compile(r"<(?=/?(?:think|tool_call|function_calls|\|))")
+_QUOTED_VALUE = re.compile(r"[:=,\[]\s{0,20}\"(?:[^\"\\\n]|\\.)*+\"")
+_MARK = re.compile(
+    r"<(?=/?(?:think|tool_call|function_calls|\|))|\[(?=TOOL_CALLS\])|"
+    + "|".join(
+        f"{re.escape(mark[0])}(?={re.escape(mark[1:])})" for marks in MARKS for mark in (marks.begin, *marks.ends)
+    )
+)
 _DOCUMENTED = re.compile(r"^(?P<name>\w+): (?P<description>.*)\nParameters: (?P<parameters>\{.*\})$", re.MULTILINE)
 _ASKED = re.compile(r"^Question:[ \t]*(?P<question>.*)\Z", re.MULTILINE | re.DOTALL)
 _TYPES = {
@@ -77,7 +87,11 @@ def react_calls(text: str, schemas: Sequence[Mapping[str, Any]] = ()) -> list[Ca
 
 def shield_values(text: str) -> str:
     """The text with marks inside quoted values escaped as in JSON and Python, so that they do not end a call."""
-    return _QUOTED_VALUE.sub(lambda value: _MARK.sub(r"\\u003c", value.group()), text)
+    return _QUOTED_VALUE.sub(lambda value: _MARK.sub(_escaped, value.group()), text)
+
+
+def _escaped(mark: re.Match[str]) -> str:
+    return f"\\u{ord(mark.group()):04x}"
 
 
 def read_calls(value: object) -> list[Call]:
@@ -163,17 +177,25 @@ def _needs_arguments(schema: Mapping[str, Any]) -> bool:
 
 def _react_call(text: str, match: re.Match[str], needy: Set[str]) -> Call:
     name = match["name"].strip("`*'\" \r").removesuffix("()").replace("\\_", "_")
+    # Prompts list the names in brackets: "one of [f, g]".
+    name = name[1:-1].strip() if re.fullmatch(r"\[[\w.-]+\]", name) else name
+    if not name:
+        raise MalformedCall("an action has no name")
     begins = _INPUT.match(text, match.end())
     if begins is None and name not in needy:
         return Call(name, {})
     if begins is None:
-        raise MalformedCall(f"the action {name} has no 'Action Input:'")
+        raise MalformedCall(f"the action {short_name(name)} has no 'Action Input:'")
+    # A JSON text may hold the object: "{\"a\": 1}".
+    if text.startswith('"{', begins.end()):
+        held, _ = decode_json(text, begins.end(), f"the input of {short_name(name)}")
+        return call_of({"name": name, "arguments": held})
     if text[begins.end() : begins.end() + 1] != "{":
         if _NOTHING.match(text, begins.end()) or text.startswith(("Observation", "Thought"), begins.end()):
             return Call(name, {})
         line = text[begins.end() :].partition("\n")[0]
-        raise MalformedCall(f"the input of {name} is not a JSON object: {line[:60]!r}")
-    arguments, _ = decode_json(text, begins.end(), f"the input of {name}")
+        raise MalformedCall(f"the input of {short_name(name)} is not a JSON object: {line[:60]!r}")
+    arguments, _ = decode_json(text, begins.end(), f"the input of {short_name(name)}")
     assert isinstance(arguments, dict)
     return Call(name, arguments)
 
@@ -190,6 +212,8 @@ def call_of(value: object, *, bare: bool = False) -> Call:
         value = value["function"]
     if not isinstance(value, dict):
         raise MalformedCall("a call must be a JSON object with a name and arguments")
+    if "arguments" in value and "parameters" in value:
+        raise MalformedCall("a call has both arguments and parameters")
     if bare and "name" in value and value.keys().isdisjoint(("arguments", "parameters")):
         value = {**value, "arguments": {}}
     for name_key, input_key in (("name", "arguments"), ("Action", "Action_Input"), ("name", "parameters")):
@@ -199,15 +223,20 @@ def call_of(value: object, *, bare: bool = False) -> Call:
     else:
         raise MalformedCall("a call needs the keys name and arguments (or Action and Action_Input)")
     if not isinstance(name, str) or not name.removeprefix(OPTIONAL).strip():
-        raise MalformedCall(f"the name of a call must be a text, this is {name!r}")
+        raise MalformedCall(f"the name of a call must be a text, this is {short_name(repr(name))}")
     name = name.strip()
     if isinstance(arguments, str):
-        arguments = parse_json(arguments or "{}", f"the input of {name}")
+        arguments = parse_json(arguments or "{}", f"the input of {short_name(name)}")
     if bare and arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        raise MalformedCall(f"the input of {name} is not a JSON object")
+        raise MalformedCall(f"the input of {short_name(name)} is not a JSON object")
     return Call(name.removeprefix(OPTIONAL).strip(), arguments, optional=name.startswith(OPTIONAL))
+
+
+def short_name(name: str) -> str:
+    """A name for messages, which a model may have written without end."""
+    return name if len(name) <= 80 else f"{name[:80]}…"
 
 
 def parse_json(text: str, label: str) -> object:
@@ -230,19 +259,51 @@ def decode_json(text: str, start: int, label: str) -> tuple[object, int]:
     """
     try:
         # strict=False accepts line breaks in strings, because models write them.
-        return json.JSONDecoder(strict=False, object_pairs_hook=_unique).raw_decode(text, start)
+        value, end = json.JSONDecoder(strict=False, object_pairs_hook=_unique).raw_decode(text, start)
+        check_value(value)
+        return value, end
     except json.JSONDecodeError as error:
-        column = error.pos - start + 1
-        raise MalformedCall(f"{label} is not valid JSON: {error.msg} at character {column}") from error
+        column, reason = error.pos - start + 1, error.msg.removesuffix(" at")
+        raise MalformedCall(f"{label} is not valid JSON: {reason} at character {column}") from error
     except (RecursionError, ValueError) as error:
-        raise MalformedCall(f"{label} is not valid JSON: {error}") from error
+        raise MalformedCall(f"{label} is not valid JSON: {plain_reason(error)}") from error
+
+
+def check_value(value: object) -> None:
+    """Refuse a JSON value that cannot be compared and shown.
+
+    Raises:
+        ValueError: an escape in a text is half of a character, which no file and no tokenizer takes.
+        RecursionError: the value is nested deeper than 100 levels. Python's own limit depends on the caller.
+    """
+    level = [value]
+    for _ in range(100):
+        try:
+            "".join(item for item in level if isinstance(item, str)).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"\\u{ord(error.object[error.start]):x} is half of a character") from error
+        nested = (item for item in level if isinstance(item, dict | list))
+        level = [part for item in nested for part in ((*item, *item.values()) if isinstance(item, dict) else item)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def plain_reason(error: Exception) -> str:
+    """Why Python refused a value, without advice for programmers."""
+    if isinstance(error, RecursionError | MemoryError) or "too many nested" in str(error):
+        return "it is nested too deeply"
+    if "integer string conversion" in str(error):
+        return "a number has too many digits"
+    return error.msg if isinstance(error, SyntaxError) else str(error)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        repeated = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
-        raise ValueError(f"the key {repeated!r} stands twice")
+    values: dict[str, object] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {short_name(name)!r} stands twice")
+        values[name] = value
     return values
 
 

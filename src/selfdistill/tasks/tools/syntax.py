@@ -10,14 +10,14 @@ reads one call per tag, and takes the last of two equal keys.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfdistill.tasks.tools.calls import Call, MalformedCall, call_of, decode_json, same, shield_values
+from selfdistill.tasks.tools.calls import Call, MalformedCall, call_of, check_value, decode_json, same, shield_values
+from selfdistill.tasks.tools.python_calls import python_calls
 
 Schemas = Sequence[Mapping[str, Any]]
 
@@ -34,6 +34,7 @@ _TAGS = (
     ("<minimax:tool_call>", "</minimax:tool_call>"),
     ("<|tool_call|>", "<|/tool_call|>"),
     # These are closed by the end of the turn.
+    ("<|tool_call|>", ""),
     ("[TOOL_CALLS]", ""),
     ("<|python_tag|>", ""),
 )
@@ -54,17 +55,28 @@ _FUNCTION = re.compile(
     re.DOTALL,
 )
 _PARAMETER = re.compile(
-    r"<parameter(?:=| name=)\"?(?P<name>[^>\n\"]{1,200})\"?>(?P<value>(?:(?!<parameter[= ]).)*?)</parameter>", re.DOTALL
+    r"<parameter(?:=| name=)\"?(?P<name>[^>\n\"]{1,200})\"?>(?P<value>(?:(?!<parameter[= ]).)*)</parameter>", re.DOTALL
 )
 _ARGUMENT = re.compile(
-    r"<arg_key>(?P<name>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>(?:(?!<arg_key>).)*?)</arg_value>", re.DOTALL
+    r"<arg_key>(?P<name>[^<]{1,200})</arg_key>\s*<arg_value>(?P<value>(?:(?!<arg_key>).)*)</arg_value>", re.DOTALL
+)
+# A value between tags of its own, which the next argument or the end of the call follows. Tags inside it are text.
+_XML_VALUE = re.compile(
+    r"(?<=<arg_value>)(?:(?!<arg_key>|<arg_value>).)*?(?=</arg_value>\s*(?:<arg_key>|</tool_call>))"
+    r"|<parameter[= ][^>\n]{1,200}>(?:(?!<parameter[= ]).)*?"
+    r"</parameter>(?=\s*(?:<parameter[= ]|</(?:function|invoke)>))",
+    re.DOTALL,
 )
 # Llama-4 writes the text of a turn between python marks, and its calls after them.
 _BARE = re.compile(r"(?:<\|python_end\|>\s{0,8}|^[ \t*`]{0,8})(?=\{\s*\"|\[\s*\{\s*\")", re.MULTILINE)
 _BEHIND = re.compile(r"<\|python_end\|>\s{0,8}[\[{]")
-_GEMMA = re.compile(
-    r"<\|tool_call>call:(?P<name>[\w.-]+)(?P<body>\{(?:(?!<\|tool_call>).)*?\})<tool_call\|>", re.DOTALL
-)
+# The mark before a call, the mark after it, and the mark around a string.
+_GEMMAS = {
+    "<|tool_call>call:f{…}<tool_call|>": ("<|tool_call>", "<tool_call|>", '<|"|>'),
+    "<start_function_call>call:f{…}<end_function_call>": ("<start_function_call>", "<end_function_call>", "<escape>"),
+}
+# Marks of the end of a turn, if the sampler kept them.
+_TURN_END = re.compile(r"(?:\s{0,8}(?:</s>|<\|[a-z_]{2,30}\|>)){1,8}\s*\Z")
 _SEPARATOR = re.compile(r"[\s,;]*")
 _ANOTHER = re.compile(r"\s*[;,]\s*(?=\{)|[ \t]*(?=\{\s*\")")
 
@@ -93,16 +105,19 @@ def find_calls(text: str, schemas: Schemas, syntax: Syntax | None = None) -> lis
     if _BEHIND.search(text):
         return _bare_json(text, schemas)
     for opening, closing in _TAGS:
+        if opening == "<|tool_call|>" and closing not in text:
+            continue
         if opening in text and not (opening == "[TOOL_CALLS]" and _headed(text, _HEADS["[TOOL_CALLS]f[ARGS]{…}"])):
             return _tagged(text, schemas, opening, closing, _any_body)
     for head in _HEADS.values():
         if calls := _headed(text, head):
             return calls
-    if calls := _gemma(text, schemas):
-        return calls
+    for marks in _GEMMAS.values():
+        if calls := _gemma(text, marks):
+            return calls
     if _FUNCTION.search(text):
         return _xml(text, schemas)
-    return _bare_json(text, schemas) if re.match(r"[\s*`]*(?:json\b)?\s*[\[{]", text) else []
+    return _without_tags(text, schemas)
 
 
 def hermes_text(calls: Sequence[Call]) -> str:
@@ -131,14 +146,33 @@ def syntax_of(write: Callable[[Sequence[Call]], str]) -> Syntax | None:
     return None
 
 
+def _without_tags(text: str, schemas: Schemas) -> list[Call]:
+    """Calls that no tag announces: JSON or Python that begins the text, or JSON of known tools that begins a line."""
+    names = [str(schema["function"]["name"]) for schema in schemas]
+    python = re.match(r"\s*\[\s*(?P<name>[A-Za-z_][\w.-]*)\s*\(", text)
+    if python and python["name"] in names:
+        return _python(text, schemas)
+    if re.match(r"[\s*`]*+(?:json\b\s*+)?[\[{]", text):
+        return _bare_json(text, schemas)
+    try:
+        calls = _bare_json(text, schemas)
+    except MalformedCall:
+        return []
+    return calls if all(call.name in names for call in calls) else []
+
+
 def _tagged(
     text: str, schemas: Schemas, opening: str, closing: str, parse_body: Callable[[str, Schemas], list[Call]]
 ) -> list[Call]:
     calls: list[Call] = []
-    for part in text.split(opening)[1:]:
-        body, closed, _ = part.partition(closing) if closing else (part, "", "")
-        if closing and not closed:
+    # A tag inside a value is text, so the tags are looked for where the values are blank.
+    blank, start = _blank_values(text), 0
+    for part in blank.split(opening)[1:]:
+        start = blank.index(opening, start) + len(opening)
+        length = part.find(closing) if closing else len(part)
+        if length < 0:
             raise MalformedCall(f"the call behind {opening} is not closed by {closing}")
+        body = text[start : start + length]
         fenced = _FENCE.fullmatch(body)
         calls += parse_body(fenced["inside"] if fenced else body.strip(), schemas)
     return calls
@@ -152,14 +186,21 @@ def _headed(text: str, head: str) -> list[Call]:
     return calls
 
 
-def _gemma(text: str, schemas: Schemas) -> list[Call]:
-    """Gemma-4's calls: JSON with unquoted keys, and strings between special marks."""
+def _blank_values(text: str) -> str:
+    """The text with blanks in place of the values that XML tags enclose."""
+    return _XML_VALUE.sub(lambda value: " " * len(value.group()), text)
+
+
+def _gemma(text: str, marks: tuple[str, str, str]) -> list[Call]:
+    """Calls of Gemma-4 and FunctionGemma: JSON with unquoted keys, and strings between marks."""
+    opening, closing, quote = marks
+    begin, end = re.escape(opening), re.escape(closing)
     calls = []
-    for match in _GEMMA.finditer(text):
+    for match in re.finditer(rf"{begin}call:(?P<name>[\w.-]+)(?P<body>\{{(?:(?!{begin}).)*?\}}){end}", text, re.DOTALL):
         # Every second piece is a string.
-        pieces = match["body"].split('<|"|>')
+        pieces = match["body"].split(quote)
         keyed = (
-            json.dumps(piece) if index % 2 else re.sub(r"([{,]\s*)(\w+)(\s*:)", r'\1"\2"\3', piece)
+            json.dumps(piece) if index % 2 else re.sub(r"([{,]\s*)([\w-]+)(\s*:)", r'\1"\2"\3', piece)
             for index, piece in enumerate(pieces)
         )
         calls.append(call_of({"name": match["name"], "arguments": "".join(keyed)}))
@@ -169,7 +210,7 @@ def _gemma(text: str, schemas: Schemas) -> list[Call]:
 def _any_body(text: str, schemas: Schemas) -> list[Call]:
     if text.startswith("<"):
         return _xml(text, schemas)
-    if re.match(r"\[?\s*[A-Za-z_][\w.]*\s*\(", text):
+    if re.match(r"\[?\s*[A-Za-z_][\w.-]*\s*\(", text):
         return _python(text, schemas)
     return _arguments(text, schemas) if re.match(r"[\w.-]+\s*(?:<arg_key>|\Z)", text) else _json(text, schemas)
 
@@ -178,7 +219,7 @@ def _json(text: str, schemas: Schemas) -> list[Call]:
     """Parse one object, several consecutive objects, or an array."""
     calls: list[Call] = []
     position = 0
-    text = text.strip().removesuffix("</s>").rstrip()
+    text = _TURN_END.sub("", text.strip())
     while position < len(text):
         value, position = decode_json(text, position, "the tool call")
         calls += [call_of(item, bare=True) for item in (value if isinstance(value, list) else [value])]
@@ -210,9 +251,13 @@ def _bare_json(text: str, schemas: Schemas) -> list[Call]:
 
 def _xml(text: str, schemas: Schemas) -> list[Call]:
     calls = []
-    for match in _FUNCTION.finditer(text):
-        name = match["name"].strip()
-        calls.append(Call(name, _typed(name, _PARAMETER.finditer(match["body"]), schemas)))
+    for match in _FUNCTION.finditer(_blank_values(text)):
+        name, body = match["name"].strip(), text[match.start("body") : match.end("body")].strip()
+        # Llama-3.1's custom tools have JSON between these tags.
+        if body.startswith("{"):
+            calls.append(call_of({"name": name, "arguments": body}))
+        else:
+            calls.append(Call(name, _typed(name, _PARAMETER.finditer(body), schemas)))
     if not calls:
         raise MalformedCall("a call needs <function=name> … </function>")
     return calls
@@ -248,6 +293,7 @@ def _value(text: str, raw: str, kinds: Sequence[str]) -> Any:
     words = {"True": True, "False": False, "None": None}
     try:
         value = words[text] if text in words else json.loads(text)
+        check_value(value)
     except (ValueError, RecursionError):
         return raw
     # "3" stays a string if the schema allows a string and no number.
@@ -257,41 +303,7 @@ def _value(text: str, raw: str, kinds: Sequence[str]) -> Any:
 
 
 def _python(text: str, schemas: Schemas) -> list[Call]:
-    """Parse calls with named arguments, ``f(a=1)``: one per line, or a list of them."""
-    message = "the tool call is no Python call"
-    try:
-        tree = ast.parse(text.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise MalformedCall(f"{message}: {error}") from error
-    calls = []
-    for statement in tree.body:
-        if not isinstance(statement, ast.Expr):
-            raise MalformedCall(message)
-        value = statement.value
-        for call in value.elts if isinstance(value, ast.List | ast.Tuple) else [value]:
-            if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
-                raise MalformedCall(f"{message}: its arguments need names")
-            names = [str(keyword.arg) for keyword in call.keywords]
-            if len({*names}) < len(names):
-                raise MalformedCall(f"{message}: an argument stands twice")
-            values = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-            calls.append(Call(ast.unparse(call.func), values))
-    return calls
-
-
-def _literal(node: ast.expr) -> Any:
-    """The value of a Python literal. JSON's true, false and null are accepted as well."""
-    words = {"true": True, "false": False, "null": None}
-
-    class Words(ast.NodeTransformer):
-        def visit_Name(self, name: ast.Name) -> ast.expr:
-            return ast.Constant(words[name.id]) if name.id in words else name
-
-    try:
-        value = ast.literal_eval(Words().visit(node))
-        return json.loads(json.dumps(value))
-    except (ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise MalformedCall(f"an argument is no literal: {ast.unparse(node)[:60]}") from error
+    return python_calls(_TURN_END.sub("", text), [str(schema["function"]["name"]) for schema in schemas])
 
 
 _BODIES: Mapping[str, Callable[[str, Schemas], list[Call]]] = {
@@ -313,13 +325,17 @@ def _headed_syntax(label: str, head: str) -> Syntax:
     return Syntax(label, lambda text, schemas: _headed(text, head))
 
 
+def _gemma_syntax(label: str, marks: tuple[str, str, str]) -> Syntax:
+    return Syntax(label, lambda text, schemas: _gemma(text, marks))
+
+
 _SYNTAXES = (
     *(_headed_syntax(label, head) for label, head in _HEADS.items()),
     *(_tagged_syntax(opening, closing, body) for opening, closing in _TAGS for body in _BODIES),
     Syntax(
         "<function=f>", lambda text, schemas: _xml(text, schemas) if "<function" in text or "<invoke" in text else []
     ),
-    Syntax("<|tool_call>call:f{…}<tool_call|>", _gemma),
+    *(_gemma_syntax(label, marks) for label, marks in _GEMMAS.items()),
     Syntax('{"name": …}', _bare_json),
     Syntax("[f(…)]", lambda text, schemas: _python(text, schemas) if text.lstrip().startswith("[") else []),
 )

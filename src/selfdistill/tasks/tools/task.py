@@ -31,9 +31,13 @@ from selfdistill.tasks.tools.calls import (
     read_schemas,
     same,
     shield_values,
+    short_name,
 )
 from selfdistill.tasks.tools.syntax import HERMES, Syntax, find_calls, hermes_text, syntax_of
 from selfdistill.types import Example, Message, Verdict
+
+SHOWN = 10
+"""Faults that feedback names. A model may write calls without end."""
 
 
 class ToolsTask(RowTask):
@@ -104,12 +108,13 @@ class ToolsTask(RowTask):
         complaints = [
             fault for given_call, wanted_call in pairs for fault in self._faults(given_call, wanted_call, tools)
         ]
+        more = len(complaints) - SHOWN
         if not complaints:
             return Verdict(1.0, answer=canonical(self._sorted(given)), details={"share": 1.0})
         return Verdict(
             self.config.partial * share,
             answer=canonical(self._sorted(given)),
-            feedback="; ".join(complaints),
+            feedback="; ".join(complaints[:SHOWN] + [f"{more} more faults"] * (more > 0)),
             details={"share": share},
         )
 
@@ -219,7 +224,7 @@ class ToolsTask(RowTask):
             not tools or given_call.name in tools or (wanted_call is not None and given_call.name == wanted_call.name)
         )
         if not exists:
-            return [f"there is no tool {given_call.name}; the tools are {', '.join(tools)}"]
+            return [f"there is no tool {short_name(given_call.name)}; the tools are {', '.join(tools)}"]
         if wanted_call is None:
             return [f"the call of {given_call.name} is one too many"]
         if given_call.name != wanted_call.name:
@@ -231,7 +236,7 @@ class ToolsTask(RowTask):
             if name not in given_arguments
         ]
         faults += [
-            f"the call of {given_call.name} has an argument {name!r} too many"
+            f"the call of {given_call.name} has an argument {short_name(name)!r} too many"
             for name in given_arguments
             if name not in wanted_arguments
         ]
