@@ -120,11 +120,13 @@ screens: $(READY) ## draw the documentation's pictures of a run's page and of th
 schemas: $(READY) ## write the schemas of the methods' hyperparameters again, by which a config is checked before torch is imported
 	@PYTHONPATH=scripts $(PY) scripts/method_schemas.py
 
-bench: $(READY_BENCH) ## measure loss path, steps, scoring and memory, fifty minutes on two quiet cores: docs/performance.md
+# Sampling is measured with vLLM as well where `make test-vllm` has installed it.
+bench: $(READY_BENCH) ## measure loss path, steps, sampling, scoring and memory, eighty minutes on two quiet cores: docs/performance.md
 	@$(PY) benchmarks/loss.py
 	@$(PY) benchmarks/step.py
 	@$(PY) benchmarks/scoring.py
 	@$(PY) benchmarks/overhead.py
+	@$(PY) benchmarks/sampling.py
 	@$(PY) benchmarks/sizing.py --check
 	@$(PY) benchmarks/tables.py
 

@@ -1,4 +1,4 @@
-"""One script for one large GPU, within ten minutes: loss path and whole steps of the methods at real sizes.
+"""One script for one large GPU, within ten minutes: loss path, whole steps of the methods, sampling at real sizes.
 
     python benchmarks/gpu.py                # shapes of Qwen3-1.7B and 8B, random weights, bf16, 8 completions of 4096
     python benchmarks/gpu.py --tiny         # the same code at toy size, on any machine: figures of no meaning
@@ -6,46 +6,47 @@
 The loss path, as it stands and compiled, beside plain PyTorch, TRL and Liger (where installed; "out of memory" is a
 result), then a step of each method on given completions: scoring, forward, backward, update, no sampling. Model FLOPs
 utilisation counts every row's operations once, without recomputed activations, against the device's dense bf16 peak
-where it is known. What it was run on stands in the result and at the top of what is printed.
+where it is known. Sampling (``gpu_sampling.py``) is measured with the model itself and, where vLLM is installed, with
+an engine and with two servers, and so is the sync of weights to them; "one GPU" stands where the servers lack a second.
+What it was run on stands in the result and at the top of what is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
 
+from gpu_sampling import sampling_cases
+from gpu_timing import device_words, free_memory, timed
 from loss_paths import ONE_CONTEXT, PATHS, Unavailable, make_problem
 from processes import log, origin, write
-from random_model import random_model
+from random_model import random_policy
 from selfdistill.config.run import load_config
 from selfdistill.config.sections import ParallelConfig, limits_on
 from selfdistill.contexts.chat import Chat
 from selfdistill.contexts.templates import load_templates
 from selfdistill.distributed.world import World
 from selfdistill.methods import build_method
-from selfdistill.models.check import allow_packing
-from selfdistill.models.policy import Policy, load_policy
 from selfdistill.models.sizing import Shape, Work, training_operations
 from selfdistill.models.teachers import Teachers
 from selfdistill.tasks.build import build_task
 from selfdistill.training.clock import Clock
 from selfdistill.training.trainer import Trainer
 from selfdistill.types import Example, Rollout, RolloutGroup, Verdict
-from sizing import SHAPES
+from sizing import SHAPES, TINY
 
 METHODS = ("grpo", "sd", "antisd", "opsd", "sdft", "sdpo", "credit", "purified")
 """Those that learn from the student's completions alone."""
 MANY_CONTEXTS = tuple(path for path in PATHS if path not in ONE_CONTEXT)
 PEAKS: Mapping[str, float] = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "L40S": 362e12}
 """Dense bf16 FLOP/s by a word in the device's name."""
-TINY = Shape(layers=2, D=64, H=4, K=2, E=16, F=160, V=1000, tied=True)
+Cases = Callable[[Shape, argparse.Namespace, torch.dtype], Iterator[dict[str, Any]]]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,43 +55,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--shapes", nargs="+", default=["qwen3-1.7b", "qwen3-8b"], choices=sorted(SHAPES), help="(%(default)s)")
     add("--tiny", action="store_true", help="a toy shape and short completions, to see that the script runs")
+    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what is measured (default: all)")
     add("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="(default: all)")
     add("--completions", type=int, default=8, help="completions in a step, of two problems (default: %(default)s)")
     add("--tokens", type=int, default=4096, help="tokens of each (default: %(default)s)")
     add("--compile", action="store_true", help="steps with model.compile (the loss path is measured both ways)")
     add("--repeats", type=int, default=3, help="timed runs (default: %(default)s)")
+    # Each shape that samples takes the minutes in which three engines start.
+    add("--sampled-shapes", type=int, default=1, help="so many of --shapes sample, the first (default: %(default)s)")
+    add("--rows", type=int, nargs="+", default=[1, 8, 64], help="completions sampled at once (default: %(default)s)")
+    add("--prompt", type=int, default=512, help="tokens of a prompt that is sampled from (default: %(default)s)")
+    add("--sampled-tokens", type=int, default=256, help="tokens of a sampled completion (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add("--out", type=Path, help="where the JSON goes (default: benchmarks/results/gpu.json)")
     return parser.parse_args(arguments)
-
-
-def device_words(device: str) -> str:
-    """What the figures are of."""
-    if device == "cpu":
-        return "a CPU (no GPU: seconds and memory say nothing about one)"
-    properties = torch.cuda.get_device_properties(device)
-    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-
-
-def timed(action: Callable[[], Any], repeats: int, device: str) -> dict[str, Any]:
-    """Median seconds after one run that is not counted, and the peak of allocated memory above the beginning (GPU)."""
-    on_gpu = device != "cpu"
-    seconds = []
-    for number in range(repeats + 1):
-        gc.collect()
-        if on_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if on_gpu else 0
-        began = time.perf_counter()
-        action()
-        if on_gpu:
-            torch.cuda.synchronize()
-        if number:
-            seconds.append(time.perf_counter() - began)
-    added = (torch.cuda.max_memory_allocated() - before) / 2**20 if on_gpu else None
-    total = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
-    return {"seconds": median(seconds), "added_mib": added, "peak_mib": total}
 
 
 def loss_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
@@ -126,20 +104,8 @@ def loss_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
             case |= {"outcome": "out of memory"}
         log(f"  loss, {path}, {contexts} contexts: {case.get('seconds', case['outcome'])}")
         del problem, once
-        _empty(options.device)
+        free_memory(options.device)
         yield case
-
-
-def random_policy(shape: Shape, device: str, dtype: torch.dtype, window: int) -> tuple[Policy, Chat]:
-    """Random weights behind the tokenizer of the shipped model, whose ids are the first of the vocabulary."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model: Any = random_model(shape, max_position_embeddings=window)
-    _, shipped = load_policy("countdown-base", dtype=torch.float32, device=torch.device("cpu"))
-    policy = Policy(model.to(dtype), vocab_size=shape.V).eval()
-    with torch.no_grad():
-        allow_packing(policy)
-    return policy, Chat(shipped.tokenizer, stop_ids=shipped.stop_ids, window=window, name="random")
 
 
 def groups_of(examples: Sequence[Example], chat: Chat, completions: int, tokens: int) -> list[RolloutGroup]:
@@ -207,7 +173,7 @@ def step_cases(shape: Shape, options: argparse.Namespace, dtype: torch.dtype) ->
         # Torch gives up where one piece of code is compiled for the ninth case.
         torch.compiler.reset()
         policy.zero_grad(set_to_none=True)
-        _empty(options.device)
+        free_memory(options.device)
         yield case
 
 
@@ -235,10 +201,8 @@ def _operations(shape: Shape, case: Mapping[str, Any]) -> float:
     return training_operations(shape, work)
 
 
-def _empty(device: str) -> None:
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.empty_cache()
+PARTS: Mapping[str, Cases] = {"loss": loss_cases, "steps": step_cases, "sampling": sampling_cases}
+"""What can be measured of a shape."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -250,21 +214,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dtype = torch.bfloat16
     if options.tiny:
         options.completions, options.tokens, options.repeats = 4, 24, 1
+        options.rows, options.prompt, options.sampled_tokens = [1, 3], 16, 8
         shapes, dtype = {"tiny": TINY}, torch.float32
     words = device_words(options.device)
     print(f"Run on {words}.")
     found = {}
-    for name, shape in shapes.items():
+    for number, (name, shape) in enumerate(shapes.items()):
         log(name)
-        found[name] = {
-            "loss": list(loss_cases(shape, options, dtype)),
-            "steps": list(step_cases(shape, options, dtype)),
-        }
-    sizes = {key: getattr(options, key) for key in ("tiny", "compile", "completions", "tokens", "repeats")}
+        parts = [part for part in options.parts if part != "sampling" or number < options.sampled_shapes]
+        found[name] = {part: list(PARTS[part](shape, options, dtype)) for part in parts}
+    settings = ("tiny", "compile", "completions", "tokens", "repeats", "prompt", "sampled_tokens")
+    sizes = {key: getattr(options, key) for key in settings}
     result = {**origin(torch.get_num_threads()), "device": words, "dtype": str(dtype), **sizes, "shapes": found}
     write(result, "gpu", options.out)
-    for name, parts in found.items():
-        for case in (*parts["loss"], *parts["steps"]):
+    for name, measured in found.items():
+        for case in chain.from_iterable(measured.values()):
             print(name, *(f"{key}={_short(value)}" for key, value in case.items()))
 
 

@@ -31,8 +31,10 @@ class ChildFailed(RuntimeError):
         self.killed = killed
 
 
-def run_child(script: str, spec: Mapping[str, Any], threads: int) -> str:
+def run_child(script: str, spec: Mapping[str, Any], threads: int, *, python: str = sys.executable) -> str:
     """Run another script of this folder with a JSON argument; returns what it wrote.
+
+    ``python`` may be that of another virtual environment.
 
     Raises:
         ChildFailed: it ended otherwise than well, with its own last words.
@@ -46,7 +48,7 @@ def run_child(script: str, spec: Mapping[str, Any], threads: int) -> str:
     }
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "report.json"
-        command = [sys.executable, str(HERE / script), json.dumps(spec), str(target)]
+        command = [python, str(HERE / script), json.dumps(spec), str(target)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             words = f"{done.stderr[-4000:]}\n{script} failed with exit code {done.returncode}"
@@ -58,7 +60,7 @@ def origin(threads: int) -> dict[str, Any]:
     """Date, versions and machine in words, without its name or paths."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": {"python": platform.python_version(), **{n: _version(n) for n in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{n: package_version(n) for n in PACKAGES}},
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cpus": os.cpu_count()},
         "threads": threads,
     }
@@ -76,7 +78,8 @@ def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

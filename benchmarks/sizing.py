@@ -40,6 +40,8 @@ SHAPES: Mapping[str, Shape] = {
     "qwen3-8b": Shape(36, 4096, 32, 8, 128, 12_288, 151_936, tied=False),
     "qwen3-32b": Shape(64, 5120, 64, 8, 128, 25_600, 151_936, tied=False),
 }
+TINY = Shape(layers=2, D=64, H=2, K=1, E=32, F=160, V=1000, tied=True)
+"""To see that a benchmark runs. vLLM has attention on CPUs for heads of 32 numbers, and for no smaller ones."""
 
 
 ENGINE_GPUS = {"qwen3-32b": 2}

@@ -124,6 +124,28 @@ def scoring(found: Found) -> str:
     )
 
 
+def sampling(found: Found) -> str:
+    """Tokens a second of our sampler beside its peers, by model and rows."""
+    sides = {"ours": "ours", "generate": "`generate`", "vllm": "vLLM"}
+    peers = [side for side in sides if side != "ours"]
+    lines = []
+    for case in found["cases"]:
+        rates = [f"{case['tokens_a_second'][side]:.0f}" if side in case["tokens_a_second"] else "–" for side in sides]
+        over = [f"{case['over'][peer]:.2f}" if peer in case["over"] else "–" for peer in peers]
+        behind = ", ".join(sides[peer] for peer in case["behind"]) or "–"
+        lines.append((case["model"], str(case["rows"]), *rates, *over, behind))
+    header = ("model", "rows", *sides.values(), *(f"ours over {sides[peer]}" for peer in peers), "behind by a third")
+    work, outcomes = found["workload"], []
+    for side, words in sides.items():
+        versions, outcome = found["sides"][side]["versions"], found["sides"][side]["outcome"]
+        used = ", ".join(f"{name} {version}" for name, version in versions.items()) if versions else outcome
+        outcomes.append(f"{words}: {used}")
+    return (
+        f"{origin_line(found)} Of the sides, {'; '.join(outcomes)}. Prompts of up to {work['prompt']} tokens, "
+        f"completions of {work['tokens']}; tokens a second.\n\n{rows(header, lines)}"
+    )
+
+
 def overhead(found: Found) -> str:
     """A step of each method over GRPO's."""
     lines = []
@@ -194,6 +216,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Found], str]]] = {
     "step": ("step", step),
     "scoring": ("scoring", scoring),
     "overhead": ("overhead", overhead),
+    "sampling": ("sampling", sampling),
     "startup": ("startup", startup),
     "sizing-check": ("sizing", sizing_check),
     "sizing-speed": ("sizing", sizing_speed),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,24 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
     from support.engine import own_templates
 
     return own_templates(tmp_path_factory.mktemp("contexts"))
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything that compiling does but for compiling, which needs a compiler and takes a minute."""
+    import torch
+
+    from selfdistill.models.compile import compiled
+
+    def forget() -> None:
+        compiled.cache_clear()
+        torch._dynamo.reset()
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    # Whatever was compiled before would be called, and what is traced here must not be called later.
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture

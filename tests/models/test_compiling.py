@@ -51,12 +51,6 @@ def _nothing_compiled_before() -> Iterator[None]:
     compiled.cache_clear()
 
 
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that compiling does but for compiling."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
-
-
 def graphs() -> int:
     """How often something was compiled."""
     return int(counters["stats"]["unique_graphs"])

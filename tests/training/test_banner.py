@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from selfdistill.config.sections import Model
@@ -91,6 +92,18 @@ def test_more_prompts_than_examples_are_said(model: Path) -> None:
         "same step"
     ]
     assert [sentence for sentence in silent if not sentence.startswith("reward:")] == []
+
+
+def test_vllm_is_suggested_where_a_gpu_samples_with_the_model_itself(model: Path) -> None:
+    def suggested(device: str, method: str = "grpo", *settings: str) -> bool:
+        parts = assemble(tiny_run(model, method, *settings))
+        parts.policy.device = torch.device(device)
+        return any(sentence.endswith('set sampler.kind = "vllm"') for sentence in warnings(parts))
+
+    assert suggested("cuda") and not suggested("cpu")
+    # These sample nothing, or with servers.
+    assert not suggested("cuda", "sft")
+    assert not suggested("cuda", "grpo", "sampler.kind=server", 'sampler.urls=["http://127.0.0.1:9"]')
 
 
 @pytest.mark.parametrize(("method", "alone"), [("grpo", True), ("sd", True), ("opsd", False), ("hdpo", False)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from selfdistill.config.sampler import EngineConfig, SamplerConfig
+from selfdistill.config.sampler import EngineConfig, HFConfig, SamplerConfig
 from selfdistill.distributed.world import World
 from selfdistill.files.text import plural
 from selfdistill.methods.grpo import GRPO
@@ -103,6 +103,11 @@ def warnings(parts: Parts) -> Iterator[str]:
     compares = type(parts.method).advantages is GRPO.advantages and len(parts.method.sampling_roles()) == 1
     if compares and config.sampling.completions == 1:
         yield "reward: sampling.completions is 1, and a completion alone in its group has advantage 0"
+    if parts.method.on_policy and isinstance(config.sampler, HFConfig) and parts.policy.device.type == "cuda":
+        yield (
+            "sampler: the model samples its own completions, and on a GPU vLLM usually samples many times faster: "
+            'install it and set sampler.kind = "vllm"'
+        )
     rate, temperature = config.optimiser.learning_rate, config.sampling.temperature
     if rate > HIGH_RATE:
         yield (
